@@ -1,0 +1,33 @@
+"""elastic-ckpt: training that survives its machines.
+
+The names below are imported when they are first used, so that ``import elastic_ckpt`` and the
+command line never import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
+    from elastic_ckpt.training.sampler import ElasticSampler
+    from elastic_ckpt.training.session import Session
+
+__version__ = "0.1.0"
+
+__all__ = ["ElasticSampler", "Session", "load_checkpoint", "save_checkpoint", "should_save"]
+
+_HOMES = {
+    "Session": "elastic_ckpt.training.session",
+    "ElasticSampler": "elastic_ckpt.training.sampler",
+    "save_checkpoint": "elastic_ckpt.training.functions",
+    "load_checkpoint": "elastic_ckpt.training.functions",
+    "should_save": "elastic_ckpt.training.functions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

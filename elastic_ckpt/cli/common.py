@@ -1,0 +1,52 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from elastic_ckpt.store.layout import JobDirectory
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def directory_argument(function: F) -> F:
+    """``[DIR]``, which defaults to ``$ELASTIC_CKPT_DIR``."""
+    return click.argument(
+        "directory",
+        metavar="[DIR]",
+        envvar="ELASTIC_CKPT_DIR",
+        type=click.Path(path_type=Path),
+        required=True,
+    )(function)
+
+
+def open_job(directory: Path) -> JobDirectory:
+    """A job directory that can be read; DirectoryUnusable otherwise."""
+    job = JobDirectory.at(directory)
+    job.check_readable()
+    return job
+
+
+def human_bytes(count: float | None) -> str:
+    """``1.4 GB``."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_age(seconds: float | None) -> str:
+    """``3 min``."""
+    if seconds is None:
+        return "-"
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

@@ -1,0 +1,66 @@
+"""``elastic-ckpt list``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from elastic_ckpt.cli.common import directory_argument, human_age, human_bytes, open_job
+from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
+
+
+@click.command("list")
+@directory_argument
+@click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
+def command(directory: Path, as_json: bool) -> int:
+    """Every checkpoint in DIR, newest first: step, reason, size, age, valid or why not."""
+    views = list_checkpoints(open_job(directory))
+    if as_json:
+        click.echo(msgspec.json.encode([as_row(view) for view in views]).decode())
+        return 0
+    if not views:
+        click.echo(f"no checkpoints in {directory}")
+        return 0
+    _print(views)
+    return 0
+
+
+def as_row(view: CheckpointView) -> dict[str, Any]:
+    """One checkpoint as ``--json`` shows it: bytes, seconds."""
+    return {
+        "path": str(view.path),
+        "epoch": view.epoch,
+        "step": view.step,
+        "reason": view.manifest.reason if view.manifest else None,
+        "tier": view.tier,
+        "bytes": view.manifest.total_bytes if view.manifest else None,
+        "age_seconds": view.age_seconds,
+        "valid": view.valid,
+        "why": view.why,
+    }
+
+
+def _print(views: list[CheckpointView]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("step", "epoch", "reason", "tier", "size", "age"):
+        table.add_column(title, justify="left" if title in ("reason", "tier") else "right")
+    table.add_column("state", overflow="fold")
+    for view in views:
+        state = Text("valid", "green") if view.valid else Text(view.why, "red")
+        table.add_row(
+            str(view.step),
+            str(view.epoch),
+            view.manifest.reason if view.manifest else "-",
+            view.tier,
+            human_bytes(view.manifest.total_bytes if view.manifest else None),
+            human_age(view.age_seconds),
+            state,
+        )
+    Console().print(table)

@@ -1,0 +1,130 @@
+"""``elastic-ckpt run``."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+import click
+
+from elastic_ckpt.core.interval import SaveInterval, parse_interval
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.store import records
+
+_COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
+
+
+@click.command("run", context_settings={"ignore_unknown_options": False})
+@click.option(
+    "--dir",
+    "directory",
+    envvar="ELASTIC_CKPT_DIR",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The job directory, for checkpoints.",
+)
+@click.option("--name", help="The job's name; the directory's name if not given.")
+@click.option(
+    "--nproc",
+    default="auto",
+    show_default=True,
+    help="Workers on this node: a number, or auto for one per GPU (one without).",
+)
+@click.option(
+    "--grace",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds from a signal to the end of this node.",
+)
+@click.option(
+    "--save-interval",
+    metavar="STEPS|SECONDSs",
+    help="Save every so many steps (100) or seconds (90s); goes before the script's.",
+)
+@click.option(
+    "--max-failures",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Failures in a row that are retried.",
+)
+@click.option(
+    "--preload",
+    metavar="MODULE,...",
+    help="Modules that workers find already imported; ColossalAI's if the script imports it.",
+)
+@click.option("--node-name", help="This node's name; SLURMD_NODENAME or the host's if not given.")
+@click.argument("script", type=click.Path(path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def command(
+    directory: Path,
+    name: str | None,
+    nproc: str,
+    grace: float,
+    save_interval: str | None,
+    max_failures: int,
+    preload: str | None,
+    node_name: str | None,
+    script: Path,
+    args: tuple[str, ...],
+) -> int:
+    """Run SCRIPT on this node's workers and keep it alive.
+
+    \b
+      elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
+      elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
+
+    \b
+    Exit codes:
+      0  finished                     70  failure budget spent, or no retry would mend it
+      75 preempted, saved: run again  65  no valid checkpoint, or the data does not match
+      76 preempted, nothing new       73  directory locked or unusable   64  wrong usage
+    """
+    from elastic_ckpt.supervisor.settings import RunSettings
+    from elastic_ckpt.supervisor.supervisor import Supervisor
+
+    _check_script(script)
+    root = Path(directory).resolve()
+    settings = RunSettings(
+        directory=root,
+        script=script.resolve(),
+        args=args,
+        name=name or root.name,
+        node=records.node_name(node_name),
+        nproc=_workers(nproc),
+        grace=grace,
+        interval=parse_interval(save_interval) if save_interval else SaveInterval(),
+        max_failures=max_failures,
+        preload=_preload(preload, script),
+    )
+    supervisor = Supervisor(settings, lambda line: click.echo(f"elastic-ckpt: {line}", err=True))
+    return int(supervisor.run())
+
+
+def _check_script(script: Path) -> None:
+    if not script.is_file():
+        raise UsageError(f"there is no script {script}: give its path after --")
+    if not os.access(script, os.R_OK):
+        raise UsageError(f"{script} cannot be read: mend its permissions")
+
+
+def _workers(nproc: str) -> int:
+    if nproc == "auto":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return max(1, len([device for device in visible.split(",") if device.strip()]))
+        return max(1, len(glob.glob("/dev/nvidia[0-9]*")))
+    if not nproc.isdigit() or int(nproc) < 1:
+        raise UsageError(f"--nproc {nproc!r} is neither a number from 1 nor auto")
+    return int(nproc)
+
+
+def _preload(given: str | None, script: Path) -> tuple[str, ...]:
+    if given is not None:
+        return tuple(module.strip() for module in given.split(",") if module.strip())
+    source = script.read_text(errors="replace")
+    uses = re.search(r"^\s*(?:import|from)\s+colossalai\b", source, re.MULTILINE)
+    return _COLOSSALAI_MODULES if uses else ()

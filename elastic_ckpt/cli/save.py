@@ -1,0 +1,47 @@
+"""``elastic-ckpt save``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.core.run_state import TERMINAL
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.store.catalog import newest_valid
+from elastic_ckpt.store.records import read_records
+from elastic_ckpt.store.requests import ask_for_save
+
+
+@click.command("save")
+@directory_argument
+@click.option(
+    "--timeout",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait for the checkpoint.",
+)
+def command(directory: Path, timeout: float) -> int:
+    """Ask the running job for a checkpoint now, and wait until it is sealed."""
+    job = open_job(directory)
+    running = [
+        record
+        for record in read_records(job.control / "nodes")
+        if record.state not in TERMINAL and record.owner.is_alive() is not False
+    ]
+    if not running:
+        raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
+    before = newest_valid(job)
+    request = ask_for_save(job)
+    limit = time.monotonic() + timeout
+    while time.monotonic() < limit:
+        newest = newest_valid(job)
+        if newest is not None and (before is None or newest.path != before.path):
+            click.echo(str(newest.path))
+            return 0
+        time.sleep(0.1)
+    request.unlink(missing_ok=True)
+    raise UsageError(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")

@@ -1,0 +1,141 @@
+"""``elastic-ckpt status``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from elastic_ckpt.cli.common import directory_argument, human_age, human_bytes, open_job
+from elastic_ckpt.cli.status_view import StatusView, gather
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_COLOURS = {
+    "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
+    "backing-off": "yellow", "preempted": "yellow", "failed": "red", "dead": "red",
+}  # fmt: skip
+
+
+@click.command("status")
+@directory_argument
+@click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+def command(directory: Path, as_json: bool, watch: bool) -> int:
+    """How is the job in DIR: state, ranks, newest valid checkpoint, what was lost.
+
+    \b
+    Exits with 0 if it runs well or has finished, 1 if it is degraded or preempted and waiting
+    to be run again, 2 if it is dead.
+    """
+    job = open_job(directory)
+    if as_json:
+        view = gather(job)
+        click.echo(msgspec.json.encode(view).decode())
+        return view.exit_code
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not watch:
+        view = gather(job)
+        console.print(_page(view))
+        return view.exit_code
+    view = gather(job)
+    try:
+        with Live(_page(view), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(1.0)
+                view = gather(job)
+                live.update(_page(view), refresh=True)
+    except KeyboardInterrupt:
+        return view.exit_code
+
+
+def _page(view: StatusView) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    colour = _COLOURS.get(view.state, "white")
+    head = Text.assemble((view.job, "bold"), "  ", (view.state, f"bold {colour}"))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(view):
+        facts.add_row(name, value)
+    parts: list[RenderableType] = [head, Text(view.message), facts]
+    if view.workers:
+        parts.append(_workers(view))
+    return Group(*parts)
+
+
+def _facts(view: StatusView) -> list[tuple[str, str]]:
+    """Label and text of each line; a script of the docs prints the same."""
+    facts: list[tuple[str, str]] = []
+    if view.notice is not None:
+        notice = view.notice
+        facts.append(
+            ("notice", f"{notice.reason} from {notice.source}, {notice.seconds_left:.0f} s left")
+        )
+    if view.position is not None:
+        place = view.position
+        facts.append(
+            ("position", f"step {place.step}, epoch {place.epoch}, "
+                         f"sample {place.sample_start_index}")
+        )  # fmt: skip
+    facts.append(("newest valid", _newest(view)))
+    for bad in view.rejected[:5]:
+        facts.append(("rejected", f"{Path(bad.path).name}: {bad.reason}"))
+    if view.last_save is not None:
+        save = view.last_save
+        facts.append(("last save", f"{save.reason}, {save.actual_seconds:.2f} s"))
+    restarts = view.restarts
+    facts.append(
+        ("restarts", f"{restarts.failures} after failures ({restarts.failures_left} left), "
+                     f"{restarts.preemptions} after preemptions")
+    )  # fmt: skip
+    if view.goodput is not None:
+        facts.append(
+            ("goodput", f"{view.goodput:.0%}, {view.lost_work_seconds:.1f} s of work lost")
+        )
+    if view.supervisor is not None:
+        watch = view.supervisor
+        alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
+        facts.append(("supervisor", f"pid {watch.pid} on {watch.host}, {alive}"))
+    return facts
+
+
+def _newest(view: StatusView) -> str:
+    newest = view.newest_valid
+    if newest is None:
+        return "none: a restart would begin at step 0"
+    return (
+        f"step {newest.step} ({newest.reason}, {newest.tier}, {human_bytes(newest.bytes)}, "
+        f"{human_age(newest.age_seconds)} old)"
+    )
+
+
+def _workers(view: StatusView) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("rank", "pid", "phase", "step", "last beat", "memory", "cpu"):
+        table.add_column(title, justify="left" if title == "phase" else "right")
+    for worker in view.workers:
+        beat = worker.last_beat_seconds
+        cpu = worker.cpu_percent
+        table.add_row(
+            str(worker.rank),
+            str(worker.pid),
+            worker.phase,
+            str(worker.step),
+            "-" if beat is None else f"{beat:.1f} s",
+            human_bytes(worker.rss_bytes),
+            "-" if cpu is None else f"{cpu:.0f} %",
+        )
+    return table

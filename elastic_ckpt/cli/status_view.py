@@ -1,0 +1,272 @@
+"""What ``status`` knows: gathered from records, board, journal and checkpoints; no printing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import psutil
+
+from elastic_ckpt.board import Board, Slot
+from elastic_ckpt.core.goodput import account
+from elastic_ckpt.core.run_state import TERMINAL, RunState
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
+from elastic_ckpt.store.journal import JournalEvent, read_journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.records import NodeRecord, read_records
+
+
+class SupervisorView(msgspec.Struct):
+    """``alive`` is None when it is on another host; ``since`` is seconds since the epoch."""
+
+    pid: int
+    alive: bool | None
+    since: float
+    host: str
+    node: str
+
+
+class WorkerView(msgspec.Struct):
+    """One rank as the board shows it."""
+
+    rank: int
+    local_rank: int
+    node: str
+    pid: int
+    phase: str
+    step: int
+    last_beat_seconds: float | None
+    rss_bytes: int | None
+    cpu_percent: float | None
+    gpu_bytes: int | None
+
+
+class PositionView(msgspec.Struct):
+    """Where in the data the job is."""
+
+    epoch: int
+    step: int
+    sample_start_index: int
+
+
+class NewestView(msgspec.Struct):
+    """The checkpoint that a restart would take."""
+
+    step: int
+    path: str
+    tier: str
+    bytes: int
+    age_seconds: float | None
+    reason: str
+
+
+class RejectedView(msgspec.Struct):
+    """A checkpoint that a restart would not take, and why."""
+
+    path: str
+    reason: str
+
+
+class NoticeView(msgspec.Struct):
+    """A notice that is being served."""
+
+    source: str
+    reason: str
+    seconds_left: float
+
+
+class LastSaveView(msgspec.Struct):
+    """The newest save: seconds."""
+
+    reason: str
+    predicted_seconds: float | None
+    actual_seconds: float
+    stall_seconds: float
+
+
+class RestartsView(msgspec.Struct):
+    """Counts; preemptions never use up ``failures_left``."""
+
+    failures: int
+    preemptions: int
+    failures_left: int
+
+
+class StatusView(msgspec.Struct, kw_only=True):
+    """Everything that ``status --json`` prints."""
+
+    job: str
+    state: str
+    message: str
+    exit_code: int
+    supervisor: SupervisorView | None
+    incarnation: int
+    workers: list[WorkerView]
+    position: PositionView | None
+    newest_valid: NewestView | None
+    rejected: list[RejectedView]
+    notice: NoticeView | None
+    last_save: LastSaveView | None
+    restarts: RestartsView
+    goodput: float | None
+    lost_work_seconds: float
+
+
+def gather(job: JobDirectory) -> StatusView:
+    """Look at everything there is; works with the supervisor alive, dead or never started."""
+    records = read_records(job.control / "nodes")
+    record = records[0] if records else None
+    alive = record.owner.is_alive() if record else False
+    slots = _slots(record) if record and alive else []
+    views = list_checkpoints(job)
+    newest = next((view for view in views if view.valid), None)
+    events = read_journal(job)
+    running = alive is not False and record is not None and record.state not in TERMINAL
+    goodput = account(events, time.time() if running else None)
+    state, message = _state(record, alive)
+    if (record is not None and record.sessionless) or _no_session(record, slots):
+        message += "; the script makes no Session: there will be no checkpoints"
+    rejected = [RejectedView(str(view.path), view.why) for view in views if not view.valid]
+    return StatusView(
+        job=record.job if record else job.root.name,
+        state=state,
+        message=message,
+        exit_code=_exit_code(state, record, rejected, newest),
+        supervisor=record
+        and SupervisorView(record.owner.pid, alive, record.since, record.owner.host, record.node),
+        incarnation=record.incarnation if record else 0,
+        workers=[_worker(slot, record.node) for slot in slots if slot.pid] if record else [],
+        position=_position(slots, newest),
+        newest_valid=_newest(newest),
+        rejected=rejected,
+        notice=_notice(record) if running else None,
+        last_save=_last_save(events),
+        restarts=RestartsView(
+            record.failures if record else 0,
+            record.preemptions if record else 0,
+            record.failures_left if record else 0,
+        ),
+        goodput=goodput.fraction,
+        lost_work_seconds=goodput.lost_work_seconds,
+    )
+
+
+def _state(record: NodeRecord | None, alive: bool | None) -> tuple[str, str]:
+    if record is None:
+        return "unknown", "no supervisor has run here"
+    if record.state in TERMINAL:
+        return record.state.value, record.message
+    if alive is False:
+        return "dead", f"the supervisor (pid {record.owner.pid}) was killed while it was " + (
+            f"{record.state.value}: run it again to go on from the newest valid checkpoint"
+        )
+    if alive is None:
+        return record.state.value, f"{record.message} (on {record.owner.host}: not looked at)"
+    return record.state.value, record.message
+
+
+def _exit_code(
+    state: str,
+    record: NodeRecord | None,
+    rejected: list[RejectedView],
+    newest: CheckpointView | None,
+) -> int:
+    """0 running well or finished, 1 degraded or waiting to be run again, 2 dead."""
+    if state in ("dead", "unknown", RunState.FAILED.value):
+        return 2
+    if state == RunState.FINISHED.value:
+        return 0
+    if state in (RunState.STARTING.value, RunState.RUNNING.value):
+        sessionless = record is not None and record.sessionless
+        return 1 if sessionless or (rejected and newest is None) else 0
+    return 1
+
+
+def _slots(record: NodeRecord) -> list[Slot]:
+    try:
+        return Board.open(record.board, writable=False).read_slots()
+    except (OSError, ValueError, ElasticCkptError):
+        return []  # another user's job, or it has just ended
+
+
+def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
+    """A script that has been running for a while and has not made a Session."""
+    if record is None or record.state is not RunState.STARTING or not slots:
+        return False
+    now = time.monotonic_ns()
+    return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
+
+
+def _worker(slot: Slot, node: str) -> WorkerView:
+    rss, cpu = _process(slot.pid)
+    beat = (time.monotonic_ns() - slot.beat) / 1e9 if slot.beat else None
+    return WorkerView(
+        rank=slot.rank,
+        local_rank=slot.local_rank,
+        node=node,
+        pid=slot.pid,
+        phase=slot.phase.name.lower(),
+        step=slot.finished,
+        last_beat_seconds=beat,
+        rss_bytes=rss,
+        cpu_percent=cpu,
+        gpu_bytes=None,
+    )
+
+
+def _process(pid: int) -> tuple[int | None, float | None]:
+    """Resident bytes, and CPU per cent of one core averaged over the process's life."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            age = max(0.001, time.time() - process.create_time())
+            return process.memory_info().rss, 100.0 * (times.user + times.system) / age
+    except psutil.Error:
+        return None, None
+
+
+def _position(slots: list[Slot], newest: CheckpointView | None) -> PositionView | None:
+    attached = [slot for slot in slots if slot.attached]
+    if attached:
+        last = min(attached, key=lambda slot: slot.finished)
+        return PositionView(last.epoch, last.finished, last.sample_start_index)
+    if newest is not None and newest.manifest is not None:
+        found = newest.manifest
+        return PositionView(found.epoch, found.step, found.sample_start_index)
+    return None
+
+
+def _newest(view: CheckpointView | None) -> NewestView | None:
+    if view is None or view.manifest is None:
+        return None
+    return NewestView(
+        view.step,
+        str(view.path),
+        view.tier,
+        view.manifest.total_bytes,
+        view.age_seconds,
+        view.manifest.reason,
+    )
+
+
+def _notice(record: NodeRecord | None) -> NoticeView | None:
+    if record is None or record.notice is None or not record.owner.is_local:
+        return None
+    left = max(0.0, record.notice.deadline - time.monotonic())
+    return NoticeView(record.notice.source, record.notice.reason, left)
+
+
+def _last_save(events: list[JournalEvent]) -> LastSaveView | None:
+    for event in reversed(events):
+        if event.event == "saved":
+            data: dict[str, Any] = event.data
+            return LastSaveView(
+                str(data.get("reason", "")),
+                data.get("predicted_seconds"),
+                float(data.get("seconds", 0.0)),
+                float(data.get("stall_seconds", 0.0)),
+            )
+    return None

@@ -1,0 +1,60 @@
+"""``elastic-ckpt verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from elastic_ckpt.cli.common import directory_argument, human_bytes, open_job
+from elastic_ckpt.cli.listing import as_row
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.store.catalog import CheckpointView, scan, view
+from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.store.quarantine import set_aside
+
+
+@click.command("verify")
+@directory_argument
+@click.option("--full", is_flag=True, help="Hash every byte instead of comparing sizes.")
+@click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
+@click.option("--quarantine", is_flag=True, help="Set aside what is sealed and not whole.")
+def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int:
+    """Is every checkpoint in DIR, or the one that DIR is, what was written?
+
+    Exits with 0 if all are, with 65 if one is not or there is none.
+    """
+    job = open_job(directory)
+    single = checkpoint_key(job.root.name) is not None
+    if single:
+        job = JobDirectory(job.root.parent)
+    paths = [Path(directory).resolve()] if single else scan(job)
+    views = [view(path, full=full) for path in paths]
+    if as_json:
+        click.echo(msgspec.json.encode([as_row(found) for found in views]).decode())
+    else:
+        _print(views, full)
+    if quarantine:
+        for found in views:
+            _set_aside(job, found)
+    return 0 if views and all(found.valid for found in views) else int(ExitCode.DATA)
+
+
+def _print(views: list[CheckpointView], full: bool) -> None:
+    if not views:
+        click.echo("no checkpoints to verify")
+    for found in views:
+        if found.valid and found.manifest is not None:
+            how = "every byte hashed" if full else "sealed, sizes match"
+            size = human_bytes(found.manifest.total_bytes)
+            click.echo(f"{found.path.name}: valid ({how}; {size})")
+        else:
+            click.echo(f"{found.path.name}: NOT valid: {found.why}")
+
+
+def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
+    keep = found.valid or found.why.startswith(("not sealed", "cannot be read", "format "))
+    if not keep:
+        target = set_aside(job, found.path, found.why)
+        click.echo(f"{found.path.name}: set aside as {target}", err=True)

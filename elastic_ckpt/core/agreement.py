@@ -1,0 +1,116 @@
+"""The stop-step agreement: which step do all ranks save at, with no rank waiting for a rank?
+
+Ranks of synchronous training are coupled: nobody finishes a step before everybody has entered
+it. A rank that waited at a step boundary for the others' word could therefore wait for one that
+waits inside the next step for *it*. So the word is given by somebody who never computes:
+
+1. A rank that is about to begin step ``s`` first writes ``entered = s``, then reads the flag.
+2. The watcher sets the flag, waits a moment, then reads the largest ``entered`` of its node and
+   posts it. The maximum over the nodes is the answer, the same on every node.
+3. A rank that sees the flag before it begins a step waits for the answer alone, trains up to and
+   including that step, and acts at the boundary behind it.
+
+Whoever wrote ``entered`` before the watcher read it is counted; whoever wrote it after that reads
+the flag after the watcher set it. So no rank can have begun a step beyond the answer unaware.
+
+Requests are numbered. Several may be under way (a save, then a stop); a rank that wakes up late
+finds the answers to all of them in a short ring and serves each one, because its peers do.
+
+``Agenda`` is a rank's side and :func:`answer_step` the watcher's; the real code and the
+simulation in ``tests/unit/test_agreement_model.py`` run these same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Final
+
+NOTHING_ENTERED: Final = -1
+"""What a rank's slot holds before the rank knows where it starts."""
+
+MAX_OUTSTANDING: Final = 4
+"""Requests that may be flagged before every rank has acknowledged the oldest of them."""
+
+
+class RequestKind(IntEnum):
+    """What a request asks all ranks to do at the agreed step."""
+
+    SAVE = 1
+    STOP = 2
+
+
+class ActionKind(Enum):
+    """What a rank does at the boundary where it stands."""
+
+    GO = "go"
+    WAIT = "wait"
+    SAVE = "save"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The watcher's word on one request: at the end of ``step``, do ``kind``."""
+
+    number: int
+    kind: RequestKind
+    step: int
+
+
+@dataclass(frozen=True)
+class Action:
+    """What to do now; ``number`` is the last request that it serves (0: none)."""
+
+    kind: ActionKind
+    number: int = 0
+
+
+def answer_step(entered: Iterable[int]) -> int:
+    """The step that a request is served at, from every rank's ``entered``.
+
+    Args:
+        entered: the step that each rank was about to begin, or ``NOTHING_ENTERED``.
+
+    Returns:
+        The largest; ``NOTHING_ENTERED`` if no rank has begun: then all stop where they start.
+    """
+    return max(entered, default=NOTHING_ENTERED)
+
+
+@dataclass
+class Agenda:
+    """One rank's view of the requests.
+
+    ``seen`` is the newest request that the rank has the answer to; ``open`` the answered ones
+    whose step it has not reached. Both are bounded by ``MAX_OUTSTANDING``.
+    """
+
+    seen: int = 0
+    open: list[Answer] = field(default_factory=list)
+
+    def decide(self, finished: int, flag: int, answers: Mapping[int, Answer]) -> Action:
+        """Say what to do before beginning step ``finished + 1``.
+
+        Args:
+            finished: optimizer steps that this rank has finished.
+            flag: the number of the newest request that is flagged.
+            answers: the answers that are known, by number.
+
+        Returns:
+            WAIT while the answer to a flagged request is missing; SAVE or STOP if an answered
+            request is due here (a stop includes the save); else GO.
+        """
+        while self.seen < flag:
+            answer = answers.get(self.seen + 1)
+            if answer is None:
+                return Action(ActionKind.WAIT)
+            self.open.append(answer)
+            self.seen += 1
+        due = [answer for answer in self.open if answer.step <= finished]
+        if not due:
+            return Action(ActionKind.GO)
+        self.open = [answer for answer in self.open if answer.step > finished]
+        stop = any(answer.kind is RequestKind.STOP for answer in due)
+        return Action(ActionKind.STOP if stop else ActionKind.SAVE, due[-1].number)

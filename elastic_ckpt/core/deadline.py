@@ -1,0 +1,40 @@
+"""Notices and the one deadline that they amount to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Word that this node will go away.
+
+    Attributes:
+        source: who said it, for example ``signal``.
+        reason: what it said, for example ``SIGTERM``.
+        deadline: on the monotonic clock, in seconds.
+    """
+
+    source: str
+    reason: str
+    deadline: float
+
+
+def tightest(current: Notice | None, new: Notice) -> Notice:
+    """The notice that counts: the one with the earlier deadline; a repeat changes nothing."""
+    if current is None or new.deadline < current.deadline:
+        return new
+    return current
+
+
+def kill_time(notice: Notice, grace: float) -> float:
+    """When to kill what still runs, so that the supervisor can report before it is killed too.
+
+    Args:
+        notice: the notice that counts.
+        grace: seconds between the notice and its deadline.
+
+    Returns:
+        A time on the monotonic clock, in seconds, up to one second before the deadline.
+    """
+    return notice.deadline - min(1.0, 0.1 * max(grace, 0.0))

@@ -1,0 +1,39 @@
+"""How often to save: every so many steps, or every so many seconds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from elastic_ckpt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SaveInterval:
+    """Exactly one of the two is positive; both 0 means never.
+
+    Attributes:
+        steps: optimizer steps between saves.
+        seconds: seconds between saves.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether a save follows from the step number alone, alike on every rank."""
+        return self.steps > 0 and step > 0 and step % self.steps == 0
+
+
+def parse_interval(text: str) -> SaveInterval:
+    """Read ``100`` (steps) or ``90s`` (seconds).
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)s", text.strip())
+    if match is None:
+        raise UsageError(f"--save-interval {text!r} is neither steps (100) nor seconds (90s)")
+    if match[1] is not None:
+        return SaveInterval(steps=int(match[1]))
+    return SaveInterval(seconds=float(match[2]))

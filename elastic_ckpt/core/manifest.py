@@ -1,0 +1,204 @@
+"""The manifest of a checkpoint and of one rank's part of it: types, limits, decoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, Literal, TypeVar
+
+import msgspec
+import xxhash
+
+from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
+
+FORMAT: Final = 1
+MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_PATH_CHARACTERS: Final = 1024
+
+Reason = Literal["interval", "emergency", "final", "manual"]
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a checkpoint.
+
+    Attributes:
+        path: relative to the checkpoint, normalised, with ``/``.
+        bytes: size.
+        xxh3_128: hexadecimal digest of the contents.
+        rank: the rank that wrote it.
+    """
+
+    path: str
+    bytes: int
+    xxh3_128: str
+    rank: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What wrote the model and optimizer state."""
+
+    name: str
+    version: str = ""
+    plugin: str = ""
+    precision: str = ""
+
+
+class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint is, apart from its files.
+
+    Attributes:
+        job: identity of the job.
+        attempt, incarnation: which try of which launch wrote it.
+        created: RFC 3339, UTC; for people, never for ordering.
+        reason: why it was saved.
+        epoch: epochs begun before this one.
+        step: optimizer steps finished since the job began.
+        step_in_epoch: optimizer steps finished in this epoch.
+        sample_start_index: samples of this epoch consumed by all ranks together.
+        samples_per_step: samples that one step consumes on all ranks together; 0 if unknown.
+        order_seed, dataset_fingerprint, dataset_size: see ``Position``.
+        world_size, data_parallel_size: ranks, and ranks that see different samples.
+        engine: what wrote the model and optimizer state.
+        torch: version of torch.
+    """
+
+    job: str
+    attempt: str
+    incarnation: int
+    created: str
+    reason: Reason
+    epoch: int
+    step: int
+    step_in_epoch: int
+    sample_start_index: int
+    samples_per_step: int
+    order_seed: int | None
+    dataset_fingerprint: str
+    dataset_size: int
+    world_size: int
+    data_parallel_size: int
+    engine: EngineInfo
+    torch: str
+
+
+class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank wrote in one attempt; rank 0's part also says what the checkpoint is."""
+
+    format: int = FORMAT
+    attempt: str
+    rank: int
+    world_size: int
+    files: list[FileEntry]
+    header: SealHeader | None = None
+
+
+class Manifest(SealHeader, frozen=True, kw_only=True):
+    """The seal: once it stands in a directory, that directory is a checkpoint."""
+
+    format: int = FORMAT
+    files: list[FileEntry]
+    fingerprint: str
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(entry.bytes for entry in self.files)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The directory's name in the job directory."""
+        return f"epoch-{self.epoch}_step-{self.step}"
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+_AnyManifest = TypeVar("_AnyManifest", PartManifest, Manifest)
+
+
+def check_path(path: str) -> None:
+    """Refuse every path that could lead out of the checkpoint.
+
+    Raises:
+        CheckpointRejected: absolute, with ``..`` or ``.``, not normalised, too long, or with
+            a character that has no business in a file name.
+    """
+    parts = path.split("/")
+    if (
+        not 0 < len(path) <= MAX_PATH_CHARACTERS
+        or any(part in ("", ".", "..") for part in parts)
+        or any(ord(char) < 32 or char == "\\" or ord(char) == 127 for char in path)
+    ):
+        raise CheckpointRejected(f"the manifest holds the unsafe path {path[:80]!r}")
+
+
+def fingerprint(files: Iterable[FileEntry]) -> str:
+    """Digest over the digests of all files, independent of their order in the list."""
+    digest = xxhash.xxh3_128()
+    for entry in sorted(files, key=lambda entry: entry.path):
+        digest.update(f"{entry.path}\0{entry.bytes}\0{entry.xxh3_128}\n".encode())
+    return digest.hexdigest()
+
+
+def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
+    """The seal of a checkpoint with these files."""
+    listed = sorted(files, key=lambda entry: entry.path)
+    return Manifest(**msgspec.structs.asdict(header), files=listed, fingerprint=fingerprint(listed))
+
+
+def encode(manifest: PartManifest | Manifest) -> bytes:
+    """UTF-8 JSON with sorted keys, so that equal manifests are equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Decode and check a seal.
+
+    Raises:
+        UnsupportedFormat: a newer version wrote it.
+        CheckpointRejected: torn, too large, of the wrong shape, with unsafe paths, or with a
+            fingerprint that its own list of files does not have.
+    """
+    manifest = _decode(data, Manifest)
+    _check_files(manifest.files)
+    if min(manifest.step, manifest.epoch, manifest.sample_start_index) < 0:
+        raise CheckpointRejected("the manifest holds a negative position")
+    if fingerprint(manifest.files) != manifest.fingerprint:
+        raise CheckpointRejected("the manifest's fingerprint does not match its files")
+    return manifest
+
+
+def decode_part(data: bytes) -> PartManifest:
+    """Decode and check one rank's part; raises as :func:`decode_manifest` does."""
+    part = _decode(data, PartManifest)
+    _check_files(part.files)
+    return part
+
+
+def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CheckpointRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        version = msgspec.json.decode(data, type=_Format).format
+        if version > FORMAT:
+            raise UnsupportedFormat(
+                f"format {version} is newer than this version reads ({FORMAT}): "
+                "upgrade elastic-ckpt"
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointRejected(f"the manifest is not readable: {error}") from None
+
+
+def _check_files(files: list[FileEntry]) -> None:
+    seen: set[str] = set()
+    for entry in files:
+        check_path(entry.path)
+        if entry.path in seen:
+            raise CheckpointRejected(f"the manifest lists {entry.path!r} twice")
+        if entry.bytes < 0 or not _DIGEST.fullmatch(entry.xxh3_128):
+            raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
+        seen.add(entry.path)

@@ -1,0 +1,63 @@
+"""The supervisor's states as data: a transition table and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+
+class RunState(Enum):
+    """What the supervisor is doing; the values are what ``status`` shows."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    BACKING_OFF = "backing-off"
+    FINISHED = "finished"
+    PREEMPTED = "preempted"
+    FAILED = "failed"
+
+
+TERMINAL: Final = frozenset({RunState.FINISHED, RunState.PREEMPTED, RunState.FAILED})
+
+
+class Event(Enum):
+    """What happens to the supervisor."""
+
+    STEPPING = "stepping"  # a worker entered its first step
+    NOTICE = "notice"  # this node will go away
+    COMPLETED = "completed"  # every worker left with its work done
+    STOPPED = "stopped"  # every worker left at the agreed stop step
+    CRASH = "crash"  # a worker or the agent died
+    RETRY = "retry"  # the back-off is over
+    GIVE_UP = "give-up"  # no budget left, or a failure that no retry mends
+    EXPIRED = "expired"  # the deadline has come
+
+
+TRANSITIONS: Final[Mapping[tuple[RunState, Event], RunState]] = {
+    (RunState.STARTING, Event.STEPPING): RunState.RUNNING,
+    (RunState.STARTING, Event.NOTICE): RunState.DRAINING,
+    (RunState.STARTING, Event.COMPLETED): RunState.FINISHED,
+    (RunState.STARTING, Event.CRASH): RunState.BACKING_OFF,
+    (RunState.STARTING, Event.GIVE_UP): RunState.FAILED,
+    (RunState.RUNNING, Event.NOTICE): RunState.DRAINING,
+    (RunState.RUNNING, Event.COMPLETED): RunState.FINISHED,
+    (RunState.RUNNING, Event.CRASH): RunState.BACKING_OFF,
+    (RunState.RUNNING, Event.GIVE_UP): RunState.FAILED,
+    (RunState.DRAINING, Event.COMPLETED): RunState.FINISHED,
+    (RunState.DRAINING, Event.STOPPED): RunState.PREEMPTED,
+    # A crash during a notice never turns into a plain restart: the node is going away.
+    (RunState.DRAINING, Event.CRASH): RunState.PREEMPTED,
+    (RunState.DRAINING, Event.GIVE_UP): RunState.FAILED,
+    (RunState.DRAINING, Event.EXPIRED): RunState.PREEMPTED,
+    (RunState.BACKING_OFF, Event.RETRY): RunState.STARTING,
+    (RunState.BACKING_OFF, Event.NOTICE): RunState.PREEMPTED,
+    (RunState.BACKING_OFF, Event.GIVE_UP): RunState.FAILED,
+}
+"""Every pair that is not listed leaves the state as it is; a test walks all of them."""
+
+
+def advance(state: RunState, event: Event) -> RunState:
+    """The state after ``event``."""
+    return TRANSITIONS.get((state, event), state)

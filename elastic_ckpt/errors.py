@@ -1,0 +1,107 @@
+"""The error tree. Each class owns the exit code that ``elastic-ckpt`` ends with.
+
+::
+
+    ElasticCkptError                70
+    ├── UsageError                  64  wrong flags, a missing script, a wrong call of the API
+    ├── DirectoryUnusable           73  the job directory cannot be created, read or written
+    │   └── LockHeld                73  another supervisor owns the job or this node
+    ├── CheckpointError             65
+    │   ├── NoValidCheckpoint       65  checkpoints exist, none can be used
+    │   ├── UnsupportedFormat       65  written by a newer elastic-ckpt
+    │   └── CheckpointRejected      65  one checkpoint, one reason
+    ├── DataMismatch                65  the data set or its order is not the one of the checkpoint
+    ├── UnequalSteps                70  ranks would run different numbers of steps
+    ├── SaveFailed                  70  a save failed on some rank; raised on every rank
+    ├── StopAborted                 76  the agreement on a stop step was given up
+    └── JobFailed                   70  failure budget spent, or no retry would mend it
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``run``; SLURM hooks and systemd units act on these alone."""
+
+    FINISHED = 0
+    USAGE = 64
+    DATA = 65
+    FAILED = 70
+    UNAVAILABLE = 73
+    PREEMPTED_SAVED = 75
+    PREEMPTED_UNSAVED = 76
+
+
+class ElasticCkptError(Exception):
+    """Base of every error that a user can foresee: one line, with what to do."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+
+class UsageError(ElasticCkptError):
+    """The command or the API was called wrongly."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DirectoryUnusable(ElasticCkptError):
+    """The job directory cannot be created, read or written."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class LockHeld(DirectoryUnusable):
+    """Another supervisor holds the job's or the node's lock."""
+
+
+class CheckpointError(ElasticCkptError):
+    """Something is wrong with the checkpoints of the job."""
+
+    exit_code = ExitCode.DATA
+
+
+class NoValidCheckpoint(CheckpointError):
+    """Checkpoints exist, but none passes verification."""
+
+
+class UnsupportedFormat(CheckpointError):
+    """The checkpoint was written by a newer version of elastic-ckpt."""
+
+
+class CheckpointRejected(CheckpointError):
+    """One checkpoint failed verification; the message is the reason alone."""
+
+
+class DataMismatch(ElasticCkptError):
+    """The data set, or its order, is not the one that the checkpoint was made with."""
+
+    exit_code = ExitCode.DATA
+
+
+class UnequalSteps(ElasticCkptError):
+    """The ranks' loaders would give them different numbers of steps in this epoch."""
+
+
+class SaveFailed(ElasticCkptError):
+    """A save failed on at least one rank; every rank raises it with that rank's reason.
+
+    ``rank`` is the rank that failed first, ``reason`` what it said.
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"rank {rank} could not save: {reason}")
+        self.rank = rank
+        self.reason = reason
+
+
+class StopAborted(ElasticCkptError):
+    """A rank died or the time ran out before a stop step was agreed upon."""
+
+    exit_code = ExitCode.PREEMPTED_UNSAVED
+
+
+class JobFailed(ElasticCkptError):
+    """The job failed for good: its failure budget is spent, or no retry would mend it."""

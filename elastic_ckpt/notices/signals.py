@@ -1,0 +1,92 @@
+"""Signals to the supervisor as notices.
+
+The handlers only append to a deque and, through the wake-up descriptor, end the supervisor's
+wait. SIGTERM, SIGUSR1, SIGUSR2 and SIGINT are notices; SIGHUP is one when there is a terminal
+that hung up, and asks for a reload otherwise. A second SIGINT within three seconds stops at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from elastic_ckpt.core.deadline import Notice
+from elastic_ckpt.notices import Enqueue
+
+SECOND_INTERRUPT_SECONDS: Final = 3.0
+INTERACTIVE_GRACE_SECONDS: Final = 300.0
+"""Ctrl-C comes from a person, not from a machine that goes away: no platform kills us soon."""
+
+_NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class SignalSource:
+    """Turns signals into notices; must be started in the main thread."""
+
+    name = "signal"
+
+    def __init__(
+        self, grace: float, *, stop_at_once: Callable[[], None], reload: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            grace: seconds from a signal to the end of the node.
+            stop_at_once: called on a second SIGINT.
+            reload: called on SIGHUP without a controlling terminal.
+        """
+        self._grace = grace
+        self._stop_at_once = stop_at_once
+        self._reload = reload
+        self._enqueue: Enqueue = lambda notice: None
+        self._arrived: deque[tuple[int, float]] = deque()
+        self._last_interrupt = float("-inf")
+        self._previous: dict[int, Any] = {}
+        self._terminal = False
+
+    def start(self, enqueue: Enqueue) -> None:
+        """Install the handlers."""
+        self._enqueue = enqueue
+        # Asked now: once the terminal has hung up there is none any more.
+        self._terminal = _has_terminal()
+        for number in (*_NOTICES, signal.SIGHUP):
+            self._previous[number] = signal.signal(number, self._arrive)
+
+    def stop(self) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def deliver(self) -> None:
+        """Turn what has arrived into notices; called in the supervisor's loop."""
+        while self._arrived:
+            number, at = self._arrived.popleft()
+            if number == signal.SIGHUP and not self._terminal:
+                self._reload()
+                continue
+            if number == signal.SIGINT:
+                if at - self._last_interrupt < SECOND_INTERRUPT_SECONDS:
+                    self._stop_at_once()
+                self._last_interrupt = at
+            self._enqueue(self._notice(number, at))
+
+    def _notice(self, number: int, at: float) -> Notice:
+        grace = self._grace
+        if number == signal.SIGINT:
+            grace = max(grace, INTERACTIVE_GRACE_SECONDS)
+        return Notice(self.name, signal.Signals(number).name, at + grace)
+
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        self._arrived.append((number, time.monotonic()))
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

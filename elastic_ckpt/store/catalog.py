@@ -1,0 +1,110 @@
+"""Which checkpoints there are, and which one a restart takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_ckpt.core.manifest import Manifest
+from elastic_ckpt.errors import CheckpointError, UnsupportedFormat
+from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.store.quarantine import rejected
+from elastic_ckpt.store.verify import MANIFEST_NAME, verify_full, verify_quick
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """One line of ``list``.
+
+    Attributes:
+        manifest: None where it could not be trusted.
+        age_seconds: since the seal was written, by the file's time; None if unknown.
+        valid: whether it passed the verification that was asked for.
+        why: the reason where it did not, else empty.
+    """
+
+    path: Path
+    epoch: int
+    step: int
+    manifest: Manifest | None
+    age_seconds: float | None
+    valid: bool
+    why: str
+    tier: str = "disk"
+
+
+def scan(job: JobDirectory) -> list[Path]:
+    """Directories that are named like a checkpoint, newest first: by (epoch, step) as numbers."""
+    found: list[tuple[tuple[int, int], str]] = []
+    for entry in os.scandir(job.root):
+        key = checkpoint_key(entry.name)
+        if key is not None and entry.is_dir(follow_symlinks=False):
+            found.append((key, entry.path))
+    return [Path(path) for _, path in sorted(found, reverse=True)]
+
+
+def view(path: Path, *, full: bool = False) -> CheckpointView:
+    """Verify one checkpoint and say what it is; never raises for a bad one."""
+    epoch, step = checkpoint_key(path.name) or (0, 0)
+    manifest, why = None, ""
+    try:
+        manifest = verify_full(path) if full else verify_quick(path)
+        epoch, step = manifest.epoch, manifest.step
+    except CheckpointError as error:
+        why = str(error)
+    except OSError as error:
+        why = f"cannot be read: {error.strerror or error}"
+    return CheckpointView(path, epoch, step, manifest, _age(path), not why, why)
+
+
+def list_checkpoints(job: JobDirectory, *, full: bool = False) -> list[CheckpointView]:
+    """Every checkpoint, newest first, the quarantined ones last."""
+    views = [view(path, full=full) for path in scan(job)]
+    for entry in reversed(rejected(job)):
+        path = Path(entry.path)
+        epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
+        views.append(
+            CheckpointView(path, epoch, step, None, _age(path), False, entry.reason, "quarantine")
+        )
+    return views
+
+
+def newest_valid(job: JobDirectory) -> CheckpointView | None:
+    """The newest checkpoint that passes ``quick``; older ones are not looked at."""
+    for path in scan(job):
+        found = view(path)
+        if found.valid:
+            return found
+    return None
+
+
+def candidates(job: JobDirectory) -> list[tuple[Path, str]]:
+    """What a restart may try, newest first, each with why it fails ``quick`` (empty: it passes).
+
+    Raises:
+        UnsupportedFormat: the newest was written by a newer version; to fall back silently to
+            an older one would throw work away.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in scan(job):
+        try:
+            verify_quick(path)
+        except UnsupportedFormat as error:
+            raise UnsupportedFormat(f"{path.name}: {error}") from None
+        except CheckpointError as error:
+            found.append((path, str(error)))
+        else:
+            found.append((path, ""))
+            break
+    return found
+
+
+def _age(path: Path) -> float | None:
+    for name in (path / MANIFEST_NAME, path):
+        try:
+            return max(0.0, time.time() - name.stat().st_mtime)
+        except OSError:
+            continue
+    return None

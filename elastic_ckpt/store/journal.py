@@ -1,0 +1,90 @@
+"""The journal: one line of JSON per event, appended with a single write.
+
+An append of one line is atomic among the processes of one host; each node has a file of its
+own because it is not between hosts. A torn last line, from a full disk or a power cut, is
+skipped on reading.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from elastic_ckpt.store.layout import JobDirectory
+
+MAX_LINE_BYTES: Final = 64 * 1024
+
+
+class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One event.
+
+    Attributes:
+        event: what happened.
+        wall: seconds since the epoch, for people.
+        monotonic: seconds on the host's monotonic clock, for durations.
+        node: whose journal.
+        data: the event's own fields.
+    """
+
+    event: str
+    wall: float
+    monotonic: float
+    node: str
+    pid: int = 0
+    data: dict[str, Any] = {}
+
+
+class Journal:
+    """A node's journal. Writing never raises: a full disk must not stop the training."""
+
+    def __init__(self, job: JobDirectory, node: str) -> None:
+        self._path = job.journal(node)
+        self._node = node
+
+    def write(self, event: str, **data: Any) -> None:
+        """Append one event."""
+        record = JournalEvent(
+            event=event,
+            wall=time.time(),
+            monotonic=time.monotonic(),
+            node=self._node,
+            pid=os.getpid(),
+            data=data,
+        )
+        line = msgspec.json.encode(record)[:MAX_LINE_BYTES] + b"\n"
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+        except OSError:
+            return
+
+
+def read_journal(job: JobDirectory) -> list[JournalEvent]:
+    """All nodes' events, by wall time; unreadable lines are skipped."""
+    events: list[JournalEvent] = []
+    for path in sorted((job.control / "journal").glob("*.jsonl")):
+        events.extend(_read(path))
+    return sorted(events, key=lambda event: event.wall)
+
+
+def _read(path: Path) -> Iterator[JournalEvent]:
+    decoder = msgspec.json.Decoder(JournalEvent)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        if not line:
+            continue
+        try:
+            yield decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue

@@ -1,0 +1,102 @@
+"""Where things are in a job directory. See ``docs/design.md`` for the picture."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_ckpt.errors import DirectoryUnusable
+
+_NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
+
+
+def checkpoint_key(name: str) -> tuple[int, int] | None:
+    """(epoch, step) of a checkpoint's directory name, None for any other name."""
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+@dataclass(frozen=True)
+class JobDirectory:
+    """The paths of one job."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, directory: str | os.PathLike[str]) -> JobDirectory:
+        """The job directory at a path, which is made absolute and free of links."""
+        return cls(Path(directory).resolve())
+
+    @property
+    def attempts(self) -> Path:
+        """Attempts being written; a restart never loads from here."""
+        return self.root / ".attempts"
+
+    @property
+    def quarantine(self) -> Path:
+        """What failed verification, kept with its reason, never chosen."""
+        return self.root / ".quarantine"
+
+    @property
+    def control(self) -> Path:
+        """Our own files."""
+        return self.root / ".elastic-ckpt"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the supervisor of group rank 0."""
+        return self.control / "lock"
+
+    @property
+    def requests(self) -> Path:
+        """Requests from ``elastic-ckpt save``, one file each."""
+        return self.control / "requests"
+
+    def node_lock(self, node: str) -> Path:
+        """Held by the supervisor of a node."""
+        return self.control / "locks" / node
+
+    def node_record(self, node: str) -> Path:
+        """What a node's supervisor last said of itself."""
+        return self.control / "nodes" / f"{node}.json"
+
+    def journal(self, node: str) -> Path:
+        """A node's events."""
+        return self.control / "journal" / f"{node}.jsonl"
+
+    def checkpoint(self, epoch: int, step: int) -> Path:
+        """A checkpoint's place."""
+        return self.root / f"epoch-{epoch}_step-{step}"
+
+    def prepare(self) -> None:
+        """Create what is missing.
+
+        Raises:
+            DirectoryUnusable: it cannot be created or written; the message says which.
+        """
+        places = [
+            self.root, self.attempts, self.quarantine, self.control, self.requests,
+            self.control / "locks", self.control / "nodes", self.control / "journal",
+        ]  # fmt: skip
+        for place in places:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _unusable(place, error) from None
+            if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+                raise DirectoryUnusable(
+                    f"no permission to write in {place}: run as its owner or choose another --dir"
+                )
+
+    def check_readable(self) -> None:
+        """Raise DirectoryUnusable unless the directory can be listed."""
+        try:
+            os.scandir(self.root).close()
+        except OSError as error:
+            raise _unusable(self.root, error) from None
+
+
+def _unusable(place: Path, error: OSError) -> DirectoryUnusable:
+    return DirectoryUnusable(f"cannot use {place}: {error.strerror}; choose another directory")

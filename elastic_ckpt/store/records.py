@@ -1,0 +1,122 @@
+"""What a node's supervisor says of itself, for ``status`` and for the next ``run``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from elastic_ckpt.core.run_state import RunState
+from elastic_ckpt.store.files import write_atomic
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True):
+    """A process that cannot be mistaken for a later one with the same pid.
+
+    Attributes:
+        started: seconds since the epoch, as the kernel tells it.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    started: float
+
+    @classmethod
+    def current(cls) -> ProcessIdentity:
+        """This process."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), boot_id(), pid, psutil.Process(pid).create_time())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs, or ran, on this host since its last boot."""
+        return self.boot_id == boot_id()
+
+    def is_alive(self) -> bool | None:
+        """Whether it runs; None when it is on another host and cannot be looked at."""
+        if not self.is_local:
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            return (
+                abs(process.create_time() - self.started) < 1.0
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return False
+
+
+class NoticeRecord(msgspec.Struct, frozen=True):
+    """A notice as ``status`` shows it; ``deadline`` is monotonic seconds on its host."""
+
+    source: str
+    reason: str
+    deadline: float
+
+
+class NodeRecord(msgspec.Struct, kw_only=True):
+    """A supervisor's own account.
+
+    Attributes:
+        since: when it started, seconds since the epoch.
+        board: where the board is while the supervisor lives.
+        exit_code: what it ended with; None while it runs or if it was killed.
+        message: one line for people: what it is doing, or why it ended.
+        sessionless: the script trains without a Session and makes no checkpoints.
+    """
+
+    job: str
+    run_id: str
+    node: str
+    owner: ProcessIdentity
+    since: float
+    state: RunState
+    incarnation: int = 0
+    board: str = ""
+    exit_code: int | None = None
+    message: str = ""
+    notice: NoticeRecord | None = None
+    failures: int = 0
+    preemptions: int = 0
+    failures_left: int = 0
+    sessionless: bool = False
+
+    def write(self, path: Path) -> None:
+        """Replace the node's record."""
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=1))
+
+
+def read_record(path: Path) -> NodeRecord | None:
+    """A node's record; None if there is none or it cannot be understood."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=NodeRecord)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def read_records(directory: Path) -> list[NodeRecord]:
+    """All nodes' records, the latest run first."""
+    found = [read_record(path) for path in directory.glob("*.json")]
+    return sorted(
+        (record for record in found if record is not None),
+        key=lambda record: record.since,
+        reverse=True,
+    )
+
+
+def boot_id() -> str:
+    """Identifies this boot of this host."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def node_name(given: str | None = None) -> str:
+    """``--node-name``, else SLURMD_NODENAME, else the host's name; safe as a file name."""
+    name = given or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in name) or "node"

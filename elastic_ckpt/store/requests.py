@@ -1,0 +1,26 @@
+"""Requests from ``elastic-ckpt save``: a file each, so that they work from any host."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from pathlib import Path
+
+from elastic_ckpt.store.files import write_atomic
+from elastic_ckpt.store.layout import JobDirectory
+
+
+def ask_for_save(job: JobDirectory) -> Path:
+    """Leave a request; the running supervisor takes it up within its tick."""
+    path = job.requests / f"save-{secrets.token_hex(4)}"
+    write_atomic(path, b"save\n")
+    return path
+
+
+def take_requests(job: JobDirectory) -> bool:
+    """Whether there was a request; takes all of them."""
+    found = list(job.requests.glob("save-*"))
+    for path in found:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return bool(found)

@@ -1,0 +1,114 @@
+"""Is this directory a checkpoint, and is every byte of it what was written?
+
+Nothing here unpickles, follows a link, or opens a path that the manifest's own check refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.core.manifest import (
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    decode_manifest,
+)
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.store.files import files_below, hash_file
+
+MANIFEST_NAME: Final = "manifest.json"
+
+_LOADED: Final = ("modeling/", "optimizer/", "lr_scheduler", "ranks/")
+"""What an engine reads. A file here that the manifest does not list might get unpickled."""
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The seal of a checkpoint.
+
+    Raises:
+        CheckpointRejected: there is none, or it is not to be trusted.
+        UnsupportedFormat: a newer version wrote it.
+        OSError: it could not be read; the checkpoint may still be good.
+    """
+    try:
+        fd = os.open(checkpoint / MANIFEST_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise CheckpointRejected("not sealed: it has no manifest.json") from None
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CheckpointRejected("manifest.json is no regular file")
+        return decode_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+
+
+def verify_quick(checkpoint: Path) -> Manifest:
+    """Sealed, and every file there with its size.
+
+    Raises:
+        CheckpointRejected, UnsupportedFormat, OSError: as :func:`read_manifest`.
+    """
+    manifest = read_manifest(checkpoint)
+    if checkpoint.name.startswith("epoch-") and checkpoint.name != manifest.checkpoint_name:
+        raise CheckpointRejected(
+            f"its manifest says {manifest.checkpoint_name}: the directory was renamed or mixed up"
+        )
+    for entry in manifest.files:
+        _check_size(checkpoint, entry)
+    listed = {entry.path for entry in manifest.files}
+    for path in files_below(checkpoint):
+        if path.startswith(_LOADED) and path not in listed and "/.nfs" not in path:
+            raise CheckpointRejected(f"{path} is not in the manifest")
+    return manifest
+
+
+def verify_files(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
+    """Hash these files; a mismatch counts only if a second, fresh read confirms it.
+
+    Raises:
+        CheckpointRejected: a file is not what the manifest says.
+        OSError: a file could not be read; the checkpoint may still be good.
+    """
+    for entry in entries:
+        path = checkpoint / entry.path
+        expected = (entry.bytes, entry.xxh3_128)
+        if hash_file(path) == expected:
+            continue
+        _forget_cache(path)
+        if hash_file(path) != expected:
+            raise CheckpointRejected(f"{entry.path} does not match its checksum")
+
+
+def verify_full(checkpoint: Path) -> Manifest:
+    """Quick, and every byte hashed; raises as :func:`verify_quick`."""
+    manifest = verify_quick(checkpoint)
+    verify_files(checkpoint, manifest.files)
+    return manifest
+
+
+def _check_size(checkpoint: Path, entry: FileEntry) -> None:
+    try:
+        status = os.lstat(checkpoint / entry.path)
+        parent = os.path.realpath((checkpoint / entry.path).parent)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointRejected(f"{entry.path} is missing") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointRejected(f"{entry.path} is no regular file")
+    root = os.path.realpath(checkpoint)
+    if parent != root and not parent.startswith(root + os.sep):
+        raise CheckpointRejected(f"{entry.path} leads out of the checkpoint through a link")
+    if status.st_size != entry.bytes:
+        raise CheckpointRejected(
+            f"{entry.path} has {status.st_size} bytes instead of {entry.bytes}"
+        )
+
+
+def _forget_cache(path: Path) -> None:
+    """Ask the kernel to read the file from its disk again."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)

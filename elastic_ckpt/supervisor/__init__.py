@@ -1,0 +1,1 @@
+"""The daemon: one supervisor per node, and its child, the agent. The supervisor imports no torch."""

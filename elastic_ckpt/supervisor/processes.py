@@ -1,0 +1,119 @@
+"""Processes that must not outlive each other (Linux).
+
+Two lines of defence against orphans. Supervisor and agent are subreapers: whatever loses its
+parent becomes their child, and each kills what is below it when the other one dies. Beneath
+that, the kernel kills forkserver and workers with their parents (PR_SET_PDEATHSIG). That signal
+follows the *thread* that forked, so the agent starts the forkserver from its main thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import psutil
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+KILL_WAIT_SECONDS: Final = 2.0
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel SIGKILL this process when the thread that forked it ends.
+
+    Args:
+        parent: the expected parent; if it is gone already, this process ends now.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """Take :func:`die_with_parent` back, for a process that cleans up before it ends."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def become_subreaper() -> None:
+    """Adopt every orphan below this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants() -> list[psutil.Process]:
+    """Everything below this process, adopted orphans included."""
+    try:
+        return psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def is_resource_tracker(process: psutil.Process) -> bool:
+    """multiprocessing's cleaner of semaphores: it ends by itself when its clients are gone."""
+    try:
+        return any("resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> list[int]:
+    """SIGKILL these, resource trackers only if they stay; wait, bounded, until they are gone.
+
+    Returns:
+        The pids that were still there after ``KILL_WAIT_SECONDS``.
+    """
+    trackers: list[psutil.Process] = []
+    victims: list[psutil.Process] = []
+    for process in processes:
+        (trackers if is_resource_tracker(process) else victims).append(process)
+    _kill(victims)
+    _, left = psutil.wait_procs(victims, timeout=KILL_WAIT_SECONDS)
+    _, stuck = psutil.wait_procs(trackers, timeout=KILL_WAIT_SECONDS / 2)
+    _kill(stuck)
+    reap()
+    return [process.pid for process in left]
+
+
+def kill_descendants(keep: Iterable[int] = ()) -> list[int]:
+    """:func:`kill_all` on everything below this process, again until nothing new was forked."""
+    kept = set(keep)
+    limit = time.monotonic() + KILL_WAIT_SECONDS
+    left: list[int] = []
+    while time.monotonic() < limit:
+        found = [process for process in descendants() if process.pid not in kept]
+        if not found:
+            return []
+        left = kill_all(found)
+    return left
+
+
+def reap() -> None:
+    """Collect adopted children that have ended, so that none stays a zombie.
+
+    Children that somebody else waits for (``subprocess``, multiprocessing) are left to them.
+    """
+    for process in descendants():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid():
+                os.waitpid(process.pid, os.WNOHANG)
+        except (psutil.Error, ChildProcessError):
+            continue
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

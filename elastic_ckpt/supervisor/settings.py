@@ -1,0 +1,36 @@
+"""What a run was asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elastic_ckpt.core.interval import SaveInterval
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One ``elastic-ckpt run``.
+
+    Attributes:
+        directory: the job directory.
+        script: the training script; ``args`` are its arguments.
+        name: the job's identity, for people.
+        node: this node's name.
+        nproc: workers on this node.
+        grace: seconds between a notice and the end of the node, where the notice does not say.
+        interval: overrides the script's save interval; both parts 0 leave it.
+        max_failures: failures in a row that are retried.
+        preload: modules that workers find already imported.
+    """
+
+    directory: Path
+    script: Path
+    args: tuple[str, ...]
+    name: str
+    node: str
+    nproc: int = 1
+    grace: float = 30.0
+    interval: SaveInterval = field(default_factory=SaveInterval)
+    max_failures: int = 3
+    preload: tuple[str, ...] = ()

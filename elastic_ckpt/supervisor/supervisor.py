@@ -1,0 +1,394 @@
+"""The supervisor: starts the job, hears notices, asks for saves, restarts, and says how it ended.
+
+One thread, one loop. Signal handlers and notice sources only enqueue; agent and board are looked
+at; everything that follows is done here, and the states are those of ``core/run_state.py``.
+
+What happens on SIGTERM: ``_on_notice`` puts the deadline on the board and asks the agent for a
+stop; the ranks agree, save, seal and leave; the agent reports; ``_on_ended`` decides the code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import selectors
+import signal
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.board import Board
+from elastic_ckpt.core.agreement import RequestKind
+from elastic_ckpt.core.deadline import Notice, kill_time, tightest
+from elastic_ckpt.core.restart import Failure, RestartBudget
+from elastic_ckpt.core.run_state import TERMINAL, Event, RunState, advance
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.notices.signals import SignalSource
+from elastic_ckpt.store.attempt import recover_attempts
+from elastic_ckpt.store.catalog import newest_valid
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.locks import RunLocks
+from elastic_ckpt.store.records import NodeRecord, NoticeRecord, ProcessIdentity, read_record
+from elastic_ckpt.store.requests import take_requests
+from elastic_ckpt.supervisor.agent_process import AgentProcess
+from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
+from elastic_ckpt.supervisor.processes import become_subreaper
+from elastic_ckpt.supervisor.settings import RunSettings
+
+TICK_SECONDS: Final = 0.25
+_FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
+"""Exit codes of workers that mean the same for the whole job."""
+
+
+class Supervisor:
+    """One ``elastic-ckpt run`` on one node."""
+
+    def __init__(self, settings: RunSettings, say: Callable[[str], None]) -> None:
+        """Take the locks and put the directory in order.
+
+        Args:
+            say: shows one line to whoever started the run.
+
+        Raises:
+            DirectoryUnusable: the directory cannot be used.
+            LockHeld: another supervisor has it.
+        """
+        self._settings = settings
+        self._say = say
+        self._job = JobDirectory(settings.directory)
+        self._job.prepare()
+        self._run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+        self._locks = RunLocks(self._job, settings.node, self._run_id)
+        self._journal = Journal(self._job, settings.node)
+        previous = read_record(self._job.node_record(settings.node))
+        self._board = Board.create(settings.nproc)
+        self._state = RunState.STARTING
+        self._incarnation = previous.incarnation if previous else 0
+        self._preemptions = previous.preemptions if previous else 0
+        self._budget = RestartBudget(settings.max_failures)
+        self._jitter = random.Random()
+        self._notices: deque[Notice] = deque()
+        self._notice: Notice | None = None
+        self._notice_grace = settings.grace
+        self._before_notice: Path | None = None
+        self._retry_at = 0.0
+        self._next_save = float("inf")
+        self._exit_code: ExitCode | None = None
+        self._message = "starting"
+        self._sessionless = False
+        self._since = time.time()
+        self._agent: AgentProcess | None = None
+        self._agent_ready = False
+        self._at_once = False
+        self._recover()
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> ExitCode:
+        """Run the job to its end, or to this node's; returns the exit code."""
+        become_subreaper()
+        wake_read, wake_write = os.pipe()
+        for fd in (wake_read, wake_write):
+            os.set_blocking(fd, False)
+        signals = SignalSource(
+            self._settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
+        )
+        signals.start(self._notices.append)
+        previous = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._journal.write("start", run_id=self._run_id, script=str(self._settings.script))
+        try:
+            self._start_agent()
+            while self._state not in TERMINAL:
+                self._wait(wake_read)
+                signals.deliver()
+                while self._notices:
+                    self._on_notice(self._notices.popleft())
+                self._serve_agent()
+                self._serve_clock()
+            return self._exit_code if self._exit_code is not None else ExitCode.FAILED
+        finally:
+            self._end_agent()
+            signal.set_wakeup_fd(previous)
+            signals.stop()
+            self._write_record()
+            self._journal.write(
+                "end", state=self._state.value, exit_code=self._exit_code, message=self._message
+            )
+            self._locks.release()
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def _wait(self, wake: int) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(wake, selectors.EVENT_READ)
+            if self._agent is not None:
+                selector.register(self._agent.fd, selectors.EVENT_READ)
+            selector.select(TICK_SECONDS)
+        with contextlib.suppress(BlockingIOError):
+            os.read(wake, 4096)
+
+    def _serve_agent(self) -> None:
+        agent = self._agent
+        if agent is None:
+            return
+        for event in agent.events():
+            match event:
+                case Ready():
+                    self._agent_ready = True
+                    self._launch()
+                case Ended():
+                    self._on_ended(event)
+        if agent.gone and self._state not in TERMINAL and self._agent is agent:
+            self._on_agent_lost()
+
+    def _serve_clock(self) -> None:
+        now = time.monotonic()
+        if self._state is RunState.STARTING and any(
+            slot.first_entry for slot in self._board.read_slots()
+        ):
+            self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
+            self._schedule_save(now)
+        elif self._state is RunState.BACKING_OFF and now >= self._retry_at:
+            self._move(Event.RETRY, "restarting")
+            self._restart()
+        elif self._state is RunState.DRAINING and self._notice is not None:
+            if self._at_once or now >= kill_time(self._notice, self._notice_grace):
+                self._on_expired()
+        elif self._state is RunState.RUNNING:
+            self._ask_for_saves(now)
+
+    # -- what happens ---------------------------------------------------------------------------
+
+    def _on_notice(self, notice: Notice) -> None:
+        """This node goes away: have the job saved and ended before the deadline."""
+        first = self._notice is None
+        chosen = tightest(self._notice, notice)
+        if chosen is self._notice:
+            return
+        self._notice = chosen
+        self._notice_grace = max(0.0, chosen.deadline - time.monotonic())
+        self._board.deadline = chosen.deadline
+        self._journal.write(
+            "notice", source=notice.source, reason=notice.reason, seconds=self._notice_grace
+        )
+        if not first:
+            self._write_record()
+            return
+        newest = newest_valid(self._job)
+        self._before_notice = newest.path if newest else None
+        message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
+        was_backing_off = self._state is RunState.BACKING_OFF
+        self._move(Event.NOTICE, message)
+        if was_backing_off:
+            self._preempted(self._before_notice is not None, "between two incarnations")
+        elif self._agent is not None and self._agent_ready:
+            self._agent.send(Ask(RequestKind.STOP))
+        else:
+            self._move(Event.STOPPED, "")
+            self._preempted(self._before_notice is not None, "before anything was launched")
+
+    def _on_ended(self, ended: Ended) -> None:
+        """An incarnation is over; say what follows."""
+        self._sessionless = self._sessionless or (
+            not ended.attached and ended.kind is EndKind.COMPLETED
+        )
+        self._journal.write(
+            "ended",
+            incarnation=ended.incarnation,
+            kind=ended.kind.value,
+            rank=ended.rank,
+            exit_code=ended.exit_code,
+            message=ended.message,
+            finished=ended.finished,
+        )
+        if ended.kind is EndKind.COMPLETED:
+            self._exit_code = ExitCode.FINISHED
+            self._move(Event.COMPLETED, "finished")
+        elif self._state is RunState.DRAINING:
+            self._on_drained(ended)
+        else:
+            self._on_failure(
+                Failure(ended.rank, ended.exit_code, ended.message, ended.stepped, ended.steps)
+            )
+
+    def _on_drained(self, ended: Ended) -> None:
+        newest = newest_valid(self._job)
+        path = newest.path if newest else None
+        if ended.kind is EndKind.CRASHED:
+            self._move(Event.CRASH, "")
+            saved = path is not None and path != self._before_notice
+            self._preempted(saved, f"rank {ended.rank} failed during the notice: {ended.message}")
+        else:
+            self._move(Event.STOPPED, "")
+            self._preempted(path is not None, f"at step {newest.step}" if newest else "")
+
+    def _on_failure(self, failure: Failure) -> None:
+        """A worker or the agent died outside a notice."""
+        self._write_off(failure)
+        if failure.exit_code in _FINAL_CODES:
+            self._give_up(ExitCode(failure.exit_code), failure.message)
+            return
+        if not self._budget.spend(failure):
+            why = "no retry" if not failure.retryable else f"{self._budget.total} failures"
+            self._give_up(ExitCode.FAILED, f"{why}: rank {failure.rank} failed: {failure.message}")
+            return
+        delay = self._budget.backoff_seconds(self._jitter)
+        self._retry_at = time.monotonic() + delay
+        self._move(
+            Event.CRASH,
+            f"rank {failure.rank} failed ({failure.message}): restarting in {delay:.1f} s",
+        )
+
+    def _on_agent_lost(self) -> None:
+        slots = self._board.read_slots()
+        stepped = any(slot.first_entry for slot in slots)
+        steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
+        self._end_agent()
+        if self._state is RunState.DRAINING:
+            newest = newest_valid(self._job)
+            saved = newest is not None and newest.path != self._before_notice
+            self._move(Event.CRASH, "")
+            self._preempted(saved or (newest is not None and not stepped), "the agent died")
+        elif self._state is not RunState.BACKING_OFF:
+            self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
+
+    def _on_expired(self) -> None:
+        """The deadline has come, or a person does not want to wait."""
+        if self._agent is not None:
+            self._agent.send(Kill())
+        self._end_agent()
+        newest = newest_valid(self._job)
+        saved = newest is not None and newest.path != self._before_notice
+        self._move(Event.EXPIRED, "")
+        why = "stopped at once" if self._at_once else "the deadline came before the save was done"
+        self._preempted(saved, why)
+
+    # -- doing ----------------------------------------------------------------------------------
+
+    def _start_agent(self) -> None:
+        settings = self._settings
+        self._agent_ready = False
+        self._agent = AgentProcess(
+            WorkerSpec(
+                script=str(settings.script),
+                args=list(settings.args),
+                directory=str(settings.directory),
+                job=settings.name,
+                node=settings.node,
+                board=self._board.path,
+                nproc=settings.nproc,
+                preload=list(settings.preload),
+                save_interval_steps=settings.interval.steps,
+            )
+        )
+        self._write_record()
+
+    def _restart(self) -> None:
+        """Begin the next incarnation, with a new agent if the old one is gone."""
+        if self._agent is None:
+            self._start_agent()
+        else:
+            self._launch()
+
+    def _launch(self) -> None:
+        if self._agent is None or self._state is not RunState.STARTING:
+            return
+        self._incarnation += 1
+        self._locks.record(self._incarnation)
+        self._recover()
+        self._journal.write("launch", incarnation=self._incarnation, nproc=self._settings.nproc)
+        self._message = f"launching incarnation {self._incarnation}"
+        self._say(f"{self._message}: {self._settings.nproc} worker(s)")
+        self._write_record()
+        self._agent.send(Launch(self._incarnation))
+
+    def _recover(self) -> None:
+        """Seal what a killed run completed, remove what it did not."""
+        for path, what in recover_attempts(self._job):
+            self._journal.write("recovered", path=str(path), what=what)
+
+    def _ask_for_saves(self, now: float) -> None:
+        wanted = take_requests(self._job)
+        if now >= self._next_save:
+            wanted = True
+            self._schedule_save(now)
+        if wanted and self._agent is not None:
+            self._agent.send(Ask(RequestKind.SAVE))
+
+    def _schedule_save(self, now: float) -> None:
+        seconds = self._settings.interval.seconds
+        self._next_save = now + seconds if seconds > 0 else float("inf")
+
+    def _stop_at_once(self) -> None:
+        self._at_once = True
+
+    def _reload(self) -> None:
+        self._journal.write("reload")
+
+    def _end_agent(self) -> None:
+        if self._agent is not None:
+            self._agent.end()
+            self._agent = None
+
+    # -- telling --------------------------------------------------------------------------------
+
+    def _preempted(self, saved: bool, detail: str) -> None:
+        self._preemptions += 1
+        self._exit_code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED
+        what = "preempted, saved" if saved else "preempted without a new checkpoint"
+        self._message = f"{what}: {detail}" if detail else what
+        self._say(self._message)
+        self._write_record()
+
+    def _give_up(self, code: ExitCode, message: str) -> None:
+        self._exit_code = code
+        self._move(Event.GIVE_UP, message)
+
+    def _write_off(self, failure: Failure) -> None:
+        """Journal a failure and the work that it cost."""
+        newest = newest_valid(self._job)
+        self._journal.write(
+            "crash",
+            rank=failure.rank,
+            exit_code=failure.exit_code,
+            message=failure.message,
+            restart_step=newest.step if newest else 0,
+        )
+
+    def _move(self, event: Event, message: str) -> None:
+        before = self._state
+        self._state = advance(before, event)
+        if message:
+            self._message = message
+            self._say(message)
+        if self._state is not before:
+            self._journal.write("state", state=self._state.value, message=self._message)
+        self._write_record()
+
+    def _write_record(self) -> None:
+        notice = self._notice
+        record = NodeRecord(
+            job=self._settings.name,
+            run_id=self._run_id,
+            node=self._settings.node,
+            owner=ProcessIdentity.current(),
+            since=self._since,
+            state=self._state,
+            incarnation=self._incarnation,
+            board=self._board.path,
+            exit_code=None if self._exit_code is None else int(self._exit_code),
+            message=self._message,
+            notice=notice and NoticeRecord(notice.source, notice.reason, notice.deadline),
+            failures=self._budget.total,
+            preemptions=self._preemptions,
+            failures_left=self._budget.left,
+            sessionless=self._sessionless,
+        )
+        # The record is for people; a full disk must not keep the job from being saved.
+        with contextlib.suppress(OSError):
+            record.write(self._job.node_record(self._settings.node))

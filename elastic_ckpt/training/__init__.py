@@ -1,0 +1,1 @@
+"""What a training script imports: the session, the seed's two functions, the sampler."""

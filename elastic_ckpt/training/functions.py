@@ -1,0 +1,161 @@
+"""The seed's two functions, and ``should_save`` for loops that keep their own shape."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from elastic_ckpt.core.agreement import ActionKind
+from elastic_ckpt.core.position import Position
+from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
+from elastic_ckpt.store.layout import checkpoint_key
+from elastic_ckpt.training import runtime as runtimes
+from elastic_ckpt.training.checkpoint import (
+    Snapshot,
+    load_given,
+    load_newest,
+    write_checkpoint,
+)
+from elastic_ckpt.training.engines import make_engine
+
+
+@dataclass
+class _Loop:
+    """What ``should_save`` remembers between calls."""
+
+    calls: int = 0
+    attached: bool = False
+    stop: bool = False
+    asked: bool = False
+
+
+_loop = _Loop()
+
+
+class _RunningStates(msgspec.Struct, frozen=True):
+    epoch: int
+    step: int
+    sample_start_index: int
+
+
+def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bool:
+    """Whether to call ``save_checkpoint`` now. Call once at the end of every optimizer step.
+
+    True on all ranks alike: on the interval, when a save was asked for, and at the agreed stop
+    step, after which ``save_checkpoint`` leaves the process. Not collective after the first call.
+
+    Args:
+        step: the step's number in the script's own counting; only ``every`` looks at it.
+        every: steps between saves; 0 for none.
+        save_dir: needed only when neither ``ELASTIC_CKPT_DIR`` is set nor a function of this
+            package was called before.
+
+    Raises:
+        StopAborted: a rank died during the agreement.
+    """
+    runtime = runtimes.join(save_dir) if save_dir else runtimes.joined()
+    if not _loop.attached:
+        _loop.attached = True
+        runtime.steps.attach(0)
+    _loop.calls += 1
+    action = runtime.steps.enter(_loop.calls, samples=0)
+    _loop.stop = _loop.stop or action.kind is ActionKind.STOP
+    _loop.asked = action.kind is ActionKind.SAVE
+    due = every > 0 and step > 0 and step % every == 0
+    return _loop.stop or _loop.asked or due
+
+
+def save_checkpoint(
+    save_dir: str | os.PathLike[str],
+    booster: Any,
+    model: Any,
+    optimizer: Any,
+    lr_scheduler: Any,
+    epoch: int,
+    step: int,
+    batch_size: int,
+    coordinator: Any = None,
+) -> None:
+    """Save to ``save_dir/epoch-{epoch}_step-{step}``; returns once it is sealed. Collective.
+
+    Safe for a step that exists already (a valid checkpoint is kept) or was left half-written.
+    When a stop was agreed upon, see ``should_save``, it leaves the process after the seal.
+
+    Args:
+        booster: a ColossalAI ``Booster``, or None for plain torch.
+        step: optimizer steps, in the script's own counting.
+        batch_size: samples per step of one data-parallel rank.
+        coordinator: accepted for the seed's sake; the ranks are known otherwise.
+
+    Raises:
+        SaveFailed: on every rank, with the reason of the rank that failed.
+        SystemExit: after the seal, at the agreed stop step.
+    """
+    runtime = runtimes.join(save_dir)
+    replicas = _data_parallel_size(booster, runtime.peers.world_size)
+    running = {"epoch": epoch, "step": step, "sample_start_index": step * batch_size}
+    snapshot = Snapshot(
+        reason="emergency" if _loop.stop else "manual" if _loop.asked else "interval",
+        position=Position(
+            epoch=epoch,
+            step=step,
+            step_in_epoch=step,
+            sample_start_index=step * batch_size * replicas,
+        ),
+        running_states=running,
+        samples_per_step=batch_size * replicas,
+        data_parallel_size=replicas,
+    )
+    write_checkpoint(runtime, make_engine(booster, model, optimizer, lr_scheduler), snapshot)
+    if _loop.stop:
+        runtime.leave(saved=True)
+
+
+def load_checkpoint(
+    load_dir: str | os.PathLike[str],
+    booster: Any,
+    model: Any,
+    optimizer: Any,
+    lr_scheduler: Any,
+) -> tuple[int, int, int]:
+    """Verify in full, then load. Collective.
+
+    Args:
+        load_dir: one checkpoint, or a job directory: then the newest valid one is taken, and a
+            bad one that is newer is set aside.
+
+    Returns:
+        (epoch, step, sample_start_index) as they stand in ``running_states.json``: in the units
+        of the script that saved, the index per data-parallel rank.
+
+    Raises:
+        CheckpointRejected: the checkpoint is not whole.
+        NoValidCheckpoint: the job directory holds none that can be used.
+    """
+    path = Path(load_dir).resolve()
+    single = checkpoint_key(path.name) is not None
+    runtime = runtimes.join(path.parent if single else path)
+    engine = make_engine(booster, model, optimizer, lr_scheduler)
+    if single:
+        load_given(runtime, engine, path)
+    else:
+        found = load_newest(runtime, engine)
+        if found is None:
+            raise NoValidCheckpoint(f"{path} holds no checkpoint")
+        path = found[0]
+    try:
+        running = msgspec.json.decode(
+            (path / "running_states.json").read_bytes(), type=_RunningStates
+        )
+    except msgspec.MsgspecError as error:
+        raise CheckpointRejected(f"{path.name}/running_states.json: {error}") from None
+    return running.epoch, running.step, running.sample_start_index
+
+
+def _data_parallel_size(booster: Any, world_size: int) -> int:
+    plugin = getattr(booster, "plugin", None)
+    return int(getattr(plugin, "dp_size", 0) or world_size)

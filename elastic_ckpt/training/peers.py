@@ -1,0 +1,293 @@
+"""Outcomes between ranks, through the job's key-value store instead of collectives.
+
+A collective hangs the healthy ranks when one has raised. Here each rank posts how it fared, the
+leader looks at all of them and gives a verdict, and everybody reads that: so an error on one
+rank becomes the same error on every rank. Every wait polls, and is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final, TypeVar
+
+import torch.distributed as dist
+
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, SaveFailed, UsageError
+
+LIMIT_SECONDS: Final = 1800.0
+"""No exchange takes longer; a rank that writes for half an hour is taken for lost."""
+
+FAILURE_GRACE_SECONDS: Final = 10.0
+"""After one rank failed, how long the others may take to say how they fared."""
+
+_OK: Final = b"+"
+_BAD: Final = b"!"
+
+T = TypeVar("T")
+
+
+class Peers:
+    """The ranks of this incarnation. Every method is collective and called in the same order."""
+
+    def __init__(self, rank: int, world_size: int, store: Any, limit: float) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._store = store
+        self._limit = limit
+        self._round = 0
+        self._keys: list[str] = []  # of rounds that somebody may still read
+
+    @classmethod
+    def connect(cls, limit: float = LIMIT_SECONDS) -> Peers:
+        """The default process group's ranks, or this process alone.
+
+        Raises:
+            UsageError: there are other ranks, but no process group yet.
+        """
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                "there is no process group yet: call colossalai.launch_from_torch() or "
+                "torch.distributed.init_process_group() before Session, load_checkpoint or "
+                "should_save"
+            )
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls(0, 1, None, limit)
+        store = dist.PrefixStore(_prefix(), _base_store())
+        return cls(dist.get_rank(), dist.get_world_size(), store, limit)
+
+    @property
+    def is_leader(self) -> bool:
+        """Rank 0 chooses, seals and speaks."""
+        return self.rank == 0
+
+    def collect(
+        self, name: str, produce: Callable[[], bytes], *, watched: bool = False
+    ) -> list[bytes]:
+        """Run ``produce`` on every rank; the leader gets all results, the others none.
+
+        Args:
+            watched: ``produce`` runs collectives of somebody else's. A rank that is stuck in one
+                because a peer failed cannot raise: it says so and ends its process.
+
+        Raises:
+            SaveFailed: on every rank, with the reason of the first rank that raised.
+        """
+        key = self._next(name)
+        try:
+            with self._watch(key) if watched else nullcontext():
+                mine = produce()
+        except Exception as error:
+            reason = describe(error)
+            self._post(f"{key}/failed", _BAD, f"{self.rank}:{reason}".encode())
+            self._post(f"{key}/{self.rank}", _BAD, reason.encode())
+            self._judge(key)
+            raise SaveFailed(self.rank, reason) from error
+        self._post(f"{key}/{self.rank}", _OK, mine)
+        return self._judge(key, mine)
+
+    def leader_does(self, name: str, act: Callable[[], T]) -> T | None:
+        """Have the leader do something; the others wait for how it went.
+
+        Returns:
+            What ``act`` returned, on the leader; None elsewhere.
+
+        Raises:
+            ElasticCkptError: on every rank, if ``act`` raised one; else SaveFailed.
+        """
+        key = self._next(name)
+        if not self.is_leader:
+            self._raise_verdict(self._await(f"{key}/verdict", self._limit))
+            return None
+        try:
+            result = act()
+        except ElasticCkptError as error:
+            text = f"{type(error).__name__}:{error}"
+            self._post(f"{key}/verdict", _BAD, text.encode())
+            raise
+        except Exception as error:
+            self._post(f"{key}/verdict", _BAD, f"SaveFailed:{describe(error)}".encode())
+            raise SaveFailed(self.rank, describe(error)) from error
+        self._post(f"{key}/verdict", _OK, b"")
+        return result
+
+    def tell(self, name: str, value: bytes) -> bytes:
+        """The leader's value, on every rank."""
+        key = self._next(name)
+        if self.world_size == 1:
+            return value
+        if self.is_leader:
+            self._post(f"{key}/verdict", _OK, value)
+            return value
+        return self._await(f"{key}/verdict", self._limit)[1:]
+
+    def barrier(self, name: str) -> None:
+        """Wait, bounded, until every rank is here."""
+        self.collect(name, lambda: b"")
+
+    # -- inside -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _watch(self, key: str) -> Iterator[None]:
+        store = private_store() if self._store is not None else None
+        if store is None:
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(
+            target=self._end_if_stuck, args=(store, key, done), name="save-watch", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def _end_if_stuck(self, store: Any, key: str, done: threading.Event) -> None:
+        while not done.wait(0.5):
+            if not store.check([f"{key}/failed"]):
+                continue
+            if done.wait(FAILURE_GRACE_SECONDS):
+                return
+            error = _failure(store.get(f"{key}/failed"))
+            print(
+                f"elastic-ckpt: error: rank {self.rank} is stuck in a collective since {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(int(ExitCode.FAILED))
+
+    def _judge(self, key: str, mine: bytes = b"") -> list[bytes]:
+        """The leader reads every outcome and tells; the others hear it."""
+        if self.world_size == 1:
+            return [mine]
+        if not self.is_leader:
+            self._raise_verdict(self._await(f"{key}/verdict", self._limit))
+            return []
+        outcomes: list[bytes] = []
+        bad: tuple[int, str] | None = None
+        limit = time.monotonic() + self._limit
+        for rank in range(self.world_size):
+            try:
+                outcome = self._await_outcome(key, rank, limit)
+            except SaveFailed as error:
+                bad = bad or (error.rank, error.reason)
+                limit = min(limit, time.monotonic() + FAILURE_GRACE_SECONDS)
+                continue
+            outcomes.append(outcome)
+        if bad is not None:
+            self._post(f"{key}/verdict", _BAD, f"SaveFailed:{bad[0]}:{bad[1]}".encode())
+            raise SaveFailed(*bad)
+        self._forget_before(key)
+        self._post(f"{key}/verdict", _OK, b"")
+        return outcomes
+
+    def _await_outcome(self, key: str, rank: int, limit: float) -> bytes:
+        first_failure: float | None = None
+        pause = 0.0005
+        while not self._store.check([f"{key}/{rank}"]):
+            now = time.monotonic()
+            if first_failure is None and self._store.check([f"{key}/failed"]):
+                first_failure = now
+            if first_failure is not None and now > first_failure + FAILURE_GRACE_SECONDS:
+                raise _failure(self._store.get(f"{key}/failed"))
+            if now > limit:
+                raise SaveFailed(rank, f"it did not answer within {self._limit:.0f} s")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.01)
+        outcome = bytes(self._store.get(f"{key}/{rank}"))
+        if outcome[:1] == _BAD:
+            raise SaveFailed(rank, outcome[1:].decode(errors="replace"))
+        return outcome[1:]
+
+    def _raise_verdict(self, verdict: bytes) -> None:
+        if verdict[:1] == _OK:
+            return
+        kind, _, text = verdict[1:].decode(errors="replace").partition(":")
+        if kind == "SaveFailed":
+            rank, _, reason = text.partition(":")
+            if rank.isdigit():
+                raise SaveFailed(int(rank), reason)
+            raise SaveFailed(0, text)
+        raise _error_class(kind)(text)
+
+    def _await(self, key: str, seconds: float) -> bytes:
+        limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
+        pause = 0.0005
+        while not self._store.check([key]):
+            if time.monotonic() > limit:
+                raise SaveFailed(0, f"the leader did not answer within {seconds:.0f} s")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.01)
+        return bytes(self._store.get(key))
+
+    def _post(self, key: str, mark: bytes, value: bytes) -> None:
+        if self._store is not None:
+            self._store.set(key, mark + value)
+
+    def _next(self, name: str) -> str:
+        self._round += 1
+        key = f"{self._round}/{name}"
+        if self._store is not None and self.is_leader:
+            self._keys.append(key)
+        return key
+
+    def _forget_before(self, key: str) -> None:
+        """Delete what all have read: every rank has answered here, so it is past what was before."""
+        for old in self._keys[: self._keys.index(key)]:
+            for suffix in (*range(self.world_size), "verdict", "failed"):
+                self._store.delete_key(f"{old}/{suffix}")
+        del self._keys[: self._keys.index(key)]
+
+
+def describe(error: BaseException) -> str:
+    """One line for an exception."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def private_store() -> Any:
+    """A connection of one's own to the job's store, for a thread; None where it is no TCP store.
+
+    A client serves one call at a time: a thread that shared it would wait for the other's waits.
+    """
+    store = _base_store()
+    if not isinstance(store, dist.TCPStore):
+        return None
+    fresh = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    return dist.PrefixStore(_prefix(), fresh)
+
+
+def _base_store() -> Any:
+    """The store below the default process group; torch has no public name for it."""
+    store = dist.distributed_c10d._get_default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store
+
+
+def _prefix() -> str:
+    """Keeps one launch's keys apart from the next one's: torchrun keeps its store."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"elastic-ckpt/{run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _failure(value: bytes) -> SaveFailed:
+    rank, _, reason = bytes(value)[1:].decode(errors="replace").partition(":")
+    return SaveFailed(int(rank), reason)
+
+
+def _error_class(name: str) -> type[ElasticCkptError]:
+    known = {ElasticCkptError.__name__: ElasticCkptError}
+    pending = [ElasticCkptError]
+    while pending:
+        for kind in pending.pop().__subclasses__():
+            known[kind.__name__] = kind
+            pending.append(kind)
+    return known.get(name, ElasticCkptError)

@@ -1,0 +1,180 @@
+"""What this process is part of: a supervisor's job, a plain torchrun, or nothing but itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.distributed as dist
+
+from elastic_ckpt.board import Board, Outcome, SlotWriter
+from elastic_ckpt.errors import ExitCode, UsageError
+from elastic_ckpt.store.attempt import recover_attempts
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.locks import HeldLock
+from elastic_ckpt.store.records import node_name
+from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.step import StepProtocol
+
+
+@dataclass
+class Supervised:
+    """Handed to a worker by its supervisor, before the script runs."""
+
+    job: JobDirectory
+    name: str
+    node: str
+    board: Board
+    slot: SlotWriter
+    save_interval_steps: int = 0
+
+    @property
+    def attached(self) -> bool:
+        """Whether the script takes part in the step protocol."""
+        return _current is not None
+
+    def finish(self, outcome: Outcome, code: int = 0) -> None:
+        """Leave the last word on the board, unless there is one already."""
+        self.slot.leave(outcome, code)
+
+
+@dataclass
+class Runtime:
+    """How this process takes part in a job; one per process.
+
+    Attributes:
+        job: the job directory.
+        steps: the step protocol.
+        peers: the other ranks.
+        supervised: None when there is no supervisor.
+    """
+
+    job: JobDirectory
+    name: str
+    journal: Journal
+    board: Board
+    slot: SlotWriter
+    steps: StepProtocol
+    peers: Peers
+    supervised: Supervised | None
+    incarnation: int
+    lock: HeldLock | None = field(default=None)
+
+    def leave(self, *, saved: bool) -> None:
+        """End this process at the agreed stop step. Collective where something was saved.
+
+        Torch elastic takes the first non-zero exit for a failure, so under a supervisor the
+        outcome stands on the board and the exit code is 0.
+
+        Raises:
+            SystemExit: always.
+        """
+        if saved:
+            self.peers.barrier("leave")
+        self.slot.leave(Outcome.STOPPED if saved else Outcome.STOPPED_UNSAVED)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if self.supervised:
+            raise SystemExit(0)
+        code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED
+        raise SystemExit(int(code))
+
+
+_supervised: Supervised | None = None
+_current: Runtime | None = None
+
+
+def install(context: Supervised) -> None:
+    """Called by the worker's bootstrap, before the script."""
+    global _supervised
+    _supervised = context
+
+
+def supervised() -> Supervised:
+    """The supervisor's word to this worker."""
+    if _supervised is None:
+        raise UsageError("this process was not launched by elastic-ckpt run")
+    return _supervised
+
+
+def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
+    """Take part in the job of ``save_dir``; later calls return the same runtime. Collective.
+
+    Raises:
+        UsageError: the directory is not the supervisor's, or another one than before.
+        DirectoryUnusable, LockHeld: on every rank, as the leader found.
+    """
+    global _current
+    directory = _resolve(save_dir)
+    if _current is not None:
+        if _current.job.root != directory:
+            raise UsageError(f"this process already saves to {_current.job.root}, not {directory}")
+        return _current
+    _current = _join_supervised(_supervised) if _supervised else _join_alone(directory)
+    return _current
+
+
+def joined() -> Runtime:
+    """The runtime that was joined before, else that of ``ELASTIC_CKPT_DIR``."""
+    return _current if _current is not None else join(None)
+
+
+def _resolve(save_dir: str | os.PathLike[str] | None) -> Path:
+    given = os.environ.get("ELASTIC_CKPT_DIR") if save_dir is None else os.fspath(save_dir)
+    if given is None:
+        raise UsageError("no directory to save to: give save_dir or set ELASTIC_CKPT_DIR")
+    directory = Path(given).resolve()
+    if _supervised is not None and directory != _supervised.job.root:
+        raise UsageError(
+            f"the script saves to {directory} but the supervisor watches {_supervised.job.root}: "
+            f"start it with --dir {directory}, or give Session no save_dir"
+        )
+    return directory
+
+
+def _join_supervised(context: Supervised) -> Runtime:
+    return Runtime(
+        job=context.job,
+        name=context.name,
+        journal=Journal(context.job, context.node),
+        board=context.board,
+        slot=context.slot,
+        steps=StepProtocol(context.board, context.slot),
+        peers=Peers.connect(),
+        supervised=context,
+        incarnation=context.board.incarnation,
+    )
+
+
+def _join_alone(directory: Path) -> Runtime:
+    """Without a supervisor the leader holds the job's lock and each rank watches for itself."""
+    from elastic_ckpt.training.solo import SoloWatcher
+
+    peers = Peers.connect()
+    job = JobDirectory(directory)
+
+    def take() -> HeldLock:
+        job.prepare()
+        held = HeldLock(job.lock, run_id=f"script-{os.getpid()}")
+        recover_attempts(job)
+        return held
+
+    lock = peers.leader_does("join", take)
+    board = Board.private()
+    slot = board.rank_slot(0)
+    slot.launched(peers.rank, os.getpid())
+    SoloWatcher(board, peers).start()
+    return Runtime(
+        job=job,
+        name=directory.name,
+        journal=Journal(job, node_name()),
+        board=board,
+        slot=slot,
+        steps=StepProtocol(board, slot),
+        peers=peers,
+        supervised=None,
+        incarnation=1,
+        lock=lock,
+    )

@@ -1,0 +1,422 @@
+"""A training run that resumes, keeps its place in the data, and leaves when it is told to.
+
+Where a save happens. Step ``s`` ends when the script asks for the next batch. A save that follows
+from the step number (the interval) is made there. A save or stop that was asked for is made where
+step ``s + 1`` would begin, because a rank may learn of it as late as that; whatever the script
+does at the end of an epoch lies before that point on every rank, so the position is then the
+beginning of the next epoch.
+
+The random state that is saved is that of the same moment. So a batch must not draw random numbers
+between the two points: with ``num_workers=0``, where fetching runs in this process, it counts as
+part of the step and the step is entered before it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from elastic_ckpt.board import Phase
+from elastic_ckpt.core.agreement import ActionKind
+from elastic_ckpt.core.interval import SaveInterval
+from elastic_ckpt.core.manifest import Manifest, Reason
+from elastic_ckpt.core.position import Position
+from elastic_ckpt.errors import DataMismatch, ElasticCkptError, UnequalSteps, UsageError
+from elastic_ckpt.training import runtime as runtimes
+from elastic_ckpt.training.checkpoint import (
+    Snapshot,
+    load_newest,
+    read_rank_state,
+    write_checkpoint,
+)
+from elastic_ckpt.training.dataset import dataset_fingerprint
+from elastic_ckpt.training.engines import make_engine
+from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
+from elastic_ckpt.training.sampler import ElasticSampler
+
+
+@dataclass
+class _Place:
+    """Where in the data the session is; what ``Position`` freezes at a save."""
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    samples: int = 0
+    order_seed: int | None = None
+    fingerprint: str = ""
+    dataset_size: int = 0
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self.step_in_epoch = 0
+        self.samples = 0
+
+
+@dataclass
+class Evaluation:
+    """Handed out by ``Session.evaluation``."""
+
+    interruptible: bool
+    interrupted: bool = field(default=False)
+    _asked: Any = field(default=None, repr=False)
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; leaves the ``with`` block early if that was declared and a
+        notice has come."""
+        for batch in loader:
+            if self.interruptible and self._asked():
+                raise _EvaluationLeft
+            yield batch
+
+
+class _EvaluationLeft(Exception):
+    """Leaves the body of an interruptible evaluation."""
+
+
+class Session:
+    """Resumes on entry, saves and stops while the script iterates, saves once more at the end.
+
+    Every method is collective unless it says otherwise.
+
+    Args:
+        save_dir: the job directory; None takes ``ELASTIC_CKPT_DIR``, which a supervisor sets.
+        booster: a ColossalAI ``Booster``, or None for plain torch (a bare module or DDP).
+        model, optimizer, lr_scheduler: boosted, if there is a booster; the last may be None.
+        accumulation_steps: micro-batches per optimizer step.
+        save_interval: optimizer steps between saves, 0 for none; ``--save-interval`` of the
+            supervisor goes before it.
+        extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank.
+
+    Attributes:
+        resumed_from: the checkpoint's directory, None for a fresh start.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str] | None = None,
+        *,
+        booster: Any = None,
+        model: Any,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        accumulation_steps: int = 1,
+        save_interval: int = 0,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        if accumulation_steps < 1 or save_interval < 0:
+            raise UsageError("accumulation_steps must be at least 1, save_interval at least 0")
+        self._save_dir = save_dir
+        self._state = (booster, model, optimizer, lr_scheduler)
+        self._accumulation_steps = accumulation_steps
+        self._save_interval = save_interval
+        self._extra = dict(extra or {})
+        self._place = _Place()
+        self._saved_step = -1
+        self._saved_epoch = -1
+        self._samples_per_batch = 0
+        self._replicas = 1
+        self._pending_rng: dict[str, Any] | None = None
+        self._manifest: Manifest | None = None
+        self._optimizer_stepped = False
+        self._step_ends = False
+        self._used_epoch = -1
+        self.resumed_from: Path | None = None
+
+    # -- entering and leaving ---------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        """Resume from the newest valid checkpoint.
+
+        Raises:
+            NoValidCheckpoint, UnsupportedFormat, CheckpointError: as ``load_newest`` does.
+            LockHeld, DirectoryUnusable: without a supervisor, when the directory is taken.
+        """
+        self._runtime = runtimes.join(self._save_dir)
+        self._runtime.slot.phase(Phase.LOADING)
+        self._engine = make_engine(*self._state)
+        override = self._runtime.supervised.save_interval_steps if self._runtime.supervised else 0
+        self._interval = SaveInterval(steps=override or self._save_interval)
+        found = load_newest(self._runtime, self._engine)
+        if found is not None:
+            self._resume(*found)
+        self._runtime.steps.attach(self._place.step)
+        self._watch_optimizer()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Save once more if the script came to its end; after an exception nothing is saved."""
+        if error is not None:
+            return
+        here = (self._place.epoch, self._place.step)
+        if self._place.step > 0 and here != (self._saved_epoch, self._saved_step):
+            self._save("final")
+        self._runtime.slot.phase(Phase.LEAVING)
+
+    # -- what a script reads ------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps finished since the job began."""
+        return self._place.step
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way."""
+        return self._place.epoch
+
+    @property
+    def step_ends(self) -> bool:
+        """Whether the optimizer steps with this micro-batch: it is the last of its group."""
+        return self._step_ends
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def epochs(self, max_epochs: int) -> Iterator[int]:
+        """The epochs that are left, the one that was interrupted first.
+
+        A job that was saved at the last step of an epoch comes back to that epoch, with no
+        batches left, so that what the script does at its end is done.
+        """
+        while self._place.epoch < max_epochs:
+            yield self._place.epoch
+            self._place.next_epoch()
+
+    def batches(self, dataloader: DataLoader[Any]) -> Iterator[Any]:
+        """The micro-batches of this epoch that are left, once per epoch.
+
+        Samples count as consumed when the script asks for the batch behind them, whatever was
+        prefetched. A group of micro-batches that the epoch's end cuts short makes a shorter last
+        step, or is left out if the sampler was given ``drop_last``.
+
+        Args:
+            dataloader: built with an ``ElasticSampler``.
+
+        Raises:
+            UsageError: it was not, or it has no fixed batch size.
+            DataMismatch: the data or their order are not the checkpoint's.
+            UnequalSteps: the ranks would run different numbers of steps.
+            SystemExit: at the agreed stop step, behind the seal.
+        """
+        sampler = self._prepare(dataloader)
+        count = len(dataloader)
+        if sampler.drop_last or dataloader.drop_last:
+            count -= count % self._accumulation_steps
+        self._check_equal(count)
+        if count == 0:
+            self._restore_rng()
+            return
+        iterator = iter(dataloader)
+        self._restore_rng()
+        in_process = dataloader.num_workers == 0
+        for index in range(count):
+            begins = index % self._accumulation_steps == 0
+            if begins and in_process:
+                self._boundary()
+            batch = next(iterator)
+            if begins and not in_process:
+                self._boundary()
+            self._step_ends = (index + 1) % self._accumulation_steps == 0 or index + 1 == count
+            yield from self._hand_out(batch)
+            self._place.samples = min(
+                self._place.samples + self._samples_per_batch, self._place.dataset_size
+            )
+            if self._step_ends:
+                self._finish_step()
+
+    @contextmanager
+    def evaluation(self, *, interruptible: bool = False) -> Iterator[Evaluation]:
+        """Declare an evaluation; not collective.
+
+        The random state is put back afterwards, so that an evaluation changes nothing in the
+        training. A notice waits for its end.
+
+        Args:
+            interruptible: the body runs no collectives and may be left early: what iterates
+                through ``Evaluation.batches`` is, and ``interrupted`` says so.
+        """
+        steps = self._runtime.steps
+        evaluation = Evaluation(interruptible, _asked=lambda: steps.asked)
+        before = self._runtime.slot.phase(Phase.EVALUATING)
+        with preserved_rng():
+            try:
+                yield evaluation
+            except _EvaluationLeft:
+                evaluation.interrupted = True
+            finally:
+                self._runtime.slot.phase(before)
+
+    # -- inside: the data ---------------------------------------------------------------------
+
+    def _prepare(self, dataloader: DataLoader[Any]) -> ElasticSampler:
+        sampler = dataloader.sampler
+        if not isinstance(sampler, ElasticSampler):
+            raise UsageError(
+                f"session.batches needs a DataLoader with an ElasticSampler, not with a "
+                f"{type(sampler).__name__}: DataLoader(dataset, sampler=ElasticSampler(dataset, "
+                "seed=0), ...)"
+            )
+        if dataloader.batch_size is None:
+            raise UsageError("session.batches needs a DataLoader with a batch_size")
+        if self._used_epoch == self._place.epoch:
+            raise UsageError("session.batches may be called once per epoch")
+        self._used_epoch = self._place.epoch
+        place = self._place
+        place.fingerprint = dataset_fingerprint(dataloader.dataset)
+        place.dataset_size = sampler.dataset_size
+        place.order_seed = sampler.order_seed
+        self._check_data()
+        self._replicas = sampler.num_replicas
+        self._samples_per_batch = dataloader.batch_size * sampler.num_replicas
+        sampler.set_position(place.epoch, place.samples)
+        return sampler
+
+    def _check_data(self) -> None:
+        saved, place = self._manifest, self._place
+        self._manifest = None
+        if saved is None or not saved.dataset_fingerprint:
+            return
+        if saved.dataset_size != place.dataset_size:
+            what = f"it has {place.dataset_size} samples instead of {saved.dataset_size}"
+        elif saved.dataset_fingerprint != place.fingerprint:
+            what = "its samples differ"
+        elif saved.order_seed != place.order_seed:
+            what = f"its order has seed {place.order_seed} instead of {saved.order_seed}"
+        else:
+            return
+        raise DataMismatch(
+            f"the data set is not the one of {saved.checkpoint_name}: {what}; use the same data "
+            "and seed, or another directory to start anew"
+        )
+
+    def _check_equal(self, count: int) -> None:
+        """All ranks run the same number of micro-batches; looked at once per epoch."""
+        peers = self._runtime.peers
+        counts = peers.collect("batches", lambda: str(count).encode())
+        told = peers.tell("equal", b" ".join(sorted(set(counts)))).decode()
+        if " " in told:
+            raise UnequalSteps(
+                f"the ranks' loaders have different numbers of batches ({told}): give every rank "
+                "the same data set, batch size and ElasticSampler arguments"
+            )
+
+    # -- inside: steps ------------------------------------------------------------------------
+
+    def _hand_out(self, batch: Any) -> Iterator[Any]:
+        """Yield a batch; a ``break`` behind an optimizer step still counts that step."""
+        self._optimizer_stepped = False
+        try:
+            yield batch
+        except GeneratorExit:
+            if self._optimizer_stepped and self._step_ends:
+                self._place.samples += self._samples_per_batch
+                self._count_step()
+            raise
+
+    def _finish_step(self) -> None:
+        self._count_step()
+        if self._interval.due(self._place.step):
+            self._save("interval")
+
+    def _count_step(self) -> None:
+        self._place.step += 1
+        self._place.step_in_epoch += 1
+
+    def _boundary(self) -> None:
+        """The next step is about to begin: do what all ranks agreed to do before it."""
+        place = self._place
+        while True:
+            action = self._runtime.steps.enter(place.step, place.epoch, place.samples)
+            if action.kind is ActionKind.GO:
+                return
+            stop = action.kind is ActionKind.STOP
+            if self._saved_step != place.step and place.step > 0:
+                self._save("emergency" if stop else "manual")
+            if stop:
+                self._runtime.leave(saved=self._saved_step >= 0)
+
+    # -- inside: state ------------------------------------------------------------------------
+
+    def _save(self, reason: Reason) -> None:
+        place, peers = self._place, self._runtime.peers
+        position = Position(
+            epoch=place.epoch,
+            step=place.step,
+            step_in_epoch=place.step_in_epoch,
+            sample_start_index=place.samples,
+            order_seed=place.order_seed,
+            dataset_fingerprint=place.fingerprint,
+            dataset_size=place.dataset_size,
+        )
+        replicas = self._replicas if self._samples_per_batch else peers.world_size
+        write_checkpoint(
+            self._runtime,
+            self._engine,
+            Snapshot(
+                reason=reason,
+                position=position,
+                running_states={
+                    "epoch": place.epoch,
+                    "step": place.step_in_epoch,
+                    "sample_start_index": place.samples // replicas,
+                },
+                samples_per_step=self._samples_per_batch * self._accumulation_steps,
+                data_parallel_size=replicas,
+                rank_state=self._rank_state,
+            ),
+        )
+        self._saved_epoch, self._saved_step = place.epoch, place.step
+
+    def _rank_state(self) -> dict[str, Any]:
+        extra = {name: thing.state_dict() for name, thing in self._extra.items()}
+        return {"rng": capture_rng(), "extra": extra}
+
+    def _resume(self, path: Path, manifest: Manifest) -> None:
+        place = self._place
+        place.epoch = manifest.epoch
+        place.step = manifest.step
+        place.step_in_epoch = manifest.step_in_epoch
+        place.samples = manifest.sample_start_index
+        place.dataset_size = manifest.dataset_size
+        place.fingerprint = manifest.dataset_fingerprint
+        place.order_seed = manifest.order_seed
+        self._manifest = manifest
+        self._saved_epoch, self._saved_step = manifest.epoch, manifest.step
+        self.resumed_from = path
+        state = read_rank_state(path, manifest, self._runtime.peers.rank)
+        if state is None:
+            return
+        self._pending_rng = state["rng"]
+        for name, thing in self._extra.items():
+            if name not in state["extra"]:
+                raise ElasticCkptError(
+                    f"{path.name} holds no state for extra={name!r}: it was saved without it"
+                )
+            thing.load_state_dict(state["extra"][name])
+
+    def _restore_rng(self) -> None:
+        """Put the saved random state back, once: making a DataLoader's iterator draws from it."""
+        if self._pending_rng is not None:
+            restore_rng(self._pending_rng)
+            self._pending_rng = None
+
+    def _watch_optimizer(self) -> None:
+        optimizer = self._state[2]
+        inner = getattr(optimizer, "optim", optimizer)
+        if hasattr(inner, "register_step_post_hook"):
+            inner.register_step_post_hook(self._after_optimizer_step)
+
+    def _after_optimizer_step(self, *_: Any) -> None:
+        self._optimizer_stepped = True

@@ -1,0 +1,78 @@
+"""Without a supervisor, each rank is its own watcher: a SIGTERM to any of them is the notice.
+
+The same agreement with every rank for a node of its own: a thread that depends on no rank's
+progress sets the flag on the rank's private board, reads ``entered``, posts it in the job's store
+and takes the maximum over all ranks for the answer.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Final
+
+from elastic_ckpt.board import Board
+from elastic_ckpt.core.agreement import Answer, RequestKind, answer_step
+from elastic_ckpt.training.peers import Peers, private_store
+
+POLL_SECONDS: Final = 0.05
+FENCE_SECONDS: Final = 0.001
+ANSWER_SECONDS: Final = 20.0
+
+_REQUEST: Final = 1
+
+
+class SoloWatcher:
+    """Watches for SIGTERM in this process and its peers; one per process."""
+
+    def __init__(self, board: Board, peers: Peers) -> None:
+        self._board = board
+        self._peers = peers
+        self._noticed = False
+        self._thread = threading.Thread(target=self._run, name="notice-watch", daemon=True)
+
+    def start(self) -> None:
+        """Install the handler, where that is possible, and begin to watch."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._notice)
+        self._thread.start()
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._noticed = True
+
+    def _run(self) -> None:
+        store = private_store() if self._peers.world_size > 1 else None
+        while not self._wanted(store):
+            time.sleep(POLL_SECONDS)
+        self._board.raise_flag(_REQUEST)
+        time.sleep(FENCE_SECONDS)
+        entered = self._board.entered()
+        if store is not None:
+            try:
+                entered = self._exchange(store, entered[0])
+            except Exception:  # the store is gone, and with it the other ranks
+                self._board.abort(_REQUEST)
+                return
+        self._board.post_answer(Answer(_REQUEST, RequestKind.STOP, answer_step(entered)))
+
+    def _wanted(self, store: Any) -> bool:
+        if store is None:
+            return self._noticed
+        try:
+            if self._noticed:
+                store.set("stop/wanted", b"1")
+            return bool(store.check(["stop/wanted"]))
+        except Exception:  # the rank that hosts the store has left
+            return self._noticed
+
+    def _exchange(self, store: Any, entered: int) -> list[int]:
+        store.set(f"stop/entered/{self._peers.rank}", str(entered))
+        keys = [f"stop/entered/{rank}" for rank in range(self._peers.world_size)]
+        limit = time.monotonic() + ANSWER_SECONDS
+        while not store.check(keys):
+            if time.monotonic() > limit:
+                raise TimeoutError("not every rank posted the step that it had entered")
+            time.sleep(FENCE_SECONDS)
+        return [int(store.get(key)) for key in keys]

@@ -1,0 +1,83 @@
+"""A rank's side of the stop-step agreement, on the board. See ``core/agreement.py``."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from elastic_ckpt.board import Board, Phase, SlotWriter
+from elastic_ckpt.core.agreement import Action, ActionKind, Agenda
+from elastic_ckpt.errors import StopAborted
+
+ANSWER_SECONDS: Final = 60.0
+"""The watcher answers within milliseconds; one that has not by then is gone."""
+
+_POLL_SECONDS: Final = 0.0005
+
+
+class StepProtocol:
+    """Tells the board which step this rank begins, and the rank what is asked of it.
+
+    Not collective: no call here waits for another rank.
+    """
+
+    def __init__(self, board: Board, slot: SlotWriter) -> None:
+        self._board = board
+        self._slot = slot
+        self._agenda = Agenda()
+        self._begun = False
+
+    def attach(self, start_step: int) -> None:
+        """Take part, having resumed from ``start_step``."""
+        self._slot.attach(start_step)
+        self._slot.step(start_step, start_step, 0, 0)
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a request that this rank has not taken up; does not wait."""
+        return self._board.flag != self._agenda.seen or bool(self._agenda.open)
+
+    def enter(self, finished: int, epoch: int = 0, samples: int = 0) -> Action:
+        """Call with the batch in hand, before step ``finished + 1`` begins.
+
+        Args:
+            finished: optimizer steps that this rank has finished.
+            epoch, samples: the position, for ``status``.
+
+        Returns:
+            GO; or SAVE or STOP, if all ranks do that at the end of step ``finished``. After a
+            save the rank calls again.
+
+        Raises:
+            StopAborted: a rank died during the agreement, or the watcher is gone.
+        """
+        self._slot.step(finished + 1, finished, epoch, samples)
+        agenda = self._agenda
+        if self._board.flag == agenda.seen and not agenda.open:
+            if not self._begun:
+                self._begun = True
+                self._slot.first_entry()
+                self._slot.phase(Phase.TRAINING)
+            return _GO
+        return self._consult(finished, epoch, samples)
+
+    def _consult(self, finished: int, epoch: int, samples: int) -> Action:
+        limit = time.monotonic() + ANSWER_SECONDS
+        while True:
+            action = self._agenda.decide(finished, self._board.flag, self._board.answers())
+            if action.kind is not ActionKind.WAIT:
+                break
+            if self._board.aborted > self._agenda.seen or time.monotonic() > limit:
+                raise StopAborted("the agreement on a stop step was given up: a rank died")
+            time.sleep(_POLL_SECONDS)
+        if action.kind is not ActionKind.GO:
+            # The batch in hand is put back: this rank has begun nothing beyond what it finished.
+            self._slot.step(finished, finished, epoch, samples)
+        elif not self._begun:
+            self._begun = True
+            self._slot.first_entry()
+        self._slot.seen(self._agenda.seen)
+        return action
+
+
+_GO: Final = Action(ActionKind.GO)
