@@ -330,7 +330,9 @@ class SlotWriter:
         self._words[self._base + _S_SAVED_STEP] = step
 
     def leave(self, outcome: Outcome, exit_code: int = 0) -> None:
-        """The last word of a worker."""
+        """The last word of a worker; only the first one counts."""
+        if self._words[self._base + _S_OUTCOME] != Outcome.NONE:
+            return
         self._words[self._base + _S_EXIT_CODE] = exit_code
         self._words[self._base + _S_OUTCOME] = outcome
 

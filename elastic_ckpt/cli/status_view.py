@@ -134,8 +134,7 @@ def gather(job: JobDirectory) -> StatusView:
         state=state,
         message=message,
         exit_code=_exit_code(state, record, rejected, newest),
-        supervisor=record
-        and SupervisorView(record.owner.pid, alive, record.since, record.owner.host, record.node),
+        supervisor=_supervisor(record, alive),
         incarnation=record.incarnation if record else 0,
         workers=[_worker(slot, record.node) for slot in slots if slot.pid] if record else [],
         position=_position(slots, newest),
@@ -151,6 +150,13 @@ def gather(job: JobDirectory) -> StatusView:
         goodput=goodput.fraction,
         lost_work_seconds=goodput.lost_work_seconds,
     )
+
+
+def _supervisor(record: NodeRecord | None, alive: bool | None) -> SupervisorView | None:
+    if record is None:
+        return None
+    owner = record.owner
+    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node)
 
 
 def _state(record: NodeRecord | None, alive: bool | None) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 FIRST_BACKOFF_SECONDS: Final = 0.5
@@ -44,13 +44,16 @@ class RestartBudget:
     """Failures are counted and backed off; preemptions never touch this.
 
     Attributes:
-        max_failures: failures in a row, without steady progress between them, that are retried.
+        max_failures: failures that are retried before steady progress refills the budget.
         failures: failures since the budget was last full.
+        total: failures since the run began.
+        stuck: failures in a row in whose incarnations no step was finished.
     """
 
     max_failures: int
     failures: int = 0
-    total: int = field(default=0)
+    total: int = 0
+    stuck: int = 0
 
     @property
     def left(self) -> int:
@@ -61,13 +64,14 @@ class RestartBudget:
         """Count a failure; False when the job must stop."""
         if failure.steps >= REFILL_STEPS:
             self.failures = 0
+        self.stuck = 0 if failure.steps > 0 else self.stuck + 1
         self.failures += 1
         self.total += 1
         return failure.retryable and self.failures <= self.max_failures
 
     def backoff_seconds(self, jitter: random.Random) -> float:
-        """Seconds to wait now: none after a first failure, then doubling, with jitter."""
-        if self.failures <= 1:
+        """Seconds to wait now: none while steps are finished, then doubling, with jitter."""
+        if self.stuck <= 1:
             return 0.0
-        base = FIRST_BACKOFF_SECONDS * 2.0 ** min(self.failures - 2, 16)
+        base = FIRST_BACKOFF_SECONDS * 2.0 ** min(self.stuck - 2, 16)
         return min(base, MAX_BACKOFF_SECONDS) * jitter.uniform(0.5, 1.0)

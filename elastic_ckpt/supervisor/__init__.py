@@ -1,1 +1,1 @@
-"""The daemon: one supervisor per node, and its child, the agent. The supervisor imports no torch."""
+"""The daemon: a supervisor per node, which imports no torch, and its child, the agent."""

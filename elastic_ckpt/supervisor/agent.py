@@ -364,7 +364,7 @@ def _exited(pidfd: int) -> bool:
 
 def _forkserver_pid() -> int:
     # No public name; without it workers could not be told from other descendants.
-    return getattr(forkserver._forkserver, "_forkserver_pid", None) or -1  # type: ignore[attr-defined]
+    return getattr(forkserver._forkserver, "_forkserver_pid", None) or -1
 
 
 def _prepare_template(preload: list[str]) -> None:

@@ -148,9 +148,7 @@ class Supervisor:
 
     def _serve_clock(self) -> None:
         now = time.monotonic()
-        if self._state is RunState.STARTING and any(
-            slot.first_entry for slot in self._board.read_slots()
-        ):
+        if self._state is RunState.STARTING and self._stepping():
             self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
             self._schedule_save(now)
         elif self._state is RunState.BACKING_OFF and now >= self._retry_at:
@@ -161,6 +159,13 @@ class Supervisor:
                 self._on_expired()
         elif self._state is RunState.RUNNING:
             self._ask_for_saves(now)
+
+    def _stepping(self) -> bool:
+        """Whether a rank of this incarnation, not of the one before, has begun a step."""
+        board = self._board
+        return board.incarnation == self._incarnation and any(
+            slot.first_entry for slot in board.read_slots()
+        )
 
     # -- what happens ---------------------------------------------------------------------------
 
@@ -249,6 +254,7 @@ class Supervisor:
         stepped = any(slot.first_entry for slot in slots)
         steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
         self._end_agent()
+        self._board.begin_incarnation(0)  # what stands there is of workers that are gone
         if self._state is RunState.DRAINING:
             newest = newest_valid(self._job)
             saved = newest is not None and newest.path != self._before_notice
@@ -383,7 +389,9 @@ class Supervisor:
             board=self._board.path,
             exit_code=None if self._exit_code is None else int(self._exit_code),
             message=self._message,
-            notice=notice and NoticeRecord(notice.source, notice.reason, notice.deadline),
+            notice=None
+            if notice is None
+            else NoticeRecord(notice.source, notice.reason, notice.deadline),
             failures=self._budget.total,
             preemptions=self._preemptions,
             failures_left=self._budget.left,

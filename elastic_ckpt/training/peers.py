@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
-import torch.distributed as dist
+from torch import distributed
 
 from elastic_ckpt.errors import ElasticCkptError, ExitCode, SaveFailed, UsageError
 
@@ -29,6 +29,9 @@ _OK: Final = b"+"
 _BAD: Final = b"!"
 
 T = TypeVar("T")
+
+dist: Any = distributed
+"""Its stores are public, but carry no types."""
 
 
 class Peers:
@@ -237,7 +240,7 @@ class Peers:
         return key
 
     def _forget_before(self, key: str) -> None:
-        """Delete what all have read: every rank has answered here, so it is past what was before."""
+        """Delete what all have read: who has answered here is past everything before it."""
         for old in self._keys[: self._keys.index(key)]:
             for suffix in (*range(self.world_size), "verdict", "failed"):
                 self._store.delete_key(f"{old}/{suffix}")

@@ -36,7 +36,7 @@ class Supervised:
         return _current is not None
 
     def finish(self, outcome: Outcome, code: int = 0) -> None:
-        """Leave the last word on the board, unless there is one already."""
+        """Leave the last word on the board."""
         self.slot.leave(outcome, code)
 
 

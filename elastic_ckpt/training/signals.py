@@ -7,6 +7,7 @@ the worker before the save. Handlers here never act on the training.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import threading
@@ -38,25 +39,20 @@ def shield_data_loaders() -> None:
     Torch gives each child a handler that lets such a signal kill it, which fails the batch. The
     hook is private to torch; ``tests/integration/test_signals.py`` fails if it moves.
     """
-    from torch.utils.data._utils import signal_handling
-
+    signal_handling: Any = importlib.import_module("torch.utils.data._utils.signal_handling")
     original = signal_handling._set_worker_signal_handlers
 
     def shielded(*args: Any) -> None:
+        # Blocked first: from here on until the thread listens, a SIGTERM waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         original(*args)
-        signal.signal(signal.SIGTERM, _nothing)
-        _obey_parent_alone()
+        threading.Thread(target=_obey_parent_alone, name="sigterm", daemon=True).start()
 
     signal_handling._set_worker_signal_handlers = shielded
 
 
 def _obey_parent_alone() -> None:
     """In a DataLoader child: end on the parent's SIGTERM, ignore everybody else's."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parent, name="sigterm", daemon=True).start()
-
-
-def _wait_for_parent() -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
             os._exit(0)

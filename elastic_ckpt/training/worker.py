@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import runpy
 import signal
@@ -9,9 +10,10 @@ import sys
 import time
 import traceback
 from types import FrameType
+from typing import Any
 
 import msgspec
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.elastic.multiprocessing import errors as elastic_errors
 
 from elastic_ckpt.board import Board, Outcome
 from elastic_ckpt.core.agreement import RequestKind
@@ -37,6 +39,8 @@ def main(payload: bytes) -> None:
     """Run the script as ``python script.py`` would; called in a freshly forked process."""
     _die_with_template()
     ignore_notices()
+    # Being forked from a forkserver made that this process's own way to start children, too.
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
     spec = msgspec.json.decode(payload, type=_Spec)
     board = Board.open(spec.board)
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -88,7 +92,8 @@ def _run_script(spec: _Spec) -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    get_error_handler().record_exception(error)
+    handler: Any = elastic_errors
+    handler.get_error_handler().record_exception(error)
     runtime.supervised().finish(Outcome.FAILED, code)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -52,6 +52,7 @@ def main():
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     torch.manual_seed(1)
+    random.seed(2)
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 1))
     if dist.is_initialized():

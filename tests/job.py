@@ -1,0 +1,183 @@
+"""A real job for tests: started as a user would, looked at through its files and its board."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from elastic_ckpt.cli.status_view import gather
+from elastic_ckpt.store.layout import JobDirectory
+
+SCRIPTS = Path(__file__).parent / "scripts"
+TINY = SCRIPTS / "tiny.py"
+START_SECONDS = 90.0
+
+
+class Job:
+    """One job directory and, while it runs, its supervisor."""
+
+    def __init__(self, directory: Path, *arguments: str, nproc: int = 2, script: Path = TINY):
+        self.root = directory
+        self.directory = directory / "job"
+        self.nproc = nproc
+        self.script = script
+        self.arguments = list(arguments)
+        self.options: list[str] = []
+        self.log = directory / "log"
+        self.process: subprocess.Popen | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    # -- starting and ending --------------------------------------------------------------
+
+    def start(self, *options: str) -> "Job":
+        command = [
+            sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(self.directory),
+            "--nproc", str(self.nproc), *self.options, *options,
+            "--", str(self.script), *self.arguments,
+        ]  # fmt: skip
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
+            )
+        return self
+
+    def wait(self, seconds: float = START_SECONDS) -> int:
+        """The supervisor's exit code."""
+        assert self.process is not None
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.output()}") from None
+
+    def finish(self, seconds: float = 120.0) -> int:
+        """Run again, as a requeue hook does, until the job does not ask for it."""
+        limit = time.monotonic() + seconds
+        while True:
+            code = self.start().wait(max(1.0, limit - time.monotonic()))
+            if code not in (75, 76):
+                return code
+
+    def close(self) -> None:
+        """End everything of this job by process id."""
+        if self.process is not None:
+            with contextlib.suppress(psutil.Error):
+                kill_tree(psutil.Process(self.process.pid))
+            self.process.wait(10)
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def output(self) -> str:
+        return self.log.read_text()[-6000:] if self.log.exists() else ""
+
+    def view(self):
+        return gather(JobDirectory.at(self.directory))
+
+    def until(self, condition, what: str, seconds: float = START_SECONDS):
+        """Wait, bounded, until ``condition(view)`` is true; returns the view."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            with contextlib.suppress(Exception):
+                view = self.view()
+                if condition(view):
+                    return view
+            if self.process is not None and self.process.poll() is not None:
+                view = self.view()
+                if condition(view):
+                    return view
+                raise AssertionError(
+                    f"the run ended with {self.process.returncode} before {what}:\n{self.output()}"
+                )
+            time.sleep(0.01)
+        raise AssertionError(f"not within {seconds} s: {what}\n{self.output()}")
+
+    def until_step(self, step: int):
+        """Wait until every rank has finished ``step``."""
+        return self.until(
+            lambda view: (
+                len(view.workers) == self.nproc
+                and all(w.phase == "training" and w.step >= step for w in view.workers)
+            ),
+            f"step {step}",
+        )
+
+    def until_training(self):
+        """Wait until the current incarnation trains."""
+        return self.until(
+            lambda view: (
+                view.state == "running"
+                and len(view.workers) == self.nproc
+                and all(w.phase == "training" for w in view.workers)
+            ),
+            "training",
+        )
+
+    # -- who is who -----------------------------------------------------------------------------
+
+    def supervisor(self) -> psutil.Process:
+        return psutil.Process(self.process.pid)
+
+    def agent(self) -> psutil.Process:
+        return next(p for p in self.supervisor().children() if "agent" in " ".join(p.cmdline()))
+
+    def forkserver(self) -> psutil.Process:
+        return next(p for p in self.agent().children() if "forkserver" in " ".join(p.cmdline()))
+
+    def workers(self) -> list[psutil.Process]:
+        return [psutil.Process(worker.pid) for worker in self.view().workers]
+
+    def tree(self) -> list[psutil.Process]:
+        return [self.supervisor(), *self.supervisor().children(recursive=True)]
+
+    # -- results --------------------------------------------------------------------------------
+
+    def events(self) -> list[dict]:
+        lines = []
+        for path in (self.directory / ".elastic-ckpt" / "journal").glob("*.jsonl"):
+            lines += [json.loads(line) for line in path.read_text().splitlines()]
+        return lines
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.directory.glob("epoch-*"))
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, without what would change a job's meaning."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ELASTIC_", "SLURM"))}
+    return clean | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def kill_tree(process: psutil.Process) -> None:
+    tree = [*process.children(recursive=True), process]
+    for victim in tree:
+        with contextlib.suppress(psutil.Error):
+            victim.send_signal(signal.SIGKILL)
+    psutil.wait_procs(tree, timeout=10)
+
+
+def survivors(processes: list[psutil.Process], seconds: float = 2.0) -> list[psutil.Process]:
+    """Which of these still run after so many seconds."""
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    return [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def used_samples(trace: Path, ranks: int) -> dict[tuple[int, int], list]:
+    """(step, rank) -> what the last incarnation that did this step used, and its loss."""
+    used: dict[tuple[int, int], list] = {}
+    for rank in range(ranks):
+        for line in Path(f"{trace}.{rank}").read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a rank was killed while it wrote
+                step, *rest = json.loads(line)
+                used[step, rank] = rest
+    return used
