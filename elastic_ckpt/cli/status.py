@@ -68,7 +68,10 @@ def _page(view: StatusView) -> RenderableType:
     facts.add_column(overflow="fold")
     for name, value in _facts(view):
         facts.add_row(name, value)
-    parts: list[RenderableType] = [head, Text(view.message), facts]
+    parts: list[RenderableType] = [head]
+    if view.message != view.state:
+        parts.append(Text(view.message))
+    parts.append(facts)
     if view.workers:
         parts.append(_workers(view))
     return Group(*parts)

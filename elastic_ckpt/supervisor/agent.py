@@ -64,6 +64,9 @@ _IGNORED: Final = (
 
 def enter_worker(module: str, spec: bytes) -> None:
     """What each forked worker runs; called by torch elastic."""
+    from elastic_ckpt.supervisor import template
+
+    template.quiet.__exit__(None, None, None)
     importlib.import_module(module).main(spec)
 
 

@@ -19,6 +19,7 @@ which is far longer than a processor holds a store back.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -67,7 +68,7 @@ class Job:
         ranks_vote: no watcher answers: each rank posts what it has finished and waits for all.
     """
 
-    nodes: tuple[int, ...] = (2,)
+    nodes: tuple[int, ...] = (2,)  # largest first
     steps: int = 3
     start: int = 0
     requests: tuple[RequestKind, ...] = (STOP,)
@@ -81,6 +82,16 @@ class Job:
     loop: bool = False
     watcher_waits: bool = False
     ranks_vote: bool = False
+
+    @property
+    def first_boundary(self) -> int:
+        """The step behind which a rank looks first."""
+        return self.start + self.loop
+
+    @property
+    def last_boundary(self) -> int:
+        """The step behind which a rank looks last."""
+        return self.steps if self.loop else self.steps - 1
 
 
 class Rank(NamedTuple):
@@ -128,6 +139,11 @@ State = tuple[tuple[int, ...], tuple[int, ...]]
 """Ranks and nodes, by their numbers in ``Model.things``."""
 
 
+def put(numbers: tuple[int, ...], index: int, number: int) -> tuple[int, ...]:
+    """The tuple with one element replaced."""
+    return (*numbers[:index], number, *numbers[index + 1 :])
+
+
 class Model:
     """The transitions of one job."""
 
@@ -140,7 +156,9 @@ class Model:
 
     def initial(self) -> State:
         """All ranks have loaded; nobody has said so on the board."""
-        rank = self._number(Rank("attach", self.job.start, self.job.start))
+        # The first call of should_save comes when a step is over.
+        at = "begin" if self.job.loop else "attach"
+        rank = self._number(Rank(at, self.job.start, self.job.start))
         node = self._number(Node())
         return (rank,) * len(self.home), (node,) * len(self.job.nodes)
 
@@ -161,17 +179,35 @@ class Model:
                 self._rank_steps[key] = None if moved is None else self._number(moved)
             number = self._rank_steps[key]
             if number is not None:
-                after = (*rank_numbers[:index], number, *rank_numbers[index + 1 :])
-                yield f"rank {index} {rank.at}", (after, node_numbers)
+                yield self._label(index, rank), (put(rank_numbers, index, number), node_numbers)
         for index, node in enumerate(nodes):
             for moved in self._node_steps(index, ranks, nodes):
-                after = (
-                    *node_numbers[:index],
-                    self._number(moved),
-                    *node_numbers[index + 1 :],
-                )
-                yield f"watcher {index} {node.at}", (rank_numbers, after)
+                after = put(node_numbers, index, self._number(moved))
+                yield f"watcher {index}: {node.at}", (rank_numbers, after)
         yield from self._deaths(state, ranks, nodes)
+
+    def canonical(self, state: State) -> State:
+        """One of all states that differ only in which rank, or which node, is which.
+
+        Ranks of a node are alike, but for those that the watcher has read and those that it has
+        not; nodes of one size are alike.
+        """
+        groups = []
+        first = 0
+        for size, number in zip(self.job.nodes, state[1], strict=True):
+            read = first + len(self.things[number].words)
+            end = first + size
+            ranks = (*sorted(state[0][first:read]), *sorted(state[0][read:end]))
+            groups.append((-size, number, ranks))
+            first = end
+        groups.sort()
+        return (
+            tuple(rank for _, _, ranks in groups for rank in ranks),
+            tuple(number for _, number, _ in groups),
+        )
+
+    def _label(self, index: int, rank: Rank) -> str:
+        return f"node {self.home[index]}, a rank behind step {rank.finished}: {rank.at}"
 
     def _number(self, thing: Rank | Node) -> int:
         number = self._numbers.setdefault(thing, len(self.things))
@@ -205,7 +241,7 @@ class Model:
             return None
         match rank.at:
             case "attach":
-                return self._boundary(rank._replace(entered=rank.finished))
+                return self._boundary(rank._replace(entered=job.start))
             case "enter":
                 at = "look" if job.entered_first else "begin"
                 return rank._replace(entered=rank.finished + 1, at=at)
@@ -249,9 +285,11 @@ class Model:
 
     def _boundary(self, rank: Rank) -> Rank:
         """A step is over: the next one, or the end of the data."""
+        if self.job.loop and rank.entered == NOTHING_ENTERED:
+            return rank._replace(at="attach")
         if rank.finished < self.job.steps or self.job.loop:
             return rank._replace(at="enter" if self.job.entered_first else "look", then="")
-        return self._save(rank._replace(then="complete"))
+        return self._complete(rank)
 
     def _look(self, rank: Rank, node: Node) -> Rank:
         if node.flag != rank.seen or rank.open:
@@ -260,13 +298,14 @@ class Model:
 
     def _go(self, rank: Rank) -> Rank:
         """Nothing is asked: begin the next step, if there is one."""
-        if self.job.loop and self._interval_due(rank):
-            rank = self._save(rank._replace(then="go"))
-            if rank.at == "arrive":
-                return rank
-        if rank.finished == self.job.steps:
-            return self._save(rank._replace(then="complete"))
-        return rank._replace(at="begin")
+        if self.job.loop and self._interval_due(rank) and not self._saved(rank):
+            return rank._replace(then="go", at="arrive")
+        if rank.finished < self.job.steps:
+            return rank._replace(at="begin")
+        return rank._replace(at="completed") if self.job.loop else self._complete(rank)
+
+    def _complete(self, rank: Rank) -> Rank:
+        return self._save(rank._replace(then="complete"))
 
     def _interval_due(self, rank: Rank) -> bool:
         return self.job.interval > 0 and rank.finished % self.job.interval == 0
@@ -288,8 +327,10 @@ class Model:
 
     def _save(self, rank: Rank) -> Rank:
         """Save, unless what would be saved is saved already, and go where ``then`` says."""
-        saved = rank.saves[-1] if rank.saves else self.job.start
-        return self._behind_save(rank) if saved == rank.finished else rank._replace(at="arrive")
+        return self._behind_save(rank) if self._saved(rank) else rank._replace(at="arrive")
+
+    def _saved(self, rank: Rank) -> bool:
+        return rank.finished == (rank.saves[-1] if rank.saves else self.job.start)
 
     def _behind_save(self, rank: Rank) -> Rank:
         match rank.then:
@@ -335,8 +376,10 @@ class Model:
                 ):
                     return
                 node = node._replace(posts=(*node.posts, answer_step(node.words)), words=())
-                yield self._publish(node, node.posts) if len(nodes) == 1 else node._replace(
-                    at="gather"
+                yield (
+                    self._publish(node, node.posts)
+                    if len(nodes) == 1
+                    else node._replace(at="gather")
                 )
             case "gather":
                 posts = [each.posts[node.flag - 1 : node.flag] for each in nodes]
@@ -366,9 +409,9 @@ class Model:
         if self.job.deaths > dead:
             for index, rank in enumerate(ranks):
                 if rank.at not in ENDS:
-                    number = self._number(rank._replace(at="dead"))
-                    after = (*state[0][:index], number, *state[0][index + 1 :])
-                    yield f"rank {index} dies in {rank.at}", (after, state[1])
+                    dead_rank = self._number(rank._replace(at="dead"))
+                    after = put(state[0], index, dead_rank)
+                    yield f"{self._label(index, rank)}, where it dies", (after, state[1])
         if self.job.node_deaths > sum(node.at == "gone" for node in nodes):
             for index, node in enumerate(nodes):
                 after = tuple(
@@ -376,8 +419,7 @@ class Model:
                     for rank, home, number in zip(ranks, self.home, state[0], strict=True)
                 )
                 gone = self._number(node._replace(at="gone", gave_up=True))
-                others = (*state[1][:index], gone, *state[1][index + 1 :])
-                yield f"node {index} vanishes in {node.at}", (after, others)
+                yield f"node {index} vanishes in {node.at}", (after, put(state[1], index, gone))
 
 
 # -- what must hold -------------------------------------------------------------------------------
@@ -395,7 +437,7 @@ class Judge:
         for node in nodes:
             for answer in node.answers:
                 if answer.kind is STOP and any(
-                    rank.begun > max(answer.step, self._job.start) for rank in ranks
+                    rank.begun > max(answer.step, self._job.first_boundary) for rank in ranks
                 ):
                     return f"a rank has passed the stop step {answer.step}"
         busy = any(
@@ -429,16 +471,17 @@ class Judge:
         if len({node.answers for node in nodes}) != 1:
             return f"the nodes published different answers: {[node.answers for node in nodes]}"
         answers = nodes[0].answers
-        last_boundary = job.steps if job.loop else job.steps - 1
-        stops = [answer.step for answer in answers if answer.kind is STOP]
-        stop = max(min(stops, default=job.steps + 1), job.start)
-        due = [("stopped", stop)] if stop <= last_boundary else [("completed", job.steps)]
-        if job.loop and stop == job.steps:
-            # Who had left the loop before the flag came up completes, and so do all others.
-            due.append(("completed", job.steps))
-        if (rank.at, rank.finished) not in due:
+        first = job.first_boundary
+        stop = min(
+            (max(answer.step, first) for answer in answers if answer.kind is STOP),
+            default=job.steps + 1,
+        )
+        end = ("stopped", stop) if stop <= job.last_boundary else ("completed", job.steps)
+        if (rank.at, rank.finished) != end:
             return f"{rank.at} at {rank.finished}, but the answers are {answers}"
-        steps = {answer.step for answer in answers} | {rank.finished}
+        steps = {max(answer.step, first) for answer in answers}
+        if rank.at == "stopped" or not job.loop:
+            steps.add(rank.finished)
         if job.interval:
             steps.update(range(job.interval, rank.finished + 1, job.interval))
         expected = tuple(sorted(step for step in steps if job.start < step <= rank.finished))
@@ -499,31 +542,35 @@ SITUATIONS: dict[str, Situation] = {
 }
 
 
-def explore(job: Job, limit: int = 2_000_000) -> Explored:
-    """Visit every state that any interleaving leads to, once; stop at the first violation."""
+def explore(job: Job, kind: str = "") -> Explored:
+    """Visit every state that any interleaving leads to, once; stop at the first violation.
+
+    Args:
+        kind: how a violation has to begin, so that others are passed over.
+    """
     model = Model(job)
     judge = Judge(model)
     found = Explored(0, None)
     start = model.initial()
     origin: dict[State, tuple[State, str] | None] = {start: None}
-    pending = [start]
+    pending = deque([start])  # breadth first: the first violation has the shortest trace
     unwitnessed = dict(SITUATIONS)
     while pending:
-        state = pending.pop()
+        state = pending.popleft()
         steps = list(model.successors(state))
         ranks, nodes = model.decode(state)
         wrong = judge.state(ranks, nodes, [label for label, _ in steps])
         for name in [name for name, holds in unwitnessed.items() if holds(ranks, nodes)]:
             found.witnessed.add(name)
             del unwitnessed[name]
-        if wrong:
+        if wrong and wrong.startswith(kind):
             found.violation = Violation(wrong, _trace(origin, state))
             break
-        for label, after in steps:
+        for label, moved in steps:
+            after = model.canonical(moved)
             if after not in origin:
                 origin[after] = (state, label)
                 pending.append(after)
-        assert len(origin) < limit, "the model has more states than a test should visit"
     found.states = len(origin)
     return found
 

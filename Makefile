@@ -1,0 +1,63 @@
+# make demo    builds .venv and runs the main job on real input
+# make test    builds .venv and passes the tests
+# Everything that is installed lies in .venv*, and is kept for the next call.
+
+PYTHON ?= python3
+PIP_FLAGS = --quiet --disable-pip-version-check
+PYTEST_FLAGS ?=
+
+.PHONY: demo test test-latest test-wheel lint types layers bench clean
+
+demo: .venv/.ready
+	.venv/bin/python scripts/demo.py
+
+test: .venv/.ready
+	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The newest torch that is tried, beside ColossalAI whose pins forbid it.
+test-latest: .venv-latest/.ready
+	.venv-latest/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The wheel in an environment that has torch and no ColossalAI.
+test-wheel: .venv-wheel/.ready
+	.venv-wheel/bin/python scripts/check_wheel.py
+
+lint: .venv/.ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/.ready
+	.venv/bin/mypy
+
+layers: .venv/.ready
+	.venv/bin/lint-imports
+
+bench: .venv/.ready
+	.venv/bin/python benchmarks/step_overhead.py
+
+clean:
+	rm -rf demo-run dist build
+
+.venv/.ready: pyproject.toml
+	@echo "installing into .venv: torch 2.5.1 and ColossalAI 0.5.0, some minutes and 6 GB"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install $(PIP_FLAGS) -e '.[colossalai,test]'
+	@touch $@
+
+.venv-latest/.ready: pyproject.toml requirements/latest-torch.txt requirements/latest.txt
+	@echo "installing into .venv-latest: torch 2.13.0 and ColossalAI 0.5.0"
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest-torch.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+.venv-wheel/.ready: pyproject.toml requirements/latest-torch.txt $(shell git ls-files elastic_ckpt 2>/dev/null)
+	@echo "building the wheel and installing it into .venv-wheel"
+	rm -rf .venv-wheel dist
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest-torch.txt
+	.venv-wheel/bin/python -m pip install $(PIP_FLAGS) dist/*.whl
+	@touch $@

@@ -1,0 +1,150 @@
+"""The journal never stops the training and loses no whole line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.store.journal import MAX_LINE_BYTES, Journal, read_journal
+from elastic_ckpt.store.layout import JobDirectory
+from tests.unit.store_tools import open_job
+
+WRITER = """
+import sys
+from pathlib import Path
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.layout import JobDirectory
+
+journal = Journal(JobDirectory(Path(sys.argv[1])), "here")
+sys.stdin.read(1)
+for number in range(int(sys.argv[2])):
+    journal.write("event", number=number, filler="x" * (number * 37 % 5000))
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return open_job(tmp_path / "job")
+
+
+def names(job: JobDirectory) -> list[str]:
+    return [event.event for event in read_journal(job)]
+
+
+def test_events_are_read_as_they_were_written(job: JobDirectory) -> None:
+    """With node, pid, both clocks and the event's own fields."""
+    Journal(job, "here").write("saved", step=10, reason="interval", path=None)
+    [event] = read_journal(job)
+    assert (event.event, event.node) == ("saved", "here")
+    assert event.data == {"step": 10, "reason": "interval", "path": None}
+    assert event.pid > 0 and event.wall > 1e9 and event.monotonic > 0
+
+
+def test_the_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None:
+    """A node's own order is kept."""
+    one, two = Journal(job, "one"), Journal(job, "two")
+    for number in range(3):
+        one.write(f"one-{number}")
+        two.write(f"two-{number}")
+    events = read_journal(job)
+    assert len(events) == 6
+    assert [event.wall for event in events] == sorted(event.wall for event in events)
+    assert [event.event for event in events if event.node == "two"] == ["two-0", "two-1", "two-2"]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 20])
+def test_a_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
+    """A power cut costs the event that it tore; a lost newline alone costs nothing."""
+    journal = Journal(job, "here")
+    journal.write("first")
+    journal.write("second")
+    path = job.journal("here")
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert names(job) == (["first", "second"] if lost == 1 else ["first"])
+
+
+@pytest.mark.parametrize("lost", [1, 2, 20])
+def test_what_follows_a_torn_line_is_not_lost_with_it(job: JobDirectory, lost: int) -> None:
+    """The next run's first event begins on a line of its own."""
+    journal = Journal(job, "here")
+    journal.write("first")
+    journal.write("torn")
+    path = job.journal("here")
+    path.write_bytes(path.read_bytes()[:-lost])
+    journal.write("third")
+    assert names(job) == (["first", "torn", "third"] if lost == 1 else ["first", "third"])
+
+
+def test_lines_that_are_no_events_are_skipped(job: JobDirectory) -> None:
+    """Whatever stands there, the events around it are read."""
+    journal = Journal(job, "here")
+    journal.write("first")
+    with job.journal("here").open("ab") as file:
+        file.write(b'\n\0\0\0\n{"event": 3}\n[]\n\xff\xfe\n{"event": "no time"}\n')
+    journal.write("last")
+    assert names(job) == ["first", "last"]
+
+
+def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
+    """Nothing is lost and nothing is mixed, whoever writes at the same time."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(job.root), "150"], stdin=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write(b"go")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+    lines = job.journal("here").read_bytes().splitlines()
+    assert len([line for line in lines if line]) == 600
+    events = read_journal(job)
+    assert len(events) == 600
+    for writer in writers:
+        numbers = [event.data["number"] for event in events if event.pid == writer.pid]
+        assert sorted(numbers) == list(range(150))
+
+
+def test_a_full_disk_never_raises(job: JobDirectory) -> None:
+    """The training goes on without a journal."""
+    job.journal("here").symlink_to("/dev/full")
+    Journal(job, "here").write("lost")
+
+
+@pytest.mark.parametrize("place", ["a directory", "below a file", "gone"])
+def test_an_unwritable_journal_never_raises(job: JobDirectory, place: str) -> None:
+    """Neither does a directory that somebody replaced or removed."""
+    path = job.journal("here")
+    if place == "a directory":
+        path.mkdir()
+    else:
+        path.parent.rmdir()
+        if place == "below a file":
+            path.parent.write_bytes(b"")
+    Journal(job, "here").write("lost")
+    assert read_journal(job) == []
+
+
+@pytest.mark.parametrize("value", ["caf\udce9", object(), 1 << 80], ids=["name", "object", "int"])
+def test_what_json_cannot_hold_never_raises(job: JobDirectory, value: object) -> None:
+    """A file name that is not UTF-8 in a message must not end the supervisor."""
+    journal = Journal(job, "here")
+    journal.write("crash", message=value)
+    journal.write("after")
+    assert names(job)[-1] == "after"
+
+
+def test_an_event_that_is_too_long_is_not_lost(job: JobDirectory) -> None:
+    """That it happened is kept, whatever becomes of its text."""
+    journal = Journal(job, "here")
+    journal.write("crash", message="x" * (2 * MAX_LINE_BYTES))
+    journal.write("after")
+    assert names(job) == ["crash", "after"]
+    assert max(map(len, job.journal("here").read_bytes().splitlines())) <= MAX_LINE_BYTES
