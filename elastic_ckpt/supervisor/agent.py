@@ -276,7 +276,7 @@ class Agent:
             for process in descendants()
             if process.pid != keep and not is_resource_tracker(process)
         )
-        reap()
+        reap(keep)
 
     def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:
         outcomes = {slot.outcome for slot in slots}
@@ -403,6 +403,6 @@ def main() -> None:
     try:
         agent.run()
     finally:
-        kill_descendants()
+        kill_descendants(spare_trackers=True)
         sys.stdout.flush()
         os._exit(0)  # torch elastic's thread may still wait for workers that are gone

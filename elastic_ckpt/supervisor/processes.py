@@ -60,45 +60,46 @@ def is_resource_tracker(process: psutil.Process) -> bool:
         return False
 
 
-def kill_all(processes: Iterable[psutil.Process]) -> list[int]:
-    """SIGKILL these, resource trackers only if they stay; wait, bounded, until they are gone.
-
-    Returns:
-        The pids that were still there after ``KILL_WAIT_SECONDS``.
-    """
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL these, resource trackers only if they stay; wait, bounded, until they are gone."""
     trackers: list[psutil.Process] = []
     victims: list[psutil.Process] = []
     for process in processes:
         (trackers if is_resource_tracker(process) else victims).append(process)
     _kill(victims)
-    _, left = psutil.wait_procs(victims, timeout=KILL_WAIT_SECONDS)
+    psutil.wait_procs(victims, timeout=KILL_WAIT_SECONDS)
     _, stuck = psutil.wait_procs(trackers, timeout=KILL_WAIT_SECONDS / 2)
     _kill(stuck)
-    reap()
-    return [process.pid for process in left]
 
 
-def kill_descendants(keep: Iterable[int] = ()) -> list[int]:
-    """:func:`kill_all` on everything below this process, again until nothing new was forked."""
-    kept = set(keep)
+def kill_descendants(*, spare_trackers: bool = False) -> None:
+    """:func:`kill_all` on everything below this process, again until nothing new was forked.
+
+    Args:
+        spare_trackers: leave resource trackers that this process itself is a client of: they
+            end, and clean up, when it does.
+    """
     limit = time.monotonic() + KILL_WAIT_SECONDS
-    left: list[int] = []
     while time.monotonic() < limit:
-        found = [process for process in descendants() if process.pid not in kept]
+        found = descendants()
+        if spare_trackers:
+            found = [process for process in found if not is_resource_tracker(process)]
         if not found:
-            return []
-        left = kill_all(found)
-    return left
+            return
+        kill_all(found)
 
 
-def reap() -> None:
+def reap(keep: int) -> None:
     """Collect adopted children that have ended, so that none stays a zombie.
 
-    Children that somebody else waits for (``subprocess``, multiprocessing) are left to them.
+    Args:
+        keep: pid of a child that somebody else waits for.
     """
     for process in descendants():
         try:
-            if process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid():
+            if process.pid == keep or process.ppid() != os.getpid():
+                continue
+            if process.status() == psutil.STATUS_ZOMBIE:
                 os.waitpid(process.pid, os.WNOHANG)
         except (psutil.Error, ChildProcessError):
             continue

@@ -40,7 +40,7 @@ def main(payload: bytes) -> None:
     _die_with_template()
     ignore_notices()
     # Being forked from a forkserver made that this process's own way to start children, too.
-    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
+    multiprocessing.set_start_method(None, force=True)
     spec = msgspec.json.decode(payload, type=_Spec)
     board = Board.open(spec.board)
     local_rank = int(os.environ["LOCAL_RANK"])

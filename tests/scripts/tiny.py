@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import random
+import signal
 import time
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -32,6 +34,17 @@ class Numbers(Dataset):
         return index, self.inputs[index]
 
 
+def give_notice(args, step, place, rank):
+    """Signal the supervisor from here, as if a preemption came at this very moment."""
+    if not args.notice or os.path.exists(args.notice_file):
+        return
+    at_step, at_place, *at_rank = args.notice.split(":")
+    if (step, place) == (int(at_step), at_place) and rank == int((at_rank or [0])[0]):
+        open(args.notice_file, "w").close()
+        supervisor = next(p for p in psutil.Process().parents() if "run" in p.cmdline())
+        supervisor.send_signal(signal.SIGTERM)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=2)
@@ -45,6 +58,10 @@ def main():
     parser.add_argument("--slow-eval", type=float, default=0.0)
     parser.add_argument("--interruptible", action="store_true")
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument(
+        "--notice", help="STEP:PLACE[:RANK], places: step, eval; once, and only once"
+    )
+    parser.add_argument("--notice-file", help="stands where the notice was given")
     parser.add_argument("--trace")
     parser.add_argument("--digest")
     args = parser.parse_args()
@@ -83,6 +100,7 @@ def main():
                 (loss / args.accumulation).backward()
                 if args.pause and (args.slow_rank in (-1, rank)):
                     time.sleep(args.pause)
+                give_notice(args, session.step + 1, "step", rank)
                 if session.step_ends:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -91,6 +109,7 @@ def main():
                         trace.write(json.dumps([step, epoch, used, loss.item()]) + "\n")
                     used = []
             with session.evaluation(interruptible=args.interruptible) as evaluation:
+                give_notice(args, session.step, "eval", rank)
                 for _ in evaluation.batches(range(10)):
                     torch.rand(3)
                     random.random()

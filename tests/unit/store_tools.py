@@ -166,7 +166,7 @@ def tree(root: Path) -> dict[str, bytes | str]:
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
+            found[name] = f"-> {path.readlink()}"
         elif path.is_dir():
             found[name] = "dir"
         else:

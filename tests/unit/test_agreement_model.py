@@ -1,28 +1,16 @@
-"""The stop-step agreement, run over all interleavings of small jobs and over many of larger ones.
+"""The stop-step agreement, over all interleavings of small jobs and random ones of larger jobs.
 
-A model of ranks, boards and watchers takes one atomic action at a time: a rank writes ``entered``,
-reads the flag, reads the answers, begins, finishes, rewinds ``entered`` before a save,
-acknowledges; a watcher raises the flag, reads one word of one rank, posts, publishes the maximum
-over the nodes. Between any two of them anybody else may go on. The decisions in it are the real
-ones: ``Agenda.decide`` for the ranks and ``answer_step`` for the watchers; two tests hold the
-order of the model's actions against that of ``StepProtocol`` and of the agent.
-
-Ranks are coupled as synchronous training couples them: none finishes a step before all of them
-have begun it, and a save is over only when all of them have arrived at the same one. Ranks that
-save at different steps therefore show as a deadlock.
-
-Memory is sequentially consistent here: a write is seen by whatever is read later. Python has no
-store-load fence, and the real watcher waits 1 ms between raising the flag and reading instead,
-which is far longer than a processor holds a store back.
+``agreement_model.py`` says what is modelled and what must hold: no rank passes the stop step, none
+waits for ever, all save at the same steps in the same order and end alike, and no watcher ever
+waits for a rank.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,554 +19,546 @@ from hypothesis import strategies as st
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import (
     NOTHING_ENTERED,
+    Action,
     ActionKind,
     Agenda,
     Answer,
     RequestKind,
     answer_step,
 )
-from elastic_ckpt.supervisor import agent as agent_module
+from elastic_ckpt.errors import StopAborted
+from elastic_ckpt.supervisor.agent import Agent
 from elastic_ckpt.training import step as step_module
+from elastic_ckpt.training.step import StepProtocol
+from tests.unit.agreement_model import (
+    COUPLED,
+    ENDS,
+    SAVE,
+    STOP,
+    Job,
+    Judge,
+    Model,
+    Node,
+    Rank,
+    explore,
+)
+
+AHEAD = "a rank runs ahead"
+BLOCKED = "one waits at the boundary, one is in the next step"
+WHILE_SAVING = "a flag rises while a rank saves"
+REWOUND = "a word is read that was about to be rewound"
+AT_ONCE = "a rank learns of two requests at once"
+TOO_LATE = "a stop comes behind the last boundary"
+NOT_BEGUN = "the answer is that nothing was begun"
+RELEASED = "a rank is released"
+DROPPED = "a save is dropped"
+
+# -- every interleaving ---------------------------------------------------------------------------
+
+
+def holds(job: Job, *witnesses: str) -> None:
+    """Nothing goes wrong in any interleaving, and the situations that matter do occur."""
+    found = explore(job)
+    assert found.violation is None, "\n".join([found.violation.what, *found.violation.trace])
+    assert not set(witnesses) - found.witnessed
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(nodes=(2,), steps=4),
+        Job(nodes=(3,), steps=4),
+        Job(nodes=(1, 1), steps=4),
+        Job(nodes=(2, 1), steps=2),
+    ],
+)
+def test_one_stop_at_any_time(job: Job) -> None:
+    holds(job, AHEAD, BLOCKED, TOO_LATE, NOT_BEGUN)
+
+
+def test_a_node_for_each_rank() -> None:
+    """The agreement of a script without a supervisor, where each rank watches for itself."""
+    holds(Job(nodes=(1, 1, 1), steps=2), AHEAD, BLOCKED, TOO_LATE)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(nodes=(2,), steps=4, requests=(SAVE, STOP)),
+        Job(nodes=(3,), steps=2, requests=(SAVE, STOP)),
+        Job(nodes=(1, 1), steps=2, requests=(SAVE, STOP)),
+    ],
+)
+def test_a_save_and_then_a_stop(job: Job) -> None:
+    """Also a stop that comes while some ranks save and others have yet to arrive there."""
+    holds(job, AHEAD, BLOCKED, WHILE_SAVING, REWOUND, AT_ONCE, TOO_LATE)
+
+
+def test_saves_in_a_row_and_then_a_stop() -> None:
+    holds(Job(steps=3, requests=(SAVE, SAVE, STOP)), WHILE_SAVING, AT_ONCE, DROPPED)
+
+
+def test_a_second_stop_changes_nothing() -> None:
+    holds(Job(steps=4, requests=(STOP, STOP)), AT_ONCE)
+    holds(Job(steps=4, requests=(STOP, SAVE)), WHILE_SAVING)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize("interval", [1, 2])
+def test_with_saves_that_follow_from_the_step_number(start: int, interval: int) -> None:
+    """After a resume too; one that resumed behind the last step has nothing to do."""
+    holds(Job(steps=3, start=start, interval=interval, requests=(SAVE, STOP)), TOO_LATE)
+
+
+def test_a_single_rank() -> None:
+    holds(Job(nodes=(1,), steps=4, requests=(SAVE, SAVE, STOP)), REWOUND, TOO_LATE)
+
 
-SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
-
-# -- the model ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is run, and by which rules; the defaults are those of a ``Session``.
-
-    Attributes:
-        nodes: ranks on each node.
-        steps: optimizer steps in the data.
-        start: the step that was resumed from.
-        requests: what is asked for, in this order; each at any time, also when all is over.
-        interval: steps between the saves that follow from the step number.
-        deaths: ranks that may die, each in any state.
-        node_deaths: nodes that may vanish, with their watchers and ranks.
-        flag_first: the watcher raises the flag before it reads; else behind it.
-        entered_first: a rank writes ``entered`` before it reads the flag; else behind it.
-        maximum: the answer is the maximum over the nodes; else each node takes its own.
-        rewinds: a rank sets ``entered`` back before it saves.
-        loop: the script calls ``should_save`` once behind every step, the last one too, and does
-            not come back to the boundary behind a save; else it is a ``Session``, which looks
-            where a step begins, and again behind a save.
-        watcher_waits: the watcher posts only when every rank has come to a boundary.
-        ranks_vote: no watcher answers: each rank posts what it has finished and waits for all.
-    """
-
-    nodes: tuple[int, ...] = (2,)  # largest first
-    steps: int = 3
-    start: int = 0
-    requests: tuple[RequestKind, ...] = (STOP,)
-    interval: int = 0
-    deaths: int = 0
-    node_deaths: int = 0
-    flag_first: bool = True
-    entered_first: bool = True
-    maximum: bool = True
-    rewinds: bool = True
-    loop: bool = False
-    watcher_waits: bool = False
-    ranks_vote: bool = False
-
-    @property
-    def first_boundary(self) -> int:
-        """The step behind which a rank looks first."""
-        return self.start + self.loop
-
-    @property
-    def last_boundary(self) -> int:
-        """The step behind which a rank looks last."""
-        return self.steps if self.loop else self.steps - 1
-
-
-class Rank(NamedTuple):
-    """A rank: where it is in its program, its words on the board, its agenda.
-
-    ``at`` names the action that it takes next; ``then`` where it goes behind a save. ``flag`` is
-    what it read last. ``saves`` holds the steps of all saves that it has arrived at.
-    """
-
-    at: str
-    finished: int
-    begun: int
-    entered: int = NOTHING_ENTERED
-    acknowledged: int = 0
-    seen: int = 0
-    open: tuple[Answer, ...] = ()
-    flag: int = 0
-    then: str = ""
-    saves: tuple[int, ...] = ()
-    left: bool = False
-    vote: int | None = None
-
-
-class Node(NamedTuple):
-    """A node's board and its watcher; ``served`` counts the requests taken up."""
-
-    at: str = "idle"
-    flag: int = 0
-    answers: tuple[Answer, ...] = ()
-    aborted: int = 0
-    served: int = 0
-    kind: RequestKind = STOP
-    words: tuple[int, ...] = ()
-    posts: tuple[int, ...] = ()
-    gave_up: bool = False
-
-
-ENDS = frozenset({"stopped", "completed", "released", "dead"})
-"""Where a rank takes no further action."""
-
-COUPLED = frozenset({"finish", "saving", "leaving"})
-"""Where a rank waits for ranks; a supervisor kills what is stuck here behind a death."""
-
-State = tuple[tuple[int, ...], tuple[int, ...]]
-"""Ranks and nodes, by their numbers in ``Model.things``."""
-
-
-def put(numbers: tuple[int, ...], index: int, number: int) -> tuple[int, ...]:
-    """The tuple with one element replaced."""
-    return (*numbers[:index], number, *numbers[index + 1 :])
-
-
-class Model:
-    """The transitions of one job."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.home = [node for node, size in enumerate(job.nodes) for _ in range(size)]
-        self.things: list[Any] = []
-        self._numbers: dict[Any, int] = {}
-        self._rank_steps: dict[tuple[int, int, int | None], int | None] = {}
-
-    def initial(self) -> State:
-        """All ranks have loaded; nobody has said so on the board."""
-        # The first call of should_save comes when a step is over.
-        at = "begin" if self.job.loop else "attach"
-        rank = self._number(Rank(at, self.job.start, self.job.start))
-        node = self._number(Node())
-        return (rank,) * len(self.home), (node,) * len(self.job.nodes)
-
-    def decode(self, state: State) -> tuple[list[Rank], list[Node]]:
-        """The ranks and nodes of a state."""
-        things = self.things
-        return [things[number] for number in state[0]], [things[number] for number in state[1]]
-
-    def successors(self, state: State) -> Iterator[tuple[str, State]]:
-        """Every action that can be taken now, and where it leads."""
-        rank_numbers, node_numbers = state
-        ranks, nodes = self.decode(state)
-        for index, rank in enumerate(ranks):
-            word = self._word(rank, ranks)
-            key = (rank_numbers[index], node_numbers[self.home[index]], word)
-            if key not in self._rank_steps:
-                moved = self._rank_step(rank, nodes[self.home[index]], word)
-                self._rank_steps[key] = None if moved is None else self._number(moved)
-            number = self._rank_steps[key]
-            if number is not None:
-                yield self._label(index, rank), (put(rank_numbers, index, number), node_numbers)
-        for index, node in enumerate(nodes):
-            for moved in self._node_steps(index, ranks, nodes):
-                after = put(node_numbers, index, self._number(moved))
-                yield f"watcher {index}: {node.at}", (rank_numbers, after)
-        yield from self._deaths(state, ranks, nodes)
-
-    def canonical(self, state: State) -> State:
-        """One of all states that differ only in which rank, or which node, is which.
-
-        Ranks of a node are alike, but for those that the watcher has read and those that it has
-        not; nodes of one size are alike.
-        """
-        groups = []
-        first = 0
-        for size, number in zip(self.job.nodes, state[1], strict=True):
-            read = first + len(self.things[number].words)
-            end = first + size
-            ranks = (*sorted(state[0][first:read]), *sorted(state[0][read:end]))
-            groups.append((-size, number, ranks))
-            first = end
-        groups.sort()
-        return (
-            tuple(rank for _, _, ranks in groups for rank in ranks),
-            tuple(number for _, number, _ in groups),
-        )
-
-    def _label(self, index: int, rank: Rank) -> str:
-        return f"node {self.home[index]}, a rank behind step {rank.finished}: {rank.at}"
-
-    def _number(self, thing: Rank | Node) -> int:
-        number = self._numbers.setdefault(thing, len(self.things))
-        if number == len(self.things):
-            self.things.append(thing)
-        return number
-
-    # -- a rank -----------------------------------------------------------------------------------
-
-    def _word(self, rank: Rank, ranks: list[Rank]) -> int | None:
-        """What a rank takes from the other ranks; None while it has to wait for them."""
-        match rank.at:
-            case "finish":
-                ready = all(peer.begun >= rank.begun for peer in ranks)
-            case "saving":
-                index = len(rank.saves) - 1
-                ready = all(peer.saves[index : index + 1] == rank.saves[-1:] for peer in ranks)
-            case "leaving":
-                ready = all(peer.left for peer in ranks)
-            case "count":
-                votes = [peer.vote for peer in ranks]
-                return None if None in votes else answer_step(votes)
-            case _:
-                ready = True
-        return 0 if ready else None
-
-    def _rank_step(self, rank: Rank, node: Node, word: int | None) -> Rank | None:
-        """The rank behind its next action; None if it cannot take it now."""
-        job = self.job
-        if rank.at in ENDS or word is None:
-            return None
-        match rank.at:
-            case "attach":
-                return self._boundary(rank._replace(entered=job.start))
-            case "enter":
-                at = "look" if job.entered_first else "begin"
-                return rank._replace(entered=rank.finished + 1, at=at)
-            case "look":
-                return self._look(rank, node)
-            case "look again":
-                return rank._replace(flag=node.flag, at="answers")
-            case "answers":
-                return self._decide(rank, {answer.number: answer for answer in node.answers})
-            case "aborted":
-                return rank._replace(at="released" if node.aborted > rank.seen else "wait")
-            case "wait":
-                news = node.flag != rank.flag or node.aborted > rank.seen
-                news = news or any(answer.number == rank.seen + 1 for answer in node.answers)
-                return rank._replace(at="look again") if news else None
-            case "vote":
-                return rank._replace(vote=rank.finished, flag=node.flag, at="count")
-            case "count":
-                return self._decide(rank, {1: Answer(1, STOP, word)})
-            case "rewind":
-                return rank._replace(entered=rank.finished, at="acknowledge")
-            case "acknowledge":
-                rank = rank._replace(acknowledged=rank.seen)
-                return self._go(rank) if rank.then == "go" else self._save(rank)
-            case "arrive":
-                return rank._replace(saves=(*rank.saves, rank.finished), at="saving")
-            case "saving":
-                return self._behind_save(rank)
-            case "leave":
-                return rank._replace(left=True, at="leaving")
-            case "leaving":
-                return rank._replace(at="stopped")
-            case "begin":
-                return rank._replace(begun=rank.finished + 1, at="finish")
-            case "finish":
-                rank = rank._replace(finished=rank.begun)
-                if self._interval_due(rank) and not job.loop:
-                    return self._save(rank._replace(then="boundary"))
-                return self._boundary(rank)
-        raise AssertionError(rank.at)
-
-    def _boundary(self, rank: Rank) -> Rank:
-        """A step is over: the next one, or the end of the data."""
-        if self.job.loop and rank.entered == NOTHING_ENTERED:
-            return rank._replace(at="attach")
-        if rank.finished < self.job.steps or self.job.loop:
-            return rank._replace(at="enter" if self.job.entered_first else "look", then="")
-        return self._complete(rank)
-
-    def _look(self, rank: Rank, node: Node) -> Rank:
-        if node.flag != rank.seen or rank.open:
-            return rank._replace(at="vote" if self.job.ranks_vote else "look again")
-        return self._go(rank) if self.job.entered_first else rank._replace(at="enter")
-
-    def _go(self, rank: Rank) -> Rank:
-        """Nothing is asked: begin the next step, if there is one."""
-        if self.job.loop and self._interval_due(rank) and not self._saved(rank):
-            return rank._replace(then="go", at="arrive")
-        if rank.finished < self.job.steps:
-            return rank._replace(at="begin")
-        return rank._replace(at="completed") if self.job.loop else self._complete(rank)
-
-    def _complete(self, rank: Rank) -> Rank:
-        return self._save(rank._replace(then="complete"))
-
-    def _interval_due(self, rank: Rank) -> bool:
-        return self.job.interval > 0 and rank.finished % self.job.interval == 0
-
-    def _decide(self, rank: Rank, answers: dict[int, Answer]) -> Rank:
-        agenda = Agenda(rank.seen, list(rank.open))
-        action = agenda.decide(rank.finished, rank.flag, answers)
-        rank = rank._replace(seen=agenda.seen, open=tuple(agenda.open))
-        match action.kind:
-            case ActionKind.WAIT:
-                return rank._replace(at="aborted")
-            case ActionKind.GO:
-                return rank._replace(then="go", at="acknowledge")
-            case ActionKind.SAVE:
-                rank = rank._replace(then="save")
-            case ActionKind.STOP:
-                rank = rank._replace(then="stop")
-        return rank._replace(at="rewind" if self.job.rewinds else "acknowledge")
-
-    def _save(self, rank: Rank) -> Rank:
-        """Save, unless what would be saved is saved already, and go where ``then`` says."""
-        return self._behind_save(rank) if self._saved(rank) else rank._replace(at="arrive")
-
-    def _saved(self, rank: Rank) -> bool:
-        return rank.finished == (rank.saves[-1] if rank.saves else self.job.start)
-
-    def _behind_save(self, rank: Rank) -> Rank:
-        match rank.then:
-            case "stop":
-                return rank._replace(at="leave" if rank.finished else "stopped")
-            case "complete":
-                return rank._replace(at="completed")
-            case "save" | "go" if self.job.loop:
-                return self._go(rank)
-            case _:
-                return self._boundary(rank)
-
-    # -- a watcher --------------------------------------------------------------------------------
-
-    def _node_steps(self, index: int, ranks: list[Rank], nodes: list[Node]) -> Iterator[Node]:
-        """The node behind each action that its watcher can take."""
-        job, node = self.job, nodes[index]
-        mine = [rank for rank, home in zip(ranks, self.home, strict=True) if home == index]
-        order = ("raise", "read") if job.flag_first else ("read", "raise")
-        match node.at:
-            case "idle" if node.served < len(job.requests):
-                node = node._replace(kind=job.requests[node.served], served=node.served + 1)
-                # On one node a save that is asked for while one is being taken up is that one.
-                drops = node.kind is SAVE and node.flag and len(nodes) == 1
-                yield node._replace(at="taken up?" if drops else order[0], words=())
-            case "taken up?":
-                if mine[len(node.words)].acknowledged < node.flag:
-                    yield node._replace(at="idle", words=())
-                elif len(node.words) + 1 < len(mine):
-                    yield node._replace(words=(*node.words, 0))
-                else:
-                    yield node._replace(at=order[0], words=())
-            case "raise":
-                at = "read" if job.flag_first else "post"
-                yield node._replace(flag=node.flag + 1, at="idle" if job.ranks_vote else at)
-            case "read":
-                words = (*node.words, mine[len(node.words)].entered)
-                at = "read" if len(words) < len(mine) else "post" if job.flag_first else "raise"
-                yield node._replace(words=words, at=at)
-            case "post":
-                if job.watcher_waits and any(
-                    rank.at not in ("aborted", "wait", *ENDS) for rank in mine
-                ):
-                    return
-                node = node._replace(posts=(*node.posts, answer_step(node.words)), words=())
-                yield (
-                    self._publish(node, node.posts)
-                    if len(nodes) == 1
-                    else node._replace(at="gather")
-                )
-            case "gather":
-                posts = [each.posts[node.flag - 1 : node.flag] for each in nodes]
-                if all(posts):
-                    yield self._publish(node, [post for (post,) in posts])
-        yield from self._give_up(nodes[index], ranks, len(nodes))
-
-    def _publish(self, node: Node, posts: Any) -> Node:
-        step = answer_step(posts) if self.job.maximum else node.posts[-1]
-        answer = Answer(node.flag, node.kind, step)
-        return node._replace(answers=(*node.answers, answer), at="idle")
-
-    def _give_up(self, node: Node, ranks: list[Rank], nodes: int) -> Iterator[Node]:
-        """A death aborts: the agent's loop between two requests, or a wait for another node."""
-        if node.gave_up or node.at not in ("idle", "gather"):
-            return
-        if any(rank.at == "dead" for rank in ranks):
-            node = node._replace(aborted=node.flag, gave_up=True)
-            yield node if nodes == 1 else node._replace(at="ended")
-
-    # -- deaths -----------------------------------------------------------------------------------
-
-    def _deaths(
-        self, state: State, ranks: list[Rank], nodes: list[Node]
-    ) -> Iterator[tuple[str, State]]:
-        dead = sum(rank.at == "dead" for rank in ranks)
-        if self.job.deaths > dead:
-            for index, rank in enumerate(ranks):
-                if rank.at not in ENDS:
-                    dead_rank = self._number(rank._replace(at="dead"))
-                    after = put(state[0], index, dead_rank)
-                    yield f"{self._label(index, rank)}, where it dies", (after, state[1])
-        if self.job.node_deaths > sum(node.at == "gone" for node in nodes):
-            for index, node in enumerate(nodes):
-                after = tuple(
-                    self._number(rank._replace(at="dead")) if home == index else number
-                    for rank, home, number in zip(ranks, self.home, state[0], strict=True)
-                )
-                gone = self._number(node._replace(at="gone", gave_up=True))
-                yield f"node {index} vanishes in {node.at}", (after, put(state[1], index, gone))
-
-
-# -- what must hold -------------------------------------------------------------------------------
-
-
-class Judge:
-    """Says what is wrong with a state; empty if nothing is."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._job = model.job
-
-    def state(self, ranks: list[Rank], nodes: list[Node], labels: list[str]) -> str:
-        """A state on the way; ``labels`` are the actions that can be taken in it."""
-        for node in nodes:
-            for answer in node.answers:
-                if answer.kind is STOP and any(
-                    rank.begun > max(answer.step, self._job.first_boundary) for rank in ranks
-                ):
-                    return f"a rank has passed the stop step {answer.step}"
-        busy = any(
-            node.at not in ("idle", "ended", "gone")
-            or (node.at == "idle" and node.served < len(self._job.requests))
-            for node in nodes
-        )
-        if busy and not any(label.startswith("watcher") for label in labels):
-            return "a watcher waits for a rank"
-        return "" if labels else self._end(ranks, nodes)
-
-    def _end(self, ranks: list[Rank], nodes: list[Node]) -> str:
-        """A state that nothing leads out of."""
-        stuck = [f"rank {i} in {rank.at}" for i, rank in enumerate(ranks) if rank.at not in ENDS]
-        if any(rank.at == "dead" for rank in ranks):
-            if any(rank.at not in ENDS | COUPLED for rank in ranks):
-                return f"behind a death, not released: {', '.join(stuck)}"
-            longest = max((rank.saves for rank in ranks), key=len)
-            if any(longest[: len(rank.saves)] != rank.saves for rank in ranks):
-                return f"ranks saved differently: {[rank.saves for rank in ranks]}"
-            return ""
-        if stuck or any(rank.at in ("released", "dead") for rank in ranks):
-            return f"deadlock: {', '.join(stuck)}"
-        if len({(rank.at, rank.finished, rank.saves) for rank in ranks}) != 1:
-            return f"ranks end differently: {ranks}"
-        return self._outcome(ranks[0], nodes)
-
-    def _outcome(self, rank: Rank, nodes: list[Node]) -> str:
-        """All ranks ended alike; is it the end that the answers say?"""
-        job = self._job
-        if len({node.answers for node in nodes}) != 1:
-            return f"the nodes published different answers: {[node.answers for node in nodes]}"
-        answers = nodes[0].answers
-        first = job.first_boundary
-        stop = min(
-            (max(answer.step, first) for answer in answers if answer.kind is STOP),
-            default=job.steps + 1,
-        )
-        end = ("stopped", stop) if stop <= job.last_boundary else ("completed", job.steps)
-        if (rank.at, rank.finished) != end:
-            return f"{rank.at} at {rank.finished}, but the answers are {answers}"
-        steps = {max(answer.step, first) for answer in answers}
-        if rank.at == "stopped" or not job.loop:
-            steps.add(rank.finished)
-        if job.interval:
-            steps.update(range(job.interval, rank.finished + 1, job.interval))
-        expected = tuple(sorted(step for step in steps if job.start < step <= rank.finished))
-        if rank.saves != expected:
-            return f"saved at {rank.saves} instead of {expected}"
-        return ""
-
-
-class Violation(NamedTuple):
-    """What went wrong, and the actions that led to it."""
-
-    what: str
-    trace: list[str]
-
-
-@dataclass
-class Explored:
-    """What an exploration found; ``witnessed`` names the situations that occurred in it."""
-
-    states: int
-    violation: Violation | None
-    witnessed: set[str] = field(default_factory=set)
-
-
-Situation = Callable[[list[Rank], list[Node]], bool]
-
-SITUATIONS: dict[str, Situation] = {
-    "a rank runs a step ahead": lambda ranks, nodes: (
-        max(rank.begun for rank in ranks) > min(rank.begun for rank in ranks) >= 0
-        and max(rank.begun for rank in ranks) > min(rank.finished for rank in ranks) + 1
-    ),
-    "one waits at the boundary, one is in the next step": lambda ranks, nodes: any(
-        a.at in ("wait", "vote", "count") and b.at == "finish" and b.begun == a.finished + 1
-        for a in ranks
-        for b in ranks
-    ),
-    "a flag rises while a rank saves": lambda ranks, nodes: any(
-        rank.at == "saving" and rank.seen < nodes[0].flag for rank in ranks
-    ),
-    "a word is read that was about to be rewound": lambda ranks, nodes: any(
-        rank.at == "rewind" and node.at in ("read", "post") and rank.entered in node.words
-        for rank in ranks
-        for node in nodes
-    ),
-    "a rank learns of two requests at once": lambda ranks, nodes: any(
-        len(rank.open) > 1 for rank in ranks
-    ),
-    "a stop comes behind the last boundary": lambda ranks, nodes: any(
-        node.flag > rank.seen and rank.at == "completed" for node in nodes for rank in ranks
-    ),
-    "the answer is that nothing was begun": lambda ranks, nodes: any(
-        answer.step == NOTHING_ENTERED for node in nodes for answer in node.answers
-    ),
-    "a rank is released": lambda ranks, nodes: any(rank.at == "released" for rank in ranks),
-    "a save is dropped": lambda ranks, nodes: any(
-        node.at == "idle" and node.served > node.flag for node in nodes
-    ),
-}
-
-
-def explore(job: Job, kind: str = "") -> Explored:
-    """Visit every state that any interleaving leads to, once; stop at the first violation.
+def test_a_request_at_the_last_step_ends_all_ranks_alike() -> None:
+    """A session has no boundary behind its last step: all complete, with one last save."""
+    holds(Job(nodes=(2,), steps=1, requests=(SAVE, STOP)), BLOCKED, TOO_LATE)
+    holds(Job(nodes=(3,), steps=1), BLOCKED, TOO_LATE)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(loop=True, steps=4, rewinds=False, requests=(SAVE, SAVE, STOP), interval=2),
+        Job(loop=True, nodes=(3,), steps=3, rewinds=False),
+        Job(loop=True, nodes=(1, 1), steps=3, rewinds=False),
+    ],
+)
+def test_a_loop_that_looks_once_per_step(job: Job) -> None:
+    """``should_save``: without a rewind, because the next step begins without another look."""
+    holds(job, AHEAD, BLOCKED)
+
+
+# -- deaths ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(nodes=(3,), steps=2, deaths=1),
+        Job(nodes=(2,), steps=3, deaths=2, requests=(SAVE, STOP)),
+        Job(nodes=(1, 1), steps=2, deaths=1),
+        Job(nodes=(1, 1), steps=3, node_deaths=1),
+    ],
+)
+def test_a_death_in_every_state_leaves_no_rank_waiting_for_an_answer(job: Job) -> None:
+    """What is stuck in a step or a save behind it is the supervisor's to kill."""
+    holds(job, BLOCKED, RELEASED)
+
+
+def test_without_an_abort_a_vanished_node_leaves_ranks_waiting() -> None:
+    found = explore(Job(nodes=(1, 1), steps=2, node_deaths=1, gives_up=False))
+    assert found.violation is not None
+    assert "in wait" in found.violation.what or "waits for" in found.violation.what
+
+
+# -- rules that must fail, so that the explorer is known to see it --------------------------------
+
+
+@pytest.mark.parametrize("nodes", [(2,), (3,)])
+def test_ranks_that_wait_for_each_others_word_deadlock(nodes: tuple[int, ...]) -> None:
+    """The naive rule: post what was finished, wait until all have posted, take the maximum."""
+    found = explore(Job(nodes=nodes, ranks_vote=True))
+    assert found.violation is not None
+    assert found.violation.what.startswith("deadlock")
+    assert "in finish" in found.violation.what
+    assert "in count" in found.violation.what
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Job(flag_first=False),
+        Job(entered_first=False),
+        Job(nodes=(1, 1), maximum=False),
+        Job(nodes=(1, 1), flag_first=False),
+    ],
+)
+def test_a_wrong_order_or_a_missing_maximum_lets_a_rank_pass_the_stop_step(broken: Job) -> None:
+    found = explore(broken)
+    assert found.violation is not None
+    assert found.violation.what.startswith("a rank has passed the stop step")
+    assert explore(broken, "deadlock").violation is not None
+
+
+def test_a_watcher_that_waits_for_ranks_is_found_out() -> None:
+    found = explore(Job(watcher_waits=True))
+    assert found.violation is not None
+    assert found.violation.what == "a watcher waits for a rank"
+
+
+@pytest.mark.parametrize("requests", [(SAVE, STOP), (SAVE, SAVE)])
+def test_a_rewind_without_another_look_deadlocks(requests: tuple[RequestKind, ...]) -> None:
+    """A loop that begins the next step behind a save must leave ``entered`` where it is."""
+    found = explore(Job(loop=True, steps=4, requests=requests), "deadlock")
+    assert found.violation is not None
+
+
+class _LateAgenda(Agenda):
+    """Serves an answer one boundary after its step."""
+
+    def decide(self, finished: int, flag: int, answers: Any) -> Action:
+        return super().decide(finished - 1, flag, answers)
+
+
+class _HastyAgenda(Agenda):
+    """Goes on while the answer is missing."""
+
+    def decide(self, finished: int, flag: int, answers: Any) -> Action:
+        action = super().decide(finished, flag, answers)
+        return Action(ActionKind.GO) if action.kind is ActionKind.WAIT else action
+
+
+class _NewestAgenda(Agenda):
+    """Forgets what came before the newest request."""
+
+    def decide(self, finished: int, flag: int, answers: Any) -> Action:
+        if self.seen < flag and flag in answers:
+            self.seen = flag - 1
+            self.open.clear()
+        return super().decide(finished, flag, answers)
+
+
+@pytest.mark.parametrize("broken", [_LateAgenda, _HastyAgenda, _NewestAgenda])
+def test_a_wrong_agenda_is_found_out(monkeypatch: pytest.MonkeyPatch, broken: type[Agenda]) -> None:
+    monkeypatch.setattr("tests.unit.agreement_model.Agenda", broken)
+    assert explore(Job(requests=(SAVE, STOP))).violation is not None
+
+
+def test_a_wrong_answer_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.agreement_model.answer_step", min)
+    assert explore(Job()).violation is not None
+
+
+# -- larger jobs, random schedules ----------------------------------------------------------------
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> Job:
+    nodes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    steps = draw(st.integers(1, 12))
+    return Job(
+        nodes=tuple(nodes),
+        steps=steps,
+        start=draw(st.integers(0, steps)),
+        requests=tuple(draw(st.lists(st.sampled_from([SAVE, STOP]), min_size=1, max_size=4))),
+        interval=draw(st.integers(0, 5)),
+    )
+
+
+def run_at_random(job: Job, seed: int, death: float = 0.0) -> tuple[str, list[Rank]]:
+    """One run to its end, each rank and each watcher at a pace of its own.
 
     Args:
-        kind: how a violation has to begin, so that others are passed over.
+        death: weight of a death against other actions; those of a fast rank weigh 1.
+
+    Returns:
+        What went wrong, empty if nothing did; and the ranks at the end.
     """
+    chance = random.Random(seed)
     model = Model(job)
-    judge = Judge(model)
-    found = Explored(0, None)
-    start = model.initial()
-    origin: dict[State, tuple[State, str] | None] = {start: None}
-    pending = deque([start])  # breadth first: the first violation has the shortest trace
-    unwitnessed = dict(SITUATIONS)
-    while pending:
-        state = pending.popleft()
+    judge = Judge(job)
+    state = model.initial()
+    pace: dict[str, float] = {}
+    while True:
         steps = list(model.successors(state))
+        labels = [label for label, _ in steps]
         ranks, nodes = model.decode(state)
-        wrong = judge.state(ranks, nodes, [label for label, _ in steps])
-        for name in [name for name, holds in unwitnessed.items() if holds(ranks, nodes)]:
-            found.witnessed.add(name)
-            del unwitnessed[name]
-        if wrong and wrong.startswith(kind):
-            found.violation = Violation(wrong, _trace(origin, state))
-            break
-        for label, moved in steps:
-            after = model.canonical(moved)
-            if after not in origin:
-                origin[after] = (state, label)
-                pending.append(after)
-    found.states = len(origin)
+        wrong = next(judge.complaints(ranks, nodes, labels), "")
+        if wrong or not steps:
+            return wrong, ranks
+        weights = []
+        for label, after in steps:
+            mover = who_moves(label, state[0], after[0])
+            weight = pace.setdefault(mover, 10.0 ** chance.uniform(-3, 0))
+            weights.append(death if "dies" in label or "vanishes" in label else weight)
+        if not any(weights):
+            return "", ranks
+        state = chance.choices(steps, weights)[0][1]
+
+
+def who_moves(label: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    moved = [rank for rank, now in enumerate(after) if now != before[rank]]
+    return f"rank {moved[0]}" if moved else label.partition(":")[0]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(job=jobs(), seed=st.integers(0, 2**32))
+def test_larger_jobs_at_random(job: Job, seed: int) -> None:
+    wrong, ranks = run_at_random(job, seed)
+    assert not wrong
+    assert {rank.at for rank in ranks} <= {"stopped", "completed"}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(job=jobs(), seed=st.integers(0, 2**32), nodes=st.booleans())
+def test_larger_jobs_with_deaths_at_random(job: Job, seed: int, nodes: bool) -> None:
+    deaths = {"node_deaths": 1} if nodes and len(job.nodes) > 1 else {"deaths": 2}
+    wrong, ranks = run_at_random(replace(job, **deaths), seed, death=0.01)
+    assert not wrong
+    assert {rank.at for rank in ranks} <= ENDS | COUPLED
+
+
+def test_random_schedules_find_what_is_wrong() -> None:
+    """The two tests above could fail: the naive rule does, in most schedules."""
+    naive = Job(nodes=(8,), steps=6, ranks_vote=True)
+    verdicts = [run_at_random(naive, seed)[0] for seed in range(40)]
+    assert sum(verdict.startswith("deadlock") for verdict in verdicts) > 10
+    unfenced = Job(nodes=(4, 4), steps=6, flag_first=False)
+    assert any(run_at_random(unfenced, seed)[0] for seed in range(200))
+
+
+# -- the model takes the actions that the code takes ----------------------------------------------
+
+
+class Timeline:
+    """A board that changes by itself: the n-th access finds the n-th moment, or the last."""
+
+    def __init__(self, moments: list[Node]) -> None:
+        self._moments = moments
+        self.accesses: list[str] = []
+
+    def access(self, name: str) -> Node:
+        moment = self._moments[min(len(self.accesses), len(self._moments) - 1)]
+        self.accesses.append(name)
+        return moment
+
+
+class TimelineBoard:
+    """What ``StepProtocol`` reads."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    @property
+    def flag(self) -> int:
+        return self._timeline.access("look").flag
+
+    @property
+    def aborted(self) -> int:
+        return self._timeline.access("aborted").aborted
+
+    def answers(self) -> dict[int, Answer]:
+        found = self._timeline.access("answers").answers
+        return {answer.number: answer for answer in found}
+
+
+class TimelineSlot:
+    """What ``StepProtocol`` writes; what is for ``status`` alone is no part of the agreement."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def step(self, entered: int, finished: int, epoch: int, samples: int) -> None:
+        self._timeline.access(f"entered {entered}")
+
+    def seen(self, number: int) -> None:
+        self._timeline.access(f"acknowledge {number}")
+
+    def first_entry(self) -> None:
+        pass
+
+    def phase(self, phase: Any) -> None:
+        pass
+
+
+def accesses_of_the_code(moments: list[Node], finished: int) -> tuple[list[str], str]:
+    timeline = Timeline(moments)
+    board: Any = TimelineBoard(timeline)
+    slot: Any = TimelineSlot(timeline)
+    try:
+        action = StepProtocol(board, slot).enter(finished)
+    except StopAborted:
+        return timeline.accesses, "released"
+    return timeline.accesses, action.kind.value
+
+
+def accesses_of_the_model(moments: list[Node], finished: int) -> tuple[list[str], str]:
+    timeline = Timeline(moments)
+    model = Model(Job(nodes=(1,), steps=finished + 5))
+    rank: Rank | None = Rank("enter", finished, finished, entered=finished)
+    ends = {"begin": "go", "arrive": "save", "released": "released"}
+    while rank is not None and rank.at not in ends:
+        if rank.at == "wait":  # no access, and no news needed: the code polls
+            rank = rank._replace(at="look again")
+            continue
+        names = {
+            "enter": f"entered {finished + 1}",
+            "look again": "look",
+            "rewind": f"entered {finished}",
+            "acknowledge": f"acknowledge {rank.seen}",
+        }
+        moment = timeline.access(names.get(rank.at, rank.at))
+        rank = model.rank_step(rank, moment, 0)
+    assert rank is not None
+    end = "stop" if rank.at == "arrive" and rank.then == "stop" else ends[rank.at]
+    return timeline.accesses, end
+
+
+def timelines() -> list[list[Node]]:
+    """Every time at which a request, or two, may be flagged, answered or aborted in 9 accesses."""
+    found = []
+    for kinds in ((STOP,), (SAVE,), (SAVE, STOP)):
+        for at in product(range(9), repeat=2 * len(kinds)):
+            if sorted(at) != list(at):
+                continue
+            for step in (4, 5, 6):
+                for abort in (False, True):
+                    found.append(timeline_of(kinds, at, step, abort))
     return found
 
 
-def _trace(origin: dict[State, tuple[State, str] | None], state: State) -> list[str]:
-    labels: list[str] = []
-    step = origin[state]
-    while step is not None:
-        labels.append(step[1])
-        step = origin[step[0]]
-    return labels[::-1]
+def timeline_of(
+    kinds: tuple[RequestKind, ...], at: tuple[int, ...], step: int, abort: bool
+) -> list[Node]:
+    """Request ``n`` is flagged at ``at[2 n]`` and answered at the next; the last may be aborted."""
+    moments = []
+    for now in range(10):
+        flags = sum(now >= time for time in at[::2])
+        answered = sum(now >= time for time in at[1::2])
+        lost = abort and answered == len(kinds)
+        answers = tuple(
+            Answer(number + 1, kinds[number], step) for number in range(answered - lost)
+        )
+        moments.append(Node(flag=flags, answers=answers, aborted=flags if lost else 0))
+    return moments
+
+
+def test_the_model_takes_the_actions_that_a_rank_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "_POLL_SECONDS", 0.0)
+    outcomes = set()
+    for moments in timelines():
+        code = accesses_of_the_code(moments, finished=5)
+        assert code == accesses_of_the_model(moments, finished=5)
+        outcomes.add(code[1])
+    assert outcomes == {"go", "save", "stop", "released"}
+
+
+class WatchedBoard(Board):
+    """Notes what a watcher does."""
+
+    accesses: list[str]
+
+    def raise_flag(self, number: int) -> None:
+        self.accesses.append(f"raise {number}")
+        super().raise_flag(number)
+
+    def entered(self) -> list[int]:
+        self.accesses.append("read")
+        return super().entered()
+
+    def post_answer(self, answer: Answer) -> None:
+        self.accesses.append(f"post {answer.number} {answer.kind.name} {answer.step}")
+        super().post_answer(answer)
+
+
+def watched_board(slots: int) -> WatchedBoard:
+    board = WatchedBoard.private(slots)
+    assert isinstance(board, WatchedBoard)
+    board.accesses = []
+    return board
+
+
+@pytest.fixture
+def agent() -> Agent:
+    """An agent with a board of two ranks under way and no processes."""
+    board = watched_board(2)
+    for rank in range(2):
+        slot = board.rank_slot(rank)
+        slot.attach(0)
+        slot.step(4 + rank, 3 + rank, 0, 0)
+        slot.first_entry()
+    agent = Agent.__new__(Agent)
+    agent._board = board
+    agent._incarnation = object()  # type: ignore[assignment]
+    return agent
+
+
+def test_the_agent_raises_the_flag_waits_reads_and_posts(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accesses = agent._board.accesses  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        "elastic_ckpt.supervisor.agent.time.sleep", lambda seconds: accesses.append("fence")
+    )
+    agent._ask(STOP)
+    assert accesses == ["raise 1", "fence", "read", "post 1 STOP 5"]
+
+
+def test_the_agent_drops_a_save_while_one_is_taken_up_but_never_a_stop(agent: Agent) -> None:
+    board = agent._board
+    agent._ask(SAVE)
+    agent._ask(SAVE)
+    assert board.flag == 1
+    board.rank_slot(0).seen(1)
+    agent._ask(SAVE)
+    assert board.flag == 1
+    board.rank_slot(1).seen(1)
+    agent._ask(SAVE)
+    agent._ask(STOP)
+    assert {number: answer.kind for number, answer in board.answers().items()} == {
+        1: SAVE,
+        2: SAVE,
+        3: STOP,
+    }
+
+
+def test_a_watcher_without_a_supervisor_keeps_the_same_order() -> None:
+    from elastic_ckpt.training.peers import Peers
+    from elastic_ckpt.training.solo import SoloWatcher
+
+    board = watched_board(1)
+    board.rank_slot(0).step(8, 7, 0, 0)
+    watcher = SoloWatcher(board, Peers(0, 1, None, 1.0))
+    watcher._noticed = True
+    watcher._run()
+    assert board.accesses == ["raise 1", "read", "post 1 STOP 8"]
+
+
+# -- a rank's agenda, by hand ---------------------------------------------------------------------
+
+
+def test_an_agenda_without_a_request_goes_on() -> None:
+    agenda = Agenda()
+    assert agenda.decide(finished=7, flag=0, answers={}) == Action(ActionKind.GO)
+
+
+def test_an_agenda_waits_for_the_answer_and_then_for_its_step() -> None:
+    agenda = Agenda()
+    assert agenda.decide(5, 1, {}).kind is ActionKind.WAIT
+    answers = {1: Answer(1, STOP, 6)}
+    assert agenda.decide(5, 1, answers) == Action(ActionKind.GO)
+    assert (agenda.seen, agenda.open) == (1, [answers[1]])
+    assert agenda.decide(6, 1, answers) == Action(ActionKind.STOP, 1)
+    assert agenda.open == []
+
+
+def test_an_agenda_serves_each_request_once_and_in_order() -> None:
+    agenda = Agenda()
+    answers = {1: Answer(1, SAVE, 5), 2: Answer(2, SAVE, 6)}
+    assert agenda.decide(5, 2, answers) == Action(ActionKind.SAVE, 1)
+    assert agenda.decide(5, 2, answers) == Action(ActionKind.GO)
+    assert agenda.decide(6, 2, answers) == Action(ActionKind.SAVE, 2)
+    assert agenda.decide(6, 2, answers) == Action(ActionKind.GO)
+
+
+def test_a_stop_includes_the_saves_that_are_due_with_it() -> None:
+    answers = {1: Answer(1, STOP, 5), 2: Answer(2, SAVE, 5)}
+    assert Agenda().decide(5, 2, answers) == Action(ActionKind.STOP, 2)
+
+
+def test_an_agenda_keeps_what_it_learnt_before_a_missing_answer() -> None:
+    agenda = Agenda()
+    assert agenda.decide(5, 2, {1: Answer(1, SAVE, 5)}).kind is ActionKind.WAIT
+    assert agenda.seen == 1
+    assert agenda.decide(5, 2, {2: Answer(2, STOP, 6)}) == Action(ActionKind.SAVE, 1)
+
+
+def test_the_answer_is_the_largest_step_or_that_nothing_was_begun() -> None:
+    assert answer_step([3, 5, NOTHING_ENTERED]) == 5
+    assert answer_step([]) == answer_step([NOTHING_ENTERED]) == NOTHING_ENTERED
+    assert Agenda().decide(4, 1, {1: Answer(1, STOP, NOTHING_ENTERED)}).kind is ActionKind.STOP

@@ -6,10 +6,13 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
+import msgspec
 import pytest
 
 from elastic_ckpt.core.manifest import PartManifest, decode_part, encode
+from elastic_ckpt.store import verify
 from elastic_ckpt.store.attempt import Attempt, recover_attempts
 from elastic_ckpt.store.catalog import newest_valid, scan
 from elastic_ckpt.store.layout import JobDirectory
@@ -83,7 +86,7 @@ def test_everything_is_on_the_disk_before_the_seal_and_the_rename(
     fsync, rename, replace = os.fsync, os.rename, os.replace
 
     def record_fsync(fd: int) -> None:
-        done.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+        done.append(("fsync", str(Path(f"/proc/self/fd/{fd}").readlink())))
         fsync(fd)
 
     def record_rename(source: Path, target: Path) -> None:
@@ -360,13 +363,13 @@ def test_a_file_that_no_part_lists_keeps_an_attempt_from_being_sealed(job: JobDi
 
 @pytest.mark.parametrize(
     "change",
-    [{"attempt": "f" * 16}, {"rank": 0}, {"world_size": 3}, {"format": 99}],
+    [{"attempt": "f" * 16}, {"rank": 0}, {"world_size": 3}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_part_that_contradicts_its_attempt_is_not_believed(
     job: JobDirectory, change: dict[str, object]
 ) -> None:
-    """A part of another attempt, rank, world size or version completes nothing."""
+    """A part of another attempt, rank or world size completes nothing."""
     attempt = make_attempt(job, 20)
     path = attempt.path / "parts" / "00001.json"
     part = decode_part(path.read_bytes())
@@ -391,7 +394,7 @@ def test_a_header_of_another_checkpoint_is_not_believed(
                 rank=0,
                 world_size=2,
                 files=part.files,
-                header=make_header(attempt, **header),
+                header=msgspec.structs.replace(make_header(attempt), **header),
             )
         )
     )
@@ -418,6 +421,38 @@ def test_a_part_with_an_unsafe_path_opens_nothing(
     [(_, what)] = recover_attempts(job)
     assert "unsafe path" in what
     assert not [path for path in opened if path.endswith(name)]
+
+
+def test_an_attempt_of_a_newer_version_is_left_to_it(job: JobDirectory) -> None:
+    """Nobody loads it, and after a step back and forth between versions it is still there."""
+    attempt = Attempt.begin(job, 20)
+    seal_in_place(attempt)
+    change_manifest(attempt.path, format=99)
+    before = tree(attempt.path)
+    [(path, what)] = recover_attempts(job)
+    assert path == attempt.path and not what.startswith(("removed", "sealed"))
+    assert tree(attempt.path) == before and scan(job) == []
+
+
+@pytest.mark.parametrize("failing", ["fsync", "read"])
+def test_a_disk_that_fails_neither_removes_an_attempt_nor_stops_the_run(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """It may be whole: the next recovery looks again."""
+    attempt = make_attempt(job, 20)
+
+    def fail(*arguments: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if failing == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(verify, "hash_file", fail)
+    [(path, what)] = recover_attempts(job)
+    assert path == attempt.path and os.strerror(errno.EIO) in what
+    monkeypatch.undo()
+    assert scan(job) == []
+    assert recover_attempts(job) == [(job.checkpoint(0, 20), "sealed")]
 
 
 def test_an_attempt_yields_to_a_valid_checkpoint_of_its_step(job: JobDirectory) -> None:

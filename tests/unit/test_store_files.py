@@ -48,7 +48,7 @@ def test_an_atomic_write_is_durable_in_contents_and_in_name(
     fsync, replace = os.fsync, os.replace
 
     def record_fsync(fd: int) -> None:
-        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        done.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         fsync(fd)
 
     def record_replace(source: Path, target: Path) -> None:

@@ -1,0 +1,59 @@
+"""SIGKILL supervisor, agent or template: nothing of the job is left, and the job goes on."""
+
+import os
+import signal
+
+import pytest
+
+from tests.job import Job, survivors
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "agent", "forkserver"])
+def test_no_pid_is_left_within_two_seconds(tmp_path, victim):
+    before = shared_memory()
+    with Job(tmp_path, "--epochs", "3", "--interval", "5", "--pause", "0.01") as job:
+        job.start().until_step(6)
+        supervisor = job.supervisor()
+        doomed = [process for process in job.tree() if process != supervisor]
+        # 2 workers with 2 DataLoader children each, the template, torch's helpers, the agent
+        assert len(doomed) >= 8
+        if victim != "supervisor":
+            # The resource tracker serves the agent: it may live as long as that does.
+            doomed = [p for p in doomed if victim == "agent" or p in job.workers()]
+            getattr(job, victim)().send_signal(signal.SIGKILL)
+            assert not survivors(doomed)
+            assert job.wait(120) == 0, job.output()
+            assert job.view().restarts.failures == 1
+        else:
+            supervisor.send_signal(signal.SIGKILL)
+            assert not survivors([supervisor, *doomed])
+            view = job.view()
+            assert (view.state, view.exit_code) == ("dead", 2)
+            assert job.start().wait(120) == 0, job.output()
+        assert job.view().state == "finished"
+    assert shared_memory() <= before
+
+
+def test_both_parents_killed_at_once_take_the_workers_with_them(tmp_path):
+    with Job(tmp_path, "--epochs", "3", "--workers", "0", "--pause", "0.01") as job:
+        job.start().until_step(3)
+        workers, agent, supervisor = job.workers(), job.agent(), job.supervisor()
+        supervisor.send_signal(signal.SIGSTOP)  # so that it cannot clean up first
+        agent.send_signal(signal.SIGKILL)
+        supervisor.send_signal(signal.SIGKILL)
+        assert not survivors(workers)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    with Job(tmp_path, "--epochs", "50", "--pause", "2") as job:
+        job.start().until_step(1)
+        tree = job.tree()
+        job.process.send_signal(signal.SIGINT)
+        job.until(lambda view: view.state == "draining", "draining")
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait(10) == 76, job.output()
+        assert not survivors(tree)
