@@ -34,7 +34,9 @@ class _LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="elastic-ckpt")
 def group() -> None:
     """Training that survives its machines: run, preempt, seal, resume.
@@ -70,6 +72,10 @@ def _run() -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(f"{place}{error.strerror or error}")
+        return int(ExitCode.UNAVAILABLE)
     return int(result) if isinstance(result, int) else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -50,7 +50,8 @@ def _print(views: list[CheckpointView]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("step", "epoch", "reason", "tier", "size", "age"):
-        table.add_column(title, justify="left" if title in ("reason", "tier") else "right")
+        justify: Literal["left", "right"] = "left" if title in ("reason", "tier") else "right"
+        table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
         state = Text("valid", "green") if view.valid else Text(view.why, "red")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from elastic_ckpt.core.interval import SaveInterval, parse_interval
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store import records
+from elastic_ckpt.store.layout import JobDirectory
 
 _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
 
@@ -87,7 +89,9 @@ def command(
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
     _check_script(script)
-    root = Path(directory).resolve()
+    if not math.isfinite(grace):
+        raise UsageError(f"--grace {grace} is no number of seconds")
+    root = JobDirectory.at(directory).root
     settings = RunSettings(
         directory=root,
         script=script.resolve(),
@@ -117,7 +121,7 @@ def _workers(nproc: str) -> int:
         if visible is not None:
             return max(1, len([device for device in visible.split(",") if device.strip()]))
         return max(1, len(glob.glob("/dev/nvidia[0-9]*")))
-    if not nproc.isdigit() or int(nproc) < 1:
+    if not nproc.isdecimal() or int(nproc) < 1:
         raise UsageError(f"--nproc {nproc!r} is neither a number from 1 nor auto")
     return int(nproc)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
@@ -67,7 +67,7 @@ def _page(view: StatusView) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, value in _facts(view):
-        facts.add_row(name, value)
+        facts.add_row(name, Text(value))  # a reason is text, not mark-up
     parts: list[RenderableType] = [head]
     if view.message != view.state:
         parts.append(Text(view.message))
@@ -128,7 +128,8 @@ def _workers(view: StatusView) -> RenderableType:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("rank", "pid", "phase", "step", "last beat", "memory", "cpu"):
-        table.add_column(title, justify="left" if title == "phase" else "right")
+        justify: Literal["left", "right"] = "left" if title == "phase" else "right"
+        table.add_column(title, justify=justify, overflow="fold")
     for worker in view.workers:
         beat = worker.last_beat_seconds
         cpu = worker.cpu_percent

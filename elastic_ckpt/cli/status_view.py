@@ -9,7 +9,7 @@ import msgspec
 import psutil
 
 from elastic_ckpt.board import Board, Slot
-from elastic_ckpt.core.goodput import account
+from elastic_ckpt.core.goodput import account, number
 from elastic_ckpt.core.run_state import TERMINAL, RunState
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
@@ -193,7 +193,7 @@ def _exit_code(
 def _slots(record: NodeRecord) -> list[Slot]:
     try:
         return Board.open(record.board, writable=False).read_slots()
-    except (OSError, ValueError, ElasticCkptError):
+    except (OSError, ValueError, TypeError, IndexError, ElasticCkptError):
         return []  # another user's job, or it has just ended
 
 
@@ -271,8 +271,8 @@ def _last_save(events: list[JournalEvent]) -> LastSaveView | None:
             data: dict[str, Any] = event.data
             return LastSaveView(
                 str(data.get("reason", "")),
-                data.get("predicted_seconds"),
-                float(data.get("seconds", 0.0)),
-                float(data.get("stall_seconds", 0.0)),
+                number(data.get("predicted_seconds"), None),
+                number(data.get("seconds"), 0.0),
+                number(data.get("stall_seconds"), 0.0),
             )
     return None

@@ -9,10 +9,11 @@ import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_bytes, open_job
 from elastic_ckpt.cli.listing import as_row
-from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import set_aside
+from elastic_ckpt.store.verify import MANIFEST_NAME
 
 
 @click.command("verify")
@@ -26,7 +27,10 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     Exits with 0 if all are, with 65 if one is not or there is none.
     """
     job = open_job(directory)
-    single = checkpoint_key(job.root.name) is not None
+    named = checkpoint_key(job.root.name) is not None
+    single = named or (job.root / MANIFEST_NAME).exists()
+    if quarantine and single and not named:
+        raise UsageError(f"{job.root} is in no job directory: --quarantine has no place for it")
     if single:
         job = JobDirectory(job.root.parent)
     paths = [Path(directory).resolve()] if single else scan(job)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+_Other = TypeVar("_Other", float, None)
 
 
 class _Event(Protocol):
@@ -38,6 +40,11 @@ class Goodput:
         return self.training_seconds / self.wall_seconds if self.wall_seconds > 0 else None
 
 
+def number(value: Any, otherwise: _Other) -> float | _Other:
+    """A number of a journal that another version may have written."""
+    return float(value) if isinstance(value, int | float) else otherwise
+
+
 def account(events: Iterable[_Event], now: float | None = None) -> Goodput:
     """Fold a journal.
 
@@ -57,7 +64,7 @@ def account(events: Iterable[_Event], now: float | None = None) -> Goodput:
             began = kept = event.wall
         elif event.event == "saved" and began is not None:
             kept = event.wall
-            stall += float(event.data.get("stall_seconds", 0.0))
+            stall += number(event.data.get("stall_seconds"), 0.0)
         elif event.event in ("ended", "start") and began is not None:
             training += event.wall - began
             if event.event == "start" or event.data.get("kind") == "crashed":

@@ -146,7 +146,9 @@ def fingerprint(files: Iterable[FileEntry]) -> str:
 def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
     """The seal of a checkpoint with these files."""
     listed = sorted(files, key=lambda entry: entry.path)
-    return Manifest(**msgspec.structs.asdict(header), files=listed, fingerprint=fingerprint(listed))
+    # Field by field: a manifest is a header, too.
+    values = {name: getattr(header, name) for name in SealHeader.__struct_fields__}
+    return Manifest(**values, files=listed, fingerprint=fingerprint(listed))
 
 
 def encode(manifest: PartManifest | Manifest) -> bytes:

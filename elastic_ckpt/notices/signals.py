@@ -54,6 +54,8 @@ class SignalSource:
         # Asked now: once the terminal has hung up there is none any more.
         self._terminal = _has_terminal()
         for number in (*_NOTICES, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: whoever started us asked that a hang-up changes nothing
             self._previous[number] = signal.signal(number, self._arrive)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from elastic_ckpt.core.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.store.files import hash_file, seal_file, sync_directory, sync_tree, write_atomic
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.quarantine import set_aside
@@ -38,10 +39,10 @@ from elastic_ckpt.store.verify import (
     read_manifest,
     verify_files,
     verify_full,
-    verify_quick,
+    verify_sizes,
 )
 
-_NAME = re.compile(r"(\d+)-([0-9a-f]{16})")
+_NAME = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{16})")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ class Attempt:
         for _ in range(3):
             try:
                 os.rename(self.path, target)
+            except FileNotFoundError:
+                # The rename was done already: by another node, or by an earlier request of ours
+                # whose answer a network file system lost.
+                if not self._is_ours(target):
+                    raise
+                sync_directory(target.parent)
+                return target
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise
@@ -122,14 +130,24 @@ class Attempt:
     def _yields_to(self, target: Path) -> bool:
         """Whether the checkpoint that stands in our place is as good as ours."""
         try:
-            # An attempt that is sealed twice for one step is compared byte for byte, once.
+            if not stat.S_ISDIR(os.lstat(target).st_mode):
+                # No restart would take a link or a file for a checkpoint.
+                raise CheckpointRejected("it is no directory")
             if read_manifest(target).attempt == self.identity:
                 return True
             verify_full(target)
+        except FileNotFoundError:
+            return False  # it has just gone away
         except CheckpointError as error:
             set_aside(self.job, target, str(error))
             return False
         return True
+
+    def _is_ours(self, target: Path) -> bool:
+        try:
+            return read_manifest(target).attempt == self.identity
+        except CheckpointError:
+            return False
 
     def drop(self) -> None:
         """Remove the attempt, whatever is in it."""
@@ -140,7 +158,9 @@ def recover_attempts(job: JobDirectory) -> list[tuple[Path, str]]:
     """Seal every attempt that is complete and verified, remove the others.
 
     Only the holder of the job's lock may call this, before it launches anybody: no attempt has
-    a writer then. Calling it again changes nothing.
+    a writer then. Calling it again changes nothing. An attempt that cannot be read or sealed
+    now (an I/O error, a full disk), or that a newer version wrote, is left as it is: nobody
+    loads it, and it must not keep the job from running.
 
     Returns:
         For each attempt found: its path, or that of the checkpoint that it became, and what
@@ -155,7 +175,9 @@ def recover_attempts(job: JobDirectory) -> list[tuple[Path, str]]:
         try:
             manifest = _complete(attempt)
             target = attempt.seal(manifest, manifest.files)
-        except (CheckpointError, FileNotFoundError) as error:
+        except (UnsupportedFormat, OSError) as error:
+            done.append((attempt.path, f"left as it is: {error}"))
+        except CheckpointError as error:
             attempt.drop()
             done.append((attempt.path, f"removed: {error}"))
         else:
@@ -166,9 +188,12 @@ def recover_attempts(job: JobDirectory) -> list[tuple[Path, str]]:
 def _complete(attempt: Attempt) -> Manifest:
     """The manifest of an attempt whose parts are all there and verified in full."""
     if (attempt.path / MANIFEST_NAME).exists():
-        manifest = verify_quick(attempt.path)
+        manifest = read_manifest(attempt.path)
     else:
         manifest = _from_parts(attempt)
+    if (manifest.attempt, manifest.step) != (attempt.identity, attempt.step):
+        raise CheckpointRejected("it says that it is another attempt or step")
+    verify_sizes(attempt.path, manifest.files)
     verify_files(attempt.path, manifest.files)
     return manifest
 
@@ -178,6 +203,8 @@ def _from_parts(attempt: Attempt) -> Manifest:
     first = _read_part(attempt, 0, files)
     if first.header is None:
         raise CheckpointRejected("part 0 does not say what the checkpoint is")
+    if first.header.world_size != first.world_size:
+        raise CheckpointRejected("part 0 contradicts itself about the world size")
     for rank in range(1, first.world_size):
         part = _read_part(attempt, rank, files)
         if part.world_size != first.world_size:

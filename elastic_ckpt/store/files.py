@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +26,22 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading, without ever waiting for the other end of a FIFO.
+
+    Raises:
+        OSError: it is anything else (a link, a directory, a FIFO), or cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return fd
+
+
 def sync_file(path: Path) -> None:
     """Make a file's contents durable, whoever wrote them."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    fd = open_regular(path)
     try:
         os.fsync(fd)
     finally:
@@ -59,8 +74,7 @@ def hash_file(path: Path) -> tuple[int, str]:
     size = 0
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
             size += count
@@ -77,19 +91,19 @@ def seal_file(root: Path, path: str, rank: int) -> FileEntry:
 def files_below(root: Path) -> list[str]:
     """Relative paths, with ``/``, of everything that is no directory; links are not followed."""
     found: list[str] = []
-    for directory, _, names in os.walk(root):
+    for directory, below, names in os.walk(root):
         base = os.path.relpath(directory, root)
-        found.extend(name if base == "." else f"{base}/{name}" for name in names)
         # os.walk lists a link to a directory among the directories and does not enter it
-        found.extend(
-            os.path.normpath(os.path.join(base, name))
-            for name in _
-            if os.path.islink(os.path.join(directory, name))
-        )
+        links = [name for name in below if os.path.islink(os.path.join(directory, name))]
+        found.extend(name if base == "." else f"{base}/{name}" for name in names + links)
     return sorted(found)
 
 
 def sync_tree(root: Path) -> None:
     """Make the names in a directory and in all directories below it durable."""
-    for directory, _, _ in os.walk(root):
+    for directory, _, _ in os.walk(root, onerror=_raise):
         sync_directory(Path(directory))
+
+
+def _raise(error: OSError) -> None:
+    raise error

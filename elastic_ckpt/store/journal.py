@@ -7,6 +7,7 @@ skipped on reading.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ class Journal:
             pid=os.getpid(),
             data=data,
         )
-        line = msgspec.json.encode(record)[:MAX_LINE_BYTES] + b"\n"
+        # The newline in front keeps a line that a full disk tore from taking this one with it.
+        line = b"\n" + _encode(record) + b"\n"
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -65,6 +67,17 @@ class Journal:
                 os.close(fd)
         except OSError:
             return
+
+
+def _encode(record: JournalEvent) -> bytes:
+    """An event as JSON; what JSON cannot hold, or is too long, is cut to its beginning."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        line = msgspec.json.encode(record)
+        if len(line) <= MAX_LINE_BYTES:
+            return line
+    return msgspec.json.encode(
+        msgspec.structs.replace(record, data={"cut": ascii(record.data)[:1000]})
+    )
 
 
 def read_journal(job: JobDirectory) -> list[JournalEvent]:

@@ -26,8 +26,17 @@ class JobDirectory:
 
     @classmethod
     def at(cls, directory: str | os.PathLike[str]) -> JobDirectory:
-        """The job directory at a path, which is made absolute and free of links."""
-        return cls(Path(directory).resolve())
+        """The job directory at a path, which is made absolute and free of links.
+
+        Raises:
+            DirectoryUnusable: the path is a link that leads in a circle.
+        """
+        try:
+            return cls(Path(directory).resolve())
+        except (OSError, RuntimeError):  # RuntimeError before Python 3.13
+            raise DirectoryUnusable(
+                f"cannot use {directory}: its links lead in a circle; choose another directory"
+            ) from None
 
     @property
     def attempts(self) -> Path:
@@ -99,4 +108,5 @@ class JobDirectory:
 
 
 def _unusable(place: Path, error: OSError) -> DirectoryUnusable:
-    return DirectoryUnusable(f"cannot use {place}: {error.strerror}; choose another directory")
+    why = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+    return DirectoryUnusable(f"cannot use {place}: {why}; choose another directory")

@@ -43,9 +43,16 @@ class HeldLock:
             self._lock.acquire()
         except filelock.Timeout:
             raise LockHeld(f"{path} is held by {_describe(path)}") from None
+        except (OSError, NotImplementedError) as error:  # older filelock: no flock here
+            why = getattr(error, "strerror", None) or error
+            raise DirectoryUnusable(f"cannot lock {path}: {why}") from None
+        try:
+            self.record(0)
         except OSError as error:
-            raise DirectoryUnusable(f"cannot lock {path}: {error.strerror or error}") from None
-        self.record(0)
+            self._lock.release()
+            raise DirectoryUnusable(
+                f"cannot write {_owner_file(path)}: {error.strerror or error}"
+            ) from None
 
     def record(self, incarnation: int) -> None:
         """Say who holds the lock, and for which incarnation."""
@@ -76,8 +83,9 @@ class RunLocks:
             raise
 
     def record(self, incarnation: int) -> None:
-        """Say which incarnation may seal."""
-        self._job.record(incarnation)
+        """Say which incarnation may seal; for people, so a full disk must not end the run."""
+        with contextlib.suppress(OSError):
+            self._job.record(incarnation)
 
     def release(self) -> None:
         """Release both."""

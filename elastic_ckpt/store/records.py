@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from elastic_ckpt.core.run_state import RunState
 from elastic_ckpt.store.files import write_atomic
@@ -17,7 +16,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
     """A process that cannot be mistaken for a later one with the same pid.
 
     Attributes:
-        started: seconds since the epoch, as the kernel tells it.
+        started: seconds from the boot to its start; unlike a time of day this never moves.
     """
 
     host: str
@@ -29,7 +28,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
     def current(cls) -> ProcessIdentity:
         """This process."""
         pid = os.getpid()
-        return cls(socket.gethostname(), boot_id(), pid, psutil.Process(pid).create_time())
+        return cls(socket.gethostname(), boot_id(), pid, _state(pid)[1])
 
     @property
     def is_local(self) -> bool:
@@ -41,13 +40,10 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
         if not self.is_local:
             return None
         try:
-            process = psutil.Process(self.pid)
-            return (
-                abs(process.create_time() - self.started) < 1.0
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.Error:
+            state, started = _state(self.pid)
+        except OSError:
             return False
+        return abs(started - self.started) < 0.5 and state not in "ZX"
 
 
 class NoticeRecord(msgspec.Struct, frozen=True):
@@ -108,6 +104,12 @@ def read_records(directory: Path) -> list[NodeRecord]:
     )
 
 
+def _state(pid: int) -> tuple[str, float]:
+    """State letter of a process, and seconds from the boot to its start."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return fields[0].decode(), int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def boot_id() -> str:
     """Identifies this boot of this host."""
     try:
@@ -119,4 +121,5 @@ def boot_id() -> str:
 def node_name(given: str | None = None) -> str:
     """``--node-name``, else SLURMD_NODENAME, else the host's name; safe as a file name."""
     name = given or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in name) or "node"
+    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+    return safe if safe.strip(".") else "node"

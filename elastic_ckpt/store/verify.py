@@ -5,6 +5,7 @@ Nothing here unpickles, follows a link, or opens a path that the manifest's own 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -38,10 +39,17 @@ def read_manifest(checkpoint: Path) -> Manifest:
         fd = os.open(checkpoint / MANIFEST_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise CheckpointRejected("not sealed: it has no manifest.json") from None
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise CheckpointRejected("manifest.json is no regular file") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise CheckpointRejected("manifest.json is no regular file")
-        return decode_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return decode_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+    finally:
+        os.close(fd)
 
 
 def verify_quick(checkpoint: Path) -> Manifest:
@@ -55,13 +63,30 @@ def verify_quick(checkpoint: Path) -> Manifest:
         raise CheckpointRejected(
             f"its manifest says {manifest.checkpoint_name}: the directory was renamed or mixed up"
         )
-    for entry in manifest.files:
-        _check_size(checkpoint, entry)
-    listed = {entry.path for entry in manifest.files}
+    verify_sizes(checkpoint, manifest.files)
+    return manifest
+
+
+def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
+    """These files are there with their sizes, and nothing that an engine reads is beside them.
+
+    Raises:
+        CheckpointRejected: a file is missing, is not what was listed, or is not listed.
+    """
+    root = os.path.realpath(checkpoint)
+    inside: set[Path] = set()
+    listed: set[str] = set()
+    for entry in entries:
+        _check_size(checkpoint, entry, root, inside)
+        listed.add(entry.path)
     for path in files_below(checkpoint):
         if path.startswith(_LOADED) and path not in listed and "/.nfs" not in path:
-            raise CheckpointRejected(f"{path} is not in the manifest")
-    return manifest
+            raise CheckpointRejected(f"{_printable(path)} is not in the manifest")
+
+
+def _printable(path: str) -> str:
+    """A name that somebody else gave, without what a terminal or JSON cannot show."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
 
 
 def verify_files(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
@@ -88,17 +113,19 @@ def verify_full(checkpoint: Path) -> Manifest:
     return manifest
 
 
-def _check_size(checkpoint: Path, entry: FileEntry) -> None:
+def _check_size(checkpoint: Path, entry: FileEntry, root: str, inside: set[Path]) -> None:
+    path = checkpoint / entry.path
     try:
-        status = os.lstat(checkpoint / entry.path)
-        parent = os.path.realpath((checkpoint / entry.path).parent)
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointRejected(f"{entry.path} is missing") from None
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointRejected(f"{entry.path} is no regular file")
-    root = os.path.realpath(checkpoint)
-    if parent != root and not parent.startswith(root + os.sep):
-        raise CheckpointRejected(f"{entry.path} leads out of the checkpoint through a link")
+    if path.parent not in inside:
+        parent = os.path.realpath(path.parent)
+        if parent != root and not parent.startswith(root + os.sep):
+            raise CheckpointRejected(f"{entry.path} leads out of the checkpoint through a link")
+        inside.add(path.parent)
     if status.st_size != entry.bytes:
         raise CheckpointRejected(
             f"{entry.path} has {status.st_size} bytes instead of {entry.bytes}"

@@ -130,14 +130,18 @@ def load_checkpoint(
 
     Returns:
         (epoch, step, sample_start_index) as they stand in ``running_states.json``: in the units
-        of the script that saved, the index per data-parallel rank.
+        of the script that saved, the index per data-parallel rank. (0, 0, 0), with nothing
+        loaded, for a job directory that holds no checkpoint yet.
 
     Raises:
         CheckpointRejected: the checkpoint is not whole.
-        NoValidCheckpoint: the job directory holds none that can be used.
+        NoValidCheckpoint: ``load_dir`` does not exist, or holds checkpoints of which none can be
+            used.
     """
     path = Path(load_dir).resolve()
     single = checkpoint_key(path.name) is not None
+    if not path.exists() and os.environ.get("ELASTIC_CKPT_DIR") != os.fspath(load_dir):
+        raise NoValidCheckpoint(f"{path} does not exist")
     runtime = runtimes.join(path.parent if single else path)
     engine = make_engine(booster, model, optimizer, lr_scheduler)
     if single:
@@ -145,7 +149,7 @@ def load_checkpoint(
     else:
         found = load_newest(runtime, engine)
         if found is None:
-            raise NoValidCheckpoint(f"{path} holds no checkpoint")
+            return 0, 0, 0
         path = found[0]
     try:
         running = msgspec.json.decode(

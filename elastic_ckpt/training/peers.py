@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 from torch import distributed
@@ -32,6 +32,13 @@ T = TypeVar("T")
 
 dist: Any = distributed
 """Its stores are public, but carry no types."""
+
+
+class StoreLost(SaveFailed):
+    """The job's store does not answer: the process that hosts it has gone."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(0, f"the job's store has gone, and the leader with it: {describe(error)}")
 
 
 class Peers:
@@ -86,9 +93,10 @@ class Peers:
                 mine = produce()
         except Exception as error:
             reason = describe(error)
-            self._post(f"{key}/failed", _BAD, f"{self.rank}:{reason}".encode())
-            self._post(f"{key}/{self.rank}", _BAD, reason.encode())
-            self._judge(key)
+            with suppress(StoreLost):
+                self._post(f"{key}/failed", _BAD, f"{self.rank}:{reason}".encode())
+                self._post(f"{key}/{self.rank}", _BAD, reason.encode())
+                self._judge(key)
             raise SaveFailed(self.rank, reason) from error
         self._post(f"{key}/{self.rank}", _OK, mine)
         return self._judge(key, mine)
@@ -151,12 +159,15 @@ class Peers:
             done.set()
 
     def _end_if_stuck(self, store: Any, key: str, done: threading.Event) -> None:
-        while not done.wait(0.5):
-            if not store.check([f"{key}/failed"]):
-                continue
-            if done.wait(FAILURE_GRACE_SECONDS):
+        try:
+            while not done.wait(0.5) and not store.check([f"{key}/failed"]):
+                pass
+            if done.is_set():
                 return
             error = _failure(store.get(f"{key}/failed"))
+        except RuntimeError as lost:
+            error = StoreLost(lost)
+        if not done.wait(FAILURE_GRACE_SECONDS):
             print(
                 f"elastic-ckpt: error: rank {self.rank} is stuck in a collective since {error}",
                 file=sys.stderr,
@@ -192,17 +203,17 @@ class Peers:
     def _await_outcome(self, key: str, rank: int, limit: float) -> bytes:
         first_failure: float | None = None
         pause = 0.0005
-        while not self._store.check([f"{key}/{rank}"]):
+        while not self._there(f"{key}/{rank}"):
             now = time.monotonic()
-            if first_failure is None and self._store.check([f"{key}/failed"]):
+            if first_failure is None and self._there(f"{key}/failed"):
                 first_failure = now
             if first_failure is not None and now > first_failure + FAILURE_GRACE_SECONDS:
-                raise _failure(self._store.get(f"{key}/failed"))
+                raise _failure(self._read(f"{key}/failed"))
             if now > limit:
                 raise SaveFailed(rank, f"it did not answer within {self._limit:.0f} s")
             time.sleep(pause)
             pause = min(pause * 2, 0.01)
-        outcome = bytes(self._store.get(f"{key}/{rank}"))
+        outcome = self._read(f"{key}/{rank}")
         if outcome[:1] == _BAD:
             raise SaveFailed(rank, outcome[1:].decode(errors="replace"))
         return outcome[1:]
@@ -221,16 +232,35 @@ class Peers:
     def _await(self, key: str, seconds: float) -> bytes:
         limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
         pause = 0.0005
-        while not self._store.check([key]):
+        while not self._there(key):
             if time.monotonic() > limit:
                 raise SaveFailed(0, f"the leader did not answer within {seconds:.0f} s")
             time.sleep(pause)
             pause = min(pause * 2, 0.01)
-        return bytes(self._store.get(key))
+        return self._read(key)
+
+    # A store whose host has gone fails with one or the other of torch's errors, each a
+    # RuntimeError; to a caller they are the same typed one.
+
+    def _there(self, key: str) -> bool:
+        try:
+            return bool(self._store.check([key]))
+        except RuntimeError as error:
+            raise StoreLost(error) from None
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return bytes(self._store.get(key))
+        except RuntimeError as error:
+            raise StoreLost(error) from None
 
     def _post(self, key: str, mark: bytes, value: bytes) -> None:
-        if self._store is not None:
+        if self._store is None:
+            return
+        try:
             self._store.set(key, mark + value)
+        except RuntimeError as error:
+            raise StoreLost(error) from None
 
     def _next(self, name: str) -> str:
         self._round += 1

@@ -119,7 +119,7 @@ def test_save_on_request_and_by_the_clock(tmp_path):
         job.process.terminate()
         assert job.wait(60) == 75
         job.start("--save-interval", "0.5s")
-        job.until(lambda view: len([p for p in job.checkpoints()]) >= 4, "saves by the clock", 60)
+        job.until(lambda view: len(job.checkpoints()) >= 4, "saves by the clock", 60)
         assert job.wait(120) == 0
     events = [event for event in job.events() if event["event"] == "saved"]
     assert {event["data"]["reason"] for event in events} >= {"manual", "emergency"}

@@ -152,15 +152,23 @@ def test_an_invalid_checkpoint_in_its_place_is_set_aside(job: JobDirectory, dama
     assert list(job.attempts.iterdir()) == []
 
 
-def test_the_same_attempt_in_its_place_is_success(job: JobDirectory, tmp_path: Path) -> None:
-    """Whoever lost the race to the name has saved all the same, and drops its directory."""
+def test_the_same_attempt_in_its_place_is_success(
+    job: JobDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lost the race to the name has saved all the same, and hashes nothing again."""
+
+    def hashed(path: Path) -> NoReturn:
+        raise AssertionError("hashed under a deadline")
+
     attempt = Attempt.begin(job, 10)
     header = make_header(attempt)
     files = fill(attempt, header)
     shutil.copytree(attempt.path, tmp_path / "copy")
     path = attempt.seal(header, files)
     (tmp_path / "copy").rename(attempt.path)
+    monkeypatch.setattr(verify, "hash_file", hashed)
     assert attempt.seal(header, files) == path
+    monkeypatch.undo()
     assert not attempt.path.exists()
     assert rejected(job) == []
     verify_full(path)
@@ -186,15 +194,29 @@ def test_a_rename_that_was_done_but_reported_lost_is_success(
     assert rejected(job) == []
 
 
-def test_an_attempt_that_is_gone_is_no_success(job: JobDirectory) -> None:
-    """Without a checkpoint of ours in the place, a vanished attempt is an error."""
+@pytest.mark.parametrize("place", ["empty", "another attempt's", "a link", "a file"])
+def test_an_attempt_that_vanished_is_no_success(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Without a checkpoint of ours in the place, a lost rename is an error."""
+    target = job.checkpoint(0, 10)
+    if place == "another attempt's":
+        make_checkpoint(job, 10)
+    elif place == "a link":
+        target.symlink_to("nowhere")
+    elif place == "a file":
+        target.write_bytes(b"a note")
     attempt = Attempt.begin(job, 10)
     header = make_header(attempt)
     files = fill(attempt, header)
-    attempt.drop()
+
+    def vanish(source: Path, target: Path) -> NoReturn:
+        attempt.drop()
+        raise FileNotFoundError(errno.ENOENT, "no such file", source)
+
+    monkeypatch.setattr(os, "rename", vanish)
     with pytest.raises(OSError):
         attempt.seal(header, files)
-    assert scan(job) == []
 
 
 def test_a_file_in_its_place_is_set_aside(job: JobDirectory) -> None:

@@ -78,8 +78,11 @@ def test_the_record_holds_the_incarnation(job: JobDirectory) -> None:
 def test_the_node_lock_is_released_when_the_job_is_taken(job: JobDirectory) -> None:
     """A run that is refused leaves the node to the next one."""
     with held_elsewhere(job.lock):
-        with pytest.raises(LockHeld):
+        with pytest.raises(LockHeld) as refusal:
             RunLocks(job, "here", "mine")
+        # The error is still held, and with it all that its traceback keeps from being collected.
+        assert str(job.lock) in str(refusal.value)
+        assert read_owner(job.node_lock("here")) is None
         HeldLock(job.node_lock("here"), "mine").release()
     RunLocks(job, "here", "mine").release()
 
@@ -111,6 +114,6 @@ def test_a_full_disk_is_an_unusable_directory_and_leaves_no_lock(
     with pytest.raises(DirectoryUnusable, match=os.strerror(errno.ENOSPC)) as refusal:
         HeldLock(job.lock, "mine")
     monkeypatch.undo()
-    # The error is still referred to, and with it all that a traceback keeps alive.
-    assert refusal.value is not None
+    # The error is still held, and with it all that its traceback keeps from being collected.
+    assert refusal.value.exit_code is ExitCode.UNAVAILABLE
     HeldLock(job.lock, "next").release()

@@ -1,0 +1,153 @@
+"""Checkpoints of the booster: plain ColossalAI reads them, and nothing hostile is unpickled."""
+
+import json
+import os
+import pickle
+
+import pytest
+
+pytest.importorskip("colossalai", reason="ColossalAI is not installed")
+
+from elastic_ckpt.store.verify import verify_full
+from tests.integration.ranks import run_ranks
+
+
+def boosted(value=0.0):
+    import torch
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import TorchDDPPlugin
+    from torch import nn
+
+    booster = Booster(plugin=TorchDDPPlugin())
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    nn.init.constant_(model[1].bias, value)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model, optimizer, _, _, scheduler = booster.boost(model, optimizer, lr_scheduler=scheduler)
+    return booster, model, optimizer, scheduler
+
+
+def train(booster, model, optimizer, scheduler, steps):
+    import torch
+
+    for step in range(steps):
+        booster.backward(model(torch.full((2, 4), 1.0 + step)).sum(), optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+
+
+def state_of(model, optimizer, scheduler):
+    parameters = [p.detach().clone() for p in model.unwrap().parameters()]
+    moments = [value["exp_avg"].clone() for value in optimizer.optim.state.values()]
+    return parameters, moments, scheduler.get_last_lr()
+
+
+def same(left, right):
+    import torch
+
+    return (
+        all(map(torch.equal, left[0], right[0]))
+        and all(map(torch.equal, left[1], right[1]))
+        and left[2] == right[2]
+    )
+
+
+def save_ours(directory, steps=3):
+    from elastic_ckpt import save_checkpoint
+
+    objects = boosted()
+    train(*objects, steps)
+    save_checkpoint(directory, *objects, 0, steps, 2, None)
+    return state_of(*objects[1:])
+
+
+def read_by_plain_colossalai(rank, directory):
+    from elastic_ckpt.training.engines.colossalai import mend_cpu_accelerator
+
+    expected = save_ours(directory)
+    mend_cpu_accelerator()
+    booster, model, optimizer, scheduler = boosted(5.0)
+    place = os.path.join(directory, "epoch-0_step-3")
+    booster.load_model(model, os.path.join(place, "modeling"))
+    booster.load_optimizer(optimizer, os.path.join(place, "optimizer"))
+    booster.load_lr_scheduler(scheduler, os.path.join(place, "lr_scheduler"))
+    return same(state_of(model, optimizer, scheduler), expected)
+
+
+def needs_mending(rank):
+    """Fails where ColossalAI's CPU accelerator has been mended upstream."""
+    import torch
+    from colossalai.accelerator.cpu_accelerator import CpuAccelerator
+
+    try:
+        CpuAccelerator().synchronize()
+    except RuntimeError:
+        return not torch.cuda.is_available()
+    return False
+
+
+class Hostile:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def load_hostile(rank, directory, part):
+    """A checkpoint that verifies, because whoever wrote the pickle sealed it too."""
+    import torch.distributed as dist
+
+    from elastic_ckpt import load_checkpoint
+    from elastic_ckpt.core.manifest import FileEntry, decode_manifest, encode, make_manifest
+    from elastic_ckpt.store.files import hash_file
+
+    save_ours(directory)
+    place = os.path.join(directory, "epoch-0_step-3")
+    mark = os.path.join(directory, "executed")
+    if rank == 0:
+        from pathlib import Path
+
+        import torch
+
+        root = Path(place)
+        target = next(p for p in sorted(root.glob(part)) if p.suffix in (".bin", ""))
+        torch.save(Hostile(mark), target)
+        old = decode_manifest((root / "manifest.json").read_bytes())
+        files = [FileEntry(e.path, *hash_file(root / e.path), e.rank) for e in old.files]
+        (root / "manifest.json").write_bytes(encode(make_manifest(old, files)))
+    dist.barrier()
+    verify_full(__import__("pathlib").Path(place))
+    try:
+        load_checkpoint(place, *boosted())
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    else:
+        outcome = "loaded"
+    return outcome, os.path.exists(mark)
+
+
+def test_plain_colossalai_reads_it(tmp_path):
+    assert run_ranks(read_by_plain_colossalai, 2, str(tmp_path)) == [True, True]
+    names = {path.name for path in (tmp_path / "epoch-0_step-3").iterdir()}
+    assert {"modeling", "optimizer", "lr_scheduler", "running_states.json"} <= names
+    running = json.loads((tmp_path / "epoch-0_step-3" / "running_states.json").read_text())
+    assert running == {"epoch": 0, "step": 3, "sample_start_index": 6}
+
+
+def test_the_mending_of_the_cpu_accelerator_is_still_needed():
+    assert run_ranks(needs_mending, 1) == [True]
+
+
+@pytest.mark.parametrize("part", ["modeling/*.bin", "optimizer/*.bin", "lr_scheduler"])
+def test_nothing_but_weights_is_unpickled(tmp_path, part):
+    # The trap itself works: a plain unpickling springs it.
+    pickle.loads(pickle.dumps(Hostile(str(tmp_path / "sprung"))))
+    assert (tmp_path / "sprung").is_dir()
+    for outcome, executed in run_ranks(load_hostile, 2, str(tmp_path / "job"), part):
+        assert outcome != "loaded"
+        assert not executed, outcome

@@ -1,0 +1,49 @@
+"""A loop of the seed's shape gains the emergency save by one line."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tests.job import SCRIPTS, Job
+
+ENGINES = [
+    "torch",
+    pytest.param(
+        "colossalai",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("colossalai") is None, reason="ColossalAI is not installed"
+        ),
+    ),
+]
+
+
+def results(path) -> list:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_preempted_and_killed_it_ends_with_the_same_parameters(tmp_path, engine):
+    arguments = ("--engine", engine, "--results", str(tmp_path / "results"))
+    script = SCRIPTS / "seed_shape.py"
+    with Job(tmp_path / "calm", *arguments, "--pause", "0", script=script) as calm:
+        assert calm.start().wait(120) == 0, calm.output()
+    with Job(tmp_path / "wild", *arguments, script=script) as job:
+        job.start().until_step(5)
+        job.process.terminate()
+        assert job.wait(60) == 75, job.output()
+        saved = job.view().newest_valid
+        assert saved.reason == "emergency"
+        assert saved.step >= 5
+        job.start().until_training()
+        # Steps are counted from this incarnation's start; some way behind the interval's save.
+        job.until(lambda view: view.newest_valid.reason == "interval", "an interval's save")
+        job.workers()[0].kill()
+        assert job.wait(90) == 0, job.output()
+        for path in job.checkpoints():
+            assert {"lr_scheduler", "modeling", "optimizer", "running_states.json"} <= {
+                entry.name for entry in path.iterdir()
+            }
+    (start, digest), (restart, same) = results(tmp_path / "results")
+    assert (start, restart > 0) == (0, True)
+    assert digest == same

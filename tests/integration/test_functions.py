@@ -1,0 +1,215 @@
+"""The seed's functions on real ranks: errors reach every rank, nothing half-written remains."""
+
+import errno
+import os
+import time
+
+import torch
+from torch import nn
+
+from elastic_ckpt.store.catalog import newest_valid
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.verify import verify_full
+from tests.integration.ranks import run_ranks
+
+
+def build(value: float = 0.0):
+    torch.manual_seed(3)
+    model = nn.Linear(4, 2)
+    nn.init.constant_(model.bias, value)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+def save(directory, step, value=0.0, epoch=0):
+    from elastic_ckpt import save_checkpoint
+
+    save_checkpoint(directory, None, *build(value), epoch, step, 4, None)
+
+
+# -- what ranks do ----------------------------------------------------------------------------
+
+
+def save_and_load(rank, directory):
+    from elastic_ckpt import load_checkpoint
+
+    save(directory, 5, value=1.0)
+    save(directory, 6, value=2.0)
+    model, optimizer, scheduler = build(9.0)
+    place = load_checkpoint(directory, None, model, optimizer, scheduler)
+    return place, model.bias.tolist(), build(2.0)[0].bias.tolist()
+
+
+def save_twice(rank, directory):
+    save(directory, 5, value=1.0)
+    if rank == 0:
+        before = os.stat(os.path.join(directory, "epoch-0_step-5", "manifest.json")).st_ino
+    save(directory, 5, value=7.0)
+    if rank == 0:
+        after = os.stat(os.path.join(directory, "epoch-0_step-5", "manifest.json")).st_ino
+        return before == after
+    return True
+
+
+def save_over_half_written(rank, directory):
+    place = os.path.join(directory, "epoch-0_step-5")
+    if rank == 0:
+        os.makedirs(os.path.join(place, "modeling"))
+    import torch.distributed as dist
+
+    dist.barrier()
+    save(directory, 5)
+    return os.path.exists(os.path.join(place, "manifest.json"))
+
+
+def fail_on_one_rank(rank, directory, failing_rank):
+    """One rank's disk is full once; then saving works again."""
+    from elastic_ckpt.training.engines import torch as engines
+
+    original = engines.TorchEngine.save
+
+    def full(self, path):
+        if rank == failing_rank:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state")
+        original(self, path)
+
+    engines.TorchEngine.save = full
+    reasons = []
+    try:
+        save(directory, 5)
+    except Exception as error:
+        reasons = [type(error).__name__, error.rank, error.reason]
+    engines.TorchEngine.save = original
+    save(directory, 6)
+    return reasons
+
+
+def fail_inside_a_collective(rank, directory):
+    """Rank 1 raises where rank 0 waits for it in somebody else's collective."""
+    import torch.distributed as dist
+
+    from elastic_ckpt.training.engines import torch as engines
+
+    def collective(self, path):
+        if rank == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        dist.barrier()
+
+    engines.TorchEngine.save = collective
+    began = time.monotonic()
+    try:
+        save(directory, 5)
+    except Exception as error:
+        return type(error).__name__, error.rank, time.monotonic() - began
+    return "no error"
+
+
+def fail_to_seal(rank, directory):
+    from elastic_ckpt.store.attempt import Attempt
+
+    def broken(self, header, files):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    Attempt.seal = broken
+    save(directory, 5)
+
+
+def load_damaged(rank, directory):
+    from elastic_ckpt import load_checkpoint
+
+    save(directory, 5, value=1.0)
+    save(directory, 10, value=2.0)
+    if rank == 0:
+        path = os.path.join(directory, "epoch-0_step-10", "modeling", "state.safetensors")
+        with open(path, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([byte[0] ^ 1]))
+    import torch.distributed as dist
+
+    dist.barrier()
+    model, optimizer, scheduler = build()
+    return load_checkpoint(directory, None, model, optimizer, scheduler)
+
+
+def load_hopeless(rank, directory):
+    from elastic_ckpt import load_checkpoint
+
+    for step in (5, 10, 15):
+        save(directory, step)
+    if rank == 0:
+        for step in (5, 10, 15):
+            os.truncate(f"{directory}/epoch-0_step-{step}/running_states.json", 3)
+    import torch.distributed as dist
+
+    dist.barrier()
+    load_checkpoint(directory, None, *build())
+
+
+# -- what must hold ----------------------------------------------------------------------------
+
+
+def test_the_newest_comes_back(tmp_path):
+    results = run_ranks(save_and_load, 2, str(tmp_path))
+    for place, bias, expected in results:
+        assert place == (0, 6, 24)  # the seed's units: step * batch_size, per rank
+        assert bias == expected
+    manifest = verify_full(tmp_path / "epoch-0_step-6")
+    assert manifest.sample_start_index == 48  # all ranks together
+    assert manifest.world_size == 2
+
+
+def test_an_existing_valid_step_is_kept(tmp_path):
+    assert run_ranks(save_twice, 2, str(tmp_path)) == [True, True]
+    assert not list((tmp_path / ".attempts").iterdir())
+
+
+def test_a_half_written_step_is_set_aside(tmp_path):
+    assert run_ranks(save_over_half_written, 2, str(tmp_path)) == [True, True]
+    assert len(list((tmp_path / ".quarantine").glob("epoch-0_step-5-*.json"))) == 1
+
+
+def test_a_full_disk_on_any_rank_is_an_error_on_every_rank(tmp_path):
+    for failing in (0, 1):
+        directory = tmp_path / str(failing)
+        results = run_ranks(fail_on_one_rank, 2, str(directory), failing)
+        expected = ["SaveFailed", failing, "No space left on device: state"]
+        assert results == [expected, expected]
+        job = JobDirectory(directory)
+        assert [path.name for path in directory.glob("epoch-*")] == ["epoch-0_step-6"]
+        assert newest_valid(job).step == 6
+        assert not list(job.attempts.iterdir())
+
+
+def test_a_rank_that_is_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd):
+    stuck, (name, rank, seconds) = run_ranks(fail_inside_a_collective, 2, str(tmp_path))
+    assert stuck == 70
+    assert (name, rank) == ("SaveFailed", 1)
+    assert seconds < 60
+    assert "rank 0 is stuck in a collective since rank 1 could not save" in capfd.readouterr().err
+    assert not list(tmp_path.glob("epoch-*"))
+
+
+def test_a_seal_that_fails_is_an_error_on_every_rank(tmp_path):
+    results = run_ranks(fail_to_seal, 2, str(tmp_path))
+    expected = ("SaveFailed", "rank 0 could not save: Read-only file system")
+    assert results == [expected, expected]
+    assert newest_valid(JobDirectory(tmp_path)) is None
+    assert not list((tmp_path / ".attempts").iterdir())
+
+
+def test_a_damaged_newest_is_set_aside_and_the_older_one_taken(tmp_path):
+    assert run_ranks(load_damaged, 2, str(tmp_path)) == [(0, 5, 20)] * 2
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
+    reason = next((tmp_path / ".quarantine").glob("*.json")).read_text()
+    assert "modeling/state.safetensors does not match its checksum" in reason
+
+
+def test_two_bad_ones_in_a_row_stop_the_job(tmp_path):
+    for name, text in run_ranks(load_hopeless, 2, str(tmp_path)):
+        assert name == "NoValidCheckpoint"
+        assert "2 checkpoints in a row" in text
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]

@@ -1,0 +1,40 @@
+"""Many notices, one deadline; and when to kill what still runs before it."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+
+from elastic_ckpt.core.deadline import Notice, kill_time, tightest
+
+EARLY = Notice("slurm", "SIGUSR1", 90.0)
+LATE = Notice("signal", "SIGTERM", 120.0)
+LATER = Notice("aws", "rebalance", 300.0)
+
+
+def test_a_first_notice_counts() -> None:
+    assert tightest(None, LATE) is LATE
+
+
+def test_the_earliest_deadline_counts_in_whatever_order_they_come() -> None:
+    for order in permutations([EARLY, LATE, LATER]):
+        current = None
+        for notice in order:
+            current = tightest(current, notice)
+        assert current is EARLY
+
+
+def test_a_repeat_changes_nothing() -> None:
+    repeat = Notice("file", "again", EARLY.deadline)
+    assert tightest(EARLY, repeat) is EARLY
+
+
+@pytest.mark.parametrize(
+    ("grace", "margin"),
+    [(120.0, 1.0), (10.0, 1.0), (9.0, 0.9), (2.0, 0.2), (0.0, 0.0), (-5.0, 0.0)],
+)
+def test_the_kill_comes_a_tenth_of_the_grace_before_the_deadline_at_most_a_second(
+    grace: float, margin: float
+) -> None:
+    assert kill_time(LATE, grace) == pytest.approx(LATE.deadline - margin)

@@ -1,0 +1,48 @@
+"""``--save-interval``: steps or seconds, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from elastic_ckpt.core.interval import SaveInterval, parse_interval
+from elastic_ckpt.errors import ExitCode, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        ("100", SaveInterval(steps=100)),
+        (" 100\n", SaveInterval(steps=100)),
+        ("007", SaveInterval(steps=7)),
+        ("0", SaveInterval()),
+        ("90s", SaveInterval(seconds=90.0)),
+        ("0.25s", SaveInterval(seconds=0.25)),
+        ("0s", SaveInterval()),
+    ],
+)
+def test_what_is_understood(text: str, interval: SaveInterval) -> None:
+    assert parse_interval(text) == interval
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "s", "-1", "+1", "1.5", "1.s", ".5s", "1e3", "1e3s", "-3s", "90 s", "90S", "90ss",
+     "5m", "nan", "nans", "infs", "0x10", "1_000", "100,5", "100 200", "a\n100"],
+)  # fmt: skip
+def test_what_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"neither steps .* nor seconds") as raised:
+        parse_interval(text)
+    assert repr(text) in str(raised.value)
+    assert raised.value.exit_code is ExitCode.USAGE
+
+
+def test_a_save_is_due_at_multiples_of_the_steps_but_not_before_the_first() -> None:
+    assert [step for step in range(10) if SaveInterval(steps=3).due(step)] == [3, 6, 9]
+    assert [step for step in range(4) if SaveInterval(steps=1).due(step)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("interval", [SaveInterval(), SaveInterval(seconds=1.0)])
+def test_no_save_follows_from_the_step_number_where_no_steps_are_given(
+    interval: SaveInterval,
+) -> None:
+    assert not any(interval.due(step) for step in range(1000))

@@ -1,0 +1,74 @@
+"""Every (state, event) pair, against a table written out by hand; and what follows from it."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from elastic_ckpt.core.run_state import TERMINAL, TRANSITIONS, Event, RunState, advance
+
+EXPECTED = """
+              stepping  notice     completed  stopped    crash        retry     give-up  expired
+starting      running   draining   finished   .          backing-off  .         failed   .
+running       .         draining   finished   .          backing-off  .         failed   .
+draining      .         .          finished   preempted  preempted    .         failed   preempted
+backing-off   .         preempted  .          .          .            starting  failed   .
+finished      .         .          .          .          .            .         .        .
+preempted     .         .          .          .          .            .         .        .
+failed        .         .          .          .          .            .         .        .
+"""
+
+
+def expected() -> dict[tuple[RunState, Event], RunState]:
+    header, *rows = EXPECTED.strip().splitlines()
+    events = [Event(name) for name in header.split()]
+    table = {}
+    for row in rows:
+        name, *cells = row.split()
+        state = RunState(name)
+        for event, cell in zip(events, cells, strict=True):
+            table[state, event] = state if cell == "." else RunState(cell)
+    return table
+
+
+def reachable(start: RunState) -> set[RunState]:
+    """Every state that any sequence of events leads to."""
+    found, pending = {start}, [start]
+    while pending:
+        state = pending.pop()
+        for event in Event:
+            after = advance(state, event)
+            if after not in found:
+                found.add(after)
+                pending.append(after)
+    return found
+
+
+@pytest.mark.parametrize(("state", "event"), list(product(RunState, Event)))
+def test_every_pair(state: RunState, event: Event) -> None:
+    assert advance(state, event) is expected()[state, event]
+
+
+def test_the_table_lists_no_pair_that_changes_nothing() -> None:
+    assert all(after is not before for (before, _), after in TRANSITIONS.items())
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL, key=lambda state: state.value))
+def test_a_terminal_state_absorbs(state: RunState) -> None:
+    assert reachable(state) == {state}
+
+
+def test_nothing_is_launched_again_once_a_notice_has_come() -> None:
+    """Not even by a crash that comes behind it."""
+    assert reachable(RunState.DRAINING) == {RunState.DRAINING, *TERMINAL}
+
+
+@pytest.mark.parametrize("state", [state for state in RunState if state not in TERMINAL])
+def test_a_notice_always_leads_away_from_training(state: RunState) -> None:
+    assert advance(state, Event.NOTICE) in (RunState.DRAINING, RunState.PREEMPTED)
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    assert reachable(RunState.STARTING) == set(RunState)
+    assert all(reachable(state) & TERMINAL for state in RunState)
