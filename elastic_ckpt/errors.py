@@ -10,11 +10,12 @@
     │   ├── NoValidCheckpoint       65  checkpoints exist, none can be used
     │   ├── UnsupportedFormat       65  written by a newer elastic-ckpt
     │   └── CheckpointRejected      65  one checkpoint, one reason
+    │       └── NotSealed           65  it has no manifest: not ours, or never finished
     ├── DataMismatch                65  the data set or its order is not the one of the checkpoint
     ├── UnequalSteps                70  ranks would run different numbers of steps
     ├── SaveFailed                  70  a save failed on some rank; raised on every rank
     ├── StopAborted                 76  the agreement on a stop step was given up
-    └── JobFailed                   70  failure budget spent, or no retry would mend it
+    └── NotAnswered                 70  a running job did not do what it was asked to
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class CheckpointRejected(CheckpointError):
     """One checkpoint failed verification; the message is the reason alone."""
 
 
+class NotSealed(CheckpointRejected):
+    """The directory has no manifest: another program wrote it. It is never chosen, nor moved."""
+
+
 class DataMismatch(ElasticCkptError):
     """The data set, or its order, is not the one that the checkpoint was made with."""
 
@@ -103,5 +108,5 @@ class StopAborted(ElasticCkptError):
     exit_code = ExitCode.PREEMPTED_UNSAVED
 
 
-class JobFailed(ElasticCkptError):
-    """The job failed for good: its failure budget is spent, or no retry would mend it."""
+class NotAnswered(ElasticCkptError):
+    """A running job did not do in time what it was asked to."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from elastic_ckpt.board import Board
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.core.run_state import TERMINAL
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.store.catalog import newest_valid
-from elastic_ckpt.store.records import read_records
+from elastic_ckpt.store.records import NodeRecord, read_records
 from elastic_ckpt.store.requests import ask_for_save
 
 
@@ -34,14 +35,27 @@ def command(directory: Path, timeout: float) -> int:
     ]
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
+    reached = max((step_of(record) for record in running), default=0)
     before = newest_valid(job)
     request = ask_for_save(job)
     limit = time.monotonic() + timeout
-    while time.monotonic() < limit:
-        newest = newest_valid(job)
-        if newest is not None and (before is None or newest.path != before.path):
-            click.echo(str(newest.path))
-            return 0
-        time.sleep(0.1)
-    request.unlink(missing_ok=True)
-    raise UsageError(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
+    try:
+        while time.monotonic() < limit:
+            newest = newest_valid(job)
+            # A request that finds its step sealed already is served by that checkpoint.
+            if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
+                click.echo(str(newest.path))
+                return 0
+            time.sleep(0.1)
+    finally:
+        request.unlink(missing_ok=True)
+    raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
+
+
+def step_of(record: NodeRecord) -> int:
+    """The step that the job had finished when it was asked; 0 where that cannot be seen."""
+    try:
+        slots = Board.open(record.board, writable=False).read_slots()
+    except (OSError, ValueError, ElasticCkptError):
+        return 0
+    return max((slot.finished for slot in slots if slot.attached), default=0)

@@ -11,6 +11,7 @@ import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_age, human_bytes, open_job
 from elastic_ckpt.cli.status_view import StatusView, gather
+from elastic_ckpt.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,6 +33,8 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
     Exits with 0 if it runs well or has finished, 1 if it is degraded or preempted and waiting
     to be run again, 2 if it is dead.
     """
+    if as_json and watch:
+        raise UsageError("--json shows one moment, --watch is for people: choose one")
     job = open_job(directory)
     if as_json:
         view = gather(job)

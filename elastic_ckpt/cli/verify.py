@@ -58,7 +58,6 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 
 
 def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
-    keep = found.valid or found.why.startswith(("not sealed", "cannot be read", "format "))
-    if not keep:
+    if not found.valid and not found.foreign:
         target = set_aside(job, found.path, found.why)
         click.echo(f"{found.path.name}: set aside as {target}", err=True)

@@ -63,6 +63,11 @@ class SignalSource:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a signal waits to be delivered."""
+        return bool(self._arrived)
+
     def deliver(self) -> None:
         """Turn what has arrived into notices; called in the supervisor's loop."""
         while self._arrived:

@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,8 @@ class Attempt:
             The part's files and the part manifest itself, for the leader's seal.
         """
         files = [seal_file(self.path, path, rank) for path in paths]
+        for directory in sorted({(self.path / entry.path).parent for entry in files}):
+            sync_directory(directory)
         part = PartManifest(
             attempt=self.identity, rank=rank, world_size=world_size, files=files, header=header
         )
@@ -154,7 +156,9 @@ class Attempt:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def recover_attempts(job: JobDirectory) -> list[tuple[Path, str]]:
+def recover_attempts(
+    job: JobDirectory, hurry: Callable[[], bool] = lambda: False
+) -> list[tuple[Path, str]]:
     """Seal every attempt that is complete and verified, remove the others.
 
     Only the holder of the job's lock may call this, before it launches anybody: no attempt has
@@ -162,12 +166,18 @@ def recover_attempts(job: JobDirectory) -> list[tuple[Path, str]]:
     now (an I/O error, a full disk), or that a newer version wrote, is left as it is: nobody
     loads it, and it must not keep the job from running.
 
+    Args:
+        hurry: asked before each attempt, which may take minutes to hash; True leaves the rest
+            to the next start.
+
     Returns:
         For each attempt found: its path, or that of the checkpoint that it became, and what
         was done with it.
     """
     done: list[tuple[Path, str]] = []
     for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
+        if hurry():
+            break
         match = _NAME.fullmatch(entry.name)
         if match is None or not entry.is_dir(follow_symlinks=False):
             continue

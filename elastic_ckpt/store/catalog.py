@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.core.manifest import Manifest
-from elastic_ckpt.errors import CheckpointError, UnsupportedFormat
+from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import rejected
 from elastic_ckpt.store.verify import MANIFEST_NAME, verify_full, verify_quick
@@ -23,6 +23,7 @@ class CheckpointView:
         age_seconds: since the seal was written, by the file's time; None if unknown.
         valid: whether it passed the verification that was asked for.
         why: the reason where it did not, else empty.
+        foreign: whether it is not for us to set aside: never sealed, unreadable, or newer.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class CheckpointView:
     valid: bool
     why: str
     tier: str = "disk"
+    foreign: bool = False
 
 
 def scan(job: JobDirectory) -> list[Path]:
@@ -48,15 +50,16 @@ def scan(job: JobDirectory) -> list[Path]:
 def view(path: Path, *, full: bool = False) -> CheckpointView:
     """Verify one checkpoint and say what it is; never raises for a bad one."""
     epoch, step = checkpoint_key(path.name) or (0, 0)
-    manifest, why = None, ""
+    manifest, why, foreign = None, "", False
     try:
         manifest = verify_full(path) if full else verify_quick(path)
         epoch, step = manifest.epoch, manifest.step
     except CheckpointError as error:
-        why = str(error)
+        why, foreign = str(error), isinstance(error, NotSealed | UnsupportedFormat)
     except OSError as error:
-        why = f"cannot be read: {error.strerror or error}"
-    return CheckpointView(path, epoch, step, manifest, _age(path), not why, why)
+        why, foreign = f"cannot be read: {error.strerror or error}", True
+    age = _age(path)
+    return CheckpointView(path, epoch, step, manifest, age, not why, why, foreign=foreign)
 
 
 def list_checkpoints(job: JobDirectory, *, full: bool = False) -> list[CheckpointView]:
@@ -80,23 +83,23 @@ def newest_valid(job: JobDirectory) -> CheckpointView | None:
     return None
 
 
-def candidates(job: JobDirectory) -> list[tuple[Path, str]]:
-    """What a restart may try, newest first, each with why it fails ``quick`` (empty: it passes).
+def candidates(job: JobDirectory) -> list[tuple[Path, CheckpointError | None]]:
+    """What a restart may try, newest first, each with why it fails ``quick`` (None: it passes).
 
     Raises:
         UnsupportedFormat: the newest was written by a newer version; to fall back silently to
             an older one would throw work away.
     """
-    found: list[tuple[Path, str]] = []
+    found: list[tuple[Path, CheckpointError | None]] = []
     for path in scan(job):
         try:
             verify_quick(path)
         except UnsupportedFormat as error:
             raise UnsupportedFormat(f"{path.name}: {error}") from None
         except CheckpointError as error:
-            found.append((path, str(error)))
+            found.append((path, error))
         else:
-            found.append((path, ""))
+            found.append((path, None))
             break
     return found
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
+from elastic_ckpt.store.files import sync_directory
 
 _NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
 
@@ -94,6 +95,7 @@ class JobDirectory:
                 place.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise _unusable(place, error) from None
+            sync_directory(place.parent)
             if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
                 raise DirectoryUnusable(
                     f"no permission to write in {place}: run as its owner or choose another --dir"

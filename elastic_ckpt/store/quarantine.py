@@ -42,8 +42,13 @@ def rejected(job: JobDirectory) -> list[Rejected]:
     """Everything in quarantine, oldest first."""
     found: list[Rejected] = []
     for path in sorted(job.quarantine.glob("*.json")):
+        place = path.with_suffix("")
+        if not os.path.lexists(place):
+            continue  # killed before the move: it was not set aside after all
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Rejected))
+            record = msgspec.json.decode(path.read_bytes(), type=Rejected)
         except (OSError, msgspec.MsgspecError):
-            found.append(Rejected(str(path), "its reason is not readable", ""))
+            record = Rejected("", "its reason is not readable", "")
+        # The job directory may have been moved since.
+        found.append(msgspec.structs.replace(record, path=str(place)))
     return sorted(found, key=lambda entry: (entry.at, entry.path))

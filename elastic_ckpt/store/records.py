@@ -111,9 +111,10 @@ def _state(pid: int) -> tuple[str, float]:
 
 
 def boot_id() -> str:
-    """Identifies this boot of this host."""
+    """Identifies this boot of this host, and the PID namespace: pids mean nothing in another."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return socket.gethostname()
 

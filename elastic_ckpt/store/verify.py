@@ -18,7 +18,7 @@ from elastic_ckpt.core.manifest import (
     Manifest,
     decode_manifest,
 )
-from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.errors import CheckpointRejected, NotSealed
 from elastic_ckpt.store.files import files_below, hash_file
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -38,7 +38,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     try:
         fd = os.open(checkpoint / MANIFEST_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise CheckpointRejected("not sealed: it has no manifest.json") from None
+        raise NotSealed("not sealed: it has no manifest.json") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
             raise CheckpointRejected("manifest.json is no regular file") from None

@@ -85,7 +85,9 @@ class Supervisor:
         self._agent: AgentProcess | None = None
         self._agent_ready = False
         self._at_once = False
-        self._recover()
+        self._signals = SignalSource(
+            settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
+        )
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -95,17 +97,14 @@ class Supervisor:
         wake_read, wake_write = os.pipe()
         for fd in (wake_read, wake_write):
             os.set_blocking(fd, False)
-        signals = SignalSource(
-            self._settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
-        )
-        signals.start(self._notices.append)
+        self._signals.start(self._notices.append)
         previous = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._journal.write("start", run_id=self._run_id, script=str(self._settings.script))
         try:
             self._start_agent()
             while self._state not in TERMINAL:
                 self._wait(wake_read)
-                signals.deliver()
+                self._signals.deliver()
                 while self._notices:
                     self._on_notice(self._notices.popleft())
                 self._serve_agent()
@@ -114,7 +113,7 @@ class Supervisor:
         finally:
             self._end_agent()
             signal.set_wakeup_fd(previous)
-            signals.stop()
+            self._signals.stop()
             self._write_record()
             self._journal.write(
                 "end", state=self._state.value, exit_code=self._exit_code, message=self._message
@@ -315,7 +314,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         """Seal what a killed run completed, remove what it did not."""
-        for path, what in recover_attempts(self._job):
+        for path, what in recover_attempts(self._job, lambda: self._signals.pending):
             self._journal.write("recovered", path=str(path), what=what)
 
     def _ask_for_saves(self, now: float) -> None:

@@ -27,6 +27,7 @@ from elastic_ckpt.errors import (
     CheckpointError,
     CheckpointRejected,
     ElasticCkptError,
+    NotSealed,
     NoValidCheckpoint,
     SaveFailed,
 )
@@ -255,12 +256,12 @@ def _choose(runtime: Runtime, already_set_aside: int) -> Path | None:
                     f"{runtime.job.quarantine}: see elastic-ckpt list, mend the storage, and "
                     "run again to go on from an older one"
                 )
-            if not why:
+            if why is None:
                 return path
-            if why.startswith("not sealed"):
+            if isinstance(why, NotSealed):
                 unsealed.append(path.name)  # not ours: left alone, never chosen
                 continue
-            _quarantine(runtime, path, why)
+            _quarantine(runtime, path, str(why))
             bad += 1
         if bad or unsealed:
             raise NoValidCheckpoint(

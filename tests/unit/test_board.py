@@ -33,6 +33,8 @@ number = 0
 while not board.aborted:
     number += 1
     slot.step(number, number, number, number)
+    for _ in range(200):  # or there would hardly be a moment between two frames
+        pass
 slot.saved(number)
 """
 
@@ -149,7 +151,7 @@ def test_a_process_that_hammers_its_slot_is_never_seen_between_two_steps() -> No
         finally:
             board.abort(1)
         assert writer.wait(timeout=20) == 0
-    assert len(set(seen)) > 20
+    assert len(set(seen)) > 5
     last = board.read_slot(1)
     assert last.entered == last.saved_step >= seen[-1]
     assert board.read_slot(0) == FRESH

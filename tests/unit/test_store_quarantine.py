@@ -50,6 +50,21 @@ def test_a_race_that_another_won_is_no_error(job: JobDirectory) -> None:
     assert list(job.quarantine.iterdir()) == []
 
 
+def test_a_kill_between_the_reason_and_the_move_sets_nothing_aside(job: JobDirectory) -> None:
+    """A reason whose checkpoint is not there was never carried out."""
+    set_aside(job, make_checkpoint(job, 10), "known")
+    (job.quarantine / "ghost.json").write_bytes((next(job.quarantine.glob("*.json"))).read_bytes())
+    assert [record.reason for record in rejected(job)] == ["known"]
+
+
+def test_a_moved_job_directory_still_knows_what_it_set_aside(job: JobDirectory) -> None:
+    """Paths are those of today, not those of the day it happened."""
+    set_aside(job, make_checkpoint(job, 10), "known")
+    moved = JobDirectory(job.root.rename(job.root.with_name("moved")))
+    (record,) = rejected(moved)
+    assert record.path.startswith(str(moved.quarantine))
+
+
 def test_a_missing_quarantine_is_made(job: JobDirectory) -> None:
     """Somebody who cleans up by hand may remove it."""
     path = make_checkpoint(job, 10)
@@ -60,6 +75,7 @@ def test_a_missing_quarantine_is_made(job: JobDirectory) -> None:
 def test_an_unreadable_reason_does_not_hide_the_others(job: JobDirectory) -> None:
     """It is listed as unreadable."""
     set_aside(job, make_checkpoint(job, 10), "known")
+    (job.quarantine / "torn").mkdir()
     (job.quarantine / "torn.json").write_bytes(b'{"path": "x')
     assert sorted(record.reason for record in rejected(job)) == [
         "its reason is not readable",
