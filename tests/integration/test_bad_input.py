@@ -1,0 +1,186 @@
+"""What can be foreseen ends with its own exit code and one line that says how to mend it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.job import TINY, Job, environment
+
+
+def errors_of(job: Job) -> list[str]:
+    return [line for line in job.log.read_text().splitlines() if "error:" in line]
+
+
+def script(tmp_path, text: str):
+    path = tmp_path / "script.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_bad_import_is_not_retried(tmp_path):
+    with Job(tmp_path, script=script(tmp_path, "import no_such_module\n")) as job:
+        assert job.start().wait() == 70
+        assert job.view().incarnation == 1
+        assert "no_such_module" in job.view().message
+
+
+def test_a_script_without_a_session_is_supervised_and_said_to_make_no_checkpoints(tmp_path):
+    text = f"""
+import os, pathlib, sys
+mark = pathlib.Path({str(tmp_path)!r}) / "second"
+if not mark.exists() and os.environ["RANK"] == "0":
+    mark.touch()
+    os.kill(os.getpid(), 9)
+"""
+    with Job(tmp_path, script=script(tmp_path, text)) as job:
+        assert job.start().wait() == 0, job.output()
+        view = job.view()
+        assert view.incarnation == 2  # it was restarted
+        assert "no checkpoints" in view.message
+        assert view.exit_code == 0
+
+
+def test_a_script_without_a_session_ends_on_a_notice(tmp_path):
+    with Job(tmp_path, script=script(tmp_path, "import time\ntime.sleep(600)\n")) as job:
+        job.start().until(lambda view: len(view.workers) == 2, "two workers")
+        job.process.terminate()
+        assert job.wait(20) == 76, job.output()
+
+
+def test_a_changed_data_set_stops_the_job_and_loses_nothing(tmp_path):
+    with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
+        assert job.start().wait() == 0
+        kept = [path.name for path in job.checkpoints()]
+        job.arguments += ["--size", "150", "--epochs", "2"]
+        assert job.start().wait() == 65, job.output()
+        assert any("150 samples instead of 203" in line for line in errors_of(job))
+        assert [path.name for path in job.checkpoints()] == kept
+        job.arguments += ["--size", "203", "--seed", "6"]
+        assert job.start().wait() == 65
+        assert any("seed 6 instead of 5" in line for line in errors_of(job))
+
+
+def test_a_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
+    with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
+        assert job.start().wait() == 0
+        newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
+        manifest = json.loads((newest / "manifest.json").read_text())
+        (newest / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+        assert job.start().wait() == 65, job.output()
+        assert any("upgrade elastic-ckpt" in line for line in errors_of(job))
+        assert newest.exists()
+
+
+def test_no_valid_checkpoint_is_65_and_a_foreign_one_is_left_alone(tmp_path):
+    with Job(tmp_path) as job:
+        foreign = job.directory / "epoch-0_step-7" / "modeling"
+        foreign.mkdir(parents=True)
+        assert job.start().wait() == 65, job.output()
+        assert foreign.exists()
+        assert any("none is valid (epoch-0_step-7 not sealed)" in line for line in errors_of(job))
+        assert "not sealed" in job.view().rejected[0].reason
+
+
+def test_a_corrupted_newest_is_set_aside_and_shown(tmp_path):
+    with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
+        assert job.start().wait() == 0
+        newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
+        part = newest / "modeling" / "state.safetensors"
+        data = bytearray(part.read_bytes())
+        data[-1] ^= 1
+        part.write_bytes(data)
+        assert job.start().wait() == 0, job.output()
+        (bad,) = [entry for entry in job.view().rejected if newest.name in entry.path]
+        assert "does not match its checksum" in bad.reason
+        assert newest.exists()  # made anew from the older one
+
+
+def test_a_second_supervisor_gets_73_and_the_holder(tmp_path):
+    with Job(tmp_path, "--pause", "0.05") as job:
+        job.start().until_training()
+        for options in ((), ("--node-name", "elsewhere")):
+            second = subprocess.run(
+                [sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(job.directory),
+                 *options, "--", str(TINY)],
+                capture_output=True, text=True, timeout=60, env=environment(), check=False,
+            )  # fmt: skip
+            assert second.returncode == 73
+            assert second.stderr.count("\n") == 1
+            assert f"pid {job.process.pid} on {os.uname().nodename}" in second.stderr
+
+
+def test_a_script_that_saves_elsewhere_is_told(tmp_path):
+    text = """
+import torch
+from elastic_ckpt import Session
+with Session("somewhere-else", model=torch.nn.Linear(1, 1)):
+    pass
+"""
+    with Job(tmp_path, script=script(tmp_path, text), nproc=1) as job:
+        assert job.start().wait() == 64, job.output()
+        assert any("start it with --dir" in line for line in errors_of(job))
+
+
+def test_a_loader_that_cannot_be_positioned_is_told(tmp_path):
+    text = """
+import torch
+from elastic_ckpt import Session
+from torch.utils.data import DataLoader
+with Session(model=torch.nn.Linear(1, 1)) as session:
+    for epoch in session.epochs(1):
+        for batch in session.batches(DataLoader(torch.ones(4), shuffle=True)):
+            pass
+"""
+    with Job(tmp_path, script=script(tmp_path, text), nproc=1) as job:
+        assert job.start().wait() == 64, job.output()
+        assert any("ElasticSampler" in line for line in errors_of(job))
+
+
+def test_unequal_loaders_are_told_on_every_rank(tmp_path):
+    text = """
+import os, torch, torch.distributed as dist
+from elastic_ckpt import ElasticSampler, Session
+from torch.utils.data import DataLoader
+dist.init_process_group("gloo")
+data = torch.ones(8 + 8 * dist.get_rank(), 1)
+with Session(model=torch.nn.Linear(1, 1)) as session:
+    for epoch in session.epochs(1):
+        for batch in session.batches(DataLoader(data, sampler=ElasticSampler(data))):
+            pass
+"""
+    with Job(tmp_path, script=script(tmp_path, text)) as job:
+        assert job.start().wait() == 70, job.output()
+        assert any("different numbers of batches (4 8)" in line for line in errors_of(job))
+
+
+def test_a_missing_process_group_is_told(tmp_path):
+    text = """
+import torch
+from elastic_ckpt import Session
+with Session(model=torch.nn.Linear(1, 1)):
+    pass
+"""
+    with Job(tmp_path, script=script(tmp_path, text)) as job:
+        assert job.start().wait() == 64, job.output()
+        assert any("init_process_group" in line for line in errors_of(job))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
+def test_a_full_directory_is_an_error_and_nothing_is_lost(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=True)
+    try:
+        with Job(small, "--interval", "1", "--epochs", "4") as job:
+            job.log = tmp_path / "log"
+            job.options = ["--max-failures", "1"]
+            assert job.start().wait() == 70, job.output()
+            assert any("No space left on device" in line for line in errors_of(job))
+            view = job.view()
+            assert view.newest_valid is not None
+            assert not list((job.directory / ".attempts").iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
