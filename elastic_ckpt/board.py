@@ -144,12 +144,13 @@ class Board:
         """
         fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
         try:
+            if os.fstat(fd).st_size == 0:
+                raise UsageError(f"{path} is empty, and no board")
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             buffer = mmap.mmap(fd, 0, access=access)
         finally:
             os.close(fd)
-        words = memoryview(buffer).cast("q")
-        if words[_H_MAGIC] != _MAGIC or words[_H_VERSION] != _VERSION:
+        if not _is_board(memoryview(buffer)):
             raise UsageError(f"{path} is not a board of this version of elastic-ckpt")
         return cls(buffer)
 
@@ -193,6 +194,7 @@ class Board:
     def post_answer(self, answer: Answer) -> None:
         """Publish the watcher's word; its number is written last."""
         base = _H_ANSWERS + 4 * (answer.number % _RING)
+        self._words[base] = 0
         self._words[base + 1] = int(answer.kind)
         self._words[base + 2] = answer.step
         self._words[base] = answer.number
@@ -243,11 +245,13 @@ class Board:
         """A view of one rank that never mixes two of its steps.
 
         A writer that was killed in the middle of a frame leaves it odd for ever; after some
-        tries the words are returned as they are.
+        tries, about 20 ms, the words are returned as they are.
         """
         base = _HEADER_WORDS + local_rank * _SLOT_WORDS
         words: list[int] = []
-        for _ in range(1000):
+        for attempt in range(120):
+            if attempt >= 20:  # the writer was put to sleep within a frame: let it finish
+                time.sleep(0.0002)
             before = self._words[base + _S_SEQUENCE]
             words = self._words[base : base + _SLOT_WORDS].tolist()
             if before % 2 == 0 and before == self._words[base + _S_SEQUENCE]:
@@ -335,6 +339,17 @@ class SlotWriter:
             return
         self._words[self._base + _S_EXIT_CODE] = exit_code
         self._words[self._base + _S_OUTCOME] = outcome
+
+
+def _is_board(view: memoryview) -> bool:
+    if len(view) < _HEADER_WORDS * _WORD or len(view) % _WORD:
+        return False
+    words = view.cast("q")
+    return (
+        words[_H_MAGIC] == _MAGIC
+        and words[_H_VERSION] == _VERSION
+        and len(words) == _HEADER_WORDS + words[_H_SLOTS] * _SLOT_WORDS
+    )
 
 
 def _clear_slots(words: memoryview[int], slots: int) -> None:

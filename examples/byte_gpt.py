@@ -121,7 +121,6 @@ def main() -> None:
                     note_step(args.record, session.step + 1, epoch, batch["index"], loss)
     if args.record and dist.get_rank() == 0:
         note_end(args.record, model)
-    dist.destroy_process_group()
 
 
 def note_step(record: Path, step: int, epoch: int, index: torch.Tensor, loss: torch.Tensor) -> None:

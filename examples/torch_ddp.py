@@ -42,8 +42,6 @@ def main() -> None:
     if session.resumed_from:
         print(f"resumed from {session.resumed_from.name}")
     print(f"step {session.step}")
-    if distributed:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

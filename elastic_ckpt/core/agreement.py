@@ -30,9 +30,6 @@ from typing import Final
 NOTHING_ENTERED: Final = -1
 """What a rank's slot holds before the rank knows where it starts."""
 
-MAX_OUTSTANDING: Final = 4
-"""Requests that may be flagged before every rank has acknowledged the oldest of them."""
-
 
 class RequestKind(IntEnum):
     """What a request asks all ranks to do at the agreed step."""
@@ -84,7 +81,7 @@ class Agenda:
     """One rank's view of the requests.
 
     ``seen`` is the newest request that the rank has the answer to; ``open`` the answered ones
-    whose step it has not reached. Both are bounded by ``MAX_OUTSTANDING``.
+    whose step it has not reached: no more than one save, which the watcher sees to, and a stop.
     """
 
     seen: int = 0

@@ -59,16 +59,18 @@ def account(events: Iterable[_Event], now: float | None = None) -> Goodput:
     training = stall = lost = 0.0
     for event in events:
         first = event.wall if first is None else first
-        last = event.wall
+        before, last = (last or event.wall), event.wall
         if event.event == "state" and event.data.get("state") == "running":
             began = kept = event.wall
         elif event.event == "saved" and began is not None:
             kept = event.wall
             stall += number(event.data.get("stall_seconds"), 0.0)
-        elif event.event in ("ended", "start") and began is not None:
-            training += event.wall - began
-            if event.event == "start" or event.data.get("kind") == "crashed":
-                lost += event.wall - kept
+        elif event.event in ("ended", "crash", "end", "start") and began is not None:
+            # A new start without an end: the run was killed some time after its last event.
+            until = before if event.event == "start" else event.wall
+            training += until - began
+            if event.event != "ended" or event.data.get("kind") == "crashed":
+                lost += until - kept
             began = None
     if first is None:
         return Goodput()

@@ -31,7 +31,7 @@ def parse_interval(text: str) -> SaveInterval:
     Raises:
         UsageError: the text is neither.
     """
-    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)s", text.strip())
+    match = re.fullmatch(r"(\d{1,12})|(\d{1,12}(?:\.\d{1,9})?)s", text.strip(), re.ASCII)
     if match is None:
         raise UsageError(f"--save-interval {text!r} is neither steps (100) nor seconds (90s)")
     if match[1] is not None:

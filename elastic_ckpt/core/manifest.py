@@ -14,6 +14,7 @@ from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 MAX_PATH_CHARACTERS: Final = 1024
+MAX_NAME_BYTES: Final = 255
 
 Reason = Literal["interval", "emergency", "final", "manual"]
 
@@ -129,7 +130,7 @@ def check_path(path: str) -> None:
     parts = path.split("/")
     if (
         not 0 < len(path) <= MAX_PATH_CHARACTERS
-        or any(part in ("", ".", "..") for part in parts)
+        or any(part in ("", ".", "..") or len(part.encode()) > MAX_NAME_BYTES for part in parts)
         or any(ord(char) < 32 or char == "\\" or ord(char) == 127 for char in path)
     ):
         raise CheckpointRejected(f"the manifest holds the unsafe path {path[:80]!r}")
@@ -168,6 +169,8 @@ def decode_manifest(data: bytes) -> Manifest:
     _check_files(manifest.files)
     if min(manifest.step, manifest.epoch, manifest.sample_start_index) < 0:
         raise CheckpointRejected("the manifest holds a negative position")
+    if min(manifest.world_size, manifest.data_parallel_size) < 1:
+        raise CheckpointRejected("the manifest is of a job of no ranks")
     if fingerprint(manifest.files) != manifest.fingerprint:
         raise CheckpointRejected("the manifest's fingerprint does not match its files")
     return manifest
@@ -190,6 +193,8 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
                 f"format {version} is newer than this version reads ({FORMAT}): "
                 "upgrade elastic-ckpt"
             )
+        if version < 1:
+            raise CheckpointRejected(f"the manifest's format {version} has never been")
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointRejected(f"the manifest is not readable: {error}") from None

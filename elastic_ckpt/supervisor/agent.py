@@ -56,6 +56,10 @@ FENCE_SECONDS: Final = 0.001
 """Python has no store-load fence; by then every rank's store has long reached this process."""
 
 LEARN_SECONDS: Final = 0.02
+
+LINGER_SECONDS: Final = 10.0
+"""How long workers may take to exit once all of them have said how they left."""
+
 MONITOR_SECONDS: Final = 0.05
 _IGNORED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
@@ -135,6 +139,7 @@ class Agent:
         self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
         self._culprit: Slot | None = None
         self._not_begun = False
+        self._all_said_at: float | None = None
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -144,6 +149,7 @@ class Agent:
             for line in self._commands.lines():
                 self._obey(msgspec.json.decode(line, type=Command))
             self._watch_workers()
+            self._end_lingering()
             if self._incarnation is not None and self._incarnation.over:
                 self._finish(self._incarnation)
 
@@ -220,6 +226,16 @@ class Agent:
                 self._selector.unregister(pidfd)
                 os.close(self._pidfds.pop(local_rank))
                 self._lost(local_rank)
+
+    def _end_lingering(self) -> None:
+        """A worker whose work is sealed must not use up the notice in its own clean-up."""
+        said = [slot.outcome is not Outcome.NONE for slot in self._board.read_slots()]
+        if self._incarnation is None or not all(said):
+            self._all_said_at = None
+        elif self._all_said_at is None:
+            self._all_said_at = time.monotonic()
+        elif time.monotonic() > self._all_said_at + LINGER_SECONDS:
+            self._kill_workers()
 
     def _follow(self, slot: Slot) -> None:
         self._known.add(slot.local_rank)

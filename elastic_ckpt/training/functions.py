@@ -62,7 +62,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
         _loop.attached = True
         runtime.steps.attach(0)
     _loop.calls += 1
-    action = runtime.steps.enter(_loop.calls, samples=0)
+    action = runtime.steps.enter(_loop.calls, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.asked = action.kind is ActionKind.SAVE
     due = every > 0 and step > 0 and step % every == 0

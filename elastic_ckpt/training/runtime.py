@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.distributed as dist
-
 from elastic_ckpt.board import Board, Outcome, SlotWriter
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.attempt import recover_attempts
@@ -66,7 +64,8 @@ class Runtime:
         """End this process at the agreed stop step. Collective where something was saved.
 
         Torch elastic takes the first non-zero exit for a failure, so under a supervisor the
-        outcome stands on the board and the exit code is 0.
+        outcome stands on the board and the exit code is 0. The process group is left to end with
+        the process: destroying it while a DDP model is alive can deadlock (torch 2.13, gloo).
 
         Raises:
             SystemExit: always.
@@ -74,8 +73,6 @@ class Runtime:
         if saved:
             self.peers.barrier("leave")
         self.slot.leave(Outcome.STOPPED if saved else Outcome.STOPPED_UNSAVED)
-        if dist.is_initialized():
-            dist.destroy_process_group()
         if self.supervised:
             raise SystemExit(0)
         code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED

@@ -37,16 +37,19 @@ class StepProtocol:
         """Whether there is a request that this rank has not taken up; does not wait."""
         return self._board.flag != self._agenda.seen or bool(self._agenda.open)
 
-    def enter(self, finished: int, epoch: int = 0, samples: int = 0) -> Action:
+    def enter(
+        self, finished: int, epoch: int = 0, samples: int = 0, *, comes_back: bool = True
+    ) -> Action:
         """Call with the batch in hand, before step ``finished + 1`` begins.
 
         Args:
             finished: optimizer steps that this rank has finished.
             epoch, samples: the position, for ``status``.
+            comes_back: whether the rank calls again after a save, before it begins the step. If
+                not, the step counts as begun although it has yet to save.
 
         Returns:
-            GO; or SAVE or STOP, if all ranks do that at the end of step ``finished``. After a
-            save the rank calls again.
+            GO; or SAVE or STOP, if all ranks do that at the end of step ``finished``.
 
         Raises:
             StopAborted: a rank died during the agreement, or the watcher is gone.
@@ -55,29 +58,33 @@ class StepProtocol:
         agenda = self._agenda
         if self._board.flag == agenda.seen and not agenda.open:
             if not self._begun:
-                self._begun = True
-                self._slot.first_entry()
-                self._slot.phase(Phase.TRAINING)
+                self._begin()
             return _GO
-        return self._consult(finished, epoch, samples)
+        action = self._consult(finished)
+        stays = comes_back or action.kind is ActionKind.STOP
+        if action.kind is ActionKind.GO or not stays:
+            self._begin()
+        else:
+            # The batch in hand is put back: this rank has begun nothing beyond what it finished.
+            self._slot.step(finished, finished, epoch, samples)
+        self._slot.seen(agenda.seen)
+        return action
 
-    def _consult(self, finished: int, epoch: int, samples: int) -> Action:
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._slot.first_entry()
+            self._slot.phase(Phase.TRAINING)
+
+    def _consult(self, finished: int) -> Action:
         limit = time.monotonic() + ANSWER_SECONDS
         while True:
             action = self._agenda.decide(finished, self._board.flag, self._board.answers())
             if action.kind is not ActionKind.WAIT:
-                break
+                return action
             if self._board.aborted > self._agenda.seen or time.monotonic() > limit:
                 raise StopAborted("the agreement on a stop step was given up: a rank died")
             time.sleep(_POLL_SECONDS)
-        if action.kind is not ActionKind.GO:
-            # The batch in hand is put back: this rank has begun nothing beyond what it finished.
-            self._slot.step(finished, finished, epoch, samples)
-        elif not self._begun:
-            self._begun = True
-            self._slot.first_entry()
-        self._slot.seen(self._agenda.seen)
-        return action
 
 
 _GO: Final = Action(ActionKind.GO)

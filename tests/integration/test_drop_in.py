@@ -47,3 +47,19 @@ def test_preempted_and_killed_it_ends_with_the_same_parameters(tmp_path, engine)
     (start, digest), (restart, same) = results(tmp_path / "results")
     assert (start, restart > 0) == (0, True)
     assert digest == same
+
+
+def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
+    """The loop does not come back between the save and the next step: that step counts."""
+    arguments = ("--engine", "torch", "--steps", "200", "--every", "0", "--pause", "0.05")
+    with Job(tmp_path, *arguments, script=SCRIPTS / "seed_shape.py") as job:
+        job.start().until_step(3)
+        for _ in range(3):
+            (job.directory / ".elastic-ckpt" / "requests" / "save-now").touch()
+            job.until(
+                lambda view: view.newest_valid is not None and view.newest_valid.step > 3,
+                "the requested save",
+            )
+        (job.directory / ".elastic-ckpt" / "requests" / "save-now").touch()
+        job.process.terminate()
+        assert job.wait(25) == 75, job.output()

@@ -62,7 +62,6 @@ def main():
         digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values()))
         with open(args.results, "a") as file:
             file.write(json.dumps([start, digest.hexdigest()]) + "\n")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -122,8 +122,6 @@ def main():
         digest.update(repr(scheduler.get_last_lr()).encode())
         with open(args.digest, "w") as file:
             file.write(digest.hexdigest())
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -136,7 +136,6 @@ def test_training_ends_with_the_last_save_if_the_supervisor_was_killed() -> None
     assert result.training_seconds == 30.0 + 100.0
 
 
-@pytest.mark.xfail(strict=True, reason="the downtime counts as lost work")
 def test_the_time_in_the_queue_behind_a_killed_supervisor_is_no_lost_work() -> None:
     """The last sign of life is the notice at 45."""
     result = account(
@@ -151,7 +150,6 @@ def test_the_time_in_the_queue_behind_a_killed_supervisor_is_no_lost_work() -> N
     assert result.lost_work_seconds == 5.0
 
 
-@pytest.mark.xfail(strict=True, reason="only 'ended' and 'start' end an incarnation")
 def test_an_agent_that_died_ends_its_incarnation() -> None:
     """The supervisor itself writes the crash; there is no agent to say that it ended."""
     result = account(
@@ -168,7 +166,6 @@ def test_an_agent_that_died_ends_its_incarnation() -> None:
     assert result == Goodput(100.0, 30.0 + 40.0, lost_work_seconds=10.0)
 
 
-@pytest.mark.xfail(strict=True, reason="only 'ended' and 'start' end an incarnation")
 def test_an_incarnation_that_the_deadline_cut_off_loses_what_it_had_not_saved() -> None:
     result = account(
         [

@@ -154,7 +154,6 @@ def test_a_newer_format_is_refused_whatever_else_it_holds(version: int) -> None:
     assert UnsupportedFormat.exit_code is ExitCode.DATA
 
 
-@pytest.mark.xfail(strict=True, reason="only a newer format is refused")
 @pytest.mark.parametrize("version", [0, -1])
 def test_a_format_that_never_was_is_refused(version: int) -> None:
     with pytest.raises((CheckpointRejected, UnsupportedFormat)):
@@ -194,7 +193,7 @@ def test_a_path_that_could_lead_astray_is_refused(path: str) -> None:
         decode_part(encode(part))
 
 
-@pytest.mark.parametrize("path", ["a", "a/b", "..a/b..", "...", "größe/数", "a b", "x" * 1024])
+@pytest.mark.parametrize("path", ["a", "a/b", "..a/b..", "...", "größe/数", "a b", "x" * 255])
 def test_an_odd_but_harmless_path_is_read(path: str) -> None:
     check_path(path)
     assert path in [entry.path for entry in decode_manifest(with_path(path)).files]
@@ -229,7 +228,6 @@ def test_a_seal_that_contradicts_itself_is_refused(change: Change, why: str) -> 
         decode_manifest(changed(change, sealed=True))
 
 
-@pytest.mark.xfail(strict=True, reason="only the position is looked at")
 @pytest.mark.parametrize("key", ["world_size", "data_parallel_size"])
 def test_a_job_of_no_ranks_is_refused(key: str) -> None:
     """A load takes a rank's state modulo the world size."""
