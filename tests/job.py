@@ -145,7 +145,7 @@ class Job:
     def events(self) -> list[dict]:
         lines = []
         for path in (self.directory / ".elastic-ckpt" / "journal").glob("*.jsonl"):
-            lines += [json.loads(line) for line in path.read_text().splitlines()]
+            lines += [json.loads(line) for line in path.read_text().splitlines() if line]
         return lines
 
     def checkpoints(self) -> list[Path]:
