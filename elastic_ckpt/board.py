@@ -28,22 +28,24 @@ from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind
 from elastic_ckpt.errors import UsageError
 
 _MAGIC: Final = 0x656C6173_74636B70
-_VERSION: Final = 1
+_VERSION: Final = 2
 _RING: Final = 8
 _HEADER_WORDS: Final = 64
-_SLOT_WORDS: Final = 32
+_SLOT_WORDS: Final = 64
 
 # Words of the header.
 _H_MAGIC, _H_VERSION, _H_SLOTS, _H_INCARNATION, _H_FLAG, _H_ABORTED, _H_DEADLINE = range(7)
 _H_ANSWERS: Final = 16  # _RING entries of (number, kind, step, 0)
 
-# Words of a slot. The first seven are the frame that a step rewrites.
+# Words of a slot. The first six are the frame that a step rewrites; text fills the end.
 _S_SEQUENCE, _S_ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
-_S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY = range(12, 15)
+_S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
+_S_REASON: Final = 16
 
 _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
 _WORD: Final = 8
+_REASON_BYTES: Final = (_SLOT_WORDS - _S_REASON) * _WORD
 
 
 class Phase(IntEnum):
@@ -82,6 +84,8 @@ class Slot:
         start_step: the step that it resumed from; ``NOTHING_ENTERED`` before that.
         saved_step: the step of the last checkpoint that it saw sealed; -1 for none.
         first_entry: monotonic time at which it began its first step, nanoseconds; 0 for never.
+        left: monotonic time of ``outcome``, nanoseconds; 0 for never.
+        reason: one line on why it failed; may be empty.
     """
 
     local_rank: int
@@ -99,6 +103,8 @@ class Slot:
     start_step: int
     saved_step: int
     first_entry: int
+    left: int = 0
+    reason: str = ""
 
     @property
     def attached(self) -> bool:
@@ -170,12 +176,13 @@ class Board:
 
     def begin_incarnation(self, number: int) -> None:
         """Forget all ranks and requests; called while no worker runs."""
-        self._words[_H_INCARNATION] = number
         self._words[_H_FLAG] = 0
         self._words[_H_ABORTED] = 0
         for index in range(_H_ANSWERS, _H_ANSWERS + 4 * _RING):
             self._words[index] = 0
         _clear_slots(self._words, self.slots)
+        # Last: who reads this number must not find the slots of the incarnation before.
+        self._words[_H_INCARNATION] = number
 
     @property
     def incarnation(self) -> int:
@@ -272,6 +279,8 @@ class Board:
             start_step=words[_S_START_STEP],
             saved_step=words[_S_SAVED_STEP],
             first_entry=words[_S_FIRST_ENTRY],
+            left=words[_S_LEFT],
+            reason=_text(words[_S_REASON:]),
         )
 
     def read_slots(self) -> list[Slot]:
@@ -333,10 +342,14 @@ class SlotWriter:
         """A checkpoint of ``step`` is sealed."""
         self._words[self._base + _S_SAVED_STEP] = step
 
-    def leave(self, outcome: Outcome, exit_code: int = 0) -> None:
-        """The last word of a worker; only the first one counts."""
+    def leave(self, outcome: Outcome, exit_code: int = 0, reason: str = "") -> None:
+        """The last word of a worker; only the first one counts. A long reason is cut."""
         if self._words[self._base + _S_OUTCOME] != Outcome.NONE:
             return
+        text = reason.encode(errors="replace")[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
+        offset = (self._base + _S_REASON) * _WORD
+        self._buffer[offset : offset + _REASON_BYTES] = text
+        self._words[self._base + _S_LEFT] = time.monotonic_ns()
         self._words[self._base + _S_EXIT_CODE] = exit_code
         self._words[self._base + _S_OUTCOME] = outcome
 
@@ -350,6 +363,11 @@ def _is_board(view: memoryview) -> bool:
         and words[_H_VERSION] == _VERSION
         and len(words) == _HEADER_WORDS + words[_H_SLOTS] * _SLOT_WORDS
     )
+
+
+def _text(words: list[int]) -> str:
+    data = struct.pack(f"@{len(words)}q", *words)
+    return data.rstrip(b"\0").decode(errors="ignore")
 
 
 def _clear_slots(words: memoryview[int], slots: int) -> None:

@@ -88,6 +88,7 @@ def command(
     from elastic_ckpt.supervisor.settings import RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
+    _open_standard_streams()
     _check_script(script)
     if not math.isfinite(grace):
         raise UsageError(f"--grace {grace} is no number of seconds")
@@ -104,8 +105,31 @@ def command(
         max_failures=max_failures,
         preload=_preload(preload, script),
     )
-    supervisor = Supervisor(settings, lambda line: click.echo(f"elastic-ckpt: {line}", err=True))
+    supervisor = Supervisor(settings, _say)
     return int(supervisor.run())
+
+
+def _open_standard_streams() -> None:
+    """Fill descriptors 0 to 2 where they are closed, before a lock or the board takes their place.
+
+    Workers inherit them and print to them.
+    """
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        os.set_inheritable(fd, True)
+        fd = os.dup(fd)
+    os.close(fd)
+
+
+def _say(line: str) -> None:
+    try:
+        click.echo(f"elastic-ckpt: {line}", err=True)
+    except OSError:
+        # Nobody reads any more. What is still buffered must find a place to go at exit, or
+        # Python would end with a code of its own.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
 
 
 def _check_script(script: Path) -> None:

@@ -12,6 +12,7 @@ from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.core.run_state import TERMINAL
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.store.catalog import newest_valid
+from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import NodeRecord, read_records
 from elastic_ckpt.store.requests import ask_for_save
 
@@ -28,11 +29,7 @@ from elastic_ckpt.store.requests import ask_for_save
 def command(directory: Path, timeout: float) -> int:
     """Ask the running job for a checkpoint now, and wait until it is sealed."""
     job = open_job(directory)
-    running = [
-        record
-        for record in read_records(job.control / "nodes")
-        if record.state not in TERMINAL and record.owner.is_alive() is not False
-    ]
+    running = _running(job)
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     reached = max((step_of(record) for record in running), default=0)
@@ -41,15 +38,28 @@ def command(directory: Path, timeout: float) -> int:
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
+            ended = not _running(job)  # before the look, which then sees all that it left
             newest = newest_valid(job)
             # A request that finds its step sealed already is served by that checkpoint.
             if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
                 click.echo(str(newest.path))
                 return 0
+            if ended:
+                raise NotAnswered(
+                    "the job has ended without a new checkpoint: see elastic-ckpt status"
+                )
             time.sleep(0.1)
     finally:
         request.unlink(missing_ok=True)
     raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
+
+
+def _running(job: JobDirectory) -> list[NodeRecord]:
+    return [
+        record
+        for record in read_records(job.control / "nodes")
+        if record.state not in TERMINAL and record.owner.is_alive() is not False
+    ]
 
 
 def step_of(record: NodeRecord) -> int:

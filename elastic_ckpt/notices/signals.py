@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from elastic_ckpt.core.deadline import Notice
 from elastic_ckpt.notices import Enqueue
@@ -45,7 +45,7 @@ class SignalSource:
         self._enqueue: Enqueue = lambda notice: None
         self._arrived: deque[tuple[int, float]] = deque()
         self._last_interrupt = float("-inf")
-        self._previous: dict[int, Any] = {}
+        self._heard: list[int] = []
         self._terminal = False
 
     def start(self, enqueue: Enqueue) -> None:
@@ -56,12 +56,13 @@ class SignalSource:
         for number in (*_NOTICES, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup: whoever started us asked that a hang-up changes nothing
-            self._previous[number] = signal.signal(number, self._arrive)
+            signal.signal(number, self._arrive)
+            self._heard.append(number)
 
     def stop(self) -> None:
-        """Put the former handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        """Ignore what still comes: the outcome stands, and a repeat must not change the code."""
+        for number in self._heard:
+            signal.signal(number, signal.SIG_IGN)
 
     @property
     def pending(self) -> bool:

@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing import forkserver, resource_tracker
@@ -82,6 +83,7 @@ class Incarnation:
         self.error: BaseException | None = None
         self._spec = spec
         self._wake = wake
+        self._over = False
         self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)
 
     def start(self) -> None:
@@ -91,7 +93,7 @@ class Incarnation:
     @property
     def over(self) -> bool:
         """Whether torch elastic has returned."""
-        return not self._thread.is_alive()
+        return self._over
 
     def join(self, seconds: float) -> None:
         """Wait, bounded, for torch elastic."""
@@ -118,6 +120,8 @@ class Incarnation:
         except BaseException as error:  # every end of the launch is an end of the incarnation
             self.error = error
         finally:
+            # Before the byte: whoever it wakes must find the incarnation over.
+            self._over = True
             os.write(self._wake, b"x")
 
 
@@ -137,6 +141,7 @@ class Agent:
         self._incarnation: Incarnation | None = None
         self._known: set[int] = set()  # local ranks whose pid is known
         self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
+        self._processes: dict[int, Any] = {}  # pid -> torch elastic's handle of the worker
         self._culprit: Slot | None = None
         self._not_begun = False
         self._all_said_at: float | None = None
@@ -214,46 +219,73 @@ class Agent:
 
         Torch elastic would send SIGTERM and wait 30 s for ranks that are stuck in a collective.
         """
-        if self._incarnation is None:
-            return
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        if self._incarnation is None:
+            return
         for slot in self._board.read_slots():
             if slot.pid and slot.local_rank not in self._known:
                 self._follow(slot)
-        for local_rank, pidfd in list(self._pidfds.items()):
-            if _exited(pidfd):
-                self._selector.unregister(pidfd)
-                os.close(self._pidfds.pop(local_rank))
-                self._lost(local_rank)
+        exited = [local_rank for local_rank, pidfd in self._pidfds.items() if _exited(pidfd)]
+        for local_rank in exited:
+            pidfd = self._pidfds.pop(local_rank)
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+        if exited:
+            self._lost(exited)
 
     def _end_lingering(self) -> None:
-        """A worker whose work is sealed must not use up the notice in its own clean-up."""
-        said = [slot.outcome is not Outcome.NONE for slot in self._board.read_slots()]
-        if self._incarnation is None or not all(said):
+        """A worker whose work is sealed must not use up the notice in its own clean-up.
+
+        Nor may one that failed, but is kept by a thread of its own, keep the others waiting.
+        """
+        said = [slot.outcome for slot in self._board.read_slots()]
+        over = Outcome.FAILED in said or Outcome.NONE not in said
+        if self._incarnation is None or not over:
             self._all_said_at = None
         elif self._all_said_at is None:
             self._all_said_at = time.monotonic()
         elif time.monotonic() > self._all_said_at + LINGER_SECONDS:
+            self._lost([])  # who failed is known before the others are killed
             self._kill_workers()
 
     def _follow(self, slot: Slot) -> None:
         self._known.add(slot.local_rank)
+        self._remember_processes()
         try:
             pidfd = os.pidfd_open(slot.pid)
         except ProcessLookupError:
-            self._lost(slot.local_rank)
+            self._lost([slot.local_rank])
             return
         self._pidfds[slot.local_rank] = pidfd
         self._selector.register(pidfd, selectors.EVENT_READ)
 
-    def _lost(self, local_rank: int) -> None:
-        """A worker is gone; the first one that left without saying why is the culprit."""
-        slot = self._board.read_slot(local_rank)
-        if slot.outcome in (Outcome.NONE, Outcome.FAILED) and self._culprit is None:
-            self._culprit = slot
-            self._board.abort(self._board.flag)
-            self._kill_workers()
+    def _remember_processes(self) -> None:
+        """Keep the handles of the workers, which alone know every one's exit code.
+
+        They are asked when torch elastic has returned: two threads must not poll one of them.
+        Torch elastic itself reports one worker, and not the one that was first.
+        """
+        children: Any = multiprocessing.process
+        self._processes.update({process.pid: process for process in list(children._children)})
+
+    def _lost(self, exited: list[int]) -> None:
+        """Workers are gone; if one of them failed, find the first that did, and kill the rest.
+
+        One that left without a word went before those that could say that they failed: they
+        did so because it was gone.
+        """
+        if self._culprit is not None:
+            return
+        slots = self._board.read_slots()
+        silent = [slots[rank] for rank in exited if slots[rank].outcome is Outcome.NONE]
+        failed = [slot for slot in slots if slot.outcome is Outcome.FAILED]
+        if not silent and not failed:
+            return
+        self._culprit = silent[0] if silent else min(failed, key=lambda slot: slot.left)
+        self._remember_processes()
+        self._board.abort(self._board.flag)
+        self._kill_workers()
 
     def _kill_workers(self) -> None:
         parent = _forkserver_pid()
@@ -272,10 +304,11 @@ class Agent:
     def _finish(self, incarnation: Incarnation) -> None:
         incarnation.join(5.0)
         self._incarnation = None
-        self._forget_workers()
         slots = self._board.read_slots()
+        verdict = self._verdict(incarnation, slots)
+        self._forget_workers()
         self._sweep()
-        self._send(self._verdict(incarnation, slots))
+        self._send(verdict)
 
     def _forget_workers(self) -> None:
         for pidfd in self._pidfds.values():
@@ -283,6 +316,7 @@ class Agent:
             os.close(pidfd)
         self._pidfds.clear()
         self._known.clear()
+        self._processes.clear()
 
     def _sweep(self) -> None:
         """Kill what the workers left behind: DataLoader children, user subprocesses."""
@@ -308,7 +342,11 @@ class Agent:
             failed = self._culprit or next(
                 (slot for slot in slots if slot.outcome is Outcome.FAILED), slots[0]
             )
-        exit_code, message = _explain(incarnation.error, failed) if failed else (0, "")
+        exit_code, message = 0, ""
+        if failed is not None:
+            process = self._processes.get(failed.pid)
+            status = process.exitcode if process is not None else None
+            exit_code, message = _explain(failed, status, incarnation.error)
         begun = [slot for slot in slots if slot.first_entry]
         finished = max((slot.finished for slot in slots if slot.attached), default=0)
         return Ended(
@@ -339,26 +377,32 @@ class Agent:
             os.write(self._events, encode_line(event))
 
 
-def _explain(error: BaseException | None, failed: Slot) -> tuple[int, str]:
-    """Exit code and one line for the worker that failed first."""
+def _explain(failed: Slot, status: int | None, error: BaseException | None) -> tuple[int, str]:
+    """Exit code and one line for the worker that failed first.
+
+    Args:
+        status: how its process ended, if that is known; a negative number is a signal.
+        error: what torch elastic raised; it names one worker, not always this one.
+    """
+    if failed.outcome is Outcome.FAILED:
+        return failed.exit_code, failed.reason or f"exit code {failed.exit_code}"
     failures: dict[int, Any] = getattr(error, "failures", {})
-    # Torch elastic reports one failure; ranks that fail together fail for the same reason.
-    failure = failures.get(failed.rank) or next(iter(failures.values()), None)
-    if failed.exit_code:
-        code = failed.exit_code
-    elif failure is not None and failed.outcome is Outcome.NONE:
-        code = int(failure.exitcode)
-    else:
-        code = -int(signal.SIGKILL)
-    if failed.outcome is Outcome.NONE and code in (0, 255):
-        code = -int(signal.SIGKILL)  # its template process died with the exit status
-    if code < 0:
-        return code, f"killed by {_signal_name(-code)}"
-    return code, _said(failure) or f"exit code {code}"
+    failure = failures.get(failed.rank)
+    if not failed.pid:  # no worker came as far as the board: what torch elastic says is all
+        failure = next(iter(failures.values()), None)
+    if status is None and failure is not None:
+        status = int(failure.exitcode)
+    if status is None or status == 255:  # 255: its template process died with the exit status
+        status = -int(signal.SIGKILL)
+    if status < 0:
+        return status, f"killed by {_signal_name(-status)}"
+    if status == 0:
+        return 0, "it left with exit code 0 before the script came to its end"
+    return status, _said(failure) or f"exit code {status}"
 
 
 def _said(failure: Any) -> str:
-    """What the worker's bootstrap recorded of its exception; empty if it recorded nothing."""
+    """What torch elastic recorded of an exception before the script; empty if nothing."""
     record = getattr(failure, "error_file_data", {}).get("message", {})
     text = record.get("message", "") if isinstance(record, dict) else ""
     lines = str(text).strip().splitlines()
@@ -405,6 +449,8 @@ def main() -> None:
     commands = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    # Torch elastic and multiprocessing leave directories behind; the supervisor removes this one.
+    tempfile.tempdir = os.environ.pop("ELASTIC_CKPT_SCRATCH")
     events = int(os.environ.pop("ELASTIC_CKPT_EVENTS"))
     os.set_inheritable(events, False)
     become_subreaper()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -16,10 +20,19 @@ from elastic_ckpt.supervisor.messages import (
     WorkerSpec,
     encode_line,
 )
-from elastic_ckpt.supervisor.processes import kill_descendants
+from elastic_ckpt.supervisor.processes import KILL_WAIT_SECONDS, kill_descendants
 
 # The working directory must not shadow the packages that the agent imports.
 _CODE = "import sys; sys.path[:1] = []; from elastic_ckpt.supervisor.agent import main; main()"
+
+_LONGEST_TMPDIR: Final = 60
+"""Multiprocessing binds a socket 47 characters further down, and the kernel takes 107 in all."""
+
+
+def _make_scratch() -> str:
+    base = tempfile.gettempdir()
+    short = len(os.fsencode(base)) <= _LONGEST_TMPDIR
+    return tempfile.mkdtemp(prefix="eckpt-", dir=base if short else "/tmp")
 
 
 class AgentProcess:
@@ -29,6 +42,8 @@ class AgentProcess:
         read, write = os.pipe()
         environment = dict(os.environ, ELASTIC_CKPT_EVENTS=str(write))
         environment["ELASTIC_CKPT_DIR"] = spec.directory
+        self._scratch = _make_scratch()
+        environment["ELASTIC_CKPT_SCRATCH"] = self._scratch
         if spec.nproc > 1:
             environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
         self._process = subprocess.Popen(
@@ -75,8 +90,11 @@ class AgentProcess:
     def end(self) -> None:
         """Take the agent and everything below the supervisor down; bounded."""
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that hangs holds it
+            self._process.wait(KILL_WAIT_SECONDS)
         kill_descendants()
         os.close(self.fd)
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(OSError):  # a command that it did not take
+                self._process.stdin.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)

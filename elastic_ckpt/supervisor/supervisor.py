@@ -29,7 +29,7 @@ from elastic_ckpt.core.run_state import TERMINAL, Event, RunState, advance
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.store.attempt import recover_attempts
-from elastic_ckpt.store.catalog import newest_valid
+from elastic_ckpt.store.catalog import CheckpointView, newest_valid
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
@@ -59,7 +59,7 @@ class Supervisor:
             LockHeld: another supervisor has it.
         """
         self._settings = settings
-        self._say = say
+        self._listener = say
         self._job = JobDirectory(settings.directory)
         self._job.prepare()
         self._run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
@@ -183,7 +183,7 @@ class Supervisor:
         if not first:
             self._write_record()
             return
-        newest = newest_valid(self._job)
+        newest = self._newest()
         self._before_notice = newest.path if newest else None
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
         was_backing_off = self._state is RunState.BACKING_OFF
@@ -221,7 +221,7 @@ class Supervisor:
             )
 
     def _on_drained(self, ended: Ended) -> None:
-        newest = newest_valid(self._job)
+        newest = self._newest()
         path = newest.path if newest else None
         if ended.kind is EndKind.CRASHED:
             self._move(Event.CRASH, "")
@@ -234,19 +234,20 @@ class Supervisor:
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
         self._write_off(failure)
+        within_budget = self._budget.spend(failure)
+        culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
+        what = f"{culprit}{failure.message}"
         if failure.exit_code in _FINAL_CODES:
             self._give_up(ExitCode(failure.exit_code), failure.message)
             return
-        if not self._budget.spend(failure):
-            why = "no retry" if not failure.retryable else f"{self._budget.total} failures"
-            self._give_up(ExitCode.FAILED, f"{why}: rank {failure.rank} failed: {failure.message}")
+        if not within_budget:
+            count = self._budget.total
+            why = f"{count} failure{'s' if count > 1 else ''}" if failure.retryable else "no retry"
+            self._give_up(ExitCode.FAILED, f"{why}: {what}")
             return
         delay = self._budget.backoff_seconds(self._jitter)
         self._retry_at = time.monotonic() + delay
-        self._move(
-            Event.CRASH,
-            f"rank {failure.rank} failed ({failure.message}): restarting in {delay:.1f} s",
-        )
+        self._move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
 
     def _on_agent_lost(self) -> None:
         slots = self._board.read_slots()
@@ -255,7 +256,7 @@ class Supervisor:
         self._end_agent()
         self._board.begin_incarnation(0)  # what stands there is of workers that are gone
         if self._state is RunState.DRAINING:
-            newest = newest_valid(self._job)
+            newest = self._newest()
             saved = newest is not None and newest.path != self._before_notice
             self._move(Event.CRASH, "")
             self._preempted(saved or (newest is not None and not stepped), "the agent died")
@@ -267,10 +268,11 @@ class Supervisor:
         if self._agent is not None:
             self._agent.send(Kill())
         self._end_agent()
-        newest = newest_valid(self._job)
+        newest = self._newest()
         saved = newest is not None and newest.path != self._before_notice
         self._move(Event.EXPIRED, "")
-        why = "stopped at once" if self._at_once else "the deadline came before the save was done"
+        late = "the workers had left" if saved else "the save was done"
+        why = "stopped at once" if self._at_once else f"the deadline came before {late}"
         self._preempted(saved, why)
 
     # -- doing ----------------------------------------------------------------------------------
@@ -318,7 +320,9 @@ class Supervisor:
             self._journal.write("recovered", path=str(path), what=what)
 
     def _ask_for_saves(self, now: float) -> None:
-        wanted = take_requests(self._job)
+        wanted = False
+        with contextlib.suppress(OSError):  # a disk that does not answer now
+            wanted = take_requests(self._job)
         if now >= self._next_save:
             wanted = True
             self._schedule_save(now)
@@ -340,6 +344,16 @@ class Supervisor:
             self._agent.end()
             self._agent = None
 
+    def _newest(self) -> CheckpointView | None:
+        """The checkpoint that a restart would take; None too if the disk does not answer now.
+
+        That is no reason to take down a job which trains, or to miss its stop.
+        """
+        try:
+            return newest_valid(self._job)
+        except OSError:
+            return None
+
     # -- telling --------------------------------------------------------------------------------
 
     def _preempted(self, saved: bool, detail: str) -> None:
@@ -356,7 +370,7 @@ class Supervisor:
 
     def _write_off(self, failure: Failure) -> None:
         """Journal a failure and the work that it cost."""
-        newest = newest_valid(self._job)
+        newest = self._newest()
         self._journal.write(
             "crash",
             rank=failure.rank,
@@ -364,6 +378,11 @@ class Supervisor:
             message=failure.message,
             restart_step=newest.step if newest else 0,
         )
+
+    def _say(self, line: str) -> None:
+        # Whoever started the run may be gone: a terminal that hung up, the end of a pipe.
+        with contextlib.suppress(OSError):
+            self._listener(line)
 
     def _move(self, event: Event, message: str) -> None:
         before = self._state

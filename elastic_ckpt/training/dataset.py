@@ -43,7 +43,8 @@ def _probe(dataset: Any, size: int) -> bytes:
 
 
 def _fix_rng(seed: int) -> None:
-    torch.manual_seed(seed)
+    # Not torch.manual_seed: that seeds every accelerator too, and even those not in use yet.
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
@@ -54,19 +55,32 @@ def _update(digest: xxhash.xxh3_128, value: Any) -> None:
     digest.update(type(value).__name__.encode())
     match value:
         case torch.Tensor():
-            flat = value.detach().cpu().contiguous().reshape(-1)
+            dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+            flat = dense.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
             digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
             digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
         case bytes() | bytearray():
-            digest.update(bytes(value))
-        case str() | int() | float() | bool() | None:
-            digest.update(repr(value).encode())
+            digest.update(b"%d:" % len(value) + bytes(value))
+        case str() | int() | float() | None:
+            digest.update(_plain(value))
         case dict():
+            digest.update(b"%d:" % len(value))
             for key in sorted(value, key=repr):
                 _update(digest, key)
                 _update(digest, value[key])
         case list() | tuple():
+            digest.update(b"%d:" % len(value))
             for item in value:
                 _update(digest, item)
         case _ if hasattr(value, "tobytes"):
+            shape, dtype = getattr(value, "shape", ""), getattr(value, "dtype", "")
+            digest.update(f"{shape}{dtype}".encode())
             digest.update(value.tobytes())
+
+
+def _plain(value: Any) -> bytes:
+    """As plain Python writes it: NumPy's scalars write themselves differently since 2.0."""
+    for kind in (str, float, int):
+        if isinstance(value, kind):
+            return kind.__repr__(value).encode()
+    return b""

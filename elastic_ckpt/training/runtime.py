@@ -33,9 +33,9 @@ class Supervised:
         """Whether the script takes part in the step protocol."""
         return _current is not None
 
-    def finish(self, outcome: Outcome, code: int = 0) -> None:
+    def finish(self, outcome: Outcome, code: int = 0, reason: str = "") -> None:
         """Leave the last word on the board."""
-        self.slot.leave(outcome, code)
+        self.slot.leave(outcome, code, reason)
 
 
 @dataclass

@@ -124,9 +124,13 @@ class Session:
         self._samples_per_batch = 0
         self._replicas = 1
         self._pending_rng: dict[str, Any] | None = None
+        self._pending_iterating = True
         self._manifest: Manifest | None = None
         self._optimizer_stepped = False
         self._step_ends = False
+        self._batch_is_out = False
+        self._group_batches = 0
+        self._save_is_owed = False
         self._used_epoch = -1
         self.resumed_from: Path | None = None
 
@@ -160,6 +164,7 @@ class Session:
         """Save once more if the script came to its end; after an exception nothing is saved."""
         if error is not None:
             return
+        self._settle()
         here = (self._place.epoch, self._place.step)
         if self._place.step > 0 and here != (self._saved_epoch, self._saved_step):
             self._save("final")
@@ -190,9 +195,13 @@ class Session:
         A job that was saved at the last step of an epoch comes back to that epoch, with no
         batches left, so that what the script does at its end is done.
         """
+        self._restore_rng(iterating=False)
         while self._place.epoch < max_epochs:
             yield self._place.epoch
+            self._settle()
             self._place.next_epoch()
+            if self._save_is_owed and self._place.epoch < max_epochs:
+                self._save("interval")  # the script left the epoch at the step that was due
 
     def batches(self, dataloader: DataLoader[Any]) -> Iterator[Any]:
         """The micro-batches of this epoch that are left, once per epoch.
@@ -215,6 +224,7 @@ class Session:
         if sampler.drop_last or dataloader.drop_last:
             count -= count % self._accumulation_steps
         self._check_equal(count)
+        self._restore_rng(iterating=False)
         if count == 0:
             self._restore_rng()
             return
@@ -229,10 +239,8 @@ class Session:
             if begins and not in_process:
                 self._boundary()
             self._step_ends = (index + 1) % self._accumulation_steps == 0 or index + 1 == count
+            self._group_batches = index % self._accumulation_steps + 1
             yield from self._hand_out(batch)
-            self._place.samples = min(
-                self._place.samples + self._samples_per_batch, self._place.dataset_size
-            )
             if self._step_ends:
                 self._finish_step()
 
@@ -316,23 +324,41 @@ class Session:
 
     def _hand_out(self, batch: Any) -> Iterator[Any]:
         """Yield a batch; a ``break`` behind an optimizer step still counts that step."""
+        epoch = self._place.epoch
         self._optimizer_stepped = False
+        self._batch_is_out = True
         try:
             yield batch
         except GeneratorExit:
-            if self._optimizer_stepped and self._step_ends:
-                self._place.samples += self._samples_per_batch
-                self._count_step()
+            if self._place.epoch == epoch:
+                self._settle()
             raise
+        self._batch_is_out = False
+
+    def _settle(self) -> None:
+        """Count the step of a batch that was left by ``break``.
+
+        Python closes this generator when nothing refers to it any more, which may be late: so
+        whatever depends on the count settles it first.
+        """
+        if self._batch_is_out and self._optimizer_stepped and self._step_ends:
+            self._count_step()
+        self._batch_is_out = False
 
     def _finish_step(self) -> None:
         self._count_step()
-        if self._interval.due(self._place.step):
+        if self._save_is_owed:
             self._save("interval")
 
     def _count_step(self) -> None:
-        self._place.step += 1
-        self._place.step_in_epoch += 1
+        """A step's samples count together: what a group left halfway used is used again."""
+        place = self._place
+        place.step += 1
+        place.step_in_epoch += 1
+        place.samples = min(
+            place.samples + self._group_batches * self._samples_per_batch, place.dataset_size
+        )
+        self._save_is_owed = self._interval.due(place.step)
 
     def _boundary(self) -> None:
         """The next step is about to begin: do what all ranks agreed to do before it."""
@@ -378,10 +404,12 @@ class Session:
             ),
         )
         self._saved_epoch, self._saved_step = place.epoch, place.step
+        self._save_is_owed = False
 
     def _rank_state(self) -> dict[str, Any]:
         extra = {name: thing.state_dict() for name, thing in self._extra.items()}
-        return {"rng": capture_rng(), "extra": extra}
+        iterating = self._used_epoch == self._place.epoch
+        return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
 
     def _resume(self, path: Path, manifest: Manifest) -> None:
         place = self._place
@@ -399,6 +427,7 @@ class Session:
         if state is None:
             return
         self._pending_rng = state["rng"]
+        self._pending_iterating = state.get("iterating", True)
         for name, thing in self._extra.items():
             if name not in state["extra"]:
                 raise ElasticCkptError(
@@ -406,9 +435,13 @@ class Session:
                 )
             thing.load_state_dict(state["extra"][name])
 
-    def _restore_rng(self) -> None:
-        """Put the saved random state back, once: making a DataLoader's iterator draws from it."""
-        if self._pending_rng is not None:
+    def _restore_rng(self, *, iterating: bool = True) -> None:
+        """Put the saved random state back, once.
+
+        Making a DataLoader's iterator draws from it. So a state that was saved behind that goes
+        back behind it, and one that was saved between two epochs goes back before it.
+        """
+        if self._pending_rng is not None and self._pending_iterating is iterating:
             restore_rng(self._pending_rng)
             self._pending_rng = None
 

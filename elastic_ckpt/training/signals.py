@@ -29,21 +29,52 @@ def ignore_notices() -> None:
 
 
 def set_terminate_hook(handler: Handler) -> None:
-    """What a SIGTERM does in this worker's main process."""
+    """What a SIGTERM does in this worker's main process, until the script says otherwise.
+
+    A child that the script forks dies of it, as it would without us: ``Process.terminate`` is a
+    SIGTERM.
+    """
     signal.signal(signal.SIGTERM, handler)
+    masks = threading.local()
+
+    def hold() -> None:
+        # A signal between the fork and the child's first line would be taken by Python and lost.
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def release_child() -> None:
+        if signal.getsignal(signal.SIGTERM) is handler:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        release()
+
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=release_child)
 
 
 def shield_data_loaders() -> None:
     """Keep a SIGTERM that is not the worker's own from killing its DataLoader children.
 
-    Torch gives each child a handler that lets such a signal kill it, which fails the batch. The
-    hook is private to torch; ``tests/integration/test_signals.py`` fails if it moves.
+    Torch gives each child a handler that lets such a signal kill it, which fails the batch. What
+    is replaced is private to torch; ``tests/integration/test_signals.py`` fails if it moves.
     """
+    loader: Any = importlib.import_module("torch.utils.data.dataloader")
+    iterator = loader._MultiProcessingDataLoaderIter
+    start = iterator.__init__
+
+    def started(*args: Any, **kwargs: Any) -> None:
+        # The children are born with the mask: until they listen, a SIGTERM waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            start(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    iterator.__init__ = started
     signal_handling: Any = importlib.import_module("torch.utils.data._utils.signal_handling")
     original = signal_handling._set_worker_signal_handlers
 
     def shielded(*args: Any) -> None:
-        # Blocked first: from here on until the thread listens, a SIGTERM waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         original(*args)
         threading.Thread(target=_obey_parent_alone, name="sigterm", daemon=True).start()

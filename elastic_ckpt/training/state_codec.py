@@ -12,13 +12,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from elastic_ckpt.errors import CheckpointRejected, UsageError
 
 _TAG: Final = "$"
 _MAX_DEPTH: Final = 64
+_HEADER_KEY: Final = "__metadata__"
+"""What safetensors keeps for itself among the names of a file."""
 
 
 def write_state(directory: Path, name: str, state: Any) -> list[str]:
@@ -31,8 +35,7 @@ def write_state(directory: Path, name: str, state: Any) -> list[str]:
         UsageError: the tree holds something else; the message names the place.
     """
     tensors: dict[str, torch.Tensor] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    tree = _encode(state, "", tensors, seen)
+    tree = _Encoder(tensors).encode(state, "", 0)
     save_file(tensors, directory / f"{name}.safetensors", metadata={"format": "pt"})
     (directory / f"{name}.json").write_text(json.dumps(tree))
     return [f"{name}.json", f"{name}.safetensors"]
@@ -46,43 +49,11 @@ def read_state(directory: Path, name: str) -> Any:
     """
     try:
         tree = json.loads((directory / f"{name}.json").read_text())
-        tensors = load_file(directory / f"{name}.safetensors")
-        return _decode(tree, tensors, 0)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # Copies: what the library returns is mapped from the file, which may be pruned meanwhile.
+        loaded = load_file(directory / f"{name}.safetensors")
+        return _decode(tree, {key: tensor.clone() for key, tensor in loaded.items()}, 0)
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointRejected(f"{name} in {directory.name} is not readable: {error}") from None
-
-
-def _encode(
-    value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]
-) -> Any:
-    match value:
-        case None | bool() | str():
-            return value
-        case int() | float():
-            # numpy's scalars are numbers too; json writes nan and inf as Python reads them
-            return int(value) if isinstance(value, int) else float(value)
-        case torch.Tensor():
-            return {_TAG: "tensor", "name": _store(value, place, tensors, seen)}
-        case bytes() | bytearray():
-            return {_TAG: "bytes", "base64": base64.b64encode(value).decode()}
-        case tuple() | list() | set() | frozenset():
-            kind = next(kind for kind in _SEQUENCES if isinstance(value, _SEQUENCES[kind]))
-            items = [
-                _encode(item, f"{place}.{index}" if place else str(index), tensors, seen)
-                for index, item in enumerate(value)
-            ]
-            return items if kind == "list" else {_TAG: kind, "items": items}
-        case dict():
-            return _encode_dict(value, place, tensors, seen)
-    if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape:
-        return _encode(value.item(), place, tensors, seen)
-    if type(value).__module__ == "numpy" and hasattr(value, "__array__"):
-        encoded = _encode(torch.from_numpy(value), place, tensors, seen)
-        return {_TAG: "ndarray", "tensor": encoded}
-    raise UsageError(
-        f"the state at {place or 'the top'!r} is a {type(value).__name__}: its state_dict may "
-        "hold dicts, lists, tuples, numbers, strings, bytes, None, arrays and tensors"
-    )
 
 
 _SEQUENCES: Final[dict[str, type]] = {
@@ -90,46 +61,98 @@ _SEQUENCES: Final[dict[str, type]] = {
 }  # fmt: skip
 
 
-def _encode_dict(
-    value: dict[Any, Any],
-    place: str,
-    tensors: dict[str, torch.Tensor],
-    seen: dict[tuple[Any, ...], str],
-) -> Any:
-    items = [
-        (key, _encode(item, f"{place}.{key}" if place else str(key), tensors, seen))
-        for key, item in value.items()
-    ]
-    if all(isinstance(key, str) and key != _TAG for key, _ in items) and not isinstance(
-        value, Counter
-    ):
-        return dict(items)
-    pairs = [[_encode(key, place, tensors, seen), item] for key, item in items]
-    return {_TAG: "counter" if isinstance(value, Counter) else "dict", "items": pairs}
+class _Encoder:
+    """Turns one tree into JSON values and puts its tensors into ``tensors``."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._seen: dict[tuple[Any, ...], str] = {}
+        self._storages: set[int] = set()
+        self._alive: list[torch.Tensor] = []  # or an address might be used twice
+
+    def encode(self, value: Any, place: str, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise UsageError(f"the state at {place[:80]!r} is nested deeper than {_MAX_DEPTH}")
+        match value:
+            case None | bool() | str():
+                return value
+            case int() | float():
+                # numpy's scalars are numbers too; json writes nan and inf as Python reads them
+                return int(value) if isinstance(value, int) else float(value)
+            case torch.Tensor():
+                return {_TAG: "tensor", "name": self._store(value, place)}
+            case bytes() | bytearray():
+                return {_TAG: "bytes", "base64": base64.b64encode(value).decode()}
+            case tuple() | list() | set() | frozenset():
+                kind = next(kind for kind in _SEQUENCES if isinstance(value, _SEQUENCES[kind]))
+                items = [
+                    self.encode(item, f"{place}.{index}" if place else str(index), depth + 1)
+                    for index, item in enumerate(value)
+                ]
+                return items if kind == "list" else {_TAG: kind, "items": items}
+            case dict():
+                return self._encode_dict(value, place, depth)
+            case np.ndarray():
+                return {_TAG: "ndarray", "tensor": self._encode_array(value, place)}
+            case np.generic() if not isinstance(plain := value.item(), np.generic):
+                return self.encode(plain, place, depth)
+        raise _unsupported(value, place)
+
+    def _encode_dict(self, value: dict[Any, Any], place: str, depth: int) -> Any:
+        items = [
+            (key, self.encode(item, f"{place}.{key}" if place else str(key), depth + 1))
+            for key, item in value.items()
+        ]
+        if all(isinstance(key, str) and key != _TAG for key, _ in items) and not isinstance(
+            value, Counter
+        ):
+            return dict(items)
+        pairs = [[self.encode(key, place, depth), item] for key, item in items]
+        return {_TAG: "counter" if isinstance(value, Counter) else "dict", "items": pairs}
+
+    def _encode_array(self, value: Any, place: str) -> Any:
+        try:
+            tensor = torch.from_numpy(np.array(value, order="C"))
+        except (TypeError, ValueError):
+            raise _unsupported(value, place, f" of {value.dtype}") from None
+        self._alive.append(tensor)
+        return {_TAG: "tensor", "name": self._store(tensor, place)}
+
+    def _store(self, tensor: torch.Tensor, place: str) -> str:
+        """Keep a tensor once, however many names it has (tied weights)."""
+        tensor = tensor.detach()
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise _unsupported(tensor, place, f" ({tensor.layout}, {tensor.device})")
+        if tensor.dtype == torch.complex128:  # safetensors has no name for it
+            raise _unsupported(tensor, place, f" of {tensor.dtype}")
+        identity = (
+            tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(),
+            tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg(),
+        )  # fmt: skip
+        if tensor.numel() and identity in self._seen:
+            return self._seen[identity]
+        name = place or "value"
+        name = name.encode(errors="replace").decode()
+        while name in self._tensors or name == _HEADER_KEY:
+            name += "_"  # a key with a dot in it may meet a nested one
+        # safetensors refuses tensors that share memory: a view is written as a copy of its own
+        storage = tensor.untyped_storage()
+        shares = (
+            storage.nbytes() != tensor.numel() * tensor.element_size()
+            or storage.data_ptr() in self._storages
+        )
+        self._storages.add(storage.data_ptr())
+        tensor = tensor.resolve_conj().resolve_neg()
+        self._tensors[name] = tensor.clone().contiguous() if shares else tensor.contiguous()
+        self._seen[identity] = name
+        return name
 
 
-def _store(
-    tensor: torch.Tensor,
-    place: str,
-    tensors: dict[str, torch.Tensor],
-    seen: dict[tuple[Any, ...], str],
-) -> str:
-    """Keep a tensor once, however many names it has (tied weights)."""
-    tensor = tensor.detach()
-    identity = (
-        tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(),
-        tensor.dtype,
-    )  # fmt: skip
-    if tensor.numel() and identity in seen:
-        return seen[identity]
-    name = place or "value"
-    while name in tensors:  # a key with a dot in it may meet a nested one
-        name += "_"
-    # safetensors refuses tensors that share memory: a view is written as a copy of its own
-    shares = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    tensors[name] = tensor.clone().contiguous() if shares else tensor.contiguous()
-    seen[identity] = name
-    return name
+def _unsupported(value: Any, place: str, more: str = "") -> UsageError:
+    return UsageError(
+        f"the state at {place or 'the top'!r} is a {type(value).__name__}{more}: its state_dict "
+        "may hold dicts, lists, tuples, numbers, strings, bytes, None, arrays and tensors"
+    )
 
 
 def _decode(tree: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
@@ -145,11 +168,13 @@ def _decode(tree: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
     if kind == "tensor":
         return tensors[tree["name"]]
     if kind == "ndarray":
-        return _decode(tree["tensor"], tensors, depth + 1).numpy()
+        return tensors[tree["tensor"]["name"]].numpy()
     if kind == "bytes":
         return base64.b64decode(tree["base64"])
-    items = _decode(tree["items"], tensors, depth + 1)
     if kind in ("dict", "counter"):
-        pairs = {(tuple(key) if isinstance(key, list) else key): item for key, item in items}
+        pairs = {
+            _decode(key, tensors, depth): _decode(item, tensors, depth + 1)
+            for key, item in tree["items"]
+        }
         return Counter(pairs) if kind == "counter" else pairs
-    return _SEQUENCES[kind](items)
+    return _SEQUENCES[kind](_decode(item, tensors, depth + 1) for item in tree["items"])

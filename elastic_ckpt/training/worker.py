@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
-import time
+import threading
 import traceback
 from types import FrameType
 from typing import Any
 
 import msgspec
-from torch.distributed.elastic.multiprocessing import errors as elastic_errors
 
 from elastic_ckpt.board import Board, Outcome
 from elastic_ckpt.core.agreement import RequestKind
-from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.training import runtime
+from elastic_ckpt.training.output import keep_output
+from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.signals import ignore_notices, set_terminate_hook, shield_data_loaders
 
 
@@ -36,8 +38,13 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(payload: bytes) -> None:
-    """Run the script as ``python script.py`` would; called in a freshly forked process."""
+    """Run the script as ``python script.py`` would; called in a freshly forked process.
+
+    Raises:
+        SystemExit: the script failed; with its exit code.
+    """
     _die_with_template()
+    keep_output()
     ignore_notices()
     # Being forked from a forkserver made that this process's own way to start children, too.
     multiprocessing.set_start_method(None, force=True)
@@ -64,49 +71,67 @@ def main(payload: bytes) -> None:
 
 
 def _run_script(spec: _Spec) -> None:
-    context = runtime.supervised()
+    context, worker = runtime.supervised(), os.getpid()
     sys.argv = [spec.script, *spec.args]
     sys.path.insert(0, os.path.dirname(os.path.abspath(spec.script)))
-    for stream in (sys.stdout, sys.stderr):
-        # A worker may be killed at any moment; what it printed until then should be seen.
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    code, reason = _outcome(spec.script)
+    if os.getpid() != worker:
+        _end_interpreter()
+        os._exit(code)  # a child that the script forked: the rank's word is not its to say
+    if code:
+        context.finish(Outcome.FAILED, code, reason)
+    # What the script left to do at exit belongs to its work: an upload, a last log line.
+    _end_interpreter()
+    if code:
+        raise SystemExit(code)
+    context.finish(Outcome.STOPPED_UNSAVED if _stopped_itself(context) else Outcome.COMPLETED)
+
+
+def _outcome(script: str) -> tuple[int, str]:
+    """Run the script; its exit code, and one line on why where that is not 0."""
     try:
-        runpy.run_path(spec.script, run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     except SystemExit as leaving:
-        code = _exit_code(leaving)
-        if code == 0:
-            context.finish(Outcome.COMPLETED)
-            return
-        context.finish(Outcome.FAILED, code)
-        raise
+        return _exit_code(leaving)
     except ElasticCkptError as error:
         print(f"elastic-ckpt: error: {error}", file=sys.stderr)
-        _fail(error, int(error.exit_code))
+        return int(error.exit_code), describe(error)
     except BaseException as error:
         rank = os.environ.get("RANK", "?")
         print(f"elastic-ckpt: rank {rank}: the script raised", file=sys.stderr)
         traceback.print_exc()
-        _fail(error, 1)
-    else:
-        context.finish(Outcome.COMPLETED)
+        return 1, describe(error)
+    return 0, ""
 
 
-def _fail(error: BaseException, code: int) -> None:
-    handler: Any = elastic_errors
-    handler.get_error_handler().record_exception(error)
-    runtime.supervised().finish(Outcome.FAILED, code)
+def _exit_code(leaving: SystemExit) -> tuple[int, str]:
+    """As the shell would see it: the low eight bits, or 1 for a text."""
+    if leaving.code is None:
+        return 0, ""
+    if isinstance(leaving.code, int):
+        return leaving.code & 0xFF, ""
+    text = str(leaving.code)
+    print(text, file=sys.stderr)
+    return 1, next(iter(text.strip().splitlines()), "")
+
+
+def _end_interpreter() -> None:
+    """What Python does at its end, and a forked process that ends with ``os._exit`` does not."""
+    threads: Any = threading
+    threads._shutdown()
+    hooks: Any = atexit
+    hooks._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    raise SystemExit(code)
 
 
-def _exit_code(leaving: SystemExit) -> int:
-    if leaving.code is None:
-        return 0
-    if isinstance(leaving.code, int):
-        return leaving.code
-    print(leaving.code, file=sys.stderr)
-    return 1
+def _stopped_itself(context: runtime.Supervised) -> bool:
+    """Whether a script without a Session took the SIGTERM of a stop into its own hands.
+
+    It leaves with 0, but with its work not done, as far as anybody can know.
+    """
+    ours = signal.getsignal(signal.SIGTERM) is _leave_if_idle
+    return not ours and not context.attached and _stop_wanted(context.board)
 
 
 def _stop_wanted(board: Board) -> bool:
@@ -118,7 +143,7 @@ def _leave_if_idle(number: int, frame: FrameType | None) -> None:
     context = runtime.supervised()
     if _stop_wanted(context.board) and not context.attached:
         context.finish(Outcome.STOPPED_UNSAVED)
-        raise SystemExit(int(ExitCode.FINISHED))
+        raise SystemExit(0)
 
 
 def _die_with_template() -> None:
@@ -128,5 +153,4 @@ def _die_with_template() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent or parent == 1:
-        time.sleep(0)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -207,7 +207,7 @@ def test_a_rank_writes_its_own_slot_and_no_other(board: Board) -> None:
     fill(board, 1)
     slot = board.read_slot(1)
     assert before <= slot.first_entry <= slot.beat <= time.monotonic_ns()
-    assert replace(slot, beat=0, first_entry=0) == Slot(
+    assert replace(slot, beat=0, first_entry=0, left=0) == Slot(
         local_rank=1,
         rank=11,
         pid=1001,

@@ -1,0 +1,52 @@
+"""Standard output and error that outlive their reader.
+
+A terminal that hung up, or a pipe whose reader has ended (``| tee`` and Ctrl-C), is no reason to
+fail a training that is about to be saved: from then on what is printed is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import sys
+from typing import Any
+
+
+class _Lasting(io.FileIO):
+    """A descriptor that writes to nowhere once nobody can read what is written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if not self._reader_is_gone(error):
+                raise
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+        return super().write(data) or 0
+
+    def _reader_is_gone(self, error: OSError) -> bool:
+        regular = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+        return error.errno == errno.EPIPE or (error.errno == errno.EIO and not regular)
+
+
+def keep_output() -> None:
+    """Replace ``sys.stdout`` and ``sys.stderr``.
+
+    Both write whole lines at once: a worker may be killed at any moment, and what it printed
+    until then should be seen.
+    """
+    sys.stdout = _stream(1, sys.stdout)
+    sys.stderr = _stream(2, sys.stderr)
+
+
+def _stream(fd: int, before: Any) -> io.TextIOWrapper:
+    encoding = errors = None
+    if before is not None:
+        before.flush()
+        encoding, errors = before.encoding, before.errors
+    raw = io.BufferedWriter(_Lasting(fd, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)

@@ -1,0 +1,192 @@
+"""Ends and signals at awkward moments: the exit code and the reason are still the right ones."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.job import SCRIPTS, Job, environment, survivors
+
+ODD = SCRIPTS / "odd.py"
+
+
+def odd(directory: Path, *arguments: str, nproc: int = 1) -> Job:
+    return Job(directory, *arguments, nproc=nproc, script=ODD)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("raise", "the very reason"), "ValueError: the very reason"),
+        (("exit", "-1"), "exit code 255"),
+        (("leave", "5"), "exit code 5"),
+        (("signal", str(int(signal.SIGSEGV))), "killed by SIGSEGV"),
+    ],
+)
+def test_the_rank_that_went_first_is_named_with_its_own_reason(tmp_path, arguments, reason):
+    with odd(tmp_path, *arguments, nproc=2) as job:
+        assert job.start("--max-failures", "0").wait() == 70
+        view = job.view()
+        assert view.message == f"1 failure: rank 1 failed: {reason}", job.output()
+        assert view.restarts.failures == 1
+
+
+def test_a_rank_that_failed_but_is_kept_by_a_thread_does_not_keep_the_job(tmp_path):
+    with odd(tmp_path, "raise-with-thread", nproc=2) as job:
+        assert job.start("--max-failures", "0").wait(40) == 70, job.output()
+        assert job.view().message == "1 failure: rank 1 failed: ValueError: a thread lives on"
+
+
+def test_a_child_that_the_script_forks_does_not_speak_for_its_rank(tmp_path):
+    with odd(tmp_path, "fork") as job:
+        job.start().until_step(5)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 75, job.output()
+
+
+def test_a_script_that_stops_by_itself_has_not_finished(tmp_path):
+    with odd(tmp_path, "stop-by-itself") as job:
+        job.start().until(lambda _: "up\n" in job.output(), "the script")
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(20) == 76, job.output()
+
+
+def test_children_and_exit_hooks_work_as_in_a_plain_script(tmp_path):
+    done = tmp_path / "done"
+    with odd(tmp_path, "children", str(done)) as job:
+        assert job.start("--max-failures", "0").wait(60) == 0, job.output()
+        assert done.exists()
+
+
+def test_signals_that_go_on_do_not_change_the_exit_code(tmp_path):
+    with odd(tmp_path, "train") as job:
+        job.start().until_step(3)
+        limit = time.monotonic() + 30
+        while job.process.poll() is None and time.monotonic() < limit:
+            job.process.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert job.wait(5) == 75, job.output()
+
+
+def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tmp_path):
+    with odd(tmp_path, "train") as job:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(job.directory),
+                 "--nproc", "1", "--", str(ODD), "train"],
+                environment(),
+            )  # fmt: skip
+        try:
+            read_until(terminal, b"step 5\r\n")
+        finally:
+            os.close(terminal)
+            code = end_of(pid)
+        assert code == 75
+        assert job.view().newest_valid.reason == "emergency"
+
+
+def test_a_pipe_that_is_closed_does_not_stop_the_run(tmp_path):
+    with odd(tmp_path, "train") as job:
+        command = [
+            sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(job.directory),
+            "--nproc", "1", "--", str(ODD), "train",
+        ]  # fmt: skip
+        job.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()
+        )
+        read_until(job.process.stdout.fileno(), b"step 3\n")
+        job.process.stdout.close()
+        reached = job.view().position.step
+        job.until_step(reached + 5)
+        tree = job.tree()
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 75
+        assert not survivors(tree)
+
+
+def test_closed_standard_streams_are_no_locks_and_no_board(tmp_path):
+    with odd(tmp_path, "train") as job:
+        code = f"""
+import os, sys
+os.closerange(0, 3)
+sys.argv[1:] = ["run", "--dir", {str(job.directory)!r}, "--nproc", "1", "--", {str(ODD)!r}, "train"]
+from elastic_ckpt.cli.app import main
+main()
+"""
+        job.process = subprocess.Popen([sys.executable, "-c", code], env=environment())
+        job.until_step(3)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 75
+
+
+@pytest.mark.parametrize("depth", [0, 60])
+def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch, depth):
+    # Deep ones are common on clusters, and the path of a socket is short.
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as scratch:
+        directory = Path(scratch) / ("d" * depth)
+        directory.mkdir(exist_ok=True)
+        monkeypatch.setenv("TMPDIR", str(directory))
+        with odd(tmp_path, "train") as job:
+            job.start().until_step(2)
+            assert depth or list(directory.iterdir())
+            job.process.send_signal(signal.SIGTERM)
+            assert job.wait(30) == 75, job.output()
+        # Torch keeps its compiler's cache there, for the next run.
+        assert not [p for p in directory.iterdir() if not p.name.startswith("torchinductor")]
+
+
+def test_a_directory_that_is_gone_does_not_hide_the_notice(tmp_path):
+    with odd(tmp_path, "train") as job:
+        job.start("--grace", "10").until_step(3)
+        tree = job.tree()
+        job.directory.rename(tmp_path / "elsewhere")
+        time.sleep(0.6)  # the supervisor has looked for requests meanwhile
+        assert job.process.poll() is None, job.output()
+        job.process.send_signal(signal.SIGTERM)
+        # The leader makes the directory anew, and seals in it.
+        assert job.wait(20) == 75, job.output()
+        assert len(job.checkpoints()) == 1
+        assert not survivors(tree)
+
+
+def test_a_request_to_save_ends_with_the_job_that_it_went_to(tmp_path):
+    with odd(tmp_path, "stop-by-itself") as job:
+        job.start().until(lambda _: "up\n" in job.output(), "the script")
+        command = [sys.executable, "-m", "elastic_ckpt", "save", str(job.directory)]
+        asking = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment())
+        try:
+            job.until(lambda _: list(job.directory.rglob("save-*")), "the request")
+            job.process.send_signal(signal.SIGTERM)
+            assert job.wait(20) == 76, job.output()
+            _, error = asking.communicate(timeout=10)
+        finally:
+            asking.kill()
+        assert asking.returncode == 70
+        assert "the job has ended" in error.decode()
+
+
+def read_until(fd: int, text: bytes, seconds: float = 60.0) -> None:
+    limit, seen = time.monotonic() + seconds, b""
+    while text not in seen:
+        assert time.monotonic() < limit, seen.decode()
+        seen += os.read(fd, 4096)
+
+
+def end_of(pid: int, seconds: float = 30.0) -> int:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("still running")
