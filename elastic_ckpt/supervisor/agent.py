@@ -14,13 +14,14 @@ import logging
 import multiprocessing
 import os
 import selectors
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 from multiprocessing import forkserver, resource_tracker
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -41,14 +42,11 @@ from elastic_ckpt.supervisor.messages import (
 )
 from elastic_ckpt.supervisor.processes import (
     become_subreaper,
-    descendants,
     die_with_parent,
-    is_resource_tracker,
-    kill_all,
     kill_descendants,
     outlive_parent,
-    reap,
 )
+from elastic_ckpt.supervisor.workers import Workers
 
 WORKER_ENTRY: Final = "elastic_ckpt.training.worker"
 """Named, not imported: the worker is another process, on the other side of the board."""
@@ -139,23 +137,23 @@ class Agent:
         self._selector.register(commands, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._incarnation: Incarnation | None = None
-        self._known: set[int] = set()  # local ranks whose pid is known
-        self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
-        self._processes: dict[int, Any] = {}  # pid -> torch elastic's handle of the worker
-        self._culprit: Slot | None = None
+        self._workers = Workers(self._board, self._selector)
         self._not_begun = False
-        self._all_said_at: float | None = None
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
         self._send(Ready())
         while not self._commands.closed:
-            self._selector.select(self._timeout())
+            launched = self._incarnation is not None
+            self._selector.select(self._workers.patience() if launched else None)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
             for line in self._commands.lines():
                 self._obey(msgspec.json.decode(line, type=Command))
-            self._watch_workers()
-            self._end_lingering()
-            if self._incarnation is not None and self._incarnation.over:
+            if self._incarnation is None:
+                continue
+            self._workers.watch()
+            if self._incarnation.over:
                 self._finish(self._incarnation)
 
     # -- commands ---------------------------------------------------------------------------
@@ -167,11 +165,11 @@ class Agent:
             case Ask():
                 self._ask(command.kind)
             case Kill():
-                self._kill_workers()
+                self._workers.kill()
 
     def _launch(self, number: int) -> None:
         self._board.begin_incarnation(number)
-        self._culprit, self._not_begun = None, False
+        self._not_begun = False
         # From this thread, which lives as long as the agent: see supervisor/processes.py.
         forkserver.ensure_running()
         self._incarnation = Incarnation(number, self._spec, self._wake_write)
@@ -205,128 +203,18 @@ class Agent:
             return
         self._not_begun = True
         if any(slot.attached for slot in slots) or step != NOTHING_ENTERED:
-            self._kill_workers()
+            self._workers.kill()
             return
-        for process in descendants():
-            if process.ppid() == _forkserver_pid():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
-
-    # -- lives ------------------------------------------------------------------------------
-
-    def _watch_workers(self) -> None:
-        """Learn of new workers; on the first one that died without a word, kill the others.
-
-        Torch elastic would send SIGTERM and wait 30 s for ranks that are stuck in a collective.
-        """
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
-        if self._incarnation is None:
-            return
-        for slot in self._board.read_slots():
-            if slot.pid and slot.local_rank not in self._known:
-                self._follow(slot)
-        exited = [local_rank for local_rank, pidfd in self._pidfds.items() if _exited(pidfd)]
-        for local_rank in exited:
-            pidfd = self._pidfds.pop(local_rank)
-            self._selector.unregister(pidfd)
-            os.close(pidfd)
-        if exited:
-            self._lost(exited)
-
-    def _end_lingering(self) -> None:
-        """A worker whose work is sealed must not use up the notice in its own clean-up.
-
-        Nor may one that failed, but is kept by a thread of its own, keep the others waiting.
-        """
-        said = [slot.outcome for slot in self._board.read_slots()]
-        over = Outcome.FAILED in said or Outcome.NONE not in said
-        if self._incarnation is None or not over:
-            self._all_said_at = None
-        elif self._all_said_at is None:
-            self._all_said_at = time.monotonic()
-        elif time.monotonic() > self._all_said_at + LINGER_SECONDS:
-            self._lost([])  # who failed is known before the others are killed
-            self._kill_workers()
-
-    def _follow(self, slot: Slot) -> None:
-        self._known.add(slot.local_rank)
-        self._remember_processes()
-        try:
-            pidfd = os.pidfd_open(slot.pid)
-        except ProcessLookupError:
-            self._lost([slot.local_rank])
-            return
-        self._pidfds[slot.local_rank] = pidfd
-        self._selector.register(pidfd, selectors.EVENT_READ)
-
-    def _remember_processes(self) -> None:
-        """Keep the handles of the workers, which alone know every one's exit code.
-
-        They are asked when torch elastic has returned: two threads must not poll one of them.
-        Torch elastic itself reports one worker, and not the one that was first.
-        """
-        children: Any = multiprocessing.process
-        self._processes.update({process.pid: process for process in list(children._children)})
-
-    def _lost(self, exited: list[int]) -> None:
-        """Workers are gone; if one of them failed, find the first that did, and kill the rest.
-
-        One that left without a word went before those that could say that they failed: they
-        did so because it was gone.
-        """
-        if self._culprit is not None:
-            return
-        slots = self._board.read_slots()
-        silent = [slots[rank] for rank in exited if slots[rank].outcome is Outcome.NONE]
-        failed = [slot for slot in slots if slot.outcome is Outcome.FAILED]
-        if not silent and not failed:
-            return
-        self._culprit = silent[0] if silent else min(failed, key=lambda slot: slot.left)
-        self._remember_processes()
-        self._board.abort(self._board.flag)
-        self._kill_workers()
-
-    def _kill_workers(self) -> None:
-        parent = _forkserver_pid()
-        for process in descendants():
-            if process.ppid() == parent:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-
-    def _timeout(self) -> float | None:
-        if self._incarnation is None:
-            return None
-        return LEARN_SECONDS if len(self._known) < self._spec.nproc else 1.0
+        self._workers.kill(signal.SIGTERM)
 
     # -- the end of an incarnation ------------------------------------------------------------
 
     def _finish(self, incarnation: Incarnation) -> None:
         incarnation.join(5.0)
         self._incarnation = None
-        slots = self._board.read_slots()
-        verdict = self._verdict(incarnation, slots)
-        self._forget_workers()
-        self._sweep()
+        verdict = self._verdict(incarnation, self._board.read_slots())
+        self._workers.sweep()
         self._send(verdict)
-
-    def _forget_workers(self) -> None:
-        for pidfd in self._pidfds.values():
-            self._selector.unregister(pidfd)
-            os.close(pidfd)
-        self._pidfds.clear()
-        self._known.clear()
-        self._processes.clear()
-
-    def _sweep(self) -> None:
-        """Kill what the workers left behind: DataLoader children, user subprocesses."""
-        keep = _forkserver_pid()
-        kill_all(
-            process
-            for process in descendants()
-            if process.pid != keep and not is_resource_tracker(process)
-        )
-        reap(keep)
 
     def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:
         outcomes = {slot.outcome for slot in slots}
@@ -339,14 +227,10 @@ class Agent:
             kind = EndKind.NOT_BEGUN
         else:
             kind = EndKind.CRASHED
-            failed = self._culprit or next(
-                (slot for slot in slots if slot.outcome is Outcome.FAILED), slots[0]
-            )
+            failed = self._workers.first_failed(slots)
         exit_code, message = 0, ""
         if failed is not None:
-            process = self._processes.get(failed.pid)
-            status = process.exitcode if process is not None else None
-            exit_code, message = _explain(failed, status, incarnation.error)
+            exit_code, message = self._workers.explain(failed, incarnation.error)
         begun = [slot for slot in slots if slot.first_entry]
         finished = max((slot.finished for slot in slots if slot.attached), default=0)
         return Ended(
@@ -377,59 +261,6 @@ class Agent:
             os.write(self._events, encode_line(event))
 
 
-def _explain(failed: Slot, status: int | None, error: BaseException | None) -> tuple[int, str]:
-    """Exit code and one line for the worker that failed first.
-
-    Args:
-        status: how its process ended, if that is known; a negative number is a signal.
-        error: what torch elastic raised; it names one worker, not always this one.
-    """
-    if failed.outcome is Outcome.FAILED:
-        return failed.exit_code, failed.reason or f"exit code {failed.exit_code}"
-    failures: dict[int, Any] = getattr(error, "failures", {})
-    failure = failures.get(failed.rank)
-    if not failed.pid:  # no worker came as far as the board: what torch elastic says is all
-        failure = next(iter(failures.values()), None)
-    if status is None and failure is not None:
-        status = int(failure.exitcode)
-    if status is None or status == 255:  # 255: its template process died with the exit status
-        status = -int(signal.SIGKILL)
-    if status < 0:
-        return status, f"killed by {_signal_name(-status)}"
-    if status == 0:
-        return 0, "it left with exit code 0 before the script came to its end"
-    return status, _said(failure) or f"exit code {status}"
-
-
-def _said(failure: Any) -> str:
-    """What torch elastic recorded of an exception before the script; empty if nothing."""
-    record = getattr(failure, "error_file_data", {}).get("message", {})
-    text = record.get("message", "") if isinstance(record, dict) else ""
-    lines = str(text).strip().splitlines()
-    return lines[0] if lines else ""
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _exited(pidfd: int) -> bool:
-    poll = selectors.PollSelector()
-    try:
-        poll.register(pidfd, selectors.EVENT_READ)
-        return bool(poll.select(0))
-    finally:
-        poll.close()
-
-
-def _forkserver_pid() -> int:
-    # No public name; without it workers could not be told from other descendants.
-    return getattr(forkserver._forkserver, "_forkserver_pid", None) or -1
-
-
 def _prepare_template(preload: list[str]) -> None:
     """Start the process that workers are forked from, with its imports under way."""
     modules = ["elastic_ckpt.supervisor.template", "elastic_ckpt.supervisor.agent", WORKER_ENTRY]
@@ -450,7 +281,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     # Torch elastic and multiprocessing leave directories behind; the supervisor removes this one.
-    tempfile.tempdir = os.environ.pop("ELASTIC_CKPT_SCRATCH")
+    tempfile.tempdir = scratch = os.environ.pop("ELASTIC_CKPT_SCRATCH")
     events = int(os.environ.pop("ELASTIC_CKPT_EVENTS"))
     os.set_inheritable(events, False)
     become_subreaper()
@@ -466,5 +297,6 @@ def main() -> None:
         agent.run()
     finally:
         kill_descendants(spare_trackers=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # the supervisor may be gone
         sys.stdout.flush()
         os._exit(0)  # torch elastic's thread may still wait for workers that are gone

@@ -186,15 +186,13 @@ class Supervisor:
         newest = self._newest()
         self._before_notice = newest.path if newest else None
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
-        was_backing_off = self._state is RunState.BACKING_OFF
         self._move(Event.NOTICE, message)
-        if was_backing_off:
-            self._preempted(self._before_notice is not None, "between two incarnations")
+        if self._state is RunState.PREEMPTED:
+            self._preempted(Event.STOPPED, "between two incarnations", begun=False)
         elif self._agent is not None and self._agent_ready:
             self._agent.send(Ask(RequestKind.STOP))
         else:
-            self._move(Event.STOPPED, "")
-            self._preempted(self._before_notice is not None, "before anything was launched")
+            self._preempted(Event.STOPPED, "before anything was launched", begun=False)
 
     def _on_ended(self, ended: Ended) -> None:
         """An incarnation is over; say what follows."""
@@ -221,15 +219,11 @@ class Supervisor:
             )
 
     def _on_drained(self, ended: Ended) -> None:
-        newest = self._newest()
-        path = newest.path if newest else None
         if ended.kind is EndKind.CRASHED:
-            self._move(Event.CRASH, "")
-            saved = path is not None and path != self._before_notice
-            self._preempted(saved, f"rank {ended.rank} failed during the notice: {ended.message}")
+            detail = f"rank {ended.rank} failed during the notice: {ended.message}"
+            self._preempted(Event.CRASH, detail, begun=ended.stepped)
         else:
-            self._move(Event.STOPPED, "")
-            self._preempted(path is not None, f"at step {newest.step}" if newest else "")
+            self._preempted(Event.STOPPED, "all ranks left together", stopped=True)
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
@@ -256,24 +250,18 @@ class Supervisor:
         self._end_agent()
         self._board.begin_incarnation(0)  # what stands there is of workers that are gone
         if self._state is RunState.DRAINING:
-            newest = self._newest()
-            saved = newest is not None and newest.path != self._before_notice
-            self._move(Event.CRASH, "")
-            self._preempted(saved or (newest is not None and not stepped), "the agent died")
+            self._preempted(Event.CRASH, "the agent died", begun=stepped)
         elif self._state is not RunState.BACKING_OFF:
             self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
 
     def _on_expired(self) -> None:
         """The deadline has come, or a person does not want to wait."""
+        begun = any(slot.first_entry for slot in self._board.read_slots())
         if self._agent is not None:
             self._agent.send(Kill())
         self._end_agent()
-        newest = self._newest()
-        saved = newest is not None and newest.path != self._before_notice
-        self._move(Event.EXPIRED, "")
-        late = "the workers had left" if saved else "the save was done"
-        why = "stopped at once" if self._at_once else f"the deadline came before {late}"
-        self._preempted(saved, why)
+        why = "stopped at once" if self._at_once else "the deadline came before all had left"
+        self._preempted(Event.EXPIRED, why, begun=begun)
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -356,11 +344,24 @@ class Supervisor:
 
     # -- telling --------------------------------------------------------------------------------
 
-    def _preempted(self, saved: bool, detail: str) -> None:
+    def _preempted(
+        self, event: Event, detail: str, *, stopped: bool = False, begun: bool = True
+    ) -> None:
+        """End the run on a notice, with 75 if what has been done is sealed, else with 76.
+
+        Args:
+            stopped: the ranks left at the agreed step, where a checkpoint stands.
+            begun: a step was begun since the ranks resumed; if not, the old checkpoint counts.
+        """
+        self._move(event, "")
+        newest = self._newest()
+        new = newest is not None and newest.path != self._before_notice
+        saved = new or (newest is not None and (stopped or not begun))
         self._preemptions += 1
         self._exit_code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
-        self._message = f"{what}: {detail}" if detail else what
+        step = f" (newest valid: step {newest.step})" if newest else ""
+        self._message = f"{what}: {detail}{step}"
         self._say(self._message)
         self._write_record()
 

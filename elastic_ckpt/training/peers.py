@@ -157,6 +157,7 @@ class Peers:
             yield
         finally:
             done.set()
+            thread.join(FAILURE_GRACE_SECONDS)  # not to be inside the store while Python ends
 
     def _end_if_stuck(self, store: Any, key: str, done: threading.Event) -> None:
         try:

@@ -85,10 +85,11 @@ class ElasticSampler(Sampler[int]):
     def set_position(self, epoch: int, sample_start_index: int) -> None:
         """Begin an epoch behind ``sample_start_index`` samples of its order, all ranks together.
 
+        An index beyond the end is the end: a padded epoch consumes more samples than there are.
+
         Raises:
-            UsageError: the index is not within the epoch.
+            UsageError: one of the two is negative.
         """
-        # A padded epoch consumes up to num_replicas - 1 samples more than there are.
         if sample_start_index < 0 or epoch < 0:
             raise UsageError(f"no such place: epoch {epoch}, sample {sample_start_index}")
         self.epoch = epoch

@@ -14,9 +14,9 @@ part of the step and the step is entered before it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +38,7 @@ from elastic_ckpt.training.checkpoint import (
 )
 from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
+from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
 from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
 from elastic_ckpt.training.sampler import ElasticSampler
 
@@ -58,27 +59,6 @@ class _Place:
         self.epoch += 1
         self.step_in_epoch = 0
         self.samples = 0
-
-
-@dataclass
-class Evaluation:
-    """Handed out by ``Session.evaluation``."""
-
-    interruptible: bool
-    interrupted: bool = field(default=False)
-    _asked: Any = field(default=None, repr=False)
-
-    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The loader's batches; leaves the ``with`` block early if that was declared and a
-        notice has come."""
-        for batch in loader:
-            if self.interruptible and self._asked():
-                raise _EvaluationLeft
-            yield batch
-
-
-class _EvaluationLeft(Exception):
-    """Leaves the body of an interruptible evaluation."""
 
 
 class Session:
@@ -132,6 +112,7 @@ class Session:
         self._group_batches = 0
         self._save_is_owed = False
         self._used_epoch = -1
+        self._dataset: Any = None
         self.resumed_from: Path | None = None
 
     # -- entering and leaving ---------------------------------------------------------------
@@ -261,7 +242,7 @@ class Session:
         with preserved_rng():
             try:
                 yield evaluation
-            except _EvaluationLeft:
+            except EvaluationLeft:
                 evaluation.interrupted = True
             finally:
                 self._runtime.slot.phase(before)
@@ -282,7 +263,9 @@ class Session:
             raise UsageError("session.batches may be called once per epoch")
         self._used_epoch = self._place.epoch
         place = self._place
-        place.fingerprint = dataset_fingerprint(dataloader.dataset)
+        if self._dataset is not dataloader.dataset:  # looked at once: it reads samples
+            self._dataset = dataloader.dataset
+            place.fingerprint = dataset_fingerprint(dataloader.dataset)
         place.dataset_size = sampler.dataset_size
         place.order_seed = sampler.order_seed
         self._check_data()

@@ -7,6 +7,7 @@ and takes the maximum over all ranks for the answer.
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from elastic_ckpt.training.peers import Peers, private_store
 POLL_SECONDS: Final = 0.05
 FENCE_SECONDS: Final = 0.001
 ANSWER_SECONDS: Final = 20.0
+END_SECONDS: Final = 5.0
 
 _REQUEST: Final = 1
 
@@ -31,6 +33,7 @@ class SoloWatcher:
         self._board = board
         self._peers = peers
         self._noticed = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notice-watch", daemon=True)
 
     def start(self) -> None:
@@ -38,6 +41,12 @@ class SoloWatcher:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._notice)
         self._thread.start()
+        # A thread that is inside the store while Python ends takes the process down by SIGABRT.
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._thread.join(END_SECONDS)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
@@ -45,7 +54,8 @@ class SoloWatcher:
     def _run(self) -> None:
         store = private_store() if self._peers.world_size > 1 else None
         while not self._wanted(store):
-            time.sleep(POLL_SECONDS)
+            if self._ended.wait(POLL_SECONDS):
+                return
         self._board.raise_flag(_REQUEST)
         time.sleep(FENCE_SECONDS)
         entered = self._board.entered()
@@ -72,7 +82,7 @@ class SoloWatcher:
         keys = [f"stop/entered/{rank}" for rank in range(self._peers.world_size)]
         limit = time.monotonic() + ANSWER_SECONDS
         while not store.check(keys):
-            if time.monotonic() > limit:
+            if self._ended.is_set() or time.monotonic() > limit:
                 raise TimeoutError("not every rank posted the step that it had entered")
             time.sleep(FENCE_SECONDS)
         return [int(store.get(key)) for key in keys]

@@ -1,0 +1,202 @@
+"""The workers of this node as processes: who is there, who went first, and an end to the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import selectors
+import signal
+import time
+from multiprocessing import forkserver
+from typing import Any, Final
+
+from elastic_ckpt.board import Board, Outcome, Slot
+from elastic_ckpt.supervisor.processes import (
+    descendants,
+    is_resource_tracker,
+    kill_all,
+    reap,
+)
+
+LEARN_SECONDS: Final = 0.02
+"""How often to look for workers that have just started; from then on the kernel tells."""
+
+LINGER_SECONDS: Final = 10.0
+"""How long workers may take to exit once all of them have said how they left."""
+
+
+class Workers:
+    """Watches one incarnation's workers after the other; used by the agent's main thread."""
+
+    def __init__(self, board: Board, selector: selectors.BaseSelector) -> None:
+        """
+        Args:
+            selector: gets a pidfd per worker, so that a death ends the agent's wait.
+        """
+        self._board = board
+        self._selector = selector
+        self._known: set[int] = set()  # local ranks whose pid is known
+        self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
+        self._processes: dict[int, Any] = {}  # pid -> torch elastic's handle of the worker
+        self._culprit: Slot | None = None
+        self._all_said_at: float | None = None
+
+    def patience(self) -> float:
+        """Seconds after which to :meth:`watch` again, whatever happens."""
+        return LEARN_SECONDS if len(self._known) < self._board.slots else 1.0
+
+    def watch(self) -> None:
+        """Learn of new workers; on the first one that died without a word, kill the others.
+
+        Torch elastic would send SIGTERM and wait 30 s for ranks that are stuck in a collective.
+        """
+        for slot in self._board.read_slots():
+            if slot.pid and slot.local_rank not in self._known:
+                self._follow(slot)
+        exited = [local_rank for local_rank, pidfd in self._pidfds.items() if _exited(pidfd)]
+        for local_rank in exited:
+            pidfd = self._pidfds.pop(local_rank)
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+        if exited:
+            self._lost(exited)
+        self._end_lingering()
+
+    def _end_lingering(self) -> None:
+        """A worker whose work is sealed must not use up the notice in its own clean-up.
+
+        Nor may one that failed, but is kept by a thread of its own, keep the others waiting.
+        """
+        said = [slot.outcome for slot in self._board.read_slots()]
+        over = Outcome.FAILED in said or Outcome.NONE not in said
+        if not over:
+            self._all_said_at = None
+        elif self._all_said_at is None:
+            self._all_said_at = time.monotonic()
+        elif time.monotonic() > self._all_said_at + LINGER_SECONDS:
+            self._lost([])  # who failed is known before the others are killed
+            self.kill()
+
+    def _follow(self, slot: Slot) -> None:
+        self._known.add(slot.local_rank)
+        self._remember_processes()
+        try:
+            pidfd = os.pidfd_open(slot.pid)
+        except ProcessLookupError:
+            self._lost([slot.local_rank])
+            return
+        self._pidfds[slot.local_rank] = pidfd
+        self._selector.register(pidfd, selectors.EVENT_READ)
+
+    def _remember_processes(self) -> None:
+        """Keep the handles of the workers, which alone know every one's exit code.
+
+        They are asked when torch elastic has returned: two threads must not poll one of them.
+        Torch elastic itself reports one worker, and not the one that was first.
+        """
+        children: Any = multiprocessing.process
+        self._processes.update({process.pid: process for process in list(children._children)})
+
+    def _lost(self, exited: list[int]) -> None:
+        """Workers are gone; if one of them failed, find the first that did, and kill the rest.
+
+        One that left without a word went before those that could say that they failed: they
+        did so because it was gone.
+        """
+        if self._culprit is not None:
+            return
+        slots = self._board.read_slots()
+        silent = [slots[rank] for rank in exited if slots[rank].outcome is Outcome.NONE]
+        failed = [slot for slot in slots if slot.outcome is Outcome.FAILED]
+        if not silent and not failed:
+            return
+        self._culprit = silent[0] if silent else min(failed, key=lambda slot: slot.left)
+        self._remember_processes()
+        self._board.abort(self._board.flag)
+        self.kill()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to every worker."""
+        parent = _forkserver_pid()
+        for process in descendants():
+            if process.ppid() == parent:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    # -- the end of an incarnation ------------------------------------------------------------
+
+    def first_failed(self, slots: list[Slot]) -> Slot:
+        """The worker whose failure the others' followed from."""
+        failed = (slot for slot in slots if slot.outcome is Outcome.FAILED)
+        return self._culprit or next(failed, slots[0])
+
+    def explain(self, failed: Slot, error: BaseException | None) -> tuple[int, str]:
+        """Exit code and one line for a worker that failed; exit codes below 0 are signals.
+
+        Args:
+            error: what torch elastic raised; it names one worker, not always this one.
+        """
+        if failed.outcome is Outcome.FAILED:
+            return failed.exit_code, failed.reason or f"exit code {failed.exit_code}"
+        failures: dict[int, Any] = getattr(error, "failures", {})
+        failure = failures.get(failed.rank)
+        if not failed.pid:  # no worker came as far as the board: what torch elastic says is all
+            failure = next(iter(failures.values()), None)
+        process = self._processes.get(failed.pid)
+        status: int | None = process.exitcode if process is not None else None
+        if status is None and failure is not None:
+            status = int(failure.exitcode)
+        if status is None or status == 255:  # 255: its template died with the exit status
+            status = -int(signal.SIGKILL)
+        if status < 0:
+            return status, f"killed by {_signal_name(-status)}"
+        if status == 0:
+            return 0, "it left with exit code 0 before the script came to its end"
+        return status, _said(failure) or f"exit code {status}"
+
+    def sweep(self) -> None:
+        """Forget the workers, and kill what they left: DataLoader children, subprocesses."""
+        for pidfd in self._pidfds.values():
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+        self._pidfds.clear()
+        self._known.clear()
+        self._processes.clear()
+        self._culprit = self._all_said_at = None
+        keep = _forkserver_pid()
+        kill_all(
+            process
+            for process in descendants()
+            if process.pid != keep and not is_resource_tracker(process)
+        )
+        reap(keep)
+
+
+def _said(failure: Any) -> str:
+    """What torch elastic recorded of an exception before the script; empty if nothing."""
+    record = getattr(failure, "error_file_data", {}).get("message", {})
+    text = record.get("message", "") if isinstance(record, dict) else ""
+    lines = str(text).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _exited(pidfd: int) -> bool:
+    poll = selectors.PollSelector()
+    try:
+        poll.register(pidfd, selectors.EVENT_READ)
+        return bool(poll.select(0))
+    finally:
+        poll.close()
+
+
+def _forkserver_pid() -> int:
+    # No public name; without it workers could not be told from other descendants.
+    return getattr(forkserver._forkserver, "_forkserver_pid", None) or -1
