@@ -8,6 +8,7 @@ follows the *thread* that forked, so the agent starts the forkserver from its ma
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -50,6 +51,16 @@ def descendants() -> list[psutil.Process]:
         return psutil.Process().children(recursive=True)
     except psutil.Error:
         return []
+
+
+def children_of(parent: int) -> list[psutil.Process]:
+    """Those of this process's descendants whose parent has this pid; they may end meanwhile."""
+    found = []
+    for process in descendants():
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() == parent:
+                found.append(process)
+    return found
 
 
 def is_resource_tracker(process: psutil.Process) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from elastic_ckpt.board import Board, Outcome, Slot
 from elastic_ckpt.supervisor.processes import (
+    children_of,
     descendants,
     is_resource_tracker,
     kill_all,
@@ -96,7 +97,9 @@ class Workers:
         Torch elastic itself reports one worker, and not the one that was first.
         """
         children: Any = multiprocessing.process
-        self._processes.update({process.pid: process for process in list(children._children)})
+        for process in list(children._children):
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                self._processes[process.pid] = process
 
     def _lost(self, exited: list[int]) -> None:
         """Workers are gone; if one of them failed, find the first that did, and kill the rest.
@@ -118,11 +121,9 @@ class Workers:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to every worker."""
-        parent = _forkserver_pid()
-        for process in descendants():
-            if process.ppid() == parent:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+        for process in children_of(_forkserver_pid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
     # -- the end of an incarnation ------------------------------------------------------------
 
