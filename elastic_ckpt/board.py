@@ -9,8 +9,9 @@ belongs together in a rank's slot is framed by a sequence number, odd while it i
 so that a reader never mixes two steps. Times are nanoseconds on the monotonic clock, which all
 processes of one host share.
 
-Each word has one writer: the agent (its watcher) writes the header and the answers, a rank its
-own slot, the supervisor the deadline.
+Each word has one writer at a time: the agent (its watcher) writes the header and the answers, a
+rank its own slot, the supervisor the deadline; and, once the agent and all workers are gone, the
+supervisor clears what they left.
 """
 
 from __future__ import annotations
