@@ -10,16 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic_ckpt.core.retention import Retention
     from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
     from elastic_ckpt.training.sampler import ElasticSampler
     from elastic_ckpt.training.session import Session
 
 __version__ = "0.1.0"
 
-__all__ = ["ElasticSampler", "Session", "load_checkpoint", "save_checkpoint", "should_save"]
+__all__ = [
+    "ElasticSampler",
+    "Retention",
+    "Session",
+    "load_checkpoint",
+    "save_checkpoint",
+    "should_save",
+]
 
 _HOMES = {
     "Session": "elastic_ckpt.training.session",
+    "Retention": "elastic_ckpt.core.retention",
     "ElasticSampler": "elastic_ckpt.training.sampler",
     "save_checkpoint": "elastic_ckpt.training.functions",
     "load_checkpoint": "elastic_ckpt.training.functions",

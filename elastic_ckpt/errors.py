@@ -14,6 +14,8 @@
     ├── DataMismatch                65  the data set or its order is not the one of the checkpoint
     ├── UnequalSteps                70  ranks would run different numbers of steps
     ├── SaveFailed                  70  a save failed on some rank; raised on every rank
+    │   ├── StorageFailed           70  because the disk is full or does not answer
+    │   └── LeaderLost              70  because the process that hosts the job's store is gone
     ├── StopAborted                 76  the agreement on a stop step was given up
     └── NotAnswered                 70  a running job did not do what it was asked to
 """
@@ -100,6 +102,14 @@ class SaveFailed(ElasticCkptError):
         super().__init__(f"rank {rank} could not save: {reason}")
         self.rank = rank
         self.reason = reason
+
+
+class StorageFailed(SaveFailed):
+    """The storage said no; nothing is wrong with the job, and a later save may work."""
+
+
+class LeaderLost(SaveFailed):
+    """The job's key-value store does not answer: the process that hosts it has gone."""
 
 
 class StopAborted(ElasticCkptError):

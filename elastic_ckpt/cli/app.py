@@ -15,6 +15,7 @@ _COMMANDS = {
     "status": "elastic_ckpt.cli.status",
     "list": "elastic_ckpt.cli.listing",
     "verify": "elastic_ckpt.cli.verify",
+    "prune": "elastic_ckpt.cli.prune",
     "save": "elastic_ckpt.cli.save",
 }
 

@@ -31,17 +31,6 @@ def open_job(directory: Path) -> JobDirectory:
     return job
 
 
-def human_bytes(count: float | None) -> str:
-    """``1.4 GB``."""
-    if count is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def human_age(seconds: float | None) -> str:
     """``3 min``."""
     if seconds is None:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import click
 import msgspec
 
-from elastic_ckpt.cli.common import directory_argument, human_age, human_bytes, open_job
+from elastic_ckpt.cli.common import directory_argument, human_age, open_job
+from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.interval import SaveInterval, parse_interval
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store import records
@@ -58,6 +59,8 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
     metavar="MODULE,...",
     help="Modules that workers find already imported; ColossalAI's if the script imports it.",
 )
+@retention_options
+@click.option("--group-access", is_flag=True, help="Let the group read the job directory.")
 @click.option("--node-name", help="This node's name; SLURMD_NODENAME or the host's if not given.")
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -69,6 +72,10 @@ def command(
     save_interval: str | None,
     max_failures: int,
     preload: str | None,
+    keep_last: int,
+    keep_every: int,
+    keep_best: str | None,
+    group_access: bool,
     node_name: str | None,
     script: Path,
     args: tuple[str, ...],
@@ -104,6 +111,8 @@ def command(
         interval=parse_interval(save_interval) if save_interval else SaveInterval(),
         max_failures=max_failures,
         preload=_preload(preload, script),
+        retention=make_retention(keep_last, keep_every, keep_best),
+        group_access=group_access,
     )
     supervisor = Supervisor(settings, _say)
     return int(supervisor.run())

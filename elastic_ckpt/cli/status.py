@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from elastic_ckpt.cli.common import directory_argument, human_age, human_bytes, open_job
+from elastic_ckpt.cli.common import directory_argument, human_age, open_job
 from elastic_ckpt.cli.status_view import StatusView, gather
+from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.errors import UsageError
 
 if TYPE_CHECKING:

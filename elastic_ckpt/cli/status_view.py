@@ -12,7 +12,7 @@ from elastic_ckpt.board import Board, Slot
 from elastic_ckpt.core.goodput import account, number
 from elastic_ckpt.core.run_state import TERMINAL, RunState
 from elastic_ckpt.errors import ElasticCkptError
-from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
+from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
 from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import NodeRecord, read_records
@@ -120,15 +120,14 @@ def gather(job: JobDirectory) -> StatusView:
     record = records[0] if records else None
     alive = record.owner.is_alive() if record else False
     slots = _slots(record) if record and alive else []
-    views = list_checkpoints(job)
-    newest = next((view for view in views if view.valid), None)
+    newest, passed_over = newest_and_rejected(job)
     events = read_journal(job)
     running = alive is not False and record is not None and record.state not in TERMINAL
     goodput = account(events, time.time() if running else None)
     state, message = _state(record, alive)
     if (record is not None and record.sessionless) or _no_session(record, slots):
         message += "; the script makes no Session: there will be no checkpoints"
-    rejected = [RejectedView(str(view.path), view.why) for view in views if not view.valid]
+    rejected = [RejectedView(str(view.path), view.why) for view in passed_over]
     return StatusView(
         job=record.job if record else job.root.name,
         state=state,

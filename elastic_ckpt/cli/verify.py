@@ -7,12 +7,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from elastic_ckpt.cli.common import directory_argument, human_bytes, open_job
+from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.listing import as_row
+from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.core.progress import Watch, human_bytes
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import set_aside
+from elastic_ckpt.store.verified import mark_verified
 from elastic_ckpt.store.verify import MANIFEST_NAME
 
 
@@ -34,7 +37,8 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     if single:
         job = JobDirectory(job.root.parent)
     paths = [Path(directory).resolve()] if single else scan(job)
-    views = [view(path, full=full) for path in paths]
+    with progress_bar() as watch:
+        views = [_look_at(job, path, full, watch) for path in paths]
     if as_json:
         click.echo(msgspec.json.encode([as_row(found) for found in views]).decode())
     else:
@@ -43,6 +47,16 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
         for found in views:
             _set_aside(job, found)
     return 0 if views and all(found.valid for found in views) else int(ExitCode.DATA)
+
+
+def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> CheckpointView:
+    found = view(path)
+    if not full or not found.valid or found.manifest is None:
+        return found
+    found = view(path, watch(f"verifying {path.name}", found.manifest.total_bytes))
+    if found.valid and found.manifest is not None:
+        mark_verified(job, path, found.manifest)
+    return found
 
 
 def _print(views: list[CheckpointView], full: bool) -> None:

@@ -15,10 +15,14 @@ FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 MAX_PATH_CHARACTERS: Final = 1024
 MAX_NAME_BYTES: Final = 255
+MAX_NUMBER: Final = 10**18 - 1
+"""No count, position or size is larger; a directory's name holds as many digits."""
 
 Reason = Literal["interval", "emergency", "final", "manual"]
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_OWN = re.compile(rb'"manifest_xxh3_128": "([0-9a-f]{32})"')
+_BLANK: Final = "0" * 32
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -63,6 +67,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
         world_size, data_parallel_size: ranks, and ranks that see different samples.
         engine: what wrote the model and optimizer state.
         torch: version of torch.
+        metrics: what the script reported last, for retention by a metric.
     """
 
     job: str
@@ -82,10 +87,14 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     data_parallel_size: int
     engine: EngineInfo
     torch: str
+    metrics: dict[str, float] = {}
 
 
 class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rank wrote in one attempt; rank 0's part also says what the checkpoint is."""
+    """What one rank wrote in one attempt; rank 0's part also says what the checkpoint is.
+
+    ``manifest_xxh3_128`` is filled in by :func:`encode` and checked when it is decoded.
+    """
 
     format: int = FORMAT
     attempt: str
@@ -93,6 +102,7 @@ class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
     world_size: int
     files: list[FileEntry]
     header: SealHeader | None = None
+    manifest_xxh3_128: str = _BLANK
 
 
 class Manifest(SealHeader, frozen=True, kw_only=True):
@@ -101,6 +111,7 @@ class Manifest(SealHeader, frozen=True, kw_only=True):
     format: int = FORMAT
     files: list[FileEntry]
     fingerprint: str
+    manifest_xxh3_128: str = _BLANK
 
     @property
     def total_bytes(self) -> int:
@@ -153,8 +164,23 @@ def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
 
 
 def encode(manifest: PartManifest | Manifest) -> bytes:
-    """UTF-8 JSON with sorted keys, so that equal manifests are equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
+    """UTF-8 JSON with sorted keys, so that equal manifests are equal bytes.
+
+    ``manifest_xxh3_128`` is the digest of these very bytes with zeros in its place: so no bit of
+    a manifest can change without being noticed, be it in a key that this version does not know.
+    """
+    blank = msgspec.structs.replace(manifest, manifest_xxh3_128=_BLANK)
+    return sign(msgspec.json.format(msgspec.json.encode(blank, order="sorted"), indent=1) + b"\n")
+
+
+def sign(data: bytes) -> bytes:
+    """Put the right digest into a manifest's ``manifest_xxh3_128``, whatever stands there."""
+    blank = _OWN.sub(_own_line(_BLANK), data)
+    return _OWN.sub(_own_line(xxhash.xxh3_128_hexdigest(blank)), blank)
+
+
+def _own_line(digest: str) -> bytes:
+    return f'"manifest_xxh3_128": "{digest}"'.encode()
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -167,10 +193,7 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     manifest = _decode(data, Manifest)
     _check_files(manifest.files)
-    if min(manifest.step, manifest.epoch, manifest.sample_start_index) < 0:
-        raise CheckpointRejected("the manifest holds a negative position")
-    if min(manifest.world_size, manifest.data_parallel_size) < 1:
-        raise CheckpointRejected("the manifest is of a job of no ranks")
+    check_header(manifest)
     if fingerprint(manifest.files) != manifest.fingerprint:
         raise CheckpointRejected("the manifest's fingerprint does not match its files")
     return manifest
@@ -180,12 +203,33 @@ def decode_part(data: bytes) -> PartManifest:
     """Decode and check one rank's part; raises as :func:`decode_manifest` does."""
     part = _decode(data, PartManifest)
     _check_files(part.files)
+    if part.header is not None:
+        check_header(part.header)
     return part
+
+
+def check_header(header: SealHeader) -> None:
+    """Refuse positions and sizes that no job has.
+
+    Raises:
+        CheckpointRejected: with what is wrong.
+    """
+    position = (
+        header.epoch, header.step, header.step_in_epoch, header.sample_start_index,
+        header.samples_per_step, header.dataset_size, header.incarnation,
+    )  # fmt: skip
+    if min(position) < 0:
+        raise CheckpointRejected("the manifest holds a negative position")
+    if max(*position, header.world_size, header.data_parallel_size) > MAX_NUMBER:
+        raise CheckpointRejected("the manifest holds a position beyond any job's")
+    if min(header.world_size, header.data_parallel_size) < 1:
+        raise CheckpointRejected("the manifest is of a job of no ranks")
 
 
 def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise CheckpointRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+    _check_own_digest(data)  # first: a flipped bit must not pass for a newer format
     try:
         version = msgspec.json.decode(data, type=_Format).format
         if version > FORMAT:
@@ -195,9 +239,19 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
             )
         if version < 1:
             raise CheckpointRejected(f"the manifest's format {version} has never been")
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        found = msgspec.json.decode(data, type=kind)
+        return msgspec.structs.replace(found, manifest_xxh3_128=_BLANK)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CheckpointRejected(f"the manifest is not readable: {error}") from None
+
+
+def _check_own_digest(data: bytes) -> None:
+    # A quote inside a JSON string is escaped, so no value can imitate the key.
+    found = _OWN.findall(data)
+    if len(found) != 1:
+        raise CheckpointRejected("the manifest is torn or changed: it has no digest of its own")
+    if sign(data) != data:
+        raise CheckpointRejected("the manifest is torn or changed: its own digest does not match")
 
 
 def _check_files(files: list[FileEntry]) -> None:
@@ -206,6 +260,6 @@ def _check_files(files: list[FileEntry]) -> None:
         check_path(entry.path)
         if entry.path in seen:
             raise CheckpointRejected(f"the manifest lists {entry.path!r} twice")
-        if entry.bytes < 0 or not _DIGEST.fullmatch(entry.xxh3_128):
+        if not 0 <= entry.bytes <= MAX_NUMBER or not _DIGEST.fullmatch(entry.xxh3_128):
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
         seen.add(entry.path)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.core.manifest import Manifest
+from elastic_ckpt.core.progress import Advance
 from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import rejected
-from elastic_ckpt.store.verify import MANIFEST_NAME, verify_full, verify_quick
+from elastic_ckpt.store.reading import ReadLock
+from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest, verify_full, verify_quick
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,16 @@ def scan(job: JobDirectory) -> list[Path]:
     return [Path(path) for _, path in sorted(found, reverse=True)]
 
 
-def view(path: Path, *, full: bool = False) -> CheckpointView:
-    """Verify one checkpoint and say what it is; never raises for a bad one."""
+def view(path: Path, full: Advance | None = None) -> CheckpointView:
+    """Verify one checkpoint and say what it is; never raises for a bad one.
+
+    Args:
+        full: hash every byte and tell this how many; None compares sizes alone.
+    """
     epoch, step = checkpoint_key(path.name) or (0, 0)
     manifest, why, foreign = None, "", False
     try:
-        manifest = verify_full(path) if full else verify_quick(path)
+        manifest = verify_quick(path) if full is None else _read_in_full(path, full)
         epoch, step = manifest.epoch, manifest.step
     except CheckpointError as error:
         why, foreign = str(error), isinstance(error, NotSealed | UnsupportedFormat)
@@ -62,9 +68,39 @@ def view(path: Path, *, full: bool = False) -> CheckpointView:
     return CheckpointView(path, epoch, step, manifest, age, not why, why, foreign=foreign)
 
 
-def list_checkpoints(job: JobDirectory, *, full: bool = False) -> list[CheckpointView]:
+def _read_in_full(path: Path, advance: Advance) -> Manifest:
+    read_manifest(path)  # says what is wrong with the seal, where the lock finds it gone
+    lock = ReadLock(path)
+    try:
+        return verify_full(path, advance)
+    finally:
+        lock.release()
+
+
+def list_checkpoints(job: JobDirectory) -> list[CheckpointView]:
     """Every checkpoint, newest first, the quarantined ones last."""
-    views = [view(path, full=full) for path in scan(job)]
+    return [view(path) for path in scan(job)] + quarantined(job)
+
+
+def newest_and_rejected(job: JobDirectory) -> tuple[CheckpointView | None, list[CheckpointView]]:
+    """The newest valid checkpoint, and what a restart would not take: newer ones, quarantine.
+
+    Looks at no more than that, however many there are.
+    """
+    passed_over: list[CheckpointView] = []
+    newest = None
+    for path in scan(job):
+        found = view(path)
+        if found.valid:
+            newest = found
+            break
+        passed_over.append(found)
+    return newest, passed_over + quarantined(job)
+
+
+def quarantined(job: JobDirectory) -> list[CheckpointView]:
+    """What was set aside, the newest first."""
+    views: list[CheckpointView] = []
     for entry in reversed(rejected(job)):
         path = Path(entry.path)
         epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)

@@ -1,20 +1,18 @@
-"""Durable file primitives: what is written here is on the disk when the call returns."""
+"""Durable file primitives: what is written here is on the disk when the call returns.
+
+What is made here can be read by its owner alone, or by the group too where the directory that it
+is made in lets the group in: so one ``chmod`` of the job's directories decides for all of it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Final
 
-import xxhash
-
-from elastic_ckpt.core.manifest import FileEntry
-
-_CHUNK: Final = 4 * 1024 * 1024
+_GROUP: Final = stat.S_IRGRP | stat.S_IXGRP
 
 
 def sync_directory(directory: Path) -> None:
@@ -39,53 +37,71 @@ def open_regular(path: Path) -> int:
     return fd
 
 
-def sync_file(path: Path) -> None:
-    """Make a file's contents durable, whoever wrote them."""
-    fd = open_regular(path)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A small file that somebody else may have put there.
+
+    Raises:
+        OSError: it is no regular file, cannot be read, or is larger than ``limit`` bytes.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+    return data
+
+
+def create_file(path: Path) -> int:
+    """Open a new file for writing.
+
+    Raises:
+        OSError: the name is taken, by a link too, or the disk says no.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    if group_may_read(path.parent):
+        os.fchmod(fd, 0o640)
+    return fd
+
+
+def create_directory(path: Path) -> None:
+    """Make one directory, whose parent exists; the name must be free."""
+    os.mkdir(path, 0o700)
+    if group_may_read(path.parent):
+        os.chmod(path, 0o750)
+
+
+def group_may_read(directory: Path) -> bool:
+    """Whether a directory lets the group in, and so what is made in it does, too."""
+    return os.stat(directory).st_mode & _GROUP == _GROUP
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: a reader sees the old contents or the new ones.
 
-    Durable on return. A kill leaves at most a ``.tmp-*`` file, which nobody reads.
+    One writer per path. Durable on return. A kill leaves at most one ``.tmp-`` file beside it,
+    which nobody reads and the next write replaces.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f".tmp-{path.name}")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        fd = create_file(temporary)
+    except FileExistsError:
+        temporary.unlink()
+        fd = create_file(temporary)
+    try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Size in bytes and xxh3_128 of a regular file; a link is refused with ``OSError``."""
-    digest = xxhash.xxh3_128()
-    size = 0
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
-    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-            size += count
-    return size, digest.hexdigest()
-
-
-def seal_file(root: Path, path: str, rank: int) -> FileEntry:
-    """Make one file durable and describe it."""
-    sync_file(root / path)
-    size, digest = hash_file(root / path)
-    return FileEntry(path, size, digest, rank)
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a kill left in a directory that has no writer now."""
+    for path in directory.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def files_below(root: Path) -> list[str]:
@@ -100,8 +116,14 @@ def files_below(root: Path) -> list[str]:
 
 
 def sync_tree(root: Path) -> None:
-    """Make the names in a directory and in all directories below it durable."""
+    """Make the names in a directory and in all directories below it durable.
+
+    Directories that other code made in it are opened to the group where ``root`` is.
+    """
+    shared = group_may_read(root)
     for directory, _, _ in os.walk(root, onerror=_raise):
+        if shared and not group_may_read(Path(directory)):
+            os.chmod(directory, 0o750)
         sync_directory(Path(directory))
 
 

@@ -16,9 +16,12 @@ from typing import Any, Final
 
 import msgspec
 
+from elastic_ckpt.store.files import group_may_read, open_regular
 from elastic_ckpt.store.layout import JobDirectory
 
 MAX_LINE_BYTES: Final = 64 * 1024
+_MAX_READ_BYTES: Final = 256 * 1024 * 1024
+"""Of a longer journal, and of one that somebody else put there, the end is read."""
 
 
 class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +63,9 @@ class Journal:
         # The newline in front keeps a line that a full disk tore from taking this one with it.
         line = b"\n" + _encode(record) + b"\n"
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            mode = 0o640 if group_may_read(self._path.parent) else 0o600
+            fd = os.open(self._path, flags, mode)
             try:
                 os.write(fd, line)
             finally:
@@ -91,7 +96,9 @@ def read_journal(job: JobDirectory) -> list[JournalEvent]:
 def _read(path: Path) -> Iterator[JournalEvent]:
     decoder = msgspec.json.Decoder(JournalEvent)
     try:
-        lines = path.read_bytes().split(b"\n")
+        with os.fdopen(open_regular(path), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_READ_BYTES))
+            lines = file.read(_MAX_READ_BYTES).split(b"\n")
     except OSError:
         return
     for line in lines:
@@ -99,5 +106,5 @@ def _read(path: Path) -> Iterator[JournalEvent]:
             continue
         try:
             yield decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import sync_directory
+from elastic_ckpt.store.files import create_directory, group_may_read, sync_directory
 
 _NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
 
@@ -50,6 +50,16 @@ class JobDirectory:
         return self.root / ".quarantine"
 
     @property
+    def trash(self) -> Path:
+        """What retention let go, on its way out; never read."""
+        return self.root / ".trash"
+
+    @property
+    def verified(self) -> Path:
+        """One file for each checkpoint that was once verified in full."""
+        return self.control / "verified"
+
+    @property
     def control(self) -> Path:
         """Our own files."""
         return self.root / ".elastic-ckpt"
@@ -80,22 +90,30 @@ class JobDirectory:
         """A checkpoint's place."""
         return self.root / f"epoch-{epoch}_step-{step}"
 
-    def prepare(self) -> None:
-        """Create what is missing.
+    def prepare(self, *, group_access: bool = False) -> None:
+        """Create what is missing, for this user alone.
+
+        Args:
+            group_access: let the group read what is and will be in it.
 
         Raises:
             DirectoryUnusable: it cannot be created or written; the message says which.
         """
-        places = [
-            self.root, self.attempts, self.quarantine, self.control, self.requests,
-            self.control / "locks", self.control / "nodes", self.control / "journal",
+        own = [
+            self.attempts, self.quarantine, self.trash, self.control, self.requests,
+            self.verified, self.control / "locks", self.control / "nodes",
+            self.control / "journal",
         ]  # fmt: skip
-        for place in places:
+        for place in [self.root, *own]:
             try:
-                place.mkdir(parents=True, exist_ok=True)
+                _make(place)
+                if group_access and not group_may_read(place):
+                    os.chmod(place, 0o750)
             except OSError as error:
                 raise _unusable(place, error) from None
-            sync_directory(place.parent)
+            if place != self.root and place.is_symlink():
+                # What is deleted below it would be deleted elsewhere.
+                raise DirectoryUnusable(f"{place} is a link: remove it, or choose another --dir")
             if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
                 raise DirectoryUnusable(
                     f"no permission to write in {place}: run as its owner or choose another --dir"
@@ -107,6 +125,19 @@ class JobDirectory:
             os.scandir(self.root).close()
         except OSError as error:
             raise _unusable(self.root, error) from None
+
+
+def _make(place: Path) -> None:
+    """Make one directory, and what is missing above it; one that exists is left as it is."""
+    if place.is_dir():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        create_directory(place)
+    except FileExistsError:
+        if not place.is_dir():
+            raise  # else another process was faster
+    sync_directory(place.parent)
 
 
 def _unusable(place: Path, error: OSError) -> DirectoryUnusable:

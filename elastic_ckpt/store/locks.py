@@ -1,21 +1,29 @@
 """Who may write: one supervisor per node, one run per job.
 
-The kernel holds the lock (filelock, on flock), so that a killed owner never blocks anybody. Who
-holds it stands in a file beside it: opening a lock file truncates it.
+The kernel holds the lock (filelock, on flock), so that a killed owner never blocks anybody. Where
+the file system knows no locks, filelock's marker file stands in; it names host, pid and start, and
+a marker whose owner is provably gone is taken over. Who holds a lock, for people, stands in a file
+beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 from pathlib import Path
+from typing import Final
 
 import filelock
 import msgspec
 
 from elastic_ckpt.errors import DirectoryUnusable, LockHeld
-from elastic_ckpt.store.files import write_atomic
+from elastic_ckpt.store.files import read_bounded, write_atomic
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import ProcessIdentity
+
+_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+_TAKE_OVER_SECONDS: Final = 0.5
+"""Time to find that a marker's owner is gone, and to take its place."""
 
 
 class LockOwner(msgspec.Struct, frozen=True):
@@ -38,9 +46,8 @@ class HeldLock:
         """
         self._path = path
         self._run_id = run_id
-        self._lock = filelock.FileLock(path, timeout=0, thread_local=False)
         try:
-            self._lock.acquire()
+            self._lock = _acquire(path)
         except filelock.Timeout:
             raise LockHeld(f"{path} is held by {_describe(path)}") from None
         except (OSError, NotImplementedError) as error:  # older filelock: no flock here
@@ -96,9 +103,24 @@ class RunLocks:
 def read_owner(path: Path) -> LockOwner | None:
     """Who holds, or last held, a lock."""
     try:
-        return msgspec.json.decode(_owner_file(path).read_bytes(), type=LockOwner)
-    except (OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_bounded(_owner_file(path), 64 * 1024), type=LockOwner)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+def _acquire(path: Path) -> filelock.BaseFileLock:
+    native = filelock.FileLock(path, timeout=0, thread_local=False, mode=0o600)
+    try:
+        native.acquire()
+        return native
+    except OSError as error:
+        if isinstance(error, filelock.Timeout) or error.errno not in _NO_LOCKS:
+            raise
+    marker = filelock.SoftFileLock(
+        f"{path}.marker", timeout=_TAKE_OVER_SECONDS, thread_local=False, mode=0o600
+    )
+    marker.acquire()
+    return marker
 
 
 def _owner_file(path: Path) -> Path:
@@ -109,7 +131,7 @@ def _describe(path: Path) -> str:
     found = read_owner(path)
     if found is None:
         return "another process"
-    return (
-        f"pid {found.owner.pid} on {found.owner.host} (run {found.run_id}): "
-        "stop that one first, or choose another --dir"
-    )
+    owner = f"pid {found.owner.pid} on {found.owner.host} (run {found.run_id})"
+    if found.owner.is_alive() is False:
+        return f"a process that {owner} left behind: end that one first"
+    return f"{owner}: stop that one first, or choose another --dir"

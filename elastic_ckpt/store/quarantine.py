@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from elastic_ckpt.store.files import sync_directory, write_atomic
+from elastic_ckpt.store.files import (
+    create_directory,
+    read_bounded,
+    remove_temporaries,
+    sync_directory,
+    write_atomic,
+)
 from elastic_ckpt.store.layout import JobDirectory
+
+_MAX_BYTES: Final = 64 * 1024
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -25,7 +35,8 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
     """Move a checkpoint into quarantine; a race that somebody else won is no error."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(2)}"
-    job.quarantine.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        create_directory(job.quarantine)
     record = Rejected(str(target), reason, stamp)
     write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
     try:
@@ -46,9 +57,20 @@ def rejected(job: JobDirectory) -> list[Rejected]:
         if not os.path.lexists(place):
             continue  # killed before the move: it was not set aside after all
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=Rejected)
-        except (OSError, msgspec.MsgspecError):
+            record = msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=Rejected)
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             record = Rejected("", "its reason is not readable", "")
         # The job directory may have been moved since.
         found.append(msgspec.structs.replace(record, path=str(place)))
     return sorted(found, key=lambda entry: (entry.at, entry.path))
+
+
+def forget_unfinished(job: JobDirectory) -> None:
+    """Remove reasons whose checkpoint was not moved after all, because of a kill in between.
+
+    Only the holder of the job's lock: nobody is setting anything aside then.
+    """
+    remove_temporaries(job.quarantine)
+    for path in job.quarantine.glob("*.json"):
+        if not os.path.lexists(path.with_suffix("")):
+            path.unlink(missing_ok=True)

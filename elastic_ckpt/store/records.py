@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from elastic_ckpt.core.run_state import RunState
-from elastic_ckpt.store.files import write_atomic
+from elastic_ckpt.store.files import read_bounded, write_atomic
+
+_MAX_BYTES: Final = 64 * 1024
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -89,8 +92,8 @@ class NodeRecord(msgspec.Struct, kw_only=True):
 def read_record(path: Path) -> NodeRecord | None:
     """A node's record; None if there is none or it cannot be understood."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=NodeRecord)
-    except (OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=NodeRecord)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 

@@ -6,9 +6,10 @@ Nothing here unpickles, follows a link, or opens a path that the manifest's own 
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +19,15 @@ from elastic_ckpt.core.manifest import (
     Manifest,
     decode_manifest,
 )
+from elastic_ckpt.core.progress import Advance, ignore
 from elastic_ckpt.errors import CheckpointRejected, NotSealed
-from elastic_ckpt.store.files import files_below, hash_file
+from elastic_ckpt.store.files import files_below, read_bounded
+from elastic_ckpt.store.hashing import hash_file
 
 MANIFEST_NAME: Final = "manifest.json"
+
+_OPENING_BYTES: Final = 256 * 1024
+"""Opening a file costs about as much as reading so many bytes."""
 
 _LOADED: Final = ("modeling/", "optimizer/", "lr_scheduler", "ranks/")
 """What an engine reads. A file here that the manifest does not list might get unpickled."""
@@ -36,20 +42,16 @@ def read_manifest(checkpoint: Path) -> Manifest:
         OSError: it could not be read; the checkpoint may still be good.
     """
     try:
-        fd = os.open(checkpoint / MANIFEST_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        data = read_bounded(checkpoint / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise NotSealed("not sealed: it has no manifest.json") from None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL):  # a link, a socket, a FIFO
             raise CheckpointRejected("manifest.json is no regular file") from None
+        if error.errno == errno.EFBIG:
+            raise CheckpointRejected(f"manifest.json is {error.strerror}") from None
         raise
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CheckpointRejected("manifest.json is no regular file")
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            return decode_manifest(file.read(MAX_MANIFEST_BYTES + 1))
-    finally:
-        os.close(fd)
+    return decode_manifest(data)
 
 
 def verify_quick(checkpoint: Path) -> Manifest:
@@ -89,8 +91,13 @@ def _printable(path: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
 
 
-def verify_files(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
+def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advance = ignore) -> None:
     """Hash these files; a mismatch counts only if a second, fresh read confirms it.
+
+    What was read stays in the page cache: a load that follows reads nothing from the disk again.
+
+    Args:
+        advance: told of every so many bytes; may raise.
 
     Raises:
         CheckpointRejected: a file is not what the manifest says.
@@ -99,18 +106,62 @@ def verify_files(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
     for entry in entries:
         path = checkpoint / entry.path
         expected = (entry.bytes, entry.xxh3_128)
-        if hash_file(path) == expected:
+        if hash_file(path, advance) == expected:
             continue
         _forget_cache(path)
         if hash_file(path) != expected:
             raise CheckpointRejected(f"{entry.path} does not match its checksum")
 
 
-def verify_full(checkpoint: Path) -> Manifest:
+def verify_full(checkpoint: Path, advance: Advance = ignore) -> Manifest:
     """Quick, and every byte hashed; raises as :func:`verify_quick`."""
     manifest = verify_quick(checkpoint)
-    verify_files(checkpoint, manifest.files)
+    verify_files(checkpoint, manifest.files, advance)
     return manifest
+
+
+def share_out(entries: Iterable[FileEntry], rank: int, world_size: int) -> list[FileEntry]:
+    """The files that a rank hashes, so that all ranks have about as many bytes to read."""
+    shares: list[list[FileEntry]] = [[] for _ in range(world_size)]
+    loads = [(0, index) for index in range(world_size)]
+    for entry in sorted(entries, key=lambda entry: (-entry.bytes, entry.path)):
+        load, index = heapq.heappop(loads)
+        shares[index].append(entry)
+        heapq.heappush(loads, (load + entry.bytes + _OPENING_BYTES, index))
+    return shares[rank]
+
+
+class Unchanged:
+    """Notices that files were written to after they were hashed.
+
+    A name outside the checkpoint (a hard link) is enough to do that between the hashing and the
+    load. A new time alone proves nothing, a backup makes one; so such a file is hashed again.
+    """
+
+    def __init__(self, checkpoint: Path, entries: Sequence[FileEntry]) -> None:
+        self._checkpoint = checkpoint
+        self._entries = entries
+        self._before = self._stamps()
+
+    def check(self) -> None:
+        """Raise CheckpointRejected if a file is no more what was hashed."""
+        after = self._stamps()
+        changed = [entry for entry in self._entries if self._before[entry] != after[entry]]
+        try:
+            verify_files(self._checkpoint, changed)
+        except (CheckpointRejected, FileNotFoundError) as error:
+            raise CheckpointRejected(f"it was changed while it was loaded: {error}") from None
+
+    def _stamps(self) -> dict[FileEntry, tuple[int, ...] | None]:
+        return {entry: _stamp(self._checkpoint / entry.path) for entry in self._entries}
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _check_size(checkpoint: Path, entry: FileEntry, root: str, inside: set[Path]) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.core.agreement import RequestKind
+from elastic_ckpt.core.retention import Retention
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +23,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         nproc: workers on this node.
         preload: modules that the template process imports before workers fork from it.
         save_interval_steps: overrides the script's interval; 0 leaves it.
+        retention: goes before the script's, if it asks for anything.
     """
 
     script: str
@@ -33,6 +35,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     nproc: int
     preload: list[str]
     save_interval_steps: int = 0
+    retention: Retention = Retention()
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elastic_ckpt.core.interval import SaveInterval
+from elastic_ckpt.core.retention import Retention
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class RunSettings:
         interval: overrides the script's save interval; both parts 0 leave it.
         max_failures: failures in a row that are retried.
         preload: modules that workers find already imported.
+        retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
+        group_access: let the group read the job directory.
     """
 
     directory: Path
@@ -34,3 +37,5 @@ class RunSettings:
     interval: SaveInterval = field(default_factory=SaveInterval)
     max_failures: int = 3
     preload: tuple[str, ...] = ()
+    retention: Retention = field(default_factory=Retention)
+    group_access: bool = False

@@ -24,16 +24,17 @@ from typing import Final
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.deadline import Notice, kill_time, tightest
+from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.restart import Failure, RestartBudget
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState, advance
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.notices.signals import SignalSource
-from elastic_ckpt.store.attempt import recover_attempts
 from elastic_ckpt.store.catalog import CheckpointView, newest_valid
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
 from elastic_ckpt.store.records import NodeRecord, NoticeRecord, ProcessIdentity, read_record
+from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
@@ -61,7 +62,7 @@ class Supervisor:
         self._settings = settings
         self._listener = say
         self._job = JobDirectory(settings.directory)
-        self._job.prepare()
+        self._job.prepare(group_access=settings.group_access)
         self._run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
         self._locks = RunLocks(self._job, settings.node, self._run_id)
         self._journal = Journal(self._job, settings.node)
@@ -279,6 +280,7 @@ class Supervisor:
                 nproc=settings.nproc,
                 preload=list(settings.preload),
                 save_interval_steps=settings.interval.steps,
+                retention=settings.retention,
             )
         )
         self._write_record()
@@ -304,7 +306,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         """Seal what a killed run completed, remove what it did not."""
-        for path, what in recover_attempts(self._job, lambda: self._signals.pending):
+        for path, what in recover(self._job, lambda: self._signals.pending, in_lines(self._say)):
             self._journal.write("recovered", path=str(path), what=what)
 
     def _ask_for_saves(self, now: float) -> None:

@@ -7,20 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
 from elastic_ckpt.store.layout import checkpoint_key
+from elastic_ckpt.store.running_states import read_running_states
 from elastic_ckpt.training import runtime as runtimes
-from elastic_ckpt.training.checkpoint import (
-    Snapshot,
-    load_given,
-    load_newest,
-    write_checkpoint,
-)
 from elastic_ckpt.training.engines import make_engine
+from elastic_ckpt.training.loading import load_given, load_newest
+from elastic_ckpt.training.saving import Snapshot, write_checkpoint
 
 
 @dataclass
@@ -34,12 +29,6 @@ class _Loop:
 
 
 _loop = _Loop()
-
-
-class _RunningStates(msgspec.Struct, frozen=True):
-    epoch: int
-    step: int
-    sample_start_index: int
 
 
 def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bool:
@@ -92,7 +81,8 @@ def save_checkpoint(
         coordinator: accepted for the seed's sake; the ranks are known otherwise.
 
     Raises:
-        SaveFailed: on every rank, with the reason of the rank that failed.
+        SaveFailed: on every rank, with the reason of the rank that failed. StorageFailed, if the
+            disk is full or does not answer: a loop that catches it may train on.
         SystemExit: after the seal, at the agreed stop step.
     """
     runtime = runtimes.join(save_dir)
@@ -152,11 +142,9 @@ def load_checkpoint(
             return 0, 0, 0
         path = found[0]
     try:
-        running = msgspec.json.decode(
-            (path / "running_states.json").read_bytes(), type=_RunningStates
-        )
-    except msgspec.MsgspecError as error:
-        raise CheckpointRejected(f"{path.name}/running_states.json: {error}") from None
+        running = read_running_states(path)
+    except CheckpointRejected as error:
+        raise CheckpointRejected(f"{path.name}: {error}") from None
     return running.epoch, running.step, running.sample_start_index
 
 

@@ -17,7 +17,14 @@ from typing import Any, Final, TypeVar
 
 from torch import distributed
 
-from elastic_ckpt.errors import ElasticCkptError, ExitCode, SaveFailed, UsageError
+from elastic_ckpt.errors import (
+    ElasticCkptError,
+    ExitCode,
+    LeaderLost,
+    SaveFailed,
+    StorageFailed,
+    UsageError,
+)
 
 LIMIT_SECONDS: Final = 1800.0
 """No exchange takes longer; a rank that writes for half an hour is taken for lost."""
@@ -32,13 +39,6 @@ T = TypeVar("T")
 
 dist: Any = distributed
 """Its stores are public, but carry no types."""
-
-
-class StoreLost(SaveFailed):
-    """The job's store does not answer: the process that hosts it has gone."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(0, f"the job's store has gone, and the leader with it: {describe(error)}")
 
 
 class Peers:
@@ -85,19 +85,20 @@ class Peers:
                 because a peer failed cannot raise: it says so and ends its process.
 
         Raises:
-            SaveFailed: on every rank, with the reason of the first rank that raised.
+            SaveFailed: on every rank, with the reason of the first rank that raised;
+                StorageFailed if that was the storage's.
         """
         key = self._next(name)
         try:
             with self._watch(key) if watched else nullcontext():
                 mine = produce()
         except Exception as error:
-            reason = describe(error)
-            with suppress(StoreLost):
-                self._post(f"{key}/failed", _BAD, f"{self.rank}:{reason}".encode())
-                self._post(f"{key}/{self.rank}", _BAD, reason.encode())
+            failed = _as_failure(self.rank, error)
+            with suppress(LeaderLost):
+                self._post(f"{key}/failed", _BAD, _encode_failure(failed))
+                self._post(f"{key}/{self.rank}", _BAD, _encode_failure(failed))
                 self._judge(key)
-            raise SaveFailed(self.rank, reason) from error
+            raise failed from error
         self._post(f"{key}/{self.rank}", _OK, mine)
         return self._judge(key, mine)
 
@@ -116,13 +117,13 @@ class Peers:
             return None
         try:
             result = act()
-        except ElasticCkptError as error:
-            text = f"{type(error).__name__}:{error}"
-            self._post(f"{key}/verdict", _BAD, text.encode())
-            raise
         except Exception as error:
-            self._post(f"{key}/verdict", _BAD, f"SaveFailed:{describe(error)}".encode())
-            raise SaveFailed(self.rank, describe(error)) from error
+            if isinstance(error, ElasticCkptError) and not isinstance(error, SaveFailed):
+                self._post(f"{key}/verdict", _BAD, f"{type(error).__name__}:{error}".encode())
+                raise
+            failed = _as_failure(self.rank, error)
+            self._post(f"{key}/verdict", _BAD, _encode_failure(failed))
+            raise failed from error
         self._post(f"{key}/verdict", _OK, b"")
         return result
 
@@ -165,9 +166,9 @@ class Peers:
                 pass
             if done.is_set():
                 return
-            error = _failure(store.get(f"{key}/failed"))
+            error = _decode_failure(store.get(f"{key}/failed"))
         except RuntimeError as lost:
-            error = StoreLost(lost)
+            error = _lost(lost)
         if not done.wait(FAILURE_GRACE_SECONDS):
             print(
                 f"elastic-ckpt: error: rank {self.rank} is stuck in a collective since {error}",
@@ -184,19 +185,19 @@ class Peers:
             self._raise_verdict(self._await(f"{key}/verdict", self._limit))
             return []
         outcomes: list[bytes] = []
-        bad: tuple[int, str] | None = None
+        bad: SaveFailed | None = None
         limit = time.monotonic() + self._limit
         for rank in range(self.world_size):
             try:
                 outcome = self._await_outcome(key, rank, limit)
             except SaveFailed as error:
-                bad = bad or (error.rank, error.reason)
+                bad = bad or error
                 limit = min(limit, time.monotonic() + FAILURE_GRACE_SECONDS)
                 continue
             outcomes.append(outcome)
         if bad is not None:
-            self._post(f"{key}/verdict", _BAD, f"SaveFailed:{bad[0]}:{bad[1]}".encode())
-            raise SaveFailed(*bad)
+            self._post(f"{key}/verdict", _BAD, _encode_failure(bad))
+            raise bad
         self._forget_before(key)
         self._post(f"{key}/verdict", _OK, b"")
         return outcomes
@@ -209,25 +210,22 @@ class Peers:
             if first_failure is None and self._there(f"{key}/failed"):
                 first_failure = now
             if first_failure is not None and now > first_failure + FAILURE_GRACE_SECONDS:
-                raise _failure(self._read(f"{key}/failed"))
+                raise _decode_failure(self._read(f"{key}/failed"))
             if now > limit:
                 raise SaveFailed(rank, f"it did not answer within {self._limit:.0f} s")
             time.sleep(pause)
             pause = min(pause * 2, 0.01)
         outcome = self._read(f"{key}/{rank}")
         if outcome[:1] == _BAD:
-            raise SaveFailed(rank, outcome[1:].decode(errors="replace"))
+            raise _decode_failure(outcome)
         return outcome[1:]
 
     def _raise_verdict(self, verdict: bytes) -> None:
         if verdict[:1] == _OK:
             return
         kind, _, text = verdict[1:].decode(errors="replace").partition(":")
-        if kind == "SaveFailed":
-            rank, _, reason = text.partition(":")
-            if rank.isdigit():
-                raise SaveFailed(int(rank), reason)
-            raise SaveFailed(0, text)
+        if issubclass(_error_class(kind), SaveFailed):
+            raise _decode_failure(verdict)
         raise _error_class(kind)(text)
 
     def _await(self, key: str, seconds: float) -> bytes:
@@ -247,13 +245,13 @@ class Peers:
         try:
             return bool(self._store.check([key]))
         except RuntimeError as error:
-            raise StoreLost(error) from None
+            raise _lost(error) from None
 
     def _read(self, key: str) -> bytes:
         try:
             return bytes(self._store.get(key))
         except RuntimeError as error:
-            raise StoreLost(error) from None
+            raise _lost(error) from None
 
     def _post(self, key: str, mark: bytes, value: bytes) -> None:
         if self._store is None:
@@ -261,7 +259,7 @@ class Peers:
         try:
             self._store.set(key, mark + value)
         except RuntimeError as error:
-            raise StoreLost(error) from None
+            raise _lost(error) from None
 
     def _next(self, name: str) -> str:
         self._round += 1
@@ -312,9 +310,26 @@ def _prefix() -> str:
     return f"elastic-ckpt/{run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
-def _failure(value: bytes) -> SaveFailed:
-    rank, _, reason = bytes(value)[1:].decode(errors="replace").partition(":")
-    return SaveFailed(int(rank), reason)
+def _as_failure(rank: int, error: Exception) -> SaveFailed:
+    """What every rank raises because one of them raised ``error``."""
+    if isinstance(error, SaveFailed):
+        return error
+    stored = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+    return (StorageFailed if stored else SaveFailed)(rank, describe(error))
+
+
+def _encode_failure(failed: SaveFailed) -> bytes:
+    return f"{type(failed).__name__}:{failed.rank}:{failed.reason}".encode()
+
+
+def _decode_failure(value: bytes) -> SaveFailed:
+    kind, rank, reason = bytes(value)[1:].decode(errors="replace").split(":", 2)
+    known: dict[str, type[SaveFailed]] = {"StorageFailed": StorageFailed, "LeaderLost": LeaderLost}
+    return known.get(kind, SaveFailed)(int(rank), reason)
+
+
+def _lost(error: BaseException) -> LeaderLost:
+    return LeaderLost(0, f"the job's store has gone, and the leader with it: {describe(error)}")
 
 
 def _error_class(name: str) -> type[ElasticCkptError]:

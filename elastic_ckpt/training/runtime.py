@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from elastic_ckpt.board import Board, Outcome, SlotWriter
+from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import ExitCode, UsageError
-from elastic_ckpt.store.attempt import recover_attempts
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import HeldLock
 from elastic_ckpt.store.records import node_name
+from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.retainer import Retainer
 from elastic_ckpt.training.step import StepProtocol
 
 
@@ -27,6 +31,7 @@ class Supervised:
     board: Board
     slot: SlotWriter
     save_interval_steps: int = 0
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def attached(self) -> bool:
@@ -47,6 +52,7 @@ class Runtime:
         steps: the step protocol.
         peers: the other ranks.
         supervised: None when there is no supervisor.
+        retain: what deletes old checkpoints.
     """
 
     job: JobDirectory
@@ -59,6 +65,18 @@ class Runtime:
     supervised: Supervised | None
     incarnation: int
     lock: HeldLock | None = field(default=None)
+    retain: Retainer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keep what the supervisor was told to keep."""
+        self.retain = Retainer(self.job, self.journal, self.say)
+        if self.supervised is not None:
+            self.retain.rule = self.supervised.retention
+
+    def say(self, line: str) -> None:
+        """One line for whoever looks at the job's output; an output that fails is no error."""
+        with contextlib.suppress(OSError):
+            print(f"elastic-ckpt: {line}", file=sys.stderr, flush=True)
 
     def leave(self, *, saved: bool) -> None:
         """End this process at the agreed stop step. Collective where something was saved.
@@ -155,7 +173,7 @@ def _join_alone(directory: Path) -> Runtime:
     def take() -> HeldLock:
         job.prepare()
         held = HeldLock(job.lock, run_id=f"script-{os.getpid()}")
-        recover_attempts(job)
+        recover(job)
         return held
 
     lock = peers.leader_does("join", take)

@@ -13,6 +13,7 @@ part of the step and the step is entered before it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +29,22 @@ from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.manifest import Manifest, Reason
 from elastic_ckpt.core.position import Position
-from elastic_ckpt.errors import DataMismatch, ElasticCkptError, UnequalSteps, UsageError
-from elastic_ckpt.training import runtime as runtimes
-from elastic_ckpt.training.checkpoint import (
-    Snapshot,
-    load_newest,
-    read_rank_state,
-    write_checkpoint,
+from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.errors import (
+    DataMismatch,
+    ElasticCkptError,
+    StorageFailed,
+    UnequalSteps,
+    UsageError,
 )
+from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
+from elastic_ckpt.training.loading import load_newest, read_rank_state
 from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
 from elastic_ckpt.training.sampler import ElasticSampler
+from elastic_ckpt.training.saving import Snapshot, write_checkpoint
 
 
 @dataclass
@@ -73,6 +77,8 @@ class Session:
         accumulation_steps: micro-batches per optimizer step.
         save_interval: optimizer steps between saves, 0 for none; ``--save-interval`` of the
             supervisor goes before it.
+        retention: which checkpoints are kept, None for all; ``--keep-last`` and the like of the
+            supervisor go before it.
         extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank.
 
     Attributes:
@@ -89,6 +95,7 @@ class Session:
         lr_scheduler: Any = None,
         accumulation_steps: int = 1,
         save_interval: int = 0,
+        retention: Retention | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
         if accumulation_steps < 1 or save_interval < 0:
@@ -97,6 +104,8 @@ class Session:
         self._state = (booster, model, optimizer, lr_scheduler)
         self._accumulation_steps = accumulation_steps
         self._save_interval = save_interval
+        self._retention = retention
+        self._metrics: dict[str, float] = {}
         self._extra = dict(extra or {})
         self._place = _Place()
         self._saved_step = -1
@@ -129,6 +138,8 @@ class Session:
         self._engine = make_engine(*self._state)
         override = self._runtime.supervised.save_interval_steps if self._runtime.supervised else 0
         self._interval = SaveInterval(steps=override or self._save_interval)
+        if self._retention is not None and not self._runtime.retain.rule:
+            self._runtime.retain.rule = self._retention
         found = load_newest(self._runtime, self._engine)
         if found is not None:
             self._resume(*found)
@@ -167,6 +178,16 @@ class Session:
     def step_ends(self) -> bool:
         """Whether the optimizer steps with this micro-batch: it is the last of its group."""
         return self._step_ends
+
+    def report(self, **metrics: float) -> None:
+        """Say how well the model does; the last word stands in every later checkpoint.
+
+        Not collective: what rank 0 says counts, for retention by a metric.
+        """
+        for name, value in metrics.items():
+            self._metrics.pop(name, None)
+            if math.isfinite(value):  # what is not finite is no best, and no JSON
+                self._metrics[name] = float(value)
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -359,6 +380,20 @@ class Session:
     # -- inside: state ------------------------------------------------------------------------
 
     def _save(self, reason: Reason) -> None:
+        """Save; what the storage refuses on the way, and not at the end, is no end of the job."""
+        place = self._place
+        self._save_is_owed = False
+        try:
+            write_checkpoint(self._runtime, self._engine, self._snapshot(reason))
+        except StorageFailed as error:
+            if reason in ("emergency", "final"):
+                raise
+            if self._runtime.peers.is_leader:
+                self._runtime.say(f"not saved at step {place.step}, training goes on: {error}")
+            return
+        self._saved_epoch, self._saved_step = place.epoch, place.step
+
+    def _snapshot(self, reason: Reason) -> Snapshot:
         place, peers = self._place, self._runtime.peers
         position = Position(
             epoch=place.epoch,
@@ -370,24 +405,19 @@ class Session:
             dataset_size=place.dataset_size,
         )
         replicas = self._replicas if self._samples_per_batch else peers.world_size
-        write_checkpoint(
-            self._runtime,
-            self._engine,
-            Snapshot(
-                reason=reason,
-                position=position,
-                running_states={
-                    "epoch": place.epoch,
-                    "step": place.step_in_epoch,
-                    "sample_start_index": place.samples // replicas,
-                },
-                samples_per_step=self._samples_per_batch * self._accumulation_steps,
-                data_parallel_size=replicas,
-                rank_state=self._rank_state,
-            ),
+        return Snapshot(
+            reason=reason,
+            position=position,
+            running_states={
+                "epoch": place.epoch,
+                "step": place.step_in_epoch,
+                "sample_start_index": place.samples // replicas,
+            },
+            samples_per_step=self._samples_per_batch * self._accumulation_steps,
+            data_parallel_size=replicas,
+            rank_state=self._rank_state,
+            metrics=dict(self._metrics),
         )
-        self._saved_epoch, self._saved_step = place.epoch, place.step
-        self._save_is_owed = False
 
     def _rank_state(self) -> dict[str, Any]:
         extra = {name: thing.state_dict() for name, thing in self._extra.items()}

@@ -15,30 +15,33 @@ from typing import Any, Final
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from elastic_ckpt.errors import CheckpointRejected, UsageError
+from elastic_ckpt.store.files import read_bounded
+from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.training.tensor_file import DTYPES, METADATA_KEY, write_tensors
 
 _TAG: Final = "$"
 _MAX_DEPTH: Final = 64
-_HEADER_KEY: Final = "__metadata__"
-"""What safetensors keeps for itself among the names of a file."""
+_MAX_JSON_BYTES: Final = 1024 * 1024 * 1024
 
 
-def write_state(directory: Path, name: str, state: Any) -> list[str]:
+def write_state(part: PartWriter, name: str, state: Any) -> None:
     """Write a tree of dicts, lists, tuples, numbers, strings, bytes, None and tensors.
 
-    Returns:
-        The names of the two files.
+    Args:
+        name: the two files' path in the attempt, without their endings.
 
     Raises:
         UsageError: the tree holds something else; the message names the place.
+        OSError: the disk said no.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _Encoder(tensors).encode(state, "", 0)
-    save_file(tensors, directory / f"{name}.safetensors", metadata={"format": "pt"})
-    (directory / f"{name}.json").write_text(json.dumps(tree))
-    return [f"{name}.json", f"{name}.safetensors"]
+    with part.open(f"{name}.safetensors") as file:
+        write_tensors(file, tensors)
+    part.write(f"{name}.json", json.dumps(tree).encode())
 
 
 def read_state(directory: Path, name: str) -> Any:
@@ -48,7 +51,7 @@ def read_state(directory: Path, name: str) -> Any:
         CheckpointRejected: the files are not of this form.
     """
     try:
-        tree = json.loads((directory / f"{name}.json").read_text())
+        tree = json.loads(read_bounded(directory / f"{name}.json", _MAX_JSON_BYTES))
         # Copies: what the library returns is mapped from the file, which may be pruned meanwhile.
         loaded = load_file(directory / f"{name}.safetensors")
         return _decode(tree, {key: tensor.clone() for key, tensor in loaded.items()}, 0)
@@ -123,7 +126,7 @@ class _Encoder:
         tensor = tensor.detach()
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise _unsupported(tensor, place, f" ({tensor.layout}, {tensor.device})")
-        if tensor.dtype == torch.complex128:  # safetensors has no name for it
+        if tensor.dtype not in DTYPES:
             raise _unsupported(tensor, place, f" of {tensor.dtype}")
         identity = (
             tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(),
@@ -133,7 +136,7 @@ class _Encoder:
             return self._seen[identity]
         name = place or "value"
         name = name.encode(errors="replace").decode()
-        while name in self._tensors or name == _HEADER_KEY:
+        while name in self._tensors or name == METADATA_KEY:
             name += "_"  # a key with a dot in it may meet a nested one
         # safetensors refuses tensors that share memory: a view is written as a copy of its own
         storage = tensor.untyped_storage()

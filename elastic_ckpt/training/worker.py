@@ -17,6 +17,7 @@ import msgspec
 
 from elastic_ckpt.board import Board, Outcome
 from elastic_ckpt.core.agreement import RequestKind
+from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.training import runtime
@@ -35,6 +36,7 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     board: str
     save_interval_steps: int = 0
+    retention: Retention = Retention()
 
 
 def main(payload: bytes) -> None:
@@ -60,6 +62,7 @@ def main(payload: bytes) -> None:
         board=board,
         slot=slot,
         save_interval_steps=spec.save_interval_steps,
+        retention=spec.retention,
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)

@@ -104,7 +104,7 @@ def load_hostile(rank, directory, part):
 
     from elastic_ckpt import load_checkpoint
     from elastic_ckpt.core.manifest import FileEntry, decode_manifest, encode, make_manifest
-    from elastic_ckpt.store.files import hash_file
+    from elastic_ckpt.store.hashing import hash_file
 
     save_ours(directory)
     place = os.path.join(directory, "epoch-0_step-3")

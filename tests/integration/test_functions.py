@@ -70,10 +70,10 @@ def fail_on_one_rank(rank, directory, failing_rank):
 
     original = engines.TorchEngine.save
 
-    def full(self, path):
+    def full(self, path, part):
         if rank == failing_rank:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state")
-        original(self, path)
+        original(self, path, part)
 
     engines.TorchEngine.save = full
     reasons = []
@@ -92,7 +92,7 @@ def fail_inside_a_collective(rank, directory):
 
     from elastic_ckpt.training.engines import torch as engines
 
-    def collective(self, path):
+    def collective(self, path, part):
         if rank == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         dist.barrier()
@@ -176,7 +176,7 @@ def test_a_full_disk_on_any_rank_is_an_error_on_every_rank(tmp_path):
     for failing in (0, 1):
         directory = tmp_path / str(failing)
         results = run_ranks(fail_on_one_rank, 2, str(directory), failing)
-        expected = ["SaveFailed", failing, "No space left on device: state"]
+        expected = ["StorageFailed", failing, "No space left on device: state"]
         assert results == [expected, expected]
         job = JobDirectory(directory)
         assert [path.name for path in directory.glob("epoch-*")] == ["epoch-0_step-6"]
@@ -187,7 +187,7 @@ def test_a_full_disk_on_any_rank_is_an_error_on_every_rank(tmp_path):
 def test_a_rank_that_is_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd):
     stuck, (name, rank, seconds) = run_ranks(fail_inside_a_collective, 2, str(tmp_path))
     assert stuck == 70
-    assert (name, rank) == ("SaveFailed", 1)
+    assert (name, rank) == ("StorageFailed", 1)
     assert seconds < 60
     assert "rank 0 is stuck in a collective since rank 1 could not save" in capfd.readouterr().err
     assert not list(tmp_path.glob("epoch-*"))
@@ -195,7 +195,7 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd
 
 def test_a_seal_that_fails_is_an_error_on_every_rank(tmp_path):
     results = run_ranks(fail_to_seal, 2, str(tmp_path))
-    expected = ("SaveFailed", "rank 0 could not save: Read-only file system")
+    expected = ("StorageFailed", "rank 0 could not save: Read-only file system")
     assert results == [expected, expected]
     assert newest_valid(JobDirectory(tmp_path)) is None
     assert not list((tmp_path / ".attempts").iterdir())

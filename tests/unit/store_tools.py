@@ -97,13 +97,10 @@ def fill(
         own = {f"ranks/{rank:05d}.json": b'{"rank":%d}' % rank}
         if rank == 0:
             own.update(contents)
-        for name, data in own.items():
-            path = attempt.path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        found += attempt.write_part(
-            rank, header.world_size, sorted(own), header if rank == 0 else None
-        )
+        part = attempt.part(rank)
+        for name in sorted(own):
+            part.write(name, own[name])
+        found += part.finish(header.world_size, header if rank == 0 else None)
     return found
 
 

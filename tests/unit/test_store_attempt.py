@@ -11,12 +11,13 @@ from typing import NoReturn
 import msgspec
 import pytest
 
-from elastic_ckpt.core.manifest import PartManifest, decode_part, encode
+from elastic_ckpt.core.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.store import verify
-from elastic_ckpt.store.attempt import Attempt, recover_attempts
+from elastic_ckpt.store.attempt import Attempt
 from elastic_ckpt.store.catalog import newest_valid, scan
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.quarantine import rejected
+from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.verify import read_manifest, verify_full
 from tests.unit.store_tools import (
     FILES,
@@ -69,7 +70,7 @@ def test_a_part_of_a_missing_file_is_not_written(job: JobDirectory) -> None:
     """A rank that could not write its files leaves no part that says it did."""
     attempt = Attempt.begin(job, 10)
     with pytest.raises(FileNotFoundError):
-        attempt.write_part(1, 2, ["ranks/00001.json"], None)
+        attempt.part(1).claim("ranks/00001.json")
     assert list((attempt.path / "parts").iterdir()) == []
 
 
@@ -267,7 +268,7 @@ def test_a_disk_that_refuses_the_rename_leaves_an_attempt_for_the_restart(
         seal(attempt, FILES)
     monkeypatch.undo()
     assert scan(job) == []
-    assert recover_attempts(job) == [(job.checkpoint(0, 10), "sealed")]
+    assert recover(job) == [(job.checkpoint(0, 10), "sealed")]
     verify_full(job.checkpoint(0, 10))
 
 
@@ -287,7 +288,7 @@ def test_a_complete_attempt_is_sealed(job: JobDirectory) -> None:
     """All parts are there and verified: a kill just before the seal loses nothing."""
     attempt = make_attempt(job, 20, epoch=1, world_size=3)
     target = job.checkpoint(1, 20)
-    assert recover_attempts(job) == [(target, "sealed")]
+    assert recover(job) == [(target, "sealed")]
     manifest = verify_full(target)
     assert (manifest.attempt, manifest.world_size) == (attempt.identity, 3)
     assert not attempt.path.exists()
@@ -298,7 +299,7 @@ def test_a_sealed_attempt_is_published(job: JobDirectory) -> None:
     attempt = Attempt.begin(job, 20)
     seal_in_place(attempt)
     target = job.checkpoint(0, 20)
-    assert recover_attempts(job) == [(target, "sealed")]
+    assert recover(job) == [(target, "sealed")]
     assert verify_full(target).attempt == attempt.identity
     assert not attempt.path.exists()
 
@@ -308,7 +309,7 @@ def test_a_sealed_attempt_with_a_corrupted_file_is_removed(job: JobDirectory) ->
     attempt = Attempt.begin(job, 20)
     seal_in_place(attempt)
     flip_bit(attempt.path / MODEL)
-    [(path, what)] = recover_attempts(job)
+    [(path, what)] = recover(job)
     assert path == attempt.path and what.startswith("removed") and MODEL in what
     assert not attempt.path.exists() and scan(job) == []
 
@@ -318,7 +319,7 @@ def test_an_attempt_that_lacks_a_part_is_removed(job: JobDirectory, ranks: tuple
     """The other checkpoint stays the newest, and nothing blocks the next save of the step."""
     kept = make_checkpoint(job, 10)
     attempt = make_attempt(job, 20, ranks=ranks)
-    [(path, what)] = recover_attempts(job)
+    [(path, what)] = recover(job)
     assert path == attempt.path and "is missing" in what
     assert not attempt.path.exists() and scan(job) == [kept]
     assert make_checkpoint(job, 20) == job.checkpoint(0, 20)
@@ -358,7 +359,7 @@ def test_an_attempt_with_a_damaged_file_is_removed(job: JobDirectory, damage: ob
     kept = make_checkpoint(job, 10)
     attempt = make_attempt(job, 20)
     damage(attempt.path / MODEL)  # type: ignore[operator]
-    [(path, what)] = recover_attempts(job)
+    [(path, what)] = recover(job)
     assert path == attempt.path and what.startswith("removed")
     assert not attempt.path.exists() and scan(job) == [kept]
 
@@ -369,7 +370,7 @@ def test_a_fifo_in_an_attempt_does_not_hang_the_restart(job: JobDirectory) -> No
     fifo = attempt.path / MODEL
     fifo.unlink()
     os.mkfifo(fifo)
-    [(_, what)] = bounded(lambda: recover_attempts(job), fifo)
+    [(_, what)] = bounded(lambda: recover(job), fifo)
     assert what.startswith("removed")
     assert scan(job) == []
 
@@ -378,7 +379,7 @@ def test_a_file_that_no_part_lists_keeps_an_attempt_from_being_sealed(job: JobDi
     """Sealed with it, the checkpoint would be refused by the next load."""
     attempt = make_attempt(job, 20)
     (attempt.path / "modeling" / "late.safetensors").write_bytes(b"late")
-    recover_attempts(job)
+    recover(job)
     assert all(newest_valid(job) is not None for _ in scan(job))
     assert not attempt.path.exists()
 
@@ -397,7 +398,7 @@ def test_a_part_that_contradicts_its_attempt_is_not_believed(
     part = decode_part(path.read_bytes())
     fields = {name: getattr(part, name) for name in part.__struct_fields__}
     path.write_bytes(encode(PartManifest(**{**fields, **change})))
-    [(_, what)] = recover_attempts(job)
+    [(_, what)] = recover(job)
     assert what.startswith("removed") and scan(job) == []
 
 
@@ -420,7 +421,7 @@ def test_a_header_of_another_checkpoint_is_not_believed(
             )
         )
     )
-    [(_, what)] = recover_attempts(job)
+    [(_, what)] = recover(job)
     assert what.startswith("removed") and scan(job) == []
 
 
@@ -431,7 +432,7 @@ def test_a_part_with_an_unsafe_path_opens_nothing(
     """The path is refused before anything is opened, and the attempt is removed."""
     attempt = make_attempt(job, 20)
     path = attempt.path / "parts" / "00001.json"
-    path.write_bytes(path.read_bytes().replace(b"ranks/00001.json", name.encode()))
+    path.write_bytes(sign(path.read_bytes().replace(b"ranks/00001.json", name.encode())))
     opened: list[str] = []
     real = os.open
 
@@ -440,7 +441,7 @@ def test_a_part_with_an_unsafe_path_opens_nothing(
         return real(path, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", record)
-    [(_, what)] = recover_attempts(job)
+    [(_, what)] = recover(job)
     assert "unsafe path" in what
     assert not [path for path in opened if path.endswith(name)]
 
@@ -451,7 +452,7 @@ def test_an_attempt_of_a_newer_version_is_left_to_it(job: JobDirectory) -> None:
     seal_in_place(attempt)
     change_manifest(attempt.path, format=99)
     before = tree(attempt.path)
-    [(path, what)] = recover_attempts(job)
+    [(path, what)] = recover(job)
     assert path == attempt.path and not what.startswith(("removed", "sealed"))
     assert tree(attempt.path) == before and scan(job) == []
 
@@ -470,11 +471,11 @@ def test_a_disk_that_fails_neither_removes_an_attempt_nor_stops_the_run(
         monkeypatch.setattr(os, "fsync", fail)
     else:
         monkeypatch.setattr(verify, "hash_file", fail)
-    [(path, what)] = recover_attempts(job)
+    [(path, what)] = recover(job)
     assert path == attempt.path and os.strerror(errno.EIO) in what
     monkeypatch.undo()
     assert scan(job) == []
-    assert recover_attempts(job) == [(job.checkpoint(0, 20), "sealed")]
+    assert recover(job) == [(job.checkpoint(0, 20), "sealed")]
 
 
 def test_an_attempt_yields_to_a_valid_checkpoint_of_its_step(job: JobDirectory) -> None:
@@ -482,7 +483,7 @@ def test_an_attempt_yields_to_a_valid_checkpoint_of_its_step(job: JobDirectory) 
     path = make_checkpoint(job, 10)
     before = tree(path)
     make_attempt(job, 10, contents=OTHER)
-    assert recover_attempts(job) == [(path, "sealed")]
+    assert recover(job) == [(path, "sealed")]
     assert tree(path) == before
     assert list(job.attempts.iterdir()) == []
 
@@ -492,7 +493,7 @@ def test_each_attempt_is_judged_on_its_own(job: JobDirectory) -> None:
     make_attempt(job, 9)
     make_attempt(job, 20, ranks=(0,))
     seal_in_place(Attempt.begin(job, 100))
-    done = {path.name: what.split(":")[0] for path, what in recover_attempts(job)}
+    done = {path.name: what.split(":")[0] for path, what in recover(job)}
     assert done.pop("epoch-0_step-9") == done.pop("epoch-0_step-100") == "sealed"
     assert list(done.values()) == ["removed"]
     assert [path.name for path in scan(job)] == ["epoch-0_step-100", "epoch-0_step-9"]
@@ -502,9 +503,9 @@ def test_recovery_repeated_changes_nothing(job: JobDirectory) -> None:
     """The second call finds no attempt and leaves every byte as it is."""
     make_attempt(job, 10)
     make_attempt(job, 20, ranks=(0,))
-    recover_attempts(job)
+    recover(job)
     before = tree(job.root)
-    assert recover_attempts(job) == []
+    assert recover(job) == []
     assert tree(job.root) == before
 
 
@@ -518,6 +519,6 @@ def test_names_that_are_no_attempts_are_left_alone(job: JobDirectory, tmp_path: 
     (job.attempts / f"11-{identity}").write_bytes(b"a file")
     (job.attempts / f"12-{identity}").symlink_to(tmp_path / "complete")
     before = tree(job.attempts)
-    assert recover_attempts(job) == []
+    assert recover(job) == []
     assert tree(job.attempts) == before
     assert scan(job) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.manifest import FileEntry, fingerprint
+from elastic_ckpt.core.manifest import FileEntry, fingerprint, sign
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.store import verify
 from elastic_ckpt.store.layout import JobDirectory
@@ -121,13 +121,13 @@ BOTH = [
     (file_for_directory, f"{MODEL} is missing"),
     (missing_part, "parts/00001.json is missing"),
     (no_manifest, "not sealed"),
-    (empty_manifest, "not readable"),
-    (torn_manifest, "not readable"),
-    (binary_manifest, "not readable"),
-    (nested_manifest, "not readable"),
+    (empty_manifest, "torn"),
+    (torn_manifest, "torn"),
+    (binary_manifest, "torn"),
+    (nested_manifest, "torn"),
     (linked_manifest, "manifest.json"),
     (directory_for_manifest, "manifest.json is no regular file"),
-    (other_size_in_manifest, "fingerprint"),
+    (other_size_in_manifest, "its own digest does not match"),
 ]
 
 
@@ -242,7 +242,7 @@ def test_a_newer_format_is_its_own_error(checkpoint: Path) -> None:
 def test_unknown_keys_are_ignored(checkpoint: Path) -> None:
     """A later version may add keys without a new format."""
     path = checkpoint / "manifest.json"
-    path.write_bytes(path.read_bytes().replace(b"{", b'{"added_later": [1],', 1))
+    path.write_bytes(sign(path.read_bytes().replace(b"{", b'{"added_later": [1],', 1)))
     verify_full(checkpoint)
 
 
@@ -291,7 +291,7 @@ def test_a_mismatch_that_a_second_read_does_not_confirm_is_none(
 ) -> None:
     """A bit that flipped on the way to us, not on the disk, condemns nothing."""
     real, wrong = verify.hash_file, [(1, "0" * 32)]
-    monkeypatch.setattr(verify, "hash_file", lambda path: wrong.pop() if wrong else real(path))
+    monkeypatch.setattr(verify, "hash_file", lambda path, *_: wrong.pop() if wrong else real(path))
     verify_full(checkpoint)
     assert wrong == []
 
@@ -303,7 +303,7 @@ def test_a_mismatch_that_a_second_read_confirms_counts(
     reads: list[Path] = []
     real = verify.hash_file
 
-    def record(path: Path) -> tuple[int, str]:
+    def record(path: Path, *_: object) -> tuple[int, str]:
         reads.append(path)
         return real(path)
 
@@ -319,7 +319,7 @@ def test_a_disk_that_cannot_be_read_is_no_rejection(
 ) -> None:
     """The checkpoint may still be good: an error of the disk never condemns it."""
 
-    def broken(path: Path) -> tuple[int, str]:
+    def broken(path: Path, *_: object) -> tuple[int, str]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(verify, "hash_file", broken)

@@ -6,22 +6,38 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.store.part import PartWriter
 
 
 class Engine(Protocol):
     """Writes the state of model, optimizer and scheduler below a directory, and reads it back.
 
-    Both calls are made on every rank and may be collective. What they write outside ``ranks/``
-    and ``parts/`` belongs to the leader's part.
+    Saving and loading are called on every rank and may be collective.
     """
 
     info: EngineInfo
 
-    def save(self, directory: Path) -> None:
-        """Write everything; complete, not necessarily durable, when every rank has returned."""
+    def save(self, directory: Path, part: PartWriter) -> None:
+        """Write everything; it is complete when every rank has returned.
+
+        What goes through ``part`` is hashed on the way and made durable. Other files below
+        ``directory`` are found and claimed afterwards, with a second pass over their bytes.
+        """
 
     def load(self, directory: Path) -> None:
         """Restore everything from a checkpoint that was verified in full."""
+
+    def state_bytes(self) -> int:
+        """About how many bytes a save will write, as far as this rank knows. Not collective."""
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(tree, dict):
+        return sum(tensor_bytes(value) for value in tree.values())
+    if isinstance(tree, list | tuple):
+        return sum(tensor_bytes(value) for value in tree)
+    return getattr(tree, "nbytes", 0) if hasattr(tree, "element_size") else 0
 
 
 def make_engine(booster: Any, model: Any, optimizer: Any, lr_scheduler: Any) -> Engine:

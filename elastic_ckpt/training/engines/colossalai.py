@@ -12,6 +12,8 @@ import colossalai
 import torch
 
 from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.training.engines import tensor_bytes
 
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -33,14 +35,15 @@ class ColossalAIEngine:
             precision=str(getattr(plugin, "precision", None) or "fp32"),
         )
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, part: PartWriter) -> None:
         """Collective for some plugins, so every rank calls it always."""
         booster = self._booster
-        booster.save_model(self._model, str(directory / "modeling"), shard=True)
-        if self._optimizer is not None:
-            booster.save_optimizer(self._optimizer, str(directory / "optimizer"), shard=True)
-        if self._lr_scheduler is not None:
-            booster.save_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+        with hashed_torch_save(directory, part):
+            booster.save_model(self._model, str(directory / "modeling"), shard=True)
+            if self._optimizer is not None:
+                booster.save_optimizer(self._optimizer, str(directory / "optimizer"), shard=True)
+            if self._lr_scheduler is not None:
+                booster.save_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
 
     def load(self, directory: Path) -> None:
         """Collective for some plugins; nothing but tensors and plain values is unpickled."""
@@ -51,6 +54,36 @@ class ColossalAIEngine:
                 booster.load_optimizer(self._optimizer, str(directory / "optimizer"))
             if self._lr_scheduler is not None:
                 booster.load_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+
+    def state_bytes(self) -> int:
+        """Counts this rank's tensors; exact where every rank holds all of the state."""
+        state = getattr(self._optimizer, "state", None) or {}
+        return tensor_bytes(list(self._model.parameters())) + tensor_bytes(list(state.values()))
+
+
+@contextmanager
+def hashed_torch_save(directory: Path, part: PartWriter) -> Iterator[None]:
+    """Have every ``torch.save`` to a path below ``directory`` write through ``part``.
+
+    ColossalAI names files, it does not open them; ``torch.save`` takes an open file as well.
+    """
+    plain = torch.save
+    root = os.path.abspath(directory)
+
+    def save(obj: Any, f: Any, *args: Any, **options: Any) -> None:
+        path = os.path.abspath(f) if isinstance(f, str | os.PathLike) else ""
+        if not path.startswith(root + os.sep) or os.path.lexists(path):
+            plain(obj, f, *args, **options)
+            return
+        with part.open(os.path.relpath(path, root)) as file:
+            stream: Any = file  # torch asks for less than a whole file
+            plain(obj, stream, *args, **options)
+
+    torch.save = save
+    try:
+        yield
+    finally:
+        torch.save = plain
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.training.engines import tensor_bytes
 from elastic_ckpt.training.state_codec import read_state, write_state
 
 
@@ -32,26 +34,29 @@ class TorchEngine:
             precision=_precision(self._model),
         )
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, part: PartWriter) -> None:
         """Not collective: rank 0 writes."""
         if dist.is_initialized() and dist.get_rank() != 0:
             return
-        for name, part in self._parts():
-            (directory / name).mkdir(exist_ok=True)
-            write_state(directory / name, "state", part.state_dict())
+        for name, thing in self._things():
+            write_state(part, f"{name}/state", thing.state_dict())
 
     def load(self, directory: Path) -> None:
         """Not collective: every rank reads the same files."""
-        for name, part in self._parts():
-            part.load_state_dict(read_state(directory / name, "state"))
+        for name, thing in self._things():
+            thing.load_state_dict(read_state(directory / name, "state"))
 
-    def _parts(self) -> list[tuple[str, Any]]:
-        parts = {
+    def state_bytes(self) -> int:
+        """Rank 0 writes all of it."""
+        return sum(tensor_bytes(thing.state_dict()) for _, thing in self._things())
+
+    def _things(self) -> list[tuple[str, Any]]:
+        things = {
             "modeling": self._model,
             "optimizer": self._optimizer,
             "lr_scheduler": self._lr_scheduler,
         }
-        return [(name, part) for name, part in parts.items() if part is not None]
+        return [(name, thing) for name, thing in things.items() if thing is not None]
 
 
 def _precision(model: Any) -> str:

@@ -1,0 +1,62 @@
+"""``elastic-ckpt prune``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.retention_options import make_retention, retention_options
+from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.store.prune import Pruned, prune
+
+
+@click.command("prune")
+@directory_argument
+@retention_options
+@click.option("--dry-run", is_flag=True, help="Delete nothing; say what would go, and why.")
+@click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
+def command(
+    directory: Path,
+    keep_last: int,
+    keep_every: int,
+    keep_best: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Delete the checkpoints in DIR that no rule keeps.
+
+    \b
+      elastic-ckpt prune ckpt --keep-last 3 --keep-every 1000 --dry-run
+      elastic-ckpt prune ckpt --keep-last 2 --keep-best 3:loss
+
+    Never deleted: the newest one whose every byte was verified, one that is open, and what is
+    not valid. Safe while the job runs.
+    """
+    retention = make_retention(keep_last, keep_every, keep_best)
+    if not retention:
+        raise UsageError("say what to keep: --keep-last, --keep-every or --keep-best")
+    job = open_job(directory)
+    with progress_bar() as watch:
+        done = prune(job, retention, dry_run=dry_run, watch=watch)
+    if as_json:
+        rows = [{**msgspec.to_builtins(one), "path": str(one.path)} for one in done]
+        click.echo(msgspec.json.encode(rows).decode())
+    else:
+        _print(done, dry_run)
+    return 0
+
+
+def _print(done: Sequence[Pruned], dry_run: bool) -> None:
+    gone = "would go" if dry_run else "deleted"
+    for one in done:
+        what = "kept" if one.keep else gone
+        click.echo(f"{what:8}  {one.path.name}  {human_bytes(one.bytes)}  {one.why}")
+    freed = [one for one in done if not one.keep]
+    total = human_bytes(sum(one.bytes for one in freed))
+    click.echo(f"{len(freed)} of {len(done)} {gone}, {total}")

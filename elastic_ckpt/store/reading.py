@@ -1,0 +1,92 @@
+"""A checkpoint that is open is not deleted: a shared lock on its own manifest.
+
+The kernel holds it (flock), so that a killed reader blocks nobody. filelock has no shared mode
+that works in a directory that the reader may not write to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.store.verify import MANIFEST_NAME
+
+_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""A file system that knows no locks: readers go on, and nothing is deleted there."""
+
+
+class ReadLock:
+    """Keeps a checkpoint from being deleted until it is released, or this process ends."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Take the lock without waiting.
+
+        Raises:
+            CheckpointRejected: the checkpoint is being removed, or is gone.
+            OSError: its manifest cannot be opened.
+        """
+        manifest = checkpoint / MANIFEST_NAME
+        gone = CheckpointRejected(f"{checkpoint.name} is being removed")
+        try:
+            self._fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise gone from None
+        try:
+            _lock(self._fd, fcntl.LOCK_SH)
+            # It may have been renamed away between the two calls.
+            if not os.path.samestat(os.fstat(self._fd), os.lstat(manifest)):
+                raise gone
+        except (BlockingIOError, FileNotFoundError):
+            self.release()
+            raise gone from None
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let it be deleted; again is no error."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # a child that was forked meanwhile holds it, too
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def removing(checkpoint: Path) -> Iterator[str]:
+    """Keep readers out while a checkpoint is renamed away.
+
+    Yields:
+        Why it must stay, or nothing if it may go.
+    """
+    # Network file systems grant an exclusive lock only to who may write.
+    fd = os.open(checkpoint / MANIFEST_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield _why_it_stays(fd)
+    finally:
+        os.close(fd)
+
+
+def _why_it_stays(fd: int) -> str:
+    try:
+        known = _lock(fd, fcntl.LOCK_EX)
+    except BlockingIOError:
+        return "it is open"
+    return "" if known else "the file system has no locks: it may be open"
+
+
+def _lock(fd: int, kind: int) -> bool:
+    """Whether the file system knows locks; BlockingIOError if the other kind is held."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""Is there room for a save?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.errors import StorageFailed
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that this user may still write on the directory's file system."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) -> None:
+    """Return if so many bytes fit, after making room if they don't.
+
+    Raises:
+        StorageFailed: they do not fit even so.
+        OSError: the file system does not answer.
+    """
+    if free_bytes(directory) >= needed:
+        return
+    make_room()
+    free = free_bytes(directory)
+    if free < needed:
+        raise StorageFailed(
+            0,
+            f"it needs about {human_bytes(needed)} and {directory} has {human_bytes(free)} free: "
+            "delete something there, or keep fewer checkpoints (--keep-last)",
+        )
