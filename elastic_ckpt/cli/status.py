@@ -100,7 +100,8 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         facts.append(("rejected", f"{Path(bad.path).name}: {bad.reason}"))
     if view.last_save is not None:
         save = view.last_save
-        facts.append(("last save", f"{save.reason}, {save.actual_seconds:.2f} s"))
+        how = f"FAILED: {save.error}" if save.error else f"{save.actual_seconds:.2f} s"
+        facts.append(("last save", f"{save.reason}, {how}"))
     restarts = view.restarts
     facts.append(
         ("restarts", f"{restarts.failures} after failures ({restarts.failures_left} left), "

@@ -78,12 +78,13 @@ class NoticeView(msgspec.Struct):
 
 
 class LastSaveView(msgspec.Struct):
-    """The newest save: seconds."""
+    """The newest save: seconds. ``error`` says why it failed, and is empty if it did not."""
 
     reason: str
     predicted_seconds: float | None
     actual_seconds: float
     stall_seconds: float
+    error: str = ""
 
 
 class RestartsView(msgspec.Struct):
@@ -127,12 +128,13 @@ def gather(job: JobDirectory) -> StatusView:
     state, message = _state(record, alive)
     if (record is not None and record.sessionless) or _no_session(record, slots):
         message += "; the script makes no Session: there will be no checkpoints"
+    last_save = _last_save(events)
     rejected = [RejectedView(str(view.path), view.why) for view in passed_over]
     return StatusView(
         job=record.job if record else job.root.name,
         state=state,
         message=message,
-        exit_code=_exit_code(state, record, rejected, newest),
+        exit_code=_exit_code(state, record, rejected, newest, last_save),
         supervisor=_supervisor(record, alive),
         incarnation=record.incarnation if record else 0,
         workers=[_worker(slot, record.node) for slot in slots if slot.pid] if record else [],
@@ -140,7 +142,7 @@ def gather(job: JobDirectory) -> StatusView:
         newest_valid=_newest(newest),
         rejected=rejected,
         notice=_notice(record) if running else None,
-        last_save=_last_save(events),
+        last_save=last_save,
         restarts=RestartsView(
             record.failures if record else 0,
             record.preemptions if record else 0,
@@ -177,6 +179,7 @@ def _exit_code(
     record: NodeRecord | None,
     rejected: list[RejectedView],
     newest: CheckpointView | None,
+    last_save: LastSaveView | None,
 ) -> int:
     """0 running well or finished, 1 degraded or waiting to be run again, 2 dead."""
     if state in ("dead", "unknown", RunState.FAILED.value):
@@ -185,7 +188,8 @@ def _exit_code(
         return 0
     if state in (RunState.STARTING.value, RunState.RUNNING.value):
         sessionless = record is not None and record.sessionless
-        return 1 if sessionless or (rejected and newest is None) else 0
+        unsaved = last_save is not None and last_save.error
+        return 1 if sessionless or unsaved or (rejected and newest is None) else 0
     return 1
 
 
@@ -266,12 +270,13 @@ def _notice(record: NodeRecord | None) -> NoticeView | None:
 
 def _last_save(events: list[JournalEvent]) -> LastSaveView | None:
     for event in reversed(events):
-        if event.event == "saved":
+        if event.event in ("saved", "save_failed"):
             data: dict[str, Any] = event.data
             return LastSaveView(
                 str(data.get("reason", "")),
                 number(data.get("predicted_seconds"), None),
                 number(data.get("seconds"), 0.0),
                 number(data.get("stall_seconds"), 0.0),
+                str(data.get("error", "")),
             )
     return None

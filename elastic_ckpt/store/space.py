@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.errors import StorageFailed
+
+RESERVE_BYTES: Final = 1024 * 1024
+"""Left free by a save, so that the job can still say how it is."""
 
 
 def free_bytes(directory: Path) -> int:
@@ -23,6 +27,7 @@ def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) ->
         StorageFailed: they do not fit even so.
         OSError: the file system does not answer.
     """
+    needed += RESERVE_BYTES
     if free_bytes(directory) >= needed:
         return
     make_room()

@@ -109,6 +109,8 @@ def _save(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Path:
 
 def _begin(runtime: Runtime, engine: Engine, step: int) -> Attempt:
     def begin() -> Attempt:
+        if not runtime.job.attempts.is_dir():
+            runtime.job.prepare()  # somebody moved it; there is work to be kept
         ensure_space(runtime.job.root, _predicted_bytes(runtime, engine), runtime.retain.make_room)
         return Attempt.begin(runtime.job, step)
 

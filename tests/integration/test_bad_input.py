@@ -1,12 +1,12 @@
 """What can be foreseen ends with its own exit code and one line that says how to mend it."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from elastic_ckpt.core.manifest import sign
 from tests.job import TINY, Job, environment
 
 
@@ -67,8 +67,10 @@ def test_a_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
         newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
-        manifest = json.loads((newest / "manifest.json").read_text())
-        (newest / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+        manifest = (newest / "manifest.json").read_bytes()
+        (newest / "manifest.json").write_bytes(
+            sign(manifest.replace(b'"format": 1', b'"format": 9'))
+        )
         assert job.start().wait() == 65, job.output()
         assert any("upgrade elastic-ckpt" in line for line in errors_of(job))
         assert newest.exists()
@@ -169,17 +171,22 @@ with Session(model=torch.nn.Linear(1, 1)):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
-def test_a_full_directory_is_an_error_and_nothing_is_lost(tmp_path):
+def test_a_full_directory_is_an_error_and_the_job_goes_on(tmp_path):
+    """To its end, where the last save counts; what was sealed before stays."""
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=True)
     try:
         with Job(small, "--interval", "1", "--epochs", "4") as job:
             job.log = tmp_path / "log"
             job.options = ["--max-failures", "1"]
             assert job.start().wait() == 70, job.output()
-            assert any("No space left on device" in line for line in errors_of(job))
+            assert "not saved at step" in job.output()
+            assert "free: delete something there" in job.output()
             view = job.view()
+            assert job.output().count("not saved at step") > 2
+            assert view.newest_valid is not None
+            assert "free" in view.last_save.error
             assert view.newest_valid is not None
             assert not list((job.directory / ".attempts").iterdir())
     finally:
