@@ -6,13 +6,17 @@ PYTHON ?= python3
 PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS ?=
 
-.PHONY: demo test test-latest test-wheel lint types layers bench clean
+.PHONY: demo test test-faults test-latest test-wheel lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
 
 test: .venv/.ready
 	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+
+# Every system call of a save, and every state that a power cut can leave.
+test-faults: .venv/.ready
+	.venv/bin/python -m pytest -m faults_full tests/faults $(PYTEST_FLAGS)
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it.
 test-latest: .venv-latest/.ready
@@ -34,6 +38,9 @@ layers: .venv/.ready
 
 bench: .venv/.ready
 	.venv/bin/python benchmarks/step_overhead.py
+	.venv/bin/python benchmarks/store_speed.py
+	.venv/bin/python benchmarks/store_scale.py
+	.venv/bin/python benchmarks/corruption.py
 
 clean:
 	rm -rf demo-run dist build

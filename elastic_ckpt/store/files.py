@@ -56,9 +56,15 @@ def create_file(path: Path) -> int:
     Raises:
         OSError: the name is taken, by a link too, or the disk says no.
     """
+    shared = group_may_read(path.parent)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    if group_may_read(path.parent):
-        os.fchmod(fd, 0o640)
+    if shared:
+        try:
+            os.fchmod(fd, 0o640)  # the umask may have taken it away
+        except OSError:
+            os.close(fd)
+            path.unlink()
+            raise
     return fd
 
 
@@ -105,9 +111,13 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def files_below(root: Path) -> list[str]:
-    """Relative paths, with ``/``, of everything that is no directory; links are not followed."""
+    """Relative paths, with ``/``, of everything that is no directory; links are not followed.
+
+    Raises:
+        OSError: a directory could not be read; what is in it must not pass for nothing.
+    """
     found: list[str] = []
-    for directory, below, names in os.walk(root):
+    for directory, below, names in os.walk(root, onerror=_raise):
         base = os.path.relpath(directory, root)
         # os.walk lists a link to a directory among the directories and does not enter it
         links = [name for name in below if os.path.islink(os.path.join(directory, name))]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread, local
 from typing import Any, Final
 
 import xxhash
@@ -17,7 +19,14 @@ from elastic_ckpt.core.manifest import FileEntry
 from elastic_ckpt.core.progress import Advance, ignore
 from elastic_ckpt.store.files import create_file, open_regular
 
-CHUNK_BYTES: Final = 4 * 1024 * 1024
+CHUNK_BYTES: Final = 1024 * 1024
+"""Read at once; what is hashed a moment later should still lie in a cache of the processor."""
+
+LARGE_BYTES: Final = 8 * 1024 * 1024
+"""From here on a second thread is worth its while."""
+
+_BUFFERS: Final = 3
+_own = local()
 
 
 class HashedFile:
@@ -37,12 +46,23 @@ class HashedFile:
     def write(self, data: Any) -> int:
         """Append anything with a buffer; all of it is written."""
         view = memoryview(data).cast("B")
+        hashed: Future[None] | None = None
+        if len(view) >= LARGE_BYTES:
+            self._helper = self._helper or ThreadPoolExecutor(1, "hash")
+            hashed = self._helper.submit(self._digest.update, view)
+        else:
+            self._digest.update(view)
         try:
-            for start in range(0, len(view), CHUNK_BYTES):
-                self._write_chunk(view[start : start + CHUNK_BYTES])
+            written = 0
+            while written < len(view):
+                written += os.write(self._fd, view[written:])
         except OSError as error:
             self.error = error
             raise
+        finally:
+            if hashed is not None:
+                hashed.result()  # the caller may reuse its buffer then
+        self._bytes += len(view)
         return len(view)
 
     def flush(self) -> None:
@@ -62,58 +82,65 @@ class HashedFile:
         """What was written, as the manifest lists it."""
         return FileEntry(path, self._bytes, self._digest.hexdigest(), rank)
 
-    def _write_chunk(self, chunk: memoryview) -> None:
-        hashed: Future[None] | None = None
-        if len(chunk) == CHUNK_BYTES:
-            if self._helper is None:
-                self._helper = ThreadPoolExecutor(1, "hash")
-            hashed = self._helper.submit(self._digest.update, chunk)
-        else:
-            self._digest.update(chunk)
-        try:
-            written = 0
-            while written < len(chunk):
-                written += os.write(self._fd, chunk[written:])
-        finally:
-            if hashed is not None:
-                hashed.result()
-        self._bytes += len(chunk)
 
+def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> tuple[int, str]:
+    """Size in bytes and xxh3_128 of a regular file; a link is refused with ``OSError``.
 
-def hash_file(path: Path, advance: Advance = ignore) -> tuple[int, str]:
-    """Size in bytes and xxh3_128 of a regular file; a link is refused with ``OSError``."""
+    Args:
+        alone: no other file is hashed beside this one, so that a second thread has a core.
+    """
     fd = open_regular(path)
     try:
-        size = os.fstat(fd).st_size
-        if size <= CHUNK_BYTES:
-            return _hash_small(fd, size, advance)
-        return _hash_large(fd, advance)
+        if alone and os.fstat(fd).st_size >= LARGE_BYTES:
+            return _hash_beside(fd, advance)
+        return _hash_here(fd, advance)
     finally:
         os.close(fd)
 
 
-def _hash_small(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
+def _hash_here(fd: int, advance: Advance) -> tuple[int, str]:
     digest, size = xxhash.xxh3_128(), 0
-    while data := os.read(fd, expected + 1):
-        digest.update(data)
-        size += len(data)
-        advance(len(data))
+    buffer = _buffer()
+    while count := os.readv(fd, [buffer]):
+        digest.update(buffer[:count])
+        size += count
+        advance(count)
     return size, digest.hexdigest()
 
 
-def _hash_large(fd: int, advance: Advance) -> tuple[int, str]:
-    """Hash one buffer in a thread while the next one is filled."""
+def _hash_beside(fd: int, advance: Advance) -> tuple[int, str]:
+    """Hash in a thread what was read while the next buffer is filled."""
     digest, size = xxhash.xxh3_128(), 0
-    filling, hashing = (memoryview(bytearray(CHUNK_BYTES)) for _ in range(2))
-    pending: Future[None] | None = None
-    with ThreadPoolExecutor(1, "hash") as helper:
-        while count := os.readv(fd, [filling]):
-            if pending is not None:
-                pending.result()
-            pending = helper.submit(digest.update, filling[:count])
-            filling, hashing = hashing, filling
+    empty: SimpleQueue[memoryview] = SimpleQueue()
+    full: SimpleQueue[memoryview | None] = SimpleQueue()
+    for _ in range(_BUFFERS):
+        empty.put(memoryview(bytearray(CHUNK_BYTES)))
+
+    def hash_what_comes() -> None:
+        while (filled := full.get()) is not None:
+            digest.update(filled)
+            empty.put(memoryview(filled.obj))
+
+    helper = Thread(target=hash_what_comes, name="hash", daemon=True)
+    helper.start()
+    try:
+        while True:
+            buffer = empty.get()
+            count = os.readv(fd, [buffer])
+            if not count:
+                break
+            full.put(buffer[:count])
             size += count
             advance(count)
-        if pending is not None:
-            pending.result()
+    finally:
+        full.put(None)
+        helper.join()
     return size, digest.hexdigest()
+
+
+def _buffer() -> memoryview:
+    """This thread's own; making one costs more than filling it."""
+    if not hasattr(_own, "buffer"):
+        _own.buffer = memoryview(bytearray(CHUNK_BYTES))
+    found: memoryview = _own.buffer
+    return found

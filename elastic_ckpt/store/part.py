@@ -26,7 +26,7 @@ from elastic_ckpt.store.files import (
     sync_directory,
     write_atomic,
 )
-from elastic_ckpt.store.hashing import CHUNK_BYTES, HashedFile, hash_file
+from elastic_ckpt.store.hashing import LARGE_BYTES, HashedFile, hash_file
 
 
 def part_name(rank: int) -> str:
@@ -139,7 +139,7 @@ class PartWriter:
 
 def _sync_and_hash(fd: int, size: int, path: Path) -> tuple[int, str]:
     """The disk and the hash have nothing to do with each other: a large file has both at once."""
-    if size <= CHUNK_BYTES:
+    if size < LARGE_BYTES:
         os.fsync(fd)
         return hash_file(path)
     with ThreadPoolExecutor(1, "fsync") as helper:

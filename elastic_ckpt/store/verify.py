@@ -9,7 +9,9 @@ import errno
 import heapq
 import os
 import stat
+import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +24,12 @@ from elastic_ckpt.core.manifest import (
 from elastic_ckpt.core.progress import Advance, ignore
 from elastic_ckpt.errors import CheckpointRejected, NotSealed
 from elastic_ckpt.store.files import files_below, read_bounded
-from elastic_ckpt.store.hashing import hash_file
+from elastic_ckpt.store.hashing import LARGE_BYTES, hash_file
 
 MANIFEST_NAME: Final = "manifest.json"
+
+_THREADS: Final = min(4, os.cpu_count() or 1)
+"""Files that are hashed beside each other; more would only take turns."""
 
 _OPENING_BYTES: Final = 256 * 1024
 """Opening a file costs about as much as reading so many bytes."""
@@ -103,14 +108,49 @@ def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advanc
         CheckpointRejected: a file is not what the manifest says.
         OSError: a file could not be read; the checkpoint may still be good.
     """
-    for entry in entries:
-        path = checkpoint / entry.path
-        expected = (entry.bytes, entry.xxh3_128)
-        if hash_file(path, advance) == expected:
-            continue
-        _forget_cache(path)
-        if hash_file(path) != expected:
-            raise CheckpointRejected(f"{entry.path} does not match its checksum")
+    listed = list(entries)
+    threads = min(_THREADS, len(listed), sum(entry.bytes for entry in listed) // LARGE_BYTES)
+    if threads < 2:
+        for entry in listed:
+            _verify_file(checkpoint, entry, advance, alone=True)
+        return
+    told = _OneAtATime(advance)
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        found = [
+            pool.submit(_verify_file, checkpoint, entry, told, alone=False) for entry in listed
+        ]
+        try:
+            for one in found:
+                one.result()
+        except BaseException:
+            told.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _OneAtATime:
+    """Lets several threads tell one listener, which need not know of them; ends them all."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            if self.stopped:
+                raise CheckpointRejected("another of its files was found wanting")
+            self._advance(count)
+
+
+def _verify_file(checkpoint: Path, entry: FileEntry, advance: Advance, *, alone: bool) -> None:
+    path = checkpoint / entry.path
+    expected = (entry.bytes, entry.xxh3_128)
+    if hash_file(path, advance, alone=alone) == expected:
+        return
+    _forget_cache(path)
+    if hash_file(path) != expected:
+        raise CheckpointRejected(f"{entry.path} does not match its checksum")
 
 
 def verify_full(checkpoint: Path, advance: Advance = ignore) -> Manifest:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from torch import distributed
@@ -288,11 +289,20 @@ def private_store() -> Any:
     """A connection of one's own to the job's store, for a thread; None where it is no TCP store.
 
     A client serves one call at a time: a thread that shared it would wait for the other's waits.
+
+    Raises:
+        LeaderLost: it does not answer.
     """
     store = _base_store()
     if not isinstance(store, dist.TCPStore):
         return None
-    fresh = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    try:
+        fresh = dist.TCPStore(
+            store.host, store.port, is_master=False, wait_for_workers=False,
+            timeout=timedelta(seconds=FAILURE_GRACE_SECONDS),
+        )  # fmt: skip
+    except RuntimeError as error:  # its host has died a moment ago
+        raise _lost(error) from None
     return dist.PrefixStore(_prefix(), fresh)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import Answer, RequestKind, answer_step
+from elastic_ckpt.errors import LeaderLost
 from elastic_ckpt.training.peers import Peers, private_store
 
 POLL_SECONDS: Final = 0.05
@@ -52,8 +53,13 @@ class SoloWatcher:
         self._noticed = True
 
     def _run(self) -> None:
-        store = private_store() if self._peers.world_size > 1 else None
-        while not self._wanted(store):
+        store = self._connect()
+        while not self._noticed:
+            try:
+                if store is not None and store.check(["stop/wanted"]):
+                    break
+            except Exception:  # the rank that hosts the store has left
+                store = None
             if self._ended.wait(POLL_SECONDS):
                 return
         self._board.raise_flag(_REQUEST)
@@ -61,21 +67,18 @@ class SoloWatcher:
         entered = self._board.entered()
         if store is not None:
             try:
+                store.set("stop/wanted", b"1")
                 entered = self._exchange(store, entered[0])
             except Exception:  # the store is gone, and with it the other ranks
                 self._board.abort(_REQUEST)
                 return
         self._board.post_answer(Answer(_REQUEST, RequestKind.STOP, answer_step(entered)))
 
-    def _wanted(self, store: Any) -> bool:
-        if store is None:
-            return self._noticed
+    def _connect(self) -> Any:
         try:
-            if self._noticed:
-                store.set("stop/wanted", b"1")
-            return bool(store.check(["stop/wanted"]))
-        except Exception:  # the rank that hosts the store has left
-            return self._noticed
+            return private_store() if self._peers.world_size > 1 else None
+        except LeaderLost:
+            return None
 
     def _exchange(self, store: Any, entered: int) -> list[int]:
         store.set(f"stop/entered/{self._peers.rank}", str(entered))

@@ -464,7 +464,7 @@ def test_a_disk_that_fails_neither_removes_an_attempt_nor_stops_the_run(
     """It may be whole: the next recovery looks again."""
     attempt = make_attempt(job, 20)
 
-    def fail(*arguments: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     if failing == "fsync":

@@ -291,7 +291,9 @@ def test_a_mismatch_that_a_second_read_does_not_confirm_is_none(
 ) -> None:
     """A bit that flipped on the way to us, not on the disk, condemns nothing."""
     real, wrong = verify.hash_file, [(1, "0" * 32)]
-    monkeypatch.setattr(verify, "hash_file", lambda path, *_: wrong.pop() if wrong else real(path))
+    monkeypatch.setattr(
+        verify, "hash_file", lambda path, *_, **__: wrong.pop() if wrong else real(path)
+    )
     verify_full(checkpoint)
     assert wrong == []
 
@@ -303,7 +305,7 @@ def test_a_mismatch_that_a_second_read_confirms_counts(
     reads: list[Path] = []
     real = verify.hash_file
 
-    def record(path: Path, *_: object) -> tuple[int, str]:
+    def record(path: Path, *_: object, **__: object) -> tuple[int, str]:
         reads.append(path)
         return real(path)
 
@@ -319,7 +321,7 @@ def test_a_disk_that_cannot_be_read_is_no_rejection(
 ) -> None:
     """The checkpoint may still be good: an error of the disk never condemns it."""
 
-    def broken(path: Path, *_: object) -> tuple[int, str]:
+    def broken(path: Path, *_: object, **__: object) -> tuple[int, str]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(verify, "hash_file", broken)
