@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import create_directory, group_may_read, sync_directory
+from elastic_ckpt.store.files import group_may_read, sync_directory
 
 _NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
 
@@ -119,6 +119,12 @@ class JobDirectory:
                     f"no permission to write in {place}: run as its owner or choose another --dir"
                 )
 
+    def ensure(self, place: Path) -> None:
+        """Make one of our directories, if it is missing, as open as the others are."""
+        _make(place)
+        if group_may_read(self.control) and not group_may_read(place):
+            os.chmod(place, 0o750)
+
     def check_readable(self) -> None:
         """Raise DirectoryUnusable unless the directory can be listed."""
         try:
@@ -128,12 +134,15 @@ class JobDirectory:
 
 
 def _make(place: Path) -> None:
-    """Make one directory, and what is missing above it; one that exists is left as it is."""
+    """Make one directory for its owner alone, and what is missing above it.
+
+    One that exists is left as it is.
+    """
     if place.is_dir():
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        create_directory(place)
+        os.mkdir(place, 0o700)
     except FileExistsError:
         if not place.is_dir():
             raise  # else another process was faster

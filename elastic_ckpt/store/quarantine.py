@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
@@ -12,7 +11,6 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.store.files import (
-    create_directory,
     read_bounded,
     remove_temporaries,
     sync_directory,
@@ -35,8 +33,7 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
     """Move a checkpoint into quarantine; a race that somebody else won is no error."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(2)}"
-    with contextlib.suppress(FileExistsError):
-        create_directory(job.quarantine)
+    job.ensure(job.quarantine)
     record = Rejected(str(target), reason, stamp)
     write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
     try:

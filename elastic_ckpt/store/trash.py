@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.store.files import create_directory, sync_directory
+from elastic_ckpt.store.files import sync_directory
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 
 _NAME = re.compile(r"(.+)-[0-9a-f]{8}")
@@ -25,8 +25,7 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
     Raises:
         OSError: it is gone, or the disk says no.
     """
-    with contextlib.suppress(FileExistsError):
-        create_directory(job.trash)
+    job.ensure(job.trash)
     target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
     os.rename(checkpoint, target)
     sync_directory(checkpoint.parent)

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from elastic_ckpt.core.manifest import Manifest
-from elastic_ckpt.store.files import create_directory, read_bounded, write_atomic
+from elastic_ckpt.store.files import read_bounded, write_atomic
 from elastic_ckpt.store.layout import JobDirectory
 
 
@@ -15,8 +15,7 @@ def mark_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> No
     with contextlib.suppress(OSError):
         if checkpoint.parent != job.root or not job.control.is_dir():
             return
-        with contextlib.suppress(FileExistsError):
-            create_directory(job.verified)
+        job.ensure(job.verified)
         write_atomic(job.verified / checkpoint.name, manifest.attempt.encode())
 
 
