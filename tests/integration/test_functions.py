@@ -42,6 +42,24 @@ def save_and_load(rank, directory):
     return place, model.bias.tolist(), build(2.0)[0].bias.tolist()
 
 
+def save_sharded(rank, directory):
+    """An engine whose ranks write files of their own: through the part, and past it."""
+    from elastic_ckpt.training.engines import torch as engines
+
+    def sharded(self, path, part):
+        part.write(f"modeling/shard-{rank}.bin", b"model" * (rank + 1))
+        import torch.distributed as dist
+
+        dist.barrier()
+        if rank == 1:  # as an index is written, and a file that goes away again
+            (path / "modeling" / "temporary.json").write_bytes(b"{}")
+            (path / "modeling" / "index.json").write_bytes(b'{"shards": 2}')
+            (path / "modeling" / "temporary.json").unlink()
+
+    engines.TorchEngine.save = sharded
+    save(directory, 5)
+
+
 def save_twice(rank, directory):
     save(directory, 5, value=1.0)
     if rank == 0:
@@ -160,6 +178,22 @@ def test_the_newest_comes_back(tmp_path):
     manifest = verify_full(tmp_path / "epoch-0_step-6")
     assert manifest.sample_start_index == 48  # all ranks together
     assert manifest.world_size == 2
+
+
+def test_every_rank_s_files_are_in_its_part(tmp_path):
+    """What was written past the part is claimed by the first rank that sees it."""
+    assert run_ranks(save_sharded, 2, str(tmp_path)) == [None, None]
+    manifest = verify_full(tmp_path / "epoch-0_step-5")
+    assert {entry.path: entry.rank for entry in manifest.files} == {
+        "modeling/shard-0.bin": 0,
+        "modeling/shard-1.bin": 1,
+        "modeling/index.json": 0,
+        "running_states.json": 0,
+        "parts/00000.json": 0,
+        "parts/00001.json": 1,
+    }
+    for path in (tmp_path / "epoch-0_step-5").rglob("*.*"):
+        assert path.stat().st_mode & 0o077 == 0, path
 
 
 def test_an_existing_valid_step_is_kept(tmp_path):
