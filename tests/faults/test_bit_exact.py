@@ -6,11 +6,13 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.job import TINY, Job, survivors, used_samples
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
-DISTURBANCES = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "20"))
+DISTURBANCES = os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES")
+COUNTS = [8, pytest.param(20, marks=pytest.mark.faults_full)]
 EPOCHS = 12
 STEPS_PER_EPOCH = 13  # 203 samples, batch 4, accumulation 2, 2 ranks
 
@@ -26,19 +28,20 @@ def make_job(directory: Path) -> Job:
     return job
 
 
-def test_twenty_disturbances_leave_no_trace(tmp_path):
+@pytest.mark.parametrize("count", [int(DISTURBANCES)] if DISTURBANCES else COUNTS)
+def test_disturbances_leave_no_trace(tmp_path, count):
     dice = random.Random(SEED)
-    print(f"seed {SEED}, {DISTURBANCES} disturbances")
+    print(f"seed {SEED}, {count} disturbances")
     with make_job(tmp_path / "calm") as calm:
         assert calm.start().wait(120) == 0
     # Spread over the run, so that the last ones still find it running.
     total = EPOCHS * STEPS_PER_EPOCH
-    moments = sorted(dice.randrange(1, total - 10) for _ in range(DISTURBANCES))
-    kinds = [kind for kind in KINDS for _ in range(-(-DISTURBANCES // len(KINDS)))]
+    moments = sorted(dice.randrange(1, total - 10) for _ in range(count))
+    kinds = [kind for kind in KINDS for _ in range(-(-count // len(KINDS)))]
     dice.shuffle(kinds)
     with make_job(tmp_path / "wild") as wild:
         wild.start()
-        for moment, kind in zip(moments, kinds[:DISTURBANCES], strict=True):
+        for moment, kind in zip(moments, kinds[:count], strict=True):
             wild.until_training()
             wild.until_step(moment)
             print(f"step {moment}: {kind.__name__}")
