@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import create_directory, group_may_read, sync_directory
+from elastic_ckpt.store.files import create_directory, group_may_read, let_group_in, sync_directory
 
 _NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
 
@@ -108,7 +108,7 @@ class JobDirectory:
             try:
                 _make(place)
                 if group_access and not group_may_read(place):
-                    os.chmod(place, 0o750)
+                    let_group_in(place)
             except OSError as error:
                 raise _unusable(place, error) from None
             if place != self.root and place.is_symlink():
