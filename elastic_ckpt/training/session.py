@@ -434,6 +434,7 @@ class Session:
         place.fingerprint = manifest.dataset_fingerprint
         place.order_seed = manifest.order_seed
         self._manifest = manifest
+        self._metrics = {**manifest.metrics, **self._metrics}
         self._saved_epoch, self._saved_step = manifest.epoch, manifest.step
         self.resumed_from = path
         state = read_rank_state(path, manifest, self._runtime.peers.rank)
