@@ -160,6 +160,8 @@ class Session:
         here = (self._place.epoch, self._place.step)
         if self._place.step > 0 and here != (self._saved_epoch, self._saved_step):
             self._save("final")
+        steps = self._runtime.steps
+        self._runtime.retain.finish(lambda: steps.asked)
         self._runtime.slot.phase(Phase.LEAVING)
 
     # -- what a script reads ------------------------------------------------------------------
