@@ -39,7 +39,7 @@ class Retainer:
             return
         with self._guard:
             self._due = True
-            if self._works:
+            if self._works and self._thread is not None and self._thread.is_alive():
                 return
             self._works = True
         self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
