@@ -52,6 +52,16 @@ print("held", flush=True)
 sys.stdin.read()
 """
 
+READER = """
+import sys
+from pathlib import Path
+from elastic_ckpt.store.reading import ReadLock
+
+lock = ReadLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
 
 def open_job(root: Path) -> JobDirectory:
     """A prepared job directory."""
@@ -188,11 +198,22 @@ def bounded(call: Callable[[], T], fifo: Path, seconds: float = 10.0) -> T:
             raise AssertionError(f"the call waited for the other end of {fifo.name}") from None
 
 
-@contextlib.contextmanager
-def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+def held_elsewhere(path: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """Another process that holds a lock until the block ends or the test kills it."""
+    return _holding(HOLDER, path)
+
+
+def read_locked_elsewhere(
+    checkpoint: Path,
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Another process that has a checkpoint open, as :func:`held_elsewhere`."""
+    return _holding(READER, checkpoint)
+
+
+@contextlib.contextmanager
+def _holding(program: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)],
+        [sys.executable, "-c", program, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
