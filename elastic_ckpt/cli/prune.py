@@ -45,7 +45,7 @@ def command(
     with progress_bar() as watch:
         done = prune(job, retention, dry_run=dry_run, watch=watch)
     if as_json:
-        rows = [{**msgspec.to_builtins(one), "path": str(one.path)} for one in done]
+        rows = [{**vars(one), "path": str(one.path)} for one in done]
         click.echo(msgspec.json.encode(rows).decode())
     else:
         _print(done, dry_run)

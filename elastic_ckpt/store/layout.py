@@ -30,14 +30,16 @@ class JobDirectory:
         """The job directory at a path, which is made absolute and free of links.
 
         Raises:
-            DirectoryUnusable: the path is a link that leads in a circle.
+            DirectoryUnusable: the path is a link that leads in a circle, or is no text.
         """
         try:
-            return cls(Path(directory).resolve())
+            job = cls(Path(directory).resolve())
         except (OSError, RuntimeError):  # RuntimeError before Python 3.13
             raise DirectoryUnusable(
                 f"cannot use {directory}: its links lead in a circle; choose another directory"
             ) from None
+        job.check_name()
+        return job
 
     @property
     def attempts(self) -> Path:
@@ -104,6 +106,7 @@ class JobDirectory:
             self.verified, self.control / "locks", self.control / "nodes",
             self.control / "journal",
         ]  # fmt: skip
+        self.check_name()
         for place in [self.root, *own]:
             try:
                 _make(place)
@@ -118,6 +121,16 @@ class JobDirectory:
                 raise DirectoryUnusable(
                     f"no permission to write in {place}: run as its owner or choose another --dir"
                 )
+
+    def check_name(self) -> None:
+        """Raise DirectoryUnusable if no JSON can hold the path, as manifests and records must."""
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(self.root).decode(errors="replace")
+            raise DirectoryUnusable(
+                f"cannot use {shown}: its name is not UTF-8; choose another directory"
+            ) from None
 
     def check_readable(self) -> None:
         """Raise DirectoryUnusable unless the directory can be listed."""
