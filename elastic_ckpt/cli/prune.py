@@ -12,7 +12,7 @@ from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.progress import human_bytes
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.prune import Pruned, prune
 
 
@@ -36,7 +36,7 @@ def command(
       elastic-ckpt prune ckpt --keep-last 2 --keep-best 3:loss
 
     Never deleted: the newest one whose every byte was verified, one that is open, and what is
-    not valid. Safe while the job runs.
+    not valid. Safe while the job runs. Exits with 73 if something could not be deleted.
     """
     retention = make_retention(keep_last, keep_every, keep_best)
     if not retention:
@@ -45,11 +45,11 @@ def command(
     with progress_bar() as watch:
         done = prune(job, retention, dry_run=dry_run, watch=watch)
     if as_json:
-        rows = [{**msgspec.to_builtins(one), "path": str(one.path)} for one in done]
+        rows = [{**vars(one), "path": str(one.path)} for one in done]
         click.echo(msgspec.json.encode(rows).decode())
     else:
         _print(done, dry_run)
-    return 0
+    return int(ExitCode.UNAVAILABLE) if any(one.failed for one in done) else 0
 
 
 def _print(done: Sequence[Pruned], dry_run: bool) -> None:

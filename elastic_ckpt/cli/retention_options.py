@@ -36,5 +36,5 @@ def retention_options(function: F) -> F:
 
 def make_retention(last: int, every: int, best: str | None) -> Retention:
     """The rule; raises UsageError for what makes no sense."""
-    count, metric, highest = parse_best(best) if best else (0, "", False)
+    count, metric, highest = parse_best(best) if best is not None else (0, "", False)
     return Retention(last=last, every=every, best=count, metric=metric, highest=highest)

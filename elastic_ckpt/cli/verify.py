@@ -15,7 +15,7 @@ from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.verified import mark_verified
+from elastic_ckpt.store.verified import mark_verified, unmark
 from elastic_ckpt.store.verify import MANIFEST_NAME
 
 
@@ -56,6 +56,8 @@ def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> Checkpo
     found = view(path, watch(f"verifying {path.name}", found.manifest.total_bytes))
     if found.valid and found.manifest is not None:
         mark_verified(job, path, found.manifest)
+    elif not found.foreign:
+        unmark(job, path)  # it was whole once; retention must not count on it any more
     return found
 
 

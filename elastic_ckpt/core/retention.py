@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from elastic_ckpt.errors import UsageError
+
+_BEST = re.compile(r"0*([1-9][0-9]{0,17}):([^:]+)(?::(min|max))?")
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,10 @@ def parse_best(text: str) -> tuple[int, str, bool]:
     Raises:
         UsageError: it is neither.
     """
-    count, _, rest = text.partition(":")
-    metric, _, mode = rest.partition(":")
-    if not count.isdecimal() or int(count) < 1 or not metric or mode not in ("", "min", "max"):
+    found = _BEST.fullmatch(text)
+    if found is None:
         raise UsageError(f"{text!r} is not of the form N:METRIC or N:METRIC:max")
-    return int(count), metric, mode == "max"
+    return int(found[1]), found[2], found[3] == "max"
 
 
 def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[Verdict]:
@@ -103,11 +105,16 @@ def _last(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
 def _every(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
     if not retention.every:
         return []
-    first: dict[int, str] = {}
+    first: list[str] = []
+    last_step, last_span = -1, 0
     for candidate in reversed(usable):
-        first.setdefault(candidate.step // retention.every, candidate.name)
-    first.pop(0, None)
-    return list(first.values())
+        span = candidate.step // retention.every
+        # A script that counts its steps per epoch comes back to spans that were there before.
+        begins = span != last_span or candidate.step <= last_step
+        if begins and span:
+            first.append(candidate.name)
+        last_step, last_span = candidate.step, span
+    return first
 
 
 def _best(retention: Retention, usable: Sequence[Candidate]) -> list[str]:

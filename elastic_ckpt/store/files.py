@@ -60,7 +60,7 @@ def create_file(path: Path) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     if shared:
         try:
-            os.fchmod(fd, 0o640)  # the umask may have taken it away
+            set_mode(fd, 0o640)  # the umask may have taken it away
         except OSError:
             os.close(fd)
             path.unlink()
@@ -72,7 +72,21 @@ def create_directory(path: Path) -> None:
     """Make one directory, whose parent exists; the name must be free."""
     os.mkdir(path, 0o700)
     if group_may_read(path.parent):
-        os.chmod(path, 0o750)
+        let_group_in(path)
+
+
+def let_group_in(directory: Path) -> None:
+    """Let the group list and read a directory; its other bits, setgid above all, stay."""
+    set_mode(directory, stat.S_IMODE(os.stat(directory).st_mode) | _GROUP)
+
+
+def set_mode(place: int | Path, mode: int) -> None:
+    """``chmod`` for what is ours; a file system that has no modes is no error."""
+    try:
+        os.chmod(place, mode)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def group_may_read(directory: Path) -> bool:
@@ -107,7 +121,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def remove_temporaries(directory: Path) -> None:
     """Remove what a kill left in a directory that has no writer now."""
     for path in directory.glob(".tmp-*"):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def files_below(root: Path) -> list[str]:
@@ -128,13 +143,15 @@ def files_below(root: Path) -> list[str]:
 def sync_tree(root: Path) -> None:
     """Make the names in a directory and in all directories below it durable.
 
-    Directories that other code made in it are opened to the group where ``root`` is.
+    Directories that other code made in it get the mode of our own, whatever the umask was.
     """
-    shared = group_may_read(root)
-    for directory, _, _ in os.walk(root, onerror=_raise):
-        if shared and not group_may_read(Path(directory)):
-            os.chmod(directory, 0o750)
-        sync_directory(Path(directory))
+    wanted = 0o750 if group_may_read(root) else 0o700
+    for name, _, _ in os.walk(root, onerror=_raise):
+        directory = Path(name)
+        mode = stat.S_IMODE(os.stat(directory).st_mode)
+        if directory != root and mode & 0o777 != wanted:
+            set_mode(directory, mode & stat.S_ISGID | wanted)
+        sync_directory(directory)
 
 
 def _raise(error: OSError) -> None:

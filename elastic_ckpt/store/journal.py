@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.store.files import group_may_read, open_regular
+from elastic_ckpt.store.files import create_file, open_regular
 from elastic_ckpt.store.layout import JobDirectory
 
 MAX_LINE_BYTES: Final = 64 * 1024
@@ -63,15 +63,18 @@ class Journal:
         # The newline in front keeps a line that a full disk tore from taking this one with it.
         line = b"\n" + _encode(record) + b"\n"
         try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            mode = 0o640 if group_may_read(self._path.parent) else 0o600
-            fd = os.open(self._path, flags, mode)
+            fd = self._open()
             try:
                 os.write(fd, line)
             finally:
                 os.close(fd)
         except OSError:
             return
+
+    def _open(self) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.close(create_file(self._path))
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _encode(record: JournalEvent) -> bytes:

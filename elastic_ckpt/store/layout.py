@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import group_may_read, sync_directory
+from elastic_ckpt.store.files import group_may_read, let_group_in, sync_directory
 
 _NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
 
@@ -30,14 +30,16 @@ class JobDirectory:
         """The job directory at a path, which is made absolute and free of links.
 
         Raises:
-            DirectoryUnusable: the path is a link that leads in a circle.
+            DirectoryUnusable: the path is a link that leads in a circle, or is no text.
         """
         try:
-            return cls(Path(directory).resolve())
+            job = cls(Path(directory).resolve())
         except (OSError, RuntimeError):  # RuntimeError before Python 3.13
             raise DirectoryUnusable(
                 f"cannot use {directory}: its links lead in a circle; choose another directory"
             ) from None
+        job.check_name()
+        return job
 
     @property
     def attempts(self) -> Path:
@@ -104,11 +106,12 @@ class JobDirectory:
             self.verified, self.control / "locks", self.control / "nodes",
             self.control / "journal",
         ]  # fmt: skip
+        self.check_name()
         for place in [self.root, *own]:
             try:
                 _make(place)
                 if group_access and not group_may_read(place):
-                    os.chmod(place, 0o750)
+                    let_group_in(place)
             except OSError as error:
                 raise _unusable(place, error) from None
             if place != self.root and place.is_symlink():
@@ -123,7 +126,17 @@ class JobDirectory:
         """Make one of our directories, if it is missing, as open as the others are."""
         _make(place)
         if group_may_read(self.control) and not group_may_read(place):
-            os.chmod(place, 0o750)
+            let_group_in(place)
+
+    def check_name(self) -> None:
+        """Raise DirectoryUnusable if no JSON can hold the path, as manifests and records must."""
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(self.root).decode(errors="replace")
+            raise DirectoryUnusable(
+                f"cannot use {shown}: its name is not UTF-8; choose another directory"
+            ) from None
 
     def check_readable(self) -> None:
         """Raise DirectoryUnusable unless the directory can be listed."""

@@ -23,6 +23,7 @@ from elastic_ckpt.store.files import (
     create_directory,
     group_may_read,
     open_regular,
+    set_mode,
     sync_directory,
     write_atomic,
 )
@@ -101,7 +102,7 @@ class PartWriter:
                 raise CheckpointRejected(f"{path} has another name: hard links are not followed")
             wanted = 0o640 if group_may_read(self._directory) else 0o600
             if stat.S_IMODE(status.st_mode) != wanted:
-                os.fchmod(fd, wanted)
+                set_mode(fd, wanted)
             size, digest = _sync_and_hash(fd, status.st_size, target)
         finally:
             os.close(fd)

@@ -7,6 +7,7 @@ open, and one that is not valid.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +25,18 @@ from elastic_ckpt.store.verify import verify_full
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of one checkpoint; ``bytes`` is its size."""
+    """What became of one checkpoint; ``bytes`` is its size.
+
+    Attributes:
+        failed: no rule keeps it, and it could not be removed; ``why`` says why.
+    """
 
     path: Path
     step: int
     bytes: int
     keep: bool
     why: str
+    failed: bool = False
 
 
 def prune(
@@ -45,7 +51,7 @@ def prune(
     If nothing was verified in full yet, the newest that passes is, now: a read of its bytes.
 
     Args:
-        dry_run: delete nothing.
+        dry_run: change nothing.
         watch: shows how far that read is.
 
     Returns:
@@ -54,16 +60,14 @@ def prune(
     views = [view(path) for path in scan(job)]
     verdicts = judge(retention, [_candidate(found) for found in views])
     if not all(verdict.keep for verdict in verdicts):
-        verdicts = _protect(job, views, verdicts, watch)
+        verdicts = _protect(job, views, verdicts, watch, dry_run)
     pruned: list[Pruned] = []
     for found, verdict in zip(views, verdicts, strict=True):
-        why = verdict.why
-        keep = verdict.keep
-        if not keep and not dry_run:
-            kept_because = _remove(job, found.path)
-            keep, why = bool(kept_because), kept_because or why
         size = found.manifest.total_bytes if found.manifest else 0
-        pruned.append(Pruned(found.path, found.step, size, keep, why))
+        result = Pruned(found.path, found.step, size, verdict.keep, verdict.why)
+        if not verdict.keep:
+            result = _look(result) if dry_run else _remove(job, result)
+        pruned.append(result)
     if not dry_run:
         empty_trash(job)
     return pruned
@@ -79,9 +83,10 @@ def _protect(
     views: Sequence[CheckpointView],
     verdicts: Sequence[Verdict],
     watch: Watch,
+    dry_run: bool,
 ) -> list[Verdict]:
     """Keep the newest that was verified in full, whatever the rule says; without one, keep all."""
-    newest = _newest_verified(job, views, watch)
+    newest = _newest_verified(job, views, watch, dry_run)
     if newest is None:
         why = "none could be verified in full, so nothing goes"
         return [replace(verdict, keep=True, why=why) for verdict in verdicts]
@@ -94,7 +99,7 @@ def _protect(
 
 
 def _newest_verified(
-    job: JobDirectory, views: Sequence[CheckpointView], watch: Watch
+    job: JobDirectory, views: Sequence[CheckpointView], watch: Watch, dry_run: bool
 ) -> str | None:
     valid = [found for found in views if found.valid and found.manifest is not None]
     for found in valid:
@@ -104,20 +109,31 @@ def _newest_verified(
         size = found.manifest.total_bytes if found.manifest else 0
         with contextlib.suppress(CheckpointError, OSError):
             advance = watch(f"verifying {found.path.name}", size)
-            mark_verified(job, found.path, verify_full(found.path, advance))
+            manifest = verify_full(found.path, advance)
+            if not dry_run:
+                mark_verified(job, found.path, manifest)
             return found.path.name
     return None
 
 
-def _remove(job: JobDirectory, checkpoint: Path) -> str:
-    """Empty if it is gone now, else why it stays."""
+def _look(one: Pruned) -> Pruned:
+    """What would become of it now."""
+    with contextlib.suppress(OSError), removing(one.path) as why:
+        if why:
+            return replace(one, keep=True, why=why)
+    return one
+
+
+def _remove(job: JobDirectory, one: Pruned) -> Pruned:
+    """Rename it away, or say why it stays."""
     try:
-        with removing(checkpoint) as why:
-            if not why:
-                throw_away(job, checkpoint)
-                unmark(job, checkpoint)
-            return why
-    except FileNotFoundError:
-        return ""  # somebody else removed it
+        with removing(one.path) as why:
+            if why:
+                return replace(one, keep=True, why=why)
+            throw_away(job, one.path)
+            unmark(job, one.path)
     except OSError as error:
-        return f"cannot be removed: {error.strerror or error}"
+        if os.path.lexists(one.path):  # else somebody else removed it
+            why = f"cannot be removed: {error.strerror or error}"
+            return replace(one, keep=True, why=why, failed=True)
+    return one

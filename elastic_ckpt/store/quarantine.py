@@ -17,6 +17,7 @@ from elastic_ckpt.store.files import (
     write_atomic,
 )
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.verified import unmark
 
 _MAX_BYTES: Final = 64 * 1024
 
@@ -41,6 +42,7 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
     except FileNotFoundError:
         target.with_name(target.name + ".json").unlink(missing_ok=True)
         return target
+    unmark(job, checkpoint)  # should it be put back, it counts as never verified
     sync_directory(job.quarantine)
     sync_directory(checkpoint.parent)
     return target

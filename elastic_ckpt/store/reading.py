@@ -10,12 +10,16 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.verify import MANIFEST_NAME
+
+_PATIENCE_SECONDS: Final = 2.0
+"""A removal holds its lock for a moment; it may fail, and then the checkpoint stays."""
 
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """A file system that knows no locks: readers go on, and nothing is deleted there."""
@@ -25,7 +29,7 @@ class ReadLock:
     """Keeps a checkpoint from being deleted until it is released, or this process ends."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """Take the lock without waiting.
+        """Take the lock; waits for no more than a removal that is under way.
 
         Raises:
             CheckpointRejected: the checkpoint is being removed, or is gone.
@@ -38,9 +42,9 @@ class ReadLock:
         except FileNotFoundError:
             raise gone from None
         try:
-            _lock(self._fd, fcntl.LOCK_SH)
+            _lock_patiently(self._fd, manifest)
             # It may have been renamed away between the two calls.
-            if not os.path.samestat(os.fstat(self._fd), os.lstat(manifest)):
+            if not _is_still(self._fd, manifest):
                 raise gone
         except (BlockingIOError, FileNotFoundError):
             self.release()
@@ -64,13 +68,36 @@ def removing(checkpoint: Path) -> Iterator[str]:
 
     Yields:
         Why it must stay, or nothing if it may go.
+
+    Raises:
+        OSError: it is gone (FileNotFoundError), or this user may not remove it.
     """
     # Network file systems grant an exclusive lock only to who may write.
-    fd = os.open(checkpoint / MANIFEST_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    manifest = checkpoint / MANIFEST_NAME
+    fd = os.open(manifest, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        yield _why_it_stays(fd)
+        why = _why_it_stays(fd)
+        if not why and not _is_still(fd, manifest):
+            why = "it is another one by now"
+        yield why
     finally:
         os.close(fd)
+
+
+def _is_still(fd: int, path: Path) -> bool:
+    return os.path.samestat(os.fstat(fd), os.lstat(path))
+
+
+def _lock_patiently(fd: int, path: Path) -> None:
+    limit = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            _lock(fd, fcntl.LOCK_SH)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit or not _is_still(fd, path):
+                raise
+        time.sleep(0.005)
 
 
 def _why_it_stays(fd: int) -> str:

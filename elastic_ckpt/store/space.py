@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -15,8 +16,10 @@ RESERVE_BYTES: Final = 1024 * 1024
 
 
 def free_bytes(directory: Path) -> int:
-    """Bytes that this user may still write on the directory's file system."""
+    """Bytes that this user may still write; without end where the file system does not say."""
     found = os.statvfs(directory)
+    if not found.f_blocks:
+        return sys.maxsize
     return found.f_bavail * found.f_frsize
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -26,6 +27,8 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
         OSError: it is gone, or the disk says no.
     """
     job.ensure(job.trash)
+    if not _is_directory(job.trash):
+        raise NotADirectoryError(errno.ENOTDIR, "is no directory", str(job.trash))
     target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
     os.rename(checkpoint, target)
     sync_directory(checkpoint.parent)
@@ -38,6 +41,8 @@ def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) ->
     Args:
         hurry: asked before each one; True leaves the rest.
     """
+    if not _is_directory(job.trash):
+        return
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(job.trash)):
             match = _NAME.fullmatch(entry.name)
@@ -45,3 +50,8 @@ def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) ->
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_directory(trash: Path) -> bool:
+    """A link is none: what is deleted below it would be deleted elsewhere."""
+    return trash.is_dir() and not trash.is_symlink()

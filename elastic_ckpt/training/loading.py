@@ -6,6 +6,7 @@ before a unanimous yes.
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -54,8 +55,7 @@ def load_newest(runtime: Runtime, engine: Engine) -> tuple[Path, Manifest] | Non
             reason = opened.verify()
             if not reason:
                 return path, opened.load(engine)
-        _reject(runtime, path, reason)
-        set_aside_count += 1
+        set_aside_count += _reject(runtime, path, reason)
 
 
 def load_given(runtime: Runtime, engine: Engine, path: Path) -> Manifest:
@@ -191,8 +191,16 @@ def _choose(runtime: Runtime, already_set_aside: int) -> Path | None:
     return Path(told) if told else None
 
 
-def _reject(runtime: Runtime, path: Path, reason: str) -> None:
-    runtime.peers.leader_does("reject", lambda: _quarantine(runtime, path, reason))
+def _reject(runtime: Runtime, path: Path, reason: str) -> int:
+    """How many were set aside, on the leader: none if somebody deleted it meanwhile."""
+
+    def reject() -> int:
+        if not os.path.lexists(path):
+            return 0
+        _quarantine(runtime, path, reason)
+        return 1
+
+    return runtime.peers.leader_does("reject", reject) or 0
 
 
 def _quarantine(runtime: Runtime, path: Path, reason: str) -> None:

@@ -11,6 +11,8 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.prune import prune
 
+_POLL_SECONDS = 0.05
+
 
 class Retainer:
     """Deletes what the rule lets go. Leader only; the training does not wait for it.
@@ -27,12 +29,20 @@ class Retainer:
         self._journal = journal
         self._say = say
         self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+        self._due = False
+        self._works = False
 
     def after_save(self) -> None:
-        """Begin, unless the last time is still under way: the next save will do."""
-        if not self.rule or (self._thread is not None and self._thread.is_alive()):
+        """Begin; if the last time is still under way, once more behind it."""
+        if not self.rule:
             return
-        self._thread = threading.Thread(target=self._prune, name="retention", daemon=True)
+        with self._guard:
+            self._due = True
+            if self._works and self._thread is not None and self._thread.is_alive():
+                return
+            self._works = True
+        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
         self._thread.start()
 
     def make_room(self) -> None:
@@ -42,12 +52,32 @@ class Retainer:
         if self.rule:
             self._prune()
 
+    def finish(self, hurry: Callable[[], bool]) -> None:
+        """Wait for what is under way, because nothing follows that would do it.
+
+        Args:
+            hurry: asked again and again; True leaves it undone.
+        """
+        while self._thread is not None and self._thread.is_alive() and not hurry():
+            self._thread.join(_POLL_SECONDS)
+
+    def _work(self) -> None:
+        while self._take():
+            self._prune()
+
+    def _take(self) -> bool:
+        with self._guard:
+            self._works, self._due = self._due, False
+            return self._works
+
     def _prune(self) -> None:
         try:
             done = prune(self._job, self.rule, watch=in_lines(self._say))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: Python ends, and hashing with it
             self._journal.write("prune_failed", error=str(error))
             return
         for one in done:
-            if not one.keep:
+            if one.failed:
+                self._journal.write("prune_failed", path=str(one.path), error=one.why)
+            elif not one.keep:
                 self._journal.write("pruned", path=str(one.path), step=one.step, bytes=one.bytes)

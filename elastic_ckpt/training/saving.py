@@ -93,7 +93,8 @@ def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Pa
             seconds=seconds,
             stall_seconds=seconds,
         )
-        runtime.retain.after_save()
+        if snapshot.reason != "emergency":  # this process is about to end
+            runtime.retain.after_save()
     return path
 
 

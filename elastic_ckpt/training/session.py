@@ -160,6 +160,8 @@ class Session:
         here = (self._place.epoch, self._place.step)
         if self._place.step > 0 and here != (self._saved_epoch, self._saved_step):
             self._save("final")
+        steps = self._runtime.steps
+        self._runtime.retain.finish(lambda: steps.asked)
         self._runtime.slot.phase(Phase.LEAVING)
 
     # -- what a script reads ------------------------------------------------------------------
@@ -434,6 +436,7 @@ class Session:
         place.fingerprint = manifest.dataset_fingerprint
         place.order_seed = manifest.order_seed
         self._manifest = manifest
+        self._metrics = {**manifest.metrics, **self._metrics}
         self._saved_epoch, self._saved_step = manifest.epoch, manifest.step
         self.resumed_from = path
         state = read_rank_state(path, manifest, self._runtime.peers.rank)

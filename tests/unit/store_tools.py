@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Expired
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import msgspec
 
@@ -48,6 +49,16 @@ from pathlib import Path
 from elastic_ckpt.store.locks import HeldLock
 
 lock = HeldLock(Path(sys.argv[1]), "other-run")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+READER = """
+import sys
+from pathlib import Path
+from elastic_ckpt.store.reading import ReadLock
+
+lock = ReadLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -130,10 +141,11 @@ def make_checkpoint(
     contents: Mapping[str, bytes] = FILES,
     **changes: Any,
 ) -> Path:
-    """A sealed checkpoint."""
-    attempt = Attempt.begin(job, step)
-    header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
-    return attempt.seal(header, fill(attempt, header, contents=contents))
+    """A sealed checkpoint; not durable, because a test outlives no power cut."""
+    with mock.patch.object(os, "fsync", lambda fd: None):
+        attempt = Attempt.begin(job, step)
+        header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
+        return attempt.seal(header, fill(attempt, header, contents=contents))
 
 
 def seal_in_place(attempt: Attempt, *, epoch: int = 0) -> None:
@@ -188,11 +200,22 @@ def bounded(call: Callable[[], T], fifo: Path, seconds: float = 10.0) -> T:
             raise AssertionError(f"the call waited for the other end of {fifo.name}") from None
 
 
-@contextlib.contextmanager
-def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+def held_elsewhere(path: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """Another process that holds a lock until the block ends or the test kills it."""
+    return _holding(HOLDER, path)
+
+
+def read_locked_elsewhere(
+    checkpoint: Path,
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Another process that has a checkpoint open, as :func:`held_elsewhere`."""
+    return _holding(READER, checkpoint)
+
+
+@contextlib.contextmanager
+def _holding(program: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)],
+        [sys.executable, "-c", program, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -528,7 +528,7 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
     assert rejected == {"path": str(job.checkpoint(0, 12)), "reason": f"{MODEL} is missing"}
     assert view["notice"] is None
     save = view["last_save"]
-    assert set(save) == {"reason", "predicted_seconds", "actual_seconds", "stall_seconds"}
+    assert set(save) == {"reason", "predicted_seconds", "actual_seconds", "stall_seconds", "error"}
     assert (save["reason"], save["actual_seconds"], save["stall_seconds"]) == ("interval", 1.5, 0.5)
     assert view["restarts"] == {"failures": 1, "preemptions": 2, "failures_left": 4}
     assert isinstance(view["lost_work_seconds"], float)
