@@ -82,7 +82,9 @@ def small(tmp_path):
 def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_path, small):
     """Checkpoints of 2 MB: four fit, the fifth is refused before it writes anything."""
     hold = tmp_path / "go"
-    with Job(tmp_path, "--kilobytes", "2000", "--hold", f"11:{hold}", nproc=1, script=KEEPER) as job:
+    with Job(
+        tmp_path, "--kilobytes", "2000", "--hold", f"11:{hold}", nproc=1, script=KEEPER
+    ) as job:
         job.directory = small / "job"
         job.start().until(
             lambda view: view.workers and view.workers[0].step >= 10 and view.last_save.error,
