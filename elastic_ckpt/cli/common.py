@@ -19,7 +19,7 @@ def directory_argument(function: F) -> F:
         "directory",
         metavar="[DIR]",
         envvar="ELASTIC_CKPT_DIR",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # or it would be a wrong call
         required=True,
     )(function)
 

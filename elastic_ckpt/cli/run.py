@@ -25,7 +25,7 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
     "directory",
     envvar="ELASTIC_CKPT_DIR",
     required=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # or it would be a wrong call
     help="The job directory, for checkpoints.",
 )
 @click.option("--name", help="The job's name; the directory's name if not given.")

@@ -50,9 +50,8 @@ class HeldLock:
             self._lock = _acquire(path)
         except filelock.Timeout:
             raise LockHeld(f"{path} is held by {_describe(path)}") from None
-        except (OSError, NotImplementedError) as error:  # older filelock: no flock here
-            why = getattr(error, "strerror", None) or error
-            raise DirectoryUnusable(f"cannot lock {path}: {why}") from None
+        except OSError as error:
+            raise DirectoryUnusable(f"cannot lock {path}: {error.strerror or error}") from None
         try:
             self.record(0)
         except OSError as error:
@@ -109,7 +108,10 @@ def read_owner(path: Path) -> LockOwner | None:
 
 
 def _acquire(path: Path) -> filelock.BaseFileLock:
-    native = filelock.FileLock(path, timeout=0, thread_local=False, mode=0o600)
+    # Its own way out for ENOSYS alone puts the marker into the lock file, which may be there.
+    native = filelock.FileLock(
+        path, timeout=0, thread_local=False, mode=0o600, fallback_to_soft=False
+    )
     try:
         native.acquire()
         return native
@@ -117,7 +119,7 @@ def _acquire(path: Path) -> filelock.BaseFileLock:
         if isinstance(error, filelock.Timeout) or error.errno not in _NO_LOCKS:
             raise
     marker = filelock.SoftFileLock(
-        f"{path}.marker", timeout=_TAKE_OVER_SECONDS, thread_local=False, mode=0o600
+        _marker(path), timeout=_TAKE_OVER_SECONDS, thread_local=False, mode=0o600
     )
     marker.acquire()
     return marker
@@ -127,6 +129,10 @@ def _owner_file(path: Path) -> Path:
     return path.with_name(path.name + ".owner")
 
 
+def _marker(path: Path) -> Path:
+    return path.with_name(path.name + ".marker")
+
+
 def _describe(path: Path) -> str:
     found = read_owner(path)
     if found is None:
@@ -134,4 +140,7 @@ def _describe(path: Path) -> str:
     owner = f"pid {found.owner.pid} on {found.owner.host} (run {found.run_id})"
     if found.owner.is_alive() is False:
         return f"a process that {owner} left behind: end that one first"
-    return f"{owner}: stop that one first, or choose another --dir"
+    stop = f"{owner}: stop that one first, or choose another --dir"
+    if found.owner.is_alive() is None and _marker(path).exists():
+        return f"{stop}; if it has gone with its host, remove {_marker(path)}"
+    return stop
