@@ -6,11 +6,17 @@ is made in lets the group in: so one ``chmod`` of the job's directories decides 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+
+MAX_DEPTH: Final = 64
+"""Directories within directories; a checkpoint has two or three."""
 
 _GROUP: Final = stat.S_IRGRP | stat.S_IXGRP
 
@@ -30,7 +36,7 @@ def open_regular(path: Path) -> int:
     Raises:
         OSError: it is anything else (a link, a directory, a FIFO), or cannot be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "no regular file", str(path))
@@ -99,19 +105,39 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a kill left in a directory that has no writer now."""
+    """Remove what a kill left in a directory that has no writer now.
+
+    What is no file was not left by us, and must not keep a job from starting.
+    """
+    if directory.is_symlink():
+        return
     for path in directory.glob(".tmp-*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_tree(directory: Path | str) -> None:
+    """Delete a directory and all that is in it; what cannot be deleted now is left.
+
+    Links are removed and not followed.
+    """
+    # Before Python 3.13 it calls itself for every level.
+    with contextlib.suppress(OSError, RecursionError):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def files_below(root: Path) -> list[str]:
-    """Relative paths, with ``/``, of everything that is no directory; links are not followed."""
+    """Relative paths, with ``/``, of everything that is no directory; links are not followed.
+
+    A directory that cannot be listed counts as empty: nobody can load from it either.
+
+    Raises:
+        OSError: ELOOP, directories are nested too deeply.
+    """
     found: list[str] = []
-    for directory, below, names in os.walk(root):
+    for directory, names in _walk(root, lambda _: None):
         base = os.path.relpath(directory, root)
-        # os.walk lists a link to a directory among the directories and does not enter it
-        links = [name for name in below if os.path.islink(os.path.join(directory, name))]
-        found.extend(name if base == "." else f"{base}/{name}" for name in names + links)
+        found.extend(name if base == "." else f"{base}/{name}" for name in names)
     return sorted(found)
 
 
@@ -121,10 +147,33 @@ def sync_tree(root: Path) -> None:
     Directories that other code made in it are opened to the group where ``root`` is.
     """
     shared = group_may_read(root)
-    for directory, _, _ in os.walk(root, onerror=_raise):
-        if shared and not group_may_read(Path(directory)):
+    for directory, _ in _walk(root, _raise):
+        if shared and not group_may_read(directory):
             os.chmod(directory, 0o750)
-        sync_directory(Path(directory))
+        sync_directory(directory)
+
+
+def _walk(root: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
+    """A directory and all below it, with the names of what is no directory.
+
+    Unlike os.walk it takes a link for no directory, and does not call itself for each level.
+    """
+    waiting = [(root, 0)]
+    while waiting:
+        directory, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise OSError(errno.ELOOP, f"nested deeper than {MAX_DEPTH} directories", str(root))
+        names: list[str] = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((Path(entry.path), depth + 1))
+                    else:
+                        names.append(entry.name)
+        except OSError as error:
+            on_error(error)
+        yield directory, names
 
 
 def _raise(error: OSError) -> None:

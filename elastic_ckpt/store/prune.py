@@ -13,7 +13,7 @@ from pathlib import Path
 
 from elastic_ckpt.core.progress import Watch, unwatched
 from elastic_ckpt.core.retention import Candidate, Retention, Verdict, judge
-from elastic_ckpt.errors import CheckpointError
+from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.reading import removing
@@ -119,5 +119,5 @@ def _remove(job: JobDirectory, checkpoint: Path) -> str:
             return why
     except FileNotFoundError:
         return ""  # somebody else removed it
-    except OSError as error:
-        return f"cannot be removed: {error.strerror or error}"
+    except (OSError, DirectoryUnusable) as error:
+        return f"cannot be removed: {getattr(error, 'strerror', None) or error}"

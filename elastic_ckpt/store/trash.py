@@ -9,11 +9,10 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.store.files import create_directory, sync_directory
+from elastic_ckpt.store.files import remove_tree, sync_directory
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 
 _NAME = re.compile(r"(.+)-[0-9a-f]{8}")
@@ -23,10 +22,10 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
     """Take a checkpoint out of the catalog, durably; its bytes are still there.
 
     Raises:
+        DirectoryUnusable: a link stands where the trash belongs.
         OSError: it is gone, or the disk says no.
     """
-    with contextlib.suppress(FileExistsError):
-        create_directory(job.trash)
+    job.require(job.trash)
     target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
     os.rename(checkpoint, target)
     sync_directory(checkpoint.parent)
@@ -39,10 +38,12 @@ def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) ->
     Args:
         hurry: asked before each one; True leaves the rest.
     """
+    if not job.owns(job.trash):
+        return
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(job.trash)):
             match = _NAME.fullmatch(entry.name)
             if match is None or checkpoint_key(match[1]) is None or hurry():
                 continue
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                remove_tree(entry.path)
