@@ -13,6 +13,12 @@ from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_FILES: Final = 200_000
+"""Files of one checkpoint; as many as fit into a manifest with paths of 250 characters."""
+
+MAX_TEXT_CHARACTERS: Final = 1024
+"""Of a name or a version in the header."""
+
 MAX_PATH_CHARACTERS: Final = 1024
 MAX_NAME_BYTES: Final = 255
 MAX_NUMBER: Final = 10**18 - 1
@@ -138,11 +144,15 @@ def check_path(path: str) -> None:
         CheckpointRejected: absolute, with ``..`` or ``.``, not normalised, too long, or with
             a character that has no business in a file name.
     """
-    parts = path.split("/")
+    # What cannot be printed can steer a terminal or, a lone surrogate, cannot be encoded.
     if (
         not 0 < len(path) <= MAX_PATH_CHARACTERS
-        or any(part in ("", ".", "..") or len(part.encode()) > MAX_NAME_BYTES for part in parts)
-        or any(ord(char) < 32 or char == "\\" or ord(char) == 127 for char in path)
+        or not path.isprintable()
+        or "\\" in path
+        or any(
+            part in ("", ".", "..") or len(part.encode()) > MAX_NAME_BYTES
+            for part in path.split("/")
+        )
     ):
         raise CheckpointRejected(f"the manifest holds the unsafe path {path[:80]!r}")
 
@@ -224,6 +234,13 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected("the manifest holds a position beyond any job's")
     if min(header.world_size, header.data_parallel_size) < 1:
         raise CheckpointRejected("the manifest is of a job of no ranks")
+    engine = header.engine
+    texts = (
+        header.job, header.attempt, header.created, header.dataset_fingerprint, header.torch,
+        engine.name, engine.version, engine.plugin, engine.precision, *header.metrics,
+    )  # fmt: skip
+    if max(map(len, texts)) > MAX_TEXT_CHARACTERS:
+        raise CheckpointRejected(f"the manifest holds a name of over {MAX_TEXT_CHARACTERS}")
 
 
 def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
@@ -234,7 +251,7 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
         version = msgspec.json.decode(data, type=_Format).format
         if version > FORMAT:
             raise UnsupportedFormat(
-                f"format {version} is newer than this version reads ({FORMAT}): "
+                f"format {version if version < 10**6 else 'beyond a million'} is newer than this version reads ({FORMAT}): "
                 "upgrade elastic-ckpt"
             )
         if version < 1:
@@ -255,6 +272,8 @@ def _check_own_digest(data: bytes) -> None:
 
 
 def _check_files(files: list[FileEntry]) -> None:
+    if len(files) > MAX_FILES:
+        raise CheckpointRejected(f"the manifest lists more than {MAX_FILES} files")
     seen: set[str] = set()
     for entry in files:
         check_path(entry.path)
