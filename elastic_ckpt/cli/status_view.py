@@ -15,7 +15,7 @@ from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
 from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.records import NodeRecord, read_records
+from elastic_ckpt.store.records import NodeRecord, job_records
 
 
 class SupervisorView(msgspec.Struct):
@@ -117,7 +117,7 @@ class StatusView(msgspec.Struct, kw_only=True):
 
 def gather(job: JobDirectory) -> StatusView:
     """Look at everything there is; works with the supervisor alive, dead or never started."""
-    records = read_records(job.control / "nodes")
+    records = job_records(job)
     record = records[0] if records else None
     alive = record.owner.is_alive() if record else False
     slots = _slots(record) if record and alive else []
