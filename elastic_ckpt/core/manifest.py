@@ -251,7 +251,7 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
         version = msgspec.json.decode(data, type=_Format).format
         if version > FORMAT:
             raise UnsupportedFormat(
-                f"format {version if version < 10**6 else 'beyond a million'} is newer than this version reads ({FORMAT}): "
+                f"format {min(version, 10**6)} is newer than this version reads ({FORMAT}): "
                 "upgrade elastic-ckpt"
             )
         if version < 1:

@@ -87,7 +87,7 @@ def hash_file(path: Path, advance: Advance = ignore) -> tuple[int, str]:
         size = os.fstat(fd).st_size
         if size <= CHUNK_BYTES:
             return _hash_small(fd, size, advance)
-        return _hash_large(fd, advance)
+        return _hash_large(fd, size, advance)
     finally:
         os.close(fd)
 
@@ -98,10 +98,12 @@ def _hash_small(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
         digest.update(data)
         size += len(data)
         advance(len(data))
+        if size > expected:
+            break  # it grows; who writes to it faster than we read would keep us for ever
     return size, digest.hexdigest()
 
 
-def _hash_large(fd: int, advance: Advance) -> tuple[int, str]:
+def _hash_large(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     """Hash one buffer in a thread while the next one is filled."""
     digest, size = xxhash.xxh3_128(), 0
     filling, hashing = (memoryview(bytearray(CHUNK_BYTES)) for _ in range(2))
@@ -114,6 +116,8 @@ def _hash_large(fd: int, advance: Advance) -> tuple[int, str]:
             filling, hashing = hashing, filling
             size += count
             advance(count)
+            if size > expected:
+                break
         if pending is not None:
             pending.result()
     return size, digest.hexdigest()
