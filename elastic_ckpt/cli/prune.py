@@ -12,6 +12,7 @@ from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.core.text import encodable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.prune import Pruned, prune
 
@@ -45,7 +46,7 @@ def command(
     with progress_bar() as watch:
         done = prune(job, retention, dry_run=dry_run, watch=watch)
     if as_json:
-        rows = [{**msgspec.to_builtins(one), "path": str(one.path)} for one in done]
+        rows = [{**msgspec.to_builtins(one), "path": encodable(str(one.path))} for one in done]
         click.echo(msgspec.json.encode(rows).decode())
     else:
         _print(done, dry_run)
