@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 import xxhash
 
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 
 FORMAT: Final = 1
@@ -234,6 +235,8 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected("the manifest holds a position beyond any job's")
     if min(header.world_size, header.data_parallel_size) < 1:
         raise CheckpointRejected("the manifest is of a job of no ranks")
+    if header.order_seed is not None and not -(2**63) <= header.order_seed < 2**64:
+        raise CheckpointRejected("the manifest holds an order seed of more than 64 bits")
     engine = header.engine
     texts = (
         header.job, header.attempt, header.created, header.dataset_fingerprint, header.torch,
@@ -259,7 +262,8 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
         found = msgspec.json.decode(data, type=kind)
         return msgspec.structs.replace(found, manifest_xxh3_128=_BLANK)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CheckpointRejected(f"the manifest is not readable: {error}") from None
+        why = printable(str(error), 200)
+        raise CheckpointRejected(f"the manifest is not readable: {why}") from None
 
 
 def _check_own_digest(data: bytes) -> None:
@@ -279,6 +283,8 @@ def _check_files(files: list[FileEntry]) -> None:
         check_path(entry.path)
         if entry.path in seen:
             raise CheckpointRejected(f"the manifest lists {entry.path!r} twice")
+        if not 0 <= entry.rank <= MAX_NUMBER:
+            raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is of no rank")
         if not 0 <= entry.bytes <= MAX_NUMBER or not _DIGEST.fullmatch(entry.xxh3_128):
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
         seen.add(entry.path)

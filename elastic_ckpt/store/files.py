@@ -50,8 +50,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
         OSError: it is no regular file, cannot be read, or is larger than ``limit`` bytes.
     """
     with os.fdopen(open_regular(path), "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > limit else file.read(size + 1)  # it may grow
+    if max(size, len(data)) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
     return data
 

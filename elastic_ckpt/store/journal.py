@@ -113,8 +113,9 @@ def read_journal(job: JobDirectory) -> list[JournalEvent]:
 def _tail(path: Path, limit: int) -> bytes:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
-            return file.read(limit)
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - limit))
+            return file.read(min(size, limit))
     except OSError:
         return b""
 
