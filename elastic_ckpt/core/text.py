@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 MAX_SHOWN: Final = 1000
@@ -14,6 +15,14 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
     if not shown.isprintable():
         shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
     return shown if len(text) <= limit else f"{shown}..."
+
+
+def shown_json(data: bytes) -> str:
+    """JSON for a terminal: the same values, with what could steer it written as escapes."""
+    text = data.decode()
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def encodable(text: str) -> str:

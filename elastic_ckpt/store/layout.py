@@ -120,11 +120,11 @@ class JobDirectory:
             OSError: the disk says no.
         """
         for place in (directory.parent, directory):
-            if place != self.root:
+            if place != self.root and not os.path.lexists(place):
                 with contextlib.suppress(FileExistsError):
                     create_directory(place)
-        if not self.owns(directory):
-            raise _is_link(directory)
+            if not self.owns(place):
+                raise _is_link(place)
 
     def found(self, directory: Path, pattern: str) -> Iterator[Path]:
         """What matches in a directory of ours; nothing if it is missing or a link."""
