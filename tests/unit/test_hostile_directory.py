@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -26,12 +27,14 @@ from elastic_ckpt.core.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.run_state import RunState
 from elastic_ckpt.errors import (
+    CheckpointError,
     CheckpointRejected,
     DirectoryUnusable,
     ElasticCkptError,
     StorageFailed,
 )
 from elastic_ckpt.store import verify
+from elastic_ckpt.store.attempt import Attempt
 from elastic_ckpt.store.catalog import list_checkpoints, scan
 from elastic_ckpt.store.journal import Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory
@@ -50,6 +53,7 @@ from tests.unit.store_tools import (
     change_manifest,
     make_attempt,
     make_checkpoint,
+    make_header,
     open_job,
     seal_in_place,
 )
@@ -528,8 +532,6 @@ def test_an_attempt_under_another_step_s_name_is_removed(job: JobDirectory) -> N
 
 
 def test_a_sealed_attempt_of_another_step_is_removed(job: JobDirectory) -> None:
-    from elastic_ckpt.store.attempt import Attempt
-
     clear(job.root / OPEN)
     attempt = Attempt.begin(job, 50)
     seal_in_place(attempt)
@@ -696,3 +698,76 @@ def test_a_lock_of_who_may_only_read_costs_no_checkpoint(
     assert [path.name for path in scan(job)] == [NEWEST, "epoch-0_step-10"]
     found = loading.load_newest(runtime_of(job), Reader())  # type: ignore[arg-type]
     assert found is not None and found[0] == job.checkpoint(0, 20)
+
+
+class Bomb:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = str(mark)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.mark,)
+
+
+BOMB_PLACES = [
+    "modeling/state.json", "modeling/state.safetensors", "optimizer/state.json",
+    "optimizer/state.safetensors", "lr_scheduler/state.json", "ranks/00000.json",
+    "ranks/00000.safetensors", "running_states.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seal", ["none", "wrong", "right"])
+@pytest.mark.parametrize("place", BOMB_PLACES)
+def test_without_a_booster_nothing_is_unpickled_at_all(
+    tmp_path: Path, place: str, seal: str
+) -> None:
+    """Not even of a checkpoint that whoever planted the pickle has sealed."""
+    torch = pytest.importorskip("torch")
+    from elastic_ckpt.store.running_states import read_running_states
+    from elastic_ckpt.training.engines.torch import TorchEngine
+    from elastic_ckpt.training.loading import load_given, read_rank_state
+    from elastic_ckpt.training.state_codec import write_state
+
+    job, mark = open_job(tmp_path / "job"), tmp_path / "executed"
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    plain = {"modeling": model, "optimizer": optimizer, "lr_scheduler": scheduler}
+    made = Attempt.begin(job, 10)
+    part = made.part(0)
+    for name, thing in plain.items():
+        write_state(part, f"{name}/state", thing.state_dict())
+    write_state(part, "ranks/00000", {"rng": {}, "extra": {}})
+    part.write("running_states.json", b'{"epoch":0,"step":10,"sample_start_index":80}')
+    contents = {name: (made.path / name).read_bytes() for name in part.paths}
+    made.drop()
+    bomb = pickle.dumps(Bomb(mark))
+
+    def read(checkpoint: Path) -> None:
+        engine = TorchEngine(model, optimizer, scheduler)
+        manifest = load_given(runtime_of(job), engine, checkpoint)
+        read_rank_state(checkpoint, manifest, 0)
+        read_running_states(checkpoint)
+
+    def sealed(contents: dict[str, bytes]) -> Path:
+        attempt = Attempt.begin(job, 10)
+        header = make_header(attempt, world_size=1)
+        part = attempt.part(0)
+        for name, data in contents.items():
+            part.write(name, data)
+        return attempt.seal(header, part.finish(1, header))
+
+    checkpoint = sealed({**contents, place: bomb} if seal == "right" else contents)
+    if seal == "wrong":
+        read(checkpoint)
+    if seal != "right":
+        (checkpoint / place).write_bytes(bomb)
+    if seal == "none":
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError) as refusal:
+        read(checkpoint)
+    assert str(refusal.value).isprintable()
+    assert not mark.exists()
+    pickle.loads(bomb)
+    assert mark.exists()  # it would have gone off
