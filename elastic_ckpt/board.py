@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from elastic_ckpt.errors import UsageError
 _MAGIC: Final = 0x656C6173_74636B70
 _VERSION: Final = 2
 _RING: Final = 8
+_MAX_SLOTS: Final = 4096  # ranks of one node
 _HEADER_WORDS: Final = 64
 _SLOT_WORDS: Final = 64
 
@@ -149,12 +151,15 @@ class Board:
             OSError: its owner is gone, or it belongs to another user.
             UsageError: another version of elastic-ckpt made it.
         """
-        fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        access = os.O_RDWR if writable else os.O_RDONLY
+        fd = os.open(path, access | os.O_NONBLOCK | os.O_NOCTTY)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UsageError(f"{path} is no file, and so no board")
             if os.fstat(fd).st_size == 0:
                 raise UsageError(f"{path} is empty, and no board")
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            buffer = mmap.mmap(fd, 0, access=access)
+            protection = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            buffer = mmap.mmap(fd, 0, access=protection)
         finally:
             os.close(fd)
         if not _is_board(memoryview(buffer)):
@@ -362,6 +367,7 @@ def _is_board(view: memoryview) -> bool:
     return (
         words[_H_MAGIC] == _MAGIC
         and words[_H_VERSION] == _VERSION
+        and 0 < words[_H_SLOTS] <= _MAX_SLOTS
         and len(words) == _HEADER_WORDS + words[_H_SLOTS] * _SLOT_WORDS
     )
 

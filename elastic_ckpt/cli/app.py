@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from elastic_ckpt import __version__
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 
 _COMMANDS = {
@@ -81,4 +82,4 @@ def _run() -> int:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"elastic-ckpt: error: {message}", err=True)
+    click.echo(f"elastic-ckpt: error: {printable(message, 4000)}", err=True)

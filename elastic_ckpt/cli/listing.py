@@ -10,6 +10,7 @@ import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
 from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.core.text import encodable, shown_json
 from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
 
 
@@ -20,7 +21,7 @@ def command(directory: Path, as_json: bool) -> int:
     """Every checkpoint in DIR, newest first: step, reason, size, age, valid or why not."""
     views = list_checkpoints(open_job(directory))
     if as_json:
-        click.echo(msgspec.json.encode([as_row(view) for view in views]).decode())
+        click.echo(shown_json(msgspec.json.encode([as_row(view) for view in views])))
         return 0
     if not views:
         click.echo(f"no checkpoints in {directory}")
@@ -32,7 +33,7 @@ def command(directory: Path, as_json: bool) -> int:
 def as_row(view: CheckpointView) -> dict[str, Any]:
     """One checkpoint as ``--json`` shows it: bytes, seconds."""
     return {
-        "path": str(view.path),
+        "path": encodable(str(view.path)),
         "epoch": view.epoch,
         "step": view.step,
         "reason": view.manifest.reason if view.manifest else None,

@@ -12,6 +12,7 @@ from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.core.text import encodable, shown_json
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.prune import Pruned, prune
 
@@ -45,8 +46,8 @@ def command(
     with progress_bar() as watch:
         done = prune(job, retention, dry_run=dry_run, watch=watch)
     if as_json:
-        rows = [{**vars(one), "path": str(one.path)} for one in done]
-        click.echo(msgspec.json.encode(rows).decode())
+        rows = [{**vars(one), "path": encodable(str(one.path))} for one in done]
+        click.echo(shown_json(msgspec.json.encode(rows)))
     else:
         _print(done, dry_run)
     return int(ExitCode.UNAVAILABLE) if any(one.failed for one in done) else 0

@@ -12,6 +12,7 @@ import click
 
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.interval import SaveInterval, parse_interval
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store import records
 from elastic_ckpt.store.layout import JobDirectory
@@ -132,7 +133,7 @@ def _open_standard_streams() -> None:
 
 def _say(line: str) -> None:
     try:
-        click.echo(f"elastic-ckpt: {line}", err=True)
+        click.echo(f"elastic-ckpt: {printable(line, 4000)}", err=True)
     except OSError:
         # Nobody reads any more. What is still buffered must find a place to go at exit, or
         # Python would end with a code of its own.

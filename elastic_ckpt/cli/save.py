@@ -13,7 +13,7 @@ from elastic_ckpt.core.run_state import TERMINAL
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.store.catalog import newest_valid
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.records import NodeRecord, read_records
+from elastic_ckpt.store.records import NodeRecord, job_records
 from elastic_ckpt.store.requests import ask_for_save
 
 
@@ -57,7 +57,7 @@ def command(directory: Path, timeout: float) -> int:
 def _running(job: JobDirectory) -> list[NodeRecord]:
     return [
         record
-        for record in read_records(job.control / "nodes")
+        for record in job_records(job)
         if record.state not in TERMINAL and record.owner.is_alive() is not False
     ]
 

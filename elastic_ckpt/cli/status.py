@@ -12,6 +12,7 @@ import msgspec
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
 from elastic_ckpt.cli.status_view import StatusView, gather
 from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.core.text import printable, shown_json
 from elastic_ckpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
     job = open_job(directory)
     if as_json:
         view = gather(job)
-        click.echo(msgspec.json.encode(view).decode())
+        click.echo(shown_json(msgspec.json.encode(view)))
         return view.exit_code
     from rich.console import Console
     from rich.live import Live
@@ -97,7 +98,7 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         )  # fmt: skip
     facts.append(("newest valid", _newest(view)))
     for bad in view.rejected[:5]:
-        facts.append(("rejected", f"{Path(bad.path).name}: {bad.reason}"))
+        facts.append(("rejected", f"{printable(Path(bad.path).name)}: {bad.reason}"))
     if view.last_save is not None:
         save = view.last_save
         how = f"FAILED: {save.error}" if save.error else f"{save.actual_seconds:.2f} s"

@@ -11,11 +11,12 @@ import psutil
 from elastic_ckpt.board import Board, Slot
 from elastic_ckpt.core.goodput import account, number
 from elastic_ckpt.core.run_state import TERMINAL, RunState
+from elastic_ckpt.core.text import encodable, printable
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
 from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.records import NodeRecord, read_records
+from elastic_ckpt.store.records import NodeRecord, job_records
 
 
 class SupervisorView(msgspec.Struct):
@@ -117,7 +118,7 @@ class StatusView(msgspec.Struct, kw_only=True):
 
 def gather(job: JobDirectory) -> StatusView:
     """Look at everything there is; works with the supervisor alive, dead or never started."""
-    records = read_records(job.control / "nodes")
+    records = job_records(job)
     record = records[0] if records else None
     alive = record.owner.is_alive() if record else False
     slots = _slots(record) if record and alive else []
@@ -129,9 +130,9 @@ def gather(job: JobDirectory) -> StatusView:
     if (record is not None and record.sessionless) or _no_session(record, slots):
         message += "; the script makes no Session: there will be no checkpoints"
     last_save = _last_save(events)
-    rejected = [RejectedView(str(view.path), view.why) for view in passed_over]
+    rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     return StatusView(
-        job=record.job if record else job.root.name,
+        job=record.job if record else printable(job.root.name),
         state=state,
         message=message,
         exit_code=_exit_code(state, record, rejected, newest, last_save),
@@ -233,7 +234,7 @@ def _process(pid: int) -> tuple[int | None, float | None]:
             times = process.cpu_times()
             age = max(0.001, time.time() - process.create_time())
             return process.memory_info().rss, 100.0 * (times.user + times.system) / age
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):
         return None, None
 
 
@@ -253,7 +254,7 @@ def _newest(view: CheckpointView | None) -> NewestView | None:
         return None
     return NewestView(
         view.step,
-        str(view.path),
+        encodable(str(view.path)),
         view.tier,
         view.manifest.total_bytes,
         view.age_seconds,
@@ -273,10 +274,14 @@ def _last_save(events: list[JournalEvent]) -> LastSaveView | None:
         if event.event in ("saved", "save_failed"):
             data: dict[str, Any] = event.data
             return LastSaveView(
-                str(data.get("reason", "")),
+                _text(data.get("reason")),
                 number(data.get("predicted_seconds"), None),
                 number(data.get("seconds"), 0.0),
                 number(data.get("stall_seconds"), 0.0),
-                str(data.get("error", "")),
+                _text(data.get("error")),
             )
     return None
+
+
+def _text(value: Any) -> str:
+    return printable(value) if isinstance(value, str) else ""

@@ -11,6 +11,7 @@ from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.listing import as_row
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.core.progress import Watch, human_bytes
+from elastic_ckpt.core.text import encodable, shown_json
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
@@ -40,7 +41,7 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     with progress_bar() as watch:
         views = [_look_at(job, path, full, watch) for path in paths]
     if as_json:
-        click.echo(msgspec.json.encode([as_row(found) for found in views]).decode())
+        click.echo(shown_json(msgspec.json.encode([as_row(found) for found in views])))
     else:
         _print(views, full)
     if quarantine:
@@ -76,4 +77,4 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
     if not found.valid and not found.foreign:
         target = set_aside(job, found.path, found.why)
-        click.echo(f"{found.path.name}: set aside as {target}", err=True)
+        click.echo(f"{found.path.name}: set aside as {encodable(str(target))}", err=True)

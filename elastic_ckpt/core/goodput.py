@@ -42,7 +42,10 @@ class Goodput:
 
 def number(value: Any, otherwise: _Other) -> float | _Other:
     """A number of a journal that another version may have written."""
-    return float(value) if isinstance(value, int | float) else otherwise
+    try:
+        return float(value) if isinstance(value, int | float) else otherwise
+    except OverflowError:
+        return otherwise
 
 
 def account(events: Iterable[_Event], now: float | None = None) -> Goodput:

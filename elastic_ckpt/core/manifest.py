@@ -9,10 +9,17 @@ from typing import Final, Literal, TypeVar
 import msgspec
 import xxhash
 
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_FILES: Final = 200_000
+"""Files of one checkpoint; as many as fit into a manifest with paths of 250 characters."""
+
+MAX_TEXT_CHARACTERS: Final = 1024
+"""Of a name or a version in the header."""
+
 MAX_PATH_CHARACTERS: Final = 1024
 MAX_NAME_BYTES: Final = 255
 MAX_NUMBER: Final = 10**18 - 1
@@ -138,11 +145,15 @@ def check_path(path: str) -> None:
         CheckpointRejected: absolute, with ``..`` or ``.``, not normalised, too long, or with
             a character that has no business in a file name.
     """
-    parts = path.split("/")
+    # What cannot be printed can steer a terminal or, a lone surrogate, cannot be encoded.
     if (
         not 0 < len(path) <= MAX_PATH_CHARACTERS
-        or any(part in ("", ".", "..") or len(part.encode()) > MAX_NAME_BYTES for part in parts)
-        or any(ord(char) < 32 or char == "\\" or ord(char) == 127 for char in path)
+        or not path.isprintable()
+        or "\\" in path
+        or any(
+            part in ("", ".", "..") or len(part.encode()) > MAX_NAME_BYTES
+            for part in path.split("/")
+        )
     ):
         raise CheckpointRejected(f"the manifest holds the unsafe path {path[:80]!r}")
 
@@ -224,6 +235,15 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected("the manifest holds a position beyond any job's")
     if min(header.world_size, header.data_parallel_size) < 1:
         raise CheckpointRejected("the manifest is of a job of no ranks")
+    if header.order_seed is not None and not -(2**63) <= header.order_seed < 2**64:
+        raise CheckpointRejected("the manifest holds an order seed of more than 64 bits")
+    engine = header.engine
+    texts = (
+        header.job, header.attempt, header.created, header.dataset_fingerprint, header.torch,
+        engine.name, engine.version, engine.plugin, engine.precision, *header.metrics,
+    )  # fmt: skip
+    if max(map(len, texts)) > MAX_TEXT_CHARACTERS:
+        raise CheckpointRejected(f"the manifest holds a name of over {MAX_TEXT_CHARACTERS}")
 
 
 def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
@@ -234,7 +254,7 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
         version = msgspec.json.decode(data, type=_Format).format
         if version > FORMAT:
             raise UnsupportedFormat(
-                f"format {version} is newer than this version reads ({FORMAT}): "
+                f"format {min(version, 10**6)} is newer than this version reads ({FORMAT}): "
                 "upgrade elastic-ckpt"
             )
         if version < 1:
@@ -242,7 +262,8 @@ def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
         found = msgspec.json.decode(data, type=kind)
         return msgspec.structs.replace(found, manifest_xxh3_128=_BLANK)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CheckpointRejected(f"the manifest is not readable: {error}") from None
+        why = printable(str(error), 200)
+        raise CheckpointRejected(f"the manifest is not readable: {why}") from None
 
 
 def _check_own_digest(data: bytes) -> None:
@@ -255,11 +276,15 @@ def _check_own_digest(data: bytes) -> None:
 
 
 def _check_files(files: list[FileEntry]) -> None:
+    if len(files) > MAX_FILES:
+        raise CheckpointRejected(f"the manifest lists more than {MAX_FILES} files")
     seen: set[str] = set()
     for entry in files:
         check_path(entry.path)
         if entry.path in seen:
             raise CheckpointRejected(f"the manifest lists {entry.path!r} twice")
+        if not 0 <= entry.rank <= MAX_NUMBER:
+            raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is of no rank")
         if not 0 <= entry.bytes <= MAX_NUMBER or not _DIGEST.fullmatch(entry.xxh3_128):
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
         seen.add(entry.path)

@@ -14,15 +14,26 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_ckpt.core.manifest import FileEntry, SealHeader, encode, make_manifest
+from elastic_ckpt.core.manifest import (
+    FileEntry,
+    SealHeader,
+    decode_manifest,
+    encode,
+    make_manifest,
+)
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
-from elastic_ckpt.store.files import create_directory, sync_directory, sync_tree, write_atomic
+from elastic_ckpt.store.files import (
+    create_directory,
+    remove_tree,
+    sync_directory,
+    sync_tree,
+    write_atomic,
+)
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.part import PartWriter
 from elastic_ckpt.store.quarantine import set_aside
@@ -42,9 +53,11 @@ class Attempt:
         """Make a fresh directory. Leader only.
 
         Raises:
+            DirectoryUnusable: a link stands where attempts belong.
             OSError: the disk said no.
         """
         attempt = cls(job, secrets.token_hex(8), step)
+        job.require(job.attempts)
         try:
             create_directory(attempt.path)
             create_directory(attempt.path / "parts")
@@ -74,10 +87,13 @@ class Attempt:
             and the attempt dropped; an invalid one is set aside.
 
         Raises:
+            CheckpointRejected: no checkpoint can hold that: too many files, one listed twice.
             OSError: the disk said no; the attempt is not a checkpoint, or not yet a durable one.
         """
+        data = encode(make_manifest(header, files))
+        decode_manifest(data)  # what nobody could read must not be sealed
         sync_tree(self.path)
-        write_atomic(self.path / MANIFEST_NAME, encode(make_manifest(header, files)))
+        write_atomic(self.path / MANIFEST_NAME, data)
         return self._publish(self.job.checkpoint(header.epoch, header.step))
 
     def _publish(self, target: Path) -> Path:
@@ -129,4 +145,5 @@ class Attempt:
 
     def drop(self) -> None:
         """Remove the attempt, whatever is in it; what cannot be removed waits for a recovery."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.job.owns(self.job.attempts):
+            remove_tree(self.path)

@@ -6,14 +6,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from elastic_ckpt.core.manifest import Manifest
 from elastic_ckpt.core.progress import Advance
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import rejected
-from elastic_ckpt.store.reading import ReadLock
+from elastic_ckpt.store.reading import BeingRemoved, ReadLock
 from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest, verify_full, verify_quick
+
+_FOREIGN: Final = (NotSealed, UnsupportedFormat, BeingRemoved)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def view(path: Path, full: Advance | None = None) -> CheckpointView:
         manifest = verify_quick(path) if full is None else _read_in_full(path, full)
         epoch, step = manifest.epoch, manifest.step
     except CheckpointError as error:
-        why, foreign = str(error), isinstance(error, NotSealed | UnsupportedFormat)
+        why, foreign = printable(str(error)), isinstance(error, _FOREIGN)
     except OSError as error:
         why, foreign = f"cannot be read: {error.strerror or error}", True
     age = _age(path)
@@ -143,7 +147,7 @@ def candidates(job: JobDirectory) -> list[tuple[Path, CheckpointError | None]]:
 def _age(path: Path) -> float | None:
     for name in (path / MANIFEST_NAME, path):
         try:
-            return max(0.0, time.time() - name.stat().st_mtime)
+            return max(0.0, time.time() - name.lstat().st_mtime)
         except OSError:
             continue
     return None

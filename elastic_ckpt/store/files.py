@@ -6,11 +6,17 @@ is made in lets the group in: so one ``chmod`` of the job's directories decides 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+MAX_DEPTH: Final = 64
+"""Directories within directories; a checkpoint has two or three."""
 
 _GROUP: Final = stat.S_IRGRP | stat.S_IXGRP
 
@@ -30,10 +36,10 @@ def open_regular(path: Path) -> int:
     Raises:
         OSError: it is anything else (a link, a directory, a FIFO), or cannot be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise OSError(errno.ENXIO, "no regular file", str(path))
     return fd
 
 
@@ -44,8 +50,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
         OSError: it is no regular file, cannot be read, or is larger than ``limit`` bytes.
     """
     with os.fdopen(open_regular(path), "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > limit else file.read(size + 1)  # it may grow
+    if max(size, len(data)) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
     return data
 
@@ -119,24 +126,38 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a kill left in a directory that has no writer now."""
+    """Remove what a kill left in a directory that has no writer now.
+
+    What is no file was not left by us, and must not keep a job from starting.
+    """
+    if directory.is_symlink():
+        return
     for path in directory.glob(".tmp-*"):
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_tree(directory: Path | str) -> None:
+    """Delete a directory and all that is in it; what cannot be deleted now is left.
+
+    Links are removed and not followed.
+    """
+    # Before Python 3.13 it calls itself for every level.
+    with contextlib.suppress(OSError, RecursionError):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def files_below(root: Path) -> list[str]:
     """Relative paths, with ``/``, of everything that is no directory; links are not followed.
 
     Raises:
-        OSError: a directory could not be read; what is in it must not pass for nothing.
+        OSError: a directory could not be read, and what is in it must not pass for nothing; or
+            directories are nested too deeply (ELOOP).
     """
     found: list[str] = []
-    for directory, below, names in os.walk(root, onerror=_raise):
+    for directory, names in _walk(root):
         base = os.path.relpath(directory, root)
-        # os.walk lists a link to a directory among the directories and does not enter it
-        links = [name for name in below if os.path.islink(os.path.join(directory, name))]
-        found.extend(name if base == "." else f"{base}/{name}" for name in names + links)
+        found.extend(name if base == "." else f"{base}/{name}" for name in names)
     return sorted(found)
 
 
@@ -146,12 +167,31 @@ def sync_tree(root: Path) -> None:
     Directories that other code made in it get the mode of our own, whatever the umask was.
     """
     wanted = 0o750 if group_may_read(root) else 0o700
-    for name, _, _ in os.walk(root, onerror=_raise):
-        directory = Path(name)
+    for directory, _ in _walk(root):
         mode = stat.S_IMODE(os.stat(directory).st_mode)
         if directory != root and mode & 0o777 != wanted:
             set_mode(directory, mode & stat.S_ISGID | wanted)
         sync_directory(directory)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A directory and all below it, with the names of what is no directory.
+
+    Unlike os.walk it takes a link for no directory, and does not call itself for each level.
+    """
+    waiting = [(root, 0)]
+    while waiting:
+        directory, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise OSError(errno.ELOOP, f"nested deeper than {MAX_DEPTH} directories", str(root))
+        names: list[str] = []
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((Path(entry.path), depth + 1))
+                else:
+                    names.append(entry.name)
+        yield directory, names
 
 
 def _raise(error: OSError) -> None:

@@ -91,24 +91,28 @@ def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> t
     """
     fd = open_regular(path)
     try:
-        if alone and os.fstat(fd).st_size >= LARGE_BYTES:
-            return _hash_beside(fd, advance)
-        return _hash_here(fd, advance)
+        size = os.fstat(fd).st_size
+        if alone and size >= LARGE_BYTES:
+            return _hash_beside(fd, size, advance)
+        return _hash_here(fd, size, advance)
     finally:
         os.close(fd)
 
 
-def _hash_here(fd: int, advance: Advance) -> tuple[int, str]:
+# A file that grows is not read to its end: who writes to it could keep us for ever.
+
+
+def _hash_here(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     digest, size = xxhash.xxh3_128(), 0
     buffer = _buffer()
-    while count := os.readv(fd, [buffer]):
+    while size <= expected and (count := os.readv(fd, [buffer])):
         digest.update(buffer[:count])
         size += count
         advance(count)
     return size, digest.hexdigest()
 
 
-def _hash_beside(fd: int, advance: Advance) -> tuple[int, str]:
+def _hash_beside(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     """Hash in a thread what was read while the next buffer is filled."""
     digest, size = xxhash.xxh3_128(), 0
     empty: SimpleQueue[memoryview] = SimpleQueue()
@@ -124,7 +128,7 @@ def _hash_beside(fd: int, advance: Advance) -> tuple[int, str]:
     helper = Thread(target=hash_what_comes, name="hash", daemon=True)
     helper.start()
     try:
-        while True:
+        while size <= expected:
             buffer = empty.get()
             count = os.readv(fd, [buffer])
             if not count:

@@ -8,9 +8,13 @@ skipped on reading.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import stat
 import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +24,11 @@ from elastic_ckpt.store.files import create_file, open_regular
 from elastic_ckpt.store.layout import JobDirectory
 
 MAX_LINE_BYTES: Final = 64 * 1024
-_MAX_READ_BYTES: Final = 256 * 1024 * 1024
-"""Of a longer journal, and of one that somebody else put there, the end is read."""
+MAX_READ_BYTES: Final = 64 * 1024 * 1024
+MAX_EVENTS: Final = 250_000
+"""Of longer journals, and of those that somebody else put there, the end is read."""
+
+_MAX_FILES: Final = 4096
 
 
 class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +54,7 @@ class Journal:
     """A node's journal. Writing never raises: a full disk must not stop the training."""
 
     def __init__(self, job: JobDirectory, node: str) -> None:
+        self._job = job
         self._path = job.journal(node)
         self._node = node
 
@@ -62,19 +70,22 @@ class Journal:
         )
         # The newline in front keeps a line that a full disk tore from taking this one with it.
         line = b"\n" + _encode(record) + b"\n"
-        try:
-            fd = self._open()
-            try:
-                os.write(fd, line)
-            finally:
-                os.close(fd)
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            if self._job.owns(self._path.parent):
+                self._append(line)
 
-    def _open(self) -> int:
+    def _append(self, line: bytes) -> None:
         with contextlib.suppress(FileExistsError):
             os.close(create_file(self._path))
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        fd = os.open(self._path, flags)
+        try:
+            status = os.fstat(fd)
+            # A file with another name is somebody's who did not ask for our lines.
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                os.write(fd, line)
+        finally:
+            os.close(fd)
 
 
 def _encode(record: JournalEvent) -> bytes:
@@ -90,22 +101,30 @@ def _encode(record: JournalEvent) -> bytes:
 
 def read_journal(job: JobDirectory) -> list[JournalEvent]:
     """All nodes' events, by wall time; unreadable lines are skipped."""
-    events: list[JournalEvent] = []
-    for path in sorted((job.control / "journal").glob("*.jsonl")):
-        events.extend(_read(path))
+    events: deque[JournalEvent] = deque(maxlen=MAX_EVENTS)
+    budget = MAX_READ_BYTES
+    found = islice(job.found(job.control / "journal", "*.jsonl"), _MAX_FILES)
+    for path in sorted(found):
+        data = _tail(path, budget)
+        budget -= len(data)
+        events.extend(_decode(data))
     return sorted(events, key=lambda event: event.wall)
 
 
-def _read(path: Path) -> Iterator[JournalEvent]:
-    decoder = msgspec.json.Decoder(JournalEvent)
+def _tail(path: Path, limit: int) -> bytes:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_READ_BYTES))
-            lines = file.read(_MAX_READ_BYTES).split(b"\n")
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - limit))
+            return file.read(min(size, limit))
     except OSError:
-        return
-    for line in lines:
-        if not line:
+        return b""
+
+
+def _decode(data: bytes) -> Iterator[JournalEvent]:
+    decoder = msgspec.json.Decoder(JournalEvent)
+    for line in io.BytesIO(data):  # one at a time: a list of very many is many times the size
+        if len(line) > MAX_LINE_BYTES + 1 or not line.strip():
             continue
         try:
             yield decoder.decode(line)

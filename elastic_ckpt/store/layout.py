@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.store.files import group_may_read, let_group_in, sync_directory
 
-_NAME = re.compile(r"epoch-(\d{1,18})_step-(\d{1,18})")
+_NAME = re.compile(r"epoch-([0-9]{1,18})_step-([0-9]{1,18})")
 
 
 def checkpoint_key(name: str) -> tuple[int, int] | None:
@@ -76,13 +78,18 @@ class JobDirectory:
         """Requests from ``elastic-ckpt save``, one file each."""
         return self.control / "requests"
 
+    @property
+    def nodes(self) -> Path:
+        """What each node's supervisor last said of itself."""
+        return self.control / "nodes"
+
     def node_lock(self, node: str) -> Path:
         """Held by the supervisor of a node."""
         return self.control / "locks" / node
 
     def node_record(self, node: str) -> Path:
         """What a node's supervisor last said of itself."""
-        return self.control / "nodes" / f"{node}.json"
+        return self.nodes / f"{node}.json"
 
     def journal(self, node: str) -> Path:
         """A node's events."""
@@ -91,6 +98,40 @@ class JobDirectory:
     def checkpoint(self, epoch: int, step: int) -> Path:
         """A checkpoint's place."""
         return self.root / f"epoch-{epoch}_step-{step}"
+
+    def owns(self, directory: Path) -> bool:
+        """Whether a directory of ours is there, and no link leads to it.
+
+        What is read, written or deleted below a link would be that of another place.
+        """
+        try:
+            while directory != self.root:
+                if not stat.S_ISDIR(os.lstat(directory).st_mode):
+                    return False
+                directory = directory.parent
+        except OSError:
+            return False
+        return True
+
+    def require(self, directory: Path) -> None:
+        """Make a directory of ours if it is missing.
+
+        Raises:
+            DirectoryUnusable: a link or something else is in its place.
+            OSError: the disk says no.
+        """
+        for place in (directory.parent, directory):
+            if place != self.root and not os.path.lexists(place):
+                _make(place)
+                if group_may_read(self.control) and not group_may_read(place):
+                    let_group_in(place)
+            if not self.owns(place):
+                raise _is_link(place)
+
+    def found(self, directory: Path, pattern: str) -> Iterator[Path]:
+        """What matches in a directory of ours; nothing if it is missing or a link."""
+        if self.owns(directory):
+            yield from directory.glob(pattern)
 
     def prepare(self, *, group_access: bool = False) -> None:
         """Create what is missing, for this user alone.
@@ -108,25 +149,18 @@ class JobDirectory:
         ]  # fmt: skip
         self.check_name()
         for place in [self.root, *own]:
+            if place != self.root and place.is_symlink():
+                raise _is_link(place)  # before anything is changed behind it
             try:
                 _make(place)
                 if group_access and not group_may_read(place):
                     let_group_in(place)
             except OSError as error:
                 raise _unusable(place, error) from None
-            if place != self.root and place.is_symlink():
-                # What is deleted below it would be deleted elsewhere.
-                raise DirectoryUnusable(f"{place} is a link: remove it, or choose another --dir")
             if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
                 raise DirectoryUnusable(
                     f"no permission to write in {place}: run as its owner or choose another --dir"
                 )
-
-    def ensure(self, place: Path) -> None:
-        """Make one of our directories, if it is missing, as open as the others are."""
-        _make(place)
-        if group_may_read(self.control) and not group_may_read(place):
-            let_group_in(place)
 
     def check_name(self) -> None:
         """Raise DirectoryUnusable if no JSON can hold the path, as manifests and records must."""
@@ -160,6 +194,13 @@ def _make(place: Path) -> None:
         if not place.is_dir():
             raise  # else another process was faster
     sync_directory(place.parent)
+
+
+def _is_link(place: Path) -> DirectoryUnusable:
+    # What is deleted below it would be deleted elsewhere.
+    return DirectoryUnusable(
+        f"{place} is a link, or no directory: remove it, or choose another --dir"
+    )
 
 
 def _unusable(place: Path, error: OSError) -> DirectoryUnusable:

@@ -16,6 +16,7 @@ from typing import Final
 import filelock
 import msgspec
 
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import DirectoryUnusable, LockHeld
 from elastic_ckpt.store.files import read_bounded, write_atomic
 from elastic_ckpt.store.layout import JobDirectory
@@ -102,7 +103,10 @@ class RunLocks:
 def read_owner(path: Path) -> LockOwner | None:
     """Who holds, or last held, a lock."""
     try:
-        return msgspec.json.decode(read_bounded(_owner_file(path), 64 * 1024), type=LockOwner)
+        found = msgspec.json.decode(read_bounded(_owner_file(path), 64 * 1024), type=LockOwner)
+        host = printable(found.owner.host)
+        owner = msgspec.structs.replace(found.owner, host=host)
+        return LockOwner(printable(found.run_id), found.incarnation, owner)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elastic_ckpt.core.progress import Watch, unwatched
 from elastic_ckpt.core.retention import Candidate, Retention, Verdict, judge
-from elastic_ckpt.errors import CheckpointError
+from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.reading import removing
@@ -132,8 +132,8 @@ def _remove(job: JobDirectory, one: Pruned) -> Pruned:
                 return replace(one, keep=True, why=why)
             throw_away(job, one.path)
             unmark(job, one.path)
-    except OSError as error:
+    except (OSError, DirectoryUnusable) as error:
         if os.path.lexists(one.path):  # else somebody else removed it
-            why = f"cannot be removed: {error.strerror or error}"
+            why = f"cannot be removed: {getattr(error, 'strerror', None) or error}"
             return replace(one, keep=True, why=why, failed=True)
     return one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
 import secrets
 import time
@@ -10,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.core.text import encodable, printable
 from elastic_ckpt.store.files import (
     read_bounded,
     remove_temporaries,
@@ -18,6 +21,9 @@ from elastic_ckpt.store.files import (
 )
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verified import unmark
+
+MAX_SHOWN: Final = 1000
+"""So many reasons are read at most."""
 
 _MAX_BYTES: Final = 64 * 1024
 
@@ -31,11 +37,16 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
-    """Move a checkpoint into quarantine; a race that somebody else won is no error."""
+    """Move a checkpoint into quarantine; a race that somebody else won is no error.
+
+    Raises:
+        DirectoryUnusable: a link stands where the quarantine belongs.
+        OSError: the disk says no.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    job.require(job.quarantine)
     target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(2)}"
-    job.ensure(job.quarantine)
-    record = Rejected(str(target), reason, stamp)
+    record = Rejected(encodable(str(target)), encodable(reason), stamp)
     write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
     try:
         os.rename(checkpoint, target)
@@ -49,9 +60,9 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
 
 
 def rejected(job: JobDirectory) -> list[Rejected]:
-    """Everything in quarantine, oldest first."""
+    """What is in quarantine, oldest first; of very much, what was last set aside."""
     found: list[Rejected] = []
-    for path in sorted(job.quarantine.glob("*.json")):
+    for path in heapq.nlargest(MAX_SHOWN, job.found(job.quarantine, "*.json"), key=_changed):
         place = path.with_suffix("")
         if not os.path.lexists(place):
             continue  # killed before the move: it was not set aside after all
@@ -60,8 +71,15 @@ def rejected(job: JobDirectory) -> list[Rejected]:
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             record = Rejected("", "its reason is not readable", "")
         # The job directory may have been moved since.
-        found.append(msgspec.structs.replace(record, path=str(place)))
+        found.append(Rejected(str(place), printable(record.reason), record.at))
     return sorted(found, key=lambda entry: (entry.at, entry.path))
+
+
+def _changed(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def forget_unfinished(job: JobDirectory) -> None:
@@ -70,6 +88,7 @@ def forget_unfinished(job: JobDirectory) -> None:
     Only the holder of the job's lock: nobody is setting anything aside then.
     """
     remove_temporaries(job.quarantine)
-    for path in job.quarantine.glob("*.json"):
+    for path in job.found(job.quarantine, "*.json"):
         if not os.path.lexists(path.with_suffix("")):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a directory is none of ours
+                path.unlink()

@@ -25,6 +25,10 @@ _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """A file system that knows no locks: readers go on, and nothing is deleted there."""
 
 
+class BeingRemoved(CheckpointRejected):
+    """It is gone or locked by who removes it, or by somebody else: nothing is wrong with it."""
+
+
 class ReadLock:
     """Keeps a checkpoint from being deleted until it is released, or this process ends."""
 
@@ -32,13 +36,13 @@ class ReadLock:
         """Take the lock; waits for no more than a removal that is under way.
 
         Raises:
-            CheckpointRejected: the checkpoint is being removed, or is gone.
+            BeingRemoved: the checkpoint is being removed, or is gone.
             OSError: its manifest cannot be opened.
         """
         manifest = checkpoint / MANIFEST_NAME
-        gone = CheckpointRejected(f"{checkpoint.name} is being removed")
+        gone = BeingRemoved(f"{checkpoint.name} is being removed")
         try:
-            self._fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            self._fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
         except FileNotFoundError:
             raise gone from None
         try:

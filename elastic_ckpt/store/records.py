@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from elastic_ckpt.core.run_state import RunState
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.store.files import read_bounded, write_atomic
+from elastic_ckpt.store.layout import JobDirectory
 
 _MAX_BYTES: Final = 64 * 1024
+_MAX_RECORDS: Final = 4096
+_MAX_COUNT: Final = 10**12
+_BOARD = re.compile(r"/proc/([0-9]{1,10})/fd/[0-9]{1,10}")
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -92,19 +99,41 @@ class NodeRecord(msgspec.Struct, kw_only=True):
 def read_record(path: Path) -> NodeRecord | None:
     """A node's record; None if there is none or it cannot be understood."""
     try:
-        return msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=NodeRecord)
+        return _checked(msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=NodeRecord))
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
+def _checked(record: NodeRecord) -> NodeRecord:
+    """Counts that a job can go on from, text for a terminal, and the owner's own board or none."""
+    counts = (record.incarnation, record.failures, record.preemptions, record.failures_left)
+    if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
+        raise ValueError("no job has counted that far")
+    for name in ("job", "run_id", "node", "message"):
+        setattr(record, name, printable(getattr(record, name)))
+    record.owner = msgspec.structs.replace(record.owner, host=printable(record.owner.host))
+    if record.notice is not None:
+        source, reason = printable(record.notice.source), printable(record.notice.reason)
+        record.notice = msgspec.structs.replace(record.notice, source=source, reason=reason)
+    board = _BOARD.fullmatch(record.board)
+    if board is None or int(board[1]) != record.owner.pid:
+        record.board = ""  # another path is nothing that we should open
+    return record
+
+
 def read_records(directory: Path) -> list[NodeRecord]:
     """All nodes' records, the latest run first."""
-    found = [read_record(path) for path in directory.glob("*.json")]
+    found = [read_record(path) for path in islice(directory.glob("*.json"), _MAX_RECORDS)]
     return sorted(
         (record for record in found if record is not None),
         key=lambda record: record.since,
         reverse=True,
     )
+
+
+def job_records(job: JobDirectory) -> list[NodeRecord]:
+    """All nodes' records of a job, the latest run first."""
+    return read_records(job.nodes) if job.owns(job.nodes) else []
 
 
 def _state(pid: int) -> tuple[str, float]:

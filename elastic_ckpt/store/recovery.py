@@ -11,11 +11,14 @@ from typing import Final
 import xxhash
 
 from elastic_ckpt.core.manifest import (
+    MAX_FILES,
     MAX_MANIFEST_BYTES,
     FileEntry,
     Manifest,
     PartManifest,
+    decode_manifest,
     decode_part,
+    encode,
     make_manifest,
 )
 from elastic_ckpt.core.progress import Watch, unwatched
@@ -61,6 +64,8 @@ def recover(
     forget_unfinished(job)
     empty_trash(job, hurry)
     done: list[tuple[Path, str]] = []
+    if not job.owns(job.attempts):
+        return done
     for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
         match = _NAME.fullmatch(entry.name)
         if match is None or not entry.is_dir(follow_symlinks=False):
@@ -88,7 +93,7 @@ def _complete(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> Mani
     """The manifest of an attempt whose parts are all there and verified in full."""
     for directory in (attempt.path, attempt.path / "parts"):
         remove_temporaries(directory)
-    if (attempt.path / MANIFEST_NAME).exists():
+    if os.path.lexists(attempt.path / MANIFEST_NAME):
         manifest = read_manifest(attempt.path)
     else:
         manifest = _from_parts(attempt)
@@ -109,6 +114,8 @@ def _complete(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> Mani
 
 def _from_parts(attempt: Attempt) -> Manifest:
     files: list[FileEntry] = []
+    if (attempt.path / "parts").is_symlink():
+        raise CheckpointRejected("parts is a link")
     first = _read_part(attempt, 0, files)
     if first.header is None:
         raise CheckpointRejected("part 0 does not say what the checkpoint is")
@@ -118,7 +125,10 @@ def _from_parts(attempt: Attempt) -> Manifest:
         part = _read_part(attempt, rank, files)
         if part.world_size != first.world_size:
             raise CheckpointRejected(f"part {rank} is of another world size")
-    return make_manifest(first.header, files)
+        if len(files) > MAX_FILES:
+            raise CheckpointRejected(f"its parts list more than {MAX_FILES} files")
+    # Each part may be in order and all of them together not be: a file listed by two.
+    return decode_manifest(encode(make_manifest(first.header, files)))
 
 
 def _read_part(attempt: Attempt, rank: int, files: list[FileEntry]) -> PartManifest:
@@ -130,5 +140,7 @@ def _read_part(attempt: Attempt, rank: int, files: list[FileEntry]) -> PartManif
     part = decode_part(data)
     if part.rank != rank or part.attempt != attempt.identity:
         raise CheckpointRejected(f"{name} belongs to another rank or attempt")
+    if any(entry.rank != rank for entry in part.files):
+        raise CheckpointRejected(f"{name} lists a file of another rank")
     files.extend([*part.files, FileEntry(name, len(data), xxhash.xxh3_128_hexdigest(data), rank)])
     return part

@@ -13,6 +13,7 @@ from elastic_ckpt.store.layout import JobDirectory
 
 def ask_for_save(job: JobDirectory) -> Path:
     """Leave a request; the running supervisor takes it up within its tick."""
+    job.require(job.requests)
     path = job.requests / f"save-{secrets.token_hex(4)}"
     os.close(create_file(path))  # the name says it all
     return path
@@ -20,8 +21,9 @@ def ask_for_save(job: JobDirectory) -> Path:
 
 def take_requests(job: JobDirectory) -> bool:
     """Whether there was a request; takes all of them."""
-    found = list(job.requests.glob("save-*"))
-    for path in found:
+    found = False
+    for path in job.found(job.requests, "save-*"):
         with contextlib.suppress(OSError):
-            path.unlink()
-    return bool(found)
+            path.unlink()  # what cannot be taken would be asked for again and again
+            found = True
+    return found

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.core.manifest import MAX_NUMBER
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.files import read_bounded
 
@@ -33,7 +34,7 @@ def decode_running_states(data: bytes) -> RunningStates:
     try:
         found = msgspec.json.decode(data, type=RunningStates)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CheckpointRejected(f"{NAME} is not readable: {error}") from None
+        raise CheckpointRejected(f"{NAME} is not readable: {printable(str(error), 200)}") from None
     values = (found.epoch, found.step, found.sample_start_index)
     if min(values) < 0 or max(values) > MAX_NUMBER:
         raise CheckpointRejected(f"{NAME} holds a position that no job has")

@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.store.files import sync_directory
+from elastic_ckpt.store.files import remove_tree, sync_directory
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 
 _NAME = re.compile(r"(.+)-[0-9a-f]{8}")
@@ -24,11 +22,10 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
     """Take a checkpoint out of the catalog, durably; its bytes are still there.
 
     Raises:
+        DirectoryUnusable: a link stands where the trash belongs.
         OSError: it is gone, or the disk says no.
     """
-    job.ensure(job.trash)
-    if not _is_directory(job.trash):
-        raise NotADirectoryError(errno.ENOTDIR, "is no directory", str(job.trash))
+    job.require(job.trash)
     target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
     os.rename(checkpoint, target)
     sync_directory(checkpoint.parent)
@@ -41,7 +38,7 @@ def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) ->
     Args:
         hurry: asked before each one; True leaves the rest.
     """
-    if not _is_directory(job.trash):
+    if not job.owns(job.trash):
         return
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(job.trash)):
@@ -49,9 +46,4 @@ def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) ->
             if match is None or checkpoint_key(match[1]) is None or hurry():
                 continue
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _is_directory(trash: Path) -> bool:
-    """A link is none: what is deleted below it would be deleted elsewhere."""
-    return trash.is_dir() and not trash.is_symlink()
+                remove_tree(entry.path)

@@ -6,21 +6,26 @@ import contextlib
 from pathlib import Path
 
 from elastic_ckpt.core.manifest import Manifest
+from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.store.files import read_bounded, write_atomic
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 
 
 def mark_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> None:
     """Every byte of it was read and matched; where nothing may be written this is not kept."""
-    with contextlib.suppress(OSError):
-        if checkpoint.parent != job.root or not job.control.is_dir():
+    with contextlib.suppress(OSError, DirectoryUnusable):
+        if checkpoint_key(checkpoint.name) is None or checkpoint.parent != job.root:
             return
-        job.ensure(job.verified)
+        if not job.owns(job.control):
+            return
+        job.require(job.verified)
         write_atomic(job.verified / checkpoint.name, manifest.attempt.encode())
 
 
 def is_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> bool:
     """Whether this very checkpoint, not another of its name, was verified in full."""
+    if not job.owns(job.verified):
+        return False
     try:
         return read_bounded(job.verified / checkpoint.name, 64) == manifest.attempt.encode()
     except OSError:
@@ -29,5 +34,7 @@ def is_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> bool
 
 def unmark(job: JobDirectory, checkpoint: Path) -> None:
     """It is gone."""
+    if not job.owns(job.verified):
+        return
     with contextlib.suppress(OSError):
         (job.verified / checkpoint.name).unlink(missing_ok=True)

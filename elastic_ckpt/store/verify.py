@@ -22,8 +22,9 @@ from elastic_ckpt.core.manifest import (
     decode_manifest,
 )
 from elastic_ckpt.core.progress import Advance, ignore
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, NotSealed
-from elastic_ckpt.store.files import files_below, read_bounded
+from elastic_ckpt.store.files import files_below, open_regular, read_bounded
 from elastic_ckpt.store.hashing import LARGE_BYTES, hash_file
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -36,6 +37,8 @@ _OPENING_BYTES: Final = 256 * 1024
 
 _LOADED: Final = ("modeling/", "optimizer/", "lr_scheduler", "ranks/")
 """What an engine reads. A file here that the manifest does not list might get unpickled."""
+
+_LOADED_NAMES: Final = frozenset({"running_states.json"})
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -80,20 +83,19 @@ def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
     Raises:
         CheckpointRejected: a file is missing, is not what was listed, or is not listed.
     """
-    root = os.path.realpath(checkpoint)
-    inside: set[Path] = set()
+    inside: set[Path] = {checkpoint}
     listed: set[str] = set()
     for entry in entries:
-        _check_size(checkpoint, entry, root, inside)
+        _check_size(checkpoint, entry, inside)
         listed.add(entry.path)
-    for path in files_below(checkpoint):
-        if path.startswith(_LOADED) and path not in listed and "/.nfs" not in path:
-            raise CheckpointRejected(f"{_printable(path)} is not in the manifest")
-
-
-def _printable(path: str) -> str:
-    """A name that somebody else gave, without what a terminal or JSON cannot show."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
+    try:
+        found = files_below(checkpoint)
+    except OSError as error:
+        raise CheckpointRejected(str(error.strerror)) from None
+    for path in found:
+        loaded = path.startswith(_LOADED) or path in _LOADED_NAMES
+        if loaded and path not in listed and "/.nfs" not in path:
+            raise CheckpointRejected(f"{printable(path)} is not in the manifest")
 
 
 def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advance = ignore) -> None:
@@ -146,11 +148,18 @@ class _OneAtATime:
 def _verify_file(checkpoint: Path, entry: FileEntry, advance: Advance, *, alone: bool) -> None:
     path = checkpoint / entry.path
     expected = (entry.bytes, entry.xxh3_128)
-    if hash_file(path, advance, alone=alone) == expected:
-        return
-    _forget_cache(path)
-    if hash_file(path) != expected:
-        raise CheckpointRejected(f"{entry.path} does not match its checksum")
+    try:
+        if hash_file(path, advance, alone=alone) == expected:
+            return
+        _forget_cache(path)
+        if hash_file(path) == expected:
+            return
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
+            raise
+        # It was a regular file when the sizes were compared.
+        raise CheckpointRejected(f"{entry.path} is no regular file") from None
+    raise CheckpointRejected(f"{entry.path} does not match its checksum")
 
 
 def verify_full(checkpoint: Path, advance: Advance = ignore) -> Manifest:
@@ -204,28 +213,34 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _check_size(checkpoint: Path, entry: FileEntry, root: str, inside: set[Path]) -> None:
+def _check_size(checkpoint: Path, entry: FileEntry, inside: set[Path]) -> None:
     path = checkpoint / entry.path
     try:
+        _check_parent(path.parent, entry, inside)
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointRejected(f"{entry.path} is missing") from None
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointRejected(f"{entry.path} is no regular file")
-    if path.parent not in inside:
-        parent = os.path.realpath(path.parent)
-        if parent != root and not parent.startswith(root + os.sep):
-            raise CheckpointRejected(f"{entry.path} leads out of the checkpoint through a link")
-        inside.add(path.parent)
     if status.st_size != entry.bytes:
         raise CheckpointRejected(
             f"{entry.path} has {status.st_size} bytes instead of {entry.bytes}"
         )
 
 
+def _check_parent(directory: Path, entry: FileEntry, inside: set[Path]) -> None:
+    """From the top down, so that nothing behind a link is even looked at."""
+    if directory in inside:
+        return
+    _check_parent(directory.parent, entry, inside)
+    if stat.S_ISLNK(os.lstat(directory).st_mode):
+        raise CheckpointRejected(f"{entry.path} leads out of the checkpoint through a link")
+    inside.add(directory)
+
+
 def _forget_cache(path: Path) -> None:
     """Ask the kernel to read the file from its disk again."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    fd = open_regular(path)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:

@@ -6,13 +6,16 @@ before a unanimous yes.
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from elastic_ckpt.core.manifest import Manifest
 from elastic_ckpt.core.progress import in_lines, unwatched
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import (
     CheckpointError,
     CheckpointRejected,
@@ -22,12 +25,21 @@ from elastic_ckpt.errors import (
 )
 from elastic_ckpt.store.catalog import candidates
 from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.reading import ReadLock
+from elastic_ckpt.store.reading import BeingRemoved, ReadLock
 from elastic_ckpt.store.verified import mark_verified
-from elastic_ckpt.store.verify import Unchanged, read_manifest, share_out, verify_files
+from elastic_ckpt.store.verify import (
+    MANIFEST_NAME,
+    Unchanged,
+    read_manifest,
+    share_out,
+    verify_files,
+    verify_quick,
+)
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state_codec import read_state
+
+LOCK_SECONDS: Final = 2.0
 
 MAX_QUARANTINED: Final = 2
 """After so many bad checkpoints in a row the job stops: something else is wrong."""
@@ -76,7 +88,13 @@ def read_rank_state(path: Path, manifest: Manifest, rank: int) -> dict[str, Any]
     name = f"{rank % manifest.world_size:05d}"
     if not any(entry.path == f"ranks/{name}.json" for entry in manifest.files):
         return None
-    state: dict[str, Any] = read_state(path / "ranks", name)
+    state = read_state(path / "ranks", name)
+    if not (
+        isinstance(state, dict)
+        and isinstance(state.get("rng"), dict)
+        and isinstance(state.get("extra"), dict)
+    ):
+        raise CheckpointRejected(f"ranks/{name} in {path.name} holds no rank's state")
     return state
 
 
@@ -106,15 +124,17 @@ class _Opened:
     def _vote(self) -> bytes:
         peers, path = self._runtime.peers, self._path
         try:
-            self._held.callback(ReadLock(path).release)
-            self._manifest = read_manifest(path)
+            read_manifest(path)  # says what is wrong with the seal, where the lock finds it gone
+            self._held.callback(_lock(path).release)
+            # On every rank: links and files that are not listed are seen here alone.
+            self._manifest = verify_quick(path)
             mine = share_out(self._manifest.files, peers.rank, peers.world_size)
             self._unchanged = Unchanged(path, mine)
             watch = in_lines(self._runtime.say) if peers.is_leader else unwatched
             total = sum(entry.bytes for entry in mine)
             verify_files(path, mine, watch(f"verifying {path.name}", total))
         except (CheckpointRejected, FileNotFoundError) as error:
-            return str(error).encode()
+            return printable(str(error)).encode()
         return b""
 
     def load(self, engine: Engine) -> Manifest:
@@ -129,7 +149,7 @@ class _Opened:
             try:
                 unchanged.check()
             except CheckpointRejected as error:
-                return str(error).encode()
+                return printable(str(error)).encode()
             return b""
 
         changed = [vote.decode() for vote in peers.collect("unchanged", look_again) if vote]
@@ -141,20 +161,43 @@ class _Opened:
         return manifest
 
 
+def _lock(path: Path) -> ReadLock:
+    """Wait a little: who removes it takes it away at once, or lets go of it.
+
+    Raises:
+        BeingRemoved: it is gone.
+        OSError: somebody keeps it locked, as everybody can who may read it. That says nothing
+            about the checkpoint, which must not be set aside for it.
+    """
+    limit = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return ReadLock(path)
+        except BeingRemoved:
+            if not os.path.lexists(path / MANIFEST_NAME):
+                raise
+            if time.monotonic() > limit:
+                why = "another process keeps it locked"
+                raise OSError(errno.EBUSY, why, str(path / MANIFEST_NAME)) from None
+        time.sleep(0.02)
+
+
 def _load(engine: Engine, path: Path, manifest: Manifest) -> None:
     if manifest.engine.name != engine.info.name:
         raise CheckpointError(
-            f"{path.name} was written by the {manifest.engine.name} engine, but the script uses "
-            f"{engine.info.name}: start a new --dir, or use the same kind of script"
+            f"{path.name} was written by the {printable(manifest.engine.name, 80)} engine, but "
+            f"the script uses {engine.info.name}: start a new --dir, or use the same kind of script"
         )
     try:
         engine.load(path)
     except ElasticCkptError:
         raise
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[:1]
+    except OSError:
+        raise  # the storage's
+    except Exception as error:  # torch and ColossalAI raise and assert all kinds of things
+        first = "".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise CheckpointError(
-            f"the script's model or optimizer does not fit {path.name}: {''.join(first)}"
+            f"the script's model or optimizer does not fit {path.name}: {printable(first)}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from elastic_ckpt.board import Board, Outcome, SlotWriter
 from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
@@ -76,7 +77,7 @@ class Runtime:
     def say(self, line: str) -> None:
         """One line for whoever looks at the job's output; an output that fails is no error."""
         with contextlib.suppress(OSError):
-            print(f"elastic-ckpt: {line}", file=sys.stderr, flush=True)
+            print(f"elastic-ckpt: {printable(line)}", file=sys.stderr, flush=True)
 
     def leave(self, *, saved: bool) -> None:
         """End this process at the agreed stop step. Collective where something was saved.

@@ -30,7 +30,9 @@ from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.manifest import Manifest, Reason
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import (
+    CheckpointRejected,
     DataMismatch,
     ElasticCkptError,
     StorageFailed,
@@ -458,7 +460,13 @@ class Session:
         back behind it, and one that was saved between two epochs goes back before it.
         """
         if self._pending_rng is not None and self._pending_iterating is iterating:
-            restore_rng(self._pending_rng)
+            try:
+                restore_rng(self._pending_rng)
+            except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+                first = printable("".join(str(error).splitlines()[:1]))
+                raise CheckpointRejected(
+                    f"the random state in {self.resumed_from} cannot be put back: {first}"
+                ) from None
             self._pending_rng = None
 
     def _watch_optimizer(self) -> None:

@@ -7,24 +7,27 @@ safetensors reader opens the file; the rest goes to ``<name>.json`` with tags fo
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, UsageError
-from elastic_ckpt.store.files import read_bounded
+from elastic_ckpt.store.files import open_regular, read_bounded
 from elastic_ckpt.store.part import PartWriter
 from elastic_ckpt.training.tensor_file import DTYPES, METADATA_KEY, write_tensors
 
 _TAG: Final = "$"
 _MAX_DEPTH: Final = 64
-_MAX_JSON_BYTES: Final = 1024 * 1024 * 1024
+MAX_JSON_BYTES: Final = 256 * 1024 * 1024
+"""Tensors are not in it; what Python makes of it takes some ten times as much."""
 
 
 def write_state(part: PartWriter, name: str, state: Any) -> None:
@@ -41,7 +44,7 @@ def write_state(part: PartWriter, name: str, state: Any) -> None:
     tree = _Encoder(tensors).encode(state, "", 0)
     with part.open(f"{name}.safetensors") as file:
         write_tensors(file, tensors)
-    part.write(f"{name}.json", json.dumps(tree).encode())
+    part.write(f"{name}.json", _encode_tree(tree, name))
 
 
 def read_state(directory: Path, name: str) -> Any:
@@ -51,12 +54,38 @@ def read_state(directory: Path, name: str) -> Any:
         CheckpointRejected: the files are not of this form.
     """
     try:
-        tree = json.loads(read_bounded(directory / f"{name}.json", _MAX_JSON_BYTES))
+        tree = json.loads(read_bounded(directory / f"{name}.json", MAX_JSON_BYTES))
+        return _decode(tree, _read_tensors(directory / f"{name}.safetensors"), 0)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EFBIG):
+            raise
+        why = str(error.strerror)
+    except Exception as error:  # what a library raises for data that nobody should give to it
+        why = printable(f"{type(error).__name__}: {error}", 200)
+    raise CheckpointRejected(f"{name} in {directory.name} is not readable: {why}")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    fd = open_regular(path)  # the library would follow a link, and wait for a FIFO
+    try:
         # Copies: what the library returns is mapped from the file, which may be pruned meanwhile.
-        loaded = load_file(directory / f"{name}.safetensors")
-        return _decode(tree, {key: tensor.clone() for key, tensor in loaded.items()}, 0)
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise CheckpointRejected(f"{name} in {directory.name} is not readable: {error}") from None
+        loaded = load_file(f"/proc/self/fd/{fd}")
+        return {key: tensor.clone() for key, tensor in loaded.items()}
+    finally:
+        os.close(fd)
+
+
+def _encode_tree(tree: Any, name: str) -> bytes:
+    try:
+        data = json.dumps(tree).encode()
+    except ValueError as error:  # an integer of more digits than Python reads back
+        raise UsageError(f"the state in {name} cannot be kept: {error}") from None
+    if len(data) > MAX_JSON_BYTES:
+        raise UsageError(
+            f"the state in {name} has {len(data)} bytes apart from its tensors, and "
+            f"{MAX_JSON_BYTES} are read: keep large lists as tensors or arrays"
+        )
+    return data
 
 
 _SEQUENCES: Final[dict[str, type]] = {
@@ -173,7 +202,9 @@ def _decode(tree: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
     if kind == "ndarray":
         return tensors[tree["tensor"]["name"]].numpy()
     if kind == "bytes":
-        return base64.b64decode(tree["base64"])
+        return base64.b64decode(tree["base64"], validate=True)
+    if not isinstance(tree["items"], list):
+        raise ValueError("items are no list")
     if kind in ("dict", "counter"):
         pairs = {
             _decode(key, tensors, depth): _decode(item, tensors, depth + 1)

@@ -18,6 +18,7 @@ import msgspec
 from elastic_ckpt.board import Board, Outcome
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.training import runtime
@@ -97,7 +98,7 @@ def _outcome(script: str) -> tuple[int, str]:
     except SystemExit as leaving:
         return _exit_code(leaving)
     except ElasticCkptError as error:
-        print(f"elastic-ckpt: error: {error}", file=sys.stderr)
+        print(f"elastic-ckpt: error: {printable(str(error), 4000)}", file=sys.stderr)
         return int(error.exit_code), describe(error)
     except BaseException as error:
         rank = os.environ.get("RANK", "?")

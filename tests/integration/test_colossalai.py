@@ -103,8 +103,6 @@ def load_hostile(rank, directory, part):
     import torch.distributed as dist
 
     from elastic_ckpt import load_checkpoint
-    from elastic_ckpt.core.manifest import FileEntry, decode_manifest, encode, make_manifest
-    from elastic_ckpt.store.hashing import hash_file
 
     save_ours(directory)
     place = os.path.join(directory, "epoch-0_step-3")
@@ -117,9 +115,7 @@ def load_hostile(rank, directory, part):
         root = Path(place)
         target = next(p for p in sorted(root.glob(part)) if p.suffix in (".bin", ""))
         torch.save(Hostile(mark), target)
-        old = decode_manifest((root / "manifest.json").read_bytes())
-        files = [FileEntry(e.path, *hash_file(root / e.path), e.rank) for e in old.files]
-        (root / "manifest.json").write_bytes(encode(make_manifest(old, files)))
+        seal_again(root)
     dist.barrier()
     verify_full(__import__("pathlib").Path(place))
     try:
@@ -129,6 +125,184 @@ def load_hostile(rank, directory, part):
     else:
         outcome = "loaded"
     return outcome, os.path.exists(mark)
+
+
+BOMBS = ("modeling/*.bin", "optimizer/*.bin", "optimizer/*group*", "lr_scheduler")
+
+
+def pickled(path, mark):
+    import torch
+
+    torch.save(Hostile(mark), path)
+
+
+def old_tar(path, mark):
+    """What torch wrote before 0.1.10: unpacked to the disk before anything is checked."""
+    import io
+    import tarfile
+
+    with tarfile.open(path, "w:") as tar:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            data = pickle.dumps(Hostile(mark))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def old_pickle(path, mark):
+    import torch
+
+    torch.save(Hostile(mark), path, _use_new_zipfile_serialization=False)
+
+
+def script(path, mark):
+    """TorchScript, which torch 2.5 hands to torch.jit.load whatever weights_only says."""
+    import torch
+
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
+
+
+def seal_again(root):
+    """As somebody does who may write the directory: sizes, digests, fingerprint, all right."""
+    from elastic_ckpt.core.manifest import FileEntry, decode_manifest, encode, make_manifest
+    from elastic_ckpt.store.hashing import hash_file
+
+    old = decode_manifest((root / "manifest.json").read_bytes())
+    files = [FileEntry(e.path, *hash_file(root / e.path), e.rank) for e in old.files]
+    (root / "manifest.json").write_bytes(encode(make_manifest(old, files)))
+
+
+def reset(root, clean):
+    import shutil
+
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(clean, root)
+
+
+def what_came_of(call, mark):
+    """Empty if the call was refused with one typed line, and nothing was executed."""
+    from elastic_ckpt.errors import ElasticCkptError
+
+    try:
+        call()
+    except ElasticCkptError as error:
+        outcome = "two lines" if len(str(error).splitlines()) > 1 else ""
+    except Exception as error:
+        outcome = f"{type(error).__name__}, not typed: {error}"
+    else:
+        outcome = "loaded"
+    return "executed" if mark.exists() else outcome
+
+
+def try_bombs(directory, root, clean, mark):
+    """Every kind of bomb in every place, unsealed, with a wrong hash, and sealed again."""
+    from elastic_ckpt import load_checkpoint
+
+    outcomes = {}
+    for pattern in BOMBS:
+        for bomb in (pickled, old_tar, old_pickle, script):
+            for seal in ("none", "wrong", "right"):
+                for place in (root, directory) if bomb is pickled else (root,):
+                    reset(root, clean)
+                    files = [p for p in sorted(root.glob(pattern)) if p.suffix in (".bin", "")]
+                    bomb(files[0], mark)
+                    if seal == "none":
+                        (root / "manifest.json").unlink()
+                    elif seal == "right":
+                        seal_again(root)
+                    outcomes[f"{files[0].name} {bomb.__name__} {seal} {place}"] = what_came_of(
+                        lambda place=place: load_checkpoint(place, *boosted()), mark
+                    )
+    return outcomes
+
+
+def resume_bomb(directory, root, clean, mark):
+    """A Session over a checkpoint that an attacker sealed."""
+    from elastic_ckpt import Session
+
+    def resume():
+        booster, model, optimizer, scheduler = boosted()
+        things = {"model": model, "optimizer": optimizer, "lr_scheduler": scheduler}
+        with Session(directory, booster=booster, **things):
+            pass
+
+    reset(root, clean)
+    pickled(next(root.glob("optimizer/*-0*.bin")), mark)
+    seal_again(root)
+    return what_came_of(resume, mark)
+
+
+def index_outside(root, clean):
+    """An index that names a file of another place; the file itself is a valid one."""
+    import shutil
+
+    from elastic_ckpt import load_checkpoint
+
+    outcomes = []
+    for part in ("modeling", "optimizer"):
+        reset(root, clean)
+        load_checkpoint(root, *boosted())
+        index = next((root / part).glob("*.index.json"))
+        content = json.loads(index.read_text())
+        [name] = set(content["weight_map"].values())
+        shutil.copy(root / part / name, root.parents[1] / name)
+        content["weight_map"] = dict.fromkeys(content["weight_map"], f"../../../{name}")
+        index.write_text(json.dumps(content))
+        seal_again(root)
+        try:
+            load_checkpoint(root, *boosted())
+        except Exception as error:
+            outcomes.append(f"{type(error).__name__}: {error}")
+    return outcomes
+
+
+def forced_back(root, clean):
+    """What ColossalAI's own calls of torch.load ask for, and what they get."""
+    import torch
+
+    from elastic_ckpt import load_checkpoint
+
+    reset(root, clean)
+    plain, seen = torch.load, []
+
+    def record(f, *args, **options):
+        seen.append(options.get("weights_only"))
+        return plain(f, *args, **options)
+
+    torch.load = record
+    try:
+        load_checkpoint(root, *boosted())
+        return seen, torch.load is record
+    finally:
+        torch.load = plain
+
+
+def hostile_loads(rank, directory):
+    import shutil
+    from pathlib import Path
+
+    save_ours(directory)
+    root, clean = Path(directory) / "epoch-0_step-3", Path(directory).parent / "clean"
+    shutil.copytree(root, clean)
+    mark = Path(directory).parent / "executed"
+    return {
+        "bombs": try_bombs(directory, root, clean, mark),
+        "session": resume_bomb(directory, root, clean, mark),
+        "indexes": index_outside(root, clean),
+        "calls": forced_back(root, clean),
+    }
+
+
+def test_no_bomb_goes_off_however_it_is_sealed(tmp_path):
+    """In one process, because importing ColossalAI takes longer than all of it."""
+    [found] = run_ranks(hostile_loads, 1, str(tmp_path / "job"), seconds=200)
+    assert len(found["bombs"]) == len(BOMBS) * (4 * 3 + 3)
+    assert {case: outcome for case, outcome in found["bombs"].items() if outcome} == {}
+    assert found["session"] == ""
+    assert len(found["indexes"]) == 2
+    assert all("unsafe path" in outcome for outcome in found["indexes"])
+    calls, put_back = found["calls"]
+    assert len(calls) >= 4 and all(calls) and put_back
 
 
 def test_plain_colossalai_reads_it(tmp_path):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import colossalai
 import torch
 
-from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.core.manifest import MAX_MANIFEST_BYTES, EngineInfo, check_path
+from elastic_ckpt.core.text import printable
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.store.files import open_regular, read_bounded
 from elastic_ckpt.store.part import PartWriter
 from elastic_ckpt.training.engines import tensor_bytes
 
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_ARCHIVE: Final = b"PK\x03\x04"
+"""How a file begins that torch has written since 1.6."""
 
 
 class ColossalAIEngine:
@@ -48,7 +54,8 @@ class ColossalAIEngine:
     def load(self, directory: Path) -> None:
         """Collective for some plugins; nothing but tensors and plain values is unpickled."""
         booster = self._booster
-        with weights_only():
+        _check_indexes(directory)
+        with weights_only(directory):
             booster.load_model(self._model, str(directory / "modeling"))
             if self._optimizer is not None:
                 booster.load_optimizer(self._optimizer, str(directory / "optimizer"))
@@ -87,17 +94,70 @@ def hashed_torch_save(directory: Path, part: PartWriter) -> Iterator[None]:
 
 
 @contextmanager
-def weights_only() -> Iterator[None]:
-    """Make every ``torch.load`` inside refuse code, whatever its caller asked for."""
+def weights_only(directory: Path) -> Iterator[None]:
+    """Make every ``torch.load`` inside refuse code, whatever its caller asked for.
+
+    Files outside of ``directory`` are refused, too, and so are two kinds that torch 2.5 reads
+    with no regard for ``weights_only``: TorchScript, and what versions before 1.6 wrote.
+    """
+    plain, plain_script = torch.load, torch.jit.load
+    root = os.path.realpath(directory)
+
+    def load(f: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(f, str | os.PathLike):
+            _check_archive(os.fspath(f), root)
+        return plain(f, *args, **{**options, "weights_only": True})
+
     before = os.environ.get(_FORCE_WEIGHTS_ONLY)
     os.environ[_FORCE_WEIGHTS_ONLY] = "1"
+    torch.load, torch.jit.load = load, _refuse_script
     try:
         yield
     finally:
+        torch.load, torch.jit.load = plain, plain_script
         if before is None:
             del os.environ[_FORCE_WEIGHTS_ONLY]
         else:
             os.environ[_FORCE_WEIGHTS_ONLY] = before
+
+
+def _check_archive(path: str, root: str) -> None:
+    if not os.path.realpath(path).startswith(root + os.sep):
+        raise CheckpointRejected(f"{printable(path)} is outside of the checkpoint")
+    fd = open_regular(Path(path))
+    try:
+        if os.read(fd, len(_ARCHIVE)) != _ARCHIVE:
+            raise CheckpointRejected(f"{os.path.basename(path)} is no archive of tensors")
+    finally:
+        os.close(fd)
+
+
+def _refuse_script(*_: Any, **__: Any) -> NoReturn:
+    raise CheckpointRejected("a file of the checkpoint holds TorchScript, which is code")
+
+
+def _check_indexes(directory: Path) -> None:
+    """ColossalAI opens what an index names: that must be in the checkpoint, and so verified."""
+    for part in ("modeling", "optimizer"):
+        for path in sorted((directory / part).glob("*.json")):
+            try:
+                names = _named(json.loads(read_bounded(path, MAX_MANIFEST_BYTES)))
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                raise CheckpointRejected(f"{part}/{path.name} is not readable") from None
+            for name in names:
+                check_path(name)
+
+
+def _named(content: Any) -> list[str]:
+    if not isinstance(content, dict):
+        return []
+    names = [*content.get("weight_map", {}).values()]
+    group = content.get("metadata", {}).get("param_groups")
+    if group is not None:
+        names.append(group)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a file's name is no text")
+    return names
 
 
 def mend_cpu_accelerator() -> None:
