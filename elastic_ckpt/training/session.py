@@ -187,11 +187,18 @@ class Session:
         """Say how well the model does; the last word stands in every later checkpoint.
 
         Not collective: what rank 0 says counts, for retention by a metric.
+
+        Raises:
+            UsageError: a value is no number.
         """
         for name, value in metrics.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's
+                raise UsageError(f"report({name}=...) needs a number, not {value!r:.80}") from None
             self._metrics.pop(name, None)
-            if math.isfinite(value):  # what is not finite is no best, and no JSON
-                self._metrics[name] = float(value)
+            if math.isfinite(number):  # what is not finite is no best, and no JSON
+                self._metrics[name] = number
 
     # -- the loop -----------------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest
 
 T = TypeVar("T")
 
+_COARSE = 5
+"""CLOCK_REALTIME_COARSE: the time that files get; Python has no name for it."""
+
 MODEL = "modeling/model.safetensors"
 FILES: dict[str, bytes] = {
     MODEL: b"model" * 100,
@@ -167,6 +170,14 @@ def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def tick() -> None:
+    """Return when the kernel gives files another time than it did at the call."""
+    before = time.clock_gettime(_COARSE)
+    limit = time.monotonic() + 10
+    while time.clock_gettime(_COARSE) == before and time.monotonic() < limit:
+        time.sleep(0.001)
 
 
 def tree(root: Path) -> dict[str, bytes | str]:

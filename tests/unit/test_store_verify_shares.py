@@ -12,7 +12,7 @@ import pytest
 from elastic_ckpt.core.manifest import FileEntry, Manifest
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.verify import Unchanged, read_manifest, share_out
-from tests.unit.store_tools import MODEL, flip_bit, make_checkpoint, open_job
+from tests.unit.store_tools import MODEL, flip_bit, make_checkpoint, open_job, tick
 
 MIB = 2**20
 
@@ -89,6 +89,7 @@ def test_a_byte_that_changed_through_another_name_is_noticed(
     """Even where the size and the time of change of the contents are what they were."""
     unchanged = Unchanged(checkpoint, manifest.files)
     before = (checkpoint / MODEL).stat()
+    tick()
     os.link(checkpoint / MODEL, tmp_path / "other name")
     flip_bit(tmp_path / "other name")
     os.utime(tmp_path / "other name", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -103,6 +104,7 @@ def test_a_file_that_is_another_one_by_now_is_noticed(
     unchanged = Unchanged(checkpoint, manifest.files)
     path = checkpoint / MODEL
     data = path.read_bytes()
+    tick()
     if what == "longer":
         with path.open("ab") as file:
             file.write(b"!")

@@ -1,0 +1,162 @@
+"""A load: what it takes, what it sets aside, and what it keeps from being deleted meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
+from elastic_ckpt.store.catalog import scan
+from elastic_ckpt.store.journal import Journal, read_journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.prune import prune
+from elastic_ckpt.store.quarantine import rejected
+from elastic_ckpt.store.verified import is_verified
+from elastic_ckpt.store.verify import read_manifest
+from elastic_ckpt.training import loading
+from elastic_ckpt.training.loading import load_given, load_newest
+from elastic_ckpt.training.peers import Peers
+from tests.unit.store_tools import MODEL, flip_bit, make_checkpoint, open_job, tick
+
+
+class Engine:
+    """Loads nothing, and does what the test wants in the meantime."""
+
+    info = EngineInfo("torch")
+
+    def __init__(self, meanwhile: Any = lambda directory: None) -> None:
+        self.loaded: list[str] = []
+        self._meanwhile = meanwhile
+
+    def save(self, directory: Path, part: Any) -> None:
+        raise AssertionError("nothing is saved here")
+
+    def load(self, directory: Path) -> None:
+        self._meanwhile(directory)
+        self.loaded.append(directory.name)
+
+    def state_bytes(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    job = open_job(tmp_path / "job")
+    for step in (10, 20, 30, 40):
+        make_checkpoint(job, step)
+    return job
+
+
+@pytest.fixture
+def runtime(job: JobDirectory) -> Any:
+    """One process alone, as far as a load looks at it."""
+    return SimpleNamespace(
+        job=job, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"), say=print
+    )
+
+
+def steps(job: JobDirectory) -> list[int]:
+    return [read_manifest(path).step for path in scan(job)]
+
+
+def test_the_newest_is_loaded_and_counts_as_verified(job: JobDirectory, runtime: Any) -> None:
+    engine = Engine()
+    before = set(os.listdir("/proc/self/fd"))
+    path, manifest = load_newest(runtime, engine)  # type: ignore[misc]
+    assert (path, manifest.step, engine.loaded) == (job.checkpoint(0, 40), 40, ["epoch-0_step-40"])
+    assert is_verified(job, path, manifest)
+    assert not is_verified(job, job.checkpoint(0, 30), read_manifest(job.checkpoint(0, 30)))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_bad_one_is_set_aside_and_the_next_one_is_taken(job: JobDirectory, runtime: Any) -> None:
+    flip_bit(job.checkpoint(0, 40) / MODEL)
+    engine = Engine()
+    load_newest(runtime, engine)
+    assert engine.loaded == ["epoch-0_step-30"]
+    [record] = rejected(job)
+    assert MODEL in record.reason
+    assert [event.event for event in read_journal(job)] == ["quarantined"]
+
+
+def test_two_bad_ones_in_a_row_end_it_before_anything_is_loaded(
+    job: JobDirectory, runtime: Any
+) -> None:
+    for step in (30, 40):
+        flip_bit(job.checkpoint(0, step) / MODEL)
+    engine = Engine()
+    with pytest.raises(NoValidCheckpoint, match="2 checkpoints in a row"):
+        load_newest(runtime, engine)
+    assert engine.loaded == [] and steps(job) == [20, 10]
+
+
+def test_what_is_deleted_behind_the_choice_is_no_bad_one(
+    job: JobDirectory, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many go, none is set aside, and the job does not end."""
+    lock = loading.ReadLock
+
+    def delete_first(path: Path) -> Any:
+        if path.name != "epoch-0_step-10":
+            shutil.rmtree(path)
+        return lock(path)
+
+    monkeypatch.setattr(loading, "ReadLock", delete_first)
+    engine = Engine()
+    load_newest(runtime, engine)
+    assert engine.loaded == ["epoch-0_step-10"]
+    assert rejected(job) == [] and read_journal(job) == []
+
+
+def test_what_is_being_loaded_is_not_deleted(job: JobDirectory, runtime: Any) -> None:
+    """A newer one is saved by somebody else meanwhile; what is open stays until it is loaded."""
+
+    def save_and_prune(directory: Path) -> None:
+        make_checkpoint(job, 50)
+        done = {one.step: one.why for one in prune(job, Retention(last=1))}
+        assert done[20] == "it is open"
+
+    load_given(runtime, Engine(save_and_prune), job.checkpoint(0, 20))
+    assert steps(job) == [50, 20]
+    prune(job, Retention(last=1))
+    assert 50 in steps(job)
+
+
+def test_what_changes_while_it_is_loaded_is_refused_and_does_not_count_as_verified(
+    job: JobDirectory, runtime: Any
+) -> None:
+    def change(directory: Path) -> None:
+        tick()
+        flip_bit(directory / MODEL)
+
+    path = job.checkpoint(0, 40)
+    with pytest.raises(CheckpointRejected, match=r"changed while it was loaded.*run again"):
+        load_newest(runtime, Engine(change))
+    assert not is_verified(job, path, read_manifest(path))
+
+
+def test_a_backup_meanwhile_changes_nothing(job: JobDirectory, runtime: Any) -> None:
+    def backup(directory: Path) -> None:
+        os.link(directory / MODEL, job.root / "backup")
+        os.utime(directory / MODEL, (1, 1))
+
+    load_newest(runtime, Engine(backup))
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path, runtime: Any) -> None:
+    runtime.job = open_job(tmp_path / "new")
+    assert load_newest(runtime, Engine()) is None
+
+
+def test_one_that_the_caller_chose_is_left_where_it_is(job: JobDirectory, runtime: Any) -> None:
+    flip_bit(job.checkpoint(0, 20) / MODEL)
+    with pytest.raises(CheckpointRejected, match=r"epoch-0_step-20: .*checksum"):
+        load_given(runtime, Engine(), job.checkpoint(0, 20))
+    assert steps(job) == [40, 30, 20, 10] and rejected(job) == []
