@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -32,7 +33,9 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     """
     job = open_job(directory)
     named = checkpoint_key(job.root.name) is not None
-    single = named or (job.root / MANIFEST_NAME).exists()
+    # A manifest that somebody put into a job directory must not hide the checkpoints there.
+    sealed = os.path.lexists(job.root / MANIFEST_NAME) and not os.path.lexists(job.control)
+    single = named or sealed
     if quarantine and single and not named:
         raise UsageError(f"{job.root} is in no job directory: --quarantine has no place for it")
     if single:

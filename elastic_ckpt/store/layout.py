@@ -105,13 +105,14 @@ class JobDirectory:
         What is read, written or deleted below a link would be that of another place.
         """
         try:
-            while directory != self.root:
-                if not stat.S_ISDIR(os.lstat(directory).st_mode):
+            for place in (directory, *directory.parents):
+                if place == self.root:
+                    return True
+                if not stat.S_ISDIR(os.lstat(place).st_mode):
                     return False
-                directory = directory.parent
         except OSError:
-            return False
-        return True
+            pass
+        return False
 
     def require(self, directory: Path) -> None:
         """Make a directory of ours if it is missing.

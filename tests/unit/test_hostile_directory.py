@@ -556,6 +556,18 @@ def test_an_unlisted_file_is_refused_where_somebody_reads(tmp_path: Path, name: 
         verify_quick(checkpoint)
 
 
+def test_a_manifest_beside_the_checkpoints_does_not_hide_them(job: JobDirectory) -> None:
+    """A whole checkpoint in the job's own place would else be all that is verified."""
+    shutil.copytree(job.checkpoint(0, 10), job.root, dirs_exist_ok=True)
+    (job.checkpoint(0, 20) / MODEL).unlink()
+    code, said = command("verify", job.root)
+    assert code == 65 and f"{NEWEST}: NOT valid" in said
+
+
+def test_what_a_job_owns_is_below_it(job: JobDirectory, outside: Path) -> None:
+    assert job.owns(job.verified) and not job.owns(outside) and not job.owns(Path("/"))
+
+
 def test_a_link_within_a_checkpoint_is_refused_too(job: JobDirectory) -> None:
     checkpoint = job.checkpoint(0, 20)
     (checkpoint / "optimizer").rename(checkpoint / "moved")
