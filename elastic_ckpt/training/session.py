@@ -102,6 +102,10 @@ class Session:
     ) -> None:
         if accumulation_steps < 1 or save_interval < 0:
             raise UsageError("accumulation_steps must be at least 1, save_interval at least 0")
+        if not isinstance(retention, Retention | None):
+            raise UsageError(
+                f"retention is a Retention, as in Retention(last=2), not {retention!r}"
+            )
         self._save_dir = save_dir
         self._state = (booster, model, optimizer, lr_scheduler)
         self._accumulation_steps = accumulation_steps

@@ -148,6 +148,23 @@ def test_what_fails_is_journaled_and_the_next_save_tries_again(
     assert names(job) == ["epoch-0_step-20"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_foresaw_does_not_end_all_later_passes(
+    job: JobDirectory, retainer: Retainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("unforeseen")
+
+    make(job, 10, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(retainers, "prune", fail)
+        retainer.after_save()
+        retainer.finish(never)
+    retainer.after_save()
+    retainer.finish(never)
+    assert names(job) == ["epoch-0_step-20"]
+
+
 def test_what_cannot_be_removed_is_journaled_with_the_reason(
     job: JobDirectory, retainer: Retainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,3 +72,9 @@ def test_a_restart_remembers_the_last_word(
 def test_something_else_is_a_wrong_call(session: Session, value: object) -> None:
     with pytest.raises(UsageError, match="loss"):
         session.report(loss=value)  # type: ignore[arg-type]
+
+
+def test_a_rule_that_is_none_is_a_wrong_call() -> None:
+    """It would fail in a thread, long after, where nobody sees it."""
+    with pytest.raises(UsageError, match="Retention"):
+        Session("unused", model=nn.Linear(1, 1), retention=2)  # type: ignore[arg-type]
