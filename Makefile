@@ -6,13 +6,20 @@ PYTHON ?= python3
 PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS ?=
 
+# The units beside each other; jobs and faults one at a time, they have the machine to themselves.
+ifeq ($(PYTEST_FLAGS),)
+tests = $1/bin/python -m pytest -n 2 tests/unit && $1/bin/python -m pytest tests/integration tests/faults
+else
+tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
+endif
+
 .PHONY: demo test test-faults test-latest test-wheel lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
 
 test: .venv/.ready
-	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+	$(call tests,.venv)
 
 # Every system call of a save, and every state that a power cut can leave.
 test-faults: .venv/.ready
@@ -20,7 +27,7 @@ test-faults: .venv/.ready
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it.
 test-latest: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest $(PYTEST_FLAGS)
+	$(call tests,.venv-latest)
 
 # The wheel in an environment that has torch and no ColossalAI.
 test-wheel: .venv-wheel/.ready
