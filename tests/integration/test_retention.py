@@ -87,11 +87,12 @@ def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_pat
     ) as job:
         job.directory = small / "job"
         job.start().until(
-            lambda view: view.workers and view.workers[0].step >= 10 and view.last_save.error,
-            "a save that was refused",
+            lambda view: (
+                view.state == "running" and view.workers[0].step >= 10 and view.last_save.error
+            ),
+            "a save that was refused, in a job that runs on",
         )
         view = job.view()
-        assert view.state == "running"
         assert re.search(r"needs about 3\.\d MB .* has [12]\.\d MB free", view.last_save.error)
         assert list((job.directory / ".attempts").iterdir()) == []
         assert steps(job) == [8, 6, 4, 2]
