@@ -6,9 +6,9 @@ PYTHON ?= python3
 PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS ?=
 
-# The units beside each other; jobs and faults one at a time, they have the machine to themselves.
+# Two at a time; only the faults have the machine to themselves.
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 tests/unit && $1/bin/python -m pytest tests/integration tests/faults
+tests = $1/bin/python -m pytest -n 2 tests/unit tests/integration && $1/bin/python -m pytest tests/faults
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.retention import Retention
@@ -11,7 +12,8 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.prune import prune
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS: Final = 0.05
+_PATIENCE_SECONDS: Final = 5.0
 
 
 class Retainer:
@@ -46,9 +48,13 @@ class Retainer:
         self._thread.start()
 
     def make_room(self) -> None:
-        """Do it now, and return when it is done."""
+        """Do it now, and return when it is done.
+
+        What is under way is waited for, but not for long: a deadline may be near, and two passes
+        do not disturb each other.
+        """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_PATIENCE_SECONDS)
         if self.rule:
             self._prune()
 

@@ -49,7 +49,7 @@ def contents(step: int) -> dict[str, bytes]:
 def save(root: Path, step: int = NEW) -> None:
     """Both ranks' parts, one after the other, and the seal."""
     # Not open_job: a save finds a directory that was prepared long ago.
-    make_checkpoint(JobDirectory.at(root), step, contents=contents(step))
+    make_checkpoint(JobDirectory.at(root), step, contents=contents(step), durable=True)
 
 
 def recover(root: Path) -> None:

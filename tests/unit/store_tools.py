@@ -142,10 +142,12 @@ def make_checkpoint(
     epoch: int = 0,
     world_size: int = 2,
     contents: Mapping[str, bytes] = FILES,
+    durable: bool = False,
     **changes: Any,
 ) -> Path:
-    """A sealed checkpoint; not durable, because a test outlives no power cut."""
-    with mock.patch.object(os, "fsync", lambda fd: None):
+    """A sealed checkpoint; not ``durable``, because few tests are about power cuts."""
+    unsynced = mock.patch.object(os, "fsync", lambda fd: None)
+    with contextlib.nullcontext() if durable else unsynced:
         attempt = Attempt.begin(job, step)
         header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
         return attempt.seal(header, fill(attempt, header, contents=contents))
