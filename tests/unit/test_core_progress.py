@@ -65,11 +65,15 @@ def test_a_clock_that_stands_still_says_nothing(clock: Clock) -> None:
     assert said == []
 
 
-def test_every_watch_counts_for_itself() -> None:
-    watch = in_lines(lambda line: None)
-    watch("a", 10)(5)
-    watch("b", 0)(0)
+def test_every_watch_counts_for_itself(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress.__init__, "__defaults__", (clock,))
+    first, second = (in_lines(said.append)(name, 10) for name in ("a", "b"))
+    first(5)
+    clock.now += 3
+    second(1)
     unwatched("c", 1)(1)
+    assert [line.split(" of ")[0] for line in said] == ["b: 1 B"]
 
 
 @pytest.mark.parametrize(

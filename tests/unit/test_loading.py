@@ -147,7 +147,9 @@ def test_a_backup_meanwhile_changes_nothing(job: JobDirectory, runtime: Any) -> 
         os.link(directory / MODEL, job.root / "backup")
         os.utime(directory / MODEL, (1, 1))
 
-    load_newest(runtime, Engine(backup))
+    found = load_newest(runtime, Engine(backup))
+    assert found is not None and found[0] == job.checkpoint(0, 40)
+    assert rejected(job) == []
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path, runtime: Any) -> None:

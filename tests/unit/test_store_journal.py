@@ -116,6 +116,8 @@ def test_a_full_disk_never_raises(job: JobDirectory) -> None:
     """The training goes on without a journal."""
     job.journal("here").symlink_to("/dev/full")
     Journal(job, "here").write("lost")
+    Journal(job, "there").write("kept")
+    assert [event.event for event in read_journal(job)] == ["kept"]
 
 
 @pytest.mark.parametrize("place", ["a directory", "below a file", "gone"])

@@ -170,7 +170,10 @@ def test_a_lock_file_of_a_time_when_there_were_locks_blocks_nobody(
 ) -> None:
     """The directory was moved to another file system."""
     job.lock.write_bytes(b"")
-    HeldLock(job.lock, "mine").release()
+    held = HeldLock(job.lock, "mine")
+    assert read_owner(job.lock).run_id == "mine"
+    held.release()
+    assert read_owner(job.lock) is None
 
 
 def test_two_jobs_beside_each_other_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -178,8 +181,11 @@ def test_two_jobs_beside_each_other_do_not_disturb_each_other(tmp_path: Path) ->
     one, two = open_job(tmp_path / "one"), open_job(tmp_path / "two")
     inner = open_job(tmp_path / "one" / "inner")
     with held_elsewhere(one.lock):
-        HeldLock(two.lock, "mine").release()
-        HeldLock(inner.lock, "mine").release()
+        for job in (two, inner):
+            held = HeldLock(job.lock, "mine")
+            assert read_owner(job.lock).run_id == "mine"
+            held.release()
+        assert read_owner(one.lock).run_id == "other-run"
 
 
 def test_a_lock_that_a_child_holds_on_is_told_from_one_whose_owner_lives(

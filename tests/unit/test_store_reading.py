@@ -48,9 +48,13 @@ def test_a_reader_waits_for_a_removal_that_fails(checkpoint: Path) -> None:
     entered.wait(30)
     timer = threading.Timer(0.1, leave.set)
     timer.start()
-    ReadLock(checkpoint).release()
+    lock = ReadLock(checkpoint)
+    with removing(checkpoint) as why:
+        assert why == "it is open"
+    lock.release()
     thread.join(30)
     timer.join(30)
+    assert leave.is_set() and not thread.is_alive()
 
 
 def test_a_reader_is_told_of_a_removal_that_does_not_end(

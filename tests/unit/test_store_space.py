@@ -20,13 +20,15 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return said
 
 
-def never() -> None:
-    raise AssertionError("room was made without need")
-
-
 def test_what_fits_needs_no_room(disk: SimpleNamespace, tmp_path: Path) -> None:
+    """To the byte, with the reserve."""
+    asked: list[int] = []
     disk.f_bavail = 1000 + RESERVE_BYTES // 4096
-    ensure_space(tmp_path, 1000 * 4096, never)
+    ensure_space(tmp_path, 1000 * 4096, lambda: asked.append(1))
+    assert asked == []
+    with pytest.raises(StorageFailed):
+        ensure_space(tmp_path, 1000 * 4096 + 1, lambda: asked.append(1))
+    assert asked == [1]
 
 
 def test_what_root_alone_may_use_is_not_free(disk: SimpleNamespace, tmp_path: Path) -> None:
@@ -36,9 +38,12 @@ def test_what_root_alone_may_use_is_not_free(disk: SimpleNamespace, tmp_path: Pa
 
 def test_room_is_made_where_there_is_too_little(disk: SimpleNamespace, tmp_path: Path) -> None:
     def make_room() -> None:
+        asked.append(1)
         disk.f_bavail = 10_000
 
+    asked: list[int] = []
     ensure_space(tmp_path, 5_000_000, make_room)
+    assert asked == [1]
 
 
 def test_too_little_in_spite_of_that_is_a_refusal_that_says_what_to_do(
@@ -57,8 +62,10 @@ def test_too_little_in_spite_of_that_is_a_refusal_that_says_what_to_do(
 
 def test_a_file_system_that_does_not_say_is_not_full(disk: SimpleNamespace, tmp_path: Path) -> None:
     """Some user-space and network file systems report no blocks at all."""
+    asked: list[int] = []
     disk.f_blocks = disk.f_bfree = disk.f_bavail = 0
-    ensure_space(tmp_path, 10**15, never)
+    ensure_space(tmp_path, 10**15, lambda: asked.append(1))
+    assert asked == []
 
 
 def test_a_real_disk_has_a_number(tmp_path: Path) -> None:

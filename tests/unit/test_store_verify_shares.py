@@ -74,13 +74,10 @@ def manifest(checkpoint: Path) -> Manifest:
 def test_what_nobody_touched_is_unchanged_and_not_read_again(
     checkpoint: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unchanged = Unchanged(checkpoint, manifest.files)
-
-    def read(*_: object) -> None:
-        raise AssertionError("a file was read again")
-
-    monkeypatch.setattr("elastic_ckpt.store.verify.hash_file", read)
+    unchanged, read = Unchanged(checkpoint, manifest.files), []
+    monkeypatch.setattr("elastic_ckpt.store.verify.hash_file", lambda *call, **_: read.append(call))
     unchanged.check()
+    assert read == []
 
 
 def test_a_byte_that_changed_through_another_name_is_noticed(
@@ -126,6 +123,7 @@ def test_a_backup_changes_nothing(checkpoint: Path, manifest: Manifest, tmp_path
     for path in checkpoint.rglob("*"):
         os.utime(path, (1, 1))
         path.chmod(0o755)
+    assert unchanged._stamps() != unchanged._before, "the test changed nothing"
     unchanged.check()
 
 
@@ -134,4 +132,5 @@ def test_the_same_bytes_in_a_new_file_are_unchanged(checkpoint: Path, manifest: 
     data = (checkpoint / MODEL).read_bytes()
     (checkpoint / MODEL).unlink()
     (checkpoint / MODEL).write_bytes(data)
+    assert unchanged._stamps() != unchanged._before, "the test changed nothing"
     unchanged.check()
