@@ -91,6 +91,8 @@ def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
     try:
         found = files_below(checkpoint)
     except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise  # the disk's, and no fault of the checkpoint
         raise CheckpointRejected(str(error.strerror)) from None
     for path in found:
         loaded = path.startswith(_LOADED) or path in _LOADED_NAMES

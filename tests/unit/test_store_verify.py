@@ -327,3 +327,19 @@ def test_a_disk_that_cannot_be_read_is_no_rejection(
     monkeypatch.setattr(verify, "hash_file", broken)
     with pytest.raises(OSError, match="Input/output"):
         verify_full(checkpoint)
+
+
+def test_a_directory_that_cannot_be_listed_is_no_rejection(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be as it should: an error of the disk never condemns a checkpoint."""
+    real = os.scandir
+
+    def broken(path: Path) -> object:
+        if Path(path).name == "modeling":
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        verify_quick(checkpoint)
