@@ -19,7 +19,7 @@ from elastic_ckpt.core.manifest import FileEntry
 from elastic_ckpt.core.progress import Advance, ignore
 from elastic_ckpt.store.files import create_file, open_regular
 
-CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_BYTES: Final = 2 * 1024 * 1024
 """Read at once; what is hashed a moment later should still lie in a cache of the processor."""
 
 LARGE_BYTES: Final = 8 * 1024 * 1024
@@ -104,7 +104,7 @@ def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> t
 
 def _hash_here(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     digest, size = xxhash.xxh3_128(), 0
-    buffer = _buffer()
+    buffer = _buffers()[0]
     while size <= expected and (count := os.readv(fd, [buffer])):
         digest.update(buffer[:count])
         size += count
@@ -117,8 +117,8 @@ def _hash_beside(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     digest, size = xxhash.xxh3_128(), 0
     empty: SimpleQueue[memoryview] = SimpleQueue()
     full: SimpleQueue[memoryview | None] = SimpleQueue()
-    for _ in range(_BUFFERS):
-        empty.put(memoryview(bytearray(CHUNK_BYTES)))
+    for buffer in _buffers():
+        empty.put(buffer)
 
     def hash_what_comes() -> None:
         while (filled := full.get()) is not None:
@@ -142,9 +142,9 @@ def _hash_beside(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _buffer() -> memoryview:
+def _buffers() -> list[memoryview]:
     """This thread's own; making one costs more than filling it."""
-    if not hasattr(_own, "buffer"):
-        _own.buffer = memoryview(bytearray(CHUNK_BYTES))
-    found: memoryview = _own.buffer
+    if not hasattr(_own, "buffers"):
+        _own.buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(_BUFFERS)]
+    found: list[memoryview] = _own.buffers
     return found
