@@ -12,7 +12,7 @@ from tests.job import TINY, Job, survivors, used_samples
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 DISTURBANCES = os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES")
-COUNTS = [8, pytest.param(20, marks=pytest.mark.faults_full)]
+COUNTS = [6, pytest.param(20, marks=pytest.mark.faults_full)]
 EPOCHS = 12
 STEPS_PER_EPOCH = 13  # 203 samples, batch 4, accumulation 2, 2 ranks
 
