@@ -159,11 +159,24 @@ def environment() -> dict[str, str]:
 
 
 def kill_tree(process: psutil.Process) -> None:
+    """Kill all but multiprocessing's trackers, which then remove the others' semaphores and end."""
     tree = [*process.children(recursive=True), process]
+    trackers = [found for found in tree if is_tracker(found)]
     for victim in tree:
+        if victim not in trackers:
+            with contextlib.suppress(psutil.Error):
+                victim.send_signal(signal.SIGKILL)
+    _, left = psutil.wait_procs(tree, timeout=10)
+    for victim in left:
         with contextlib.suppress(psutil.Error):
             victim.send_signal(signal.SIGKILL)
-    psutil.wait_procs(tree, timeout=10)
+    psutil.wait_procs(left, timeout=10)
+
+
+def is_tracker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "resource_tracker" in " ".join(process.cmdline())
+    return False
 
 
 def survivors(processes: list[psutil.Process], seconds: float = 2.0) -> list[psutil.Process]:
