@@ -24,6 +24,7 @@ import shutil
 import signal
 import traceback
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -161,13 +162,13 @@ def repr_of_key(item: tuple[Any, Any]) -> str:
 # -- the formats ---------------------------------------------------------------------------------
 
 
-class Peer:
+class Peer(ABC):
     """One way to save and load, with its name and layout."""
 
     name: str
     layout: Layout
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # most need nothing
         """Import what is needed, once, before children are forked; ImportError if it is not."""
 
     def objects(self, seed: int) -> Objects:
@@ -182,13 +183,13 @@ class Peer:
             "scheduler": objects.scheduler.state_dict(),
         }
 
+    @abstractmethod
     def save(self, root: Path, objects: Objects, running: dict[str, int]) -> None:
         """Write a checkpoint below a directory that is there already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, root: Path, objects: Objects) -> dict[str, int]:
         """Load into the objects; the running states."""
-        raise NotImplementedError
 
 
 class TorchSave(Peer):

@@ -192,7 +192,3 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
                 else:
                     names.append(entry.name)
         yield directory, names
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -145,7 +145,7 @@ class JobDirectory:
         """
         own = [
             self.attempts, self.quarantine, self.trash, self.control, self.requests,
-            self.verified, self.control / "locks", self.control / "nodes",
+            self.verified, self.control / "locks", self.nodes,
             self.control / "journal",
         ]  # fmt: skip
         self.check_name()

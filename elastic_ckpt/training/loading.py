@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +37,6 @@ from elastic_ckpt.store.verify import (
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state_codec import read_state
-
-LOCK_SECONDS: Final = 2.0
 
 MAX_QUARANTINED: Final = 2
 """After so many bad checkpoints in a row the job stops: something else is wrong."""
@@ -162,24 +159,20 @@ class _Opened:
 
 
 def _lock(path: Path) -> ReadLock:
-    """Wait a little: who removes it takes it away at once, or lets go of it.
+    """Keep it from being deleted.
 
     Raises:
         BeingRemoved: it is gone.
         OSError: somebody keeps it locked, as everybody can who may read it. That says nothing
             about the checkpoint, which must not be set aside for it.
     """
-    limit = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return ReadLock(path)
-        except BeingRemoved:
-            if not os.path.lexists(path / MANIFEST_NAME):
-                raise
-            if time.monotonic() > limit:
-                why = "another process keeps it locked"
-                raise OSError(errno.EBUSY, why, str(path / MANIFEST_NAME)) from None
-        time.sleep(0.02)
+    try:
+        return ReadLock(path)
+    except BeingRemoved:
+        if not os.path.lexists(path / MANIFEST_NAME):
+            raise
+    why = "another process keeps it locked"
+    raise OSError(errno.EBUSY, why, str(path / MANIFEST_NAME))
 
 
 def _load(engine: Engine, path: Path, manifest: Manifest) -> None:

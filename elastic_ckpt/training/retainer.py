@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +15,7 @@ from elastic_ckpt.store.prune import prune
 
 _POLL_SECONDS: Final = 0.05
 _PATIENCE_SECONDS: Final = 5.0
+_FINISH_SECONDS: Final = 600.0
 
 
 class Retainer:
@@ -59,12 +61,16 @@ class Retainer:
             self._prune()
 
     def finish(self, hurry: Callable[[], bool]) -> None:
-        """Wait for what is under way, because nothing follows that would do it.
+        """Wait for what is under way, because nothing follows that would do it; but not for ever.
 
         Args:
             hurry: asked again and again; True leaves it undone.
         """
+        limit = time.monotonic() + _FINISH_SECONDS
         while self._thread is not None and self._thread.is_alive() and not hurry():
+            if time.monotonic() > limit:
+                self._say(f"deleting old checkpoints takes over {_FINISH_SECONDS:.0f} s: left")
+                return
             self._thread.join(_POLL_SECONDS)
 
     def _work(self) -> None:

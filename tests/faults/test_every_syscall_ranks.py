@@ -28,7 +28,6 @@ from tests.integration.ranks import free_port
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 MODES = (KILL, EIO, ENOSPC)
 RUNS, FULL_RUNS = 2, 20
-EVERY_CALL = "ELASTIC_CKPT_TEST_EVERY_RANK_CALL" in os.environ
 BOUND = 30.0
 """Within so many seconds every rank must have heard that a peer failed."""
 
@@ -252,14 +251,3 @@ def test_a_larger_sample_of_calls_of_real_ranks(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(bench, bench.draw(FULL_RUNS), capsys)
-
-
-@pytest.mark.faults_full
-@pytest.mark.skipif(not EVERY_CALL, reason="minutes; set ELASTIC_CKPT_TEST_EVERY_RANK_CALL=1")
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("rank", range(WORLD_SIZE))
-def test_every_call_of_real_ranks(
-    bench: Bench, capsys: pytest.CaptureFixture[str], rank: int, mode: str
-) -> None:
-    check(bench, [Case(rank, call, mode) for call in bench.calls[rank]], capsys)

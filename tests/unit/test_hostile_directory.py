@@ -699,9 +699,10 @@ def test_a_lock_of_who_may_only_read_costs_no_checkpoint(
     pytest.importorskip("torch")
     import fcntl
 
+    from elastic_ckpt.store import reading
     from elastic_ckpt.training import loading
 
-    monkeypatch.setattr(loading, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(reading, "_PATIENCE_SECONDS", 0.05)
     with (job.checkpoint(0, 20) / "manifest.json").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(StorageFailed, match="keeps it locked"):
