@@ -56,11 +56,12 @@ class PartWriter:
         return list(self._entries)
 
     @contextmanager
-    def open(self, path: str) -> Iterator[HashedFile]:
+    def open(self, path: str, size: int | None = None) -> Iterator[HashedFile]:
         """A new file of this part, durable when the block ends.
 
         Args:
             path: relative to the attempt; directories that are missing are made.
+            size: bytes that will be written, if the caller knows; memory is reserved for them.
 
         Raises:
             OSError: the name is taken, or the disk says no.
