@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 import xxhash
 
+from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 
@@ -38,7 +39,7 @@ class FileEntry(msgspec.Struct, frozen=True):
     Attributes:
         path: relative to the checkpoint, normalised, with ``/``.
         bytes: size.
-        xxh3_128: hexadecimal digest of the contents.
+        xxh3_128: hexadecimal digest of the contents; empty on the memory tier alone.
         rank: the rank that wrote it.
     """
 
@@ -131,11 +132,36 @@ class Manifest(SealHeader, frozen=True, kw_only=True):
         return f"epoch-{self.epoch}_step-{self.step}"
 
 
+class MemorySeal(SealHeader, frozen=True, kw_only=True):
+    """The seal of a generation on the memory tier: sizes and attempt, no digests.
+
+    Attributes:
+        seconds: what the save took until here.
+        retention: what to keep once this is on disk; the supervisor's own goes before it.
+    """
+
+    format: int = FORMAT
+    files: list[FileEntry]
+    seconds: float = 0.0
+    retention: Retention = Retention()
+    manifest_xxh3_128: str = _BLANK
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.bytes for entry in self.files)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The directory's name that it will have on disk."""
+        return f"epoch-{self.epoch}_step-{self.step}"
+
+
 class _Format(msgspec.Struct):
     format: int
 
 
-_AnyManifest = TypeVar("_AnyManifest", PartManifest, Manifest)
+_AnyManifest = TypeVar("_AnyManifest", PartManifest, Manifest, MemorySeal)
 
 
 def check_path(path: str) -> None:
@@ -169,12 +195,28 @@ def fingerprint(files: Iterable[FileEntry]) -> str:
 def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
     """The seal of a checkpoint with these files."""
     listed = sorted(files, key=lambda entry: entry.path)
+    return Manifest(**_fields(header), files=listed, fingerprint=fingerprint(listed))
+
+
+def make_memory_seal(
+    header: SealHeader, files: Iterable[FileEntry], seconds: float, retention: Retention
+) -> MemorySeal:
+    """The seal of a generation with these files."""
+    listed = sorted(files, key=lambda entry: entry.path)
+    return MemorySeal(**_fields(header), files=listed, seconds=seconds, retention=retention)
+
+
+def header_of(seal: MemorySeal) -> SealHeader:
+    """What the checkpoint on disk will say of itself."""
+    return SealHeader(**_fields(seal))
+
+
+def _fields(header: SealHeader) -> dict[str, Any]:
     # Field by field: a manifest is a header, too.
-    values = {name: getattr(header, name) for name in SealHeader.__struct_fields__}
-    return Manifest(**values, files=listed, fingerprint=fingerprint(listed))
+    return {name: getattr(header, name) for name in SealHeader.__struct_fields__}
 
 
-def encode(manifest: PartManifest | Manifest) -> bytes:
+def encode(manifest: PartManifest | Manifest | MemorySeal) -> bytes:
     """UTF-8 JSON with sorted keys, so that equal manifests are equal bytes.
 
     ``manifest_xxh3_128`` is the digest of these very bytes with zeros in its place: so no bit of
@@ -217,6 +259,14 @@ def decode_part(data: bytes) -> PartManifest:
     if part.header is not None:
         check_header(part.header)
     return part
+
+
+def decode_memory_seal(data: bytes) -> MemorySeal:
+    """Decode and check a generation's seal; raises as :func:`decode_manifest` does."""
+    seal = _decode(data, MemorySeal)
+    _check_files(seal.files, digests=False)
+    check_header(seal)
+    return seal
 
 
 def check_header(header: SealHeader) -> None:
@@ -275,7 +325,7 @@ def _check_own_digest(data: bytes) -> None:
         raise CheckpointRejected("the manifest is torn or changed: its own digest does not match")
 
 
-def _check_files(files: list[FileEntry]) -> None:
+def _check_files(files: list[FileEntry], *, digests: bool = True) -> None:
     if len(files) > MAX_FILES:
         raise CheckpointRejected(f"the manifest lists more than {MAX_FILES} files")
     seen: set[str] = set()
@@ -285,6 +335,7 @@ def _check_files(files: list[FileEntry]) -> None:
             raise CheckpointRejected(f"the manifest lists {entry.path!r} twice")
         if not 0 <= entry.rank <= MAX_NUMBER:
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is of no rank")
-        if not 0 <= entry.bytes <= MAX_NUMBER or not _DIGEST.fullmatch(entry.xxh3_128):
+        digest = _DIGEST.fullmatch(entry.xxh3_128) if digests else entry.xxh3_128 == ""
+        if not 0 <= entry.bytes <= MAX_NUMBER or not digest:
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
         seen.add(entry.path)

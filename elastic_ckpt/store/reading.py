@@ -32,14 +32,17 @@ class BeingRemoved(CheckpointRejected):
 class ReadLock:
     """Keeps a checkpoint from being deleted until it is released, or this process ends."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, seal: str = MANIFEST_NAME) -> None:
         """Take the lock; waits for no more than a removal that is under way.
+
+        Args:
+            seal: name of the seal, which is what is locked.
 
         Raises:
             BeingRemoved: the checkpoint is being removed, or is gone.
             OSError: its manifest cannot be opened.
         """
-        manifest = checkpoint / MANIFEST_NAME
+        manifest = checkpoint / seal
         gone = BeingRemoved(f"{checkpoint.name} is being removed")
         try:
             self._fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
@@ -67,8 +70,8 @@ class ReadLock:
 
 
 @contextlib.contextmanager
-def removing(checkpoint: Path) -> Iterator[str]:
-    """Keep readers out while a checkpoint is renamed away.
+def removing(checkpoint: Path, seal: str = MANIFEST_NAME) -> Iterator[str]:
+    """Keep readers out while a checkpoint is renamed away, or a generation loses its seal.
 
     Yields:
         Why it must stay, or nothing if it may go.
@@ -77,7 +80,7 @@ def removing(checkpoint: Path) -> Iterator[str]:
         OSError: it is gone (FileNotFoundError), or this user may not remove it.
     """
     # Network file systems grant an exclusive lock only to who may write.
-    manifest = checkpoint / MANIFEST_NAME
+    manifest = checkpoint / seal
     fd = os.open(manifest, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         why = _why_it_stays(fd)
