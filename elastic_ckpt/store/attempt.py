@@ -42,22 +42,27 @@ from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest, verify_full
 
 @dataclass(frozen=True)
 class Attempt:
-    """A directory that one attempt writes to; made by the leader rank alone."""
+    """A directory that one attempt writes to; one process makes and seals it."""
 
     job: JobDirectory
     identity: str
     step: int
 
     @classmethod
-    def begin(cls, job: JobDirectory, step: int) -> Attempt:
-        """Make a fresh directory. Leader only.
+    def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> Attempt:
+        """Make a fresh directory. Leader only, or who drains what the leader sealed in memory.
+
+        Args:
+            identity: of the generation that is drained; what an earlier drain left goes away.
 
         Raises:
             DirectoryUnusable: a link stands where attempts belong.
             OSError: the disk said no.
         """
-        attempt = cls(job, secrets.token_hex(8), step)
+        attempt = cls(job, identity or secrets.token_hex(8), step)
         job.require(job.attempts)
+        if identity is not None:
+            attempt.drop()
         try:
             create_directory(attempt.path)
             create_directory(attempt.path / "parts")

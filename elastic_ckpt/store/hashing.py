@@ -6,6 +6,8 @@ fills or takes another. Both release Python's lock.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,8 @@ CHUNK_BYTES: Final = 2 * 1024 * 1024
 LARGE_BYTES: Final = 8 * 1024 * 1024
 """From here on a second thread is worth its while."""
 
+PAGE_BYTES: Final = 4096
+
 _BUFFERS: Final = 3
 _own = local()
 
@@ -36,8 +40,14 @@ class HashedFile:
     because not every caller lets it through.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, direct_bytes: int = 0) -> None:
+        """
+        Args:
+            direct_bytes: how many will be written if it is done past the page cache, which takes
+                whole pages at addresses of pages, the end excepted; 0 for the usual way.
+        """
         self._fd = create_file(path)
+        self._direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
         self._digest = xxhash.xxh3_128()
         self._bytes = 0
         self._helper: ThreadPoolExecutor | None = None
@@ -52,6 +62,9 @@ class HashedFile:
             hashed = self._helper.submit(self._digest.update, view)
         else:
             self._digest.update(view)
+        if self._direct and len(view) % PAGE_BYTES:
+            _write_usually(self._fd)
+            self._direct = False
         try:
             written = 0
             while written < len(view):
@@ -81,6 +94,23 @@ class HashedFile:
     def entry(self, path: str, rank: int) -> FileEntry:
         """What was written, as the manifest lists it."""
         return FileEntry(path, self._bytes, self._digest.hexdigest(), rank)
+
+
+def _write_directly(fd: int, size: int) -> bool:
+    """Whether writes now pass the page cache by, into blocks that are reserved."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        return False  # a file system that knows nothing of it
+    # glibc would write into each block itself where the file system cannot reserve, which fails
+    # at once on such a descriptor.
+    with contextlib.suppress(OSError):
+        os.posix_fallocate(fd, 0, size)
+    return True
+
+
+def _write_usually(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
 def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> tuple[int, str]:

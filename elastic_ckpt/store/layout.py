@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import group_may_read, let_group_in, sync_directory
+from elastic_ckpt.store.files import (
+    group_may_read,
+    let_group_in,
+    read_bounded,
+    sync_directory,
+    write_atomic,
+)
 
 _NAME = re.compile(r"epoch-([0-9]{1,18})_step-([0-9]{1,18})")
 
@@ -82,6 +89,22 @@ class JobDirectory:
     def nodes(self) -> Path:
         """What each node's supervisor last said of itself."""
         return self.control / "nodes"
+
+    def known_identity(self) -> str:
+        """What tells this job from another one that had the same directory before.
+
+        Raises:
+            OSError: there is none (FileNotFoundError), or it cannot be read.
+        """
+        return read_bounded(self.control / "identity", 64).decode("ascii", "replace").strip()
+
+    def identity(self) -> str:
+        """:meth:`known_identity`; made if there is none. Only the holder of the job's lock."""
+        try:
+            return self.known_identity()
+        except FileNotFoundError:
+            write_atomic(self.control / "identity", secrets.token_hex(16).encode())
+            return self.known_identity()
 
     def node_lock(self, node: str) -> Path:
         """Held by the supervisor of a node."""

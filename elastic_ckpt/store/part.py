@@ -6,8 +6,9 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 import xxhash
 
@@ -28,6 +29,38 @@ from elastic_ckpt.store.files import (
     write_atomic,
 )
 from elastic_ckpt.store.hashing import LARGE_BYTES, HashedFile, hash_file
+
+
+class Sink(Protocol):
+    """An open file of a part; has what ``torch.save`` asks of a file."""
+
+    def write(self, data: Any) -> int:
+        """Append anything with a buffer; the caller may reuse it afterwards."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class Part(Protocol):
+    """What a rank writes its files through, on any tier."""
+
+    rank: int
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that were written or claimed so far."""
+
+    def open(self, path: str, size: int | None = None) -> AbstractContextManager[Sink]:
+        """A new file; ``size`` in bytes, where it is known, makes the write a single copy."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """A small file."""
+
+    def claim(self, path: str) -> None:
+        """Take a file that somebody else's code has written."""
+
+    def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:
+        """No file follows; what the part holds."""
 
 
 def part_name(rank: int) -> str:
@@ -56,12 +89,15 @@ class PartWriter:
         return list(self._entries)
 
     @contextmanager
-    def open(self, path: str, size: int | None = None) -> Iterator[HashedFile]:
+    def open(
+        self, path: str, size: int | None = None, *, direct: bool = False
+    ) -> Iterator[HashedFile]:
         """A new file of this part, durable when the block ends.
 
         Args:
             path: relative to the attempt; directories that are missing are made.
-            size: bytes that will be written, if the caller knows; memory is reserved for them.
+            size: bytes that will be written, if the caller knows.
+            direct: past the page cache: each write is of whole pages at an address of a page.
 
         Raises:
             OSError: the name is taken, or the disk says no.
@@ -70,7 +106,7 @@ class PartWriter:
         target = self._directory / path
         if not target.parent.is_dir():
             self._make_parents(target.parent)
-        file = HashedFile(target)
+        file = HashedFile(target, size or 0 if direct else 0)
         try:
             try:
                 yield file

@@ -24,6 +24,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         preload: modules that the template process imports before workers fork from it.
         save_interval_steps: overrides the script's interval; 0 leaves it.
         retention: goes before the script's, if it asks for anything.
+        memory: the node's memory tier; empty to save to the disk.
     """
 
     script: str
@@ -36,6 +37,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     preload: list[str]
     save_interval_steps: int = 0
     retention: Retention = Retention()
+    memory: str = ""
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):

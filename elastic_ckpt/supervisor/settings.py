@@ -25,6 +25,7 @@ class RunSettings:
         preload: modules that workers find already imported.
         retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
         group_access: let the group read the job directory.
+        memory: where the memory tier is made, None for none.
     """
 
     directory: Path
@@ -39,3 +40,4 @@ class RunSettings:
     preload: tuple[str, ...] = ()
     retention: Retention = field(default_factory=Retention)
     group_access: bool = False
+    memory: Path | None = None

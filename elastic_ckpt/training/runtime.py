@@ -15,8 +15,10 @@ from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import HeldLock
+from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.store.records import node_name
 from elastic_ckpt.store.recovery import recover
+from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.retainer import Retainer
 from elastic_ckpt.training.step import StepProtocol
@@ -33,6 +35,7 @@ class Supervised:
     slot: SlotWriter
     save_interval_steps: int = 0
     retention: Retention = field(default_factory=Retention)
+    memory: MemoryTier | None = None
 
     @property
     def attached(self) -> bool:
@@ -54,6 +57,7 @@ class Runtime:
         peers: the other ranks.
         supervised: None when there is no supervisor.
         retain: what deletes old checkpoints.
+        memory: this node's memory tier; None to save to the disk.
     """
 
     job: JobDirectory
@@ -66,6 +70,7 @@ class Runtime:
     supervised: Supervised | None
     incarnation: int
     lock: HeldLock | None = field(default=None)
+    memory: WorkerMemory | None = None
     retain: Retainer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +166,7 @@ def _join_supervised(context: Supervised) -> Runtime:
         peers=Peers.connect(),
         supervised=context,
         incarnation=context.board.incarnation,
+        memory=WorkerMemory(context.memory) if context.memory else None,
     )
 
 

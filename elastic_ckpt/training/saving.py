@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 import torch
@@ -17,13 +17,15 @@ import torch
 from elastic_ckpt.board import Phase
 from elastic_ckpt.core.manifest import EngineInfo, FileEntry, Reason, SealHeader
 from elastic_ckpt.core.position import Position
-from elastic_ckpt.errors import SaveFailed
+from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.errors import SaveFailed, StorageFailed
 from elastic_ckpt.store.attempt import Attempt
 from elastic_ckpt.store.catalog import newest_valid
 from elastic_ckpt.store.files import files_below
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import Part
 from elastic_ckpt.store.space import ensure_space
 from elastic_ckpt.training.engines import Engine
+from elastic_ckpt.training.memory_target import MemoryTarget
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state_codec import write_state
 
@@ -60,8 +62,50 @@ class Snapshot:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _DiskTarget:
+    """One save straight to the disk."""
+
+    attempt: Attempt
+    tier: ClassVar[str] = "disk"
+
+    @property
+    def identity(self) -> str:
+        return self.attempt.identity
+
+    @property
+    def path(self) -> Path:
+        return self.attempt.path
+
+    @property
+    def told(self) -> str:
+        return f"disk - {self.identity}"
+
+    def part(self, rank: int) -> Part:
+        return self.attempt.part(rank)
+
+    def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> None:
+        self.attempt.seal(header, files)
+
+    def drop(self) -> None:
+        self.attempt.drop()
+
+
+_Target = _DiskTarget | MemoryTarget
+
+
+@dataclass(frozen=True)
+class _Saved:
+    path: Path
+    tier: str
+    bytes: int
+
+
 def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Path:
-    """Save, and return once the checkpoint is sealed and durable. Collective.
+    """Save, and return once the checkpoint is sealed. Collective.
+
+    With a memory tier it is sealed in memory, survives any process of the job, and is on its way
+    to the disk; without one it is on the disk.
 
     Raises:
         SaveFailed: on every rank, with the reason of the rank that failed first; StorageFailed
@@ -70,7 +114,7 @@ def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Pa
     peers, began = runtime.peers, time.monotonic()
     before = runtime.slot.phase(Phase.SAVING)
     try:
-        path = _save(runtime, engine, snapshot)
+        saved = _save(runtime, engine, snapshot)
     except SaveFailed as error:
         if peers.is_leader:
             runtime.journal.write(
@@ -87,38 +131,59 @@ def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Pa
         seconds = time.monotonic() - began
         runtime.journal.write(
             "saved",
-            path=str(path),
+            path=str(saved.path),
             step=snapshot.position.step,
             reason=snapshot.reason,
+            tier=saved.tier,
+            bytes=saved.bytes,
             seconds=seconds,
             stall_seconds=seconds,
         )
-        if snapshot.reason != "emergency":  # this process is about to end
+        # An emergency save ends this process; what is in memory is pruned behind its drain.
+        if snapshot.reason != "emergency" and saved.tier == "disk":
             runtime.retain.after_save()
-    return path
+    return saved.path
 
 
-def _save(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Path:
-    attempt = _begin(runtime, engine, snapshot.position.step)
-    try:
-        return _write(runtime, engine, snapshot, attempt)
-    except SaveFailed:
-        if runtime.peers.is_leader:
-            attempt.drop()
-        raise
+def _save(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> _Saved:
+    """Into memory where there is a tier and room in it, else to the disk."""
+    while True:
+        target = _begin(runtime, engine, snapshot.position.step)
+        try:
+            return _write(runtime, engine, snapshot, target)
+        except SaveFailed as error:
+            if runtime.peers.is_leader:
+                target.drop()
+            if runtime.memory is None or not isinstance(error, StorageFailed):
+                raise
+            # Every rank has the same error, and so goes the same way.
+            runtime.memory = None
+            if runtime.peers.is_leader:
+                runtime.say(f"no memory tier from here on: {error}")
 
 
-def _begin(runtime: Runtime, engine: Engine, step: int) -> Attempt:
-    def begin() -> Attempt:
+def _begin(runtime: Runtime, engine: Engine, step: int) -> _Target:
+    def begin() -> _Target:
+        needed = _predicted_bytes(runtime, engine)
+        if runtime.memory is not None:
+            target, line = runtime.memory.begin(needed)
+            if line:
+                runtime.say(line)
+            if target is not None:
+                return target
         if not runtime.job.attempts.is_dir():
             runtime.job.prepare()  # somebody moved it; there is work to be kept
-        ensure_space(runtime.job.root, _predicted_bytes(runtime, engine), runtime.retain.make_room)
-        return Attempt.begin(runtime.job, step)
+        ensure_space(runtime.job.root, needed, runtime.retain.make_room)
+        return _DiskTarget(Attempt.begin(runtime.job, step))
 
     made = runtime.peers.leader_does("begin", begin)
-    identity = made.identity if made else ""
-    identity = runtime.peers.tell("attempt", identity.encode()).decode()
-    return made or Attempt(runtime.job, identity, step)
+    told = runtime.peers.tell("attempt", (made.told if made else "").encode()).decode()
+    if made is not None:
+        return made
+    tier, slot, identity = told.split(" ")
+    if tier == "memory" and runtime.memory is not None:
+        return runtime.memory.target(slot, identity)
+    return _DiskTarget(Attempt(runtime.job, identity, step))
 
 
 def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:
@@ -128,10 +193,10 @@ def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:
     return int(_MARGIN * max(last, engine.state_bytes()))
 
 
-def _write(runtime: Runtime, engine: Engine, snapshot: Snapshot, attempt: Attempt) -> Path:
+def _write(runtime: Runtime, engine: Engine, snapshot: Snapshot, attempt: _Target) -> _Saved:
     peers = runtime.peers
     header = _header(runtime, engine.info, snapshot, attempt)
-    writer = attempt.part(peers.rank)
+    writer: Part = attempt.part(peers.rank)
 
     def state() -> bytes:
         engine.save(attempt.path, writer)
@@ -154,8 +219,9 @@ def _write(runtime: Runtime, engine: Engine, snapshot: Snapshot, attempt: Attemp
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
-    peers.leader_does("seal", lambda: attempt.seal(header, files))
-    return runtime.job.checkpoint(header.epoch, header.step)
+    peers.leader_does("seal", lambda: attempt.seal(header, files, runtime.retain.rule))
+    path = runtime.job.checkpoint(header.epoch, header.step)
+    return _Saved(path, attempt.tier, sum(entry.bytes for entry in files))
 
 
 def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:
@@ -174,7 +240,10 @@ def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[lis
 
 
 def _finish_part(
-    writer: PartWriter, unclaimed: Sequence[str], world_size: int, header: SealHeader | None
+    writer: Part,
+    unclaimed: Sequence[str],
+    world_size: int,
+    header: SealHeader | None,
 ) -> list[FileEntry]:
     for path in unclaimed:
         writer.claim(path)
@@ -182,7 +251,7 @@ def _finish_part(
 
 
 def _header(
-    runtime: Runtime, engine: EngineInfo, snapshot: Snapshot, attempt: Attempt
+    runtime: Runtime, engine: EngineInfo, snapshot: Snapshot, attempt: _Target
 ) -> SealHeader:
     position = snapshot.position
     return SealHeader(

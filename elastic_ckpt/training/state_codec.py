@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.store.files import open_regular, read_bounded
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import Part
 from elastic_ckpt.training.tensor_file import DTYPES, METADATA_KEY, write_tensors
 
 _TAG: Final = "$"
@@ -30,7 +30,7 @@ MAX_JSON_BYTES: Final = 256 * 1024 * 1024
 """Tensors are not in it; what Python makes of it takes some ten times as much."""
 
 
-def write_state(part: PartWriter, name: str, state: Any) -> None:
+def write_state(part: Part, name: str, state: Any) -> None:
     """Write a tree of dicts, lists, tuples, numbers, strings, bytes, None and tensors.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from elastic_ckpt.store.hashing import HashedFile
+from elastic_ckpt.store.part import Sink
 
 DTYPES: Final[dict[torch.dtype, str]] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -28,7 +28,7 @@ METADATA_KEY: Final = "__metadata__"
 """What the format keeps for itself among the names of a file."""
 
 
-def write_tensors(file: HashedFile, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(file: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write dense, contiguous tensors of any device; one at a time is copied to the CPU.
 
     Args:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.training import runtime
 from elastic_ckpt.training.output import keep_output
 from elastic_ckpt.training.peers import describe
@@ -38,6 +40,7 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     board: str
     save_interval_steps: int = 0
     retention: Retention = Retention()
+    memory: str = ""
 
 
 def main(payload: bytes) -> None:
@@ -64,6 +67,7 @@ def main(payload: bytes) -> None:
         slot=slot,
         save_interval_steps=spec.save_interval_steps,
         retention=spec.retention,
+        memory=MemoryTier(Path(spec.memory)) if spec.memory else None,
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elastic_ckpt.core.manifest import EngineInfo
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import Part
 
 
 class Engine(Protocol):
@@ -17,7 +17,7 @@ class Engine(Protocol):
 
     info: EngineInfo
 
-    def save(self, directory: Path, part: PartWriter) -> None:
+    def save(self, directory: Path, part: Part) -> None:
         """Write everything; it is complete when every rank has returned.
 
         What goes through ``part`` is hashed on the way and made durable. Other files below

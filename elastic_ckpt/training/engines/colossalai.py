@@ -16,7 +16,7 @@ from elastic_ckpt.core.manifest import MAX_MANIFEST_BYTES, EngineInfo, check_pat
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.files import open_regular, read_bounded
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import Part
 from elastic_ckpt.training.engines import tensor_bytes
 
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -41,7 +41,7 @@ class ColossalAIEngine:
             precision=str(getattr(plugin, "precision", None) or "fp32"),
         )
 
-    def save(self, directory: Path, part: PartWriter) -> None:
+    def save(self, directory: Path, part: Part) -> None:
         """Collective for some plugins, so every rank calls it always."""
         booster = self._booster
         with hashed_torch_save(directory, part):
@@ -69,7 +69,7 @@ class ColossalAIEngine:
 
 
 @contextmanager
-def hashed_torch_save(directory: Path, part: PartWriter) -> Iterator[None]:
+def hashed_torch_save(directory: Path, part: Part) -> Iterator[None]:
     """Have every ``torch.save`` to a path below ``directory`` write through ``part``.
 
     ColossalAI names files, it does not open them; ``torch.save`` takes an open file as well.

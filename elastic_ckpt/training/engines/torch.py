@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from elastic_ckpt.core.manifest import EngineInfo
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import Part
 from elastic_ckpt.training.engines import tensor_bytes
 from elastic_ckpt.training.state_codec import read_state, write_state
 
@@ -34,7 +34,7 @@ class TorchEngine:
             precision=_precision(self._model),
         )
 
-    def save(self, directory: Path, part: PartWriter) -> None:
+    def save(self, directory: Path, part: Part) -> None:
         """Not collective: rank 0 writes."""
         if dist.is_initialized() and dist.get_rank() != 0:
             return
