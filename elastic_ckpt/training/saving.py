@@ -164,6 +164,8 @@ def _save(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> _Saved:
 
 def _begin(runtime: Runtime, engine: Engine, step: int) -> _Target:
     def begin() -> _Target:
+        if not runtime.job.attempts.is_dir():
+            runtime.job.prepare()  # somebody moved it; there is work to be kept
         needed = _predicted_bytes(runtime, engine)
         if runtime.memory is not None:
             target, line = runtime.memory.begin(needed)
@@ -171,8 +173,6 @@ def _begin(runtime: Runtime, engine: Engine, step: int) -> _Target:
                 runtime.say(line)
             if target is not None:
                 return target
-        if not runtime.job.attempts.is_dir():
-            runtime.job.prepare()  # somebody moved it; there is work to be kept
         ensure_space(runtime.job.root, needed, runtime.retain.make_room)
         return _DiskTarget(Attempt.begin(runtime.job, step))
 
