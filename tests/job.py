@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from elastic_ckpt.store.layout import JobDirectory
 SCRIPTS = Path(__file__).parent / "scripts"
 TINY = SCRIPTS / "tiny.py"
 START_SECONDS = 90.0
+MEMORY = Path("/dev/shm")
 
 
 class Job:
@@ -69,6 +71,8 @@ class Job:
             with contextlib.suppress(psutil.Error):
                 kill_tree(psutil.Process(self.process.pid))
             self.process.wait(10)
+        for tier in self.tiers():
+            shutil.rmtree(tier)
 
     def __enter__(self) -> "Job":
         return self
@@ -147,6 +151,15 @@ class Job:
         for path in (self.directory / ".elastic-ckpt" / "journal").glob("*.jsonl"):
             lines += [json.loads(line) for line in path.read_text().splitlines() if line]
         return lines
+
+    def tiers(self) -> list[Path]:
+        """What this job has in memory."""
+        roots = {str(self.directory), str(self.directory.resolve())}
+        return [
+            owner.parent
+            for owner in MEMORY.glob("elastic-ckpt-*/owner.json")
+            if json.loads(owner.read_text() or "{}").get("root") in roots
+        ]
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.directory.glob("epoch-*"))

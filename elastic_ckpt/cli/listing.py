@@ -12,6 +12,7 @@ from elastic_ckpt.cli.common import directory_argument, human_age, open_job
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import encodable, shown_json
 from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
+from elastic_ckpt.store.records import job_records
 
 
 @click.command("list")
@@ -19,7 +20,9 @@ from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 def command(directory: Path, as_json: bool) -> int:
     """Every checkpoint in DIR, newest first: step, reason, size, age, valid or why not."""
-    views = list_checkpoints(open_job(directory))
+    job = open_job(directory)
+    record = next(iter(job_records(job)), None)
+    views = list_checkpoints(job, record.memory if record else "")
     if as_json:
         click.echo(shown_json(msgspec.json.encode([as_row(view) for view in views])))
         return 0

@@ -61,6 +61,13 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
     help="Modules that workers find already imported; ColossalAI's if the script imports it.",
 )
 @retention_options
+@click.option(
+    "--memory-dir",
+    metavar="DIR|off",
+    default="/dev/shm",
+    show_default=True,
+    help="Where checkpoints are first written, at the speed of memory; off writes to --dir.",
+)
 @click.option("--group-access", is_flag=True, help="Let the group read the job directory.")
 @click.option("--node-name", help="This node's name; SLURMD_NODENAME or the host's if not given.")
 @click.argument("script", type=click.Path(path_type=Path))
@@ -76,6 +83,7 @@ def command(
     keep_last: int,
     keep_every: int,
     keep_best: str | None,
+    memory_dir: str,
     group_access: bool,
     node_name: str | None,
     script: Path,
@@ -114,6 +122,7 @@ def command(
         preload=_preload(preload, script),
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
+        memory=None if memory_dir == "off" else Path(memory_dir).absolute(),
     )
     supervisor = Supervisor(settings, _say)
     return int(supervisor.run())

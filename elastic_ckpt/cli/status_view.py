@@ -122,7 +122,7 @@ def gather(job: JobDirectory) -> StatusView:
     record = records[0] if records else None
     alive = record.owner.is_alive() if record else False
     slots = _slots(record) if record and alive else []
-    newest, passed_over = newest_and_rejected(job)
+    newest, passed_over = newest_and_rejected(job, record.memory if record else "")
     events = read_journal(job)
     running = alive is not False and record is not None and record.state not in TERMINAL
     goodput = account(events, time.time() if running else None)

@@ -97,6 +97,11 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     torch: str
     metrics: dict[str, float] = {}
 
+    @property
+    def checkpoint_name(self) -> str:
+        """The directory's name in the job directory."""
+        return f"epoch-{self.epoch}_step-{self.step}"
+
 
 class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What one rank wrote in one attempt; rank 0's part also says what the checkpoint is.
@@ -126,11 +131,6 @@ class Manifest(SealHeader, frozen=True, kw_only=True):
         """Bytes of all files that the manifest lists."""
         return sum(entry.bytes for entry in self.files)
 
-    @property
-    def checkpoint_name(self) -> str:
-        """The directory's name in the job directory."""
-        return f"epoch-{self.epoch}_step-{self.step}"
-
 
 class MemorySeal(SealHeader, frozen=True, kw_only=True):
     """The seal of a generation on the memory tier: sizes and attempt, no digests.
@@ -150,11 +150,6 @@ class MemorySeal(SealHeader, frozen=True, kw_only=True):
     def total_bytes(self) -> int:
         """Bytes of all its files."""
         return sum(entry.bytes for entry in self.files)
-
-    @property
-    def checkpoint_name(self) -> str:
-        """The directory's name that it will have on disk."""
-        return f"epoch-{self.epoch}_step-{self.step}"
 
 
 class _Format(msgspec.Struct):

@@ -52,7 +52,7 @@ TRANSITIONS: Final[Mapping[tuple[RunState, Event], RunState]] = {
     (RunState.DRAINING, Event.GIVE_UP): RunState.FAILED,
     (RunState.DRAINING, Event.EXPIRED): RunState.PREEMPTED,
     (RunState.BACKING_OFF, Event.RETRY): RunState.STARTING,
-    (RunState.BACKING_OFF, Event.NOTICE): RunState.PREEMPTED,
+    (RunState.BACKING_OFF, Event.NOTICE): RunState.DRAINING,
     (RunState.BACKING_OFF, Event.GIVE_UP): RunState.FAILED,
 }
 """Every pair that is not listed leaves the state as it is; a test walks all of them."""

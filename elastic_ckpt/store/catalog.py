@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.core.manifest import Manifest
+from elastic_ckpt.core.manifest import Manifest, MemorySeal
 from elastic_ckpt.core.progress import Advance
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.store.memory import SEAL_NAME, tier_of
 from elastic_ckpt.store.quarantine import rejected
 from elastic_ckpt.store.reading import BeingRemoved, ReadLock
 from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest, verify_full, verify_quick
@@ -35,7 +36,7 @@ class CheckpointView:
     path: Path
     epoch: int
     step: int
-    manifest: Manifest | None
+    manifest: Manifest | MemorySeal | None
     age_seconds: float | None
     valid: bool
     why: str
@@ -81,19 +82,52 @@ def _read_in_full(path: Path, advance: Advance) -> Manifest:
         lock.release()
 
 
-def list_checkpoints(job: JobDirectory) -> list[CheckpointView]:
-    """Every checkpoint, newest first, the quarantined ones last."""
-    return [view(path) for path in scan(job)] + quarantined(job)
+def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
+    """What this node's memory tier holds and the disk lacks, newest first.
+
+    Args:
+        root: where a supervisor of the job says that its tier is; empty if it has none.
+    """
+    tier = tier_of(job, root)
+    return [
+        CheckpointView(
+            one.generation.slot,
+            *one.key,
+            one.seal,
+            age_seconds=_seconds_since(one.generation.slot / SEAL_NAME),
+            valid=True,
+            why="",
+            tier="memory",
+        )
+        for one in (tier.sealed() if tier else [])
+        if not one.settled
+    ]
 
 
-def newest_and_rejected(job: JobDirectory) -> tuple[CheckpointView | None, list[CheckpointView]]:
+def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
+    """Every checkpoint, newest first, the quarantined ones last.
+
+    Args:
+        memory: as ``root`` of :func:`in_memory`.
+    """
+    found = [view(path) for path in scan(job)] + in_memory(job, memory)
+    found.sort(key=lambda one: (one.epoch, one.step), reverse=True)
+    return found + quarantined(job)
+
+
+def newest_and_rejected(
+    job: JobDirectory, memory: str = ""
+) -> tuple[CheckpointView | None, list[CheckpointView]]:
     """The newest valid checkpoint, and what a restart would not take: newer ones, quarantine.
 
     Looks at no more than that, however many there are.
     """
     passed_over: list[CheckpointView] = []
-    newest = None
+    newest = next(iter(in_memory(job, memory)), None)
+    key = (newest.epoch, newest.step) if newest else (0, 0)
     for path in scan(job):
+        if newest is not None and (checkpoint_key(path.name) or (0, 0)) <= key:
+            break
         found = view(path)
         if found.valid:
             newest = found
@@ -145,9 +179,13 @@ def candidates(job: JobDirectory) -> list[tuple[Path, CheckpointError | None]]:
 
 
 def _age(path: Path) -> float | None:
-    for name in (path / MANIFEST_NAME, path):
-        try:
-            return max(0.0, time.time() - name.lstat().st_mtime)
-        except OSError:
-            continue
-    return None
+    sealed = _seconds_since(path / MANIFEST_NAME)
+    return _seconds_since(path) if sealed is None else sealed
+
+
+def _seconds_since(path: Path) -> float | None:
+    """Since it was written; None if it is not there."""
+    try:
+        return max(0.0, time.time() - path.lstat().st_mtime)
+    except OSError:
+        return None

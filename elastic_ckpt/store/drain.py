@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -32,11 +32,13 @@ def is_on_disk(job: JobDirectory, seal: MemorySeal) -> bool:
         return False
 
 
-def drain(job: JobDirectory, sealed: Sealed, make_room: Callable[[], None]) -> Iterator[int]:
+def drain(
+    job: JobDirectory, sealed: Sealed, make_room: Callable[[], None]
+) -> Generator[int, None, None]:
     """Copy a generation to the disk and seal it there; training goes on meanwhile.
 
     An iterator, so that who runs it may stop between two chunks, or hand it to another thread.
-    Closing it early leaves an attempt, which the next start removes.
+    Closing it early drops what was copied.
 
     Yields:
         Bytes copied since the last time.
@@ -60,7 +62,7 @@ def drain(job: JobDirectory, sealed: Sealed, make_room: Callable[[], None]) -> I
                 yield from _copy_part(sealed, writer)
                 files += writer.finish(seal.world_size, header_of(seal) if rank == 0 else None)
             attempt.seal(header_of(seal), files)
-        except Exception:
+        except BaseException:  # it was closed, too
             attempt.drop()
             raise
     finally:

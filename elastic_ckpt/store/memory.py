@@ -266,6 +266,16 @@ def tier_path(place: Path, job: JobDirectory, node: str) -> Path:
     return place / f"{_PREFIX}{os.getuid()}-{name}"
 
 
+def tier_of(job: JobDirectory, root: str) -> MemoryTier | None:
+    """The tier that a record in the job directory speaks of, if it is there and is this job's."""
+    path = Path(root)
+    owner = _read_owner(path) if root and _is_ours(path) else None
+    with contextlib.suppress(OSError):
+        if owner and (owner.root, owner.identity) == (str(job.root), job.known_identity()):
+            return MemoryTier(path)
+    return None
+
+
 def sweep(place: Path) -> list[Path]:
     """Remove this user's tiers whose job directory is gone, or is another job's by now.
 

@@ -73,6 +73,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         exit_code: what it ended with; None while it runs or if it was killed.
         message: one line for people: what it is doing, or why it ended.
         sessionless: the script trains without a Session and makes no checkpoints.
+        memory: where the memory tier is; empty if there is none.
     """
 
     job: str
@@ -89,6 +90,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     failures: int = 0
     preemptions: int = 0
     failures_left: int = 0
+    memory: str = ""
     sessionless: bool = False
 
     def write(self, path: Path) -> None:

@@ -43,17 +43,19 @@ def recover(
     job: JobDirectory,
     hurry: Callable[[], bool] = lambda: False,
     watch: Watch = unwatched,
+    spare: str = "",
 ) -> list[tuple[Path, str]]:
     """Seal every attempt that is complete and verified, remove the others and all left-overs.
 
     Only the holder of the job's lock may call this, before it launches anybody: no attempt has
-    a writer then. Calling it again changes nothing. An attempt that cannot be read or sealed
-    now (an I/O error, a full disk), or that a newer version wrote, is left as it is: nobody
-    loads it, and it must not keep the job from running.
+    a writer then but the one that drains the memory tier. Calling it again changes nothing. An
+    attempt that cannot be read or sealed now (an I/O error, a full disk), or that a newer version
+    wrote, is left as it is: nobody loads it, and it must not keep the job from running.
 
     Args:
         hurry: asked again and again; True leaves the rest to the next start.
         watch: shows how far it is.
+        spare: identity of the attempt that this very process is writing.
 
     Returns:
         For each attempt found: its path, or that of the checkpoint that it became, and what
@@ -68,7 +70,7 @@ def recover(
         return done
     for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
         match = _NAME.fullmatch(entry.name)
-        if match is None or not entry.is_dir(follow_symlinks=False):
+        if match is None or match[2] == spare or not entry.is_dir(follow_symlinks=False):
             continue
         attempt = Attempt(job, match[2], int(match[1]))
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from elastic_ckpt.core.manifest import Manifest
+from elastic_ckpt.core.manifest import SealHeader
 from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.store.files import read_bounded, write_atomic
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 
 
-def mark_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> None:
+def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> None:
     """Every byte of it was read and matched; where nothing may be written this is not kept."""
     with contextlib.suppress(OSError, DirectoryUnusable):
         if checkpoint_key(checkpoint.name) is None or checkpoint.parent != job.root:
@@ -22,7 +22,7 @@ def mark_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> No
         write_atomic(job.verified / checkpoint.name, manifest.attempt.encode())
 
 
-def is_verified(job: JobDirectory, checkpoint: Path, manifest: Manifest) -> bool:
+def is_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> bool:
     """Whether this very checkpoint, not another of its name, was verified in full."""
     if not job.owns(job.verified):
         return False

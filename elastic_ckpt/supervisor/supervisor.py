@@ -4,7 +4,8 @@ One thread, one loop. Signal handlers and notice sources only enqueue; agent and
 at; everything that follows is done here, and the states are those of ``core/run_state.py``.
 
 What happens on SIGTERM: ``_on_notice`` puts the deadline on the board and asks the agent for a
-stop; the ranks agree, save, seal and leave; the agent reports; ``_on_ended`` decides the code.
+stop; the ranks agree, save, seal and leave; the agent reports; ``_on_ended`` has what is in the
+memory tier brought to the disk (``_when_on_disk``), and ``_preempted`` decides the code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.board import Board
@@ -33,10 +33,12 @@ from elastic_ckpt.store.catalog import CheckpointView, newest_valid
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
+from elastic_ckpt.store.memory import Sealed
 from elastic_ckpt.store.records import NodeRecord, NoticeRecord, ProcessIdentity, read_record
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.agent_process import AgentProcess
+from elastic_ckpt.supervisor.memory_keeper import NOTHING, MemoryKeeper
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -67,6 +69,10 @@ class Supervisor:
         self._locks = RunLocks(self._job, settings.node, self._run_id)
         self._journal = Journal(self._job, settings.node)
         previous = read_record(self._job.node_record(settings.node))
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._memory = MemoryKeeper.open(settings, self._job, self._journal, self._say, self._wake)
         self._board = Board.create(settings.nproc)
         self._state = RunState.STARTING
         self._incarnation = previous.incarnation if previous else 0
@@ -76,7 +82,7 @@ class Supervisor:
         self._notices: deque[Notice] = deque()
         self._notice: Notice | None = None
         self._notice_grace = settings.grace
-        self._before_notice: Path | None = None
+        self._before_notice = NOTHING
         self._retry_at = 0.0
         self._next_save = float("inf")
         self._exit_code: ExitCode | None = None
@@ -85,6 +91,9 @@ class Supervisor:
         self._since = time.time()
         self._agent: AgentProcess | None = None
         self._agent_ready = False
+        self._launched = False
+        self._adopting = True
+        self._then: Callable[[], None] | None = None
         self._at_once = False
         self._signals = SignalSource(
             settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
@@ -95,20 +104,18 @@ class Supervisor:
     def run(self) -> ExitCode:
         """Run the job to its end, or to this node's; returns the exit code."""
         become_subreaper()
-        wake_read, wake_write = os.pipe()
-        for fd in (wake_read, wake_write):
-            os.set_blocking(fd, False)
         self._signals.start(self._notices.append)
-        previous = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._journal.write("start", run_id=self._run_id, script=str(self._settings.script))
         try:
             self._start_agent()
             while self._state not in TERMINAL:
-                self._wait(wake_read)
+                self._wait()
                 self._signals.deliver()
                 while self._notices:
                     self._on_notice(self._notices.popleft())
                 self._serve_agent()
+                self._serve_memory()
                 self._serve_clock()
             return self._exit_code if self._exit_code is not None else ExitCode.FAILED
         finally:
@@ -119,18 +126,22 @@ class Supervisor:
             self._journal.write(
                 "end", state=self._state.value, exit_code=self._exit_code, message=self._message
             )
+            self._memory.close()
             self._locks.release()
-            os.close(wake_read)
-            os.close(wake_write)
 
-    def _wait(self, wake: int) -> None:
+    def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(wake, selectors.EVENT_READ)
-            if self._agent is not None:
-                selector.register(self._agent.fd, selectors.EVENT_READ)
+            agent = self._agent.fd if self._agent else None
+            for fd in (self._wake_read, self._memory.bell, agent):
+                if fd is not None:
+                    selector.register(fd, selectors.EVENT_READ)
             selector.select(TICK_SECONDS)
         with contextlib.suppress(BlockingIOError):
-            os.read(wake, 4096)
+            os.read(self._wake_read, 4096)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: the run is over
+            os.write(self._wake_write, b"x")
 
     def _serve_agent(self) -> None:
         agent = self._agent
@@ -140,23 +151,35 @@ class Supervisor:
             match event:
                 case Ready():
                     self._agent_ready = True
-                    self._launch()
                 case Ended():
                     self._on_ended(event)
         if agent.gone and self._state not in TERMINAL and self._agent is agent:
             self._on_agent_lost()
 
+    def _serve_memory(self) -> None:
+        self._memory.serve()
+        if self._then is not None and self._memory.over:
+            then, self._then = self._then, None
+            then()
+
     def _serve_clock(self) -> None:
         now = time.monotonic()
-        if self._state is RunState.STARTING and self._stepping():
-            self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
-            self._schedule_save(now)
-        elif self._state is RunState.BACKING_OFF and now >= self._retry_at:
-            self._move(Event.RETRY, "restarting")
-            self._restart()
-        elif self._state is RunState.DRAINING and self._notice is not None:
+        if self._state is RunState.DRAINING and self._notice is not None:
             if self._at_once or now >= kill_time(self._notice, self._notice_grace):
                 self._on_expired()
+            return
+        if self._then is not None:
+            return
+        if self._state is RunState.BACKING_OFF and now >= self._retry_at:
+            self._move(Event.RETRY, "restarting")
+            if self._agent is None:
+                self._start_agent()
+        if self._state is RunState.STARTING and not self._launched:
+            if self._agent_ready and (not self._adopting or self._memory.over):
+                self._launch()
+        elif self._state is RunState.STARTING and self._stepping():
+            self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
+            self._schedule_save(now)
         elif self._state is RunState.RUNNING:
             self._ask_for_saves(now)
 
@@ -184,19 +207,19 @@ class Supervisor:
         if not first:
             self._write_record()
             return
-        newest = self._newest()
-        self._before_notice = newest.path if newest else None
+        self._before_notice = self._newest_key()
+        self._memory.hurry()
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
         self._move(Event.NOTICE, message)
-        if self._state is RunState.PREEMPTED:
-            self._preempted(Event.STOPPED, "between two incarnations", begun=False)
-        elif self._agent is not None and self._agent_ready:
+        if self._launched and self._agent is not None:
             self._agent.send(Ask(RequestKind.STOP))
-        else:
-            self._preempted(Event.STOPPED, "before anything was launched", begun=False)
+        elif self._then is None:  # else the job is over already
+            what = "no worker was running"
+            self._when_on_disk(lambda: self._preempted(Event.STOPPED, what, begun=False))
 
     def _on_ended(self, ended: Ended) -> None:
         """An incarnation is over; say what follows."""
+        self._launched = False
         self._sessionless = self._sessionless or (
             not ended.attached and ended.kind is EndKind.COMPLETED
         )
@@ -210,10 +233,9 @@ class Supervisor:
             finished=ended.finished,
         )
         if ended.kind is EndKind.COMPLETED:
-            self._exit_code = ExitCode.FINISHED
-            self._move(Event.COMPLETED, "finished")
+            self._when_on_disk(self._finished)
         elif self._state is RunState.DRAINING:
-            self._on_drained(ended)
+            self._when_on_disk(lambda: self._on_drained(ended))
         else:
             self._on_failure(
                 Failure(ended.rank, ended.exit_code, ended.message, ended.stepped, ended.steps)
@@ -225,6 +247,26 @@ class Supervisor:
             self._preempted(Event.CRASH, detail, begun=ended.stepped)
         else:
             self._preempted(Event.STOPPED, "all ranks left together", stopped=True)
+
+    def _when_on_disk(self, then: Callable[[], None]) -> None:
+        """Go on when all that the memory tier holds is on the disk, or cannot get there."""
+        self._then = then
+        self._memory.hurry()
+        if not self._memory.over:
+            self._message = "bringing the newest checkpoint from memory to the disk"
+            self._write_record()
+        self._serve_memory()
+
+    def _finished(self) -> None:
+        kept = self._memory.not_on_disk()
+        if kept is not None:
+            self._exit_code = ExitCode.FAILED
+            why = f"{_where(kept)}: mend the storage and run again, on this node"
+            self._move(Event.GIVE_UP, f"the work is done, but {why}")
+            return
+        self._memory.finish_pruning(lambda: self._signals.pending)
+        self._exit_code = ExitCode.FINISHED
+        self._move(Event.COMPLETED, "finished")
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
@@ -249,14 +291,19 @@ class Supervisor:
         stepped = any(slot.first_entry for slot in slots)
         steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
         self._end_agent()
+        self._launched = False
         self._board.begin_incarnation(0)  # what stands there is of workers that are gone
+        if self._then is not None:
+            return  # the job is over, and needs no agent
         if self._state is RunState.DRAINING:
-            self._preempted(Event.CRASH, "the agent died", begun=stepped)
+            what = "the agent died"
+            self._when_on_disk(lambda: self._preempted(Event.CRASH, what, begun=stepped))
         elif self._state is not RunState.BACKING_OFF:
             self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
 
     def _on_expired(self) -> None:
         """The deadline has come, or a person does not want to wait."""
+        self._then = None
         begun = any(slot.first_entry for slot in self._board.read_slots())
         if self._agent is not None:
             self._agent.send(Kill())
@@ -281,20 +328,16 @@ class Supervisor:
                 preload=list(settings.preload),
                 save_interval_steps=settings.interval.steps,
                 retention=settings.retention,
+                memory=self._memory.root,
             )
         )
         self._write_record()
 
-    def _restart(self) -> None:
-        """Begin the next incarnation, with a new agent if the old one is gone."""
-        if self._agent is None:
-            self._start_agent()
-        else:
-            self._launch()
-
     def _launch(self) -> None:
-        if self._agent is None or self._state is not RunState.STARTING:
+        if self._agent is None:
             return
+        self._launched, self._adopting = True, False
+        self._memory.calm()
         self._incarnation += 1
         self._locks.record(self._incarnation)
         self._recover()
@@ -306,7 +349,8 @@ class Supervisor:
 
     def _recover(self) -> None:
         """Seal what a killed run completed, remove what it did not."""
-        for path, what in recover(self._job, lambda: self._signals.pending, in_lines(self._say)):
+        hurry, watch = lambda: self._signals.pending, in_lines(self._say)
+        for path, what in recover(self._job, hurry, watch, self._memory.attempt):
             self._journal.write("recovered", path=str(path), what=what)
 
     def _ask_for_saves(self, now: float) -> None:
@@ -334,8 +378,14 @@ class Supervisor:
             self._agent.end()
             self._agent = None
 
+    def _newest_key(self) -> tuple[int, int]:
+        """(epoch, step) of what a restart would take, from either tier."""
+        newest = self._newest()
+        on_disk = (newest.epoch, newest.step) if newest else NOTHING
+        return max(on_disk, self._memory.newest_key())
+
     def _newest(self) -> CheckpointView | None:
-        """The checkpoint that a restart would take; None too if the disk does not answer now.
+        """The newest on disk that is valid; None too if the disk does not answer now.
 
         That is no reason to take down a job which trains, or to miss its stop.
         """
@@ -349,37 +399,40 @@ class Supervisor:
     def _preempted(
         self, event: Event, detail: str, *, stopped: bool = False, begun: bool = True
     ) -> None:
-        """End the run on a notice, with 75 if what has been done is sealed, else with 76.
+        """End the run on a notice, with 75 if what has been done is on the disk, else with 76.
 
         Args:
             stopped: the ranks left at the agreed step, where a checkpoint stands.
             begun: a step was begun since the ranks resumed; if not, the old checkpoint counts.
         """
         self._move(event, "")
-        newest = self._newest()
-        new = newest is not None and newest.path != self._before_notice
-        saved = new or (newest is not None and (stopped or not begun))
+        newest, kept = self._newest(), self._memory.not_on_disk()
+        new = newest is not None and (newest.epoch, newest.step) > self._before_notice
+        saved = kept is None and (new or (newest is not None and (stopped or not begun)))
         self._preemptions += 1
         self._exit_code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
         step = f" (newest valid: step {newest.step})" if newest else ""
-        self._message = f"{what}: {detail}{step}"
+        self._message = f"{what}: {detail}{step}" + (f"; {_where(kept)}" if kept else "")
         self._say(self._message)
         self._write_record()
 
     def _give_up(self, code: ExitCode, message: str) -> None:
-        self._exit_code = code
-        self._move(Event.GIVE_UP, message)
+        def say_so() -> None:
+            kept = self._memory.not_on_disk()
+            self._exit_code = code
+            self._move(Event.GIVE_UP, message + (f"; {_where(kept)}" if kept else ""))
+
+        self._when_on_disk(say_so)
 
     def _write_off(self, failure: Failure) -> None:
         """Journal a failure and the work that it cost."""
-        newest = self._newest()
         self._journal.write(
             "crash",
             rank=failure.rank,
             exit_code=failure.exit_code,
             message=failure.message,
-            restart_step=newest.step if newest else 0,
+            restart_step=self._newest_key()[-1],
         )
 
     def _say(self, line: str) -> None:
@@ -417,7 +470,13 @@ class Supervisor:
             preemptions=self._preemptions,
             failures_left=self._budget.left,
             sessionless=self._sessionless,
+            memory=self._memory.root,
         )
         # The record is for people; a full disk must not keep the job from being saved.
         with contextlib.suppress(OSError):
             record.write(self._job.node_record(self._settings.node))
+
+
+def _where(kept: Sealed) -> str:
+    """What becomes of a checkpoint that did not get to the disk."""
+    return f"step {kept.seal.step} is in memory only, in {kept.generation.slot}"

@@ -134,17 +134,13 @@ def load_checkpoint(
         raise NoValidCheckpoint(f"{path} does not exist")
     runtime = runtimes.join(path.parent if single else path)
     engine = make_engine(booster, model, optimizer, lr_scheduler)
-    if single:
-        load_given(runtime, engine, path)
-    else:
-        found = load_newest(runtime, engine)
-        if found is None:
-            return 0, 0, 0
-        path = found[0]
+    loaded = load_given(runtime, engine, path) if single else load_newest(runtime, engine)
+    if loaded is None:
+        return 0, 0, 0
     try:
-        running = read_running_states(path)
+        running = read_running_states(loaded.place)
     except CheckpointRejected as error:
-        raise CheckpointRejected(f"{path.name}: {error}") from None
+        raise CheckpointRejected(f"{loaded.seal.checkpoint_name}: {error}") from None
     return running.epoch, running.step, running.sample_start_index
 
 

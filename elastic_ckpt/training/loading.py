@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from elastic_ckpt.core.manifest import Manifest
+from elastic_ckpt.core.manifest import Manifest, MemorySeal
 from elastic_ckpt.core.progress import in_lines, unwatched
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import (
@@ -23,6 +24,8 @@ from elastic_ckpt.errors import (
     NoValidCheckpoint,
 )
 from elastic_ckpt.store.catalog import candidates
+from elastic_ckpt.store.layout import checkpoint_key
+from elastic_ckpt.store.memory import Generation, Sealed, check_covers
 from elastic_ckpt.store.quarantine import set_aside
 from elastic_ckpt.store.reading import BeingRemoved, ReadLock
 from elastic_ckpt.store.verified import mark_verified
@@ -42,13 +45,29 @@ MAX_QUARANTINED: Final = 2
 """After so many bad checkpoints in a row the job stops: something else is wrong."""
 
 
-def load_newest(runtime: Runtime, engine: Engine) -> tuple[Path, Manifest] | None:
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded.
+
+    Attributes:
+        place: the directory that was read.
+        seal: what it says of itself.
+        tier: ``memory`` or ``disk``.
+    """
+
+    place: Path
+    seal: Manifest | MemorySeal
+    tier: str
+
+
+def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
     """Load the newest checkpoint that every rank finds whole. Collective.
 
-    A checkpoint that is not what its manifest says is set aside.
+    From memory if it is there. On disk, a checkpoint that is not what its manifest says is set
+    aside.
 
     Returns:
-        The checkpoint and its seal, or None if there is none at all.
+        The checkpoint, or None if there is none at all.
 
     Raises:
         NoValidCheckpoint: there are checkpoints, and none can be used; or two in a row were bad.
@@ -56,34 +75,39 @@ def load_newest(runtime: Runtime, engine: Engine) -> tuple[Path, Manifest] | Non
         StorageFailed: a rank could not read; the checkpoint is left alone.
     """
     set_aside_count = 0
+    refused: set[Path] = set()
     while True:
-        path = _choose(runtime, set_aside_count)
+        path = _choose(runtime, set_aside_count, refused)
         if path is None:
             return None
-        with _Opened(runtime, path) as opened:
+        with _open(runtime, path) as opened:
             reason = opened.verify()
             if not reason:
-                return path, opened.load(engine)
+                return opened.load(engine)
         set_aside_count += _reject(runtime, path, reason)
+        refused.add(path)
 
 
-def load_given(runtime: Runtime, engine: Engine, path: Path) -> Manifest:
+def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
     """Verify and load one checkpoint that the caller chose. Collective.
+
+    One that is still on its way to the disk is read from memory.
 
     Raises:
         CheckpointRejected: it is not whole; it is left where it is.
     """
-    with _Opened(runtime, path) as opened:
+    with _open(runtime, _where(runtime, path)) as opened:
         reason = opened.verify()
         if reason:
             raise CheckpointRejected(f"{path}: {reason}")
         return opened.load(engine)
 
 
-def read_rank_state(path: Path, manifest: Manifest, rank: int) -> dict[str, Any] | None:
+def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
     """What a rank saved for itself; a rank that did not exist then reads another one's."""
-    name = f"{rank % manifest.world_size:05d}"
-    if not any(entry.path == f"ranks/{name}.json" for entry in manifest.files):
+    path, seal = loaded.place, loaded.seal
+    name = f"{rank % seal.world_size:05d}"
+    if not any(entry.path == f"ranks/{name}.json" for entry in seal.files):
         return None
     state = read_state(path / "ranks", name)
     if not (
@@ -91,7 +115,7 @@ def read_rank_state(path: Path, manifest: Manifest, rank: int) -> dict[str, Any]
         and isinstance(state.get("rng"), dict)
         and isinstance(state.get("extra"), dict)
     ):
-        raise CheckpointRejected(f"ranks/{name} in {path.name} holds no rank's state")
+        raise CheckpointRejected(f"ranks/{name} in {seal.checkpoint_name} holds no rank's state")
     return state
 
 
@@ -102,44 +126,82 @@ class _Opened:
         self._runtime = runtime
         self._path = path
         self._held = ExitStack()
-        self._unchanged: Unchanged | None = None
-        self._manifest: Manifest | None = None
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def verify(self) -> str:
-        """Each rank hashes its share; empty if all agree that the checkpoint is whole."""
+        """Each rank looks at its share; empty if all agree that the checkpoint is whole."""
         peers = self._runtime.peers
         votes = peers.collect("verify", self._vote)
         reason = next((vote.decode() for vote in votes if vote), "")
         return peers.tell("vote", reason.encode()).decode()
 
     def _vote(self) -> bytes:
-        peers, path = self._runtime.peers, self._path
         try:
-            read_manifest(path)  # says what is wrong with the seal, where the lock finds it gone
-            self._held.callback(_lock(path).release)
-            # On every rank: links and files that are not listed are seen here alone.
-            self._manifest = verify_quick(path)
-            mine = share_out(self._manifest.files, peers.rank, peers.world_size)
-            self._unchanged = Unchanged(path, mine)
-            watch = in_lines(self._runtime.say) if peers.is_leader else unwatched
-            total = sum(entry.bytes for entry in mine)
-            verify_files(path, mine, watch(f"verifying {path.name}", total))
+            self._look()
         except (CheckpointRejected, FileNotFoundError) as error:
             return printable(str(error)).encode()
         return b""
 
-    def load(self, engine: Engine) -> Manifest:
+    def _look(self) -> None:
+        raise NotImplementedError
+
+    def load(self, engine: Engine) -> Loaded:
+        """Load what was just verified. Collective."""
+        raise NotImplementedError
+
+
+class _InMemory(_Opened):
+    """A generation: sizes are all that its seal knows, and no machine's loss lies behind it."""
+
+    _seal: MemorySeal | None = None
+
+    def _look(self) -> None:
+        generation = Generation(self._path)
+        self._held.callback(generation.lock().release)
+        self._seal = generation.seal()
+        if self._seal is None:
+            raise CheckpointRejected("it is not whole")
+        check_covers(self._seal, self._runtime.peers.world_size)
+
+    def load(self, engine: Engine) -> Loaded:
+        """Load it. Not collective but for the engine."""
+        if self._seal is None:
+            raise CheckpointRejected("it was not verified")  # a mistake of ours
+        loaded = Loaded(Generation(self._path).path, self._seal, "memory")
+        _load(engine, loaded)
+        return loaded
+
+
+class _OnDisk(_Opened):
+    """A checkpoint whose every byte is hashed before it is loaded."""
+
+    _unchanged: Unchanged | None = None
+    _manifest: Manifest | None = None
+
+    def _look(self) -> None:
+        peers, path = self._runtime.peers, self._path
+        read_manifest(path)  # says what is wrong with the seal, where the lock finds it gone
+        self._held.callback(_lock(path).release)
+        # On every rank: links and files that are not listed are seen here alone.
+        self._manifest = verify_quick(path)
+        mine = share_out(self._manifest.files, peers.rank, peers.world_size)
+        self._unchanged = Unchanged(path, mine)
+        watch = in_lines(self._runtime.say) if peers.is_leader else unwatched
+        total = sum(entry.bytes for entry in mine)
+        verify_files(path, mine, watch(f"verifying {path.name}", total))
+
+    def load(self, engine: Engine) -> Loaded:
         """Load what was just verified, and see that it stayed so. Collective."""
         manifest, unchanged = self._manifest, self._unchanged
         if manifest is None or unchanged is None:
             raise CheckpointRejected("it was not verified")  # a mistake of ours
-        _load(engine, self._path, manifest)
+        loaded = Loaded(self._path, manifest, "disk")
+        _load(engine, loaded)
         peers = self._runtime.peers
 
         def look_again() -> bytes:
@@ -155,7 +217,12 @@ class _Opened:
             raise CheckpointRejected(f"{self._path.name}: {told}; run again")
         if peers.is_leader:
             mark_verified(self._runtime.job, self._path, manifest)
-        return manifest
+        return loaded
+
+
+def _open(runtime: Runtime, path: Path) -> _Opened:
+    held = runtime.memory is not None and path.parent == runtime.memory.tier.root
+    return _InMemory(runtime, path) if held else _OnDisk(runtime, path)
 
 
 def _lock(path: Path) -> ReadLock:
@@ -175,14 +242,15 @@ def _lock(path: Path) -> ReadLock:
     raise OSError(errno.EBUSY, why, str(path / MANIFEST_NAME))
 
 
-def _load(engine: Engine, path: Path, manifest: Manifest) -> None:
-    if manifest.engine.name != engine.info.name:
+def _load(engine: Engine, loaded: Loaded) -> None:
+    name, written_by = loaded.seal.checkpoint_name, loaded.seal.engine.name
+    if written_by != engine.info.name:
         raise CheckpointError(
-            f"{path.name} was written by the {printable(manifest.engine.name, 80)} engine, but "
+            f"{name} was written by the {printable(written_by, 80)} engine, but "
             f"the script uses {engine.info.name}: start a new --dir, or use the same kind of script"
         )
     try:
-        engine.load(path)
+        engine.load(loaded.place)
     except ElasticCkptError:
         raise
     except OSError:
@@ -190,17 +258,46 @@ def _load(engine: Engine, path: Path, manifest: Manifest) -> None:
     except Exception as error:  # torch and ColossalAI raise and assert all kinds of things
         first = "".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise CheckpointError(
-            f"the script's model or optimizer does not fit {path.name}: {printable(first)}"
+            f"the script's model or optimizer does not fit {name}: {printable(first)}"
         ) from error
 
 
-def _choose(runtime: Runtime, already_set_aside: int) -> Path | None:
+def _where(runtime: Runtime, path: Path) -> Path:
+    """A given checkpoint's place: on disk if it stands there, else its generation's."""
+
+    def look() -> Path:
+        if not os.path.lexists(path) and runtime.memory is not None:
+            for held in runtime.memory.tier.sealed():
+                if runtime.job.checkpoint(*held.key) == path:
+                    return held.generation.slot
+        return path
+
+    place = runtime.peers.leader_does("where", look)
+    return Path(runtime.peers.tell("place", str(place or "").encode()).decode())
+
+
+def _newest_in_memory(runtime: Runtime, refused: set[Path]) -> Sealed | None:
+    """The newest generation that these ranks can load."""
+    if runtime.memory is None:
+        return None
+    for held in runtime.memory.tier.sealed():
+        if held.generation.slot not in refused:
+            with suppress(CheckpointRejected):
+                check_covers(held.seal, runtime.peers.world_size)
+                return held
+    return None
+
+
+def _choose(runtime: Runtime, already_set_aside: int, refused: set[Path]) -> Path | None:
     peers = runtime.peers
 
     def choose() -> Path | None:
         bad = already_set_aside
         unsealed: list[str] = []
+        held = _newest_in_memory(runtime, refused)
         for path, why in candidates(runtime.job):
+            if held is not None and held.key >= (checkpoint_key(path.name) or (0, 0)):
+                return held.generation.slot
             if bad >= MAX_QUARANTINED:
                 raise NoValidCheckpoint(
                     f"{bad} checkpoints in a row were bad and set aside in "
@@ -214,6 +311,8 @@ def _choose(runtime: Runtime, already_set_aside: int) -> Path | None:
                 continue
             _quarantine(runtime, path, str(why))
             bad += 1
+        if held is not None:
+            return held.generation.slot
         if bad or unsealed:
             raise NoValidCheckpoint(
                 f"checkpoints exist in {runtime.job.root} but none is valid"
@@ -231,6 +330,9 @@ def _reject(runtime: Runtime, path: Path, reason: str) -> int:
     """How many were set aside, on the leader: none if somebody deleted it meanwhile."""
 
     def reject() -> int:
+        if isinstance(_open(runtime, path), _InMemory):
+            runtime.journal.write("memory_refused", path=str(path), reason=reason)
+            return 0
         if not os.path.lexists(path):
             return 0
         _quarantine(runtime, path, reason)

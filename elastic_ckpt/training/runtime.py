@@ -18,9 +18,9 @@ from elastic_ckpt.store.locks import HeldLock
 from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.store.records import node_name
 from elastic_ckpt.store.recovery import recover
+from elastic_ckpt.store.retainer import Retainer
 from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.peers import Peers
-from elastic_ckpt.training.retainer import Retainer
 from elastic_ckpt.training.step import StepProtocol
 
 

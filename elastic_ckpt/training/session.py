@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from elastic_ckpt.board import Phase
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.core.manifest import Manifest, Reason
+from elastic_ckpt.core.manifest import Reason, SealHeader
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
@@ -43,7 +43,7 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
-from elastic_ckpt.training.loading import load_newest, read_rank_state
+from elastic_ckpt.training.loading import Loaded, load_newest, read_rank_state
 from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
 from elastic_ckpt.training.sampler import ElasticSampler
 from elastic_ckpt.training.saving import Snapshot, write_checkpoint
@@ -120,7 +120,7 @@ class Session:
         self._replicas = 1
         self._pending_rng: dict[str, Any] | None = None
         self._pending_iterating = True
-        self._manifest: Manifest | None = None
+        self._manifest: SealHeader | None = None
         self._optimizer_stepped = False
         self._step_ends = False
         self._batch_is_out = False
@@ -148,7 +148,7 @@ class Session:
             self._runtime.retain.rule = self._retention
         found = load_newest(self._runtime, self._engine)
         if found is not None:
-            self._resume(*found)
+            self._resume(found)
         self._runtime.steps.attach(self._place.step)
         self._watch_optimizer()
         return self
@@ -439,7 +439,8 @@ class Session:
         iterating = self._used_epoch == self._place.epoch
         return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
 
-    def _resume(self, path: Path, manifest: Manifest) -> None:
+    def _resume(self, loaded: Loaded) -> None:
+        manifest = loaded.seal
         place = self._place
         place.epoch = manifest.epoch
         place.step = manifest.step
@@ -451,8 +452,8 @@ class Session:
         self._manifest = manifest
         self._metrics = {**manifest.metrics, **self._metrics}
         self._saved_epoch, self._saved_step = manifest.epoch, manifest.step
-        self.resumed_from = path
-        state = read_rank_state(path, manifest, self._runtime.peers.rank)
+        self.resumed_from = self._runtime.job.checkpoint(manifest.epoch, manifest.step)
+        state = read_rank_state(loaded, self._runtime.peers.rank)
         if state is None:
             return
         self._pending_rng = state["rng"]
@@ -460,7 +461,8 @@ class Session:
         for name, thing in self._extra.items():
             if name not in state["extra"]:
                 raise ElasticCkptError(
-                    f"{path.name} holds no state for extra={name!r}: it was saved without it"
+                    f"{manifest.checkpoint_name} holds no state for extra={name!r}: "
+                    "it was saved without it"
                 )
             thing.load_state_dict(state["extra"][name])
 

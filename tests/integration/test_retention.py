@@ -31,7 +31,7 @@ def test_the_command_line_goes_before_the_script_and_a_restart_resumes(tmp_path)
     hold = tmp_path / "go"
     arguments = ("--steps", "13", "--keep-last", "9", "--hold", f"9:{hold}")
     with Job(tmp_path, *arguments, script=KEEPER) as job:
-        job.options = ["--keep-last", "2"]
+        job.options = ["--keep-last", "2", "--memory-dir", "off"]
         job.start().until(lambda view: view.newest_valid and view.newest_valid.step == 8, "step 8")
         job.until_step(8)
         for worker in job.workers():
@@ -86,7 +86,7 @@ def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_pat
         tmp_path, "--kilobytes", "2000", "--hold", f"11:{hold}", nproc=1, script=KEEPER
     ) as job:
         job.directory = small / "job"
-        job.start().until(
+        job.start("--memory-dir", "off").until(
             lambda view: (
                 view.state == "running" and view.workers[0].step >= 10 and view.last_save.error
             ),
@@ -124,6 +124,7 @@ def test_a_last_save_without_room_is_an_error(tmp_path, small):
     arguments = ("--kilobytes", "2000", "--interval", "4", "--steps", "6", "--hold", f"5:{hold}")
     with Job(tmp_path, *arguments, nproc=1, script=KEEPER) as job:
         job.directory = small / "job"
+        job.options = ["--memory-dir", "off"]
         job.start("--max-failures", "0").until(
             lambda view: view.newest_valid and view.newest_valid.step == 4, "step 4"
         )

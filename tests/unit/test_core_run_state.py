@@ -13,7 +13,7 @@ EXPECTED = """
 starting      running   draining   finished   .          backing-off  .         failed   .
 running       .         draining   finished   .          backing-off  .         failed   .
 draining      .         .          finished   preempted  preempted    .         failed   preempted
-backing-off   .         preempted  .          .          .            starting  failed   .
+backing-off   .         draining   .          .          .            starting  failed   .
 finished      .         .          .          .          .            .         .        .
 preempted     .         .          .          .          .            .         .        .
 failed        .         .          .          .          .            .         .        .

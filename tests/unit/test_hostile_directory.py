@@ -599,7 +599,11 @@ def runtime_of(job: JobDirectory) -> Any:
 
     journal = Journal(job, "here")
     return SimpleNamespace(
-        job=job, journal=journal, peers=Peers(0, 1, None, 10.0), say=lambda line: None
+        job=job,
+        journal=journal,
+        peers=Peers(0, 1, None, 10.0),
+        say=lambda line: None,
+        memory=None,
     )
 
 
@@ -759,8 +763,7 @@ def test_without_a_booster_nothing_is_unpickled_at_all(
 
     def read(checkpoint: Path) -> None:
         engine = TorchEngine(model, optimizer, scheduler)
-        manifest = load_given(runtime_of(job), engine, checkpoint)
-        read_rank_state(checkpoint, manifest, 0)
+        read_rank_state(load_given(runtime_of(job), engine, checkpoint), 0)
         read_running_states(checkpoint)
 
     def sealed(contents: dict[str, bytes]) -> Path:

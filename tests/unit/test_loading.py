@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.core.manifest import EngineInfo, Manifest
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
 from elastic_ckpt.store.catalog import scan
@@ -58,7 +58,7 @@ def job(tmp_path: Path) -> JobDirectory:
 def runtime(job: JobDirectory) -> Any:
     """One process alone, as far as a load looks at it."""
     return SimpleNamespace(
-        job=job, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"), say=print
+        job=job, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"), say=print, memory=None
     )
 
 
@@ -69,9 +69,11 @@ def steps(job: JobDirectory) -> list[int]:
 def test_the_newest_is_loaded_and_counts_as_verified(job: JobDirectory, runtime: Any) -> None:
     engine = Engine()
     before = set(os.listdir("/proc/self/fd"))
-    path, manifest = load_newest(runtime, engine)  # type: ignore[misc]
-    assert (path, manifest.step, engine.loaded) == (job.checkpoint(0, 40), 40, ["epoch-0_step-40"])
-    assert is_verified(job, path, manifest)
+    loaded = load_newest(runtime, engine)
+    assert loaded is not None and isinstance(loaded.seal, Manifest)
+    assert (loaded.place, loaded.seal.step) == (job.checkpoint(0, 40), 40)
+    assert (loaded.tier, engine.loaded) == ("disk", ["epoch-0_step-40"])
+    assert is_verified(job, loaded.place, loaded.seal)
     assert not is_verified(job, job.checkpoint(0, 30), read_manifest(job.checkpoint(0, 30)))
     assert set(os.listdir("/proc/self/fd")) == before
 
@@ -148,7 +150,7 @@ def test_a_backup_meanwhile_changes_nothing(job: JobDirectory, runtime: Any) -> 
         os.utime(directory / MODEL, (1, 1))
 
     found = load_newest(runtime, Engine(backup))
-    assert found is not None and found[0] == job.checkpoint(0, 40)
+    assert found is not None and found.place == job.checkpoint(0, 40)
     assert rejected(job) == []
 
 

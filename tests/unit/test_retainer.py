@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.store import retainer as retainers
 from elastic_ckpt.store.catalog import scan
 from elastic_ckpt.store.journal import Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.prune import prune
-from elastic_ckpt.training import retainer as retainers
-from elastic_ckpt.training.retainer import Retainer
+from elastic_ckpt.store.retainer import Retainer
 from tests.unit.store_tools import make_checkpoint, open_job
 
 
@@ -189,7 +189,7 @@ from pathlib import Path
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.training.retainer import Retainer
+from elastic_ckpt.store.retainer import Retainer
 
 job = JobDirectory(Path(sys.argv[1]))
 retainer = Retainer(job, Journal(job, "here"), print)

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import read_manifest
 from elastic_ckpt.training import session as sessions
+from elastic_ckpt.training.loading import Loaded
 from elastic_ckpt.training.session import Session
 from tests.unit.store_tools import make_checkpoint, open_job
 
@@ -20,7 +22,9 @@ from tests.unit.store_tools import make_checkpoint, open_job
 @pytest.fixture
 def session() -> Session:
     made = Session("unused", model=nn.Linear(1, 1))
-    made._runtime = SimpleNamespace(peers=SimpleNamespace(rank=0, world_size=1))  # type: ignore[assignment]
+    made._runtime = SimpleNamespace(  # type: ignore[assignment]
+        peers=SimpleNamespace(rank=0, world_size=1), job=JobDirectory(Path("unused"))
+    )
     return made
 
 
@@ -62,7 +66,7 @@ def test_a_restart_remembers_the_last_word(
     """As the run without an interruption would: it may be long until the next evaluation."""
     monkeypatch.setattr(sessions, "read_rank_state", lambda *_: None)
     path = make_checkpoint(open_job(tmp_path / "job"), metrics={"loss": 1.0, "accuracy": 0.5})
-    session._resume(path, read_manifest(path))
+    session._resume(Loaded(path, read_manifest(path), "disk"))
     assert said(session) == {"loss": 1.0, "accuracy": 0.5}
     session.report(loss=3.0)
     assert said(session) == {"loss": 3.0, "accuracy": 0.5}

@@ -1,4 +1,4 @@
-"""Retention while a job runs: behind each save, in a thread of the leader's."""
+"""Retention while a job runs: behind each save, in a thread of whoever sealed it on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FINISH_SECONDS: Final = 600.0
 
 
 class Retainer:
-    """Deletes what the rule lets go. Leader only; the training does not wait for it.
+    """Deletes what the rule lets go; the training does not wait for it.
 
     The process may end at any moment of it: what was renamed away is deleted at the next start.
 

@@ -1,0 +1,215 @@
+"""The drainer: brings what is sealed in the memory tier to the disk while the job trains.
+
+One generation at a time, in a thread of the lowest priority. The loop starts it, and takes up
+its result; when a notice comes the same copy goes on in a thread of normal priority, and the
+newest generation goes before an older one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Final
+
+import psutil
+
+from elastic_ckpt.core.text import printable
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.store.drain import drain, is_on_disk
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.memory import MemoryTier, Sealed
+from elastic_ckpt.store.reading import BeingRemoved
+from elastic_ckpt.store.retainer import Retainer
+
+RETRY_SECONDS: Final = 30.0
+"""Until a drain that failed is tried again, if nothing is in a hurry."""
+
+
+@dataclass
+class _Task:
+    """One generation on its way to the disk."""
+
+    sealed: Sealed
+    chunks: Generator[int, None, None]
+    began: float = field(default_factory=time.monotonic)
+    bytes: int = 0
+    cpu_seconds: float = 0.0
+    over: bool = False
+    dropped: bool = False
+    error: Exception | None = None
+
+
+class Drainer:
+    """Not thread-safe: the supervisor's loop calls everything."""
+
+    def __init__(
+        self,
+        job: JobDirectory,
+        tier: MemoryTier,
+        journal: Journal,
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """Nothing starts before :meth:`serve` or :meth:`hurry`.
+
+
+        Args:
+            say: shows one line to whoever started the run.
+            wake: called from a thread when there is something to take up.
+        """
+        self._job = job
+        self._tier = tier
+        self._journal = journal
+        self._say = say
+        self._wake = wake
+        self._retainer = Retainer(job, journal, say)
+        self._task: _Task | None = None
+        self._thread: threading.Thread | None = None
+        self._hurried = False
+        self._retry_at: dict[str, float] = {}
+
+    @property
+    def attempt(self) -> str:
+        """Identity of the attempt that is being written; empty if none is."""
+        return self._task.sealed.seal.attempt if self._task else ""
+
+    def pending(self) -> list[Sealed]:
+        """What is in memory and not yet on disk, oldest first."""
+        return [one for one in reversed(self._tier.sealed()) if not one.settled]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is under way, and nothing is left that has not just failed."""
+        return self._task is None and not self._due()
+
+    def adopt(self) -> list[Sealed]:
+        """Look over what a killed run left; what it still has to drain.
+
+        A checkpoint that was on disk and was deleted there since must not come back.
+        """
+        for one in self._tier.sealed():
+            if is_on_disk(self._job, one.seal):
+                one.generation.settle(one.seal)
+            elif one.settled:
+                one.generation.clear()
+        return self.pending()
+
+    def serve(self, *, sealed: bool) -> None:
+        """Take up what has come to its end, and begin with what is due.
+
+        Args:
+            sealed: a worker may have sealed something since the last call.
+        """
+        task = self._task
+        if task is not None and task.over:
+            self._task = None
+            if not task.dropped:
+                self._tell(task)
+            sealed = True
+        if sealed or any(at <= time.monotonic() for at in self._retry_at.values()):
+            self._look()
+
+    def _look(self) -> None:
+        due = self._due()
+        if self._task is not None:
+            if self._hurried and due and due[-1].key > self._task.sealed.key:
+                self._task.dropped = True  # the newest counts; this one begins anew behind it
+            return
+        if due:
+            chosen = due[-1] if self._hurried else due[0]
+            self._retry_at.pop(chosen.seal.attempt, None)
+            self._begin(chosen)
+
+    def hurry(self) -> None:
+        """From now on at normal priority, the newest first; what has failed is tried again."""
+        self._retry_at.clear()
+        if not self._hurried:
+            self._hurried = True
+            if self._thread is not None and self._thread.is_alive():
+                # Only root may take a niceness back: the rest is another thread's to do.
+                self._start(self._thread)
+        self._look()
+
+    def calm(self) -> None:
+        """The next drain is behind everything else again."""
+        self._hurried = False
+
+    def finish_pruning(self, hurry: Callable[[], bool]) -> None:
+        """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""
+        self._retainer.finish(hurry)
+
+    def _due(self) -> list[Sealed]:
+        now = time.monotonic()
+        return [one for one in self.pending() if self._retry_at.get(one.seal.attempt, 0.0) <= now]
+
+    def _begin(self, sealed: Sealed) -> None:
+        self._retainer.rule = sealed.seal.retention
+        self._task = _Task(sealed, drain(self._job, sealed, self._retainer.make_room))
+        self._start(None)
+
+    def _start(self, before: threading.Thread | None) -> None:
+        arguments = (self._task, before, not self._hurried)
+        self._thread = threading.Thread(
+            target=self._work, args=arguments, name="drain", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, task: _Task, before: threading.Thread | None, polite: bool) -> None:
+        if before is not None:
+            before.join()  # no more than a chunk
+        if task.over:
+            return
+        if polite:
+            _be_polite()
+        began = time.thread_time()
+        try:
+            for count in task.chunks:
+                task.bytes += count
+                if task.dropped:
+                    task.chunks.close()
+                    break
+                if polite and self._hurried:
+                    return
+            else:
+                task.sealed.generation.settle(task.sealed.seal)
+        except Exception as error:  # whatever it is, the loop must hear of it
+            task.error = error
+        finally:
+            task.cpu_seconds += time.thread_time() - began
+        task.over = True
+        self._wake()
+
+    def _tell(self, task: _Task) -> None:
+        seal, error = task.sealed.seal, task.error
+        seconds = time.monotonic() - task.began
+        if error is None:
+            self._journal.write(
+                "drained",
+                path=str(self._job.checkpoint(seal.epoch, seal.step)),
+                step=seal.step,
+                bytes=task.bytes,
+                seconds=seconds,
+                cpu_seconds=task.cpu_seconds,
+            )
+            self._retainer.after_save()
+            return
+        self._retry_at[seal.attempt] = time.monotonic() + RETRY_SECONDS
+        if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):
+            task.sealed.generation.clear()  # nobody can make it whole again
+        why = printable(str(error)) or type(error).__name__
+        self._journal.write("drain_failed", step=seal.step, seconds=seconds, error=why)
+        self._say(f"step {seal.step} stays in memory, it cannot be written to the disk: {why}")
+
+
+def _be_polite() -> None:
+    """Let this thread run and write when nobody else wants to."""
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+    with contextlib.suppress(psutil.Error, OSError, AttributeError):
+        psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)
