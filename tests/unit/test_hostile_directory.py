@@ -714,7 +714,7 @@ def test_a_lock_of_who_may_only_read_costs_no_checkpoint(
         assert command("verify", "--full", "--quarantine", job.root)[0] == 65
     assert [path.name for path in scan(job)] == [NEWEST, "epoch-0_step-10"]
     found = loading.load_newest(runtime_of(job), Reader())  # type: ignore[arg-type]
-    assert found is not None and found[0] == job.checkpoint(0, 20)
+    assert found is not None and found.place == job.checkpoint(0, 20)
 
 
 class Bomb:
