@@ -37,12 +37,15 @@ def torch_save_through(directory: Path, part: Part, takes: Takes = _always) -> I
 
     def save(obj: Any, f: Any, *args: Any, **options: Any) -> None:
         path = os.path.abspath(f) if isinstance(f, str | os.PathLike) else ""
-        if not path.startswith(root + os.sep) or os.path.lexists(path):
+        if not path.startswith(root + os.sep):
             plain(obj, f, *args, **options)
             return
         archive = None if args or options else plan_archive(obj)
         name = os.path.relpath(path, root)
         if not takes(name, obj, archive.tensor_bytes if archive else 0):
+            return  # it may be there by now, and must not be touched: another rank writes it
+        if os.path.lexists(path):
+            plain(obj, f, *args, **options)
             return
         with part.open(name, archive.size if archive else None) as file:
             if archive is not None:

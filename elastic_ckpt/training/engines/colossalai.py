@@ -76,7 +76,7 @@ class ColossalAIEngine:
 
     def state_bytes(self) -> int:
         """Counts this rank's tensors; exact where every rank holds all of the state."""
-        state = getattr(self._optimizer, "state", None) or {}
+        state = getattr(getattr(self._optimizer, "optim", self._optimizer), "state", None) or {}
         return tensor_bytes(list(self._model.parameters())) + tensor_bytes(list(state.values()))
 
     def _has_replicas(self) -> bool:
