@@ -30,6 +30,7 @@ GOAL = 0.25
 RANKS = 2
 START_SECONDS = 120
 SHM = Path("/dev/shm")
+PLACES = "COLOSSALAI_SAVE_PLACES"
 
 OURS = "this package, memory tier"
 DISK = "ColossalAI, disk"
@@ -55,7 +56,13 @@ def main() -> None:
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     limit = START_SECONDS + options.rounds * options.size / 20
-    raise SystemExit(subprocess.run(command, env=environment, timeout=limit).returncode)
+    with (
+        tempfile.TemporaryDirectory(dir=options.directory, prefix=".colossalai-save-") as disk,
+        tempfile.TemporaryDirectory(dir=SHM, prefix="colossalai-save-") as memory,
+    ):
+        environment |= {PLACES: f"{disk}{os.pathsep}{memory}"}
+        code = subprocess.run(command, env=environment, timeout=limit).returncode
+    raise SystemExit(code)
 
 
 def take_part(options: argparse.Namespace) -> None:
@@ -65,20 +72,8 @@ def take_part(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    places: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        places = [
-            tempfile.mkdtemp(dir=options.directory, prefix=".colossalai-save-"),
-            tempfile.mkdtemp(dir=SHM, prefix="colossalai-save-"),
-        ]
-    dist.broadcast_object_list(places)
-    try:
-        found = measure(*make_state(options.size), *map(Path, places), options.rounds)
-    finally:
-        dist.barrier()
-        if dist.get_rank() == 0:
-            for place in places:
-                shutil.rmtree(place)
+    disk, memory = map(Path, os.environ[PLACES].split(os.pathsep))
+    found = measure(*make_state(options.size), disk, memory, options.rounds)
     if dist.get_rank() == 0:
         report(found, options)
     dist.barrier()
@@ -245,8 +240,8 @@ class Memcpy:
         """Each rank copies its half of every tensor."""
         import torch.distributed as dist
 
-        rank = dist.get_rank()
-        self._copy([s[rank * len(s) // RANKS : (rank + 1) * len(s) // RANKS] for s in self._sources])
+        begin, end = dist.get_rank(), dist.get_rank() + 1
+        self._copy([s[begin * len(s) // RANKS : end * len(s) // RANKS] for s in self._sources])
 
     def _copy(self, sources: Sequence[memoryview]) -> None:
         at = 0
@@ -261,7 +256,8 @@ def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None
     import torch
 
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{'':30} {'median':>8} {'min':>8} {'max':>8}  of ColossalAI's: {'disk':>6} {'memory':>6}")
+    heads = f"{'median':>8} {'min':>8} {'max':>8}"
+    print(f"{'':30} {heads}  of ColossalAI's: {'disk':>6} {'memory':>6}")
     for name, times in seconds.items():
         ratios = [medians[name] / medians[DISK], medians[name] / medians[MEMORY]]
         print(

@@ -127,6 +127,167 @@ def load_hostile(rank, directory, part):
     return outcome, os.path.exists(mark)
 
 
+def large(buffer):
+    """Two files that are worth sharing: model and moments; the buffer tells the ranks apart."""
+    import torch
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import TorchDDPPlugin
+    from torch import nn
+
+    booster = Booster(plugin=TorchDDPPlugin())
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 600), nn.Linear(600, 600), nn.Linear(600, 2))
+    model[2].weight = nn.Parameter(torch.zeros(600, 2).t())  # not contiguous
+    if buffer is not None:
+        model.register_buffer("seen", torch.full((3,), float(buffer)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model, optimizer, _, _, scheduler = booster.boost(model, optimizer, lr_scheduler=scheduler)
+    return booster, model, optimizer, scheduler
+
+
+def in_memory(directory, memory):
+    """Have the saves of this process go to a memory tier."""
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from elastic_ckpt.store.memory import MemoryTier, OwnedTier, tier_path
+    from elastic_ckpt.training.memory_target import WorkerMemory
+    from elastic_ckpt.training.runtime import join
+
+    runtime = join(directory)
+    if dist.get_rank() == 0:
+        OwnedTier(Path(memory), runtime.job, "node")
+    dist.barrier()
+    tier = MemoryTier(tier_path(Path(memory), runtime.job, "node"))
+    runtime.memory = WorkerMemory(tier)
+    return tier
+
+
+def leaves(path):
+    import torch
+
+    tree = torch.load(path, weights_only=True)
+    return torch.utils._pytree.tree_flatten(tree)
+
+
+def same_directory(ours, own):
+    """Same names, indexes equal byte by byte, same structure and bits in every file."""
+    import torch
+
+    if sorted(p.name for p in ours.iterdir()) != sorted(p.name for p in own.iterdir()):
+        return "other names"
+    for path in own.iterdir():
+        if path.suffix == ".json":
+            if path.read_bytes() != (ours / path.name).read_bytes():
+                return f"{path.name} differs"
+            continue
+        (left, shape), (right, other) = leaves(path), leaves(ours / path.name)
+        if shape != other or len(left) != len(right):
+            return f"{path.name} is made otherwise"
+        for a, b in zip(left, right, strict=True):
+            if isinstance(a, torch.Tensor):
+                if not torch.equal(a, b) or a.stride() != b.stride() or a.dtype != b.dtype:
+                    return f"{path.name} has other bits"
+            elif a != b:
+                return f"{path.name} has other values"
+    return ""
+
+
+def share_a_save(rank, directory, buffers, memory, full):
+    """What differs from ColossalAI's own files, and which rank wrote which of ours."""
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from elastic_ckpt import save_checkpoint
+
+    os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size())
+    objects = large(rank if buffers else None)
+    train(*objects, 2)
+    if buffers:
+        objects[1].unwrap().seen.fill_(rank)
+    tier = in_memory(directory, memory) if memory else None
+    if full and rank == 1:
+        os.posix_fallocate = no_room
+    for step in (1, 2, 3):
+        save_checkpoint(directory, *objects, 0, step, 2, None)
+        if tier is not None and rank == 0:
+            for one in tier.sealed():
+                one.generation.settle(one.seal)
+        dist.barrier()
+    own = Path(directory).parent / "own"
+    objects[0].save_model(objects[1], str(own / "modeling"), shard=True)
+    objects[0].save_optimizer(objects[2], str(own / "optimizer"), shard=True)
+    dist.barrier()
+    if memory and not full:
+        newest = tier.newest()
+        root, files = newest.generation.path, newest.seal.files
+    else:
+        from elastic_ckpt.core.manifest import decode_manifest
+
+        root = Path(directory) / "epoch-0_step-3"
+        verify_full(root)
+        files = decode_manifest((root / "manifest.json").read_bytes()).files
+    differences = [same_directory(root / part, own / part) for part in ("modeling", "optimizer")]
+    return differences, sorted((e.path, e.rank) for e in files if e.path.endswith(".bin"))
+
+
+def no_room(*_):
+    import errno
+
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def unequal_replicas(rank, directory):
+    """One rank's optimizer has no state yet: its files are others than rank 0's."""
+    import torch.distributed as dist
+
+    from elastic_ckpt import save_checkpoint
+
+    os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size())
+    objects = large(None)
+    train(*objects, 1)
+    if rank == 1:
+        objects[2].optim.state.clear()
+    try:
+        save_checkpoint(directory, *objects, 0, 1, 2, None)
+    except Exception as error:
+        return type(error).__name__, str(error), sorted(os.listdir(directory))
+    return "saved"
+
+
+MODEL = "modeling/pytorch_model-00001.bin"
+STATES = "optimizer/pytorch_optim-00001.bin"
+GROUP = "optimizer/pytorch_optim_group.bin"
+
+
+@pytest.mark.parametrize(
+    "buffers, memory, full",
+    [(False, False, False), (True, False, False), (True, True, False), (False, True, True)],
+)
+def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, buffers, memory, full):
+    """To the disk, to memory, and to the disk after one rank found no room in memory.
+
+    With buffers, which each replica has for itself, rank 0 writes the model.
+    """
+    place = tmp_path / "memory"
+    place.mkdir()
+    found = run_ranks(
+        share_a_save, 2, str(tmp_path / "job"), buffers, str(place) if memory else "", full
+    )
+    assert found == [(["", ""], [(MODEL, 0), (STATES, 1), (GROUP, 0)])] * 2
+
+
+def test_replicas_that_are_not_equal_are_not_saved(tmp_path):
+    for outcome in run_ranks(unequal_replicas, 2, str(tmp_path)):
+        name, reason, left = outcome
+        assert name == "SaveFailed"
+        assert "rank 1" in reason and "other files" in reason
+        assert not any(entry.startswith("epoch") for entry in left)
+
+
 BOMBS = ("modeling/*.bin", "optimizer/*.bin", "optimizer/*group*", "lr_scheduler")
 
 

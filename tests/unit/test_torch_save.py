@@ -80,6 +80,25 @@ def test_what_goes_elsewhere_goes_as_before(
     assert same(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
 
 
+def test_a_file_of_another_rank_is_not_touched(part: PartWriter, attempt: Path) -> None:
+    """It may be half written by then: to write into it is to pull the ground from under a rank."""
+    asked = []
+
+    def takes(path: str, obj: object, tensor_bytes: int) -> bool:
+        asked.append((path, tensor_bytes))
+        return path == "mine.bin"
+
+    (attempt / "theirs.bin").write_bytes(b"half")
+    with torch_save_through(attempt, part, takes):
+        torch.save(STATE, attempt / "theirs.bin")
+        torch.save(STATE, attempt / "not there.bin")
+        torch.save(STATE, attempt / "mine.bin")
+    assert (attempt / "theirs.bin").read_bytes() == b"half"
+    assert not (attempt / "not there.bin").exists()
+    assert part.paths == ["mine.bin"]
+    assert asked == [(name, 12_000_006) for name in ("theirs.bin", "not there.bin", "mine.bin")]
+
+
 def test_torch_save_is_itself_again_whatever_happens(part: PartWriter, attempt: Path) -> None:
     plain = torch.save
 
