@@ -128,7 +128,7 @@ def load_hostile(rank, directory, part):
 
 
 def large(buffer):
-    """Two files that are worth sharing: model and moments; the buffer tells the ranks apart."""
+    """Files that are worth sharing; the buffer, a second MB, tells the ranks apart."""
     import torch
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
@@ -139,7 +139,7 @@ def large(buffer):
     model = nn.Sequential(nn.Linear(4, 600), nn.Linear(600, 600), nn.Linear(600, 2))
     model[2].weight = nn.Parameter(torch.zeros(600, 2).t())  # not contiguous
     if buffer is not None:
-        model.register_buffer("seen", torch.full((3,), float(buffer)))
+        model[0].register_buffer("seen", torch.full((600, 600), float(buffer)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
     model, optimizer, _, _, scheduler = booster.boost(model, optimizer, lr_scheduler=scheduler)
@@ -163,6 +163,17 @@ def in_memory(directory, memory):
     tier = MemoryTier(tier_path(Path(memory), runtime.job, "node"))
     runtime.memory = WorkerMemory(tier)
     return tier
+
+
+def cut_small():
+    """Shards of 1 MB where ColossalAI makes them of 1024, so that there are several."""
+    from functools import partialmethod
+
+    from colossalai.checkpoint_io import GeneralCheckpointIO
+
+    for name in ("save_model", "save_optimizer"):
+        method = partialmethod(getattr(GeneralCheckpointIO, name), size_per_shard=1)
+        setattr(GeneralCheckpointIO, name, method)
 
 
 def leaves(path):
@@ -207,7 +218,8 @@ def share_a_save(rank, directory, buffers, memory, full):
     objects = large(rank if buffers else None)
     train(*objects, 2)
     if buffers:
-        objects[1].unwrap().seen.fill_(rank)
+        objects[1].unwrap()[0].seen.fill_(rank)
+        cut_small()
     tier = in_memory(directory, memory) if memory else None
     if full and rank == 1:
         os.posix_fallocate = no_room
@@ -218,8 +230,9 @@ def share_a_save(rank, directory, buffers, memory, full):
                 one.generation.settle(one.seal)
         dist.barrier()
     own = Path(directory).parent / "own"
-    objects[0].save_model(objects[1], str(own / "modeling"), shard=True)
-    objects[0].save_optimizer(objects[2], str(own / "optimizer"), shard=True)
+    most = 1 if buffers else 1024
+    objects[0].save_model(objects[1], str(own / "modeling"), shard=True, size_per_shard=most)
+    objects[0].save_optimizer(objects[2], str(own / "optimizer"), shard=True, size_per_shard=most)
     dist.barrier()
     if memory and not full:
         newest = tier.newest()
@@ -263,21 +276,27 @@ STATES = "optimizer/pytorch_optim-00001.bin"
 GROUP = "optimizer/pytorch_optim_group.bin"
 
 
-@pytest.mark.parametrize(
-    "buffers, memory, full",
-    [(False, False, False), (True, False, False), (True, True, False), (False, True, True)],
-)
-def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, buffers, memory, full):
-    """To the disk, to memory, and to the disk after one rank found no room in memory.
-
-    With buffers, which each replica has for itself, rank 0 writes the model.
-    """
+@pytest.mark.parametrize("memory, full", [(False, False), (True, False), (True, True)])
+def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, memory, full):
+    """To the disk, to memory, and to the disk after one rank found no room in memory."""
     place = tmp_path / "memory"
     place.mkdir()
-    found = run_ranks(
-        share_a_save, 2, str(tmp_path / "job"), buffers, str(place) if memory else "", full
-    )
+    arguments = str(tmp_path / "job"), False, str(place) if memory else "", full
+    found = run_ranks(share_a_save, 2, *arguments)
     assert found == [(["", ""], [(MODEL, 0), (STATES, 1), (GROUP, 0)])] * 2
+
+
+def test_a_buffer_which_each_replica_has_for_itself_is_that_of_rank_0(tmp_path):
+    (differences, files), same_files = run_ranks(
+        share_a_save, 2, str(tmp_path / "job"), True, "", False
+    )
+    assert differences == ["", ""]
+    assert (differences, files) == same_files
+    index = json.loads((tmp_path / "own/modeling/pytorch_model.bin.index.json").read_text())
+    writers = dict(files)
+    assert writers["modeling/" + index["weight_map"]["0.seen"]] == 0
+    assert writers["modeling/" + index["weight_map"]["1.weight"]] == 1
+    assert len(files) > 6
 
 
 def test_replicas_that_are_not_equal_are_not_saved(tmp_path):
