@@ -251,6 +251,15 @@ def no_room(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def counted(rank):
+    from elastic_ckpt.training.engines.colossalai import ColossalAIEngine
+
+    objects = large(None)
+    train(*objects, 1)
+    parameters = sum(p.nbytes for p in objects[1].unwrap().parameters())
+    return ColossalAIEngine(*objects).state_bytes() / parameters
+
+
 def unequal_replicas(rank, directory):
     """One rank's optimizer has no state yet: its files are others than rank 0's."""
     import torch.distributed as dist
@@ -295,6 +304,10 @@ def test_a_buffer_which_each_replica_has_for_itself_is_that_of_rank_0(tmp_path):
     assert writers["modeling/" + index["weight_map"]["0.seen"]] == 0
     assert writers["modeling/" + index["weight_map"]["1.weight"]] == 1
     assert len(files) > 6
+
+
+def test_the_moments_count_in_what_a_save_will_take():
+    assert run_ranks(counted, 1) == [pytest.approx(3.0, rel=0.01)]
 
 
 def test_replicas_that_are_not_equal_are_not_saved(tmp_path):

@@ -76,7 +76,8 @@ class ColossalAIEngine:
 
     def state_bytes(self) -> int:
         """Counts this rank's tensors; exact where every rank holds all of the state."""
-        state = getattr(getattr(self._optimizer, "optim", self._optimizer), "state", None) or {}
+        optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
+        state = getattr(optimizer, "state", None) or {}
         return tensor_bytes(list(self._model.parameters())) + tensor_bytes(list(state.values()))
 
     def _has_replicas(self) -> bool:
