@@ -9,20 +9,27 @@ from __future__ import annotations
 import base64
 import errno
 import json
-import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from elastic_ckpt.core.text import printable
-from elastic_ckpt.errors import CheckpointRejected, UsageError
-from elastic_ckpt.store.files import open_regular, read_bounded
+from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, UsageError
+from elastic_ckpt.store.files import read_bounded
 from elastic_ckpt.store.part import Part
-from elastic_ckpt.training.tensor_file import DTYPES, METADATA_KEY, write_tensors
+from elastic_ckpt.training.tensor_file import (
+    DTYPES,
+    METADATA_KEY,
+    TensorFile,
+    layout_of,
+    make_header,
+    write_file,
+)
 
 _TAG: Final = "$"
 _MAX_DEPTH: Final = 64
@@ -41,10 +48,11 @@ def write_state(part: Part, name: str, state: Any) -> None:
         OSError: the disk said no.
     """
     tensors: dict[str, torch.Tensor] = {}
-    tree = _Encoder(tensors).encode(state, "", 0)
-    with part.open(f"{name}.safetensors") as file:
-        write_tensors(file, tensors)
-    part.write(f"{name}.json", _encode_tree(tree, name))
+    tree = TreeEncoder(tensors).encode(state)
+    header = make_header(layout_of(tensors))
+    with part.open(f"{name}.safetensors", header.file_bytes) as file:
+        write_file(file, header, tensors)
+    part.write(f"{name}.json", dump_tree(tree, name))
 
 
 def read_state(directory: Path, name: str) -> Any:
@@ -53,29 +61,55 @@ def read_state(directory: Path, name: str) -> Any:
     Raises:
         CheckpointRejected: the files are not of this form.
     """
+    with rejecting(f"{name} in {directory.name}"):
+        tree = read_bounded(directory / f"{name}.json", MAX_JSON_BYTES)
+        return load_tree(tree, _read_tensors(directory / f"{name}.safetensors"))
+
+
+def load_tree(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What a :class:`TreeEncoder` was given; call it within :func:`rejecting`."""
+    return _decode(json.loads(data), tensors, 0)
+
+
+@contextmanager
+def rejecting(what: str) -> Iterator[None]:
+    """Turn all that data of a wrong form raises into one error; the disk's errors pass.
+
+    Raises:
+        CheckpointRejected: with ``what`` is not readable, and why.
+    """
     try:
-        tree = json.loads(read_bounded(directory / f"{name}.json", MAX_JSON_BYTES))
-        return _decode(tree, _read_tensors(directory / f"{name}.safetensors"), 0)
+        yield
+        return
+    except ElasticCkptError:
+        raise
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EFBIG):
             raise
         why = str(error.strerror)
     except Exception as error:  # what a library raises for data that nobody should give to it
         why = printable(f"{type(error).__name__}: {error}", 200)
-    raise CheckpointRejected(f"{name} in {directory.name} is not readable: {why}")
+    raise CheckpointRejected(f"{what} is not readable: {why}")
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    fd = open_regular(path)  # the library would follow a link, and wait for a FIFO
+    file = TensorFile(path)
     try:
-        # Copies: what the library returns is mapped from the file, which may be pruned meanwhile.
-        loaded = load_file(f"/proc/self/fd/{fd}")
-        return {key: tensor.clone() for key, tensor in loaded.items()}
+        found = {}
+        for name, stored in file.tensors.items():
+            found[name] = torch.empty(stored.shape, dtype=stored.dtype)
+            file.read_into(stored.begin, found[name])
+        return found
     finally:
-        os.close(fd)
+        file.close()
 
 
-def _encode_tree(tree: Any, name: str) -> bytes:
+def dump_tree(tree: Any, name: str) -> bytes:
+    """A tree that a :class:`TreeEncoder` made, as the bytes of its JSON file.
+
+    Raises:
+        UsageError: it is larger than what is read back.
+    """
     try:
         data = json.dumps(tree).encode()
     except ValueError as error:  # an integer of more digits than Python reads back
@@ -93,16 +127,20 @@ _SEQUENCES: Final[dict[str, type]] = {
 }  # fmt: skip
 
 
-class _Encoder:
+class TreeEncoder:
     """Turns one tree into JSON values and puts its tensors into ``tensors``."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._seen: dict[tuple[Any, ...], str] = {}
-        self._storages: set[int] = set()
         self._alive: list[torch.Tensor] = []  # or an address might be used twice
 
-    def encode(self, value: Any, place: str, depth: int) -> Any:
+    def encode(self, value: Any, place: str = "", depth: int = 0) -> Any:
+        """A tree as JSON values; ``place`` is where in the whole it stands.
+
+        Raises:
+            UsageError: it holds what cannot be kept.
+        """
         if depth > _MAX_DEPTH:
             raise UsageError(f"the state at {place[:80]!r} is nested deeper than {_MAX_DEPTH}")
         match value:
@@ -153,31 +191,36 @@ class _Encoder:
     def _store(self, tensor: torch.Tensor, place: str) -> str:
         """Keep a tensor once, however many names it has (tied weights)."""
         tensor = tensor.detach()
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise _unsupported(tensor, place, f" ({tensor.layout}, {tensor.device})")
-        if tensor.dtype not in DTYPES:
-            raise _unsupported(tensor, place, f" of {tensor.dtype}")
+        check_tensor(tensor, place)
         identity = (
             tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(),
             tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg(),
         )  # fmt: skip
         if tensor.numel() and identity in self._seen:
             return self._seen[identity]
+        name = self._free_name(place)
+        self._tensors[name] = tensor
+        self._seen[identity] = name
+        return name
+
+    def _free_name(self, place: str) -> str:
         name = place or "value"
         name = name.encode(errors="replace").decode()
         while name in self._tensors or name == METADATA_KEY:
             name += "_"  # a key with a dot in it may meet a nested one
-        # safetensors refuses tensors that share memory: a view is written as a copy of its own
-        storage = tensor.untyped_storage()
-        shares = (
-            storage.nbytes() != tensor.numel() * tensor.element_size()
-            or storage.data_ptr() in self._storages
-        )
-        self._storages.add(storage.data_ptr())
-        tensor = tensor.resolve_conj().resolve_neg()
-        self._tensors[name] = tensor.clone().contiguous() if shares else tensor.contiguous()
-        self._seen[identity] = name
         return name
+
+
+def check_tensor(tensor: torch.Tensor, place: str) -> None:
+    """Refuse a tensor that no safetensors file can hold.
+
+    Raises:
+        UsageError: with its place in the state.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise _unsupported(tensor, place, f" ({tensor.layout}, {tensor.device})")
+    if tensor.dtype not in DTYPES:
+        raise _unsupported(tensor, place, f" of {tensor.dtype}")
 
 
 def _unsupported(value: Any, place: str, more: str = "") -> UsageError:
@@ -187,7 +230,7 @@ def _unsupported(value: Any, place: str, more: str = "") -> UsageError:
     )
 
 
-def _decode(tree: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(tree, list):

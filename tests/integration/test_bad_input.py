@@ -90,7 +90,7 @@ def test_a_corrupted_newest_is_set_aside_and_shown(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
         newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
-        part = newest / "modeling" / "state.safetensors"
+        part = newest / "modeling" / "00000.safetensors"
         data = bytearray(part.read_bytes())
         data[-1] ^= 1
         part.write_bytes(data)

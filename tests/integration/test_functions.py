@@ -89,9 +89,9 @@ def fail_on_one_rank(rank, directory, failing_rank):
     original = engines.TorchEngine.save
 
     def full(self, path, part):
+        original(self, path, part)  # its collectives are behind it
         if rank == failing_rank:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state")
-        original(self, path, part)
 
     engines.TorchEngine.save = full
     reasons = []
@@ -140,7 +140,7 @@ def load_damaged(rank, directory):
     save(directory, 5, value=1.0)
     save(directory, 10, value=2.0)
     if rank == 0:
-        path = os.path.join(directory, "epoch-0_step-10", "modeling", "state.safetensors")
+        path = os.path.join(directory, "epoch-0_step-10", "modeling", "00000.safetensors")
         with open(path, "r+b") as file:
             file.seek(-1, os.SEEK_END)
             byte = file.read(1)
@@ -239,7 +239,7 @@ def test_a_damaged_newest_is_set_aside_and_the_older_one_taken(tmp_path):
     assert run_ranks(load_damaged, 2, str(tmp_path)) == [(0, 5, 20)] * 2
     assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
     reason = next((tmp_path / ".quarantine").glob("*.json")).read_text()
-    assert "modeling/state.safetensors does not match its checksum" in reason
+    assert "modeling/00000.safetensors does not match its checksum" in reason
 
 
 def test_two_bad_ones_in_a_row_stop_the_job(tmp_path):
