@@ -127,6 +127,197 @@ def load_hostile(rank, directory, part):
     return outcome, os.path.exists(mark)
 
 
+def large(buffer):
+    """Files that are worth sharing; the buffer, a second MB, tells the ranks apart."""
+    import torch
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import TorchDDPPlugin
+    from torch import nn
+
+    booster = Booster(plugin=TorchDDPPlugin())
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 600), nn.Linear(600, 600), nn.Linear(600, 2))
+    model[2].weight = nn.Parameter(torch.zeros(600, 2).t())  # not contiguous
+    if buffer is not None:
+        model[0].register_buffer("seen", torch.full((600, 600), float(buffer)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model, optimizer, _, _, scheduler = booster.boost(model, optimizer, lr_scheduler=scheduler)
+    return booster, model, optimizer, scheduler
+
+
+def in_memory(directory, memory):
+    """Have the saves of this process go to a memory tier."""
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from elastic_ckpt.store.memory import MemoryTier, OwnedTier, tier_path
+    from elastic_ckpt.training.memory_target import WorkerMemory
+    from elastic_ckpt.training.runtime import join
+
+    runtime = join(directory)
+    if dist.get_rank() == 0:
+        OwnedTier(Path(memory), runtime.job, "node")
+    dist.barrier()
+    tier = MemoryTier(tier_path(Path(memory), runtime.job, "node"))
+    runtime.memory = WorkerMemory(tier)
+    return tier
+
+
+def cut_small():
+    """Shards of 1 MB where ColossalAI makes them of 1024, so that there are several."""
+    from colossalai.checkpoint_io import GeneralCheckpointIO
+
+    for method in (GeneralCheckpointIO.save_model, GeneralCheckpointIO.save_optimizer):
+        assert 1024 in method.__defaults__
+        method.__defaults__ = tuple(1 if one == 1024 else one for one in method.__defaults__)
+
+
+def leaves(path):
+    import torch
+
+    tree = torch.load(path, weights_only=True)
+    return torch.utils._pytree.tree_flatten(tree)
+
+
+def same_directory(ours, own):
+    """Same names, indexes equal byte by byte, same structure and bits in every file."""
+    import torch
+
+    if sorted(p.name for p in ours.iterdir()) != sorted(p.name for p in own.iterdir()):
+        return "other names"
+    for path in own.iterdir():
+        if path.suffix == ".json":
+            if path.read_bytes() != (ours / path.name).read_bytes():
+                return f"{path.name} differs"
+            continue
+        (left, shape), (right, other) = leaves(path), leaves(ours / path.name)
+        if shape != other or len(left) != len(right):
+            return f"{path.name} is made otherwise"
+        for a, b in zip(left, right, strict=True):
+            if isinstance(a, torch.Tensor):
+                if not torch.equal(a, b) or a.stride() != b.stride() or a.dtype != b.dtype:
+                    return f"{path.name} has other bits"
+            elif a != b:
+                return f"{path.name} has other values"
+    return ""
+
+
+def share_a_save(rank, directory, buffers, memory, full):
+    """What differs from ColossalAI's own files, and which rank wrote which of ours."""
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from elastic_ckpt import save_checkpoint
+
+    os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size())
+    objects = large(rank if buffers else None)
+    train(*objects, 2)
+    if buffers:
+        objects[1].unwrap()[0].seen.fill_(rank)
+        cut_small()
+    tier = in_memory(directory, memory) if memory else None
+    if full and rank == 1:
+        os.posix_fallocate = no_room
+    for step in (1, 2, 3):
+        save_checkpoint(directory, *objects, 0, step, 2, None)
+        if tier is not None and rank == 0:
+            for one in tier.sealed():
+                one.generation.settle(one.seal)
+        dist.barrier()
+    own = Path(directory).parent / "own"
+    most = 1 if buffers else 1024
+    objects[0].save_model(objects[1], str(own / "modeling"), shard=True, size_per_shard=most)
+    objects[0].save_optimizer(objects[2], str(own / "optimizer"), shard=True, size_per_shard=most)
+    dist.barrier()
+    if memory and not full:
+        newest = tier.newest()
+        root, files = newest.generation.path, newest.seal.files
+    else:
+        from elastic_ckpt.core.manifest import decode_manifest
+
+        root = Path(directory) / "epoch-0_step-3"
+        verify_full(root)
+        files = decode_manifest((root / "manifest.json").read_bytes()).files
+    differences = [same_directory(root / part, own / part) for part in ("modeling", "optimizer")]
+    return differences, sorted((e.path, e.rank) for e in files if e.path.endswith(".bin"))
+
+
+def no_room(*_):
+    import errno
+
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def counted(rank):
+    from elastic_ckpt.training.engines.colossalai import ColossalAIEngine
+
+    objects = large(None)
+    train(*objects, 1)
+    parameters = sum(p.nbytes for p in objects[1].unwrap().parameters())
+    return ColossalAIEngine(*objects).state_bytes() / parameters
+
+
+def unequal_replicas(rank, directory):
+    """One rank's optimizer has no state yet: its files are others than rank 0's."""
+    import torch.distributed as dist
+
+    from elastic_ckpt import save_checkpoint
+
+    os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size())
+    objects = large(None)
+    train(*objects, 1)
+    if rank == 1:
+        objects[2].optim.state.clear()
+    try:
+        save_checkpoint(directory, *objects, 0, 1, 2, None)
+    except Exception as error:
+        return type(error).__name__, str(error), sorted(os.listdir(directory))
+    return "saved"
+
+
+MODEL = "modeling/pytorch_model-00001.bin"
+STATES = "optimizer/pytorch_optim-00001.bin"
+GROUP = "optimizer/pytorch_optim_group.bin"
+
+
+@pytest.mark.parametrize("memory, full", [(False, False), (True, False), (True, True)])
+def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, memory, full):
+    """To the disk, to memory, and to the disk after one rank found no room in memory."""
+    place = tmp_path / "memory"
+    place.mkdir()
+    arguments = str(tmp_path / "job"), False, str(place) if memory else "", full
+    found = run_ranks(share_a_save, 2, *arguments)
+    assert found == [(["", ""], [(MODEL, 0), (STATES, 1), (GROUP, 0)])] * 2
+
+
+def test_a_buffer_which_each_replica_has_for_itself_is_that_of_rank_0(tmp_path):
+    (differences, files), same_files = run_ranks(
+        share_a_save, 2, str(tmp_path / "job"), True, "", False
+    )
+    assert differences == ["", ""]
+    assert (differences, files) == same_files
+    index = json.loads((tmp_path / "own/modeling/pytorch_model.bin.index.json").read_text())
+    writers = dict(files)
+    assert writers["modeling/" + index["weight_map"]["0.seen"]] == 0
+    assert writers["modeling/" + index["weight_map"]["1.weight"]] == 1
+    assert len(files) > 6
+
+
+def test_the_moments_count_in_what_a_save_will_take():
+    assert run_ranks(counted, 1) == [pytest.approx(3.0, rel=0.01)]
+
+
+def test_replicas_that_are_not_equal_are_not_saved(tmp_path):
+    for outcome in run_ranks(unequal_replicas, 2, str(tmp_path)):
+        name, reason, left = outcome
+        assert name == "SaveFailed"
+        assert "rank 1" in reason and "other files" in reason
+        assert not any(entry.startswith("epoch") for entry in left)
+
+
 BOMBS = ("modeling/*.bin", "optimizer/*.bin", "optimizer/*group*", "lr_scheduler")
 
 

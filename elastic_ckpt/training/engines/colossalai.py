@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import colossalai
 import torch
+from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
+from colossalai.checkpoint_io import GeneralCheckpointIO
+from torch import distributed
 
 from elastic_ckpt.core.manifest import MAX_MANIFEST_BYTES, EngineInfo, check_path
 from elastic_ckpt.core.text import printable
@@ -18,10 +23,15 @@ from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.files import open_regular, read_bounded
 from elastic_ckpt.store.part import Part
 from elastic_ckpt.training.engines import tensor_bytes
+from elastic_ckpt.training.shares import Shares, count_writers
+from elastic_ckpt.training.torch_save import torch_save_through
 
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ARCHIVE: Final = b"PK\x03\x04"
 """How a file begins that torch has written since 1.6."""
+
+dist: Any = distributed
+"""As in :mod:`elastic_ckpt.training.peers`."""
 
 
 class ColossalAIEngine:
@@ -44,11 +54,13 @@ class ColossalAIEngine:
     def save(self, directory: Path, part: Part) -> None:
         """Collective for some plugins, so every rank calls it always."""
         booster = self._booster
-        with hashed_torch_save(directory, part):
-            booster.save_model(self._model, str(directory / "modeling"), shard=True)
-            if self._optimizer is not None:
-                booster.save_optimizer(self._optimizer, str(directory / "optimizer"), shard=True)
-            if self._lr_scheduler is not None:
+        if self._has_replicas():
+            self._save_shared(directory, part)
+        else:
+            with torch_save_through(directory, part):
+                self._save_state(booster, self._model, self._optimizer, directory)
+        if self._lr_scheduler is not None:
+            with torch_save_through(directory, part):
                 booster.save_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
 
     def load(self, directory: Path) -> None:
@@ -64,33 +76,47 @@ class ColossalAIEngine:
 
     def state_bytes(self) -> int:
         """Counts this rank's tensors; exact where every rank holds all of the state."""
-        state = getattr(self._optimizer, "state", None) or {}
+        optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
+        state = getattr(optimizer, "state", None) or {}
         return tensor_bytes(list(self._model.parameters())) + tensor_bytes(list(state.values()))
 
+    def _has_replicas(self) -> bool:
+        """Whether every rank holds all of the state, and the plugin lets rank 0 alone write it."""
+        saver = type(self._booster.checkpoint_io)
+        return saver is TorchDDPCheckpointIO and dist.is_initialized() and dist.get_world_size() > 1
 
-@contextmanager
-def hashed_torch_save(directory: Path, part: Part) -> Iterator[None]:
-    """Have every ``torch.save`` to a path below ``directory`` write through ``part``.
+    def _save_shared(self, directory: Path, part: Part) -> None:
+        """Walk through the same save on each rank, and write a share of its files."""
+        shares = Shares(part.rank, count_writers())
+        try:
+            if shares.has_part:
+                self._write_share(directory, part, shares)
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # a peer has gone: this error says more
+                shares.compare(failed=True)
+            raise
+        shares.compare()
 
-    ColossalAI names files, it does not open them; ``torch.save`` takes an open file as well.
-    """
-    plain = torch.save
-    root = os.path.abspath(directory)
+    def _write_share(self, directory: Path, part: Part, shares: Shares) -> None:
+        model = self._model.unwrap()
+        optimizer = self._optimizer.unwrap() if self._optimizer is not None else None
+        # The replicas' buffers differ between one forward pass and the next.
+        buffers = {name for name, _ in model.named_buffers()}
 
-    def save(obj: Any, f: Any, *args: Any, **options: Any) -> None:
-        path = os.path.abspath(f) if isinstance(f, str | os.PathLike) else ""
-        if not path.startswith(root + os.sep) or os.path.lexists(path):
-            plain(obj, f, *args, **options)
-            return
-        with part.open(os.path.relpath(path, root)) as file:
-            stream: Any = file  # torch asks for less than a whole file
-            plain(obj, stream, *args, **options)
+        def takes(path: str, obj: Any, size: int) -> bool:
+            own = isinstance(obj, Mapping) and not buffers.isdisjoint(obj)
+            return shares.takes(path, size, shared=not own)
 
-    torch.save = save
-    try:
-        yield
-    finally:
-        torch.save = plain
+        with contextlib.ExitStack() as stack:
+            if part.rank != 0:  # what else the booster writes, an index, is there once
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(torch_save_through(directory, part, takes))
+            self._save_state(GeneralCheckpointIO(), model, optimizer, directory)
+
+    def _save_state(self, saver: Any, model: Any, optimizer: Any, directory: Path) -> None:
+        saver.save_model(model, str(directory / "modeling"), shard=True)
+        if optimizer is not None:
+            saver.save_optimizer(optimizer, str(directory / "optimizer"), shard=True)
 
 
 @contextmanager

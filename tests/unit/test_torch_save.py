@@ -11,10 +11,8 @@ import xxhash
 
 from elastic_ckpt.store.attempt import Attempt
 from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.training.torch_save import torch_save_through
 from tests.unit.store_tools import open_job
-
-pytest.importorskip("colossalai")
-from elastic_ckpt.training.engines.colossalai import hashed_torch_save
 
 STATE = {
     "weights": torch.arange(3_000_000.0),
@@ -47,7 +45,7 @@ def test_a_file_holds_what_a_plain_save_holds(
     part: PartWriter, attempt: Path, zipped: bool
 ) -> None:
     """And its digest is that of its bytes, in both of torch's formats."""
-    with hashed_torch_save(attempt, part):
+    with torch_save_through(attempt, part):
         torch.save(STATE, attempt / "model.bin", _use_new_zipfile_serialization=zipped)
     assert same(torch.load(attempt / "model.bin", weights_only=True))
     [entry] = part._entries.values()
@@ -57,7 +55,7 @@ def test_a_file_holds_what_a_plain_save_holds(
 
 
 def test_a_path_as_text_and_a_missing_directory_will_do(part: PartWriter, attempt: Path) -> None:
-    with hashed_torch_save(attempt, part):
+    with torch_save_through(attempt, part):
         torch.save(STATE, str(attempt / "optimizer" / "deep" / "state.bin"))
     assert part.paths == ["optimizer/deep/state.bin"]
     assert same(torch.load(attempt / "optimizer/deep/state.bin", weights_only=True))
@@ -71,7 +69,7 @@ def test_what_goes_elsewhere_goes_as_before(
     beside = attempt.with_name(attempt.name + "-more")
     beside.mkdir()
     buffer = io.BytesIO()
-    with hashed_torch_save(attempt, part):
+    with torch_save_through(attempt, part):
         torch.save(STATE, tmp_path / "outside.bin")
         torch.save(STATE, beside / "model.bin")
         torch.save(STATE, attempt / ".." / "up.bin")
@@ -82,11 +80,30 @@ def test_what_goes_elsewhere_goes_as_before(
     assert same(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
 
 
+def test_a_file_of_another_rank_is_not_touched(part: PartWriter, attempt: Path) -> None:
+    """It may be half written by then: to write into it is to pull the ground from under a rank."""
+    asked = []
+
+    def takes(path: str, obj: object, tensor_bytes: int) -> bool:
+        asked.append((path, tensor_bytes))
+        return path == "mine.bin"
+
+    (attempt / "theirs.bin").write_bytes(b"half")
+    with torch_save_through(attempt, part, takes):
+        torch.save(STATE, attempt / "theirs.bin")
+        torch.save(STATE, attempt / "not there.bin")
+        torch.save(STATE, attempt / "mine.bin")
+    assert (attempt / "theirs.bin").read_bytes() == b"half"
+    assert not (attempt / "not there.bin").exists()
+    assert part.paths == ["mine.bin"]
+    assert asked == [(name, 12_000_006) for name in ("theirs.bin", "not there.bin", "mine.bin")]
+
+
 def test_torch_save_is_itself_again_whatever_happens(part: PartWriter, attempt: Path) -> None:
     plain = torch.save
 
     def fail() -> None:
-        with hashed_torch_save(attempt, part):
+        with torch_save_through(attempt, part):
             torch.save(lambda: None, attempt / "no.bin")
 
     with pytest.raises(Exception, match="pickle"):
@@ -107,7 +124,7 @@ def test_a_disk_that_is_full_is_an_error_of_the_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", full)
-    with hashed_torch_save(attempt, part), pytest.raises(OSError, match="No space"):
+    with torch_save_through(attempt, part), pytest.raises(OSError, match="No space"):
         torch.save(STATE, attempt / "model.bin", _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
     assert part.paths == []

@@ -1,0 +1,82 @@
+"""Which replica writes which file, of a save that each of them could make alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from torch import distributed
+
+from elastic_ckpt.errors import SaveFailed
+
+SHARED_FROM_BYTES: Final = 1024 * 1024
+"""A smaller file is rank 0's: what there is to gain is less than a replica may differ by."""
+
+dist: Any = distributed
+"""Its object collectives are public, but carry no types."""
+
+
+class Shares:
+    """Shares the files out between the ranks of rank 0's node.
+
+    Each rank decides for itself, and all alike: they ask in the same order about files of the
+    same sizes. :meth:`compare` makes sure of that.
+
+    Args:
+        rank: this one.
+        writers: how many ranks write, from rank 0 on; see :func:`count_writers`.
+    """
+
+    def __init__(self, rank: int, writers: int) -> None:
+        self._rank = rank
+        self._taken = [0] * writers
+        self._files: list[tuple[str, int]] = []
+
+    @property
+    def has_part(self) -> bool:
+        """Whether this rank may get a file at all."""
+        return self._rank < len(self._taken)
+
+    def takes(self, path: str, size: int, *, shared: bool = True) -> bool:
+        """Whether this rank writes the next file; the one with the fewest bytes so far does.
+
+        Args:
+            size: bytes of its tensors.
+            shared: False if the replicas may hold different values: rank 0's count.
+        """
+        writer = 0
+        if shared and size >= SHARED_FROM_BYTES:
+            writer = self._taken.index(min(self._taken))
+        self._taken[writer] += size
+        self._files.append((path, size))
+        return writer == self._rank
+
+    def compare(self, *, failed: bool = False) -> None:
+        """Make sure that no file was left out or written twice. Collective, on all ranks.
+
+        Args:
+            failed: this rank could not write its files; the others hear that elsewhere.
+
+        Raises:
+            SaveFailed: the replicas did not see the same files, on every rank but failed ones.
+        """
+        mine = None if failed else self._files
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (self.has_part, mine))
+        if any(files is None for _, files in everyone):
+            return
+        for rank, (writes, files) in enumerate(everyone):
+            if writes and files != everyone[0][1]:
+                raise SaveFailed(rank, "its replica is made of other files than rank 0's")
+
+
+def count_writers() -> int:
+    """Ranks on rank 0's node, as far as this rank needs to know; 0 on other nodes.
+
+    Where the launcher does not say which node is the first, rank 0 writes alone, unless there is
+    only one node.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local == dist.get_world_size() or os.environ.get("GROUP_RANK") == "0":
+        return local
+    return 0 if "GROUP_RANK" in os.environ else 1
