@@ -144,9 +144,18 @@ class Agent:
     def _finish(self, incarnation: Incarnation) -> None:
         incarnation.join(5.0)
         self._incarnation = None
+        now = time.monotonic_ns()
+        failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
         verdict = self._verdict(incarnation, self._board.read_slots())
         self._workers.sweep()
-        self._send(verdict)
+        self._send(
+            msgspec.structs.replace(
+                verdict,
+                failed_at=failed_at,
+                noticed_at=noticed_at,
+                gone_at=time.monotonic_ns(),
+            )
+        )
 
     def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:
         outcomes = {slot.outcome for slot in slots}

@@ -39,6 +39,7 @@ from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
+from elastic_ckpt.supervisor.recovery import RecoveryWatch
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
@@ -68,6 +69,8 @@ class Supervisor:
         self._journal = Journal(self._job, settings.node)
         previous = read_record(self._job.node_record(settings.node))
         self._board = Board.create(settings.nproc)
+        last = previous.last_recovery if previous else None
+        self._recovery = RecoveryWatch(self._board, self._journal, last)
         self._state = RunState.STARTING
         self._incarnation = previous.incarnation if previous else 0
         self._preemptions = previous.preemptions if previous else 0
@@ -148,6 +151,8 @@ class Supervisor:
 
     def _serve_clock(self) -> None:
         now = time.monotonic()
+        if self._recovery.look(self._incarnation):
+            self._write_record()
         if self._state is RunState.STARTING and self._stepping():
             self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
             self._schedule_save(now)
@@ -197,6 +202,7 @@ class Supervisor:
 
     def _on_ended(self, ended: Ended) -> None:
         """An incarnation is over; say what follows."""
+        self._recovery.look(ended.incarnation)  # its first step may be its last
         self._sessionless = self._sessionless or (
             not ended.attached and ended.kind is EndKind.COMPLETED
         )
@@ -215,6 +221,7 @@ class Supervisor:
         elif self._state is RunState.DRAINING:
             self._on_drained(ended)
         else:
+            self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
             self._on_failure(
                 Failure(ended.rank, ended.exit_code, ended.message, ended.stepped, ended.steps)
             )
@@ -245,6 +252,8 @@ class Supervisor:
         self._move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
 
     def _on_agent_lost(self) -> None:
+        noticed = time.monotonic_ns()
+        self._recovery.look(self._incarnation)
         slots = self._board.read_slots()
         stepped = any(slot.first_entry for slot in slots)
         steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
@@ -253,6 +262,7 @@ class Supervisor:
         if self._state is RunState.DRAINING:
             self._preempted(Event.CRASH, "the agent died", begun=stepped)
         elif self._state is not RunState.BACKING_OFF:
+            self._recovery.failed(noticed, noticed, time.monotonic_ns())
             self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
 
     def _on_expired(self) -> None:
@@ -417,6 +427,7 @@ class Supervisor:
             preemptions=self._preemptions,
             failures_left=self._budget.left,
             sessionless=self._sessionless,
+            last_recovery=self._recovery.last,
         )
         # The record is for people; a full disk must not keep the job from being saved.
         with contextlib.suppress(OSError):

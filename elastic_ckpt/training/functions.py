@@ -50,6 +50,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     if not _loop.attached:
         _loop.attached = True
         runtime.steps.attach(0)
+    runtime.steps.stepped()
     _loop.calls += 1
     action = runtime.steps.enter(_loop.calls, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
@@ -136,8 +137,10 @@ def load_checkpoint(
     engine = make_engine(booster, model, optimizer, lr_scheduler)
     if single:
         load_given(runtime, engine, path)
+        runtime.slot.loaded(runtime.source_of(path))
     else:
         found = load_newest(runtime, engine)
+        runtime.slot.loaded(runtime.source_of(found[0] if found else None))
         if found is None:
             return 0, 0, 0
         path = found[0]

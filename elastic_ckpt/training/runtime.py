@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elastic_ckpt.board import Board, Outcome, SlotWriter
+from elastic_ckpt.board import Board, Outcome, SlotWriter, Source
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ExitCode, UsageError
@@ -84,6 +84,12 @@ class Runtime:
         with contextlib.suppress(OSError):
             print(f"elastic-ckpt: {printable(line)}", file=sys.stderr, flush=True)
 
+    def source_of(self, checkpoint: Path | None) -> Source:
+        """The tier that a checkpoint lies on; None for no checkpoint."""
+        if checkpoint is None:
+            return Source.NOTHING
+        return Source.DISK if checkpoint.is_relative_to(self.job.root) else Source.MEMORY
+
     def leave(self, *, saved: bool) -> None:
         """End this process at the agreed stop step. Collective where something was saved.
 
@@ -134,6 +140,7 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
             raise UsageError(f"this process already saves to {_current.job.root}, not {directory}")
         return _current
     _current = _join_supervised(_supervised) if _supervised else _join_alone(directory)
+    _current.slot.joined()
     return _current
 
 
