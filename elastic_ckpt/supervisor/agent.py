@@ -50,6 +50,14 @@ from elastic_ckpt.supervisor.workers import Workers
 FENCE_SECONDS: Final = 0.001
 """Python has no store-load fence; by then every rank's store has long reached this process."""
 
+_TEMPLATE: Final = (
+    "elastic_ckpt.supervisor.template",
+    "elastic_ckpt.supervisor.launch",
+    WORKER_ENTRY,
+    "elastic_ckpt.training.session",
+    "elastic_ckpt.training.functions",
+    "torch._dynamo",  # making an optimizer imports it, which takes longer than torch itself
+)
 _IGNORED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
@@ -204,8 +212,7 @@ class Agent:
 
 def _prepare_template(preload: list[str]) -> None:
     """Start the process that workers are forked from, with its imports under way."""
-    modules = ["elastic_ckpt.supervisor.template", "elastic_ckpt.supervisor.launch", WORKER_ENTRY]
-    multiprocessing.set_forkserver_preload([*modules, *preload])
+    multiprocessing.set_forkserver_preload([*_TEMPLATE, *preload])
     # Semaphores that killed workers leave are its business, and no news for the user.
     os.environ["PYTHONWARNINGS"] = "ignore"
     resource_tracker.ensure_running()
