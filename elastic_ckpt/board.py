@@ -22,19 +22,20 @@ import stat
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
 from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind
+from elastic_ckpt.core.recovery import Marks
 from elastic_ckpt.errors import UsageError
 
 _MAGIC: Final = 0x656C6173_74636B70
-_VERSION: Final = 2
+_VERSION: Final = 3
 _RING: Final = 8
 _MAX_SLOTS: Final = 4096  # ranks of one node
 _HEADER_WORDS: Final = 64
-_SLOT_WORDS: Final = 64
+_SLOT_WORDS: Final = 80
 
 # Words of the header.
 _H_MAGIC, _H_VERSION, _H_SLOTS, _H_INCARNATION, _H_FLAG, _H_ABORTED, _H_DEADLINE = range(7)
@@ -44,7 +45,9 @@ _H_ANSWERS: Final = 16  # _RING entries of (number, kind, step, 0)
 _S_SEQUENCE, _S_ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
-_S_REASON: Final = 16
+_S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
+_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS = range(22, 25)
+_S_REASON: Final = 32
 
 _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
 _WORD: Final = 8
@@ -60,6 +63,14 @@ class Phase(IntEnum):
     SAVING = 3
     EVALUATING = 4
     LEAVING = 5
+
+
+class Source(IntEnum):
+    """Where the state that a rank began with came from."""
+
+    NOTHING = 0
+    DISK = 1
+    MEMORY = 2
 
 
 class Outcome(IntEnum):
@@ -89,6 +100,10 @@ class Slot:
         first_entry: monotonic time at which it began its first step, nanoseconds; 0 for never.
         left: monotonic time of ``outcome``, nanoseconds; 0 for never.
         reason: one line on why it failed; may be empty.
+        marks: the moments of its start.
+        source: where the state came from.
+        saved_bytes: size of the last checkpoint, all ranks together; on the leader alone.
+        saved_ns: nanoseconds that its save took.
     """
 
     local_rank: int
@@ -108,6 +123,10 @@ class Slot:
     first_entry: int
     left: int = 0
     reason: str = ""
+    marks: Marks = field(default_factory=Marks)
+    source: Source = Source.NOTHING
+    saved_bytes: int = 0
+    saved_ns: int = 0
 
     @property
     def attached(self) -> bool:
@@ -287,6 +306,10 @@ class Board:
             first_entry=words[_S_FIRST_ENTRY],
             left=words[_S_LEFT],
             reason=_text(words[_S_REASON:]),
+            marks=Marks(*words[_S_ENTRY : _S_STEPPED + 1]),
+            source=Source(words[_S_SOURCE]),
+            saved_bytes=words[_S_SAVED_BYTES],
+            saved_ns=words[_S_SAVED_NS],
         )
 
     def read_slots(self) -> list[Slot]:
@@ -320,6 +343,7 @@ class SlotWriter:
 
     def launched(self, rank: int, pid: int) -> None:
         """The worker process has started."""
+        self._mark(_S_ENTRY)
         self._words[self._base + _S_RANK] = rank
         self._words[self._base + _S_BEAT] = time.monotonic_ns()
         self._words[self._base + _S_PID] = pid
@@ -328,6 +352,27 @@ class SlotWriter:
         """The script takes part from here on, having resumed from ``start_step``."""
         self._words[self._base + _S_SAVED_STEP] = start_step if start_step > 0 else -1
         self._words[self._base + _S_START_STEP] = start_step
+
+    def group_begins(self) -> None:
+        """The default process group is about to be made."""
+        self._mark(_S_GROUP_BEGAN)
+
+    def group_is_made(self) -> None:
+        """The default process group is there."""
+        self._mark(_S_GROUP_ENDED)
+
+    def joined(self) -> None:
+        """The script takes part, with its model built."""
+        self._mark(_S_JOINED)
+
+    def loaded(self, source: Source) -> None:
+        """The state is in place."""
+        self._words[self._base + _S_SOURCE] = source
+        self._mark(_S_LOADED)
+
+    def stepped(self) -> None:
+        """The first optimizer step of this incarnation is finished."""
+        self._mark(_S_STEPPED)
 
     def first_entry(self) -> None:
         """The first step of this incarnation begins now."""
@@ -344,8 +389,10 @@ class SlotWriter:
         """Every request up to ``number`` is on this rank's agenda."""
         self._words[self._base + _S_SEEN] = number
 
-    def saved(self, step: int) -> None:
-        """A checkpoint of ``step`` is sealed."""
+    def saved(self, step: int, size: int = 0, nanoseconds: int = 0) -> None:
+        """A checkpoint of ``step`` is sealed: so many bytes, in so many nanoseconds."""
+        self._words[self._base + _S_SAVED_BYTES] = size
+        self._words[self._base + _S_SAVED_NS] = nanoseconds
         self._words[self._base + _S_SAVED_STEP] = step
 
     def leave(self, outcome: Outcome, exit_code: int = 0, reason: str = "") -> None:
@@ -358,6 +405,9 @@ class SlotWriter:
         self._words[self._base + _S_LEFT] = time.monotonic_ns()
         self._words[self._base + _S_EXIT_CODE] = exit_code
         self._words[self._base + _S_OUTCOME] = outcome
+
+    def _mark(self, word: int) -> None:
+        self._words[self._base + word] = time.monotonic_ns()
 
 
 def _is_board(view: memoryview) -> bool:

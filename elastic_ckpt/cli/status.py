@@ -14,6 +14,7 @@ from elastic_ckpt.cli.status_view import StatusView, gather
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import printable, shown_json
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.store.records import RecoveryRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,6 +104,8 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         save = view.last_save
         how = f"FAILED: {save.error}" if save.error else f"{save.actual_seconds:.2f} s"
         facts.append(("last save", f"{save.reason}, {how}"))
+    if view.last_recovery is not None:
+        facts.append(("last recovery", _recovery(view.last_recovery)))
     restarts = view.restarts
     facts.append(
         ("restarts", f"{restarts.failures} after failures ({restarts.failures_left} left), "
@@ -117,6 +120,15 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
         facts.append(("supervisor", f"pid {watch.pid} on {watch.host}, {alive}"))
     return facts
+
+
+def _recovery(last: RecoveryRecord) -> str:
+    stages = ", ".join(
+        f"{name.replace('_', ' ')} {seconds:.2f}"
+        for name, seconds in last.stages.items()
+        if seconds
+    )
+    return f"{last.total_seconds:.1f} s: {stages}; from step {last.step} ({last.tier})"
 
 
 def _newest(view: StatusView) -> str:

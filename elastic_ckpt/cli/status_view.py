@@ -16,7 +16,7 @@ from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
 from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.records import NodeRecord, job_records
+from elastic_ckpt.store.records import NodeRecord, RecoveryRecord, job_records
 
 
 class SupervisorView(msgspec.Struct):
@@ -111,6 +111,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     rejected: list[RejectedView]
     notice: NoticeView | None
     last_save: LastSaveView | None
+    last_recovery: RecoveryRecord | None
     restarts: RestartsView
     goodput: float | None
     lost_work_seconds: float
@@ -144,6 +145,7 @@ def gather(job: JobDirectory) -> StatusView:
         rejected=rejected,
         notice=_notice(record) if running else None,
         last_save=last_save,
+        last_recovery=record.last_recovery if record else None,
         restarts=RestartsView(
             record.failures if record else 0,
             record.preemptions if record else 0,

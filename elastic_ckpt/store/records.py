@@ -64,6 +64,22 @@ class NoticeRecord(msgspec.Struct, frozen=True):
     deadline: float
 
 
+class RecoveryRecord(msgspec.Struct, frozen=True):
+    """A recovery: seconds from a failure to the end of the next step, by stage.
+
+    Attributes:
+        incarnation: the one that it led to.
+        stages: in order; ``core/recovery.py`` says what each is.
+        step, tier: where that one went on from: disk, memory, or nothing.
+    """
+
+    incarnation: int
+    total_seconds: float
+    stages: dict[str, float]
+    step: int
+    tier: str
+
+
 class NodeRecord(msgspec.Struct, kw_only=True):
     """A supervisor's own account.
 
@@ -74,6 +90,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         message: one line for people: what it is doing, or why it ended.
         sessionless: the script trains without a Session and makes no checkpoints.
         memory: where the memory tier is; empty if there is none.
+        last_recovery: the newest that came to its end.
     """
 
     job: str
@@ -92,6 +109,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     failures_left: int = 0
     memory: str = ""
     sessionless: bool = False
+    last_recovery: RecoveryRecord | None = None
 
     def write(self, path: Path) -> None:
         """Replace the node's record."""
@@ -117,6 +135,12 @@ def _checked(record: NodeRecord) -> NodeRecord:
     if record.notice is not None:
         source, reason = printable(record.notice.source), printable(record.notice.reason)
         record.notice = msgspec.structs.replace(record.notice, source=source, reason=reason)
+    if record.last_recovery is not None:
+        found = record.last_recovery
+        stages = {printable(name): seconds for name, seconds in found.stages.items()}
+        record.last_recovery = msgspec.structs.replace(
+            found, stages=stages, tier=printable(found.tier)
+        )
     board = _BOARD.fullmatch(record.board)
     if board is None or int(board[1]) != record.owner.pid:
         record.board = ""  # another path is nothing that we should open

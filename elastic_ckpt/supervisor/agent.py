@@ -9,8 +9,6 @@ everything below it down.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import logging
 import multiprocessing
 import os
 import selectors
@@ -18,7 +16,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from multiprocessing import forkserver, resource_tracker
 from typing import Final
@@ -27,6 +24,8 @@ import msgspec
 
 from elastic_ckpt.board import Board, Outcome, Slot
 from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
+from elastic_ckpt.supervisor import launch
+from elastic_ckpt.supervisor.launch import WORKER_ENTRY, Incarnation
 from elastic_ckpt.supervisor.messages import (
     AgentEvent,
     Ask,
@@ -48,79 +47,20 @@ from elastic_ckpt.supervisor.processes import (
 )
 from elastic_ckpt.supervisor.workers import Workers
 
-WORKER_ENTRY: Final = "elastic_ckpt.training.worker"
-"""Named, not imported: the worker is another process, on the other side of the board."""
-
 FENCE_SECONDS: Final = 0.001
 """Python has no store-load fence; by then every rank's store has long reached this process."""
 
-LEARN_SECONDS: Final = 0.02
-
-LINGER_SECONDS: Final = 10.0
-"""How long workers may take to exit once all of them have said how they left."""
-
-MONITOR_SECONDS: Final = 0.05
+_TEMPLATE: Final = (
+    "elastic_ckpt.supervisor.template",
+    "elastic_ckpt.supervisor.launch",
+    WORKER_ENTRY,
+    "elastic_ckpt.training.session",
+    "elastic_ckpt.training.functions",
+    "torch._dynamo",  # making an optimizer imports it, which takes longer than torch itself
+)
 _IGNORED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
-
-
-def enter_worker(module: str, spec: bytes) -> None:
-    """What each forked worker runs; called by torch elastic."""
-    from elastic_ckpt.supervisor import template
-
-    template.quiet.__exit__(None, None, None)
-    importlib.import_module(module).main(spec)
-
-
-class Incarnation:
-    """One launch of all workers of this node, in a thread of torch elastic."""
-
-    def __init__(self, number: int, spec: WorkerSpec, wake: int) -> None:
-        self.number = number
-        self.error: BaseException | None = None
-        self._spec = spec
-        self._wake = wake
-        self._over = False
-        self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)
-
-    def start(self) -> None:
-        """Launch; returns at once. ``wake`` gets a byte when all is over."""
-        self._thread.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether torch elastic has returned."""
-        return self._over
-
-    def join(self, seconds: float) -> None:
-        """Wait, bounded, for torch elastic."""
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=self._spec.nproc,
-            run_id=f"{self._spec.job}.{self.number}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            max_restarts=0,
-            monitor_interval=MONITOR_SECONDS,
-            start_method="forkserver",
-            local_addr="127.0.0.1",
-        )
-        try:
-            payload = msgspec.json.encode(self._spec)
-            elastic_launch(config, enter_worker)(WORKER_ENTRY, payload)
-        except BaseException as error:  # every end of the launch is an end of the incarnation
-            self.error = error
-        finally:
-            # Before the byte: whoever it wakes must find the incarnation over.
-            self._over = True
-            os.write(self._wake, b"x")
 
 
 class Agent:
@@ -212,9 +152,18 @@ class Agent:
     def _finish(self, incarnation: Incarnation) -> None:
         incarnation.join(5.0)
         self._incarnation = None
+        now = time.monotonic_ns()
+        failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
         verdict = self._verdict(incarnation, self._board.read_slots())
         self._workers.sweep()
-        self._send(verdict)
+        self._send(
+            msgspec.structs.replace(
+                verdict,
+                failed_at=failed_at,
+                noticed_at=noticed_at,
+                gone_at=time.monotonic_ns(),
+            )
+        )
 
     def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:
         outcomes = {slot.outcome for slot in slots}
@@ -263,8 +212,7 @@ class Agent:
 
 def _prepare_template(preload: list[str]) -> None:
     """Start the process that workers are forked from, with its imports under way."""
-    modules = ["elastic_ckpt.supervisor.template", "elastic_ckpt.supervisor.agent", WORKER_ENTRY]
-    multiprocessing.set_forkserver_preload([*modules, *preload])
+    multiprocessing.set_forkserver_preload([*_TEMPLATE, *preload])
     # Semaphores that killed workers leave are its business, and no news for the user.
     os.environ["PYTHONWARNINGS"] = "ignore"
     resource_tracker.ensure_running()
@@ -287,11 +235,7 @@ def main() -> None:
     become_subreaper()
     agent = Agent(commands, events)
     _prepare_template(agent._spec.preload)
-    import torch.distributed.launcher.api  # noqa: F401  # while the template imports too
-
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        # They announce, with tracebacks, what the supervisor says in one line.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    launch.prepare()  # while the template imports too
     outlive_parent()
     try:
         agent.run()

@@ -77,6 +77,10 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         steps: optimizer steps finished in this incarnation.
         finished: the last finished step.
         attached: whether the script made a Session or called should_save.
+        failed_at, noticed_at, gone_at: when the worker failed, when the agent knew, when the
+            last process was gone; nanoseconds on the monotonic clock. The kernel keeps no time
+            of death: a worker that said why it fails says when, too; of one that went without a
+            word it is the moment at which the kernel woke the agent.
     """
 
     incarnation: int
@@ -88,6 +92,9 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     steps: int = 0
     finished: int = 0
     attached: bool = False
+    failed_at: int = 0
+    noticed_at: int = 0
+    gone_at: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -41,6 +41,7 @@ from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.memory_keeper import NOTHING, MemoryKeeper
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
+from elastic_ckpt.supervisor.recovery import RecoveryWatch
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
@@ -74,6 +75,8 @@ class Supervisor:
             os.set_blocking(fd, False)
         self._memory = MemoryKeeper.open(settings, self._job, self._journal, self._say, self._wake)
         self._board = Board.create(settings.nproc)
+        last = previous.last_recovery if previous else None
+        self._recovery = RecoveryWatch(self._board, self._journal, last)
         self._state = RunState.STARTING
         self._incarnation = previous.incarnation if previous else 0
         self._preemptions = previous.preemptions if previous else 0
@@ -164,6 +167,8 @@ class Supervisor:
 
     def _serve_clock(self) -> None:
         now = time.monotonic()
+        if self._recovery.look(self._incarnation):
+            self._write_record()
         if self._state is RunState.DRAINING and self._notice is not None:
             if self._at_once or now >= kill_time(self._notice, self._notice_grace):
                 self._on_expired()
@@ -220,6 +225,7 @@ class Supervisor:
     def _on_ended(self, ended: Ended) -> None:
         """An incarnation is over; say what follows."""
         self._launched = False
+        self._recovery.look(ended.incarnation)  # its first step may be its last
         self._sessionless = self._sessionless or (
             not ended.attached and ended.kind is EndKind.COMPLETED
         )
@@ -237,6 +243,7 @@ class Supervisor:
         elif self._state is RunState.DRAINING:
             self._when_on_disk(lambda: self._on_drained(ended))
         else:
+            self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
             self._on_failure(
                 Failure(ended.rank, ended.exit_code, ended.message, ended.stepped, ended.steps)
             )
@@ -287,6 +294,8 @@ class Supervisor:
         self._move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
 
     def _on_agent_lost(self) -> None:
+        noticed = time.monotonic_ns()
+        self._recovery.look(self._incarnation)
         slots = self._board.read_slots()
         stepped = any(slot.first_entry for slot in slots)
         steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
@@ -299,6 +308,7 @@ class Supervisor:
             what = "the agent died"
             self._when_on_disk(lambda: self._preempted(Event.CRASH, what, begun=stepped))
         elif self._state is not RunState.BACKING_OFF:
+            self._recovery.failed(noticed, noticed, time.monotonic_ns())
             self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
 
     def _on_expired(self) -> None:
@@ -471,6 +481,7 @@ class Supervisor:
             failures_left=self._budget.left,
             sessionless=self._sessionless,
             memory=self._memory.root,
+            last_recovery=self._recovery.last,
         )
         # The record is for people; a full disk must not keep the job from being saved.
         with contextlib.suppress(OSError):

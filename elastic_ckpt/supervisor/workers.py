@@ -41,6 +41,8 @@ class Workers:
         self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
         self._processes: dict[int, Any] = {}  # pid -> torch elastic's handle of the worker
         self._culprit: Slot | None = None
+        self._woken_at = 0
+        self.failed_at = self.noticed_at = 0  # of the first failure; see messages.Ended
         self._all_said_at: float | None = None
 
     def patience(self) -> float:
@@ -52,6 +54,7 @@ class Workers:
 
         Torch elastic would send SIGTERM and wait 30 s for ranks that are stuck in a collective.
         """
+        self._woken_at = time.monotonic_ns()
         for slot in self._board.read_slots():
             if slot.pid and slot.local_rank not in self._known:
                 self._follow(slot)
@@ -115,12 +118,18 @@ class Workers:
         if not silent and not failed:
             return
         self._culprit = silent[0] if silent else min(failed, key=lambda slot: slot.left)
+        self.failed_at = self._culprit.left or self._woken_at
         self._remember_processes()
         self._board.abort(self._board.flag)
         self.kill()
+        self.noticed_at = time.monotonic_ns()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to every worker."""
+        if number == signal.SIGKILL:  # at once where it can be, before all processes are searched
+            for pidfd in self._pidfds.values():
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
         for process in children_of(_forkserver_pid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
@@ -165,6 +174,7 @@ class Workers:
         self._known.clear()
         self._processes.clear()
         self._culprit = self._all_said_at = None
+        self.failed_at = self.noticed_at = 0
         keep = _forkserver_pid()
         kill_all(
             process

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elastic_ckpt.board import Source
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
@@ -50,6 +51,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     if not _loop.attached:
         _loop.attached = True
         runtime.steps.attach(0)
+    runtime.steps.stepped()
     _loop.calls += 1
     action = runtime.steps.enter(_loop.calls, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
@@ -135,6 +137,7 @@ def load_checkpoint(
     runtime = runtimes.join(path.parent if single else path)
     engine = make_engine(booster, model, optimizer, lr_scheduler)
     loaded = load_given(runtime, engine, path) if single else load_newest(runtime, engine)
+    runtime.slot.loaded(loaded.source if loaded else Source.NOTHING)
     if loaded is None:
         return 0, 0, 0
     try:

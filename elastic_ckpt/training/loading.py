@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from elastic_ckpt.board import Source
 from elastic_ckpt.core.manifest import Manifest, MemorySeal
 from elastic_ckpt.core.progress import in_lines, unwatched
 from elastic_ckpt.core.text import printable
@@ -52,12 +53,12 @@ class Loaded:
     Attributes:
         place: the directory that was read.
         seal: what it says of itself.
-        tier: ``memory`` or ``disk``.
+        source: the tier that it lies on.
     """
 
     place: Path
     seal: Manifest | MemorySeal
-    tier: str
+    source: Source
 
 
 def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
@@ -172,7 +173,7 @@ class _InMemory(_Opened):
         """Load it. Not collective but for the engine."""
         if self._seal is None:
             raise CheckpointRejected("it was not verified")  # a mistake of ours
-        loaded = Loaded(Generation(self._path).path, self._seal, "memory")
+        loaded = Loaded(Generation(self._path).path, self._seal, Source.MEMORY)
         _load(engine, loaded)
         return loaded
 
@@ -200,7 +201,7 @@ class _OnDisk(_Opened):
         manifest, unchanged = self._manifest, self._unchanged
         if manifest is None or unchanged is None:
             raise CheckpointRejected("it was not verified")  # a mistake of ours
-        loaded = Loaded(self._path, manifest, "disk")
+        loaded = Loaded(self._path, manifest, Source.DISK)
         _load(engine, loaded)
         peers = self._runtime.peers
 

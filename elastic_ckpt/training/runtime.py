@@ -134,6 +134,7 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
             raise UsageError(f"this process already saves to {_current.job.root}, not {directory}")
         return _current
     _current = _join_supervised(_supervised) if _supervised else _join_alone(directory)
+    _current.slot.joined()
     return _current
 
 

@@ -126,9 +126,9 @@ def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Pa
         raise
     finally:
         runtime.slot.phase(before)
-    runtime.slot.saved(snapshot.position.step)
+    seconds = time.monotonic() - began
+    runtime.slot.saved(snapshot.position.step, saved.bytes, int(seconds * 1e9))
     if peers.is_leader:
-        seconds = time.monotonic() - began
         runtime.journal.write(
             "saved",
             path=str(saved.path),

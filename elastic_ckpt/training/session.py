@@ -24,7 +24,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from elastic_ckpt.board import Phase
+from elastic_ckpt.board import Phase, Source
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.manifest import Reason, SealHeader
@@ -140,7 +140,8 @@ class Session:
             LockHeld, DirectoryUnusable: without a supervisor, when the directory is taken.
         """
         self._runtime = runtimes.join(self._save_dir)
-        self._runtime.slot.phase(Phase.LOADING)
+        slot = self._runtime.slot
+        slot.phase(Phase.LOADING)
         self._engine = make_engine(*self._state)
         override = self._runtime.supervised.save_interval_steps if self._runtime.supervised else 0
         self._interval = SaveInterval(steps=override or self._save_interval)
@@ -149,6 +150,7 @@ class Session:
         found = load_newest(self._runtime, self._engine)
         if found is not None:
             self._resume(found)
+        slot.loaded(found.source if found else Source.NOTHING)
         self._runtime.steps.attach(self._place.step)
         self._watch_optimizer()
         return self
@@ -371,6 +373,7 @@ class Session:
 
     def _count_step(self) -> None:
         """A step's samples count together: what a group left halfway used is used again."""
+        self._runtime.steps.stepped()
         place = self._place
         place.step += 1
         place.step_in_epoch += 1

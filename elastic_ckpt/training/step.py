@@ -26,6 +26,7 @@ class StepProtocol:
         self._slot = slot
         self._agenda = Agenda()
         self._begun = False
+        self._stepped = False
 
     def attach(self, start_step: int) -> None:
         """Take part, having resumed from ``start_step``."""
@@ -69,6 +70,12 @@ class StepProtocol:
             self._slot.step(finished, finished, epoch, samples)
         self._slot.seen(agenda.seen)
         return action
+
+    def stepped(self) -> None:
+        """A step is finished; the first one of an incarnation is the end of a recovery."""
+        if not self._stepped:
+            self._stepped = True
+            self._slot.stepped()
 
     def _begin(self) -> None:
         if not self._begun:

@@ -24,6 +24,7 @@ from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.training import runtime
+from elastic_ckpt.training.group_marks import mark_group
 from elastic_ckpt.training.output import keep_output
 from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.signals import ignore_notices, set_terminate_hook, shield_data_loaders
@@ -75,6 +76,7 @@ def main(payload: bytes) -> None:
         slot.leave(Outcome.STOPPED_UNSAVED)
         return
     shield_data_loaders()
+    mark_group(slot)
     _run_script(spec)
 
 

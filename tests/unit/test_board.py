@@ -8,15 +8,16 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from elastic_ckpt import board as board_module
-from elastic_ckpt.board import Board, Outcome, Phase, Slot
+from elastic_ckpt.board import Board, Outcome, Phase, Slot, Source
 from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind
+from elastic_ckpt.core.recovery import Marks
 from elastic_ckpt.errors import UsageError
 
 SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
@@ -193,12 +194,17 @@ def fill(board: Board, index: int) -> None:
     """Have a rank say everything that it can say."""
     slot = board.rank_slot(index)
     slot.launched(10 + index, 1000 + index)
+    slot.group_begins()
+    slot.group_is_made()
+    slot.joined()
+    slot.loaded(Source.MEMORY)
     slot.attach(20)
     slot.step(31, 30, 2, 240)
     slot.first_entry()
     slot.phase(Phase.SAVING)
     slot.seen(3)
-    slot.saved(30)
+    slot.stepped()
+    slot.saved(30, 4096, 250)
     slot.leave(Outcome.FAILED, 7)
 
 
@@ -207,7 +213,9 @@ def test_a_rank_writes_its_own_slot_and_no_other(board: Board) -> None:
     fill(board, 1)
     slot = board.read_slot(1)
     assert before <= slot.first_entry <= slot.beat <= time.monotonic_ns()
-    assert replace(slot, beat=0, first_entry=0, left=0) == Slot(
+    marks = astuple(slot.marks)
+    assert before <= marks[0] and list(marks) == sorted(marks)
+    assert replace(slot, beat=0, first_entry=0, left=0, marks=Marks()) == Slot(
         local_rank=1,
         rank=11,
         pid=1001,
@@ -223,6 +231,9 @@ def test_a_rank_writes_its_own_slot_and_no_other(board: Board) -> None:
         start_step=20,
         saved_step=30,
         first_entry=0,
+        source=Source.MEMORY,
+        saved_bytes=4096,
+        saved_ns=250,
     )
     assert slot.attached
     assert board.entered() == [NOTHING_ENTERED, 31, NOTHING_ENTERED]

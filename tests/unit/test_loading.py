@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from elastic_ckpt.board import Source
 from elastic_ckpt.core.manifest import EngineInfo, Manifest
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
@@ -72,7 +73,7 @@ def test_the_newest_is_loaded_and_counts_as_verified(job: JobDirectory, runtime:
     loaded = load_newest(runtime, engine)
     assert loaded is not None and isinstance(loaded.seal, Manifest)
     assert (loaded.place, loaded.seal.step) == (job.checkpoint(0, 40), 40)
-    assert (loaded.tier, engine.loaded) == ("disk", ["epoch-0_step-40"])
+    assert (loaded.source, engine.loaded) == (Source.DISK, ["epoch-0_step-40"])
     assert is_verified(job, loaded.place, loaded.seal)
     assert not is_verified(job, job.checkpoint(0, 30), read_manifest(job.checkpoint(0, 30)))
     assert set(os.listdir("/proc/self/fd")) == before

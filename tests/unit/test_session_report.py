@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from elastic_ckpt.board import Source
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import read_manifest
@@ -66,7 +67,7 @@ def test_a_restart_remembers_the_last_word(
     """As the run without an interruption would: it may be long until the next evaluation."""
     monkeypatch.setattr(sessions, "read_rank_state", lambda *_: None)
     path = make_checkpoint(open_job(tmp_path / "job"), metrics={"loss": 1.0, "accuracy": 0.5})
-    session._resume(Loaded(path, read_manifest(path), "disk"))
+    session._resume(Loaded(path, read_manifest(path), Source.DISK))
     assert said(session) == {"loss": 1.0, "accuracy": 0.5}
     session.report(loss=3.0)
     assert said(session) == {"loss": 3.0, "accuracy": 0.5}

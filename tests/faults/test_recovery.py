@@ -1,0 +1,42 @@
+"""SIGKILL a worker: the way back to the next step is in the journal and in ``status``."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.job import Job, environment
+
+
+def recoveries(job):
+    return [event["data"] for event in job.events() if event["event"] == "recovery"]
+
+
+def test_a_killed_worker_leaves_a_breakdown_that_adds_up(tmp_path):
+    with Job(tmp_path, "--epochs", "40", "--interval", "2", "--workers", "0") as job:
+        job.start().until_step(5)
+        (victim,) = [w.pid for w in job.view().workers if w.rank == 1]
+        killed = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        job.until(lambda view: view.last_recovery is not None, "a recovery")
+        seen = time.monotonic()
+        (found,) = recoveries(job)
+        stages = found["stages"]
+        assert found["total"] == pytest.approx(sum(stages.values()))
+        assert 0 < found["total"] < seen - killed
+        assert all(seconds >= 0 for seconds in stages.values())
+        # every stage but these two takes time on any machine
+        happened = {name for name, seconds in stages.items() if seconds > 0}
+        assert happened >= set(stages) - {"detect", "stop"}
+        assert (found["incarnation"], found["tier"]) == (2, "disk")
+        assert found["step"] >= 4
+        told = subprocess.run(
+            [sys.executable, "-m", "elastic_ckpt", "status", str(job.directory)],
+            capture_output=True, text=True, env=environment() | {"COLUMNS": "200"}, timeout=60,
+        ).stdout  # fmt: skip
+        line = next(line for line in told.splitlines() if line.startswith("last recovery"))
+        assert f"from step {found['step']} (disk)" in line
+        assert "first step" in line and "rendezvous" in line
