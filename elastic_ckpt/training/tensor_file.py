@@ -20,6 +20,7 @@ import msgspec
 import torch
 
 from elastic_ckpt.core.text import printable
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.files import open_regular
 from elastic_ckpt.training.device_copy import write_from_device
 
@@ -72,6 +73,9 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
     Args:
         tensors: dtype and shape by name; no name is ``__metadata__``, every dtype is in
             ``DTYPES``.
+
+    Raises:
+        UsageError: there are more than a reader takes.
     """
     sizes = {name: prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
     # The widest first, so that each lies at a multiple of its own width; small ones together.
@@ -88,6 +92,8 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise UsageError(f"{len(tensors)} tensors are too many for one file")
     data = struct.pack("<Q", len(text)) + text
     return Header(data, tuple(order), len(data) + end)
 
