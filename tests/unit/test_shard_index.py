@@ -1,4 +1,4 @@
-"""An index is believed only if its shards cover each tensor once and lie in files that hold them."""
+"""An index is believed if its shards cover each tensor once and lie in files that hold them."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_no_file_stays_open_behind_a_rejected_index(tmp_path: Path) -> None:
     ]
 
 
-# -- shards of this rank ----------------------------------------------------------------------------
+# -- shards of this rank --------------------------------------------------------------------------
 
 
 @pytest.fixture

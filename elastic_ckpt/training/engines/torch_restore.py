@@ -57,7 +57,7 @@ def restore_module(model: nn.Module, tree: Any, index: ShardIndex) -> Restoratio
     Raises:
         CheckpointError: a tensor has another shape.
     """
-    saved = dict(tree)
+    saved: dict[str, Any] = {**tree}
     places = _Placeholders(index)
     state = model.state_dict(keep_vars=True)
     own: dict[int, tuple[str, torch.Tensor]] = {}  # by memory: tied weights are read once
