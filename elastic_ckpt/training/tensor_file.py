@@ -104,23 +104,31 @@ def write_file(file: Sink, header: Header, tensors: Mapping[str, torch.Tensor]) 
     The bytes are in the sink when this returns: the tensors may be changed then.
     """
     file.write(header.data)
-    small = bytearray()
+    small: list[torch.Tensor] = []
     for name in header.order:
         tensor = tensors[name].detach()
         if not tensor.numel():
             continue
         if tensor.is_cpu and tensor.nbytes < _SMALL_BYTES:
-            small += _bytes_of(tensor)
+            small.append(_flat_bytes(tensor))
             continue
-        if small:
-            file.write(small)
-            small = bytearray()
+        _write_joined(file, small)
+        small.clear()
         if tensor.is_cpu:
-            file.write(_bytes_of(tensor))
+            file.write(_memory(_flat_bytes(tensor)))
         else:
             write_from_device(file, tensor)
-    if small:
-        file.write(small)
+    _write_joined(file, small)
+
+
+def _write_joined(file: Sink, small: list[torch.Tensor]) -> None:
+    if not small:
+        return
+    if hasattr(file, "take"):
+        space = file.take(sum(one.numel() for one in small))
+        torch.cat(small, out=torch.frombuffer(space, dtype=torch.uint8))
+    else:
+        file.write(_memory(torch.cat(small)))
 
 
 def write_tensors(file: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -133,15 +141,15 @@ def layout_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtyp
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor's memory, in row-major order; copied only if it lies otherwise."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    return _memory(tensor.contiguous().view(-1))
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _memory(flat: torch.Tensor) -> memoryview:
-    array: Any = flat.view(torch.uint8).numpy()
+    array: Any = flat.numpy()
     return memoryview(array)
 
 
@@ -197,7 +205,7 @@ class TensorFile:
         """
         if not target.numel():
             return
-        view = _memory(target.detach().view(-1))
+        view = _memory(target.detach().view(-1).view(torch.uint8))
         while view:
             count = os.preadv(self._fd, [view], begin)
             if not count:
