@@ -104,7 +104,6 @@ class Mappings:
     def __init__(self) -> None:
         self._known: dict[int, tuple[mmap.mmap, int]] = {}
         self._used: set[int] = set()
-        self._used_before: set[int] = set()
 
     def open(self, path: Path, size: int | None) -> MappedFile | StreamedFile:
         """A file to be written anew; its pages are kept if it exists.
@@ -129,11 +128,11 @@ class Mappings:
 
     def forget_unused(self) -> None:
         """Unmap what was not written since the last but one call: nobody will write it again."""
-        for inode in set(self._known) - self._used - self._used_before:
+        for inode in set(self._known) - self._used:
             mapping, _ = self._known.pop(inode)
             with contextlib.suppress(BufferError):  # a view of it lives: it goes with that
                 mapping.close()
-        self._used_before, self._used = self._used, set()
+        self._used.clear()
 
     def _map(self, fd: int, found: os.stat_result, size: int) -> mmap.mmap:
         self._used.add(found.st_ino)
