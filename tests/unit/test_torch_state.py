@@ -320,6 +320,16 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
             TorchEngine(model, optimizer, None).load(tmp_path)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["the model", "a part of it"])
+def test_flat_parameters_are_refused(inside: bool) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(flat)  # its own needs an accelerator
+    with pytest.raises(UsageError, match="use torch.distributed.fsdp.fully_shard"):
+        TorchEngine(nn.Sequential(flat) if inside else flat, None, None)
+
+
 def test_a_plain_object_in_the_place_of_a_module_is_told(tmp_path: Path) -> None:
     save(tmp_path, nn.Linear(1, 1))
     with pytest.raises(UsageError, match="was a torch module"):
