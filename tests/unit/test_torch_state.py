@@ -326,7 +326,7 @@ def test_flat_parameters_are_refused(inside: bool) -> None:
 
     flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
     nn.Module.__init__(flat)  # its own needs an accelerator
-    with pytest.raises(UsageError, match="use torch.distributed.fsdp.fully_shard"):
+    with pytest.raises(UsageError, match=r"use torch\.distributed\.fsdp\.fully_shard"):
         TorchEngine(nn.Sequential(flat) if inside else flat, None, None)
 
 
