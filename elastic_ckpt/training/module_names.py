@@ -26,19 +26,23 @@ def canonical_names(model: Any, keys: Iterable[str]) -> dict[str, str]:
     Raises:
         UsageError: two keys would have one name.
     """
-    names = {key: _canonical(model, key.replace(_CHECKPOINTED, "")) for key in keys}
+    outer: dict[str, tuple[Any, str]] = {"": (model, "")}
+    names = {}
+    for key in keys:
+        prefix, _, last = key.replace(_CHECKPOINTED, "").rpartition(".")
+        names[key] = _within(outer, prefix)[1] + last
     if len(set(names.values())) != len(names):
         raise UsageError("two of the model's tensors have the same name without their wrappers")
     return names
 
 
-def _canonical(model: Any, key: str) -> str:
-    module, kept = model, []
-    for part in key.split("."):
+def _within(known: dict[str, tuple[Any, str]], path: str) -> tuple[Any, str]:
+    """The module at a path, and what the names of its tensors begin with; ``known`` grows."""
+    if path not in known:
+        prefix, _, part = path.rpartition(".")
+        module, name = _within(known, prefix)
         wrapper = part == _COMPILED or (
             part == "module" and isinstance(module, DistributedDataParallel)
         )
-        if not wrapper:
-            kept.append(part)
-        module = getattr(module, part, None)
-    return ".".join(kept)
+        known[path] = getattr(module, part, None), name if wrapper else f"{name}{part}."
+    return known[path]

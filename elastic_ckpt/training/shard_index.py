@@ -25,7 +25,7 @@ MAX_ELEMENTS: Final = 2**60
 MAX_SHARDS: Final = 16_384
 """Of one tensor: each is compared with all others."""
 
-_FILE: Final = re.compile(r"\d{5,10}\.safetensors")
+_FILE: Final = re.compile(r"[0-9]{5,10}\.safetensors")
 
 
 class Shard(msgspec.Struct, frozen=True):

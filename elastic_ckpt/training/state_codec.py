@@ -62,13 +62,20 @@ def read_state(directory: Path, name: str) -> Any:
         CheckpointRejected: the files are not of this form.
     """
     with rejecting(f"{name} in {directory.name}"):
-        tree = read_bounded(directory / f"{name}.json", MAX_JSON_BYTES)
-        return load_tree(tree, _read_tensors(directory / f"{name}.safetensors"))
+        tree = json.loads(read_bounded(directory / f"{name}.json", MAX_JSON_BYTES))
+        return decode_tree(tree, _read_tensors(directory / f"{name}.safetensors"))
 
 
-def load_tree(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
+def decode_tree(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """What a :class:`TreeEncoder` was given; call it within :func:`rejecting`."""
-    return _decode(json.loads(data), tensors, 0)
+    return _decode(tree, tensors, 0)
+
+
+def tensor_name(tree: Any) -> str | None:
+    """The name in a tag of a tensor; None of any other tree."""
+    if isinstance(tree, dict) and tree.get(_TAG) == "tensor":
+        return str(tree["name"])
+    return None
 
 
 @contextmanager
@@ -219,6 +226,8 @@ def check_tensor(tensor: torch.Tensor, place: str) -> None:
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise _unsupported(tensor, place, f" ({tensor.layout}, {tensor.device})")
+    if hasattr(tensor, "__tensor_flatten__"):  # it wraps others, as a DTensor does its shard
+        raise _unsupported(tensor, place)
     if tensor.dtype not in DTYPES:
         raise _unsupported(tensor, place, f" of {tensor.dtype}")
 

@@ -20,6 +20,7 @@ import msgspec
 import torch
 
 from elastic_ckpt.core.text import printable
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.files import open_regular
 from elastic_ckpt.training.device_copy import write_from_device
 
@@ -72,6 +73,9 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
     Args:
         tensors: dtype and shape by name; no name is ``__metadata__``, every dtype is in
             ``DTYPES``.
+
+    Raises:
+        UsageError: there are more than a reader takes.
     """
     sizes = {name: prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
     # The widest first, so that each lies at a multiple of its own width; small ones together.
@@ -88,6 +92,8 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise UsageError(f"{len(tensors)} tensors are too many for one file")
     data = struct.pack("<Q", len(text)) + text
     return Header(data, tuple(order), len(data) + end)
 
@@ -98,23 +104,31 @@ def write_file(file: Sink, header: Header, tensors: Mapping[str, torch.Tensor]) 
     The bytes are in the sink when this returns: the tensors may be changed then.
     """
     file.write(header.data)
-    small = bytearray()
+    small: list[torch.Tensor] = []
     for name in header.order:
         tensor = tensors[name].detach()
         if not tensor.numel():
             continue
         if tensor.is_cpu and tensor.nbytes < _SMALL_BYTES:
-            small += _bytes_of(tensor)
+            small.append(_flat_bytes(tensor))
             continue
-        if small:
-            file.write(small)
-            small = bytearray()
+        _write_joined(file, small)
+        small.clear()
         if tensor.is_cpu:
-            file.write(_bytes_of(tensor))
+            file.write(_memory(_flat_bytes(tensor)))
         else:
             write_from_device(file, tensor)
-    if small:
-        file.write(small)
+    _write_joined(file, small)
+
+
+def _write_joined(file: Sink, small: list[torch.Tensor]) -> None:
+    if not small:
+        return
+    if hasattr(file, "take"):
+        space = file.take(sum(one.numel() for one in small))
+        torch.cat(small, out=torch.frombuffer(space, dtype=torch.uint8))
+    else:
+        file.write(_memory(torch.cat(small)))
 
 
 def write_tensors(file: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -127,15 +141,15 @@ def layout_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtyp
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor's memory, in row-major order; copied only if it lies otherwise."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    return _memory(tensor.contiguous().view(-1))
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _memory(flat: torch.Tensor) -> memoryview:
-    array: Any = flat.view(torch.uint8).numpy()
+    array: Any = flat.numpy()
     return memoryview(array)
 
 
@@ -191,7 +205,7 @@ class TensorFile:
         """
         if not target.numel():
             return
-        view = _memory(target.detach().view(-1))
+        view = _memory(target.detach().view(-1).view(torch.uint8))
         while view:
             count = os.preadv(self._fd, [view], begin)
             if not count:

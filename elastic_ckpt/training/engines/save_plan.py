@@ -20,6 +20,7 @@ from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training.engines.torch_state import PartState
 from elastic_ckpt.training.shard_index import (
     INDEX_NAME,
+    MAX_INDEX_BYTES,
     IndexedTensor,
     Shard,
     ShardIndex,
@@ -200,7 +201,9 @@ def _indexes(pieces: list[list[_Piece]], states: Mapping[str, PartState]) -> dic
             if wrong:
                 raise SaveFailed(0, f"{printable(name, 80)}: {wrong}")
         data = msgspec.json.encode(ShardIndex(tensors))
-        indexes[f"{part}/{INDEX_NAME}"] = msgspec.json.format(data, indent=1)
+        if len(data) > MAX_INDEX_BYTES:
+            raise SaveFailed(0, f"the index of {part} has {len(data)} bytes: no reader takes it")
+        indexes[f"{part}/{INDEX_NAME}"] = data
     if shards:
         name = printable("/".join(next(iter(shards))), 80)
         raise SaveFailed(0, f"another rank holds {name}, which this one does not")

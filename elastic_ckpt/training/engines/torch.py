@@ -8,6 +8,7 @@ has no tensors with known names (a scheduler, an optimizer that is not torch's, 
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -146,7 +147,7 @@ class TorchEngine:
         if not self._shared_out:
             raise UsageError("the model that was saved was a torch module")
         with rejecting(f"state in {directory.name}"):
-            tree = read_bounded(directory / "state.json", MAX_JSON_BYTES)
+            tree = json.loads(read_bounded(directory / "state.json", MAX_JSON_BYTES))
             if directory.name == _MODEL:
                 return restore_module(self._model, tree, index)
             return restore_optimizer(self._model, self._optimizer, tree, index)

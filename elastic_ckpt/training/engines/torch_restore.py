@@ -14,8 +14,8 @@ from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.training.engines.torch_state import numbered, parameter_names
 from elastic_ckpt.training.module_names import canonical_names
-from elastic_ckpt.training.shard_index import ShardIndex
-from elastic_ckpt.training.state_codec import load_tree
+from elastic_ckpt.training.shard_index import IndexedTensor, ShardIndex
+from elastic_ckpt.training.state_codec import decode_tree, tensor_name
 from elastic_ckpt.training.tensor_file import NAMED_DTYPES
 
 
@@ -28,7 +28,7 @@ class Restoration:
 
 
 class _Placeholders(dict[str, torch.Tensor]):
-    """Memory for each tensor that a tree speaks of, untouched until it is filled."""
+    """Memory for each tensor that is asked for, untouched until it is filled."""
 
     def __init__(self, index: ShardIndex) -> None:
         super().__init__()
@@ -46,81 +46,78 @@ class _Placeholders(dict[str, torch.Tensor]):
         return self._names.get(id(value))
 
 
-def restore_module(model: nn.Module, data: bytes, index: ShardIndex) -> Restoration:
+def restore_module(model: nn.Module, tree: Any, index: ShardIndex) -> Restoration:
     """Plan to read a module's state into its own parameters and buffers.
 
     Names that only one side has are left to ``load_state_dict``, whose hooks may know them.
 
     Args:
-        data: the tree's JSON; call this within :func:`rejecting`.
+        tree: as :func:`module_state` made it; call this within :func:`rejecting`.
 
     Raises:
         CheckpointError: a tensor has another shape.
     """
+    saved: dict[str, Any] = {**tree}
     places = _Placeholders(index)
-    tree: dict[str, Any] = load_tree(data, places)
     state = model.state_dict(keep_vars=True)
-    wanted: dict[int, tuple[str, torch.Tensor]] = {}
+    own: dict[int, tuple[str, torch.Tensor]] = {}  # by memory: tied weights are read once
     for key, name in canonical_names(model, list(state)).items():
-        if name not in tree:
+        if name not in saved:
             del state[key]
             continue
-        value = tree.pop(name)
-        saved = places.name_of(value)
-        if saved is None or not isinstance(state[key], torch.Tensor):
-            state[key] = value
+        value = saved.pop(name)
+        stored = tensor_name(value)
+        if stored is None or not isinstance(state[key], torch.Tensor):
+            state[key] = decode_tree(value, places)
         else:
-            state[key] = _target(name, state[key], value)
-        if saved is not None:
-            wanted[id(state[key])] = (saved, state[key])
-    for name, value in tree.items():
-        state[name] = value
-        saved = places.name_of(value)
-        if saved is not None:
-            wanted[id(value)] = (saved, value)
+            state[key] = _target(name, state[key], index.tensors[stored])
+            own[id(state[key])] = (stored, state[key])
+    for name, value in saved.items():
+        state[name] = decode_tree(value, places)
     # A parameter that is its own source costs no copy there.
-    return Restoration(list(wanted.values()), lambda: model.load_state_dict(state))
+    return Restoration([*own.values(), *places.items()], lambda: model.load_state_dict(state))
 
 
-def _target(name: str, own: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+def _target(name: str, own: torch.Tensor, saved: IndexedTensor) -> torch.Tensor:
     """The model's memory, or other memory from which ``load_state_dict`` will cast."""
-    if own.shape != saved.shape:
+    if list(own.shape) != saved.shape:
         raise CheckpointError(
             f"the script's model does not fit the checkpoint: {printable(name, 80)} has the shape "
-            f"{list(own.shape)} and had {list(saved.shape)}"
+            f"{list(own.shape)} and had {saved.shape}"
         )
-    return own if own.dtype == saved.dtype else torch.empty_like(own.detach(), dtype=saved.dtype)
+    dtype = NAMED_DTYPES[saved.dtype]
+    return own if own.dtype == dtype else torch.empty_like(own.detach(), dtype=dtype)
 
 
 def restore_optimizer(
-    model: nn.Module, optimizer: Any, data: bytes, index: ShardIndex
+    model: nn.Module, optimizer: Any, tree: Any, index: ShardIndex
 ) -> Restoration:
     """Plan to read an optimizer's state; memory that it has already is used again.
 
     Args:
-        data: the tree's JSON; call this within :func:`rejecting`.
+        tree: as :func:`optimizer_state` made it; call this within :func:`rejecting`.
 
     Raises:
         CheckpointError: its groups hold other parameters than those that were saved.
     """
     places = _Placeholders(index)
-    tree: dict[str, Any] = load_tree(data, places)
+    saved: dict[str, Any] = decode_tree(tree, places)
     names = parameter_names(model, optimizer)
     own = optimizer.state_dict() if names is not None else {}
     parameters = numbered(optimizer, own)
     if names is None or parameters is None:
         raise CheckpointError("the optimizer that was saved had all its parameters in the model")
     number_of = {names[id(parameter)]: number for number, parameter in parameters.items()}
-    groups = _groups(tree["param_groups"], own["param_groups"], number_of)
+    groups = _groups(saved["param_groups"], own["param_groups"], number_of)
     state = {}
-    for name, held in tree["state"].items():
+    for name, held in saved["state"].items():
         parameter = parameters[number_of[name]]
         existing = optimizer.state.get(parameter, {})
         state[number_of[name]] = {
             key: _moment(parameter, existing.get(key), value, places) for key, value in held.items()
         }
     wanted = [(name, tensor) for name, tensor in places.items()]
-    restored = {**tree, "state": state, "param_groups": groups}
+    restored = {**saved, "state": state, "param_groups": groups}
     return Restoration(wanted, lambda: optimizer.load_state_dict(restored))
 
 

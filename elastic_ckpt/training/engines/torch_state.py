@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from elastic_ckpt.training.module_names import canonical_names
 from elastic_ckpt.training.state_codec import TreeEncoder, check_tensor
@@ -24,7 +25,8 @@ class PartState:
     """One part of a checkpoint, as a rank holds it.
 
     Attributes:
-        tree: JSON values; tensors stand in it as tags with their names.
+        tree: JSON values; tensors stand in it as tags with their names. A module's is an object
+            of names, each with a tree of its own.
         tensors: by name; a DTensor stands for this rank's shard.
         alike: names of tensors that every rank holds with the same contents, so that any of them
             may write it. Of what is neither in here nor a DTensor, rank 0's counts.
@@ -92,6 +94,9 @@ def module_state(model: nn.Module) -> PartState:
 def optimizer_state(model: nn.Module, optimizer: Any) -> PartState | None:
     """The state of a torch optimizer whose parameters are all in the model; None of any other.
 
+    One with a ``state_dict`` of its own may have all of it on one rank only, as
+    ``ZeroRedundancyOptimizer`` does.
+
     Raises:
         UsageError: it holds what cannot be kept.
     """
@@ -125,7 +130,7 @@ def optimizer_state(model: nn.Module, optimizer: Any) -> PartState | None:
 
 def parameter_names(model: nn.Module, optimizer: Any) -> dict[int, str] | None:
     """Names by the id of each parameter; None unless the model has all that are optimized."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if getattr(type(optimizer), "state_dict", None) is not Optimizer.state_dict:
         return None
     state = model.state_dict(keep_vars=True)
     names: dict[int, str] = {}

@@ -1,0 +1,133 @@
+"""Trainers that differ in nothing but how they are spread over the ranks, and their state whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.training.engines.torch import TorchEngine
+from elastic_ckpt.training.engines.torch_state import bare
+from elastic_ckpt.training.module_names import canonical_names
+
+
+class Net(nn.Module):
+    """Rows that no world size divides, a parameter of one element, tied weights, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 33)
+        self.layers = nn.ModuleList(nn.Linear(33, 33) for _ in range(6))
+        self.gain = nn.Parameter(torch.rand(1))
+        self.head = nn.Linear(33, 7, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        out = self.embedding(words)
+        for layer in self.layers:
+            out = torch.tanh(layer(out))
+        logits: torch.Tensor = self.head(out * self.gain)
+        return logits
+
+
+class Trainer:
+    """A model that is ``plain``, ``ddp`` or ``fsdp``; AdamW with two groups; a schedule."""
+
+    def __init__(self, kind: str, seed: int = 1) -> None:
+        torch.manual_seed(seed)
+        self.model = spread(Net(), kind)
+        parameters = list(self.model.parameters())
+        groups = [
+            {"params": [one for one in parameters if one.dim() > 1], "weight_decay": 0.1},
+            {"params": [one for one in parameters if one.dim() == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.9)
+
+    @property
+    def engine(self) -> TorchEngine:
+        return TorchEngine(self.model, self.optimizer, self.scheduler)
+
+    def train(self, first: int, last: int) -> Trainer:
+        """Steps with gradients that depend on the parameter's name and the step alone."""
+        state = self.model.state_dict(keep_vars=True)
+        names = canonical_names(self.model, state)
+        for step in range(first, last):
+            for key, value in state.items():
+                if isinstance(value, nn.Parameter):
+                    value.grad = gradient(value, f"{names[key]} {step}")
+            self.optimizer.step()
+            self.scheduler.step()
+            bare(self.model).seen += step
+        return self
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the state, put together. Collective for ``fsdp``."""
+        state = self.model.state_dict(keep_vars=True)
+        names = canonical_names(self.model, state)
+        found = {names[key]: value for key, value in state.items()}
+        for key, value in state.items():
+            for moment, held in self.optimizer.state.get(value, {}).items():
+                found[f"{names[key]}.{moment}"] = held
+        return {name: full(tensor) for name, tensor in found.items()}
+
+
+def spread(model: Net, kind: str) -> Any:
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "fsdp":
+        try:
+            from torch.distributed.fsdp import fully_shard
+        except ImportError:  # torch 2.5
+            from torch.distributed._composable.fsdp import fully_shard
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    return model
+
+
+def gradient(parameter: torch.Tensor, of: str) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.sha256(of.encode()).digest()[:4], "big")
+    values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    return values
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().clone()
+
+
+def save(trainer: Trainer, directory: Path, rank: int) -> None:
+    """What a checkpoint holds, and beside it the same by other means, for :func:`differences`."""
+    trainer.engine.save(directory, PartWriter(directory, "tested", rank))
+    whole = trainer.whole()
+    if rank == 0:
+        save_file(whole, directory / "expected")
+
+
+def differences(trainer: Trainer, directory: Path) -> list[str]:
+    """Names of the tensors whose bits are not those that were saved. Collective for ``fsdp``."""
+    return differing(trainer.whole(), load_file(directory / "expected"))
+
+
+def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    names = set(found) ^ set(expected)
+    names.update(
+        name for name in set(found) & set(expected) if bits(found[name]) != bits(expected[name])
+    )
+    return sorted(names)
+
+
+def bits(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return str(tensor.dtype), tuple(tensor.shape), flat.numpy().tobytes()

@@ -1,0 +1,234 @@
+"""An index is believed if its shards cover each tensor once and lie in files that hold them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.training.shard_index import MAX_SHARDS, check_files, read_index, shard_file
+from elastic_ckpt.training.tensor_file import TensorFile, write_tensors
+
+FILE = "00000.safetensors"
+
+
+def shard(
+    offsets: list[Any], sizes: list[Any], name: str = "w", file: str = FILE
+) -> dict[str, Any]:
+    return {"file": file, "name": name, "offsets": offsets, "sizes": sizes}
+
+
+def tensor(shape: list[Any], *shards: dict[str, Any], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "shards": list(shards)}
+
+
+def written(directory: Path, index: Any) -> Path:
+    text = index if isinstance(index, str | bytes) else json.dumps({"tensors": index})
+    (directory / "index.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return directory
+
+
+HALVES = (shard([0, 0], [1, 3]), shard([1, 0], [1, 3]))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        tensor([2, 3], shard([0, 0], [2, 3])),
+        tensor([2, 3], *HALVES),
+        tensor([2, 3], *reversed(HALVES)),
+        tensor([2, 3], shard([0, 0], [2, 1]), shard([0, 1], [2, 2])),
+        tensor([2, 2], *(shard([i, j], [1, 1]) for i in range(2) for j in range(2))),
+        tensor([], shard([], [])),
+        tensor([0, 3]),
+        tensor([0]),
+        tensor([2, 3], *HALVES, shard([1, 0], [0, 3])),
+    ],
+    ids=[
+        "whole",
+        "rows",
+        "any order",
+        "columns",
+        "boxes",
+        "scalar",
+        "empty",
+        "empty 1d",
+        "nothing",
+    ],
+)
+def test_an_index_that_covers_each_tensor_once_is_read(
+    tmp_path: Path, entry: dict[str, Any]
+) -> None:
+    (found,) = read_index(written(tmp_path, {"w": entry})).tensors.values()
+    assert found.shape == entry["shape"]
+    assert [vars_of(one) for one in found.shards] == entry["shards"]
+
+
+def vars_of(one: Any) -> dict[str, Any]:
+    return {key: getattr(one, key) for key in ("file", "name", "offsets", "sizes")}
+
+
+WHOLE = shard([0, 0], [2, 3])
+HUGE = 2**70
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "a hole": (tensor([2, 3], shard([0, 0], [1, 3])), "cover it once"),
+    "no shards": (tensor([2, 3]), "cover it once"),
+    "a scalar without a shard": (tensor([]), "cover it once"),
+    "the same shard twice": (tensor([2, 3], WHOLE, WHOLE), "cover it once"),
+    "an overlap beside a hole": (
+        tensor([4], shard([0], [2]), shard([1], [2])), "overlap",
+    ),
+    "a scalar twice": (tensor([], shard([], []), shard([], [])), "cover it once"),
+    "an overlap in columns": (
+        tensor([2, 4], shard([0, 0], [2, 2]), shard([0, 1], [2, 2])), "overlap",
+    ),
+    "out of range": (tensor([2, 3], shard([1, 0], [2, 3])), "outside"),
+    "a negative offset": (tensor([2, 3], shard([-1, 0], [2, 3])), "outside"),
+    "negative sizes": (tensor([2, 3], shard([0, 0], [-2, -3])), "outside"),
+    "a negative shape": (tensor([-2, -3], shard([0, 0], [2, 3])), "shape"),
+    "too few dimensions": (tensor([2, 3], shard([0], [6])), "dimensions"),
+    "too many dimensions": (tensor([2, 3], shard([0, 0, 0], [2, 3, 1])), "dimensions"),
+    "sizes of other dimensions": (tensor([2, 3], shard([0, 0], [6])), "dimensions"),
+    "a shape of 65 dimensions": (tensor([1] * 65, shard([0] * 65, [1] * 65)), "shape"),
+    "more elements than memory": (tensor([2**61], shard([0], [2**61])), "shape"),
+    "numbers beyond 64 bits": (tensor([HUGE], shard([0], [HUGE])), "shape"),
+    "offsets beyond 64 bits": (tensor([2, 3], shard([HUGE, 0], [2, 3])), "outside"),
+    "beyond 64 bits, of nothing": (
+        tensor([HUGE, 0], shard([0, 0], [HUGE, 0]), shard([0, 0], [HUGE, 0])), "",
+    ),
+    "an unknown dtype": (tensor([2, 3], WHOLE, dtype="F7"), "dtype"),
+    "a number for a dtype": (tensor([2, 3], WHOLE) | {"dtype": 7}, ""),
+    "a fraction for a size": (tensor([2, 3], shard([0, 0], [2.5, 3])), ""),
+    "text for a shape": (tensor([2, 3], WHOLE) | {"shape": "2,3"}, ""),
+    "no list of shards": (tensor([2, 3]) | {"shards": None}, ""),
+    "more shards than anybody writes": (
+        tensor([0], *[shard([0], [0])] * (MAX_SHARDS + 1)), "shards",
+    ),
+    **{
+        f"the file {name!r}": (tensor([2, 3], shard([0, 0], [2, 3], file=name)), "no file")
+        for name in (
+            "../00000.safetensors", "/etc/00000.safetensors", "..", "", "state.safetensors",
+            "a/00000.safetensors", "00000.safetensors\n", "00000.safetensors/..",
+            "\u0661\u0661\u0661\u0661\u0661.safetensors", "00000\x00.safetensors",
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_index_of_anything_else_is_rejected_with_the_tensor_s_name(
+    tmp_path: Path, case: str
+) -> None:
+    entry, reason = HOSTILE[case]
+    with pytest.raises(CheckpointRejected, match=reason or None) as caught:
+        read_index(written(tmp_path, {"fine": tensor([2, 3], WHOLE), "the bad": entry}))
+    if reason:
+        assert "the bad: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"{", b"[]", b"null", b'{"tensors": []}', b'{"tensors": {"w": 1}}', b"{}",
+        b"\xff\xfe", b'{"tensors": {"w": ' + b"[" * 200_000 + b"]" * 200_000 + b"}}",
+        b'{"tensors": {}, "more": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+        b'{"tensors": {"w": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "shards": []}}}',
+    ],
+    ids=["nothing", "torn", "a list", "null", "tensors a list", "an entry a number", "no tensors",
+         "no text", "deep", "deep in what is ignored", "a number of 5000 digits"],
+)  # fmt: skip
+def test_what_is_no_index_is_rejected(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(CheckpointRejected, match=r"index\.json in"):
+        read_index(written(tmp_path, text))
+
+
+def test_a_key_of_a_later_version_is_ignored(tmp_path: Path) -> None:
+    entry = tensor([2, 3], WHOLE | {"later": 1}) | {"later": [1]}
+    written(tmp_path, json.dumps({"tensors": {"w": entry}, "later": {}}))
+    assert list(read_index(tmp_path).tensors) == ["w"]
+
+
+def test_a_link_in_the_index_s_place_is_rejected_and_a_missing_one_is_the_disk_s(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_index(tmp_path)
+    written(tmp_path, {"w": tensor([2, 3], WHOLE)})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.json").symlink_to(tmp_path / "index.json")
+    with pytest.raises(CheckpointRejected):
+        read_index(tmp_path / "other")
+
+
+# -- the files ------------------------------------------------------------------------------------
+
+
+class _Plain:
+    """A sink of nothing but bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(b"")
+
+    def write(self, data: Any) -> int:
+        with self.path.open("ab") as file:
+            return file.write(data)
+
+
+def opened(directory: Path) -> dict[str, TensorFile]:
+    files: dict[str, TensorFile] = {}
+    try:
+        check_files(directory, read_index(directory), files)
+    finally:
+        for file in files.values():
+            file.close()
+    return files
+
+
+def test_files_that_hold_the_shards_are_opened_once(tmp_path: Path) -> None:
+    write_tensors(_Plain(tmp_path / FILE), {"a": torch.ones(2, 3), "b": torch.ones(1)})
+    index = {
+        "a": tensor([2, 3], shard([0, 0], [2, 3], "a")),
+        "b": tensor([1], shard([0], [1], "b")),
+    }
+    assert list(opened(written(tmp_path, index))) == [FILE]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [torch.ones(3, 2), torch.ones(6), torch.ones(2, 3, dtype=torch.int32), torch.ones(2, 4)],
+    ids=["transposed", "flat", "another dtype", "larger"],
+)
+def test_a_shard_that_is_not_what_the_index_says_is_rejected(
+    tmp_path: Path, held: torch.Tensor
+) -> None:
+    write_tensors(_Plain(tmp_path / FILE), {"w": held})
+    with pytest.raises(CheckpointRejected, match="w is not in 00000"):
+        opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
+
+
+def test_a_shard_of_another_name_is_rejected(tmp_path: Path) -> None:
+    write_tensors(_Plain(tmp_path / FILE), {"v": torch.ones(2, 3)})
+    with pytest.raises(CheckpointRejected, match="w is not in 00000"):
+        opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
+
+
+@pytest.mark.parametrize("cut", [0, 7, 8, 40, -1])
+def test_a_file_that_is_torn_is_rejected(tmp_path: Path, cut: int) -> None:
+    write_tensors(_Plain(tmp_path / FILE), {"w": torch.ones(2, 3)})
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:cut])
+    with pytest.raises(CheckpointRejected):
+        opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
+
+
+@pytest.mark.parametrize("rank", [0, 7, 99_999, 100_000])
+def test_a_rank_s_file_is_one_that_an_index_may_name(tmp_path: Path, rank: int) -> None:
+    entry = tensor([2, 3], shard([0, 0], [2, 3], file=shard_file(rank)))
+    assert read_index(written(tmp_path, {"w": entry})).tensors["w"].shards[0].file == (
+        f"{rank:05d}.safetensors"
+    )

@@ -1,0 +1,195 @@
+"""A box of a tensor is put together from whichever shards it crosses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.training.shard_reader import ShardReader
+from elastic_ckpt.training.tensor_file import DTYPES, write_tensors
+
+dist: Any = distributed
+
+Box = tuple[list[int], list[int]]
+"""Offsets and sizes."""
+
+LAYOUTS: dict[str, list[Box]] = {
+    "whole": [([0, 0], [5, 6])],
+    "rows": [([0, 0], [2, 6]), ([2, 0], [1, 6]), ([3, 0], [2, 6])],
+    "columns": [([0, 0], [5, 1]), ([0, 1], [5, 3]), ([0, 4], [5, 2])],
+    "boxes": [([0, 0], [3, 4]), ([0, 4], [3, 2]), ([3, 0], [2, 1]), ([3, 1], [2, 5])],
+}
+
+FILES = {0: "00000.safetensors", 1: "00001.safetensors"}
+
+
+def save(directory: Path, tensors: dict[str, tuple[torch.Tensor, list[Box]]]) -> Path:
+    """Write the boxes in turn into two files, and an index of them."""
+    files: dict[int, dict[str, torch.Tensor]] = {0: {}, 1: {}}
+    index = {}
+    for name, (tensor, boxes) in tensors.items():
+        shards = []
+        for number, (offsets, sizes) in enumerate(boxes):
+            box = tuple(
+                slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True)
+            )
+            inside = f"{name}@{number}"
+            files[number % 2][inside] = tensor[box]
+            shards.append(
+                {"file": FILES[number % 2], "name": inside, "offsets": offsets, "sizes": sizes}
+            )
+        index[name] = {
+            "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "shards": shards,
+        }  # fmt: skip
+    part = PartWriter(directory, "tested", 0)
+    for number, held in files.items():
+        with part.open(FILES[number]) as file:
+            write_tensors(file, held)
+    part.write("index.json", json.dumps({"tensors": index}).encode())
+    return directory
+
+
+def table(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.arange(30).reshape(5, 6).to(dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool], ids=str)
+def test_a_whole_tensor_is_put_together(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+    save(tmp_path, {"w": (table(dtype), LAYOUTS[layout])})
+    target = torch.zeros(5, 6, dtype=dtype)
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", target)])
+    assert torch.equal(target, table(dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "target",
+    [torch.zeros(6, 5).t(), torch.zeros(10, 12)[::2, ::2], torch.zeros(6, 6)[1:]],
+    ids=["transposed", "with gaps", "behind something"],
+)
+def test_a_target_is_filled_whatever_its_layout_in_memory(
+    tmp_path: Path, layout: str, target: torch.Tensor
+) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS[layout])})
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", target)])
+    assert torch.equal(target, table())
+
+
+def test_a_tensor_of_three_dimensions_is_cut_in_each_of_them(tmp_path: Path) -> None:
+    cube = torch.arange(3 * 4 * 5.0).reshape(3, 4, 5)
+    boxes: list[Box] = [
+        ([i, j, k], [size_i, size_j, size_k])
+        for i, size_i in ((0, 1), (1, 2))
+        for j, size_j in ((0, 3), (3, 1))
+        for k, size_k in ((0, 2), (2, 3))
+    ]
+    save(tmp_path, {"w": (cube, boxes)})
+    target = torch.zeros(3, 4, 5)
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", target)])
+    assert torch.equal(target, cube)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)], ids=str)
+def test_a_tensor_without_elements_needs_no_shard(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    save(tmp_path, {"w": (torch.empty(shape), []), "v": (table(), LAYOUTS["rows"])})
+    target = torch.zeros(5, 6)
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", torch.empty(shape)), ("v", target)])
+    assert torch.equal(target, table())
+
+
+def test_a_scalar_is_read(tmp_path: Path) -> None:
+    save(tmp_path, {"step": (torch.tensor(7.5), [([], [])])})
+    target = torch.tensor(0.0)
+    with ShardReader(tmp_path) as reader:
+        reader.read([("step", target)])
+    assert target == 7.5
+
+
+def test_a_parameter_is_filled_in_place_and_keeps_its_gradient_s_promise(tmp_path: Path) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS["boxes"])})
+    parameter = torch.nn.Parameter(torch.zeros(5, 6))
+    where = parameter.data_ptr()
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", parameter)])
+    assert torch.equal(parameter, table())
+    assert (parameter.data_ptr(), parameter.requires_grad, parameter.grad_fn) == (where, True, None)
+
+
+def test_one_tensor_may_fill_several_targets(tmp_path: Path) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
+    targets = [torch.zeros(5, 6), torch.zeros(6, 5).t()]
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", target) for target in targets])
+    assert all(torch.equal(target, table()) for target in targets)
+
+
+def test_a_file_that_becomes_shorter_meanwhile_is_rejected(tmp_path: Path) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
+    with ShardReader(tmp_path) as reader:
+        with (tmp_path / FILES[1]).open("r+b") as file:
+            file.truncate(file.seek(0, 2) - 4)
+        with pytest.raises(CheckpointRejected, match="ends before its tensors"):
+            reader.read([("w", torch.zeros(5, 6))])
+
+
+def test_no_file_stays_open_behind_a_rejected_index(tmp_path: Path) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
+    (tmp_path / FILES[1]).unlink()
+    with pytest.raises(FileNotFoundError):
+        ShardReader(tmp_path)
+    assert not [
+        link for link in Path("/proc/self/fd").iterdir() if link.resolve().is_relative_to(tmp_path)
+    ]
+
+
+# -- shards of this rank --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world_of_four() -> Iterator[None]:
+    """Rank 1 of 4, with nobody there: no read is collective."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("world_of_four")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("placements", "rows", "columns"),
+    [
+        ([Shard(0)], slice(2, 4), slice(0, 6)),  # 5 rows over 4 ranks: 2, 2, 1, 0
+        ([Shard(1)], slice(0, 5), slice(2, 4)),
+        ([Replicate()], slice(0, 5), slice(0, 6)),
+    ],
+    ids=["rows", "columns", "all"],
+)
+def test_of_a_distributed_tensor_this_rank_s_shard_is_read(
+    tmp_path: Path, layout: str, placements: list[Any], rows: slice, columns: slice
+) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS[layout])})
+    expected = table()[rows, columns]
+    mesh = init_device_mesh("cpu", (4,))
+    target = DTensor.from_local(
+        torch.zeros(expected.shape), mesh, placements, run_check=False,
+        shape=torch.Size((5, 6)), stride=(6, 1),
+    )  # fmt: skip
+    with ShardReader(tmp_path) as reader:
+        reader.read([("w", target)])
+    assert torch.equal(target.to_local(), expected)
