@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
+from elastic_ckpt.cli.save_view import EmergencySaveView
 from elastic_ckpt.cli.status_view import StatusView, gather
+from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import printable, shown_json
 from elastic_ckpt.errors import UsageError
@@ -103,6 +105,10 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         save = view.last_save
         how = f"FAILED: {save.error}" if save.error else f"{save.actual_seconds:.2f} s"
         facts.append(("last save", f"{save.reason}, {how}"))
+    if view.last_emergency_save is not None:
+        facts.append(("last emergency save", _emergency(view.last_emergency_save)))
+    if view.save_interval is not None:
+        facts.append(("save interval", view.save_interval.why))
     restarts = view.restarts
     facts.append(
         ("restarts", f"{restarts.failures} after failures ({restarts.failures_left} left), "
@@ -117,6 +123,12 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
         facts.append(("supervisor", f"pid {watch.pid} on {watch.host}, {alive}"))
     return facts
+
+
+def _emergency(save: EmergencySaveView) -> str:
+    known = save.predicted_seconds
+    predicted = "not predicted" if known is None else f"predicted {human_duration(known)}"
+    return f"{predicted}, took {human_duration(save.actual_seconds)}"
 
 
 def _newest(view: StatusView) -> str:

@@ -85,6 +85,12 @@ def choose(predictor: Predictor, outlook: Outlook) -> Choice:
     return Choice(ChoiceKind.NOTHING, 0.0, _why(ChoiceKind.NOTHING, costs, left))
 
 
+def save_seconds(predictor: Predictor, outlook: Outlook) -> float | None:
+    """How long a whole save takes until it is on the disk, at the worst; None if nobody knows."""
+    cost = _costs(predictor, outlook).get(ChoiceKind.FULL)
+    return None if cost is None else cost.worst
+
+
 def _costs(predictor: Predictor, outlook: Outlook) -> dict[ChoiceKind, _Cost]:
     """What each action takes, of those that are there to be had and of which something is known."""
     rest, size = outlook.rest_of_step, outlook.save_bytes

@@ -101,9 +101,11 @@ class Predictor(msgspec.Struct):
 
     Attributes:
         routes: what was measured so far.
+        last_bytes: what the last save wrote; 0 if there was none.
     """
 
     routes: dict[Route, RouteModel] = {}
+    last_bytes: int = 0
 
     def observe(self, route: Route, size: float, seconds: float) -> None:
         """Learn from one measurement; what cannot be one changes nothing.
@@ -116,6 +118,7 @@ class Predictor(msgspec.Struct):
             return
         if not _SHORTEST_SECONDS <= seconds <= _LONGEST_SECONDS:
             return
+        self.last_bytes = int(size)
         model = self.routes.get(route)
         if model is None:
             self.routes[route] = RouteModel(seconds / size, seconds)
@@ -144,7 +147,8 @@ class Predictor(msgspec.Struct):
 
     def checked(self) -> Predictor:
         """Only what can have come from measurements."""
-        return Predictor({route: model for route, model in self.routes.items() if model.is_sane})
+        sane = {route: model for route, model in self.routes.items() if model.is_sane}
+        return Predictor(sane, self.last_bytes if 0 < self.last_bytes <= _LARGEST_BYTES else 0)
 
     def _model(self, route: Route) -> RouteModel | None:
         for candidate in (route, *STAND_INS[route]):

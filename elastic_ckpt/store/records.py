@@ -64,6 +64,13 @@ class NoticeRecord(msgspec.Struct, frozen=True):
     deadline: float
 
 
+class IntervalRecord(msgspec.Struct, frozen=True):
+    """The interval that ``--save-interval auto`` came to, and one sentence on why."""
+
+    seconds: float
+    why: str
+
+
 class NodeRecord(msgspec.Struct, kw_only=True):
     """A supervisor's own account.
 
@@ -72,6 +79,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         board: where the board is while the supervisor lives.
         exit_code: what it ended with; None while it runs or if it was killed.
         message: one line for people: what it is doing, or why it ended.
+        save_interval: of ``--save-interval auto``; None where it was given.
         sessionless: the script trains without a Session and makes no checkpoints.
     """
 
@@ -89,6 +97,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     failures: int = 0
     preemptions: int = 0
     failures_left: int = 0
+    save_interval: IntervalRecord | None = None
     sessionless: bool = False
 
     def write(self, path: Path) -> None:
@@ -115,6 +124,9 @@ def _checked(record: NodeRecord) -> NodeRecord:
     if record.notice is not None:
         source, reason = printable(record.notice.source), printable(record.notice.reason)
         record.notice = msgspec.structs.replace(record.notice, source=source, reason=reason)
+    if record.save_interval is not None:
+        why = printable(record.save_interval.why)
+        record.save_interval = msgspec.structs.replace(record.save_interval, why=why)
     board = _BOARD.fullmatch(record.board)
     if board is None or int(board[1]) != record.owner.pid:
         record.board = ""  # another path is nothing that we should open

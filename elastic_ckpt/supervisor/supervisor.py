@@ -33,12 +33,19 @@ from elastic_ckpt.store.catalog import CheckpointView, newest_valid
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
-from elastic_ckpt.store.records import NodeRecord, NoticeRecord, ProcessIdentity, read_record
+from elastic_ckpt.store.records import (
+    IntervalRecord,
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+    read_record,
+)
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
+from elastic_ckpt.supervisor.save_adviser import SaveAdviser
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
@@ -78,7 +85,7 @@ class Supervisor:
         self._notice_grace = settings.grace
         self._before_notice: Path | None = None
         self._retry_at = 0.0
-        self._next_save = float("inf")
+        self._saves = SaveAdviser(settings, self._job, self._journal)
         self._exit_code: ExitCode | None = None
         self._message = "starting"
         self._sessionless = False
@@ -113,6 +120,7 @@ class Supervisor:
             return self._exit_code if self._exit_code is not None else ExitCode.FAILED
         finally:
             self._end_agent()
+            self._saves.close()
             signal.set_wakeup_fd(previous)
             self._signals.stop()
             self._write_record()
@@ -149,8 +157,8 @@ class Supervisor:
     def _serve_clock(self) -> None:
         now = time.monotonic()
         if self._state is RunState.STARTING and self._stepping():
+            self._saves.begin(now)
             self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
-            self._schedule_save(now)
         elif self._state is RunState.BACKING_OFF and now >= self._retry_at:
             self._move(Event.RETRY, "restarting")
             self._restart()
@@ -158,6 +166,8 @@ class Supervisor:
             if self._at_once or now >= kill_time(self._notice, self._notice_grace):
                 self._on_expired()
         elif self._state is RunState.RUNNING:
+            if self._saves.learn(now):
+                self._write_record()
             self._ask_for_saves(now)
 
     def _stepping(self) -> bool:
@@ -184,6 +194,7 @@ class Supervisor:
         if not first:
             self._write_record()
             return
+        self._saves.noticed(self._notice_grace, self._board.read_slots(), time.monotonic())
         newest = self._newest()
         self._before_notice = newest.path if newest else None
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
@@ -313,15 +324,9 @@ class Supervisor:
         wanted = False
         with contextlib.suppress(OSError):  # a disk that does not answer now
             wanted = take_requests(self._job)
-        if now >= self._next_save:
-            wanted = True
-            self._schedule_save(now)
+        wanted = self._saves.due(now) or wanted
         if wanted and self._agent is not None:
             self._agent.send(Ask(RequestKind.SAVE))
-
-    def _schedule_save(self, now: float) -> None:
-        seconds = self._settings.interval.seconds
-        self._next_save = now + seconds if seconds > 0 else float("inf")
 
     def _stop_at_once(self) -> None:
         self._at_once = True
@@ -398,7 +403,7 @@ class Supervisor:
         self._write_record()
 
     def _write_record(self) -> None:
-        notice = self._notice
+        notice, interval = self._notice, self._saves.interval
         record = NodeRecord(
             job=self._settings.name,
             run_id=self._run_id,
@@ -417,6 +422,9 @@ class Supervisor:
             preemptions=self._preemptions,
             failures_left=self._budget.left,
             sessionless=self._sessionless,
+            save_interval=None
+            if interval is None
+            else IntervalRecord(interval.seconds, interval.why),
         )
         # The record is for people; a full disk must not keep the job from being saved.
         with contextlib.suppress(OSError):

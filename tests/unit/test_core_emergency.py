@@ -196,7 +196,7 @@ def worth(kind: ChoiceKind, seconds: dict[ChoiceKind, float], left: float) -> in
     return WORTH[kind] if seconds[kind] <= left else 0
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations())
 def test_no_other_action_is_better_whatever_the_true_costs(
     situation: tuple[Predictor, Outlook],
@@ -212,7 +212,7 @@ def test_no_other_action_is_better_whatever_the_true_costs(
         assert not dominated, (choice, other)
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations())
 def test_what_is_sure_to_fit_does(situation: tuple[Predictor, Outlook]) -> None:
     """And if a whole save is, that is what is done."""
@@ -227,7 +227,7 @@ def test_what_is_sure_to_fit_does(situation: tuple[Predictor, Outlook]) -> None:
         assert seconds[choice.kind] <= given_.grace_left * (1 + 1e-9)
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations(), st.floats(0.0, 300.0))
 def test_more_grace_never_saves_less(situation: tuple[Predictor, Outlook], more: float) -> None:
     """Of two notices the one with more time ends with at least as much, at the worst costs."""

@@ -97,7 +97,7 @@ saves = st.floats(0.0, 1e5)
 times = st.floats(1.0, 1e8)
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(saves, times, st.none() | st.floats(0.1, 1e6))
 def test_saving_never_takes_more_than_its_share(
     save: float, mtbf: float, current: float | None
@@ -110,7 +110,7 @@ def test_saving_never_takes_more_than_its_share(
     assert seconds <= most * (1 + HYSTERESIS) / (1 - HYSTERESIS)
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(saves, times, st.floats(0.8, 1.2))
 def test_it_does_not_wander(save: float, mtbf: float, noise: float) -> None:
     """A save that costs a fifth more or less, again and again, moves the interval once at most."""

@@ -143,7 +143,7 @@ def test_saves_that_vary_within_a_quarter_are_predicted_long_enough() -> None:
     assert short <= 20
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(sizes, durations), min_size=1, max_size=30))
 def test_a_prediction_is_never_below_what_was_just_seen(
     measured: list[tuple[int, float]],
@@ -160,7 +160,7 @@ def test_a_prediction_is_never_below_what_was_just_seen(
         assert predictor.checked() == predictor
 
 
-@settings(deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.sampled_from(Route), sizes, durations), max_size=20))
 def test_the_next_run_begins_with_what_this_one_learned(
     measured: list[tuple[Route, int, float]],
