@@ -177,7 +177,10 @@ def _mtbf(given: str | None, interval: SaveInterval) -> float:
         return DEFAULT_MTBF_SECONDS
     if not interval.auto:
         raise UsageError("--mtbf is for --save-interval auto: give both, or neither")
-    seconds = parse_duration(given)
+    try:
+        seconds = parse_duration(given)
+    except UsageError as error:
+        raise UsageError(f"--mtbf {error}") from None
     if seconds <= 0:
         raise UsageError(f"--mtbf {given!r} is no time between failures")
     return seconds
