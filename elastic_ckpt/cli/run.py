@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
+from elastic_ckpt.core.duration import parse_duration
 from elastic_ckpt.core.interval import SaveInterval, parse_interval
+from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store import records
@@ -45,8 +47,15 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
 )
 @click.option(
     "--save-interval",
-    metavar="STEPS|SECONDSs",
-    help="Save every so many steps (100) or seconds (90s); goes before the script's.",
+    metavar="STEPS|SECONDSs|auto",
+    help="Save every so many steps (100) or seconds (90s), or as often as pays; goes before the "
+    "script's.",
+)
+@click.option(
+    "--mtbf",
+    metavar="DURATION",
+    help="Time between two failures to expect (6h30m); for --save-interval auto, which then counts "
+    "those that come.  [default: 6h]",
 )
 @click.option(
     "--max-failures",
@@ -78,6 +87,7 @@ def command(
     nproc: str,
     grace: float,
     save_interval: str | None,
+    mtbf: str | None,
     max_failures: int,
     preload: str | None,
     keep_last: int,
@@ -108,6 +118,7 @@ def command(
     _check_script(script)
     if not math.isfinite(grace):
         raise UsageError(f"--grace {grace} is no number of seconds")
+    interval = parse_interval(save_interval) if save_interval else SaveInterval()
     root = JobDirectory.at(directory).root
     settings = RunSettings(
         directory=root,
@@ -117,7 +128,8 @@ def command(
         node=records.node_name(node_name),
         nproc=_workers(nproc),
         grace=grace,
-        interval=parse_interval(save_interval) if save_interval else SaveInterval(),
+        interval=interval,
+        mtbf=_mtbf(mtbf, interval),
         max_failures=max_failures,
         preload=_preload(preload, script),
         retention=make_retention(keep_last, keep_every, keep_best),
@@ -167,6 +179,20 @@ def _workers(nproc: str) -> int:
     if not nproc.isdecimal() or int(nproc) < 1:
         raise UsageError(f"--nproc {nproc!r} is neither a number from 1 nor auto")
     return int(nproc)
+
+
+def _mtbf(given: str | None, interval: SaveInterval) -> float:
+    if given is None:
+        return DEFAULT_MTBF_SECONDS
+    if not interval.auto:
+        raise UsageError("--mtbf is for --save-interval auto: give both, or neither")
+    try:
+        seconds = parse_duration(given)
+    except UsageError as error:
+        raise UsageError(f"--mtbf {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"--mtbf {given!r} is no time between failures")
+    return seconds
 
 
 def _preload(given: str | None, script: Path) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
+from elastic_ckpt.cli.save_view import EmergencySaveView
 from elastic_ckpt.cli.status_view import StatusView, gather
+from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import printable, shown_json
 from elastic_ckpt.errors import UsageError
@@ -106,6 +108,10 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         facts.append(("last save", f"{save.reason}, {how}"))
     if view.last_recovery is not None:
         facts.append(("last recovery", _recovery(view.last_recovery)))
+    if view.last_emergency_save is not None:
+        facts.append(("last emergency save", _emergency(view.last_emergency_save)))
+    if view.save_interval is not None:
+        facts.append(("save interval", view.save_interval.why))
     restarts = view.restarts
     facts.append(
         ("restarts", f"{restarts.failures} after failures ({restarts.failures_left} left), "
@@ -129,6 +135,12 @@ def _recovery(last: RecoveryRecord) -> str:
         if seconds
     )
     return f"{last.total_seconds:.1f} s: {stages}; from step {last.step} ({last.tier})"
+
+
+def _emergency(save: EmergencySaveView) -> str:
+    known = save.predicted_seconds
+    predicted = "not predicted" if known is None else f"predicted {human_duration(known)}"
+    return f"{predicted}, took {human_duration(save.actual_seconds)}"
 
 
 def _newest(view: StatusView) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import msgspec
 import psutil
 
 from elastic_ckpt.board import Board, Slot
-from elastic_ckpt.core.goodput import account, number
+from elastic_ckpt.cli.save_view import (
+    EmergencySaveView,
+    LastSaveView,
+    SaveIntervalView,
+    last_emergency_save,
+    last_save,
+    save_interval,
+)
+from elastic_ckpt.core.goodput import account
 from elastic_ckpt.core.run_state import TERMINAL, RunState
 from elastic_ckpt.core.text import encodable, printable
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
-from elastic_ckpt.store.journal import JournalEvent, read_journal
+from elastic_ckpt.store.journal import read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import NodeRecord, RecoveryRecord, job_records
 
@@ -78,16 +85,6 @@ class NoticeView(msgspec.Struct):
     seconds_left: float
 
 
-class LastSaveView(msgspec.Struct):
-    """The newest save: seconds. ``error`` says why it failed, and is empty if it did not."""
-
-    reason: str
-    predicted_seconds: float | None
-    actual_seconds: float
-    stall_seconds: float
-    error: str = ""
-
-
 class RestartsView(msgspec.Struct):
     """Counts; preemptions never use up ``failures_left``."""
 
@@ -112,6 +109,8 @@ class StatusView(msgspec.Struct, kw_only=True):
     notice: NoticeView | None
     last_save: LastSaveView | None
     last_recovery: RecoveryRecord | None
+    last_emergency_save: EmergencySaveView | None
+    save_interval: SaveIntervalView | None
     restarts: RestartsView
     goodput: float | None
     lost_work_seconds: float
@@ -130,13 +129,13 @@ def gather(job: JobDirectory) -> StatusView:
     state, message = _state(record, alive)
     if (record is not None and record.sessionless) or _no_session(record, slots):
         message += "; the script makes no Session: there will be no checkpoints"
-    last_save = _last_save(events)
+    newest_save = last_save(events)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
         message=message,
-        exit_code=_exit_code(state, record, rejected, newest, last_save),
+        exit_code=_exit_code(state, record, rejected, newest, newest_save),
         supervisor=_supervisor(record, alive),
         incarnation=record.incarnation if record else 0,
         workers=[_worker(slot, record.node) for slot in slots if slot.pid] if record else [],
@@ -144,8 +143,10 @@ def gather(job: JobDirectory) -> StatusView:
         newest_valid=_newest(newest),
         rejected=rejected,
         notice=_notice(record) if running else None,
-        last_save=last_save,
+        last_save=newest_save,
         last_recovery=record.last_recovery if record else None,
+        last_emergency_save=last_emergency_save(events),
+        save_interval=save_interval(record),
         restarts=RestartsView(
             record.failures if record else 0,
             record.preemptions if record else 0,
@@ -269,21 +270,3 @@ def _notice(record: NodeRecord | None) -> NoticeView | None:
         return None
     left = max(0.0, record.notice.deadline - time.monotonic())
     return NoticeView(record.notice.source, record.notice.reason, left)
-
-
-def _last_save(events: list[JournalEvent]) -> LastSaveView | None:
-    for event in reversed(events):
-        if event.event in ("saved", "save_failed"):
-            data: dict[str, Any] = event.data
-            return LastSaveView(
-                _text(data.get("reason")),
-                number(data.get("predicted_seconds"), None),
-                number(data.get("seconds"), 0.0),
-                number(data.get("stall_seconds"), 0.0),
-                _text(data.get("error")),
-            )
-    return None
-
-
-def _text(value: Any) -> str:
-    return printable(value) if isinstance(value, str) else ""

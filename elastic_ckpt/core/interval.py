@@ -1,4 +1,4 @@
-"""How often to save: every so many steps, or every so many seconds."""
+"""How often to save: every so many steps or seconds, or as often as pays."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from elastic_ckpt.errors import UsageError
 
 @dataclass(frozen=True)
 class SaveInterval:
-    """Exactly one of the two is positive; both 0 means never.
+    """One of the three at most; none of them means never.
 
     Attributes:
         steps: optimizer steps between saves.
         seconds: seconds between saves.
+        auto: seconds, found from what a save costs and how often the job fails.
     """
 
     steps: int = 0
     seconds: float = 0.0
+    auto: bool = False
 
     def due(self, step: int) -> bool:
         """Whether a save follows from the step number alone, alike on every rank."""
@@ -26,14 +28,18 @@ class SaveInterval:
 
 
 def parse_interval(text: str) -> SaveInterval:
-    """Read ``100`` (steps) or ``90s`` (seconds).
+    """Read ``100`` (steps), ``90s`` (seconds) or ``auto``.
 
     Raises:
-        UsageError: the text is neither.
+        UsageError: the text is none of them.
     """
+    if text.strip() == "auto":
+        return SaveInterval(auto=True)
     match = re.fullmatch(r"(\d{1,12})|(\d{1,12}(?:\.\d{1,9})?)s", text.strip(), re.ASCII)
     if match is None:
-        raise UsageError(f"--save-interval {text!r} is neither steps (100) nor seconds (90s)")
+        raise UsageError(
+            f"--save-interval {text!r} is neither steps (100) nor seconds (90s) nor auto"
+        )
     if match[1] is not None:
         return SaveInterval(steps=int(match[1]))
     return SaveInterval(seconds=float(match[2]))

@@ -24,6 +24,9 @@ from elastic_ckpt.store.files import create_file, open_regular
 from elastic_ckpt.store.layout import JobDirectory
 
 MAX_LINE_BYTES: Final = 64 * 1024
+MAX_TAIL_BYTES: Final = 1024 * 1024
+"""Read at a time by who follows a journal; the rest comes the next time."""
+
 MAX_READ_BYTES: Final = 64 * 1024 * 1024
 MAX_EVENTS: Final = 250_000
 """Of longer journals, and of those that somebody else put there, the end is read."""
@@ -97,6 +100,49 @@ def _encode(record: JournalEvent) -> bytes:
     return msgspec.json.encode(
         msgspec.structs.replace(record, data={"cut": ascii(record.data)[:1000]})
     )
+
+
+class JournalTail:
+    """What is appended to a node's journal from now on, each event once, in order."""
+
+    def __init__(self, job: JobDirectory, node: str) -> None:
+        self._job = job
+        self._path = job.journal(node)
+        self._offset = self._size()
+
+    def read(self) -> list[JournalEvent]:
+        """The events since the last call; none while the disk does not answer.
+
+        A line that is still being written comes the next time. Looking costs one system call as
+        long as there is nothing new.
+        """
+        size = self._size()
+        if size == self._offset:
+            return []
+        if size < self._offset:  # somebody put another file there
+            self._offset = 0
+        data = self._read(self._offset)
+        whole = data.rfind(b"\n") + 1
+        if whole == 0 and len(data) == MAX_TAIL_BYTES:
+            whole = len(data)  # no line of ours is that long
+        self._offset += whole
+        return list(_decode(data[:whole]))
+
+    def _size(self) -> int:
+        try:
+            return os.stat(self._path, follow_symlinks=False).st_size
+        except OSError:
+            return 0
+
+    def _read(self, offset: int) -> bytes:
+        try:
+            if not self._job.owns(self._path.parent):
+                return b""
+            with os.fdopen(open_regular(self._path), "rb") as file:
+                file.seek(offset)
+                return file.read(MAX_TAIL_BYTES)
+        except OSError:
+            return b""
 
 
 def read_journal(job: JobDirectory) -> list[JournalEvent]:

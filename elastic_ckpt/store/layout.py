@@ -90,6 +90,11 @@ class JobDirectory:
         """What each node's supervisor last said of itself."""
         return self.control / "nodes"
 
+    @property
+    def prediction(self) -> Path:
+        """What was learned of how long saves take."""
+        return self.control / "prediction.json"
+
     def known_identity(self) -> str:
         """What tells this job from another one that had the same directory before.
 

@@ -80,6 +80,13 @@ class RecoveryRecord(msgspec.Struct, frozen=True):
     tier: str
 
 
+class IntervalRecord(msgspec.Struct, frozen=True):
+    """The interval that ``--save-interval auto`` came to, and one sentence on why."""
+
+    seconds: float
+    why: str
+
+
 class NodeRecord(msgspec.Struct, kw_only=True):
     """A supervisor's own account.
 
@@ -88,6 +95,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         board: where the board is while the supervisor lives.
         exit_code: what it ended with; None while it runs or if it was killed.
         message: one line for people: what it is doing, or why it ended.
+        save_interval: of ``--save-interval auto``; None where it was given.
         sessionless: the script trains without a Session and makes no checkpoints.
         memory: where the memory tier is; empty if there is none.
         last_recovery: the newest that came to its end.
@@ -108,6 +116,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     preemptions: int = 0
     failures_left: int = 0
     memory: str = ""
+    save_interval: IntervalRecord | None = None
     sessionless: bool = False
     last_recovery: RecoveryRecord | None = None
 
@@ -141,6 +150,9 @@ def _checked(record: NodeRecord) -> NodeRecord:
         record.last_recovery = msgspec.structs.replace(
             found, stages=stages, tier=printable(found.tier)
         )
+    if record.save_interval is not None:
+        why = printable(record.save_interval.why)
+        record.save_interval = msgspec.structs.replace(record.save_interval, why=why)
     board = _BOARD.fullmatch(record.board)
     if board is None or int(board[1]) != record.owner.pid:
         record.board = ""  # another path is nothing that we should open

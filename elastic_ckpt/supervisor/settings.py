@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elastic_ckpt.core.interval import SaveInterval
+from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.retention import Retention
 
 
@@ -20,7 +21,8 @@ class RunSettings:
         node: this node's name.
         nproc: workers on this node.
         grace: seconds between a notice and the end of the node, where the notice does not say.
-        interval: overrides the script's save interval; both parts 0 leave it.
+        interval: overrides the script's save interval; one that asks for nothing leaves it.
+        mtbf: seconds between two failures that are expected beforehand; for an automatic interval.
         max_failures: failures in a row that are retried.
         preload: modules that workers find already imported.
         retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
@@ -36,6 +38,7 @@ class RunSettings:
     nproc: int = 1
     grace: float = 30.0
     interval: SaveInterval = field(default_factory=SaveInterval)
+    mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
     preload: tuple[str, ...] = ()
     retention: Retention = field(default_factory=Retention)

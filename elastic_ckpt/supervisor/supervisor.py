@@ -34,7 +34,13 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
 from elastic_ckpt.store.memory import Sealed
-from elastic_ckpt.store.records import NodeRecord, NoticeRecord, ProcessIdentity, read_record
+from elastic_ckpt.store.records import (
+    IntervalRecord,
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+    read_record,
+)
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.agent_process import AgentProcess
@@ -42,6 +48,7 @@ from elastic_ckpt.supervisor.memory_keeper import NOTHING, MemoryKeeper
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
+from elastic_ckpt.supervisor.save_adviser import SaveAdviser
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
@@ -87,7 +94,7 @@ class Supervisor:
         self._notice_grace = settings.grace
         self._before_notice = NOTHING
         self._retry_at = 0.0
-        self._next_save = float("inf")
+        self._saves = SaveAdviser(settings, self._job, self._journal)
         self._exit_code: ExitCode | None = None
         self._message = "starting"
         self._sessionless = False
@@ -123,6 +130,7 @@ class Supervisor:
             return self._exit_code if self._exit_code is not None else ExitCode.FAILED
         finally:
             self._end_agent()
+            self._saves.close()
             signal.set_wakeup_fd(previous)
             self._signals.stop()
             self._write_record()
@@ -183,9 +191,11 @@ class Supervisor:
             if self._agent_ready and (not self._adopting or self._memory.over):
                 self._launch()
         elif self._state is RunState.STARTING and self._stepping():
+            self._saves.begin(now)
             self._move(Event.STEPPING, f"training, incarnation {self._incarnation}")
-            self._schedule_save(now)
         elif self._state is RunState.RUNNING:
+            if self._saves.learn(now):
+                self._write_record()
             self._ask_for_saves(now)
 
     def _stepping(self) -> bool:
@@ -214,6 +224,7 @@ class Supervisor:
             return
         self._before_notice = self._newest_key()
         self._memory.hurry()
+        self._saves.noticed(self._notice_grace, self._board.read_slots(), time.monotonic())
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
         self._move(Event.NOTICE, message)
         if self._launched and self._agent is not None:
@@ -367,15 +378,9 @@ class Supervisor:
         wanted = False
         with contextlib.suppress(OSError):  # a disk that does not answer now
             wanted = take_requests(self._job)
-        if now >= self._next_save:
-            wanted = True
-            self._schedule_save(now)
+        wanted = self._saves.due(now) or wanted
         if wanted and self._agent is not None:
             self._agent.send(Ask(RequestKind.SAVE))
-
-    def _schedule_save(self, now: float) -> None:
-        seconds = self._settings.interval.seconds
-        self._next_save = now + seconds if seconds > 0 else float("inf")
 
     def _stop_at_once(self) -> None:
         self._at_once = True
@@ -461,7 +466,7 @@ class Supervisor:
         self._write_record()
 
     def _write_record(self) -> None:
-        notice = self._notice
+        notice, interval = self._notice, self._saves.interval
         record = NodeRecord(
             job=self._settings.name,
             run_id=self._run_id,
@@ -482,6 +487,9 @@ class Supervisor:
             sessionless=self._sessionless,
             memory=self._memory.root,
             last_recovery=self._recovery.last,
+            save_interval=None
+            if interval is None
+            else IntervalRecord(interval.seconds, interval.why),
         )
         # The record is for people; a full disk must not keep the job from being saved.
         with contextlib.suppress(OSError):

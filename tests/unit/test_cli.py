@@ -23,7 +23,7 @@ from elastic_ckpt.core.run_state import RunState
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.records import NodeRecord, NoticeRecord, ProcessIdentity
+from elastic_ckpt.store.records import IntervalRecord, NodeRecord, NoticeRecord, ProcessIdentity
 from elastic_ckpt.store.verify import read_manifest
 from tests.unit.store_tools import (
     MODEL,
@@ -171,6 +171,10 @@ def assert_one_line_of_error(said: Said) -> None:
         (["--save-interval", "-5"], "--save-interval '-5'"),
         (["--save-interval", "10m"], "--save-interval '10m'"),
         (["--save-interval", "s"], "--save-interval 's'"),
+        (["--save-interval", "auto", "--mtbf", "often"], "--mtbf 'often'"),
+        (["--save-interval", "auto", "--mtbf", "0"], "--mtbf '0'"),
+        (["--save-interval", "90s", "--mtbf", "6h"], "--save-interval auto"),
+        (["--mtbf", "6h"], "--save-interval auto"),
         (["--grace", "soon"], "--grace"),
         (["--grace", "-1"], "--grace"),
         (["--grace", "nan"], "--grace"),
@@ -532,6 +536,45 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
     assert (save["reason"], save["actual_seconds"], save["stall_seconds"]) == ("interval", 1.5, 0.5)
     assert view["restarts"] == {"failures": 1, "preemptions": 2, "failures_left": 4}
     assert isinstance(view["lost_work_seconds"], float)
+
+
+def test_status_shows_how_often_it_saves_and_why(cli: Command, job: JobDirectory) -> None:
+    why = "every 4 min: a save costs 1.3 s and the job fails every 6 h"
+    write_record(
+        job, RunState.RUNNING, ProcessIdentity.current(), save_interval=IntervalRecord(240.0, why)
+    )
+    shown = cli("status", "--json", job.root).json["save_interval"]
+    assert shown == {"seconds": 240.0, "why": why}
+    assert why in cli("status", job.root).out
+
+
+def test_an_interval_that_was_given_needs_no_reason(cli: Command, job: JobDirectory) -> None:
+    write_record(job, RunState.RUNNING, ProcessIdentity.current())
+    assert cli("status", "--json", job.root).json["save_interval"] is None
+    assert "save interval" not in cli("status", job.root).out
+
+
+@pytest.mark.parametrize(
+    ("predicted", "text"),
+    [(3.14, "predicted 3.1 s, took 2.8 s"), (None, "not predicted, took 2.8 s")],
+)
+def test_status_compares_the_last_emergency_save_with_its_prediction(
+    cli: Command, job: JobDirectory, predicted: float | None, text: str
+) -> None:
+    """Beside the newest save, which a later run may have made since."""
+    journal = Journal(job, "here")
+    journal.write("saved", step=10, reason="emergency", seconds=2.5, stall_seconds=2.5)
+    journal.write("emergency_save", step=10, predicted_seconds=predicted, actual_seconds=2.8)
+    write_record(job, RunState.PREEMPTED, ProcessIdentity.current())
+    view = cli("status", "--json", job.root).json
+    assert view["last_emergency_save"] == {"predicted_seconds": predicted, "actual_seconds": 2.8}
+    save = view["last_save"]
+    assert (save["predicted_seconds"], save["actual_seconds"]) == (predicted, 2.5)
+    assert text in cli("status", job.root).out
+    journal.write("saved", step=20, reason="interval", seconds=1.0, stall_seconds=1.0)
+    view = cli("status", "--json", job.root).json
+    assert view["last_save"]["predicted_seconds"] is None
+    assert text in cli("status", job.root).out
 
 
 def test_status_shows_a_notice_and_what_is_left_of_it(cli: Command, job: JobDirectory) -> None:

@@ -1,4 +1,4 @@
-"""``--save-interval``: steps or seconds, and nothing else."""
+"""``--save-interval``: steps, seconds or auto, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from elastic_ckpt.errors import ExitCode, UsageError
         ("90s", SaveInterval(seconds=90.0)),
         ("0.25s", SaveInterval(seconds=0.25)),
         ("0s", SaveInterval()),
+        ("auto", SaveInterval(auto=True)),
+        (" auto\n", SaveInterval(auto=True)),
     ],
 )
 def test_what_is_understood(text: str, interval: SaveInterval) -> None:
@@ -27,10 +29,11 @@ def test_what_is_understood(text: str, interval: SaveInterval) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", " ", "s", "-1", "+1", "1.5", "1.s", ".5s", "1e3", "1e3s", "-3s", "90 s", "90S", "90ss",
-     "5m", "nan", "nans", "infs", "0x10", "1_000", "100,5", "100 200", "a\n100"],
+     "5m", "nan", "nans", "infs", "0x10", "1_000", "100,5", "100 200", "a\n100",
+     "Auto", "autos", "auto 90s"],
 )  # fmt: skip
 def test_what_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"neither steps .* nor seconds") as raised:
+    with pytest.raises(UsageError, match=r"neither steps .* nor seconds .* nor auto") as raised:
         parse_interval(text)
     assert repr(text) in str(raised.value)
     assert raised.value.exit_code is ExitCode.USAGE
@@ -41,7 +44,9 @@ def test_a_save_is_due_at_multiples_of_the_steps_but_not_before_the_first() -> N
     assert [step for step in range(4) if SaveInterval(steps=1).due(step)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("interval", [SaveInterval(), SaveInterval(seconds=1.0)])
+@pytest.mark.parametrize(
+    "interval", [SaveInterval(), SaveInterval(seconds=1.0), SaveInterval(auto=True)]
+)
 def test_no_save_follows_from_the_step_number_where_no_steps_are_given(
     interval: SaveInterval,
 ) -> None:

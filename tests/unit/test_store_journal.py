@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store.journal import MAX_LINE_BYTES, Journal, read_journal
+from elastic_ckpt.store.journal import (
+    MAX_LINE_BYTES,
+    MAX_TAIL_BYTES,
+    Journal,
+    JournalTail,
+    read_journal,
+)
 from elastic_ckpt.store.layout import JobDirectory
 from tests.unit.store_tools import open_job
 
@@ -150,3 +156,83 @@ def test_an_event_that_is_too_long_is_not_lost(job: JobDirectory) -> None:
     journal.write("after")
     assert names(job) == ["crash", "after"]
     assert max(map(len, job.journal("here").read_bytes().splitlines())) <= MAX_LINE_BYTES
+
+
+def heard(tail: JournalTail) -> list[str]:
+    return [event.event for event in tail.read()]
+
+
+def test_a_tail_tells_each_new_event_once_and_none_of_before(job: JobDirectory) -> None:
+    journal = Journal(job, "here")
+    journal.write("before")
+    tail = JournalTail(job, "here")
+    assert heard(tail) == []
+    journal.write("one")
+    journal.write("two")
+    Journal(job, "there").write("another node's")
+    assert heard(tail) == ["one", "two"]
+    assert heard(tail) == []
+    journal.write("three")
+    assert heard(tail) == ["three"]
+
+
+def test_a_tail_may_be_older_than_its_journal(job: JobDirectory) -> None:
+    tail = JournalTail(job, "here")
+    assert heard(tail) == []
+    Journal(job, "here").write("first")
+    assert heard(tail) == ["first"]
+
+
+def test_a_tail_waits_for_the_rest_of_a_line(job: JobDirectory) -> None:
+    journal, path = Journal(job, "here"), job.journal("here")
+    tail = JournalTail(job, "here")
+    journal.write("whole")
+    data = path.read_bytes()
+    path.write_bytes(data[:-9])
+    assert heard(tail) == []
+    path.write_bytes(data)
+    assert heard(tail) == ["whole"]
+
+
+def test_a_tail_begins_anew_with_a_shorter_journal(job: JobDirectory) -> None:
+    journal, path = Journal(job, "here"), job.journal("here")
+    journal.write("long", text="x" * 1000)
+    tail = JournalTail(job, "here")
+    path.unlink()
+    journal.write("new")
+    assert heard(tail) == ["new"]
+
+
+def test_a_tail_reads_much_in_pieces_and_steps_over_what_is_no_line(job: JobDirectory) -> None:
+    journal, path = Journal(job, "here"), job.journal("here")
+    tail = JournalTail(job, "here")
+    count = 3 * MAX_TAIL_BYTES // 50_000
+    for _ in range(count):
+        journal.write("event", filler="x" * 50_000)
+    with path.open("ab") as file:
+        file.write(b"x" * (2 * MAX_TAIL_BYTES))
+    journal.write("last")
+    pieces = [heard(tail) for _ in range(8)]
+    assert [name for piece in pieces for name in piece] == ["event"] * count + ["last"]
+    assert len([piece for piece in pieces if piece]) >= 4
+
+
+@pytest.mark.parametrize("what", ["a link", "a directory", "a link above"])
+def test_a_tail_reads_nothing_that_is_not_a_journal_of_ours(
+    job: JobDirectory, tmp_path: Path, what: str
+) -> None:
+    """Neither does it raise."""
+    path = job.journal("here")
+    other = tmp_path / "other"
+    other.mkdir()
+    Journal(job, "here").write("foreign")
+    path.rename(other / path.name)
+    tail = JournalTail(job, "here")
+    if what == "a link":
+        path.symlink_to(other / path.name)
+    elif what == "a directory":
+        path.mkdir()
+    else:
+        path.parent.rmdir()
+        path.parent.symlink_to(other)
+    assert heard(tail) == []

@@ -1,0 +1,76 @@
+"""What the supervisor knows about saves: when the next one is due, how long one takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from elastic_ckpt.board import Slot
+from elastic_ckpt.core.optimal_interval import OptimalInterval
+from elastic_ckpt.store.journal import Journal, JournalTail, read_journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.supervisor.save_forecast import SaveForecast
+from elastic_ckpt.supervisor.save_schedule import SaveSchedule
+from elastic_ckpt.supervisor.settings import RunSettings
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks into the journal, in which the workers tell of their saves."""
+
+
+class SaveAdviser:
+    """One for a run. Times are monotonic seconds."""
+
+    def __init__(self, settings: RunSettings, job: JobDirectory, journal: Journal) -> None:
+        """Begin with what earlier runs learned; call it before this run's first event."""
+        self._journal = journal
+        self._tail = JournalTail(job, settings.node)
+        history = read_journal(job) if settings.interval.auto else ()
+        self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
+        self._forecast = SaveForecast(job, journal)
+        self._next_look = 0.0
+
+    @property
+    def interval(self) -> OptimalInterval | None:
+        """The interval of ``--save-interval auto`` and its reason; None for a given one."""
+        return self._schedule.optimal
+
+    def begin(self, now: float) -> None:
+        """An incarnation has begun to train."""
+        before = self.interval
+        self._look()
+        self._schedule.begin(now, time.time())
+        self._tell(before)
+
+    def due(self, now: float) -> bool:
+        """Whether to ask for a save now; true once per interval."""
+        return self._schedule.due(now)
+
+    def learn(self, now: float) -> bool:
+        """Take in what the workers have told since the last look; whether the interval changed."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + LOOK_SECONDS
+        before = self.interval
+        self._look()
+        self._tell(before)
+        return self.interval != before
+
+    def noticed(self, grace_left: float, slots: Iterable[Slot], now: float) -> None:
+        """A notice came: predict how long the emergency save will take."""
+        self._forecast.noticed(self._forecast.outlook(grace_left, slots, now), now)
+
+    def close(self) -> None:
+        """Take in the rest, that of an emergency save above all."""
+        self._look()
+
+    def _look(self) -> None:
+        for event in self._tail.read():
+            self._forecast.learn(event)
+            self._schedule.learn(event)
+        self._forecast.keep()
+
+    def _tell(self, before: OptimalInterval | None) -> None:
+        after = self.interval
+        if before is not None and after is not None and after.seconds != before.seconds:
+            self._journal.write("save_interval", seconds=after.seconds, why=after.why)

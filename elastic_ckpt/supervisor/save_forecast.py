@@ -1,0 +1,107 @@
+"""How long an emergency save will take, and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from elastic_ckpt.board import Slot
+from elastic_ckpt.core.emergency import Outlook, save_seconds
+from elastic_ckpt.core.goodput import number
+from elastic_ckpt.core.prediction import Predictor, Route, rest_of_step
+from elastic_ckpt.store.journal import Journal, JournalEvent
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.predictions import read_predictor, write_predictor
+
+_ROUTES: Final = {
+    ("saved", "memory"): Route.MEMORY,
+    ("saved", "disk"): Route.DISK,
+    ("drained", None): Route.DRAIN,
+}
+"""Which events measure which route: the event's name and its ``tier``."""
+
+
+class SaveForecast:
+    """Learns from the journal, and compares what it said with what came.
+
+    Attributes:
+        predictor: what is known, of this run and the ones before it.
+    """
+
+    def __init__(self, job: JobDirectory, journal: Journal) -> None:
+        self.predictor: Predictor = read_predictor(job)
+        self._job = job
+        self._journal = journal
+        self._learned = False
+        self._tier: object = "disk"  # of the newest save
+        self._noticed = 0.0
+        self._waiting = False
+        self._predicted: float | None = None
+        self._emergency_step: object = None  # saved into memory, not yet on the disk
+
+    def outlook(self, grace_left: float, slots: Iterable[Slot], now: float) -> Outlook:
+        """What is at hand, should a notice come now.
+
+        Args:
+            grace_left: seconds.
+            slots: the board's, for how far the running step is.
+            now: monotonic seconds.
+        """
+        return Outlook(
+            grace_left=grace_left,
+            rest_of_step=max((_rest(slot, now) for slot in slots), default=0.0),
+            save_bytes=self.predictor.last_bytes,
+            memory_tier=self._tier == "memory",
+        )
+
+    def noticed(self, outlook: Outlook, now: float) -> None:
+        """A notice came, and an emergency save is on its way; only the first one counts."""
+        if self._waiting:
+            return
+        self._waiting, self._noticed = True, now
+        self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
+
+    def learn(self, event: JournalEvent) -> None:
+        """Take a new event of this node's journal into account."""
+        tier = event.data.get("tier")
+        route = _ROUTES.get((event.event, tier if isinstance(tier, str) else None))
+        if route is None:
+            return
+        size, seconds = (number(event.data.get(name), 0.0) for name in ("bytes", "seconds"))
+        self.predictor.observe(route, size, seconds)
+        self._learned = True
+        if event.event == "saved":
+            self._tier = tier
+        self._compare(route, event)
+
+    def keep(self) -> None:
+        """Keep what was learned for the next run, if anything was."""
+        if self._learned:
+            write_predictor(self._job, self.predictor)
+            self._learned = False
+
+    def _compare(self, route: Route, event: JournalEvent) -> None:
+        """Journal how long the emergency save took, from the notice until it was on the disk."""
+        step = event.data.get("step")
+        emergency = self._waiting and event.data.get("reason") == "emergency"
+        if emergency and route is Route.MEMORY:
+            self._emergency_step = step
+        elif (emergency and route is Route.DISK) or (
+            route is Route.DRAIN and step is not None and step == self._emergency_step
+        ):
+            self._emergency_step = None
+            self._journal.write(
+                "emergency_save",
+                step=step,
+                predicted_seconds=self._predicted,
+                actual_seconds=event.monotonic - self._noticed,
+            )
+
+
+def _rest(slot: Slot, now: float) -> float:
+    """Seconds until a rank has finished its step, going by its steps of this incarnation."""
+    done = slot.finished - slot.start_step
+    if not slot.attached or not slot.first_entry or done <= 0:
+        return 0.0
+    began = slot.beat / 1e9
+    return rest_of_step((began - slot.first_entry / 1e9) / done, now - began)

@@ -1,0 +1,59 @@
+"""Spans of time, read and written."""
+
+from __future__ import annotations
+
+import pytest
+
+from elastic_ckpt.core.duration import human_duration, parse_duration
+from elastic_ckpt.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("45", 45.0),
+        ("90s", 90.0),
+        ("6h30m", 23400.0),
+        ("2d", 172800.0),
+        (" 1d2h3m4s\n", 93784.0),
+        ("1.5h", 5400.0),
+        ("0", 0.0),
+        ("1h30", 3630.0),
+    ],
+)
+def test_what_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "s", "h", "-1", "+1", "1e3", "1 h", "30m6h", "1h1h", "1w", "1H", "nan", "inf", ".5h",
+     "1.h", "1_0", "٣s", "1" * 13, "1ms"],
+)  # fmt: skip
+def test_what_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no duration: write it like 6h30m") as raised:
+        parse_duration(text)
+    assert repr(text) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1.0, "under 1 ms"),
+        (0.0, "under 1 ms"),
+        (0.0346, "0.035 s"),
+        (0.2, "0.2 s"),
+        (3.14, "3.1 s"),
+        (90.0, "90 s"),
+        (99.4, "99 s"),
+        (100.0, "1.7 min"),
+        (5400.0, "90 min"),
+        (21600.0, "6 h"),
+        (47.4 * 3600, "47 h"),
+        (172800.0, "2 d"),
+        (1e9, "11574 d"),
+        (float("inf"), "inf d"),
+    ],
+)
+def test_what_is_written(seconds: float, text: str) -> None:
+    assert human_duration(seconds) == text

@@ -1,0 +1,244 @@
+"""What to save when the node is about to go: a table, and an oracle that knows the true costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from elastic_ckpt.core.emergency import Choice, ChoiceKind, Outlook, choose
+from elastic_ckpt.core.prediction import LEAST_MARGIN, MOST_MARGIN, Predictor, Route, RouteModel
+
+FULL, MEMORY_ONLY = ChoiceKind.FULL, ChoiceKind.MEMORY_ONLY
+DRAIN_NEWEST, NOTHING = ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
+
+GB = 10**9
+
+
+def knowing(**seconds_per_gb: float) -> Predictor:
+    """A predictor with a margin of 1.5 on each route; fixed costs are next to nothing."""
+    return Predictor(
+        {Route(name): RouteModel(rate / GB, 1e-3, 1.5) for name, rate in seconds_per_gb.items()}
+    )
+
+
+TIERED = knowing(memory=1.0, drain=10.0)  # 1.5 s and 15 s with the margin
+STRAIGHT = knowing(disk=10.0)
+
+
+def outlook(left: float, **changes: object) -> Outlook:
+    known: dict[str, object] = {"grace_left": left, "rest_of_step": 1.0, "save_bytes": GB}
+    return Outlook(**(known | changes))  # type: ignore[arg-type]
+
+
+def tiered(left: float, undrained: int | None = None, *, survives: bool = False) -> Outlook:
+    return outlook(left, memory_tier=True, undrained_bytes=undrained, memory_survives=survives)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "given_", "kind"),
+    [
+        # Straight to the disk: 1 s for the step and 6.7 to 15 s for the save.
+        pytest.param(STRAIGHT, outlook(1e6), FULL, id="grace is huge"),
+        pytest.param(STRAIGHT, outlook(16.0), FULL, id="a save just fits"),
+        pytest.param(STRAIGHT, outlook(15.9), FULL, id="it may fit, and there is nothing else"),
+        pytest.param(STRAIGHT, outlook(7.5), NOTHING, id="it cannot fit"),
+        pytest.param(STRAIGHT, outlook(0.0), NOTHING, id="no time at all"),
+        # Through memory: 17.5 s in all, at the worst; a drain alone takes 15 s.
+        pytest.param(TIERED, tiered(1e6, GB), FULL, id="grace is huge, tiered"),
+        pytest.param(TIERED, tiered(17.5, GB), FULL, id="save and drain just fit"),
+        pytest.param(TIERED, tiered(17.4, GB), DRAIN_NEWEST, id="only the newest's drain is sure"),
+        pytest.param(TIERED, tiered(9.0, GB // 2), DRAIN_NEWEST, id="half of it is drained"),
+        pytest.param(TIERED, tiered(14.0, GB), DRAIN_NEWEST, id="nothing sure: the quickest"),
+        pytest.param(TIERED, tiered(6.0, GB), NOTHING, id="not even the drain"),
+        pytest.param(TIERED, tiered(17.4), FULL, id="newest on disk: a save may fit"),
+        pytest.param(TIERED, tiered(6.0), NOTHING, id="newest on disk: a save cannot fit"),
+        pytest.param(TIERED, tiered(0.1, 0), DRAIN_NEWEST, id="all but the seal is drained"),
+        # The machine stays: 2.5 s into memory are enough.
+        pytest.param(TIERED, tiered(17.5, survives=True), FULL, id="stays, and all fits"),
+        pytest.param(TIERED, tiered(17.4, GB, survives=True), MEMORY_ONLY, id="stays"),
+        pytest.param(TIERED, tiered(2.5, survives=True), MEMORY_ONLY, id="stays, just fits"),
+        pytest.param(TIERED, tiered(1.2, GB, survives=True), NOTHING, id="stays, too late"),
+        # Nothing is known, or not enough.
+        pytest.param(Predictor(), outlook(30.0), FULL, id="a first save"),
+        pytest.param(Predictor(), tiered(30.0, GB), FULL, id="a first save, tiered"),
+        pytest.param(Predictor(), outlook(0.5), NOTHING, id="the step outlasts the grace"),
+        pytest.param(
+            Predictor(), tiered(0.5, GB), DRAIN_NEWEST, id="it does, but a snapshot is there"
+        ),
+        pytest.param(knowing(memory=1.0), tiered(30.0, GB), FULL, id="never drained"),
+        pytest.param(
+            knowing(memory=100.0), tiered(30.0, GB), DRAIN_NEWEST, id="too slow for memory even"
+        ),
+        pytest.param(
+            knowing(disk=10.0), tiered(31.0, GB), FULL, id="the disk's speed stands for the drain's"
+        ),
+        pytest.param(
+            knowing(memory=1.0), tiered(5.0, GB, survives=True), MEMORY_ONLY, id="stays, undrained"
+        ),
+    ],
+)
+def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> None:
+    choice = choose(predictor, given_)
+    assert choice.kind is kind, choice.why
+
+
+@pytest.mark.parametrize(
+    ("predictor", "given_", "why", "seconds"),
+    [
+        (STRAIGHT, outlook(30.0), "a save to the disk takes up to 16 s, with 30 s left", 16.0),
+        (
+            TIERED,
+            tiered(16.0, GB),
+            "a save to the disk takes up to 18 s, a drain of the newest snapshot takes up to 15 s, "
+            "with 16 s left",
+            15.0,
+        ),
+        (
+            TIERED,
+            tiered(3.0, GB, survives=True),
+            "a save to the disk takes up to 18 s, a save into memory, which stays, takes up to "
+            "2.5 s, with 3 s left",
+            2.5,
+        ),
+        (STRAIGHT, outlook(5.0), "a save to the disk takes up to 16 s, with 5 s left", 0.0),
+        (
+            Predictor(),
+            outlook(30.0),
+            "trying a save within 30 s: nobody knows yet how long it takes to the disk",
+            None,
+        ),
+        (
+            STRAIGHT,
+            outlook(10.0),
+            "a save to the disk takes up to 16 s, with 10 s left: it may still fit",
+            16.0,
+        ),
+    ],
+)
+def test_it_says_why_with_the_figures(
+    predictor: Predictor, given_: Outlook, why: str, seconds: float | None
+) -> None:
+    choice = choose(predictor, given_)
+    assert (choice.why, choice.predicted_seconds) == (why, seconds)
+
+
+# -- the oracle -------------------------------------------------------------------------------
+
+rates = st.floats(0.01, 100.0)
+margins = st.floats(LEAST_MARGIN, MOST_MARGIN)
+WORTH = {FULL: 3, MEMORY_ONLY: 2, DRAIN_NEWEST: 1, NOTHING: 0}
+"""What each leaves behind if it fits; one that is cut off leaves nothing."""
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Predictor, Outlook]:
+    predictor = Predictor(
+        {route: RouteModel(draw(rates) / GB, 1e-6, draw(margins)) for route in Route}
+    )
+    memory_tier = draw(st.booleans())
+    return predictor, Outlook(
+        grace_left=draw(st.floats(0.0, 300.0)),
+        rest_of_step=draw(st.floats(0.0, 20.0)),
+        save_bytes=draw(st.integers(1, 4 * GB)),
+        memory_tier=memory_tier,
+        undrained_bytes=draw(st.none() | st.integers(1, 4 * GB)) if memory_tier else None,
+        memory_survives=draw(st.booleans()) if memory_tier else False,
+    )
+
+
+def true_seconds(
+    predictor: Predictor, outlook: Outlook, factors: dict[Route, float]
+) -> dict[ChoiceKind, float]:
+    """What each action takes if each route takes ``factor`` times what is expected of it."""
+
+    def seconds(route: Route, size: int) -> float:
+        expected = predictor.expect(route, size)
+        assert expected is not None
+        return expected * factors[route]
+
+    rest, size = outlook.rest_of_step, outlook.save_bytes
+    found = {NOTHING: 0.0}
+    if outlook.memory_tier:
+        found[FULL] = rest + seconds(Route.MEMORY, size) + seconds(Route.DRAIN, size)
+    else:
+        found[FULL] = rest + seconds(Route.DISK, size)
+    if outlook.memory_survives:
+        found[MEMORY_ONLY] = rest + seconds(Route.MEMORY, size)
+    if outlook.undrained_bytes is not None:
+        found[DRAIN_NEWEST] = seconds(Route.DRAIN, outlook.undrained_bytes)
+    return found
+
+
+def scenarios(predictor: Predictor, outlook: Outlook) -> Iterator[dict[Route, float]]:
+    """True costs within the margins: their ends, their middle, and where something just fits."""
+    choices: dict[Route, list[float]] = {}
+    for route in Route:
+        margin = predictor.margin(route)
+        factors = [1 / margin, 1.0, margin]
+        for size, rest in (
+            (outlook.save_bytes, outlook.rest_of_step),
+            (outlook.undrained_bytes or 1, 0.0),
+        ):
+            expected = predictor.expect(route, size)
+            assert expected is not None
+            just = (outlook.grace_left - rest) / expected * (1 - 1e-9)
+            factors += [just] if 1 / margin <= just <= margin else []
+        choices[route] = factors
+    for combined in product(*choices.values()):
+        yield dict(zip(choices, combined, strict=True))
+
+
+def worth(kind: ChoiceKind, seconds: dict[ChoiceKind, float], left: float) -> int:
+    return WORTH[kind] if seconds[kind] <= left else 0
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(situations())
+def test_no_other_action_is_better_whatever_the_true_costs(
+    situation: tuple[Predictor, Outlook],
+) -> None:
+    """None is as good in every case within the margins, and better in one."""
+    predictor, given_ = situation
+    choice = choose(predictor, given_)
+    cases = [true_seconds(predictor, given_, factors) for factors in scenarios(*situation)]
+    mine = [worth(choice.kind, case, given_.grace_left) for case in cases]
+    for other in cases[0]:
+        theirs = [worth(other, case, given_.grace_left) for case in cases]
+        dominated = all(t >= m for t, m in zip(theirs, mine, strict=True)) and theirs != mine
+        assert not dominated, (choice, other)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(situations())
+def test_what_is_sure_to_fit_does(situation: tuple[Predictor, Outlook]) -> None:
+    """And if a whole save is, that is what is done."""
+    predictor, given_ = situation
+    choice = choose(predictor, given_)
+    assume(choice.predicted_seconds is not None)
+    worst = {route: predictor.margin(route) for route in Route}
+    seconds = true_seconds(predictor, given_, worst)
+    if seconds[FULL] <= given_.grace_left * (1 - 1e-9):
+        assert choice.kind is FULL
+    if "may still fit" not in choice.why and choice.kind is not NOTHING:
+        assert seconds[choice.kind] <= given_.grace_left * (1 + 1e-9)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(situations(), st.floats(0.0, 300.0))
+def test_more_grace_never_saves_less(situation: tuple[Predictor, Outlook], more: float) -> None:
+    """Of two notices the one with more time ends with at least as much, at the worst costs."""
+    predictor, given_ = situation
+    longer = Outlook(
+        given_.grace_left + more, given_.rest_of_step, given_.save_bytes, given_.memory_tier,
+        given_.undrained_bytes, given_.memory_survives,
+    )  # fmt: skip
+    worst = true_seconds(predictor, given_, {route: predictor.margin(route) for route in Route})
+
+    def saved(at: Outlook, choice: Choice) -> int:
+        return worth(choice.kind, worst, at.grace_left * (1 + 1e-9))
+
+    assert saved(longer, choose(predictor, longer)) >= saved(given_, choose(predictor, given_))

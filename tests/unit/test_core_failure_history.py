@@ -1,0 +1,109 @@
+"""What counts as a failure, on journals short enough to be counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.core.failure_history import FailureHistory
+
+
+@dataclass
+class Entry:
+    """A line of a journal: seconds on the wall clock, what happened, its fields."""
+
+    wall: float
+    event: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+START, NOTICE = Entry(0, "start"), Entry(50, "notice")
+RUNNING = Entry(10, "state", {"state": "running"})
+
+
+def saved(wall: float) -> Entry:
+    return Entry(wall, "saved", {"reason": "emergency"})
+
+
+def ended(wall: float, kind: str) -> Entry:
+    return Entry(wall, "ended", {"kind": kind})
+
+
+def end(wall: float, code: int | None) -> Entry:
+    return Entry(wall, "end", {"exit_code": code})
+
+
+@pytest.mark.parametrize(
+    ("entries", "failures", "seconds"),
+    [
+        pytest.param([], 0, 0.0, id="an empty journal"),
+        pytest.param([START, ended(20, "crashed"), end(20, 70)], 0, 0.0, id="it never trained"),
+        pytest.param(
+            [START, RUNNING, ended(100, "completed"), end(101, 0)], 0, 90.0, id="it finished"
+        ),
+        pytest.param(
+            [START, RUNNING, ended(60, "crashed"), Entry(60, "crash")], 1, 50.0, id="a crash"
+        ),
+        pytest.param([START, RUNNING, Entry(60, "crash")], 1, 50.0, id="the agent died"),
+        pytest.param(
+            [START, RUNNING, NOTICE, saved(55), ended(56, "stopped"), end(57, 75)], 0, 46.0,
+            id="a preemption that was saved",
+        ),
+        pytest.param(
+            [START, RUNNING, NOTICE, ended(56, "stopped"), end(57, 76)], 1, 46.0,
+            id="a preemption without a save",
+        ),
+        pytest.param([START, RUNNING, NOTICE, end(80, 76)], 1, 70.0, id="the deadline came"),
+        pytest.param(
+            [START, RUNNING, NOTICE, saved(55), ended(56, "crashed"), end(57, 75)], 0, 46.0,
+            id="a crash behind the emergency save",
+        ),
+        pytest.param(
+            [START, NOTICE, end(51, 76)], 0, 0.0, id="a notice before the first step",
+        ),
+        pytest.param(
+            [START, RUNNING, ended(40, "crashed"), Entry(40, "crash"), NOTICE, end(51, 76)], 1,
+            30.0, id="a notice between two incarnations",
+        ),
+        pytest.param(
+            [START, RUNNING, saved(40), Entry(1000, "start")], 1, 30.0, id="gone without notice"
+        ),
+        pytest.param(
+            [START, RUNNING, NOTICE, saved(55), Entry(1000, "start")], 0, 45.0,
+            id="gone during the notice, behind the save",
+        ),
+        pytest.param(
+            [START, RUNNING, NOTICE, Entry(1000, "start")], 1, 40.0,
+            id="gone during the notice, before the save",
+        ),
+        pytest.param(
+            [START, RUNNING, saved(40), NOTICE, Entry(1000, "start")], 1, 40.0,
+            id="a save before the notice does not hold what came behind it",
+        ),
+    ],
+)  # fmt: skip
+def test_what_counts(entries: list[Entry], failures: int, seconds: float) -> None:
+    history = FailureHistory()
+    for entry in entries:
+        history.observe(entry)
+    assert (history.failures, history.trained_seconds(now=2000.0)) == (failures, seconds)
+
+
+def test_the_incarnation_that_runs_counts_up_to_now() -> None:
+    history = FailureHistory()
+    for entry in (START, RUNNING):
+        history.observe(entry)
+    assert history.trained_seconds(now=70.0) == 60.0
+    assert history.trained_seconds(now=5.0) == 0.0  # the clock was set back
+
+
+def test_a_night_in_the_queue_is_no_time_to_fail_in() -> None:
+    history = FailureHistory()
+    entries = [START, RUNNING, NOTICE, saved(55), ended(56, "stopped"), end(57, 75),
+               Entry(9000, "start"), Entry(9010, "state", {"state": "running"}),
+               ended(9030, "crashed"), Entry(9030, "crash")]  # fmt: skip
+    for entry in entries:
+        history.observe(entry)
+    assert (history.failures, history.trained_seconds(now=9999.0)) == (1, 46.0 + 20.0)
