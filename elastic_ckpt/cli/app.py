@@ -18,6 +18,7 @@ _COMMANDS = {
     "verify": "elastic_ckpt.cli.verify",
     "prune": "elastic_ckpt.cli.prune",
     "save": "elastic_ckpt.cli.save",
+    "drill": "elastic_ckpt.cli.drill",
 }
 
 

@@ -11,7 +11,7 @@ from elastic_ckpt.board import Board
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.core.run_state import TERMINAL
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
-from elastic_ckpt.store.catalog import newest_valid
+from elastic_ckpt.store.catalog import CheckpointView, newest_valid
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import NodeRecord, job_records
 from elastic_ckpt.store.requests import ask_for_save
@@ -27,9 +27,19 @@ from elastic_ckpt.store.requests import ask_for_save
     help="Seconds to wait for the checkpoint.",
 )
 def command(directory: Path, timeout: float) -> int:
-    """Ask the running job for a checkpoint now, and wait until it is sealed."""
-    job = open_job(directory)
-    running = _running(job)
+    """Ask the running job for a checkpoint now, and wait until it is sealed on the disk."""
+    click.echo(str(saved_now(open_job(directory), directory, timeout).path))
+    return 0
+
+
+def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointView:
+    """Ask the running job for a checkpoint, and wait, bounded, until the disk has it.
+
+    Raises:
+        UsageError: no job is running.
+        NotAnswered: it made none.
+    """
+    running = running_records(job)
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     reached = max((step_of(record) for record in running), default=0)
@@ -38,12 +48,11 @@ def command(directory: Path, timeout: float) -> int:
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
-            ended = not _running(job)  # before the look, which then sees all that it left
+            ended = not running_records(job)  # before the look, which then sees all that it left
             newest = newest_valid(job)
             # A request that finds its step sealed already is served by that checkpoint.
             if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
-                click.echo(str(newest.path))
-                return 0
+                return newest
             if ended:
                 raise NotAnswered(
                     "the job has ended without a new checkpoint: see elastic-ckpt status"
@@ -54,7 +63,8 @@ def command(directory: Path, timeout: float) -> int:
     raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
 
 
-def _running(job: JobDirectory) -> list[NodeRecord]:
+def running_records(job: JobDirectory) -> list[NodeRecord]:
+    """What the supervisors say that run now, or that are on another host and may."""
     return [
         record
         for record in job_records(job)

@@ -99,6 +99,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         sessionless: the script trains without a Session and makes no checkpoints.
         memory: where the memory tier is; empty if there is none.
         last_recovery: the newest that came to its end.
+        grace: seconds between a notice and the end of the node, where the notice does not say.
     """
 
     job: str
@@ -119,6 +120,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     save_interval: IntervalRecord | None = None
     sessionless: bool = False
     last_recovery: RecoveryRecord | None = None
+    grace: float = 0.0
 
     def write(self, path: Path) -> None:
         """Replace the node's record."""

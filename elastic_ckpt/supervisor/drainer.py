@@ -71,6 +71,7 @@ class Drainer:
         self._task: _Task | None = None
         self._thread: threading.Thread | None = None
         self._hurried = False
+        self._calm_after = False
         self._retry_at: dict[str, float] = {}
 
     @property
@@ -110,6 +111,8 @@ class Drainer:
             self._task = None
             if not task.dropped:
                 self._tell(task)
+            if self._calm_after:
+                self.calm()
             sealed = True
         if sealed or any(at <= time.monotonic() for at in self._retry_at.values()):
             self._look()
@@ -135,9 +138,14 @@ class Drainer:
                 self._start(self._thread)
         self._look()
 
+    def hurry_once(self) -> None:
+        """As :meth:`hurry`, until one drain is done."""
+        self._calm_after = not self._hurried
+        self.hurry()
+
     def calm(self) -> None:
         """The next drain is behind everything else again."""
-        self._hurried = False
+        self._hurried = self._calm_after = False
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""

@@ -93,6 +93,11 @@ class MemoryKeeper:
         if self._drainer is not None:
             self._drainer.hurry()
 
+    def hurry_once(self) -> None:
+        """As :meth:`hurry`, for the next drain alone."""
+        if self._drainer is not None:
+            self._drainer.hurry_once()
+
     def calm(self) -> None:
         """Drain behind everything else again."""
         if self._drainer is not None:

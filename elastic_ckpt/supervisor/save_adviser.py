@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.board import Slot
+from elastic_ckpt.core.emergency import Choice
 from elastic_ckpt.core.optimal_interval import OptimalInterval
 from elastic_ckpt.store.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.memory import Sealed
 from elastic_ckpt.supervisor.save_forecast import SaveForecast
 from elastic_ckpt.supervisor.save_schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -56,9 +58,26 @@ class SaveAdviser:
         self._tell(before)
         return self.interval != before
 
-    def noticed(self, grace_left: float, slots: Iterable[Slot], now: float) -> None:
-        """A notice came: predict how long the emergency save will take."""
-        self._forecast.noticed(self._forecast.outlook(grace_left, slots, now), now)
+    def noticed(
+        self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
+    ) -> Choice:
+        """A notice came: what to save, and how long it will take.
+
+        Args:
+            kept: the newest generation in memory, if the disk lacks it.
+        """
+        self._look()
+        undrained = kept.seal.total_bytes if kept else None
+        outlook = self._forecast.outlook(grace_left, slots, now, undrained)
+        choice = self._forecast.noticed(outlook, now)
+        self._journal.write(
+            "choice",
+            kind=choice.kind.value,
+            predicted_seconds=choice.predicted_seconds,
+            seconds_left=grace_left,
+            why=choice.why,
+        )
+        return choice
 
     def close(self) -> None:
         """Take in the rest, that of an emergency save above all."""

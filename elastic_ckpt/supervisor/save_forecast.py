@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.board import Slot
-from elastic_ckpt.core.emergency import Outlook, save_seconds
+from elastic_ckpt.core.emergency import Choice, Outlook, choose, save_seconds
 from elastic_ckpt.core.goodput import number
 from elastic_ckpt.core.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.store.journal import Journal, JournalEvent
@@ -39,27 +39,31 @@ class SaveForecast:
         self._predicted: float | None = None
         self._emergency_step: object = None  # saved into memory, not yet on the disk
 
-    def outlook(self, grace_left: float, slots: Iterable[Slot], now: float) -> Outlook:
-        """What is at hand, should a notice come now.
+    def outlook(
+        self, grace_left: float, slots: Iterable[Slot], now: float, undrained_bytes: int | None
+    ) -> Outlook:
+        """What is at hand when a notice comes. Memory is not taken to survive it.
 
         Args:
             grace_left: seconds.
             slots: the board's, for how far the running step is.
             now: monotonic seconds.
+            undrained_bytes: of the newest snapshot in memory, if the disk lacks it.
         """
         return Outlook(
             grace_left=grace_left,
-            rest_of_step=max((_rest(slot, now) for slot in slots), default=0.0),
+            rest_of_step=max((seconds_to_boundary(slot, now) for slot in slots), default=0.0),
             save_bytes=self.predictor.last_bytes,
             memory_tier=self._tier == "memory",
+            undrained_bytes=undrained_bytes,
         )
 
-    def noticed(self, outlook: Outlook, now: float) -> None:
-        """A notice came, and an emergency save is on its way; only the first one counts."""
-        if self._waiting:
-            return
-        self._waiting, self._noticed = True, now
-        self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
+    def noticed(self, outlook: Outlook, now: float) -> Choice:
+        """What to do on a notice; the first one is compared with what will come of it."""
+        if not self._waiting:
+            self._waiting, self._noticed = True, now
+            self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
+        return choose(self.predictor, outlook)
 
     def learn(self, event: JournalEvent) -> None:
         """Take a new event of this node's journal into account."""
@@ -98,7 +102,7 @@ class SaveForecast:
             )
 
 
-def _rest(slot: Slot, now: float) -> float:
+def seconds_to_boundary(slot: Slot, now: float) -> float:
     """Seconds until a rank has finished its step, going by its steps of this incarnation."""
     done = slot.finished - slot.start_step
     if not slot.attached or not slot.first_entry or done <= 0:

@@ -24,6 +24,7 @@ from typing import Final
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.deadline import Notice, kill_time, tightest
+from elastic_ckpt.core.emergency import ChoiceKind
 from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.restart import Failure, RestartBudget
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState, advance
@@ -224,14 +225,27 @@ class Supervisor:
             return
         self._before_notice = self._newest_key()
         self._memory.hurry()
-        self._saves.noticed(self._notice_grace, self._board.read_slots(), time.monotonic())
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
         self._move(Event.NOTICE, message)
         if self._launched and self._agent is not None:
-            self._agent.send(Ask(RequestKind.STOP))
+            self._save_or_drain(self._agent, chosen)
         elif self._then is None:  # else the job is over already
             what = "no worker was running"
             self._when_on_disk(lambda: self._preempted(Event.STOPPED, what, begun=False))
+
+    def _save_or_drain(self, agent: AgentProcess, notice: Notice) -> None:
+        """Have the ranks save and leave; if only the newest snapshot can be saved in time, that."""
+        now = time.monotonic()
+        left = kill_time(notice, self._notice_grace) - now
+        kept = self._memory.not_on_disk()
+        choice = self._saves.noticed(left, self._board.read_slots(), now, kept)
+        if choice.kind is not ChoiceKind.DRAIN_NEWEST:
+            # Even where nothing seems to fit: a save that is cut off costs nothing more.
+            agent.send(Ask(RequestKind.STOP))
+            return
+        agent.send(Kill())
+        self._say(choice.why)
+        self._when_on_disk(lambda: self._preempted(Event.STOPPED, choice.why))
 
     def _on_ended(self, ended: Ended) -> None:
         """An incarnation is over; say what follows."""
@@ -249,6 +263,8 @@ class Supervisor:
             message=ended.message,
             finished=ended.finished,
         )
+        if self._then is not None:
+            return  # what follows was decided when the notice came
         if ended.kind is EndKind.COMPLETED:
             self._when_on_disk(self._finished)
         elif self._state is RunState.DRAINING:
@@ -378,6 +394,8 @@ class Supervisor:
         wanted = False
         with contextlib.suppress(OSError):  # a disk that does not answer now
             wanted = take_requests(self._job)
+        if wanted:
+            self._memory.hurry_once()  # somebody waits for it
         wanted = self._saves.due(now) or wanted
         if wanted and self._agent is not None:
             self._agent.send(Ask(RequestKind.SAVE))
@@ -487,6 +505,7 @@ class Supervisor:
             sessionless=self._sessionless,
             memory=self._memory.root,
             last_recovery=self._recovery.last,
+            grace=self._settings.grace,
             save_interval=None
             if interval is None
             else IntervalRecord(interval.seconds, interval.why),

@@ -48,7 +48,7 @@ def slot(**changes: Any) -> Slot:
 
 
 def notice(forecast: SaveForecast, at: float, slots: Iterable[Slot] = ()) -> None:
-    forecast.noticed(forecast.outlook(30.0, slots, at), at)
+    forecast.noticed(forecast.outlook(30.0, slots, at, None), at)
 
 
 def compared(job: JobDirectory) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def test_nothing_is_written_where_nothing_was_learned(
 def test_the_rest_of_the_step_is_taken_from_the_board(
     forecast: SaveForecast, slots: list[Slot], rest: float
 ) -> None:
-    assert forecast.outlook(30.0, slots, 120.5).rest_of_step == pytest.approx(rest)
+    assert forecast.outlook(30.0, slots, 120.5, None).rest_of_step == pytest.approx(rest)
 
 
 def test_a_save_straight_to_the_disk_is_compared_from_the_notice_to_its_seal(

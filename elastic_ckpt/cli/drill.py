@@ -1,0 +1,117 @@
+"""``elastic-ckpt drill``: what would happen if the notice came now?"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from elastic_ckpt.board import Board
+from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.save import running_records, saved_now
+from elastic_ckpt.core.duration import human_duration
+from elastic_ckpt.core.emergency import Outlook, save_seconds
+from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.core.text import shown_json
+from elastic_ckpt.errors import ElasticCkptError, UsageError
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.predictions import read_predictor
+from elastic_ckpt.store.records import NodeRecord
+
+
+class Drill(msgspec.Struct, frozen=True):
+    """What a rehearsal found: seconds.
+
+    Attributes:
+        predicted_seconds: as a notice at that moment would have had it; None if nobody knew.
+        measured_seconds: from the request until the checkpoint was on the disk.
+        grace_seconds: between a notice and the end of the node.
+        fits: whether what was measured is within the grace.
+    """
+
+    step: int
+    bytes: int
+    predicted_seconds: float | None
+    measured_seconds: float
+    grace_seconds: float
+    fits: bool
+
+
+@click.command("drill")
+@directory_argument
+@click.option(
+    "--timeout",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait for the checkpoint.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
+def command(directory: Path, timeout: float, as_json: bool) -> int:
+    """Rehearse an emergency save on the running job: would it fit into the grace?
+
+    The job saves as it would on a notice, and trains on. Measured is the time from the request
+    to the disk; a look for requests every quarter of a second is in it, which a signal does not
+    wait for.
+
+    Exits with 0 if it fits, with 1 if it does not.
+    """
+    found = _rehearse(directory, timeout)
+    if as_json:
+        click.echo(shown_json(msgspec.json.encode(found)))
+        return 0 if found.fits else 1
+    known = found.predicted_seconds
+    spare = abs(found.grace_seconds - found.measured_seconds)
+    verdict = (
+        f"fits, with {human_duration(spare)} to spare"
+        if found.fits
+        else f"does not fit, by {human_duration(spare)}: give more --grace, or save more often"
+    )
+    for name, value in (
+        ("saved", f"step {found.step}, {human_bytes(found.bytes)}"),
+        ("predicted", "nothing is known yet" if known is None else human_duration(known)),
+        ("measured", human_duration(found.measured_seconds)),
+        ("grace", human_duration(found.grace_seconds)),
+        ("verdict", verdict),
+    ):
+        click.echo(f"{name:9}  {value}")
+    return 0 if found.fits else 1
+
+
+def _rehearse(directory: Path, timeout: float) -> Drill:
+    job = open_job(directory)
+    record = next(iter(running_records(job)), None)
+    if record is None:
+        raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
+    predicted = _predicted(job, record)
+    began = time.monotonic()
+    saved = saved_now(job, directory, timeout)
+    seconds = time.monotonic() - began
+    return Drill(
+        step=saved.step,
+        bytes=saved.manifest.total_bytes if saved.manifest else 0,
+        predicted_seconds=predicted,
+        measured_seconds=seconds,
+        grace_seconds=record.grace,
+        fits=seconds <= record.grace,
+    )
+
+
+def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
+    """What a notice now would be told; None if no save was measured yet."""
+    from elastic_ckpt.supervisor.save_forecast import seconds_to_boundary
+
+    predictor = read_predictor(job)
+    if not predictor.last_bytes:
+        return None
+    try:
+        slots = Board.open(record.board, writable=False).read_slots()
+    except (OSError, ValueError, ElasticCkptError):
+        slots = []  # another host's
+    rest = max((seconds_to_boundary(slot, time.monotonic()) for slot in slots), default=0.0)
+    return save_seconds(
+        predictor,
+        Outlook(record.grace, rest, predictor.last_bytes, memory_tier=bool(record.memory)),
+    )
