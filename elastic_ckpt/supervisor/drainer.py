@@ -39,6 +39,7 @@ class _Task:
     began: float = field(default_factory=time.monotonic)
     bytes: int = 0
     cpu_seconds: float = 0.0
+    polite: bool = True
     over: bool = False
     dropped: bool = False
     error: Exception | None = None
@@ -72,6 +73,7 @@ class Drainer:
         self._thread: threading.Thread | None = None
         self._hurried = False
         self._calm_after = False
+        self._said = ""
         self._retry_at: dict[str, float] = {}
 
     @property
@@ -120,8 +122,11 @@ class Drainer:
     def _look(self) -> None:
         due = self._due()
         if self._task is not None:
-            if self._hurried and due and due[-1].key > self._task.sealed.key:
-                self._task.dropped = True  # the newest counts; this one begins anew behind it
+            if due and due[-1].key > self._task.sealed.key:
+                # No generation is free, and the next save would go to the disk: no time to wait.
+                self._speed_up()
+                # In a hurry the newest counts; this one begins anew behind it.
+                self._task.dropped = self._hurried
             return
         if due:
             chosen = due[-1] if self._hurried else due[0]
@@ -131,11 +136,8 @@ class Drainer:
     def hurry(self) -> None:
         """From now on at normal priority, the newest first; what has failed is tried again."""
         self._retry_at.clear()
-        if not self._hurried:
-            self._hurried = True
-            if self._thread is not None and self._thread.is_alive():
-                # Only root may take a niceness back: the rest is another thread's to do.
-                self._start(self._thread)
+        self._hurried = True
+        self._speed_up()
         self._look()
 
     def hurry_once(self) -> None:
@@ -157,13 +159,19 @@ class Drainer:
 
     def _begin(self, sealed: Sealed) -> None:
         self._retainer.rule = sealed.seal.retention
-        self._task = _Task(sealed, drain(self._job, sealed, self._retainer.make_room))
-        self._start(None)
+        chunks = drain(self._job, sealed, self._retainer.make_room)
+        self._task = _Task(sealed, chunks, polite=not self._hurried)
+        self._start(self._task, None)
 
-    def _start(self, before: threading.Thread | None) -> None:
-        arguments = (self._task, before, not self._hurried)
+    def _speed_up(self) -> None:
+        """Go on at normal priority: in another thread, as only root may take a niceness back."""
+        if self._task is not None and self._task.polite:
+            self._task.polite = False
+            self._start(self._task, self._thread)
+
+    def _start(self, task: _Task, before: threading.Thread | None) -> None:
         self._thread = threading.Thread(
-            target=self._work, args=arguments, name="drain", daemon=True
+            target=self._work, args=(task, before, task.polite), name="drain", daemon=True
         )
         self._thread.start()
 
@@ -181,10 +189,11 @@ class Drainer:
                 if task.dropped:
                     task.chunks.close()
                     break
-                if polite and self._hurried:
+                if polite and not task.polite:
                     return
             else:
                 task.sealed.generation.settle(task.sealed.seal)
+                task.dropped = False  # it was done before it could be
         except Exception as error:  # whatever it is, the loop must hear of it
             task.error = error
         finally:
@@ -211,7 +220,9 @@ class Drainer:
             task.sealed.generation.clear()  # nobody can make it whole again
         why = printable(str(error)) or type(error).__name__
         self._journal.write("drain_failed", step=seal.step, seconds=seconds, error=why)
-        self._say(f"step {seal.step} stays in memory, it cannot be written to the disk: {why}")
+        if why != self._said:
+            self._said = why
+            self._say(f"step {seal.step} stays in memory, it cannot be written to the disk: {why}")
 
 
 def _be_polite() -> None:
