@@ -1,0 +1,191 @@
+"""From memory to the disk, beside the loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.store import drain as drains
+from elastic_ckpt.store.catalog import scan
+from elastic_ckpt.store.drain import is_on_disk
+from elastic_ckpt.store.journal import Journal, read_journal
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.memory import MemoryTier
+from elastic_ckpt.store.verify import read_manifest, verify_full
+from elastic_ckpt.supervisor.drainer import Drainer
+from tests.unit.memory_tools import own, snapshot
+from tests.unit.store_tools import MODEL, open_job
+
+PATIENCE = 20.0
+
+
+class Loop:
+    """What the supervisor's loop does, as far as a drainer sees it."""
+
+    def __init__(self, job: JobDirectory, tier: MemoryTier) -> None:
+        self.said: list[str] = []
+        self._woken = threading.Event()
+        journal = Journal(job, "here")
+        self.drainer = Drainer(job, tier, journal, self.said.append, self._woken.set)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        limit = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < limit, "the drain did not come to its end"
+            self._woken.wait(0.01)
+            self._woken.clear()
+            self.drainer.serve(sealed=True)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return open_job(tmp_path / "job")
+
+
+@pytest.fixture
+def tier(job: JobDirectory, tmp_path: Path) -> Iterator[MemoryTier]:
+    place = tmp_path / "memory"
+    place.mkdir()
+    held = own(place, job)
+    yield held.tier
+    held.release(remove=True)
+
+
+@pytest.fixture
+def loop(job: JobDirectory, tier: MemoryTier) -> Loop:
+    return Loop(job, tier)
+
+
+class Gate:
+    """Holds every drain up behind its first chunk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.reached = threading.Event()
+        copy = drains._copy_file
+
+        def wait_first(*arguments: Any) -> Iterator[int]:
+            self.reached.set()
+            self.open.wait(PATIENCE)
+            yield from copy(*arguments)
+
+        monkeypatch.setattr(drains, "_copy_file", wait_first)
+
+
+def events(job: JobDirectory, name: str) -> list[dict[str, Any]]:
+    return [event.data for event in read_journal(job) if event.event == name]
+
+
+def on_disk(job: JobDirectory) -> list[int]:
+    return [read_manifest(path).step for path in scan(job)]
+
+
+def test_what_is_drained_is_a_checkpoint_and_may_be_overwritten(
+    job: JobDirectory, tier: MemoryTier, loop: Loop
+) -> None:
+    made = snapshot(job, tier, 10)
+    assert made is not None and not made.settled
+    loop.drainer.serve(sealed=True)
+    loop.until(lambda: loop.drainer.over)
+    assert made.settled and is_on_disk(job, made.seal)
+    manifest = verify_full(job.checkpoint(0, 10))
+    assert manifest.attempt == made.seal.attempt and manifest.world_size == 2
+    for entry in made.seal.files:
+        source = made.generation.path / entry.path
+        assert (job.checkpoint(0, 10) / entry.path).read_bytes() == source.read_bytes()
+    [told] = events(job, "drained")
+    assert (told["step"], told["bytes"]) == (10, made.seal.total_bytes)
+
+
+def test_in_their_order_and_the_newest_first_in_a_hurry(
+    job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    snapshot(job, tier, 10)
+    loop.drainer.serve(sealed=True)
+    assert gate.reached.wait(PATIENCE)
+    snapshot(job, tier, 20)
+    loop.drainer.hurry()
+    gate.open.set()
+    loop.until(lambda: loop.drainer.over)
+    assert [told["step"] for told in events(job, "drained")] == [20, 10]
+    assert on_disk(job) == [20, 10] and list(job.attempts.iterdir()) == []
+
+
+def test_without_a_hurry_the_older_one_comes_first(
+    job: JobDirectory, tier: MemoryTier, loop: Loop
+) -> None:
+    snapshot(job, tier, 10)
+    snapshot(job, tier, 20)
+    loop.until(lambda: on_disk(job) == [20, 10] and loop.drainer.over)
+    assert [told["step"] for told in events(job, "drained")] == [10, 20]
+
+
+def test_a_drain_that_fails_keeps_what_is_in_memory_and_is_tried_again(
+    job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = snapshot(job, tier, 10)
+    assert made is not None
+    with monkeypatch.context() as broken:
+        broken.setattr(drains, "ensure_space", lambda *_: (_ for _ in ()).throw(OSError(5, "bad")))
+        loop.drainer.serve(sealed=True)
+        loop.until(lambda: loop.drainer.over)
+        assert [told["error"] for told in events(job, "drain_failed")] == ["[Errno 5] bad"]
+        assert "step 10 stays in memory" in loop.said[0]
+        assert loop.drainer.pending() == [made] and on_disk(job) == []
+        assert tier.sealed() == [made]
+    loop.drainer.hurry()
+    loop.until(lambda: loop.drainer.over)
+    assert on_disk(job) == [10] and loop.drainer.pending() == []
+
+
+def test_one_that_cannot_be_read_is_given_up(
+    job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A buffer that shrank between seal and drain is no checkpoint, on any tier."""
+    gate = Gate(monkeypatch)
+    made = snapshot(job, tier, 10)
+    assert made is not None
+    loop.drainer.serve(sealed=True)
+    assert gate.reached.wait(PATIENCE)
+    (made.generation.path / MODEL).write_bytes(b"short")
+    gate.open.set()
+    loop.until(lambda: loop.drainer.over)
+    assert tier.sealed() == [] and on_disk(job) == []
+    assert len(events(job, "drain_failed")) == 1
+
+
+def test_the_rule_of_the_snapshot_is_applied_behind_it(
+    job: JobDirectory, tier: MemoryTier, loop: Loop
+) -> None:
+    for step in (10, 20, 30):
+        assert snapshot(job, tier, step, retention=Retention(last=1)) is not None
+        loop.until(lambda: loop.drainer.over)
+        loop.drainer.finish_pruning(lambda: False)
+    assert on_disk(job)[0] == 30 and len(on_disk(job)) <= 2
+
+
+def test_what_a_killed_run_left_is_brought_to_the_disk(
+    job: JobDirectory, tier: MemoryTier, loop: Loop
+) -> None:
+    made = snapshot(job, tier, 10)
+    assert [one.seal.step for one in loop.drainer.adopt()] == [10] and made is not None
+    loop.drainer.hurry()
+    loop.until(lambda: loop.drainer.over)
+    assert on_disk(job) == [10]
+    again = Loop(job, tier)
+    assert again.drainer.adopt() == [] and tier.sealed() == [made]
+
+
+def test_what_was_deleted_on_disk_does_not_come_back(job: JobDirectory, tier: MemoryTier) -> None:
+    made = snapshot(job, tier, 10)
+    assert made is not None
+    made.generation.settle(made.seal)
+    assert Loop(job, tier).drainer.adopt() == []
+    assert tier.sealed() == []
