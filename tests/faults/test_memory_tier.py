@@ -1,0 +1,140 @@
+"""What is in memory only: kept through every death but the machine's, then on the disk."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests.job import SCRIPTS, Job
+
+KEEPER = SCRIPTS / "keeper.py"
+FILLER_BYTES = 8_200_000
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A file system of 9 MiB with room for the job's own files and for no checkpoint."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)], check=True)
+    try:
+        (place / "filler").write_bytes(bytes(FILLER_BYTES))
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def job_on(full, tmp_path, *arguments):
+    job = Job(tmp_path, "--kilobytes", "1000", *arguments, nproc=1, script=KEEPER)
+    job.directory = full / "job"
+    return job
+
+
+def only_in_memory(step):
+    return lambda view: (
+        view.newest_valid and (view.newest_valid.step, view.newest_valid.tier) == (step, "memory")
+    )
+
+
+def drain_failed(job):
+    return any(event["event"] == "drain_failed" for event in job.events())
+
+
+def event(job, name):
+    return next(e["data"] for e in reversed(job.events()) if e["event"] == name)
+
+
+def steps(job):
+    return sorted(int(path.name.split("-")[-1]) for path in job.checkpoints())
+
+
+@needs_root
+@pytest.mark.parametrize("victim", ["worker", "agent"])
+def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
+    hold = tmp_path / "go"
+    with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
+        job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job), "step 4")
+        assert job.checkpoints() == []
+        (job.workers()[0] if victim == "worker" else job.agent()).send_signal(signal.SIGKILL)
+        job.until(lambda view: view.incarnation == 2 and view.workers, "a restart")
+        (full / "filler").unlink()
+        hold.touch()
+        assert job.wait() == 0, job.output()
+        assert "resumed from" in job.output() and "epoch-0_step-4\n" in job.output()
+        recovery = event(job, "recovery")
+        assert (recovery["step"], recovery["tier"]) == (4, "memory")
+        assert recovery["total"] == pytest.approx(sum(recovery["stages"].values()))
+        assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
+
+
+@needs_root
+def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
+    hold = tmp_path / "go"
+    with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
+        job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job), "step 4")
+        job.process.kill()
+        job.process.wait(10)
+        view = job.view()
+        assert (view.state, view.newest_valid.step) == ("dead", 4)
+        (full / "filler").unlink()
+        hold.touch()
+        assert job.start().wait() == 0, job.output()
+        assert "step 4 of a killed run is in memory" in job.output()
+        assert "epoch-0_step-4\n" in job.output()
+        assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
+
+
+@needs_root
+def test_a_last_save_that_cannot_get_to_the_disk_is_kept_and_said(tmp_path, full):
+    with job_on(full, tmp_path, "--steps", "3", "--interval", "100") as job:
+        assert job.start().wait() == 70, job.output()
+        assert "the work is done, but step 3 is in memory only" in job.output()
+        assert len(job.tiers()) == 1 and job.checkpoints() == []
+        (full / "filler").unlink()
+        assert job.start().wait() == 0, job.output()
+        assert steps(job) == [3] and job.tiers() == []
+
+
+@needs_root
+def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full):
+    hold = tmp_path / "go"
+    with job_on(full, tmp_path, "--hold", f"4:{hold}", "--interval", "100") as job:
+        job.start().until_step(3)
+        job.process.terminate()
+        hold.touch()
+        assert job.wait() == 76, job.output()
+        assert "is in memory only" in job.view().message
+        kept = job.view().newest_valid
+        assert kept.tier == "memory" and job.checkpoints() == []
+        (full / "filler").unlink()
+        assert job.start().wait() == 0, job.output()
+        assert f"epoch-0_step-{kept.step}\n" in job.output()
+
+
+def test_a_preempted_job_leaves_nothing_in_memory(tmp_path):
+    with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
+        job.start().until_step(3)
+        assert len(job.tiers()) == 1
+        job.process.terminate()
+        assert job.wait() == 75, job.output()
+        assert job.tiers() == [] and len(job.checkpoints()) == 1
+        saved, drained = event(job, "saved"), event(job, "drained")
+        assert (saved["tier"], saved["step"]) == ("memory", drained["step"])
+
+
+def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):
+    with (
+        Job(tmp_path / "one", "--interval", "2", "--pause", "0.05", nproc=1) as killed,
+        Job(tmp_path / "two", "--steps", "2", nproc=1, script=KEEPER) as other,
+    ):
+        killed.start().until_step(5)
+        killed.process.kill()
+        killed.process.wait(10)
+        [tier] = killed.tiers()
+        shutil.rmtree(killed.directory)
+        assert other.start().wait() == 0, other.output()
+        assert not tier.exists()
