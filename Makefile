@@ -43,14 +43,23 @@ types: .venv/.ready
 layers: .venv/.ready
 	.venv/bin/lint-imports
 
-bench: .venv/.ready
-	.venv/bin/python benchmarks/step_overhead.py
-	.venv/bin/python benchmarks/store_speed.py
-	.venv/bin/python benchmarks/store_scale.py
-	.venv/bin/python benchmarks/corruption.py
+# Figures for docs/performance.md, then those of the store; about half an hour.
+SPEED = save_stall durable load drain_cost emergency recovery idle
+
+bench: .venv-peers/.ready
+	mkdir -p bench-results
+	@for name in $(SPEED); do \
+		timeout 1800 .venv-peers/bin/python benchmarks/$$name.py \
+			--json bench-results/$$name.json || exit 1; \
+	done
+	.venv-peers/bin/python benchmarks/report.py bench-results docs/performance.md
+	.venv-peers/bin/python benchmarks/step_overhead.py
+	.venv-peers/bin/python benchmarks/store_speed.py
+	.venv-peers/bin/python benchmarks/store_scale.py
+	.venv-peers/bin/python benchmarks/corruption.py
 
 clean:
-	rm -rf demo-run dist build
+	rm -rf demo-run dist build bench-results
 
 .venv/.ready: pyproject.toml
 	@echo "installing into .venv: torch 2.5.1 and ColossalAI 0.5.0, some minutes and 6 GB"
@@ -65,6 +74,16 @@ clean:
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+.venv-peers/.ready: pyproject.toml requirements/latest-torch.txt requirements/latest.txt requirements/peers.txt
+	@echo "installing into .venv-peers: torch 2.13.0, ColossalAI 0.5.0, DLRover and NVRx"
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest-torch.txt
+	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest.txt
+	.venv-peers/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
+	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -r requirements/peers.txt
+	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -e .
 	@touch $@
 
 .venv-wheel/.ready: pyproject.toml requirements/latest-torch.txt $(shell git ls-files elastic_ckpt 2>/dev/null)

@@ -7,8 +7,6 @@ into fresh objects, in a child process with a bound on memory and time, as a dam
 crash or hang native code.
 """
 
-# ruff: noqa: D102  what overrides a method does what that method's docstring says
-
 from __future__ import annotations
 
 import contextlib

@@ -1,0 +1,92 @@
+"""Copies from a CUDA device into a file: the bits are those of the moment of the call."""
+
+import mmap
+
+import pytest
+import torch
+
+from elastic_ckpt.training.device_copy import write_from_device
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+class Mapped:
+    """A sink that hands out its pages, as the memory tier's files do."""
+
+    def __init__(self, size):
+        self.pages = mmap.mmap(-1, size)
+        self._at = 0
+
+    def take(self, count):
+        view = memoryview(self.pages)[self._at : self._at + count]
+        self._at += count
+        return view
+
+    def contents(self):
+        return bytes(self.pages[: self._at])
+
+
+class Streamed:
+    """A sink that is only written to, as the disk's files are."""
+
+    def __init__(self, size):
+        self._data = bytearray()
+
+    def write(self, data):
+        self._data += bytes(data)
+
+    def contents(self):
+        return bytes(self._data)
+
+
+SINKS = pytest.mark.parametrize("sink", [Mapped, Streamed])
+SIZE = 80 * 1024 * 1024  # more than two of the buffers that it goes through
+
+
+def bits(tensor):
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@SINKS
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(SIZE // 4, device="cuda"),
+        lambda: torch.randn(1000, 333, device="cuda").t(),
+        lambda: torch.randn(7, device="cuda", dtype=torch.bfloat16)[1:],
+        lambda: torch.tensor(3.5, device="cuda"),
+    ],
+    ids=["large", "transposed", "odd view", "0-dim"],
+)
+def test_what_is_in_the_file_is_the_tensor_bit_for_bit(sink, make):
+    tensor = make()
+    file = sink(max(tensor.nbytes, 1))
+    write_from_device(file, tensor)
+    assert file.contents() == bits(tensor)
+
+
+@SINKS
+def test_a_tensor_that_changes_right_after_the_call_changes_nothing_in_the_file(sink):
+    tensor = torch.randn(SIZE // 4, device="cuda")
+    before = bits(tensor)
+    file = sink(SIZE)
+    write_from_device(file, tensor)
+    tensor.zero_()
+    torch.cuda.synchronize()
+    assert file.contents() == before
+
+
+@SINKS
+def test_work_that_was_queued_before_the_call_is_in_the_file(sink):
+    tensor = torch.zeros(SIZE // 4, device="cuda")
+    busy = torch.randn(2048, 2048, device="cuda")
+    for _ in range(50):
+        busy = busy @ busy
+        busy /= busy.norm()
+    tensor.add_(1.0)
+    file = sink(SIZE)
+    write_from_device(file, tensor)
+    assert file.contents() == bits(torch.ones(SIZE // 4))
