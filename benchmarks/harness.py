@@ -89,7 +89,7 @@ def places(directory: str) -> Iterator[Places]:
     """New directories, gone afterwards, whether the benchmark ends, fails or is interrupted."""
     previous = signal.signal(signal.SIGTERM, _leave)
     disk = Path(tempfile.mkdtemp(dir=directory, prefix=".benchmark-")).resolve()
-    memory = Path(tempfile.mkdtemp(dir=MEMORY, prefix="elastic-ckpt-benchmark-"))
+    memory = Path(tempfile.mkdtemp(dir=MEMORY, prefix=f"elastic-ckpt-benchmark-{os.getpid()}-"))
     try:
         yield Places(disk, memory)
     finally:
