@@ -41,10 +41,12 @@ class SaveIntervalView(msgspec.Struct):
 
 def last_save(events: list[JournalEvent]) -> LastSaveView | None:
     """The newest save of a journal."""
-    emergency = None
+    emergency = drain = None
     for event in reversed(events):
         if event.event == "emergency_save":
             emergency = event  # journaled behind the save that it tells of
+        if event.event in ("drained", "drain_failed") and drain is None:
+            drain = event
         if event.event in ("saved", "save_failed"):
             data: dict[str, Any] = event.data
             told = data if emergency is None else emergency.data
@@ -53,9 +55,16 @@ def last_save(events: list[JournalEvent]) -> LastSaveView | None:
                 number(told.get("predicted_seconds"), None),
                 number(data.get("seconds"), 0.0),
                 number(data.get("stall_seconds"), 0.0),
-                _text(data.get("error")),
+                _text(data.get("error")) or _why_not_drained(drain),
             )
     return None
+
+
+def _why_not_drained(drain: JournalEvent | None) -> str:
+    """Empty if the newest drain came to its end, or there was none."""
+    if drain is None or drain.event == "drained":
+        return ""
+    return f"in memory, and not on the disk: {_text(drain.data.get('error'))}"
 
 
 def last_emergency_save(events: list[JournalEvent]) -> EmergencySaveView | None:

@@ -42,6 +42,7 @@ class _Task:
     polite: bool = True
     over: bool = False
     dropped: bool = False
+    again: bool = False  # it began before the hurry: if it fails, what it met may be mended by now
     error: Exception | None = None
 
 
@@ -136,6 +137,8 @@ class Drainer:
     def hurry(self) -> None:
         """From now on at normal priority, the newest first; what has failed is tried again."""
         self._retry_at.clear()
+        if self._task is not None:
+            self._task.again = True
         self._hurried = True
         self._speed_up()
         self._look()
@@ -215,7 +218,7 @@ class Drainer:
             )
             self._retainer.after_save()
             return
-        self._retry_at[seal.attempt] = time.monotonic() + RETRY_SECONDS
+        self._retry_at[seal.attempt] = 0.0 if task.again else time.monotonic() + RETRY_SECONDS
         if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):
             task.sealed.generation.clear()  # nobody can make it whole again
         why = printable(str(error)) or type(error).__name__

@@ -223,8 +223,7 @@ class Supervisor:
         if not first:
             self._write_record()
             return
-        self._before_notice = self._newest_key()
-        self._memory.hurry()
+        self._before_notice = self._disk_key()
         message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
         self._move(Event.NOTICE, message)
         if self._launched and self._agent is not None:
@@ -242,6 +241,7 @@ class Supervisor:
         if choice.kind is not ChoiceKind.DRAIN_NEWEST:
             # Even where nothing seems to fit: a save that is cut off costs nothing more.
             agent.send(Ask(RequestKind.STOP))
+            self._memory.hurry()
             return
         agent.send(Kill())
         self._say(choice.why)
@@ -413,9 +413,11 @@ class Supervisor:
 
     def _newest_key(self) -> tuple[int, int]:
         """(epoch, step) of what a restart would take, from either tier."""
+        return max(self._disk_key(), self._memory.newest_key())
+
+    def _disk_key(self) -> tuple[int, int]:
         newest = self._newest()
-        on_disk = (newest.epoch, newest.step) if newest else NOTHING
-        return max(on_disk, self._memory.newest_key())
+        return (newest.epoch, newest.step) if newest else NOTHING
 
     def _newest(self) -> CheckpointView | None:
         """The newest on disk that is valid; None too if the disk does not answer now.
@@ -440,7 +442,7 @@ class Supervisor:
         """
         self._move(event, "")
         newest, kept = self._newest(), self._memory.not_on_disk()
-        new = newest is not None and (newest.epoch, newest.step) > self._before_notice
+        new = self._disk_key() > self._before_notice
         saved = kept is None and (new or (newest is not None and (stopped or not begun)))
         self._preemptions += 1
         self._exit_code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED

@@ -10,7 +10,7 @@ import pytest
 from tests.job import SCRIPTS, Job
 
 KEEPER = SCRIPTS / "keeper.py"
-FILLER_BYTES = 8_200_000
+FILLER_BYTES = 8_700_000
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
 
@@ -40,8 +40,8 @@ def only_in_memory(step):
     )
 
 
-def drain_failed(job):
-    return any(event["event"] == "drain_failed" for event in job.events())
+def drain_failed(job, step):
+    return any(e["event"] == "drain_failed" and e["data"]["step"] == step for e in job.events())
 
 
 def event(job, name):
@@ -57,7 +57,7 @@ def steps(job):
 def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
-        job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job), "step 4")
+        job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job, 4), "step 4")
         assert job.checkpoints() == []
         (job.workers()[0] if victim == "worker" else job.agent()).send_signal(signal.SIGKILL)
         job.until(lambda view: view.incarnation == 2 and view.workers, "a restart")
@@ -75,7 +75,7 @@ def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
 def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
-        job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job), "step 4")
+        job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job, 4), "step 4")
         job.process.kill()
         job.process.wait(10)
         view = job.view()
@@ -138,3 +138,19 @@ def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):
         shutil.rmtree(killed.directory)
         assert other.start().wait() == 0, other.output()
         assert not tier.exists()
+
+
+@needs_root
+def test_where_a_save_does_not_fit_the_newest_snapshot_is_brought_to_the_disk(tmp_path, full):
+    """A step of 3 s, two seconds' notice, and step 2 in memory."""
+    with Job(tmp_path, "--interval", "1", "--pause", "1.5", nproc=1) as job:
+        job.directory = full / "job"
+        job.start("--grace", "2").until(
+            lambda view: only_in_memory(2)(view) and drain_failed(job, 2), "step 2"
+        )
+        (full / "filler").unlink()
+        job.process.terminate()
+        assert job.wait(20) == 75, job.output()
+        choice = event(job, "choice")
+        assert choice["kind"] == "drain-newest" and choice["why"] in job.view().message
+        assert max(steps(job)) == 2 and job.tiers() == []
