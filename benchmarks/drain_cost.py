@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 from harness import Options, Places, Report, Row, goal, places, read_options, summary
 from ranks import run_ranks
 
@@ -36,6 +37,7 @@ def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
     from elastic_ckpt.store.memory import MemoryTier
 
     os.nice(19)
+    psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
     while pipe.recv():
         used = time.process_time()
         newest = MemoryTier(Path(tier)).newest()

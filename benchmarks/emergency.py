@@ -44,7 +44,7 @@ def give_notice(options: Options, where: Places, turn: int) -> Notice:
     size, pause = str(options.megabytes), str(PAUSE_SECONDS)
     directory = where.disk / f"job-{turn}"
     arguments = ["--size", size, "--pause", pause, "--every", "0"]
-    with OurJob(directory, *arguments, light=options.quick) as job:
+    with OurJob(directory, where.memory, *arguments, light=options.quick) as job:
         job.until_step(6)
         asked = time.monotonic()
         job.process.send_signal(signal.SIGTERM)

@@ -33,7 +33,7 @@ def measure(options: Options, where: Places) -> dict[str, tuple[list[float], lis
     """Percent of a core and megabytes, by process, one of each per window."""
     seconds = QUICK_SECONDS if options.quick else WINDOW_SECONDS
     arguments = ["--size", str(options.megabytes), "--every", "0"]
-    with OurJob(where.disk / "idle", *arguments, light=options.quick) as job:
+    with OurJob(where.disk / "idle", where.memory, *arguments, light=options.quick) as job:
         job.until_step(5)
         watched = processes(job)
         found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in watched}

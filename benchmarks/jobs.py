@@ -142,13 +142,22 @@ class Job:
 
 
 class OurJob(Job):
-    """Under ``elastic-ckpt run``."""
+    """Under ``elastic-ckpt run``.
+
+    Args:
+        memory: where its memory tier is made: a job that is killed leaves it there.
+    """
+
+    def __init__(self, directory: Path, memory: Path, *arguments: str, light: bool = False) -> None:
+        super().__init__(directory, *arguments, light=light)
+        self._memory = memory
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         preload = ["--preload", "torch"] if self._light else []
         return [
             sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(self.saved),
-            "--nproc", str(WORLD_SIZE), *preload, "--", str(SCRIPT), *arguments,
+            "--nproc", str(WORLD_SIZE), "--memory-dir", str(self._memory), *preload,
+            "--", str(SCRIPT), *arguments,
         ]  # fmt: skip
 
     def events(self, name: str) -> list[dict[str, Any]]:

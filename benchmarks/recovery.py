@@ -96,7 +96,9 @@ def measure(options: Options, where: Places) -> Found:
                 TorchrunJob(place, *arguments, light=options.quick), limit_seconds(options)
             )
         place = where.disk / f"ours-{turn}"
-        ours, stages = recover(OurJob(place, *arguments, light=options.quick), LIMIT_SECONDS)
+        ours, stages = recover(
+            OurJob(place, where.memory, *arguments, light=options.quick), LIMIT_SECONDS
+        )
         progress(f"pass {turn}: torchrun {floor or math.inf:.2f} s, ours {ours:.2f} s")
         if floor is None:
             found.stuck += 1
