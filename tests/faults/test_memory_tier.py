@@ -7,7 +7,10 @@ import subprocess
 
 import pytest
 
-from tests.job import SCRIPTS, Job
+from elastic_ckpt.board import Board
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.records import job_records
+from tests.job import SCRIPTS, Job, survivors
 
 KEEPER = SCRIPTS / "keeper.py"
 FILLER_BYTES = 8_700_000
@@ -48,6 +51,12 @@ def event(job, name):
     return next(e["data"] for e in reversed(job.events()) if e["event"] == name)
 
 
+def board_flag(job):
+    """How many times the ranks were asked."""
+    [record] = job_records(JobDirectory.at(job.directory))
+    return Board.open(record.board, writable=False).flag
+
+
 def steps(job):
     return sorted(int(path.name.split("-")[-1]) for path in job.checkpoints())
 
@@ -76,8 +85,9 @@ def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
         job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job, 4), "step 4")
+        doomed = job.tree()
         job.process.kill()
-        job.process.wait(10)
+        assert not survivors(doomed, 10.0)
         view = job.view()
         assert (view.state, view.newest_valid.step) == ("dead", 4)
         (full / "filler").unlink()
@@ -105,6 +115,7 @@ def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full
     with job_on(full, tmp_path, "--hold", f"4:{hold}", "--interval", "100") as job:
         job.start().until_step(3)
         job.process.terminate()
+        job.until(lambda view: view.state == "draining" and board_flag(job), "the stop")
         hold.touch()
         assert job.wait() == 76, job.output()
         assert "is in memory only" in job.view().message

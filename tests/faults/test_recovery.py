@@ -31,12 +31,13 @@ def test_a_killed_worker_leaves_a_breakdown_that_adds_up(tmp_path):
         # every stage but these two takes time on any machine
         happened = {name for name, seconds in stages.items() if seconds > 0}
         assert happened >= set(stages) - {"detect", "stop"}
-        assert (found["incarnation"], found["tier"]) == (2, "disk")
+        assert found["incarnation"] == 2
+        assert found["tier"] in ("memory", "disk")  # the disk's, if no generation was free
         assert found["step"] >= 4
         told = subprocess.run(
             [sys.executable, "-m", "elastic_ckpt", "status", str(job.directory)],
             capture_output=True, text=True, env=environment() | {"COLUMNS": "200"}, timeout=60,
         ).stdout  # fmt: skip
         line = next(line for line in told.splitlines() if line.startswith("last recovery"))
-        assert f"from step {found['step']} (disk)" in line
+        assert f"from step {found['step']} ({found['tier']})" in line
         assert "first step" in line and "rendezvous" in line
