@@ -31,6 +31,7 @@ class Job:
         self.script = script
         self.arguments = list(arguments)
         self.options: list[str] = []
+        self.packages: list[Path] = []
         self.log = directory / "log"
         self.process: subprocess.Popen | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,11 @@ class Job:
         ]  # fmt: skip
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(*self.packages),
             )
         return self
 
@@ -165,10 +170,15 @@ class Job:
         return sorted(self.directory.glob("epoch-*"))
 
 
-def environment() -> dict[str, str]:
-    """This process's environment, without what would change a job's meaning."""
+def environment(*packages: Path) -> dict[str, str]:
+    """This process's environment, without what would change a job's meaning.
+
+    Args:
+        packages: directories of further packages.
+    """
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ELASTIC_", "SLURM"))}
-    return clean | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    path = [Path(__file__).parent.parent, *packages]
+    return clean | {"PYTHONPATH": os.pathsep.join(map(str, path))}
 
 
 def kill_tree(process: psutil.Process) -> None:

@@ -67,7 +67,8 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
 @click.option(
     "--preload",
     metavar="MODULE,...",
-    help="Modules that workers find already imported; ColossalAI's if the script imports it.",
+    help="Modules that workers find already imported.  [default: those that the job was seen to "
+    "import, and ColossalAI's if the script imports it]",
 )
 @retention_options
 @click.option(
@@ -132,6 +133,7 @@ def command(
         mtbf=_mtbf(mtbf, interval),
         max_failures=max_failures,
         preload=_preload(preload, script),
+        learn_preload=preload is None,
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
         memory=None if memory_dir == "off" else Path(memory_dir).absolute(),

@@ -9,7 +9,6 @@ everything below it down.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import selectors
 import shutil
@@ -17,7 +16,8 @@ import signal
 import sys
 import tempfile
 import time
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -25,7 +25,7 @@ import msgspec
 from elastic_ckpt.board import Board, Outcome, Slot
 from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
 from elastic_ckpt.supervisor import launch
-from elastic_ckpt.supervisor.launch import WORKER_ENTRY, Incarnation
+from elastic_ckpt.supervisor.launch import Incarnation
 from elastic_ckpt.supervisor.messages import (
     AgentEvent,
     Ask,
@@ -45,19 +45,12 @@ from elastic_ckpt.supervisor.processes import (
     kill_descendants,
     outlive_parent,
 )
+from elastic_ckpt.supervisor.template_process import Template
 from elastic_ckpt.supervisor.workers import Workers
 
 FENCE_SECONDS: Final = 0.001
 """Python has no store-load fence; by then every rank's store has long reached this process."""
 
-_TEMPLATE: Final = (
-    "elastic_ckpt.supervisor.template",
-    "elastic_ckpt.supervisor.launch",
-    WORKER_ENTRY,
-    "elastic_ckpt.training.session",
-    "elastic_ckpt.training.functions",
-    "torch._dynamo",  # making an optimizer imports it, which takes longer than torch itself
-)
 _IGNORED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
@@ -210,16 +203,6 @@ class Agent:
             os.write(self._events, encode_line(event))
 
 
-def _prepare_template(preload: list[str]) -> None:
-    """Start the process that workers are forked from, with its imports under way."""
-    multiprocessing.set_forkserver_preload([*_TEMPLATE, *preload])
-    # Semaphores that killed workers leave are its business, and no news for the user.
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    resource_tracker.ensure_running()
-    os.environ.pop("PYTHONWARNINGS")
-    forkserver.ensure_running()
-
-
 def main() -> None:
     """Entry point; commands come on standard input, events go to ELASTIC_CKPT_EVENTS."""
     die_with_parent()
@@ -234,8 +217,10 @@ def main() -> None:
     os.set_inheritable(events, False)
     become_subreaper()
     agent = Agent(commands, events)
-    _prepare_template(agent._spec.preload)
+    template = Template(agent._spec, Path(scratch))
+    template.start()
     launch.prepare()  # while the template imports too
+    template.wait()
     outlive_parent()
     try:
         agent.run()

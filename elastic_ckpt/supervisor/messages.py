@@ -22,6 +22,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         directory: the job directory.
         nproc: workers on this node.
         preload: modules that the template process imports before workers fork from it.
+        learn_preload: it imports those that the job was seen to import, too.
         save_interval_steps: overrides the script's interval; 0 leaves it.
         retention: goes before the script's, if it asks for anything.
         memory: the node's memory tier; empty to save to the disk.
@@ -35,6 +36,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     board: str
     nproc: int
     preload: list[str]
+    learn_preload: bool = False
     save_interval_steps: int = 0
     retention: Retention = Retention()
     memory: str = ""

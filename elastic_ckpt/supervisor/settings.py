@@ -25,6 +25,7 @@ class RunSettings:
         mtbf: seconds between two failures that are expected beforehand; for an automatic interval.
         max_failures: failures in a row that are retried.
         preload: modules that workers find already imported.
+        learn_preload: add those that the job was seen to import, and see what it imports.
         retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
         group_access: let the group read the job directory.
         memory: where the memory tier is made, None for none.
@@ -41,6 +42,7 @@ class RunSettings:
     mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
     preload: tuple[str, ...] = ()
+    learn_preload: bool = False
     retention: Retention = field(default_factory=Retention)
     group_access: bool = False
     memory: Path | None = None

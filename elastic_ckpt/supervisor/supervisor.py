@@ -363,6 +363,7 @@ class Supervisor:
                 board=self._board.path,
                 nproc=settings.nproc,
                 preload=list(settings.preload),
+                learn_preload=settings.learn_preload,
                 save_interval_steps=settings.interval.steps,
                 retention=settings.retention,
                 memory=self._memory.root,

@@ -39,6 +39,16 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def reseed_numpy() -> None:
+    """Give NumPy a state of its own in a forked process, as at its import.
+
+    Python's generator does so by itself, and torch begins with the same seed everywhere.
+    """
+    random_numbers: Any = sys.modules.get("numpy.random")
+    if random_numbers is not None:
+        random_numbers.seed()
+
+
 @contextmanager
 def preserved_rng() -> Iterator[None]:
     """What is drawn inside leaves no trace outside."""

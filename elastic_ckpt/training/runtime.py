@@ -19,6 +19,7 @@ from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.store.records import node_name
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.retainer import Retainer
+from elastic_ckpt.training.import_notes import ImportNotes
 from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
@@ -36,6 +37,7 @@ class Supervised:
     save_interval_steps: int = 0
     retention: Retention = field(default_factory=Retention)
     memory: MemoryTier | None = None
+    imports: ImportNotes | None = None
 
     @property
     def attached(self) -> bool:
@@ -163,7 +165,9 @@ def _join_supervised(context: Supervised) -> Runtime:
         journal=Journal(context.job, context.node),
         board=context.board,
         slot=context.slot,
-        steps=StepProtocol(context.board, context.slot),
+        steps=StepProtocol(
+            context.board, context.slot, context.imports.write if context.imports else None
+        ),
         peers=Peers.connect(),
         supervised=context,
         incarnation=context.board.incarnation,

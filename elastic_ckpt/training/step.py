@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from elastic_ckpt.board import Board, Phase, SlotWriter
@@ -21,9 +22,17 @@ class StepProtocol:
     Not collective: no call here waits for another rank.
     """
 
-    def __init__(self, board: Board, slot: SlotWriter) -> None:
+    def __init__(
+        self, board: Board, slot: SlotWriter, after_first: Callable[[], None] | None = None
+    ) -> None:
+        """Take part in nothing yet.
+
+        Args:
+            after_first: called once, when the first step is finished.
+        """
         self._board = board
         self._slot = slot
+        self._after_first = after_first
         self._agenda = Agenda()
         self._begun = False
         self._stepped = False
@@ -76,6 +85,8 @@ class StepProtocol:
         if not self._stepped:
             self._stepped = True
             self._slot.stepped()
+            if self._after_first is not None:
+                self._after_first()
 
     def _begin(self) -> None:
         if not self._begun:

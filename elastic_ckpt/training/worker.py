@@ -25,8 +25,10 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.training import runtime
 from elastic_ckpt.training.group_marks import mark_group
+from elastic_ckpt.training.import_notes import ImportNotes
 from elastic_ckpt.training.output import keep_output
 from elastic_ckpt.training.peers import describe
+from elastic_ckpt.training.rng import reseed_numpy
 from elastic_ckpt.training.signals import ignore_notices, set_terminate_hook, shield_data_loaders
 
 
@@ -42,6 +44,7 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     save_interval_steps: int = 0
     retention: Retention = Retention()
     memory: str = ""
+    learn_preload: bool = False
 
 
 def main(payload: bytes) -> None:
@@ -55,13 +58,16 @@ def main(payload: bytes) -> None:
     ignore_notices()
     # Being forked from a forkserver made that this process's own way to start children, too.
     multiprocessing.set_start_method(None, force=True)
+    reseed_numpy()
     spec = msgspec.json.decode(payload, type=_Spec)
+    job = JobDirectory.at(spec.directory)
+    notes = spec.learn_preload and os.environ["RANK"] == "0"
     board = Board.open(spec.board)
     local_rank = int(os.environ["LOCAL_RANK"])
     slot = board.rank_slot(local_rank)
     slot.launched(int(os.environ["RANK"]), os.getpid())
     context = runtime.Supervised(
-        job=JobDirectory.at(spec.directory),
+        job=job,
         name=spec.job,
         node=spec.node,
         board=board,
@@ -69,6 +75,7 @@ def main(payload: bytes) -> None:
         save_interval_steps=spec.save_interval_steps,
         retention=spec.retention,
         memory=MemoryTier(Path(spec.memory)) if spec.memory else None,
+        imports=ImportNotes.begin(job, spec.script) if notes else None,
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)

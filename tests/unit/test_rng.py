@@ -126,3 +126,21 @@ def test_it_may_be_nested():
             assert draw() == second
         assert draw() == second
     assert draw() == first
+
+
+def test_forked_processes_draw_numbers_of_their_own():
+    """From NumPy as from Python; torch begins with the same seed in every process anyway."""
+    code = (
+        "import os, random, numpy; from elastic_ckpt.training.rng import reseed_numpy\n"
+        "for _ in range(2):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        reseed_numpy(); print(random.random(), numpy.random.rand(), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert set(first).isdisjoint(second)

@@ -1,0 +1,130 @@
+"""The second run is forked with what the first one imported, where that does no harm."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.preload import Preload, read_preload, write_preload
+from tests.job import SCRIPTS, Job
+
+HARMLESS = "import os\nos.environ['HARMLESS_WAS_IMPORTED'] = '1'\n"
+THREAD = (
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+)
+IN_TEMPLATE = "import os\nif 'RANK' not in os.environ:\n    "
+"""A package that behaves in a worker cannot be told beforehand from one that does not here."""
+
+
+class Imports(Job):
+    """A job that imports packages which a test makes up."""
+
+    def __init__(self, directory: Path, packages: dict[str, str]):
+        super().__init__(directory, nproc=1, script=directory / "script" / "importer.py")
+        self.script.parent.mkdir()
+        shutil.copy(SCRIPTS / "importer.py", self.script)
+        self.packages = [directory / "lib" / "site-packages"]
+        for name, source in packages.items():
+            package = self.packages[0] / name
+            package.mkdir(parents=True)
+            (package / "__init__.py").write_text(source)
+        self.entry = directory / "entry.json"
+        self.arguments = ["--entry", str(self.entry), *packages]
+        self.options = ["--memory-dir", "off"]
+        self.job = JobDirectory.at(self.directory)
+
+    def once(self, *options: str) -> dict:
+        """Run to the end, from the beginning; what the script found at its entry."""
+        for checkpoint in self.checkpoints():
+            shutil.rmtree(checkpoint)
+        assert self.start(*options).wait() == 0, self.output()
+        return json.loads(self.entry.read_text())
+
+    def knows(self, *modules: str) -> None:
+        """As if an earlier run had imported these."""
+        self.job.prepare()
+        write_preload(self.job, Preload(modules))
+
+    def refusals(self) -> list[str]:
+        return [e["data"]["reason"] for e in self.events() if e["event"] == "preload-refused"]
+
+
+def test_the_second_run_finds_imported_what_the_first_one_imported(tmp_path):
+    """Whatever a module sets in the environment stays: the script would get that by importing."""
+    with Imports(tmp_path, {"harmless": HARMLESS}) as job:
+        first = job.once()
+        assert first["there"] == []
+        assert "HARMLESS_WAS_IMPORTED" not in first["environment"]
+        learned = read_preload(job.job)
+        assert "harmless" in learned.modules
+        assert not {"importer", "argparse", "json", "torch"} & set(learned.modules)
+
+        second = job.once()
+        assert second["there"] == ["harmless"], job.output()
+        assert second["environment"]["HARMLESS_WAS_IMPORTED"] == "1"
+        for only_while_importing in ("TORCH_WARM_POOL", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+            assert only_while_importing not in second["environment"]
+        assert read_preload(job.job) == learned
+        assert job.refusals() == []
+
+
+def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_path):
+    packages = {
+        "raises": IN_TEMPLATE + "raise RuntimeError('no rank')",
+        "leaves": IN_TEMPLATE + "raise SystemExit(3)",
+        "replaced": "",
+        "harmless": HARMLESS,
+    }
+    with Imports(tmp_path, packages) as job:
+        job.knows("missing", "antigravity", *packages)
+        own = job.script.parent / "replaced.py"
+        own.write_text("")
+        entry = job.once()
+        assert entry["there"] == ["harmless"], job.output()
+        assert entry["files"]["replaced"] == str(own)
+        assert job.refusals() == []
+        assert not {"missing", "antigravity", "replaced"} & set(read_preload(job.job).modules)
+
+
+def test_a_list_that_does_harm_is_refused_until_it_changes(tmp_path):
+    with Imports(tmp_path, {"harmless": HARMLESS, "threaded": THREAD}) as job:
+        job.once()
+        assert job.once()["there"] == []
+        refused = read_preload(job.job)
+        assert refused.refused == "an import started a thread"
+        assert "threaded" in refused.modules
+        assert job.refusals() == [refused.refused]
+
+        assert job.once()["there"] == []
+        assert len(job.refusals()) == 1  # it was not tried again
+
+        job.arguments.remove("threaded")
+        job.once()
+        assert job.once()["there"] == ["harmless"]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (IN_TEMPLATE + "os._exit(3)", "an import ended the process"),
+        ("import random\nrandom.seed(1)", "an import drew random numbers or set a seed"),
+        ("import torch\ntorch.rand(1)", "an import drew random numbers or set a seed"),
+        ("import numpy\nnumpy.random.rand(1)", "an import drew random numbers or set a seed"),
+    ],
+    ids=["dies", "random", "torch", "numpy"],
+)
+def test_what_a_fork_would_not_survive_is_not_in_the_template(tmp_path, source, reason):
+    with Imports(tmp_path, {"harmless": HARMLESS, "harmful": source}) as job:
+        job.knows("harmless", "harmful")
+        assert job.once()["there"] == []
+        assert job.refusals() == [reason]
+        assert [e["data"]["incarnation"] for e in job.events() if e["event"] == "launch"] == [1]
+
+
+def test_modules_that_were_given_are_the_only_ones(tmp_path):
+    with Imports(tmp_path, {"harmless": HARMLESS, "given": ""}) as job:
+        job.knows("harmless")
+        assert job.once("--preload", "given")["there"] == ["given"]
+        assert read_preload(job.job) == Preload(("harmless",))
