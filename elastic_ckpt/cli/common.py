@@ -24,6 +24,17 @@ def directory_argument(function: F) -> F:
     )(function)
 
 
+def timeout_option(function: F) -> F:
+    """``--timeout``, for those who wait for a checkpoint."""
+    return click.option(
+        "--timeout",
+        default=300.0,
+        show_default=True,
+        type=click.FloatRange(min=0),
+        help="Seconds to wait for the checkpoint.",
+    )(function)
+
+
 def open_job(directory: Path) -> JobDirectory:
     """A job directory that can be read; DirectoryUnusable otherwise."""
     job = JobDirectory.at(directory)

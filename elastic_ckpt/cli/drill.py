@@ -9,13 +9,14 @@ import click
 import msgspec
 
 from elastic_ckpt.board import Board
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
 from elastic_ckpt.cli.save import running_records, saved_now
 from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.emergency import Outlook, save_seconds
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import shown_json
-from elastic_ckpt.errors import ElasticCkptError, UsageError
+from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
+from elastic_ckpt.store.catalog import newest_valid
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.predictions import read_predictor
 from elastic_ckpt.store.records import NodeRecord
@@ -41,13 +42,7 @@ class Drill(msgspec.Struct, frozen=True):
 
 @click.command("drill")
 @directory_argument
-@click.option(
-    "--timeout",
-    default=300.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait for the checkpoint.",
-)
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
 def command(directory: Path, timeout: float, as_json: bool) -> int:
     """Rehearse an emergency save on the running job: would it fit into the grace?
@@ -86,9 +81,17 @@ def _rehearse(directory: Path, timeout: float) -> Drill:
     if record is None:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     predicted = _predicted(job, record)
-    began = time.monotonic()
-    saved = saved_now(job, directory, timeout)
-    seconds = time.monotonic() - began
+    before, limit = newest_valid(job), time.monotonic() + timeout
+    while True:
+        began = time.monotonic()
+        saved = saved_now(job, directory, timeout)
+        seconds = time.monotonic() - began
+        if before is None or saved.path != before.path:
+            break
+        # The step was saved already, and nothing was measured.
+        if time.monotonic() > limit:
+            raise NotAnswered("the job has finished no step since its newest checkpoint")
+        time.sleep(0.1)
     return Drill(
         step=saved.step,
         bytes=saved.manifest.total_bytes if saved.manifest else 0,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from elastic_ckpt.board import Board
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
 from elastic_ckpt.core.run_state import TERMINAL
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.store.catalog import CheckpointView, newest_valid
@@ -19,13 +19,7 @@ from elastic_ckpt.store.requests import ask_for_save
 
 @click.command("save")
 @directory_argument
-@click.option(
-    "--timeout",
-    default=300.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait for the checkpoint.",
-)
+@timeout_option
 def command(directory: Path, timeout: float) -> int:
     """Ask the running job for a checkpoint now, and wait until it is sealed on the disk."""
     click.echo(str(saved_now(open_job(directory), directory, timeout).path))

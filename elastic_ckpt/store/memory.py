@@ -47,6 +47,7 @@ from elastic_ckpt.store.verify import verify_sizes
 
 SEAL_NAME: Final = "seal.json"
 SLOTS: Final = ("a", "b")
+GENERATIONS: Final = len(SLOTS)
 _PREFIX: Final = "elastic-ckpt-"
 
 

@@ -12,12 +12,10 @@ from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.store.catalog import newest_valid
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.memory import MemoryUnusable, OwnedTier, Sealed, sweep
+from elastic_ckpt.store.memory import GENERATIONS, MemoryUnusable, OwnedTier, Sealed, sweep
 from elastic_ckpt.store.memory_room import room_bytes
 from elastic_ckpt.supervisor.drainer import Drainer
 from elastic_ckpt.supervisor.settings import RunSettings
-
-GENERATIONS: Final = 2
 
 NOTHING: Final = (-1, 0)
 """The (epoch, step) of no checkpoint: before every other."""

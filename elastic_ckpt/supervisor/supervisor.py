@@ -298,7 +298,7 @@ class Supervisor:
             why = f"{_where(kept)}: mend the storage and run again, on this node"
             self._move(Event.GIVE_UP, f"the work is done, but {why}")
             return
-        self._memory.finish_pruning(lambda: self._signals.pending)
+        self._memory.finish_pruning(lambda: self._signals.pending or self._notice is not None)
         self._exit_code = ExitCode.FINISHED
         self._move(Event.COMPLETED, "finished")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
     return state
 
 
-class _Opened:
+class _Opened(ABC):
     """A checkpoint between the choice and the end of its load: nobody deletes it meanwhile."""
 
     def __init__(self, runtime: Runtime, path: Path) -> None:
@@ -148,12 +149,13 @@ class _Opened:
             return printable(str(error)).encode()
         return b""
 
+    @abstractmethod
     def _look(self) -> None:
-        raise NotImplementedError
+        """Raise if this rank does not find it whole."""
 
+    @abstractmethod
     def load(self, engine: Engine) -> Loaded:
         """Load what was just verified. Collective."""
-        raise NotImplementedError
 
 
 class _InMemory(_Opened):

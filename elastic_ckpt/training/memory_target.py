@@ -7,17 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from elastic_ckpt.core.manifest import FileEntry, SealHeader
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.store.mapped import Mappings
-from elastic_ckpt.store.memory import Generation, MemoryTier
+from elastic_ckpt.store.memory import GENERATIONS, Generation, MemoryTier
 from elastic_ckpt.store.memory_part import MemoryPart
 from elastic_ckpt.store.memory_room import room_bytes
-
-GENERATIONS: Final = 2
 
 
 @dataclass

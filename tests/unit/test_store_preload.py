@@ -84,8 +84,8 @@ def test_a_directory_that_was_replaced_by_a_link_is_neither_read_nor_written(
     [
         ("/usr/lib/python3/dist-packages/yaml/__init__.py", True),
         ("/env/lib/python3.11/site-packages/six.py", True),
-        ("/work/.venv/lib/site-packages/six.py", True),  # an environment beside the script
-        ("/work/helper.py", False),
+        ("/home/me/.venv/lib/site-packages/six.py", True),  # an environment beside the script
+        ("/home/me/helper.py", False),
         ("/env/lib/site-packages/mine/helper.py", False),  # the script lies there itself
         ("/env/lib/python3.11/json/__init__.py", False),
         ("/env/site-packages", False),

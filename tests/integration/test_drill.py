@@ -1,0 +1,36 @@
+"""``elastic-ckpt drill`` on a running job."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.job import Job, environment
+
+
+def drill(job, *options):
+    command = [sys.executable, "-m", "elastic_ckpt", "drill", str(job.directory), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=90)
+
+
+@pytest.mark.parametrize(("grace", "code"), [("60", 0), ("0", 1)])
+def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
+    with Job(tmp_path, "--epochs", "60", "--pause", "0.02", "--interval", "10", nproc=1) as job:
+        job.start("--grace", grace).until_step(12)
+        job.until(lambda view: view.newest_valid and view.newest_valid.tier == "disk", "a save")
+        done = drill(job, "--json")
+        assert done.returncode == code, done.stderr
+        found = json.loads(done.stdout)
+        assert found["fits"] is (code == 0) and found["grace_seconds"] == float(grace)
+        assert found["measured_seconds"] > 0.001 and found["bytes"] > 0
+        drained = [e["data"]["step"] for e in job.events() if e["event"] == "drained"]
+        assert found["step"] in drained
+        job.until(lambda view: view.workers[0].step > found["step"] + 2, "that it trains on")
+
+
+def test_without_a_job_it_is_a_wrong_call(tmp_path):
+    with Job(tmp_path, "--epochs", "1", nproc=1) as job:
+        assert job.start().wait() == 0, job.output()
+        done = drill(job)
+        assert done.returncode == 64 and "no job is running" in done.stderr
