@@ -32,7 +32,7 @@ from elastic_ckpt.training.engines import Engine, make_engine
 from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.saving import Snapshot, write_checkpoint
+from elastic_ckpt.training.saving import Save, Snapshot
 from elastic_ckpt.training.step import StepProtocol
 
 NODE = "benchmark"
@@ -134,9 +134,15 @@ class Ours(Saver):
         return make_engine(None, state.model, state.optimizer, state.scheduler)
 
     def save(self, step: int) -> None:
+        save = self.new_save(step)
+        save.begin()
+        save.complete()
+
+    def new_save(self, step: int) -> Save:
+        """One that was not begun."""
         position = Position(step=step, step_in_epoch=step)
-        saved = Snapshot("interval", position, {"epoch": 0, "step": step})
-        write_checkpoint(self.runtime, self.engine, saved)
+        snapshot = Snapshot("interval", position, {"epoch": 0, "step": step})
+        return Save(self.runtime, self.engine, snapshot)
 
     def settle(self) -> None:
         """Nothing is drained: that is measured elsewhere."""

@@ -15,6 +15,7 @@
     ├── UnequalSteps                70  ranks would run different numbers of steps
     ├── SaveFailed                  70  a save failed on some rank; raised on every rank
     │   ├── StorageFailed           70  because the disk is full or does not answer
+    │   ├── StateChanged            70  because the script wrote to the state meanwhile
     │   └── LeaderLost              70  because the process that hosts the job's store is gone
     ├── StopAborted                 76  the agreement on a stop step was given up
     └── NotAnswered                 70  a running job did not do what it was asked to
@@ -95,17 +96,23 @@ class UnequalSteps(ElasticCkptError):
 class SaveFailed(ElasticCkptError):
     """A save failed on at least one rank; every rank raises it with that rank's reason.
 
-    ``rank`` is the rank that failed first, ``reason`` what it said.
+    ``rank`` is the rank that failed first, ``reason`` what it said, ``doing`` what it could not
+    do: the storage may fail a load, too.
     """
 
-    def __init__(self, rank: int, reason: str) -> None:
-        super().__init__(f"rank {rank} could not save: {reason}")
+    def __init__(self, rank: int, reason: str, doing: str = "save") -> None:
+        super().__init__(f"rank {rank} could not {doing}: {reason}")
         self.rank = rank
         self.reason = reason
+        self.doing = doing
 
 
 class StorageFailed(SaveFailed):
     """The storage said no; nothing is wrong with the job, and a later save may work."""
+
+
+class StateChanged(SaveFailed):
+    """The script wrote to a tensor while it was being copied; a save that waits does not fail."""
 
 
 class LeaderLost(SaveFailed):

@@ -114,7 +114,4 @@ def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
     except (OSError, ValueError, ElasticCkptError):
         slots = []  # another host's
     rest = max((seconds_to_boundary(slot, time.monotonic()) for slot in slots), default=0.0)
-    return save_seconds(
-        predictor,
-        Outlook(record.grace, rest, predictor.last_bytes, memory_tier=bool(record.memory)),
-    )
+    return save_seconds(predictor, Outlook(record.grace, rest, predictor.last_bytes))

@@ -34,8 +34,9 @@ NOTHING_ENTERED: Final = -1
 class RequestKind(IntEnum):
     """What a request asks all ranks to do at the agreed step."""
 
-    SAVE = 1
+    SAVE = 1  # as the interval says
     STOP = 2
+    SAVE_NOW = 3  # as a person or a drill asks: as before a stop, but training goes on
 
 
 class ActionKind(Enum):
@@ -44,6 +45,7 @@ class ActionKind(Enum):
     GO = "go"
     WAIT = "wait"
     SAVE = "save"
+    SAVE_NOW = "save-now"
     STOP = "stop"
 
 
@@ -96,8 +98,8 @@ class Agenda:
             answers: the answers that are known, by number.
 
         Returns:
-            WAIT while the answer to a flagged request is missing; SAVE or STOP if an answered
-            request is due here (a stop includes the save); else GO.
+            WAIT while the answer to a flagged request is missing; SAVE, SAVE_NOW or STOP if an
+            answered request is due here, the last of these if several are; else GO.
         """
         while self.seen < flag:
             answer = answers.get(self.seen + 1)
@@ -109,5 +111,14 @@ class Agenda:
         if not due:
             return Action(ActionKind.GO)
         self.open = [answer for answer in self.open if answer.step > finished]
-        stop = any(answer.kind is RequestKind.STOP for answer in due)
-        return Action(ActionKind.STOP if stop else ActionKind.SAVE, due[-1].number)
+        kinds = {answer.kind for answer in due}
+        kind = next(action for request, action in _SERVED_BY.items() if request in kinds)
+        return Action(kind, due[-1].number)
+
+
+_SERVED_BY: Final = {
+    RequestKind.STOP: ActionKind.STOP,
+    RequestKind.SAVE_NOW: ActionKind.SAVE_NOW,
+    RequestKind.SAVE: ActionKind.SAVE,
+}
+"""Each serves those behind it, too."""

@@ -12,8 +12,7 @@ from elastic_ckpt.core.prediction import Predictor, Route
 class ChoiceKind(Enum):
     """What can be done with the time that is left."""
 
-    FULL = "full"  # save, and have it on the disk
-    MEMORY_ONLY = "memory-only"  # save into the memory tier and leave it there
+    FULL = "full"  # save, straight to the disk
     DRAIN_NEWEST = "drain-newest"  # bring the newest snapshot in memory to the disk
     NOTHING = "nothing"  # the checkpoint that is on the disk counts
 
@@ -26,18 +25,14 @@ class Outlook:
         grace_left: seconds until all must be done.
         rest_of_step: seconds until the ranks could begin to save.
         save_bytes: what a save would write.
-        memory_tier: whether saves go through the memory tier.
         undrained_bytes: what the newest snapshot in memory still has to bring to the disk; None if
             there is none, or the disk has it already.
-        memory_survives: whether the machine and its memory will still be there for the next run.
     """
 
     grace_left: float
     rest_of_step: float
     save_bytes: int
-    memory_tier: bool = False
     undrained_bytes: int | None = None
-    memory_survives: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def choose(predictor: Predictor, outlook: Outlook) -> Choice:
     """
     left = outlook.grace_left
     costs = _costs(predictor, outlook)
-    for kind in (ChoiceKind.FULL, ChoiceKind.MEMORY_ONLY, ChoiceKind.DRAIN_NEWEST):
+    for kind in (ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST):
         cost = costs.get(kind)
         if cost is not None and cost.worst <= left:
             return Choice(kind, cost.worst, _why(kind, costs, left))
@@ -93,17 +88,9 @@ def save_seconds(predictor: Predictor, outlook: Outlook) -> float | None:
 
 def _costs(predictor: Predictor, outlook: Outlook) -> dict[ChoiceKind, _Cost]:
     """What each action takes, of those that are there to be had and of which something is known."""
-    rest, size = outlook.rest_of_step, outlook.save_bytes
-    memory = _cost(predictor, Route.MEMORY, size, rest) if outlook.memory_tier else None
-    costs: dict[ChoiceKind, _Cost | None] = {}
-    if outlook.memory_tier:
-        drain = _cost(predictor, Route.DRAIN, size)
-        if memory is not None and drain is not None:
-            costs[ChoiceKind.FULL] = _Cost(memory.best + drain.best, memory.worst + drain.worst)
-    else:
-        costs[ChoiceKind.FULL] = _cost(predictor, Route.DISK, size, rest)
-    if outlook.memory_survives:
-        costs[ChoiceKind.MEMORY_ONLY] = memory
+    costs = {
+        ChoiceKind.FULL: _cost(predictor, Route.DISK, outlook.save_bytes, outlook.rest_of_step)
+    }
     if outlook.undrained_bytes is not None:
         costs[ChoiceKind.DRAIN_NEWEST] = _cost(predictor, Route.DRAIN, outlook.undrained_bytes)
     return {kind: cost for kind, cost in costs.items() if cost is not None}
@@ -120,15 +107,11 @@ def _cost(predictor: Predictor, route: Route, size: int, rest: float = 0.0) -> _
 def _unknown(predictor: Predictor, outlook: Outlook) -> Choice | None:
     """The choice where the way to the disk was never measured; None where it was.
 
-    A save is tried, unless the part of it that is known does not fit: then a snapshot is drained.
+    A save is tried, unless it would not even begin in time: then a snapshot is drained.
     """
-    left = outlook.grace_left
-    if predictor.expect(Route.DRAIN, 0) is not None:
+    left, begins = outlook.grace_left, outlook.rest_of_step
+    if predictor.expect(Route.DISK, 0) is not None:
         return None
-    begins = outlook.rest_of_step
-    if outlook.memory_tier:
-        memory = _cost(predictor, Route.MEMORY, outlook.save_bytes, begins)
-        begins = begins if memory is None else memory.best
     nobody_knows = "nobody knows yet how long it takes to the disk"
     if begins <= left:
         return Choice(
@@ -146,7 +129,6 @@ def _unknown(predictor: Predictor, outlook: Outlook) -> Choice | None:
 
 _DOES: dict[ChoiceKind, str] = {
     ChoiceKind.FULL: "a save to the disk",
-    ChoiceKind.MEMORY_ONLY: "a save into memory, which stays,",
     ChoiceKind.DRAIN_NEWEST: "a drain of the newest snapshot",
 }
 

@@ -13,10 +13,9 @@ from elastic_ckpt.core.manifest import FileEntry, MemorySeal, header_of
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.store.attempt import Attempt
 from elastic_ckpt.store.files import open_regular
-from elastic_ckpt.store.hashing import HashedFile
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import Sealed
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import PartWriter, Sink
 from elastic_ckpt.store.space import ensure_space
 from elastic_ckpt.store.verify import verify_quick
 
@@ -73,11 +72,11 @@ def _copy_part(sealed: Sealed, writer: PartWriter) -> Iterator[int]:
     for entry in sealed.seal.files:
         if entry.rank == writer.rank:
             source = sealed.generation.path / entry.path
-            with writer.open(entry.path, entry.bytes, direct=True) as target:
+            with writer.open(entry.path, entry.bytes, paged=True) as target:
                 yield from _copy_file(source, entry, target)
 
 
-def _copy_file(source: Path, entry: FileEntry, target: HashedFile) -> Iterator[int]:
+def _copy_file(source: Path, entry: FileEntry, target: Sink) -> Iterator[int]:
     fd = open_regular(source)
     try:
         if os.fstat(fd).st_size != entry.bytes:

@@ -38,6 +38,9 @@ class HashedFile:
 
     Has what ``torch.save`` asks of a file: ``write`` and ``flush``. An error stays in ``error``,
     because not every caller lets it through.
+
+    Attributes:
+        direct: whether writes pass the page cache by, as long as they are of whole pages.
     """
 
     def __init__(self, path: Path, direct_bytes: int = 0) -> None:
@@ -47,7 +50,8 @@ class HashedFile:
                 whole pages at addresses of pages, the end excepted; 0 for the usual way.
         """
         self._fd = create_file(path)
-        self._direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
+        self.direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
+        self._reserved = direct_bytes if self.direct else 0
         self._digest = xxhash.xxh3_128()
         self._bytes = 0
         self._helper: ThreadPoolExecutor | None = None
@@ -62,9 +66,9 @@ class HashedFile:
             hashed = self._helper.submit(self._digest.update, view)
         else:
             self._digest.update(view)
-        if self._direct and len(view) % PAGE_BYTES:
+        if self.direct and len(view) % PAGE_BYTES:
             _write_usually(self._fd)
-            self._direct = False
+            self.direct = False
         try:
             written = 0
             while written < len(view):
@@ -83,6 +87,8 @@ class HashedFile:
 
     def sync(self) -> None:
         """Make the contents durable."""
+        if self._bytes < self._reserved:
+            os.ftruncate(self._fd, self._bytes)
         os.fsync(self._fd)
 
     def close(self) -> None:

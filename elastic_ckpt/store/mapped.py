@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,10 +99,20 @@ class StreamedFile:
         os.close(self._fd)
 
 
-class Mappings:
-    """This process's mappings, by inode, so that a file which is written again stays mapped."""
+OnMapping = Callable[[mmap.mmap], None]
 
-    def __init__(self) -> None:
+
+class Mappings:
+    """This process's mappings, by inode, so that a file which is written again stays mapped.
+
+    Args:
+        on_map: is told of each new mapping.
+        on_unmap: is told of each one that goes.
+    """
+
+    def __init__(self, on_map: OnMapping = lambda _: None, on_unmap: OnMapping = lambda _: None):
+        self._on_map = on_map
+        self._on_unmap = on_unmap
         self._known: dict[int, tuple[mmap.mmap, int]] = {}
         self._used: set[int] = set()
         self._used_before: set[int] = set()
@@ -134,6 +145,7 @@ class Mappings:
         """
         for inode in set(self._known) - self._used - self._used_before:
             mapping, _ = self._known.pop(inode)
+            self._on_unmap(mapping)
             with contextlib.suppress(BufferError):  # a view of it lives: it goes with that
                 mapping.close()
         self._used, self._used_before = set(), self._used
@@ -147,6 +159,9 @@ class Mappings:
             os.posix_fallocate(fd, 0, size)
         mapping, mapped = self._known.pop(found.st_ino, (None, 0))
         if mapping is None or mapped != size:
+            if mapping is not None:
+                self._on_unmap(mapping)
             mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self._on_map(mapping)
         self._known[found.st_ino] = mapping, size
         return mapping

@@ -125,9 +125,9 @@ class Generation:
 
     def begin(self) -> None:
         """Turn what stands here into spare buffers. Leader only, after :meth:`clear`."""
-        remove_tree(self.spare)
         self.slot.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        if self.path.exists():
+            remove_tree(self.spare)
             os.rename(self.path, self.spare)
         for directory in (self.path, self.path / "ranks"):
             directory.mkdir(mode=0o700)

@@ -29,6 +29,7 @@ from elastic_ckpt.store.files import (
     write_atomic,
 )
 from elastic_ckpt.store.hashing import LARGE_BYTES, HashedFile, hash_file
+from elastic_ckpt.store.staged import StagedFile
 
 
 class Sink(Protocol):
@@ -90,14 +91,15 @@ class PartWriter:
 
     @contextmanager
     def open(
-        self, path: str, size: int | None = None, *, direct: bool = False
-    ) -> Iterator[HashedFile]:
+        self, path: str, size: int | None = None, *, paged: bool = False
+    ) -> Iterator[HashedFile | StagedFile]:
         """A new file of this part, durable when the block ends.
 
         Args:
             path: relative to the attempt; directories that are missing are made.
-            size: bytes that will be written, if the caller knows.
-            direct: past the page cache: each write is of whole pages at an address of a page.
+            size: bytes that will be written, if the caller knows; a large file then passes the
+                page cache by.
+            paged: each write will be of whole pages at an address of a page, the last excepted.
 
         Raises:
             OSError: the name is taken, or the disk says no.
@@ -106,7 +108,8 @@ class PartWriter:
         target = self._directory / path
         if not target.parent.is_dir():
             self._make_parents(target.parent)
-        file = HashedFile(target, size or 0 if direct else 0)
+        hashed = HashedFile(target, size or 0)
+        file = hashed if paged or not hashed.direct else StagedFile(hashed)
         try:
             try:
                 yield file

@@ -114,7 +114,7 @@ class Agent:
             return
         board = self._board
         waiting = any(slot.seen < board.flag for slot in board.read_slots())
-        if kind is RequestKind.SAVE and waiting:
+        if kind is not RequestKind.STOP and waiting:
             return  # the ranks have not taken up the last request yet: that one serves
         number = board.flag + 1
         board.raise_flag(number)

@@ -25,6 +25,7 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import MemoryTier, Sealed
 from elastic_ckpt.store.reading import BeingRemoved
 from elastic_ckpt.store.retainer import Retainer
+from elastic_ckpt.store.spare_buffers import make_spare_buffers
 
 RETRY_SECONDS: Final = 30.0
 """Until a drain that failed is tried again, if nothing is in a hurry."""
@@ -38,6 +39,7 @@ class _Task:
     chunks: Generator[int, None, None]
     began: float = field(default_factory=time.monotonic)
     bytes: int = 0
+    seconds: float = 0.0
     cpu_seconds: float = 0.0
     polite: bool = True
     over: bool = False
@@ -76,6 +78,8 @@ class Drainer:
         self._calm_after = False
         self._said = ""
         self._retry_at: dict[str, float] = {}
+        self._may_write = threading.Event()
+        self._may_write.set()
 
     @property
     def attempt(self) -> str:
@@ -110,6 +114,8 @@ class Drainer:
             sealed: a worker may have sealed something since the last call.
         """
         task = self._task
+        if sealed and not self._may_write.is_set():
+            self.hurry()  # the last step was due for a save anyway, and they do not make two of it
         if task is not None and task.over:
             self._task = None
             if not task.dropped:
@@ -129,13 +135,18 @@ class Drainer:
                 # In a hurry the newest counts; this one begins anew behind it.
                 self._task.dropped = self._hurried
             return
-        if due:
+        if due and self._may_write.is_set():
             chosen = due[-1] if self._hurried else due[0]
             self._retry_at.pop(chosen.seal.attempt, None)
             self._begin(chosen)
 
+    def hold(self) -> None:
+        """Leave the disk to somebody else until :meth:`hurry`: not a chunk more, no new drain."""
+        self._may_write.clear()
+
     def hurry(self) -> None:
         """From now on at normal priority, the newest first; what has failed is tried again."""
+        self._may_write.set()
         self._retry_at.clear()
         if self._task is not None:
             self._task.again = True
@@ -192,21 +203,25 @@ class Drainer:
                 if task.dropped:
                     task.chunks.close()
                     break
+                self._may_write.wait()  # a daemon: it keeps nobody from leaving
                 if polite and not task.polite:
                     return
             else:
                 task.sealed.generation.settle(task.sealed.seal)
                 task.dropped = False  # it was done before it could be
+                task.seconds = time.monotonic() - task.began
+                if polite:
+                    make_spare_buffers(self._tier, task.sealed)
         except Exception as error:  # whatever it is, the loop must hear of it
             task.error = error
+            task.seconds = time.monotonic() - task.began
         finally:
             task.cpu_seconds += time.thread_time() - began
         task.over = True
         self._wake()
 
     def _tell(self, task: _Task) -> None:
-        seal, error = task.sealed.seal, task.error
-        seconds = time.monotonic() - task.began
+        seal, error, seconds = task.sealed.seal, task.error, task.seconds
         if error is None:
             self._journal.write(
                 "drained",

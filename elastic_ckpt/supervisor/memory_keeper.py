@@ -86,6 +86,11 @@ class MemoryKeeper:
             rung = bool(os.read(self.bell, 4096))
         self._drainer.serve(sealed=rung)
 
+    def hold(self) -> None:
+        """Drain nothing until :meth:`hurry`: the ranks write to the disk themselves."""
+        if self._drainer is not None:
+            self._drainer.hold()
+
     def hurry(self) -> None:
         """Drain at normal priority, the newest first, and try again what failed."""
         if self._drainer is not None:

@@ -33,16 +33,14 @@ class SaveForecast:
         self._job = job
         self._journal = journal
         self._learned = False
-        self._tier: object = "disk"  # of the newest save
         self._noticed = 0.0
         self._waiting = False
         self._predicted: float | None = None
-        self._emergency_step: object = None  # saved into memory, not yet on the disk
 
     def outlook(
         self, grace_left: float, slots: Iterable[Slot], now: float, undrained_bytes: int | None
     ) -> Outlook:
-        """What is at hand when a notice comes. Memory is not taken to survive it.
+        """What is at hand when a notice comes.
 
         Args:
             grace_left: seconds.
@@ -54,7 +52,6 @@ class SaveForecast:
             grace_left=grace_left,
             rest_of_step=max((seconds_to_boundary(slot, now) for slot in slots), default=0.0),
             save_bytes=self.predictor.last_bytes,
-            memory_tier=self._tier == "memory",
             undrained_bytes=undrained_bytes,
         )
 
@@ -74,9 +71,8 @@ class SaveForecast:
         size, seconds = (number(event.data.get(name), 0.0) for name in ("bytes", "seconds"))
         self.predictor.observe(route, size, seconds)
         self._learned = True
-        if event.event == "saved":
-            self._tier = tier
-        self._compare(route, event)
+        if self._waiting and event.data.get("reason") == "emergency":
+            self._compare(event)
 
     def keep(self) -> None:
         """Keep what was learned for the next run, if anything was."""
@@ -84,22 +80,14 @@ class SaveForecast:
             write_predictor(self._job, self.predictor)
             self._learned = False
 
-    def _compare(self, route: Route, event: JournalEvent) -> None:
+    def _compare(self, event: JournalEvent) -> None:
         """Journal how long the emergency save took, from the notice until it was on the disk."""
-        step = event.data.get("step")
-        emergency = self._waiting and event.data.get("reason") == "emergency"
-        if emergency and route is Route.MEMORY:
-            self._emergency_step = step
-        elif (emergency and route is Route.DISK) or (
-            route is Route.DRAIN and step is not None and step == self._emergency_step
-        ):
-            self._emergency_step = None
-            self._journal.write(
-                "emergency_save",
-                step=step,
-                predicted_seconds=self._predicted,
-                actual_seconds=event.monotonic - self._noticed,
-            )
+        self._journal.write(
+            "emergency_save",
+            step=event.data.get("step"),
+            predicted_seconds=self._predicted,
+            actual_seconds=event.monotonic - self._noticed,
+        )
 
 
 def seconds_to_boundary(slot: Slot, now: float) -> float:

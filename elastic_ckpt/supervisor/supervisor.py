@@ -240,8 +240,8 @@ class Supervisor:
         choice = self._saves.noticed(left, self._board.read_slots(), now, kept)
         if choice.kind is not ChoiceKind.DRAIN_NEWEST:
             # Even where nothing seems to fit: a save that is cut off costs nothing more.
+            self._memory.hold()
             agent.send(Ask(RequestKind.STOP))
-            self._memory.hurry()
             return
         agent.send(Kill())
         self._say(choice.why)
@@ -292,7 +292,7 @@ class Supervisor:
         self._serve_memory()
 
     def _finished(self) -> None:
-        kept = self._memory.not_on_disk()
+        kept = self._only_in_memory()
         if kept is not None:
             self._exit_code = ExitCode.FAILED
             why = f"{_where(kept)}: mend the storage and run again, on this node"
@@ -392,14 +392,14 @@ class Supervisor:
             self._journal.write("recovered", path=str(path), what=what)
 
     def _ask_for_saves(self, now: float) -> None:
-        wanted = False
+        asked = False
         with contextlib.suppress(OSError):  # a disk that does not answer now
-            wanted = take_requests(self._job)
-        if wanted:
-            self._memory.hurry_once()  # somebody waits for it
-        wanted = self._saves.due(now) or wanted
-        if wanted and self._agent is not None:
-            self._agent.send(Ask(RequestKind.SAVE))
+            asked = take_requests(self._job)
+        if asked:
+            self._memory.hurry_once()  # it may be the step that is in memory already
+        due = self._saves.due(now)
+        if (due or asked) and self._agent is not None:
+            self._agent.send(Ask(RequestKind.SAVE_NOW if asked else RequestKind.SAVE))
 
     def _stop_at_once(self) -> None:
         self._at_once = True
@@ -415,6 +415,11 @@ class Supervisor:
     def _newest_key(self) -> tuple[int, int]:
         """(epoch, step) of what a restart would take, from either tier."""
         return max(self._disk_key(), self._memory.newest_key())
+
+    def _only_in_memory(self) -> Sealed | None:
+        """What would be lost with this machine: newer than all that the disk has."""
+        kept = self._memory.not_on_disk()
+        return kept if kept is not None and kept.key > self._disk_key() else None
 
     def _disk_key(self) -> tuple[int, int]:
         newest = self._newest()
@@ -442,7 +447,7 @@ class Supervisor:
             begun: a step was begun since the ranks resumed; if not, the old checkpoint counts.
         """
         self._move(event, "")
-        newest, kept = self._newest(), self._memory.not_on_disk()
+        newest, kept = self._newest(), self._only_in_memory()
         new = self._disk_key() > self._before_notice
         saved = kept is None and (new or (newest is not None and (stopped or not begun)))
         self._preemptions += 1
@@ -455,7 +460,7 @@ class Supervisor:
 
     def _give_up(self, code: ExitCode, message: str) -> None:
         def say_so() -> None:
-            kept = self._memory.not_on_disk()
+            kept = self._only_in_memory()
             self._exit_code = code
             self._move(Event.GIVE_UP, message + (f"; {_where(kept)}" if kept else ""))
 

@@ -1,8 +1,12 @@
-"""Tensors of an accelerator into a file, without a pageable copy of the whole."""
+"""Tensors of an accelerator into a file, without a pageable copy of the whole.
+
+At once, or (:class:`DeviceCopies`) behind the caller's back while it computes on.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -13,6 +17,11 @@ cuda: Any = torch.cuda
 """Public, but without types."""
 
 
+def is_on_device(tensor: torch.Tensor) -> bool:
+    """Whether its bytes lie elsewhere than in this process's memory."""
+    return not tensor.is_cpu
+
+
 def write_from_device(file: Any, tensor: torch.Tensor) -> None:
     """Write a tensor's bytes in row-major order; they are in the file when this returns.
 
@@ -20,13 +29,111 @@ def write_from_device(file: Any, tensor: torch.Tensor) -> None:
     are the copy's target.
     """
     # Behind everything that the current stream still has to do with the tensor.
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    flat = _flat(tensor)
     if hasattr(file, "take"):
         torch.frombuffer(file.take(flat.numel()), dtype=torch.uint8).copy_(flat)
     elif flat.is_cuda:
         _write_staged(file, flat)
     else:
         file.write(flat.cpu().numpy())
+
+
+class Lane(Protocol):
+    """An order of work of its own on a device, beside the caller's."""
+
+    def follow(self) -> None:
+        """What comes next begins behind all that the caller has given the device so far."""
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Give the device work; does not wait for it."""
+
+    def hold_back(self) -> None:
+        """What the caller gives the device from now on begins behind all of this lane."""
+
+    def wait(self) -> None:
+        """Until all of it is done."""
+
+
+class CudaLane:
+    """A stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = cuda.Stream(device)
+
+    def follow(self) -> None:
+        """See :class:`Lane`."""
+        self._stream.wait_stream(cuda.current_stream(self._device))
+
+    def run(self, act: Callable[[], None]) -> None:
+        """See :class:`Lane`."""
+        with cuda.stream(self._stream):
+            act()
+
+    def hold_back(self) -> None:
+        """See :class:`Lane`."""
+        cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def wait(self) -> None:
+        """See :class:`Lane`."""
+        self._stream.synchronize()
+
+
+class DeviceCopies:
+    """Copies into mapped memory that go on while the caller computes.
+
+    What the caller lets the device write before :meth:`guard` may come too early for a copy. So
+    each tensor's sum is taken before the caller goes on, and again behind its copy: they differ if
+    it was written in between, and :meth:`finish` says so.
+    """
+
+    def __init__(self, lane: Callable[[torch.device], Lane] = CudaLane) -> None:
+        self._make_lane = lane
+        self._lanes: dict[torch.device, Lane] = {}
+        self._sources: list[torch.Tensor] = []  # kept until their copies are done
+        self._sums: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, space: memoryview, tensor: torch.Tensor) -> None:
+        """Begin to copy a tensor's bytes, in row-major order, to memory of that size."""
+        source = _flat(tensor)
+        if source.device not in self._lanes:
+            self._lanes[source.device] = self._make_lane(source.device)
+        lane = self._lanes[source.device]
+        before = _sum(source)
+        lane.follow()
+
+        def copy() -> None:
+            torch.frombuffer(space, dtype=torch.uint8).copy_(source, non_blocking=True)
+            self._sums.append((before, _sum(source)))
+
+        lane.run(copy)
+        self._sources.append(source)
+
+    def guard(self) -> None:
+        """From here on the device may be told to write the tensors; the caller does not wait."""
+        for lane in self._lanes.values():
+            lane.hold_back()
+
+    def finish(self) -> bool:
+        """Wait for all copies; whether each is of one moment, that of its :meth:`add`."""
+        for lane in self._lanes.values():
+            lane.wait()
+        unchanged = all(bool(torch.equal(before, after)) for before, after in self._sums)
+        self._sources.clear()
+        self._sums.clear()
+        return unchanged
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Its bytes in row-major order; a copy only if they lie otherwise."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _sum(flat: torch.Tensor) -> torch.Tensor:
+    """A sum over bytes, by words where they are whole; it cannot overflow."""
+    whole = flat.numel() % 4 == 0 and flat.storage_offset() % 4 == 0
+    return (flat.view(torch.int32) if whole else flat).sum(dtype=torch.int64)
 
 
 def _write_staged(file: Any, flat: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from elastic_ckpt.board import Source
 from elastic_ckpt.core.agreement import ActionKind
+from elastic_ckpt.core.manifest import Reason
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
 from elastic_ckpt.store.layout import checkpoint_key
@@ -16,7 +17,7 @@ from elastic_ckpt.store.running_states import read_running_states
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.loading import load_given, load_newest
-from elastic_ckpt.training.saving import Snapshot, write_checkpoint
+from elastic_ckpt.training.saving import REASONS, Snapshot, write_checkpoint
 
 
 @dataclass
@@ -26,7 +27,7 @@ class _Loop:
     calls: int = 0
     attached: bool = False
     stop: bool = False
-    asked: bool = False
+    reason: Reason = "interval"
 
 
 _loop = _Loop()
@@ -55,9 +56,9 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     _loop.calls += 1
     action = runtime.steps.enter(_loop.calls, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
-    _loop.asked = action.kind is ActionKind.SAVE
+    _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
     due = every > 0 and step > 0 and step % every == 0
-    return _loop.stop or _loop.asked or due
+    return _loop.stop or action.kind is not ActionKind.GO or due
 
 
 def save_checkpoint(
@@ -91,7 +92,7 @@ def save_checkpoint(
     replicas = _data_parallel_size(booster, runtime.peers.world_size)
     running = {"epoch": epoch, "step": step, "sample_start_index": step * batch_size}
     snapshot = Snapshot(
-        reason="emergency" if _loop.stop else "manual" if _loop.asked else "interval",
+        reason=_loop.reason,
         position=Position(
             epoch=epoch,
             step=step,

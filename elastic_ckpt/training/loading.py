@@ -75,6 +75,7 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
         NoValidCheckpoint: there are checkpoints, and none can be used; or two in a row were bad.
         UnsupportedFormat: the newest was written by a newer version.
         StorageFailed: a rank could not read; the checkpoint is left alone.
+        CheckpointError: the state does not fit what a rank built.
     """
     set_aside_count = 0
     refused: set[Path] = set()
@@ -138,7 +139,7 @@ class _Opened(ABC):
     def verify(self) -> str:
         """Each rank looks at its share; empty if all agree that the checkpoint is whole."""
         peers = self._runtime.peers
-        votes = peers.collect("verify", self._vote)
+        votes = peers.collect("verify", self._vote, doing="verify")
         reason = next((vote.decode() for vote in votes if vote), "")
         return peers.tell("vote", reason.encode()).decode()
 
@@ -172,11 +173,11 @@ class _InMemory(_Opened):
         check_covers(self._seal, self._runtime.peers.world_size)
 
     def load(self, engine: Engine) -> Loaded:
-        """Load it. Not collective but for the engine."""
+        """Load it. Collective."""
         if self._seal is None:
             raise CheckpointRejected("it was not verified")  # a mistake of ours
         loaded = Loaded(Generation(self._path).path, self._seal, Source.MEMORY)
-        _load(engine, loaded)
+        _load(self._runtime, engine, loaded)
         return loaded
 
 
@@ -204,7 +205,7 @@ class _OnDisk(_Opened):
         if manifest is None or unchanged is None:
             raise CheckpointRejected("it was not verified")  # a mistake of ours
         loaded = Loaded(self._path, manifest, Source.DISK)
-        _load(engine, loaded)
+        _load(self._runtime, engine, loaded)
         peers = self._runtime.peers
 
         def look_again() -> bytes:
@@ -214,8 +215,8 @@ class _OnDisk(_Opened):
                 return printable(str(error)).encode()
             return b""
 
-        changed = [vote.decode() for vote in peers.collect("unchanged", look_again) if vote]
-        told = peers.tell("changed", "".join(changed[:1]).encode()).decode()
+        votes = peers.collect("unchanged", look_again, doing="load")
+        told = peers.tell("changed", next((vote for vote in votes if vote), b"")).decode()
         if told:
             raise CheckpointRejected(f"{self._path.name}: {told}; run again")
         if peers.is_leader:
@@ -245,7 +246,17 @@ def _lock(path: Path) -> ReadLock:
     raise OSError(errno.EBUSY, why, str(path / MANIFEST_NAME))
 
 
-def _load(engine: Engine, loaded: Loaded) -> None:
+def _load(runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
+    """Put the state in place. Collective: what one rank raises, all of them do."""
+
+    def load() -> bytes:
+        _load_alone(engine, loaded)
+        return b""
+
+    runtime.peers.collect("load", load, doing="load", watched=True)
+
+
+def _load_alone(engine: Engine, loaded: Loaded) -> None:
     name, written_by = loaded.seal.checkpoint_name, loaded.seal.engine.name
     if written_by != engine.info.name:
         raise CheckpointError(
@@ -254,10 +265,8 @@ def _load(engine: Engine, loaded: Loaded) -> None:
         )
     try:
         engine.load(loaded.place)
-    except ElasticCkptError:
+    except (ElasticCkptError, OSError):  # the latter is the storage's
         raise
-    except OSError:
-        raise  # the storage's
     except Exception as error:  # torch and ColossalAI raise and assert all kinds of things
         first = "".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise CheckpointError(

@@ -16,6 +16,7 @@ from elastic_ckpt.store.mapped import Mappings
 from elastic_ckpt.store.memory import GENERATIONS, Generation, MemoryTier
 from elastic_ckpt.store.memory_part import MemoryPart
 from elastic_ckpt.store.memory_room import room_bytes
+from elastic_ckpt.training.pinning import pin, unpin
 
 
 @dataclass
@@ -28,7 +29,7 @@ class WorkerMemory:
     """
 
     tier: MemoryTier
-    mappings: Mappings = field(default_factory=Mappings)
+    mappings: Mappings = field(default_factory=lambda: Mappings(pin, unpin))
     announced: bool = False
 
     def begin(self, needed: int) -> tuple[MemoryTarget | None, str]:

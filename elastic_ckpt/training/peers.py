@@ -77,27 +77,35 @@ class Peers:
         return self.rank == 0
 
     def collect(
-        self, name: str, produce: Callable[[], bytes], *, watched: bool = False
+        self,
+        name: str,
+        produce: Callable[[], bytes],
+        *,
+        doing: str = "save",
+        watched: bool = False,
     ) -> list[bytes]:
         """Run ``produce`` on every rank; the leader gets all results, the others none.
 
         Args:
+            doing: what a rank that raises could not do, for the message.
             watched: ``produce`` runs collectives of somebody else's. A rank that is stuck in one
                 because a peer failed cannot raise: it says so and ends its process.
 
         Raises:
-            SaveFailed: on every rank, with the reason of the first rank that raised;
-                StorageFailed if that was the storage's.
+            ElasticCkptError: on every rank, as the first rank raised it.
+            SaveFailed: on every rank, if that rank raised anything else; StorageFailed if it was
+                the storage's.
         """
         key = self._next(name)
         try:
             with self._watch(key) if watched else nullcontext():
                 mine = produce()
         except Exception as error:
-            failed = _as_failure(self.rank, error)
+            failed = _as_failure(self.rank, error, doing)
+            told = _encode_failure(failed, self.rank)
             with suppress(LeaderLost):
-                self._post(f"{key}/failed", _BAD, _encode_failure(failed))
-                self._post(f"{key}/{self.rank}", _BAD, _encode_failure(failed))
+                self._post(f"{key}/failed", _BAD, told)
+                self._post(f"{key}/{self.rank}", _BAD, told)
                 self._judge(key)
             raise failed from error
         self._post(f"{key}/{self.rank}", _OK, mine)
@@ -119,11 +127,8 @@ class Peers:
         try:
             result = act()
         except Exception as error:
-            if isinstance(error, ElasticCkptError) and not isinstance(error, SaveFailed):
-                self._post(f"{key}/verdict", _BAD, f"{type(error).__name__}:{error}".encode())
-                raise
-            failed = _as_failure(self.rank, error)
-            self._post(f"{key}/verdict", _BAD, _encode_failure(failed))
+            failed = _as_failure(self.rank, error, "save")
+            self._post(f"{key}/verdict", _BAD, _encode_failure(failed, self.rank))
             raise failed from error
         self._post(f"{key}/verdict", _OK, b"")
         return result
@@ -186,18 +191,18 @@ class Peers:
             self._raise_verdict(self._await(f"{key}/verdict", self._limit))
             return []
         outcomes: list[bytes] = []
-        bad: SaveFailed | None = None
+        bad: ElasticCkptError | None = None
         limit = time.monotonic() + self._limit
         for rank in range(self.world_size):
             try:
                 outcome = self._await_outcome(key, rank, limit)
-            except SaveFailed as error:
+            except ElasticCkptError as error:
                 bad = bad or error
                 limit = min(limit, time.monotonic() + FAILURE_GRACE_SECONDS)
                 continue
             outcomes.append(outcome)
         if bad is not None:
-            self._post(f"{key}/verdict", _BAD, _encode_failure(bad))
+            self._post(f"{key}/verdict", _BAD, _encode_failure(bad, self.rank))
             raise bad
         self._forget_before(key)
         self._post(f"{key}/verdict", _OK, b"")
@@ -222,12 +227,8 @@ class Peers:
         return outcome[1:]
 
     def _raise_verdict(self, verdict: bytes) -> None:
-        if verdict[:1] == _OK:
-            return
-        kind, _, text = verdict[1:].decode(errors="replace").partition(":")
-        if issubclass(_error_class(kind), SaveFailed):
+        if verdict[:1] != _OK:
             raise _decode_failure(verdict)
-        raise _error_class(kind)(text)
 
     def _await(self, key: str, seconds: float) -> bytes:
         limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
@@ -320,22 +321,28 @@ def _prefix() -> str:
     return f"elastic-ckpt/{run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
-def _as_failure(rank: int, error: Exception) -> SaveFailed:
+def _as_failure(rank: int, error: Exception, doing: str) -> ElasticCkptError:
     """What every rank raises because one of them raised ``error``."""
-    if isinstance(error, SaveFailed):
+    if isinstance(error, ElasticCkptError):
         return error
     stored = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-    return (StorageFailed if stored else SaveFailed)(rank, describe(error))
+    return (StorageFailed if stored else SaveFailed)(rank, describe(error), doing)
 
 
-def _encode_failure(failed: SaveFailed) -> bytes:
-    return f"{type(failed).__name__}:{failed.rank}:{failed.reason}".encode()
+def _encode_failure(failed: ElasticCkptError, rank: int) -> bytes:
+    """Its class, and what makes it anew."""
+    doing, reason = "", str(failed)
+    if isinstance(failed, SaveFailed):
+        rank, doing, reason = failed.rank, failed.doing, failed.reason
+    return f"{type(failed).__name__}:{rank}:{doing}:{reason}".encode()
 
 
-def _decode_failure(value: bytes) -> SaveFailed:
-    kind, rank, reason = bytes(value)[1:].decode(errors="replace").split(":", 2)
-    known: dict[str, type[SaveFailed]] = {"StorageFailed": StorageFailed, "LeaderLost": LeaderLost}
-    return known.get(kind, SaveFailed)(int(rank), reason)
+def _decode_failure(value: bytes) -> ElasticCkptError:
+    kind, rank, doing, reason = bytes(value)[1:].decode(errors="replace").split(":", 3)
+    found = _error_class(kind)
+    if issubclass(found, SaveFailed):
+        return found(int(rank), reason, doing)
+    return found(reason)
 
 
 def _lost(error: BaseException) -> LeaderLost:

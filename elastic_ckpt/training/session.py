@@ -35,6 +35,7 @@ from elastic_ckpt.errors import (
     CheckpointRejected,
     DataMismatch,
     ElasticCkptError,
+    StateChanged,
     StorageFailed,
     UnequalSteps,
     UsageError,
@@ -46,7 +47,7 @@ from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
 from elastic_ckpt.training.loading import Loaded, load_newest, read_rank_state
 from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
 from elastic_ckpt.training.sampler import ElasticSampler
-from elastic_ckpt.training.saving import Snapshot, write_checkpoint
+from elastic_ckpt.training.saving import REASONS, Save, Snapshot
 
 
 @dataclass
@@ -126,6 +127,8 @@ class Session:
         self._batch_is_out = False
         self._group_batches = 0
         self._save_is_owed = False
+        self._save_under_way: Save | None = None
+        self._may_overlap = False
         self._used_epoch = -1
         self._dataset: Any = None
         self.resumed_from: Path | None = None
@@ -165,6 +168,7 @@ class Session:
         if error is not None:
             return
         self._settle()
+        self._complete_save()
         here = (self._place.epoch, self._place.step)
         if self._place.step > 0 and here != (self._saved_epoch, self._saved_step):
             self._save("final")
@@ -368,6 +372,7 @@ class Session:
 
     def _finish_step(self) -> None:
         self._count_step()
+        self._complete_save()
         if self._save_is_owed:
             self._save("interval")
 
@@ -389,27 +394,50 @@ class Session:
             action = self._runtime.steps.enter(place.step, place.epoch, place.samples)
             if action.kind is ActionKind.GO:
                 return
-            stop = action.kind is ActionKind.STOP
+            self._complete_save()
             if self._saved_step != place.step and place.step > 0:
-                self._save("emergency" if stop else "manual")
-            if stop:
+                self._save(REASONS[action.kind])
+            if action.kind is ActionKind.STOP:
                 self._runtime.leave(saved=self._saved_step >= 0)
 
     # -- inside: state ------------------------------------------------------------------------
 
     def _save(self, reason: Reason) -> None:
         """Save; what the storage refuses on the way, and not at the end, is no end of the job."""
-        place = self._place
+        self._complete_save()
         self._save_is_owed = False
+        save = Save(self._runtime, self._engine, self._snapshot(reason))
+        with self._training_on(save, reason):
+            save.begin(overlap=reason == "interval" and self._may_overlap)
+            self._save_under_way = save
+        # The next step's passes only read what is saved, and its end is soon enough for the rest.
+        if not save.under_way:
+            self._complete_save()
+
+    def _complete_save(self) -> None:
+        """Seal what was left under way. Collective where something was."""
+        save, self._save_under_way = self._save_under_way, None
+        if save is None:
+            return
         try:
-            write_checkpoint(self._runtime, self._engine, self._snapshot(reason))
+            with self._training_on(save, save.reason):
+                save.complete()
+                self._saved_epoch, self._saved_step = save.position.epoch, save.position.step
+        except StateChanged as error:
+            self._may_overlap, self._save_is_owed = False, True
+            if self._runtime.peers.is_leader:
+                self._runtime.say(f"not saved, and from here on a save stands still: {error}")
+
+    @contextmanager
+    def _training_on(self, save: Save, reason: Reason) -> Iterator[None]:
+        try:
+            yield
         except StorageFailed as error:
             if reason in ("emergency", "final"):
                 raise
             if self._runtime.peers.is_leader:
-                self._runtime.say(f"not saved at step {place.step}, training goes on: {error}")
-            return
-        self._saved_epoch, self._saved_step = place.epoch, place.step
+                step = save.position.step
+                self._runtime.say(f"not saved at step {step}, training goes on: {error}")
 
     def _snapshot(self, reason: Reason) -> Snapshot:
         place, peers = self._place, self._runtime.peers
@@ -489,7 +517,13 @@ class Session:
         optimizer = self._state[2]
         inner = getattr(optimizer, "optim", optimizer)
         if hasattr(inner, "register_step_post_hook"):
+            inner.register_step_pre_hook(self._before_optimizer_step)
             inner.register_step_post_hook(self._after_optimizer_step)
+            self._may_overlap = True
+
+    def _before_optimizer_step(self, *_: Any) -> None:
+        if self._save_under_way is not None:
+            self._save_under_way.guard()
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._optimizer_stepped = True

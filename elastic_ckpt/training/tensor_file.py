@@ -22,7 +22,7 @@ import torch
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.files import open_regular
-from elastic_ckpt.training.device_copy import write_from_device
+from elastic_ckpt.training.device_copy import DeviceCopies, is_on_device, write_from_device
 
 DTYPES: Final[dict[torch.dtype, str]] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -98,10 +98,19 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
     return Header(data, tuple(order), len(data) + end)
 
 
-def write_file(file: Sink, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_file(
+    file: Sink,
+    header: Header,
+    tensors: Mapping[str, torch.Tensor],
+    copies: DeviceCopies | None = None,
+) -> None:
     """Write tensors of any device and layout in memory under a header that was made for them.
 
     The bytes are in the sink when this returns: the tensors may be changed then.
+
+    Args:
+        copies: takes the tensors of a device, if the sink maps its memory: their bytes are in the
+            sink when it is finished.
     """
     file.write(header.data)
     small: list[torch.Tensor] = []
@@ -109,13 +118,16 @@ def write_file(file: Sink, header: Header, tensors: Mapping[str, torch.Tensor]) 
         tensor = tensors[name].detach()
         if not tensor.numel():
             continue
-        if tensor.is_cpu and tensor.nbytes < _SMALL_BYTES:
+        far = is_on_device(tensor)
+        if not far and tensor.nbytes < _SMALL_BYTES:
             small.append(_flat_bytes(tensor))
             continue
         _write_joined(file, small)
         small.clear()
-        if tensor.is_cpu:
+        if not far:
             file.write(_memory(_flat_bytes(tensor)))
+        elif copies is not None and hasattr(file, "take"):
+            copies.add(file.take(tensor.nbytes), tensor)
         else:
             write_from_device(file, tensor)
     _write_joined(file, small)

@@ -128,13 +128,22 @@ def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full
 
 def test_a_preempted_job_leaves_nothing_in_memory(tmp_path):
     with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
-        job.start().until_step(3)
-        assert len(job.tiers()) == 1
+        job.start("--save-interval", "2").until_step(5)
+        assert len(job.tiers()) == 1 and event(job, "saved")["tier"] == "memory"
         job.process.terminate()
         assert job.wait() == 75, job.output()
-        assert job.tiers() == [] and len(job.checkpoints()) == 1
-        saved, drained = event(job, "saved"), event(job, "drained")
-        assert (saved["tier"], saved["step"]) == ("memory", drained["step"])
+        assert job.tiers() == []
+        assert max(steps(job)) == event(job, "saved")["step"]
+
+
+def test_an_emergency_save_goes_straight_to_the_disk(tmp_path):
+    with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
+        job.start().until_step(3)
+        job.process.terminate()
+        assert job.wait() == 75, job.output()
+        saved = event(job, "saved")
+        assert (saved["tier"], saved["reason"]) == ("disk", "emergency")
+        assert steps(job) == [saved["step"]] and job.tiers() == []
 
 
 def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):

@@ -5,7 +5,9 @@ import mmap
 import pytest
 import torch
 
-from elastic_ckpt.training.device_copy import write_from_device
+from elastic_ckpt.store.mapped import Mappings
+from elastic_ckpt.training.device_copy import DeviceCopies, write_from_device
+from elastic_ckpt.training.pinning import pin, unpin
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,3 +92,51 @@ def test_work_that_was_queued_before_the_call_is_in_the_file(sink):
     file = sink(SIZE)
     write_from_device(file, tensor)
     assert file.contents() == bits(torch.ones(SIZE // 4))
+
+
+def busy(seconds=0.2):
+    """Work that keeps the current stream from what is queued behind it."""
+    torch.cuda._sleep(int(seconds * 1.5e9))
+
+
+@pytest.fixture
+def pinned(tmp_path):
+    """Pages of a file, registered as the memory tier registers them."""
+    torch.cuda.init()
+    mappings = Mappings(pin, unpin)
+    with_file = mappings.open(tmp_path / "pages", SIZE)
+    yield with_file.take(SIZE)
+    with_file.close()
+
+
+def test_a_mapping_is_pinned(pinned):
+    assert torch.frombuffer(pinned, dtype=torch.uint8).is_pinned()
+
+
+def test_a_copy_beside_the_computation_is_of_the_moment_of_its_call(pinned):
+    tensor = torch.zeros(SIZE // 4, device="cuda")
+    busy()
+    tensor.add_(1.0)  # queued, not done
+    copies = DeviceCopies()
+    copies.add(pinned, tensor)
+    tensor @ tensor  # reads it, meanwhile
+    copies.guard()
+    tensor.add_(1.0)
+    assert copies.finish()
+    assert bytes(pinned) == bits(torch.ones(SIZE // 4))
+
+
+def test_a_write_without_a_guard_is_noticed_or_came_too_late_to_matter(pinned):
+    """Twenty times, each with the write a little later."""
+    noticed = 0
+    for turn in range(20):
+        tensor = torch.ones(SIZE // 4, device="cuda")
+        copies = DeviceCopies()
+        copies.add(pinned, tensor)
+        if turn:
+            busy(turn * 0.001)
+        tensor.add_(1.0)
+        whole = copies.finish()
+        noticed += not whole
+        assert not whole or bytes(pinned) == bits(torch.ones(SIZE // 4))
+    assert noticed

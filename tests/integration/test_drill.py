@@ -24,8 +24,9 @@ def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
         found = json.loads(done.stdout)
         assert found["fits"] is (code == 0) and found["grace_seconds"] == float(grace)
         assert found["measured_seconds"] > 0.001 and found["bytes"] > 0
-        drained = [e["data"]["step"] for e in job.events() if e["event"] == "drained"]
-        assert found["step"] in drained
+        saved = [e["data"] for e in job.events() if e["event"] == "saved"]
+        reasons = {(one["tier"], one["reason"]) for one in saved if one["step"] == found["step"]}
+        assert reasons == {("disk", "manual")}  # as on a notice: not through memory
         job.until(lambda view: view.workers[0].step > found["step"] + 2, "that it trains on")
 
 

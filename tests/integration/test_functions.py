@@ -4,9 +4,11 @@ import errno
 import os
 import time
 
+import pytest
 import torch
 from torch import nn
 
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.catalog import newest_valid
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import verify_full
@@ -46,7 +48,7 @@ def save_sharded(rank, directory):
     """An engine whose ranks write files of their own: through the part, and past it."""
     from elastic_ckpt.training.engines import torch as engines
 
-    def sharded(self, path, part):
+    def sharded(self, path, part, copies):
         part.write(f"modeling/shard-{rank}.bin", b"model" * (rank + 1))
         import torch.distributed as dist
 
@@ -88,8 +90,8 @@ def fail_on_one_rank(rank, directory, failing_rank):
 
     original = engines.TorchEngine.save
 
-    def full(self, path, part):
-        original(self, path, part)  # its collectives are behind it
+    def full(self, path, part, copies):
+        original(self, path, part, copies)  # its collectives are behind it
         if rank == failing_rank:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state")
 
@@ -110,7 +112,7 @@ def fail_inside_a_collective(rank, directory):
 
     from elastic_ckpt.training.engines import torch as engines
 
-    def collective(self, path, part):
+    def collective(self, path, part, copies):
         if rank == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         dist.barrier()
@@ -121,6 +123,28 @@ def fail_inside_a_collective(rank, directory):
         save(directory, 5)
     except Exception as error:
         return type(error).__name__, error.rank, time.monotonic() - began
+    return "no error"
+
+
+def fail_to_load(rank, directory, error):
+    """Rank 1 cannot take the state, while rank 0 is inside a collective of the load or through."""
+    from elastic_ckpt import load_checkpoint
+    from elastic_ckpt.training.engines import torch as engines
+
+    save(directory, 5)
+    original = engines.TorchEngine.load
+
+    def load(self, path):
+        if rank == 1:
+            raise error
+        original(self, path)
+
+    engines.TorchEngine.load = load
+    began = time.monotonic()
+    try:
+        load_checkpoint(directory, None, *build())
+    except Exception as failed:
+        return type(failed).__name__, str(failed), time.monotonic() - began
     return "no error"
 
 
@@ -225,6 +249,21 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd
     assert seconds < 60
     assert "rank 0 is stuck in a collective since rank 1 could not save" in capfd.readouterr().err
     assert not list(tmp_path.glob("epoch-*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "text"),
+    [
+        (OSError(errno.EIO, "bad sector"), "StorageFailed", "rank 1 could not load: bad sector"),
+        (RuntimeError("no such layer"), "CheckpointError", "does not fit epoch-0_step-5: no such"),
+        (UsageError("wrong call"), "UsageError", "wrong call"),
+    ],
+)
+def test_a_load_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path, error, name, text):
+    for found, said, seconds in run_ranks(fail_to_load, 2, str(tmp_path), error):
+        assert found == name and text in said
+        assert seconds < 60
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
 
 
 def test_a_seal_that_fails_is_an_error_on_every_rank(tmp_path):

@@ -568,7 +568,7 @@ def save_odd(directory: str) -> None:
 
 def test_an_extra_object_that_cannot_be_saved_is_named(tmp_path):
     kind, text = run(save_odd, str(tmp_path))
-    assert kind == "SaveFailed"
+    assert kind == "UsageError"
     assert "the state at 'extra.odd.deep.1.inside' is a object" in text
     assert checkpoints(tmp_path) == []
     assert list((tmp_path / ".attempts").iterdir()) == []

@@ -72,7 +72,7 @@ def save_while_everything_changes(rank: int, directory: str, tier: str) -> list[
         runtime.memory = WorkerMemory(MemoryTier(Path(tier)))
     trainer = Trainer("ddp").train(0, STEPS)
     expected = trainer.whole()
-    snapshot = Snapshot("manual", Position(epoch=0, step=STEPS, step_in_epoch=STEPS), {})
+    snapshot = Snapshot("interval", Position(epoch=0, step=STEPS, step_in_epoch=STEPS), {})
     write_checkpoint(runtime, trainer.engine, snapshot)
     with torch.no_grad():
         for tensor in (*trainer.model.parameters(), *trainer.model.buffers()):

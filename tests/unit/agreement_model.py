@@ -313,7 +313,7 @@ class Model:
                 return rank._replace(at="aborted")
             case ActionKind.GO:
                 return rank._replace(then="go", at="acknowledge")
-            case ActionKind.SAVE:
+            case ActionKind.SAVE | ActionKind.SAVE_NOW:
                 rank = rank._replace(then="save")
             case ActionKind.STOP:
                 rank = rank._replace(then="stop")

@@ -564,6 +564,12 @@ def test_a_stop_includes_the_saves_that_are_due_with_it() -> None:
     assert Agenda().decide(5, 2, answers) == Action(ActionKind.STOP, 2)
 
 
+def test_of_two_saves_that_are_due_together_the_one_that_somebody_waits_for_is_made() -> None:
+    for first, second in ((SAVE, RequestKind.SAVE_NOW), (RequestKind.SAVE_NOW, SAVE)):
+        answers = {1: Answer(1, first, 5), 2: Answer(2, second, 5)}
+        assert Agenda().decide(5, 2, answers) == Action(ActionKind.SAVE_NOW, 2)
+
+
 def test_an_agenda_keeps_what_it_learnt_before_a_missing_answer() -> None:
     agenda = Agenda()
     assert agenda.decide(5, 2, {1: Answer(1, SAVE, 5)}).kind is ActionKind.WAIT

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from elastic_ckpt.core.emergency import Choice, ChoiceKind, Outlook, choose
 from elastic_ckpt.core.prediction import LEAST_MARGIN, MOST_MARGIN, Predictor, Route, RouteModel
 
-FULL, MEMORY_ONLY = ChoiceKind.FULL, ChoiceKind.MEMORY_ONLY
-DRAIN_NEWEST, NOTHING = ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
+FULL, DRAIN_NEWEST, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
 
 GB = 10**9
 
@@ -25,8 +24,8 @@ def knowing(**seconds_per_gb: float) -> Predictor:
     )
 
 
-TIERED = knowing(memory=1.0, drain=10.0)  # 1.5 s and 15 s with the margin
-STRAIGHT = knowing(disk=10.0)
+KNOWN = knowing(disk=10.0, drain=8.0)  # 15 s and 12 s with the margin
+DRAINED = knowing(memory=1.0, drain=10.0)  # nothing was ever saved straight to the disk
 
 
 def outlook(left: float, **changes: object) -> Outlook:
@@ -34,50 +33,51 @@ def outlook(left: float, **changes: object) -> Outlook:
     return Outlook(**(known | changes))  # type: ignore[arg-type]
 
 
-def tiered(left: float, undrained: int | None = None, *, survives: bool = False) -> Outlook:
-    return outlook(left, memory_tier=True, undrained_bytes=undrained, memory_survives=survives)
-
-
 @pytest.mark.parametrize(
     ("predictor", "given_", "kind"),
     [
-        # Straight to the disk: 1 s for the step and 6.7 to 15 s for the save.
-        pytest.param(STRAIGHT, outlook(1e6), FULL, id="grace is huge"),
-        pytest.param(STRAIGHT, outlook(16.0), FULL, id="a save just fits"),
-        pytest.param(STRAIGHT, outlook(15.9), FULL, id="it may fit, and there is nothing else"),
-        pytest.param(STRAIGHT, outlook(7.5), NOTHING, id="it cannot fit"),
-        pytest.param(STRAIGHT, outlook(0.0), NOTHING, id="no time at all"),
-        # Through memory: 17.5 s in all, at the worst; a drain alone takes 15 s.
-        pytest.param(TIERED, tiered(1e6, GB), FULL, id="grace is huge, tiered"),
-        pytest.param(TIERED, tiered(17.5, GB), FULL, id="save and drain just fit"),
-        pytest.param(TIERED, tiered(17.4, GB), DRAIN_NEWEST, id="only the newest's drain is sure"),
-        pytest.param(TIERED, tiered(9.0, GB // 2), DRAIN_NEWEST, id="half of it is drained"),
-        pytest.param(TIERED, tiered(14.0, GB), DRAIN_NEWEST, id="nothing sure: the quickest"),
-        pytest.param(TIERED, tiered(6.0, GB), NOTHING, id="not even the drain"),
-        pytest.param(TIERED, tiered(17.4), FULL, id="newest on disk: a save may fit"),
-        pytest.param(TIERED, tiered(6.0), NOTHING, id="newest on disk: a save cannot fit"),
-        pytest.param(TIERED, tiered(0.1, 0), DRAIN_NEWEST, id="all but the seal is drained"),
-        # The machine stays: 2.5 s into memory are enough.
-        pytest.param(TIERED, tiered(17.5, survives=True), FULL, id="stays, and all fits"),
-        pytest.param(TIERED, tiered(17.4, GB, survives=True), MEMORY_ONLY, id="stays"),
-        pytest.param(TIERED, tiered(2.5, survives=True), MEMORY_ONLY, id="stays, just fits"),
-        pytest.param(TIERED, tiered(1.2, GB, survives=True), NOTHING, id="stays, too late"),
+        # 1 s for the step, and 6.7 to 15 s for the save; a drain takes 5.3 to 12 s.
+        pytest.param(KNOWN, outlook(1e6), FULL, id="grace is huge"),
+        pytest.param(KNOWN, outlook(16.0), FULL, id="a save just fits"),
+        pytest.param(KNOWN, outlook(15.9), FULL, id="it may fit, and there is nothing else"),
+        pytest.param(KNOWN, outlook(7.5), NOTHING, id="it cannot fit"),
+        pytest.param(KNOWN, outlook(0.0), NOTHING, id="no time at all"),
+        pytest.param(KNOWN, outlook(16.0, undrained_bytes=GB), FULL, id="both fit"),
+        pytest.param(
+            KNOWN, outlook(15.9, undrained_bytes=GB), DRAIN_NEWEST, id="only the drain is sure"
+        ),
+        pytest.param(
+            KNOWN, outlook(7.0, undrained_bytes=GB // 2), DRAIN_NEWEST, id="half of it is drained"
+        ),
+        pytest.param(
+            KNOWN, outlook(11.0, undrained_bytes=GB), DRAIN_NEWEST, id="nothing sure: the quickest"
+        ),
+        pytest.param(KNOWN, outlook(5.0, undrained_bytes=GB), NOTHING, id="not even the drain"),
+        pytest.param(
+            KNOWN, outlook(0.1, undrained_bytes=0), DRAIN_NEWEST, id="all but the seal is drained"
+        ),
         # Nothing is known, or not enough.
         pytest.param(Predictor(), outlook(30.0), FULL, id="a first save"),
-        pytest.param(Predictor(), tiered(30.0, GB), FULL, id="a first save, tiered"),
+        pytest.param(
+            Predictor(), outlook(30.0, undrained_bytes=GB), FULL, id="a first save, and a snapshot"
+        ),
         pytest.param(Predictor(), outlook(0.5), NOTHING, id="the step outlasts the grace"),
         pytest.param(
-            Predictor(), tiered(0.5, GB), DRAIN_NEWEST, id="it does, but a snapshot is there"
-        ),
-        pytest.param(knowing(memory=1.0), tiered(30.0, GB), FULL, id="never drained"),
-        pytest.param(
-            knowing(memory=100.0), tiered(30.0, GB), DRAIN_NEWEST, id="too slow for memory even"
-        ),
-        pytest.param(
-            knowing(disk=10.0), tiered(31.0, GB), FULL, id="the disk's speed stands for the drain's"
+            Predictor(),
+            outlook(0.5, undrained_bytes=GB),
+            DRAIN_NEWEST,
+            id="it does, but a snapshot is there",
         ),
         pytest.param(
-            knowing(memory=1.0), tiered(5.0, GB, survives=True), MEMORY_ONLY, id="stays, undrained"
+            knowing(memory=1.0), outlook(30.0, undrained_bytes=GB), FULL, id="never drained"
+        ),
+        pytest.param(DRAINED, outlook(16.0), FULL, id="the drain's speed stands for the disk's"),
+        pytest.param(DRAINED, outlook(7.5), NOTHING, id="and rules a save out"),
+        pytest.param(
+            knowing(disk=10.0),
+            outlook(15.5, undrained_bytes=GB),
+            DRAIN_NEWEST,
+            id="the disk's speed stands for the drain's",
         ),
     ],
 )
@@ -89,22 +89,15 @@ def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> 
 @pytest.mark.parametrize(
     ("predictor", "given_", "why", "seconds"),
     [
-        (STRAIGHT, outlook(30.0), "a save to the disk takes up to 16 s, with 30 s left", 16.0),
+        (KNOWN, outlook(30.0), "a save to the disk takes up to 16 s, with 30 s left", 16.0),
         (
-            TIERED,
-            tiered(16.0, GB),
-            "a save to the disk takes up to 18 s, a drain of the newest snapshot takes up to 15 s, "
-            "with 16 s left",
-            15.0,
+            KNOWN,
+            outlook(14.0, undrained_bytes=GB),
+            "a save to the disk takes up to 16 s, a drain of the newest snapshot takes up to 12 s, "
+            "with 14 s left",
+            12.0,
         ),
-        (
-            TIERED,
-            tiered(3.0, GB, survives=True),
-            "a save to the disk takes up to 18 s, a save into memory, which stays, takes up to "
-            "2.5 s, with 3 s left",
-            2.5,
-        ),
-        (STRAIGHT, outlook(5.0), "a save to the disk takes up to 16 s, with 5 s left", 0.0),
+        (KNOWN, outlook(5.0), "a save to the disk takes up to 16 s, with 5 s left", 0.0),
         (
             Predictor(),
             outlook(30.0),
@@ -112,7 +105,7 @@ def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> 
             None,
         ),
         (
-            STRAIGHT,
+            KNOWN,
             outlook(10.0),
             "a save to the disk takes up to 16 s, with 10 s left: it may still fit",
             16.0,
@@ -130,7 +123,7 @@ def test_it_says_why_with_the_figures(
 
 rates = st.floats(0.01, 100.0)
 margins = st.floats(LEAST_MARGIN, MOST_MARGIN)
-WORTH = {FULL: 3, MEMORY_ONLY: 2, DRAIN_NEWEST: 1, NOTHING: 0}
+WORTH = {FULL: 2, DRAIN_NEWEST: 1, NOTHING: 0}
 """What each leaves behind if it fits; one that is cut off leaves nothing."""
 
 
@@ -139,14 +132,11 @@ def situations(draw: st.DrawFn) -> tuple[Predictor, Outlook]:
     predictor = Predictor(
         {route: RouteModel(draw(rates) / GB, 1e-6, draw(margins)) for route in Route}
     )
-    memory_tier = draw(st.booleans())
     return predictor, Outlook(
         grace_left=draw(st.floats(0.0, 300.0)),
         rest_of_step=draw(st.floats(0.0, 20.0)),
         save_bytes=draw(st.integers(1, 4 * GB)),
-        memory_tier=memory_tier,
-        undrained_bytes=draw(st.none() | st.integers(1, 4 * GB)) if memory_tier else None,
-        memory_survives=draw(st.booleans()) if memory_tier else False,
+        undrained_bytes=draw(st.none() | st.integers(1, 4 * GB)),
     )
 
 
@@ -160,14 +150,8 @@ def true_seconds(
         assert expected is not None
         return expected * factors[route]
 
-    rest, size = outlook.rest_of_step, outlook.save_bytes
-    found = {NOTHING: 0.0}
-    if outlook.memory_tier:
-        found[FULL] = rest + seconds(Route.MEMORY, size) + seconds(Route.DRAIN, size)
-    else:
-        found[FULL] = rest + seconds(Route.DISK, size)
-    if outlook.memory_survives:
-        found[MEMORY_ONLY] = rest + seconds(Route.MEMORY, size)
+    full = outlook.rest_of_step + seconds(Route.DISK, outlook.save_bytes)
+    found = {NOTHING: 0.0, FULL: full}
     if outlook.undrained_bytes is not None:
         found[DRAIN_NEWEST] = seconds(Route.DRAIN, outlook.undrained_bytes)
     return found
@@ -233,9 +217,8 @@ def test_more_grace_never_saves_less(situation: tuple[Predictor, Outlook], more:
     """Of two notices the one with more time ends with at least as much, at the worst costs."""
     predictor, given_ = situation
     longer = Outlook(
-        given_.grace_left + more, given_.rest_of_step, given_.save_bytes, given_.memory_tier,
-        given_.undrained_bytes, given_.memory_survives,
-    )  # fmt: skip
+        given_.grace_left + more, given_.rest_of_step, given_.save_bytes, given_.undrained_bytes
+    )
     worst = true_seconds(predictor, given_, {route: predictor.margin(route) for route in Route})
 
     def saved(at: Outlook, choice: Choice) -> int:

@@ -78,6 +78,19 @@ class Gate:
         monkeypatch.setattr(drains, "_copy_file", wait_first)
 
 
+class Noticed(threading.Event):
+    """Tells that somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waited_for = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set():
+            self.is_waited_for.set()
+        return super().wait(timeout)
+
+
 def events(job: JobDirectory, name: str) -> list[dict[str, Any]]:
     return [event.data for event in read_journal(job) if event.event == name]
 
@@ -116,6 +129,33 @@ def test_in_their_order_and_the_newest_first_in_a_hurry(
     loop.until(lambda: loop.drainer.over)
     assert [told["step"] for told in events(job, "drained")] == [20, 10]
     assert on_disk(job) == [20, 10] and list(job.attempts.iterdir()) == []
+
+
+def test_what_is_held_writes_nothing_until_the_hurry(
+    job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain that is under way stops behind its chunk; one that has not begun does not."""
+    gate = Gate(monkeypatch)
+    snapshot(job, tier, 10)
+    loop.drainer.serve(sealed=True)
+    assert gate.reached.wait(PATIENCE)
+    held = Noticed()
+    monkeypatch.setattr(loop.drainer, "_may_write", held)
+    loop.drainer.hold()
+    gate.open.set()
+    assert held.is_waited_for.wait(PATIENCE)
+    loop.drainer.serve(sealed=False)
+    assert on_disk(job) == [] and not loop.drainer.over
+    loop.drainer.hurry()
+    loop.until(lambda: loop.drainer.over)
+    assert on_disk(job) == [10]
+    loop.drainer.hold()
+    snapshot(job, tier, 20)
+    loop.drainer.serve(sealed=False)
+    assert loop.drainer.attempt == ""
+    loop.drainer.serve(sealed=True)  # the ranks saved into memory after all: it is wanted
+    loop.until(lambda: loop.drainer.over)
+    assert on_disk(job) == [20, 10]
 
 
 def test_without_a_hurry_the_older_one_comes_first(

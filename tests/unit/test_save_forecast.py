@@ -133,20 +133,16 @@ def test_a_save_straight_to_the_disk_is_compared_from_the_notice_to_its_seal(
     assert found["actual_seconds"] == 3.0
 
 
-def test_a_save_into_memory_is_over_when_its_drain_is(
+def test_the_drain_of_an_earlier_snapshot_is_no_emergency_save(
     job: JobDirectory, forecast: SaveForecast
 ) -> None:
-    """The drain of an earlier snapshot, which was under way, is not the one."""
     forecast.learn(saved(0.5, "memory", step=5))
-    forecast.learn(drained(4.0, step=5))
     notice(forecast, 100.0)
-    forecast.learn(saved(0.5, "memory", at=101.0, reason="emergency", step=9))
-    forecast.learn(drained(4.0, at=102.0, step=8))
+    forecast.learn(drained(4.0, at=102.0, step=5))
     assert compared(job) == []
-    forecast.learn(drained(4.0, at=106.0, step=9))
+    forecast.learn(saved(3.0, at=104.0, reason="emergency", step=9))
     [found] = compared(job)
-    assert found["predicted_seconds"] == pytest.approx((0.5 + 4.0) * FIRST_MARGIN)
-    assert found["actual_seconds"] == 6.0
+    assert found["actual_seconds"] == 4.0
 
 
 def test_a_first_save_is_not_predicted_but_told_of(

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from elastic_ckpt.core.manifest import EngineInfo
 from elastic_ckpt.store.part import Part
+from elastic_ckpt.training.device_copy import DeviceCopies
 
 
 class Engine(Protocol):
@@ -17,11 +18,19 @@ class Engine(Protocol):
 
     info: EngineInfo
 
-    def save(self, directory: Path, part: Part) -> None:
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``save`` makes use of ``copies``; the same on every rank."""
+
+    def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
         """Write everything; it is complete when every rank has returned.
 
         What goes through ``part`` is hashed on the way and made durable. Other files below
         ``directory`` are found and claimed afterwards, with a second pass over their bytes.
+
+        Args:
+            copies: may take what nothing but the optimizer's step writes to; it is finished before
+                the seal. None: all that is saved may be changed when this returns.
         """
 
     def load(self, directory: Path) -> None:

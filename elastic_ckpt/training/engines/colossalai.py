@@ -22,6 +22,7 @@ from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.files import open_regular, read_bounded
 from elastic_ckpt.store.part import Part
+from elastic_ckpt.training.device_copy import DeviceCopies
 from elastic_ckpt.training.engines import tensor_bytes
 from elastic_ckpt.training.shares import Shares, count_writers
 from elastic_ckpt.training.torch_save import torch_save_through
@@ -51,8 +52,10 @@ class ColossalAIEngine:
             precision=str(getattr(plugin, "precision", None) or "fp32"),
         )
 
-    def save(self, directory: Path, part: Part) -> None:
-        """Collective for some plugins, so every rank calls it always."""
+    overlaps = False
+
+    def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
+        """Collective for some plugins, so every rank calls it always; ``copies`` is not used."""
         booster = self._booster
         if self._has_replicas():
             self._save_shared(directory, part)

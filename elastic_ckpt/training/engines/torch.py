@@ -25,6 +25,7 @@ from elastic_ckpt.core.manifest import EngineInfo
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.files import read_bounded
 from elastic_ckpt.store.part import Part
+from elastic_ckpt.training.device_copy import DeviceCopies, is_on_device
 from elastic_ckpt.training.engines import tensor_bytes
 from elastic_ckpt.training.engines.save_plan import PlanCache, PlannedFile
 from elastic_ckpt.training.engines.torch_restore import (
@@ -54,6 +55,9 @@ from elastic_ckpt.training.tensor_file import write_file
 _MODEL: Final = "modeling"
 _OPTIMIZER: Final = "optimizer"
 
+_STEADY_BYTES: Final = 64 * 1024
+"""A copy of less on the device costs next to nothing."""
+
 _plans: WeakKeyDictionary[Any, PlanCache] = WeakKeyDictionary()
 """By model: ``save_checkpoint`` makes an engine at every call."""
 
@@ -80,8 +84,13 @@ class TorchEngine:
             precision=_precision(model),
         )
 
-    def save(self, directory: Path, part: Part) -> None:
-        """Collective. What is saved may be changed as soon as this returns."""
+    @property
+    def overlaps(self) -> bool:
+        """Whether the parameters lie on a device."""
+        return self._shared_out and any(is_on_device(one) for one in self._model.parameters())
+
+    def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
+        """Collective. Without ``copies`` what is saved may be changed as soon as this returns."""
         states: dict[str, PartState] | Exception
         try:
             states = self._states()
@@ -91,7 +100,7 @@ class TorchEngine:
         if isinstance(states, Exception):
             raise states
         for file in plan.files:
-            _write(part, file, states[file.part])
+            _write(part, file, states[file.part], copies)
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         for path, index in plan.indexes.items():
@@ -161,10 +170,24 @@ class TorchEngine:
         return [(name, thing) for name, thing in things.items() if thing is not None]
 
 
-def _write(part: Part, file: PlannedFile, state: PartState) -> None:
+def _write(part: Part, file: PlannedFile, state: PartState, copies: DeviceCopies | None) -> None:
     tensors = {inside: local_part(state.tensors[name]) for inside, name in file.names.items()}
+    if copies is not None:
+        for inside, name in file.names.items():
+            if is_on_device(tensors[inside]) and not _is_steady(file.part, state.tensors[name]):
+                tensors[inside] = tensors[inside].clone()
     with part.open(file.path, file.header.file_bytes) as sink:
-        write_file(sink, file.header, tensors)
+        write_file(sink, file.header, tensors, copies)
+
+
+def _is_steady(part: str, tensor: torch.Tensor) -> bool:
+    """Whether only the optimizer's step writes to it.
+
+    A forward pass writes to buffers, and a scheduler may write to a learning rate, which is small.
+    """
+    return tensor.nbytes >= _STEADY_BYTES and (
+        part == _OPTIMIZER or isinstance(tensor, nn.Parameter)
+    )
 
 
 def _refuse_flat_parameters(model: nn.Module) -> None:

@@ -1,0 +1,118 @@
+"""Copies that go on behind the caller: with a device as late, and as early, as it may be."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from elastic_ckpt.training.device_copy import DeviceCopies
+
+
+class LateLane:
+    """A device that does nothing before it must."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._work: list[Callable[[], None]] = []
+
+    def follow(self) -> None:
+        """What the caller gave it is done at once here."""
+
+    def run(self, act: Callable[[], None]) -> None:
+        self._work.append(act)
+
+    def hold_back(self) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        for act in self._work:
+            act()
+        self._work.clear()
+
+
+class EagerLane(LateLane):
+    """A device that is done before the caller goes on."""
+
+    def run(self, act: Callable[[], None]) -> None:
+        act()
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def begin(
+    lane: type[LateLane], *tensors: torch.Tensor
+) -> tuple[DeviceCopies, list[tuple[mmap.mmap, bytes]]]:
+    """Copies of the tensors, each target with what must come to stand there."""
+    copies, targets = DeviceCopies(lane), []
+    for tensor in tensors:
+        memory = mmap.mmap(-1, max(tensor.nbytes, 1))
+        copies.add(memoryview(memory)[: tensor.nbytes], tensor)
+        targets.append((memory, bits(tensor)))
+    return copies, targets
+
+
+def tensors() -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [
+        torch.randn(1000, 33),
+        torch.randn(64, 8).t(),
+        torch.randn(101, dtype=torch.bfloat16)[1:],
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.randint(0, 2, (77,), dtype=torch.bool),
+    ]
+
+
+@pytest.mark.parametrize("lane", [LateLane, EagerLane])
+def test_behind_a_guard_the_tensors_may_be_written(lane: type[LateLane]) -> None:
+    sources = tensors()
+    copies, targets = begin(lane, *sources)
+    copies.guard()
+    for tensor in sources:
+        tensor.zero_()
+    assert copies.finish()
+    assert all(memory[: len(expected)] == expected for memory, expected in targets)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_one_that_is_written_without_a_guard_is_noticed(number: int) -> None:
+    """Each kind, contiguous or not, whatever its width; one that was copied first is no loss."""
+    sources = tensors()
+    copies, _ = begin(LateLane, *sources)
+    straight = sources[number].is_contiguous()
+    base = sources[number] if straight else sources[number].t()
+    base.view(-1).view(torch.uint8)[0] ^= 1
+    assert copies.finish() is not straight  # else what is copied is of the right moment already
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.neg_(),
+        lambda tensor: tensor.data.mul_(1.0000001),  # no version of the tensor counts this
+        lambda tensor: tensor.view(-1)[3].fill_(torch.nan),
+        lambda tensor: tensor.view(-1)[0].nextafter_(torch.tensor(9.0)),
+    ],
+)
+def test_any_way_to_write_is_noticed(change: Callable[[torch.Tensor], object]) -> None:
+    tensor = torch.randn(999, 3)
+    copies, _ = begin(LateLane, tensor)
+    change(tensor)
+    assert not copies.finish()
+
+
+def test_what_is_not_a_number_is_no_change() -> None:
+    tensor = torch.full((8,), torch.nan)
+    copies, [(memory, expected)] = begin(LateLane, tensor)
+    assert copies.finish() and memory[:] == expected
+
+
+def test_after_it_is_finished_there_is_nothing_left_to_compare() -> None:
+    tensor = torch.ones(4)
+    copies, _ = begin(LateLane, tensor)
+    assert copies.finish()
+    tensor.zero_()
+    assert copies.finish()
