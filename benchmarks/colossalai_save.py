@@ -195,7 +195,8 @@ class MemorySave:
     def save(self) -> None:
         """Save and seal."""
         from elastic_ckpt.core.position import Position
-        from elastic_ckpt.training.saving import Snapshot, write_checkpoint
+        from elastic_ckpt.training.saving import write_checkpoint
+        from elastic_ckpt.training.snapshot import Snapshot
 
         step = next(self._steps)
         position = Position(epoch=0, step=step, sample_start_index=step)

@@ -53,7 +53,8 @@ def measure(options: Options, where: Places) -> dict[str, list[float]]:
         work()
         save.guard()
         torch.cuda.synchronize()
-        save.complete()
+        if save.under_way:
+            save.complete()
 
     def stall_beside(step: int) -> float:
         alone = _seconds(work)

@@ -32,7 +32,8 @@ from elastic_ckpt.training.engines import Engine, make_engine
 from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.saving import Save, Snapshot
+from elastic_ckpt.training.saving import Save
+from elastic_ckpt.training.snapshot import Snapshot
 from elastic_ckpt.training.step import StepProtocol
 
 NODE = "benchmark"
@@ -134,9 +135,7 @@ class Ours(Saver):
         return make_engine(None, state.model, state.optimizer, state.scheduler)
 
     def save(self, step: int) -> None:
-        save = self.new_save(step)
-        save.begin()
-        save.complete()
+        self.new_save(step).begin()
 
     def new_save(self, step: int) -> Save:
         """One that was not begun."""

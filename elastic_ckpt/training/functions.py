@@ -17,7 +17,8 @@ from elastic_ckpt.store.running_states import read_running_states
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.loading import load_given, load_newest
-from elastic_ckpt.training.saving import REASONS, Snapshot, write_checkpoint
+from elastic_ckpt.training.saving import write_checkpoint
+from elastic_ckpt.training.snapshot import REASONS, Snapshot
 
 
 @dataclass

@@ -6,41 +6,26 @@ Collective, and an error on one rank becomes the same typed error on every rank.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Final
 
 import msgspec
-import torch
 
 from elastic_ckpt.board import Phase
-from elastic_ckpt.core.agreement import ActionKind
-from elastic_ckpt.core.manifest import EngineInfo, FileEntry, Reason, SealHeader
+from elastic_ckpt.core.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.core.position import Position
-from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.catalog import newest_valid
 from elastic_ckpt.store.files import files_below
 from elastic_ckpt.store.part import Part
-from elastic_ckpt.store.space import ensure_space
 from elastic_ckpt.training.device_copy import DeviceCopies
 from elastic_ckpt.training.engines import Engine
-from elastic_ckpt.training.memory_target import MemoryTarget, WorkerMemory
 from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.save_target import Target, choose_target
+from elastic_ckpt.training.snapshot import Snapshot, make_header
 from elastic_ckpt.training.state_codec import write_state
-
-_MARGIN: Final = 1.05
-"""What the next checkpoint may be larger than the last one."""
-
-REASONS: Final[dict[ActionKind, Reason]] = {
-    ActionKind.SAVE: "interval",
-    ActionKind.SAVE_NOW: "manual",
-    ActionKind.STOP: "emergency",
-}
-"""Why a save is made that all ranks agreed upon."""
 
 _STRAIGHT: Final = ("emergency", "manual")
 """What somebody waits for is written to the disk at once: through memory it would take longer."""
@@ -48,61 +33,6 @@ _STRAIGHT: Final = ("emergency", "manual")
 _Files = msgspec.json.Decoder(list[FileEntry])
 _Paths = msgspec.json.Decoder(list[str])
 _Owners = msgspec.json.Decoder(list[list[str]])
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a save is told besides the state itself.
-
-    Attributes:
-        reason: why it is made.
-        position: where in the data the job is.
-        running_states: contents of ``running_states.json``, in the seed's keys and units.
-        samples_per_step: samples of one step on all ranks together; 0 if unknown.
-        data_parallel_size: ranks that see different samples.
-        rank_state: this rank's own state; called while saving, None to save none.
-        metrics: what the script reported, for retention.
-    """
-
-    reason: Reason
-    position: Position
-    running_states: dict[str, int]
-    samples_per_step: int = 0
-    data_parallel_size: int = 1
-    rank_state: Callable[[], dict[str, Any]] | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _DiskTarget:
-    """One save straight to the disk."""
-
-    attempt: Attempt
-    tier: ClassVar[str] = "disk"
-
-    @property
-    def identity(self) -> str:
-        return self.attempt.identity
-
-    @property
-    def path(self) -> Path:
-        return self.attempt.path
-
-    @property
-    def told(self) -> str:
-        return f"disk - {self.identity}"
-
-    def part(self, rank: int) -> Part:
-        return self.attempt.part(rank)
-
-    def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> None:
-        self.attempt.seal(header, files)
-
-    def drop(self) -> None:
-        self.attempt.drop()
-
-
-_Target = _DiskTarget | MemoryTarget
 
 
 @dataclass(frozen=True)
@@ -114,7 +44,7 @@ class _Taken:
         copies: what a device still has to copy; None if it has nothing.
     """
 
-    target: _Target
+    target: Target
     header: SealHeader
     writer: Part
     written: list[bytes]
@@ -132,24 +62,25 @@ def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Pa
         SaveFailed: likewise, where that was another error; StorageFailed if it was the storage's.
             The job directory is as it was before in each case.
     """
-    save = Save(runtime, engine, snapshot)
-    save.begin()
-    return save.complete()
+    Save(runtime, engine, snapshot).begin()
+    return runtime.job.checkpoint(snapshot.position.epoch, snapshot.position.step)
 
 
 class Save:
-    """One save, in two halves. Each is collective, and called once.
+    """One save. ``begin`` and ``complete`` are collective, and called once.
 
-    Between them tensors of a device may still be on their way into memory: ``under_way`` says so,
-    on all ranks alike. The caller computes on, and calls ``guard`` before it may write to them.
+    Behind ``begin`` all is done, unless a device may still be copying: ``under_way`` says so, on
+    all ranks alike. Then the caller computes on, calls ``guard`` before it writes to what is being
+    saved, and ``complete`` in the end.
     """
 
     def __init__(self, runtime: Runtime, engine: Engine, snapshot: Snapshot) -> None:
         self._runtime = runtime
         self._engine = engine
         self._snapshot = snapshot
+        self._straight = snapshot.reason in _STRAIGHT
         self._taken: _Taken | None = None
-        self._began = time.monotonic()
+        self._began = self._standing_since = time.monotonic()
         self._stall = 0.0
 
     @property
@@ -165,10 +96,12 @@ class Save:
     @property
     def under_way(self) -> bool:
         """Whether a device may still be copying."""
-        return self._taken is not None and self._taken.copies is not None
+        return self._taken is not None
 
     def begin(self, *, overlap: bool = False) -> None:
-        """Take the state; into memory where there is a tier, room and time, else to the disk.
+        """Save; into memory where there is a tier, room and time, else to the disk.
+
+        Where one of the two refuses it goes to the other.
 
         Args:
             overlap: leave to :meth:`complete` what a device can copy by itself, if it goes into
@@ -177,25 +110,17 @@ class Save:
         Raises:
             ElasticCkptError: as :func:`write_checkpoint`.
         """
-        straight = self._snapshot.reason in _STRAIGHT
         with self._standing_still():
-            while self._taken is None:
-                try:
-                    self._taken = self._take(straight, overlap)
-                except StorageFailed as error:
-                    # Every rank has the same error, and so goes the same way.
-                    if not straight or self._runtime.memory is None:
-                        raise
-                    straight = False
-                    self._say(f"saving into memory instead: {error}")
+            while not self._try(overlap):
+                pass
 
     def guard(self) -> None:
         """What a device is told from now on comes behind its copies. Not collective."""
         if self._taken is not None and self._taken.copies is not None:
             self._taken.copies.guard()
 
-    def complete(self) -> Path:
-        """Seal it.
+    def complete(self) -> None:
+        """Wait for the copies, and seal.
 
         Raises:
             StateChanged: the state was written to without a ``guard``; nothing is saved.
@@ -203,38 +128,57 @@ class Save:
         """
         taken, self._taken = self._taken, None
         if taken is None:
-            raise UsageError("complete() comes once, behind begin()")
+            raise UsageError("complete() comes once, behind a begin() that left something")
         with self._standing_still():
             try:
-                files = _seal(self._runtime, taken)
+                self._finish(taken)
             except ElasticCkptError:
                 self._drop(taken.target)
                 raise
-        self._tell(taken, sum(entry.bytes for entry in files))
-        return self._runtime.job.checkpoint(self.position.epoch, self.position.step)
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _take(self, straight: bool, overlap: bool) -> _Taken:
-        """Write the state once: to the disk, or into memory and to the disk if that fails."""
-        runtime = self._runtime
-        while True:
-            target = _begin(
-                runtime, self._engine, self._snapshot, None if straight else runtime.memory
-            )
-            behind = overlap and target.tier == "memory" and self._engine.overlaps
-            try:
-                copies = DeviceCopies() if behind else None
-                return _write(runtime, self._engine, self._snapshot, target, copies)
-            except ElasticCkptError as error:
-                self._drop(target)
-                if target.tier == "disk" or not isinstance(error, StorageFailed):
-                    raise
-                runtime.memory = None
-                self._say(f"no memory tier from here on: {error}")
+    def _try(self, overlap: bool) -> bool:
+        """Save to the tier whose turn it is; False if another one is to be tried.
 
-    def _drop(self, target: _Target) -> None:
-        if self._runtime.peers.is_leader:
+        Every rank sees the same errors, and so goes the same way.
+        """
+        memory = None if self._straight else self._runtime.memory
+        target: Target | None = None
+        try:
+            target = choose_target(self._runtime, self._engine, self.position.step, memory)
+            behind = overlap and target.tier == "memory" and self._engine.overlaps
+            copies = DeviceCopies() if behind else None
+            taken = _write(self._runtime, self._engine, self._snapshot, target, copies)
+            if behind:
+                self._taken = taken
+            else:
+                self._finish(taken)
+        except ElasticCkptError as error:
+            self._drop(target)
+            if not isinstance(error, StorageFailed) or not self._turn_from(target, error):
+                raise
+            return False
+        return True
+
+    def _turn_from(self, target: Target | None, refused: StorageFailed) -> bool:
+        """Whether there is another tier than the one that refused; its turn is next."""
+        if target is not None and target.tier == "memory":
+            self._runtime.memory = None
+            self._say(f"no memory tier from here on: {refused}")
+            return True
+        if self._straight and self._runtime.memory is not None:
+            self._straight = False
+            self._say(f"saving into memory instead: {refused}")
+            return True
+        return False
+
+    def _finish(self, taken: _Taken) -> None:
+        files = _seal(self._runtime, taken)
+        self._tell(taken.target.tier, sum(entry.bytes for entry in files))
+
+    def _drop(self, target: Target | None) -> None:
+        if target is not None and self._runtime.peers.is_leader:
             target.drop()
 
     def _say(self, line: str) -> None:
@@ -244,8 +188,9 @@ class Save:
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
         """Training stands still for what is inside."""
-        runtime, began = self._runtime, time.monotonic()
+        runtime = self._runtime
         before = runtime.slot.phase(Phase.SAVING)
+        self._standing_since = time.monotonic()
         try:
             yield
         except ElasticCkptError as error:
@@ -259,11 +204,13 @@ class Save:
             raise
         finally:
             runtime.slot.phase(before)
-            self._stall += time.monotonic() - began
+            self._stall += time.monotonic() - self._standing_since
 
-    def _tell(self, taken: _Taken, size: int) -> None:
+    def _tell(self, tier: str, size: int) -> None:
         runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
-        runtime.slot.saved(step, size, int(self._stall * 1e9))
+        now = time.monotonic()
+        stall = self._stall + now - self._standing_since
+        runtime.slot.saved(step, size, int(stall * 1e9))
         if not runtime.peers.is_leader:
             return
         runtime.journal.write(
@@ -271,56 +218,21 @@ class Save:
             path=str(runtime.job.checkpoint(self.position.epoch, step)),
             step=step,
             reason=reason,
-            tier=taken.target.tier,
+            tier=tier,
             bytes=size,
-            seconds=time.monotonic() - self._began,
-            stall_seconds=self._stall,
+            seconds=now - self._began,
+            stall_seconds=stall,
         )
         # An emergency save ends this process; what is in memory is pruned behind its drain.
-        if reason != "emergency" and taken.target.tier == "disk":
+        if reason != "emergency" and tier == "disk":
             runtime.retain.after_save()
-
-
-def _begin(
-    runtime: Runtime, engine: Engine, snapshot: Snapshot, memory: WorkerMemory | None
-) -> _Target:
-    step = snapshot.position.step
-
-    def begin() -> _Target:
-        if not runtime.job.attempts.is_dir():
-            runtime.job.prepare()  # somebody moved it; there is work to be kept
-        needed = _predicted_bytes(runtime, engine)
-        if memory is not None:
-            target, line = memory.begin(needed)
-            if line:
-                runtime.say(line)
-            if target is not None:
-                return target
-        ensure_space(runtime.job.root, needed, runtime.retain.make_room)
-        return _DiskTarget(Attempt.begin(runtime.job, step))
-
-    made = runtime.peers.leader_does("begin", begin)
-    told = runtime.peers.tell("attempt", (made.told if made else "").encode()).decode()
-    if made is not None:
-        return made
-    tier, slot, identity = told.split(" ")
-    if tier == "memory" and memory is not None:
-        return memory.target(slot, identity)
-    return _DiskTarget(Attempt(runtime.job, identity, step))
-
-
-def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:
-    """What the last checkpoint took, and at least what the leader's own tensors take."""
-    newest = newest_valid(runtime.job)
-    last = newest.manifest.total_bytes if newest and newest.manifest else 0
-    return int(_MARGIN * max(last, engine.state_bytes()))
 
 
 def _write(
     runtime: Runtime,
     engine: Engine,
     snapshot: Snapshot,
-    target: _Target,
+    target: Target,
     copies: DeviceCopies | None,
 ) -> _Taken:
     peers = runtime.peers
@@ -335,7 +247,7 @@ def _write(
         return msgspec.json.encode(writer.paths)
 
     written = peers.collect("state", state, watched=True)
-    header = _header(runtime, engine.info, snapshot, target)
+    header = make_header(runtime, engine.info, snapshot, target.identity)
     return _Taken(target, header, writer, written, copies)
 
 
@@ -386,29 +298,3 @@ def _finish_part(
     for path in unclaimed:
         writer.claim(path)
     return writer.finish(world_size, header)
-
-
-def _header(
-    runtime: Runtime, engine: EngineInfo, snapshot: Snapshot, attempt: _Target
-) -> SealHeader:
-    position = snapshot.position
-    return SealHeader(
-        job=runtime.name,
-        attempt=attempt.identity,
-        incarnation=runtime.incarnation,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        reason=snapshot.reason,
-        epoch=position.epoch,
-        step=position.step,
-        step_in_epoch=position.step_in_epoch,
-        sample_start_index=position.sample_start_index,
-        samples_per_step=snapshot.samples_per_step,
-        order_seed=position.order_seed,
-        dataset_fingerprint=position.dataset_fingerprint,
-        dataset_size=position.dataset_size,
-        world_size=runtime.peers.world_size,
-        data_parallel_size=snapshot.data_parallel_size,
-        engine=engine,
-        torch=str(torch.__version__),
-        metrics=snapshot.metrics,
-    )

@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,15 +27,9 @@ from elastic_ckpt.board import Phase, Source
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.manifest import Reason, SealHeader
-from elastic_ckpt.core.position import Position
 from elastic_ckpt.core.retention import Retention
-from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import (
-    CheckpointRejected,
     DataMismatch,
-    ElasticCkptError,
-    StateChanged,
-    StorageFailed,
     UnequalSteps,
     UsageError,
 )
@@ -44,28 +37,13 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
-from elastic_ckpt.training.loading import Loaded, load_newest, read_rank_state
-from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
+from elastic_ckpt.training.loading import Loaded, load_newest
+from elastic_ckpt.training.place import Place
+from elastic_ckpt.training.rank_state import RankState
+from elastic_ckpt.training.rng import preserved_rng
 from elastic_ckpt.training.sampler import ElasticSampler
-from elastic_ckpt.training.saving import REASONS, Save, Snapshot
-
-
-@dataclass
-class _Place:
-    """Where in the data the session is; what ``Position`` freezes at a save."""
-
-    epoch: int = 0
-    step: int = 0
-    step_in_epoch: int = 0
-    samples: int = 0
-    order_seed: int | None = None
-    fingerprint: str = ""
-    dataset_size: int = 0
-
-    def next_epoch(self) -> None:
-        self.epoch += 1
-        self.step_in_epoch = 0
-        self.samples = 0
+from elastic_ckpt.training.saver import Saver
+from elastic_ckpt.training.snapshot import REASONS, Snapshot
 
 
 class Session:
@@ -113,22 +91,16 @@ class Session:
         self._save_interval = save_interval
         self._retention = retention
         self._metrics: dict[str, float] = {}
-        self._extra = dict(extra or {})
-        self._place = _Place()
-        self._saved_step = -1
-        self._saved_epoch = -1
+        self._rank_state = RankState(dict(extra or {}))
+        self._place = Place()
         self._samples_per_batch = 0
         self._replicas = 1
-        self._pending_rng: dict[str, Any] | None = None
-        self._pending_iterating = True
         self._manifest: SealHeader | None = None
         self._optimizer_stepped = False
         self._step_ends = False
         self._batch_is_out = False
         self._group_batches = 0
         self._save_is_owed = False
-        self._save_under_way: Save | None = None
-        self._may_overlap = False
         self._used_epoch = -1
         self._dataset: Any = None
         self.resumed_from: Path | None = None
@@ -145,12 +117,13 @@ class Session:
         self._runtime = runtimes.join(self._save_dir)
         slot = self._runtime.slot
         slot.phase(Phase.LOADING)
-        self._engine = make_engine(*self._state)
+        engine = make_engine(*self._state)
         override = self._runtime.supervised.save_interval_steps if self._runtime.supervised else 0
         self._interval = SaveInterval(steps=override or self._save_interval)
         if self._retention is not None and not self._runtime.retain.rule:
             self._runtime.retain.rule = self._retention
-        found = load_newest(self._runtime, self._engine)
+        self._saver = Saver(self._runtime, engine, self._state[2])
+        found = load_newest(self._runtime, engine)
         if found is not None:
             self._resume(found)
         slot.loaded(found.source if found else Source.NOTHING)
@@ -168,9 +141,8 @@ class Session:
         if error is not None:
             return
         self._settle()
-        self._complete_save()
-        here = (self._place.epoch, self._place.step)
-        if self._place.step > 0 and here != (self._saved_epoch, self._saved_step):
+        self._saver.complete()
+        if self._place.step > 0 and (self._place.epoch, self._place.step) != self._saver.last:
             self._save("final")
         steps = self._runtime.steps
         self._runtime.retain.finish(lambda: steps.asked)
@@ -218,7 +190,7 @@ class Session:
         A job that was saved at the last step of an epoch comes back to that epoch, with no
         batches left, so that what the script does at its end is done.
         """
-        self._restore_rng(iterating=False)
+        self._rank_state.restore_rng(iterating=False)
         while self._place.epoch < max_epochs:
             yield self._place.epoch
             self._settle()
@@ -247,12 +219,12 @@ class Session:
         if sampler.drop_last or dataloader.drop_last:
             count -= count % self._accumulation_steps
         self._check_equal(count)
-        self._restore_rng(iterating=False)
+        self._rank_state.restore_rng(iterating=False)
         if count == 0:
-            self._restore_rng()
+            self._rank_state.restore_rng()
             return
         iterator = iter(dataloader)
-        self._restore_rng()
+        self._rank_state.restore_rng()
         in_process = dataloader.num_workers == 0
         for index in range(count):
             begins = index % self._accumulation_steps == 0
@@ -372,20 +344,14 @@ class Session:
 
     def _finish_step(self) -> None:
         self._count_step()
-        self._complete_save()
-        if self._save_is_owed:
+        if not self._saver.complete() or self._save_is_owed:
             self._save("interval")
 
     def _count_step(self) -> None:
         """A step's samples count together: what a group left halfway used is used again."""
         self._runtime.steps.stepped()
-        place = self._place
-        place.step += 1
-        place.step_in_epoch += 1
-        place.samples = min(
-            place.samples + self._group_batches * self._samples_per_batch, place.dataset_size
-        )
-        self._save_is_owed = self._interval.due(place.step)
+        self._place.count_step(self._group_batches * self._samples_per_batch)
+        self._save_is_owed = self._interval.due(self._place.step)
 
     def _boundary(self) -> None:
         """The next step is about to begin: do what all ranks agreed to do before it."""
@@ -394,66 +360,25 @@ class Session:
             action = self._runtime.steps.enter(place.step, place.epoch, place.samples)
             if action.kind is ActionKind.GO:
                 return
-            self._complete_save()
-            if self._saved_step != place.step and place.step > 0:
+            self._saver.complete()
+            if self._saver.last[-1] != place.step and place.step > 0:
                 self._save(REASONS[action.kind])
             if action.kind is ActionKind.STOP:
-                self._runtime.leave(saved=self._saved_step >= 0)
+                self._runtime.leave(saved=self._saver.last[-1] >= 0)
 
     # -- inside: state ------------------------------------------------------------------------
 
     def _save(self, reason: Reason) -> None:
-        """Save; what the storage refuses on the way, and not at the end, is no end of the job."""
-        self._complete_save()
         self._save_is_owed = False
-        save = Save(self._runtime, self._engine, self._snapshot(reason))
-        with self._training_on(save, reason):
-            save.begin(overlap=reason == "interval" and self._may_overlap)
-            self._save_under_way = save
-        # The next step's passes only read what is saved, and its end is soon enough for the rest.
-        if not save.under_way:
-            self._complete_save()
-
-    def _complete_save(self) -> None:
-        """Seal what was left under way. Collective where something was."""
-        save, self._save_under_way = self._save_under_way, None
-        if save is None:
-            return
-        try:
-            with self._training_on(save, save.reason):
-                save.complete()
-                self._saved_epoch, self._saved_step = save.position.epoch, save.position.step
-        except StateChanged as error:
-            self._may_overlap, self._save_is_owed = False, True
-            if self._runtime.peers.is_leader:
-                self._runtime.say(f"not saved, and from here on a save stands still: {error}")
-
-    @contextmanager
-    def _training_on(self, save: Save, reason: Reason) -> Iterator[None]:
-        try:
-            yield
-        except StorageFailed as error:
-            if reason in ("emergency", "final"):
-                raise
-            if self._runtime.peers.is_leader:
-                step = save.position.step
-                self._runtime.say(f"not saved at step {step}, training goes on: {error}")
+        self._saver.save(self._snapshot(reason))
 
     def _snapshot(self, reason: Reason) -> Snapshot:
         place, peers = self._place, self._runtime.peers
-        position = Position(
-            epoch=place.epoch,
-            step=place.step,
-            step_in_epoch=place.step_in_epoch,
-            sample_start_index=place.samples,
-            order_seed=place.order_seed,
-            dataset_fingerprint=place.fingerprint,
-            dataset_size=place.dataset_size,
-        )
         replicas = self._replicas if self._samples_per_batch else peers.world_size
+        iterating = self._used_epoch == place.epoch
         return Snapshot(
             reason=reason,
-            position=position,
+            position=place.freeze(),
             running_states={
                 "epoch": place.epoch,
                 "step": place.step_in_epoch,
@@ -461,69 +386,23 @@ class Session:
             },
             samples_per_step=self._samples_per_batch * self._accumulation_steps,
             data_parallel_size=replicas,
-            rank_state=self._rank_state,
+            rank_state=lambda: self._rank_state.capture(iterating=iterating),
             metrics=dict(self._metrics),
         )
 
-    def _rank_state(self) -> dict[str, Any]:
-        extra = {name: thing.state_dict() for name, thing in self._extra.items()}
-        iterating = self._used_epoch == self._place.epoch
-        return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
-
     def _resume(self, loaded: Loaded) -> None:
-        manifest = loaded.seal
-        place = self._place
-        place.epoch = manifest.epoch
-        place.step = manifest.step
-        place.step_in_epoch = manifest.step_in_epoch
-        place.samples = manifest.sample_start_index
-        place.dataset_size = manifest.dataset_size
-        place.fingerprint = manifest.dataset_fingerprint
-        place.order_seed = manifest.order_seed
-        self._manifest = manifest
-        self._metrics = {**manifest.metrics, **self._metrics}
-        self._saved_epoch, self._saved_step = manifest.epoch, manifest.step
-        self.resumed_from = self._runtime.job.checkpoint(manifest.epoch, manifest.step)
-        state = read_rank_state(loaded, self._runtime.peers.rank)
-        if state is None:
-            return
-        self._pending_rng = state["rng"]
-        self._pending_iterating = state.get("iterating", True)
-        for name, thing in self._extra.items():
-            if name not in state["extra"]:
-                raise ElasticCkptError(
-                    f"{manifest.checkpoint_name} holds no state for extra={name!r}: "
-                    "it was saved without it"
-                )
-            thing.load_state_dict(state["extra"][name])
-
-    def _restore_rng(self, *, iterating: bool = True) -> None:
-        """Put the saved random state back, once.
-
-        Making a DataLoader's iterator draws from it. So a state that was saved behind that goes
-        back behind it, and one that was saved between two epochs goes back before it.
-        """
-        if self._pending_rng is not None and self._pending_iterating is iterating:
-            try:
-                restore_rng(self._pending_rng)
-            except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-                first = printable("".join(str(error).splitlines()[:1]))
-                raise CheckpointRejected(
-                    f"the random state in {self.resumed_from} cannot be put back: {first}"
-                ) from None
-            self._pending_rng = None
+        seal = self._manifest = loaded.seal
+        self._place = Place.of(seal)
+        self._metrics = {**seal.metrics, **self._metrics}
+        self._saver.last = (seal.epoch, seal.step)
+        self.resumed_from = self._runtime.job.checkpoint(seal.epoch, seal.step)
+        self._rank_state.resume(loaded, self._runtime.peers.rank)
 
     def _watch_optimizer(self) -> None:
         optimizer = self._state[2]
         inner = getattr(optimizer, "optim", optimizer)
         if hasattr(inner, "register_step_post_hook"):
-            inner.register_step_pre_hook(self._before_optimizer_step)
             inner.register_step_post_hook(self._after_optimizer_step)
-            self._may_overlap = True
-
-    def _before_optimizer_step(self, *_: Any) -> None:
-        if self._save_under_way is not None:
-            self._save_under_way.guard()
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._optimizer_stepped = True

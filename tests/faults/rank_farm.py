@@ -20,7 +20,8 @@ from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.engines import Engine, make_engine
-from elastic_ckpt.training.saving import Snapshot, write_checkpoint
+from elastic_ckpt.training.saving import write_checkpoint
+from elastic_ckpt.training.snapshot import Snapshot
 from tests.faults.store_writer import OLD, fork, serve
 
 WORLD_SIZE = 2

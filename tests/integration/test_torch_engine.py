@@ -22,7 +22,8 @@ from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.store.part import PartWriter
 from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.runtime import join
-from elastic_ckpt.training.saving import Snapshot, write_checkpoint
+from elastic_ckpt.training.saving import write_checkpoint
+from elastic_ckpt.training.snapshot import Snapshot
 from tests.integration.ranks import run_ranks
 from tests.integration.torch_trainers import Trainer, bits, differences, differing, save
 

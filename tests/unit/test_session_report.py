@@ -14,7 +14,7 @@ from elastic_ckpt.board import Source
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import read_manifest
-from elastic_ckpt.training import session as sessions
+from elastic_ckpt.training import rank_state
 from elastic_ckpt.training.loading import Loaded
 from elastic_ckpt.training.session import Session
 from tests.unit.store_tools import make_checkpoint, open_job
@@ -26,6 +26,7 @@ def session() -> Session:
     made._runtime = SimpleNamespace(  # type: ignore[assignment]
         peers=SimpleNamespace(rank=0, world_size=1), job=JobDirectory(Path("unused"))
     )
+    made._saver = SimpleNamespace(last=(-1, -1))  # type: ignore[assignment]
     return made
 
 
@@ -65,7 +66,7 @@ def test_a_restart_remembers_the_last_word(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the run without an interruption would: it may be long until the next evaluation."""
-    monkeypatch.setattr(sessions, "read_rank_state", lambda *_: None)
+    monkeypatch.setattr(rank_state, "read_rank_state", lambda *_: None)
     path = make_checkpoint(open_job(tmp_path / "job"), metrics={"loss": 1.0, "accuracy": 0.5})
     session._resume(Loaded(path, read_manifest(path), Source.DISK))
     assert said(session) == {"loss": 1.0, "accuracy": 0.5}
