@@ -1,0 +1,68 @@
+"""What the supervisor says of its run: the record, the states in the journal, lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from elastic_ckpt.core.run_state import Event, RunState, advance
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.records import NodeRecord
+
+
+class Account:
+    """Holds the run's state and says so, each time that something of it changes.
+
+    Args:
+        path: of the node's record.
+        record: as the run begins.
+        listener: shows one line to whoever started the run.
+
+    Attributes:
+        record: as it was told last.
+    """
+
+    def __init__(
+        self, path: Path, record: NodeRecord, journal: Journal, listener: Callable[[str], None]
+    ) -> None:
+        self.record = record
+        self._path = path
+        self._journal = journal
+        self._listener = listener
+
+    @property
+    def state(self) -> RunState:
+        """Of the run."""
+        return self.record.state
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        # Whoever started the run may be gone: a terminal that hung up, the end of a pipe.
+        with contextlib.suppress(OSError):
+            self._listener(line)
+
+    def move(self, event: Event, message: str = "", **changes: Any) -> None:
+        """Something happened: go where ``TRANSITIONS`` says, and tell.
+
+        Args:
+            message: what it is doing now, or why it ended; empty to leave what was said.
+            changes: of the record, besides.
+        """
+        before = self.state
+        self.record.state = advance(before, event)
+        if message:
+            self.record.message = message
+            self.say(message)
+        if self.state is not before:
+            self._journal.write("state", state=self.state.value, message=self.record.message)
+        self.update(**changes)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record, and write it."""
+        for name, value in changes.items():
+            setattr(self.record, name, value)
+        # The record is for people; a full disk must not keep the job from being saved.
+        with contextlib.suppress(OSError):
+            self.record.write(self._path)
