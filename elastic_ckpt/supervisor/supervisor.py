@@ -190,7 +190,8 @@ class Supervisor:
                 self._launch()
         elif self._state is RunState.STARTING and self._stepping():
             self._saves.begin(now)
-            self._account.move(Event.STEPPING, f"training, incarnation {self._incarnation}")
+            message = f"training, incarnation {self._incarnation}"
+            self._account.move(Event.STEPPING, message, save_interval=self._interval())
         elif self._state is RunState.RUNNING:
             if self._saves.learn(now):
                 self._account.update(save_interval=self._interval())
