@@ -77,11 +77,12 @@ class Memcpy(Saver):
     """The same bytes into mapped pages that were written before; each rank copies its half."""
 
     name = "memcpy floor"
-    how = "copied"
+    how = "copied by both ranks, half each"
+    ranks = 2
 
     def __init__(self, rank: int, state: TrainingState, places: Places) -> None:
         super().__init__(rank, state, places)
-        loads = [0] * dist.get_world_size()
+        loads = [0] * self.ranks
         self._mine: list[memoryview] = []
         for tensor in sorted(state.tensors(), key=lambda one: -one.nbytes):
             least = loads.index(min(loads))
@@ -90,7 +91,7 @@ class Memcpy(Saver):
                 flat = tensor.detach().reshape(-1).view(torch.uint8).numpy()
                 self._mine.append(memoryview(flat))
         size = max(1, sum(map(len, self._mine)))
-        with open(places.memory / f"floor-{rank}", "w+b") as file:
+        with open(places.memory / f"floor-{self.ranks}-{rank}", "w+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
             self._mapping = mmap.mmap(
                 file.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE
@@ -102,6 +103,14 @@ class Memcpy(Saver):
         for source in self._mine:
             self._target[at : at + len(source)] = source
             at += len(source)
+
+
+class MemcpyOnce(Memcpy):
+    """All of it by one thread, as a state that one rank writes."""
+
+    name = "memcpy by one thread"
+    how = "copied by rank 0"
+    ranks = 1
 
 
 # -- ours ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -33,6 +33,11 @@ LIMIT_SECONDS: Final = 1800.0
 FAILURE_GRACE_SECONDS: Final = 10.0
 """After one rank failed, how long the others may take to say how they fared."""
 
+_SHORTEST_PAUSE: Final = 0.00025
+_LONGEST_PAUSE: Final = 0.01
+"""Between two looks at the store, which answers one rank at a time: many ranks look less often.
+(Its own ``wait`` cannot be left before it times out, and then prints a warning.)"""
+
 _OK: Final = b"+"
 _BAD: Final = b"!"
 
@@ -50,8 +55,10 @@ class Peers:
         self.world_size = world_size
         self._store = store
         self._limit = limit
+        self._pause_seconds = min(_SHORTEST_PAUSE * world_size, _LONGEST_PAUSE)
         self._round = 0
-        self._keys: list[str] = []  # of rounds that somebody may still read
+        self._keys: dict[str, list[str]] = {}  # by round, of those that somebody may still read
+        self._watching: Any = None
 
     @classmethod
     def connect(cls, limit: float = LIMIT_SECONDS) -> Peers:
@@ -96,7 +103,7 @@ class Peers:
             SaveFailed: on every rank, if that rank raised anything else; StorageFailed if it was
                 the storage's.
         """
-        key = self._next(name)
+        key = self._next(name, range(self.world_size))
         try:
             with self._watch(key) if watched else nullcontext():
                 mine = produce()
@@ -151,7 +158,9 @@ class Peers:
 
     @contextmanager
     def _watch(self, key: str) -> Iterator[None]:
-        store = private_store() if self._store is not None else None
+        if self._store is not None and self._watching is None:
+            self._watching = private_store()
+        store = self._watching
         if store is None:
             yield
             return
@@ -204,13 +213,12 @@ class Peers:
         if bad is not None:
             self._post(f"{key}/verdict", _BAD, _encode_failure(bad, self.rank))
             raise bad
-        self._forget_before(key)
         self._post(f"{key}/verdict", _OK, b"")
+        self._forget_before(key)
         return outcomes
 
     def _await_outcome(self, key: str, rank: int, limit: float) -> bytes:
         first_failure: float | None = None
-        pause = 0.0005
         while not self._there(f"{key}/{rank}"):
             now = time.monotonic()
             if first_failure is None and self._there(f"{key}/failed"):
@@ -219,8 +227,7 @@ class Peers:
                 raise _decode_failure(self._read(f"{key}/failed"))
             if now > limit:
                 raise SaveFailed(rank, f"it did not answer within {self._limit:.0f} s")
-            time.sleep(pause)
-            pause = min(pause * 2, 0.01)
+            time.sleep(self._pause_seconds)
         outcome = self._read(f"{key}/{rank}")
         if outcome[:1] == _BAD:
             raise _decode_failure(outcome)
@@ -232,12 +239,10 @@ class Peers:
 
     def _await(self, key: str, seconds: float) -> bytes:
         limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
-        pause = 0.0005
         while not self._there(key):
             if time.monotonic() > limit:
                 raise SaveFailed(0, f"the leader did not answer within {seconds:.0f} s")
-            time.sleep(pause)
-            pause = min(pause * 2, 0.01)
+            time.sleep(self._pause_seconds)
         return self._read(key)
 
     # A store whose host has gone fails with one or the other of torch's errors, each a
@@ -263,19 +268,21 @@ class Peers:
         except RuntimeError as error:
             raise _lost(error) from None
 
-    def _next(self, name: str) -> str:
+    def _next(self, name: str, ranks: Iterable[int] = ()) -> str:
+        """The key of the next round, in which these ranks answer."""
         self._round += 1
         key = f"{self._round}/{name}"
         if self._store is not None and self.is_leader:
-            self._keys.append(key)
+            self._keys[key] = [f"{key}/verdict", *(f"{key}/{rank}" for rank in ranks)]
         return key
 
     def _forget_before(self, key: str) -> None:
         """Delete what all have read: who has answered here is past everything before it."""
-        for old in self._keys[: self._keys.index(key)]:
-            for suffix in (*range(self.world_size), "verdict", "failed"):
-                self._store.delete_key(f"{old}/{suffix}")
-        del self._keys[: self._keys.index(key)]
+        for old in list(self._keys):
+            if old == key:
+                return
+            for posted in self._keys.pop(old):
+                self._store.delete_key(posted)
 
 
 def describe(error: BaseException) -> str:

@@ -60,6 +60,7 @@ class Runtime:
         supervised: None when there is no supervisor.
         retain: what deletes old checkpoints.
         memory: this node's memory tier; None to save to the disk.
+        last_bytes: size of the newest checkpoint; None if nobody has looked.
     """
 
     job: JobDirectory
@@ -73,6 +74,7 @@ class Runtime:
     incarnation: int
     lock: HeldLock | None = field(default=None)
     memory: WorkerMemory | None = None
+    last_bytes: int | None = None
     retain: Retainer = field(init=False)
 
     def __post_init__(self) -> None:

@@ -93,6 +93,7 @@ def choose_target(
 
 def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:
     """What the last checkpoint took, and at least what the leader's own tensors take."""
-    newest = newest_valid(runtime.job)
-    last = newest.manifest.total_bytes if newest and newest.manifest else 0
-    return int(_MARGIN * max(last, engine.state_bytes()))
+    if runtime.last_bytes is None:  # a look at all checkpoints, of which there may be thousands
+        newest = newest_valid(runtime.job)
+        runtime.last_bytes = newest.manifest.total_bytes if newest and newest.manifest else 0
+    return int(_MARGIN * max(runtime.last_bytes, engine.state_bytes()))

@@ -210,6 +210,7 @@ class Save:
         runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
         now = time.monotonic()
         stall = self._stall + now - self._standing_since
+        runtime.last_bytes = size
         runtime.slot.saved(step, size, int(stall * 1e9))
         if not runtime.peers.is_leader:
             return
