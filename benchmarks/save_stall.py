@@ -61,8 +61,8 @@ def groups() -> list[list[type]]:
 
     return [
         [savers.MemcpyOnce, savers.OursMemory, savers.Ours, savers.TorchSave,
-         savers.TorchSaveSynced, savers.Safetensors, savers.SafetensorsSynced, savers.DcpSync, peers.DLRoverFlash,
-         peers.NvrxFork, peers.NvrxLocal],
+         savers.TorchSaveSynced, savers.Safetensors, savers.SafetensorsSynced, savers.DcpSync,
+         peers.DLRoverFlash, peers.NvrxFork, peers.NvrxLocal],
         [savers.OursMemory, savers.DcpAsync, savers.DcpAsyncReused, savers.DcpProcess],
         [peers.OursColossalAI, peers.ColossalAISave, peers.ColossalAISaveSynced],
     ]  # fmt: skip

@@ -16,7 +16,7 @@ ROWS = {
     "emergency": 5,
     "idle": 6,
     "recovery": 2,
-    "save_stall": 17,
+    "save_stall": 18,
 }
 
 
