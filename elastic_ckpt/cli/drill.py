@@ -42,9 +42,14 @@ class Drill(msgspec.Struct, frozen=True):
 
 @click.command("drill")
 @directory_argument
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    help="Seconds between a notice and the end of the node; the job's own if not given.",
+)
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
-def command(directory: Path, timeout: float, as_json: bool) -> int:
+def command(directory: Path, grace: float | None, timeout: float, as_json: bool) -> int:
     """Rehearse an emergency save on the running job: would it fit into the grace?
 
     The job saves as it would on a notice, and trains on. Measured is the time from the request
@@ -53,7 +58,7 @@ def command(directory: Path, timeout: float, as_json: bool) -> int:
 
     Exits with 0 if it fits, with 1 if it does not.
     """
-    found = _rehearse(directory, timeout)
+    found = _rehearse(directory, grace, timeout)
     if as_json:
         click.echo(shown_json(msgspec.json.encode(found)))
         return 0 if found.fits else 1
@@ -75,11 +80,12 @@ def command(directory: Path, timeout: float, as_json: bool) -> int:
     return 0 if found.fits else 1
 
 
-def _rehearse(directory: Path, timeout: float) -> Drill:
+def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Drill:
     job = open_job(directory)
     record = next(iter(running_records(job)), None)
     if record is None:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
+    grace = record.grace if given_grace is None else given_grace
     predicted = _predicted(job, record)
     before, limit = newest_valid(job), time.monotonic() + timeout
     while True:
@@ -97,8 +103,8 @@ def _rehearse(directory: Path, timeout: float) -> Drill:
         bytes=saved.manifest.total_bytes if saved.manifest else 0,
         predicted_seconds=predicted,
         measured_seconds=seconds,
-        grace_seconds=record.grace,
-        fits=seconds <= record.grace,
+        grace_seconds=grace,
+        fits=seconds <= grace,
     )
 
 

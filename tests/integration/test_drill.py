@@ -31,6 +31,8 @@ def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
             ("memory", "interval") if found["step"] % 10 == 0 else ("disk", "manual")
         }
         job.until(lambda view: view.workers[0].step > found["step"] + 2, "that it trains on")
+        other = json.loads(drill(job, "--json", "--grace", "50").stdout)
+        assert (other["fits"], other["grace_seconds"]) == (True, 50.0)
 
 
 def test_without_a_job_it_is_a_wrong_call(tmp_path):
