@@ -15,7 +15,7 @@ from elastic_ckpt.store.layout import JobDirectory
 
 MAX_NAMES: Final = 2000
 MAX_NAME_CHARACTERS: Final = 120
-_MAX_BYTES: Final = 256 * 1024
+_MAX_BYTES: Final = 1024 * 1024
 _MAX_REASON: Final = 200
 _PACKAGES: Final = frozenset({"site-packages", "dist-packages"})
 
@@ -25,10 +25,12 @@ class Preload(msgspec.Struct, frozen=True):
 
     Attributes:
         modules: their full names, in the order in which they were imported.
-        refused: why none of them may be; empty if they may.
+        harmful: those that it must not import, with the reasons; None if nobody has tried yet.
+        refused: why none of them may be imported; empty if they may.
     """
 
     modules: tuple[str, ...] = ()
+    harmful: dict[str, str] | None = None
     refused: str = ""
 
 
@@ -77,6 +79,10 @@ def is_installed(path: str, own: Iterable[str]) -> bool:
 
 
 def _checked(preload: Preload) -> Preload:
-    if len(preload.modules) > MAX_NAMES or not all(map(is_module_name, preload.modules)):
-        raise ValueError("these are no names of modules")
-    return Preload(preload.modules, printable(preload.refused, _MAX_REASON))
+    harmful = preload.harmful
+    for names in (preload.modules, harmful or {}):
+        if len(names) > MAX_NAMES or not all(map(is_module_name, names)):
+            raise ValueError("these are no names of modules")
+    if harmful is not None:
+        harmful = {name: printable(reason, _MAX_REASON) for name, reason in harmful.items()}
+    return Preload(preload.modules, harmful, printable(preload.refused, _MAX_REASON))

@@ -1,8 +1,9 @@
 """Preloaded by the forkserver last: imports what the job's workers were seen to import.
 
-A fork copies one thread, no state of a GPU, and random generators as they are. So afterwards the
-process looks at itself and says whether workers may be forked from it; the agent waits for that
-word (``template_process.py``).
+A fork copies one thread, no state of a GPU, and random generators as they are. So a module that
+starts a thread, uses a GPU or draws random numbers stays the script's to import, and so does what
+imports it. Which ones do is tried once, in children of this process; the agent waits for the word
+on how it went (``template_process.py``).
 """
 
 from __future__ import annotations
@@ -10,19 +11,31 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import select
+import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.core.text import printable
 from elastic_ckpt.store.preload import is_installed
 from elastic_ckpt.supervisor import template
-from elastic_ckpt.supervisor.template_process import PLAN_VARIABLE, Plan
+from elastic_ckpt.supervisor.processes import die_with_parent
+from elastic_ckpt.supervisor.template_process import PLAN_VARIABLE, Plan, Verdict
+
+MODULE_SECONDS: Final = 60.0
+"""A module whose import takes longer hangs."""
+
+MOST_HARMFUL: Final = 20
+"""Where there are more, it is not worth while to try on."""
+
+_DONE: Final = b"."
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,11 @@ class _Traces:
 
     def changed_since(self, before: _Traces) -> str:
         if self.cuda and not before.cuda:
-            return "an import began to use CUDA"
+            return "its import begins to use CUDA"
         if self.threads > before.threads or self.native_threads > before.native_threads:
-            return "an import started a thread"
+            return "its import starts a thread"
         if self.random != before.random:
-            return "an import drew random numbers or set a seed"
+            return "its import draws random numbers or sets a seed"
         return ""
 
 
@@ -84,16 +97,41 @@ def _random_state() -> tuple[object, ...]:
     return tuple(state)
 
 
-def _import_installed(plan: Plan) -> None:
+class _LeftOut(BaseException):
+    """Not an ``ImportError``: a module must not think that another one is not installed."""
+
+
+class _Leaver(MetaPathFinder):
+    """Ends the import of whatever imports one of these modules."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name in self._names:
+            raise _LeftOut(name)
+
+
+def _import_installed(
+    plan: Plan, left_out: Iterable[str], before_each: Callable[[str], None] = lambda _: None
+) -> Iterator[str]:
+    """Import all but some; yields each behind its import."""
     own = (plan.script_directory, os.getcwd())
     path = [plan.script_directory, *sys.path]
     found: dict[str, bool] = {}
-    for module in plan.modules:
-        top = module.partition(".")[0]
-        if top not in found:
-            found[top] = _finds_installed(top, path, own)
-        if found[top]:
-            _import(module)
+    leaver = _Leaver(left_out)
+    sys.meta_path.insert(0, leaver)
+    try:
+        for module in plan.modules:
+            top = module.partition(".")[0]
+            if top not in found:
+                found[top] = _finds_installed(top, path, own)
+            if found[top]:
+                before_each(module)
+                _import(module)
+                yield module
+    finally:
+        sys.meta_path.remove(leaver)
 
 
 def _finds_installed(top: str, path: list[str], own: tuple[str, ...]) -> bool:
@@ -112,17 +150,93 @@ def _import(module: str) -> None:
         return
 
 
+# -- the trial ------------------------------------------------------------------------------------
+
+
+def _find_harmful(plan: Plan) -> dict[str, str]:
+    """The modules that workers must import themselves, with the reasons."""
+    harmful: dict[str, str] = {}
+    while len(harmful) < MOST_HARMFUL:
+        found = _try_in_child(plan, harmful)
+        if found is None:
+            return harmful
+        module, reason = found
+        if not module:
+            return dict.fromkeys(plan.modules, reason)
+        harmful[module] = reason
+    return dict.fromkeys(plan.modules, f"{MOST_HARMFUL} of them are harmful")
+
+
+def _try_in_child(plan: Plan, harmful: Iterable[str]) -> tuple[str, str] | None:
+    """Import everything in a child; the first module that does harm, and what it did."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            die_with_parent()
+            os.close(reading)
+            _import_and_tell(plan, harmful, writing)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    told = b""
+    try:
+        while select.select([reading], [], [], MODULE_SECONDS)[0]:
+            more = os.read(reading, 65536)
+            if not more:
+                break
+            told += more
+        else:
+            return _last(told), f"its import takes more than {MODULE_SECONDS:.0f} s"
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    verdict = told.rpartition(b"!")[2].decode()
+    if told.endswith(_DONE):
+        return None
+    return _last(told), verdict if b"!" in told else "its import ends the process"
+
+
+def _import_and_tell(plan: Plan, harmful: Iterable[str], fd: int) -> None:
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silent, stream)
+    before = _Traces.here()
+    for _ in _import_installed(plan, harmful, lambda name: _tell(fd, f"{name}\n")):
+        reason = _Traces.here().changed_since(before)
+        if reason:
+            _tell(fd, f"!{reason}")
+            os._exit(0)
+    os.write(fd, _DONE)
+
+
+def _tell(fd: int, text: str) -> None:
+    os.write(fd, text.encode())
+
+
+def _last(told: bytes) -> str:
+    """The module whose import was the last to begin."""
+    lines = told.partition(b"!")[0].decode().split()
+    return lines[-1] if lines else ""
+
+
+# -- at the template's start ----------------------------------------------------------------------
+
+
 def _carry_out(plan: Plan) -> None:
     if "numpy" in sys.modules:
         import numpy.random  # noqa: F401  # some versions wait until it is used
+    harmful = _find_harmful(plan) if plan.harmful is None else plan.harmful
     before = _Traces.here()
-    _import_installed(plan)
-    _say(plan, _Traces.here().changed_since(before))
+    for _ in _import_installed(plan, harmful):
+        pass
+    _say(plan, Verdict(harmful, _Traces.here().changed_since(before)))
 
 
-def _say(plan: Plan, verdict: str) -> None:
+def _say(plan: Plan, verdict: Verdict) -> None:
     draft = Path(f"{plan.verdict}.new")
-    draft.write_text(printable(verdict))
+    draft.write_bytes(msgspec.json.encode(verdict))
     draft.replace(plan.verdict)
 
 

@@ -42,14 +42,27 @@ class Plan(msgspec.Struct, frozen=True):
 
     Attributes:
         modules: in this order.
+        harmful: those that it leaves out, with the reasons; None to find them out.
         script_directory: where the script would look first.
-        verdict: the file that appears at the end: empty, or with the reason why no worker may
-            be forked.
+        verdict: the file that appears at the end, with a :class:`Verdict`.
     """
 
     modules: tuple[str, ...]
+    harmful: dict[str, str] | None
     script_directory: str
     verdict: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How the imports went.
+
+    Attributes:
+        harmful: modules that were left out, with the reasons.
+        refused: why no worker may be forked all the same; empty if they may.
+    """
+
+    harmful: dict[str, str] | None = None
+    refused: str = ""
 
 
 class Template:
@@ -66,7 +79,7 @@ class Template:
         self._plan_file = scratch / "learned.json"
         self._verdict = scratch / "verdict"
         learned = read_preload(self._job) if spec.learn_preload else Preload()
-        self._learned = () if learned.refused else learned.modules
+        self._learned = Preload() if learned.refused else learned
 
     def start(self) -> None:
         """Start it with its imports under way; :meth:`wait` must follow.
@@ -78,9 +91,10 @@ class Template:
         os.environ["PYTHONWARNINGS"] = "ignore"
         resource_tracker.ensure_running()
         os.environ.pop("PYTHONWARNINGS")
-        if self._learned:
+        learned = self._learned
+        if learned.modules:
             directory = str(Path(self._spec.script).parent)
-            plan = Plan(self._learned, directory, str(self._verdict))
+            plan = Plan(learned.modules, learned.harmful, directory, str(self._verdict))
             self._plan_file.write_bytes(msgspec.json.encode(plan))
             os.environ[PLAN_VARIABLE] = str(self._plan_file)
         forkserver.ensure_running()
@@ -88,29 +102,35 @@ class Template:
 
     def wait(self) -> None:
         """Wait, bounded, until workers may be forked; without what it learned if need be."""
-        if not self._learned:
+        modules = self._learned.modules
+        if not modules:
             return
-        refused = self._outcome()
-        if not refused:
-            return
-        write_preload(self._job, Preload(self._learned, refused))
-        Journal(self._job, self._spec.node).write(
-            "preload-refused", reason=refused, modules=len(self._learned)
-        )
-        _end_template()
-        forkserver.ensure_running()
+        verdict = self._outcome()
+        found = Preload(modules, verdict.harmful, verdict.refused)
+        if found != self._learned:
+            write_preload(self._job, found)
+            self._tell(verdict)
+        if verdict.refused:
+            _end_template()
+            forkserver.ensure_running()
 
-    def _outcome(self) -> str:
-        """Why the learned modules are no good; empty if they are."""
+    def _tell(self, verdict: Verdict) -> None:
+        journal = Journal(self._job, self._spec.node)
+        if verdict.harmful:
+            journal.write("preload-harmful", modules=verdict.harmful)
+        if verdict.refused:
+            journal.write("preload-refused", reason=verdict.refused)
+
+    def _outcome(self) -> Verdict:
         limit = time.monotonic() + IMPORT_SECONDS
         while time.monotonic() < limit:
             gone = _template_is_gone()
             if self._verdict.exists():
-                return self._verdict.read_text()
+                return msgspec.json.decode(self._verdict.read_bytes(), type=Verdict)
             if gone:
-                return "an import ended the process"
+                return Verdict(refused="an import ended the process")
             time.sleep(_POLL_SECONDS)
-        return f"the imports took more than {IMPORT_SECONDS:.0f} s"
+        return Verdict(refused=f"the imports took more than {IMPORT_SECONDS:.0f} s")
 
 
 def _template_is_gone() -> bool:

@@ -47,6 +47,9 @@ class Imports(Job):
         self.job.prepare()
         write_preload(self.job, Preload(modules))
 
+    def told_harmful(self) -> list[dict[str, str]]:
+        return [e["data"]["modules"] for e in self.events() if e["event"] == "preload-harmful"]
+
     def refusals(self) -> list[str]:
         return [e["data"]["reason"] for e in self.events() if e["event"] == "preload-refused"]
 
@@ -66,8 +69,9 @@ def test_the_second_run_finds_imported_what_the_first_one_imported(tmp_path):
         assert second["environment"]["HARMLESS_WAS_IMPORTED"] == "1"
         for only_while_importing in ("TORCH_WARM_POOL", "PYTORCH_NVML_BASED_CUDA_CHECK"):
             assert only_while_importing not in second["environment"]
-        assert read_preload(job.job) == learned
-        assert job.refusals() == []
+        tried = read_preload(job.job)
+        assert (tried.modules, tried.harmful, tried.refused) == (learned.modules, {}, "")
+        assert job.told_harmful() == job.refusals() == []
 
 
 def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_path):
@@ -88,19 +92,39 @@ def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_p
         assert not {"missing", "antigravity", "replaced"} & set(read_preload(job.job).modules)
 
 
-def test_a_list_that_does_harm_is_refused_until_it_changes(tmp_path):
-    with Imports(tmp_path, {"harmless": HARMLESS, "threaded": THREAD}) as job:
+def test_a_module_that_does_harm_is_left_out_with_what_imports_it(tmp_path):
+    packages = {
+        "harmless": HARMLESS,
+        "threaded": THREAD,
+        "importing": "try:\n    import threaded\nexcept ImportError:\n    found = False\n",
+    }
+    with Imports(tmp_path, packages) as job:
+        job.once()
+        assert job.once()["there"] == ["harmless"]
+        expected = {"threaded": "its import starts a thread"}
+        assert read_preload(job.job).harmful == expected
+        assert job.told_harmful() == [expected]
+
+        assert job.once()["there"] == ["harmless"]
+        assert len(job.told_harmful()) == 1  # it was not tried again
+        assert job.refusals() == []
+
+
+def test_one_that_does_harm_only_behind_the_trial_costs_the_others_their_place(tmp_path):
+    """The template is started once more, without any of them, and again until they change."""
+    tried = tmp_path / "tried"
+    source = (
+        f"import os, pathlib, random\ntried = pathlib.Path({str(tried)!r})\n"
+        "if 'RANK' not in os.environ:\n    tried.exists() and random.random()\n    tried.touch()\n"
+    )
+    with Imports(tmp_path, {"harmless": HARMLESS, "late": source}) as job:
         job.once()
         assert job.once()["there"] == []
-        refused = read_preload(job.job)
-        assert refused.refused == "an import started a thread"
-        assert "threaded" in refused.modules
-        assert job.refusals() == [refused.refused]
-
+        assert job.refusals() == ["its import draws random numbers or sets a seed"]
         assert job.once()["there"] == []
-        assert len(job.refusals()) == 1  # it was not tried again
+        assert len(job.refusals()) == 1
 
-        job.arguments.remove("threaded")
+        job.arguments.remove("late")
         job.once()
         assert job.once()["there"] == ["harmless"]
 
@@ -108,18 +132,18 @@ def test_a_list_that_does_harm_is_refused_until_it_changes(tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (IN_TEMPLATE + "os._exit(3)", "an import ended the process"),
-        ("import random\nrandom.seed(1)", "an import drew random numbers or set a seed"),
-        ("import torch\ntorch.rand(1)", "an import drew random numbers or set a seed"),
-        ("import numpy\nnumpy.random.rand(1)", "an import drew random numbers or set a seed"),
+        (IN_TEMPLATE + "os._exit(3)", "its import ends the process"),
+        ("import random\nrandom.seed(1)", "its import draws random numbers or sets a seed"),
+        ("import torch\ntorch.rand(1)", "its import draws random numbers or sets a seed"),
+        ("import numpy\nnumpy.random.rand(1)", "its import draws random numbers or sets a seed"),
     ],
     ids=["dies", "random", "torch", "numpy"],
 )
 def test_what_a_fork_would_not_survive_is_not_in_the_template(tmp_path, source, reason):
     with Imports(tmp_path, {"harmless": HARMLESS, "harmful": source}) as job:
         job.knows("harmless", "harmful")
-        assert job.once()["there"] == []
-        assert job.refusals() == [reason]
+        assert job.once()["there"] == ["harmless"]
+        assert job.told_harmful() == [{"harmful": reason}] and job.refusals() == []
         assert [e["data"]["incarnation"] for e in job.events() if e["event"] == "launch"] == [1]
 
 

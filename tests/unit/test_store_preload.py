@@ -28,15 +28,19 @@ def job(tmp_path) -> JobDirectory:
     return open_job(tmp_path / "job")
 
 
+LARGEST = tuple(f"m{n:0{MAX_NAME_CHARACTERS - 1}}" for n in range(MAX_NAMES))
+
+
 @pytest.mark.parametrize(
     "preload",
     [
         Preload(),
         Preload(("numpy", "torch._dynamo", "a.b.c")),
-        Preload(("numpy",), "an import started a thread"),
-        Preload(tuple(f"m{n:0{MAX_NAME_CHARACTERS - 1}}" for n in range(MAX_NAMES))),
+        Preload(("numpy",), {"numpy.random": "its import starts a thread"}),
+        Preload(("numpy",), {}, "its import starts a thread"),
+        Preload(LARGEST, dict.fromkeys(LARGEST, "20 of them are harmful")),
     ],
-    ids=["empty", "some", "refused", "largest"],
+    ids=["empty", "some", "harmful", "refused", "largest"],
 )
 def test_the_next_run_reads_what_this_one_wrote(job: JobDirectory, preload: Preload) -> None:
     write_preload(job, preload)
@@ -49,10 +53,11 @@ def test_the_next_run_reads_what_this_one_wrote(job: JobDirectory, preload: Prel
         "", "{", "[]", "null", '{"modules": "os"}', '{"modules": [1]}', '{"modules": [""]}',
         '{"modules": ["good", "a b"]}', '{"modules": ["a..b"]}', '{"modules": [".a"]}',
         '{"modules": ["a/b"]}', '{"modules": ["../a"]}', '{"modules": ["a\\u0000"]}',
-        '{"modules": ["m\\u00fcll"]}', '{"modules": ["os"], "refused": 1}',
+        '{"modules": ["m\\u00fcll"]}', '{"modules": ["os"], "harmful": {"a b": "x"}}',
+        '{"modules": ["os"], "harmful": ["os"]}', '{"modules": ["os"], "refused": 1}',
         json.dumps({"modules": ["a"] * (MAX_NAMES + 1)}),
         json.dumps({"modules": ["a" * (MAX_NAME_CHARACTERS + 1)]}),
-        "[" * 100_000, " " * 300_000,
+        "[" * 100_000, " " * 1_100_000,
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_good_is_as_none(job: JobDirectory, text: str) -> None:
@@ -127,7 +132,7 @@ def test_a_refusal_stands_until_other_modules_are_imported(job: JobDirectory, mo
     modules = {"one": module("one", "/site-packages/one.py")}
     monkeypatch.setattr(import_notes, "sys", SimpleNamespace(modules=modules))
     notes = ImportNotes(job, frozenset(), ())
-    write_preload(job, Preload(("one",), "an import started a thread"))
+    write_preload(job, Preload(("one",), {}, "its import starts a thread"))
     notes.write()
     assert read_preload(job).refused
     modules["two"] = module("two", "/site-packages/two.py")
