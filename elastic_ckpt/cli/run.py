@@ -65,6 +65,13 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
     help="Failures in a row that are retried.",
 )
 @click.option(
+    "--global-batch",
+    type=click.IntRange(min=1),
+    metavar="SAMPLES",
+    help="Samples of one optimizer step on all workers together, whatever their number: "
+    "accumulation follows.  [default: the script's accumulation]",
+)
+@click.option(
     "--preload",
     metavar="MODULE,...",
     help="Modules that workers find already imported.  [default: those that the job was seen to "
@@ -90,6 +97,7 @@ def command(
     save_interval: str | None,
     mtbf: str | None,
     max_failures: int,
+    global_batch: int | None,
     preload: str | None,
     keep_last: int,
     keep_every: int,
@@ -132,6 +140,7 @@ def command(
         interval=interval,
         mtbf=_mtbf(mtbf, interval),
         max_failures=max_failures,
+        global_batch=global_batch or 0,
         preload=_preload(preload, script),
         learn_preload=preload is None,
         retention=make_retention(keep_last, keep_every, keep_best),

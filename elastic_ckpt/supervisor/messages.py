@@ -24,6 +24,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         preload: modules that the template process imports before workers fork from it.
         learn_preload: it imports those that the job was seen to import, too.
         save_interval_steps: overrides the script's interval; 0 leaves it.
+        global_batch: samples of one optimizer step; 0 leaves the script's accumulation.
         retention: goes before the script's, if it asks for anything.
         memory: the node's memory tier; empty to save to the disk.
     """
@@ -38,6 +39,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     preload: list[str]
     learn_preload: bool = False
     save_interval_steps: int = 0
+    global_batch: int = 0
     retention: Retention = Retention()
     memory: str = ""
 

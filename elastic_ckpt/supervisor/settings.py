@@ -24,6 +24,7 @@ class RunSettings:
         interval: overrides the script's save interval; one that asks for nothing leaves it.
         mtbf: seconds between two failures that are expected beforehand; for an automatic interval.
         max_failures: failures in a row that are retried.
+        global_batch: samples of one optimizer step, all ranks together; 0 leaves it to the script.
         preload: modules that workers find already imported.
         learn_preload: add those that the job was seen to import, and see what it imports.
         retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
@@ -41,6 +42,7 @@ class RunSettings:
     interval: SaveInterval = field(default_factory=SaveInterval)
     mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
+    global_batch: int = 0
     preload: tuple[str, ...] = ()
     learn_preload: bool = False
     retention: Retention = field(default_factory=Retention)

@@ -336,6 +336,7 @@ class Supervisor:
                 preload=list(settings.preload),
                 learn_preload=settings.learn_preload,
                 save_interval_steps=settings.interval.steps,
+                global_batch=settings.global_batch,
                 retention=settings.retention,
                 memory=self._memory.root,
             )

@@ -7,7 +7,7 @@ from typing import Any
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.training.loading import Loaded, read_rank_state
-from elastic_ckpt.training.rng import capture_rng, restore_rng
+from elastic_ckpt.training.rng import capture_rng, diverge_rng, restore_rng
 
 
 class RankState:
@@ -21,6 +21,7 @@ class RankState:
         self._extra = extra
         self._rng: dict[str, Any] | None = None
         self._rng_iterating = True
+        self._new_rank = 0
         self._name = ""
 
     def capture(self, *, iterating: bool) -> dict[str, Any]:
@@ -35,6 +36,9 @@ class RankState:
     def resume(self, loaded: Loaded, rank: int) -> None:
         """Put back what the script added; the random state waits for :meth:`restore_rng`.
 
+        A rank that did not exist when the checkpoint was made takes another one's, and goes on
+        from its random state with numbers of its own.
+
         Raises:
             ElasticCkptError: an object was not saved.
         """
@@ -43,6 +47,7 @@ class RankState:
         if state is None:
             return
         self._rng = state["rng"]
+        self._new_rank = rank if rank >= loaded.seal.world_size else 0
         self._rng_iterating = state.get("iterating", True)
         for name, thing in self._extra.items():
             if name not in state["extra"]:
@@ -64,6 +69,8 @@ class RankState:
             return
         try:
             restore_rng(self._rng)
+            if self._new_rank:
+                diverge_rng(self._new_rank)
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             first = printable("".join(str(error).splitlines()[:1]))
             raise CheckpointRejected(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,20 @@ def restore_rng(state: dict[str, Any]) -> None:
         numpy.random.set_state(state["numpy"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def diverge_rng(number: int) -> None:
+    """Go on from a state that another process has, too, with numbers of one's own.
+
+    The same for the same state and number, on every machine.
+    """
+    drawn = int(torch.randint(2**62, ()))
+    seed = int.from_bytes(hashlib.sha256(f"{drawn} {number}".encode()).digest()[:4], "big")
+    random.seed(seed)
+    torch.manual_seed(seed)  # CUDA's, too
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
 
 
 def reseed_numpy() -> None:

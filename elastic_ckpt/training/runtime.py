@@ -35,6 +35,7 @@ class Supervised:
     board: Board
     slot: SlotWriter
     save_interval_steps: int = 0
+    global_batch: int = 0
     retention: Retention = field(default_factory=Retention)
     memory: MemoryTier | None = None
     imports: ImportNotes | None = None

@@ -24,6 +24,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from elastic_ckpt.board import Phase, Source
+from elastic_ckpt.core.accumulation import accumulation_steps
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.manifest import Reason, SealHeader
@@ -56,6 +57,8 @@ class Session:
         booster: a ColossalAI ``Booster``, or None for plain torch (a bare module or DDP).
         model, optimizer, lr_scheduler: boosted, if there is a booster; the last may be None.
         accumulation_steps: micro-batches per optimizer step.
+        global_batch: samples of one optimizer step on all ranks together, instead: accumulation
+            follows the world size. 0 for none; ``--global-batch`` of the supervisor goes before it.
         save_interval: optimizer steps between saves, 0 for none; ``--save-interval`` of the
             supervisor goes before it.
         retention: which checkpoints are kept, None for all; ``--keep-last`` and the like of the
@@ -75,12 +78,17 @@ class Session:
         optimizer: Any = None,
         lr_scheduler: Any = None,
         accumulation_steps: int = 1,
+        global_batch: int = 0,
         save_interval: int = 0,
         retention: Retention | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        if accumulation_steps < 1 or save_interval < 0:
-            raise UsageError("accumulation_steps must be at least 1, save_interval at least 0")
+        if accumulation_steps < 1 or global_batch < 0 or save_interval < 0:
+            raise UsageError(
+                "accumulation_steps must be at least 1, global_batch and save_interval at least 0"
+            )
+        if accumulation_steps > 1 and global_batch:
+            raise UsageError("give accumulation_steps or global_batch, which makes it follow")
         if not isinstance(retention, Retention | None):
             raise UsageError(
                 f"retention is a Retention, as in Retention(last=2), not {retention!r}"
@@ -88,6 +96,7 @@ class Session:
         self._save_dir = save_dir
         self._state = (booster, model, optimizer, lr_scheduler)
         self._accumulation_steps = accumulation_steps
+        self._global_batch = global_batch
         self._save_interval = save_interval
         self._retention = retention
         self._metrics: dict[str, float] = {}
@@ -118,8 +127,11 @@ class Session:
         slot = self._runtime.slot
         slot.phase(Phase.LOADING)
         engine = make_engine(*self._state)
-        override = self._runtime.supervised.save_interval_steps if self._runtime.supervised else 0
-        self._interval = SaveInterval(steps=override or self._save_interval)
+        told = self._runtime.supervised
+        self._interval = SaveInterval(
+            steps=(told.save_interval_steps if told else 0) or self._save_interval
+        )
+        self._global_batch = (told.global_batch if told else 0) or self._global_batch
         if self._retention is not None and not self._runtime.retain.rule:
             self._runtime.retain.rule = self._retention
         self._saver = Saver(self._runtime, engine, self._state[2])
@@ -164,6 +176,11 @@ class Session:
     def step_ends(self) -> bool:
         """Whether the optimizer steps with this micro-batch: it is the last of its group."""
         return self._step_ends
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per optimizer step; with a global batch known inside of ``batches``."""
+        return self._accumulation_steps
 
     def report(self, **metrics: float) -> None:
         """Say how well the model does; the last word stands in every later checkpoint.
@@ -285,6 +302,10 @@ class Session:
         self._check_data()
         self._replicas = sampler.num_replicas
         self._samples_per_batch = dataloader.batch_size * sampler.num_replicas
+        if self._global_batch:
+            self._accumulation_steps = accumulation_steps(
+                self._global_batch, dataloader.batch_size, sampler.num_replicas
+            )
         sampler.set_position(place.epoch, place.samples)
         return sampler
 

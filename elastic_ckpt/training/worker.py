@@ -42,6 +42,7 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     board: str
     save_interval_steps: int = 0
+    global_batch: int = 0
     retention: Retention = Retention()
     memory: str = ""
     learn_preload: bool = False
@@ -73,6 +74,7 @@ def main(payload: bytes) -> None:
         board=board,
         slot=slot,
         save_interval_steps=spec.save_interval_steps,
+        global_batch=spec.global_batch,
         retention=spec.retention,
         memory=MemoryTier(Path(spec.memory)) if spec.memory else None,
         imports=ImportNotes.begin(job, spec.script) if notes else None,

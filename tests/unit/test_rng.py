@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.rng import capture_rng, preserved_rng, restore_rng
+from elastic_ckpt.training.rng import capture_rng, diverge_rng, preserved_rng, restore_rng
 from elastic_ckpt.training.state_codec import read_state, write_state
 
 
@@ -144,3 +144,19 @@ def test_forked_processes_draw_numbers_of_their_own():
     )
     first, second = (line.split() for line in done.stdout.splitlines())
     assert set(first).isdisjoint(second)
+
+
+def test_who_goes_on_from_another_one_s_state_draws_numbers_of_its_own() -> None:
+    """The same ones each time, and others than the next one."""
+    state = capture_rng()
+
+    def drawn(number: int) -> tuple[object, ...]:
+        restore_rng(state)
+        if number:
+            diverge_rng(number)
+        return random.random(), torch.rand(3).tolist(), np.random.rand(3).tolist()
+
+    found = [drawn(number) for number in (0, 1, 2)]
+    assert found == [drawn(number) for number in (0, 1, 2)]
+    for position in range(3):
+        assert len({repr(each[position]) for each in found}) == 3
