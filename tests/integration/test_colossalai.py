@@ -76,6 +76,28 @@ def read_by_plain_colossalai(rank, directory):
     return same(state_of(model, optimizer, scheduler), expected)
 
 
+def save_for_others(rank, directory):
+    """Saves, and keeps what was saved where another number of ranks can compare with it."""
+    import torch
+
+    expected = save_ours(directory)
+    if rank == 0:
+        torch.save(expected, os.path.join(directory, "expected"))
+
+
+def load_from_others(rank, directory):
+    import torch
+
+    from elastic_ckpt import load_checkpoint
+
+    objects = boosted(5.0)
+    place = load_checkpoint(directory, *objects)
+    expected = torch.load(os.path.join(directory, "expected"), weights_only=True)
+    found = same(state_of(*objects[1:]), expected)
+    train(*objects, 1)
+    return place, found
+
+
 def needs_mending(rank):
     """Fails where ColossalAI's CPU accelerator has been mended upstream."""
     import torch
@@ -494,6 +516,12 @@ def test_no_bomb_goes_off_however_it_is_sealed(tmp_path):
     assert all("unsafe path" in outcome for outcome in found["indexes"])
     calls, put_back = found["calls"]
     assert len(calls) >= 4 and all(calls) and put_back
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_other_numbers_of_ranks_go_on_from_it(tmp_path, ranks):
+    assert run_ranks(save_for_others, 2, str(tmp_path)) == [None, None]
+    assert run_ranks(load_from_others, ranks, str(tmp_path)) == [((0, 3, 6), True)] * ranks
 
 
 def test_plain_colossalai_reads_it(tmp_path):
