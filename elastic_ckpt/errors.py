@@ -13,6 +13,7 @@
     │       └── NotSealed           65  it has no manifest: not ours, or never finished
     ├── DataMismatch                65  the data set or its order is not the one of the checkpoint
     ├── UnequalSteps                70  ranks would run different numbers of steps
+    ├── NonFiniteLoss               70  the script reported a loss that is no number
     ├── SaveFailed                  70  a save failed on some rank; raised on every rank
     │   ├── StorageFailed           70  because the disk is full or does not answer
     │   ├── StateChanged            70  because the script wrote to the state meanwhile
@@ -91,6 +92,10 @@ class DataMismatch(ElasticCkptError):
 
 class UnequalSteps(ElasticCkptError):
     """The ranks' loaders would give them different numbers of steps in this epoch."""
+
+
+class NonFiniteLoss(ElasticCkptError):
+    """The script reported a loss that is infinite or no number; training on would be in vain."""
 
 
 class SaveFailed(ElasticCkptError):

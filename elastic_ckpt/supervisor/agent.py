@@ -41,6 +41,7 @@ from elastic_ckpt.supervisor.messages import (
 )
 from elastic_ckpt.supervisor.processes import (
     become_subreaper,
+    count_memory_kills,
     die_with_parent,
     kill_descendants,
     outlive_parent,
@@ -72,6 +73,7 @@ class Agent:
         self._incarnation: Incarnation | None = None
         self._workers = Workers(self._board, self._selector)
         self._not_begun = False
+        self._memory_kills = 0
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -103,6 +105,7 @@ class Agent:
     def _launch(self, number: int) -> None:
         self._board.begin_incarnation(number)
         self._not_begun = False
+        self._memory_kills = count_memory_kills()
         # From this thread, which lives as long as the agent: see supervisor/processes.py.
         forkserver.ensure_running()
         self._incarnation = Incarnation(number, self._spec, self._wake_write)
@@ -185,6 +188,7 @@ class Agent:
             steps=max((slot.finished - slot.start_step for slot in begun), default=0),
             finished=finished,
             attached=any(slot.attached for slot in slots),
+            out_of_memory=count_memory_kills() > self._memory_kills,
         )
 
     # -- plumbing -------------------------------------------------------------------------------

@@ -111,6 +111,13 @@ class MemoryKeeper:
         newest = self._owned.tier.newest() if self._owned else None
         return newest.key if newest else NOTHING
 
+    def forget(self, key: tuple[int, int] | None) -> bool:
+        """Take a checkpoint that the disk has out of memory; False if the newest is here alone."""
+        sealed = self._owned.tier.sealed() if self._owned else []
+        if sealed and not sealed[0].settled:
+            return False
+        return all(one.generation.clear() for one in sealed if one.key == key)
+
     def not_on_disk(self) -> Sealed | None:
         """The newest generation, if the disk lacks it."""
         newest = self._owned.tier.newest() if self._owned else None

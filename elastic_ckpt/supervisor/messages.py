@@ -85,6 +85,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             last process was gone; nanoseconds on the monotonic clock. The kernel keeps no time
             of death: a worker that said why it fails says when, too; of one that went without a
             word it is the moment at which the kernel woke the agent.
+        out_of_memory: the kernel killed something for memory in this incarnation's time.
     """
 
     incarnation: int
@@ -99,6 +100,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     failed_at: int = 0
     noticed_at: int = 0
     gone_at: int = 0
+    out_of_memory: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

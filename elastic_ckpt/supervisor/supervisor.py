@@ -25,13 +25,15 @@ from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.deadline import Notice, kill_time, tightest
 from elastic_ckpt.core.emergency import ChoiceKind
+from elastic_ckpt.core.failure import Failure
 from elastic_ckpt.core.progress import in_lines
-from elastic_ckpt.core.restart import Failure, RestartBudget
+from elastic_ckpt.core.restart import Action, RestartPolicy
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.notices.signals import SignalSource
+from elastic_ckpt.store.bypass import bypass, bypassed_and_older
 from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.locks import RunLocks
 from elastic_ckpt.store.records import (
     IntervalRecord,
@@ -81,7 +83,8 @@ class Supervisor:
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         self._board = Board.create(settings.nproc)
-        self._budget = RestartBudget(settings.max_failures)
+        self._policy = RestartPolicy(settings.max_failures)
+        self._bypass = ""
         record = self._job.node_record(settings.node)
         self._account = Account(record, self._first_record(previous), self._journal, say)
         self._memory = MemoryKeeper.open(
@@ -182,9 +185,7 @@ class Supervisor:
         if self._ending.is_decided:
             return
         if self._state is RunState.BACKING_OFF and now >= self._retry_at:
-            self._account.move(Event.RETRY, "restarting")
-            if self._agent is None:
-                self._start_agent()
+            self._retry()
         if self._state is RunState.STARTING and not self._launched:
             if self._agent_ready and (not self._adopting or self._memory.over):
                 self._launch()
@@ -196,6 +197,16 @@ class Supervisor:
             if self._saves.learn(now):
                 self._account.update(save_interval=self._interval())
             self._ask_for_saves(now)
+
+    def _retry(self) -> None:
+        if self._bypass and not self._memory.over:
+            return  # what is set aside must be on the disk first
+        if self._bypass:
+            self._take_an_older_one(self._bypass)
+            self._bypass = ""
+        self._account.move(Event.RETRY, "restarting")
+        if self._agent is None:
+            self._start_agent()
 
     def _stepping(self) -> bool:
         """Whether a rank of this incarnation, not of the one before, has begun a step."""
@@ -271,27 +282,47 @@ class Supervisor:
         else:
             self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
             self._on_failure(
-                Failure(ended.rank, ended.exit_code, ended.message, ended.stepped, ended.steps)
+                Failure(
+                    rank=ended.rank,
+                    exit_code=ended.exit_code,
+                    message=ended.message,
+                    stepped=ended.stepped,
+                    steps=ended.steps,
+                    step=ended.finished + 1 if ended.attached else 0,
+                    out_of_memory=ended.out_of_memory,
+                )
             )
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
         self._write_off(failure)
-        within_budget = self._budget.spend(failure)
-        self._account.update(failures=self._budget.total, failures_left=self._budget.left)
+        decision = self._policy.decide(failure)
+        self._account.update(failures=self._policy.total, failures_left=self._policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
         what = f"{culprit}{failure.message}"
         if failure.exit_code in _FINAL_CODES:
             self._ending.give_up(ExitCode(failure.exit_code), failure.message)
             return
-        if not within_budget:
-            count = self._budget.total
-            why = f"{count} failure{'s' if count > 1 else ''}" if failure.retryable else "no retry"
-            self._ending.give_up(ExitCode.FAILED, f"{why}: {what}")
+        if decision.action is Action.STOP:
+            self._ending.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
             return
-        delay = self._budget.backoff_seconds(self._jitter)
+        if decision.action is Action.FALL_BACK:
+            self._bypass = decision.why
+            self._memory.hurry()
+        delay = self._policy.backoff_seconds(self._jitter)
         self._retry_at = time.monotonic() + delay
         self._account.move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
+
+    def _take_an_older_one(self, why: str) -> None:
+        """Set the newest checkpoint aside, if the disk has it, and another one."""
+        with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
+            found = bypassed_and_older(self._job)
+            if found is None or not self._memory.forget(checkpoint_key(found[0].name)):
+                return
+            newest, older = found
+            target = bypass(self._job, newest, why)
+            self._journal.write("quarantined", path=str(newest), to=str(target), reason=why)
+            self._account.say(f"{why}: setting {newest.name} aside, going on from {older.name}")
 
     def _on_agent_lost(self) -> None:
         noticed = time.monotonic_ns()
@@ -391,6 +422,7 @@ class Supervisor:
         self._journal.write(
             "crash",
             rank=failure.rank,
+            kind=failure.kind.value,
             exit_code=failure.exit_code,
             message=failure.message,
             restart_step=self._ending.newest_key()[-1],
@@ -420,7 +452,7 @@ class Supervisor:
             board=self._board.path,
             message="starting",
             preemptions=previous.preemptions if previous else 0,
-            failures_left=self._budget.left,
+            failures_left=self._policy.left,
             last_recovery=previous.last_recovery if previous else None,
             grace=self._settings.grace,
         )

@@ -31,6 +31,7 @@ from elastic_ckpt.core.manifest import Reason, SealHeader
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import (
     DataMismatch,
+    NonFiniteLoss,
     UnequalSteps,
     UsageError,
 )
@@ -185,10 +186,12 @@ class Session:
     def report(self, **metrics: float) -> None:
         """Say how well the model does; the last word stands in every later checkpoint.
 
-        Not collective: what rank 0 says counts, for retention by a metric.
+        Not collective: what rank 0 says counts, for retention by a metric. Of ``loss`` every
+        rank's word counts: one that is infinite or no number is a failure of this step.
 
         Raises:
             UsageError: a value is no number.
+            NonFiniteLoss: ``loss`` is not finite; the supervisor restarts from a checkpoint.
         """
         for name, value in metrics.items():
             try:
@@ -196,6 +199,8 @@ class Session:
             except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's
                 raise UsageError(f"report({name}=...) needs a number, not {value!r:.80}") from None
             self._metrics.pop(name, None)
+            if name == "loss" and not math.isfinite(number):
+                raise NonFiniteLoss(f"the loss of step {self.step + 1} is {number}")
             if math.isfinite(number):  # what is not finite is no best, and no JSON
                 self._metrics[name] = number
 

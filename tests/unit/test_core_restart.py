@@ -1,4 +1,4 @@
-"""When a failure is retried, and after how long."""
+"""What follows from each class of failures, and after how long."""
 
 from __future__ import annotations
 
@@ -6,64 +6,136 @@ import random
 
 import pytest
 
+from elastic_ckpt.core.failure import Failure, FailureClass
 from elastic_ckpt.core.restart import (
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
     REFILL_STEPS,
-    Failure,
-    RestartBudget,
+    RULES,
+    Action,
+    RestartPolicy,
 )
 
+RESTART, FALL_BACK, STOP = Action.RESTART, Action.FALL_BACK, Action.STOP
 
-def crash(steps: int = 10, exit_code: int = -9, *, stepped: bool = True) -> Failure:
-    return Failure(rank=1, exit_code=exit_code, message="", stepped=stepped, steps=steps)
+EXAMPLES = {
+    FailureClass.START_UP: (1, "ImportError: no"),
+    FailureClass.ERROR: (1, "ValueError: no"),
+    FailureClass.NON_FINITE: (70, "NonFiniteLoss: nan"),
+    FailureClass.DEVICE_MEMORY: (1, "OutOfMemoryError: CUDA out of memory"),
+    FailureClass.HOST_MEMORY: (-9, ""),
+    FailureClass.FAULT: (-11, ""),
+    FailureClass.SIGNAL: (-9, ""),
+    FailureClass.STORAGE: (70, "StorageFailed: full"),
+}
+
+
+def failure(
+    kind: FailureClass = FailureClass.SIGNAL,
+    *,
+    steps: int = 10,
+    step: int = 0,
+    stepped: bool = True,
+) -> Failure:
+    exit_code, message = EXAMPLES[kind]
+    if kind is FailureClass.START_UP:
+        stepped = False
+    out_of_memory = kind is FailureClass.HOST_MEMORY
+    made = Failure(1, exit_code, message, stepped, steps, step, out_of_memory)
+    assert made.kind is kind
+    return made
+
+
+def decisions(policy: RestartPolicy, *failures: Failure) -> list[Action]:
+    return [policy.decide(one).action for one in failures]
+
+
+def test_every_class_has_a_rule_and_an_example() -> None:
+    assert set(RULES) == set(EXAMPLES) == set(FailureClass)
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "stepped", "retryable"),
+    ("kind", "before_a_step", "same_step_thrice"),
     [
-        (1, False, False),  # a bad import: it would come again
-        (2, False, False),
-        (1, True, True),
-        (-9, False, True),  # killed: not its own doing
-        (-11, True, True),
-        (0, False, True),  # it left without a word
+        (FailureClass.START_UP, STOP, [STOP, STOP, STOP]),
+        (FailureClass.ERROR, RESTART, [RESTART, FALL_BACK, STOP]),
+        (FailureClass.NON_FINITE, RESTART, [RESTART, FALL_BACK, STOP]),
+        (FailureClass.DEVICE_MEMORY, STOP, [RESTART, FALL_BACK, STOP]),
+        (FailureClass.HOST_MEMORY, RESTART, [RESTART, RESTART, RESTART]),
+        (FailureClass.FAULT, RESTART, [RESTART, FALL_BACK, STOP]),
+        (FailureClass.SIGNAL, RESTART, [RESTART, RESTART, RESTART]),
+        (FailureClass.STORAGE, RESTART, [RESTART, RESTART, RESTART]),
     ],
 )
-def test_an_error_at_start_up_is_not_retried(
-    exit_code: int, stepped: bool, retryable: bool
+def test_what_follows_from_each_class(
+    kind: FailureClass, before_a_step: Action, same_step_thrice: list[Action]
 ) -> None:
-    failure = crash(exit_code=exit_code, stepped=stepped)
-    assert failure.retryable is retryable
-    assert RestartBudget(max_failures=3).spend(failure) is retryable
+    if kind is not FailureClass.ERROR:  # one before a step is an error at start-up
+        assert RestartPolicy(5).decide(failure(kind, stepped=False)).action is before_a_step
+    again = [failure(kind, step=7)] * 3
+    assert decisions(RestartPolicy(5), *again) == same_step_thrice
+
+
+def test_only_failures_of_one_step_in_a_row_speak_against_it() -> None:
+    error = [failure(FailureClass.ERROR, step=step) for step in (7, 8, 7, 8)]
+    assert decisions(RestartPolicy(9), *error) == [RESTART] * 4
+    killed = failure(FailureClass.SIGNAL, step=7)  # from outside: that says nothing of the step
+    mixed = [error[0], killed, error[0], killed, error[0]]
+    expected = [RESTART, RESTART, FALL_BACK, RESTART, STOP]
+    assert decisions(RestartPolicy(9), *mixed) == expected
+
+
+def test_where_nobody_counts_steps_none_is_the_same() -> None:
+    error = failure(FailureClass.ERROR, step=0)
+    assert decisions(RestartPolicy(9), *[error] * 4) == [RESTART] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (failure(FailureClass.START_UP), "no retry"),
+        (
+            failure(FailureClass.DEVICE_MEMORY, stepped=False),
+            "no retry; make micro-batches smaller",
+        ),
+        (failure(FailureClass.SIGNAL), "1 failure"),
+        (
+            failure(FailureClass.HOST_MEMORY),
+            "1 failure; give the job more memory, or fewer DataLoader workers",
+        ),
+    ],
+)
+def test_a_stop_says_why_and_what_to_do(given: Failure, why: str) -> None:
+    assert RestartPolicy(0).decide(given).why == why
+
+
+def test_a_step_that_stops_the_job_is_named() -> None:
+    policy = RestartPolicy(9)
+    found = [policy.decide(failure(FailureClass.NON_FINITE, step=7)).why for _ in range(3)]
+    assert found[0] == ""
+    assert found[1] == "step 7 failed twice"
+    assert found[2].startswith("step 7 failed 3 times; look at the data of that step")
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])
 def test_a_budget_of_n_retries_n_failures_in_a_row(allowed: int) -> None:
-    budget = RestartBudget(allowed)
-    verdicts = []
+    policy = RestartPolicy(allowed)
+    actions = []
     left = []
     for _ in range(allowed + 2):
-        verdicts.append(budget.spend(crash()))
-        left.append(budget.left)
-    assert verdicts == [True] * allowed + [False, False]
+        actions.append(policy.decide(failure()).action)
+        left.append(policy.left)
+    assert actions == [RESTART] * allowed + [STOP, STOP]
     assert left == [*range(allowed - 1, -1, -1), 0, 0]
-    assert budget.total == allowed + 2
+    assert policy.total == allowed + 2
 
 
 def test_steady_progress_gives_the_whole_budget_back() -> None:
-    budget = RestartBudget(2)
-    assert budget.spend(crash())
-    assert budget.spend(crash(steps=REFILL_STEPS - 1))
-    assert budget.left == 0
-    assert budget.spend(crash(steps=REFILL_STEPS))
-    assert (budget.failures, budget.left, budget.total) == (1, 1, 3)
-
-
-def test_a_failure_that_is_not_retried_counts_all_the_same() -> None:
-    budget = RestartBudget(2)
-    assert not budget.spend(crash(exit_code=1, stepped=False))
-    assert (budget.failures, budget.total) == (1, 1)
+    policy = RestartPolicy(2)
+    assert decisions(policy, failure(), failure(steps=REFILL_STEPS - 1)) == [RESTART] * 2
+    assert policy.left == 0
+    assert decisions(policy, failure(steps=REFILL_STEPS)) == [RESTART]
+    assert (policy.failures, policy.left, policy.total) == (1, 1, 3)
 
 
 class _Longest(random.Random):
@@ -91,24 +163,24 @@ class _Shortest(random.Random):
 )
 def test_the_back_off_doubles_up_to_a_limit_with_jitter(stuck: int, longest: float) -> None:
     """Counted are the failures in a row in which no step was finished."""
-    budget = RestartBudget(20_000)
+    policy = RestartPolicy(20_000)
     for _ in range(stuck):
-        budget.spend(crash(steps=0))
-    assert budget.backoff_seconds(_Longest()) == longest
-    assert budget.backoff_seconds(_Shortest()) == longest / 2
-    seconds = [budget.backoff_seconds(random.Random(seed)) for seed in range(50)]
+        policy.decide(failure(steps=0))
+    assert policy.backoff_seconds(_Longest()) == longest
+    assert policy.backoff_seconds(_Shortest()) == longest / 2
+    seconds = [policy.backoff_seconds(random.Random(seed)) for seed in range(50)]
     assert all(longest / 2 <= each <= longest for each in seconds)
     assert len(set(seconds)) > 40 or not longest
 
 
 def test_a_finished_step_ends_the_back_off_but_not_the_count() -> None:
-    budget = RestartBudget(5)
+    policy = RestartPolicy(5)
     for _ in range(3):
-        budget.spend(crash(steps=0))
-    assert budget.backoff_seconds(_Longest()) > 0
-    budget.spend(crash(steps=1))
-    assert budget.backoff_seconds(_Longest()) == 0.0
-    assert budget.left == 1
-    budget.spend(crash(steps=0))
-    budget.spend(crash(steps=0))
-    assert budget.backoff_seconds(_Longest()) == FIRST_BACKOFF_SECONDS
+        policy.decide(failure(steps=0))
+    assert policy.backoff_seconds(_Longest()) > 0
+    policy.decide(failure(steps=1))
+    assert policy.backoff_seconds(_Longest()) == 0.0
+    assert policy.left == 1
+    policy.decide(failure(steps=0))
+    policy.decide(failure(steps=0))
+    assert policy.backoff_seconds(_Longest()) == FIRST_BACKOFF_SECONDS

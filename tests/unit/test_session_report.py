@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from elastic_ckpt.board import Source
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import NonFiniteLoss, UsageError
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import read_manifest
 from elastic_ckpt.training import rank_state
@@ -44,9 +44,17 @@ def test_the_last_word_counts_for_each_metric(session: Session) -> None:
 @pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_takes_the_old_one_away(session: Session, nothing: float) -> None:
     """An old value would make a checkpoint of a model that diverged one of the best."""
-    session.report(loss=1.0, other=2.0)
-    session.report(loss=nothing)
+    session.report(accuracy=1.0, other=2.0)
+    session.report(accuracy=nothing)
     assert said(session) == {"other": 2.0}
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf, torch.tensor(-math.inf)])
+def test_a_loss_that_is_no_number_is_a_failure(session: Session, nothing: float) -> None:
+    session.report(loss=1.0)
+    with pytest.raises(NonFiniteLoss, match="the loss of step 1 is"):
+        session.report(loss=nothing)
+    assert said(session) == {}
 
 
 def test_a_tensor_is_a_number_too(session: Session) -> None:

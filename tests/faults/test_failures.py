@@ -1,0 +1,89 @@
+"""Each class of failures on a real job: what it is called, and what follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.job import SCRIPTS, Job
+
+FAILING = SCRIPTS / "failing.py"
+CGROUPS = Path("/sys/fs/cgroup/memory")
+
+
+def failing(directory: Path, how: str, *, times: int = 99, nproc: int = 1) -> Job:
+    arguments = ["--step", "7", "--how", how, "--times", str(times)]
+    count = ["--count", str(directory / "count")]
+    return Job(directory, *arguments, *count, nproc=nproc, script=FAILING)
+
+
+def crashes(job: Job) -> list[tuple[str, int]]:
+    """Class of each failure, and the step that the next start goes on from."""
+    found = [event["data"] for event in job.events() if event["event"] == "crash"]
+    return [(crash["kind"], crash["restart_step"]) for crash in found]
+
+
+def set_aside(job: Job) -> list[str]:
+    return [Path(entry.path).name for entry in job.view().rejected]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [
+        ("raise", "error", "ValueError: the data of this step"),
+        ("nan", "non-finite", "NonFiniteLoss: the loss of step 7 is nan"),
+        ("fault", "fault", "killed by SIGSEGV"),
+    ],
+)
+def test_a_step_that_always_fails_falls_back_once_and_then_stops_with_a_report(
+    tmp_path: Path, how: str, kind: str, said: str
+) -> None:
+    with failing(tmp_path, how) as job:
+        assert job.start("--max-failures", "9").wait() == 70, job.output()
+        assert crashes(job) == [(kind, 6)] * 3
+        assert [name[: len("epoch-0_step-6")] for name in set_aside(job)] == ["epoch-0_step-6"]
+        assert job.view().rejected[0].reason == "bypassed: step 7 failed twice"
+        assert job.view().message.startswith("step 7 failed 3 times")
+        assert said in job.view().message
+        assert job.view().newest_valid.step == 6  # made again, on the way to the third failure
+        assert job.tiers() == []
+
+
+def test_one_that_fails_twice_goes_on_from_the_older_checkpoint_to_the_end(tmp_path: Path) -> None:
+    with failing(tmp_path, "raise", times=2, nproc=2) as job:
+        assert job.start("--max-failures", "9").wait() == 0, job.output()
+        assert crashes(job) == [("error", 6), ("error", 6)]
+        assert "setting epoch-0_step-6 aside, going on from epoch-0_step-4" in job.output()
+        assert job.view().newest_valid.step == 20
+
+
+def test_a_worker_that_is_killed_at_the_same_step_says_nothing_of_the_step(tmp_path: Path) -> None:
+    with failing(tmp_path, "kill", times=4) as job:
+        assert job.start("--max-failures", "9").wait() == 0, job.output()
+        assert crashes(job) == [("signal", 6)] * 4
+        assert set_aside(job) == []
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.access(CGROUPS, os.W_OK),
+    reason="a memory limit takes root and version 1 of the control groups",
+)
+def test_a_worker_that_the_kernel_kills_for_memory_is_told_apart(tmp_path: Path) -> None:
+    group = CGROUPS / f"elastic-ckpt-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        with failing(tmp_path, "memory", times=1) as job:
+            (group / "memory.limit_in_bytes").write_text(str(3 * 2**30))
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            try:
+                job.start("--max-failures", "9")
+            finally:
+                (CGROUPS / "cgroup.procs").write_text(str(os.getpid()))
+            assert job.wait() == 0, job.output()
+            assert crashes(job) == [("host-memory", 6)]
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()

@@ -1,0 +1,48 @@
+"""What class a failure is of."""
+
+from __future__ import annotations
+
+import pytest
+
+from elastic_ckpt.core.failure import Failure, FailureClass
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "message", "stepped", "kind"),
+    [
+        (1, "ModuleNotFoundError: No module named 'missing'", False, FailureClass.START_UP),
+        (2, "exit code 2", False, FailureClass.START_UP),
+        (1, "ValueError: no", True, FailureClass.ERROR),
+        (0, "it left with exit code 0 before", False, FailureClass.ERROR),
+        (70, "NonFiniteLoss: the loss of step 7 is nan", True, FailureClass.NON_FINITE),
+        (1, "OutOfMemoryError: CUDA out of memory. Tried", True, FailureClass.DEVICE_MEMORY),
+        (1, "RuntimeError: CUDA out of memory. Tried", True, FailureClass.DEVICE_MEMORY),
+        (1, "OutOfMemoryError: CUDA out of memory. Tried", False, FailureClass.DEVICE_MEMORY),
+        (70, "StorageFailed: rank 0 could not load: I/O error", False, FailureClass.STORAGE),
+        (-9, "killed by SIGKILL", True, FailureClass.SIGNAL),
+        (-9, "killed by SIGKILL", False, FailureClass.SIGNAL),
+        (-15, "killed by SIGTERM", True, FailureClass.SIGNAL),
+        (-11, "killed by SIGSEGV", True, FailureClass.FAULT),
+        (-7, "killed by SIGBUS", False, FailureClass.FAULT),
+        (-6, "killed by SIGABRT", True, FailureClass.FAULT),
+    ],
+)  # fmt: skip
+def test_the_class_follows_from_how_the_worker_left(
+    exit_code: int, message: str, stepped: bool, kind: FailureClass
+) -> None:
+    assert Failure(1, exit_code, message, stepped).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("rank", "exit_code", "kind"),
+    [
+        (1, -9, FailureClass.HOST_MEMORY),
+        (-1, -9, FailureClass.SIGNAL),  # the agent: nobody knows that it was that one
+        (1, -15, FailureClass.SIGNAL),
+        (1, 1, FailureClass.ERROR),
+    ],
+)
+def test_the_kernel_s_word_counts_for_a_worker_that_was_killed(
+    rank: int, exit_code: int, kind: FailureClass
+) -> None:
+    assert Failure(rank, exit_code, "", True, out_of_memory=True).kind is kind
