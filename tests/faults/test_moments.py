@@ -78,6 +78,7 @@ def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tm
     with odd(tmp_path, "train") as job:
         pid, terminal = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
             os.execve(
                 sys.executable,
                 [sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(job.directory),
