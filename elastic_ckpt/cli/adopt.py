@@ -1,0 +1,55 @@
+"""``elastic-ckpt adopt``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.core.progress import human_bytes
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.store.adopt import adopt
+from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.store.locks import HeldLock
+from elastic_ckpt.store.verify import MANIFEST_NAME, verify_full
+
+
+@click.command("adopt")
+@click.argument("path", type=click.Path(path_type=Path, readable=False))
+@click.option(
+    "--data-parallel-size",
+    "ranks",
+    type=click.IntRange(min=1),
+    help="Ranks that saw different data when it was written: its sample_start_index counts for "
+    "each of them.",
+)
+def command(path: Path, ranks: int | None) -> int:
+    """Seal the checkpoint at PATH, which plain ColossalAI wrote, after checking what can be.
+
+    PATH is an epoch-N_step-M directory; the directory that it is in becomes the job's. Afterwards
+    run, verify and all other commands take it for one of their own.
+
+    Exits with 0 if it is sealed now, with 65 if it is not whole.
+    """
+    if checkpoint_key(path.name) is None or path.is_symlink() or not path.is_dir():
+        raise UsageError(f"{path} is no directory epoch-N_step-M, as ColossalAI's scripts write it")
+    place = path.parent.resolve() / path.name
+    job = JobDirectory.at(place.parent)
+    job.prepare()
+    lock = HeldLock(job.lock, run_id=f"adopt-{os.getpid()}")
+    try:
+        with progress_bar() as watch:
+            if os.path.lexists(place / MANIFEST_NAME):
+                verify_full(place)
+                click.echo(f"{place.name}: sealed already, every byte hashed")
+                return 0
+            manifest = adopt(job, place, ranks, watch)
+    finally:
+        lock.release()
+    click.echo(
+        f"{place.name}: sealed, {len(manifest.files)} files, {human_bytes(manifest.total_bytes)}, "
+        f"{manifest.sample_start_index} samples of epoch {manifest.epoch} used"
+    )
+    return 0
