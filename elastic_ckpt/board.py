@@ -63,6 +63,8 @@ class Phase(IntEnum):
     SAVING = 3
     EVALUATING = 4
     LEAVING = 5
+    FETCHING = 6
+    BETWEEN = 7  # two epochs: what the script does there is its own business
 
 
 class Source(IntEnum):

@@ -12,6 +12,7 @@ import click
 
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.duration import parse_duration
+from elastic_ckpt.core.hang import LEAST_SECONDS
 from elastic_ckpt.core.interval import SaveInterval, parse_interval
 from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.text import printable
@@ -65,6 +66,14 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
     help="Failures in a row that are retried.",
 )
 @click.option(
+    "--hang-seconds",
+    default=LEAST_SECONDS,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Silence of all workers within a step that is a hang at the least; ten times the longest "
+    "of the job's own where that is more.",
+)
+@click.option(
     "--global-batch",
     type=click.IntRange(min=1),
     metavar="SAMPLES",
@@ -97,6 +106,7 @@ def command(
     save_interval: str | None,
     mtbf: str | None,
     max_failures: int,
+    hang_seconds: float,
     global_batch: int | None,
     preload: str | None,
     keep_last: int,
@@ -140,6 +150,7 @@ def command(
         interval=interval,
         mtbf=_mtbf(mtbf, interval),
         max_failures=max_failures,
+        hang_seconds=hang_seconds,
         global_batch=global_batch or 0,
         preload=_preload(preload, script),
         learn_preload=preload is None,

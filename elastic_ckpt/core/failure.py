@@ -18,6 +18,7 @@ class FailureClass(str, Enum):
     HOST_MEMORY = "host-memory"  # the kernel killed it to have memory
     FAULT = "fault"  # a signal that a process brings upon itself
     SIGNAL = "signal"  # any other one, or the agent was lost
+    HANG = "hang"  # no rank did anything for longer than a step ever takes
     STORAGE = "storage"  # the storage refused a load, or a save that somebody relied on
 
 
@@ -45,6 +46,7 @@ class Failure:
         steps: steps finished in the incarnation.
         step: the step that failed, in the job's counting; 0 if nobody knows.
         out_of_memory: whether the kernel killed something for memory meanwhile.
+        hung: whether it was killed because it hung.
     """
 
     rank: int
@@ -54,10 +56,13 @@ class Failure:
     steps: int = 0
     step: int = 0
     out_of_memory: bool = False
+    hung: bool = False
 
     @property
     def kind(self) -> FailureClass:
         """Its class."""
+        if self.hung:
+            return FailureClass.HANG
         if self.exit_code < 0:
             number = -self.exit_code
             if number == signal.SIGKILL and self.out_of_memory and self.rank >= 0:

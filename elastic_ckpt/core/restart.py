@@ -54,6 +54,9 @@ RULES: Final[Mapping[FailureClass, Rule]] = {
     ),
     FailureClass.FAULT: Rule(may_pass=True, is_the_steps=True),
     FailureClass.SIGNAL: Rule(may_pass=True, is_the_steps=False),
+    FailureClass.HANG: Rule(
+        may_pass=True, is_the_steps=True, advice="the journal has every worker's stack",
+    ),
     FailureClass.STORAGE: Rule(
         may_pass=True, is_the_steps=False, advice="mend the storage and run again",
     ),

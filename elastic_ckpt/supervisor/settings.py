@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from elastic_ckpt.core.hang import LEAST_SECONDS
 from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.retention import Retention
@@ -24,6 +25,7 @@ class RunSettings:
         interval: overrides the script's save interval; one that asks for nothing leaves it.
         mtbf: seconds between two failures that are expected beforehand; for an automatic interval.
         max_failures: failures in a row that are retried.
+        hang_seconds: silence of all ranks that is taken for a hang at the least.
         global_batch: samples of one optimizer step, all ranks together; 0 leaves it to the script.
         preload: modules that workers find already imported.
         learn_preload: add those that the job was seen to import, and see what it imports.
@@ -42,6 +44,7 @@ class RunSettings:
     interval: SaveInterval = field(default_factory=SaveInterval)
     mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
+    hang_seconds: float = LEAST_SECONDS
     global_batch: int = 0
     preload: tuple[str, ...] = ()
     learn_preload: bool = False

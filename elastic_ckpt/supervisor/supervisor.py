@@ -47,6 +47,7 @@ from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.account import Account
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.ending import Ending
+from elastic_ckpt.supervisor.hang_watch import Hang, HangWatch
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
@@ -85,6 +86,8 @@ class Supervisor:
         self._board = Board.create(settings.nproc)
         self._policy = RestartPolicy(settings.max_failures)
         self._bypass = ""
+        self._hangs = HangWatch(self._board, self._journal, settings.hang_seconds, self._wake)
+        self._hang: Hang | None = None
         record = self._job.node_record(settings.node)
         self._account = Account(record, self._first_record(previous), self._journal, say)
         self._memory = MemoryKeeper.open(
@@ -184,6 +187,7 @@ class Supervisor:
             return
         if self._ending.is_decided:
             return
+        self._look_for_hang()
         if self._state is RunState.BACKING_OFF and now >= self._retry_at:
             self._retry()
         if self._state is RunState.STARTING and not self._launched:
@@ -197,6 +201,14 @@ class Supervisor:
             if self._saves.learn(now):
                 self._account.update(save_interval=self._interval())
             self._ask_for_saves(now)
+
+    def _look_for_hang(self) -> None:
+        if not self._launched or self._agent is None or self._hang is not None:
+            return
+        self._hang = self._hangs.look()
+        if self._hang is not None:
+            self._account.say(f"{self._hang.message}; stacks are in the journal")
+            self._agent.send(Kill())
 
     def _retry(self) -> None:
         if self._bypass and not self._memory.over:
@@ -281,11 +293,13 @@ class Supervisor:
             self._ending.preempt(Event.STOPPED, "all ranks left together", stopped=True)
         else:
             self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
+            hang = self._hang
             self._on_failure(
                 Failure(
-                    rank=ended.rank,
+                    rank=hang.rank if hang else ended.rank,
                     exit_code=ended.exit_code,
-                    message=ended.message,
+                    message=hang.message if hang else ended.message,
+                    hung=hang is not None,
                     stepped=ended.stepped,
                     steps=ended.steps,
                     step=ended.finished + 1 if ended.attached else 0,
@@ -378,6 +392,8 @@ class Supervisor:
         if self._agent is None:
             return
         self._launched, self._adopting = True, False
+        self._hang = None
+        self._hangs.begin()
         self._memory.calm()
         number, nproc = self._incarnation + 1, self._settings.nproc
         self._locks.record(number)

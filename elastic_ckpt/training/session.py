@@ -248,11 +248,14 @@ class Session:
         iterator = iter(dataloader)
         self._rank_state.restore_rng()
         in_process = dataloader.num_workers == 0
+        slot = self._runtime.slot
         for index in range(count):
             begins = index % self._accumulation_steps == 0
             if begins and in_process:
                 self._boundary()
+            slot.phase(Phase.FETCHING)
             batch = next(iterator)
+            slot.phase(Phase.TRAINING)
             if begins and not in_process:
                 self._boundary()
             self._step_ends = (index + 1) % self._accumulation_steps == 0 or index + 1 == count
@@ -260,6 +263,7 @@ class Session:
             yield from self._hand_out(batch)
             if self._step_ends:
                 self._finish_step()
+        slot.phase(Phase.BETWEEN)
 
     @contextmanager
     def evaluation(self, *, interruptible: bool = False) -> Iterator[Evaluation]:

@@ -81,6 +81,7 @@ def main(payload: bytes) -> None:
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)
+    _let_supervisor_look(spec.board)
     if _stop_wanted(board):
         slot.leave(Outcome.STOPPED_UNSAVED)
         return
@@ -163,6 +164,17 @@ def _leave_if_idle(number: int, frame: FrameType | None) -> None:
     if _stop_wanted(context.board) and not context.attached:
         context.finish(Outcome.STOPPED_UNSAVED)
         raise SystemExit(0)
+
+
+def _let_supervisor_look(board: str) -> None:
+    """Let the process that the board belongs to, and its children, read this one's stack.
+
+    Where Yama restricts that to parents (ptrace_scope 1) py-spy could not otherwise.
+    """
+    import ctypes
+
+    supervisor = int(board.split("/")[2])
+    ctypes.CDLL(None).prctl(0x59616D61, supervisor, 0, 0, 0)  # PR_SET_PTRACER
 
 
 def _die_with_template() -> None:

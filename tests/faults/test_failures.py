@@ -67,6 +67,31 @@ def test_a_worker_that_is_killed_at_the_same_step_says_nothing_of_the_step(tmp_p
         assert set_aside(job) == []
 
 
+def test_a_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None:
+    """Rank 0 waits for rank 1 in a collective, and is not to blame."""
+    with failing(tmp_path, "hang", times=1, nproc=2) as job:
+        job.arguments += ["--rank", "1"]
+        assert job.start("--hang-seconds", "2").wait() == 0, job.output()
+        assert crashes(job) == [("hang", 6)]
+        [hang] = [event["data"] for event in job.events() if event["event"] == "hang"]
+        assert (hang["rank"], hang["step"]) == (1, 7)
+        assert any("fail" in frame and "failing.py" in frame for frame in hang["stacks"]["1"])
+        assert hang["stacks"]["0"] and not hang["stacks"]["0"][0].startswith("no stack")
+        assert 2 < hang["idle_seconds"] < 60
+        [crash] = [event["data"] for event in job.events() if event["event"] == "crash"]
+        assert crash["rank"] == 1
+        assert "nothing happened for" in crash["message"] and "failing.py" in crash["message"]
+
+
+@pytest.mark.parametrize("step", ["1", "9"])
+def test_a_slow_step_is_no_hang(tmp_path: Path, step: str) -> None:
+    """The first one compiles; and of the others ten times the longest is allowed."""
+    with failing(tmp_path, "pause", times=1, nproc=2) as job:
+        job.arguments += ["--step", step, "--pace", "0.5" if step == "9" else "0.05"]
+        assert job.start("--hang-seconds", "1").wait() == 0, job.output()
+        assert crashes(job) == []
+
+
 @pytest.mark.skipif(
     os.geteuid() != 0 or not os.access(CGROUPS, os.W_OK),
     reason="a memory limit takes root and version 1 of the control groups",

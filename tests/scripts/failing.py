@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -18,6 +19,11 @@ def fail(how, session):
         raise ValueError("the data of this step")
     if how == "nan":
         session.report(loss=float("nan"))
+    if how == "hang":
+        time.sleep(600)
+    if how == "pause":
+        time.sleep(3)
+        return
     if how == "memory":
         hungry = []
         while True:
@@ -32,6 +38,7 @@ def main():
     parser.add_argument("--times", type=int, default=99)
     parser.add_argument("--count", type=Path, required=True, help="grows by a byte each time")
     parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--pace", type=float, default=0.0)
     args = parser.parse_args()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
@@ -54,6 +61,7 @@ def main():
                 model(batch).mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                time.sleep(args.pace)
 
 
 if __name__ == "__main__":

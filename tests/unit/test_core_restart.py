@@ -26,6 +26,7 @@ EXAMPLES = {
     FailureClass.HOST_MEMORY: (-9, ""),
     FailureClass.FAULT: (-11, ""),
     FailureClass.SIGNAL: (-9, ""),
+    FailureClass.HANG: (0, "nothing happened for 300 s"),
     FailureClass.STORAGE: (70, "StorageFailed: full"),
 }
 
@@ -41,7 +42,8 @@ def failure(
     if kind is FailureClass.START_UP:
         stepped = False
     out_of_memory = kind is FailureClass.HOST_MEMORY
-    made = Failure(1, exit_code, message, stepped, steps, step, out_of_memory)
+    hung = kind is FailureClass.HANG
+    made = Failure(1, exit_code, message, stepped, steps, step, out_of_memory, hung)
     assert made.kind is kind
     return made
 
@@ -64,6 +66,7 @@ def test_every_class_has_a_rule_and_an_example() -> None:
         (FailureClass.HOST_MEMORY, RESTART, [RESTART, RESTART, RESTART]),
         (FailureClass.FAULT, RESTART, [RESTART, FALL_BACK, STOP]),
         (FailureClass.SIGNAL, RESTART, [RESTART, RESTART, RESTART]),
+        (FailureClass.HANG, RESTART, [RESTART, FALL_BACK, STOP]),
         (FailureClass.STORAGE, RESTART, [RESTART, RESTART, RESTART]),
     ],
 )

@@ -1,0 +1,98 @@
+"""Looks for a hang, and finds out who is to blame before anybody is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from elastic_ckpt.board import Board, Outcome, Slot
+from elastic_ckpt.core.hang import Pace, Paces, culprit
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.supervisor.stacks import dump_stacks
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A hang that is in the journal now.
+
+    Attributes:
+        rank: the culprit; -1 if nothing tells.
+        message: one line.
+    """
+
+    rank: int
+    message: str
+
+
+class HangWatch:
+    """One node's; the supervisor's loop calls :meth:`look` at each of its turns."""
+
+    def __init__(
+        self, board: Board, journal: Journal, least_seconds: float, wake: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            wake: called from a thread when the stacks are there.
+        """
+        self._board = board
+        self._journal = journal
+        self._wake = wake
+        self._paces = Paces(least_seconds)
+        self._before: dict[int, tuple[int, Pace]] = {}  # by local rank: its beat, and where it was
+        self._looking = False
+        self._found: Hang | None = None
+
+    def begin(self) -> None:
+        """Another incarnation begins: nobody is idle yet."""
+        self._before.clear()
+        self._looking, self._found = False, None
+
+    def look(self) -> Hang | None:
+        """The hang, once its stacks are there; None while there is none. Does not wait."""
+        if self._looking:
+            found, self._found = self._found, None
+            return found
+        now = time.monotonic_ns()
+        slots = [slot for slot in self._board.read_slots() if slot.outcome is Outcome.NONE]
+        paces = [_pace(slot, now) for slot in slots]
+        for slot, pace in zip(slots, paces, strict=True):
+            beat, before = self._before.get(slot.local_rank, (slot.beat, pace))
+            if beat != slot.beat:
+                self._paces.learn(before)
+            self._before[slot.local_rank] = slot.beat, pace
+        if self._paces.hangs(paces):
+            self._looking = True
+            threading.Thread(
+                target=self._explain, args=(slots, paces), name="hang", daemon=True
+            ).start()
+        return None
+
+    def _explain(self, slots: Sequence[Slot], paces: Sequence[Pace]) -> None:
+        stacks = dump_stacks({slot.rank: slot.pid for slot in slots})
+        rank = culprit(paces, [number for number, stack in stacks.items() if stack.waits])
+        idle = min(pace.idle_seconds for pace in paces)
+        step = max(pace.entered for pace in paces)
+        self._journal.write(
+            "hang",
+            rank=rank,
+            step=step,
+            idle_seconds=idle,
+            phases={str(pace.rank): pace.phase for pace in paces},
+            stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
+        )
+        where = stacks[rank].own if rank in stacks else ""
+        message = f"nothing happened for {idle:.0f} s in step {step}"
+        self._found = Hang(rank, f"{message}: {where}" if where else message)
+        self._wake()
+
+
+def _pace(slot: Slot, now: int) -> Pace:
+    return Pace(
+        rank=slot.rank,
+        phase=slot.phase.name.lower(),
+        entered=slot.entered,
+        idle_seconds=(now - slot.beat) / 1e9 if slot.beat else 0.0,
+        has_stepped=slot.attached and slot.finished > slot.start_step,
+    )
