@@ -46,7 +46,7 @@ _S_SEQUENCE, _S_ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
-_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS = range(22, 25)
+_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES = range(22, 26)
 _S_REASON: Final = 32
 
 _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
@@ -106,6 +106,7 @@ class Slot:
         source: where the state came from.
         saved_bytes: size of the last checkpoint, all ranks together; on the leader alone.
         saved_ns: nanoseconds that its save took.
+        declares: it says when it does something else than train, as a Session does.
     """
 
     local_rank: int
@@ -129,6 +130,7 @@ class Slot:
     source: Source = Source.NOTHING
     saved_bytes: int = 0
     saved_ns: int = 0
+    declares: bool = False
 
     @property
     def attached(self) -> bool:
@@ -312,6 +314,7 @@ class Board:
             source=Source(words[_S_SOURCE]),
             saved_bytes=words[_S_SAVED_BYTES],
             saved_ns=words[_S_SAVED_NS],
+            declares=bool(words[_S_DECLARES]),
         )
 
     def read_slots(self) -> list[Slot]:
@@ -350,8 +353,9 @@ class SlotWriter:
         self._words[self._base + _S_BEAT] = time.monotonic_ns()
         self._words[self._base + _S_PID] = pid
 
-    def attach(self, start_step: int) -> None:
+    def attach(self, start_step: int, *, declares: bool = True) -> None:
         """The script takes part from here on, having resumed from ``start_step``."""
+        self._words[self._base + _S_DECLARES] = declares
         self._words[self._base + _S_SAVED_STEP] = start_step if start_step > 0 else -1
         self._words[self._base + _S_START_STEP] = start_step
 

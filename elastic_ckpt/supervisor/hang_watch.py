@@ -94,5 +94,6 @@ def _pace(slot: Slot, now: int) -> Pace:
         phase=slot.phase.name.lower(),
         entered=slot.entered,
         idle_seconds=(now - slot.beat) / 1e9 if slot.beat else 0.0,
-        has_stepped=slot.attached and slot.finished > slot.start_step,
+        # Where an evaluation cannot be told from a step, nothing is learnt of either.
+        has_stepped=slot.declares and slot.finished > slot.start_step,
     )

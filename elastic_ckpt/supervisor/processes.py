@@ -13,7 +13,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -133,8 +133,23 @@ def _prctl(option: int, value: int) -> None:
 
 
 def count_memory_kills() -> int:
-    """How often the kernel has killed something to have memory, since the boot, on this host."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/vmstat").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
+    """How often the kernel has killed something to have memory.
+
+    In this process's control group, where there is one that counts; else on this host.
+    """
+    for path in (*_group_counters(), Path("/proc/vmstat")):
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = path.read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
     return 0
+
+
+def _group_counters() -> Iterator[Path]:
+    root = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if path.strip("/") and "memory" in controllers.split(","):
+                yield root / "memory" / path.strip("/") / "memory.oom_control"
+            elif path.strip("/") and not controllers:
+                yield root / path.strip("/") / "memory.events"

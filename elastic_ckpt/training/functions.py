@@ -52,7 +52,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     runtime = runtimes.join(save_dir) if save_dir else runtimes.joined()
     if not _loop.attached:
         _loop.attached = True
-        runtime.steps.attach(0)
+        runtime.steps.attach(0, declares=False)
     runtime.steps.stepped()
     _loop.calls += 1
     action = runtime.steps.enter(_loop.calls, comes_back=False)

@@ -37,9 +37,13 @@ class StepProtocol:
         self._begun = False
         self._stepped = False
 
-    def attach(self, start_step: int) -> None:
-        """Take part, having resumed from ``start_step``."""
-        self._slot.attach(start_step)
+    def attach(self, start_step: int, *, declares: bool = True) -> None:
+        """Take part, having resumed from ``start_step``.
+
+        Args:
+            declares: whether the phases on the board tell an evaluation from a step.
+        """
+        self._slot.attach(start_step, declares=declares)
         self._slot.step(start_step, start_step, 0, 0)
 
     @property

@@ -234,6 +234,7 @@ def test_a_rank_writes_its_own_slot_and_no_other(board: Board) -> None:
         source=Source.MEMORY,
         saved_bytes=4096,
         saved_ns=250,
+        declares=True,
     )
     assert slot.attached
     assert board.entered() == [NOTHING_ENTERED, 31, NOTHING_ENTERED]
