@@ -13,7 +13,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-latest test-wheel lint types layers bench clean
+.PHONY: demo test test-faults test-latest test-wheel chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -24,6 +24,14 @@ test: .venv/.ready
 # Every system call of a save, and every state that a power cut can leave.
 test-faults: .venv/.ready
 	.venv/bin/python -m pytest -m faults_full tests/faults $(PYTEST_FLAGS)
+
+# A small job under N disturbances drawn by SEED; bits and samples must be an undisturbed one's.
+N ?= 100
+SEED ?= $(shell date +%s)
+
+chaos: .venv/.ready
+	ELASTIC_CKPT_TEST_SEED=$(SEED) ELASTIC_CKPT_TEST_DISTURBANCES=$(N) \
+		.venv/bin/python -m pytest -s tests/faults/test_bit_exact.py -k disturbances
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it.
 test-latest: .venv-latest/.ready

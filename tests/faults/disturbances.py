@@ -1,0 +1,131 @@
+"""What may happen to a job at any moment; each leaves it running, or started again."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.job import Job, survivors
+
+Disturbance = Callable[[Job, random.Random], None]
+
+STOPPED_SECONDS = 0.5
+
+
+def term_supervisor(job: Job, dice: random.Random) -> None:
+    """A notice."""
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait() == 75, job.output()
+    job.start()
+
+
+def notice_on_the_heels_of_a_notice(job: Job, dice: random.Random) -> None:
+    """The second one falls into the save, or into the way out."""
+    job.process.send_signal(signal.SIGTERM)
+    time.sleep(dice.uniform(0.0, 0.1))
+    with contextlib.suppress(ProcessLookupError):
+        job.process.send_signal(dice.choice((signal.SIGTERM, signal.SIGUSR1)))
+    assert job.wait() in (75, 76), job.output()
+    job.start()
+
+
+def notice_while_it_starts(job: Job, dice: random.Random) -> None:
+    """Before, while, or just after the workers load."""
+    term_supervisor(job, dice)
+    time.sleep(dice.uniform(0.3, 2.5))
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait() in (75, -signal.SIGTERM), job.output()
+    job.start()
+
+
+def kill_supervisor(job: Job, dice: random.Random) -> None:
+    end_all(job)
+    job.start()
+
+
+def corrupt_the_newest_checkpoint(job: Job, dice: random.Random) -> None:
+    """While nobody runs; the memory tier is lost with it, as with the machine."""
+    end_all(job)
+    for tier in job.tiers():
+        for slot in tier.glob("?"):
+            (slot / "seal.json").unlink(missing_ok=True)
+    checkpoints = sorted(job.checkpoints(), key=lambda path: int(path.name.rpartition("-")[2]))
+    if len(checkpoints) > 1:
+        target = dice.choice([p for p in checkpoints[-1].rglob("*") if p.is_file()])
+        flip_a_bit(target, dice)
+    job.start()
+
+
+def flip_a_bit(path: Path, dice: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    if data:
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        path.write_bytes(data)
+
+
+def end_all(job: Job) -> None:
+    """Kill the supervisor; what is below it must go with it."""
+    tree = job.tree()
+    job.process.send_signal(signal.SIGKILL)
+    job.process.wait(10)
+    assert not survivors(tree), job.output()
+
+
+def kill_agent(job: Job, dice: random.Random) -> None:
+    expect_recovery(job, job.agent())
+
+
+def kill_forkserver(job: Job, dice: random.Random) -> None:
+    expect_recovery(job, job.forkserver())
+
+
+def kill_worker(job: Job, dice: random.Random) -> None:
+    expect_recovery(job, dice.choice(job.workers()))
+
+
+def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
+    children = [child for worker in job.workers() for child in worker.children()]
+    if children:
+        expect_recovery(job, dice.choice(children))
+
+
+def term_agent_and_worker(job: Job, dice: random.Random) -> None:
+    """Such signals reach everybody under SLURM, and must change nothing."""
+    before = job.view().incarnation
+    for process in (job.agent(), *job.workers()):
+        for child in process.children():
+            if process.pid != job.agent().pid:
+                child.send_signal(signal.SIGTERM)  # a DataLoader's child
+        process.send_signal(signal.SIGTERM)
+    step = job.view().position.step
+    job.until_step(step + 3)
+    assert job.view().incarnation == before
+
+
+def stop_and_continue(job: Job, dice: random.Random) -> None:
+    """Somebody is put to sleep, as under a debugger or on a crowded machine."""
+    victim = dice.choice([job.supervisor(), job.agent(), *job.workers()])
+    before = job.view().incarnation
+    victim.send_signal(signal.SIGSTOP)
+    time.sleep(STOPPED_SECONDS)
+    victim.send_signal(signal.SIGCONT)
+    assert job.view().incarnation == before
+
+
+def expect_recovery(job: Job, victim: psutil.Process) -> None:
+    before = job.view().incarnation
+    victim.send_signal(signal.SIGKILL)
+    job.until(lambda view: view.incarnation > before, "the next incarnation")
+
+
+KINDS: list[Disturbance] = [
+    term_supervisor, kill_supervisor, kill_agent, kill_forkserver, kill_worker,
+    term_agent_and_worker, stop_and_continue, notice_on_the_heels_of_a_notice,
+    notice_while_it_starts, corrupt_the_newest_checkpoint, kill_a_child_of_the_data_loader,
+]  # fmt: skip
