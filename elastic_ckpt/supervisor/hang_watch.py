@@ -43,10 +43,12 @@ class HangWatch:
         self._before: dict[int, tuple[int, Pace]] = {}  # by local rank: its beat, and where it was
         self._looking = False
         self._found: Hang | None = None
+        self._incarnations = 0  # a thread that is late must not speak of a later one
 
     def begin(self) -> None:
         """Another incarnation begins: nobody is idle yet."""
         self._before.clear()
+        self._incarnations += 1
         self._looking, self._found = False, None
 
     def look(self) -> Hang | None:
@@ -65,11 +67,14 @@ class HangWatch:
         if self._paces.hangs(paces):
             self._looking = True
             threading.Thread(
-                target=self._explain, args=(slots, paces), name="hang", daemon=True
+                target=self._explain,
+                args=(slots, paces, self._incarnations),
+                name="hang",
+                daemon=True,
             ).start()
         return None
 
-    def _explain(self, slots: Sequence[Slot], paces: Sequence[Pace]) -> None:
+    def _explain(self, slots: Sequence[Slot], paces: Sequence[Pace], incarnation: int) -> None:
         stacks = dump_stacks({slot.rank: slot.pid for slot in slots})
         rank = culprit(paces, [number for number, stack in stacks.items() if stack.waits])
         idle = min(pace.idle_seconds for pace in paces)
@@ -84,8 +89,9 @@ class HangWatch:
         )
         where = stacks[rank].own if rank in stacks else ""
         message = f"nothing happened for {idle:.0f} s in step {step}"
-        self._found = Hang(rank, f"{message}: {where}" if where else message)
-        self._wake()
+        if incarnation == self._incarnations:
+            self._found = Hang(rank, f"{message}: {where}" if where else message)
+            self._wake()
 
 
 def _pace(slot: Slot, now: int) -> Pace:
