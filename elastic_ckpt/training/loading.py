@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from elastic_ckpt.board import Source
 from elastic_ckpt.core.manifest import Manifest, MemorySeal
@@ -130,7 +130,7 @@ class _Opened(ABC):
         self._path = path
         self._held = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
