@@ -90,9 +90,18 @@ def kill_worker(job: Job, dice: random.Random) -> None:
 
 
 def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
-    children = [child for worker in job.workers() for child in worker.children()]
-    if children:
-        expect_recovery(job, dice.choice(children))
+    """Its rank fails for it, unless the epoch was over and the child on its way out."""
+    before = job.view()
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        children = [child for worker in job.workers() for child in worker.children()]
+        dice.choice(children).send_signal(signal.SIGKILL)
+    job.until(
+        lambda view: (
+            view.incarnation > before.incarnation
+            or (view.position is not None and view.position.step > before.position.step + 3)
+        ),
+        "the next incarnation, or that it trains on",
+    )
 
 
 def term_agent_and_worker(job: Job, dice: random.Random) -> None:
