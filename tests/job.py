@@ -78,6 +78,7 @@ class Job:
             self.process.wait(10)
         for tier in self.tiers():
             shutil.rmtree(tier)
+        remove_orphaned_batches()
 
     def __enter__(self) -> "Job":
         return self
@@ -179,6 +180,17 @@ def environment(*packages: Path) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ELASTIC_", "SLURM"))}
     path = [Path(__file__).parent.parent, *packages]
     return clean | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+
+
+def remove_orphaned_batches() -> None:
+    """What a DataLoader's child that was killed leaves of the batch that it handed over.
+
+    Torch names such a file after its maker and unlinks it a moment later.
+    """
+    for path in MEMORY.glob("torch_*_*"):
+        maker = path.name.split("_")[1]
+        if maker.isdecimal() and not psutil.pid_exists(int(maker)):
+            path.unlink(missing_ok=True)
 
 
 def kill_tree(process: psutil.Process) -> None:
