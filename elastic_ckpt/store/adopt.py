@@ -7,21 +7,17 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from elastic_ckpt.core.manifest import (
-    MAX_MANIFEST_BYTES,
     EngineInfo,
     Manifest,
     SealHeader,
-    check_path,
     decode_manifest,
     encode,
     make_manifest,
@@ -32,14 +28,15 @@ from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.store.files import (
     files_below,
     open_regular,
-    read_bounded,
+    remove_temporaries,
     sync_directory,
     sync_tree,
     write_atomic,
 )
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.store.part import PartWriter, part_name
 from elastic_ckpt.store.running_states import RunningStates, read_running_states
+from elastic_ckpt.store.shard_names import shard_names
 from elastic_ckpt.store.verify import MANIFEST_NAME
 
 _PARTS: Final = "parts"
@@ -62,6 +59,8 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
         UsageError: ``ranks`` is missing where it matters.
         OSError: it cannot be read, or written to.
     """
+    for directory in (path, path / _PARTS):
+        remove_temporaries(directory)  # of an adoption that was killed
     files = [name for name in files_below(path) if not _is_ours(name)]
     running = _check(path, files)
     if running.sample_start_index and not ranks:
@@ -88,7 +87,7 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
 
 def _is_ours(name: str) -> bool:
     """What an adoption that was killed left."""
-    return name.startswith((f"{_PARTS}/", MANIFEST_NAME))
+    return name in (part_name(0), MANIFEST_NAME)
 
 
 def _check(path: Path, files: list[str]) -> RunningStates:
@@ -116,28 +115,12 @@ def _is_index(name: str, part: str) -> bool:
 
 
 def _check_index(index: Path, files: list[str], part: str) -> None:
-    try:
-        content = json.loads(read_bounded(index, MAX_MANIFEST_BYTES))
-        names = set(_named(content))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        raise CheckpointRejected(f"{part}/{index.name} is not readable") from None
-    for name in sorted(names):
-        check_path(name)
+    names = shard_names(index)
+    if not names:
+        raise CheckpointRejected(f"{part}/{index.name} speaks of no file")
+    for name in sorted(set(names)):
         if f"{part}/{name}" not in files:
             raise CheckpointRejected(f"{part}/{printable(name)} is missing: its index speaks of it")
-
-
-def _named(content: Any) -> Iterator[str]:
-    """Every file that an index speaks of."""
-    for name in [*content["weight_map"].values(), *_groups(content)]:
-        if not isinstance(name, str):
-            raise TypeError("a file's name is no text")
-        yield name
-
-
-def _groups(content: Any) -> list[Any]:
-    group = content.get("metadata", {}).get("param_groups")
-    return [] if group is None else [group]
 
 
 def _check_archive(path: Path, name: str) -> int:

@@ -6,11 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from elastic_ckpt.board import Board, Outcome, Slot
 from elastic_ckpt.core.hang import Pace, Paces, culprit
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.supervisor.stacks import dump_stacks
+
+AWAY_SECONDS: Final = 5.0
+"""Between two looks, of which there are four a second: this process was stopped meanwhile, and so
+were the workers, as SLURM suspends a job or a shell does on Ctrl-Z."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,23 @@ class HangWatch:
     """One node's; the supervisor's loop calls :meth:`look` at each of its turns."""
 
     def __init__(
-        self, board: Board, journal: Journal, least_seconds: float, wake: Callable[[], None]
+        self,
+        board: Board,
+        journal: Journal,
+        least_seconds: float,
+        wake: Callable[[], None],
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """
         Args:
             wake: called from a thread when the stacks are there.
+            clock: monotonic nanoseconds.
         """
         self._board = board
         self._journal = journal
         self._wake = wake
+        self._clock = clock
+        self._looked = self._back = clock()  # at the last look, and when it was away last
         self._paces = Paces(least_seconds)
         self._before: dict[int, tuple[int, Pace]] = {}  # by local rank: its beat, and where it was
         self._looking = False
@@ -48,17 +61,21 @@ class HangWatch:
     def begin(self) -> None:
         """Another incarnation begins: nobody is idle yet."""
         self._before.clear()
+        self._looked = self._clock()
         self._incarnations += 1
         self._looking, self._found = False, None
 
     def look(self) -> Hang | None:
         """The hang, once its stacks are there; None while there is none. Does not wait."""
+        now = self._clock()
+        if now - self._looked > AWAY_SECONDS * 1e9:
+            self._back = now
+        self._looked = now
         if self._looking:
             found, self._found = self._found, None
             return found
-        now = time.monotonic_ns()
         slots = [slot for slot in self._board.read_slots() if slot.outcome is Outcome.NONE]
-        paces = [_pace(slot, now) for slot in slots]
+        paces = [_pace(slot, now, self._back) for slot in slots]
         for slot, pace in zip(slots, paces, strict=True):
             beat, before = self._before.get(slot.local_rank, (slot.beat, pace))
             if beat != slot.beat:
@@ -94,12 +111,12 @@ class HangWatch:
             self._wake()
 
 
-def _pace(slot: Slot, now: int) -> Pace:
+def _pace(slot: Slot, now: int, back: int) -> Pace:
     return Pace(
         rank=slot.rank,
         phase=slot.phase.name.lower(),
         entered=slot.entered,
-        idle_seconds=(now - slot.beat) / 1e9 if slot.beat else 0.0,
+        idle_seconds=(now - max(slot.beat, back)) / 1e9 if slot.beat else 0.0,
         # Where an evaluation cannot be told from a step, nothing is learnt of either.
         has_stepped=slot.declares and slot.finished > slot.start_step,
     )

@@ -249,21 +249,23 @@ class Session:
         self._rank_state.restore_rng()
         in_process = dataloader.num_workers == 0
         slot = self._runtime.slot
-        for index in range(count):
-            begins = index % self._accumulation_steps == 0
-            if begins and in_process:
-                self._boundary()
-            slot.phase(Phase.FETCHING)
-            batch = next(iterator)
-            slot.phase(Phase.TRAINING)
-            if begins and not in_process:
-                self._boundary()
-            self._step_ends = (index + 1) % self._accumulation_steps == 0 or index + 1 == count
-            self._group_batches = index % self._accumulation_steps + 1
-            yield from self._hand_out(batch)
-            if self._step_ends:
-                self._finish_step()
-        slot.phase(Phase.BETWEEN)
+        try:
+            for index in range(count):
+                begins = index % self._accumulation_steps == 0
+                if begins and in_process:
+                    self._boundary()
+                slot.phase(Phase.FETCHING)
+                batch = next(iterator)
+                slot.phase(Phase.TRAINING)
+                if begins and not in_process:
+                    self._boundary()
+                self._step_ends = (index + 1) % self._accumulation_steps == 0 or index + 1 == count
+                self._group_batches = index % self._accumulation_steps + 1
+                yield from self._hand_out(batch)
+                if self._step_ends:
+                    self._finish_step()
+        finally:  # the script may leave by break
+            slot.phase(Phase.BETWEEN)
 
     @contextmanager
     def evaluation(self, *, interruptible: bool = False) -> Iterator[Evaluation]:

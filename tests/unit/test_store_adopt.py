@@ -85,6 +85,8 @@ def test_what_a_killed_adoption_left_does_not_stop_the_next_one(
         )
         adopt(job, foreign, 4, unwatched)
     assert (foreign / "parts/00000.json").exists() and newest_valid(job) is None
+    for half_written in (".tmp-manifest.json", "parts/.tmp-00000.json"):
+        (foreign / half_written).write_text("{")
     adopt(job, foreign, 4, unwatched)
     verify_full(foreign)
 
@@ -149,7 +151,11 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("no index", lambda p: (p / INDEX).unlink(), "modeling/ has no index"),
     ("no model", lambda p: shutil.rmtree(p / "modeling"), "modeling/ has no index"),
     ("half an index", lambda p: cut(p / INDEX), "index.json is not readable"),
-    ("an index without weights", lambda p: rewrite(p / INDEX, without_weights), "not readable"),
+    (
+        "an index without weights",
+        lambda p: rewrite(p / INDEX, without_weights),
+        "speaks of no file",
+    ),
     ("an index of numbers", lambda p: rewrite(p / INDEX, names_a_number), "not readable"),
     ("an index that leads out", lambda p: rewrite(p / INDEX, leads_out), "secret"),
     ("no place", lambda p: (p / "running_states.json").unlink(), "running_states.json is missing"),
@@ -164,8 +170,14 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
         "its save was interrupted",
     ),
     ("a link", add_link, "extra"),
+    ("parts that lie elsewhere", lambda p: lead_parts_away(p), "parts"),
     ("a second name", add_hard_link, "another name"),
 ]
+
+
+def lead_parts_away(path: Path) -> None:
+    (path.parent / "away").mkdir()
+    (path / "parts").symlink_to(path.parent / "away")
 
 
 def cut_into(path: Path) -> None:

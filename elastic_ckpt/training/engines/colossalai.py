@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,12 @@ from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
 from colossalai.checkpoint_io import GeneralCheckpointIO
 from torch import distributed
 
-from elastic_ckpt.core.manifest import MAX_MANIFEST_BYTES, EngineInfo, check_path
+from elastic_ckpt.core.manifest import EngineInfo
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.files import open_regular, read_bounded
+from elastic_ckpt.store.files import open_regular
 from elastic_ckpt.store.part import Part
+from elastic_ckpt.store.shard_names import shard_names
 from elastic_ckpt.training.device_copy import DeviceCopies
 from elastic_ckpt.training.engines import tensor_bytes
 from elastic_ckpt.training.shares import Shares, count_writers
@@ -169,24 +169,7 @@ def _check_indexes(directory: Path) -> None:
     """ColossalAI opens what an index names: that must be in the checkpoint, and so verified."""
     for part in ("modeling", "optimizer"):
         for path in sorted((directory / part).glob("*.json")):
-            try:
-                names = _named(json.loads(read_bounded(path, MAX_MANIFEST_BYTES)))
-            except (ValueError, TypeError, AttributeError, RecursionError):
-                raise CheckpointRejected(f"{part}/{path.name} is not readable") from None
-            for name in names:
-                check_path(name)
-
-
-def _named(content: Any) -> list[str]:
-    if not isinstance(content, dict):
-        return []
-    names = [*content.get("weight_map", {}).values()]
-    group = content.get("metadata", {}).get("param_groups")
-    if group is not None:
-        names.append(group)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("a file's name is no text")
-    return names
+            shard_names(path)
 
 
 def mend_cpu_accelerator() -> None:
