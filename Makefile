@@ -8,12 +8,13 @@ PYTEST_FLAGS ?=
 
 # Two at a time; only the faults have the machine to themselves.
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 tests/unit tests/integration && $1/bin/python -m pytest tests/faults
+tests = $1/bin/python -m pytest -n 2 tests/unit tests/integration && \
+	$1/bin/python -m pytest tests/faults tests/system
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-latest test-wheel chaos lint types layers bench clean
+.PHONY: demo test test-faults test-hosts test-latest test-wheel chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -25,13 +26,17 @@ test: .venv/.ready
 test-faults: .venv/.ready
 	.venv/bin/python -m pytest -m faults_full tests/faults $(PYTEST_FLAGS)
 
-# A small job under N disturbances drawn by SEED; bits and samples must be an undisturbed one's.
+# Hosts of network namespaces join, leave and are cut off; prints how long each takes. Needs root.
+test-hosts: .venv/.ready
+	.venv/bin/python -m pytest -s tests/system
+
+# A small job under N disturbances drawn by SEED, in rounds of 50; bits and samples must be an
+# undisturbed one's. A call that was ended goes on where it was.
 N ?= 100
 SEED ?= $(shell date +%s)
 
 chaos: .venv/.ready
-	ELASTIC_CKPT_TEST_SEED=$(SEED) ELASTIC_CKPT_TEST_DISTURBANCES=$(N) \
-		.venv/bin/python -m pytest -s tests/faults/test_bit_exact.py -k disturbances
+	.venv/bin/python scripts/chaos.py $(N) $(SEED)
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it.
 test-latest: .venv-latest/.ready

@@ -31,7 +31,7 @@ from elastic_ckpt.core.recovery import Marks
 from elastic_ckpt.errors import UsageError
 
 _MAGIC: Final = 0x656C6173_74636B70
-_VERSION: Final = 3
+_VERSION: Final = 4
 _RING: Final = 8
 _MAX_SLOTS: Final = 4096  # ranks of one node
 _HEADER_WORDS: Final = 64
@@ -39,6 +39,7 @@ _SLOT_WORDS: Final = 80
 
 # Words of the header.
 _H_MAGIC, _H_VERSION, _H_SLOTS, _H_INCARNATION, _H_FLAG, _H_ABORTED, _H_DEADLINE = range(7)
+_H_OVER: Final = 7
 _H_ANSWERS: Final = 16  # _RING entries of (number, kind, step, 0)
 
 # Words of a slot. The first six are the frame that a step rewrites; text fills the end.
@@ -46,7 +47,7 @@ _S_SEQUENCE, _S_ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
-_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES = range(22, 26)
+_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = range(22, 28)
 _S_REASON: Final = 32
 
 _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
@@ -107,6 +108,7 @@ class Slot:
         saved_bytes: size of the last checkpoint, all ranks together; on the leader alone.
         saved_ns: nanoseconds that its save took.
         declares: it says when it does something else than train, as a Session does.
+        busy_ns, step_ns: moving means of a step, its own work in it and the whole; 0 for unknown.
     """
 
     local_rank: int
@@ -131,6 +133,8 @@ class Slot:
     saved_bytes: int = 0
     saved_ns: int = 0
     declares: bool = False
+    busy_ns: int = 0
+    step_ns: int = 0
 
     @property
     def attached(self) -> bool:
@@ -217,6 +221,14 @@ class Board:
     def incarnation(self) -> int:
         """The incarnation that the slots belong to."""
         return self._words[_H_INCARNATION]
+
+    def end_incarnation(self) -> None:
+        """Its workers are gone, and one that is started late has no place in it."""
+        self._words[_H_OVER] = self._words[_H_INCARNATION]
+
+    def is_over(self, number: int) -> bool:
+        """Whether a worker of this incarnation has come too late."""
+        return number != self._words[_H_INCARNATION] or number == self._words[_H_OVER]
 
     @property
     def flag(self) -> int:
@@ -315,6 +327,8 @@ class Board:
             saved_bytes=words[_S_SAVED_BYTES],
             saved_ns=words[_S_SAVED_NS],
             declares=bool(words[_S_DECLARES]),
+            busy_ns=words[_S_BUSY_NS],
+            step_ns=words[_S_STEP_NS],
         )
 
     def read_slots(self) -> list[Slot]:
@@ -379,6 +393,11 @@ class SlotWriter:
     def stepped(self) -> None:
         """The first optimizer step of this incarnation is finished."""
         self._mark(_S_STEPPED)
+
+    def pace(self, busy_ns: int, step_ns: int) -> None:
+        """How long a step takes: the rank's own work in it, and the whole."""
+        self._words[self._base + _S_BUSY_NS] = busy_ns
+        self._words[self._base + _S_STEP_NS] = step_ns
 
     def first_entry(self) -> None:
         """The first step of this incarnation begins now."""

@@ -8,6 +8,7 @@
     │   └── LockHeld                73  another supervisor owns the job or this node
     ├── CheckpointError             65
     │   ├── NoValidCheckpoint       65  checkpoints exist, none can be used
+    │   ├── CannotReshard       65  it cannot be loaded by this plugin on so many ranks
     │   ├── UnsupportedFormat       65  written by a newer elastic-ckpt
     │   └── CheckpointRejected      65  one checkpoint, one reason
     │       └── NotSealed           65  it has no manifest: not ours, or never finished
@@ -70,6 +71,10 @@ class CheckpointError(ElasticCkptError):
 
 class NoValidCheckpoint(CheckpointError):
     """Checkpoints exist, but none passes verification."""
+
+
+class CannotReshard(CheckpointError):
+    """Another plugin or number of ranks wrote the checkpoint, and this one cannot load it."""
 
 
 class UnsupportedFormat(CheckpointError):

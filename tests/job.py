@@ -31,6 +31,7 @@ class Job:
         self.script = script
         self.arguments = list(arguments)
         self.options: list[str] = []
+        self.prefix: list[str] = []  # of the command: what runs it elsewhere
         self.packages: list[Path] = []
         self.log = directory / "log"
         self.process: subprocess.Popen | None = None
@@ -40,7 +41,7 @@ class Job:
 
     def start(self, *options: str) -> "Job":
         command = [
-            sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(self.directory),
+            *self.prefix, sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(self.directory),
             "--nproc", str(self.nproc), *self.options, *options,
             "--", str(self.script), *self.arguments,
         ]  # fmt: skip

@@ -19,6 +19,7 @@ _COMMANDS = {
     "prune": "elastic_ckpt.cli.prune",
     "save": "elastic_ckpt.cli.save",
     "drill": "elastic_ckpt.cli.drill",
+    "logs": "elastic_ckpt.cli.logs",
     "adopt": "elastic_ckpt.cli.adopt",
 }
 

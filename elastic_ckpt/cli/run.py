@@ -7,6 +7,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,10 @@ from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.store import records
 from elastic_ckpt.store.layout import JobDirectory
+
+if TYPE_CHECKING:
+    from elastic_ckpt.supervisor.settings import RunSettings
+    from elastic_ckpt.supervisor.supervisor import Supervisor
 
 _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
 
@@ -38,6 +43,25 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
     default="auto",
     show_default=True,
     help="Workers on this node: a number, or auto for one per GPU (one without).",
+)
+@click.option(
+    "--nnodes",
+    default="1",
+    show_default=True,
+    metavar="MIN[:MAX]",
+    help="Nodes that the job takes; it goes on with MIN, and grows to MAX when they come.",
+)
+@click.option(
+    "--rdzv-endpoint",
+    metavar="HOST[:PORT]",
+    help="Where the nodes meet, the same on each; the one whose address it is leads.",
+)
+@click.option(
+    "--rdzv-timeout",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds to wait for MIN nodes, or for the leading one; then the run ends with 75 or 76.",
 )
 @click.option(
     "--grace",
@@ -102,6 +126,9 @@ def command(
     directory: Path,
     name: str | None,
     nproc: str,
+    nnodes: str,
+    rdzv_endpoint: str | None,
+    rdzv_timeout: float,
     grace: float,
     save_interval: str | None,
     mtbf: str | None,
@@ -123,6 +150,7 @@ def command(
     \b
       elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
       elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
+      elastic-ckpt run --dir /shared/ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
 
     \b
     Exit codes:
@@ -131,13 +159,13 @@ def command(
       76 preempted, nothing new       73  directory locked or unusable   64  wrong usage
     """
     from elastic_ckpt.supervisor.settings import RunSettings
-    from elastic_ckpt.supervisor.supervisor import Supervisor
 
     _open_standard_streams()
     _check_script(script)
     if not math.isfinite(grace):
         raise UsageError(f"--grace {grace} is no number of seconds")
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
+    nodes = _nodes(nnodes, rdzv_endpoint)
     root = JobDirectory.at(directory).root
     settings = RunSettings(
         directory=root,
@@ -156,10 +184,24 @@ def command(
         learn_preload=preload is None,
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
-        memory=None if memory_dir == "off" else Path(memory_dir).absolute(),
+        memory=None if memory_dir == "off" or rdzv_endpoint else Path(memory_dir).absolute(),
+        nodes=nodes,
+        endpoint=rdzv_endpoint or "",
+        gather_seconds=rdzv_timeout,
     )
-    supervisor = Supervisor(settings, _say)
-    return int(supervisor.run())
+    return int(_supervisor(settings).run())
+
+
+def _supervisor(settings: RunSettings) -> Supervisor:
+    """Of a node that is alone, leads, or follows."""
+    from elastic_ckpt.supervisor.member import Member
+    from elastic_ckpt.supervisor.rendezvous import meet
+    from elastic_ckpt.supervisor.supervisor import Supervisor
+
+    if not settings.endpoint:
+        return Supervisor(settings, _say)
+    rendezvous = meet(settings.endpoint)
+    return (Supervisor if rendezvous.leads else Member)(settings, _say, rendezvous)
 
 
 def _open_standard_streams() -> None:
@@ -201,6 +243,18 @@ def _workers(nproc: str) -> int:
     if not nproc.isdecimal() or int(nproc) < 1:
         raise UsageError(f"--nproc {nproc!r} is neither a number from 1 nor auto")
     return int(nproc)
+
+
+def _nodes(nnodes: str, endpoint: str | None) -> tuple[int, int]:
+    from elastic_ckpt.supervisor.rendezvous import parse_nodes
+
+    least, most = parse_nodes(nnodes)
+    if most > 1 and not endpoint:
+        raise UsageError(
+            f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, the same on each node: the "
+            "address of one of them"
+        )
+    return least, most
 
 
 def _mtbf(given: str | None, interval: SaveInterval) -> float:

@@ -11,12 +11,12 @@ import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
 from elastic_ckpt.cli.save_view import EmergencySaveView
-from elastic_ckpt.cli.status_view import StatusView, gather
+from elastic_ckpt.cli.status_view import StatusView, WorkerView, gather
 from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import printable, shown_json
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.store.records import RecoveryRecord
+from elastic_ckpt.store.records import FailureRecord, RecoveryRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,6 +25,9 @@ _COLOURS = {
     "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
     "backing-off": "yellow", "preempted": "yellow", "failed": "red", "dead": "red",
 }  # fmt: skip
+
+
+_TAIL_LINES = 6  # of what a rank printed before it failed; elastic-ckpt logs has the rest
 
 
 @click.command("status")
@@ -80,6 +83,8 @@ def _page(view: StatusView) -> RenderableType:
     if view.message != view.state:
         parts.append(Text(view.message))
     parts.append(facts)
+    if view.nodes:
+        parts.append(_nodes(view))
     if view.workers:
         parts.append(_workers(view))
     return Group(*parts)
@@ -106,6 +111,8 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
         save = view.last_save
         how = f"FAILED: {save.error}" if save.error else f"{save.actual_seconds:.2f} s"
         facts.append(("last save", f"{save.reason}, {how}"))
+    if view.last_failure is not None:
+        facts.append(("last failure", _failure(view.last_failure)))
     if view.last_recovery is not None:
         facts.append(("last recovery", _recovery(view.last_recovery)))
     if view.last_emergency_save is not None:
@@ -128,6 +135,14 @@ def _facts(view: StatusView) -> list[tuple[str, str]]:
     return facts
 
 
+def _failure(last: FailureRecord) -> str:
+    """What it was, and the end of what the rank printed: there stands why."""
+    who = f"rank {last.rank}, " if last.rank >= 0 else ""
+    ago = human_age(max(0.0, time.time() - last.wall))
+    lines = [f"{who}{last.kind}, {ago} ago: {last.message}"]
+    return "\n".join(lines + [f"  {line}" for line in last.tail[-_TAIL_LINES:]])
+
+
 def _recovery(last: RecoveryRecord) -> str:
     stages = ", ".join(
         f"{name.replace('_', ' ')} {seconds:.2f}"
@@ -143,6 +158,14 @@ def _emergency(save: EmergencySaveView) -> str:
     return f"{predicted}, took {human_duration(save.actual_seconds)}"
 
 
+def _own_work(worker: WorkerView) -> str:
+    """``80 of 120 ms``: the rest it waits for the others; and whether they wait for it."""
+    if worker.step_seconds is None or worker.busy_seconds is None:
+        return "-"
+    times = f"{1000 * worker.busy_seconds:.0f} of {1000 * worker.step_seconds:.0f} ms"
+    return times if worker.slow is None else f"{times}, SLOW: {worker.slow:.1f} x the others'"
+
+
 def _newest(view: StatusView) -> str:
     newest = view.newest_valid
     if newest is None:
@@ -153,17 +176,35 @@ def _newest(view: StatusView) -> str:
     )
 
 
+def _nodes(view: StatusView) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("node", "host", "state", "what it does"):
+        table.add_column(title, overflow="fold")
+    for node in view.nodes:
+        name = f"{node.node} (leads)" if node.leads else node.node
+        state = "gone" if node.alive is False else node.state
+        table.add_row(name, node.host, state, node.message)
+    return table
+
+
 def _workers(view: StatusView) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("rank", "pid", "phase", "step", "last beat", "memory", "cpu"):
+    names = {worker.node for worker in view.workers}
+    several = len(names) > 1
+    if several:
+        table.add_column("node")
+    for title in ("rank", "pid", "phase", "step", "last beat", "memory", "cpu", "own work"):
         justify: Literal["left", "right"] = "left" if title == "phase" else "right"
         table.add_column(title, justify=justify, overflow="fold")
     for worker in view.workers:
         beat = worker.last_beat_seconds
         cpu = worker.cpu_percent
         table.add_row(
+            *([worker.node] if several else []),
             str(worker.rank),
             str(worker.pid),
             worker.phase,
@@ -171,5 +212,6 @@ def _workers(view: StatusView) -> RenderableType:
             "-" if beat is None else f"{beat:.1f} s",
             human_bytes(worker.rss_bytes),
             "-" if cpu is None else f"{cpu:.0f} %",
+            _own_work(worker),
         )
     return table

@@ -18,12 +18,13 @@ from elastic_ckpt.cli.save_view import (
 )
 from elastic_ckpt.core.goodput import account
 from elastic_ckpt.core.run_state import TERMINAL, RunState
+from elastic_ckpt.core.straggler import stragglers
 from elastic_ckpt.core.text import encodable, printable
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
 from elastic_ckpt.store.journal import read_journal
 from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.records import NodeRecord, RecoveryRecord, job_records
+from elastic_ckpt.store.records import FailureRecord, NodeRecord, RecoveryRecord, job_records
 
 
 class SupervisorView(msgspec.Struct):
@@ -36,8 +37,25 @@ class SupervisorView(msgspec.Struct):
     node: str
 
 
+class NodeView(msgspec.Struct):
+    """A node of several; ``alive`` as of a supervisor."""
+
+    node: str
+    host: str
+    leads: bool
+    state: str
+    message: str
+    alive: bool | None
+
+
 class WorkerView(msgspec.Struct):
-    """One rank as the board shows it."""
+    """One rank as the board shows it.
+
+    Attributes:
+        step_seconds: a whole step, on average.
+        busy_seconds: the rank's own work in it: what is left it waits for others.
+        slow: how many times as long as the others' its own work takes, for a slow one.
+    """
 
     rank: int
     local_rank: int
@@ -49,6 +67,9 @@ class WorkerView(msgspec.Struct):
     rss_bytes: int | None
     cpu_percent: float | None
     gpu_bytes: int | None
+    step_seconds: float | None
+    busy_seconds: float | None
+    slow: float | None
 
 
 class PositionView(msgspec.Struct):
@@ -102,6 +123,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     exit_code: int
     supervisor: SupervisorView | None
     incarnation: int
+    nodes: list[NodeView]
     workers: list[WorkerView]
     position: PositionView | None
     newest_valid: NewestView | None
@@ -109,6 +131,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     notice: NoticeView | None
     last_save: LastSaveView | None
     last_recovery: RecoveryRecord | None
+    last_failure: FailureRecord | None
     last_emergency_save: EmergencySaveView | None
     save_interval: SaveIntervalView | None
     restarts: RestartsView
@@ -119,9 +142,12 @@ class StatusView(msgspec.Struct, kw_only=True):
 def gather(job: JobDirectory) -> StatusView:
     """Look at everything there is; works with the supervisor alive, dead or never started."""
     records = job_records(job)
-    record = records[0] if records else None
+    record = next((one for one in records if one.leads), next(iter(records), None))
     alive = record.owner.is_alive() if record else False
-    slots = _slots(record) if record and alive else []
+    run = [one for one in records if record and one.run_id == record.run_id] if alive else []
+    boards = [(one.node, _slots(one)) for one in run if _takes_part(one, record)]
+    slots = [slot for _, found in boards for slot in found]
+    slow = _slow(slots)
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
     events = read_journal(job)
     running = alive is not False and record is not None and record.state not in TERMINAL
@@ -138,13 +164,18 @@ def gather(job: JobDirectory) -> StatusView:
         exit_code=_exit_code(state, record, rejected, newest, newest_save),
         supervisor=_supervisor(record, alive),
         incarnation=record.incarnation if record else 0,
-        workers=[_worker(slot, record.node) for slot in slots if slot.pid] if record else [],
+        nodes=_nodes(record, run),
+        workers=sorted(
+            (_worker(slot, node, slow) for node, found in boards for slot in found if slot.pid),
+            key=lambda worker: worker.rank,
+        ),
         position=_position(slots, newest),
         newest_valid=_newest(newest),
         rejected=rejected,
         notice=_notice(record) if running else None,
         last_save=newest_save,
         last_recovery=record.last_recovery if record else None,
+        last_failure=record.last_failure if record else None,
         last_emergency_save=last_emergency_save(events),
         save_interval=save_interval(record),
         restarts=RestartsView(
@@ -155,6 +186,19 @@ def gather(job: JobDirectory) -> StatusView:
         goodput=goodput.fraction,
         lost_work_seconds=goodput.lost_work_seconds,
     )
+
+
+def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
+    """Those that the head sees, and those of its run that are on their way out; if it leads any."""
+    if record is None or not record.present:
+        return []
+    shown = [one for one in run if one.node in record.present or one.owner.is_alive()]
+    return [
+        NodeView(
+            one.node, one.owner.host, one.leads, one.state.value, one.message, one.owner.is_alive()
+        )
+        for one in sorted(shown, key=lambda one: (not one.leads, one.node))
+    ]
 
 
 def _supervisor(record: NodeRecord | None, alive: bool | None) -> SupervisorView | None:
@@ -197,6 +241,12 @@ def _exit_code(
     return 1
 
 
+def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
+    """Whether what a node's board shows belongs to the incarnation of which the head speaks."""
+    same = head is not None and member.incarnation == head.incarnation
+    return same and member.state not in TERMINAL and bool(member.owner.is_alive())
+
+
 def _slots(record: NodeRecord) -> list[Slot]:
     try:
         return Board.open(record.board, writable=False).read_slots()
@@ -212,7 +262,12 @@ def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
     return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
 
 
-def _worker(slot: Slot, node: str) -> WorkerView:
+def _slow(slots: list[Slot]) -> dict[int, float]:
+    busy = {slot.rank: slot.busy_ns / 1e9 for slot in slots}
+    return stragglers(busy, max((slot.step_ns for slot in slots), default=0) / 1e9)
+
+
+def _worker(slot: Slot, node: str, slow: dict[int, float]) -> WorkerView:
     rss, cpu = _process(slot.pid)
     beat = (time.monotonic_ns() - slot.beat) / 1e9 if slot.beat else None
     return WorkerView(
@@ -226,6 +281,9 @@ def _worker(slot: Slot, node: str) -> WorkerView:
         rss_bytes=rss,
         cpu_percent=cpu,
         gpu_bytes=None,
+        step_seconds=slot.step_ns / 1e9 if slot.step_ns else None,
+        busy_seconds=slot.busy_ns / 1e9 if slot.busy_ns else None,
+        slow=slow.get(slot.rank),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 class FailureClass(str, Enum):
     """The values are what the journal and ``status`` show."""
 
+    MEMBERSHIP = "membership"  # no failure of the job: a node vanished
     START_UP = "start-up"  # it raised, or left with a code, before any rank had begun a step
     ERROR = "error"  # it did so later, or left without a word
     NON_FINITE = "non-finite"  # the script reported a loss that is no number
@@ -47,6 +48,8 @@ class Failure:
         step: the step that failed, in the job's counting; 0 if nobody knows.
         out_of_memory: whether the kernel killed something for memory meanwhile.
         hung: whether it was killed because it hung.
+        lost: names of the nodes that vanished.
+        tail: the last lines that the rank printed.
     """
 
     rank: int
@@ -57,10 +60,14 @@ class Failure:
     step: int = 0
     out_of_memory: bool = False
     hung: bool = False
+    lost: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
 
     @property
     def kind(self) -> FailureClass:
         """Its class."""
+        if self.lost:
+            return FailureClass.MEMBERSHIP
         if self.hung:
             return FailureClass.HANG
         if self.exit_code < 0:

@@ -44,6 +44,8 @@ class FailureHistory:
 
     def observe(self, event: _Event) -> None:
         """Take the next event into account."""
+        if event.data.get("follows"):
+            return  # of a node that follows another one
         before = event.wall if self._last is None else self._last
         self._last = event.wall
         match event.event:
@@ -53,7 +55,7 @@ class FailureHistory:
                 self._noticed = True
             case "saved":
                 self._saved = self._noticed
-            case "ended" if event.data.get("kind") == "completed":
+            case "ended" if event.data.get("kind") == "completed" or self._regroups(event):
                 self._stop(event.wall, failed=False)
             case "ended" | "crash":
                 self._stop(event.wall, failed=True)
@@ -64,6 +66,10 @@ class FailureHistory:
                 # Without an end before it: the last run was killed after its last event.
                 self._stop(before, failed=True)
                 self._settle(saved=self._saved)
+
+    def _regroups(self, event: _Event) -> bool:
+        """Whether all ranks left for an incarnation of other nodes, a checkpoint sealed."""
+        return not self._noticed and event.data.get("kind") in ("stopped", "not-begun")
 
     def _stop(self, at: float, *, failed: bool) -> None:
         """Training has come to an end; after a notice it is open whether it was a failure."""

@@ -61,6 +61,8 @@ def account(events: Iterable[_Event], now: float | None = None) -> Goodput:
     kept = 0.0  # when its newest checkpoint was sealed
     training = stall = lost = 0.0
     for event in events:
+        if event.data.get("follows"):
+            continue  # of a node that follows another one, whose word counts
         first = event.wall if first is None else first
         before, last = (last or event.wall), event.wall
         if event.event == "state" and event.data.get("state") == "running":

@@ -74,6 +74,45 @@ class Paces:
         return bool(found) and all(one.idle_seconds > self.limit_seconds(one) for one in found)
 
 
+@dataclass(frozen=True)
+class Stuck:
+    """What was seen of the ranks of a node that hang.
+
+    Attributes:
+        paces: where they are.
+        waiting: those that were inside of a collective, where one waits for others.
+        places: the innermost line of the script's own, by rank.
+    """
+
+    paces: tuple[Pace, ...]
+    waiting: tuple[int, ...]
+    places: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A hang of a whole job.
+
+    Attributes:
+        rank: the culprit; -1 if nothing tells.
+        message: one line.
+    """
+
+    rank: int
+    message: str
+
+    @classmethod
+    def of(cls, nodes: Sequence[Stuck]) -> Hang:
+        """What all nodes' ranks come to."""
+        paces = [pace for stuck in nodes for pace in stuck.paces]
+        rank = culprit(paces, [one for stuck in nodes for one in stuck.waiting])
+        idle = min(pace.idle_seconds for pace in paces)
+        step = max(pace.entered for pace in paces)
+        where = next((stuck.places[rank] for stuck in nodes if rank in stuck.places), "")
+        message = f"nothing happened for {idle:.0f} s in step {step}"
+        return cls(rank, f"{message}: {where}" if where else message)
+
+
 def culprit(paces: Sequence[Pace], waiting: Iterable[int]) -> int:
     """The rank that the others wait for; -1 if nothing tells.
 

@@ -1,6 +1,6 @@
 """What follows from a failure: a restart, an older checkpoint, or the end. And after how long.
 
-Preemptions and changes of membership are no failures: they never come here.
+Preemptions and changes of membership never use up the budget.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ class Rule:
         may_pass: whether it may be gone at the next start although no step was begun.
         is_the_steps: whether it speaks against the step: it would come again from the same state.
         advice: what to do about it, in the message that ends the job; may be empty.
+        counts: whether it uses up the budget.
     """
 
     may_pass: bool
     is_the_steps: bool
     advice: str = ""
+    counts: bool = True
 
 
 RULES: Final[Mapping[FailureClass, Rule]] = {
+    FailureClass.MEMBERSHIP: Rule(may_pass=True, is_the_steps=False, counts=False),
     FailureClass.START_UP: Rule(may_pass=False, is_the_steps=False),
     FailureClass.ERROR: Rule(may_pass=True, is_the_steps=True),
     FailureClass.NON_FINITE: Rule(
@@ -85,7 +88,7 @@ class Decision:
 
 @dataclass
 class RestartPolicy:
-    """Counts failures, and decides; preemptions never touch this.
+    """Counts failures, and decides.
 
     Attributes:
         max_failures: failures that are retried before steady progress refills the budget.
@@ -112,6 +115,8 @@ class RestartPolicy:
         if failure.steps >= REFILL_STEPS:
             self.failures = 0
         self.stuck = 0 if failure.steps > 0 else self.stuck + 1
+        if not rule.counts:
+            return Decision(Action.RESTART)
         self.failures += 1
         self.total += 1
         advice = f"; {rule.advice}" if rule.advice else ""

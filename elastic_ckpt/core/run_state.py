@@ -30,6 +30,8 @@ class Event(Enum):
     COMPLETED = "completed"  # every worker left with its work done
     STOPPED = "stopped"  # every worker left at the agreed stop step
     CRASH = "crash"  # a worker or the agent died
+    REGROUP = "regroup"  # the incarnation ended, and another one of other nodes follows
+    ABANDONED = "abandoned"  # the other nodes did not come in time
     RETRY = "retry"  # the back-off is over
     GIVE_UP = "give-up"  # no budget left, or a failure that no retry mends
     EXPIRED = "expired"  # the deadline has come
@@ -37,10 +39,13 @@ class Event(Enum):
 
 TRANSITIONS: Final[Mapping[tuple[RunState, Event], RunState]] = {
     (RunState.STARTING, Event.STEPPING): RunState.RUNNING,
+    (RunState.STARTING, Event.ABANDONED): RunState.PREEMPTED,
     (RunState.STARTING, Event.NOTICE): RunState.DRAINING,
     (RunState.STARTING, Event.COMPLETED): RunState.FINISHED,
     (RunState.STARTING, Event.CRASH): RunState.BACKING_OFF,
     (RunState.STARTING, Event.GIVE_UP): RunState.FAILED,
+    (RunState.RUNNING, Event.REGROUP): RunState.STARTING,
+    (RunState.RUNNING, Event.ABANDONED): RunState.PREEMPTED,
     (RunState.RUNNING, Event.NOTICE): RunState.DRAINING,
     (RunState.RUNNING, Event.COMPLETED): RunState.FINISHED,
     (RunState.RUNNING, Event.CRASH): RunState.BACKING_OFF,
@@ -49,9 +54,11 @@ TRANSITIONS: Final[Mapping[tuple[RunState, Event], RunState]] = {
     (RunState.DRAINING, Event.STOPPED): RunState.PREEMPTED,
     # A crash during a notice never turns into a plain restart: the node is going away.
     (RunState.DRAINING, Event.CRASH): RunState.PREEMPTED,
+    (RunState.DRAINING, Event.ABANDONED): RunState.PREEMPTED,
     (RunState.DRAINING, Event.GIVE_UP): RunState.FAILED,
     (RunState.DRAINING, Event.EXPIRED): RunState.PREEMPTED,
     (RunState.BACKING_OFF, Event.RETRY): RunState.STARTING,
+    (RunState.BACKING_OFF, Event.ABANDONED): RunState.PREEMPTED,
     (RunState.BACKING_OFF, Event.NOTICE): RunState.DRAINING,
     (RunState.BACKING_OFF, Event.GIVE_UP): RunState.FAILED,
 }

@@ -56,10 +56,15 @@ class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
 class Journal:
     """A node's journal. Writing never raises: a full disk must not stop the training."""
 
-    def __init__(self, job: JobDirectory, node: str) -> None:
+    def __init__(self, job: JobDirectory, node: str, *, follows: bool = False) -> None:
+        """
+        Args:
+            follows: another node leads; what is counted is counted there.
+        """
         self._job = job
         self._path = job.journal(node)
         self._node = node
+        self._mark = {"follows": True} if follows else {}
 
     def write(self, event: str, **data: Any) -> None:
         """Append one event."""
@@ -69,7 +74,7 @@ class Journal:
             monotonic=time.monotonic(),
             node=self._node,
             pid=os.getpid(),
-            data=data,
+            data={**data, **self._mark},
         )
         # The newline in front keeps a line that a full disk tore from taking this one with it.
         line = b"\n" + _encode(record) + b"\n"

@@ -91,6 +91,11 @@ class JobDirectory:
         return self.control / "nodes"
 
     @property
+    def logs(self) -> Path:
+        """What the workers printed."""
+        return self.control / "logs"
+
+    @property
     def prediction(self) -> Path:
         """What was learned of how long saves take."""
         return self.control / "prediction.json"

@@ -80,11 +80,13 @@ class RunLocks:
     node of group rank 0 alone holds the job's.
     """
 
-    def __init__(self, job: JobDirectory, node: str, run_id: str) -> None:
-        """Take both; raises as :class:`HeldLock`."""
+    def __init__(self, job: JobDirectory, node: str, run_id: str, *, leads: bool = True) -> None:
+        """Take them; raises as :class:`HeldLock`."""
         self._node = HeldLock(job.node_lock(node), run_id)
+        self._job: HeldLock | None = None
         try:
-            self._job = HeldLock(job.lock, run_id)
+            if leads:
+                self._job = HeldLock(job.lock, run_id)
         except BaseException:
             self._node.release()
             raise
@@ -92,11 +94,13 @@ class RunLocks:
     def record(self, incarnation: int) -> None:
         """Say which incarnation may seal; for people, so a full disk must not end the run."""
         with contextlib.suppress(OSError):
-            self._job.record(incarnation)
+            if self._job is not None:
+                self._job.record(incarnation)
 
     def release(self) -> None:
-        """Release both."""
-        self._job.release()
+        """Release them."""
+        if self._job is not None:
+            self._job.release()
         self._node.release()
 
 

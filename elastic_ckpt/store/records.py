@@ -80,6 +80,23 @@ class RecoveryRecord(msgspec.Struct, frozen=True):
     tier: str
 
 
+class FailureRecord(msgspec.Struct, frozen=True):
+    """A failure.
+
+    Attributes:
+        rank: who failed first; -1 if it was no rank.
+        kind: the class, as in ``core/failure.py``.
+        tail: the last lines that the rank printed.
+        wall: when, in seconds since the epoch.
+    """
+
+    rank: int
+    kind: str
+    message: str
+    tail: tuple[str, ...]
+    wall: float
+
+
 class IntervalRecord(msgspec.Struct, frozen=True):
     """The interval that ``--save-interval auto`` came to, and one sentence on why."""
 
@@ -99,7 +116,10 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         sessionless: the script trains without a Session and makes no checkpoints.
         memory: where the memory tier is; empty if there is none.
         last_recovery: the newest that came to its end.
+        last_failure: the newest of this run.
         grace: seconds between a notice and the end of the node, where the notice does not say.
+        head: name of the node that leads; this one's own for a node that is alone.
+        present: names of the nodes that the head sees.
     """
 
     job: str
@@ -120,7 +140,15 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     save_interval: IntervalRecord | None = None
     sessionless: bool = False
     last_recovery: RecoveryRecord | None = None
+    last_failure: FailureRecord | None = None
     grace: float = 0.0
+    head: str = ""
+    present: tuple[str, ...] = ()
+
+    @property
+    def leads(self) -> bool:
+        """Whether what it says is said of the whole job."""
+        return self.head in ("", self.node)
 
     def write(self, path: Path) -> None:
         """Replace the node's record."""
@@ -140,7 +168,8 @@ def _checked(record: NodeRecord) -> NodeRecord:
     counts = (record.incarnation, record.failures, record.preemptions, record.failures_left)
     if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
         raise ValueError("no job has counted that far")
-    for name in ("job", "run_id", "node", "message"):
+    record.present = tuple(printable(name) for name in record.present)
+    for name in ("job", "run_id", "node", "message", "head"):
         setattr(record, name, printable(getattr(record, name)))
     record.owner = msgspec.structs.replace(record.owner, host=printable(record.owner.host))
     if record.notice is not None:
@@ -151,6 +180,14 @@ def _checked(record: NodeRecord) -> NodeRecord:
         stages = {printable(name): seconds for name, seconds in found.stages.items()}
         record.last_recovery = msgspec.structs.replace(
             found, stages=stages, tier=printable(found.tier)
+        )
+    if record.last_failure is not None:
+        failure = record.last_failure
+        record.last_failure = msgspec.structs.replace(
+            failure,
+            kind=printable(failure.kind),
+            message=printable(failure.message),
+            tail=tuple(printable(line) for line in failure.tail),
         )
     if record.save_interval is not None:
         why = printable(record.save_interval.why)

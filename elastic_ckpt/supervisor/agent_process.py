@@ -35,6 +35,12 @@ def _make_scratch() -> str:
     return tempfile.mkdtemp(prefix="eckpt-", dir=base if short else "/tmp")
 
 
+def _listening(spec: WorkerSpec) -> tuple[int, ...]:
+    """The socket that the job's store is to serve, if this node leads."""
+    rendezvous = spec.rendezvous
+    return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
+
+
 class AgentProcess:
     """A running agent. Its ``fd`` becomes readable when it says something or ends."""
 
@@ -49,7 +55,7 @@ class AgentProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE],
             stdin=subprocess.PIPE,
-            pass_fds=(write,),
+            pass_fds=(write, *_listening(spec)),
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
         )

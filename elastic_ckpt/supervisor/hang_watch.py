@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from elastic_ckpt.board import Board, Outcome, Slot
-from elastic_ckpt.core.hang import Pace, Paces, culprit
+from elastic_ckpt.core.hang import Hang, Pace, Paces, Stuck
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.supervisor.stacks import dump_stacks
 
@@ -18,21 +17,12 @@ AWAY_SECONDS: Final = 5.0
 were the workers, as SLURM suspends a job or a shell does on Ctrl-Z."""
 
 
-@dataclass(frozen=True)
-class Hang:
-    """A hang that is in the journal now.
+class HangWatch:
+    """One node's; the supervisor's loop calls :meth:`look` at each of its turns.
 
     Attributes:
-        rank: the culprit; -1 if nothing tells.
-        message: one line.
+        idle: whether all of this node's ranks are silent for longer than they ever are.
     """
-
-    rank: int
-    message: str
-
-
-class HangWatch:
-    """One node's; the supervisor's loop calls :meth:`look` at each of its turns."""
 
     def __init__(
         self,
@@ -55,7 +45,8 @@ class HangWatch:
         self._paces = Paces(least_seconds)
         self._before: dict[int, tuple[int, Pace]] = {}  # by local rank: its beat, and where it was
         self._looking = False
-        self._found: Hang | None = None
+        self._found: Stuck | None = None
+        self.idle = False
         self._incarnations = 0  # a thread that is late must not speak of a later one
 
     def begin(self) -> None:
@@ -63,10 +54,14 @@ class HangWatch:
         self._before.clear()
         self._looked = self._clock()
         self._incarnations += 1
-        self._looking, self._found = False, None
+        self._looking, self._found, self.idle = False, None, False
 
-    def look(self) -> Hang | None:
-        """The hang, once its stacks are there; None while there is none. Does not wait."""
+    def look(self, *, alone: bool = True) -> Stuck | None:
+        """A hang, once its stacks are there; None while there is none. Does not wait.
+
+        Args:
+            alone: no rank of another node has to be idle, too.
+        """
         now = self._clock()
         if now - self._looked > AWAY_SECONDS * 1e9:
             self._back = now
@@ -81,7 +76,8 @@ class HangWatch:
             if beat != slot.beat:
                 self._paces.learn(before)
             self._before[slot.local_rank] = slot.beat, pace
-        if self._paces.hangs(paces):
+        self.idle = self._paces.hangs(paces)
+        if self.idle and alone:
             self._looking = True
             threading.Thread(
                 target=self._explain,
@@ -93,21 +89,21 @@ class HangWatch:
 
     def _explain(self, slots: Sequence[Slot], paces: Sequence[Pace], incarnation: int) -> None:
         stacks = dump_stacks({slot.rank: slot.pid for slot in slots})
-        rank = culprit(paces, [number for number, stack in stacks.items() if stack.waits])
-        idle = min(pace.idle_seconds for pace in paces)
-        step = max(pace.entered for pace in paces)
+        stuck = Stuck(
+            tuple(paces),
+            tuple(number for number, stack in stacks.items() if stack.waits),
+            {number: stack.own for number, stack in stacks.items() if stack.own},
+        )
         self._journal.write(
             "hang",
-            rank=rank,
-            step=step,
-            idle_seconds=idle,
+            rank=Hang.of([stuck]).rank,
+            step=max(pace.entered for pace in paces),
+            idle_seconds=min(pace.idle_seconds for pace in paces),
             phases={str(pace.rank): pace.phase for pace in paces},
             stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
         )
-        where = stacks[rank].own if rank in stacks else ""
-        message = f"nothing happened for {idle:.0f} s in step {step}"
         if incarnation == self._incarnations:
-            self._found = Hang(rank, f"{message}: {where}" if where else message)
+            self._found = stuck
             self._wake()
 
 

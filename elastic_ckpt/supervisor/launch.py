@@ -1,7 +1,8 @@
-"""One launch of all workers of this node by torch elastic: the agent's one file with torch in it.
+"""One launch of this node's workers by torch elastic: the agent's one file with torch in it.
 
-Torch elastic's own rendezvous for a changing set of nodes waits up to 0.3 s at random, so that
-many nodes do not come at once. One node alone need not: it meets itself in a store of its own.
+Torch elastic's own rendezvous finds out who is there: it waits up to 0.3 s at random, looks once a
+second, and has its own idea of when a node is lost. Here the head has found that out before, see
+``core/membership.py``; what is left is to meet in a store that is fresh for each incarnation.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import threading
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
 
 from elastic_ckpt.supervisor.messages import WorkerSpec
+from elastic_ckpt.supervisor.rendezvous import Rendezvous
 
 WORKER_ENTRY: Final = "elastic_ckpt.training.worker"
 """Named, not imported: the worker is another process, on the other side of the board."""
@@ -22,7 +27,12 @@ WORKER_ENTRY: Final = "elastic_ckpt.training.worker"
 MONITOR_SECONDS: Final = 0.02
 """How often torch elastic looks at its workers, at about 0.2 ms a look."""
 
-_ADDRESS: Final = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
+
+STORE_SECONDS: Final = 2.0
+"""Until a call of the job's store fails that is not answered."""
+
+_CPP_LEVEL: Final = "TORCH_CPP_LOG_LEVEL"
 _BACKEND: Final = "elastic-ckpt"
 
 
@@ -35,23 +45,53 @@ def enter_worker(module: str, spec: bytes) -> None:
 
 
 def prepare() -> None:
-    """Import torch elastic, make the rendezvous known to it, and keep it quiet."""
+    """Import torch elastic, make the rendezvous known to it, and keep both quiet."""
+    before = os.environ.get(_CPP_LEVEL)
+    os.environ.setdefault(_CPP_LEVEL, "ERROR")  # a node that has gone is told in one line, too
     import torch.distributed.launcher.api  # noqa: F401
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
+    if before is None:
+        os.environ.pop(_CPP_LEVEL)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         # They announce, with tracebacks, what the supervisor says in one line.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    rendezvous_handler_registry.register(_BACKEND, _one_node)
+    rendezvous_handler_registry.register(_BACKEND, _known_nodes)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """This node's place in an incarnation.
+
+    Attributes:
+        number: of the incarnation.
+        node, nodes: this node's group rank, and how many there are.
+        address, port: of the store that the workers meet in.
+        store: that store, on the node that hosts it.
+    """
+
+    number: int
+    node: int
+    nodes: int
+    address: str
+    port: int
+    store: Any = None
+
+    @classmethod
+    def alone(cls, number: int) -> Placement:
+        """One node, which meets itself."""
+        store = host_workers(LOOPBACK)
+        return cls(number, 0, 1, LOOPBACK, store.port, store)
 
 
 class Incarnation:
-    """One launch of all workers of this node, in a thread of torch elastic."""
+    """One launch of this node's workers, in a thread of torch elastic."""
 
-    def __init__(self, number: int, spec: WorkerSpec, wake: int) -> None:
-        self.number = number
+    def __init__(self, place: Placement, spec: WorkerSpec, wake: int) -> None:
+        self.number = place.number
         self.error: BaseException | None = None
-        self._spec = spec
+        self._place = place
+        self._spec = msgspec.structs.replace(spec, incarnation=place.number)
         self._wake = wake
         self._over = False
         self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)
@@ -72,17 +112,19 @@ class Incarnation:
     def _run(self) -> None:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+        place = self._place
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=place.nodes,
+            max_nodes=place.nodes,
             nproc_per_node=self._spec.nproc,
             run_id=f"{self._spec.job}.{self.number}",
             rdzv_backend=_BACKEND,
-            rdzv_endpoint=f"{_ADDRESS}:0",
+            rdzv_endpoint=f"{place.address}:{place.port}",
+            rdzv_configs={"place": place},
             max_restarts=0,
             monitor_interval=MONITOR_SECONDS,
             start_method="forkserver",
-            local_addr=_ADDRESS,
+            local_addr=place.address,
         )
         try:
             payload = msgspec.json.encode(self._spec)
@@ -95,18 +137,47 @@ class Incarnation:
             os.write(self._wake, b"x")
 
 
-def _one_node(parameters: Any) -> Any:
-    """The rendezvous of a node that is alone: a fresh store, and no waiting.
+def host_workers(address: str) -> Any:
+    """A store for one incarnation's workers; it ends with the last reference to it."""
+    return _stores().TCPStore(address, 0, is_master=True, wait_for_workers=False)
+
+
+def connect(rendezvous: Rendezvous) -> Any:
+    """A connection to the job's store, which the head hosts on the socket that it listens on.
+
+    Raises:
+        RuntimeError, OSError: nobody answers.
+    """
+    host, port = rendezvous.host, rendezvous.port
+    limit = timedelta(seconds=STORE_SECONDS)
+    if not rendezvous.leads:
+        # Torch's own attempt prints warnings for as long as nobody listens.
+        socket.create_connection((host, port), timeout=STORE_SECONDS).close()
+        return _stores().TCPStore(
+            host, port, is_master=False, wait_for_workers=False, timeout=limit
+        )
+    return _stores().TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=limit,
+        master_listen_fd=os.dup(rendezvous.listen_fd),
+        use_libuv=False,  # which in torch 2.5 cannot take a socket over
+    )
+
+
+def _known_nodes(parameters: Any) -> Any:
+    """The rendezvous of nodes that are known: each takes its place, and nobody waits.
 
     Workers use the same store, as they do with torch elastic's own rendezvous.
     """
-    from torch import distributed
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
     from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-    dist: Any = distributed  # its stores are public, but carry no types
+    place: Placement = parameters.config["place"]
 
-    class OneNode(RendezvousHandler):
+    class KnownNodes(RendezvousHandler):
         use_agent_store = True
 
         def get_backend(self) -> str:
@@ -116,12 +187,14 @@ def _one_node(parameters: Any) -> Any:
             return str(parameters.run_id)
 
         def next_rendezvous(self) -> RendezvousInfo:
-            store = dist.TCPStore(_ADDRESS, 0, is_master=True, wait_for_workers=False)
+            store = place.store or _stores().TCPStore(
+                place.address, place.port, is_master=False, wait_for_workers=False
+            )
             return RendezvousInfo(
-                dist.PrefixStore(self.get_run_id(), store),
-                rank=0,
-                world_size=1,
-                bootstrap_store_info=RendezvousStoreInfo(_ADDRESS, store.port),
+                _stores().PrefixStore(self.get_run_id(), store),
+                rank=place.node,
+                world_size=place.nodes,
+                bootstrap_store_info=RendezvousStoreInfo(place.address, place.port),
             )
 
         def is_closed(self) -> bool:
@@ -131,9 +204,15 @@ def _one_node(parameters: Any) -> Any:
             return
 
         def num_nodes_waiting(self) -> int:
-            return 0
+            return 0  # the head stops the incarnation for them
 
         def shutdown(self) -> bool:
             return True
 
-    return OneNode()
+    return KnownNodes()
+
+
+def _stores() -> Any:
+    from torch import distributed
+
+    return distributed  # its stores are public, but carry no types

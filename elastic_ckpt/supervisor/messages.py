@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from enum import Enum
 from typing import Final
 
 import msgspec
 
 from elastic_ckpt.core.agreement import RequestKind
+from elastic_ckpt.core.ended import Ended
+from elastic_ckpt.core.hang import Stuck
 from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.supervisor.rendezvous import Rendezvous
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +29,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         global_batch: samples of one optimizer step; 0 leaves the script's accumulation.
         retention: goes before the script's, if it asks for anything.
         memory: the node's memory tier; empty to save to the disk.
+        run_id, identity: of the run, and of the job directory.
+        rendezvous: where the job's nodes meet; None for a node that is alone.
+        incarnation: the one that a worker belongs to.
+        output: directory of the FIFOs that workers print to.
     """
 
     script: str
@@ -42,72 +48,119 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     global_batch: int = 0
     retention: Retention = Retention()
     memory: str = ""
+    run_id: str = ""
+    identity: str = ""
+    rendezvous: Rendezvous | None = None
+    incarnation: int = 0
+    output: str = ""
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
-    """Launch all workers as this incarnation."""
+    """Launch all workers as this incarnation, on so many nodes at the most."""
 
     incarnation: int
+    nodes: int = 1
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """Begin the agreement on a save or a stop."""
+    """Begin the agreement on a save or a stop.
+
+    Attributes:
+        leaving: this node goes away, and takes no part in the next incarnation.
+    """
 
     kind: RequestKind
+    leaving: bool = False
 
 
 class Kill(msgspec.Struct, frozen=True, tag=True):
     """SIGKILL every worker now."""
 
 
-Command = Launch | Ask | Kill
+class Finish(msgspec.Struct, frozen=True, tag=True):
+    """Tell the other nodes that the job is over, and answer with :class:`Dismissed`."""
+
+    exit_code: int
+    message: str
 
 
-class EndKind(Enum):
-    """How an incarnation ended."""
+class Idle(msgspec.Struct, frozen=True, tag=True):
+    """Whether this node's ranks are all silent for longer than they ever are."""
 
-    COMPLETED = "completed"  # every worker left with its work done
-    STOPPED = "stopped"  # every worker left at the agreed stop step, a checkpoint sealed
-    NOT_BEGUN = "not-begun"  # a stop came before any rank had begun a step
-    CRASHED = "crashed"
+    idle: bool
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An incarnation is over and none of its processes is left.
+class Explained(msgspec.Struct, frozen=True, tag=True):
+    """What was seen of this node's ranks in a hang of all nodes'."""
 
-    Attributes:
-        rank, exit_code, message: the worker that failed first; exit codes below 0 are signals.
-        stepped: whether any rank had begun a step.
-        steps: optimizer steps finished in this incarnation.
-        finished: the last finished step.
-        attached: whether the script made a Session or called should_save.
-        failed_at, noticed_at, gone_at: when the worker failed, when the agent knew, when the
-            last process was gone; nanoseconds on the monotonic clock. The kernel keeps no time
-            of death: a worker that said why it fails says when, too; of one that went without a
-            word it is the moment at which the kernel woke the agent.
-        out_of_memory: the kernel killed something for memory in this incarnation's time.
-    """
+    stuck: Stuck
 
-    incarnation: int
-    kind: EndKind
-    rank: int = -1
-    exit_code: int = 0
-    message: str = ""
-    stepped: bool = False
-    steps: int = 0
-    finished: int = 0
-    attached: bool = False
-    failed_at: int = 0
-    noticed_at: int = 0
-    gone_at: int = 0
-    out_of_memory: bool = False
+
+Command = Launch | Ask | Kill | Finish | Idle | Explained
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The agent listens."""
 
 
-AgentEvent = Ready | Ended
+class Nodes(msgspec.Struct, frozen=True, tag=True):
+    """To the head's supervisor: who is there.
+
+    Attributes:
+        present: names of those that can take part in the next incarnation.
+        running: how many take part in this one.
+    """
+
+    present: tuple[str, ...]
+    running: int
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    """This node is one of the job's, of which the head says so much."""
+
+    run_id: str
+    job: str
+    identity: str
+    head: str
+
+
+class Launched(msgspec.Struct, frozen=True, tag=True):
+    """This node's workers are being launched, of so many nodes'."""
+
+    incarnation: int
+    nodes: int
+
+
+class AllIdle(msgspec.Struct, frozen=True, tag=True):
+    """The ranks of all nodes are idle."""
+
+
+class Hung(msgspec.Struct, frozen=True, tag=True):
+    """To the head's supervisor: what was seen of the ranks of all nodes in a hang."""
+
+    nodes: tuple[Stuck, ...]
+
+
+class HeadLost(msgspec.Struct, frozen=True, tag=True):
+    """The head does not answer; this node's workers are gone, and it goes on looking for it."""
+
+    why: str
+
+
+class JobOver(msgspec.Struct, frozen=True, tag=True):
+    """The head says that the job is over."""
+
+    exit_code: int
+    message: str
+
+
+class Dismissed(msgspec.Struct, frozen=True, tag=True):
+    """All nodes that are there know that the job is over."""
+
+
+AgentEvent = (
+    Ready | Ended | Nodes | Joined | Launched | AllIdle | Hung | HeadLost | JobOver | Dismissed
+)
 
 _MAX_BUFFER: Final = 1024 * 1024
 

@@ -32,6 +32,9 @@ class RunSettings:
         retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
         group_access: let the group read the job directory.
         memory: where the memory tier is made, None for none.
+        nodes: the fewest and the most nodes of an incarnation.
+        endpoint: HOST:PORT where nodes meet; empty for one that is alone.
+        gather_seconds: how long to wait for the fewest, or for the head, before it gives up.
     """
 
     directory: Path
@@ -51,3 +54,6 @@ class RunSettings:
     retention: Retention = field(default_factory=Retention)
     group_access: bool = False
     memory: Path | None = None
+    nodes: tuple[int, int] = (1, 1)
+    endpoint: str = ""
+    gather_seconds: float = 600.0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import selectors
 import signal
 import time
@@ -25,21 +24,26 @@ from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.deadline import Notice, kill_time, tightest
 from elastic_ckpt.core.emergency import ChoiceKind
+from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.failure import Failure
+from elastic_ckpt.core.hang import Hang
+from elastic_ckpt.core.membership import Gathering
 from elastic_ckpt.core.progress import in_lines
-from elastic_ckpt.core.restart import Action, RestartPolicy
+from elastic_ckpt.core.restart import Action
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.notices.signals import SignalSource
-from elastic_ckpt.store.bypass import bypass, bypassed_and_older
 from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
+from elastic_ckpt.store.logs import forget_old_logs
 from elastic_ckpt.store.records import (
+    FailureRecord,
     IntervalRecord,
     NodeRecord,
     NoticeRecord,
     ProcessIdentity,
+    job_records,
     read_record,
 )
 from elastic_ckpt.store.recovery import recover
@@ -47,27 +51,52 @@ from elastic_ckpt.store.requests import take_requests
 from elastic_ckpt.supervisor.account import Account
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.ending import Ending
-from elastic_ckpt.supervisor.hang_watch import Hang, HangWatch
+from elastic_ckpt.supervisor.hang_watch import HangWatch
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
-from elastic_ckpt.supervisor.messages import Ask, Ended, EndKind, Kill, Launch, Ready, WorkerSpec
+from elastic_ckpt.supervisor.messages import (
+    AgentEvent,
+    AllIdle,
+    Ask,
+    Dismissed,
+    Explained,
+    Finish,
+    Hung,
+    Idle,
+    Kill,
+    Launch,
+    Nodes,
+    Ready,
+    WorkerSpec,
+)
 from elastic_ckpt.supervisor.processes import become_subreaper
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
+from elastic_ckpt.supervisor.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.save_adviser import SaveAdviser
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
+DISMISS_SECONDS: Final = 5.0
+"""How long the head's agent may take to tell the other nodes that the job is over."""
+
 _FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
 """Exit codes of workers that mean the same for the whole job."""
 
 
 class Supervisor:
-    """One ``elastic-ckpt run`` on one node."""
+    """One ``elastic-ckpt run`` on a node that is alone, or on the one that leads several."""
 
-    def __init__(self, settings: RunSettings, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        say: Callable[[str], None],
+        rendezvous: Rendezvous | None = None,
+    ) -> None:
         """Take the locks and put the directory in order.
 
         Args:
             say: shows one line to whoever started the run.
+            rendezvous: where the nodes meet, for one of several.
 
         Raises:
             DirectoryUnusable: the directory cannot be used.
@@ -77,15 +106,15 @@ class Supervisor:
         self._job = JobDirectory(settings.directory)
         self._job.prepare(group_access=settings.group_access)
         self._run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
-        self._locks = RunLocks(self._job, settings.node, self._run_id)
-        self._journal = Journal(self._job, settings.node)
+        self._rendezvous = rendezvous
+        leads = rendezvous is None or rendezvous.leads
+        self._locks = RunLocks(self._job, settings.node, self._run_id, leads=leads)
+        self._journal = Journal(self._job, settings.node, follows=not leads)
         previous = read_record(self._job.node_record(settings.node))
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         self._board = Board.create(settings.nproc)
-        self._policy = RestartPolicy(settings.max_failures)
-        self._bypass = ""
         self._hangs = HangWatch(self._board, self._journal, settings.hang_seconds, self._wake)
         self._hang: Hang | None = None
         record = self._job.node_record(settings.node)
@@ -94,14 +123,14 @@ class Supervisor:
             settings, self._job, self._journal, self._account.say, self._wake
         )
         self._account.record.memory = self._memory.root
+        self._restarts = Restarts(settings.max_failures, self._job, self._memory, self._journal)
+        self._account.record.failures_left = self._restarts.policy.left
         self._ending = Ending(self._job, self._memory, self._account)
         last = previous.last_recovery if previous else None
         self._recovery = RecoveryWatch(self._board, self._journal, last)
-        self._jitter = random.Random()
         self._notices: deque[Notice] = deque()
         self._notice: Notice | None = None
         self._notice_grace = settings.grace
-        self._retry_at = 0.0
         self._saves = SaveAdviser(settings, self._job, self._journal)
         self._account.record.save_interval = self._interval()
         self._agent: AgentProcess | None = None
@@ -109,6 +138,10 @@ class Supervisor:
         self._launched = False
         self._adopting = True
         self._at_once = False
+        self._gathering = Gathering(*settings.nodes)
+        self._nodes = Nodes((), 0)
+        self._waiting_since = 0.0
+        self._growing = self._told_idle = self._all_idle = False
         self._signals = SignalSource(
             settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
         )
@@ -134,6 +167,7 @@ class Supervisor:
             code = self._account.record.exit_code
             return ExitCode.FAILED if code is None else ExitCode(code)
         finally:
+            self._dismiss()
             self._end_agent()
             self._saves.close()
             signal.set_wakeup_fd(previous)
@@ -165,11 +199,7 @@ class Supervisor:
         if agent is None:
             return
         for event in agent.events():
-            match event:
-                case Ready():
-                    self._agent_ready = True
-                case Ended():
-                    self._on_ended(event)
+            self._on_event(event)
         if agent.gone and self._state not in TERMINAL and self._agent is agent:
             self._on_agent_lost()
 
@@ -188,11 +218,10 @@ class Supervisor:
         if self._ending.is_decided:
             return
         self._look_for_hang()
-        if self._state is RunState.BACKING_OFF and now >= self._retry_at:
+        if self._state is RunState.BACKING_OFF and self._restarts.may_begin(now):
             self._retry()
         if self._state is RunState.STARTING and not self._launched:
-            if self._agent_ready and (not self._adopting or self._memory.over):
-                self._launch()
+            self._serve_start(now)
         elif self._state is RunState.STARTING and self._stepping():
             self._saves.begin(now)
             message = f"training, incarnation {self._incarnation}"
@@ -200,22 +229,57 @@ class Supervisor:
         elif self._state is RunState.RUNNING:
             if self._saves.learn(now):
                 self._account.update(save_interval=self._interval())
-            self._ask_for_saves(now)
+            self._serve_running(now)
+
+    def _serve_start(self, now: float) -> None:
+        """Launch, once agent, memory tier and enough nodes are there."""
+        if not self._agent_ready or (self._adopting and not self._memory.over):
+            return
+        if self._rendezvous is None:
+            self._launch(1)
+            return
+        present, least = len(self._nodes.present), self._settings.nodes[0]
+        if self._gathering.may_launch(present, now):
+            self._waiting_since = 0.0
+            self._launch(min(present, self._settings.nodes[1]))
+        elif not self._waiting_since:
+            self._waiting_since = now
+            self._account.say(f"waiting for nodes: {present} of {least} are here")
+            self._account.update(message=f"waiting for nodes, of which it takes {least}")
+        elif now - self._waiting_since > self._settings.gather_seconds:
+            waited = f"fewer than {least} nodes for {self._settings.gather_seconds:.0f} s"
+            self._ending.preempt_now(Event.ABANDONED, waited, begun=False)
+
+    def _serve_running(self, now: float) -> None:
+        self._ask_for_saves(now)
+        if self._rendezvous is None or self._growing or self._agent is None:
+            return
+        present, running = len(self._nodes.present), self._nodes.running
+        if running and self._gathering.may_grow(present, running, now):
+            self._growing = True
+            self._account.say(f"{present} nodes are here: saving, to go on with them")
+            self._agent.send(Ask(RequestKind.STOP))
 
     def _look_for_hang(self) -> None:
         if not self._launched or self._agent is None or self._hang is not None:
             return
-        self._hang = self._hangs.look()
-        if self._hang is not None:
-            self._account.say(f"{self._hang.message}; stacks are in the journal")
+        several = self._rendezvous is not None
+        stuck = self._hangs.look(alone=not several or self._all_idle)
+        if several and self._hangs.idle is not self._told_idle:
+            self._told_idle = self._hangs.idle
+            self._agent.send(Idle(self._told_idle))
+        if stuck is not None and several:
+            self._agent.send(Explained(stuck))
+        elif stuck is not None:
+            self._on_hang(Hang.of([stuck]))
             self._agent.send(Kill())
 
+    def _on_hang(self, hang: Hang) -> None:
+        self._hang = hang
+        self._account.say(f"{hang.message}; stacks are in the journal")
+
     def _retry(self) -> None:
-        if self._bypass and not self._memory.over:
-            return  # what is set aside must be on the disk first
-        if self._bypass:
-            self._take_an_older_one(self._bypass)
-            self._bypass = ""
+        self._restarts.take_an_older_one(self._account)
         self._account.move(Event.RETRY, "restarting")
         if self._agent is None:
             self._start_agent()
@@ -228,6 +292,28 @@ class Supervisor:
         )
 
     # -- what happens ---------------------------------------------------------------------------
+
+    def _on_event(self, event: AgentEvent) -> None:
+        match event:
+            case Ready():
+                self._agent_ready = True
+            case Ended():
+                self._on_ended(event)
+            case Nodes():
+                self._on_nodes(event)
+            case AllIdle():
+                self._all_idle = True
+            case Hung():
+                self._on_hang(Hang.of(event.nodes))
+
+    def _on_nodes(self, nodes: Nodes) -> None:
+        """Nodes came or went."""
+        before, self._nodes = self._nodes, nodes
+        for name in sorted(set(nodes.present) ^ set(before.present)):
+            what = "joined" if name in nodes.present else "left"
+            self._journal.write(f"node_{what}", name=name)
+            self._account.say(f"node {name} {what}: {len(nodes.present)} here")
+        self._account.update(present=nodes.present)
 
     def _on_notice(self, notice: Notice) -> None:
         """This node goes away: have the job saved and ended before the deadline."""
@@ -261,7 +347,7 @@ class Supervisor:
         if choice.kind is not ChoiceKind.DRAIN_NEWEST:
             # Even where nothing seems to fit: a save that is cut off costs nothing more.
             self._memory.hold()
-            agent.send(Ask(RequestKind.STOP))
+            agent.send(Ask(RequestKind.STOP, leaving=True))
             return
         agent.send(Kill())
         self._account.say(choice.why)
@@ -282,8 +368,12 @@ class Supervisor:
             message=ended.message,
             finished=ended.finished,
         )
+        self._gathering.expected = len(self._nodes.present)
         if self._ending.is_decided:
             return  # what follows was decided when the notice came
+        self._follow_up(ended)
+
+    def _follow_up(self, ended: Ended) -> None:
         if ended.kind is EndKind.COMPLETED:
             self._ending.finish(lambda: self._signals.pending or self._notice is not None)
         elif self._state is RunState.DRAINING and ended.kind is EndKind.CRASHED:
@@ -291,6 +381,8 @@ class Supervisor:
             self._ending.preempt(Event.CRASH, detail, begun=ended.stepped)
         elif self._state is RunState.DRAINING:
             self._ending.preempt(Event.STOPPED, "all ranks left together", stopped=True)
+        elif ended.kind is not EndKind.CRASHED:
+            self._account.move(Event.REGROUP, f"saved at step {ended.finished}: nodes have changed")
         else:
             self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
             hang = self._hang
@@ -304,39 +396,25 @@ class Supervisor:
                     steps=ended.steps,
                     step=ended.finished + 1 if ended.attached else 0,
                     out_of_memory=ended.out_of_memory,
+                    lost=ended.lost,
+                    tail=ended.tail,
                 )
             )
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
         self._write_off(failure)
-        decision = self._policy.decide(failure)
-        self._account.update(failures=self._policy.total, failures_left=self._policy.left)
+        decision, delay = self._restarts.decide(failure)
+        policy = self._restarts.policy
+        self._account.update(failures=policy.total, failures_left=policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
         what = f"{culprit}{failure.message}"
         if failure.exit_code in _FINAL_CODES:
             self._ending.give_up(ExitCode(failure.exit_code), failure.message)
-            return
-        if decision.action is Action.STOP:
+        elif decision.action is Action.STOP:
             self._ending.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
-            return
-        if decision.action is Action.FALL_BACK:
-            self._bypass = decision.why
-            self._memory.hurry()
-        delay = self._policy.backoff_seconds(self._jitter)
-        self._retry_at = time.monotonic() + delay
-        self._account.move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
-
-    def _take_an_older_one(self, why: str) -> None:
-        """Set the newest checkpoint aside, if the disk has it, and another one."""
-        with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
-            found = bypassed_and_older(self._job)
-            if found is None or not self._memory.forget(checkpoint_key(found[0].name)):
-                return
-            newest, older = found
-            target = bypass(self._job, newest, why)
-            self._journal.write("quarantined", path=str(newest), to=str(target), reason=why)
-            self._account.say(f"{why}: setting {newest.name} aside, going on from {older.name}")
+        else:
+            self._account.move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
 
     def _on_agent_lost(self) -> None:
         noticed = time.monotonic_ns()
@@ -346,6 +424,7 @@ class Supervisor:
         steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
         self._end_agent()
         self._launched = False
+        self._nodes = Nodes((), 0)
         self._board.begin_incarnation(0)  # what stands there is of workers that are gone
         if self._ending.is_decided:
             return  # the job is over, and needs no agent
@@ -360,7 +439,6 @@ class Supervisor:
         begun = any(slot.first_entry for slot in self._board.read_slots())
         if self._agent is not None:
             self._agent.send(Kill())
-        self._end_agent()
         why = "stopped at once" if self._at_once else "the deadline came before all had left"
         self._ending.preempt_now(Event.EXPIRED, why, begun=begun)
 
@@ -384,25 +462,36 @@ class Supervisor:
                 global_batch=settings.global_batch,
                 retention=settings.retention,
                 memory=self._memory.root,
+                run_id=self._run_id,
+                identity=self._identity(),
+                rendezvous=self._rendezvous,
             )
         )
         self._account.update()
 
-    def _launch(self) -> None:
+    def _launch(self, nodes: int) -> None:
         if self._agent is None:
             return
-        self._launched, self._adopting = True, False
-        self._hang = None
-        self._hangs.begin()
+        self._adopting = self._growing = False
         self._memory.calm()
-        number, nproc = self._incarnation + 1, self._settings.nproc
+        number = self._incarnation + 1
         self._locks.record(number)
         self._recover()
-        self._journal.write("launch", incarnation=number, nproc=nproc)
+        forget_old_logs(self._job)
+        self._begin_incarnation(number, nodes)
+        self._agent.send(Launch(number, nodes))
+
+    def _begin_incarnation(self, number: int, nodes: int) -> None:
+        """This node's workers are about to be launched, beside those of other nodes."""
+        nproc = self._settings.nproc
+        self._launched, self._hang = True, None
+        self._told_idle = self._all_idle = False
+        self._hangs.begin()
+        self._journal.write("launch", incarnation=number, nproc=nproc, nodes=nodes)
         message = f"launching incarnation {number}"
-        self._account.say(f"{message}: {nproc} worker(s)")
+        where = f" on each of {nodes} nodes" if nodes > 1 else ""
+        self._account.say(f"{message}: {nproc} worker(s){where}")
         self._account.update(incarnation=number, message=message)
-        self._agent.send(Launch(number))
 
     def _recover(self) -> None:
         """Seal what a killed run completed, remove what it did not."""
@@ -426,6 +515,21 @@ class Supervisor:
     def _reload(self) -> None:
         self._journal.write("reload")
 
+    def _dismiss(self) -> None:
+        """Tell the other nodes that the job is over, bounded; they would look for the head."""
+        code = self._account.record.exit_code
+        if self._agent is None or self._rendezvous is None or not self._rendezvous.leads:
+            return
+        if code is None:
+            return
+        self._agent.send(Finish(code, self._account.record.message))
+        noticed = self._notice is not None and self._notice.deadline - time.monotonic() < 1.0
+        limit = time.monotonic() + (0.5 if noticed or self._at_once else DISMISS_SECONDS)
+        while time.monotonic() < limit and not self._agent.gone:
+            self._wait()
+            if any(isinstance(event, Dismissed) for event in self._agent.events()):
+                return
+
     def _end_agent(self) -> None:
         if self._agent is not None:
             self._agent.end()
@@ -434,13 +538,17 @@ class Supervisor:
     # -- telling --------------------------------------------------------------------------------
 
     def _write_off(self, failure: Failure) -> None:
-        """Journal a failure and the work that it cost."""
+        """Say what failed, in the journal and in the record."""
+        self._account.record.last_failure = FailureRecord(
+            failure.rank, failure.kind.value, failure.message, failure.tail, time.time()
+        )
         self._journal.write(
             "crash",
             rank=failure.rank,
             kind=failure.kind.value,
             exit_code=failure.exit_code,
             message=failure.message,
+            tail=failure.tail,
             restart_step=self._ending.newest_key()[-1],
         )
 
@@ -456,7 +564,15 @@ class Supervisor:
         found = self._saves.interval
         return None if found is None else IntervalRecord(found.seconds, found.why)
 
+    def _identity(self) -> str:
+        """What tells this job directory from others; only the head may make it."""
+        with contextlib.suppress(OSError):
+            return self._job.identity()
+        return ""
+
     def _first_record(self, previous: NodeRecord | None) -> NodeRecord:
+        leads = self._rendezvous is None or self._rendezvous.leads
+        last = max((record.incarnation for record in job_records(self._job)), default=0)
         return NodeRecord(
             job=self._settings.name,
             run_id=self._run_id,
@@ -464,11 +580,11 @@ class Supervisor:
             owner=ProcessIdentity.current(),
             since=time.time(),
             state=RunState.STARTING,
-            incarnation=previous.incarnation if previous else 0,
+            incarnation=last,
             board=self._board.path,
             message="starting",
             preemptions=previous.preemptions if previous else 0,
-            failures_left=self._policy.left,
             last_recovery=previous.last_recovery if previous else None,
             grace=self._settings.grace,
+            head=self._settings.node if leads else "?",
         )

@@ -49,6 +49,18 @@ class Workers:
         """Seconds after which to :meth:`watch` again, whatever happens."""
         return LEARN_SECONDS if len(self._known) < self._board.slots else 1.0
 
+    @property
+    def left_well(self) -> bool:
+        """Whether every worker came, said how it left, did not fail, and is gone."""
+        said = [slot.outcome for slot in self._board.read_slots()]
+        gone = len(self._known) == self._board.slots and not self._pidfds
+        return gone and not {Outcome.NONE, Outcome.FAILED} & set(said)
+
+    @property
+    def any_left(self) -> bool:
+        """Whether a worker's process is there."""
+        return bool(children_of(_forkserver_pid()))
+
     def watch(self) -> None:
         """Learn of new workers; on the first one that died without a word, kill the others.
 

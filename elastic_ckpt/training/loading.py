@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from elastic_ckpt.board import Source
-from elastic_ckpt.core.manifest import Manifest, MemorySeal
+from elastic_ckpt.core.manifest import EngineInfo, Manifest, MemorySeal
 from elastic_ckpt.core.progress import in_lines, unwatched
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import (
+    CannotReshard,
     CheckpointError,
     CheckpointRejected,
     ElasticCkptError,
@@ -75,7 +76,8 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
         NoValidCheckpoint: there are checkpoints, and none can be used; or two in a row were bad.
         UnsupportedFormat: the newest was written by a newer version.
         StorageFailed: a rank could not read; the checkpoint is left alone.
-        CheckpointError: the state does not fit what a rank built.
+        CheckpointError: the state does not fit what a rank built. CannotReshard, if another
+            plugin or number of ranks wrote it.
     """
     set_aside_count = 0
     refused: set[Path] = set()
@@ -250,13 +252,13 @@ def _load(runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
     """Put the state in place. Collective: what one rank raises, all of them do."""
 
     def load() -> bytes:
-        _load_alone(engine, loaded)
+        _load_alone(engine, loaded, runtime.peers.world_size)
         return b""
 
     runtime.peers.collect("load", load, doing="load", watched=True)
 
 
-def _load_alone(engine: Engine, loaded: Loaded) -> None:
+def _load_alone(engine: Engine, loaded: Loaded, world_size: int) -> None:
     name, written_by = loaded.seal.checkpoint_name, loaded.seal.engine.name
     if written_by != engine.info.name:
         raise CheckpointError(
@@ -269,9 +271,22 @@ def _load_alone(engine: Engine, loaded: Loaded) -> None:
         raise
     except Exception as error:  # torch and ColossalAI raise and assert all kinds of things
         first = "".join(str(error).strip().splitlines()[:1]) or type(error).__name__
+        before = _layout(loaded.seal.engine, loaded.seal.world_size)
+        now = _layout(engine.info, world_size)
+        if before != now:
+            raise CannotReshard(
+                f"{name} was written by {before} and cannot be loaded by {now}: "
+                f"{printable(first)}; run as before, or start a new --dir"
+            ) from error
         raise CheckpointError(
             f"the script's model or optimizer does not fit {name}: {printable(first)}"
         ) from error
+
+
+def _layout(engine: EngineInfo, world_size: int) -> str:
+    """What decides how a state is cut up: ``HybridParallelPlugin on 4 ranks``."""
+    ranks = "rank" if world_size == 1 else "ranks"
+    return f"{printable(engine.plugin or engine.name, 80)} on {world_size} {ranks}"
 
 
 def _where(runtime: Runtime, path: Path) -> Path:

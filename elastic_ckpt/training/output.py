@@ -6,6 +6,7 @@ fail a training that is about to be saved: from then on what is printed is lost.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -33,12 +34,21 @@ class _Lasting(io.FileIO):
         return error.errno == errno.EPIPE or (error.errno == errno.EIO and not regular)
 
 
-def keep_output() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr``.
+def keep_output(directory: str, local_rank: int) -> None:
+    """Replace standard output and error, and ``sys.stdout`` and ``sys.stderr``.
 
     Both write whole lines at once: a worker may be killed at any moment, and what it printed
     until then should be seen.
+
+    Args:
+        directory: of the FIFOs that the agent reads; one that is not there leaves the descriptors.
     """
+    for fd, name in ((1, "out"), (2, "err")):
+        with contextlib.suppress(OSError):
+            fifo = os.open(f"{directory}/{name}-{local_rank}", os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(fifo, True)
+            os.dup2(fifo, fd)
+            os.close(fifo)
     sys.stdout = _stream(1, sys.stdout)
     sys.stderr = _stream(2, sys.stderr)
 

@@ -40,6 +40,7 @@ from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
 from elastic_ckpt.training.loading import Loaded, load_newest
+from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.place import Place
 from elastic_ckpt.training.rank_state import RankState
 from elastic_ckpt.training.rng import preserved_rng
@@ -136,6 +137,7 @@ class Session:
         if self._retention is not None and not self._runtime.retain.rule:
             self._runtime.retain.rule = self._retention
         self._saver = Saver(self._runtime, engine, self._state[2])
+        self._pace = Pace(slot, self._state[1])
         found = load_newest(self._runtime, engine)
         if found is not None:
             self._resume(found)
@@ -255,7 +257,9 @@ class Session:
                 if begins and in_process:
                     self._boundary()
                 slot.phase(Phase.FETCHING)
+                self._pace.fetching()
                 batch = next(iterator)
+                self._pace.fetched()
                 slot.phase(Phase.TRAINING)
                 if begins and not in_process:
                     self._boundary()
@@ -265,6 +269,7 @@ class Session:
                 if self._step_ends:
                     self._finish_step()
         finally:  # the script may leave by break
+            self._pace.interrupted()
             slot.phase(Phase.BETWEEN)
 
     @contextmanager
@@ -280,6 +285,7 @@ class Session:
         """
         steps = self._runtime.steps
         evaluation = Evaluation(interruptible, _asked=lambda: steps.asked)
+        self._pace.interrupted()
         before = self._runtime.slot.phase(Phase.EVALUATING)
         with preserved_rng():
             try:
@@ -356,6 +362,7 @@ class Session:
         epoch = self._place.epoch
         self._optimizer_stepped = False
         self._batch_is_out = True
+        self._pace.handed_out()
         try:
             yield batch
         except GeneratorExit:
@@ -363,6 +370,7 @@ class Session:
                 self._settle()
             raise
         self._batch_is_out = False
+        self._pace.taken_back()
 
     def _settle(self) -> None:
         """Count the step of a batch that was left by ``break``.
@@ -376,6 +384,7 @@ class Session:
 
     def _finish_step(self) -> None:
         self._count_step()
+        self._pace.stepped()
         if not self._saver.complete() or self._save_is_owed:
             self._save("interval")
 
@@ -402,6 +411,7 @@ class Session:
 
     def _save(self, reason: Reason) -> None:
         self._save_is_owed = False
+        self._pace.interrupted()
         self._saver.save(self._snapshot(reason))
 
     def _snapshot(self, reason: Reason) -> Snapshot:
@@ -434,7 +444,11 @@ class Session:
         optimizer = self._state[2]
         inner = getattr(optimizer, "optim", optimizer)
         if hasattr(inner, "register_step_post_hook"):
+            inner.register_step_pre_hook(self._before_optimizer_step)
             inner.register_step_post_hook(self._after_optimizer_step)
+
+    def _before_optimizer_step(self, *_: Any) -> None:
+        self._pace.optimizing()
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._optimizer_stepped = True

@@ -46,6 +46,8 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     retention: Retention = Retention()
     memory: str = ""
     learn_preload: bool = False
+    incarnation: int = 0
+    output: str = ""
 
 
 def main(payload: bytes) -> None:
@@ -55,7 +57,6 @@ def main(payload: bytes) -> None:
         SystemExit: the script failed; with its exit code.
     """
     _die_with_template()
-    keep_output()
     ignore_notices()
     # Being forked from a forkserver made that this process's own way to start children, too.
     multiprocessing.set_start_method(None, force=True)
@@ -64,9 +65,12 @@ def main(payload: bytes) -> None:
     job = JobDirectory.at(spec.directory)
     notes = spec.learn_preload and os.environ["RANK"] == "0"
     board = Board.open(spec.board)
+    if board.is_over(spec.incarnation):
+        return
     local_rank = int(os.environ["LOCAL_RANK"])
     slot = board.rank_slot(local_rank)
     slot.launched(int(os.environ["RANK"]), os.getpid())
+    keep_output(spec.output, local_rank)
     context = runtime.Supervised(
         job=job,
         name=spec.job,

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from elastic_ckpt.board import Board, Phase
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.records import job_records
 from tests.job import Job, survivors
 
 Disturbance = Callable[[Job, random.Random], None]
-
-STOPPED_SECONDS = 0.5
 
 
 def term_supervisor(job: Job, dice: random.Random) -> None:
@@ -42,6 +43,47 @@ def notice_while_it_starts(job: Job, dice: random.Random) -> None:
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() in (75, -signal.SIGTERM), job.output()
     job.start()
+
+
+def notice_during_a_save(job: Job, dice: random.Random) -> None:
+    catch(job, Phase.SAVING)
+    term_supervisor(job, dice)
+
+
+def notice_during_a_load(job: Job, dice: random.Random) -> None:
+    """In the incarnation behind a crash, or in the next run."""
+    if dice.random() < 0.5:
+        dice.choice(job.workers()).send_signal(signal.SIGKILL)
+    else:
+        term_supervisor(job, dice)
+    catch(job, Phase.LOADING)
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait() in (75, -signal.SIGTERM), job.output()
+    job.start()
+
+
+def catch(job: Job, phase: Phase, seconds: float = 5.0) -> None:
+    """Wait for the moment at which a rank is in a phase; it may pass unseen."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        with contextlib.suppress(OSError, IndexError):
+            board = Board.open(job_records(JobDirectory.at(job.directory))[0].board, writable=False)
+            for _ in range(2000):  # looked at without a pause: a phase lasts milliseconds
+                if any(slot.phase is phase for slot in board.read_slots()):
+                    return
+        time.sleep(0.001)
+
+
+def full_disk(job: Job, dice: random.Random) -> None:
+    """Nothing more can be written to the job directory for some seconds."""
+    before = job.view().incarnation
+    filler = job.directory / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(dice.choice((512, 65536))))
+    time.sleep(dice.uniform(0.2, 3.0))
+    assert job.view().incarnation == before
+    filler.unlink()
 
 
 def kill_supervisor(job: Job, dice: random.Random) -> None:
@@ -122,7 +164,7 @@ def stop_and_continue(job: Job, dice: random.Random) -> None:
     victim = dice.choice([job.supervisor(), job.agent(), *job.workers()])
     before = job.view().incarnation
     victim.send_signal(signal.SIGSTOP)
-    time.sleep(STOPPED_SECONDS)
+    time.sleep(dice.choice((0.1, 0.5, 4.0)))
     victim.send_signal(signal.SIGCONT)
     assert job.view().incarnation == before
 
@@ -137,4 +179,6 @@ KINDS: list[Disturbance] = [
     term_supervisor, kill_supervisor, kill_agent, kill_forkserver, kill_worker,
     term_agent_and_worker, stop_and_continue, notice_on_the_heels_of_a_notice,
     notice_while_it_starts, corrupt_the_newest_checkpoint, kill_a_child_of_the_data_loader,
+    notice_during_a_save, notice_during_a_load,
 ]  # fmt: skip
+ON_A_SMALL_DISK: list[Disturbance] = [*KINDS, full_disk]

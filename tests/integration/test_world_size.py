@@ -45,7 +45,7 @@ class Changing(Job):
                     did[step, int(path.suffix[1:])] = rest
             for number in {step for step, _ in did}:
                 ranks = [rest for (step, _), rest in sorted(did.items()) if step == number]
-                samples = [index for _, used, _ in ranks for index in used]
+                samples = [index for _, used, *_ in ranks for index in used]
                 found[number] = [ranks[0][0], samples, sum(rest[2] for rest in ranks)]
         return found
 

@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--times", type=int, default=99)
     parser.add_argument("--count", type=Path, required=True, help="grows by a byte each time")
     parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--say", help="printed to standard output before it")
     parser.add_argument("--pace", type=float, default=0.0)
     args = parser.parse_args()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -57,6 +58,8 @@ def main():
                 if due and args.count.stat().st_size < args.times:
                     with args.count.open("ab") as count:
                         count.write(b"x")
+                    if args.say:
+                        print(args.say)
                     fail(args.how, session)
                 model(batch).mean().backward()
                 optimizer.step()

@@ -1,7 +1,7 @@
 """A job whose steps depend on the samples alone: no dropout, double precision.
 
 Each rank writes a line per optimizer step to --trace.RANK: step, epoch, the samples that it used,
-and the sum of their losses.
+the sum of their losses, and the incarnation.
 """
 
 import argparse
@@ -41,12 +41,14 @@ def main():
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds more of rank 1's work")
     parser.add_argument("--drop-last", action="store_true")
     parser.add_argument("--trace", required=True)
     args = parser.parse_args()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
+    incarnation = int(os.environ.get("TORCHELASTIC_RUN_ID", "job.0").rpartition(".")[2])
     torch.manual_seed(1)
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).double()
@@ -69,6 +71,7 @@ def main():
         for epoch in session.epochs(args.epochs):
             used, total = [], 0.0
             for index, inputs, targets in session.batches(loader):
+                time.sleep(args.slow if rank == 1 else 0.0)
                 losses = (model(inputs).squeeze(1) - targets).pow(2)
                 (losses.mean() / session.accumulation_steps).backward()
                 used += index.tolist()
@@ -77,7 +80,8 @@ def main():
                     optimizer.step()
                     optimizer.zero_grad()
                     scheduler.step()
-                    trace.write(json.dumps([session.step + 1, epoch, used, total]) + "\n")
+                    line = [session.step + 1, epoch, used, total, incarnation]
+                    trace.write(json.dumps(line) + "\n")
                     used, total = [], 0.0
                     time.sleep(args.pause)
 

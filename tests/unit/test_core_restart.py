@@ -28,6 +28,7 @@ EXAMPLES = {
     FailureClass.SIGNAL: (-9, ""),
     FailureClass.HANG: (0, "nothing happened for 300 s"),
     FailureClass.STORAGE: (70, "StorageFailed: full"),
+    FailureClass.MEMBERSHIP: (0, "lost node n2"),
 }
 
 
@@ -43,7 +44,8 @@ def failure(
         stepped = False
     out_of_memory = kind is FailureClass.HOST_MEMORY
     hung = kind is FailureClass.HANG
-    made = Failure(1, exit_code, message, stepped, steps, step, out_of_memory, hung)
+    lost = ("n2",) if kind is FailureClass.MEMBERSHIP else ()
+    made = Failure(1, exit_code, message, stepped, steps, step, out_of_memory, hung, lost)
     assert made.kind is kind
     return made
 
@@ -68,6 +70,7 @@ def test_every_class_has_a_rule_and_an_example() -> None:
         (FailureClass.SIGNAL, RESTART, [RESTART, RESTART, RESTART]),
         (FailureClass.HANG, RESTART, [RESTART, FALL_BACK, STOP]),
         (FailureClass.STORAGE, RESTART, [RESTART, RESTART, RESTART]),
+        (FailureClass.MEMBERSHIP, RESTART, [RESTART, RESTART, RESTART]),
     ],
 )
 def test_what_follows_from_each_class(
@@ -131,6 +134,14 @@ def test_a_budget_of_n_retries_n_failures_in_a_row(allowed: int) -> None:
     assert actions == [RESTART] * allowed + [STOP, STOP]
     assert left == [*range(allowed - 1, -1, -1), 0, 0]
     assert policy.total == allowed + 2
+
+
+def test_nodes_that_vanish_never_use_up_the_budget() -> None:
+    policy = RestartPolicy(1)
+    lost = [failure(FailureClass.MEMBERSHIP, steps=0)] * 20
+    assert decisions(policy, *lost) == [RESTART] * 20
+    assert (policy.left, policy.total) == (1, 0)
+    assert policy.backoff_seconds(random.Random(1)) > 0  # but one that comes and goes is slowed
 
 
 def test_steady_progress_gives_the_whole_budget_back() -> None:

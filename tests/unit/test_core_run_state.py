@@ -9,26 +9,28 @@ import pytest
 from elastic_ckpt.core.run_state import TERMINAL, TRANSITIONS, Event, RunState, advance
 
 EXPECTED = """
-              stepping  notice     completed  stopped    crash        retry     give-up  expired
-starting      running   draining   finished   .          backing-off  .         failed   .
-running       .         draining   finished   .          backing-off  .         failed   .
-draining      .         .          finished   preempted  preempted    .         failed   preempted
-backing-off   .         draining   .          .          .            starting  failed   .
-finished      .         .          .          .          .            .         .        .
-preempted     .         .          .          .          .            .         .        .
-failed        .         .          .          .          .            .         .        .
+            starting     running      draining   backing-off  finished  preempted  failed
+stepping    running      .            .          .            .         .          .
+notice      draining     draining     .          draining     .         .          .
+completed   finished     finished     finished   .            .         .          .
+stopped     .            .            preempted  .            .         .          .
+crash       backing-off  backing-off  preempted  .            .         .          .
+regroup     .            starting     .          .            .         .          .
+abandoned   preempted    preempted    preempted  preempted    .         .          .
+retry       .            .            .          starting     .         .          .
+give-up     failed       failed       failed     failed       .         .          .
+expired     .            .            preempted  .            .         .          .
 """
 
 
 def expected() -> dict[tuple[RunState, Event], RunState]:
     header, *rows = EXPECTED.strip().splitlines()
-    events = [Event(name) for name in header.split()]
+    states = [RunState(name) for name in header.split()]
     table = {}
     for row in rows:
         name, *cells = row.split()
-        state = RunState(name)
-        for event, cell in zip(events, cells, strict=True):
-            table[state, event] = state if cell == "." else RunState(cell)
+        for state, cell in zip(states, cells, strict=True):
+            table[state, Event(name)] = state if cell == "." else RunState(cell)
     return table
 
 

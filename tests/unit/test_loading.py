@@ -13,7 +13,12 @@ import pytest
 from elastic_ckpt.board import Source
 from elastic_ckpt.core.manifest import EngineInfo, Manifest
 from elastic_ckpt.core.retention import Retention
-from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
+from elastic_ckpt.errors import (
+    CannotReshard,
+    CheckpointError,
+    CheckpointRejected,
+    NoValidCheckpoint,
+)
 from elastic_ckpt.store.catalog import scan
 from elastic_ckpt.store.journal import Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory
@@ -165,3 +170,39 @@ def test_one_that_the_caller_chose_is_left_where_it_is(job: JobDirectory, runtim
     with pytest.raises(CheckpointRejected, match=r"epoch-0_step-20: .*checksum"):
         load_given(runtime, Engine(), job.checkpoint(0, 20))
     assert steps(job) == [40, 30, 20, 10] and rejected(job) == []
+
+
+@pytest.mark.parametrize(
+    ("plugin", "ranks", "why"),
+    [
+        ("", 3, "torch on 3 ranks"),
+        ("GeminiPlugin", 4, "GeminiPlugin on 4 ranks"),
+        ("GeminiPlugin", 1, "GeminiPlugin on 1 rank"),
+    ],
+)
+def test_what_cannot_be_cut_up_anew_names_plugins_and_sizes(
+    job: JobDirectory, plugin: str, ranks: int, why: str
+) -> None:
+    def refuse(_: Path) -> None:
+        raise AssertionError("shapes differ")
+
+    engine = Engine(refuse)
+    engine.info = EngineInfo("torch", plugin=plugin)
+    loaded = loading.Loaded(
+        job.checkpoint(0, 40), read_manifest(job.checkpoint(0, 40)), Source.DISK
+    )
+    with pytest.raises(CannotReshard) as caught:
+        loading._load_alone(engine, loaded, ranks)
+    assert "epoch-0_step-40 was written by torch on 2 ranks" in str(caught.value)
+    assert f"cannot be loaded by {why}: shapes differ; run as before" in str(caught.value)
+
+
+def test_what_does_not_fit_at_the_same_size_is_the_scripts_doing(job: JobDirectory) -> None:
+    def refuse(_: Path) -> None:
+        raise AssertionError("shapes differ")
+
+    seal = read_manifest(job.checkpoint(0, 40))
+    loaded = loading.Loaded(job.checkpoint(0, 40), seal, Source.DISK)
+    with pytest.raises(CheckpointError, match="does not fit epoch-0_step-40") as caught:
+        loading._load_alone(Engine(refuse), loaded, seal.world_size)
+    assert not isinstance(caught.value, CannotReshard)

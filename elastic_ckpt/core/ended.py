@@ -1,0 +1,95 @@
+"""How an incarnation ended."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+
+class EndKind(Enum):
+    """The values are what the journal shows."""
+
+    COMPLETED = "completed"  # every worker left with its work done
+    STOPPED = "stopped"  # every worker left at the agreed stop step, a checkpoint sealed
+    NOT_BEGUN = "not-begun"  # a stop came before any rank had begun a step
+    CRASHED = "crashed"
+    CUT_SHORT = "cut-short"  # on this node, because of what happened on another one
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An incarnation is over and none of its processes is left.
+
+    Attributes:
+        rank, exit_code, message: the worker that failed first; exit codes below 0 are signals.
+        stepped: whether any rank had begun a step.
+        steps: optimizer steps finished in this incarnation.
+        finished: the last finished step.
+        attached: whether the script made a Session or called should_save.
+        failed_at, noticed_at, gone_at: when the worker failed, when the agent knew, when the
+            last process was gone; nanoseconds on the monotonic clock. The kernel keeps no time
+            of death: a worker that said why it fails says when, too; of one that went without a
+            word it is the moment at which the kernel woke the agent.
+        failed_wall: ``failed_at`` on the wall clock, in seconds; to compare nodes by.
+        out_of_memory: the kernel killed something for memory in this incarnation's time.
+        lost: names of the nodes that vanished.
+        tail: what the worker that failed first printed last, line by line.
+    """
+
+    incarnation: int
+    kind: EndKind
+    rank: int = -1
+    exit_code: int = 0
+    message: str = ""
+    stepped: bool = False
+    steps: int = 0
+    finished: int = 0
+    attached: bool = False
+    failed_at: int = 0
+    noticed_at: int = 0
+    gone_at: int = 0
+    failed_wall: float = 0.0
+    out_of_memory: bool = False
+    lost: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+
+
+def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
+    """What all nodes' verdicts on one incarnation come to.
+
+    Args:
+        verdicts: of the nodes that could say, the head's first: its clock counts.
+        lost: names of the others; to those come who left before their part was done.
+
+    A node that vanished goes before what the others failed of because of it. Else the first that
+    crashed is to blame; of one whose worker went without a word nobody else can be the cause.
+    """
+    own = verdicts[0]
+    lost += tuple(name for one in verdicts for name in one.lost if name not in lost)
+    crashed = [one for one in verdicts if one.kind is EndKind.CRASHED]
+    cause = min(crashed, key=lambda one: (one.exit_code >= 0, one.failed_wall), default=own)
+    rank, exit_code, message, tail = cause.rank, cause.exit_code, cause.message, cause.tail
+    if lost:
+        rank, exit_code, message, tail = -1, 0, f"lost node {', '.join(lost)}", ()
+    return msgspec.structs.replace(
+        own,
+        kind=_kind({one.kind for one in verdicts}, bool(lost)),
+        rank=rank,
+        exit_code=exit_code,
+        message=message,
+        stepped=any(one.stepped for one in verdicts),
+        steps=max(one.steps for one in verdicts),
+        finished=max(one.finished for one in verdicts),
+        attached=any(one.attached for one in verdicts),
+        out_of_memory=cause.out_of_memory,
+        lost=lost,
+        tail=tail,
+    )
+
+
+def _kind(kinds: set[EndKind], any_lost: bool) -> EndKind:
+    if any_lost or kinds & {EndKind.CRASHED, EndKind.CUT_SHORT}:
+        return EndKind.CRASHED
+    if kinds == {EndKind.COMPLETED}:
+        return EndKind.COMPLETED
+    return EndKind.NOT_BEGUN if EndKind.NOT_BEGUN in kinds else EndKind.STOPPED

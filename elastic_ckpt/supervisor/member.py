@@ -1,0 +1,114 @@
+"""The supervisor of a node that follows: it serves its own workers and notices, not the job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from elastic_ckpt.core.ended import Ended, EndKind
+from elastic_ckpt.core.run_state import Event, RunState
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.supervisor.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
+from elastic_ckpt.supervisor.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.supervisor import Supervisor
+
+HEAD_BACK_SECONDS: Final = 30.0
+"""How long a head that was lost may take to be started again; then this run ends, too."""
+
+_EVENTS: Final = {
+    ExitCode.FINISHED: Event.COMPLETED,
+    ExitCode.PREEMPTED_SAVED: Event.ABANDONED,
+    ExitCode.PREEMPTED_UNSAVED: Event.ABANDONED,
+}
+
+
+class Member(Supervisor):
+    """Restarts, saves on an interval, retention and the verdict are the head's business."""
+
+    def __init__(
+        self, settings: RunSettings, say: Callable[[str], None], rendezvous: Rendezvous
+    ) -> None:
+        super().__init__(settings, say, rendezvous)
+        self._apart_since: float | None = time.monotonic()
+        self._was_joined = False
+        self._account.say(f"following the node at {rendezvous.host}:{rendezvous.port}")
+
+    def _on_event(self, event: AgentEvent) -> None:
+        match event:
+            case Joined():
+                self._on_joined(event)
+            case Launched():
+                self._begin_incarnation(event.incarnation, event.nodes)
+            case HeadLost():
+                self._on_head_lost(event.why)
+            case JobOver():
+                self._on_job_over(ExitCode(event.exit_code), event.message)
+            case _:
+                super()._on_event(event)
+
+    def _serve_start(self, now: float) -> None:
+        """Wait for the head, bounded; it launches."""
+        if self._apart_since is None:
+            return
+        if not self._agent_ready:
+            self._apart_since = now  # nobody looks for it yet
+        limit = self._settings.gather_seconds
+        if self._was_joined:
+            limit = min(limit, HEAD_BACK_SECONDS)
+        if now - self._apart_since > limit:
+            where = self._settings.endpoint
+            why = f"nobody leads the job at {where} since {limit:.0f} s"
+            self._ending.preempt_now(Event.ABANDONED, why, begun=False)
+
+    def _serve_running(self, now: float) -> None:
+        """Saves and changes of size are asked for by the head."""
+
+    def _follow_up(self, ended: Ended) -> None:
+        if self._state is RunState.DRAINING:
+            super()._follow_up(ended)
+        elif ended.kind is EndKind.COMPLETED:
+            self._account.update(message="done, waiting for the head")
+        else:
+            culprit = f"rank {ended.rank} failed: " if ended.rank >= 0 else ""
+            what = f"{culprit}{ended.message}" if ended.message else "nodes have changed"
+            self._account.move(Event.REGROUP, f"{what}: waiting for the head to go on")
+
+    def _on_joined(self, joined: Joined) -> None:
+        self._apart_since = None
+        self._was_joined = True
+        try:
+            same = self._job.known_identity() == joined.identity
+        except OSError:
+            same = False
+        if not same:
+            self._ending.give_up(
+                ExitCode.USAGE,
+                f"{self._job.root} is not the job directory of {joined.head}: give all nodes one "
+                "on a file system that they share",
+            )
+            return
+        self._account.update(run_id=joined.run_id, head=joined.head, job=joined.job)
+        self._account.say(f"joined {joined.job}, which {joined.head} leads")
+
+    def _on_head_lost(self, why: str) -> None:
+        self._launched = False
+        self._apart_since = time.monotonic()
+        head = self._account.record.head
+        self._journal.write("head_lost", head=head, why=why)
+        if self._ending.is_decided:
+            return
+        message = f"{head} does not answer ({why})"
+        if self._state is RunState.DRAINING:
+            self._ending.preempt(Event.STOPPED, message)
+        else:
+            self._account.move(Event.REGROUP, f"{message}: looking for it")
+
+    def _on_job_over(self, code: ExitCode, message: str) -> None:
+        if self._ending.is_decided:
+            return
+        head = self._account.record.head
+        if code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED):
+            message = f"{head} leaves, and the job with it: {message}"
+        self._account.move(_EVENTS.get(code, Event.GIVE_UP), message, exit_code=int(code))

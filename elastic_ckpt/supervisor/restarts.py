@@ -1,0 +1,62 @@
+"""What becomes of a job that failed: how long it waits, and from which checkpoint it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+
+from elastic_ckpt.core.failure import Failure
+from elastic_ckpt.core.restart import Action, Decision, RestartPolicy
+from elastic_ckpt.store.bypass import bypass, bypassed_and_older
+from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.supervisor.account import Account
+from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
+
+
+class Restarts:
+    """Keeps the policy's books, and sets aside the checkpoint that a step fails after.
+
+    Attributes:
+        policy: counts and decides.
+    """
+
+    def __init__(
+        self, max_failures: int, job: JobDirectory, memory: MemoryKeeper, journal: Journal
+    ) -> None:
+        self.policy = RestartPolicy(max_failures)
+        self._job = job
+        self._memory = memory
+        self._journal = journal
+        self._jitter = random.Random()
+        self._why_older = ""
+        self._at = 0.0
+
+    def decide(self, failure: Failure) -> tuple[Decision, float]:
+        """What follows from a failure, and seconds until it does."""
+        decision = self.policy.decide(failure)
+        if decision.action is Action.FALL_BACK:
+            self._why_older = decision.why
+            self._memory.hurry()
+        delay = self.policy.backoff_seconds(self._jitter)
+        self._at = time.monotonic() + delay
+        return decision, delay
+
+    def may_begin(self, now: float) -> bool:
+        """Whether the wait is over; what is to be set aside must be on the disk first."""
+        return now >= self._at and (not self._why_older or self._memory.over)
+
+    def take_an_older_one(self, account: Account) -> None:
+        """Set the newest checkpoint aside if that was decided, the disk has it, and another."""
+        why, self._why_older = self._why_older, ""
+        if not why:
+            return
+        with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
+            found = bypassed_and_older(self._job)
+            if found is None or not self._memory.forget(checkpoint_key(found[0].name)):
+                return
+            newest, older = found
+            target = bypass(self._job, newest, why)
+            self._journal.write("quarantined", path=str(newest), to=str(target), reason=why)
+            account.say(f"{why}: setting {newest.name} aside, going on from {older.name}")

@@ -1,0 +1,126 @@
+"""How long a rank takes for its own part of a step, apart from waiting for the others.
+
+A rank waits where gradients are brought together: between the hook of the gradient that a backward
+pass comes to last, that of the model's first parameter, and the optimizer's step. On a GPU the host
+runs ahead of the work, so there the device's own clock is read instead, of one step in sixteen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from elastic_ckpt.board import SlotWriter
+
+SAMPLED: Final = 16
+_WEIGHT: Final = 0.2
+"""Of the newest step in the mean; the first steps, which compile, are soon forgotten."""
+
+
+class Pace:
+    """One rank's. The session says what it is doing; nothing here waits, or makes a system call.
+
+    Args:
+        slot: gets nanoseconds of own work, and of the whole step, as moving means.
+        model: with parameters that torch's autograd fills; others are timed with their waiting.
+        make_event: of the device; torch's, if the parameters are on one.
+    """
+
+    def __init__(
+        self, slot: SlotWriter, model: Any, make_event: Callable[[], Any] | None = None
+    ) -> None:
+        self._slot = slot
+        self._since = 0
+        self._reached = 0  # the last gradient of the micro-batch that is out
+        self._resumed = 0  # the optimizer's step behind it
+        self._own = 0  # of this step so far
+        self._step_began = 0
+        self._steps = 0
+        self._busy_mean = self._step_mean = 0.0
+        self._events: tuple[Any, Any] | None = None
+        self._fetch = 0
+        self._sampling = self._ended = False  # this step is, and has come to its last gradient
+        self._unread = -1  # fetching of the step whose events are to be read
+        first = next((one for one in model.parameters() if one.requires_grad), None)
+        if first is None or not hasattr(first, "register_post_accumulate_grad_hook"):
+            return
+        first.register_post_accumulate_grad_hook(self._on_gradient)
+        if make_event is None and first.is_cuda:
+            make_event = _cuda_event
+        if make_event is not None:
+            self._events = make_event(), make_event()
+
+    def fetching(self) -> None:
+        """The next batch is asked for."""
+        self._since = time.monotonic_ns()
+
+    def fetched(self) -> None:
+        """It is there."""
+        spent = time.monotonic_ns() - self._since
+        self._own += spent
+        self._fetch += spent
+
+    def handed_out(self) -> None:
+        """The script has it, and begins to compute."""
+        self._reached = self._resumed = 0
+        self._since = time.monotonic_ns()
+        if self._events is None or self._sampling or self._unread >= 0:
+            return
+        if self._steps % SAMPLED == 1:  # not the first one, which compiles
+            self._events[0].record()
+            self._sampling, self._ended = True, False
+
+    def taken_back(self) -> None:
+        """The script asks for another one."""
+        now = time.monotonic_ns()
+        self._own += (self._reached or now) - self._since
+        if self._reached and self._resumed:
+            self._own += now - self._resumed
+
+    def optimizing(self) -> None:
+        """The optimizer begins its step: the gradients are there."""
+        self._resumed = time.monotonic_ns()
+
+    def stepped(self) -> None:
+        """A step is finished."""
+        now = time.monotonic_ns()
+        if self._step_began:
+            self._step_mean = self._mean(self._step_mean, now - self._step_began)
+            own = self._own if self._events is None else self._on_device(self._events)
+            if own:
+                self._busy_mean = self._mean(self._busy_mean, own)
+            self._slot.pace(int(self._busy_mean), int(self._step_mean))
+        self._step_began = now
+        self._steps += 1
+        self._own = self._fetch = 0
+
+    def interrupted(self) -> None:
+        """Something else than a step came between: a save, an evaluation, another epoch."""
+        self._step_began = 0
+
+    def _mean(self, before: float, new: float) -> float:
+        return new if not before else before + _WEIGHT * (new - before)
+
+    def _on_gradient(self, _: Any) -> None:
+        self._reached = time.monotonic_ns()
+        if self._sampling and self._events is not None:
+            self._events[1].record()
+            self._ended = True
+
+    def _on_device(self, events: tuple[Any, Any]) -> int:
+        """Nanoseconds of the step that was sampled last, once the device has done it; else 0."""
+        if self._sampling:
+            self._sampling = False
+            self._unread = self._fetch if self._ended else -1
+        if self._unread < 0 or not events[1].query():
+            return 0
+        fetch, self._unread = self._unread, -1
+        return int(events[0].elapsed_time(events[1]) * 1e6) + fetch
+
+
+def _cuda_event() -> Any:
+    import torch
+
+    cuda: Any = torch.cuda
+    return cuda.Event(enable_timing=True)

@@ -1,0 +1,148 @@
+"""Several nodes of one job, each with a supervisor of its own."""
+
+import json
+import signal
+import socket
+from collections import Counter
+from pathlib import Path
+
+from elastic_ckpt.board import Board
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.records import job_records
+from tests.job import SCRIPTS, Job
+
+STEADY = SCRIPTS / "steady.py"
+
+
+class Node(Job):
+    """One node; all of them share the job directory."""
+
+    def __init__(self, cluster: "Cluster", name: str):
+        super().__init__(
+            cluster.root, *cluster.arguments, nproc=cluster.nproc, script=cluster.script
+        )
+        self.name = name
+        self.log = cluster.root / f"log-{name}"
+        self.options = [
+            "--node-name", name, "--nnodes", cluster.nnodes,
+            "--rdzv-endpoint", cluster.endpoint, *cluster.options,
+        ]  # fmt: skip
+
+
+class Cluster:
+    """Nodes by name; on this host, unless a subclass puts them elsewhere."""
+
+    def __init__(self, root: Path, nnodes: str, *arguments: str, nproc: int = 1, options=()):
+        self.root = root
+        self.nnodes = nnodes
+        self.nproc = nproc
+        self.arguments = [*arguments, "--trace", str(root / "trace")]
+        self.script = STEADY
+        self.options = list(options)
+        self.endpoint = f"127.0.0.1:{free_port()}"
+        self.nodes: dict[str, Node] = {}
+        root.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for node in self.nodes.values():
+            node.close()
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def start(self, *names: str) -> None:
+        """Where none runs yet the first one leads: it is waited for."""
+        for name in names:
+            alone = all(node.process.poll() is not None for node in self.nodes.values())
+            node = self.nodes[name] = self.make(name)
+            node.start()
+            if alone:
+                leads = node.process.pid
+                node.until(
+                    lambda view, pid=leads: view.supervisor and view.supervisor.pid == pid,
+                    "the head's record",
+                )
+
+    def make(self, name: str) -> Node:
+        return Node(self, name)
+
+    @property
+    def head(self) -> Node:
+        return next(iter(self.nodes.values()))
+
+    def until_training(self, nodes: int, beyond: int = 0):
+        """Wait until so many nodes train in an incarnation after ``beyond``."""
+        return self.head.until(
+            lambda view: (
+                view.incarnation > beyond
+                and view.state == "running"
+                and len(view.workers) == nodes * self.nproc
+                and all(worker.phase == "training" for worker in view.workers)
+            ),
+            f"training on {nodes} nodes after incarnation {beyond}",
+        )
+
+    def until_stepped(self, incarnation: int) -> float:
+        """When all ranks of an incarnation had finished a step, on the monotonic clock."""
+
+        def stepped(_) -> list[int]:
+            records = job_records(JobDirectory.at(self.head.directory))
+            boards = [
+                Board.open(record.board, writable=False)
+                for record in records
+                if record.owner.is_alive() and record.incarnation == incarnation
+            ]
+            return [slot.marks.stepped for board in boards for slot in board.read_slots()]
+
+        self.head.until(lambda view: stepped(view) and all(stepped(view)), "a step of all ranks")
+        return max(stepped(None)) / 1e9
+
+    def until_step(self, nodes: int, step: int):
+        """Wait until all ranks of so many nodes have finished ``step``."""
+        return self.head.until(
+            lambda view: (
+                len(view.workers) == nodes * self.nproc
+                and all(worker.step >= step for worker in view.workers)
+            ),
+            f"step {step} on {nodes} nodes",
+        )
+
+    def lose(self, name: str) -> None:
+        """Its machine is switched off, as far as processes go."""
+        tree = self.nodes[name].tree()
+        for process in tree:
+            process.send_signal(signal.SIGSTOP)  # or the first to die would have the others tell
+        for process in tree:
+            process.send_signal(signal.SIGKILL)
+        self.nodes[name].process.wait(10)
+
+    def used_per_epoch(self) -> list[Counter]:
+        """How often each sample was used, by epoch, in the steps that counted in the end."""
+        newest: dict[int, int] = {}
+        lines = []
+        for path in self.root.glob("trace.*"):
+            for text in path.read_text().splitlines():
+                try:
+                    step, epoch, used, _, incarnation = json.loads(text)
+                except ValueError:
+                    continue  # its rank was killed while it wrote
+                newest[step] = max(newest.get(step, 0), incarnation)
+                lines.append((step, epoch, used, incarnation))
+        epochs: dict[int, Counter] = {}
+        for step, epoch, used, incarnation in lines:
+            if newest[step] == incarnation:
+                epochs.setdefault(epoch, Counter()).update(used)
+        assert sorted(newest) == list(range(1, len(newest) + 1))
+        return [epochs[epoch] for epoch in sorted(epochs)]
+
+    def output(self) -> str:
+        return "\n".join(f"== {name}\n{node.output()}" for name, node in self.nodes.items())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,108 @@
+"""Several hosts on this one: network namespaces on a bridge, each with names and memory of its own.
+
+Each host has its own interfaces, ``/etc/hosts``, host name and ``/dev/shm``. Needs root and
+iproute2; everything goes when the context ends.
+"""
+
+import itertools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.cluster import Cluster, Node
+
+_BRIDGES = itertools.count()
+_ENTER = 'hostname "$1"; mount -t tmpfs -o size=512m tmpfs /dev/shm; shift; exec "$@"'
+
+
+def why_not() -> str:
+    """Why there can be no such hosts here; empty if there can."""
+    if os.geteuid() != 0:
+        return "namespaces need root"
+    if not (shutil.which("ip") and shutil.which("unshare") and shutil.which("nsenter")):
+        return "no iproute2 or util-linux"
+    probe = ["unshare", "--net", "--mount", "--uts", "true"]
+    return "" if subprocess.run(probe, capture_output=True).returncode == 0 else "no namespaces"
+
+
+class Hosts(Cluster):
+    """A cluster with a host for each node, h1 to hN; the first one hosts the rendezvous."""
+
+    def __init__(self, count: int, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.tag = f"ec{os.getpid() % 100000}x{next(_BRIDGES)}"
+        self.names = [f"h{number}" for number in range(1, count + 1)]
+        self.endpoint = "h1:29400"
+
+    def __enter__(self) -> "Hosts":
+        try:
+            run("ip", "link", "add", self.tag, "type", "bridge")
+            run("ip", "link", "set", self.tag, "up")
+            for name in self.names:
+                self.add(name)
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *about) -> None:
+        super().__exit__(*about)
+        self.remove()
+
+    def add(self, name: str) -> None:
+        space, cable = f"{self.tag}{name}", self.cable(name)
+        etc = Path("/etc/netns") / space
+        etc.mkdir(parents=True)
+        hosts = ["127.0.0.1 localhost", "::1 localhost"]
+        for other in self.names:
+            hosts += [f"{address(other)} {other}", f"::ffff:{address(other)} {other}"]
+        (etc / "hosts").write_text("\n".join(hosts) + "\n")
+        (etc / "nsswitch.conf").write_text("hosts: files\npasswd: files\ngroup: files\n")
+        (etc / "resolv.conf").write_text("")  # a question to a server nobody reaches takes long
+        run("ip", "netns", "add", space)
+        run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "link", "set", cable, "master", self.tag, "up")
+        run("ip", "-n", space, "addr", "add", f"{address(name)}/24", "dev", "eth0")
+        run("ip", "-n", space, "link", "set", "eth0", "up")
+        run("ip", "-n", space, "link", "set", "lo", "up")
+
+    def remove(self) -> None:
+        for name in self.names:
+            space = f"{self.tag}{name}"
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+        subprocess.run(["ip", "link", "del", self.tag], capture_output=True)
+        if not any(Path("/etc/netns").glob("*")):
+            shutil.rmtree("/etc/netns", ignore_errors=True)
+
+    def make(self, name: str) -> Node:
+        node = super().make(name)
+        inner = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", _ENTER]
+        node.prefix = ["ip", "netns", "exec", f"{self.tag}{name}", *inner, "sh", name]
+        return node
+
+    def cut(self, name: str) -> None:
+        """Pull the host's cable."""
+        run("ip", "link", "set", self.cable(name), "down")
+
+    def mend(self, name: str) -> None:
+        run("ip", "link", "set", self.cable(name), "up")
+
+    def cable(self, name: str) -> str:
+        return f"{self.tag}{name}"[-15:]
+
+    def inside(self, name: str, *command: str) -> str:
+        """What a command prints that sees what the node's supervisor sees."""
+        pid = str(self[name].process.pid)
+        return run("nsenter", "-t", pid, "--mount", "--net", "--uts", *command)
+
+
+def address(name: str) -> str:
+    return f"10.77.0.{name[1:]}"
+
+
+def run(*command: str) -> str:
+    found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert found.returncode == 0, f"{' '.join(command)}: {found.stderr}"
+    return found.stdout

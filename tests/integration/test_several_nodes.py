@@ -1,0 +1,177 @@
+"""One job on several nodes, which are processes of this host: who comes, who goes, who is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+from tests.job import SCRIPTS
+
+SIZE = 203
+EPOCHS = 3
+
+
+def make(root: Path, nnodes: str, *options: str, nproc: int = 1, pause: str = "0.02") -> Cluster:
+    arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", pause)
+    return Cluster(
+        root, nnodes, *arguments, nproc=nproc, options=("--save-interval", "10", *options)
+    )
+
+
+def assert_each_sample_once(cluster: Cluster, ranks: int) -> None:
+    """At an epoch's end fewer are used twice than there are ranks."""
+    used = cluster.used_per_epoch()
+    assert len(used) == EPOCHS
+    for counter in used:
+        assert set(counter) == set(range(SIZE))
+        assert counter.total() - SIZE < ranks
+
+
+def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
+    with make(tmp_path, "2", nproc=2, pause="0") as cluster:
+        cluster.start("n1", "n2")
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 4)
+        assert cluster.head.view().newest_valid.reason == "final"
+
+
+def test_a_preempted_node_saves_with_all_and_the_others_go_on(tmp_path: Path) -> None:
+    with make(tmp_path, "1:2") as cluster:
+        cluster.start("n1", "n2")
+        cluster.until_step(2, 15)
+        cluster["n2"].process.send_signal(signal.SIGTERM)
+        assert cluster["n2"].wait() == 75, cluster.output()
+        cluster.until_training(1, beyond=1)
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)
+        assert cluster.head.view().restarts.failures == 0
+        done = sorted(p.name for p in cluster["n1"].checkpoints())
+        saved = [e for e in cluster.head.events() if e["event"] == "saved"]
+        assert "emergency" in {e["data"]["reason"] for e in saved}, (done, saved)
+
+
+def test_a_node_that_vanishes_is_given_up_and_costs_no_failure(tmp_path: Path) -> None:
+    with make(tmp_path, "1:2") as cluster:
+        cluster.start("n1", "n2")
+        cluster.until_step(2, 25)
+        cluster.lose("n2")
+        cluster.until_training(1, beyond=1)
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)
+        view = cluster.head.view()
+        assert view.restarts.failures == 0
+        crash = next(e["data"] for e in cluster.head.events() if e["event"] == "crash")
+        assert (crash["kind"], crash["message"]) == ("membership", "lost node n2")
+
+
+def test_a_node_that_joins_makes_the_job_grow(tmp_path: Path) -> None:
+    with make(tmp_path, "1:2", pause="0.03") as cluster:
+        cluster.start("n1")
+        cluster.until_step(1, 10)
+        cluster.start("n2")
+        cluster.until_training(2, beyond=1)
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)
+        assert cluster.head.view().restarts.failures == 0
+
+
+def test_one_kill_on_another_node_counts_once_and_names_the_rank(tmp_path: Path) -> None:
+    with make(tmp_path, "2") as cluster:
+        cluster.start("n1", "n2")
+        victim = cluster.until_step(2, 25).workers[1]
+        assert victim.node == "n2"
+        os.kill(victim.pid, signal.SIGKILL)
+        cluster.until_training(2, beyond=1)
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)
+        crashes = [e["data"] for e in cluster.head.events() if e["event"] == "crash"]
+        assert [(c["rank"], c["kind"]) for c in crashes] == [(1, "signal")]
+        assert cluster.head.view().restarts.failures == 1
+
+
+def test_a_slow_rank_is_named_and_nothing_is_done_about_it(tmp_path: Path) -> None:
+    with make(tmp_path, "2") as cluster:
+        cluster.arguments += ["--slow", "0.05"]
+        cluster.start("n1", "n2")
+        view = cluster.head.until(
+            lambda view: len(view.workers) == 2 and view.workers[1].slow is not None, "a slow rank"
+        )
+        fast, slow = view.workers
+        assert (fast.slow, slow.node) == (None, "n2")
+        assert slow.slow > 1.3 and slow.busy_seconds >= 0.05
+        assert fast.busy_seconds < slow.busy_seconds <= slow.step_seconds
+        cluster["n1"].process.send_signal(signal.SIGTERM)
+        assert cluster["n1"].wait() == 75, cluster.output()
+        assert cluster["n2"].wait() == 75, cluster.output()
+        assert cluster.head.view().incarnation == 1
+
+
+def test_a_hang_on_another_node_is_found_and_its_rank_named(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    with Cluster(tmp_path, "2", options=("--hang-seconds", "2")) as cluster:
+        cluster.script = SCRIPTS / "failing.py"
+        cluster.arguments = ["--step", "7", "--how", "hang", "--rank", "1", "--times", "1"]
+        cluster.arguments += ["--count", str(count)]
+        cluster.start("n1", "n2")
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        crashes = [e["data"] for e in cluster.head.events() if e["event"] == "crash"]
+        assert [(crash["rank"], crash["kind"]) for crash in crashes] == [(1, "hang")]
+        assert "in step 7: fail (" in crashes[0]["message"]
+        hangs = [event for event in cluster.head.events() if event["event"] == "hang"]
+        seen = {event["node"]: list(event["data"]["stacks"]) for event in hangs}
+        assert seen == {"n1": ["0"], "n2": ["1"]}
+
+
+@pytest.mark.parametrize("how", ["preempted", "lost"])
+def test_without_the_head_the_others_ask_to_be_run_again(tmp_path: Path, how: str) -> None:
+    with make(tmp_path, "1:2", "--rdzv-timeout", "15") as cluster:
+        cluster.start("n1", "n2")
+        cluster.until_step(2, 25)
+        if how == "preempted":
+            cluster["n1"].process.send_signal(signal.SIGTERM)
+            assert cluster["n1"].wait() == 75, cluster.output()
+        else:
+            cluster.lose("n1")
+        assert cluster["n2"].wait(60) == 75, cluster.output()
+        cluster.start("n1", "n2")
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)
+
+
+def test_the_heads_agent_is_replaced_and_the_others_find_the_new_one(tmp_path: Path) -> None:
+    with make(tmp_path, "2") as cluster:
+        cluster.start("n1", "n2")
+        cluster.until_step(2, 15)
+        cluster["n1"].agent().send_signal(signal.SIGKILL)
+        cluster.until_training(2, beyond=1)
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)
+
+
+def test_too_few_nodes_are_waited_for_and_then_the_job_can_be_run_again(tmp_path: Path) -> None:
+    with make(tmp_path, "2", "--rdzv-timeout", "5") as cluster:
+        cluster.start("n1")
+        assert cluster["n1"].wait() == 76, cluster.output()
+        assert "fewer than 2 nodes for 5 s" in cluster.output()
+
+
+def test_another_directory_is_a_clear_error(tmp_path: Path) -> None:
+    with make(tmp_path / "a", "1:2") as cluster:
+        cluster.start("n1")
+        cluster.until_step(1, 5)
+        stranger = cluster.make("n2")
+        stranger.directory = tmp_path / "b" / "job"
+        cluster.nodes["n2"] = stranger
+        stranger.start()
+        assert stranger.wait() == 64, cluster.output()
+        assert "is not the job directory of n1" in cluster.output()

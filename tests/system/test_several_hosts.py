@@ -1,0 +1,100 @@
+"""One job on several hosts, each with its own link, name and memory: they join, leave, are cut off.
+
+``make test-hosts`` prints how long each took.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import Hosts, why_not
+
+SIZE = 1203
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")
+
+
+def make(root: Path, count: int, nnodes: str, *options: str) -> Hosts:
+    arguments = ("--epochs", "3", "--size", str(SIZE), "--pause", "0.03")
+    return Hosts(count, root, nnodes, *arguments, options=("--save-interval", "20", *options))
+
+
+def tell(hosts: Hosts, what: str, began: float, sign: str, incarnation: int) -> None:
+    """Print what it took until the head knew, launched, and had a step of all ranks behind it."""
+    stepped = hosts.until_stepped(incarnation)
+    events = [one for one in hosts.head.events() if not one["data"].get("follows")]
+    behind = [one for one in events if one["monotonic"] >= began]
+    known = next(one["monotonic"] for one in behind if one["event"] == sign)
+    launched = next(
+        one["monotonic"] for one in behind
+        if one["event"] == "launch" and one["data"]["incarnation"] == incarnation
+    )  # fmt: skip
+    print(
+        f"\n{what}: detect {known - began:.2f} s, re-form {launched - known:.2f} s, "
+        f"first step {stepped - launched:.2f} s"
+    )
+
+
+def test_hosts_join_are_cut_off_and_leave_and_every_sample_counts_once(tmp_path: Path) -> None:
+    with make(tmp_path, 3, "1:3", "--rdzv-timeout", "20") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 20)
+        secret = hosts.inside("h1", "sh", "-c", "echo mine > /dev/shm/secret; hostname")
+        assert secret.strip() == "h1"
+        assert "secret" in hosts.inside("h1", "ls", "/dev/shm")
+        assert "secret" not in hosts.inside("h2", "ls", "/dev/shm")
+        assert not Path("/dev/shm/secret").exists()
+
+        began = time.monotonic()
+        hosts.start("h3")
+        hosts.until_training(3, beyond=1)
+        tell(hosts, "h3 joins (its start included)", began, "node_joined", 2)
+        step = hosts.head.view().position.step
+
+        hosts.until_step(3, step + 25)
+        began = time.monotonic()
+        hosts.cut("h2")
+        hosts.until_training(2, beyond=2)
+        tell(hosts, "h2 is cut off", began, "ended", 3)
+
+        step = hosts.head.view().position.step
+        hosts.until_step(2, step + 5)
+        began = time.monotonic()
+        hosts["h3"].process.send_signal(signal.SIGTERM)
+        assert hosts["h3"].wait() == 75, hosts.output()
+        hosts.until_training(1, beyond=3)
+        tell(hosts, "h3 is preempted", began, "ended", 4)
+
+        assert hosts["h2"].wait() == 75, hosts.output()  # it can be run again where it is reached
+        assert hosts["h1"].wait(120) == 0, hosts.output()
+        for used in hosts.used_per_epoch():
+            assert set(used) == set(range(SIZE))
+            assert used.total() - SIZE < 3
+        view = hosts.head.view()
+        assert view.restarts.failures == 0
+        kinds = [e["data"]["kind"] for e in hosts.head.events() if e["event"] == "crash"]
+        assert kinds == ["membership"]
+
+
+def test_the_host_of_the_rendezvous_is_cut_off_and_the_others_ask_to_be_run_again(
+    tmp_path: Path,
+) -> None:
+    """It goes on alone where one node is enough; the others must not, and do not hang."""
+    with make(tmp_path, 2, "1:2", "--rdzv-timeout", "6") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 25)
+        began = time.monotonic()
+        hosts.cut("h1")
+        assert hosts["h2"].wait(60) == 75, hosts.output()
+        lost = next(e for e in hosts["h2"].events() if e["event"] == "head_lost")
+        print(f"\nthe head is cut off: detect {lost['monotonic'] - began:.2f} s")
+        hosts.mend("h1")
+        hosts.start("h2")
+        hosts.until_training(2, beyond=2)
+        assert hosts["h1"].wait(120) == 0, hosts.output()
+        assert hosts["h2"].wait(120) == 0, hosts.output()
+        for used in hosts.used_per_epoch():
+            assert set(used) == set(range(SIZE))

@@ -1,0 +1,275 @@
+"""The head's rules: who is present, which request is answered when, how an incarnation ends."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from elastic_ckpt.core.agreement import RequestKind
+from elastic_ckpt.core.ended import Ended, EndKind
+from elastic_ckpt.core.membership import (
+    GATHER_SECONDS,
+    LOST_SECONDS,
+    Gathering,
+    Head,
+    JobState,
+    MemberState,
+    Seen,
+    Word,
+)
+
+
+class Nodes:
+    """Members that say what a test has them say, and a head that hears it."""
+
+    def __init__(self, *names: str):
+        self.head = Head(JobState(run_id="r", job="j", identity="i", head=names[0]))
+        self.states = {number: MemberState(node=name, nproc=1) for number, name in enumerate(names)}
+        self.heard = dict.fromkeys(self.states, 0.0)
+        self.now = 0.0
+
+    def __getitem__(self, number: int) -> MemberState:
+        return self.states[number]
+
+    def join(self, name: str) -> int:
+        number = len(self.states)
+        self.states[number] = MemberState(node=name, nproc=1)
+        self.heard[number] = self.now
+        return number
+
+    def hear(self, *silent: int, after: float = 0.1) -> JobState:
+        """All but the silent ones speak."""
+        self.now += after
+        self.heard |= {number: self.now for number in self.states if number not in silent}
+        seen = {number: Seen(state, self.heard[number]) for number, state in self.states.items()}
+        self.head.take_in(seen, self.now)
+        return self.head.state
+
+    def launch(self, number: int = 1, most: int = 9) -> tuple[int, ...]:
+        self.hear()
+        roster = self.head.launch(number, most, 4711)
+        for one in roster:
+            self.states[one].incarnation = number
+            self.states[one].words, self.states[one].ended = {}, None
+        return roster
+
+    def end(self, number: int, kind: str, **about) -> None:
+        state = self.states[number]
+        state.ended = Ended(incarnation=state.incarnation, kind=EndKind(kind), **about)
+
+
+def test_the_head_is_the_first_of_a_roster_that_most_bounds() -> None:
+    nodes = Nodes("a", "b", "c")
+    assert nodes.launch(most=2) == (0, 1)
+    assert nodes.head.present() == {0: "a", 1: "b", 2: "c"}
+
+
+def test_who_leaves_takes_no_part_in_the_next_incarnation() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes[1].leaving = True
+    nodes.hear()
+    assert nodes.head.present() == {0: "a"}
+
+
+def test_an_answer_is_the_largest_word_of_all_nodes_and_waits_for_each() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes[1].asks = {1: RequestKind.STOP}
+    (request,) = nodes.hear().requests
+    assert (request.number, request.kind, request.step) == (1, RequestKind.STOP, None)
+    nodes[0].words = {1: Word(11, True)}
+    assert nodes.hear().requests[0].step is None
+    nodes[1].words = {1: Word(12, True)}
+    (request,) = nodes.hear().requests
+    assert (request.step, request.idle) == (12, False)
+
+
+def test_words_on_an_earlier_incarnation_answer_nothing() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch(1)
+    nodes.end(0, "stopped")
+    nodes.end(1, "stopped")
+    nodes[0].words = nodes[1].words = {1: Word(10, True)}
+    assert nodes.hear().verdict is not None
+    nodes.head.launch(2, 9, 4711)
+    nodes[0].incarnation, nodes[0].words, nodes[0].ended = 2, {1: Word(20, True)}, None
+    nodes[0].asks = {1: RequestKind.STOP}
+    assert nodes.hear().requests[0].step is None  # the other one still speaks of the first
+
+
+def test_a_stop_before_any_step_says_so() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes.head.ask(RequestKind.STOP)
+    nodes[0].words, nodes[1].words = {1: Word(-1, False)}, {1: Word(7, False)}
+    assert nodes.hear().requests[0].idle
+    nodes.head.state.requests[0].step = None
+    nodes[1].words = {1: Word(7, True)}
+    assert not nodes.hear().requests[0].idle
+
+
+def test_saves_wait_for_each_other_and_nothing_comes_behind_a_stop() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    for kind in (RequestKind.SAVE, RequestKind.SAVE, RequestKind.STOP, RequestKind.STOP):
+        nodes.head.ask(kind)
+    nodes.head.ask(RequestKind.SAVE_NOW)
+    kinds = [request.kind for request in nodes.head.state.requests]
+    assert kinds == [RequestKind.SAVE, RequestKind.STOP]
+
+
+def test_a_save_that_all_have_taken_up_makes_room_for_the_next() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes.head.ask(RequestKind.SAVE)
+    nodes[0].seen = 1
+    nodes.hear()
+    nodes.head.ask(RequestKind.SAVE)
+    assert len(nodes.head.state.requests) == 1
+    nodes[1].seen = 1
+    nodes.hear()
+    nodes.head.ask(RequestKind.SAVE)
+    assert len(nodes.head.state.requests) == 2
+
+
+def test_what_is_asked_is_taken_once_and_only_of_members_that_take_part() -> None:
+    nodes = Nodes("a", "b", "c")
+    nodes.launch(most=2)
+    nodes[2].asks = {1: RequestKind.STOP}
+    nodes[1].asks = {1: RequestKind.SAVE}
+    for _ in range(3):
+        nodes.hear()
+    assert [request.kind for request in nodes.head.state.requests] == [RequestKind.SAVE]
+
+
+def test_a_silent_node_is_given_up_and_ends_the_incarnation_without_it() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    assert not nodes.hear(1, after=LOST_SECONDS - 0.2).over
+    state = nodes.hear(1, after=0.4)
+    assert state.over and state.lost == {1} and state.verdict is None
+    nodes.end(0, "cut-short")
+    state = nodes.hear(1)
+    assert state.verdict is not None
+    assert (state.verdict.lost, state.verdict.kind) == (("b",), EndKind.CRASHED)
+    assert nodes.head.present() == {0: "a"}
+
+
+def test_a_node_that_was_given_up_stays_so_when_it_speaks_again() -> None:
+    nodes = Nodes("a", "b")
+    nodes.hear()
+    nodes.hear(1, after=LOST_SECONDS + 0.1)
+    assert nodes.hear().lost == {1}
+    assert nodes.join("b") == 2
+    nodes.hear()
+    assert nodes.head.present() == {0: "a", 2: "b"}
+
+
+def test_a_node_that_comes_back_under_its_name_replaces_itself_at_once() -> None:
+    """Its agent was killed and started again: nobody has to wait for its silence."""
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes.join("b")
+    state = nodes.hear()
+    assert state.lost == {1} and state.over
+
+
+def test_a_crash_ends_it_for_all_and_waits_for_every_word() -> None:
+    nodes = Nodes("a", "b", "c")
+    nodes.launch()
+    nodes.end(1, "crashed", rank=1, exit_code=-9, message="killed by SIGKILL")
+    state = nodes.hear()
+    assert state.over and state.verdict is None
+    nodes.end(0, "cut-short")
+    assert nodes.hear().verdict is None
+    nodes.end(2, "cut-short")
+    verdict = nodes.hear().verdict
+    assert verdict is not None and verdict.rank == 1
+    assert not nodes.head.running
+
+
+def test_a_hang_takes_the_ranks_of_all_nodes() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes[0].idle = True
+    assert not nodes.hear().hung
+    nodes[1].idle = True
+    assert nodes.hear().hung
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_in_any_order_of_words_an_incarnation_ends_and_no_answer_changes(seed: int) -> None:
+    """Nodes speak late, ask, enter steps, crash and vanish at random."""
+    dice = random.Random(seed)
+    nodes = Nodes("a", "b", "c")
+    nodes.launch()
+    entered = dict.fromkeys(nodes.states, 0)
+    answers: dict[int, int] = {}
+    gone: set[int] = set()
+    for _ in range(120):
+        one = dice.choice([0, 1, 2])
+        state = nodes[one]
+        for request in nodes.head.state.requests:
+            if dice.random() < 0.5 and request.number not in state.words and one not in gone:
+                state.words = {**state.words, request.number: Word(entered[one], True)}
+        flagged = max(state.words, default=0)
+        open_step = next((r.step for r in nodes.head.state.requests if r.number == flagged), None)
+        if not flagged or (open_step is not None and entered[one] < open_step):
+            entered[one] += 1
+        if open_step is not None:
+            state.seen = flagged
+        if dice.random() < 0.1:
+            count = max(state.asks, default=0) + 1
+            state.asks = {count: dice.choice([RequestKind.SAVE, RequestKind.STOP])}
+        if dice.random() < 0.02:
+            nodes.end(one, "crashed", rank=one)
+        if dice.random() < 0.01 and one:
+            gone.add(one)
+        job = nodes.hear(*gone, after=dice.uniform(0.0, 0.3))
+        for request in job.requests:
+            if request.step is not None:
+                assert answers.setdefault(request.number, request.step) == request.step
+        if job.over:
+            for number in nodes.states:
+                if nodes[number].ended is None and number not in gone and dice.random() < 0.5:
+                    nodes.end(number, "cut-short")
+    for _ in range(40):
+        if not nodes.head.state.over:
+            nodes.end(0, "crashed")
+        for number in nodes.states:
+            if nodes[number].ended is None and number not in gone:
+                nodes.end(number, "cut-short")
+        nodes.hear(*gone)
+    assert nodes.head.state.verdict is not None
+    lost = set(nodes.head.state.verdict.lost)
+    unsaid = {nodes[number].node for number in gone if nodes[number].ended is None}
+    assert unsaid <= lost <= {nodes[number].node for number in gone}
+
+
+def test_a_job_begins_with_all_or_with_enough_when_nobody_comes_any_more() -> None:
+    gathering = Gathering(2, 4)
+    assert not gathering.may_launch(1, 100.0)
+    assert not gathering.may_launch(2, 101.0)
+    assert not gathering.may_launch(2, 101.0 + GATHER_SECONDS - 0.1)
+    assert not gathering.may_launch(3, 101.0 + GATHER_SECONDS)
+    assert gathering.may_launch(3, 101.1 + 2 * GATHER_SECONDS)
+    assert Gathering(2, 4).may_launch(4, 0.5)
+
+
+def test_those_that_are_left_go_on_at_once() -> None:
+    gathering = Gathering(1, 4, expected=2)
+    assert gathering.may_launch(2, 5.0)
+    assert not Gathering(3, 4, expected=2).may_launch(2, 1000.0)
+
+
+def test_a_job_grows_when_a_node_has_come_to_stay_and_there_is_room() -> None:
+    gathering = Gathering(1, 3)
+    assert not gathering.may_grow(2, 2, 10.0)
+    assert not gathering.may_grow(3, 3, 11.0)
+    gathering = Gathering(1, 4)
+    assert not gathering.may_grow(2, 1, 10.0)
+    assert gathering.may_grow(2, 1, 10.1 + GATHER_SECONDS)
+    assert gathering.may_grow(4, 1, 20.0)
+    assert not gathering.may_grow(9, 4, 99.0)

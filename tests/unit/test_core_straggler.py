@@ -1,0 +1,25 @@
+"""Which rank is called slow."""
+
+from __future__ import annotations
+
+import pytest
+
+from elastic_ckpt.core.straggler import stragglers
+
+
+@pytest.mark.parametrize(
+    ("busy", "step", "slow"),
+    [
+        ({}, 1.0, {}),
+        ({0: 0.5}, 1.0, {}),
+        ({0: 0.5, 1: 0.5}, 1.0, {}),
+        ({0: 0.2, 1: 0.8}, 1.0, {1: 4.0}),
+        ({0: 0.2, 1: 0.8, 2: 0.2, 3: 0.2}, 1.0, {1: 4.0}),
+        ({0: 0.2, 1: 0.25, 2: 0.2}, 1.0, {}),  # a quarter more: within what is usual
+        ({0: 0.010, 1: 0.020, 2: 0.010}, 1.0, {}),  # twice as long, and nobody would notice
+        ({0: 0.0, 1: 0.8, 2: 0.0}, 1.0, {}),  # nothing is known of the others
+        ({0: 0.2, 1: 0.8, 2: 0.8, 3: 0.2, 4: 0.2}, 1.0, {1: 4.0, 2: 4.0}),
+    ],
+)
+def test_it_is_one_that_others_wait_for(busy, step, slow) -> None:
+    assert stragglers(busy, step) == pytest.approx(slow)

@@ -1,0 +1,62 @@
+"""Who leads: the node that listens at the endpoint."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.supervisor.rendezvous import meet, parse_endpoint, parse_nodes
+from tests.cluster import free_port
+
+
+def test_the_first_that_listens_leads_and_others_follow() -> None:
+    port = free_port()
+    first = meet(f"127.0.0.1:{port}")
+    try:
+        second = meet(f"127.0.0.1:{port}")
+        assert first.leads and not second.leads
+        assert (second.host, second.port) == ("127.0.0.1", port)
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+        with pytest.raises(OSError):  # at that address alone
+            socket.create_connection(("127.0.0.2", port), timeout=2)
+    finally:
+        os.close(first.listen_fd)
+
+
+def test_another_hosts_address_is_followed() -> None:
+    assert not meet("192.0.2.1:29400").leads
+
+
+def test_an_unknown_name_is_a_clear_error() -> None:
+    with pytest.raises(UsageError, match=r"--rdzv-endpoint nowhere\.invalid:1: .*: give the name"):
+        meet("nowhere.invalid:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("node0", ("node0", 29400)),
+        ("node0:1", ("node0", 1)),
+        ("[::1]:77", ("::1", 77)),
+        ("[::1]", ("::1", 29400)),
+    ],
+)
+def test_endpoints(text: str, found: tuple[str, int]) -> None:
+    assert parse_endpoint(text) == found
+
+
+@pytest.mark.parametrize("text", ["", ":1", "a:0", "a:65536", "a:x", "a:"])
+def test_what_is_no_endpoint(text: str) -> None:
+    with pytest.raises(UsageError, match="is not HOST or HOST:PORT"):
+        parse_endpoint(text)
+
+
+def test_numbers_of_nodes() -> None:
+    assert parse_nodes("3") == (3, 3)
+    assert parse_nodes("2:8") == (2, 8)
+    for text in ("", "0", "2:1", "a", "1:", ":2", "1:2:3", "-1"):
+        with pytest.raises(UsageError, match="neither a number from 1 nor MIN:MAX"):
+            parse_nodes(text)
