@@ -110,7 +110,7 @@ class Job:
                 raise AssertionError(
                     f"the run ended with {self.process.returncode} before {what}:\n{self.output()}"
                 )
-            time.sleep(0.01)
+            time.sleep(0.02)
         raise AssertionError(f"not within {seconds} s: {what}\n{self.output()}")
 
     def until_step(self, step: int):

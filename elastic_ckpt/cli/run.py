@@ -194,6 +194,7 @@ def command(
 
 def _supervisor(settings: RunSettings) -> Supervisor:
     """Of a node that is alone, leads, or follows."""
+    from elastic_ckpt.supervisor.head import Head
     from elastic_ckpt.supervisor.member import Member
     from elastic_ckpt.supervisor.rendezvous import meet
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -201,7 +202,7 @@ def _supervisor(settings: RunSettings) -> Supervisor:
     if not settings.endpoint:
         return Supervisor(settings, _say)
     rendezvous = meet(settings.endpoint)
-    return (Supervisor if rendezvous.leads else Member)(settings, _say, rendezvous)
+    return (Head if rendezvous.leads else Member)(settings, _say, rendezvous)
 
 
 def _open_standard_streams() -> None:

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from elastic_ckpt.core.run_state import Event, RunState, advance
 from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.records import NodeRecord
+from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.records import NodeRecord, ProcessIdentity, job_records, read_record
+from elastic_ckpt.supervisor.settings import RunSettings
+
+
+def first_record(
+    settings: RunSettings, job: JobDirectory, run_id: str, board: str, *, leads: bool
+) -> NodeRecord:
+    """What there is to say as a run begins; incarnations are counted on through all runs."""
+    previous = read_record(job.node_record(settings.node))
+    return NodeRecord(
+        job=settings.name,
+        run_id=run_id,
+        node=settings.node,
+        owner=ProcessIdentity.current(),
+        since=time.time(),
+        state=RunState.STARTING,
+        incarnation=max((record.incarnation for record in job_records(job)), default=0),
+        board=board,
+        message="starting",
+        preemptions=previous.preemptions if previous else 0,
+        last_recovery=previous.last_recovery if previous else None,
+        grace=settings.grace,
+        head=settings.node if leads else "?",
+    )
 
 
 class Account:

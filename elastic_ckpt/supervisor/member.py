@@ -12,7 +12,7 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.supervisor.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.settings import RunSettings
-from elastic_ckpt.supervisor.supervisor import Supervisor
+from elastic_ckpt.supervisor.several import OneOfSeveral
 
 HEAD_BACK_SECONDS: Final = 30.0
 """How long a head that was lost may take to be started again; then this run ends, too."""
@@ -24,7 +24,7 @@ _EVENTS: Final = {
 }
 
 
-class Member(Supervisor):
+class Member(OneOfSeveral):
     """Restarts, saves on an interval, retention and the verdict are the head's business."""
 
     def __init__(

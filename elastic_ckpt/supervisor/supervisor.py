@@ -27,7 +27,6 @@ from elastic_ckpt.core.emergency import ChoiceKind
 from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.failure import Failure
 from elastic_ckpt.core.hang import Hang
-from elastic_ckpt.core.membership import Gathering
 from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.restart import Action
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
@@ -40,34 +39,16 @@ from elastic_ckpt.store.logs import forget_old_logs
 from elastic_ckpt.store.records import (
     FailureRecord,
     IntervalRecord,
-    NodeRecord,
     NoticeRecord,
-    ProcessIdentity,
-    job_records,
-    read_record,
 )
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import take_requests
-from elastic_ckpt.supervisor.account import Account
+from elastic_ckpt.supervisor.account import Account, first_record
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.ending import Ending
 from elastic_ckpt.supervisor.hang_watch import HangWatch
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
-from elastic_ckpt.supervisor.messages import (
-    AgentEvent,
-    AllIdle,
-    Ask,
-    Dismissed,
-    Explained,
-    Finish,
-    Hung,
-    Idle,
-    Kill,
-    Launch,
-    Nodes,
-    Ready,
-    WorkerSpec,
-)
+from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
@@ -76,15 +57,13 @@ from elastic_ckpt.supervisor.save_adviser import SaveAdviser
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
-DISMISS_SECONDS: Final = 5.0
-"""How long the head's agent may take to tell the other nodes that the job is over."""
 
 _FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
 """Exit codes of workers that mean the same for the whole job."""
 
 
 class Supervisor:
-    """One ``elastic-ckpt run`` on a node that is alone, or on the one that leads several."""
+    """One ``elastic-ckpt run``, on a node that is alone; head.py and member.py are of several."""
 
     def __init__(
         self,
@@ -110,7 +89,6 @@ class Supervisor:
         leads = rendezvous is None or rendezvous.leads
         self._locks = RunLocks(self._job, settings.node, self._run_id, leads=leads)
         self._journal = Journal(self._job, settings.node, follows=not leads)
-        previous = read_record(self._job.node_record(settings.node))
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
@@ -118,7 +96,8 @@ class Supervisor:
         self._hangs = HangWatch(self._board, self._journal, settings.hang_seconds, self._wake)
         self._hang: Hang | None = None
         record = self._job.node_record(settings.node)
-        self._account = Account(record, self._first_record(previous), self._journal, say)
+        first = first_record(settings, self._job, self._run_id, self._board.path, leads=leads)
+        self._account = Account(record, first, self._journal, say)
         self._memory = MemoryKeeper.open(
             settings, self._job, self._journal, self._account.say, self._wake
         )
@@ -126,8 +105,7 @@ class Supervisor:
         self._restarts = Restarts(settings.max_failures, self._job, self._memory, self._journal)
         self._account.record.failures_left = self._restarts.policy.left
         self._ending = Ending(self._job, self._memory, self._account)
-        last = previous.last_recovery if previous else None
-        self._recovery = RecoveryWatch(self._board, self._journal, last)
+        self._recovery = RecoveryWatch(self._board, self._journal, first.last_recovery)
         self._notices: deque[Notice] = deque()
         self._notice: Notice | None = None
         self._notice_grace = settings.grace
@@ -138,10 +116,6 @@ class Supervisor:
         self._launched = False
         self._adopting = True
         self._at_once = False
-        self._gathering = Gathering(*settings.nodes)
-        self._nodes = Nodes((), 0)
-        self._waiting_since = 0.0
-        self._growing = self._told_idle = self._all_idle = False
         self._signals = SignalSource(
             settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
         )
@@ -167,7 +141,7 @@ class Supervisor:
             code = self._account.record.exit_code
             return ExitCode.FAILED if code is None else ExitCode(code)
         finally:
-            self._dismiss()
+            self._take_leave()
             self._end_agent()
             self._saves.close()
             signal.set_wakeup_fd(previous)
@@ -232,45 +206,30 @@ class Supervisor:
             self._serve_running(now)
 
     def _serve_start(self, now: float) -> None:
-        """Launch, once agent, memory tier and enough nodes are there."""
-        if not self._agent_ready or (self._adopting and not self._memory.over):
-            return
-        if self._rendezvous is None:
+        """Launch, once agent and memory tier are ready."""
+        if self._may_launch:
             self._launch(1)
-            return
-        present, least = len(self._nodes.present), self._settings.nodes[0]
-        if self._gathering.may_launch(present, now):
-            self._waiting_since = 0.0
-            self._launch(min(present, self._settings.nodes[1]))
-        elif not self._waiting_since:
-            self._waiting_since = now
-            self._account.say(f"waiting for nodes: {present} of {least} are here")
-            self._account.update(message=f"waiting for nodes, of which it takes {least}")
-        elif now - self._waiting_since > self._settings.gather_seconds:
-            waited = f"fewer than {least} nodes for {self._settings.gather_seconds:.0f} s"
-            self._ending.preempt_now(Event.ABANDONED, waited, begun=False)
+
+    @property
+    def _may_launch(self) -> bool:
+        return self._agent_ready and (not self._adopting or self._memory.over)
 
     def _serve_running(self, now: float) -> None:
-        self._ask_for_saves(now)
-        if self._rendezvous is None or self._growing or self._agent is None:
-            return
-        present, running = len(self._nodes.present), self._nodes.running
-        if running and self._gathering.may_grow(present, running, now):
-            self._growing = True
-            self._account.say(f"{present} nodes are here: saving, to go on with them")
-            self._agent.send(Ask(RequestKind.STOP))
+        """Ask for the saves that do not follow from the step number."""
+        asked = False
+        with contextlib.suppress(OSError):  # a disk that does not answer now
+            asked = take_requests(self._job)
+        if asked:
+            self._memory.hurry_once()  # it may be the step that is in memory already
+        due = self._saves.due(now)
+        if (due or asked) and self._agent is not None:
+            self._agent.send(Ask(RequestKind.SAVE_NOW if asked else RequestKind.SAVE))
 
     def _look_for_hang(self) -> None:
         if not self._launched or self._agent is None or self._hang is not None:
             return
-        several = self._rendezvous is not None
-        stuck = self._hangs.look(alone=not several or self._all_idle)
-        if several and self._hangs.idle is not self._told_idle:
-            self._told_idle = self._hangs.idle
-            self._agent.send(Idle(self._told_idle))
-        if stuck is not None and several:
-            self._agent.send(Explained(stuck))
-        elif stuck is not None:
+        stuck = self._hangs.look()
+        if stuck is not None:
             self._on_hang(Hang.of([stuck]))
             self._agent.send(Kill())
 
@@ -299,21 +258,6 @@ class Supervisor:
                 self._agent_ready = True
             case Ended():
                 self._on_ended(event)
-            case Nodes():
-                self._on_nodes(event)
-            case AllIdle():
-                self._all_idle = True
-            case Hung():
-                self._on_hang(Hang.of(event.nodes))
-
-    def _on_nodes(self, nodes: Nodes) -> None:
-        """Nodes came or went."""
-        before, self._nodes = self._nodes, nodes
-        for name in sorted(set(nodes.present) ^ set(before.present)):
-            what = "joined" if name in nodes.present else "left"
-            self._journal.write(f"node_{what}", name=name)
-            self._account.say(f"node {name} {what}: {len(nodes.present)} here")
-        self._account.update(present=nodes.present)
 
     def _on_notice(self, notice: Notice) -> None:
         """This node goes away: have the job saved and ended before the deadline."""
@@ -368,7 +312,6 @@ class Supervisor:
             message=ended.message,
             finished=ended.finished,
         )
-        self._gathering.expected = len(self._nodes.present)
         if self._ending.is_decided:
             return  # what follows was decided when the notice came
         self._follow_up(ended)
@@ -424,7 +367,6 @@ class Supervisor:
         steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
         self._end_agent()
         self._launched = False
-        self._nodes = Nodes((), 0)
         self._board.begin_incarnation(0)  # what stands there is of workers that are gone
         if self._ending.is_decided:
             return  # the job is over, and needs no agent
@@ -472,7 +414,7 @@ class Supervisor:
     def _launch(self, nodes: int) -> None:
         if self._agent is None:
             return
-        self._adopting = self._growing = False
+        self._adopting = False
         self._memory.calm()
         number = self._incarnation + 1
         self._locks.record(number)
@@ -485,7 +427,6 @@ class Supervisor:
         """This node's workers are about to be launched, beside those of other nodes."""
         nproc = self._settings.nproc
         self._launched, self._hang = True, None
-        self._told_idle = self._all_idle = False
         self._hangs.begin()
         self._journal.write("launch", incarnation=number, nproc=nproc, nodes=nodes)
         message = f"launching incarnation {number}"
@@ -499,36 +440,14 @@ class Supervisor:
         for path, what in recover(self._job, hurry, watch, self._memory.attempt):
             self._journal.write("recovered", path=str(path), what=what)
 
-    def _ask_for_saves(self, now: float) -> None:
-        asked = False
-        with contextlib.suppress(OSError):  # a disk that does not answer now
-            asked = take_requests(self._job)
-        if asked:
-            self._memory.hurry_once()  # it may be the step that is in memory already
-        due = self._saves.due(now)
-        if (due or asked) and self._agent is not None:
-            self._agent.send(Ask(RequestKind.SAVE_NOW if asked else RequestKind.SAVE))
-
     def _stop_at_once(self) -> None:
         self._at_once = True
 
     def _reload(self) -> None:
         self._journal.write("reload")
 
-    def _dismiss(self) -> None:
-        """Tell the other nodes that the job is over, bounded; they would look for the head."""
-        code = self._account.record.exit_code
-        if self._agent is None or self._rendezvous is None or not self._rendezvous.leads:
-            return
-        if code is None:
-            return
-        self._agent.send(Finish(code, self._account.record.message))
-        noticed = self._notice is not None and self._notice.deadline - time.monotonic() < 1.0
-        limit = time.monotonic() + (0.5 if noticed or self._at_once else DISMISS_SECONDS)
-        while time.monotonic() < limit and not self._agent.gone:
-            self._wait()
-            if any(isinstance(event, Dismissed) for event in self._agent.events()):
-                return
+    def _take_leave(self) -> None:
+        """The run is over; whoever must know is told, bounded."""
 
     def _end_agent(self) -> None:
         if self._agent is not None:
@@ -569,22 +488,3 @@ class Supervisor:
         with contextlib.suppress(OSError):
             return self._job.identity()
         return ""
-
-    def _first_record(self, previous: NodeRecord | None) -> NodeRecord:
-        leads = self._rendezvous is None or self._rendezvous.leads
-        last = max((record.incarnation for record in job_records(self._job)), default=0)
-        return NodeRecord(
-            job=self._settings.name,
-            run_id=self._run_id,
-            node=self._settings.node,
-            owner=ProcessIdentity.current(),
-            since=time.time(),
-            state=RunState.STARTING,
-            incarnation=last,
-            board=self._board.path,
-            message="starting",
-            preemptions=previous.preemptions if previous else 0,
-            last_recovery=previous.last_recovery if previous else None,
-            grace=self._settings.grace,
-            head=self._settings.node if leads else "?",
-        )

@@ -81,7 +81,7 @@ def full_disk(job: Job, dice: random.Random) -> None:
     with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(dice.choice((512, 65536))))
-    time.sleep(dice.uniform(0.2, 3.0))
+    time.sleep(dice.uniform(0.2, 1.0))
     assert job.view().incarnation == before
     filler.unlink()
 

@@ -27,7 +27,7 @@ def make_job(directory: Path, epochs: int) -> Job:
         *("--trace", str(directory / "trace"), "--digest", str(directory / "digest")),
         script=TINY,
     )
-    job.options = ["--max-failures", "1000"]
+    job.options = ["--max-failures", "1000", "--keep-last", "5"]
     return job
 
 
@@ -51,11 +51,11 @@ def small_disk(place: Path) -> Iterator[bool]:
 def test_disturbances_leave_no_trace(tmp_path, count):
     dice = random.Random(SEED)
     print(f"seed {SEED}, {count} disturbances; to replay: make chaos SEED={SEED} N={count}")
-    epochs = 12 + count  # so that the last ones still find it running
+    epochs = 30 + count  # so that the last ones still find it running
     total = epochs * STEPS_PER_EPOCH
     with make_job(tmp_path / "calm", epochs) as calm:
         assert calm.start().wait(120 + count) == 0
-    moments = sorted(dice.randrange(1, total - 10) for _ in range(count))
+    moments = sorted(dice.randrange(1, count * STEPS_PER_EPOCH) for _ in range(count))
     place = tmp_path / "wild"
     with small_disk(place / "job") as small, make_job(place, epochs) as wild:
         possible = ON_A_SMALL_DISK if small else KINDS

@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--calm", default="", help="a file: once it is there, without --pause")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds more of rank 1's work")
     parser.add_argument("--drop-last", action="store_true")
     parser.add_argument("--trace", required=True)
@@ -83,7 +84,7 @@ def main():
                     line = [session.step + 1, epoch, used, total, incarnation]
                     trace.write(json.dumps(line) + "\n")
                     used, total = [], 0.0
-                    time.sleep(args.pause)
+                    time.sleep(0.0 if os.path.exists(args.calm) else args.pause)
 
 
 if __name__ == "__main__":
