@@ -8,8 +8,10 @@ import time
 import tracemalloc
 
 import pytest
+from torch import nn
 
-from elastic_ckpt.board import Board
+from elastic_ckpt.board import Board, Phase
+from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.step import StepProtocol
 
 _PR_SET_NO_NEW_PRIVS = 38
@@ -61,13 +63,28 @@ def survives_without_system_calls(action) -> bool:
         os.waitpid(child, 0)
 
 
-def make_protocol() -> StepProtocol:
+def make_step():
+    """What a Session does in a step of one micro-batch, hooks included."""
     board = Board.create(1)
-    protocol = StepProtocol(board, board.rank_slot(0))
+    slot = board.rank_slot(0)
+    protocol = StepProtocol(board, slot)
     protocol.attach(0)
-    protocol.enter(0)
-    make_protocol.kept = board  # the mapping must outlive this call
-    return protocol
+    pace = Pace(slot, nn.Linear(1, 1))
+
+    def step(number, kept=board):  # the mapping must outlive this call
+        protocol.enter(number, 1, number)
+        slot.phase(Phase.FETCHING)
+        pace.fetching()
+        pace.fetched()
+        slot.phase(Phase.TRAINING)
+        pace.handed_out()
+        pace._on_gradient(None)
+        pace.optimizing()
+        pace.taken_back()
+        pace.stepped()
+
+    step(0)
+    return step
 
 
 @pytest.mark.skipif(platform.machine() not in _WRITE, reason="the filter names no such machine")
@@ -78,11 +95,11 @@ def test_a_step_makes_no_system_call():
 
     if not survives_without_system_calls(look_at_the_clock):
         pytest.skip("on this machine reading the clock is a system call itself")
-    protocol = make_protocol()
+    step = make_step()
 
     def thousand_steps():
-        for step in range(1000):
-            protocol.enter(step, 1, step)
+        for number in range(1000):
+            step(number)
 
     assert survives_without_system_calls(thousand_steps)
 
@@ -92,14 +109,14 @@ def test_the_check_can_fail():
 
 
 def test_a_step_keeps_no_memory():
-    protocol = make_protocol()
-    for step in range(1000):
-        protocol.enter(step, 1, step)
+    step = make_step()
+    for number in range(1000):
+        step(number)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for step in range(20_000):
-            protocol.enter(step, 1, step)
+        for number in range(20_000):
+            step(number)
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
