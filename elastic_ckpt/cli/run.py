@@ -194,6 +194,7 @@ def command(
 
 def _supervisor(settings: RunSettings) -> Supervisor:
     """Of a node that is alone, leads, or follows."""
+    from elastic_ckpt.store.locks import read_owner
     from elastic_ckpt.supervisor.head import Head
     from elastic_ckpt.supervisor.member import Member
     from elastic_ckpt.supervisor.rendezvous import meet
@@ -201,7 +202,13 @@ def _supervisor(settings: RunSettings) -> Supervisor:
 
     if not settings.endpoint:
         return Supervisor(settings, _say)
-    rendezvous = meet(settings.endpoint)
+    lock = JobDirectory(settings.directory).lock
+
+    def is_led() -> bool:
+        found = read_owner(lock)
+        return found is not None and found.owner.is_alive() is not False
+
+    rendezvous = meet(settings.endpoint, is_led)
     return (Head if rendezvous.leads else Member)(settings, _say, rendezvous)
 
 

@@ -144,7 +144,7 @@ def gather(job: JobDirectory) -> StatusView:
     records = job_records(job)
     record = next((one for one in records if one.leads), next(iter(records), None))
     alive = record.owner.is_alive() if record else False
-    run = [one for one in records if record and one.run_id == record.run_id] if alive else []
+    run = [one for one in records if record and one.run_id == record.run_id]
     boards = [(one.node, _slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     slow = _slow(slots)

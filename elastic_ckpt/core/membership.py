@@ -91,6 +91,7 @@ class JobState(msgspec.Struct, kw_only=True):
     Attributes:
         run_id, job, identity: of the run, its name, and what tells the job directory from others.
         head: the head's name.
+        terms: what it was told that all nodes must be told alike, by option.
         incarnation: the newest; 0 for none yet.
         roster: numbers of its members, in the order of their group ranks.
         port: where the workers' store listens, on the head.
@@ -106,6 +107,7 @@ class JobState(msgspec.Struct, kw_only=True):
     job: str
     identity: str
     head: str
+    terms: dict[str, str] = {}
     incarnation: int = 0
     roster: tuple[int, ...] = ()
     port: int = 0

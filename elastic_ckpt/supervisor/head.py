@@ -36,6 +36,7 @@ class Head(OneOfSeveral):
         self._nodes = _NOBODY
         self._waiting_since = 0.0
         self._growing = False
+        self._account.say("no memory tier on several nodes: saves go to the disk that they share")
 
     def _on_event(self, event: AgentEvent) -> None:
         match event:

@@ -83,11 +83,14 @@ class Member(OneOfSeveral):
         except OSError:
             same = False
         if not same:
-            self._ending.give_up(
-                ExitCode.USAGE,
-                f"{self._job.root} is not the job directory of {joined.head}: give all nodes one "
-                "on a file system that they share",
-            )
+            why = f"{self._job.root} is not the job directory of {joined.head}: give all nodes one"
+            self._ending.give_up(ExitCode.USAGE, f"{why} on a file system that they share")
+            return
+        mine = self._settings.terms
+        other = [name for name, value in joined.terms.items() if mine.get(name) != value]
+        if other:
+            why = f"{joined.head} was given other values for {' and '.join(other)}"
+            self._ending.give_up(ExitCode.USAGE, f"{why}: start all nodes with the same command")
             return
         self._account.update(run_id=joined.run_id, head=joined.head, job=joined.job)
         self._account.say(f"joined {joined.job}, which {joined.head} leads")

@@ -109,8 +109,9 @@ class Membership:
         self._head: Head | None = None
         if rendezvous.leads:
             about = JobState(
-                run_id=spec.run_id, job=spec.job, identity=spec.identity, head=spec.node
-            )
+                run_id=spec.run_id, job=spec.job, identity=spec.identity, head=spec.node,
+                terms=spec.terms,
+            )  # fmt: skip
             self._head = Head(about)
         self._mine = MemberState(node=spec.node, nproc=spec.nproc)
         self._line: Line | None = None
@@ -245,7 +246,7 @@ class Membership:
     def _follow(self, job: JobState, number: int) -> None:
         if not self._joined:
             self._joined = True
-            self._send(Joined(job.run_id, job.job, job.identity, job.head))
+            self._send(Joined(job.run_id, job.job, job.identity, job.head, job.terms))
         if job.end is not None and self._head is None and not self._mine.leaving:
             self._mine.leaving = True
             self._send(JobOver(job.end.exit_code, job.end.message))

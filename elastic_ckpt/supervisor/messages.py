@@ -31,6 +31,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory: the node's memory tier; empty to save to the disk.
         run_id, identity: of the run, and of the job directory.
         rendezvous: where the job's nodes meet; None for a node that is alone.
+        terms: what all nodes must be told alike, by option.
         incarnation: the one that a worker belongs to.
         output: directory of the FIFOs that workers print to.
     """
@@ -51,6 +52,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str = ""
     identity: str = ""
     rendezvous: Rendezvous | None = None
+    terms: dict[str, str] = {}
     incarnation: int = 0
     output: str = ""
 
@@ -122,6 +124,7 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
     job: str
     identity: str
     head: str
+    terms: dict[str, str]
 
 
 class Launched(msgspec.Struct, frozen=True, tag=True):

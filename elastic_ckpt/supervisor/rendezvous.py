@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from elastic_ckpt.errors import UsageError
 
-DEFAULT_PORT = 29400
+DEFAULT_PORT: Final = 29400
 """As torchrun's."""
+
+LEFT_OVER_SECONDS: Final = 10.0
+"""How long what a killed run left may go on to listen."""
 
 
 class Rendezvous(msgspec.Struct, frozen=True):
@@ -20,11 +26,13 @@ class Rendezvous(msgspec.Struct, frozen=True):
     Attributes:
         host, port: where it listens.
         listen_fd: a socket that listens there already, on the head; -1 on other nodes.
+        in_use: the address is this host's, and another process listens there.
     """
 
     host: str
     port: int
     listen_fd: int = -1
+    in_use: bool = False
 
     @property
     def leads(self) -> bool:
@@ -32,14 +40,27 @@ class Rendezvous(msgspec.Struct, frozen=True):
         return self.listen_fd >= 0
 
 
-def meet(endpoint: str) -> Rendezvous:
+def meet(endpoint: str, is_led: Callable[[], bool]) -> Rendezvous:
     """Listen at HOST[:PORT] if that is this host's and nobody does yet; who listens there leads.
 
-    The socket is bound to that address alone, and survives the process that serves it.
+    The socket is bound to that address alone, and survives the process that serves it. One that a
+    killed run leaves behind for a moment is waited for.
+
+    Args:
+        is_led: whether a supervisor that is alive leads the job.
 
     Raises:
         UsageError: it is no endpoint, or its name is unknown.
     """
+    limit = time.monotonic() + LEFT_OVER_SECONDS
+    while True:
+        found = _try_to_lead(endpoint)
+        if found.leads or not found.in_use or is_led() or time.monotonic() > limit:
+            return found
+        time.sleep(0.1)
+
+
+def _try_to_lead(endpoint: str) -> Rendezvous:
     host, port = parse_endpoint(endpoint)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -57,7 +78,8 @@ def meet(endpoint: str) -> Rendezvous:
     except OSError as error:
         listener.close()
         if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
-            return Rendezvous(host, port)  # another node's, or another one of this host
+            # Another node's; or this host's, where somebody listens.
+            return Rendezvous(host, port, in_use=error.errno == errno.EADDRINUSE)
         raise UsageError(f"--rdzv-endpoint {endpoint}: {error.strerror}") from None
     fd = os.dup(listener.fileno())
     listener.close()

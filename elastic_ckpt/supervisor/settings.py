@@ -57,3 +57,14 @@ class RunSettings:
     nodes: tuple[int, int] = (1, 1)
     endpoint: str = ""
     gather_seconds: float = 600.0
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """What all nodes of a job must be told alike, by option: ranks act upon it together."""
+        return {
+            "the script": self.script.name,
+            "the script's arguments": " ".join(self.args),
+            "--save-interval": f"{self.interval.steps} steps",
+            "--global-batch": str(self.global_batch),
+            "--keep-last, --keep-every or --keep-best": repr(self.retention),
+        }

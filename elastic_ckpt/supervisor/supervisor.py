@@ -407,6 +407,7 @@ class Supervisor:
                 run_id=self._run_id,
                 identity=self._identity(),
                 rendezvous=self._rendezvous,
+                terms=settings.terms,
             )
         )
         self._account.update()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import Cluster
-from tests.job import SCRIPTS
+from tests.job import SCRIPTS, environment
 
 SIZE = 203
 EPOCHS = 3
@@ -175,3 +177,47 @@ def test_another_directory_is_a_clear_error(tmp_path: Path) -> None:
         stranger.start()
         assert stranger.wait() == 64, cluster.output()
         assert "is not the job directory of n1" in cluster.output()
+
+
+def test_a_node_that_was_told_otherwise_is_refused_before_it_does_harm(tmp_path: Path) -> None:
+    with make(tmp_path, "1:2") as cluster:
+        cluster.start("n1")
+        cluster.until_step(1, 5)
+        cluster.options[:2] = ["--save-interval", "11"]
+        cluster.start("n2")
+        assert cluster["n2"].wait() == 64, cluster.output()
+        assert "n1 was given other values for --save-interval: start all" in cluster.output()
+        assert cluster["n1"].wait() == 0, cluster.output()
+
+
+def test_nodes_may_have_different_numbers_of_workers_and_save_when_asked(tmp_path: Path) -> None:
+    with make(tmp_path, "2", pause="0.12") as cluster:
+        cluster.start("n1")
+        cluster.nproc = 2
+        cluster.start("n2")
+        view = cluster.head.until(
+            lambda view: len(view.workers) == 3 and all(w.step > 5 for w in view.workers), "3 ranks"
+        )
+        assert [worker.node for worker in view.workers] == ["n1", "n2", "n2"]
+        asked = subprocess.run(
+            [sys.executable, "-m", "elastic_ckpt", "save", str(cluster.head.directory)],
+            capture_output=True, text=True, timeout=60, env=environment(), check=False,
+        )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr + cluster.output()
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 3)
+        assert "manual" in {e["data"].get("reason") for e in cluster.head.events()}
+
+
+def test_a_head_that_was_killed_and_is_started_at_once_leads_again(tmp_path: Path) -> None:
+    with make(tmp_path, "2", pause="0.03") as cluster:
+        cluster.start("n1", "n2")
+        cluster.until_step(2, 15)
+        cluster["n1"].process.kill()
+        cluster["n1"].process.wait(10)
+        cluster["n1"].start()
+        cluster.until_training(2, beyond=1)
+        assert cluster["n1"].wait() == 0, cluster.output()
+        assert cluster["n2"].wait() == 0, cluster.output()
+        assert_each_sample_once(cluster, 2)

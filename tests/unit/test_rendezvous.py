@@ -14,9 +14,9 @@ from tests.cluster import free_port
 
 def test_the_first_that_listens_leads_and_others_follow() -> None:
     port = free_port()
-    first = meet(f"127.0.0.1:{port}")
+    first = meet(f"127.0.0.1:{port}", lambda: True)
     try:
-        second = meet(f"127.0.0.1:{port}")
+        second = meet(f"127.0.0.1:{port}", lambda: True)
         assert first.leads and not second.leads
         assert (second.host, second.port) == ("127.0.0.1", port)
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
@@ -26,13 +26,31 @@ def test_the_first_that_listens_leads_and_others_follow() -> None:
         os.close(first.listen_fd)
 
 
+def test_what_a_killed_run_left_is_waited_for() -> None:
+    with socket.socket() as left:
+        left.bind(("127.0.0.1", 0))
+        left.listen()
+        port = left.getsockname()[1]
+        asked = []
+
+        def is_led() -> bool:
+            asked.append(True)
+            if len(asked) == 3:
+                left.close()
+            return False
+
+        found = meet(f"127.0.0.1:{port}", is_led)
+    assert found.leads and len(asked) >= 3
+    os.close(found.listen_fd)
+
+
 def test_another_hosts_address_is_followed() -> None:
-    assert not meet("192.0.2.1:29400").leads
+    assert not meet("192.0.2.1:29400", lambda: False).leads
 
 
 def test_an_unknown_name_is_a_clear_error() -> None:
     with pytest.raises(UsageError, match=r"--rdzv-endpoint nowhere\.invalid:1: .*: give the name"):
-        meet("nowhere.invalid:1")
+        meet("nowhere.invalid:1", lambda: True)
 
 
 @pytest.mark.parametrize(
