@@ -161,11 +161,14 @@ def term_agent_and_worker(job: Job, dice: random.Random) -> None:
 
 def stop_and_continue(job: Job, dice: random.Random) -> None:
     """Somebody is put to sleep, as under a debugger or on a crowded machine."""
-    victim = dice.choice([job.supervisor(), job.agent(), *job.workers()])
+    workers = job.workers()
+    children = [child for worker in workers for child in worker.children()]
+    victim = dice.choice([job.supervisor(), job.agent(), *workers, *children[:1]])
     before = job.view().incarnation
-    victim.send_signal(signal.SIGSTOP)
-    time.sleep(dice.choice((0.1, 0.5, 4.0)))
-    victim.send_signal(signal.SIGCONT)
+    with contextlib.suppress(psutil.NoSuchProcess):  # a child, at an epoch's end
+        victim.send_signal(signal.SIGSTOP)
+        time.sleep(dice.choice((0.1, 0.5, 4.0)))
+        victim.send_signal(signal.SIGCONT)
     assert job.view().incarnation == before
 
 

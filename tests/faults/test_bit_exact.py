@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.disturbances import KINDS, ON_A_SMALL_DISK, full_disk
@@ -17,6 +19,7 @@ from tests.job import TINY, Job, used_samples
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 DISTURBANCES = os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES")
 COUNTS = [30, pytest.param(42, marks=pytest.mark.faults_full)]
+SCRATCH = Path(tempfile.gettempdir())
 STEPS_PER_EPOCH = 13  # 203 samples, batch 4, accumulation 2, 2 ranks
 
 
@@ -57,6 +60,7 @@ def test_disturbances_leave_no_trace(tmp_path, count):
         assert calm.start().wait(120 + count) == 0
     moments = sorted(dice.randrange(1, count * STEPS_PER_EPOCH) for _ in range(count))
     place = tmp_path / "wild"
+    scratch = set(SCRATCH.glob("eckpt-*"))
     with small_disk(place / "job") as small, make_job(place, epochs) as wild:
         possible = ON_A_SMALL_DISK if small else KINDS
         kinds = [kind for kind in possible for _ in range(-(-count // len(possible)))]
@@ -70,6 +74,8 @@ def test_disturbances_leave_no_trace(tmp_path, count):
         code = wild.wait(120 + count)
         assert (code if code not in (75, 76) else wild.finish()) == 0, wild.output()
         assert wild.tiers() == []
+        assert belonging_to(wild) == []
+        assert set(SCRATCH.glob("eckpt-*")) <= scratch
     expected = used_samples(tmp_path / "calm" / "trace", 2)
     assert len(expected) == 2 * total
     assert used_samples(tmp_path / "wild" / "trace", 2) == expected
@@ -79,6 +85,16 @@ def test_disturbances_leave_no_trace(tmp_path, count):
     assert not list((job / ".attempts").iterdir())
     fills = kinds[:count].count(full_disk)
     assert torn_lines(job) <= 3 * fills  # a write that found no more room, of each process
+
+
+def belonging_to(job: Job) -> list[psutil.Process]:
+    """Processes that still work for a job, by what they were told."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("ELASTIC_CKPT_DIR") == str(job.directory):
+                found.append(process)
+    return found
 
 
 def torn_lines(job: Path) -> int:

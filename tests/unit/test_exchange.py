@@ -1,0 +1,148 @@
+"""How the words of the nodes get to and fro, with a store that a test can break."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from elastic_ckpt.core.membership import JobState, MemberState
+from elastic_ckpt.supervisor.exchange import Line
+
+
+class Memory:
+    """A store; ``fails`` makes each call raise, ``stuck`` makes it wait."""
+
+    def __init__(self):
+        self.values: dict[str, str] = {}
+        self.lock = threading.Lock()
+        self.fails = False
+        self.moves = threading.Event()
+        self.moves.set()
+
+    def _enter(self) -> None:
+        self.moves.wait(10)
+        if self.fails:
+            raise RuntimeError("Connection reset by peer\nand a stack")
+
+    def set(self, key, value):
+        self._enter()
+        self.values[key] = value
+
+    def add(self, key, amount):
+        self._enter()
+        with self.lock:
+            self.values[key] = str(int(self.values.get(key, "0")) + amount)
+            return int(self.values[key])
+
+    def check(self, keys):
+        self._enter()
+        return all(key in self.values for key in keys)
+
+    def multi_get(self, keys):
+        self._enter()
+        return [self.values[key].encode() for key in keys]
+
+
+def until(condition, seconds: float = 5.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def member(name: str) -> MemberState:
+    return MemberState(node=name, nproc=1)
+
+
+def job() -> JobState:
+    return JobState(run_id="r", job="j", identity="i", head="a")
+
+
+def lines(store: Memory, *names: str) -> list[Line]:
+    head = Line(lambda: store, member("a"), job(), lambda: None)
+    return [head, *(Line(lambda: store, member(name), None, lambda: None) for name in names)]
+
+
+def test_the_head_is_number_0_and_hears_all() -> None:
+    store = Memory()
+    early = Line(lambda: store, member("b"), None, lambda: None)  # it waits for a head
+    time.sleep(0.05)
+    assert early.number == -1
+    head, late = lines(store, "c")
+    until(lambda: len(head.members) == 3)
+    assert head.number == 0
+    assert {seen.state.node for seen in head.members.values()} == {"a", "b", "c"}
+    for line in (early, head, late):
+        line.close()
+
+
+def test_the_newest_word_arrives_whatever_was_missed() -> None:
+    store = Memory()
+    head, other = lines(store, "b")
+    until(lambda: len(head.members) == 2)
+    store.moves.clear()
+    mine, told = member("b"), job()
+    for number in range(1, 9):
+        mine.incarnation = told.incarnation = number
+        other.say(mine, None)
+        head.say(member("a"), told)
+    store.moves.set()
+    until(lambda: head.members[other.number].state.incarnation == 8)
+    until(lambda: other.job is not None and other.job.incarnation == 8)
+    head.close()
+    other.close()
+
+
+def test_silence_is_seen_on_both_sides_and_ends_with_the_next_word() -> None:
+    store = Memory()
+    head, other = lines(store, "b")
+    until(lambda: len(head.members) == 2)
+    store.moves.clear()
+    time.sleep(0.1)
+    heard = other.heard_at, head.members[other.number].heard_at
+    time.sleep(0.15)
+    assert (other.heard_at, head.members[other.number].heard_at) == heard
+    store.moves.set()
+    until(lambda: other.heard_at > heard[0] and head.members[other.number].heard_at > heard[1])
+    head.close()
+    other.close()
+
+
+def test_a_store_that_is_gone_breaks_the_line_with_one_line_of_why() -> None:
+    store = Memory()
+    woken = threading.Event()
+    line = Line(lambda: store, member("a"), job(), woken.set)
+    until(lambda: line.job is not None)
+    woken.clear()
+    store.fails = True
+    until(lambda: line.broken)
+    assert line.broken == "Connection reset by peer"
+    assert woken.wait(5)
+
+
+def test_a_store_that_cannot_be_reached_is_told_too() -> None:
+    def refuse():
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    line = Line(refuse, member("b"), None, lambda: None)
+    until(lambda: line.broken)
+    assert "Connection refused" in line.broken
+
+
+def test_what_is_no_word_of_ours_breaks_the_line() -> None:
+    store = Memory()
+    store.values["job"] = '1 {"run_id": 7}'
+    line = Line(lambda: store, member("b"), None, lambda: None)
+    until(lambda: line.broken)
+
+
+def test_the_last_word_is_said_before_the_end() -> None:
+    store = Memory()
+    head, other = lines(store, "b")
+    until(lambda: len(head.members) == 2)
+    leaving = member("b")
+    leaving.leaving = True
+    other.say(leaving, None)
+    other.close()
+    until(lambda: head.members[other.number].state.leaving)
+    head.close()
