@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from elastic_ckpt.store.files import read_bounded
+from elastic_ckpt.store.records import ProcessIdentity
 from elastic_ckpt.supervisor.messages import (
     AgentEvent,
     Command,
@@ -29,10 +32,29 @@ _LONGEST_TMPDIR: Final = 60
 """Multiprocessing binds a socket 47 characters further down, and the kernel takes 107 in all."""
 
 
+_PREFIX: Final = "eckpt-"
+_OWNER: Final = "supervisor.json"
+
+
 def _make_scratch() -> str:
+    """A directory of this run's, for sockets and FIFOs; it goes with the agent."""
     base = tempfile.gettempdir()
-    short = len(os.fsencode(base)) <= _LONGEST_TMPDIR
-    return tempfile.mkdtemp(prefix="eckpt-", dir=base if short else "/tmp")
+    place = Path(base if len(os.fsencode(base)) <= _LONGEST_TMPDIR else "/tmp")
+    _sweep(place)
+    made = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+    (Path(made) / _OWNER).write_bytes(msgspec.json.encode(ProcessIdentity.current()))
+    return made
+
+
+def _sweep(place: Path) -> None:
+    """Remove what runs of this user left whose supervisor and agent were killed in one instant."""
+    for path in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            data = read_bounded(path / _OWNER, 4096)
+            if msgspec.json.decode(data, type=ProcessIdentity).is_alive() is False:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _listening(spec: WorkerSpec) -> tuple[int, ...]:
