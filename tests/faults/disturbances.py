@@ -152,7 +152,8 @@ def term_agent_and_worker(job: Job, dice: random.Random) -> None:
     for process in (job.agent(), *job.workers()):
         for child in process.children():
             if process.pid != job.agent().pid:
-                child.send_signal(signal.SIGTERM)  # a DataLoader's child
+                with contextlib.suppress(psutil.NoSuchProcess):  # at an epoch's end
+                    child.send_signal(signal.SIGTERM)  # a DataLoader's child
         process.send_signal(signal.SIGTERM)
     step = job.view().position.step
     job.until_step(step + 3)
