@@ -36,7 +36,8 @@ class Cluster:
         self.root = root
         self.nnodes = nnodes
         self.nproc = nproc
-        self.arguments = [*arguments, "--trace", str(root / "trace")]
+        self.calm = root / "calm"
+        self.arguments = [*arguments, "--trace", str(root / "trace"), "--calm", str(self.calm)]
         self.script = STEADY
         self.options = list(options)
         self.endpoint = f"127.0.0.1:{free_port()}"
@@ -109,6 +110,12 @@ class Cluster:
             ),
             f"step {step} on {nodes} nodes",
         )
+
+    def finish(self, *names: str) -> None:
+        """Let the job run to its end without pauses; each node must end with 0."""
+        self.calm.touch()
+        for name in names:
+            assert self.nodes[name].wait(240) == 0, self.output()
 
     def lose(self, name: str) -> None:
         """Its machine is switched off, as far as processes go."""

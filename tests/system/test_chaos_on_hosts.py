@@ -80,12 +80,12 @@ KINDS: list[Callable[[Hosts, str, random.Random], None]] = [
 def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
     dice = random.Random(SEED)
     print(f"\nseed {SEED}, {COUNT} disturbances")
-    epochs, calm = 1 + COUNT // 2, tmp_path / "calm"
+    epochs = 1 + COUNT // 2
     arguments = ("--epochs", str(epochs), "--size", str(SIZE), "--pause", "0.03")
     options = ("--save-interval", "25", "--max-failures", "1000", "--rdzv-timeout", "60")
     kinds = [kind for kind in KINDS for _ in range(-(-COUNT // len(KINDS)))]
     dice.shuffle(kinds)
-    with Hosts(3, tmp_path, "1:3", *arguments, "--calm", str(calm), options=options) as hosts:
+    with Hosts(3, tmp_path, "1:3", *arguments, options=options) as hosts:
         hosts.start(*ALL)
         for number, kind in enumerate(kinds[:COUNT], 1):
             step = hosts.until_training(3).position.step
@@ -93,9 +93,7 @@ def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
             print(f"{number} of {COUNT}: {kind.__name__}", flush=True)
             kind(hosts, dice.choice(ALL[1:]), dice)
         hosts.until_training(3)
-        calm.touch()
-        for name in ALL:
-            assert hosts[name].wait(240) == 0, hosts.output()
+        hosts.finish(*ALL)
         used = hosts.used_per_epoch()
         assert len(used) == epochs
         for counter in used:
