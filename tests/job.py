@@ -35,6 +35,7 @@ class Job:
         self.packages: list[Path] = []
         self.log = directory / "log"
         self.process: subprocess.Popen | None = None
+        self.started: list[int] = []  # pids of all supervisors
         directory.mkdir(parents=True, exist_ok=True)
 
     # -- starting and ending --------------------------------------------------------------
@@ -53,6 +54,7 @@ class Job:
                 stderr=log,
                 env=environment(*self.packages),
             )
+        self.started.append(self.process.pid)
         return self
 
     def wait(self, seconds: float = START_SECONDS) -> int:
