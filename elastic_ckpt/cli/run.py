@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from elastic_ckpt.cli.job_file import config_option, print_config_option, shown
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.duration import parse_duration
 from elastic_ckpt.core.hang import LEAST_SECONDS
@@ -29,6 +30,7 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
+@config_option
 @click.option(
     "--dir",
     "directory",
@@ -120,9 +122,12 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
 )
 @click.option("--group-access", is_flag=True, help="Let the group read the job directory.")
 @click.option("--node-name", help="This node's name; SLURMD_NODENAME or the host's if not given.")
+@print_config_option
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def command(
+    context: click.Context,
     directory: Path,
     name: str | None,
     nproc: str,
@@ -142,6 +147,7 @@ def command(
     memory_dir: str,
     group_access: bool,
     node_name: str | None,
+    print_config: bool,
     script: Path,
     args: tuple[str, ...],
 ) -> int:
@@ -150,6 +156,7 @@ def command(
     \b
       elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
       elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
+      elastic-ckpt run --config job.toml --print-config
       elastic-ckpt run --dir /shared/ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
 
     \b
@@ -160,6 +167,9 @@ def command(
     """
     from elastic_ckpt.supervisor.settings import RunSettings
 
+    if print_config:
+        click.echo(shown(context))
+        return 0
     _open_standard_streams()
     _check_script(script)
     if not math.isfinite(grace):

@@ -1,0 +1,112 @@
+"""The job file of ``run``: typed keys, what goes before it, and what it says of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from elastic_ckpt.cli import job_file
+from elastic_ckpt.cli.run import command
+from elastic_ckpt.errors import UsageError
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def printed(*arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
+    """Key -> value and source, as ``--print-config`` shows them."""
+    found = CliRunner(env=environment).invoke(
+        command, [*arguments, "--print-config"], standalone_mode=False, catch_exceptions=False
+    )
+    shown = {}
+    for line in found.output.splitlines():
+        setting, _, source = line.rpartition("  # ")
+        key, equals, value = setting.partition(" = ")
+        name = key if equals else key.removeprefix("# ").partition(" ")[0]
+        shown[name] = (value.strip(), source)
+    return shown
+
+
+def test_flags_go_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    path = write(tmp_path, 'dir = "a"\nscript = "t.py"\nnproc = 2\ngrace = 5\nkeep-last = 3\n')
+    shown = printed("--config", path, "--grace", "60", ELASTIC_CKPT_DIR="/b")
+    assert shown["dir"] == ('"/b"', "environment")
+    assert shown["grace"] == ("60.0", "flag")
+    assert shown["nproc"] == ('"2"', "file")
+    assert shown["keep-last"] == ("3", "file")
+    assert shown["max-failures"] == ("3", "default")
+    assert shown["mtbf"] == ("", "default")
+
+
+def test_every_option_of_run_has_a_key() -> None:
+    keys = job_file._keys(command)
+    flags = {opt[2:] for one in command.params for opt in one.opts if opt.startswith("--")}
+    assert set(keys) == flags - {"config", "print-config"} | {"script", "args"}
+
+
+def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir("/")
+    path = write(tmp_path, 'dir = "c"\nscript = "../t.py"\nargs = ["a b", "--x"]\n')
+    shown = printed("--config", path)
+    assert shown["dir"] == (f'"{tmp_path}/c"', "file")
+    assert shown["script"] == (f'"{tmp_path}/../t.py"', "file")
+    assert shown["args"] == ('["a b", "--x"]', "file")
+    off = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nmemory-dir = "off"\n')
+    assert printed("--config", off)["memory-dir"] == ('"off"', "file")
+
+
+def test_what_is_shown_is_a_job_file_with_the_same_meaning(tmp_path: Path) -> None:
+    first = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nargs = ["\\"q\\""]\nnnodes = "1:2"\n')
+    runner = CliRunner()
+    arguments = ["--config", first, "--group-access", "--print-config"]
+    text = runner.invoke(command, arguments, standalone_mode=False).output
+    again = write(tmp_path, text)
+    shown = printed("--config", again)
+    assert shown["args"] == ('["\\"q\\""]', "file")
+    assert shown["group-access"] == ("true", "file")
+    assert shown["nnodes"] == ('"1:2"', "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nprocs = 2", "unknown key 'nprocs'; did you mean nproc?"),
+        ("save_interval = 3", "unknown key 'save_interval'; did you mean save-interval?"),
+        ("zzzzzz = 1", "unknown key 'zzzzzz'; there are dir, "),
+        ("config = 'x'", "unknown key 'config'"),
+        ("grace = 'long'", "grace must be a number, not 'long'"),
+        ("keep-last = 1.5", "keep-last must be a whole number, not 1.5"),
+        ("keep-last = true", "keep-last must be a whole number, not True"),
+        ("group-access = 1", "group-access must be true or false, not 1"),
+        ("args = 'x'", "args must be a list of texts, not 'x'"),
+        ("args = [1]", "args must be a list of texts, not [1]"),
+        ("dir = 3", "dir must be a path, not 3"),
+        ("nproc = [2]", "nproc must be a text or a whole number, not [2]"),
+        ("[run]\nnproc = 2", "unknown key 'run'"),
+        ("nproc = ", "is no TOML"),
+        ("nproc = 1\nnproc = 2", "is no TOML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, why: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        printed("--config", path, "--dir", "/c", "t.py")
+    assert f"--config {path}" in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.toml: No such file"):
+        printed("--config", str(tmp_path / "nowhere.toml"), "--dir", "/c", "t.py")
+
+
+def test_limits_hold_for_the_file_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "grace = -1\n")
+    with pytest.raises(click.BadParameter):
+        printed("--config", path, "--dir", "/c", "t.py")
