@@ -325,7 +325,7 @@ class Supervisor:
         elif self._state is RunState.DRAINING:
             self._ending.preempt(Event.STOPPED, "all ranks left together", stopped=True)
         elif ended.kind is not EndKind.CRASHED:
-            self._account.move(Event.REGROUP, f"saved at step {ended.finished}: nodes have changed")
+            self._account.move(Event.REGROUP, f"stopped at step {ended.finished}: nodes change")
         else:
             self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
             hang = self._hang
