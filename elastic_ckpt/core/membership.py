@@ -23,6 +23,9 @@ BEAT_SECONDS: Final = 0.05
 LOST_SECONDS: Final = 2.5
 """Silence after which a node is given up: no pause of a process or a switch lasts as long."""
 
+STUCK_SECONDS: Final = 60.0
+"""How long a node may take to be rid of its workers."""
+
 GATHER_SECONDS: Final = 3.0
 """How long to wait for more nodes once there are enough; those that come later join later."""
 
@@ -98,7 +101,7 @@ class JobState(msgspec.Struct, kw_only=True):
         requests: of this incarnation.
         over: whoever still runs workers of it kills them.
         hung: every rank of every node is idle.
-        verdict: how it ended, on all nodes.
+        verdict: how the newest that is over ended, on all nodes; also while the next one runs.
         lost: numbers of members that were given up; such a node comes back under another one.
         end: the job is over.
     """
@@ -117,6 +120,11 @@ class JobState(msgspec.Struct, kw_only=True):
     verdict: Ended | None = None
     lost: set[int] = set()
     end: JobEnd | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the newest incarnation has its verdict."""
+        return self.verdict is not None and self.verdict.incarnation == self.incarnation
 
 
 @dataclass(frozen=True)
@@ -137,12 +145,13 @@ class Head:
     def __init__(self, state: JobState) -> None:
         self.state = state
         self._members: Mapping[int, Seen] = {}
+        self._over_at = 0.0  # when the incarnation that runs was found to be
         self._taken: dict[int, int] = {}  # by member: how many of its asks were looked at
 
     @property
     def running(self) -> bool:
         """Whether an incarnation is under way."""
-        return bool(self.state.roster) and self.state.verdict is None
+        return bool(self.state.roster) and not self.state.is_over
 
     def present(self) -> dict[int, str]:
         """Members that can take part in the next incarnation, and their names."""
@@ -152,16 +161,18 @@ class Head:
             if number not in self.state.lost and not seen.state.leaving
         }
 
-    def stuck(self) -> tuple[Stuck, ...]:
-        """What nodes saw of their ranks in a hang, those that have looked by now."""
-        words = [state.stuck for state in self._roster_states().values()]
-        return tuple(word for word in words if word is not None) if self.running else ()
+    def stuck(self) -> tuple[tuple[Stuck, ...], bool]:
+        """What nodes saw of their ranks in a hang, and whether all have looked that run any."""
+        states = self._roster_states().values() if self.running else ()
+        words = [state.stuck for state in states if state.ended is None]
+        return tuple(word for word in words if word is not None), None not in words
 
     def launch(self, incarnation: int, most: int, port: int) -> tuple[int, ...]:
         """Begin an incarnation with who is present; the roster."""
         state = self.state
         state.incarnation, state.port = incarnation, port
-        state.requests, state.verdict, state.over, state.hung = [], None, False, False
+        state.requests, state.over, state.hung = [], False, False
+        self._over_at = 0.0
         state.roster = tuple(self.present())[:most]
         return state.roster
 
@@ -192,7 +203,7 @@ class Head:
                     self.ask(seen.state.asks[count])
         if self.running:
             self._answer()
-            self._look_for_end()
+            self._look_for_end(now)
 
     def _give_up(self, now: float) -> None:
         newest = {seen.state.node: number for number, seen in sorted(self._members.items())}
@@ -211,17 +222,24 @@ class Head:
         if len(states) < len(self.state.roster):
             return
         for request in self.state.requests:
-            words = [state.words.get(request.number) for state in states.values()]
-            said = [word for word in words if word is not None]
-            if request.step is None and len(said) == len(words):
+            # A node that is done begins no step any more.
+            asked = [
+                state
+                for state in states.values()
+                if state.ended is None or request.number in state.words
+            ]
+            said = [one.words[request.number] for one in asked if request.number in one.words]
+            if request.step is None and asked and len(said) == len(asked):
                 request.step = answer_step(word.step for word in said)
                 request.idle = request.kind is RequestKind.STOP and not any(
                     word.begun for word in said
                 )
-        self.state.hung = all(state.idle and state.ended is None for state in states.values())
+        busy = [state for state in states.values() if state.ended is None]
+        self.state.hung = bool(busy) and all(state.idle for state in busy)
 
-    def _look_for_end(self) -> None:
+    def _look_for_end(self, now: float) -> None:
         state = self.state
+        self._give_up_the_stuck(now)
         states = self._roster_states()
         gone = [number for number in state.roster if number in state.lost]
         ended = {number: one.ended for number, one in states.items() if one.ended is not None}
@@ -232,7 +250,26 @@ class Head:
             verdicts = [ended[number] for number in state.roster if number in ended]
             names = tuple(self._members[number].state.node for number in gone)
             if verdicts:
-                state.verdict = merge(verdicts, names)
+                state.verdict = self._judge(merge(verdicts, names))
+
+    def _judge(self, merged: Ended) -> Ended:
+        """Where all were stopped before a step, what one failed of follows from that."""
+        stopped = any(request.idle for request in self.state.requests)
+        if not stopped or merged.lost or merged.kind is not EndKind.CRASHED:
+            return merged
+        return msgspec.structs.replace(
+            merged, kind=EndKind.NOT_BEGUN, rank=-1, exit_code=0, message="", tail=()
+        )
+
+    def _give_up_the_stuck(self, now: float) -> None:
+        """A node whose workers cannot be killed must not hold up all others for ever."""
+        state = self.state
+        self._over_at = (self._over_at or now) if state.over else 0.0
+        if state.over and now - self._over_at > STUCK_SECONDS:
+            ended = {
+                number for number, one in self._roster_states().items() if one.ended is not None
+            }
+            state.lost |= set(state.roster[1:]) - ended
 
 
 @dataclass

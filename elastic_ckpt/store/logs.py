@@ -80,9 +80,10 @@ class LogWriter:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):  # a network file system says here what it could not do
+            if fd >= 0:
+                os.close(fd)
 
     def _open(self) -> None:
         self.close()

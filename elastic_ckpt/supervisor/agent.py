@@ -231,6 +231,7 @@ class Agent:
         now = time.monotonic_ns()
         failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
         verdict = self._verdict(incarnation, self._board.read_slots())
+        self._board.end_incarnation()  # for workers that torch elastic has yet to start
         self._workers.sweep()
         gone_at = time.monotonic_ns()
         ended = msgspec.structs.replace(
@@ -243,7 +244,6 @@ class Agent:
         if self._nodes is None:
             self._send(ended)
             return
-        self._board.end_incarnation()  # for workers that torch elastic has yet to start
         self._nodes.ended(ended)
 
     def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:

@@ -16,6 +16,9 @@ import msgspec
 
 from elastic_ckpt.core.membership import BEAT_SECONDS, JobState, MemberState, Seen
 
+AWAY_SECONDS: Final = 1.0
+"""Between two turns, of which there are twenty a second."""
+
 _JOB: Final = "job"
 _NUMBERS: Final = "numbers"
 
@@ -35,9 +38,8 @@ class Line:
     Attributes:
         number: this member's; -1 until it is known to the head.
         heard_at: monotonic seconds of the head's last word.
-        turned_at: when all that there was to hear had been heard.
         job: that word; None before the first.
-        members: what the members say; on the head alone.
+        heard: what the members say, and until when that is so; on the head alone.
         broken: why there will be no more of it; empty while there may.
     """
 
@@ -56,9 +58,9 @@ class Line:
             wake: called from the thread when something new was heard.
         """
         self.number = -1
-        self.heard_at = self.turned_at = time.monotonic()
+        self.heard_at = self._turned_at = time.monotonic()
         self.job: JobState | None = None
-        self.members: dict[int, Seen] = {}
+        self.heard: tuple[dict[int, Seen], float] = ({}, self.heard_at)
         self.broken = ""
         self._connect = connect
         self._wake = wake
@@ -101,6 +103,11 @@ class Line:
                 self._wake()
 
     def _turn(self, store: Store) -> None:
+        began = time.monotonic()
+        if began - self._turned_at > AWAY_SECONDS:
+            # This process was stopped, and perhaps the others with it: they have yet to speak.
+            self._said_at = dict.fromkeys(self._said_at, began)
+        self._turned_at = began
         self._beat += 1
         if self.number < 0:
             self._enter(store)
@@ -112,8 +119,9 @@ class Line:
             self.job = msgspec.json.decode(self._said[_JOB][1], type=JobState)
         self.heard_at = self._said_at[_JOB]
         if self._leads:
-            news |= self._hear_members(store)
-        self.turned_at = time.monotonic()
+            members, spoke = self._hear_members(store)
+            self.heard = members, began
+            news |= spoke
         if news:
             self._wake()
 
@@ -132,7 +140,7 @@ class Line:
             self._said[key] = beat, body
         return before[1] != body
 
-    def _hear_members(self, store: Store) -> bool:
+    def _hear_members(self, store: Store) -> tuple[dict[int, Seen], bool]:
         count = int(store.add(_NUMBERS, 0))
         lost = self.job.lost if self.job else set()
         keys = {number: f"member/{number}" for number in range(count) if number not in lost}
@@ -140,7 +148,7 @@ class Line:
             number for number, key in keys.items() if key in self._said or store.check([key])
         ]
         news = False
-        found = dict(self.members)
+        found = dict(self.heard[0])
         for number, data in zip(there, store.multi_get([keys[one] for one in there]), strict=True):
             key = keys[number]
             state = found[number].state if number in found else None
@@ -148,8 +156,7 @@ class Line:
                 state = msgspec.json.decode(self._said[key][1], type=MemberState)
                 news = True
             found[number] = Seen(state, self._said_at[key])
-        self.members = found
-        return news
+        return found, news
 
 
 def _encode(word: MemberState | JobState | None) -> str:

@@ -72,7 +72,11 @@ class Head(OneOfSeveral):
         if self._gathering.may_launch(present, now):
             self._waiting_since = 0.0
             self._growing = False
-            self._launch(min(present, most))
+            self._recover()  # which may take a while: who is there then?
+            self._serve_agent()
+            present = len(self._nodes.present)
+            if present >= least and self._may_launch:
+                self._launch(min(present, most))
         elif not self._waiting_since:
             self._waiting_since = now
             self._account.say(f"waiting for nodes: {present} of {least} are here")

@@ -48,6 +48,10 @@ class Member(OneOfSeveral):
             case _:
                 super()._on_event(event)
 
+    def _on_agent_lost(self) -> None:
+        self._apart_since = time.monotonic()  # the next one has yet to find the head
+        super()._on_agent_lost()
+
     def _serve_start(self, now: float) -> None:
         """Wait for the head, bounded; it launches."""
         if self._apart_since is None:

@@ -190,7 +190,10 @@ class Membership:
         line.say(self._mine, self._head.state if self._head else None)
 
     def _dial(self, now: float) -> None:
-        if self._local.busy or now < self._redial_at:
+        if self._local.busy:
+            self._local.cut_short()  # also those that torch elastic started meanwhile
+            return
+        if now < self._redial_at:
             return
         self._redial_at = now + REDIAL_SECONDS
         mine = MemberState(node=self._mine.node, nproc=self._mine.nproc, leaving=self._mine.leaving)
@@ -218,7 +221,8 @@ class Membership:
             self._send(HeadLost(why))
 
     def _lead(self, head: Head, line: Line) -> None:
-        head.take_in(line.members, line.turned_at)
+        members, heard_until = line.heard
+        head.take_in(members, heard_until)
         running = len(head.state.roster) if head.running else 0
         nodes = Nodes(tuple(head.present().values()), running)
         if nodes != self._nodes:
@@ -233,13 +237,13 @@ class Membership:
 
     def _look_for_hang(self, head: Head) -> None:
         """End an incarnation that hangs when every node has looked, or had the time to."""
-        stuck, state = head.stuck(), head.state
+        (stuck, whole), state = head.stuck(), head.state
         if not stuck or state.over:
             self._stuck_since = 0.0
             return
         now = time.monotonic()
         self._stuck_since = self._stuck_since or now
-        if len(stuck) == len(state.roster) or now - self._stuck_since > EXPLAIN_SECONDS:
+        if whole or now - self._stuck_since > EXPLAIN_SECONDS:
             state.over = True
             self._send(Hung(stuck))
 
@@ -251,7 +255,8 @@ class Membership:
             self._mine.leaving = True
             self._send(JobOver(job.end.exit_code, job.end.message))
         mine = self._mine
-        if number in job.roster and job.incarnation != mine.incarnation and job.verdict is None:
+        self._report(job)
+        if number in job.roster and job.incarnation != mine.incarnation and not job.is_over:
             self._begin(job, number)
         if mine.incarnation != job.incarnation or number not in job.roster:
             return
@@ -262,9 +267,22 @@ class Membership:
             if job.hung and not self._all_idle:
                 self._send(AllIdle())
             self._all_idle = job.hung
-        elif job.verdict is not None and not self._reported:
+
+    def _report(self, job: JobState) -> None:
+        """Tell the supervisor how this node's last incarnation ended, once the head has judged.
+
+        The next one may run already: of that a node is no part that leaves.
+        """
+        ended = self._mine.ended
+        if self._reported or ended is None:
+            return
+        verdict = job.verdict
+        if verdict is not None and verdict.incarnation == ended.incarnation:
             self._reported = True
-            self._send(job.verdict)
+            self._send(verdict)
+        elif job.incarnation > ended.incarnation:  # it was judged, and the word was missed
+            self._reported = True
+            self._send(ended)
 
     def _begin(self, job: JobState, number: int) -> None:
         mine = self._mine
@@ -287,6 +305,9 @@ class Membership:
         self._local.begin(place)
 
     def _serve_requests(self, job: JobState) -> None:
+        known = {request.number for request in job.requests}
+        words = self._mine.words
+        self._mine.words = {number: word for number, word in words.items() if number in known}
         for request in job.requests:
             number = request.number
             if number > self._local.flagged:

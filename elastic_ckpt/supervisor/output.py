@@ -55,9 +55,13 @@ class Output:
         """A rank's last lines, once all that it printed has been read; bounded."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
-            with self._reading:
+            if not self._reading.acquire(timeout=_POLL_SECONDS):
+                continue  # a disk that does not answer may hold the thread
+            try:
                 if not any(_unread(fd) for fd in self._fifos[local_rank]):
                     break
+            finally:
+                self._reading.release()
             time.sleep(_POLL_SECONDS)
         log = self._logs.get(local_rank)
         same = log is not None and log.file.incarnation == self._board.incarnation
@@ -69,19 +73,23 @@ class Output:
                 local_rank, number = key.data
                 with self._reading:
                     data = _read(key.fd)
-                    self._log(local_rank).write(data)
+                    log = self._log(local_rank)
+                    if log is not None:
+                        log.write(data)
                 with contextlib.suppress(OSError):  # nobody looks any more
                     while data:
                         data = data[os.write(number, data) :]
 
-    def _log(self, local_rank: int) -> LogWriter:
-        """That of the incarnation which runs; a worker says its rank before it prints."""
-        incarnation = self._board.incarnation
+    def _log(self, local_rank: int) -> LogWriter | None:
+        """That of the incarnation which runs; a worker says its rank before it prints.
+
+        What comes before that was printed by one of the incarnation before.
+        """
+        incarnation, rank = self._board.incarnation, self._board.read_slot(local_rank).rank
         log = self._logs.get(local_rank)
-        if log is None or log.file.incarnation != incarnation:
+        if rank >= 0 and (log is None or log.file.incarnation != incarnation):
             if log is not None:
                 log.close()
-            rank = max(0, self._board.read_slot(local_rank).rank)
             log = self._logs[local_rank] = LogWriter(self._job, incarnation, rank)
         return log
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from elastic_ckpt.board import SlotWriter
@@ -47,7 +48,7 @@ class Pace:
             return
         first.register_post_accumulate_grad_hook(self._on_gradient)
         if make_event is None and first.is_cuda:
-            make_event = _cuda_event
+            make_event = partial(_CudaEvent, first.device)
         if make_event is not None:
             self._events = make_event(), make_event()
 
@@ -68,8 +69,8 @@ class Pace:
         if self._events is None or self._sampling or self._unread >= 0:
             return
         if self._steps % SAMPLED == 1:  # not the first one, which compiles
-            self._events[0].record()
             self._sampling, self._ended = True, False
+            self._record(0)
 
     def taken_back(self) -> None:
         """The script asks for another one."""
@@ -85,9 +86,9 @@ class Pace:
     def stepped(self) -> None:
         """A step is finished."""
         now = time.monotonic_ns()
+        own = self._own if self._events is None else self._on_device(self._events)
         if self._step_began:
             self._step_mean = self._mean(self._step_mean, now - self._step_began)
-            own = self._own if self._events is None else self._on_device(self._events)
             if own:
                 self._busy_mean = self._mean(self._busy_mean, own)
             self._slot.pace(int(self._busy_mean), int(self._step_mean))
@@ -98,29 +99,55 @@ class Pace:
     def interrupted(self) -> None:
         """Something else than a step came between: a save, an evaluation, another epoch."""
         self._step_began = 0
+        self._sampling, self._unread = False, -1
 
     def _mean(self, before: float, new: float) -> float:
         return new if not before else before + _WEIGHT * (new - before)
 
     def _on_gradient(self, _: Any) -> None:
         self._reached = time.monotonic_ns()
-        if self._sampling and self._events is not None:
-            self._events[1].record()
+        if self._sampling:
             self._ended = True
+            self._record(1)
+
+    def _record(self, index: int) -> None:
+        """What is only looked at must not fail the job: who refuses is not asked again."""
+        try:
+            if self._events is not None:
+                self._events[index].record()
+        except RuntimeError:
+            self._events = None
 
     def _on_device(self, events: tuple[Any, Any]) -> int:
         """Nanoseconds of the step that was sampled last, once the device has done it; else 0."""
         if self._sampling:
             self._sampling = False
             self._unread = self._fetch if self._ended else -1
-        if self._unread < 0 or not events[1].query():
+        try:
+            if self._unread < 0 or not events[1].query():
+                return 0
+            fetch, self._unread = self._unread, -1
+            return int(events[0].elapsed_time(events[1]) * 1e6) + fetch
+        except RuntimeError:
+            self._events = None
             return 0
-        fetch, self._unread = self._unread, -1
-        return int(events[0].elapsed_time(events[1]) * 1e6) + fetch
 
 
-def _cuda_event() -> Any:
-    import torch
+class _CudaEvent:
+    """An event on the stream of one device, whatever device is the current one."""
 
-    cuda: Any = torch.cuda
-    return cuda.Event(enable_timing=True)
+    def __init__(self, device: Any) -> None:
+        import torch
+
+        self._cuda: Any = torch.cuda
+        self._device = device
+        self._event = self._cuda.Event(enable_timing=True)
+
+    def record(self) -> None:
+        self._event.record(self._cuda.current_stream(self._device))
+
+    def query(self) -> bool:
+        return bool(self._event.query())
+
+    def elapsed_time(self, other: _CudaEvent) -> float:
+        return float(self._event.elapsed_time(other._event))

@@ -8,9 +8,11 @@ import pytest
 
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.ended import Ended, EndKind
+from elastic_ckpt.core.hang import Stuck
 from elastic_ckpt.core.membership import (
     GATHER_SECONDS,
     LOST_SECONDS,
+    STUCK_SECONDS,
     Gathering,
     Head,
     JobState,
@@ -92,8 +94,10 @@ def test_words_on_an_earlier_incarnation_answer_nothing() -> None:
     nodes.end(0, "stopped")
     nodes.end(1, "stopped")
     nodes[0].words = nodes[1].words = {1: Word(10, True)}
-    assert nodes.hear().verdict is not None
+    assert nodes.hear().is_over
     nodes.head.launch(2, 9, 4711)
+    assert nodes.head.running
+    assert nodes.head.state.verdict.incarnation == 1  # for who has yet to hear of it
     nodes[0].incarnation, nodes[0].words, nodes[0].ended = 2, {1: Word(20, True)}, None
     nodes[0].asks = {1: RequestKind.STOP}
     assert nodes.hear().requests[0].step is None  # the other one still speaks of the first
@@ -188,6 +192,47 @@ def test_a_crash_ends_it_for_all_and_waits_for_every_word() -> None:
     verdict = nodes.hear().verdict
     assert verdict is not None and verdict.rank == 1
     assert not nodes.head.running
+
+
+def test_what_fails_of_a_stop_before_any_step_is_no_failure() -> None:
+    nodes = Nodes("a", "b", "c")
+    nodes.launch()
+    nodes.head.ask(RequestKind.STOP)
+    for number in nodes.states:
+        nodes[number].words = {1: Word(-1, False)}
+    nodes.hear()
+    nodes.end(0, "not-begun")
+    nodes.end(1, "not-begun")
+    nodes.end(2, "crashed", rank=2, exit_code=1, message="connection reset")
+    verdict = nodes.hear().verdict
+    assert verdict is not None
+    assert (verdict.kind, verdict.rank, verdict.exit_code) == (EndKind.NOT_BEGUN, -1, 0)
+
+
+def test_a_node_that_cannot_end_its_workers_is_given_up() -> None:
+    nodes = Nodes("a", "b", "c")
+    nodes.launch()
+    nodes.end(0, "crashed", rank=0)
+    nodes.end(1, "cut-short")
+    assert nodes.hear().over
+    nodes.hear()
+    assert nodes.hear(after=STUCK_SECONDS - 1).verdict is None
+    verdict = nodes.hear(after=2.0).verdict
+    assert verdict is not None and verdict.lost == ("c",)
+
+
+def test_nodes_that_are_done_hold_up_no_answer_and_hide_no_hang() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes.end(1, "completed")
+    nodes.head.ask(RequestKind.SAVE)
+    nodes[0].words, nodes[0].idle = {1: Word(9, True)}, True
+    state = nodes.hear()
+    assert state.requests[0].step == 9
+    assert state.hung
+    nodes[0].stuck = Stuck((), (), {})
+    nodes.hear()
+    assert nodes.head.stuck() == ((Stuck((), (), {}),), True)
 
 
 def test_a_hang_takes_the_ranks_of_all_nodes() -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 
 from elastic_ckpt.core.membership import JobState, MemberState
+from elastic_ckpt.supervisor import exchange
 from elastic_ckpt.supervisor.exchange import Line
 
 
@@ -69,9 +70,9 @@ def test_the_head_is_number_0_and_hears_all() -> None:
     time.sleep(0.05)
     assert early.number == -1
     head, late = lines(store, "c")
-    until(lambda: len(head.members) == 3)
+    until(lambda: len(head.heard[0]) == 3)
     assert head.number == 0
-    assert {seen.state.node for seen in head.members.values()} == {"a", "b", "c"}
+    assert {seen.state.node for seen in head.heard[0].values()} == {"a", "b", "c"}
     for line in (early, head, late):
         line.close()
 
@@ -79,7 +80,7 @@ def test_the_head_is_number_0_and_hears_all() -> None:
 def test_the_newest_word_arrives_whatever_was_missed() -> None:
     store = Memory()
     head, other = lines(store, "b")
-    until(lambda: len(head.members) == 2)
+    until(lambda: len(head.heard[0]) == 2)
     store.moves.clear()
     mine, told = member("b"), job()
     for number in range(1, 9):
@@ -87,7 +88,7 @@ def test_the_newest_word_arrives_whatever_was_missed() -> None:
         other.say(mine, None)
         head.say(member("a"), told)
     store.moves.set()
-    until(lambda: head.members[other.number].state.incarnation == 8)
+    until(lambda: head.heard[0][other.number].state.incarnation == 8)
     until(lambda: other.job is not None and other.job.incarnation == 8)
     head.close()
     other.close()
@@ -96,16 +97,32 @@ def test_the_newest_word_arrives_whatever_was_missed() -> None:
 def test_silence_is_seen_on_both_sides_and_ends_with_the_next_word() -> None:
     store = Memory()
     head, other = lines(store, "b")
-    until(lambda: len(head.members) == 2)
+    until(lambda: len(head.heard[0]) == 2)
     store.moves.clear()
     time.sleep(0.1)
-    heard = other.heard_at, head.members[other.number].heard_at
+    heard = other.heard_at, head.heard[0][other.number].heard_at
     time.sleep(0.15)
-    assert (other.heard_at, head.members[other.number].heard_at) == heard
+    assert (other.heard_at, head.heard[0][other.number].heard_at) == heard
     store.moves.set()
-    until(lambda: other.heard_at > heard[0] and head.members[other.number].heard_at > heard[1])
+    until(lambda: other.heard_at > heard[0] and head.heard[0][other.number].heard_at > heard[1])
     head.close()
     other.close()
+
+
+def test_time_in_which_all_were_stopped_counts_for_nobody() -> None:
+    store = Memory()
+    head, other = lines(store, "b")
+    until(lambda: len(head.heard[0]) == 2)
+    other.close()  # it will not speak again
+    time.sleep(0.1)
+    store.moves.clear()
+    time.sleep(exchange.AWAY_SECONDS + 0.3)
+    before = head.heard[1]
+    store.moves.set()
+    until(lambda: head.heard[1] > before + exchange.AWAY_SECONDS)
+    members, until_when = head.heard
+    assert until_when - members[other.number].heard_at < 0.5
+    head.close()
 
 
 def test_a_store_that_is_gone_breaks_the_line_with_one_line_of_why() -> None:
@@ -139,10 +156,10 @@ def test_what_is_no_word_of_ours_breaks_the_line() -> None:
 def test_the_last_word_is_said_before_the_end() -> None:
     store = Memory()
     head, other = lines(store, "b")
-    until(lambda: len(head.members) == 2)
+    until(lambda: len(head.heard[0]) == 2)
     leaving = member("b")
     leaving.leaving = True
     other.say(leaving, None)
     other.close()
-    until(lambda: head.members[other.number].state.leaving)
+    until(lambda: head.heard[0][other.number].state.leaving)
     head.close()

@@ -135,3 +135,29 @@ def test_a_device_that_is_behind_is_asked_again_later(clock: Clock, monkeypatch)
     monkeypatch.setattr(Event, "done", True)
     a_step(pace, clock, model)
     assert slot_of(board).busy_ns == pytest.approx(8e6)
+
+
+def test_a_device_that_refuses_is_no_failure_of_the_job(clock: Clock) -> None:
+    class Broken(Event):
+        def elapsed_time(self, other: Event) -> float:
+            raise RuntimeError("CUDA error: invalid resource handle")
+
+    board, model = Board.private(), nn.Linear(2, 1)
+    pace = Pace(board.rank_slot(0), model, lambda: Broken(clock))
+    for _ in range(3):
+        a_step(pace, clock, model)
+    assert slot_of(board).step_ns == pytest.approx(30e6)
+
+
+def test_a_sampled_step_that_is_interrupted_is_dropped(clock: Clock) -> None:
+    board, model = Board.private(), nn.Linear(2, 1)
+    pace = Pace(board.rank_slot(0), model, lambda: Event(clock))
+    a_step(pace, clock, model)
+    pace.fetching()
+    pace.fetched()
+    pace.handed_out()
+    pace.interrupted()
+    clock.after(5000)
+    for _ in range(SAMPLED + 2):
+        a_step(pace, clock, model)
+    assert slot_of(board).busy_ns == pytest.approx(8e6)
