@@ -12,6 +12,7 @@ from elastic_ckpt.store.records import job_records
 from tests.job import SCRIPTS, Job
 
 STEADY = SCRIPTS / "steady.py"
+SIZE, EPOCHS = 203, 3  # of a small cluster's data
 
 
 class Node(Job):
@@ -145,8 +146,23 @@ class Cluster:
         assert sorted(newest) == list(range(1, len(newest) + 1))
         return [epochs[epoch] for epoch in sorted(epochs)]
 
+    def assert_each_sample_once(self, ranks: int) -> None:
+        """At an epoch's end fewer are used twice than there are ranks."""
+        used = self.used_per_epoch()
+        assert len(used) == EPOCHS
+        for counter in used:
+            assert set(counter) == set(range(SIZE))
+            assert counter.total() - SIZE < ranks
+
     def output(self) -> str:
         return "\n".join(f"== {name}\n{node.output()}" for name, node in self.nodes.items())
+
+
+def small_cluster(root: Path, nnodes: str, *options: str, nproc: int = 1) -> Cluster:
+    """Some ten steps a second, until a test has seen enough."""
+    arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
+    options = ("--save-interval", "10", *options)
+    return Cluster(root, nnodes, *arguments, nproc=nproc, options=options)
 
 
 def free_port() -> int:

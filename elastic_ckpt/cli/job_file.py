@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +126,8 @@ def _is_texts(value: Any) -> bool:
 
 
 def _unknown(key: str, keys: list[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
     hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(keys)}"
     return f"unknown key {printable(key, 80)!r}{hint}"
