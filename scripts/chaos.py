@@ -51,10 +51,14 @@ def run_round(seed: int, count: int) -> bool:
     settings = {"ELASTIC_CKPT_TEST_SEED": str(seed), "ELASTIC_CKPT_TEST_DISTURBANCES": str(count)}
     began = time.monotonic()
     test = ["-s", "tests/faults/test_bit_exact.py", "-k", "disturbances"]
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", *test], cwd=ROOT, env={**os.environ, **settings}
-    )
-    if found.returncode != 0:
+    command = [sys.executable, "-m", "pytest", *test]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it has heard of it, too, and has a mount and processes to remove
+        process.wait(60)
+        raise
+    if code != 0:
         return False
     line = {"seed": seed, "count": count, "seconds": round(time.monotonic() - began)}
     with TALLY.open("a") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 from elastic_ckpt.board import Board
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import job_records
-from tests.job import SCRIPTS, Job
+from tests.job import SCRIPTS, Job, is_tracker
 
 STEADY = SCRIPTS / "steady.py"
 SIZE, EPOCHS = 203, 3  # of a small cluster's data
@@ -119,8 +119,11 @@ class Cluster:
             assert self.nodes[name].wait(240) == 0, self.output()
 
     def lose(self, name: str) -> None:
-        """Its machine is switched off, as far as processes go."""
-        tree = self.nodes[name].tree()
+        """Its machine is switched off, as far as processes go.
+
+        Trackers of semaphores are spared: they remove what the others leave in this host's memory.
+        """
+        tree = [process for process in self.nodes[name].tree() if not is_tracker(process)]
         for process in tree:
             process.send_signal(signal.SIGSTOP)  # or the first to die would have the others tell
         for process in tree:
