@@ -53,6 +53,16 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     lost: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the ranks were not all done with what they were to do."""
+        return self.kind in (EndKind.CRASHED, EndKind.CUT_SHORT)
+
+    @property
+    def what(self) -> str:
+        """What happened, for people; empty where there is nothing to be said."""
+        return f"rank {self.rank} failed: {self.message}" if self.rank >= 0 else self.message
+
 
 def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
     """What all nodes' verdicts on one incarnation come to.

@@ -243,8 +243,7 @@ class Head:
         states = self._roster_states()
         gone = [number for number in state.roster if number in state.lost]
         ended = {number: one.ended for number, one in states.items() if one.ended is not None}
-        bad = (EndKind.CRASHED, EndKind.CUT_SHORT)
-        if gone or any(one.kind in bad for one in ended.values()):
+        if gone or any(one.failed for one in ended.values()):
             state.over = True
         if all(number in ended or number in gone for number in state.roster):
             verdicts = [ended[number] for number in state.roster if number in ended]

@@ -75,8 +75,7 @@ class Member(OneOfSeveral):
         elif ended.kind is EndKind.COMPLETED:
             self._account.update(message="done, waiting for the head")
         else:
-            culprit = f"rank {ended.rank} failed: " if ended.rank >= 0 else ""
-            what = f"{culprit}{ended.message}" if ended.message else "nodes have changed"
+            what = ended.what or "nodes have changed"
             self._account.move(Event.REGROUP, f"{what}: waiting for the head to go on")
 
     def _on_joined(self, joined: Joined) -> None:

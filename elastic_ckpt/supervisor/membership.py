@@ -216,6 +216,9 @@ class Membership:
         self._line = None
         self._local.cut_short()
         line.close()
+        if self._mine.ended is not None and not self._reported:  # nobody will judge it any more
+            self._reported = True
+            self._send(self._mine.ended)
         if self._joined:
             self._joined = False
             self._send(HeadLost(why))

@@ -319,12 +319,12 @@ class Supervisor:
     def _follow_up(self, ended: Ended) -> None:
         if ended.kind is EndKind.COMPLETED:
             self._ending.finish(lambda: self._signals.pending or self._notice is not None)
-        elif self._state is RunState.DRAINING and ended.kind is EndKind.CRASHED:
-            detail = f"rank {ended.rank} failed during the notice: {ended.message}"
+        elif self._state is RunState.DRAINING and ended.failed:
+            detail = f"during the notice {ended.what}"
             self._ending.preempt(Event.CRASH, detail, begun=ended.stepped)
         elif self._state is RunState.DRAINING:
             self._ending.preempt(Event.STOPPED, "all ranks left together", stopped=True)
-        elif ended.kind is not EndKind.CRASHED:
+        elif not ended.failed:
             self._account.move(Event.REGROUP, f"stopped at step {ended.finished}: nodes change")
         else:
             self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)

@@ -66,6 +66,7 @@ def test_disturbances_leave_no_trace(tmp_path, count=COUNT):
             wild.until_training()
             wild.until_step(moment)
             print(f"{number} of {count}, step {moment}: {kind.__name__}", flush=True)
+            assert belonging_to(wild) and directories_of(wild)  # they can be seen while it runs
             kind(wild, dice)
         code = wild.wait(120 + count)
         assert (code if code not in (75, 76) else wild.finish()) == 0, wild.output()

@@ -59,3 +59,14 @@ def test_what_was_done_is_what_any_node_did_and_times_are_the_heads() -> None:
     found = merge([own, other])
     assert (found.stepped, found.attached, found.steps, found.finished) == (True, True, 4, 11)
     assert found.failed_at == 7
+
+
+def test_what_was_cut_short_is_no_stop_with_a_checkpoint() -> None:
+    failed = {kind.value: ended(kind.value).failed for kind in EndKind}
+    assert [name for name, bad in failed.items() if bad] == ["crashed", "cut-short"]
+
+
+def test_only_a_rank_is_named() -> None:
+    assert ended("crashed", rank=3, message="killed").what == "rank 3 failed: killed"
+    assert ended("crashed", message="lost node n2").what == "lost node n2"
+    assert ended("stopped").what == ""
