@@ -26,13 +26,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind
+from elastic_ckpt.core.agreement import NOTHING_ENTERED, RING, Answer, RequestKind
 from elastic_ckpt.core.recovery import Marks
 from elastic_ckpt.errors import UsageError
 
 _MAGIC: Final = 0x656C6173_74636B70
 _VERSION: Final = 4
-_RING: Final = 8
 _MAX_SLOTS: Final = 4096  # ranks of one node
 _HEADER_WORDS: Final = 64
 _SLOT_WORDS: Final = 80
@@ -40,7 +39,7 @@ _SLOT_WORDS: Final = 80
 # Words of the header.
 _H_MAGIC, _H_VERSION, _H_SLOTS, _H_INCARNATION, _H_FLAG, _H_ABORTED, _H_DEADLINE = range(7)
 _H_OVER: Final = 7
-_H_ANSWERS: Final = 16  # _RING entries of (number, kind, step, 0)
+_H_ANSWERS: Final = 16  # RING entries of (number, kind, step, 0)
 
 # Words of a slot. The first six are the frame that a step rewrites; text fills the end.
 _S_SEQUENCE, _S_ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
@@ -211,7 +210,7 @@ class Board:
         """Forget all ranks and requests; called while no worker runs."""
         self._words[_H_FLAG] = 0
         self._words[_H_ABORTED] = 0
-        for index in range(_H_ANSWERS, _H_ANSWERS + 4 * _RING):
+        for index in range(_H_ANSWERS, _H_ANSWERS + 4 * RING):
             self._words[index] = 0
         _clear_slots(self._words, self.slots)
         # Last: who reads this number must not find the slots of the incarnation before.
@@ -241,7 +240,7 @@ class Board:
 
     def post_answer(self, answer: Answer) -> None:
         """Publish the watcher's word; its number is written last."""
-        base = _H_ANSWERS + 4 * (answer.number % _RING)
+        base = _H_ANSWERS + 4 * (answer.number % RING)
         self._words[base] = 0
         self._words[base + 1] = int(answer.kind)
         self._words[base + 2] = answer.step
@@ -250,7 +249,7 @@ class Board:
     def answers(self) -> Mapping[int, Answer]:
         """All answers in the ring, by number."""
         found: dict[int, Answer] = {}
-        for base in range(_H_ANSWERS, _H_ANSWERS + 4 * _RING, 4):
+        for base in range(_H_ANSWERS, _H_ANSWERS + 4 * RING, 4):
             number, kind, step = self._words[base : base + 3]
             if number and number == self._words[base]:
                 found[number] = Answer(number, RequestKind(kind), step)

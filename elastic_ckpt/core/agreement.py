@@ -31,6 +31,10 @@ NOTHING_ENTERED: Final = -1
 """What a rank's slot holds before the rank knows where it starts."""
 
 
+RING: Final = 8
+"""Answers that are kept, for ranks that come late: more than can be open at a time."""
+
+
 class RequestKind(IntEnum):
     """What a request asks all ranks to do at the agreed step."""
 

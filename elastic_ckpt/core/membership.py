@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.core.agreement import RequestKind, answer_step
+from elastic_ckpt.core.agreement import RING, RequestKind, answer_step
 from elastic_ckpt.core.ended import Ended, EndKind, merge
 from elastic_ckpt.core.hang import Stuck
 
@@ -29,8 +29,6 @@ STUCK_SECONDS: Final = 60.0
 GATHER_SECONDS: Final = 3.0
 """How long to wait for more nodes once there are enough; those that come later join later."""
 
-_RING: Final = 8  # requests that are told, as many as a board keeps
-
 
 class Word(msgspec.Struct, frozen=True):
     """A node's word on a request: the largest step that its ranks entered, and if any began one."""
@@ -44,7 +42,6 @@ class MemberState(msgspec.Struct, kw_only=True):
 
     Attributes:
         node: its name.
-        nproc: workers on it.
         leaving: it has a notice, and takes no part in the next incarnation.
         asks: requests by a count of its own; the newest few.
         incarnation: the one that it runs, or ran last.
@@ -56,7 +53,6 @@ class MemberState(msgspec.Struct, kw_only=True):
     """
 
     node: str
-    nproc: int
     leaving: bool = False
     asks: dict[int, RequestKind] = {}
     incarnation: int = 0
@@ -185,7 +181,7 @@ class Head:
         waiting = any(self._members[one].state.seen < number for one in self.state.roster)
         if kind is not RequestKind.STOP and waiting:
             return
-        self.state.requests = [*requests[1 - _RING :], Request(number + 1, kind)]
+        self.state.requests = [*requests[1 - RING :], Request(number + 1, kind)]
 
     def take_in(self, members: Mapping[int, Seen], now: float) -> None:
         """Draw the consequences of what the members say.

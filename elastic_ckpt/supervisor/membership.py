@@ -113,7 +113,7 @@ class Membership:
                 terms=spec.terms,
             )  # fmt: skip
             self._head = Head(about)
-        self._mine = MemberState(node=spec.node, nproc=spec.nproc)
+        self._mine = MemberState(node=spec.node)
         self._line: Line | None = None
         self._redial_at = 0.0
         self._joined, self._reported = False, True
@@ -196,7 +196,7 @@ class Membership:
         if now < self._redial_at:
             return
         self._redial_at = now + REDIAL_SECONDS
-        mine = MemberState(node=self._mine.node, nproc=self._mine.nproc, leaving=self._mine.leaving)
+        mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
         self._mine, self._joined, self._reported = mine, False, True
         connect = partial(launch.connect, self._rendezvous)
         self._line = Line(connect, mine, self._head.state if self._head else None, self._wake)

@@ -21,7 +21,7 @@ from elastic_ckpt.core.recovery import Marks
 from elastic_ckpt.errors import UsageError
 
 SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
-RING = board_module._RING
+RING = board_module.RING
 FRESH = Board.private().read_slot(0)
 
 HAMMER = """

@@ -27,7 +27,7 @@ class Nodes:
 
     def __init__(self, *names: str):
         self.head = Head(JobState(run_id="r", job="j", identity="i", head=names[0]))
-        self.states = {number: MemberState(node=name, nproc=1) for number, name in enumerate(names)}
+        self.states = {number: MemberState(node=name) for number, name in enumerate(names)}
         self.heard = dict.fromkeys(self.states, 0.0)
         self.now = 0.0
 
@@ -36,7 +36,7 @@ class Nodes:
 
     def join(self, name: str) -> int:
         number = len(self.states)
-        self.states[number] = MemberState(node=name, nproc=1)
+        self.states[number] = MemberState(node=name)
         self.heard[number] = self.now
         return number
 

@@ -52,7 +52,7 @@ def until(condition, seconds: float = 5.0) -> None:
 
 
 def member(name: str) -> MemberState:
-    return MemberState(node=name, nproc=1)
+    return MemberState(node=name)
 
 
 def job() -> JobState:
