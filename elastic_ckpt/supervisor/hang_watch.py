@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.board import Board, Outcome, Slot
@@ -74,7 +75,10 @@ class HangWatch:
         for slot, pace in zip(slots, paces, strict=True):
             beat, before = self._before.get(slot.local_rank, (slot.beat, pace))
             if beat != slot.beat:
-                self._paces.learn(before)
+                # At most a look too long; what was seen at the last look may be half of it.
+                silence = (slot.beat - max(beat, self._back)) / 1e9
+                silence = max(silence, before.idle_seconds)
+                self._paces.learn(replace(before, idle_seconds=silence))
             self._before[slot.local_rank] = slot.beat, pace
         self.idle = self._paces.hangs(paces)
         if self.idle and alone:

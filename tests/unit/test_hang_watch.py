@@ -66,3 +66,18 @@ def test_what_was_slept_through_is_not_learnt(scene: Scene) -> None:
     scene.slot.step(3, 2, 0, 0)
     scene.pass_by(1)
     assert 0 < scene.watch._paces.longest["training"] < 10
+
+
+def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of half a second, each looked at a quarter of a second after it began."""
+    monkeypatch.setattr(time, "monotonic_ns", lambda: scene.now)
+    scene.slot.step(3, 2, 0, 0)
+    for step in range(4, 7):
+        scene.now += SECOND // 4
+        scene.watch.look()
+        scene.now += SECOND // 4
+        scene.slot.step(step, step - 1, 0, 0)
+        scene.watch.look()
+    assert scene.watch._paces.longest["training"] == 0.5
