@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 
-_PATHS: Final = frozenset({"dir", "script", "memory-dir"})
+_PATHS: Final = frozenset({"dir", "script", "memory-dir", "notice-file"})
 _TEXT: Final = "a text or a whole number"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
 _SOURCES: Final = {
@@ -104,7 +104,7 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
 
 def _type_of(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any], bool]]:
     """What a key takes, in words and as a check."""
-    if parameter.nargs == -1:
+    if parameter.nargs == -1 or getattr(parameter, "multiple", False):
         return "a list of texts", _is_texts
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return "true or false", lambda value: isinstance(value, bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import math
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ckpt.cli.job_file import config_option, print_config_option, shown
+from elastic_ckpt.cli.notice_options import known_grace, notice_options
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
 from elastic_ckpt.core.duration import parse_duration
 from elastic_ckpt.core.hang import LEAST_SECONDS
@@ -19,11 +19,12 @@ from elastic_ckpt.core.interval import SaveInterval, parse_interval
 from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.store import records
 from elastic_ckpt.store.layout import JobDirectory
 
 if TYPE_CHECKING:
-    from elastic_ckpt.supervisor.settings import RunSettings
+    from elastic_ckpt.supervisor.settings import OnWarning, RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
 _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
@@ -67,11 +68,10 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
 )
 @click.option(
     "--grace",
-    default=30.0,
-    show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds from a signal to the end of this node.",
+    help="Seconds from a signal to the end of this node.  [default: 30, or what SLURM leaves]",
 )
+@notice_options
 @click.option(
     "--save-interval",
     metavar="STEPS|SECONDSs|auto",
@@ -134,7 +134,11 @@ def command(
     nnodes: str,
     rdzv_endpoint: str | None,
     rdzv_timeout: float,
-    grace: float,
+    grace: float | None,
+    notice_source: tuple[str, ...],
+    notice_file: Path | None,
+    on_warning: OnWarning,
+    acknowledge: bool,
     save_interval: str | None,
     mtbf: str | None,
     max_failures: int,
@@ -172,8 +176,8 @@ def command(
         return 0
     _open_standard_streams()
     _check_script(script)
-    if not math.isfinite(grace):
-        raise UsageError(f"--grace {grace} is no number of seconds")
+    platforms = choose(notice_source)
+    grace = known_grace(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
     nodes = _nodes(nnodes, rdzv_endpoint)
     root = JobDirectory.at(directory).root
@@ -198,6 +202,10 @@ def command(
         nodes=nodes,
         endpoint=rdzv_endpoint or "",
         gather_seconds=rdzv_timeout,
+        notice_sources=platforms,
+        notice_file=notice_file.absolute() if notice_file else None,
+        on_warning=on_warning,
+        acknowledge=acknowledge,
     )
     return int(_supervisor(settings).run())
 

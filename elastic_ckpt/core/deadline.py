@@ -20,6 +20,34 @@ class Notice:
     deadline: float
 
 
+@dataclass(frozen=True)
+class EarlyWarning:
+    """Word that this node may go away some time: no deadline, and no reason to stop yet."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When this node's time is over, known long before: a notice is due in time for a save.
+
+    A later one of the same source takes its place. ``deadline`` is as a notice's.
+    """
+
+    source: str
+    reason: str
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A source is deaf, or hears again; ``what`` says which, for people. The job goes on."""
+
+    source: str
+    what: str
+
+
 def tightest(current: Notice | None, new: Notice) -> Notice:
     """The notice that counts: the one with the earlier deadline; a repeat changes nothing."""
     if current is None or new.deadline < current.deadline:

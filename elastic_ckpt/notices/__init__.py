@@ -1,25 +1,45 @@
 """Sources of notices: who may say that this node will go away.
 
-A source only ever enqueues; the supervisor alone decides what follows from a notice.
+A source only ever tells; the supervisor alone decides what follows. To add one, write a class the
+methods of :class:`NoticeSource` (one that asks a service derives from
+:class:`~elastic_ckpt.notices.polling.PollingSource` and says what it asks), and list it in
+``platforms.py``. Nothing else changes.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 
-from elastic_ckpt.core.deadline import Notice
+from elastic_ckpt.core.deadline import EarlyWarning, Limit, Notice, Trouble
 
-Enqueue = Callable[[Notice], None]
+Word = Notice | EarlyWarning | Limit | Trouble
+Tell = Callable[[Word], None]
 
 
-class NoticeSource(Protocol):
-    """One way to learn of a preemption."""
+class NoticeSource(ABC):
+    """One way to learn of a preemption.
+
+    Attributes:
+        name: what its notices call it.
+    """
 
     name: str
 
-    def start(self, enqueue: Enqueue) -> None:
-        """Begin to listen; call ``enqueue`` for each notice, from any thread."""
+    @abstractmethod
+    def start(self, tell: Tell) -> None:
+        """Begin to listen, and return; ``tell`` may be called from any thread."""
 
-    def stop(self) -> None:
+    @property
+    def settled(self) -> bool:
+        """Whether a notice that was pending when it started would have been told by now."""
+        return True
+
+    def hurry(self) -> None:  # noqa: B027 -- most have nothing to add
+        """Another source gave a notice: look now, this one may know the deadline."""
+
+    def acknowledge(self) -> None:  # noqa: B027 -- most services want no answer
+        """The job is sealed and the node may go; bounded, and no failure matters."""
+
+    def stop(self) -> None:  # noqa: B027 -- a thread may end with the process
         """Stop listening; called once."""

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Final
 
 from elastic_ckpt.core.deadline import Notice
-from elastic_ckpt.notices import Enqueue
+from elastic_ckpt.notices import NoticeSource, Tell
 
 SECOND_INTERRUPT_SECONDS: Final = 3.0
 INTERACTIVE_GRACE_SECONDS: Final = 300.0
@@ -25,7 +25,7 @@ INTERACTIVE_GRACE_SECONDS: Final = 300.0
 _NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class SignalSource:
+class SignalSource(NoticeSource):
     """Turns signals into notices; must be started in the main thread."""
 
     name = "signal"
@@ -42,15 +42,15 @@ class SignalSource:
         self._grace = grace
         self._stop_at_once = stop_at_once
         self._reload = reload
-        self._enqueue: Enqueue = lambda notice: None
+        self._tell: Tell = lambda word: None
         self._arrived: deque[tuple[int, float]] = deque()
         self._last_interrupt = float("-inf")
         self._heard: list[int] = []
         self._terminal = False
 
-    def start(self, enqueue: Enqueue) -> None:
+    def start(self, tell: Tell) -> None:
         """Install the handlers."""
-        self._enqueue = enqueue
+        self._tell = tell
         # Asked now: once the terminal has hung up there is none any more.
         self._terminal = _has_terminal()
         for number in (*_NOTICES, signal.SIGHUP):
@@ -80,7 +80,7 @@ class SignalSource:
                 if at - self._last_interrupt < SECOND_INTERRUPT_SECONDS:
                     self._stop_at_once()
                 self._last_interrupt = at
-            self._enqueue(self._notice(number, at))
+            self._tell(self._notice(number, at))
 
     def _notice(self, number: int, at: float) -> Notice:
         grace = self._grace

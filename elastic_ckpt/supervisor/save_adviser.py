@@ -12,12 +12,19 @@ from elastic_ckpt.core.optimal_interval import OptimalInterval
 from elastic_ckpt.store.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import Sealed
-from elastic_ckpt.supervisor.save_forecast import SaveForecast
+from elastic_ckpt.supervisor.save_forecast import SaveForecast, step_seconds
 from elastic_ckpt.supervisor.save_schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings
 
 LOOK_SECONDS: Final = 1.0
 """Between two looks into the journal, in which the workers tell of their saves."""
+
+
+LEAD_SECONDS: Final = 10.0
+"""For the processes to end, and clocks that differ."""
+
+UNKNOWN_LEAD_SECONDS: Final = 60.0
+"""Where no save was measured yet."""
 
 
 class SaveAdviser:
@@ -78,6 +85,15 @@ class SaveAdviser:
             why=choice.why,
         )
         return choice
+
+    def lead_seconds(self, slots: Iterable[Slot]) -> float:
+        """How long before the end of its time, where that is known, a node gets its notice.
+
+        A step and twice a save at its worst: to leave a little early costs less than a save.
+        """
+        save = self._forecast.seconds()
+        step = max((step_seconds(slot) for slot in slots), default=0.0)
+        return UNKNOWN_LEAD_SECONDS if save is None else LEAD_SECONDS + step + 2 * save
 
     def close(self) -> None:
         """Take in the rest, that of an emergency save above all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -62,6 +63,11 @@ class SaveForecast:
             self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
         return choose(self.predictor, outlook)
 
+    def seconds(self) -> float | None:
+        """What a whole save to the disk takes at the worst; None if nobody knows."""
+        size = self.predictor.last_bytes
+        return save_seconds(self.predictor, Outlook(math.inf, 0.0, size)) if size else None
+
     def learn(self, event: JournalEvent) -> None:
         """Take a new event of this node's journal into account."""
         tier = event.data.get("tier")
@@ -90,10 +96,15 @@ class SaveForecast:
         )
 
 
-def seconds_to_boundary(slot: Slot, now: float) -> float:
-    """Seconds until a rank has finished its step, going by its steps of this incarnation."""
+def step_seconds(slot: Slot) -> float:
+    """What a rank's steps of this incarnation took on average; 0 while there is none."""
     done = slot.finished - slot.start_step
     if not slot.attached or not slot.first_entry or done <= 0:
         return 0.0
-    began = slot.beat / 1e9
-    return rest_of_step((began - slot.first_entry / 1e9) / done, now - began)
+    return (slot.beat - slot.first_entry) / 1e9 / done
+
+
+def seconds_to_boundary(slot: Slot, now: float) -> float:
+    """Seconds until a rank has finished its step, going by its steps of this incarnation."""
+    average = step_seconds(slot)
+    return rest_of_step(average, now - slot.beat / 1e9) if average else 0.0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from elastic_ckpt.core.hang import LEAST_SECONDS
 from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.retention import Retention
+
+OnWarning = Literal["save", "stop", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class RunSettings:
         nodes: the fewest and the most nodes of an incarnation.
         endpoint: HOST:PORT where nodes meet; empty for one that is alone.
         gather_seconds: how long to wait for the fewest, or for the head, before it gives up.
+        notice_sources: platforms whose word counts, beside signals.
+        notice_file: a file or FIFO whose word counts, too.
+        on_warning: what an early warning leads to.
+        acknowledge: tell the platform once the job is sealed, so that it need not wait.
     """
 
     directory: Path
@@ -57,6 +64,10 @@ class RunSettings:
     nodes: tuple[int, int] = (1, 1)
     endpoint: str = ""
     gather_seconds: float = 600.0
+    notice_sources: tuple[str, ...] = ()
+    notice_file: Path | None = None
+    on_warning: OnWarning = "save"
+    acknowledge: bool = False
 
     @property
     def terms(self) -> dict[str, str]:

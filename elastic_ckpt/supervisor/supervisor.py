@@ -16,13 +16,12 @@ import selectors
 import signal
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
-from elastic_ckpt.core.deadline import Notice, kill_time, tightest
+from elastic_ckpt.core.deadline import EarlyWarning, Notice, kill_time, tightest
 from elastic_ckpt.core.emergency import ChoiceKind
 from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.failure import Failure
@@ -31,6 +30,7 @@ from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.restart import Action
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
@@ -42,11 +42,12 @@ from elastic_ckpt.store.records import (
     NoticeRecord,
 )
 from elastic_ckpt.store.recovery import recover
-from elastic_ckpt.store.requests import take_requests
+from elastic_ckpt.store.requests import ask_for_save, take_requests
 from elastic_ckpt.supervisor.account import Account, first_record
 from elastic_ckpt.supervisor.agent_process import AgentProcess
 from elastic_ckpt.supervisor.ending import Ending
 from elastic_ckpt.supervisor.hang_watch import HangWatch
+from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready, WorkerSpec
 from elastic_ckpt.supervisor.processes import become_subreaper
@@ -57,6 +58,12 @@ from elastic_ckpt.supervisor.save_adviser import SaveAdviser
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
+
+LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
+"""Who gives these notices waits for the run to end, or runs it elsewhere."""
+
+CALLED_OFF_SECONDS: Final = 60.0
+"""A node that is still there so long after its deadline stays."""
 
 _FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
 """Exit codes of workers that mean the same for the whole job."""
@@ -106,7 +113,6 @@ class Supervisor:
         self._account.record.failures_left = self._restarts.policy.left
         self._ending = Ending(self._job, self._memory, self._account)
         self._recovery = RecoveryWatch(self._board, self._journal, first.last_recovery)
-        self._notices: deque[Notice] = deque()
         self._notice: Notice | None = None
         self._notice_grace = settings.grace
         self._saves = SaveAdviser(settings, self._job, self._journal)
@@ -116,25 +122,24 @@ class Supervisor:
         self._launched = False
         self._adopting = True
         self._at_once = False
-        self._signals = SignalSource(
-            settings.grace, stop_at_once=self._stop_at_once, reload=self._reload
-        )
+        self._held_until = 0.0
+        signals = SignalSource(settings.grace, stop_at_once=self._stop_at_once, reload=self._reload)
+        others = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
+        self._listener = Listener(signals, others, self._journal, self._wake)
 
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> ExitCode:
         """Run the job to its end, or to this node's; returns the exit code."""
         become_subreaper()
-        self._signals.start(self._notices.append)
+        self._listener.start(time.monotonic())
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._journal.write("start", run_id=self._run_id, script=str(self._settings.script))
         try:
-            self._start_agent()
+            self._start_when_calm(time.monotonic())
             while self._state not in TERMINAL:
                 self._wait()
-                self._signals.deliver()
-                while self._notices:
-                    self._on_notice(self._notices.popleft())
+                self._serve_notices()
                 self._serve_agent()
                 self._serve_memory()
                 self._serve_clock()
@@ -143,9 +148,11 @@ class Supervisor:
         finally:
             self._take_leave()
             self._end_agent()
+            if self._settings.acknowledge and self._account.record.exit_code == 75:
+                self._listener.acknowledge()
             self._saves.close()
             signal.set_wakeup_fd(previous)
-            self._signals.stop()
+            self._listener.stop()
             self._account.update()
             end = self._account.record
             self._journal.write(
@@ -167,6 +174,17 @@ class Supervisor:
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it wakes anyway; closed: the run is over
             os.write(self._wake_write, b"x")
+
+    def _serve_notices(self) -> None:
+        def lead() -> float:
+            return self._saves.lead_seconds(self._board.read_slots())
+
+        for word in self._listener.take_in(time.monotonic(), lead):
+            match word:
+                case Notice():
+                    self._on_notice(word)
+                case EarlyWarning():
+                    self._on_warning(word)
 
     def _serve_agent(self) -> None:
         agent = self._agent
@@ -194,6 +212,7 @@ class Supervisor:
         self._look_for_hang()
         if self._state is RunState.BACKING_OFF and self._restarts.may_begin(now):
             self._retry()
+        self._start_when_calm(now)
         if self._state is RunState.STARTING and not self._launched:
             self._serve_start(now)
         elif self._state is RunState.STARTING and self._stepping():
@@ -204,6 +223,14 @@ class Supervisor:
             if self._saves.learn(now):
                 self._account.update(save_interval=self._interval())
             self._serve_running(now)
+
+    def _start_when_calm(self, now: float) -> None:
+        """Begin, unless the node is about to go: whoever runs us again would do so at once."""
+        if self._agent is not None or not self._listener.is_settled(now):
+            return
+        self._serve_notices()  # what was told before they settled
+        if self._state is RunState.STARTING and now >= self._held_until:
+            self._start_agent()
 
     def _serve_start(self, now: float) -> None:
         """Launch, once agent and memory tier are ready."""
@@ -261,6 +288,9 @@ class Supervisor:
 
     def _on_notice(self, notice: Notice) -> None:
         """This node goes away: have the job saved and ended before the deadline."""
+        if notice.source not in LEAVE_AT_ONCE and self._is_yet_to_begin:
+            self._hold(notice)
+            return
         first = self._notice is None
         chosen = tightest(self._notice, notice)
         if chosen is self._notice:
@@ -272,26 +302,54 @@ class Supervisor:
             "notice", source=notice.source, reason=notice.reason, seconds=self._notice_grace
         )
         self._account.update(notice=NoticeRecord(chosen.source, chosen.reason, chosen.deadline))
-        if not first:
-            return
-        self._ending.noticed()
-        message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
-        self._account.move(Event.NOTICE, message)
+        if first:
+            self._ending.noticed()
+            message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
+            self._account.move(Event.NOTICE, message)
         if self._launched and self._agent is not None:
-            self._save_or_drain(self._agent, chosen)
-        elif not self._ending.is_decided:
+            self._save_or_drain(self._agent, chosen, first=first)
+        elif first and not self._ending.is_decided:
             self._ending.preempt(Event.STOPPED, "no worker was running", begun=False)
 
-    def _save_or_drain(self, agent: AgentProcess, notice: Notice) -> None:
-        """Have the ranks save and leave; if only the newest snapshot can be saved in time, that."""
+    @property
+    def _is_yet_to_begin(self) -> bool:
+        return self._agent is None and self._state is RunState.STARTING and self._notice is None
+
+    def _hold(self, notice: Notice) -> None:
+        """Start nothing until the node has gone, or has been there for too long to go still."""
+        self._held_until = max(self._held_until, notice.deadline + CALLED_OFF_SECONDS)
+        left = notice.deadline - time.monotonic()
+        self._journal.write("held", source=notice.source, reason=notice.reason, seconds=left)
+        message = f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s: waiting"
+        self._account.say(message)
+        self._account.update(message=message)
+
+    def _on_warning(self, warning: EarlyWarning) -> None:
+        """This node may go away: be prepared, and train on."""
+        what = f"{warning.source}: {warning.reason}"
+        if self._settings.on_warning == "stop":
+            deadline = time.monotonic() + self._settings.grace
+            self._on_notice(Notice(warning.source, warning.reason, deadline))
+        elif self._settings.on_warning == "save":
+            self._account.say(f"{what}: saving early")
+            with contextlib.suppress(OSError):  # a full disk; what is in memory counts
+                ask_for_save(self._job)
+
+    def _save_or_drain(self, agent: AgentProcess, notice: Notice, *, first: bool) -> None:
+        """Have the ranks save and leave; if only the newest snapshot can be saved in time, that.
+
+        Args:
+            first: they were not asked yet; else there is less time than it seemed.
+        """
         now = time.monotonic()
         left = kill_time(notice, self._notice_grace) - now
         kept = self._memory.not_on_disk()
         choice = self._saves.noticed(left, self._board.read_slots(), now, kept)
         if choice.kind is not ChoiceKind.DRAIN_NEWEST:
             # Even where nothing seems to fit: a save that is cut off costs nothing more.
-            self._memory.hold()
-            agent.send(Ask(RequestKind.STOP, leaving=True))
+            if first:
+                self._memory.hold()
+                agent.send(Ask(RequestKind.STOP, leaving=True))
             return
         agent.send(Kill())
         self._account.say(choice.why)
@@ -318,7 +376,7 @@ class Supervisor:
 
     def _follow_up(self, ended: Ended) -> None:
         if ended.kind is EndKind.COMPLETED:
-            self._ending.finish(lambda: self._signals.pending or self._notice is not None)
+            self._ending.finish(lambda: self._listener.pending or self._notice is not None)
         elif self._state is RunState.DRAINING and ended.failed:
             detail = f"during the notice {ended.what}"
             self._ending.preempt(Event.CRASH, detail, begun=ended.stepped)
@@ -437,7 +495,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         """Seal what a killed run completed, remove what it did not."""
-        hurry, watch = lambda: self._signals.pending, in_lines(self._account.say)
+        hurry, watch = lambda: self._listener.pending, in_lines(self._account.say)
         for path, what in recover(self._job, hurry, watch, self._memory.attempt):
             self._journal.write("recovered", path=str(path), what=what)
 

@@ -1,0 +1,71 @@
+"""Options of ``run`` that say who may give notice, and what a signal means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.notices.platforms import AUTO
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_GRACE_SECONDS: Final = 30.0
+
+
+def notice_options(function: F) -> F:
+    """``--notice-source``, ``--notice-file``, ``--on-warning`` and ``--acknowledge``."""
+    for option in (
+        click.option(
+            "--acknowledge",
+            is_flag=True,
+            help="Once sealed, tell the platform that it need not wait; Azure listens.",
+        ),
+        click.option(
+            "--on-warning",
+            type=click.Choice(["save", "stop", "ignore"]),
+            default="save",
+            show_default=True,
+            help="What a warning without a deadline leads to: AWS's rebalance recommendation, "
+            "GCP's and Azure's maintenance.",
+        ),
+        click.option(
+            "--notice-file",
+            metavar="PATH",
+            type=click.Path(path_type=Path, readable=False),
+            help="A file or FIFO in which somebody says that this node goes away: "
+            "[SECONDS] [REASON], or warning [REASON].",
+        ),
+        click.option(
+            "--notice-source",
+            multiple=True,
+            default=[AUTO],
+            show_default=True,
+            metavar="NAME",
+            help="Whose word counts beside signals: slurm, aws, gcp, azure, none, or auto for "
+            "those of this machine. May be given several times.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def known_grace(given: float | None, platforms: Sequence[str]) -> float:
+    """Seconds that a signal leaves: as given, as SLURM has it, or 30.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    if given is not None:
+        if not math.isfinite(given):
+            raise UsageError(f"--grace {given} is no number of seconds")
+        return given
+    if "slurm" in platforms:
+        from elastic_ckpt.notices.slurm import signal_grace
+
+        return signal_grace() or DEFAULT_GRACE_SECONDS
+    return DEFAULT_GRACE_SECONDS

@@ -1,0 +1,89 @@
+"""Azure: Scheduled Events.
+
+https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.core.deadline import EarlyWarning, Notice
+from elastic_ckpt.core.text import printable
+from elastic_ckpt.notices import Word
+from elastic_ckpt.notices.metadata import Answer, Unanswered, parse_time, request
+from elastic_ckpt.notices.polling import PollingSource
+
+BASE_URL: Final = "http://169.254.169.254"
+LEAST_SECONDS: Final = 30.0
+"""Of a preemption; for an event that has begun, and so says no time any more."""
+
+_GOES: Final = frozenset({"Preempt", "Reboot", "Redeploy", "Terminate"})
+_HEADERS: Final = {"Metadata": "true"}
+
+
+class _Event(msgspec.Struct, rename="pascal"):
+    event_id: str
+    event_type: str
+    not_before: str = ""
+    resources: list[str] = msgspec.field(default_factory=list)
+
+
+class _Document(msgspec.Struct, rename="pascal"):
+    events: list[_Event]
+
+
+class AzureSource(PollingSource):
+    """Events of this machine; ``AZURE_METADATA_SERVICE_ENDPOINT`` is honoured."""
+
+    name = "azure"
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = os.environ.get("AZURE_METADATA_SERVICE_ENDPOINT") or BASE_URL
+        self._url = f"{base.rstrip('/')}/metadata/scheduledevents?api-version=2020-07-01"
+        self._name_url = (
+            f"{base.rstrip('/')}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+        )
+        self._machine = ""
+        self._standing: list[str] = []
+
+    def ask(self) -> Iterator[tuple[object, Word]]:
+        """All events that stand."""
+        answer = request(self._url, _HEADERS)
+        events = msgspec.json.decode(answer.text, type=_Document).events
+        mine = [event for event in events if self._is_mine(event)]
+        self._standing = [event.event_id for event in mine if event.event_type in _GOES]
+        for event in mine:
+            what = printable(event.event_type, 40)
+            if event.event_type in _GOES:
+                deadline = _deadline(answer, event)
+                yield (event.event_id, event.not_before), Notice(self.name, what, deadline)
+            else:
+                yield event.event_id, EarlyWarning(self.name, what)
+
+    def acknowledge(self) -> None:
+        """Let the events begin: the service waits until their time otherwise."""
+        if not self._standing:
+            return
+        starts = [{"EventId": event} for event in self._standing]
+        body = msgspec.json.encode({"StartRequests": starts})
+        with contextlib.suppress(Unanswered):
+            request(self._url, _HEADERS, method="POST", body=body)
+
+    def _is_mine(self, event: _Event) -> bool:
+        """Events name all machines of a scale set that they concern; in doubt it is this one."""
+        if not self._machine:
+            with contextlib.suppress(Unanswered):
+                self._machine = request(self._name_url, _HEADERS).text
+        return not self._machine or not event.resources or self._machine in event.resources
+
+
+def _deadline(answer: Answer, event: _Event) -> float:
+    if event.not_before:
+        return answer.deadline(parse_time(event.not_before))
+    return answer.heard + LEAST_SECONDS

@@ -1,0 +1,84 @@
+"""A file or FIFO in which somebody else says that the node goes away.
+
+Its first line is ``[SECONDS] [REASON]``; ``warning [REASON]`` asks for an early save alone, and an
+empty file is a notice with ``--grace``. The seconds count from when the file was written.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.core.deadline import EarlyWarning, Notice
+from elastic_ckpt.core.text import printable
+from elastic_ckpt.notices import Word
+from elastic_ckpt.notices.polling import PollingSource
+
+_MAX_BYTES: Final = 4096
+_MAX_SECONDS: Final = 7 * 86400.0
+
+
+class FileSource(PollingSource):
+    """Looks four times a second; a file that was there before the run counts while it is young."""
+
+    name = "file"
+    interval_seconds = 0.25
+
+    def __init__(self, path: Path, grace: float) -> None:
+        """
+        Args:
+            grace: seconds, where the file says none.
+        """
+        super().__init__()
+        self._path = path
+        self._grace = grace
+        self._fifo: int | None = None
+
+    def ask(self) -> Iterator[tuple[object, Word]]:
+        """What stands in the file, or has come through the FIFO."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return
+        now, wall = time.monotonic(), time.time()
+        if stat.S_ISFIFO(found.st_mode):
+            for number, line in enumerate(self._through_fifo()):
+                yield (now, number), self._read(line, now)
+        elif not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{self._path} is neither a file nor a FIFO")
+        else:
+            with open(self._path, "rb") as file:
+                line = _first_line(file.read(_MAX_BYTES))
+            word = self._read(line, now + min(0.0, found.st_mtime - wall))
+            if isinstance(word, EarlyWarning) or word.deadline > now:
+                yield (found.st_mtime_ns, line), word
+
+    def _through_fifo(self) -> list[str]:
+        if self._fifo is None:
+            self._fifo = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            data = os.read(self._fifo, _MAX_BYTES)
+        except BlockingIOError:
+            return []
+        return data.decode(errors="replace").splitlines()
+
+    def _read(self, line: str, since: float) -> Notice | EarlyWarning:
+        first, _, rest = line.strip().partition(" ")
+        if first == "warning":
+            return EarlyWarning(self.name, printable(rest.strip() or str(self._path), 200))
+        try:
+            seconds = float(first)
+            if not 0 <= seconds <= _MAX_SECONDS:
+                raise ValueError(f"{first} is no number of seconds")
+        except ValueError:
+            seconds, rest = self._grace, line.strip()
+        return Notice(self.name, printable(rest.strip() or str(self._path), 200), since + seconds)
+
+
+def _first_line(data: bytes) -> str:
+    lines = data.decode(errors="replace").splitlines()
+    return lines[0] if lines else ""

@@ -1,0 +1,103 @@
+"""What the supervisor has heard: all sources of notices of a run, and what was said last."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from elastic_ckpt.core.deadline import EarlyWarning, Limit, Notice, Trouble
+from elastic_ckpt.notices import NoticeSource, Word
+from elastic_ckpt.notices.signals import SignalSource
+from elastic_ckpt.store.journal import Journal
+
+SETTLE_SECONDS: Final = 2.0
+"""How long a start waits for the sources' first answers."""
+
+
+class Listener:
+    """Signals and all other sources; times are monotonic seconds."""
+
+    def __init__(
+        self,
+        signals: SignalSource,
+        others: Sequence[NoticeSource],
+        journal: Journal,
+        wake: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            wake: ends the supervisor's wait; called from the sources' threads.
+        """
+        self._signals = signals
+        self._others = others
+        self._journal = journal
+        self._wake = wake
+        self._words: deque[Word] = deque()
+        self._limits: dict[str, tuple[Limit, float]] = {}  # and when each was heard
+        self._started = 0.0
+
+    def start(self, now: float) -> None:
+        """Listen from now on."""
+        self._started = now
+        for source in (self._signals, *self._others):
+            source.start(self._hear)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        for source in (*self._others, self._signals):
+            source.stop()
+
+    def is_settled(self, now: float) -> bool:
+        """Whether a notice that was pending at the start would be known by now, as far as ever."""
+        waited = now - self._started >= SETTLE_SECONDS
+        return waited or all(source.settled for source in self._others)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal has come that was not taken in."""
+        return self._signals.pending
+
+    def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Notice | EarlyWarning]:
+        """Notices and warnings since the last time; the rest is for the journal.
+
+        Args:
+            lead: how many seconds before a limit its notice is due.
+        """
+        self._signals.deliver()
+        while self._words:
+            word = self._words.popleft()
+            match word:
+                case Trouble():
+                    self._journal.write("notice_source", source=word.source, what=word.what)
+                case Limit():
+                    self._limits[word.source] = word, now
+                case EarlyWarning():
+                    self._journal.write("warning", source=word.source, reason=word.reason)
+                    yield word
+                case Notice():
+                    if word.source == self._signals.name:
+                        self._ask_others()
+                    yield word
+        if self._limits:
+            yield from self._due(now, lead())
+
+    def acknowledge(self) -> None:
+        """Let those who wait for it take the node."""
+        for source in self._others:
+            source.acknowledge()
+
+    def _due(self, now: float, lead: float) -> Iterator[Notice]:
+        for limit, heard in list(self._limits.values()):
+            # At most half of it, or a short limit would leave no time to train in.
+            if limit.deadline - now <= min(lead, (limit.deadline - heard) / 2):
+                del self._limits[limit.source]
+                yield Notice(limit.source, limit.reason, limit.deadline)
+
+    def _ask_others(self) -> None:
+        for source in self._others:
+            source.hurry()
+
+    def _hear(self, word: Word) -> None:
+        self._words.append(word)
+        self._wake()

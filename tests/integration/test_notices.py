@@ -1,0 +1,135 @@
+"""A job on a node whose platform says that it goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clouds import Aws, Azure, Cloud
+from tests.job import Job
+
+LONG = ("--epochs", "1000", "--pause", "0.01")
+
+
+@pytest.fixture
+def cloud_environment(monkeypatch: pytest.MonkeyPatch):
+    def point_at(cloud: Cloud) -> None:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", cloud.url)
+        monkeypatch.setenv("AZURE_METADATA_SERVICE_ENDPOINT", cloud.url)
+
+    return point_at
+
+
+def told(job: Job, event: str) -> list[dict]:
+    return [one["data"] for one in job.events() if one["event"] == event]
+
+
+def test_a_spot_notice_is_served_as_a_signal_is_with_the_time_that_it_leaves(
+    tmp_path: Path, cloud_environment
+) -> None:
+    with Aws() as aws, Job(tmp_path, *LONG) as job:
+        cloud_environment(aws)
+        job.start("--notice-source", "aws", "--grace", "7").until_training()
+        aws.interrupt("terminate", 120)
+        assert job.wait() == 75, job.output()
+        [notice] = told(job, "notice")
+        assert (notice["source"], notice["reason"]) == ("aws", "spot instance: terminate")
+        assert 100 < notice["seconds"] <= 121
+        assert job.view().newest_valid.reason == "emergency"
+
+
+def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_environment):
+    with Aws() as aws, Job(tmp_path, *LONG) as job:
+        cloud_environment(aws)
+        job.start("--notice-source", "aws", "--save-interval", "100000").until_training()
+        aws.recommend()
+        job.until(lambda view: view.newest_valid is not None, "an early save")
+        before = job.view()
+        assert before.state == "running"
+        assert told(job, "warning") == [{"source": "aws", "reason": "rebalance recommendation"}]
+        job.until_step(before.newest_valid.step + 5)
+
+
+def test_a_warning_may_be_a_stop_or_nothing(tmp_path: Path) -> None:
+    for how, code in (("stop", 75), ("ignore", None)):
+        notice = tmp_path / f"notice-{how}"
+        with Job(tmp_path / how, *LONG) as job:
+            job.options = ["--notice-file", str(notice), "--on-warning", how]
+            job.start("--save-interval", "100000").until_training()
+            notice.write_text("warning of a storm\n")
+            job.until(lambda view, job=job: told(job, "warning"), "the warning")
+            if code is None:
+                job.until_step(job.view().position.step + 20)
+                assert job.checkpoints() == []
+            else:
+                assert job.wait() == code, job.output()
+
+
+def test_a_start_under_a_pending_notice_trains_nothing_and_obeys_a_signal(
+    tmp_path: Path, cloud_environment
+) -> None:
+    """As systemd starts a job again on a spot node that it has just left."""
+    with Aws() as aws, Job(tmp_path, *LONG) as job:
+        cloud_environment(aws)
+        job.options = ["--notice-source", "aws"]
+        job.start().until_training()
+        aws.interrupt("terminate", 120)
+        assert job.wait() == 75, job.output()
+        job.start()
+        job.until(lambda view: "waiting" in view.message, "the wait")
+        time.sleep(1.0)
+        view = job.view()
+        assert (view.state, view.workers) == ("starting", [])
+        assert "goes away in 1" in view.message, view.message
+        assert len(told(job, "held")) == 1
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait() == 75, job.output()
+
+
+def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -> None:
+    """The notice was called off; nobody says so."""
+    sooner = tmp_path / "sooner"
+    sooner.mkdir()
+    (sooner / "sitecustomize.py").write_text(
+        "import elastic_ckpt.supervisor.supervisor as s\ns.CALLED_OFF_SECONDS = 1.0\n"
+    )
+    notice = tmp_path / "notice"
+    notice.write_text("5 for nothing\n")
+    with Job(tmp_path, *LONG) as job:
+        job.packages = [sooner]
+        job.start("--notice-file", str(notice))
+        job.until(lambda view: "waiting" in view.message, "the wait")
+        job.until_training()
+
+
+def test_a_dead_service_costs_a_line(tmp_path: Path, cloud_environment) -> None:
+    with Aws() as aws, Job(tmp_path, "--epochs", "2") as job:
+        aws.fault = "500"
+        cloud_environment(aws)
+        assert job.start("--notice-source", "aws").wait() == 0, job.output()
+        assert len(told(job, "notice_source")) <= 1
+
+
+def test_azure_is_told_once_the_job_is_sealed(tmp_path: Path, cloud_environment) -> None:
+    with Azure() as azure, Job(tmp_path, *LONG) as job:
+        cloud_environment(azure)
+        job.start("--notice-source", "azure", "--acknowledge").until_training()
+        azure.schedule("Preempt", 60)
+        assert job.wait() == 75, job.output()
+        assert azure.events[0]["EventStatus"] == "Started"
+        assert job.view().newest_valid.reason == "emergency"
+
+
+def test_a_fifo_gives_notice_and_a_second_one_with_less_time_counts(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with Job(tmp_path, *LONG) as job:
+        job.start("--notice-file", str(fifo)).until_training()
+        fifo.write_text("300 the first\n30 the second\n")
+        assert job.wait() == 75, job.output()
+        reasons = [notice["reason"] for notice in told(job, "notice")]
+        assert reasons[0] == "the first" and reasons[1:] in ([], ["the second"])

@@ -1,0 +1,93 @@
+"""Word through a file or a FIFO."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.core.deadline import EarlyWarning, Notice
+from elastic_ckpt.notices.file import FileSource
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "notice"
+
+
+def words(source: FileSource) -> list:
+    return [word for _, word in source.ask()]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "reason"),
+    [
+        ("", 30, None),
+        ("\n", 30, None),
+        ("120\n", 120, None),
+        ("45.5 the rack is moved\nmore\n", 45.5, "the rack is moved"),
+        ("the rack is moved\n", 30, "the rack is moved"),
+        ("-5 soon\n", 30, "-5 soon"),
+        ("nan\n", 30, "nan"),
+        ("1e99 soon\n", 30, "1e99 soon"),
+        ("10 \x1b[31mred\n", 10, r"\x1b[31mred"),
+    ],
+)
+def test_the_first_line_says_how_long_and_why(path, text, seconds, reason) -> None:
+    source = FileSource(path, 30.0)
+    assert words(source) == []
+    path.write_text(text)
+    [word] = words(source)
+    assert isinstance(word, Notice)
+    assert word.deadline - time.monotonic() == pytest.approx(seconds, abs=2)
+    assert word.reason == (reason or str(path))
+
+
+def test_a_warning_is_no_notice(path: Path) -> None:
+    path.write_text("warning a storm comes\n")
+    assert words(FileSource(path, 30.0)) == [EarlyWarning("file", "a storm comes")]
+
+
+def test_the_seconds_count_from_when_it_was_written(path: Path) -> None:
+    path.write_text("100\n")
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    [word] = words(FileSource(path, 30.0))
+    assert word.deadline - time.monotonic() == pytest.approx(40, abs=2)
+
+
+def test_a_file_of_yesterday_says_nothing_of_today(path: Path) -> None:
+    path.write_text("100\n")
+    os.utime(path, (time.time() - 86400, time.time() - 86400))
+    assert words(FileSource(path, 30.0)) == []
+
+
+def test_one_file_has_one_key_until_it_is_written_again(path: Path) -> None:
+    source = FileSource(path, 30.0)
+    path.write_text("100\n")
+    [(first, _)] = source.ask()
+    [(again, _)] = source.ask()
+    os.utime(path, ns=(0, time.time_ns() + 10**9))
+    [(later, _)] = source.ask()
+    assert first == again != later
+
+
+def test_each_line_through_a_fifo_is_a_word_and_nobody_waits_for_one(path: Path) -> None:
+    os.mkfifo(path)
+    source = FileSource(path, 30.0)
+    assert words(source) == []
+    path.write_text("20 first\n")
+    path.write_text("10 second\nwarning third\n")
+    first, second, third = words(source)
+    assert (first.reason, second.reason, third) == (
+        "first",
+        "second",
+        EarlyWarning("file", "third"),
+    )
+    assert words(source) == []
+
+
+def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a file nor a FIFO"):
+        words(FileSource(tmp_path, 30.0))

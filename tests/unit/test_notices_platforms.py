@@ -1,0 +1,52 @@
+"""Which sources a machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.notices.platforms import choose, detect, make_sources
+
+AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
+
+
+@pytest.mark.parametrize(
+    ("firmware", "found"),
+    [
+        ({}, []),
+        ({"sys_vendor": "QEMU", "product_name": "Standard PC"}, []),
+        ({"sys_vendor": "Amazon EC2"}, ["aws"]),
+        ({"sys_vendor": "Xen", "bios_vendor": "Amazon EC2"}, ["aws"]),
+        ({"sys_vendor": "Google", "product_name": "Google Compute Engine"}, ["gcp"]),
+        ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": AZURE_TAG}, ["azure"]),
+        ({"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine"}, []),
+    ],
+)
+def test_the_firmware_says_which_cloud_it_is(tmp_path, monkeypatch, firmware, found) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name, text in firmware.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    assert detect(tmp_path) == found
+
+
+def test_a_job_of_slurm_may_run_in_a_cloud(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
+    assert detect(tmp_path) == ["slurm", "aws"]
+
+
+def test_names_are_chosen_once_and_none_is_none(monkeypatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert choose(["aws", "gcp", "aws", "none"]) == ("aws", "gcp")
+    assert choose(["none"]) == ()
+    names = [source.name for source in make_sources(["gcp", "azure"], Path("x"), 30.0)]
+    assert names == ["gcp", "gcp-maintenance", "azure", "file"]
+
+
+@pytest.mark.parametrize("name", ["oracle", "slurm"])
+def test_what_cannot_be_is_an_error(monkeypatch, name: str) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UsageError, match="--notice-source"):
+        choose([name])

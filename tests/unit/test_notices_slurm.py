@@ -1,0 +1,117 @@
+"""What SLURM's fields mean for a job; the real one is in ``tests/system``."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from elastic_ckpt.core.deadline import Limit, Notice
+from elastic_ckpt.notices import slurm
+from elastic_ckpt.notices.slurm import SlurmSource, SlurmUnanswered, fields, job_id
+
+CONFIG = "Configuration data\nKillWait                = 20 sec\nRequeueExit             = 75,76\n"
+PARTITION = "PartitionName=low AllowGroups=ALL GraceTime=50 Hidden=NO"
+
+
+class Controller:
+    """Answers as scontrol prints; times in seconds from now."""
+
+    def __init__(self) -> None:
+        self.job: dict[str, object] = {"JobId": 7, "JobState": "RUNNING", "Partition": "low"}
+        self.dead = False
+
+    def __call__(self, *arguments: str) -> str:
+        if self.dead:
+            raise SlurmUnanswered("Unable to contact slurm controller (connect failure)")
+        if "partition" in arguments:
+            return PARTITION
+        if "config" in arguments:
+            return CONFIG
+        wall = time.time()
+        return " ".join(
+            f"{name}={int(wall + value) if isinstance(value, float) else value}"
+            for name, value in self.job.items()
+        )
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
+    found = Controller()
+    monkeypatch.setattr(slurm, "scontrol", found)
+    return found
+
+
+def asked(source: SlurmSource) -> list[tuple[type, str, float]]:
+    now = time.monotonic()
+    return [
+        (type(word), word.reason, pytest.approx(word.deadline - now, abs=1.5))
+        for _, word in source.ask()
+    ]
+
+
+def test_a_time_limit_is_known_from_the_start(controller: Controller) -> None:
+    controller.job |= {"TimeLimit": "01:00:00", "EndTime": 3600.0}
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    assert asked(source) == [(Limit, "time limit", 3600)]
+
+
+def test_no_limit_is_none(controller: Controller) -> None:
+    controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
+    assert asked(SlurmSource({"SLURM_JOB_ID": "7"})) == []
+
+
+@pytest.mark.parametrize(("end", "left"), [(50.0, 50), ("Unknown", 47)])
+def test_a_preempted_job_has_its_grace(controller: Controller, end, left: int) -> None:
+    """One without a limit has no end for as long as the grace lasts."""
+    controller.job |= {"PreemptTime": -3.0, "EndTime": end, "TimeLimit": "UNLIMITED"}
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    source.hurry()
+    assert asked(source) == [(Notice, "preempted", left)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "what"), [("None", "cancelled or requeued"), ("TimeLimit", "time limit")]
+)
+def test_one_that_ends_has_kill_wait(controller: Controller, reason: str, what: str) -> None:
+    controller.job |= {"JobState": "COMPLETING", "Reason": reason, "EndTime": 0.0}
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    source.hurry()
+    assert asked(source) == [(Notice, what, 20)]
+
+
+def test_a_signal_from_somebody_says_nothing_of_the_node(controller: Controller) -> None:
+    controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    source.hurry()
+    assert asked(source) == []
+
+
+def test_without_a_controller_a_signal_leaves_the_shortest_time(controller: Controller) -> None:
+    controller.dead = True
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    with pytest.raises(SlurmUnanswered):
+        asked(source)
+    source.hurry()
+    assert asked(source) == [(Notice, "SIGTERM, and the controller does not answer", 30)]
+
+
+def test_the_grace_of_a_signal_is_the_longest_that_it_may_be(controller, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "low")
+    assert slurm.signal_grace() == 50
+    controller.dead = True
+    assert slurm.signal_grace() is None
+
+
+def test_a_task_of_an_array_is_named_as_one() -> None:
+    array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    assert job_id(array) == "7_2"
+    assert job_id({"SLURM_JOB_ID": "7"}) == "7"
+    assert job_id({}) == ""
+
+
+def test_a_value_may_hold_blanks() -> None:
+    line = "JobId=7 JobName=a b c Comment=x=y Reason=None ReqB:S:C:T=0:0:*:* TRES=cpu=2,node=1"
+    found = fields(line)
+    assert found["JobName"] == "a b c"
+    assert (found["JobId"], found["Reason"]) == ("7", "None")
