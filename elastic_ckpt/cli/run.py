@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,10 +28,20 @@ if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import OnWarning, RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
+_CALLED_WITH = "elastic_ckpt.called_with"
 _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
 
 
-@click.command("run", context_settings={"ignore_unknown_options": False})
+class _Run(click.Command):
+    """Remembers what it was called with: a reload reads the file again behind the same flags."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        ctx.meta[_CALLED_WITH] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command("run", cls=_Run)
 @config_option
 @click.option(
     "--dir",
@@ -126,8 +137,31 @@ _COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.p
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def command(
-    context: click.Context,
+def command(context: click.Context, /, print_config: bool, **options: Any) -> int:
+    """Run SCRIPT on this node's workers and keep it alive.
+
+    \b
+      elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
+      elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
+      elastic-ckpt run --config job.toml --print-config
+      elastic-ckpt run --dir /shared/ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
+
+    \b
+    Exit codes:
+      0  finished                     70  failure budget spent, or no retry would mend it
+      75 preempted, saved: run again  65  no valid checkpoint, or the data does not match
+      76 preempted, nothing new       73  directory locked or unusable   64  wrong usage
+    """
+    if print_config:
+        click.echo(shown(context))
+        return 0
+    _open_standard_streams()
+    settings = _settings(**options)
+    return int(_supervisor(settings, lambda: _read_again(context)).run())
+
+
+def _settings(
+    *,
     directory: Path,
     name: str | None,
     nproc: str,
@@ -151,37 +185,19 @@ def command(
     memory_dir: str,
     group_access: bool,
     node_name: str | None,
-    print_config: bool,
     script: Path,
     args: tuple[str, ...],
-) -> int:
-    """Run SCRIPT on this node's workers and keep it alive.
-
-    \b
-      elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
-      elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
-      elastic-ckpt run --config job.toml --print-config
-      elastic-ckpt run --dir /shared/ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
-
-    \b
-    Exit codes:
-      0  finished                     70  failure budget spent, or no retry would mend it
-      75 preempted, saved: run again  65  no valid checkpoint, or the data does not match
-      76 preempted, nothing new       73  directory locked or unusable   64  wrong usage
-    """
+) -> RunSettings:
+    """What was asked for; the names are those of the options."""
     from elastic_ckpt.supervisor.settings import RunSettings
 
-    if print_config:
-        click.echo(shown(context))
-        return 0
-    _open_standard_streams()
     _check_script(script)
     platforms = choose(notice_source)
     grace = known_grace(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
     nodes = _nodes(nnodes, rdzv_endpoint)
     root = JobDirectory.at(directory).root
-    settings = RunSettings(
+    return RunSettings(
         directory=root,
         script=script.resolve(),
         args=args,
@@ -207,10 +223,25 @@ def command(
         on_warning=on_warning,
         acknowledge=acknowledge,
     )
-    return int(_supervisor(settings).run())
 
 
-def _supervisor(settings: RunSettings) -> Supervisor:
+def _read_again(context: click.Context) -> RunSettings:
+    """What the job file says by now; flags and environment go before it, as they did.
+
+    Raises:
+        UsageError: it is no longer right.
+    """
+    called_with = list(context.meta[_CALLED_WITH])
+    try:
+        with context.command.make_context("run", called_with) as again:
+            options = dict(again.params)
+    except click.ClickException as error:
+        raise UsageError(error.format_message()) from None
+    options.pop("print_config")
+    return _settings(**options)
+
+
+def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
     """Of a node that is alone, leads, or follows."""
     from elastic_ckpt.store.locks import read_owner
     from elastic_ckpt.supervisor.head import Head
@@ -219,7 +250,7 @@ def _supervisor(settings: RunSettings) -> Supervisor:
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
     if not settings.endpoint:
-        return Supervisor(settings, _say)
+        return Supervisor(settings, _say, reread)
     lock = JobDirectory(settings.directory).lock
 
     def is_led() -> bool:
@@ -227,7 +258,7 @@ def _supervisor(settings: RunSettings) -> Supervisor:
         return found is not None and found.owner.is_alive() is not False
 
     rendezvous = meet(settings.endpoint, is_led)
-    return (Head if rendezvous.leads else Member)(settings, _say, rendezvous)
+    return (Head if rendezvous.leads else Member)(settings, _say, reread, rendezvous)
 
 
 def _open_standard_streams() -> None:

@@ -22,6 +22,14 @@ class SaveInterval:
     seconds: float = 0.0
     auto: bool = False
 
+    def __str__(self) -> str:
+        """For people."""
+        if self.auto:
+            return "auto"
+        if self.steps:
+            return f"{self.steps} steps"
+        return f"{self.seconds:g}s" if self.seconds else "as the script says"
+
     def due(self, step: int) -> bool:
         """Whether a save follows from the step number alone, alike on every rank."""
         return self.steps > 0 and step > 0 and step % self.steps == 0

@@ -24,6 +24,8 @@ from elastic_ckpt.supervisor.messages import (
     encode_line,
 )
 from elastic_ckpt.supervisor.processes import KILL_WAIT_SECONDS, kill_descendants
+from elastic_ckpt.supervisor.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.settings import RunSettings
 
 # The working directory must not shadow the packages that the agent imports.
 _CODE = "import sys; sys.path[:1] = []; from elastic_ckpt.supervisor.agent import main; main()"
@@ -61,6 +63,37 @@ def _listening(spec: WorkerSpec) -> tuple[int, ...]:
     """The socket that the job's store is to serve, if this node leads."""
     rendezvous = spec.rendezvous
     return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
+
+
+def worker_spec(
+    settings: RunSettings,
+    *,
+    board: str,
+    memory: str,
+    run_id: str,
+    identity: str,
+    rendezvous: Rendezvous | None,
+) -> WorkerSpec:
+    """What an agent is told of a run; ``memory`` is the tier's directory, empty for none."""
+    return WorkerSpec(
+        script=str(settings.script),
+        args=list(settings.args),
+        directory=str(settings.directory),
+        job=settings.name,
+        node=settings.node,
+        board=board,
+        nproc=settings.nproc,
+        preload=list(settings.preload),
+        learn_preload=settings.learn_preload,
+        save_interval_steps=settings.interval.steps,
+        global_batch=settings.global_batch,
+        retention=settings.retention,
+        memory=memory,
+        run_id=run_id,
+        identity=identity,
+        rendezvous=rendezvous,
+        terms=settings.terms,
+    )
 
 
 class AgentProcess:

@@ -29,9 +29,13 @@ class Head(OneOfSeveral):
     """To its own ranks and notices it adds the coming and going of nodes."""
 
     def __init__(
-        self, settings: RunSettings, say: Callable[[str], None], rendezvous: Rendezvous
+        self,
+        settings: RunSettings,
+        say: Callable[[str], None],
+        reread: Callable[[], RunSettings],
+        rendezvous: Rendezvous,
     ) -> None:
-        super().__init__(settings, say, rendezvous)
+        super().__init__(settings, say, reread, rendezvous)
         self._gathering = Gathering(*settings.nodes)
         self._nodes = _NOBODY
         self._waiting_since = 0.0
@@ -102,7 +106,7 @@ class Head(OneOfSeveral):
         if code is None or agent is None:
             return
         agent.send(Finish(code, self._account.record.message))
-        hurried = self._notice is not None and self._notice.deadline - time.monotonic() < 1.0
+        hurried = self._preemption.left(time.monotonic()) < 1.0
         limit = time.monotonic() + (
             HURRIED_SECONDS if hurried or self._at_once else DISMISS_SECONDS
         )

@@ -28,9 +28,13 @@ class Member(OneOfSeveral):
     """Restarts, saves on an interval, retention and the verdict are the head's business."""
 
     def __init__(
-        self, settings: RunSettings, say: Callable[[str], None], rendezvous: Rendezvous
+        self,
+        settings: RunSettings,
+        say: Callable[[str], None],
+        reread: Callable[[], RunSettings],
+        rendezvous: Rendezvous,
     ) -> None:
-        super().__init__(settings, say, rendezvous)
+        super().__init__(settings, say, reread, rendezvous)
         self._apart_since: float | None = time.monotonic()
         self._was_joined = False
         self._account.say(f"following the node at {rendezvous.host}:{rendezvous.port}")

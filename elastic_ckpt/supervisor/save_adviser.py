@@ -32,6 +32,7 @@ class SaveAdviser:
 
     def __init__(self, settings: RunSettings, job: JobDirectory, journal: Journal) -> None:
         """Begin with what earlier runs learned; call it before this run's first event."""
+        self._job = job
         self._journal = journal
         self._tail = JournalTail(job, settings.node)
         history = read_journal(job) if settings.interval.auto else ()
@@ -43,6 +44,12 @@ class SaveAdviser:
     def interval(self) -> OptimalInterval | None:
         """The interval of ``--save-interval auto`` and its reason; None for a given one."""
         return self._schedule.optimal
+
+    def change(self, settings: RunSettings, now: float) -> None:
+        """Another interval from now on."""
+        history = read_journal(self._job) if settings.interval.auto else ()
+        self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
+        self.begin(now)
 
     def begin(self, now: float) -> None:
         """An incarnation has begun to train."""

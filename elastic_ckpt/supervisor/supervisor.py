@@ -17,11 +17,12 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
-from elastic_ckpt.core.deadline import EarlyWarning, Notice, kill_time, tightest
+from elastic_ckpt.core.deadline import EarlyWarning, Notice
 from elastic_ckpt.core.emergency import ChoiceKind
 from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.failure import Failure
@@ -29,7 +30,7 @@ from elastic_ckpt.core.hang import Hang
 from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.restart import Action
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
-from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.store.journal import Journal
@@ -39,31 +40,26 @@ from elastic_ckpt.store.logs import forget_old_logs
 from elastic_ckpt.store.records import (
     FailureRecord,
     IntervalRecord,
-    NoticeRecord,
 )
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import ask_for_save, take_requests
 from elastic_ckpt.supervisor.account import Account, first_record
-from elastic_ckpt.supervisor.agent_process import AgentProcess
+from elastic_ckpt.supervisor.agent_process import AgentProcess, worker_spec
 from elastic_ckpt.supervisor.ending import Ending
 from elastic_ckpt.supervisor.hang_watch import HangWatch
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
-from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready, WorkerSpec
-from elastic_ckpt.supervisor.processes import become_subreaper
+from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready
+from elastic_ckpt.supervisor.preemption import LEAVE_AT_ONCE, Preemption
+from elastic_ckpt.supervisor.processes import activity, become_subreaper
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.save_adviser import SaveAdviser
+from elastic_ckpt.supervisor.service import Service
 from elastic_ckpt.supervisor.settings import RunSettings
 
 TICK_SECONDS: Final = 0.25
-
-LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
-"""Who gives these notices waits for the run to end, or runs it elsewhere."""
-
-CALLED_OFF_SECONDS: Final = 60.0
-"""A node that is still there so long after its deadline stays."""
 
 _FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
 """Exit codes of workers that mean the same for the whole job."""
@@ -76,12 +72,14 @@ class Supervisor:
         self,
         settings: RunSettings,
         say: Callable[[str], None],
+        reread: Callable[[], RunSettings],
         rendezvous: Rendezvous | None = None,
     ) -> None:
         """Take the locks and put the directory in order.
 
         Args:
             say: shows one line to whoever started the run.
+            reread: reads the settings again; raises UsageError if they are no longer right.
             rendezvous: where the nodes meet, for one of several.
 
         Raises:
@@ -89,6 +87,7 @@ class Supervisor:
             LockHeld: another supervisor has it.
         """
         self._settings = settings
+        self._reread = reread
         self._job = JobDirectory(settings.directory)
         self._job.prepare(group_access=settings.group_access)
         self._run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
@@ -112,9 +111,9 @@ class Supervisor:
         self._restarts = Restarts(settings.max_failures, self._job, self._memory, self._journal)
         self._account.record.failures_left = self._restarts.policy.left
         self._ending = Ending(self._job, self._memory, self._account)
+        self._service = Service()
         self._recovery = RecoveryWatch(self._board, self._journal, first.last_recovery)
-        self._notice: Notice | None = None
-        self._notice_grace = settings.grace
+        self._preemption = Preemption(settings.grace, self._board, self._journal, self._account)
         self._saves = SaveAdviser(settings, self._job, self._journal)
         self._account.record.save_interval = self._interval()
         self._agent: AgentProcess | None = None
@@ -122,7 +121,7 @@ class Supervisor:
         self._launched = False
         self._adopting = True
         self._at_once = False
-        self._held_until = 0.0
+        self._begin_anew = self._changes_agent = False  # ranks must be told something else
         signals = SignalSource(settings.grace, stop_at_once=self._stop_at_once, reload=self._reload)
         others = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
         self._listener = Listener(signals, others, self._journal, self._wake)
@@ -143,6 +142,7 @@ class Supervisor:
                 self._serve_agent()
                 self._serve_memory()
                 self._serve_clock()
+                self._serve_service()
             code = self._account.record.exit_code
             return ExitCode.FAILED if code is None else ExitCode(code)
         finally:
@@ -199,12 +199,21 @@ class Supervisor:
         self._memory.serve()
         self._ending.serve()
 
+    def _serve_service(self) -> None:
+        """Tell systemd how it is; it waits for a save as long as that gets on."""
+        now = time.monotonic()
+        self._service.serve(now, self._state, self._account.record.message)
+        if self._state is RunState.DRAINING:
+            slots = self._board.read_slots()
+            seen = tuple(slot.beat for slot in slots), activity(slot.pid for slot in slots)
+            self._service.stopping(now, seen)
+
     def _serve_clock(self) -> None:
         now = time.monotonic()
         if self._recovery.look(self._incarnation):
             self._account.update(last_recovery=self._recovery.last)
-        if self._state is RunState.DRAINING and self._notice is not None:
-            if self._at_once or now >= kill_time(self._notice, self._notice_grace):
+        if self._state is RunState.DRAINING:
+            if self._at_once or self._preemption.left(now) <= 0:
                 self._on_expired()
             return
         if self._ending.is_decided:
@@ -229,7 +238,7 @@ class Supervisor:
         if self._agent is not None or not self._listener.is_settled(now):
             return
         self._serve_notices()  # what was told before they settled
-        if self._state is RunState.STARTING and now >= self._held_until:
+        if self._state is RunState.STARTING and now >= self._preemption.held_until:
             self._start_agent()
 
     def _serve_start(self, now: float) -> None:
@@ -248,6 +257,10 @@ class Supervisor:
             asked = take_requests(self._job)
         if asked:
             self._memory.hurry_once()  # it may be the step that is in memory already
+        if self._begin_anew and self._agent is not None:
+            self._begin_anew, self._changes_agent = False, True
+            self._agent.send(Ask(RequestKind.STOP))
+            return
         due = self._saves.due(now)
         if (due or asked) and self._agent is not None:
             self._agent.send(Ask(RequestKind.SAVE_NOW if asked else RequestKind.SAVE))
@@ -289,40 +302,30 @@ class Supervisor:
     def _on_notice(self, notice: Notice) -> None:
         """This node goes away: have the job saved and ended before the deadline."""
         if notice.source not in LEAVE_AT_ONCE and self._is_yet_to_begin:
-            self._hold(notice)
+            self._preemption.hold(notice)
             return
-        first = self._notice is None
-        chosen = tightest(self._notice, notice)
-        if chosen is self._notice:
+        first = self._preemption.notice is None
+        if not self._preemption.heed(notice):
             return
-        self._notice = chosen
-        self._notice_grace = max(0.0, chosen.deadline - time.monotonic())
-        self._board.deadline = chosen.deadline
-        self._journal.write(
-            "notice", source=notice.source, reason=notice.reason, seconds=self._notice_grace
-        )
-        self._account.update(notice=NoticeRecord(chosen.source, chosen.reason, chosen.deadline))
         if first:
             self._ending.noticed()
-            message = f"{notice.reason}: saving, {self._notice_grace:.0f} s left"
+            message = f"{notice.reason}: saving, {self._preemption.grace:.0f} s left"
             self._account.move(Event.NOTICE, message)
         if self._launched and self._agent is not None:
-            self._save_or_drain(self._agent, chosen, first=first)
+            self._save_or_drain(self._agent, first=first)
         elif first and not self._ending.is_decided:
             self._ending.preempt(Event.STOPPED, "no worker was running", begun=False)
 
     @property
-    def _is_yet_to_begin(self) -> bool:
-        return self._agent is None and self._state is RunState.STARTING and self._notice is None
+    def _leaves(self) -> bool:
+        """Whether there is no time for what can wait; asked while something takes long."""
+        self._service.alive(time.monotonic())
+        return self._listener.pending or self._preemption.notice is not None
 
-    def _hold(self, notice: Notice) -> None:
-        """Start nothing until the node has gone, or has been there for too long to go still."""
-        self._held_until = max(self._held_until, notice.deadline + CALLED_OFF_SECONDS)
-        left = notice.deadline - time.monotonic()
-        self._journal.write("held", source=notice.source, reason=notice.reason, seconds=left)
-        message = f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s: waiting"
-        self._account.say(message)
-        self._account.update(message=message)
+    @property
+    def _is_yet_to_begin(self) -> bool:
+        waits = self._agent is None and self._state is RunState.STARTING
+        return waits and self._preemption.notice is None
 
     def _on_warning(self, warning: EarlyWarning) -> None:
         """This node may go away: be prepared, and train on."""
@@ -335,14 +338,14 @@ class Supervisor:
             with contextlib.suppress(OSError):  # a full disk; what is in memory counts
                 ask_for_save(self._job)
 
-    def _save_or_drain(self, agent: AgentProcess, notice: Notice, *, first: bool) -> None:
+    def _save_or_drain(self, agent: AgentProcess, *, first: bool) -> None:
         """Have the ranks save and leave; if only the newest snapshot can be saved in time, that.
 
         Args:
             first: they were not asked yet; else there is less time than it seemed.
         """
         now = time.monotonic()
-        left = kill_time(notice, self._notice_grace) - now
+        left = self._preemption.left(now)
         kept = self._memory.not_on_disk()
         choice = self._saves.noticed(left, self._board.read_slots(), now, kept)
         if choice.kind is not ChoiceKind.DRAIN_NEWEST:
@@ -370,13 +373,16 @@ class Supervisor:
             message=ended.message,
             finished=ended.finished,
         )
+        if self._changes_agent:
+            self._changes_agent = False
+            self._end_agent()
         if self._ending.is_decided:
             return  # what follows was decided when the notice came
         self._follow_up(ended)
 
     def _follow_up(self, ended: Ended) -> None:
         if ended.kind is EndKind.COMPLETED:
-            self._ending.finish(lambda: self._listener.pending or self._notice is not None)
+            self._ending.finish(lambda: self._leaves)
         elif self._state is RunState.DRAINING and ended.failed:
             detail = f"during the notice {ended.what}"
             self._ending.preempt(Event.CRASH, detail, begun=ended.stepped)
@@ -448,24 +454,13 @@ class Supervisor:
         settings = self._settings
         self._agent_ready = False
         self._agent = AgentProcess(
-            WorkerSpec(
-                script=str(settings.script),
-                args=list(settings.args),
-                directory=str(settings.directory),
-                job=settings.name,
-                node=settings.node,
+            worker_spec(
+                settings,
                 board=self._board.path,
-                nproc=settings.nproc,
-                preload=list(settings.preload),
-                learn_preload=settings.learn_preload,
-                save_interval_steps=settings.interval.steps,
-                global_batch=settings.global_batch,
-                retention=settings.retention,
                 memory=self._memory.root,
                 run_id=self._run_id,
                 identity=self._identity(),
                 rendezvous=self._rendezvous,
-                terms=settings.terms,
             )
         )
         self._account.update()
@@ -495,15 +490,37 @@ class Supervisor:
 
     def _recover(self) -> None:
         """Seal what a killed run completed, remove what it did not."""
-        hurry, watch = lambda: self._listener.pending, in_lines(self._account.say)
-        for path, what in recover(self._job, hurry, watch, self._memory.attempt):
+        watch = self._service.watched(in_lines(self._account.say))
+        for path, what in recover(self._job, lambda: self._leaves, watch, self._memory.attempt):
             self._journal.write("recovered", path=str(path), what=what)
 
     def _stop_at_once(self) -> None:
         self._at_once = True
 
     def _reload(self) -> None:
-        self._journal.write("reload")
+        """Take over what the job file says by now, as far as a running job can."""
+        self._service.reloading()
+        try:
+            said = self._take_over(self._reread())
+        except UsageError as error:
+            said = f"nothing changed: {error}"
+        self._journal.write("reload", said=said)
+        self._account.say(f"reload: {said}")
+        self._service.reloaded()
+
+    def _take_over(self, new: RunSettings) -> str:
+        """Returns what changed, for people."""
+        old = self._settings
+        taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
+        if new.interval.steps != old.interval.steps:
+            if self._rendezvous is not None:
+                raise UsageError("a new interval in steps takes a new start of all nodes")
+            self._begin_anew = True
+        self._settings = taken
+        self._saves.change(taken, time.monotonic())
+        self._account.update(save_interval=self._interval())
+        later = "" if new == taken else "; what else differs counts from the next start"
+        return f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
 
     def _take_leave(self) -> None:
         """The run is over; whoever must know is told, bounded."""

@@ -95,7 +95,7 @@ def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -
     sooner = tmp_path / "sooner"
     sooner.mkdir()
     (sooner / "sitecustomize.py").write_text(
-        "import elastic_ckpt.supervisor.supervisor as s\ns.CALLED_OFF_SECONDS = 1.0\n"
+        "import elastic_ckpt.supervisor.preemption as s\ns.CALLED_OFF_SECONDS = 1.0\n"
     )
     notice = tmp_path / "notice"
     notice.write_text("5 for nothing\n")

@@ -1,0 +1,61 @@
+"""SIGHUP: the job file is read again while the job trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from tests.job import TINY, Job
+
+
+def told(job: Job) -> list[str]:
+    return [one["data"]["said"] for one in job.events() if one["event"] == "reload"]
+
+
+def with_file(directory: Path) -> tuple[Job, Path]:
+    job = Job(directory)
+    job.script, job.arguments = TINY, ["--epochs", "1000", "--pause", "0.01"]
+    job.prefix = ["setsid"]  # no terminal, or a hang-up is a notice
+    file = directory / "job.toml"
+    job.options = ["--config", str(file)]
+    return job, file
+
+
+def reload(job: Job, count: int) -> str:
+    os.kill(job.view().supervisor.pid, signal.SIGHUP)
+    job.until(lambda view: len(told(job)) == count, "the reload")
+    return told(job)[-1]
+
+
+def test_the_save_interval_changes_while_the_job_trains(tmp_path: Path) -> None:
+    """In seconds at once; in steps with a new incarnation, for all ranks must agree."""
+    job, file = with_file(tmp_path)
+    with job:
+        file.write_text('save-interval = "100000s"\n')
+        job.start().until_training()
+        assert job.checkpoints() == []
+        file.write_text('save-interval = "0.5s"\n')
+        assert reload(job, 1).startswith("save interval 0.5s")
+        job.until(lambda view: len(job.checkpoints()) >= 2, "saves")
+        assert job.view().incarnation == 1
+        file.write_text("save-interval = 50\n")
+        assert reload(job, 2).startswith("save interval 50 steps")
+        job.until(lambda view: view.incarnation == 2 and view.state == "running", "another one")
+        began = job.view().newest_valid.step
+        view = job.until(lambda view: view.newest_valid.step > began + 50, "saves by steps")
+        assert view.newest_valid.step % 50 == 0
+        assert view.restarts.failures == view.restarts.preemptions == 0
+
+
+def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
+    job, file = with_file(tmp_path)
+    with job:
+        file.write_text("grace = 20\n")
+        job.start().until_training()
+        file.write_text("grace = 20\nsave-intervall = 5\n")
+        said = reload(job, 1)
+        assert said.startswith("nothing changed: ") and "did you mean save-interval" in said
+        file.write_text("grace = 20\nmax-failures = 7\n")
+        assert reload(job, 2).endswith("what else differs counts from the next start")
+        job.until_step(job.view().position.step + 5)
