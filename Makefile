@@ -13,7 +13,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-hosts test-latest test-wheel chaos lint types layers bench clean
+.PHONY: demo test test-faults test-hosts test-systemd test-latest test-wheel chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -27,7 +27,12 @@ test-faults: .venv/.ready
 
 # Hosts of network namespaces join, leave and are cut off; prints how long each takes. Needs root.
 test-hosts: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest -s tests/system
+	.venv-latest/bin/python -m pytest -s tests/system/test_several_hosts.py \
+		tests/system/test_chaos_on_hosts.py tests/system/test_the_head.py
+
+# The unit under a systemd of its own, in namespaces; prints how long things take. Needs root.
+test-systemd: .venv-latest/.ready
+	.venv-latest/bin/python -m pytest -s tests/system/test_systemd.py
 
 # A small job under N disturbances drawn by SEED, in rounds of 50; bits and samples must be an
 # undisturbed one's. A call that was ended goes on where it was.

@@ -18,6 +18,7 @@ _COMMANDS = {
     "verify": "elastic_ckpt.cli.verify",
     "prune": "elastic_ckpt.cli.prune",
     "save": "elastic_ckpt.cli.save",
+    "doctor": "elastic_ckpt.cli.doctor",
     "drill": "elastic_ckpt.cli.drill",
     "logs": "elastic_ckpt.cli.logs",
     "adopt": "elastic_ckpt.cli.adopt",

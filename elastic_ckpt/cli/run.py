@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ def command(context: click.Context, /, print_config: bool, **options: Any) -> in
         return 0
     _open_standard_streams()
     settings = _settings(**options)
-    return int(_supervisor(settings, lambda: _read_again(context)).run())
+    return int(_supervisor(settings, lambda: settings_of(context.meta[_CALLED_WITH])).run())
 
 
 def _settings(
@@ -225,16 +225,15 @@ def _settings(
     )
 
 
-def _read_again(context: click.Context) -> RunSettings:
-    """What the job file says by now; flags and environment go before it, as they did.
+def settings_of(called_with: Sequence[str]) -> RunSettings:
+    """What ``elastic-ckpt run`` would do with these arguments, by what the job file says now.
 
     Raises:
-        UsageError: it is no longer right.
+        UsageError: something is wrong with them or with it.
     """
-    called_with = list(context.meta[_CALLED_WITH])
     try:
-        with context.command.make_context("run", called_with) as again:
-            options = dict(again.params)
+        with command.make_context("run", list(called_with)) as context:
+            options = dict(context.params)
     except click.ClickException as error:
         raise UsageError(error.format_message()) from None
     options.pop("print_config")

@@ -1,0 +1,292 @@
+"""The unit of ``systemd/`` under a real systemd: started, stopped, killed, reloaded, shut down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from elastic_ckpt.cli.status_view import StatusView
+from tests.job import TINY, Job
+from tests.machine import REPOSITORY, Machine, why_not
+
+UNITS = REPOSITORY / "systemd"
+UNIT = UNITS / "elastic-ckpt@.service"
+EXPOSURE = 25  # what systemd-analyze security gives the unit, times ten
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+
+
+class Service:
+    """A job file, its instance of the unit, and what the job's directory shows from outside."""
+
+    def __init__(self, machine: Machine, root: Path, name: str, *arguments: str, **keys: object):
+        self.machine = machine
+        self.name = f"elastic-ckpt@{name}"
+        self.file = f"/etc/elastic-ckpt/{name}.toml"
+        self.keys = {
+            "dir": str(root / name),
+            "script": str(TINY),
+            "args": list(arguments) or ["--epochs", "1000", "--pause", "0.01"],
+            "nproc": 2,
+            "notice-source": ["none"],
+        } | keys
+        self.job = Job(root / f"{name}-outside")
+        self.job.directory = root / name
+        self.write()
+
+    def write(self, **keys: object) -> None:
+        self.keys |= keys
+        lines = [f"{key} = {_toml(value)}" for key, value in self.keys.items()]
+        self.machine.write(self.file, "\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        self.machine.systemctl("start", self.name)
+
+    def stop(self) -> float:
+        """Seconds that it took."""
+        began = time.monotonic()
+        self.machine.systemctl("stop", self.name)
+        return time.monotonic() - began
+
+    def show(self) -> dict[str, str]:
+        return self.machine.show(self.name)
+
+    def view(self) -> StatusView:
+        """As somebody sees it who is logged in there: the board is in the machine's memory."""
+        command = [sys.executable, "-m", "elastic_ckpt", "status", "--json", str(self.keys["dir"])]
+        path = f"PYTHONPATH={REPOSITORY}"
+        shown = self.machine.run("env", path, *command, check=False)
+        return msgspec.json.decode(shown, type=StatusView)
+
+    def until(self, condition, what: str, seconds: float = 60.0) -> StatusView:
+        limit = time.monotonic() + seconds
+        while not condition(view := self.view()):
+            if time.monotonic() > limit:
+                said = self.machine.journal(self.name)[-6000:]
+                raise AssertionError(f"not within {seconds} s: {what}; {view}\n{said}")
+        return view
+
+    def until_step(self, step: int) -> StatusView:
+        return self.until(
+            lambda view: (
+                view.state == "running" and bool(view.position and view.position.step >= step)
+            ),
+            f"step {step}",
+        )
+
+    def pid(self) -> int:
+        """The supervisor's, as this host has it."""
+        return self.machine.host_pid(int(self.show()["MainPID"]))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def machine(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with Machine(tmp_path_factory.mktemp("machine"), [root]) as found:
+        install(found, root)
+        yield found
+
+
+def install(machine: Machine, root: Path) -> None:
+    """As systemd/README.md says, and where things lie in a test."""
+    machine.write("/etc/systemd/system/elastic-ckpt@.service", UNIT.read_text())
+    machine.run("systemd-sysusers", str(UNITS / "elastic-ckpt.sysusers"))
+    machine.run("systemd-tmpfiles", "--create", str(UNITS / "elastic-ckpt.tmpfiles"))
+    machine.run("chown", "elastic-ckpt", str(root))
+    here = Path(sys.executable).parent
+    machine.write(
+        "/etc/systemd/system/elastic-ckpt@.service.d/test.conf",
+        f"[Service]\nEnvironment=PATH={here}:/usr/bin:/bin PYTHONPATH={REPOSITORY}\n"
+        f"BindPaths={root}\nTimeoutStopSec=3s\nWatchdogSec=4s\nStartLimitBurst=1000\n",
+    )
+    machine.systemctl("daemon-reload")
+
+
+def test_it_is_ready_when_the_workers_step_and_a_stop_seals(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "stop")
+    machine.keep(f"{service.name}.service")
+    service.start()
+    view = service.view()
+    assert (view.state, len(view.workers)) == ("running", 2)
+    assert service.show()["StatusText"].startswith("training, incarnation 1")
+    service.until_step(20)
+    seconds = service.stop()
+    shown = service.show()
+    assert (shown["ActiveState"], shown["Result"]) == ("inactive", "success"), service.job.output()
+    assert shown["ExecMainStatus"] == "75"
+    view = service.view()
+    assert (view.state, view.newest_valid.reason) == ("preempted", "emergency")
+    print(f"\nsystemctl stop: sealed at step {view.newest_valid.step}, {seconds:.2f} s in all")
+
+
+def test_a_stop_waits_for_a_save_that_is_slow_to_begin(machine: Machine, root: Path) -> None:
+    """All ranks evaluate for longer than TimeoutStopSec, which is extended meanwhile."""
+    arguments = ["--epochs", "1000", "--pause", "0.01", "--slow-eval", "7"]
+    service = Service(machine, root, "slow", *arguments, grace=60)
+    service.start()
+    service.until(lambda view: any(w.phase == "evaluating" for w in view.workers), "evaluation")
+    seconds = service.stop()
+    assert service.show()["Result"] == "success"
+    assert service.view().newest_valid.reason == "emergency"
+    assert seconds > 3, "the stop was no longer than TimeoutStopSec: this test shows nothing"
+
+
+def test_a_hung_supervisor_is_restarted_by_the_watchdog(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "hung", **{"save-interval": 10})
+    service.start()
+    step = service.until_step(30).newest_valid.step
+    began = time.monotonic()
+    subprocess.run(["kill", "-STOP", str(service.pid())], check=True)
+    machine.until(service.name, lambda shown: shown["NRestarts"] == "1", "the restart")
+    view = service.until_step(step + 20)
+    print(f"\nwatchdog: training again {time.monotonic() - began:.1f} s after the hang (4 s of it)")
+    assert view.incarnation == 2
+    service.stop()
+
+
+def test_a_killed_supervisor_goes_on_from_memory(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "killed", **{"save-interval": 10})
+    service.start()
+    step = service.until_step(40).newest_valid.step
+    began = time.monotonic()
+    machine.systemctl("kill", "--signal=KILL", service.name)
+    machine.until(service.name, lambda shown: shown["NRestarts"] == "1", "the restart")
+    view = service.until(lambda view: view.incarnation == 2 and view.state == "running", "training")
+    print(f"\nsystemctl kill -s KILL: training again after {time.monotonic() - began:.1f} s")
+    assert view.position.step >= step
+    service.stop()
+
+
+def test_a_reload_changes_the_save_interval(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "reload", **{"save-interval": "100000s"})
+    service.start()
+    service.until_step(20)
+    assert service.job.checkpoints() == []
+    service.write(**{"save-interval": "1s"})
+    machine.systemctl("reload", service.name)
+    service.until(lambda view: len(service.job.checkpoints()) >= 2, "saves")
+    assert service.show()["ActiveState"] == "active"
+    assert service.show()["NRestarts"] == "0"
+    service.stop()
+
+
+def test_a_notice_is_served_and_the_next_start_waits(machine: Machine, root: Path) -> None:
+    notice = "/run/elastic-ckpt/notice"
+    service = Service(machine, root, "notice", **{"notice-file": notice})
+    service.start()
+    service.until_step(10)
+    machine.write(notice, "40 the machine goes\n")
+    machine.until(service.name, lambda shown: shown["NRestarts"] == "1", "a new start")
+    shown = machine.until(
+        service.name, lambda shown: "waiting" in shown.get("StatusText", ""), "it waits", 20
+    )
+    assert shown["ActiveState"] == "activating"
+    service.stop()
+    view = service.view()
+    assert (view.incarnation, view.newest_valid.reason) == (1, "emergency")
+    machine.run("rm", notice)
+
+
+@pytest.mark.parametrize(("key", "code"), [({"dri": "x"}, "64"), ({"dir": "/proc/1"}, "73")])
+def test_what_would_only_fail_again_stays_down(
+    machine: Machine, root: Path, key: dict[str, str], code: str
+) -> None:
+    service = Service(machine, root, f"wrong{code}", **key)
+    machine.systemctl("start", service.name, check=False)
+    shown = machine.until(service.name, lambda s: s["ActiveState"] == "failed", "failed")
+    assert (shown["ExecMainStatus"], shown["NRestarts"]) == (code, "0"), machine.journal(
+        service.name
+    )
+
+
+def test_the_doctor_says_what_is_wrong_with_a_unit(machine: Machine, root: Path) -> None:
+    def doctor() -> list[dict]:
+        path = f"PYTHONPATH={REPOSITORY}"
+        command = [sys.executable, "-m", "elastic_ckpt", "doctor", "--unit", "checked", "--json"]
+        return json.loads(machine.run("env", path, *command, check=False))
+
+    def problems() -> list[str]:
+        return [one["text"] for one in doctor() if one["state"] == "problem"]
+
+    service = Service(machine, root, "checked")
+    assert problems() == []
+    dropin = f"/etc/systemd/system/{service.name}.service.d/wrong.conf"
+    machine.write(dropin, "[Service]\nKillMode=control-group\nOOMPolicy=stop\n")
+    machine.systemctl("daemon-reload")
+    assert problems() == ["KillMode is control-group", "OOMPolicy is stop"]
+    machine.run("rm", dropin)
+    machine.systemctl("daemon-reload")
+    service.write(dir="/etc/nowhere")
+    assert problems() == ["elastic-ckpt may not write there"]
+    service.write(nproc="many")
+    assert problems() == ["--nproc 'many' is neither a number from 1 nor auto"]
+    service.write(**{"nprok": 2})
+    assert len(problems()) == 1 and "did you mean nproc" in problems()[0]
+
+
+def test_a_job_that_finishes_is_not_started_again(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "done", "--epochs", "1")
+    machine.keep(f"{service.name}.service")
+    for _ in range(2):  # the second time there is nothing left to do
+        service.start()
+        shown = machine.until(service.name, lambda s: s["ActiveState"] == "inactive", "the end")
+        assert (shown["Result"], shown["ExecMainStatus"]) == ("success", "0")
+    assert service.view().state == "finished"
+
+
+def test_a_shutdown_of_the_machine_waits_for_the_save(root: Path, tmp_path: Path) -> None:
+    with Machine(tmp_path / "machine", [root]) as machine:
+        install(machine, root)
+        service = Service(machine, root, "shutdown")
+        service.start()
+        service.until_step(20)
+        began = time.monotonic()
+        machine.systemctl("poweroff")
+        assert machine.wait() == -signal.SIGINT
+        seconds = time.monotonic() - began
+        view = service.job.view()
+        assert (view.state, view.newest_valid.reason) == ("preempted", "emergency")
+        print(f"\npoweroff: sealed at step {view.newest_valid.step}, down after {seconds:.1f} s")
+
+
+# -- the files themselves -----------------------------------------------------------------------
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    """A key that it does not know is a warning only."""
+    unit = tmp_path / UNIT.name
+    shutil.copy(UNIT, unit)
+    verify = ["systemd-analyze", "verify", str(unit)]
+    found = subprocess.run(verify, capture_output=True, text=True, timeout=30)
+    assert (found.returncode, found.stderr) == (0, "")
+    unit.write_text(unit.read_text().replace("KillMode", "KillMod"))
+    found = subprocess.run(verify, capture_output=True, text=True, timeout=30)
+    assert "KillMod" in found.stderr
+
+
+def test_the_unit_exposes_no_more_than_is_said() -> None:
+    def analyze(threshold: int) -> int:
+        command = ["systemd-analyze", "security", "--offline=true", f"--threshold={threshold}"]
+        return subprocess.run([*command, str(UNIT)], capture_output=True, timeout=30).returncode
+
+    assert (analyze(EXPOSURE), analyze(EXPOSURE - 1)) == (0, 1)
+    assert f"{EXPOSURE / 10}" in (UNITS / "README.md").read_text()
