@@ -20,7 +20,8 @@
     │   ├── StateChanged            70  because the script wrote to the state meanwhile
     │   └── LeaderLost              70  because the process that hosts the job's store is gone
     ├── StopAborted                 76  the agreement on a stop step was given up
-    └── NotAnswered                 70  a running job did not do what it was asked to
+    ├── NotAnswered                 70  a running job did not do what it was asked to
+    └── SlurmRefused                70  SLURM would not submit a job, or queue it again
 """
 
 from __future__ import annotations
@@ -137,3 +138,7 @@ class StopAborted(ElasticCkptError):
 
 class NotAnswered(ElasticCkptError):
     """A running job did not do in time what it was asked to."""
+
+
+class SlurmRefused(ElasticCkptError):
+    """SLURM would not do it; the message holds what it said."""

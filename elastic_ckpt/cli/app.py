@@ -22,6 +22,7 @@ _COMMANDS = {
     "drill": "elastic_ckpt.cli.drill",
     "logs": "elastic_ckpt.cli.logs",
     "adopt": "elastic_ckpt.cli.adopt",
+    "slurm": "elastic_ckpt.cli.slurm",
 }
 
 

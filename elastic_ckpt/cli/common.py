@@ -9,17 +9,36 @@ from typing import Any, TypeVar
 import click
 
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.slurm_jobs import find_job, is_job_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Directory(click.Path):
+    """A path, or the number of a SLURM job, which stands for the job's directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does."""
+        if isinstance(value, str) and is_job_number(value) and not Path(value).exists():
+            found = find_job(value)
+            if found is None:
+                self.fail(
+                    f"no directory {value}, and of no SLURM job {value} the directory is known "
+                    "here: give it",
+                    param,
+                    ctx,
+                )
+            return found
+        return super().convert(value, param, ctx)
+
+
 def directory_argument(function: F) -> F:
-    """``[DIR]``, which defaults to ``$ELASTIC_CKPT_DIR``."""
+    """``[DIR]``, which defaults to ``$ELASTIC_CKPT_DIR``; or the number of a SLURM job."""
     return click.argument(
         "directory",
         metavar="[DIR]",
         envvar="ELASTIC_CKPT_DIR",
-        type=click.Path(path_type=Path, readable=False),  # or it would be a wrong call
+        type=_Directory(path_type=Path, readable=False),  # or it would be a wrong call
         required=True,
     )(function)
 

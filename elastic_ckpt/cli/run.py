@@ -60,15 +60,15 @@ class _Run(click.Command):
 )
 @click.option(
     "--nnodes",
-    default="1",
-    show_default=True,
     metavar="MIN[:MAX]",
-    help="Nodes that the job takes; it goes on with MIN, and grows to MAX when they come.",
+    help="Nodes that the job takes; it goes on with MIN, and grows to MAX when they come.  "
+    "[default: 1, or those of SLURM's step]",
 )
 @click.option(
     "--rdzv-endpoint",
     metavar="HOST[:PORT]",
-    help="Where the nodes meet, the same on each; the one whose address it is leads.",
+    help="Where the nodes meet, the same on each; the one whose address it is leads.  "
+    "[default: SLURM's first node]",
 )
 @click.option(
     "--rdzv-timeout",
@@ -157,6 +157,7 @@ def command(context: click.Context, /, print_config: bool, **options: Any) -> in
         return 0
     _open_standard_streams()
     settings = _settings(**options)
+    _remember_slurm_job(settings)
     return int(_supervisor(settings, lambda: settings_of(context.meta[_CALLED_WITH])).run())
 
 
@@ -165,7 +166,7 @@ def _settings(
     directory: Path,
     name: str | None,
     nproc: str,
-    nnodes: str,
+    nnodes: str | None,
     rdzv_endpoint: str | None,
     rdzv_timeout: float,
     grace: float | None,
@@ -195,7 +196,7 @@ def _settings(
     platforms = choose(notice_source)
     grace = known_grace(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
-    nodes = _nodes(nnodes, rdzv_endpoint)
+    nodes, endpoint = _nodes(nnodes, rdzv_endpoint, platforms)
     root = JobDirectory.at(directory).root
     return RunSettings(
         directory=root,
@@ -214,9 +215,9 @@ def _settings(
         learn_preload=preload is None,
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
-        memory=None if memory_dir == "off" or rdzv_endpoint else Path(memory_dir).absolute(),
+        memory=None if memory_dir == "off" or endpoint else Path(memory_dir).absolute(),
         nodes=nodes,
-        endpoint=rdzv_endpoint or "",
+        endpoint=endpoint,
         gather_seconds=rdzv_timeout,
         notice_sources=platforms,
         notice_file=notice_file.absolute() if notice_file else None,
@@ -225,11 +226,11 @@ def _settings(
     )
 
 
-def settings_of(called_with: Sequence[str]) -> RunSettings:
-    """What ``elastic-ckpt run`` would do with these arguments, by what the job file says now.
+def parse(called_with: Sequence[str]) -> dict[str, Any]:
+    """The options by name that ``elastic-ckpt run`` would have with these arguments.
 
     Raises:
-        UsageError: something is wrong with them or with it.
+        UsageError: something is wrong with them, or with the job file that they name.
     """
     try:
         with command.make_context("run", list(called_with)) as context:
@@ -237,7 +238,16 @@ def settings_of(called_with: Sequence[str]) -> RunSettings:
     except click.ClickException as error:
         raise UsageError(error.format_message()) from None
     options.pop("print_config")
-    return _settings(**options)
+    return options
+
+
+def settings_of(called_with: Sequence[str]) -> RunSettings:
+    """What ``elastic-ckpt run`` would do with these arguments.
+
+    Raises:
+        UsageError: as :func:`parse`.
+    """
+    return _settings(**parse(called_with))
 
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
@@ -258,6 +268,16 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
 
     rendezvous = meet(settings.endpoint, is_led)
     return (Head if rendezvous.leads else Member)(settings, _say, reread, rendezvous)
+
+
+def _remember_slurm_job(settings: RunSettings) -> None:
+    """So that ``elastic-ckpt status JOBID`` finds it."""
+    if "slurm" in settings.notice_sources:
+        from elastic_ckpt.notices.slurm import job_id
+        from elastic_ckpt.store.slurm_jobs import remember_job
+
+        for number in {job_id(), os.environ["SLURM_JOB_ID"]}:
+            remember_job(number, settings.directory)
 
 
 def _open_standard_streams() -> None:
@@ -301,16 +321,26 @@ def _workers(nproc: str) -> int:
     return int(nproc)
 
 
-def _nodes(nnodes: str, endpoint: str | None) -> tuple[int, int]:
+def _nodes(
+    nnodes: str | None, endpoint: str | None, platforms: Sequence[str]
+) -> tuple[tuple[int, int], str]:
+    """The fewest and the most nodes, and where they meet; empty for a node that is alone."""
     from elastic_ckpt.supervisor.rendezvous import parse_nodes
 
+    in_slurm = "slurm" in platforms
+    if nnodes is None:
+        nnodes = os.environ.get("SLURM_STEP_NUM_NODES", "1") if in_slurm else "1"
     least, most = parse_nodes(nnodes)
+    if most > 1 and not endpoint and in_slurm:
+        from elastic_ckpt.notices.slurm import head_endpoint
+
+        endpoint = head_endpoint()
     if most > 1 and not endpoint:
         raise UsageError(
             f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, the same on each node: the "
             "address of one of them"
         )
-    return least, most
+    return (least, most), endpoint or ""
 
 
 def _mtbf(given: str | None, interval: SaveInterval) -> float:

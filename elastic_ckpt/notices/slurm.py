@@ -23,6 +23,10 @@ KILL_WAIT_SECONDS: Final = 30.0
 """SLURM's default, where nobody says."""
 
 
+_FIRST_PORT: Final = 29400
+_PORTS: Final = 1000
+
+
 class SlurmUnanswered(Exception):
     """scontrol is not there, or its controller does not answer."""
 
@@ -102,6 +106,28 @@ def grace_seconds(partition: str) -> float:
 def kill_wait_seconds() -> float:
     """From SIGTERM to SIGKILL where there is no grace."""
     return _number(show_config().get("KillWait"), KILL_WAIT_SECONDS)
+
+
+def requeue_exit_codes() -> set[int]:
+    """Exit codes on which SLURM queues a job again by itself."""
+    return {int(code) for code in re.findall(r"\d+", show_config().get("RequeueExit", ""))}
+
+
+def head_endpoint() -> str:
+    """Where a step's nodes meet: the address of its first one, and a port of this job's.
+
+    Empty outside a job of several nodes, or if SLURM does not say.
+    """
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    number = os.environ.get("SLURM_JOB_ID", "")
+    if not nodes or not number.isdecimal():
+        return ""
+    try:
+        first = scontrol("show", "hostnames", nodes).split()[0]
+        address = fields(scontrol("-o", "show", "node", first)).get("NodeAddr") or first
+    except (SlurmUnanswered, IndexError):
+        return ""
+    return f"{address}:{_FIRST_PORT + int(number) % _PORTS}"
 
 
 def show_config() -> dict[str, str]:

@@ -133,7 +133,12 @@ class Supervisor:
         become_subreaper()
         self._listener.start(time.monotonic())
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        self._journal.write("start", run_id=self._run_id, script=str(self._settings.script))
+        self._journal.write(
+            "start",
+            run_id=self._run_id,
+            script=str(self._settings.script),
+            slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
+        )
         try:
             self._start_when_calm(time.monotonic())
             while self._state not in TERMINAL:

@@ -1,0 +1,100 @@
+"""``elastic-ckpt slurm``: submit a job file, and queue a job again that asks for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from elastic_ckpt.cli.slurm_script import batch_script, is_array
+from elastic_ckpt.core.requeue import judge
+from elastic_ckpt.core.text import printable
+from elastic_ckpt.errors import SlurmRefused, UsageError
+from elastic_ckpt.store.slurm_jobs import remember_job
+
+_ANSWER_SECONDS = 60.0
+
+
+@click.group("slurm")
+def command() -> None:
+    """Jobs of SLURM.
+
+    \b
+      elastic-ckpt slurm submit job.toml -- --time=24:00:00 --gres=gpu:8
+      elastic-ckpt status JOBID
+    """
+
+
+@command.command("submit")
+@click.argument("job_file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print the batch script, and submit nothing.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
+    """Submit JOB.toml as a batch job that saves when it is preempted and is queued again.
+
+    Everything behind -- goes to sbatch. With --array each task has a directory of its own.
+
+    \b
+      elastic-ckpt slurm submit job.toml -- --partition=low --time=24:00:00 --gres=gpu:8
+      elastic-ckpt slurm submit job.toml --dry-run > job.sbatch
+    """
+    from elastic_ckpt.cli.run import parse
+
+    params = parse(["--config", str(job_file)])
+    script = batch_script(job_file.absolute(), params, options)
+    if dry_run:
+        click.echo(script, nl=False)
+        return 0
+    number = _sbatch(options, script)
+    if not is_array(options):  # whose tasks have directories of their own
+        remember_job(number, Path(params["directory"]).absolute())
+    task = "_TASK" if is_array(options) else ""
+    click.echo(f"submitted job {number}: elastic-ckpt status {number}{task}")
+    return 0
+
+
+@command.command("requeue-hook")
+@click.argument("code", type=int)
+def requeue_hook(code: int) -> int:
+    """Queue this job again if CODE, of elastic-ckpt run, asks for it and nobody cancelled the job.
+
+    For the end of a batch script; ends with CODE.
+    """
+    from elastic_ckpt.notices.slurm import (
+        SlurmUnanswered,
+        job_id,
+        requeue_exit_codes,
+        scontrol,
+        show_job,
+    )
+
+    job = job_id()
+    if not job:
+        raise UsageError("requeue-hook is for a batch script: SLURM_JOB_ID is not set")
+    try:
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        verdict = judge(code, show_job(job), restarts, requeue_exit_codes())
+        if verdict.requeue:
+            scontrol("requeue", job)
+    except SlurmUnanswered as error:
+        hint = "; submit it with --requeue" if "disabled" in str(error) else ""
+        raise SlurmRefused(f"job {job} cannot be queued again: {error}{hint}") from None
+    what = "queued again" if verdict.requeue else "not queued again from here"
+    click.echo(f"elastic-ckpt: job {job} is {what}: {verdict.why}", err=True)
+    return code
+
+
+def _sbatch(options: Sequence[str], script: str) -> str:
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", *options],
+            input=script, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmRefused(f"sbatch: {error}") from None
+    if done.returncode != 0:
+        raise SlurmRefused(printable(" ".join(done.stderr.split())) or "sbatch failed")
+    return done.stdout.strip().partition(";")[0]
