@@ -22,19 +22,27 @@ from elastic_ckpt.core.straggler import stragglers
 from elastic_ckpt.core.text import encodable, printable
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
+from elastic_ckpt.store.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.store.journal import read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import FailureRecord, NodeRecord, RecoveryRecord, job_records
 
 
 class SupervisorView(msgspec.Struct):
-    """``alive`` is None when it is on another host; ``since`` is seconds since the epoch."""
+    """Of the node that leads.
+
+    Attributes:
+        alive: None when it is on another host, and only its files can be looked at.
+        since: when it started, seconds since the epoch.
+        heard_seconds: since it last wrote that it lives; None if it never did.
+    """
 
     pid: int
     alive: bool | None
     since: float
     host: str
     node: str
+    heard_seconds: float | None = None
 
 
 class NodeView(msgspec.Struct):
@@ -152,7 +160,8 @@ def gather(job: JobDirectory) -> StatusView:
     events = read_journal(job)
     running = alive is not False and record is not None and record.state not in TERMINAL
     goodput = account(events, time.time() if running else None)
-    state, message = _state(record, alive)
+    beat = read_heartbeat(job, record.node) if record else None
+    state, message = _state(record, alive, beat)
     if (record is not None and record.sessionless) or _no_session(record, slots):
         message += "; the script makes no Session: there will be no checkpoints"
     newest_save = last_save(events)
@@ -161,15 +170,18 @@ def gather(job: JobDirectory) -> StatusView:
         job=record.job if record else printable(job.root.name),
         state=state,
         message=message,
-        exit_code=_exit_code(state, record, rejected, newest, newest_save),
-        supervisor=_supervisor(record, alive),
+        exit_code=max(
+            _exit_code(state, record, rejected, newest, newest_save),
+            1 if running and alive is None and _is_silent(beat) else 0,
+        ),
+        supervisor=_supervisor(record, alive, beat),
         incarnation=record.incarnation if record else 0,
         nodes=_nodes(record, run),
         workers=sorted(
             (_worker(slot, node, slow) for node, found in boards for slot in found if slot.pid),
             key=lambda worker: worker.rank,
         ),
-        position=_position(slots, newest),
+        position=_position(slots, beat if running and alive is None else None, newest),
         newest_valid=_newest(newest),
         rejected=rejected,
         notice=_notice(record) if running else None,
@@ -201,14 +213,22 @@ def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
     ]
 
 
-def _supervisor(record: NodeRecord | None, alive: bool | None) -> SupervisorView | None:
+def _supervisor(
+    record: NodeRecord | None, alive: bool | None, beat: Heartbeat | None
+) -> SupervisorView | None:
     if record is None:
         return None
-    owner = record.owner
-    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node)
+    owner, heard = record.owner, beat.age_seconds if beat else None
+    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node, heard)
 
 
-def _state(record: NodeRecord | None, alive: bool | None) -> tuple[str, str]:
+def _is_silent(beat: Heartbeat | None) -> bool:
+    return beat is None or beat.age_seconds > SILENT_SECONDS
+
+
+def _state(
+    record: NodeRecord | None, alive: bool | None, beat: Heartbeat | None
+) -> tuple[str, str]:
     if record is None:
         return "unknown", "no supervisor has run here"
     if record.state in TERMINAL:
@@ -218,7 +238,10 @@ def _state(record: NodeRecord | None, alive: bool | None) -> tuple[str, str]:
             f"{record.state.value}: run it again to go on from the newest valid checkpoint"
         )
     if alive is None:
-        return record.state.value, f"{record.message} (on {record.owner.host}: not looked at)"
+        heard = f"last heard {beat.age_seconds:.0f} s ago" if beat else "never heard"
+        seen = f"seen from another host, by its files: {record.owner.host} was {heard}"
+        gone = "; it may be gone" if _is_silent(beat) else ""
+        return record.state.value, f"{record.message} ({seen}{gone})"
     return record.state.value, record.message
 
 
@@ -299,11 +322,15 @@ def _process(pid: int) -> tuple[int | None, float | None]:
         return None, None
 
 
-def _position(slots: list[Slot], newest: CheckpointView | None) -> PositionView | None:
+def _position(
+    slots: list[Slot], beat: Heartbeat | None, newest: CheckpointView | None
+) -> PositionView | None:
     attached = [slot for slot in slots if slot.attached]
     if attached:
         last = min(attached, key=lambda slot: slot.finished)
         return PositionView(last.epoch, last.finished, last.sample_start_index)
+    if beat is not None and beat.step:
+        return PositionView(beat.epoch, beat.step, beat.sample_start_index)
     if newest is not None and newest.manifest is not None:
         found = newest.manifest
         return PositionView(found.epoch, found.step, found.sample_start_index)

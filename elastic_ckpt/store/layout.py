@@ -129,6 +129,10 @@ class JobDirectory:
         """What a node's supervisor last said of itself."""
         return self.nodes / f"{node}.json"
 
+    def heartbeat(self, node: str) -> Path:
+        """Where a node's job was a few seconds ago."""
+        return self.nodes / f"{node}.beat"
+
     def journal(self, node: str) -> Path:
         """A node's events."""
         return self.control / "journal" / f"{node}.jsonl"

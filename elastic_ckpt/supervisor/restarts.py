@@ -11,6 +11,7 @@ from elastic_ckpt.core.restart import Action, Decision, RestartPolicy
 from elastic_ckpt.store.bypass import bypass, bypassed_and_older
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.store.records import FailureRecord
 from elastic_ckpt.supervisor.account import Account
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 
@@ -32,6 +33,25 @@ class Restarts:
         self._jitter = random.Random()
         self._why_older = ""
         self._at = 0.0
+
+    def write_off(self, failure: Failure, account: Account, restart_step: int) -> None:
+        """Say what failed, in the journal and in the record.
+
+        Args:
+            restart_step: of the checkpoint that the next incarnation goes on from.
+        """
+        account.record.last_failure = FailureRecord(
+            failure.rank, failure.kind.value, failure.message, failure.tail, time.time()
+        )
+        self._journal.write(
+            "crash",
+            rank=failure.rank,
+            kind=failure.kind.value,
+            exit_code=failure.exit_code,
+            message=failure.message,
+            tail=failure.tail,
+            restart_step=restart_step,
+        )
 
     def decide(self, failure: Failure) -> tuple[Decision, float]:
         """What follows from a failure, and seconds until it does."""

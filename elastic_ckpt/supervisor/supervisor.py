@@ -17,7 +17,6 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.board import Board
@@ -37,22 +36,21 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
 from elastic_ckpt.store.logs import forget_old_logs
-from elastic_ckpt.store.records import (
-    FailureRecord,
-    IntervalRecord,
-)
+from elastic_ckpt.store.records import IntervalRecord
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import ask_for_save, take_requests
 from elastic_ckpt.supervisor.account import Account, first_record
 from elastic_ckpt.supervisor.agent_process import AgentProcess, worker_spec
 from elastic_ckpt.supervisor.ending import Ending
 from elastic_ckpt.supervisor.hang_watch import HangWatch
+from elastic_ckpt.supervisor.heart import Heart
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready
 from elastic_ckpt.supervisor.preemption import LEAVE_AT_ONCE, Preemption
 from elastic_ckpt.supervisor.processes import activity, become_subreaper
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
+from elastic_ckpt.supervisor.reload import reload
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.save_adviser import SaveAdviser
@@ -112,6 +110,7 @@ class Supervisor:
         self._account.record.failures_left = self._restarts.policy.left
         self._ending = Ending(self._job, self._memory, self._account)
         self._service = Service()
+        self._heart = Heart(self._job, settings.node, self._board)
         self._recovery = RecoveryWatch(self._board, self._journal, first.last_recovery)
         self._preemption = Preemption(settings.grace, self._board, self._journal, self._account)
         self._saves = SaveAdviser(settings, self._job, self._journal)
@@ -132,6 +131,7 @@ class Supervisor:
         """Run the job to its end, or to this node's; returns the exit code."""
         become_subreaper()
         self._listener.start(time.monotonic())
+        self._heart.start()
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._journal.write(
             "start",
@@ -147,7 +147,7 @@ class Supervisor:
                 self._serve_agent()
                 self._serve_memory()
                 self._serve_clock()
-                self._serve_service()
+                self._tell_others()
             code = self._account.record.exit_code
             return ExitCode.FAILED if code is None else ExitCode(code)
         finally:
@@ -158,6 +158,7 @@ class Supervisor:
             self._saves.close()
             signal.set_wakeup_fd(previous)
             self._listener.stop()
+            self._heart.stop()
             self._account.update()
             end = self._account.record
             self._journal.write(
@@ -204,9 +205,10 @@ class Supervisor:
         self._memory.serve()
         self._ending.serve()
 
-    def _serve_service(self) -> None:
-        """Tell systemd how it is; it waits for a save as long as that gets on."""
+    def _tell_others(self) -> None:
+        """Beat, and tell systemd how it is; it waits for a save as long as that gets on."""
         now = time.monotonic()
+        self._heart.turn()
         self._service.serve(now, self._state, self._account.record.message)
         if self._state is RunState.DRAINING:
             slots = self._board.read_slots()
@@ -415,7 +417,7 @@ class Supervisor:
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
-        self._write_off(failure)
+        self._restarts.write_off(failure, self._account, self._ending.newest_key()[-1])
         decision, delay = self._restarts.decide(failure)
         policy = self._restarts.policy
         self._account.update(failures=policy.total, failures_left=policy.left)
@@ -506,26 +508,17 @@ class Supervisor:
         """Take over what the job file says by now, as far as a running job can."""
         self._service.reloading()
         try:
-            said = self._take_over(self._reread())
+            found = reload(self._settings, self._reread())
         except UsageError as error:
             said = f"nothing changed: {error}"
+        else:
+            said, self._settings = found.said, found.settings
+            self._begin_anew = self._begin_anew or found.anew
+            self._saves.change(found.settings, time.monotonic())
+            self._account.update(save_interval=self._interval())
         self._journal.write("reload", said=said)
         self._account.say(f"reload: {said}")
         self._service.reloaded()
-
-    def _take_over(self, new: RunSettings) -> str:
-        """Returns what changed, for people."""
-        old = self._settings
-        taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
-        if new.interval.steps != old.interval.steps:
-            if self._rendezvous is not None:
-                raise UsageError("a new interval in steps takes a new start of all nodes")
-            self._begin_anew = True
-        self._settings = taken
-        self._saves.change(taken, time.monotonic())
-        self._account.update(save_interval=self._interval())
-        later = "" if new == taken else "; what else differs counts from the next start"
-        return f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
 
     def _take_leave(self) -> None:
         """The run is over; whoever must know is told, bounded."""
@@ -536,21 +529,6 @@ class Supervisor:
             self._agent = None
 
     # -- telling --------------------------------------------------------------------------------
-
-    def _write_off(self, failure: Failure) -> None:
-        """Say what failed, in the journal and in the record."""
-        self._account.record.last_failure = FailureRecord(
-            failure.rank, failure.kind.value, failure.message, failure.tail, time.time()
-        )
-        self._journal.write(
-            "crash",
-            rank=failure.rank,
-            kind=failure.kind.value,
-            exit_code=failure.exit_code,
-            message=failure.message,
-            tail=failure.tail,
-            restart_step=self._ending.newest_key()[-1],
-        )
 
     @property
     def _state(self) -> RunState:

@@ -1,0 +1,61 @@
+"""``status`` as somebody types it who is on another machine: only the files are to be seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from elastic_ckpt.cli.status_view import StatusView
+from elastic_ckpt.store.heartbeat import Heartbeat, write_heartbeat
+from elastic_ckpt.store.layout import JobDirectory
+from tests.job import Job, environment
+
+ELSEWHERE = ["unshare", "--fork", "--pid", "--mount-proc"]  # where pids mean other processes
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+
+
+def status(job: Job) -> StatusView:
+    command = [*ELSEWHERE, sys.executable, "-m", "elastic_ckpt", "status", "--json"]
+    found = subprocess.run(
+        [*command, str(job.directory)], capture_output=True, env=environment(), timeout=30
+    )
+    view = msgspec.json.decode(found.stdout, type=StatusView)
+    assert found.returncode == view.exit_code
+    return view
+
+
+def test_another_machine_sees_what_the_files_tell_and_says_so(tmp_path: Path) -> None:
+    with Job(tmp_path, "--epochs", "1000", "--pause", "0.01") as job:
+        job.start("--save-interval", "10").until_step(40)
+        heart = job.directory / ".elastic-ckpt" / "nodes"
+        job.until(lambda view: any(heart.glob("*.beat")), "a heartbeat")
+        view = status(job)
+        assert (view.state, view.workers, view.exit_code) == ("running", [], 0)
+        assert "seen from another host, by its files" in view.message
+        assert view.supervisor.alive is None and view.supervisor.heard_seconds < 30
+        assert view.newest_valid is not None
+        [beat] = heart.glob("*.beat")
+        known = JobDirectory.at(job.directory)
+        write_heartbeat(known, beat.stem, Heartbeat(json.loads(beat.read_text())["wall"], 3, 77, 5))
+        view = status(job)
+        assert (view.position.epoch, view.position.step) == (3, 77)
+        write_heartbeat(known, beat.stem, Heartbeat(1e9, 3, 77, 5))
+        view = status(job)
+        assert view.exit_code == 1 and view.message.endswith("it may be gone)")
+
+
+def test_a_job_that_has_ended_reads_the_same_from_everywhere(tmp_path: Path) -> None:
+    with Job(tmp_path, "--epochs", "1") as job:
+        assert job.start().wait() == 0, job.output()
+        here, there = job.view(), status(job)
+        assert (there.state, there.message) == (here.state, here.message) == (
+            "finished", "finished",
+        )  # fmt: skip
+        assert there.newest_valid.step == here.newest_valid.step
