@@ -13,7 +13,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-hosts test-systemd test-latest test-wheel chaos lint types layers bench clean
+.PHONY: demo test test-faults test-hosts test-systemd test-slurm test-latest test-wheel chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -41,6 +41,10 @@ SEED ?= $(shell date +%s)
 
 chaos: .venv/.ready
 	.venv/bin/python scripts/chaos.py $(N) $(SEED)
+
+# Jobs on a SLURM of its own, with two nodes; prints how long things take. Needs root, SLURM, munge.
+test-slurm: .venv-latest/.ready
+	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances.
 test-latest: .venv-latest/.ready

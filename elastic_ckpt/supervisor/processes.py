@@ -117,6 +117,20 @@ def reap(keep: int) -> None:
             continue
 
 
+def reap_strangers() -> None:
+    """As PID 1, which a container's first process is: collect whom the kernel gave us and nobody
+    waits for. What we started ourselves is in our session or the first one of its own.
+    """
+    if os.getpid() != 1:
+        return
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                continue
+            if os.getsid(process.pid) not in (os.getsid(0), process.pid):
+                os.waitpid(process.pid, os.WNOHANG)
+
+
 def activity(workers: Iterable[int]) -> int:
     """Grows by one with each 64 KiB that these or this process write, and with each second that
     these compute: to wait for something takes less of it, and is no activity."""

@@ -48,7 +48,7 @@ from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready
 from elastic_ckpt.supervisor.preemption import LEAVE_AT_ONCE, Preemption
-from elastic_ckpt.supervisor.processes import activity, become_subreaper
+from elastic_ckpt.supervisor.processes import activity, become_subreaper, reap_strangers
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
 from elastic_ckpt.supervisor.reload import reload
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
@@ -147,7 +147,7 @@ class Supervisor:
                 self._serve_agent()
                 self._serve_memory()
                 self._serve_clock()
-                self._tell_others()
+                self._serve_outside()
             code = self._account.record.exit_code
             return ExitCode.FAILED if code is None else ExitCode(code)
         finally:
@@ -205,9 +205,10 @@ class Supervisor:
         self._memory.serve()
         self._ending.serve()
 
-    def _tell_others(self) -> None:
+    def _serve_outside(self) -> None:
         """Beat, and tell systemd how it is; it waits for a save as long as that gets on."""
         now = time.monotonic()
+        reap_strangers()
         self._heart.turn()
         self._service.serve(now, self._state, self._account.record.message)
         if self._state is RunState.DRAINING:

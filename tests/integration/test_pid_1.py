@@ -1,0 +1,85 @@
+"""The supervisor as a container's first process: PID 1 of a PID namespace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.job import Job, survivors
+
+LONG = ("--epochs", "1000", "--pause", "0.01")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+
+
+def contained(directory: Path, *arguments: str) -> Job:
+    job = Job(directory, *arguments)
+    job.prefix = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+    return job
+
+
+def first_process(job: Job) -> psutil.Process:
+    """PID 1, by the number that it has outside."""
+    limit = time.monotonic() + 20
+    while not (children := job.supervisor().children()):
+        assert time.monotonic() < limit, "nobody is there"
+        time.sleep(0.01)
+    return children[0]
+
+
+def training(job: Job) -> psutil.Process:
+    """PID 1 of a job that trains; its pids are of no use here, its files are."""
+    job.start("--save-interval", "5")
+    job.until(lambda view: view.newest_valid is not None, "a save")
+    return first_process(job)
+
+
+def test_sigterm_as_docker_stop_sends_it_seals_and_leaves_nothing(tmp_path: Path) -> None:
+    with contained(tmp_path, *LONG) as job:
+        init = training(job)
+        tree = init.children(recursive=True)
+        assert len(tree) > 3
+        init.send_signal(signal.SIGTERM)
+        assert job.wait() == 75, job.output()
+        assert not survivors(tree)
+        assert job.view().state == "preempted"
+        assert job.tiers() == []
+
+
+def test_it_reaps_what_the_kernel_gives_it(tmp_path: Path) -> None:
+    """As after ``docker exec``: the shell ends, and what it started becomes PID 1's child."""
+    with contained(tmp_path, *LONG) as job:
+        init = training(job)
+        enter = ["nsenter", "-t", str(init.pid), "--pid", "--mount", "setsid", "sh", "-c"]
+        subprocess.run([*enter, "sleep 0.3 & sleep 0.3 & sleep 0.3 &"], check=True, timeout=20)
+        strangers = [p for p in init.children() if p.name() in ("sleep", "sh")]
+        assert len(strangers) == 3
+        gone, left = psutil.wait_procs(strangers, timeout=10)
+        assert (len(gone), left) == (3, []), [p.status() for p in left]
+        # Its own are waited for by those who started them: the job still counts a crash once.
+        agent = next(p for p in init.children() if "agent" in " ".join(p.cmdline()))
+        agent.send_signal(signal.SIGKILL)
+        job.until(lambda view: view.restarts.failures == 1 and view.state == "running", "again")
+        init.send_signal(signal.SIGTERM)
+        assert job.wait() == 75, job.output()
+
+
+def test_kill_of_pid_1_takes_all_and_the_next_container_goes_on(tmp_path: Path) -> None:
+    with contained(tmp_path, *LONG) as job:
+        init = training(job)
+        tree = init.children(recursive=True)
+        step = job.view().newest_valid.step
+        init.send_signal(signal.SIGKILL)
+        job.wait()
+        assert not survivors(tree)
+        again = training(job)
+        job.until(lambda view: view.newest_valid.step > step, "it goes on")
+        assert job.view().incarnation == 2
+        again.send_signal(signal.SIGTERM)
+        assert job.wait() == 75, job.output()
