@@ -53,14 +53,14 @@ class Service:
             self._send(f"STATUS={status}")
         if state in (RunState.RUNNING, RunState.FINISHED, RunState.PREEMPTED):
             self.ready()
-        elif not self._is_ready:
-            self._extend(now, START_SECONDS)
 
     def alive(self, now: float) -> None:
         """The loop, or what it is at for so long, gets on."""
         if self._ping_every and now >= self._next_ping:
             self._next_ping = now + self._ping_every
             self._send("WATCHDOG=1")
+        if not self._is_ready and not self._is_stopping:
+            self._extend(now, START_SECONDS)
 
     def watched(self, watch: Watch) -> Watch:
         """The same ``watch``; while it is told of progress, the loop counts as alive."""

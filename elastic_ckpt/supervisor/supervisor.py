@@ -319,9 +319,11 @@ class Supervisor:
             self._ending.noticed()
             message = f"{notice.reason}: saving, {self._preemption.grace:.0f} s left"
             self._account.move(Event.NOTICE, message)
+        if self._ending.is_decided:
+            return
         if self._launched and self._agent is not None:
             self._save_or_drain(self._agent, first=first)
-        elif first and not self._ending.is_decided:
+        elif first:
             self._ending.preempt(Event.STOPPED, "no worker was running", begun=False)
 
     @property
@@ -397,7 +399,7 @@ class Supervisor:
         elif self._state is RunState.DRAINING:
             self._ending.preempt(Event.STOPPED, "all ranks left together", stopped=True)
         elif not ended.failed:
-            self._account.move(Event.REGROUP, f"stopped at step {ended.finished}: nodes change")
+            self._account.move(Event.REGROUP, f"stopped at step {ended.finished}, to begin again")
         else:
             self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
             hang = self._hang

@@ -46,7 +46,7 @@ def test_workers_do_not_inherit_the_socket(manager: Manager) -> None:
 def test_it_is_ready_once_the_workers_step_and_the_start_is_extended_until_then(manager) -> None:
     manager.service.serve(100.0, RunState.STARTING, "starting")
     told = manager.told()
-    assert told == ["WATCHDOG=1", "STATUS=starting", "EXTEND_TIMEOUT_USEC=30000000"]
+    assert told == ["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000", "STATUS=starting"]
     manager.service.serve(100.5, RunState.STARTING, "starting")
     assert manager.told() == []
     manager.service.serve(101.0, RunState.STARTING, "starting")
@@ -77,13 +77,14 @@ def test_long_work_that_gets_on_counts_as_alive(manager: Manager) -> None:
     shown: list[int] = []
     advance = manager.service.watched(lambda what, total: shown.append)("hashing", 10)
     advance(5)
-    assert shown == [5] and manager.told() == ["WATCHDOG=1"]
+    assert shown == [5]
+    assert manager.told() == ["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000"]
 
 
 def test_a_watchdog_of_another_process_is_not_ours(tmp_path: Path) -> None:
     manager = Manager(tmp_path, WATCHDOG_USEC="4000000", WATCHDOG_PID="1")
     manager.service.alive(100.0)
-    assert manager.told() == []
+    assert not any("WATCHDOG" in message for message in manager.told())
     manager.channel.close()
 
 
