@@ -245,9 +245,12 @@ def settings_of(called_with: Sequence[str]) -> RunSettings:
     """What ``elastic-ckpt run`` would do with these arguments.
 
     Raises:
-        UsageError: as :func:`parse`.
+        UsageError: as :func:`parse`; or a path is none.
     """
-    return _settings(**parse(called_with))
+    try:
+        return _settings(**parse(called_with))
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a link to itself, no such user
+        raise UsageError(printable(str(error))) from None
 
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:

@@ -84,6 +84,7 @@ class AzureSource(PollingSource):
 
 
 def _deadline(answer: Answer, event: _Event) -> float:
-    if event.not_before:
+    try:
         return answer.deadline(parse_time(event.not_before))
-    return answer.heard + LEAST_SECONDS
+    except ValueError:  # it has begun, and has no time any more
+        return answer.heard + LEAST_SECONDS

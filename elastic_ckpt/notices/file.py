@@ -20,6 +20,8 @@ from elastic_ckpt.notices.polling import PollingSource
 
 _MAX_BYTES: Final = 4096
 _MAX_SECONDS: Final = 7 * 86400.0
+_SETTLED_SECONDS: Final = 1.0
+"""How old an empty file is before it counts as one that was meant to be empty."""
 
 
 class FileSource(PollingSource):
@@ -36,6 +38,7 @@ class FileSource(PollingSource):
         super().__init__()
         self._path = path
         self._grace = grace
+        self._began = time.time()
         self._fifo: int | None = None
 
     def ask(self) -> Iterator[tuple[object, Word]]:
@@ -46,18 +49,25 @@ class FileSource(PollingSource):
             return
         now, wall = time.monotonic(), time.time()
         if stat.S_ISFIFO(found.st_mode):
-            for number, line in enumerate(self._through_fifo()):
+            for number, line in enumerate(self._through_fifo(found.st_ino)):
                 yield (now, number), self._read(line, now)
         elif not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{self._path} is neither a file nor a FIFO")
         else:
             with open(self._path, "rb") as file:
                 line = _first_line(file.read(_MAX_BYTES))
-            word = self._read(line, now + min(0.0, found.st_mtime - wall))
-            if isinstance(word, EarlyWarning) or word.deadline > now:
+            age = max(0.0, wall - found.st_mtime)
+            if not line and age < _SETTLED_SECONDS:
+                return  # somebody may be about to write to it
+            word = self._read(line, now - age)
+            young = found.st_mtime >= self._began
+            if isinstance(word, EarlyWarning) or young or word.deadline > now:
                 yield (found.st_mtime_ns, line), word
 
-    def _through_fifo(self) -> list[str]:
+    def _through_fifo(self, inode: int) -> list[str]:
+        if self._fifo is not None and os.fstat(self._fifo).st_ino != inode:
+            os.close(self._fifo)  # another one has its name
+            self._fifo = None
         if self._fifo is None:
             self._fifo = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
         try:

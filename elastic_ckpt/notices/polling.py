@@ -18,7 +18,7 @@ FAILURES: Final = 3
 MAX_BACKOFF_SECONDS: Final = 60.0
 
 MAX_REMEMBERED: Final = 1000
-"""Words that were told; an endless stream of new ones is no reason to grow."""
+"""Words that were told, the newest; an endless stream of new ones is no reason to grow."""
 
 
 class PollingSource(NoticeSource):
@@ -32,7 +32,7 @@ class PollingSource(NoticeSource):
 
     def __init__(self) -> None:
         self._tell: Tell = lambda word: None
-        self._told: set[object] = set()
+        self._told: dict[object, None] = {}
         self._failures = 0
         self._over = threading.Event()
         self._awake = threading.Event()
@@ -79,7 +79,8 @@ class PollingSource(NoticeSource):
     def _turn(self) -> float:
         """Ask once; returns the seconds until the next time."""
         try:
-            words = list(self.ask())
+            for key, word in self.ask():  # one that is heard counts, whatever the next one is
+                self._tell_once(key, word)
         # Whatever an answer holds, and whatever is wrong with a source, costs the job a line.
         except Exception as error:
             self._failures += 1
@@ -91,8 +92,12 @@ class PollingSource(NoticeSource):
         if self._failures >= FAILURES:
             self._tell(Trouble(self.name, "answers again"))
         self._failures = 0
-        for key, word in words:
-            if key not in self._told and len(self._told) < MAX_REMEMBERED:
-                self._told.add(key)
-                self._tell(word)
         return self.interval_seconds
+
+    def _tell_once(self, key: object, word: Word) -> None:
+        if key in self._told:
+            return
+        self._told[key] = None
+        if len(self._told) > MAX_REMEMBERED:
+            del self._told[next(iter(self._told))]
+        self._tell(word)

@@ -16,6 +16,7 @@ SILENT_SECONDS: Final = 60.0
 """A supervisor that has said nothing for so long may be gone."""
 
 _MAX_BYTES: Final = 4096
+_MAX_COUNT: Final = 10**12
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -40,6 +41,10 @@ def write_heartbeat(job: JobDirectory, node: str, beat: Heartbeat) -> None:
 def read_heartbeat(job: JobDirectory, node: str) -> Heartbeat | None:
     """The node's last one; None if there is none or it cannot be understood."""
     try:
-        return msgspec.json.decode(read_bounded(job.heartbeat(node), _MAX_BYTES), type=Heartbeat)
+        data = read_bounded(job.heartbeat(node), _MAX_BYTES)
+        found = msgspec.json.decode(data, type=Heartbeat)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    counts = (found.epoch, found.step, found.sample_start_index)
+    sane = min(counts) >= 0 and max(counts) < _MAX_COUNT and 0 <= found.wall < _MAX_COUNT
+    return found if sane else None

@@ -334,7 +334,7 @@ class Supervisor:
 
     @property
     def _is_yet_to_begin(self) -> bool:
-        waits = self._agent is None and self._state is RunState.STARTING
+        waits = self._agent is None and self._state is RunState.STARTING and self._adopting
         return waits and self._preemption.notice is None
 
     def _on_warning(self, warning: EarlyWarning) -> None:

@@ -16,7 +16,7 @@ from tests.slurm import Slurm, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 
-ARGUMENTS = ["--epochs", "3", "--pause", "0.06", "--interval", "20"]
+ARGUMENTS = ["--epochs", "7", "--pause", "0.06", "--interval", "20"]
 LONG = ["--epochs", "1000", "--pause", "0.02", "--interval", "50"]
 
 
@@ -127,7 +127,7 @@ def test_a_preempted_job_is_sealed_queued_again_resumed_and_bit_exact(
     expected = undisturbed(tmp_path, ARGUMENTS)
     cluster = slurm(grace=10)
     job = Submitted(cluster, ARGUMENTS, "--time=60")
-    job.until_step(30)
+    job.until_step(20)
     high = job.high()
     cluster.until(job.number, lambda seen: seen.get("Restarts") == "1", "queued again", seconds=60)
     cluster.until_state(high, "COMPLETED", seconds=60)
@@ -196,7 +196,7 @@ def test_two_nodes_meet_at_the_first_one_and_go_on_after_a_preemption(
     expected = undisturbed(tmp_path, ARGUMENTS)
     cluster = slurm(grace=10, requeue_exit="75,76")
     job = Submitted(cluster, ARGUMENTS, nproc=1, nnodes=2)
-    view = job.until_step(30)
+    view = job.until_step(20)
     assert sorted(worker.node for worker in view.workers) == ["n1", "n2"]
     job.high()
     cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "queued again", 60)

@@ -116,7 +116,8 @@ def install(machine: Machine, root: Path) -> None:
     machine.write(
         "/etc/systemd/system/elastic-ckpt@.service.d/test.conf",
         f"[Service]\nEnvironment=PATH={here}:/usr/bin:/bin PYTHONPATH={REPOSITORY}\n"
-        f"BindPaths={root}\nTimeoutStopSec=3s\nWatchdogSec=4s\nStartLimitBurst=1000\n",
+        f"BindPaths={root}\nBindReadOnlyPaths={REPOSITORY} {sys.prefix}\n"
+        "TimeoutStopSec=3s\nWatchdogSec=4s\nStartLimitBurst=1000\n",
     )
     machine.systemctl("daemon-reload")
 

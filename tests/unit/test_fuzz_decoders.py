@@ -43,6 +43,7 @@ from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.store import journal as journals
 from elastic_ckpt.store import quarantine, running_states
 from elastic_ckpt.store.files import MAX_DEPTH, files_below, read_bounded
+from elastic_ckpt.store.heartbeat import Heartbeat, read_heartbeat
 from elastic_ckpt.store.journal import MAX_LINE_BYTES, Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import LockOwner, read_owner
@@ -309,6 +310,16 @@ def test_a_node_record_of_anything(job: JobDirectory, data: bytes) -> None:
     # The next run counts on from it, and what it then seals must be read again.
     assert 0 <= found.incarnation < MAX_NUMBER and 0 <= found.preemptions < MAX_NUMBER
     found.owner.is_alive()
+
+
+@fuzz()
+@given(data=anything(document(Heartbeat(1e9, 2, 30, 400))))
+def test_a_heartbeat_of_anything(job: JobDirectory, data: bytes) -> None:
+    job.heartbeat("here").write_bytes(data)
+    found = read_heartbeat(job, "here")
+    if found is not None:
+        assert 0 <= found.age_seconds < MAX_NUMBER
+        assert all(0 <= value <= MAX_NUMBER for value in msgspec.structs.astuple(found))
 
 
 def test_a_record_names_no_board_but_its_own_owner_s(job: JobDirectory, tmp_path: Path) -> None:

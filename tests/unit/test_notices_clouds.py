@@ -121,6 +121,23 @@ def test_aws_takes_a_token_away_and_the_source_gets_another(aws: Aws, ear) -> No
     assert all(isinstance(word, Notice) for word in heard.words)
 
 
+def test_a_notice_counts_though_the_next_question_fails(aws: Aws, ear) -> None:
+    aws.documents["events/recommendations/rebalance"] = "no JSON"
+    aws.interrupt("terminate", 120)
+    heard = ear(AwsSource())
+    assert isinstance(heard.one(), Notice)
+    heard.until(lambda words: len(words) == 2, "the trouble")
+    assert isinstance(heard.words[1], Trouble)
+
+
+def test_what_was_told_first_is_forgotten_first(aws: Aws, ear, monkeypatch) -> None:
+    monkeypatch.setattr(polling, "MAX_REMEMBERED", 2)
+    heard = ear(AwsSource())
+    for count, seconds in enumerate((120, 110, 100, 90), start=1):
+        aws.interrupt("stop", seconds)
+        heard.until(lambda words, count=count: len(words) == count, "one more")
+
+
 def test_a_services_own_clock_counts(aws: Aws, ear) -> None:
     """This host's is an hour off, as after a machine was resumed from a snapshot."""
     aws.skew = 3600.0
@@ -188,6 +205,12 @@ def test_azure_tells_of_other_machines_of_the_set(azure: Azure, ear) -> None:
     heard.settled()
     azure.schedule("Terminate", 60, "vm_1", "vm_0")
     assert heard.one().reason == "Terminate"
+
+
+def test_azure_says_no_time_that_makes_sense_and_is_believed(azure: Azure, ear) -> None:
+    azure.schedule("Preempt", 300)
+    azure.events[0]["NotBefore"] = "soon"
+    assert 25 < seconds_left(ear(AzureSource()).one()) <= 30
 
 
 def test_azure_is_believed_where_it_does_not_say_which_machine_this_is(azure: Azure, ear) -> None:

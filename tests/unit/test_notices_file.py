@@ -39,6 +39,7 @@ def test_the_first_line_says_how_long_and_why(path, text, seconds, reason) -> No
     source = FileSource(path, 30.0)
     assert words(source) == []
     path.write_text(text)
+    os.utime(path, (time.time() - 1, time.time() - 1))
     [word] = words(source)
     assert isinstance(word, Notice)
     assert word.deadline - time.monotonic() == pytest.approx(seconds, abs=2)
@@ -91,3 +92,31 @@ def test_each_line_through_a_fifo_is_a_word_and_nobody_waits_for_one(path: Path)
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a file nor a FIFO"):
         words(FileSource(tmp_path, 30.0))
+
+
+def test_no_time_at_all_is_a_notice(path: Path) -> None:
+    source = FileSource(path, 30.0)
+    path.write_text("0 the power fails\n")
+    os.utime(path, (time.time() + 0.1, time.time() + 0.1))
+    [word] = words(source)
+    assert word.reason == "the power fails"
+
+
+def test_a_writer_that_is_slow_has_time_to_write(path: Path) -> None:
+    source = FileSource(path, 30.0)
+    path.touch()
+    assert words(source) == []
+    path.write_text("warning of a storm\n")
+    assert words(source) == [EarlyWarning("file", "of a storm")]
+
+
+def test_another_fifo_of_the_name_is_heard(path: Path) -> None:
+    source = FileSource(path, 30.0)
+    os.mkfifo(path)
+    assert words(source) == []
+    keep = path.with_name("keep")
+    path.rename(keep)  # or the next one may get its inode
+    os.mkfifo(path)
+    assert words(source) == []
+    path.write_text("10 again\n")
+    assert [word.reason for word in words(source)] == ["again"]
