@@ -69,6 +69,7 @@ NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
 PartitionName=DEFAULT Nodes=ALL OverSubscribe=EXCLUSIVE
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=cut PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=gone PriorityTier=1 PreemptMode=CANCEL GraceTime=0
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 """
 
@@ -82,10 +83,10 @@ def why_not() -> str:
 
 
 class Slurm:
-    """The cluster in a directory of its own, with three partitions.
+    """The cluster in a directory of its own, with four partitions.
 
-    A job in ``high`` preempts those in ``low``, after a time of grace, and those in ``cut``, with
-    none. Nodes are not shared: a job has its nodes to itself.
+    A job in ``high`` preempts those in ``low``, after a time of grace, those in ``cut``, with none,
+    and cancels those in ``gone``. Nodes are not shared: a job has its nodes to itself.
 
     Args:
         directory: for everything; its path must be short.

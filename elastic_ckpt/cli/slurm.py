@@ -65,6 +65,7 @@ def requeue_hook(code: int) -> int:
     """
     from elastic_ckpt.notices.slurm import (
         SlurmUnanswered,
+        grace_seconds,
         job_id,
         requeue_exit_codes,
         scontrol,
@@ -76,7 +77,14 @@ def requeue_hook(code: int) -> int:
         raise UsageError("requeue-hook is for a batch script: SLURM_JOB_ID is not set")
     try:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        verdict = judge(code, show_job(job), restarts, requeue_exit_codes())
+        shown = show_job(job)
+        verdict = judge(
+            code,
+            shown,
+            restarts=restarts,
+            requeue_exit=requeue_exit_codes(),
+            grace=grace_seconds(shown.get("Partition", "")),
+        )
         if verdict.requeue:
             scontrol("requeue", job)
     except SlurmUnanswered as error:

@@ -18,19 +18,26 @@ class Verdict:
 
 
 def judge(
-    code: int, job: Mapping[str, str], restarts: int, requeue_exit: Collection[int]
+    code: int,
+    job: Mapping[str, str],
+    *,
+    restarts: int = 0,
+    requeue_exit: Collection[int] = (),
+    grace: float = 0.0,
 ) -> Verdict:
     """What becomes of a job whose step has ended with ``code``.
 
-    A job that is preempted is RUNNING until its grace is over. One that SLURM has queued again
-    already has one restart more than this run knows of. Anything else that is not RUNNING was ended
-    by somebody, unless by its time limit.
+    A job that is preempted is RUNNING until its grace is over, and where preemption cancels jobs it
+    then ends as one that is cancelled does, but not before. One that SLURM has queued again already
+    has one restart more than this run knows of. Anything else that is not RUNNING was ended by
+    somebody, unless by its time limit.
 
     Args:
         code: what ``elastic-ckpt run`` ended with.
-        job: fields of ``scontrol show job``.
+        job: fields of ``scontrol show job``, times in seconds since the epoch.
         restarts: SLURM_RESTART_COUNT of this run.
         requeue_exit: exit codes on which SLURM queues a job again by itself.
+        grace: the partition's GraceTime in seconds.
     """
     state, reason = job.get("JobState", ""), job.get("Reason", "")
     if code not in RUN_AGAIN:
@@ -38,8 +45,18 @@ def judge(
     if int(job.get("Restarts") or 0) > restarts:
         return Verdict(False, "SLURM has queued it again")
     timed_out = state == "TIMEOUT" or reason == "TimeLimit"
-    if state != "RUNNING" and not timed_out:
+    taken = _seconds(job, "PreemptTime")
+    preempted = taken > 0 and _seconds(job, "EndTime") >= taken + grace
+    if state != "RUNNING" and not (timed_out or preempted):
         return Verdict(False, f"somebody ended it ({state})")
-    if code in requeue_exit:
+    if code in requeue_exit and not preempted:  # a job that preemption cancels has no exit code
         return Verdict(False, f"SLURM queues it again on {code} (RequeueExit)")
-    return Verdict(True, "its time limit came" if timed_out else f"it ended with {code}")
+    if state == "RUNNING":
+        return Verdict(True, f"it ended with {code}")
+    return Verdict(True, "its time limit came" if timed_out else "it was preempted")
+
+
+def _seconds(job: Mapping[str, str], name: str) -> float:
+    """A time; 0 for None and Unknown."""
+    text = job.get(name, "")
+    return float(text) if text.isdecimal() else 0.0

@@ -165,9 +165,13 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Callable[..., Slurm
         assert cluster.show(job.number)["JobState"] == "CANCELLED"
 
 
-def test_a_partition_without_grace_leaves_kill_wait(slurm: Callable[..., Slurm]) -> None:
+@pytest.mark.parametrize("partition", ["cut", "gone"])
+def test_a_partition_without_grace_leaves_kill_wait(
+    slurm: Callable[..., Slurm], partition: str
+) -> None:
+    """Whether SLURM queues the jobs that it preempts there again or cancels them."""
     cluster = slurm(requeue_exit="75,76")
-    job = Submitted(cluster, LONG, "--partition=cut")
+    job = Submitted(cluster, LONG, f"--partition={partition}")
     job.until_step(30)
     job.high()
     view = job.until(lambda view: view.incarnation == 2 and view.state == "running", "again", 90)
