@@ -192,7 +192,7 @@ def _settings(
     """What was asked for; the names are those of the options."""
     from elastic_ckpt.supervisor.settings import RunSettings
 
-    _check_script(script)
+    check_script(script)
     platforms = choose(notice_source)
     grace = known_grace(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
@@ -306,7 +306,8 @@ def _say(line: str) -> None:
         os.close(null)
 
 
-def _check_script(script: Path) -> None:
+def check_script(script: Path) -> None:
+    """UsageError if it is not there, or cannot be read."""
     if not script.is_file():
         raise UsageError(f"there is no script {script}: give its path after --")
     if not os.access(script, os.R_OK):

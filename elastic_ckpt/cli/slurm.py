@@ -41,13 +41,14 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
       elastic-ckpt slurm submit job.toml -- --partition=low --time=24:00:00 --gres=gpu:8
       elastic-ckpt slurm submit job.toml --dry-run > job.sbatch
     """
-    from elastic_ckpt.cli.run import parse
+    from elastic_ckpt.cli.run import check_script, parse
 
     params = parse(["--config", str(job_file)])
     script = batch_script(job_file.absolute(), params, options)
     if dry_run:
         click.echo(script, nl=False)
         return 0
+    check_script(params["script"])
     number = _sbatch(options, script)
     if not is_array(options):  # whose tasks have directories of their own
         remember_job(number, Path(params["directory"]).absolute())

@@ -56,6 +56,11 @@ def test_a_name_or_path_cannot_leave_its_line(file: Path, tmp_path: Path) -> Non
     assert words[-1] == str(other)
 
 
+def test_a_script_that_is_not_there_is_not_submitted(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no script .*train\.py"):
+        CliRunner().invoke(submit, [str(file)], catch_exceptions=False)
+
+
 def test_a_job_file_that_is_wrong_is_not_submitted(file: Path) -> None:
     file.write_text(file.read_text() + "nproks = 2\n")
     with pytest.raises(UsageError, match="did you mean nproc"):
