@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from elastic_ckpt.cli.slurm_script import batch_script, is_array
-from elastic_ckpt.core.requeue import judge
+from elastic_ckpt.core.requeue import Verdict, judge
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import SlurmRefused, UsageError
 from elastic_ckpt.store.slurm_jobs import remember_job
 
 _ANSWER_SECONDS = 60.0
+_PATIENCE_SECONDS = 300.0
+_AGAIN_SECONDS = 5.0
 
 
 @click.group("slurm")
@@ -65,7 +68,6 @@ def requeue_hook(code: int) -> int:
     For the end of a batch script; ends with CODE.
     """
     from elastic_ckpt.notices.slurm import (
-        SlurmUnanswered,
         grace_seconds,
         job_id,
         requeue_exit_codes,
@@ -76,24 +78,42 @@ def requeue_hook(code: int) -> int:
     job = job_id()
     if not job:
         raise UsageError("requeue-hook is for a batch script: SLURM_JOB_ID is not set")
-    try:
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+    def look_and_act() -> Verdict:
         shown = show_job(job)
         verdict = judge(
             code,
             shown,
-            restarts=restarts,
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
             requeue_exit=requeue_exit_codes(),
             grace=grace_seconds(shown.get("Partition", "")),
         )
         if verdict.requeue:
             scontrol("requeue", job)
-    except SlurmUnanswered as error:
-        hint = "; submit it with --requeue" if "disabled" in str(error) else ""
-        raise SlurmRefused(f"job {job} cannot be queued again: {error}{hint}") from None
+        return verdict
+
+    verdict = _patiently(look_and_act, job)
     what = "queued again" if verdict.requeue else "not queued again from here"
     click.echo(f"elastic-ckpt: job {job} is {what}: {verdict.why}", err=True)
     return code
+
+
+def _patiently(look_and_act: Callable[[], Verdict], job: str) -> Verdict:
+    """Once more, and again, if the controller does not answer: it may be on its way to another
+    host, and nothing ends the job meanwhile."""
+    from elastic_ckpt.notices.slurm import SlurmUnanswered
+
+    limit = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return look_and_act()
+        except SlurmUnanswered as error:
+            final = "disabled" in str(error) or "Invalid" in str(error)
+            if final or time.monotonic() > limit:
+                hint = "; submit it with --requeue" if "disabled" in str(error) else ""
+                raise SlurmRefused(f"job {job} cannot be queued again: {error}{hint}") from None
+            click.echo(f"elastic-ckpt: {error}: trying again", err=True)
+            time.sleep(_AGAIN_SECONDS)
 
 
 def _sbatch(options: Sequence[str], script: str) -> str:

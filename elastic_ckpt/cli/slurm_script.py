@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Final
 _SCRIPT: Final = """\
 #!/bin/bash
 #SBATCH --job-name={name}
-{nodes}#SBATCH --ntasks-per-node=1
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={output}
@@ -19,8 +21,10 @@ _SCRIPT: Final = """\
 # done. It must not pass the signal on: srun would kill its tasks.
 trap : TERM
 
-# One supervisor on each node; it launches the workers.
-srun elastic-ckpt run --config {config}{directory}
+# One supervisor on each node; it launches the workers. Since 22.05 srun does not take the number of
+# processors over by itself.
+srun ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
+    elastic-ckpt run --config {config}{directory}
 code=$?
 
 # 75 and 76 ask for another run. Whether the job was cancelled meanwhile, SLURM knows.
@@ -39,10 +43,12 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
     array = is_array(options)
     directory = Path(params["directory"]).absolute()
     task = f' --dir {shlex.quote(str(directory))}/task-"$SLURM_ARRAY_TASK_ID"'
-    nodes = params.get("nnodes") or "1"
+    from elastic_ckpt.supervisor.rendezvous import parse_nodes
+
+    least, most = parse_nodes(params.get("nnodes") or "1")
     return _SCRIPT.format(
         name=_word(params.get("name") or directory.name),
-        nodes=f"#SBATCH --nodes={nodes.replace(':', '-')}\n",
+        nodes=f"{least}-{most}" if most > least else str(least),
         output="slurm-%A_%a.out" if array else "slurm-%j.out",
         config=shlex.quote(str(job_file)),
         directory=task if array else "",
@@ -51,7 +57,9 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
 
 def is_array(options: Sequence[str]) -> bool:
     """Whether these options of sbatch make an array of jobs."""
-    return any(option.startswith(("--array", "-a")) for option in options)
+    return "SBATCH_ARRAY_INX" in os.environ or any(
+        option.startswith(("--ar", "-a")) for option in options
+    )
 
 
 def _word(text: str) -> str:

@@ -13,11 +13,13 @@ class Notice:
         source: who said it, for example ``signal``.
         reason: what it said, for example ``SIGTERM``.
         deadline: on the monotonic clock, in seconds.
+        is_guess: the deadline is assumed; one that is known takes its place, earlier or later.
     """
 
     source: str
     reason: str
     deadline: float
+    is_guess: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Trouble:
 
 def tightest(current: Notice | None, new: Notice) -> Notice:
     """The notice that counts: the one with the earlier deadline; a repeat changes nothing."""
-    if current is None or new.deadline < current.deadline:
+    if current is None or (current.is_guess and not new.is_guess):
+        return new
+    if new.deadline < current.deadline and not (new.is_guess and not current.is_guess):
         return new
     return current
 

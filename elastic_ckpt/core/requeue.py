@@ -8,6 +8,9 @@ from typing import Final
 
 RUN_AGAIN: Final = frozenset({75, 76})
 
+_CLOCK_SECONDS: Final = 2.0
+"""What SLURM's whole seconds may be apart."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -46,7 +49,8 @@ def judge(
         return Verdict(False, "SLURM has queued it again")
     timed_out = state == "TIMEOUT" or reason == "TimeLimit"
     taken = _seconds(job, "PreemptTime")
-    preempted = taken > 0 and _seconds(job, "EndTime") >= taken + grace
+    late = _seconds(job, "EndTime") - (taken + grace)
+    preempted = taken > 0 and abs(late) <= _CLOCK_SECONDS
     if state != "RUNNING" and not (timed_out or preempted):
         return Verdict(False, f"somebody ended it ({state})")
     if code in requeue_exit and not preempted:  # a job that preemption cancels has no exit code

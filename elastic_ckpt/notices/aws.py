@@ -75,7 +75,10 @@ class AwsSource(PollingSource):
         if time.monotonic() >= self._renew_at:
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
             url = f"{self._base}/latest/api/token"
-            token = request(url, headers, method="PUT", body=b"").text
+            try:
+                token = request(url, headers, method="PUT", body=b"").text
+            except Unanswered as error:  # a 404 here is no "nothing yet"
+                raise Unanswered(f"no token: {error}") from None
             if not (token.isascii() and token.isprintable()):
                 raise Unanswered(f"{url} gives no token")
             self._token = token

@@ -20,6 +20,9 @@ from elastic_ckpt.notices.polling import PollingSource
 
 _MAX_BYTES: Final = 4096
 _MAX_SECONDS: Final = 7 * 86400.0
+_YOUNG_SECONDS: Final = 10.0
+"""What was written so shortly before a run began is meant for it."""
+
 _SETTLED_SECONDS: Final = 1.0
 """How old an empty file is before it counts as one that was meant to be empty."""
 
@@ -60,8 +63,9 @@ class FileSource(PollingSource):
             if not line and age < _SETTLED_SECONDS:
                 return  # somebody may be about to write to it
             word = self._read(line, now - age)
-            young = found.st_mtime >= self._began
-            if isinstance(word, EarlyWarning) or young or word.deadline > now:
+            young = found.st_mtime >= self._began or age < _YOUNG_SECONDS
+            lasts = isinstance(word, Notice) and word.deadline > now
+            if young or lasts:
                 yield (found.st_mtime_ns, line), word
 
     def _through_fifo(self, inode: int) -> list[str]:

@@ -31,15 +31,22 @@ class SignalSource(NoticeSource):
     name = "signal"
 
     def __init__(
-        self, grace: float, *, stop_at_once: Callable[[], None], reload: Callable[[], None]
+        self,
+        grace: float,
+        *,
+        is_guess: bool = False,
+        stop_at_once: Callable[[], None],
+        reload: Callable[[], None],
     ) -> None:
         """
         Args:
             grace: seconds from a signal to the end of the node.
+            is_guess: another source knows better, once it has been asked.
             stop_at_once: called on a second SIGINT.
             reload: called on SIGHUP without a controlling terminal.
         """
         self._grace = grace
+        self._is_guess = is_guess
         self._stop_at_once = stop_at_once
         self._reload = reload
         self._tell: Tell = lambda word: None
@@ -86,7 +93,8 @@ class SignalSource(NoticeSource):
         grace = self._grace
         if number == signal.SIGINT:
             grace = max(grace, INTERACTIVE_GRACE_SECONDS)
-        return Notice(self.name, signal.Signals(number).name, at + grace)
+        name = signal.Signals(number).name
+        return Notice(self.name, name, at + grace, is_guess=self._is_guess)
 
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         self._arrived.append((number, time.monotonic()))

@@ -23,6 +23,8 @@ KILL_WAIT_SECONDS: Final = 30.0
 """SLURM's default, where nobody says."""
 
 
+_SELDOM_SECONDS: Final = 300.0
+_OFTEN_SECONDS: Final = 15.0
 _FIRST_PORT: Final = 29400
 _PORTS: Final = 1000
 
@@ -35,7 +37,7 @@ class SlurmSource(PollingSource):
     """Asks the controller seldom, and at once when a signal has come."""
 
     name = "slurm"
-    interval_seconds = 300.0
+    interval_seconds = _SELDOM_SECONDS
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         super().__init__()
@@ -63,12 +65,15 @@ class SlurmSource(PollingSource):
         end = _time(job, "EndTime")
         preempted = _time(job, "PreemptTime")
         if preempted and job.get("JobState") == "RUNNING":
-            end = end or preempted + grace_seconds(job.get("Partition", ""))
-            yield "preempted", Notice(self.name, "preempted", now + end - wall)
+            grace = end - preempted if end else grace_seconds(job.get("Partition", ""))
+            # The controller's clock says both; this node's may be another one.
+            yield "preempted", Notice(self.name, "preempted", (signalled or now) + grace)
         elif signalled and job.get("JobState") != "RUNNING":
             what = "time limit" if job.get("Reason") == "TimeLimit" else "cancelled or requeued"
             yield "ends", Notice(self.name, what, signalled + kill_wait_seconds())
         elif end and job.get("TimeLimit") != "UNLIMITED":
+            # It may be moved: look more often as it comes near.
+            self.interval_seconds = min(_SELDOM_SECONDS, max(_OFTEN_SECONDS, (end - wall) / 4))
             yield ("limit", end), Limit(self.name, "time limit", now + end - wall)
 
 
@@ -110,7 +115,10 @@ def kill_wait_seconds() -> float:
 
 def requeue_exit_codes() -> set[int]:
     """Exit codes on which SLURM queues a job again by itself."""
-    return {int(code) for code in re.findall(r"\d+", show_config().get("RequeueExit", ""))}
+    found: set[int] = set()
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", show_config().get("RequeueExit", "")):
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def head_endpoint() -> str:

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from elastic_ckpt.core.deadline import EarlyWarning, Limit, Notice, Trouble
+from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.notices import NoticeSource, Word
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.store.journal import Journal
+
+FAR_SECONDS: Final = 900.0
+"""A deadline that is further away is a limit, before which there is time to train."""
 
 SETTLE_SECONDS: Final = 2.0
 """How long a start waits for the sources' first answers."""
@@ -34,7 +38,8 @@ class Listener:
         self._journal = journal
         self._wake = wake
         self._words: deque[Word] = deque()
-        self._limits: dict[str, tuple[Limit, float]] = {}  # and when each was heard
+        self._limits: dict[tuple[str, str], tuple[Limit, float]] = {}  # and when each was heard
+        self._noticed = False
         self._started = 0.0
 
     def start(self, now: float) -> None:
@@ -55,8 +60,8 @@ class Listener:
 
     @property
     def pending(self) -> bool:
-        """Whether a signal has come that was not taken in."""
-        return self._signals.pending
+        """Whether a signal or a notice has come that was not taken in."""
+        return self._signals.pending or self._noticed
 
     def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Notice | EarlyWarning]:
         """Notices and warnings since the last time; the rest is for the journal.
@@ -64,6 +69,7 @@ class Listener:
         Args:
             lead: how many seconds before a limit its notice is due.
         """
+        self._noticed = False
         self._signals.deliver()
         while self._words:
             word = self._words.popleft()
@@ -71,10 +77,17 @@ class Listener:
                 case Trouble():
                     self._journal.write("notice_source", source=word.source, what=word.what)
                 case Limit():
-                    self._limits[word.source] = word, now
+                    self._limits[word.source, word.reason] = word, now
                 case EarlyWarning():
                     self._journal.write("warning", source=word.source, reason=word.reason)
                     yield word
+                case Notice() if word.deadline - now > FAR_SECONDS:
+                    # As Azure says days before that a host will be mended.
+                    limit = Limit(word.source, word.reason, word.deadline)
+                    self._limits[word.source, word.reason] = limit, now
+                    left = f"{word.reason} in {human_duration(word.deadline - now)}"
+                    self._journal.write("warning", source=word.source, reason=left)
+                    yield EarlyWarning(word.source, left)
                 case Notice():
                     if word.source == self._signals.name:
                         self._ask_others()
@@ -91,7 +104,7 @@ class Listener:
         for limit, heard in list(self._limits.values()):
             # At most half of it, or a short limit would leave no time to train in.
             if limit.deadline - now <= min(lead, (limit.deadline - heard) / 2):
-                del self._limits[limit.source]
+                del self._limits[limit.source, limit.reason]
                 yield Notice(limit.source, limit.reason, limit.deadline)
 
     def _ask_others(self) -> None:
@@ -100,4 +113,5 @@ class Listener:
 
     def _hear(self, word: Word) -> None:
         self._words.append(word)
+        self._noticed = self._noticed or isinstance(word, Notice)
         self._wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.board import Board
@@ -16,6 +17,10 @@ LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
 
 CALLED_OFF_SECONDS: Final = 60.0
 """A node that is still there so long after its deadline stays."""
+
+
+LEAST_SECONDS: Final = 5.0
+"""For a deadline that a platform says has passed: to kill at once would save nothing for sure."""
 
 
 class Preemption:
@@ -37,6 +42,9 @@ class Preemption:
 
     def heed(self, notice: Notice) -> bool:
         """Take a notice; False if it changes nothing."""
+        least = time.monotonic() + LEAST_SECONDS
+        if notice.source != "signal" and notice.deadline < least:
+            notice = replace(notice, deadline=least)
         chosen = tightest(self.notice, notice)
         if chosen is self.notice:
             return False

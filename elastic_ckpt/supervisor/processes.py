@@ -117,17 +117,20 @@ def reap(keep: int) -> None:
             continue
 
 
-def reap_strangers() -> None:
+def reap_strangers(agent: int) -> None:
     """As PID 1, which a container's first process is: collect whom the kernel gave us and nobody
-    waits for. What we started ourselves is in our session or the first one of its own.
+    waits for. What we started ourselves is in our session, but for the agent.
+
+    Args:
+        agent: its pid.
     """
     if os.getpid() != 1:
         return
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() != psutil.STATUS_ZOMBIE or process.pid == agent:
                 continue
-            if os.getsid(process.pid) not in (os.getsid(0), process.pid):
+            if os.getsid(process.pid) != os.getsid(0):
                 os.waitpid(process.pid, os.WNOHANG)
 
 

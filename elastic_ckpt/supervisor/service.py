@@ -76,15 +76,19 @@ class Service:
 
         return begin
 
-    def stopping(self, now: float, seen: Hashable) -> None:
-        """The run ends; it may take as long as it gets on, which ``seen`` shows by changing."""
+    def stopping(self, now: float, seen: Hashable, step_seconds: float = 0.0) -> None:
+        """The run ends; it may take as long as it gets on, which ``seen`` shows by changing.
+
+        Args:
+            step_seconds: of the ranks, whose step may end without a sign until then.
+        """
         if not self._is_stopping:
             self._is_stopping = True
             self._send("STOPPING=1")
             self._next_extension = now
         if seen != self._seen:
             self._seen, self._moved_at = seen, now
-        if now - self._moved_at < STOP_SECONDS:
+        if now - self._moved_at < max(STOP_SECONDS, 2 * step_seconds):
             self._extend(now, STOP_SECONDS)
 
     def ready(self) -> None:

@@ -29,7 +29,7 @@ from elastic_ckpt.core.hang import Hang
 from elastic_ckpt.core.progress import in_lines
 from elastic_ckpt.core.restart import Action
 from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
-from elastic_ckpt.errors import ExitCode, UsageError
+from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.store.journal import Journal
@@ -54,6 +54,7 @@ from elastic_ckpt.supervisor.reload import reload
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.save_adviser import SaveAdviser
+from elastic_ckpt.supervisor.save_forecast import step_seconds
 from elastic_ckpt.supervisor.service import Service
 from elastic_ckpt.supervisor.settings import RunSettings
 
@@ -121,7 +122,12 @@ class Supervisor:
         self._adopting = True
         self._at_once = False
         self._begin_anew = self._changes_agent = False  # ranks must be told something else
-        signals = SignalSource(settings.grace, stop_at_once=self._stop_at_once, reload=self._reload)
+        signals = SignalSource(
+            settings.grace,
+            is_guess="slurm" in settings.notice_sources,
+            stop_at_once=self._stop_at_once,
+            reload=self._reload,
+        )
         others = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
         self._listener = Listener(signals, others, self._journal, self._wake)
 
@@ -208,13 +214,14 @@ class Supervisor:
     def _serve_outside(self) -> None:
         """Beat, and tell systemd how it is; it waits for a save as long as that gets on."""
         now = time.monotonic()
-        reap_strangers()
+        reap_strangers(self._agent.pid if self._agent else 0)
         self._heart.turn()
         self._service.serve(now, self._state, self._account.record.message)
         if self._state is RunState.DRAINING:
             slots = self._board.read_slots()
             seen = tuple(slot.beat for slot in slots), activity(slot.pid for slot in slots)
-            self._service.stopping(now, seen)
+            step = max((step_seconds(slot) for slot in slots), default=0.0)
+            self._service.stopping(now, seen, step)
 
     def _serve_clock(self) -> None:
         now = time.monotonic()
@@ -345,7 +352,7 @@ class Supervisor:
             self._on_notice(Notice(warning.source, warning.reason, deadline))
         elif self._settings.on_warning == "save":
             self._account.say(f"{what}: saving early")
-            with contextlib.suppress(OSError):  # a full disk; what is in memory counts
+            with contextlib.suppress(OSError, ElasticCkptError):  # what is there already counts
                 ask_for_save(self._job)
 
     def _save_or_drain(self, agent: AgentProcess, *, first: bool) -> None:
@@ -462,7 +469,7 @@ class Supervisor:
 
     def _start_agent(self) -> None:
         settings = self._settings
-        self._agent_ready = False
+        self._agent_ready = self._begin_anew = False
         self._agent = AgentProcess(
             worker_spec(
                 settings,
@@ -512,8 +519,8 @@ class Supervisor:
         self._service.reloading()
         try:
             found = reload(self._settings, self._reread())
-        except UsageError as error:
-            said = f"nothing changed: {error}"
+        except (ElasticCkptError, OSError, ValueError, RuntimeError) as error:
+            said = f"nothing changed: {error}"  # and the job trains on, whatever it was
         else:
             said, self._settings = found.said, found.settings
             self._begin_anew = self._begin_anew or found.anew

@@ -106,6 +106,16 @@ def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -
         job.until_training()
 
 
+def test_a_deadline_that_has_passed_still_leaves_time_to_try(tmp_path: Path) -> None:
+    """AWS hibernates a machine at once, and says so afterwards."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with Job(tmp_path, *LONG) as job:
+        job.start("--notice-file", str(fifo)).until_training()
+        fifo.write_text("0 gone already\n")
+        assert job.wait() == 75, job.output()
+
+
 def test_a_dead_service_costs_a_line(tmp_path: Path, cloud_environment) -> None:
     with Aws() as aws, Job(tmp_path, "--epochs", "2") as job:
         aws.fault = "500"

@@ -57,8 +57,9 @@ def test_it_reaps_what_the_kernel_gives_it(tmp_path: Path) -> None:
     with contained(tmp_path, *LONG) as job:
         init = training(job)
         enter = ["nsenter", "-t", str(init.pid), "--pid", "--mount", "setsid", "sh", "-c"]
-        subprocess.run([*enter, "sleep 0.3 & sleep 0.3 & sleep 0.3 &"], check=True, timeout=20)
-        strangers = [p for p in init.children() if p.name() in ("sleep", "sh")]
+        orphans = "sleep 0.3 & sleep 0.3 & setsid sleep 0.3 &"
+        subprocess.run([*enter, orphans], check=True, timeout=20)
+        strangers = [p for p in init.children() if p.name() in ("sleep", "sh", "setsid")]
         assert len(strangers) == 3
         gone, left = psutil.wait_procs(strangers, timeout=10)
         assert (len(gone), left) == (3, []), [p.status() for p in left]

@@ -58,6 +58,9 @@ def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
         assert said.startswith("nothing changed: ") and "did you mean save-interval" in said
         file.write_text('grace = 20\nmemory-dir = "a\\u0000b"\nname = "c\\u0000"\n')
         reload(job, 2)
+        (tmp_path / "loop").symlink_to("loop")
+        file.write_text('dir = "loop/x"\n')
+        reload(job, 3)
         file.write_text("grace = 20\nmax-failures = 7\n")
-        assert reload(job, 3).endswith("what else differs counts from the next start")
+        assert reload(job, 4).endswith("what else differs counts from the next start")
         job.until_step(job.view().position.step + 5)

@@ -30,6 +30,14 @@ def test_a_repeat_changes_nothing() -> None:
     assert tightest(EARLY, repeat) is EARLY
 
 
+@pytest.mark.parametrize("known", [60.0, 240.0])
+def test_what_is_known_takes_the_place_of_a_guess_and_not_the_other_way(known: float) -> None:
+    guess = Notice("signal", "SIGTERM", 120.0, is_guess=True)
+    answer = Notice("slurm", "preempted", known)
+    assert tightest(guess, answer) is answer
+    assert tightest(answer, guess) is answer
+
+
 @pytest.mark.parametrize(
     ("grace", "margin"),
     [(120.0, 1.0), (10.0, 1.0), (9.0, 0.9), (2.0, 0.2), (0.0, 0.0), (-5.0, 0.0)],

@@ -101,3 +101,23 @@ def test_a_start_waits_for_first_answers_but_not_for_long(scene) -> None:
     assert scene.listener.is_settled(100.0 + SETTLE_SECONDS)
     scene.cloud.settled = True
     assert scene.listener.is_settled(100.0)
+
+
+def test_a_deadline_that_is_far_away_is_a_warning_and_a_limit(scene) -> None:
+    """As Azure has them for a host that will be mended in days."""
+    scene.cloud.tell(Notice("cloud", "Redeploy", 100.0 + 3 * 86400.0))
+    assert scene.heard(100.0) == [EarlyWarning("cloud", "Redeploy in 3 d")]
+    assert scene.heard(100.0 + 2 * 86400.0) == []
+    assert scene.heard(100.0 + 3 * 86400.0 - 5) == [
+        Notice("cloud", "Redeploy", 100.0 + 3 * 86400.0)
+    ]
+
+
+def test_a_notice_that_was_not_taken_in_is_pending(scene) -> None:
+    assert not scene.listener.pending
+    scene.cloud.tell(Trouble("cloud", "does not answer"))
+    assert not scene.listener.pending
+    scene.cloud.tell(Notice("cloud", "gone", 200.0))
+    assert scene.listener.pending
+    scene.heard(100.0)
+    assert not scene.listener.pending

@@ -64,6 +64,12 @@ def test_a_file_of_yesterday_says_nothing_of_today(path: Path) -> None:
     assert words(FileSource(path, 30.0)) == []
 
 
+def test_a_warning_of_yesterday_says_nothing_either(path: Path) -> None:
+    path.write_text("warning of a storm\n")
+    os.utime(path, (time.time() - 86400, time.time() - 86400))
+    assert words(FileSource(path, 30.0)) == []
+
+
 def test_one_file_has_one_key_until_it_is_written_again(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.write_text("100\n")

@@ -61,13 +61,15 @@ def test_no_limit_is_none(controller: Controller) -> None:
     assert asked(SlurmSource({"SLURM_JOB_ID": "7"})) == []
 
 
-@pytest.mark.parametrize(("end", "left"), [(50.0, 50), ("Unknown", 47)])
-def test_a_preempted_job_has_its_grace(controller: Controller, end, left: int) -> None:
-    """One without a limit has no end for as long as the grace lasts."""
-    controller.job |= {"PreemptTime": -3.0, "EndTime": end, "TimeLimit": "UNLIMITED"}
+@pytest.mark.parametrize("skew", [0.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_preempted_job_has_its_grace(controller: Controller, limited: bool, skew: float) -> None:
+    """One without a limit has no end for as long as the grace lasts; whatever this node's clock."""
+    end = skew + 50.0 if limited else "Unknown"
+    controller.job |= {"PreemptTime": skew, "EndTime": end, "TimeLimit": "UNLIMITED"}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.hurry()
-    assert asked(source) == [(Notice, "preempted", left)]
+    assert asked(source) == [(Notice, "preempted", 50)]
 
 
 @pytest.mark.parametrize(
@@ -115,3 +117,16 @@ def test_a_value_may_hold_blanks() -> None:
     found = fields(line)
     assert found["JobName"] == "a b c"
     assert (found["JobId"], found["Reason"]) == ("7", "None")
+
+
+def test_exit_codes_may_be_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "scontrol", lambda *_: "RequeueExit = 3,70-76\n")
+    assert slurm.requeue_exit_codes() == {3, *range(70, 77)}
+
+
+def test_it_looks_more_often_as_the_limit_comes_near(controller: Controller) -> None:
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    for left, interval in ((7200.0, 300.0), (400.0, 100.0), (20.0, 15.0)):
+        controller.job |= {"TimeLimit": "01:00:00", "EndTime": left}
+        asked(source)
+        assert source.interval_seconds == pytest.approx(interval, abs=1)

@@ -67,6 +67,14 @@ def test_a_stop_is_extended_while_something_moves_and_not_longer(manager: Manage
     assert not any(extended[extended.index(False) :])
 
 
+def test_ranks_in_a_long_step_need_not_move(manager: Manager) -> None:
+    extended = []
+    for second in range(100):
+        manager.service.stopping(100.0 + second, "the same", step_seconds=40.0)
+        extended.append("EXTEND_TIMEOUT_USEC=15000000" in manager.told())
+    assert extended.index(False) == 80
+
+
 def test_stopping_is_said_once(manager: Manager) -> None:
     for second in range(3):
         manager.service.stopping(100.0 + second, second)

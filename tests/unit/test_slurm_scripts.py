@@ -42,13 +42,21 @@ def test_nodes_are_asked_for_as_slurm_writes_them(file: Path) -> None:
     assert "#SBATCH --nodes=2-4\n" in dry_run(file)
 
 
+def test_nodes_are_numbers_and_nothing_else(file: Path) -> None:
+    file.write_text(file.read_text() + r'nnodes = "2\nrm -rf / #"' + "\n")
+    with pytest.raises(UsageError, match="--nnodes"):
+        dry_run(file)
+
+
 def test_a_name_or_path_cannot_leave_its_line(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "a b'c;$(d).toml"
     text = file.read_text().replace('name = "gpt"', r'name = "x\nrm -rf /"')
     other.write_text(text)
     script = dry_run(other)
     assert "#SBATCH --job-name=x-rm--rf--\n" in script
-    [line] = [line for line in script.splitlines() if line.startswith("srun")]
+    lines = script.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("srun"))
+    line = "\n".join(lines[start : start + 2])
     words = subprocess.run(
         ["bash", "-c", f"srun() {{ printf '%s\\n' \"$@\"; }}; {line}"],
         capture_output=True, text=True,
