@@ -8,7 +8,8 @@ PYTEST_FLAGS ?=
 
 # Two at a time; only the faults have the machine to themselves.
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 tests/unit tests/integration && $1/bin/python -m pytest tests/faults
+tests = $1/bin/python -m pytest -n 2 -m '$2' tests/unit tests/integration && \
+	$1/bin/python -m pytest -m '$2' tests/faults
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
@@ -19,7 +20,7 @@ demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
 
 test: .venv/.ready
-	$(call tests,.venv)
+	$(call tests,.venv,not faults_full)
 
 # Every system call of a save, and every state that a power cut can leave.
 test-faults: .venv/.ready
@@ -46,9 +47,10 @@ chaos: .venv/.ready
 test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
-# The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances.
+# The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances, and
+# without what does not depend on torch.
 test-latest: .venv-latest/.ready
-	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest)
+	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,not faults_full and not one_torch)
 
 # The wheel in an environment that has torch and no ColossalAI.
 test-wheel: .venv-wheel/.ready

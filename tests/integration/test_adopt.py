@@ -16,6 +16,8 @@ from tests.integration.ranks import run_ranks
 from tests.integration.test_colossalai import boosted, same, state_of, train
 from tests.job import environment
 
+pytestmark = pytest.mark.one_torch
+
 
 def save_plainly(rank: int, directory: str) -> None:
     """As the scripts of ColossalAI do, which know nothing of us."""

@@ -2,10 +2,14 @@
 
 import signal
 
+import pytest
+
 from elastic_ckpt.core.optimal_interval import FIRST_SAVE_SECONDS, daly_interval
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.requests import ask_for_save
 from tests.job import Job
+
+pytestmark = pytest.mark.one_torch
 
 
 def test_the_interval_follows_from_what_a_save_costs_and_the_next_run_knows_it(tmp_path):

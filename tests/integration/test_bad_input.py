@@ -162,6 +162,8 @@ def test_a_missing_process_group_is_told(tmp_path):
     text = """
 import torch
 from elastic_ckpt import Session
+
+pytestmark = pytest.mark.one_torch
 with Session(model=torch.nn.Linear(1, 1)):
     pass
 """

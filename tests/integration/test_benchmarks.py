@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
+
 ROOT = Path(__file__).parents[2]
 ROWS = {
     "durable": 3,

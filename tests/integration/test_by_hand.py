@@ -18,7 +18,10 @@ from tests.job import Job, environment
 
 ELSEWHERE = ["unshare", "--fork", "--pid", "--mount-proc"]  # where pids mean other processes
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+pytestmark = [
+    pytest.mark.one_torch,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root"),
+]
 
 
 def status(job: Job) -> StatusView:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
+
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "colossalai_save.py"

@@ -8,6 +8,8 @@ import pytest
 
 from tests.job import Job, environment
 
+pytestmark = pytest.mark.one_torch
+
 
 def drill(job, *options):
     command = [sys.executable, "-m", "elastic_ckpt", "drill", str(job.directory), *options]

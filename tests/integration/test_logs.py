@@ -11,6 +11,8 @@ import pytest
 
 from tests.job import SCRIPTS, Job, environment
 
+pytestmark = pytest.mark.one_torch
+
 FAILING = SCRIPTS / "failing.py"
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.clouds import Aws, Azure, Cloud
 from tests.job import Job
 
+pytestmark = pytest.mark.one_torch
+
 LONG = ("--epochs", "1000", "--pause", "0.01")
 
 

@@ -15,7 +15,10 @@ from tests.job import Job, survivors
 
 LONG = ("--epochs", "1000", "--pause", "0.01")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+pytestmark = [
+    pytest.mark.one_torch,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root"),
+]
 
 
 def contained(directory: Path, *arguments: str) -> Job:

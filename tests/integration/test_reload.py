@@ -6,7 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.job import TINY, Job
+
+pytestmark = pytest.mark.one_torch
 
 
 def told(job: Job) -> list[str]:

@@ -12,6 +12,8 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import read_manifest, verify_full
 from tests.job import SCRIPTS, Job
 
+pytestmark = pytest.mark.one_torch
+
 KEEPER = SCRIPTS / "keeper.py"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
 
