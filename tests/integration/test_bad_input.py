@@ -9,6 +9,8 @@ import pytest
 from elastic_ckpt.core.manifest import sign
 from tests.job import TINY, Job, environment
 
+pytestmark = pytest.mark.one_torch
+
 
 def errors_of(job: Job) -> list[str]:
     return [line for line in job.log.read_text().splitlines() if "error:" in line]
@@ -162,8 +164,6 @@ def test_a_missing_process_group_is_told(tmp_path):
     text = """
 import torch
 from elastic_ckpt import Session
-
-pytestmark = pytest.mark.one_torch
 with Session(model=torch.nn.Linear(1, 1)):
     pass
 """
