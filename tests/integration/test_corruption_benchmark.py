@@ -69,8 +69,6 @@ sys.path.insert(0, "benchmarks")
 import corruption_peers as peers
 import elastic_ckpt.store.verify as verify
 
-pytestmark = pytest.mark.one_torch
-
 def crash():
     yield 1
     os.kill(os.getpid(), signal.SIGSEGV)
