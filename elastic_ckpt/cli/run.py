@@ -21,6 +21,7 @@ from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.notices.platforms import choose
+from elastic_ckpt.notices.signals import hold_signals
 from elastic_ckpt.store import records
 from elastic_ckpt.store.layout import JobDirectory
 
@@ -156,6 +157,7 @@ def command(context: click.Context, /, print_config: bool, **options: Any) -> in
         click.echo(shown(context))
         return 0
     _open_standard_streams()
+    hold_signals()
     settings = _settings(**options)
     _remember_slurm_job(settings)
     return int(_supervisor(settings, lambda: settings_of(context.meta[_CALLED_WITH])).run())

@@ -25,6 +25,17 @@ INTERACTIVE_GRACE_SECONDS: Final = 300.0
 _NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+_early: deque[tuple[int, float]] = deque()
+
+
+def hold_signals() -> None:
+    """From now on a SIGTERM waits for a source to start: it would end a process that begins, or, as
+    PID 1, be lost. Ctrl-C still ends it.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: _early.append((number, time.monotonic())))
+
+
 class SignalSource(NoticeSource):
     """Turns signals into notices; must be started in the main thread."""
 
@@ -65,6 +76,8 @@ class SignalSource(NoticeSource):
                 continue  # nohup: whoever started us asked that a hang-up changes nothing
             signal.signal(number, self._arrive)
             self._heard.append(number)
+        while _early:
+            self._arrived.append(_early.popleft())
 
     def stop(self) -> None:
         """Ignore what still comes: the outcome stands, and a repeat must not change the code."""

@@ -1,0 +1,50 @@
+"""A signal that comes while the run begins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from elastic_ckpt.core.deadline import Notice
+from elastic_ckpt.notices import Word
+from elastic_ckpt.notices.signals import SignalSource, hold_signals
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
+    hold_signals()
+    began = time.monotonic()
+    os.kill(os.getpid(), signal.SIGTERM)
+    told: list[Word] = []
+    source = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
+    source.start(told.append)
+    assert source.pending and told == []
+    source.deliver()
+    [word] = told
+    assert isinstance(word, Notice) and word.reason == "SIGTERM"
+    assert word.deadline - 30.0 == pytest.approx(began, abs=2)
+    source.deliver()
+    assert len(told) == 1
+
+
+def test_one_that_comes_later_is_told_as_ever() -> None:
+    hold_signals()
+    told: list[Word] = []
+    source = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
+    source.start(told.append)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    source.deliver()
+    assert [word.reason for word in told] == ["SIGUSR1"]
