@@ -22,8 +22,13 @@ pytestmark = [
 
 
 def contained(directory: Path, *arguments: str) -> Job:
+    """A job with processes and shared memory of its own, which go with its first process."""
     job = Job(directory, *arguments)
-    job.prefix = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+    enter = 'mount -t tmpfs -o size=256m tmpfs /dev/shm; exec "$@"'
+    job.prefix = [
+        "unshare", "--fork", "--pid", "--mount-proc", "--propagation", "private", "--kill-child",
+        "sh", "-ec", enter, "sh",
+    ]  # fmt: skip
     return job
 
 
