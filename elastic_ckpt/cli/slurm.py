@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import click
 from elastic_ckpt.cli.slurm_script import batch_script, is_array
 from elastic_ckpt.core.requeue import Verdict, judge
 from elastic_ckpt.core.text import printable
-from elastic_ckpt.errors import SlurmRefused, UsageError
-from elastic_ckpt.store.slurm_jobs import remember_job
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, SlurmRefused, UsageError
+from elastic_ckpt.store.slurm_jobs import find_job, remember_job
 
 _ANSWER_SECONDS = 60.0
 _PATIENCE_SECONDS = 300.0
@@ -65,7 +66,8 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 def requeue_hook(code: int) -> int:
     """Queue this job again if CODE, of elastic-ckpt run, asks for it and nobody cancelled the job.
 
-    For the end of a batch script; ends with CODE.
+    For the end of a batch script. Ends with CODE, or with 70 if ten runs in a row have made no
+    checkpoint: then nobody queues it again.
     """
     from elastic_ckpt.notices.slurm import (
         grace_seconds,
@@ -87,15 +89,42 @@ def requeue_hook(code: int) -> int:
             restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
             requeue_exit=requeue_exit_codes(),
             grace=grace_seconds(shown.get("Partition", "")),
+            fruitless=_fruitless_runs(job),
         )
         if verdict.requeue:
             scontrol("requeue", job)
         return verdict
 
-    verdict = _patiently(look_and_act, job)
+    try:
+        verdict = _patiently(look_and_act, job)
+    except SlurmRefused as error:
+        click.echo(f"elastic-ckpt: error: {error}", err=True)
+        return code  # on which SLURM may act by itself
     what = "queued again" if verdict.requeue else "not queued again from here"
-    click.echo(f"elastic-ckpt: job {job} is {what}: {verdict.why}", err=True)
-    return code
+    hint = f": see elastic-ckpt status {job}" if verdict.gave_up else ""
+    click.echo(f"elastic-ckpt: job {job} is {what}: {verdict.why}{hint}", err=True)
+    return int(ExitCode.FAILED) if verdict.gave_up else code
+
+
+def _fruitless_runs(job: str) -> int:
+    """Runs in a row without a checkpoint, by the journal; 0 where nobody knows."""
+    from elastic_ckpt.store.journal import read_journal
+    from elastic_ckpt.store.layout import JobDirectory
+
+    directory = find_job(job)
+    if directory is None:
+        return 0
+    starts: Counter[str] = Counter()
+    try:
+        for event in read_journal(JobDirectory.at(directory)):
+            if event.event in ("saved", "drained"):
+                starts.clear()
+            elif event.event == "start":
+                starts[event.node] += 1
+    except (OSError, ElasticCkptError):
+        return 0
+    # Each node writes of its own start, and the node of a job may be another one each time.
+    return max(starts.values(), default=0)
 
 
 def _patiently(look_and_act: Callable[[], Verdict], job: str) -> Verdict:

@@ -29,7 +29,6 @@ code=$?
 
 # 75 and 76 ask for another run. Whether the job was cancelled meanwhile, SLURM knows.
 elastic-ckpt slurm requeue-hook "$code"
-exit "$code"
 """
 
 

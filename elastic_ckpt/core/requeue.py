@@ -8,16 +8,24 @@ from typing import Final
 
 RUN_AGAIN: Final = frozenset({75, 76})
 
+MAX_FRUITLESS: Final = 10
+"""Runs in a row without a checkpoint: something else is wrong than machines that are taken away."""
+
 _CLOCK_SECONDS: Final = 2.0
 """What SLURM's whole seconds may be apart."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do, and one sentence on why."""
+    """What to do, and one sentence on why.
+
+    Attributes:
+        gave_up: nobody else must queue it again either.
+    """
 
     requeue: bool
     why: str
+    gave_up: bool = False
 
 
 def judge(
@@ -27,6 +35,7 @@ def judge(
     restarts: int = 0,
     requeue_exit: Collection[int] = (),
     grace: float = 0.0,
+    fruitless: int = 0,
 ) -> Verdict:
     """What becomes of a job whose step has ended with ``code``.
 
@@ -41,10 +50,13 @@ def judge(
         restarts: SLURM_RESTART_COUNT of this run.
         requeue_exit: exit codes on which SLURM queues a job again by itself.
         grace: the partition's GraceTime in seconds.
+        fruitless: runs in a row that have made no checkpoint, this one among them.
     """
     state, reason = job.get("JobState", ""), job.get("Reason", "")
     if code not in RUN_AGAIN:
         return Verdict(False, f"it ended with {code}, which does not ask for another run")
+    if fruitless >= MAX_FRUITLESS:
+        return Verdict(False, f"{fruitless} runs in a row have made no checkpoint", gave_up=True)
     if int(job.get("Restarts") or 0) > restarts:
         return Verdict(False, "SLURM has queued it again")
     timed_out = state == "TIMEOUT" or reason == "TimeLimit"

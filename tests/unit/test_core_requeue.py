@@ -60,3 +60,11 @@ def test_one_that_is_cancelled_within_its_grace_stays_cancelled() -> None:
 
 def test_preemption_that_cancels_leaves_no_exit_code_for_slurm_to_act_on() -> None:
     assert judge(75, TAKEN_AT_ONCE, requeue_exit={75, 76}).requeue
+
+
+def test_a_job_that_gets_nowhere_is_not_queued_again_all_night() -> None:
+    assert judge(76, RUNNING, fruitless=9).requeue
+    verdict = judge(76, RUNNING, fruitless=10, requeue_exit={76})
+    assert (verdict.requeue, verdict.gave_up) == (False, True)
+    assert verdict.why == "10 runs in a row have made no checkpoint"
+    assert not judge(70, RUNNING, fruitless=10).gave_up
