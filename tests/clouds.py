@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ from urllib.parse import parse_qs, urlparse
 NOT_FOUND = 404, "not found"
 
 
-class Cloud:
+class Cloud(ABC):
     """A server; a test changes its attributes while it runs.
 
     Attributes:
@@ -54,9 +55,9 @@ class Cloud:
     def in_seconds(self, seconds: float) -> datetime:
         return self.now() + timedelta(seconds=seconds)
 
+    @abstractmethod
     def answer(self, method: str, path: str, query: dict, headers, body: bytes):
         """(status, text) or (status, text, headers)."""
-        raise NotImplementedError
 
 
 class Aws(Cloud):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -114,17 +113,16 @@ def _fruitless_runs(job: str) -> int:
     directory = find_job(job)
     if directory is None:
         return 0
-    starts: Counter[str] = Counter()
+    runs: set[str] = set()  # each of whose nodes writes of its own start
     try:
         for event in read_journal(JobDirectory.at(directory)):
             if event.event in ("saved", "drained"):
-                starts.clear()
+                runs.clear()
             elif event.event == "start":
-                starts[event.node] += 1
+                runs.add(str(event.data.get("slurm_restarts")))
     except (OSError, ElasticCkptError):
         return 0
-    # Each node writes of its own start, and the node of a job may be another one each time.
-    return max(starts.values(), default=0)
+    return len(runs)
 
 
 def _patiently(look_and_act: Callable[[], Verdict], job: str) -> Verdict:

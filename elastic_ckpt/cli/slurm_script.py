@@ -39,11 +39,11 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
         params: of the job file, as ``run`` has them.
         options: for sbatch; with an array each task has a directory of its own.
     """
+    from elastic_ckpt.supervisor.rendezvous import parse_nodes
+
     array = is_array(options)
     directory = Path(params["directory"]).absolute()
     task = f' --dir {shlex.quote(str(directory))}/task-"$SLURM_ARRAY_TASK_ID"'
-    from elastic_ckpt.supervisor.rendezvous import parse_nodes
-
     least, most = parse_nodes(params.get("nnodes") or "1")
     return _SCRIPT.format(
         name=_word(params.get("name") or directory.name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EarlyWarning:
 class Limit:
     """When this node's time is over, known long before: a notice is due in time for a save.
 
-    A later one of the same source takes its place. ``deadline`` is as a notice's.
+    A later one of the same source and reason takes its place. ``deadline`` is as a notice's.
     """
 
     source: str
@@ -48,6 +49,14 @@ class Trouble:
 
     source: str
     what: str
+
+
+_LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
+
+
+def may_wait(notice: Notice) -> bool:
+    """Whether nobody waits for this run to end: who sends a signal does, and SLURM."""
+    return notice.source not in _LEAVE_AT_ONCE
 
 
 def tightest(current: Notice | None, new: Notice) -> Notice:

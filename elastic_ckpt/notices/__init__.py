@@ -1,7 +1,7 @@
 """Sources of notices: who may say that this node will go away.
 
-A source only ever tells; the supervisor alone decides what follows. To add one, write a class the
-methods of :class:`NoticeSource` (one that asks a service derives from
+A source only ever tells; the supervisor alone decides what follows. To add one, write a class
+that derives from :class:`NoticeSource` (one that asks a service derives from
 :class:`~elastic_ckpt.notices.polling.PollingSource` and says what it asks), and list it in
 ``platforms.py``. Nothing else changes.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Final
 
@@ -39,7 +40,12 @@ def write_heartbeat(job: JobDirectory, node: str, beat: Heartbeat) -> None:
 
 
 def read_heartbeat(job: JobDirectory, node: str) -> Heartbeat | None:
-    """The node's last one; None if there is none or it cannot be understood."""
+    """The node's last one; None if there is none or it cannot be understood.
+
+    ``node`` may come from a record that somebody else wrote.
+    """
+    if os.sep in node or not job.owns(job.nodes):
+        return None
     try:
         data = read_bounded(job.heartbeat(node), _MAX_BYTES)
         found = msgspec.json.decode(data, type=Heartbeat)

@@ -117,6 +117,7 @@ class AgentProcess:
         os.close(write)
         self._events = LineReader(read)
         self.fd = read
+        self.interval_steps = spec.save_interval_steps  # what the ranks are told
         self.send_raw(encode_line(spec))
 
     @property

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from elastic_ckpt.core.deadline import EarlyWarning, Limit, Notice, Trouble
+from elastic_ckpt.core.deadline import EarlyWarning, Limit, Notice, Trouble, may_wait
 from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.notices import NoticeSource, Word
 from elastic_ckpt.notices.signals import SignalSource
@@ -81,7 +81,7 @@ class Listener:
                 case EarlyWarning():
                     self._journal.write("warning", source=word.source, reason=word.reason)
                     yield word
-                case Notice() if word.deadline - now > FAR_SECONDS:
+                case Notice() if word.deadline - now > FAR_SECONDS and may_wait(word):
                     # As Azure says days before that a host will be mended.
                     limit = Limit(word.source, word.reason, word.deadline)
                     self._limits[word.source, word.reason] = limit, now

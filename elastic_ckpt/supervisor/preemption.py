@@ -12,12 +12,8 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.records import NoticeRecord
 from elastic_ckpt.supervisor.account import Account
 
-LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
-"""Who gives these notices waits for the run to end, or runs it elsewhere."""
-
 CALLED_OFF_SECONDS: Final = 60.0
 """A node that is still there so long after its deadline stays."""
-
 
 LEAST_SECONDS: Final = 5.0
 """For a deadline that a platform says has passed: to kill at once would save nothing for sure."""

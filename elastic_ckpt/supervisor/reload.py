@@ -12,13 +12,11 @@ from elastic_ckpt.supervisor.settings import RunSettings
 class Reload:
     """
     Attributes:
-        settings: from now on.
-        anew: the ranks must be told, which takes a new incarnation.
+        settings: from now on; another interval in steps takes a new incarnation.
         said: what changed, for people.
     """
 
     settings: RunSettings
-    anew: bool
     said: str
 
 
@@ -29,9 +27,8 @@ def reload(old: RunSettings, new: RunSettings) -> Reload:
         UsageError: it cannot be taken over now.
     """
     taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
-    anew = new.interval.steps != old.interval.steps
-    if anew and old.endpoint:
+    if old.endpoint and new.interval.steps != old.interval.steps:
         raise UsageError("a new interval in steps takes a new start of all nodes")
     later = "" if new == taken else "; what else differs counts from the next start"
     said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
-    return Reload(taken, anew, said)
+    return Reload(taken, said)

@@ -14,6 +14,7 @@ from typing import Final
 
 from elastic_ckpt.core.progress import Advance, Watch
 from elastic_ckpt.core.run_state import RunState
+from elastic_ckpt.core.text import printable
 
 START_SECONDS: Final = 30.0
 """What a start is extended by, again and again until the workers step."""
@@ -45,12 +46,17 @@ class Service:
         self._moved_at = 0.0
         self._seen: Hashable = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody is told."""
+        return bool(self._address)
+
     def serve(self, now: float, state: RunState, status: str) -> None:
         """Tell what is new; called at each turn of the loop."""
         self.alive(now)
         if status != self._status:
             self._status = status
-            self._send(f"STATUS={status}")
+            self._send(f"STATUS={printable(status)}")  # one line, or it would be two fields
         if state in (RunState.RUNNING, RunState.FINISHED, RunState.PREEMPTED):
             self.ready()
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
-from elastic_ckpt.core.deadline import EarlyWarning, Notice
+from elastic_ckpt.core.deadline import EarlyWarning, Notice, may_wait
 from elastic_ckpt.core.emergency import ChoiceKind
 from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.failure import Failure
@@ -47,7 +47,7 @@ from elastic_ckpt.supervisor.heart import Heart
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready
-from elastic_ckpt.supervisor.preemption import LEAVE_AT_ONCE, Preemption
+from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.processes import activity, become_subreaper, reap_strangers
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
 from elastic_ckpt.supervisor.reload import reload
@@ -121,7 +121,7 @@ class Supervisor:
         self._launched = False
         self._adopting = True
         self._at_once = False
-        self._begin_anew = self._changes_agent = False  # ranks must be told something else
+        self._asked_anew = False
         signals = SignalSource(
             settings.grace,
             is_guess="slurm" in settings.notice_sources,
@@ -217,7 +217,7 @@ class Supervisor:
         reap_strangers(self._agent.pid if self._agent else 0)
         self._heart.turn()
         self._service.serve(now, self._state, self._account.record.message)
-        if self._state is RunState.DRAINING:
+        if self._state is RunState.DRAINING and self._service.is_there:
             slots = self._board.read_slots()
             seen = tuple(slot.beat for slot in slots), activity(slot.pid for slot in slots)
             step = max((step_seconds(slot) for slot in slots), default=0.0)
@@ -272,9 +272,10 @@ class Supervisor:
             asked = take_requests(self._job)
         if asked:
             self._memory.hurry_once()  # it may be the step that is in memory already
-        if self._begin_anew and self._agent is not None:
-            self._begin_anew, self._changes_agent = False, True
-            self._agent.send(Ask(RequestKind.STOP))
+        if self._is_outdated and self._agent is not None:
+            if not self._asked_anew:
+                self._asked_anew = True
+                self._agent.send(Ask(RequestKind.STOP))
             return
         due = self._saves.due(now)
         if (due or asked) and self._agent is not None:
@@ -316,7 +317,7 @@ class Supervisor:
 
     def _on_notice(self, notice: Notice) -> None:
         """This node goes away: have the job saved and ended before the deadline."""
-        if notice.source not in LEAVE_AT_ONCE and self._is_yet_to_begin:
+        if may_wait(notice) and self._is_yet_to_begin:
             self._preemption.hold(notice)
             return
         first = self._preemption.notice is None
@@ -338,6 +339,12 @@ class Supervisor:
         """Whether there is no time for what can wait; asked while something takes long."""
         self._service.alive(time.monotonic())
         return self._listener.pending or self._preemption.notice is not None
+
+    @property
+    def _is_outdated(self) -> bool:
+        """Whether the ranks were told another interval than now counts."""
+        agent, steps = self._agent, self._settings.interval.steps
+        return agent is not None and agent.interval_steps != steps
 
     @property
     def _is_yet_to_begin(self) -> bool:
@@ -390,8 +397,7 @@ class Supervisor:
             message=ended.message,
             finished=ended.finished,
         )
-        if self._changes_agent:
-            self._changes_agent = False
+        if self._is_outdated:
             self._end_agent()
         if self._ending.is_decided:
             return  # what follows was decided when the notice came
@@ -469,7 +475,7 @@ class Supervisor:
 
     def _start_agent(self) -> None:
         settings = self._settings
-        self._agent_ready = self._begin_anew = False
+        self._agent_ready = self._asked_anew = False
         self._agent = AgentProcess(
             worker_spec(
                 settings,
@@ -523,7 +529,6 @@ class Supervisor:
             said = f"nothing changed: {error}"  # and the job trains on, whatever it was
         else:
             said, self._settings = found.said, found.settings
-            self._begin_anew = self._begin_anew or found.anew
             self._saves.change(found.settings, time.monotonic())
             self._account.update(save_interval=self._interval())
         self._journal.write("reload", said=said)

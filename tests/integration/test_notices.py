@@ -118,12 +118,12 @@ def test_a_deadline_that_has_passed_still_leaves_time_to_try(tmp_path: Path) -> 
         assert job.wait() == 75, job.output()
 
 
-def test_a_dead_service_costs_a_line(tmp_path: Path, cloud_environment) -> None:
+def test_a_dead_service_costs_the_job_nothing(tmp_path: Path, cloud_environment) -> None:
     with Aws() as aws, Job(tmp_path, "--epochs", "2") as job:
         aws.fault = "500"
         cloud_environment(aws)
         assert job.start("--notice-source", "aws").wait() == 0, job.output()
-        assert len(told(job, "notice_source")) <= 1
+        assert aws.asked and job.view().restarts.failures == 0
 
 
 def test_azure_is_told_once_the_job_is_sealed(tmp_path: Path, cloud_environment) -> None:
@@ -144,4 +144,4 @@ def test_a_fifo_gives_notice_and_a_second_one_with_less_time_counts(tmp_path: Pa
         fifo.write_text("300 the first\n30 the second\n")
         assert job.wait() == 75, job.output()
         reasons = [notice["reason"] for notice in told(job, "notice")]
-        assert reasons[0] == "the first" and reasons[1:] in ([], ["the second"])
+        assert reasons == ["the first", "the second"]

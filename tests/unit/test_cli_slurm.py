@@ -92,11 +92,12 @@ def test_ten_runs_without_a_checkpoint_are_enough(controller: Controller, tmp_pa
     remember_job("7", job.root)
     journal = Journal(job, "here")
     journal.write("saved", step=3)
-    for _ in range(9):
-        journal.write("start")
+    for restart in range(9):
+        for node in ("here", "there"):  # two nodes of one run
+            Journal(job, node, follows=True).write("start", slurm_restarts=restart or None)
     assert (hook(76).return_value, controller.requeued) == (76, True)
     controller.asked.clear()
-    journal.write("start")
+    journal.write("start", slurm_restarts="9")
     found = hook(76)
     assert (found.return_value, controller.requeued) == (70, False)
     assert "10 runs in a row have made no checkpoint: see elastic-ckpt status 7" in found.output

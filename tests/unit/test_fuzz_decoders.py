@@ -322,6 +322,13 @@ def test_a_heartbeat_of_anything(job: JobDirectory, data: bytes) -> None:
         assert all(0 <= value <= MAX_NUMBER for value in msgspec.structs.astuple(found))
 
 
+def test_a_record_s_node_leads_nowhere_else(job: JobDirectory, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.beat"
+    outside.write_bytes(msgspec.json.encode(Heartbeat(1e9, 2, 30, 400)))
+    for node in (str(outside.with_suffix("")), f"../../../{outside.stem}", ".."):
+        assert read_heartbeat(job, node) is None
+
+
 def test_a_record_names_no_board_but_its_own_owner_s(job: JobDirectory, tmp_path: Path) -> None:
     """Status opens it: another path may be a FIFO, or somebody else's file."""
     path = job.node_record("here")

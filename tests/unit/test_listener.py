@@ -121,3 +121,14 @@ def test_a_notice_that_was_not_taken_in_is_pending(scene) -> None:
     assert scene.listener.pending
     scene.heard(100.0)
     assert not scene.listener.pending
+
+
+@pytest.mark.parametrize("source", ["signal", "slurm"])
+def test_who_waits_for_the_end_of_the_run_is_obeyed_however_much_time_there_is(
+    scene, source: str
+) -> None:
+    """As with --grace 3600."""
+    notice = Notice(source, "SIGTERM", 3700.0)
+    scene.signals.tell(notice)
+    assert scene.heard(100.0) == [notice]
+    assert scene.cloud.hurried == (source == "signal")

@@ -107,3 +107,8 @@ def test_a_manager_that_does_not_read_is_not_waited_for(manager: Manager) -> Non
     for number in range(5000):
         manager.service.serve(100.0, RunState.RUNNING, f"message {number}")
     assert 0 < len(manager.told()) < 5000
+
+
+def test_a_message_is_one_field(manager: Manager) -> None:
+    manager.service.serve(100.0, RunState.STARTING, "it failed:\nMAINPID=1")
+    assert "STATUS=it failed:\\nMAINPID=1" in manager.told()
