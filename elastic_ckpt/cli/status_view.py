@@ -7,7 +7,7 @@ import time
 import msgspec
 import psutil
 
-from elastic_ckpt.board import Board, Slot
+from elastic_ckpt.board import Board
 from elastic_ckpt.cli.save_view import (
     EmergencySaveView,
     LastSaveView,
@@ -21,6 +21,7 @@ from elastic_ckpt.core.run_state import TERMINAL, RunState
 from elastic_ckpt.core.straggler import stragglers
 from elastic_ckpt.core.text import encodable, printable
 from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.slot import Slot
 from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
 from elastic_ckpt.store.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.store.journal import read_journal

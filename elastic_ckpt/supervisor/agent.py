@@ -22,10 +22,11 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.board import Board, Outcome, Slot
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
 from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.membership import BEAT_SECONDS, Word
+from elastic_ckpt.slot import Outcome, Slot
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.supervisor import launch
 from elastic_ckpt.supervisor.launch import Incarnation, Placement

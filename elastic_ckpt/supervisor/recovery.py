@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elastic_ckpt.board import Board, Slot
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.recovery import breakdown
+from elastic_ckpt.slot import Slot
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.records import RecoveryRecord
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.board import Slot
 from elastic_ckpt.core.emergency import Choice
 from elastic_ckpt.core.optimal_interval import OptimalInterval
+from elastic_ckpt.slot import Slot
 from elastic_ckpt.store.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import Sealed

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.board import Slot
 from elastic_ckpt.core.emergency import Choice, Outlook, choose, save_seconds
 from elastic_ckpt.core.goodput import number
 from elastic_ckpt.core.prediction import Predictor, Route, rest_of_step
+from elastic_ckpt.slot import Slot
 from elastic_ckpt.store.journal import Journal, JournalEvent
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.predictions import read_predictor, write_predictor

@@ -11,7 +11,8 @@ import time
 from multiprocessing import forkserver
 from typing import Any, Final
 
-from elastic_ckpt.board import Board, Outcome, Slot
+from elastic_ckpt.board import Board
+from elastic_ckpt.slot import Outcome, Slot
 from elastic_ckpt.supervisor.processes import (
     children_of,
     descendants,

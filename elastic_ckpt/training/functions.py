@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.board import Source
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.manifest import Reason
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
+from elastic_ckpt.slot import Source
 from elastic_ckpt.store.layout import checkpoint_key
 from elastic_ckpt.store.running_states import read_running_states
 from elastic_ckpt.training import runtime as runtimes

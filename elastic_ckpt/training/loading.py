@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from elastic_ckpt.board import Source
 from elastic_ckpt.core.manifest import EngineInfo, Manifest, MemorySeal
 from elastic_ckpt.core.progress import in_lines, unwatched
 from elastic_ckpt.core.text import printable
@@ -26,6 +25,7 @@ from elastic_ckpt.errors import (
     NotSealed,
     NoValidCheckpoint,
 )
+from elastic_ckpt.slot import Source
 from elastic_ckpt.store.catalog import candidates
 from elastic_ckpt.store.layout import checkpoint_key
 from elastic_ckpt.store.memory import Generation, Sealed, check_covers

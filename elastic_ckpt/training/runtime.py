@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elastic_ckpt.board import Board, Outcome, SlotWriter
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ExitCode, UsageError
+from elastic_ckpt.slot import Outcome, SlotWriter
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import HeldLock

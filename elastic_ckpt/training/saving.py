@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.board import Phase
 from elastic_ckpt.core.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
+from elastic_ckpt.slot import Phase
 from elastic_ckpt.store.files import files_below
 from elastic_ckpt.store.part import Part
 from elastic_ckpt.training.device_copy import DeviceCopies

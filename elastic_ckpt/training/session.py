@@ -23,7 +23,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from elastic_ckpt.board import Phase, Source
 from elastic_ckpt.core.accumulation import accumulation_steps
 from elastic_ckpt.core.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
@@ -35,6 +34,7 @@ from elastic_ckpt.errors import (
     UnequalSteps,
     UsageError,
 )
+from elastic_ckpt.slot import Phase, Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine

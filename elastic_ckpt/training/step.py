@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.board import Board, Phase, SlotWriter
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import Action, ActionKind, Agenda
 from elastic_ckpt.errors import StopAborted
+from elastic_ckpt.slot import Phase, SlotWriter
 
 ANSWER_SECONDS: Final = 60.0
 """The watcher answers within milliseconds; one that has not by then is gone."""

@@ -16,11 +16,12 @@ from typing import Any
 
 import msgspec
 
-from elastic_ckpt.board import Board, Outcome
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.slot import Outcome
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import MemoryTier
 from elastic_ckpt.training import runtime

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from elastic_ckpt.board import Board, Phase
+from elastic_ckpt.board import Board
+from elastic_ckpt.slot import Phase
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import job_records
 from tests.job import Job, survivors

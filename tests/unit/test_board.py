@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from elastic_ckpt import board as board_module
-from elastic_ckpt.board import Board, Outcome, Phase, Slot, Source
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind
 from elastic_ckpt.core.recovery import Marks
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.slot import Outcome, Phase, Slot, Source
 
 SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
 RING = board_module.RING
@@ -41,7 +42,8 @@ slot.saved(number)
 
 OTHER = """
 import os, sys
-from elastic_ckpt.board import Board, Outcome, Phase
+from elastic_ckpt.board import Board
+from elastic_ckpt.slot import Outcome, Phase
 
 board = Board.open(sys.argv[1])
 slot = board.rank_slot(1)
@@ -86,7 +88,7 @@ class RacingWords:
 
     def __init__(self, board: Board, advances: list[int], split: int, during: int) -> None:
         self._words: Any = board._words
-        self._words[board_module._HEADER_WORDS + board_module._S_ENTERED] = 0
+        self._words[board_module._HEADER_WORDS + board_module.ENTERED] = 0
         self._advances = iter(advances)
         self._split = split
         self._during = during

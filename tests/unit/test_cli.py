@@ -16,10 +16,11 @@ import msgspec
 import pytest
 
 import elastic_ckpt
-from elastic_ckpt.board import Board, Phase
+from elastic_ckpt.board import Board
 from elastic_ckpt.cli.app import main
 from elastic_ckpt.core.manifest import FileEntry, fingerprint
 from elastic_ckpt.core.run_state import RunState
+from elastic_ckpt.slot import Phase
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.quarantine import set_aside

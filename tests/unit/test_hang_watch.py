@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.board import Board, Phase
+from elastic_ckpt.board import Board
+from elastic_ckpt.slot import Phase
 from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.supervisor import hang_watch
 from elastic_ckpt.supervisor.hang_watch import HangWatch

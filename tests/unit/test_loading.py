@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.board import Source
 from elastic_ckpt.core.manifest import EngineInfo, Manifest
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.errors import (
@@ -19,6 +18,7 @@ from elastic_ckpt.errors import (
     CheckpointRejected,
     NoValidCheckpoint,
 )
+from elastic_ckpt.slot import Source
 from elastic_ckpt.store.catalog import scan
 from elastic_ckpt.store.journal import Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.board import Board, Slot
+from elastic_ckpt.board import Board
 from elastic_ckpt.core.prediction import FIRST_MARGIN, Route
+from elastic_ckpt.slot import Slot
 from elastic_ckpt.store.journal import Journal, JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.supervisor.save_forecast import SaveForecast

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.board import Source
 from elastic_ckpt.errors import NonFiniteLoss, UsageError
+from elastic_ckpt.slot import Source
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import read_manifest
 from elastic_ckpt.training import rank_state

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.board import Board, Source
+from elastic_ckpt.board import Board
+from elastic_ckpt.slot import Source
 from elastic_ckpt.store.journal import Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
