@@ -45,7 +45,7 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     job.require(job.quarantine)
-    target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(2)}"
+    target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(6)}"
     record = Rejected(encodable(str(target)), encodable(reason), stamp)
     write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
     try:
