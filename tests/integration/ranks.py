@@ -1,11 +1,18 @@
-"""Run a function on real gloo ranks and collect what each returned, raised or exited with."""
+"""Run a function on real gloo ranks and collect what each returned, raised or exited with.
+
+Ranks are forked from a server that has imported what takes long, and nothing more.
+"""
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import socket
 import traceback
+from multiprocessing import reduction
 from typing import Any
+
+HEAVY = ["torch", "torch.distributed", "colossalai", "colossalai.booster.plugin"]
 
 
 def run_ranks(function, world_size: int, *args: Any, seconds: float = 90.0) -> list[Any]:
@@ -14,11 +21,15 @@ def run_ranks(function, world_size: int, *args: Any, seconds: float = 90.0) -> l
     A rank that raised yields the exception's (type name, text); one that ended without a word,
     its exit code.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_heavy())
     queue = context.Queue()
-    port = free_port()
+    now = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     ranks = [
-        context.Process(target=_enter, args=(queue, function, rank, world_size, port, args))
+        context.Process(
+            target=_enter,
+            args=(Errors(), queue, now | _variables(rank, world_size), function, rank, args),
+        )
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -39,20 +50,38 @@ def run_ranks(function, world_size: int, *args: Any, seconds: float = 90.0) -> l
                 process.join(10)
 
 
+def _heavy() -> list[str]:
+    """What is installed of it; to ask for a package's part would import the package."""
+    return [name for name in HEAVY if importlib.util.find_spec(name.partition(".")[0])]
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def _enter(queue, function, rank, world_size, port, args) -> None:
+def _variables(rank: int, world_size: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+
+
+class Errors:
+    """This process's standard error, for a rank: the server has that of an earlier test."""
+
+    def __reduce__(self):
+        return _take_over, (reduction.DupFd(2),)
+
+
+def _take_over(descriptor) -> Any:
+    os.dup2(descriptor.detach(), 2)
+
+
+def _enter(_, queue, environment, function, rank, args) -> None:
+    os.environ.clear()  # the server's is of an earlier test
+    os.environ.update(environment)
+    os.environ.pop("ELASTIC_CKPT_DIR", None)
     import torch.distributed as dist
 
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    os.environ.pop("ELASTIC_CKPT_DIR", None)
     dist.init_process_group("gloo")
     try:
         result = function(rank, *args)

@@ -10,6 +10,8 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.preload import Preload, read_preload, write_preload
 from tests.job import SCRIPTS, Job
 
+pytestmark = pytest.mark.one_torch
+
 HARMLESS = "import os\nos.environ['HARMLESS_WAS_IMPORTED'] = '1'\n"
 THREAD = (
     "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"

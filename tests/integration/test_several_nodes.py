@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cluster import Cluster, small_cluster
 from tests.job import SCRIPTS, environment
+
+pytestmark = pytest.mark.one_torch  # the other one is tried on hosts, tests/system
 
 
 def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
