@@ -307,9 +307,9 @@ class ColossalAI(Peer):
         if importlib.util.find_spec("colossalai") is None:
             raise ImportError("colossalai")
         with quiet():
-            from elastic_ckpt.training.engines.colossalai import mend_cpu_accelerator
+            from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
 
-            mend_cpu_accelerator()
+            mend_loads()
             import colossalai.booster.plugin.torch_ddp_plugin  # noqa: F401
 
     def objects(self, seed: int) -> Objects:

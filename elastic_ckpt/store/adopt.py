@@ -25,6 +25,7 @@ from elastic_ckpt.core.manifest import (
 from elastic_ckpt.core.progress import Watch
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected, UsageError
+from elastic_ckpt.store.colossal_index import read_index
 from elastic_ckpt.store.files import (
     files_below,
     open_regular,
@@ -36,7 +37,6 @@ from elastic_ckpt.store.files import (
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.part import PartWriter, part_name
 from elastic_ckpt.store.running_states import RunningStates, read_running_states
-from elastic_ckpt.store.shard_names import shard_names
 from elastic_ckpt.store.verify import MANIFEST_NAME
 
 _PARTS: Final = "parts"
@@ -115,7 +115,7 @@ def _is_index(name: str, part: str) -> bool:
 
 
 def _check_index(index: Path, files: list[str], part: str) -> None:
-    names = shard_names(index)
+    names = read_index(index).files
     if not names:
         raise CheckpointRejected(f"{part}/{index.name} speaks of no file")
     for name in sorted(set(names)):

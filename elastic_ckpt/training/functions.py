@@ -150,5 +150,12 @@ def load_checkpoint(
 
 
 def _data_parallel_size(booster: Any, world_size: int) -> int:
+    """How many ranks see different samples: as many as a plugin's own loader makes shares.
+
+    With sequence parallelism ``dp_size`` counts those, too, that share a sample.
+    """
     plugin = getattr(booster, "plugin", None)
+    group = getattr(plugin, "dp_group", None)
+    if group is not None:
+        return int(group.size())
     return int(getattr(plugin, "dp_size", 0) or world_size)

@@ -250,15 +250,21 @@ def _lock(path: Path) -> ReadLock:
 
 def _load(runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
     """Put the state in place. Collective: what one rank raises, all of them do."""
+    peers = runtime.peers
 
     def load() -> bytes:
-        _load_alone(engine, loaded, runtime.peers.world_size)
-        return b""
+        return _load_alone(engine, loaded, peers.world_size).encode()
 
-    runtime.peers.collect("load", load, doing="load", watched=True)
+    lost = next(
+        (note.decode() for note in peers.collect("load", load, doing="load", watched=True) if note),
+        "",
+    )
+    if lost and peers.is_leader:
+        runtime.say(f"{loaded.seal.checkpoint_name} is not restored to the bit: {lost}")
+        runtime.journal.write("inexact", path=str(loaded.place), reason=lost)
 
 
-def _load_alone(engine: Engine, loaded: Loaded, world_size: int) -> None:
+def _load_alone(engine: Engine, loaded: Loaded, world_size: int) -> str:
     name, written_by = loaded.seal.checkpoint_name, loaded.seal.engine.name
     if written_by != engine.info.name:
         raise CheckpointError(
@@ -266,7 +272,7 @@ def _load_alone(engine: Engine, loaded: Loaded, world_size: int) -> None:
             f"the script uses {engine.info.name}: start a new --dir, or use the same kind of script"
         )
     try:
-        engine.load(loaded.place)
+        return engine.load(loaded.place)
     except (ElasticCkptError, OSError):  # the latter is the storage's
         raise
     except Exception as error:  # torch and ColossalAI raise and assert all kinds of things

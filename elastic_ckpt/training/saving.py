@@ -174,7 +174,7 @@ class Save:
         return False
 
     def _finish(self, taken: _Taken) -> None:
-        files = _seal(self._runtime, taken)
+        files = _seal(self._runtime, self._engine, taken)
         self._tell(taken.target.tier, sum(entry.bytes for entry in files))
 
     def _drop(self, target: Target | None) -> None:
@@ -252,10 +252,11 @@ def _write(
     return _Taken(target, header, writer, written, copies)
 
 
-def _seal(runtime: Runtime, taken: _Taken) -> list[FileEntry]:
+def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
     peers, target = runtime.peers, taken.target
 
     def look() -> bytes:
+        engine.check(target.path, peers.rank)
         if taken.copies is not None and not taken.copies.finish():
             raise StateChanged(peers.rank, "a tensor was written to while it was copied")
         return msgspec.json.encode(files_below(target.path))

@@ -64,10 +64,10 @@ def save_ours(directory, steps=3):
 
 
 def read_by_plain_colossalai(rank, directory):
-    from elastic_ckpt.training.engines.colossalai import mend_cpu_accelerator
+    from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
 
     expected = save_ours(directory)
-    mend_cpu_accelerator()
+    mend_loads()
     booster, model, optimizer, scheduler = boosted(5.0)
     place = os.path.join(directory, "epoch-0_step-3")
     booster.load_model(model, os.path.join(place, "modeling"))

@@ -137,7 +137,7 @@ def fail_to_load(rank, directory, error):
     def load(self, path):
         if rank == 1:
             raise error
-        original(self, path)
+        return original(self, path)
 
     engines.TorchEngine.load = load
     began = time.monotonic()

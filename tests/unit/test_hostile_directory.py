@@ -616,8 +616,9 @@ class Reader:
         self.info = EngineInfo("torch")
         self.act = act
 
-    def load(self, directory: Path) -> None:
+    def load(self, directory: Path) -> str:
         self.act(directory)
+        return ""
 
 
 def load(job: JobDirectory, path: Path, engine: Reader | None = None) -> Any:

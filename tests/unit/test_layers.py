@@ -17,7 +17,11 @@ WRONG_TURNS = [
     ("store/layout.py", "import elastic_ckpt.notices", "imports point down only"),
     ("training/functions.py", "import elastic_ckpt.supervisor", "imports point down only"),
     ("cli/status.py", "import torch", "torch only in training and in the agent"),
-    ("training/session.py", "import colossalai", "colossalai only in its engine"),
+    (
+        "training/session.py",
+        "import colossalai",
+        "colossalai only in its engine and in what mends it",
+    ),
 ]
 
 

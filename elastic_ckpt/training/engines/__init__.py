@@ -33,8 +33,19 @@ class Engine(Protocol):
                 the seal. None: all that is saved may be changed when this returns.
         """
 
-    def load(self, directory: Path) -> None:
-        """Restore everything from a checkpoint that was verified in full."""
+    def check(self, directory: Path, rank: int) -> None:
+        """See that nothing was left out, once every rank's save has returned. Not collective.
+
+        Raises:
+            SaveFailed: something was.
+        """
+
+    def load(self, directory: Path) -> str:
+        """Restore everything from a checkpoint that was verified in full.
+
+        Returns:
+            What could not be restored to the bit, and why; empty if all was.
+        """
 
     def state_bytes(self) -> int:
         """About how many bytes a save will write, as far as this rank knows. Not collective."""

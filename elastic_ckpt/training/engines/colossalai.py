@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import colossalai
-import torch
 from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
+from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPModel
 from colossalai.checkpoint_io import GeneralCheckpointIO
 from torch import distributed
 
 from elastic_ckpt.core.manifest import EngineInfo
-from elastic_ckpt.core.text import printable
-from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.files import open_regular
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from elastic_ckpt.store.part import Part
-from elastic_ckpt.store.shard_names import shard_names
 from elastic_ckpt.training.device_copy import DeviceCopies
-from elastic_ckpt.training.engines import tensor_bytes
+from elastic_ckpt.training.engines import coverage, tensor_bytes
+from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
+from elastic_ckpt.training.engines.loss_scale import (
+    find_loss_scale,
+    load_loss_scale,
+    save_loss_scale,
+)
+from elastic_ckpt.training.engines.masters import Piece, find_pieces, load_masters, save_masters
+from elastic_ckpt.training.engines.weights_only import weights_only
 from elastic_ckpt.training.shares import Shares, count_writers
 from elastic_ckpt.training.torch_save import torch_save_through
-
-_FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_ARCHIVE: Final = b"PK\x03\x04"
-"""How a file begins that torch has written since 1.6."""
 
 dist: Any = distributed
 """As in :mod:`elastic_ckpt.training.peers`."""
@@ -39,7 +38,7 @@ class ColossalAIEngine:
     """Saves through a ``Booster``; optimizer and scheduler may be None."""
 
     def __init__(self, booster: Any, model: Any, optimizer: Any, lr_scheduler: Any) -> None:
-        mend_cpu_accelerator()
+        mend_loads()
         self._booster = booster
         self._model = model
         self._optimizer = optimizer
@@ -65,23 +64,71 @@ class ColossalAIEngine:
         if self._lr_scheduler is not None:
             with torch_save_through(directory, part):
                 booster.save_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+        save_masters(part, self._pieces())
+        scale = find_loss_scale(self._optimizer)
+        if scale is not None and part.rank == 0:
+            save_loss_scale(part, scale)
 
-    def load(self, directory: Path) -> None:
+    def check(self, directory: Path, rank: int) -> None:
+        """See that the booster left nothing out. Where the index is not seen, rank 0 judges.
+
+        Raises:
+            SaveFailed: it did.
+        """
+        for kind, wanted in self._wanted(states=True):
+            index = coverage.open_index(directory, kind)
+            if index is None:
+                missing = f"{kind}/'s index" if rank == 0 else ""
+            else:
+                missing = coverage.what_is_missing(directory, kind, index, wanted)
+            if missing:
+                raise SaveFailed(rank, f"ColossalAI left out {missing}")
+
+    def load(self, directory: Path) -> str:
         """Collective for some plugins; nothing but tensors and plain values is unpickled."""
         booster = self._booster
-        _check_indexes(directory)
+        self._check_fits(directory)
         with weights_only(directory):
             booster.load_model(self._model, str(directory / "modeling"))
             if self._optimizer is not None:
                 booster.load_optimizer(self._optimizer, str(directory / "optimizer"))
             if self._lr_scheduler is not None:
                 booster.load_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+        rebuilt = load_masters(directory, self._pieces())
+        if rebuilt:
+            return f"the fp32 master weights were made anew from the weights: {rebuilt}"
+        scale = find_loss_scale(self._optimizer)
+        return load_loss_scale(directory, scale) if scale is not None else ""
 
     def state_bytes(self) -> int:
         """Counts this rank's tensors; exact where every rank holds all of the state."""
         optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
         state = getattr(optimizer, "state", None) or {}
-        return tensor_bytes(list(self._model.parameters())) + tensor_bytes(list(state.values()))
+        masters = [piece.masters for piece in self._pieces() if piece.written]
+        return tensor_bytes([*self._model.parameters(), *state.values(), *masters])
+
+    def _pieces(self) -> list[Piece]:
+        return find_pieces(self._booster.plugin, self._model, self._optimizer)
+
+    def _wanted(self, *, states: bool) -> Iterator[tuple[coverage.Kind, list[str]]]:
+        """What must be in which index, as far as this rank knows."""
+        flat = isinstance(self._model, TorchFSDPModel)  # has no parameters by their own names
+        yield "modeling", [] if flat else coverage.parameter_names(self._model.unwrap())
+        if self._optimizer is not None:
+            known = states and not flat and not hasattr(self._optimizer, "chunk16_set")
+            yield "optimizer", coverage.state_numbers(self._optimizer) if known else []
+
+    def _check_fits(self, directory: Path) -> None:
+        """ColossalAI would leave alone, without a word, what an index does not name."""
+        for kind, wanted in self._wanted(states=False):
+            index = coverage.open_index(directory, kind)
+            if index is None:
+                raise CheckpointRejected(f"{kind}/ has no index: was it saved with shard=True?")
+            missing = coverage.what_is_missing(directory, kind, index, wanted)
+            if missing:
+                raise CheckpointError(
+                    f"the script's model does not fit {directory.name}, which lacks {missing}"
+                )
 
     def _has_replicas(self) -> bool:
         """Whether every rank holds all of the state, and the plugin lets rank 0 alone write it."""
@@ -120,66 +167,3 @@ class ColossalAIEngine:
         saver.save_model(model, str(directory / "modeling"), shard=True)
         if optimizer is not None:
             saver.save_optimizer(optimizer, str(directory / "optimizer"), shard=True)
-
-
-@contextmanager
-def weights_only(directory: Path) -> Iterator[None]:
-    """Make every ``torch.load`` inside refuse code, whatever its caller asked for.
-
-    Files outside of ``directory`` are refused, too, and so are two kinds that torch 2.5 reads
-    with no regard for ``weights_only``: TorchScript, and what versions before 1.6 wrote.
-    """
-    plain, plain_script = torch.load, torch.jit.load
-    root = os.path.realpath(directory)
-
-    def load(f: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(f, str | os.PathLike):
-            _check_archive(os.fspath(f), root)
-        return plain(f, *args, **{**options, "weights_only": True})
-
-    before = os.environ.get(_FORCE_WEIGHTS_ONLY)
-    os.environ[_FORCE_WEIGHTS_ONLY] = "1"
-    torch.load, torch.jit.load = load, _refuse_script
-    try:
-        yield
-    finally:
-        torch.load, torch.jit.load = plain, plain_script
-        if before is None:
-            del os.environ[_FORCE_WEIGHTS_ONLY]
-        else:
-            os.environ[_FORCE_WEIGHTS_ONLY] = before
-
-
-def _check_archive(path: str, root: str) -> None:
-    if not os.path.realpath(path).startswith(root + os.sep):
-        raise CheckpointRejected(f"{printable(path)} is outside of the checkpoint")
-    fd = open_regular(Path(path))
-    try:
-        if os.read(fd, len(_ARCHIVE)) != _ARCHIVE:
-            raise CheckpointRejected(f"{os.path.basename(path)} is no archive of tensors")
-    finally:
-        os.close(fd)
-
-
-def _refuse_script(*_: Any, **__: Any) -> NoReturn:
-    raise CheckpointRejected("a file of the checkpoint holds TorchScript, which is code")
-
-
-def _check_indexes(directory: Path) -> None:
-    """ColossalAI opens what an index names: that must be in the checkpoint, and so verified."""
-    for part in ("modeling", "optimizer"):
-        for path in sorted((directory / part).glob("*.json")):
-            shard_names(path)
-
-
-def mend_cpu_accelerator() -> None:
-    """Let ColossalAI load an optimizer without a GPU.
-
-    Its CPU accelerator raises in ``synchronize``, where there is nothing to wait for. Does
-    nothing where there is a CUDA device.
-    """
-    if torch.cuda.is_available():
-        return
-    from colossalai.accelerator.cpu_accelerator import CpuAccelerator
-
-    CpuAccelerator.synchronize = lambda self, device=None: None

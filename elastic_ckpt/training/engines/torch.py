@@ -111,8 +111,11 @@ class TorchEngine:
             if name not in states:
                 write_state(part, f"{name}/state", bare(thing).state_dict())
 
-    def load(self, directory: Path) -> None:
-        """Not collective: every rank reads what it needs.
+    def check(self, directory: Path, rank: int) -> None:
+        """What is here was written by :meth:`save` itself."""
+
+    def load(self, directory: Path) -> str:
+        """Not collective: every rank reads what it needs, to the bit.
 
         Raises:
             CheckpointError: the state is not that of this model and this optimizer.
@@ -129,6 +132,7 @@ class TorchEngine:
                 reader.read(half.wanted)
             for _, half in halves:
                 half.finish()
+        return ""
 
     def state_bytes(self) -> int:
         """Bytes of all tensors of all ranks; a shard counts as the whole tensor."""

@@ -1,0 +1,166 @@
+"""ColossalAI without a GPU, for tests and for trying a script out: not a way to train.
+
+Its CPU accelerator refuses most calls, and some of its modules ask for a CUDA device where
+nothing about it matters. All that is put in its place is here, does nothing where there is a CUDA
+device, and a test says of each piece whether it is still needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from colossalai.accelerator import get_accelerator
+from colossalai.accelerator.cpu_accelerator import CpuAccelerator
+from torch import distributed
+
+_cpu: Any = CpuAccelerator
+_torch: Any = torch
+_distributed: Any = distributed
+"""What is changed below is typed; the changes cannot be."""
+
+
+class _NoStream:
+    """On a CPU everything has happened when a call returns."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def mend_loads() -> None:
+    """Let an optimizer's state be loaded: ``synchronize`` raises where there is nothing to do."""
+    if not torch.cuda.is_available():
+        _cpu.synchronize = lambda self, device=None: None
+
+
+def mend_training(leave_out: str = "") -> None:
+    """Let the plugins other than TorchDDP train; before ``Booster.boost``. May be repeated.
+
+    Args:
+        leave_out: one of ``PIECES``, for a test of whether it is still needed.
+    """
+    if torch.cuda.is_available():
+        return
+    mend_loads()
+    for name, mend in PIECES.items():
+        if name != leave_out:
+            mend()
+
+
+def _streams() -> None:
+    """LowLevelZero and Gemini make streams to overlap communication."""
+    _cpu.Stream = lambda self, *args, **options: _NoStream()
+    _cpu.current_stream = lambda self, device=None: _NoStream()
+    _cpu.default_stream = lambda self, device=None: _NoStream()
+    _cpu.stream = lambda self, stream: contextlib.nullcontext()
+
+
+def _device() -> None:
+    """Pipeline stages, loss scales and random states ask which device is theirs."""
+    _cpu.current_device = lambda self: "cpu"
+    _cpu.device_count = lambda self: 1
+
+
+def _random_states() -> None:
+    """Tensor parallelism keeps random states per rank."""
+    _cpu.manual_seed = lambda self, seed: (torch.manual_seed(seed), None)[1]
+    _cpu.get_rng_state = lambda self, device=None: torch.get_rng_state()
+
+
+def _zero_device_check() -> None:
+    """ZeRO's optimizer asserts that there is a device; for the length of that check there is."""
+    from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+    plain = LowLevelZeroOptimizer._sanity_checks
+    if getattr(plain, "mended", False):
+        return
+
+    def check(self: Any) -> None:
+        accelerator = get_accelerator()
+        name, accelerator._name = accelerator._name, "cuda"
+        try:
+            plain(self)
+        finally:
+            accelerator._name = name
+
+    check.__dict__["mended"] = True
+    LowLevelZeroOptimizer._sanity_checks = check
+
+
+def _record_stream() -> None:
+    """ZeRO marks tensors as in use by a stream, which a CPU's tensors refuse."""
+    _torch.Tensor.record_stream = lambda self, stream: None
+
+
+def _cuda_calls() -> None:
+    """TorchFSDP, MoE and some layers of tensor parallelism call CUDA by its name."""
+    _torch.Tensor.cuda = lambda self, *args, **options: self
+    _torch.cuda.set_device = lambda device: None
+    _torch.cuda.current_device = lambda: torch.device("cpu")
+
+
+def _adam_kernel() -> None:
+    """Gemini takes only optimizers that compile a kernel; in bf16 they do not call it."""
+    from colossalai.kernel.kernel_loader import CPUAdamLoader
+
+    CPUAdamLoader.load = lambda self, ext_name=None: _NoKernel
+
+
+class _NoKernel:
+    def CPUAdamOptimizer(*args: Any) -> None:
+        """Whoever calls what this gives finds None."""
+
+
+def _fsdp_host_copies() -> None:
+    """FSDP frees parameters once they are copied to the host, where they are already."""
+    from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+    handle: Any = FlatParamHandle
+    handle.to_cpu = lambda self: contextlib.nullcontext()
+
+
+def _gemini_chunks() -> None:
+    """Gemini tells a device's memory from the host's by its name; here all is the device's."""
+    from colossalai.zero.gemini.chunk import Chunk
+
+    plain = Chunk.close_chunk
+    if getattr(plain, "mended", False):
+        return
+
+    def close_chunk(self: Any) -> None:
+        plain(self)
+        if self.cpu_shard is not None:
+            self.cuda_shard, self.cpu_shard = self.cpu_shard, None
+
+    close_chunk.__dict__["mended"] = True
+    Chunk.close_chunk = close_chunk
+    Chunk.device_type = property(lambda self: "cuda")
+    Chunk.shard_move = lambda self, *args, **options: None
+
+
+def _huawei_backend() -> None:
+    """Pipeline stages ask for a backend of Huawei's that only its builds of torch know."""
+    if not hasattr(distributed, "is_hccl_available"):
+        _distributed.is_hccl_available = lambda: False
+    if not hasattr(distributed.Backend, "HCCL"):
+        _distributed.Backend.HCCL = "hccl"
+
+
+PIECES: dict[str, Callable[[], None]] = {
+    "streams": _streams,
+    "device": _device,
+    "random states": _random_states,
+    "ZeRO's device check": _zero_device_check,
+    "record_stream": _record_stream,
+    "calls of CUDA": _cuda_calls,
+    "Adam's kernel": _adam_kernel,
+    "FSDP's copies to the host": _fsdp_host_copies,
+    "Gemini's chunks": _gemini_chunks,
+    "Huawei's backend": _huawei_backend,
+}
+"""Each is needed by a plugin that runs on a CPU; what they are needed for is tested."""

@@ -1,0 +1,216 @@
+"""The fp32 master weights of mixed precision, which ColossalAI leaves out of its checkpoints.
+
+Its optimizers step on an fp32 copy of each bf16 or fp16 weight, cut over the ranks by ZeRO. On a
+load it makes them anew from the weights, and what the rounding took is lost: the run goes on, but
+not as it would have. So each rank writes its pieces beside ColossalAI's files, and puts them back
+behind its load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import distributed
+from xxhash import xxh3_64_hexdigest
+
+from elastic_ckpt.store.part import Part
+from elastic_ckpt.training.state_codec import rejecting
+from elastic_ckpt.training.tensor_file import TensorFile, layout_of, make_header, write_file
+
+DIRECTORY: Final = "precision"
+
+dist: Any = distributed
+"""As in :mod:`elastic_ckpt.training.peers`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The masters of one place in the model's own parallelism, cut over ``shards`` ranks.
+
+    Attributes:
+        place: which stage, which tensor rank, which experts: ``pp0-tp1``.
+        whole: elements of each parameter before it was cut, by name; a master holds one shard of
+            it, flat, with the last one padded.
+        written: whether this rank writes it; its replicas do not.
+    """
+
+    place: str
+    shard: int
+    shards: int
+    masters: dict[str, torch.Tensor]
+    whole: dict[str, int]
+    written: bool
+
+    def file(self, shard: int, shards: int) -> str:
+        """The name of a shard's file."""
+        return f"{DIRECTORY}/masters-{self.place}-{shard:05d}-of-{shards:05d}.safetensors"
+
+
+def save_masters(part: Part, pieces: list[Piece]) -> None:
+    """Write what is this rank's to write. Not collective."""
+    for piece in pieces:
+        if not piece.written:
+            continue
+        header = make_header(layout_of(piece.masters))
+        with part.open(piece.file(piece.shard, piece.shards), header.file_bytes) as file:
+            write_file(file, header, piece.masters)
+
+
+def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
+    """Put them back, from any number of shards. Not collective.
+
+    Returns:
+        Why some stay as ColossalAI made them from the weights; empty if all are put back.
+
+    Raises:
+        CheckpointRejected: they are not this model's.
+    """
+    for piece in pieces:
+        shards = _count_shards(checkpoint, piece)
+        if not shards:
+            return f"there are none for {piece.place}: it was cut up otherwise, or had none"
+        with rejecting(f"{DIRECTORY}/ in {checkpoint.name}"), ExitStack() as stack:
+            files = []
+            for shard in range(shards):
+                file = TensorFile(checkpoint / piece.file(shard, shards))
+                stack.callback(file.close)
+                files.append(file)
+            for name, master in piece.masters.items():
+                _fill(master, name, piece, files)
+    return ""
+
+
+def find_pieces(plugin: Any, model: Any, optimizer: Any) -> list[Piece]:
+    """The pieces of which this rank holds a shard; none where the weights are fp32 themselves.
+
+    Args:
+        plugin, model, optimizer: a booster's, and what it made.
+    """
+    if optimizer is None:
+        return []
+    if hasattr(optimizer, "chunk16_set"):
+        return list(_of_gemini(optimizer))
+    if not hasattr(optimizer, "get_working_to_master_map"):
+        return []
+    groups = getattr(optimizer, "pg_to_param_list", None)
+    if groups is None:
+        return list(_of_replicas(plugin, model, optimizer))
+    return list(_of_zero(plugin, model, optimizer, groups))
+
+
+def _of_zero(plugin: Any, model: Any, optimizer: Any, groups: dict[Any, Any]) -> Iterator[Piece]:
+    """ZeRO cuts each parameter over its group; experts have a group of their own."""
+    expert_group = getattr(plugin, "moe_dp_group", None)
+    for group, parameters in groups.items():
+        masters, whole = _masters(model, optimizer, parameters)
+        if not masters:
+            continue
+        store = optimizer.pg_to_bucket_store[group]
+        experts = expert_group is not None and group is expert_group
+        yield Piece(
+            place=_place(plugin, experts=experts),
+            shard=int(store.local_rank),
+            shards=int(store.world_size),
+            masters=masters,
+            whole=whole,
+            written=True,
+        )
+
+
+def _of_replicas(plugin: Any, model: Any, optimizer: Any) -> Iterator[Piece]:
+    """Without ZeRO each data-parallel rank holds all masters of its place: the first one writes."""
+    masters, whole = _masters(model, optimizer, model.unwrap().parameters())
+    if masters:
+        group = getattr(plugin, "mixed_dp_group", None)
+        first = group is None or dist.get_rank(group) == 0
+        yield Piece(_place(plugin, experts=False), 0, 1, masters, whole, written=first)
+
+
+def _of_gemini(optimizer: Any) -> Iterator[Piece]:
+    """Gemini packs parameters into chunks and cuts those; what it packed otherwise fits nowhere."""
+    module = optimizer.module
+    chunks = list(dict.fromkeys(module.chunk_manager.get_chunk(p) for p in module.param2name))
+    packed = [([module.param2name[p] for p in chunk.get_tensors()], chunk) for chunk in chunks]
+    group, extra = module.zero_group, module.extra_dp_group
+    layout = repr(
+        [(names, chunk.chunk_size, dist.get_world_size(group)) for names, chunk in packed]
+    )
+    place = f"gemini-{xxh3_64_hexdigest(layout.encode())}-tp{optimizer.tp_rank}"
+    first = extra is None or dist.get_rank(extra) == 0
+    for kept_whole in (False, True):  # on every rank
+        masters = {
+            names[0]: chunk.paired_chunk.payload
+            for names, chunk in packed
+            if chunk.keep_gathered is kept_whole and chunk.paired_chunk is not None
+        }
+        if not masters:
+            continue
+        shards = 1 if kept_whole else dist.get_world_size(group)
+        yield Piece(
+            place=f"{place}-whole" if kept_whole else place,
+            shard=0 if kept_whole else dist.get_rank(group),
+            shards=shards,
+            masters=masters,
+            whole={name: master.numel() * shards for name, master in masters.items()},
+            written=first and (not kept_whole or dist.get_rank(group) == 0),
+        )
+
+
+def _masters(model: Any, optimizer: Any, parameters: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """Of those parameters, by name, whose master is of another type than they are."""
+    names = {id(p): name for name, p in model.unwrap().named_parameters()}
+    known = optimizer.get_working_to_master_map() or {}
+    masters: dict[str, Any] = {}
+    whole: dict[str, int] = {}
+    for parameter in parameters:
+        master = known.get(id(parameter))
+        if master is not None and master.dtype != parameter.dtype:
+            name = names[id(parameter)]
+            masters[name], whole[name] = master.data, parameter.numel()
+    return masters, whole
+
+
+def _place(plugin: Any, *, experts: bool) -> str:
+    axes = {"pp": "pp_group", "tp": "tp_group", **({"ep": "ep_group"} if experts else {})}
+    parts = []
+    for axis, name in axes.items():
+        group = getattr(plugin, name, None)
+        parts.append(f"{axis}{dist.get_rank(group) if group is not None else 0}")
+    return "-".join(parts)
+
+
+def _count_shards(checkpoint: Path, piece: Piece) -> int:
+    """Into how many its place was cut when it was saved; 0 if it was not there."""
+    pattern = f"masters-{piece.place}-00000-of-*.safetensors"
+    found = sorted((checkpoint / DIRECTORY).glob(pattern))
+    return int(found[0].name.removesuffix(".safetensors").rpartition("-")[2]) if found else 0
+
+
+def _fill(master: torch.Tensor, name: str, piece: Piece, files: list[TensorFile]) -> None:
+    """Copy from the shards what of a parameter is this rank's.
+
+    Raises:
+        KeyError, ValueError: they are not this parameter's.
+    """
+    stored = [file.tensors[name] for file in files]
+    size, whole = master.numel(), piece.whole[name]
+    step = prod(stored[0].shape)
+    if step != -(-whole // len(files)) or any(prod(one.shape) != step for one in stored):
+        raise ValueError(f"{name} is of another size")
+    if any(one.dtype != master.dtype for one in stored):
+        raise ValueError(f"{name} is of another type")
+    mine = torch.zeros(size, dtype=master.dtype)  # what lies behind a parameter's end is zero
+    begin = piece.shard * size
+    for index, one in enumerate(stored):
+        start, end = max(begin, index * step), min(begin + size, (index + 1) * step)
+        if start < end:
+            offset = one.begin + (start - index * step) * master.element_size()
+            files[index].read_into(offset, mine[start - begin : end - begin])
+    with torch.no_grad():
+        master.copy_(mine.view(master.shape))
