@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
     from elastic_ckpt.training.sampler import ElasticSampler
     from elastic_ckpt.training.session import Session
+    from elastic_ckpt.training.stateful_sampler import StatefulDistributedSampler
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "ElasticSampler",
     "Retention",
     "Session",
+    "StatefulDistributedSampler",
     "load_checkpoint",
     "save_checkpoint",
     "should_save",
@@ -30,6 +32,7 @@ _HOMES = {
     "Session": "elastic_ckpt.training.session",
     "Retention": "elastic_ckpt.core.retention",
     "ElasticSampler": "elastic_ckpt.training.sampler",
+    "StatefulDistributedSampler": "elastic_ckpt.training.stateful_sampler",
     "save_checkpoint": "elastic_ckpt.training.functions",
     "load_checkpoint": "elastic_ckpt.training.functions",
     "should_save": "elastic_ckpt.training.functions",

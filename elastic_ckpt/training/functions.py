@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from elastic_ckpt.slot import Source
 from elastic_ckpt.store.layout import checkpoint_key
 from elastic_ckpt.store.running_states import read_running_states
 from elastic_ckpt.training import runtime as runtimes
+from elastic_ckpt.training.data_pass import Resumed, current_pass, resume_at
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.loading import load_given, load_newest
+from elastic_ckpt.training.rank_state import RankState
 from elastic_ckpt.training.saving import write_checkpoint
 from elastic_ckpt.training.snapshot import REASONS, Snapshot
 
@@ -29,6 +31,7 @@ class _Loop:
     attached: bool = False
     stop: bool = False
     reason: Reason = "interval"
+    rank_state: RankState = field(default_factory=lambda: RankState({}))
 
 
 _loop = _Loop()
@@ -55,6 +58,9 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
         runtime.steps.attach(0, declares=False)
     runtime.steps.stepped()
     _loop.calls += 1
+    now = current_pass()
+    if now is not None:
+        now.stepped()
     action = runtime.steps.enter(_loop.calls, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
@@ -80,29 +86,42 @@ def save_checkpoint(
 
     Args:
         booster: a ColossalAI ``Booster``, or None for plain torch.
+        epoch: the epoch that the loop is in; at its end, too.
         step: optimizer steps, in the script's own counting.
-        batch_size: samples per step of one data-parallel rank.
+        batch_size: samples per optimizer step of one data-parallel rank: times the accumulation.
         coordinator: accepted for the seed's sake; the ranks are known otherwise.
 
+    With this package's ``StatefulDistributedSampler`` the place in the data is what it has given
+    out and ``should_save`` has counted; with another one it is ``step * batch_size``, which is
+    right where steps are counted from the epoch's begin.
+
     Raises:
+        UsageError: epoch or batch size are not what the sampler says.
         SaveFailed: on every rank, with the reason of the rank that failed. StorageFailed, if the
             disk is full or does not answer: a loop that catches it may train on.
         SystemExit: after the seal, at the agreed stop step.
     """
     runtime = runtimes.join(save_dir)
     replicas = _data_parallel_size(booster, runtime.peers.world_size)
-    running = {"epoch": epoch, "step": step, "sample_start_index": step * batch_size}
+    now = current_pass()
+    if now is None:
+        samples, seed, size = step * batch_size * replicas, None, 0
+    else:
+        samples, seed, size = now.used(epoch, batch_size), now.order_seed, now.size
     snapshot = Snapshot(
         reason=_loop.reason,
         position=Position(
             epoch=epoch,
             step=step,
-            step_in_epoch=step,
-            sample_start_index=step * batch_size * replicas,
+            step_in_epoch=now.steps if now is not None else step,
+            sample_start_index=samples,
+            order_seed=seed,
+            dataset_size=size,
         ),
-        running_states=running,
+        running_states={"epoch": epoch, "step": step, "sample_start_index": samples // replicas},
         samples_per_step=batch_size * replicas,
         data_parallel_size=replicas,
+        rank_state=lambda: RankState({}).capture(iterating=True),
     )
     write_checkpoint(runtime, make_engine(booster, model, optimizer, lr_scheduler), snapshot)
     if _loop.stop:
@@ -122,10 +141,13 @@ def load_checkpoint(
         load_dir: one checkpoint, or a job directory: then the newest valid one is taken, and a
             bad one that is newer is set aside.
 
+    The random state is put back; with ``StatefulDistributedSampler`` once more when the first pass
+    begins, so that what making a DataLoader's iterator draws does not count.
+
     Returns:
-        (epoch, step, sample_start_index) as they stand in ``running_states.json``: in the units
-        of the script that saved, the index per data-parallel rank. (0, 0, 0), with nothing
-        loaded, for a job directory that holds no checkpoint yet.
+        (epoch, step, sample_start_index); the index counts samples of one data-parallel rank of
+        this run, however many there were when it was saved. (0, 0, 0), with nothing loaded, for a
+        job directory that holds no checkpoint yet.
 
     Raises:
         CheckpointRejected: the checkpoint is not whole.
@@ -146,7 +168,12 @@ def load_checkpoint(
         running = read_running_states(loaded.place)
     except CheckpointRejected as error:
         raise CheckpointRejected(f"{loaded.seal.checkpoint_name}: {error}") from None
-    return running.epoch, running.step, running.sample_start_index
+    place = Resumed(running.epoch, loaded.seal.sample_start_index)
+    _loop.rank_state.resume(loaded, runtime.peers.rank)
+    _loop.rank_state.restore_rng(keep=True)
+    resume_at(place, _loop.rank_state.restore_rng)
+    replicas = _data_parallel_size(booster, runtime.peers.world_size)
+    return place.epoch, running.step, place.per_rank(replicas)
 
 
 def _data_parallel_size(booster: Any, world_size: int) -> int:

@@ -56,8 +56,8 @@ class RankState:
                 )
             thing.load_state_dict(state["extra"][name])
 
-    def restore_rng(self, *, iterating: bool = True) -> None:
-        """Put the random state back, once.
+    def restore_rng(self, *, iterating: bool = True, keep: bool = False) -> None:
+        """Put the random state back, once unless it is to ``keep`` for another time.
 
         Making a DataLoader's iterator draws from it. So a state that was saved behind that goes
         back behind it, and one that was saved between two epochs goes back before it.
@@ -76,4 +76,4 @@ class RankState:
             raise CheckpointRejected(
                 f"the random state in {self._name} cannot be put back: {first}"
             ) from None
-        self._rng = None
+        self._rng = self._rng if keep else None

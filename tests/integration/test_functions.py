@@ -215,6 +215,7 @@ def test_every_rank_s_files_are_in_its_part(tmp_path):
         "running_states.json": 0,
         "parts/00000.json": 0,
         "parts/00001.json": 1,
+        **{f"ranks/0000{rank}.{kind}": rank for rank in (0, 1) for kind in ("json", "safetensors")},
     }
     for path in (tmp_path / "epoch-0_step-5").rglob("*.*"):
         assert path.stat().st_mode & 0o077 == 0, path

@@ -34,7 +34,7 @@ class Piece:
     """The masters of one place in the model's own parallelism, cut over ``shards`` ranks.
 
     Attributes:
-        place: which stage, which tensor rank, which experts: ``pp0-tp1``.
+        place: which stage, which tensor rank, which experts: ``pp0of2-tp1of4``.
         whole: elements of each parameter before it was cut, by name; a master holds one shard of
             it, flat, with the last one padded.
         written: whether this rank writes it; its replicas do not.
@@ -181,7 +181,8 @@ def _place(plugin: Any, *, experts: bool) -> str:
     parts = []
     for axis, name in axes.items():
         group = getattr(plugin, name, None)
-        parts.append(f"{axis}{dist.get_rank(group) if group is not None else 0}")
+        rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        parts.append(f"{axis}{rank}of{size}")
     return "-".join(parts)
 
 

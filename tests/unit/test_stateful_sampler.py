@@ -1,0 +1,169 @@
+"""A loop that keeps its own shape: its sampler's place, and what a save makes of it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from elastic_ckpt import ElasticSampler, StatefulDistributedSampler
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.training import data_pass
+from elastic_ckpt.training.data_pass import Resumed, current_pass, resume_at
+
+DATA = range(20)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_pass, "_course", data_pass._Course())
+
+
+def sampler(replicas: int = 1, rank: int = 0, **options: object) -> StatefulDistributedSampler:
+    return StatefulDistributedSampler(DATA, replicas, rank, **options)  # type: ignore[arg-type]
+
+
+def order(epoch: int) -> list[int]:
+    plain = ElasticSampler(DATA, 1, 0)
+    plain.set_epoch(epoch)
+    return list(plain)
+
+
+def test_each_pass_is_the_next_epoch() -> None:
+    plain = sampler()
+    assert [list(plain) for _ in range(3)] == [order(0), order(1), order(2)]
+
+
+def test_an_epoch_that_is_named_is_that_one() -> None:
+    named = sampler()
+    for epoch in (4, 4, 7):
+        named.set_epoch(epoch)
+        assert list(named) == order(epoch)
+
+
+def test_a_start_index_is_for_one_pass() -> None:
+    resumed = sampler()
+    resumed.set_start_index(15)
+    assert len(resumed) == 5
+    assert list(resumed) == order(0)[15:]
+    assert len(resumed) == 20
+    assert list(resumed) == order(1)
+
+
+@pytest.mark.parametrize("says", ["nothing", "epoch", "index", "epoch, index", "index, epoch"])
+def test_the_first_pass_goes_on_whatever_the_script_says(says: str) -> None:
+    resume_at(Resumed(epoch=2, samples=14), lambda: None)
+    found = sampler()
+    for word in says.split(", "):
+        if word == "epoch":
+            found.set_epoch(2)
+        elif word == "index":
+            found.set_start_index(14)
+    assert list(found) == order(2)[14:]
+    assert list(found) == order(3)
+
+
+def test_a_place_that_does_not_divide_is_exact_all_the_same() -> None:
+    """14 samples were used; three ranks have used 4 2/3 of them each."""
+    used: list[int] = []
+    for rank in range(3):
+        resume_at(Resumed(epoch=0, samples=14), lambda: None)
+        one = sampler(3, rank)
+        one.set_start_index(Resumed(0, 14).per_rank(3))
+        used += list(one)
+    assert sorted(used) == sorted(order(0)[14:])
+
+
+def test_an_evaluation_is_whole_and_moves_nothing() -> None:
+    training, evaluation = sampler(), sampler(shuffle=False)
+    training.set_start_index(3)
+    reading = iter(training)
+    next(reading)
+    with torch.no_grad():
+        assert list(evaluation) == list(DATA)
+        assert list(evaluation) == list(DATA)
+    assert next(reading) == order(0)[4]
+    assert current_pass().drawn == 2  # type: ignore[union-attr]
+
+
+def test_the_random_state_is_put_back_once_when_the_first_pass_begins() -> None:
+    began: list[int] = []
+    resume_at(None, lambda: began.append(1))
+    found = sampler()
+    assert began == []
+    list(found)
+    list(found)
+    assert began == [1]
+
+
+def steps(batch: int, ahead: int = 0, replicas: int = 1) -> Iterator[data_pass.DataPass]:
+    """A loop of whole batches, with a loader that is so many batches ahead."""
+    reading = iter(sampler(replicas))
+    length = 20 // replicas
+    drawn = 0
+    for step in range(length // batch):
+        while drawn < min((step + 1 + ahead) * batch, length):
+            next(reading)
+            drawn += 1
+        now = current_pass()
+        assert now is not None
+        now.stepped()
+        yield now
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 100])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_place_is_what_the_steps_used_however_far_the_loader_is_ahead(
+    ahead: int, replicas: int
+) -> None:
+    for step, now in enumerate(steps(2, ahead, replicas), 1):
+        assert now.used(epoch=0, batch_size=2) == step * 2 * replicas
+
+
+def test_a_short_last_step_ends_the_epoch() -> None:
+    reading = list(sampler())
+    now = current_pass()
+    assert now is not None and reading
+    for _ in range(3):
+        now.stepped()
+    assert now.used(epoch=0, batch_size=8) == 20
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("told", [1, 4])
+def test_a_batch_size_that_the_loader_contradicts_is_an_error(ahead: int, told: int) -> None:
+    """Micro-batches for steps, or an accumulation that was left out."""
+    for step, now in enumerate(steps(2, ahead), 1):
+        if 1 < step < 5:
+            with pytest.raises(UsageError, match=f"batch_size={told}, but a step takes 2 samples"):
+                now.used(epoch=0, batch_size=told)
+
+
+def test_an_epoch_that_the_sampler_is_not_in_is_an_error() -> None:
+    for now in steps(2):
+        with pytest.raises(UsageError, match="told epoch 1, but the sampler is in epoch 0"):
+            now.used(epoch=1, batch_size=2)
+
+
+def test_a_save_in_the_middle_of_an_epoch_needs_the_steps_counted() -> None:
+    next(iter(sampler()))
+    with pytest.raises(UsageError, match="call should_save"):
+        current_pass().used(epoch=0, batch_size=1)  # type: ignore[union-attr]
+
+
+def test_a_save_at_an_epochs_end_does_not() -> None:
+    list(sampler())
+    assert current_pass().used(epoch=0, batch_size=1) == 20  # type: ignore[union-attr]
+
+
+def test_two_samplers_at_a_time_are_an_error() -> None:
+    training, evaluation = sampler(), sampler()
+    next(iter(training))
+    with pytest.raises(UsageError, match=r"under torch\.no_grad"):
+        next(iter(evaluation))
+
+
+def test_another_sampler_for_the_next_epoch_is_none() -> None:
+    first, second = sampler(), sampler()
+    list(first)
+    second.set_epoch(1)
+    assert list(second) == order(1)
