@@ -35,7 +35,9 @@ PLUGINS = {
     "zero1": lambda: plugin.LowLevelZeroPlugin(stage=1, precision="bf16", max_norm=1.0),
     "zero2": lambda: plugin.LowLevelZeroPlugin(stage=2, precision="bf16", max_norm=1.0),
     "gemini": lambda: plugin.GeminiPlugin(
-        precision="bf16", max_norm=1.0, enable_async_reduce=torch.cuda.is_available()
+        precision="bf16",
+        enable_gradient_accumulation=True,
+        enable_async_reduce=torch.cuda.is_available(),
     ),
     "tp2": lambda: plugin.HybridParallelPlugin(
         tp_size=2, pp_size=1, precision="bf16", max_norm=1.0, parallel_output=False

@@ -67,6 +67,8 @@ def main() -> None:
                     coordinator=coordinator,
                 )
     record.end(model)
+    if args.lora:
+        booster.save_lora_as_pretrained(model, f"{args.save_dir}/adapter")
 
 
 if __name__ == "__main__":

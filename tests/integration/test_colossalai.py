@@ -10,6 +10,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 from elastic_ckpt.store.verify import verify_full
 from tests.integration.ranks import run_ranks
+from tests.unit.store_tools import seal_again
 
 
 def boosted(value=0.0):
@@ -373,16 +374,6 @@ def script(path, mark):
     import torch
 
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
-
-
-def seal_again(root):
-    """As somebody does who may write the directory: sizes, digests, fingerprint, all right."""
-    from elastic_ckpt.core.manifest import FileEntry, decode_manifest, encode, make_manifest
-    from elastic_ckpt.store.hashing import hash_file
-
-    old = decode_manifest((root / "manifest.json").read_bytes())
-    files = [FileEntry(e.path, *hash_file(root / e.path), e.rank) for e in old.files]
-    (root / "manifest.json").write_bytes(encode(make_manifest(old, files)))
 
 
 def reset(root, clean):

@@ -25,10 +25,12 @@ from elastic_ckpt.core.manifest import (
     FileEntry,
     Manifest,
     SealHeader,
+    decode_manifest,
     encode,
     make_manifest,
 )
 from elastic_ckpt.store.attempt import Attempt
+from elastic_ckpt.store.hashing import hash_file
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest
 
@@ -240,3 +242,14 @@ def _holding(program: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+def seal_again(checkpoint: Path) -> None:
+    """As somebody does who may write the directory: sizes, digests, fingerprint, all right."""
+    old = decode_manifest((checkpoint / MANIFEST_NAME).read_bytes())
+    files = [
+        FileEntry(entry.path, *hash_file(checkpoint / entry.path), entry.rank)
+        for entry in old.files
+        if (checkpoint / entry.path).exists()
+    ]
+    (checkpoint / MANIFEST_NAME).write_bytes(encode(make_manifest(old, files)))
