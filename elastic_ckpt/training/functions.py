@@ -78,6 +78,8 @@ def save_checkpoint(
     step: int,
     batch_size: int,
     coordinator: Any = None,
+    *,
+    use_async: bool = False,
 ) -> None:
     """Save to ``save_dir/epoch-{epoch}_step-{step}``; returns once it is sealed. Collective.
 
@@ -90,6 +92,7 @@ def save_checkpoint(
         step: optimizer steps, in the script's own counting.
         batch_size: samples per optimizer step of one data-parallel rank: times the accumulation.
         coordinator: accepted for the seed's sake; the ranks are known otherwise.
+        use_async: have TensorNVMe write, if it is installed; the seal comes behind it.
 
     With this package's ``StatefulDistributedSampler`` the place in the data is what it has given
     out and ``should_save`` has counted; with another one it is ``step * batch_size``, which is
@@ -123,7 +126,8 @@ def save_checkpoint(
         data_parallel_size=replicas,
         rank_state=lambda: RankState({}).capture(iterating=True),
     )
-    write_checkpoint(runtime, make_engine(booster, model, optimizer, lr_scheduler), snapshot)
+    engine = make_engine(booster, model, optimizer, lr_scheduler, use_async=use_async)
+    write_checkpoint(runtime, engine, snapshot)
     if _loop.stop:
         runtime.leave(saved=True)
 

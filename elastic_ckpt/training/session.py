@@ -66,6 +66,7 @@ class Session:
         retention: which checkpoints are kept, None for all; ``--keep-last`` and the like of the
             supervisor go before it.
         extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank.
+        use_async: have TensorNVMe write what a booster saves, if it is installed.
 
     Attributes:
         resumed_from: the checkpoint's directory, None for a fresh start.
@@ -84,6 +85,7 @@ class Session:
         save_interval: int = 0,
         retention: Retention | None = None,
         extra: dict[str, Any] | None = None,
+        use_async: bool = False,
     ) -> None:
         if accumulation_steps < 1 or global_batch < 0 or save_interval < 0:
             raise UsageError(
@@ -101,6 +103,7 @@ class Session:
         self._global_batch = global_batch
         self._save_interval = save_interval
         self._retention = retention
+        self._use_async = use_async
         self._metrics: dict[str, float] = {}
         self._rank_state = RankState(dict(extra or {}))
         self._place = Place()
@@ -128,7 +131,7 @@ class Session:
         self._runtime = runtimes.join(self._save_dir)
         slot = self._runtime.slot
         slot.phase(Phase.LOADING)
-        engine = make_engine(*self._state)
+        engine = make_engine(*self._state, use_async=self._use_async)
         told = self._runtime.supervised
         self._interval = SaveInterval(
             steps=(told.save_interval_steps if told else 0) or self._save_interval

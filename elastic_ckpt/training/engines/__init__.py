@@ -60,12 +60,18 @@ def tensor_bytes(tree: Any) -> int:
     return getattr(tree, "nbytes", 0) if hasattr(tree, "element_size") else 0
 
 
-def make_engine(booster: Any, model: Any, optimizer: Any, lr_scheduler: Any) -> Engine:
-    """ColossalAI's engine where there is a booster, torch's own otherwise."""
+def make_engine(
+    booster: Any, model: Any, optimizer: Any, lr_scheduler: Any, *, use_async: bool = False
+) -> Engine:
+    """ColossalAI's engine where there is a booster, torch's own otherwise.
+
+    Args:
+        use_async: as :class:`ColossalAIEngine` has it; torch's own needs no such thing.
+    """
     if booster is None:
         from elastic_ckpt.training.engines.torch import TorchEngine
 
         return TorchEngine(model, optimizer, lr_scheduler)
     from elastic_ckpt.training.engines.colossalai import ColossalAIEngine
 
-    return ColossalAIEngine(booster, model, optimizer, lr_scheduler)
+    return ColossalAIEngine(booster, model, optimizer, lr_scheduler, use_async=use_async)

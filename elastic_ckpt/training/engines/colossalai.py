@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import colossalai
 from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
 from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPModel
 from colossalai.checkpoint_io import GeneralCheckpointIO
+from colossalai.utils import safetensors as nested
 from torch import distributed
 
 from elastic_ckpt.core.manifest import EngineInfo
@@ -26,7 +28,7 @@ from elastic_ckpt.training.engines.loss_scale import (
     save_loss_scale,
 )
 from elastic_ckpt.training.engines.masters import Piece, find_pieces, load_masters, save_masters
-from elastic_ckpt.training.engines.weights_only import weights_only
+from elastic_ckpt.training.engines.weights_only import PlainUnpickler, weights_only
 from elastic_ckpt.training.shares import Shares, count_writers
 from elastic_ckpt.training.torch_save import torch_save_through
 
@@ -35,10 +37,29 @@ dist: Any = distributed
 
 
 class ColossalAIEngine:
-    """Saves through a ``Booster``; optimizer and scheduler may be None."""
+    """Saves through a ``Booster``; optimizer and scheduler may be None.
 
-    def __init__(self, booster: Any, model: Any, optimizer: Any, lr_scheduler: Any) -> None:
+    Args:
+        use_async: let TensorNVMe's threads write, where it is installed. The save waits for them.
+    """
+
+    def __init__(
+        self,
+        booster: Any,
+        model: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        *,
+        use_async: bool = False,
+    ) -> None:
         mend_loads()
+        self._use_async = use_async and hasattr(nested, "AsyncFileWriter")
+        if use_async and not self._use_async:
+            warnings.warn(
+                "use_async needs TensorNVMe's async_file_io, which is not installed: saves go "
+                "through the memory tier, where there is one",
+                stacklevel=2,
+            )
         self._booster = booster
         self._model = model
         self._optimizer = optimizer
@@ -56,7 +77,9 @@ class ColossalAIEngine:
     def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
         """Collective for some plugins, so every rank calls it always; ``copies`` is not used."""
         booster = self._booster
-        if self._has_replicas():
+        if self._use_async:
+            self._save_async(directory)
+        elif self._has_replicas():
             self._save_shared(directory, part)
         else:
             with torch_save_through(directory, part):
@@ -88,7 +111,7 @@ class ColossalAIEngine:
         """Collective for some plugins; nothing but tensors and plain values is unpickled."""
         booster = self._booster
         self._check_fits(directory)
-        with weights_only(directory):
+        with weights_only(directory), plain_objects():
             booster.load_model(self._model, str(directory / "modeling"))
             if self._optimizer is not None:
                 booster.load_optimizer(self._optimizer, str(directory / "optimizer"))
@@ -135,6 +158,14 @@ class ColossalAIEngine:
         saver = type(self._booster.checkpoint_io)
         return saver is TorchDDPCheckpointIO and dist.is_initialized() and dist.get_world_size() > 1
 
+    def _save_async(self, directory: Path) -> None:
+        """Returns when the writers are through: what they have begun is no file yet."""
+        options = {"shard": True, "use_async": True}
+        self._booster.save_model(self._model, str(directory / "modeling"), **options)
+        if self._optimizer is not None:
+            self._booster.save_optimizer(self._optimizer, str(directory / "optimizer"), **options)
+        self._booster.checkpoint_io._sync_io()
+
     def _save_shared(self, directory: Path, part: Part) -> None:
         """Walk through the same save on each rank, and write a share of its files."""
         shares = Shares(part.rank, count_writers())
@@ -167,3 +198,16 @@ class ColossalAIEngine:
         saver.save_model(model, str(directory / "modeling"), shard=True)
         if optimizer is not None:
             saver.save_optimizer(optimizer, str(directory / "optimizer"), shard=True)
+
+
+@contextlib.contextmanager
+def plain_objects() -> Iterator[None]:
+    """Keep ColossalAI from running what it unpickles of an optimizer that was saved with use_async.
+
+    There numbers and parameter groups are pickles in tensors, which ``torch.load`` never sees.
+    """
+    plain, nested._unpickler = nested._unpickler, PlainUnpickler
+    try:
+        yield
+    finally:
+        nested._unpickler = plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,21 @@ from elastic_ckpt.store.files import open_regular
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ARCHIVE: Final = b"PK\x03\x04"
 """How a file begins that torch has written since 1.6."""
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Numbers, texts, lists, dicts; nothing that has to be imported, and so no code."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            CheckpointRejected: always.
+        """
+        raise CheckpointRejected(
+            f"a file of the checkpoint holds {printable(f'{module_name}.{global_name}', 100)}, "
+            "which may run code"
+        )
 
 
 @contextmanager
