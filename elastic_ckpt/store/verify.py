@@ -35,7 +35,7 @@ _THREADS: Final = min(4, os.cpu_count() or 1)
 _OPENING_BYTES: Final = 256 * 1024
 """Opening a file costs about as much as reading so many bytes."""
 
-_LOADED: Final = ("modeling/", "optimizer/", "lr_scheduler", "ranks/")
+_LOADED: Final = ("modeling/", "optimizer/", "precision/", "lr_scheduler", "ranks/")
 """What an engine reads. A file here that the manifest does not list might get unpickled."""
 
 _LOADED_NAMES: Final = frozenset({"running_states.json"})

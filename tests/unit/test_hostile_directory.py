@@ -545,12 +545,15 @@ def test_digits_of_other_scripts_are_no_checkpoint_s_name(job: JobDirectory) -> 
     assert [path.name for path in scan(job)] == [NEWEST, "epoch-0_step-10"]
 
 
-@pytest.mark.parametrize("name", ["running_states.json", "modeling/x", "optimizer/x", "ranks/x"])
+@pytest.mark.parametrize(
+    "name", ["running_states.json", "modeling/x", "optimizer/x", "ranks/x", "precision/x"]
+)
 def test_an_unlisted_file_is_refused_where_somebody_reads(tmp_path: Path, name: str) -> None:
     job = open_job(tmp_path / "job")
     contents = {path: data for path, data in FILES.items() if path != "running_states.json"}
     checkpoint = make_checkpoint(job, 10, contents=contents)
     verify_quick(checkpoint)
+    (checkpoint / name).parent.mkdir(exist_ok=True)
     (checkpoint / name).write_bytes(b"{}")
     with pytest.raises(CheckpointRejected, match=f"{name} is not in the manifest"):
         verify_quick(checkpoint)

@@ -19,6 +19,8 @@ import torch
 from torch import distributed
 from xxhash import xxh3_64_hexdigest
 
+from elastic_ckpt.core.text import printable
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.part import Part
 from elastic_ckpt.training.state_codec import rejecting
 from elastic_ckpt.training.tensor_file import TensorFile, layout_of, make_header, write_file
@@ -78,7 +80,10 @@ def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
         with rejecting(f"{DIRECTORY}/ in {checkpoint.name}"), ExitStack() as stack:
             files = []
             for shard in range(shards):
-                file = TensorFile(checkpoint / piece.file(shard, shards))
+                path = checkpoint / piece.file(shard, shards)
+                if not path.is_file():
+                    raise CheckpointRejected(f"{piece.file(shard, shards)} is missing")
+                file = TensorFile(path)
                 stack.callback(file.close)
                 files.append(file)
             for name, master in piece.masters.items():
@@ -187,10 +192,18 @@ def _place(plugin: Any, *, experts: bool) -> str:
 
 
 def _count_shards(checkpoint: Path, piece: Piece) -> int:
-    """Into how many its place was cut when it was saved; 0 if it was not there."""
+    """Into how many its place was cut when it was saved; 0 if it was not there.
+
+    Raises:
+        CheckpointRejected: a file's name says no number.
+    """
     pattern = f"masters-{piece.place}-00000-of-*.safetensors"
-    found = sorted((checkpoint / DIRECTORY).glob(pattern))
-    return int(found[0].name.removesuffix(".safetensors").rpartition("-")[2]) if found else 0
+    for path in sorted((checkpoint / DIRECTORY).glob(pattern)):
+        number = path.name.removesuffix(".safetensors").rpartition("-")[2]
+        if not number.isdecimal():
+            raise CheckpointRejected(f"{DIRECTORY}/{printable(path.name, 200)} is no shard")
+        return int(number)
+    return 0
 
 
 def _fill(master: torch.Tensor, name: str, piece: Piece, files: list[TensorFile]) -> None:
