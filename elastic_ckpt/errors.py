@@ -21,6 +21,7 @@
     │   └── LeaderLost              70  because the process that hosts the job's store is gone
     ├── StopAborted                 76  the agreement on a stop step was given up
     ├── NotAnswered                 70  a running job did not do what it was asked to
+    ├── HostsNotStarted             70  fewer hosts of a hostfile could be started than it takes
     └── SlurmRefused                70  SLURM would not submit a job, or queue it again
 """
 
@@ -138,6 +139,10 @@ class StopAborted(ElasticCkptError):
 
 class NotAnswered(ElasticCkptError):
     """A running job did not do in time what it was asked to."""
+
+
+class HostsNotStarted(ElasticCkptError):
+    """So many hosts of a hostfile could not be reached that the job cannot begin."""
 
 
 class SlurmRefused(ElasticCkptError):

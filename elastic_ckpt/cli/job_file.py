@@ -10,10 +10,11 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from elastic_ckpt.cli.hostfile import FILLED
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 
-_PATHS: Final = frozenset({"dir", "script", "memory-dir", "notice-file"})
+_PATHS: Final = frozenset({"dir", "script", "memory-dir", "notice-file", "hostfile"})
 _TEXT: Final = "a text or a whole number"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
 _SOURCES: Final = {
@@ -52,6 +53,8 @@ def shown(ctx: click.Context) -> str:
     for key, parameter in _keys(ctx.command).items():
         name = parameter.name or ""
         source = _SOURCES.get(ctx.get_parameter_source(name) or ParameterSource.DEFAULT, "default")
+        if name in ctx.meta.get(FILLED, ()):
+            source = "hostfile"
         value = ctx.params.get(name)
         text = f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set"
         lines.append(f"{text:<48}  # {source}")

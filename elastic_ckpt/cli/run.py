@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from elastic_ckpt.cli.hostfile import HOSTS, fill_in, hosts_to_start
 from elastic_ckpt.cli.job_file import config_option, print_config_option, shown
 from elastic_ckpt.cli.notice_options import known_grace, notice_options
 from elastic_ckpt.cli.retention_options import make_retention, retention_options
@@ -39,7 +40,9 @@ class _Run(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does."""
         ctx.meta[_CALLED_WITH] = list(args)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        fill_in(ctx)
+        return rest
 
 
 @click.command("run", cls=_Run)
@@ -63,13 +66,20 @@ class _Run(click.Command):
     "--nnodes",
     metavar="MIN[:MAX]",
     help="Nodes that the job takes; it goes on with MIN, and grows to MAX when they come.  "
-    "[default: 1, or those of SLURM's step]",
+    "[default: 1, the hostfile's, or those of SLURM's step]",
+)
+@click.option(
+    "--hostfile",
+    metavar="FILE",
+    type=click.Path(path_type=Path, readable=False),
+    help="The job's hosts, one a line, or HOST slots=NPROC. The first one leads, and starts the "
+    "others over ssh.",
 )
 @click.option(
     "--rdzv-endpoint",
     metavar="HOST[:PORT]",
     help="Where the nodes meet, the same on each; the one whose address it is leads.  "
-    "[default: SLURM's first node]",
+    "[default: the hostfile's or SLURM's first]",
 )
 @click.option(
     "--rdzv-timeout",
@@ -138,7 +148,9 @@ class _Run(click.Command):
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def command(context: click.Context, /, print_config: bool, **options: Any) -> int:
+def command(
+    context: click.Context, /, print_config: bool, hostfile: Path | None, **options: Any
+) -> int:
     """Run SCRIPT on this node's workers and keep it alive.
 
     \b
@@ -146,6 +158,7 @@ def command(context: click.Context, /, print_config: bool, **options: Any) -> in
       elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
       elastic-ckpt run --config job.toml --print-config
       elastic-ckpt run --dir /shared/ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
+      elastic-ckpt run --dir /shared/ckpt --hostfile hosts -- train.py
 
     \b
     Exit codes:
@@ -160,7 +173,10 @@ def command(context: click.Context, /, print_config: bool, **options: Any) -> in
     hold_signals()
     settings = _settings(**options)
     _remember_slurm_job(settings)
-    return int(_supervisor(settings, lambda: settings_of(context.meta[_CALLED_WITH])).run())
+    supervisor = _supervisor(settings, lambda: settings_of(context.meta[_CALLED_WITH]))
+    if hostfile is not None:  # now that the job is this run's
+        _start_others(context, settings)
+    return int(supervisor.run())
 
 
 def _settings(
@@ -239,7 +255,8 @@ def parse(called_with: Sequence[str]) -> dict[str, Any]:
             options = dict(context.params)
     except click.ClickException as error:
         raise UsageError(error.format_message()) from None
-    options.pop("print_config")
+    for name in ("print_config", "hostfile"):  # what the file says is in the others by now
+        options.pop(name)
     return options
 
 
@@ -273,6 +290,15 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
 
     rendezvous = meet(settings.endpoint, is_led)
     return (Head if rendezvous.leads else Member)(settings, _say, reread, rendezvous)
+
+
+def _start_others(context: click.Context, settings: RunSettings) -> None:
+    """Start the hosts of the hostfile, if that is this one's to do."""
+    hosts = hosts_to_start(context.meta[HOSTS], settings.node)
+    if hosts:
+        from elastic_ckpt.cli.ssh import start_hosts
+
+        start_hosts(hosts, context, settings, _say)
 
 
 def _remember_slurm_job(settings: RunSettings) -> None:
@@ -344,7 +370,7 @@ def _nodes(
     if most > 1 and not endpoint:
         raise UsageError(
             f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, the same on each node: the "
-            "address of one of them"
+            "address of one of them; or --hostfile FILE"
         )
     return (least, most), endpoint or ""
 

@@ -36,12 +36,26 @@ _CPP_LEVEL: Final = "TORCH_CPP_LOG_LEVEL"
 _BACKEND: Final = "elastic-ckpt"
 
 
-def enter_worker(module: str, spec: bytes) -> None:
-    """What each forked worker runs; called by torch elastic."""
+def enter_worker(module: str, spec: bytes, restarts: int) -> None:
+    """What each forked worker runs; called by torch elastic, which has set its variables."""
     from elastic_ckpt.supervisor import template
 
     template.quiet.__exit__(None, None, None)
+    _complete_environment(restarts)
     importlib.import_module(module).main(spec)
+
+
+def _complete_environment(restarts: int) -> None:
+    """What torch elastic's variables leave out, or say of its own launches alone.
+
+    In a job of SLURM these are the supervisor's, of which there is one on each node; here they are
+    the rank's, as if srun had started it. ``colossalai.launch_from_slurm`` reads them.
+    """
+    environ = os.environ
+    environ["SLURM_PROCID"] = environ["RANK"]
+    environ["SLURM_LOCALID"] = environ["LOCAL_RANK"]
+    environ["SLURM_NTASKS"] = environ["SLURM_NPROCS"] = environ["WORLD_SIZE"]
+    environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts)  # each incarnation is a launch of its own
 
 
 def prepare() -> None:
@@ -128,7 +142,7 @@ class Incarnation:
         )
         try:
             payload = msgspec.json.encode(self._spec)
-            elastic_launch(config, enter_worker)(WORKER_ENTRY, payload)
+            elastic_launch(config, enter_worker)(WORKER_ENTRY, payload, self.number - 1)
         except BaseException as error:  # every end of the launch is an end of the incarnation
             self.error = error
         finally:

@@ -20,7 +20,7 @@ WRONG_TURNS = [
     (
         "training/session.py",
         "import colossalai",
-        "colossalai only in its engine and in what mends it",
+        "colossalai only in its engine",
     ),
 ]
 

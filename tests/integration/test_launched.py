@@ -1,0 +1,51 @@
+"""What a script learns from its launcher: torchrun's variables, and those of a rank of srun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.job import SCRIPTS, Job
+
+SCRIPT = SCRIPTS / "launched.py"
+
+
+def told(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
+    return [json.loads((place / f"{launch}.{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("outer", [(), ("SLURM_PROCID=7", "SLURM_NPROCS=9", "SLURM_LOCALID=5")])
+def test_the_variables_of_torchrun_and_of_srun_are_the_ranks(tmp_path, outer) -> None:
+    """Also where the supervisor is a task of srun itself, with other values."""
+    with Job(tmp_path, "--out", str(tmp_path), "--restart", script=SCRIPT) as job:
+        job.prefix = ["env", "-u", "OMP_NUM_THREADS", *outer]
+        assert job.start("--name", "told").wait() == 0, job.output()
+    for launch in (0, 1):
+        ports = set()
+        for rank, said in enumerate(told(tmp_path, launch)):
+            ports.add(said.pop("MASTER_PORT"))
+            said.pop("TORCHELASTIC_ERROR_FILE", None)
+            assert said == {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
+                "ROLE_RANK": str(rank), "ROLE_NAME": "default_role",
+                "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1",
+                "ROLE_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
+                "TORCHELASTIC_RUN_ID": f"told.{launch + 1}",
+                "TORCHELASTIC_RESTART_COUNT": str(launch), "TORCHELASTIC_MAX_RESTARTS": "0",
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+                "SLURM_NPROCS": "2", "SLURM_NTASKS": "2",
+            }  # fmt: skip
+        assert len(ports) == 1
+
+
+@pytest.mark.parametrize("by", ["torch", "slurm"])
+def test_colossalai_comes_up_by_either_launcher(tmp_path: Path, by: str) -> None:
+    pytest.importorskip("colossalai", reason="ColossalAI is not installed")
+    with Job(tmp_path, "--by", by, "--out", str(tmp_path), script=SCRIPT) as job:
+        job.prefix = ["env", "SLURM_PROCID=0", "SLURM_NPROCS=1"]  # of the supervisor's task
+        assert job.start().wait(120) == 0, job.output()
+    assert told(tmp_path, 0) == [{"rank": rank, "size": 2, "total": 3.0} for rank in (0, 1)]
