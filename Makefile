@@ -14,7 +14,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-hosts test-systemd test-slurm test-latest test-wheel chaos lint types layers bench clean
+.PHONY: demo test test-faults test-hosts test-systemd test-slurm test-latest test-wheel plugins chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -51,6 +51,14 @@ test-slurm: .venv-latest/.ready
 # without what does not depend on torch.
 test-latest: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,not faults_full and not one_torch)
+
+# Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
+plugins: .venv/.ready .venv-latest/.ready
+	mkdir -p bench-results
+	.venv/bin/python scripts/plugins.py try bench-results/plugins.json
+	.venv-latest/bin/python scripts/plugins.py try bench-results/plugins-latest.json
+	.venv-latest/bin/python scripts/plugins.py write docs/colossalai.md \
+		bench-results/plugins.json bench-results/plugins-latest.json
 
 # The wheel in an environment that has torch and no ColossalAI.
 test-wheel: .venv-wheel/.ready

@@ -39,6 +39,9 @@ PLUGINS = {
         enable_gradient_accumulation=True,
         enable_async_reduce=torch.cuda.is_available(),
     ),
+    "hybrid": lambda: plugin.HybridParallelPlugin(
+        tp_size=1, pp_size=1, zero_stage=1, precision="bf16", max_norm=1.0
+    ),
     "tp2": lambda: plugin.HybridParallelPlugin(
         tp_size=2, pp_size=1, precision="bf16", max_norm=1.0, parallel_output=False
     ),

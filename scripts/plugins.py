@@ -4,7 +4,8 @@
     python scripts/plugins.py write docs/colossalai.md RESULTS.json ...
 
 ``try`` trains, saves, and goes on in new processes: with elastic-ckpt, with ColossalAI's own
-calls, and on other layouts. On a GPU it takes the setups for which there are enough of them.
+calls, and on other layouts. On GPUs it takes the setups for which there are enough of them; one
+whose ranks differ in their data alone is tried on one GPU otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests import plugins
+from tests.gpu import devices
+from tests.gpu.devices import failure
 from tests.integration.ranks import run_ranks
 from tests.plugins import SETUPS, Setup
 
@@ -69,15 +73,31 @@ def machine() -> dict[str, str]:
     return {"where": where, "python": platform.python_version(), **found}
 
 
+def run(function: Callable[..., Any], setup: Setup, job: str) -> list[Any]:
+    """What each rank returned, on GPUs if there are any."""
+    if devices.gpus():
+        return devices.run(function, setup, job)
+    return run_ranks(function, setup.ranks, setup, job)
+
+
+def lacks(setup: Setup) -> str:
+    """Why it cannot be tried here; empty if it can."""
+    available = devices.gpus()
+    if available and setup.ranks > available:
+        return f"it needs {setup.ranks} GPUs"
+    return plugins.why_not_here(setup)
+
+
 def try_one(setup: Setup) -> dict[str, Any]:
     """A row of the table."""
+    setup = devices.fitting(setup, devices.gpus()) or setup
     row: dict[str, Any] = {"name": setup.name, "ranks": setup.ranks, "others": []}
-    lacking = plugins.why_not_here(setup)
+    lacking = lacks(setup)
     if lacking:
         return {**row, "ours": "not run", "alone": "not run", "why": lacking}
     with tempfile.TemporaryDirectory() as place:
         job = f"{place}/job"
-        undisturbed = run_ranks(plugins.train_and_save, setup.ranks, setup, job)
+        undisturbed = run(plugins.train_and_save, setup, job)
         error = failure(undisturbed)
         if error:
             return {**row, "ours": "not run", "alone": "not run", "why": error}
@@ -85,16 +105,18 @@ def try_one(setup: Setup) -> dict[str, Any]:
             ("ours", plugins.load_and_train),
             ("alone", plugins.load_plainly_and_train),
         ):
-            row[key] = verdict(undisturbed, run_ranks(function, setup.ranks, setup, job))
+            row[key] = verdict(undisturbed, run(function, setup, job))
         for ranks, options in setup.others:
-            row["others"].append(try_other(setup.at(ranks, options), Path(job)))
+            other = setup.at(ranks, options)
+            if not lacks(other):
+                row["others"].append(try_other(other, Path(job)))
     return row
 
 
 def try_other(setup: Setup, job: Path) -> dict[str, str]:
     """Whether another layout can load it, and what it then has."""
     first, again = (job / f"epoch-{epoch}_step-{plugins.STEPS}" for epoch in (0, 1))
-    found = failure(run_ranks(plugins.load_and_save_again, setup.ranks, setup, str(job)))
+    found = failure(run(plugins.load_and_save_again, setup, str(job)))
     if not found:
         differing = plugins.differences(first, again)
         found = "exact" if not differing else f"other {', '.join(differing)}"
@@ -110,16 +132,6 @@ def layout(setup: Setup) -> str:
         if key.endswith("_size") and value > 1 and key != "hidden_size"
     ]
     return " ".join([f"{setup.ranks} rank{'s' * (setup.ranks > 1)}", *sizes])
-
-
-def failure(results: list[Any]) -> str:
-    """How a rank failed; empty if none did."""
-    for result in results:
-        if isinstance(result, int):
-            return f"exit code {result}"
-        if result and isinstance(result[0], str):
-            return f"{result[0]}: {result[1]}"
-    return ""
 
 
 def verdict(undisturbed: list[Any], resumed: list[Any]) -> str:
@@ -161,7 +173,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     for rows in zip(*(run["rows"] for run in runs), strict=True):
         cells = [
             rows[0]["name"],
-            str(rows[0]["ranks"]),
+            merge([str(row["ranks"]) for row in rows]),
             merge([cell(row, "ours") for row in rows]),
             merge([cell(row, "alone") for row in rows]),
             merge([others(row) for row in rows]),

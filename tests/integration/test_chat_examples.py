@@ -26,7 +26,7 @@ def record(place: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
     [
         ("sft.py", ("--plugin", "zero1")),
         ("sft.py", ("--plugin", "gemini")),
-        ("sft.py", ("--plugin", "ddp", "--lora")),
+        ("sft.py", ("--plugin", "hybrid", "--lora")),
         ("sft_session.py", ("--plugin", "tp2")),
         ("dpo.py", ("--plugin", "zero2")),
         ("dpo_session.py", ("--plugin", "ddp")),

@@ -68,16 +68,20 @@ def test_another_number_of_ranks_has_the_same_bits(name, ranks, tmp_path):
     assert differing(setup, setup.at(ranks, {}), tmp_path / "job") == []
 
 
-@pytest.mark.parametrize("name", ["Hybrid tp2 bf16 (llama)", "Hybrid pp2 bf16 (llama)"])
-def test_masters_of_another_place_in_the_model_are_made_anew_and_it_is_said(name, tmp_path, capfd):
-    setup = named(name)
-    other = setup.at(1, {"tp_size": 1, "pp_size": 1})
+def test_masters_of_another_cut_of_the_model_are_made_anew_and_it_is_said(tmp_path, capfd):
+    setup = named("Hybrid tp2 bf16 (llama)")
+    other = setup.at(1, {"tp_size": 1})
     assert differing(setup, other, tmp_path / "job") == ["masters"]
     said = [
         line for line in capfd.readouterr().err.splitlines() if "not restored to the bit" in line
     ]
     assert len(said) == 1
     assert "epoch-0_step-2 is not restored to the bit: the fp32 master weights were made" in said[0]
+
+
+def test_stages_are_cut_anew(tmp_path):
+    setup = named("Hybrid pp2 bf16 (llama)")
+    assert differing(setup, setup.at(1, {"pp_size": 1}), tmp_path / "job") == []
 
 
 def differing(setup: Setup, other: Setup, job) -> list[str]:

@@ -8,6 +8,7 @@ behind its load.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class Piece:
     whole: dict[str, int]
     written: bool
 
+    @property
+    def rest(self) -> str:
+        """The place without its stage: a parameter may be in another one by now."""
+        stage, _, rest = self.place.partition("-")
+        return rest if stage.startswith("pp") else self.place
+
     def file(self, shard: int, shards: int) -> str:
         """The name of a shard's file."""
         return f"{DIRECTORY}/masters-{self.place}-{shard:05d}-of-{shards:05d}.safetensors"
@@ -65,7 +72,7 @@ def save_masters(part: Part, pieces: list[Piece]) -> None:
 
 
 def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
-    """Put them back, from any number of shards. Not collective.
+    """Put them back, from any number of shards and stages. Not collective.
 
     Returns:
         Why some stay as ColossalAI made them from the weights; empty if all are put back.
@@ -73,22 +80,20 @@ def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
     Raises:
         CheckpointRejected: they are not this model's.
     """
-    for piece in pieces:
-        shards = _count_shards(checkpoint, piece)
-        if not shards:
-            return f"there are none for {piece.place}: it was cut up otherwise, or had none"
-        with rejecting(f"{DIRECTORY}/ in {checkpoint.name}"), ExitStack() as stack:
-            files = []
-            for shard in range(shards):
-                path = checkpoint / piece.file(shard, shards)
-                if not path.is_file():
-                    raise CheckpointRejected(f"{piece.file(shard, shards)} is missing")
-                file = TensorFile(path)
-                stack.callback(file.close)
-                files.append(file)
+    lacking: list[str] = []
+    with rejecting(f"{DIRECTORY}/ in {checkpoint.name}"), ExitStack() as held:
+        saved = {rest: _open_all(checkpoint, rest, held) for rest in {p.rest for p in pieces}}
+        for piece in pieces:
             for name, master in piece.masters.items():
-                _fill(master, name, piece, files)
-    return ""
+                files = saved[piece.rest].get(name)
+                if files is None:
+                    lacking.append(name)
+                else:
+                    _fill(master, name, piece, files)
+    if not lacking:
+        return ""
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"there is none for {lacking[0]}{more} as this rank holds it"
 
 
 def find_pieces(plugin: Any, model: Any, optimizer: Any) -> list[Piece]:
@@ -191,19 +196,28 @@ def _place(plugin: Any, *, experts: bool) -> str:
     return "-".join(parts)
 
 
-def _count_shards(checkpoint: Path, piece: Piece) -> int:
-    """Into how many its place was cut when it was saved; 0 if it was not there.
+def _open_all(checkpoint: Path, rest: str, held: ExitStack) -> dict[str, list[TensorFile]]:
+    """The shards of each parameter, from whichever stage it was in.
 
     Raises:
-        CheckpointRejected: a file's name says no number.
+        CheckpointRejected: some are missing.
     """
-    pattern = f"masters-{piece.place}-00000-of-*.safetensors"
-    for path in sorted((checkpoint / DIRECTORY).glob(pattern)):
-        number = path.name.removesuffix(".safetensors").rpartition("-")[2]
-        if not number.isdecimal():
-            raise CheckpointRejected(f"{DIRECTORY}/{printable(path.name, 200)} is no shard")
-        return int(number)
-    return 0
+    found: dict[str, list[TensorFile]] = {}
+    pattern = re.compile(rf"masters-(?:pp\d+of\d+-)?{re.escape(rest)}-00000-of-(\d+)\.safetensors")
+    for path in sorted((checkpoint / DIRECTORY).glob("masters-*.safetensors")):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            continue
+        files = []
+        for shard in range(int(match[1])):
+            name = path.name.replace("-00000-of-", f"-{shard:05d}-of-")
+            if not path.with_name(name).is_file():
+                raise CheckpointRejected(f"{DIRECTORY}/{printable(name, 200)} is missing")
+            files.append(TensorFile(path.with_name(name)))
+            held.callback(files[-1].close)
+        if files:
+            found |= dict.fromkeys(files[0].tensors, files)
+    return found
 
 
 def _fill(master: torch.Tensor, name: str, piece: Piece, files: list[TensorFile]) -> None:
