@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib import metadata
 
 import click
 import msgspec
 
 from elastic_ckpt.cli.findings import Finding, ok, show
 from elastic_ckpt.cli.unit_findings import check_unit
+from elastic_ckpt.cli.version_findings import check_versions
 from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import shown_json
 from elastic_ckpt.notices.platforms import detect
@@ -39,20 +39,10 @@ def command(unit: str | None, as_json: bool) -> int:
 
 
 def _machine() -> Iterator[Finding]:
-    yield _version("torch", needed=True)
-    yield _version("colossalai", needed=False)
+    yield from check_versions()
     yield _memory()
     found = detect()
     yield ok("notices", f"signals{''.join(f', {name}' for name in found)}")
-
-
-def _version(package: str, *, needed: bool) -> Finding:
-    try:
-        return ok(package, metadata.version(package))
-    except metadata.PackageNotFoundError:
-        if needed:
-            return Finding(package, "problem", "is not installed", f"pip install {package}")
-        return ok(package, "is not installed; scripts of plain torch do without")
 
 
 def _memory() -> Finding:

@@ -1,6 +1,8 @@
 """Run a function on real gloo ranks and collect what each returned, raised or exited with.
 
-Ranks are forked from a server that has imported what takes long, and nothing more.
+Ranks are forked from a server that has imported what takes long, and nothing more. With another
+backend they start afresh: to import ColossalAI is to ask CUDA for its devices, and a process that
+is forked after that cannot use them.
 """
 
 import contextlib
@@ -15,20 +17,30 @@ from typing import Any
 HEAVY = ["torch", "torch.distributed", "colossalai", "colossalai.booster.plugin"]
 
 
-def run_ranks(function, world_size: int, *args: Any, seconds: float = 90.0) -> list[Any]:
+def run_ranks(
+    function, world_size: int, *args: Any, seconds: float = 90.0, backend: str = "gloo"
+) -> list[Any]:
     """``function(rank, *args)`` in ``world_size`` new processes; the results, by rank.
 
     A rank that raised yields the exception's (type name, text); one that ended without a word,
-    its exit code.
+    its exit code. With nccl in ``backend`` each rank has the GPU of its number.
     """
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context("forkserver" if backend == "gloo" else "spawn")
     context.set_forkserver_preload(_heavy())
     queue = context.Queue()
     now = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     ranks = [
         context.Process(
             target=_enter,
-            args=(Errors(), queue, now | _variables(rank, world_size), function, rank, args),
+            args=(
+                Errors(),
+                queue,
+                now | _variables(rank, world_size),
+                backend,
+                function,
+                rank,
+                args,
+            ),
         )
         for rank in range(world_size)
     ]
@@ -76,13 +88,17 @@ def _take_over(descriptor) -> Any:
     os.dup2(descriptor.detach(), 2)
 
 
-def _enter(_, queue, environment, function, rank, args) -> None:
+def _enter(_, queue, environment, backend, function, rank, args) -> None:
     os.environ.clear()  # the server's is of an earlier test
     os.environ.update(environment)
     os.environ.pop("ELASTIC_CKPT_DIR", None)
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    if "nccl" in backend:
+        import torch
+
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend)
     try:
         result = function(rank, *args)
     except Exception as error:

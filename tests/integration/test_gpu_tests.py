@@ -1,0 +1,82 @@
+"""The tests that need a GPU, as far as one without can go: the same code, over gloo."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import plugins
+from tests.gpu import devices
+from tests.plugins import SETUPS, named
+
+ROOT = Path(__file__).parents[2]
+
+GLOO_AFRESH = "cpu:gloo"
+"""Not the default of ``run_ranks``, so that its ranks start as those on GPUs do."""
+
+without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+colossalai = pytest.mark.skipif(
+    importlib.util.find_spec("colossalai") is None, reason="ColossalAI is not installed"
+)
+
+
+@colossalai
+@pytest.mark.parametrize(
+    ("name", "available", "backend"),
+    [("LowLevelZero 1 bf16", 2, "gloo"), ("Hybrid dp2 fp16 (llama)", 1, GLOO_AFRESH)],
+)
+def test_what_the_gpus_are_to_do_is_exact_on_a_cpu(name, available, backend, tmp_path):
+    setup = devices.fitting(named(name), available)
+    assert setup is not None and setup.ranks == available
+    devices.check_resume(setup, tmp_path, backend)
+
+
+@colossalai
+def test_a_difference_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "load_and_train", plugins.load_plainly_and_train)
+    with pytest.raises(AssertionError, match="masters"):
+        devices.check_resume(named("LowLevelZero 1 bf16"), tmp_path, "gloo")
+
+
+@without_a_gpu
+def test_nccl_gives_each_rank_its_gpu_before_anything_else(capfd):
+    """Here it ends there, on each rank."""
+    setup = named("LowLevelZero 1 bf16")
+    assert devices.failure(devices.run(plugins.train_and_save, setup, "nowhere")) == "exit code 1"
+    said = capfd.readouterr().err
+    assert said.count("torch.cuda.set_device(rank)") == 2
+    assert "init_process_group" not in said
+
+
+def test_all_setups_fit_four_gpus_and_those_of_data_parallelism_one():
+    assert all(devices.fitting(setup, 4) is setup for setup in SETUPS)
+    assert not any(devices.fitting(setup, 0) for setup in SETUPS)
+    on_one = {setup.name for setup in SETUPS if devices.fitting(setup, 1)}
+    assert {"TorchDDP fp32", "LowLevelZero 2 bf16, offload", "Gemini bf16, in chunks"} <= on_one
+    assert {"Hybrid dp2 zero2 bf16 (llama)", "TorchFSDP fp32"} <= on_one
+    parallel = [setup for setup in SETUPS if setup.name not in on_one]
+    assert parallel and all(
+        any(word in setup.name for word in ("tp2", "pp2", "sp2", "ep2")) for setup in parallel
+    )
+
+
+@without_a_gpu
+@colossalai
+def test_without_a_gpu_they_are_collected_and_skipped_with_the_reason():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all(line.endswith("there is no CUDA device") for line in skipped)
+    assert any(
+        line.startswith(f"SKIPPED [{len(SETUPS)}] tests/gpu/test_plugins") for line in skipped
+    )
