@@ -41,13 +41,13 @@ def main() -> None:
     dataloader.sampler.set_start_index(start_index)
 
     for epoch in range(start_epoch, args.max_epochs):
+        dataloader.sampler.set_epoch(epoch)
         batches = tqdm(dataloader, desc=f"epoch {epoch}", disable=not coordinator.is_master())
-        count = len(dataloader)
         for i, batch in enumerate(batches, 1):
             loss = model(**chat.tokens(batch, "chosen")).loss
             booster.backward(loss / args.accumulation_steps, optimizer)
             record.batch(epoch, batch, loss)
-            if i % args.accumulation_steps and i < count:
+            if i % args.accumulation_steps and i < len(dataloader):
                 continue
             optimizer.step()
             optimizer.zero_grad()

@@ -85,6 +85,11 @@ SETUPS = [
     zero("2 bf16", 2, "bf16"),
     zero("1 fp16", 1, "fp16", **FP16),
     zero("2 bf16, offload", 2, "bf16", cpu_offload=True),
+    replace(
+        zero("1 bf16, extra_dp2", 1, "bf16", extra_dp_size=2),
+        ranks=4,
+        others=((2, {"extra_dp_size": 1}),),
+    ),
     Setup(
         "Gemini bf16, in chunks",
         "GeminiPlugin",

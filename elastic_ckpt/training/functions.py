@@ -183,10 +183,10 @@ def load_checkpoint(
 def _data_parallel_size(booster: Any, world_size: int) -> int:
     """How many ranks see different samples: as many as a plugin's own loader makes shares.
 
-    With sequence parallelism ``dp_size`` counts those, too, that share a sample.
+    A hybrid plugin's ``dp_size`` counts ranks, too, that share a sample by sequence parallelism;
+    LowLevelZero's ``dp_group`` leaves out those of ``extra_dp_size``.
     """
     plugin = getattr(booster, "plugin", None)
-    group = getattr(plugin, "dp_group", None)
-    if group is not None:
-        return int(group.size())
+    if hasattr(plugin, "pp_group"):
+        return int(plugin.dp_group.size())
     return int(getattr(plugin, "dp_size", 0) or world_size)

@@ -15,7 +15,9 @@ class StatefulDistributedSampler(ElasticSampler):
 
     After ``load_checkpoint`` the first pass goes on where the checkpoint was made, whether or not
     ``set_start_index`` is called; the passes after it begin at the front. An epoch that nobody
-    names with ``set_epoch`` is the one after the last. What is read under ``torch.no_grad()`` is
+    names with ``set_epoch`` is the one after the last. The length is that of the pass that is under
+    way, until the next one begins or is named: a loader with workers is through with the sampler
+    before the loop is. What is read under ``torch.no_grad()`` is
     an evaluation: always whole, and of no account to the training's place.
     """
 
@@ -70,8 +72,6 @@ class StatefulDistributedSampler(ElasticSampler):
         for index in super().__iter__():
             found.drawn += 1
             yield index
-        if self._is_used and self.epoch == found.epoch:
-            self.set_position(self.epoch + 1, 0)
 
     def _go_on(self) -> None:
         place = take_resumed()

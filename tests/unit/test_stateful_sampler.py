@@ -45,6 +45,15 @@ def test_a_start_index_is_for_one_pass() -> None:
     resumed.set_start_index(15)
     assert len(resumed) == 5
     assert list(resumed) == order(0)[15:]
+    assert list(resumed) == order(1)
+
+
+def test_the_length_is_that_of_the_pass_until_another_one_is_named() -> None:
+    resumed = sampler()
+    resumed.set_start_index(15)
+    assert list(resumed) == order(0)[15:]
+    assert len(resumed) == 5  # the loop may still have batches in hand
+    resumed.set_epoch(1)
     assert len(resumed) == 20
     assert list(resumed) == order(1)
 
@@ -167,3 +176,31 @@ def test_another_sampler_for_the_next_epoch_is_none() -> None:
     list(first)
     second.set_epoch(1)
     assert list(second) == order(1)
+
+
+class Group:
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+
+    def size(self) -> int:
+        return self._ranks
+
+
+@pytest.mark.parametrize(
+    ("plugin", "replicas"),
+    [
+        ({}, 8),  # TorchDDP, TorchFSDP, LowLevelZero
+        ({"dp_size": 4}, 4),  # Gemini with tp_size=2
+        ({"pp_group": Group(2), "dp_group": Group(2), "dp_size": 4}, 2),  # sp_size=2
+    ],
+)
+def test_replicas_are_the_shares_of_the_plugins_own_loader(
+    plugin: dict[str, object], replicas: int
+) -> None:
+    from types import SimpleNamespace
+
+    from elastic_ckpt.training.functions import _data_parallel_size
+
+    booster = SimpleNamespace(plugin=SimpleNamespace(**plugin))
+    assert _data_parallel_size(booster, 8) == replicas
+    assert _data_parallel_size(None, 8) == 8
