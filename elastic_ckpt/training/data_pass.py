@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import DataMismatch, UsageError
 
 
 @dataclass
@@ -24,6 +24,7 @@ class DataPass:
         replicas: ranks that share the order out.
         length: samples that this rank gets.
         owner: the ``id`` of the sampler.
+        steps_before: steps of this epoch that were taken before the pass began.
         drawn: of these, how many the loader has asked for; with workers it is ahead of the steps.
         steps: optimizer steps since the pass began.
     """
@@ -35,6 +36,7 @@ class DataPass:
     length: int
     order_seed: int | None = None
     owner: int = 0
+    steps_before: int = 0
     drawn: int = 0
     steps: int = 0
     _drawn_first: int = 0
@@ -79,14 +81,35 @@ class DataPass:
 
 @dataclass
 class Resumed:
-    """Where the checkpoint was made that this process has loaded."""
+    """Where the checkpoint was made that this process has loaded.
+
+    Attributes:
+        samples, steps: of this epoch; samples of all ranks together.
+        size, order_seed: of the data; no size if they are not known.
+    """
 
     epoch: int
     samples: int
+    steps: int = 0
+    size: int = 0
+    order_seed: int | None = None
 
     def per_rank(self, replicas: int) -> int:
         """The seed's unit; where it does not divide, some samples would be used again."""
         return self.samples // replicas
+
+    def check(self, size: int, order_seed: int | None) -> None:
+        """See that a sampler has the same data in the same order.
+
+        Raises:
+            DataMismatch: it has not.
+        """
+        if self.size and (self.size, self.order_seed) != (size, order_seed):
+            raise DataMismatch(
+                f"the checkpoint was made with {self.size} samples in the order of seed "
+                f"{self.order_seed}, but the sampler has {size} and seed {order_seed}: use the "
+                "same data and seed, or another directory to start anew"
+            )
 
 
 @dataclass

@@ -116,7 +116,7 @@ def save_checkpoint(
         position=Position(
             epoch=epoch,
             step=step,
-            step_in_epoch=now.steps if now is not None else step,
+            step_in_epoch=now.steps_before + now.steps if now is not None else step,
             sample_start_index=samples,
             order_seed=seed,
             dataset_size=size,
@@ -172,7 +172,14 @@ def load_checkpoint(
         running = read_running_states(loaded.place)
     except CheckpointRejected as error:
         raise CheckpointRejected(f"{loaded.seal.checkpoint_name}: {error}") from None
-    place = Resumed(running.epoch, loaded.seal.sample_start_index)
+    seal = loaded.seal
+    place = Resumed(
+        running.epoch,
+        seal.sample_start_index,
+        seal.step_in_epoch,
+        seal.dataset_size,
+        seal.order_seed,
+    )
     _loop.rank_state.resume(loaded, runtime.peers.rank)
     _loop.rank_state.restore_rng(keep=True)
     resume_at(place, _loop.rank_state.restore_rng)
@@ -186,7 +193,7 @@ def _data_parallel_size(booster: Any, world_size: int) -> int:
     A hybrid plugin's ``dp_size`` counts ranks, too, that share a sample by sequence parallelism;
     LowLevelZero's ``dp_group`` leaves out those of ``extra_dp_size``.
     """
-    plugin = getattr(booster, "plugin", None)
+    plugin: Any = getattr(booster, "plugin", None)
     if hasattr(plugin, "pp_group"):
         return int(plugin.dp_group.size())
     return int(getattr(plugin, "dp_size", 0) or world_size)

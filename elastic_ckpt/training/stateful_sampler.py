@@ -23,6 +23,7 @@ class StatefulDistributedSampler(ElasticSampler):
 
     _is_used = False
     _is_placed = False
+    _steps_before = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Name the epoch of the next pass. The start index of that epoch is kept."""
@@ -32,6 +33,7 @@ class StatefulDistributedSampler(ElasticSampler):
     def set_position(self, epoch: int, sample_start_index: int) -> None:
         """As :class:`ElasticSampler`."""
         self._is_used = False
+        self._steps_before = 0
         super().set_position(epoch, sample_start_index)
 
     def set_start_index(self, start_index: int) -> None:
@@ -67,6 +69,7 @@ class StatefulDistributedSampler(ElasticSampler):
             len(self),
             self.order_seed,
             owner=id(self),
+            steps_before=self._steps_before,
         )
         begin_pass(found)
         for index in super().__iter__():
@@ -76,5 +79,7 @@ class StatefulDistributedSampler(ElasticSampler):
     def _go_on(self) -> None:
         place = take_resumed()
         if place is not None:
+            place.check(self.dataset_size, self.order_seed)
             self.set_position(place.epoch, place.samples)
+            self._steps_before = place.steps
             self._is_placed = True

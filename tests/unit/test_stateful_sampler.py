@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elastic_ckpt import ElasticSampler, StatefulDistributedSampler
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import DataMismatch, UsageError
 from elastic_ckpt.training import data_pass
 from elastic_ckpt.training.data_pass import Resumed, current_pass, resume_at
 
@@ -80,6 +80,23 @@ def test_a_place_that_does_not_divide_is_exact_all_the_same() -> None:
         one.set_start_index(Resumed(0, 14).per_rank(3))
         used += list(one)
     assert sorted(used) == sorted(order(0)[14:])
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"shuffle": False}])
+def test_other_data_or_another_order_is_an_error(options: dict[str, object]) -> None:
+    for size in (20, 21):
+        resume_at(Resumed(epoch=1, samples=3, size=size, order_seed=0), lambda: None)
+        with pytest.raises(DataMismatch, match=f"made with {size} samples in the order of seed 0"):
+            next(iter(sampler(**options)))
+
+
+def test_the_steps_of_an_epoch_go_on() -> None:
+    resume_at(Resumed(epoch=1, samples=6, steps=3, size=20, order_seed=0), lambda: None)
+    found = sampler()
+    assert list(found) == order(1)[6:]
+    assert current_pass().steps_before == 3  # type: ignore[union-attr]
+    list(found)
+    assert current_pass().steps_before == 0  # type: ignore[union-attr]
 
 
 def test_an_evaluation_is_whole_and_moves_nothing() -> None:
