@@ -12,7 +12,7 @@ from tests.job import Job
 pytestmark = pytest.mark.one_torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ARGUMENTS = ("--max-epochs", "2", "--samples", "241", "--save-interval", "10")
+ARGUMENTS = ("--max-epochs", "2", "--samples", "161", "--save-interval", "10")
 
 
 def record(place: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
@@ -24,14 +24,12 @@ def record(place: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("sft.py", ("--plugin", "zero1")),
-        ("sft.py", ("--plugin", "gemini")),
         ("sft.py", ("--plugin", "hybrid", "--lora")),
         ("sft_session.py", ("--plugin", "tp2")),
-        ("dpo.py", ("--plugin", "zero2")),
-        ("dpo_session.py", ("--plugin", "ddp")),
+        ("dpo.py", ("--plugin", "gemini")),
+        ("dpo_session.py", ("--plugin", "zero2")),
     ],
-    ids=["sft-zero1", "sft-gemini", "sft-lora", "sft_session-tp2", "dpo-zero2", "dpo_session-ddp"],
+    ids=["sft", "sft_session", "dpo", "dpo_session"],
 )
 def test_it_ends_as_if_nothing_had_happened(tmp_path, script, options):
     arguments = (*ARGUMENTS, *options)
@@ -54,7 +52,7 @@ def test_it_ends_as_if_nothing_had_happened(tmp_path, script, options):
     lines = [json.loads(line) for rank in samples.values() for line in rank]
     for epoch in (0, 1):
         used = {sample for at, batch, _ in lines if at == epoch for sample in batch}
-        assert len(used) >= 240  # one sample is left over by two ranks
+        assert len(used) >= 160  # one sample is left over by two ranks
 
 
 def test_an_adapter_is_trained_saved_and_read_by_peft(tmp_path):

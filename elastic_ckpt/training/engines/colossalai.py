@@ -117,11 +117,14 @@ class ColossalAIEngine:
                 booster.load_optimizer(self._optimizer, str(directory / "optimizer"))
             if self._lr_scheduler is not None:
                 booster.load_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+        lost = []
         rebuilt = load_masters(directory, self._pieces())
         if rebuilt:
-            return f"the fp32 master weights were made anew from the weights: {rebuilt}"
+            lost.append(f"the fp32 master weights were made anew from the weights: {rebuilt}")
         scale = find_loss_scale(self._optimizer)
-        return load_loss_scale(directory, scale) if scale is not None else ""
+        if scale is not None:
+            lost.append(load_loss_scale(directory, scale))
+        return "; ".join(filter(None, lost))
 
     def state_bytes(self) -> int:
         """Counts this rank's tensors; exact where every rank holds all of the state."""

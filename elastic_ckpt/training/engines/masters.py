@@ -82,14 +82,14 @@ def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
     """
     lacking: list[str] = []
     with rejecting(f"{DIRECTORY}/ in {checkpoint.name}"), ExitStack() as held:
-        saved = {rest: _open_all(checkpoint, rest, held) for rest in {p.rest for p in pieces}}
+        saved = {rest: _find_shards(checkpoint, rest, held) for rest in {p.rest for p in pieces}}
         for piece in pieces:
             for name, master in piece.masters.items():
-                files = saved[piece.rest].get(name)
-                if files is None:
+                shards = saved[piece.rest].get(name)
+                if shards is None:
                     lacking.append(name)
                 else:
-                    _fill(master, name, piece, files)
+                    _fill(master, name, piece, shards)
     if not lacking:
         return ""
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -196,49 +196,63 @@ def _place(plugin: Any, *, experts: bool) -> str:
     return "-".join(parts)
 
 
-def _open_all(checkpoint: Path, rest: str, held: ExitStack) -> dict[str, list[TensorFile]]:
-    """The shards of each parameter, from whichever stage it was in.
+class _Shards:
+    """The shards of one place, opened when they are needed: a rank mostly needs its own."""
 
-    Raises:
-        CheckpointRejected: some are missing.
-    """
-    found: dict[str, list[TensorFile]] = {}
-    pattern = re.compile(rf"masters-(?:pp\d+of\d+-)?{re.escape(rest)}-00000-of-(\d+)\.safetensors")
-    for path in sorted((checkpoint / DIRECTORY).glob("masters-*.safetensors")):
-        match = pattern.fullmatch(path.name)
-        if match is None:
-            continue
-        files = []
-        for shard in range(int(match[1])):
-            name = path.name.replace("-00000-of-", f"-{shard:05d}-of-")
-            if not path.with_name(name).is_file():
+    def __init__(self, first: Path, count: int, held: ExitStack) -> None:
+        self._first, self._held = first, held
+        self._open: dict[int, TensorFile] = {}
+        self.count = count
+
+    def file(self, shard: int) -> TensorFile:
+        """One of them.
+
+        Raises:
+            CheckpointRejected: it is missing.
+            ValueError, OSError: as :class:`TensorFile`.
+        """
+        if shard not in self._open:
+            name = self._first.name.replace("-00000-of-", f"-{shard:05d}-of-")
+            path = self._first.with_name(name)
+            if not path.is_file():
                 raise CheckpointRejected(f"{DIRECTORY}/{printable(name, 200)} is missing")
-            files.append(TensorFile(path.with_name(name)))
-            held.callback(files[-1].close)
-        if files:
-            found |= dict.fromkeys(files[0].tensors, files)
+            self._open[shard] = TensorFile(path)
+            self._held.callback(self._open[shard].close)
+        return self._open[shard]
+
+
+def _find_shards(checkpoint: Path, rest: str, held: ExitStack) -> dict[str, _Shards]:
+    """Those of each parameter, from whichever stage it was in."""
+    found: dict[str, _Shards] = {}
+    pattern = re.compile(rf"masters-(?:pp\d+of\d+-)?{re.escape(rest)}-00000-of-(\d+)\.safetensors")
+    for path in sorted((checkpoint / DIRECTORY).glob("masters-*-00000-of-*.safetensors")):
+        match = pattern.fullmatch(path.name)
+        if match and int(match[1]):
+            shards = _Shards(path, int(match[1]), held)
+            found |= dict.fromkeys(shards.file(0).tensors, shards)
     return found
 
 
-def _fill(master: torch.Tensor, name: str, piece: Piece, files: list[TensorFile]) -> None:
+def _fill(master: torch.Tensor, name: str, piece: Piece, shards: _Shards) -> None:
     """Copy from the shards what of a parameter is this rank's.
 
     Raises:
-        KeyError, ValueError: they are not this parameter's.
+        CheckpointRejected, KeyError, ValueError: they are not this parameter's.
     """
-    stored = [file.tensors[name] for file in files]
-    size, whole = master.numel(), piece.whole[name]
-    step = prod(stored[0].shape)
-    if step != -(-whole // len(files)) or any(prod(one.shape) != step for one in stored):
-        raise ValueError(f"{name} is of another size")
-    if any(one.dtype != master.dtype for one in stored):
-        raise ValueError(f"{name} is of another type")
+    size = master.numel()
+    if not size:
+        return
+    step = -(-piece.whole[name] // shards.count)
     mine = torch.zeros(size, dtype=master.dtype)  # what lies behind a parameter's end is zero
     begin = piece.shard * size
-    for index, one in enumerate(stored):
+    for index in range(begin // step, min(-(-(begin + size) // step), shards.count)):
+        stored = shards.file(index).tensors[name]
+        if prod(stored.shape) != step:
+            raise ValueError(f"{name} is of another size")
+        if stored.dtype != master.dtype:
+            raise ValueError(f"{name} is of another type")
         start, end = max(begin, index * step), min(begin + size, (index + 1) * step)
-        if start < end:
-            offset = one.begin + (start - index * step) * master.element_size()
-            files[index].read_into(offset, mine[start - begin : end - begin])
+        offset = stored.begin + (start - index * step) * master.element_size()
+        shards.file(index).read_into(offset, mine[start - begin : end - begin])
     with torch.no_grad():
         master.copy_(mine.view(master.shape))
