@@ -8,26 +8,32 @@ PYTEST_FLAGS ?=
 
 # Two at a time; only the faults have the machine to themselves.
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 -m '$2' tests/unit tests/integration && \
+tests = $1/bin/python -m pytest -n 2 --dist worksteal -m '$2' tests/unit tests/integration && \
 	$1/bin/python -m pytest -m '$2' tests/faults
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-hosts test-systemd test-slurm test-latest test-wheel plugins chaos lint types layers bench clean
+.PHONY: demo test test-faults test-benchmarks test-hosts test-systemd test-slurm test-latest test-wheel plugins chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
 
 test: .venv/.ready
-	$(call tests,.venv,not faults_full)
+	$(call tests,.venv,not faults_full and not hosts and not benchmarks)
 
 # Every system call of a save, and every state that a power cut can leave.
 test-faults: .venv/.ready
 	.venv/bin/python -m pytest -m faults_full tests/faults $(PYTEST_FLAGS)
 
-# Hosts of network namespaces join, leave and are cut off; prints how long each takes. Needs root.
+# The benchmarks themselves, run small: their shape, not their figures.
+test-benchmarks: .venv/.ready
+	.venv/bin/python -m pytest -n 2 -m benchmarks tests/integration
+
+# Several nodes as processes of this host; then hosts of network namespaces, which join, leave and
+# are cut off: prints how long each takes. Needs root.
 test-hosts: .venv-latest/.ready
+	.venv-latest/bin/python -m pytest -n 2 -m hosts tests/integration
 	.venv-latest/bin/python -m pytest -s tests/system/test_several_hosts.py \
 		tests/system/test_chaos_on_hosts.py tests/system/test_the_head.py
 
@@ -49,8 +55,10 @@ test-slurm: .venv-latest/.ready
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances, and
 # without what does not depend on torch.
+LATEST = not faults_full and not hosts and not benchmarks and not one_torch
+
 test-latest: .venv-latest/.ready
-	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,not faults_full and not one_torch)
+	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST))
 
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready

@@ -45,6 +45,9 @@ PLUGINS = {
     "tp2": lambda: plugin.HybridParallelPlugin(
         tp_size=2, pp_size=1, precision="bf16", max_norm=1.0, parallel_output=False
     ),
+    "pp2": lambda: plugin.HybridParallelPlugin(
+        tp_size=1, pp_size=2, num_microbatches=2, precision="bf16", max_norm=1.0
+    ),
     "tp2-zero1": lambda: plugin.HybridParallelPlugin(
         tp_size=2, pp_size=1, zero_stage=1, precision="bf16", max_norm=1.0, parallel_output=False
     ),
@@ -132,6 +135,33 @@ def tokens(batch: dict[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]:
     labels = ids.clone()
     labels[:, :PROMPT] = IGNORED
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def learn(
+    booster: Booster,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, torch.Tensor],
+    accumulation_steps: int,
+) -> torch.Tensor:
+    """Forward and backward over the answers; their mean loss."""
+    inputs = tokens(batch, "chosen")
+    if getattr(booster.plugin, "pp_size", 1) == 1:
+        loss = model(**inputs).loss
+        booster.backward(loss / accumulation_steps, optimizer)
+        return loss
+    done = booster.execute_pipeline(
+        iter([inputs]),
+        model,
+        lambda outputs, _: outputs.loss / accumulation_steps,
+        optimizer,
+        return_loss=True,
+    )
+    loss = torch.zeros((), device=device())
+    if done["loss"] is not None:  # only the last stage knows it
+        loss += done["loss"].detach() * accumulation_steps
+    dist.all_reduce(loss, group=booster.plugin.pp_group)
+    return loss
 
 
 def answer_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -44,8 +44,7 @@ def main() -> None:
         dataloader.sampler.set_epoch(epoch)
         batches = tqdm(dataloader, desc=f"epoch {epoch}", disable=not coordinator.is_master())
         for i, batch in enumerate(batches, 1):
-            loss = model(**chat.tokens(batch, "chosen")).loss
-            booster.backward(loss / args.accumulation_steps, optimizer)
+            loss = chat.learn(booster, model, optimizer, batch, args.accumulation_steps)
             record.batch(epoch, batch, loss)
             if i % args.accumulation_steps and i < len(dataloader):
                 continue

@@ -36,8 +36,7 @@ def main() -> None:
     ) as session:
         for epoch in session.epochs(args.max_epochs):
             for batch in session.batches(dataloader):
-                loss = model(**chat.tokens(batch, "chosen")).loss
-                booster.backward(loss / args.accumulation_steps, optimizer)
+                loss = chat.learn(booster, model, optimizer, batch, args.accumulation_steps)
                 record.batch(epoch, batch, loss)
                 if session.step_ends:
                     optimizer.step()

@@ -24,6 +24,8 @@ from tests.faults.store_writer import FAILED, NEW, OLD, Farm, contents, save
 from tests.faults.syscalls import EIO, KILL, MODES, Call, CannotTrace
 from tests.unit.store_tools import MODEL, make_attempt, tree
 
+pytestmark = pytest.mark.one_torch
+
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 MUST_HAVE = ("write", "sync", "rename", "open")
 """A trace without calls of one of these did not see the save."""

@@ -12,6 +12,8 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import job_records
 from tests.job import SCRIPTS, Job, survivors
 
+pytestmark = pytest.mark.one_torch
+
 KEEPER = SCRIPTS / "keeper.py"
 FILLER_BYTES = 8_700_000
 

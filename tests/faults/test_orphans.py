@@ -10,6 +10,8 @@ import pytest
 
 from tests.job import Job, survivors
 
+pytestmark = pytest.mark.one_torch
+
 
 def shared_memory(job: Job) -> set[str]:
     """Files in shared memory that any process of the job has mapped, semaphores mostly."""

@@ -4,6 +4,8 @@ import pytest
 
 from tests.job import Job, used_samples
 
+pytestmark = pytest.mark.one_torch
+
 EPOCHS, LAST_OF_EPOCH = 3, 13
 ARGUMENTS = ("--epochs", str(EPOCHS), "--workers", "2")
 

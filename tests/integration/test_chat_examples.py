@@ -24,7 +24,7 @@ def record(place: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("sft.py", ("--plugin", "hybrid", "--lora")),
+        ("sft.py", ("--plugin", "pp2")),
         ("sft_session.py", ("--plugin", "tp2")),
         ("dpo.py", ("--plugin", "gemini")),
         ("dpo_session.py", ("--plugin", "zero2")),
@@ -59,7 +59,7 @@ def test_an_adapter_is_trained_saved_and_read_by_peft(tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    arguments = ("--max-epochs", "1", "--samples", "80", "--plugin", "zero1", "--lora")
+    arguments = ("--max-epochs", "1", "--samples", "80", "--plugin", "hybrid", "--lora")
     with Job(tmp_path, *arguments, script=EXAMPLES / "sft.py") as job:
         assert job.start().wait(120) == 0, job.output()
         adapter = job.directory / "adapter"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.one_torch
+pytestmark = pytest.mark.benchmarks
 
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 

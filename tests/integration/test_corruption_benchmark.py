@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.benchmarks
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS = "elastic-ckpt"
 QUICK_PEERS = ["DCP", "safetensors", "torch.save"]

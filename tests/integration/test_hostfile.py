@@ -17,7 +17,7 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import job_records
 from tests.cluster import Cluster, Node, small_cluster
 
-pytestmark = pytest.mark.one_torch
+pytestmark = pytest.mark.hosts
 
 MARK = "HOSTFILE_TEST"
 SSH = """\

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster import Cluster, small_cluster
 from tests.job import SCRIPTS, environment
 
-pytestmark = pytest.mark.one_torch  # the other one is tried on hosts, tests/system
+pytestmark = pytest.mark.hosts
 
 
 def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
