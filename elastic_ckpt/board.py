@@ -26,7 +26,7 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.slot import ENTERED, SLOT_WORDS, WORD, Slot, SlotWriter, clear_slot, read_slot
 
 _MAGIC: Final = 0x656C6173_74636B70
-_VERSION: Final = 4
+_VERSION: Final = 5
 _MAX_SLOTS: Final = 4096  # ranks of one node
 _HEADER_WORDS: Final = 64
 

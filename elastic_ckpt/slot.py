@@ -16,19 +16,27 @@ from typing import Final
 from elastic_ckpt.core.agreement import NOTHING_ENTERED
 from elastic_ckpt.core.recovery import Marks
 
-SLOT_WORDS: Final = 80
+SLOT_WORDS: Final = 128
 WORD: Final = 8
 
-# Words of a slot. The first six are the frame that a step rewrites; text fills the end.
+# Words of a slot. The first six are the frame that a step rewrites; text and metrics fill the end.
 _S_SEQUENCE, ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
 _S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = range(22, 28)
+_S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_SHOWN_STEP = range(28, 31)
 _S_REASON: Final = 32
+_S_METRICS: Final = 80
 
 _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
-_REASON_BYTES: Final = (SLOT_WORDS - _S_REASON) * WORD
+_REASON_BYTES: Final = (_S_METRICS - _S_REASON) * WORD
+
+MAX_METRICS: Final = 8
+"""Of which the board has room for so many; later ones are in checkpoints alone."""
+
+_METRIC_WORDS: Final = 6
+_METRIC: Final = struct.Struct("@d40s")  # a value, which is written whole, and its name
 
 
 class Phase(IntEnum):
@@ -85,6 +93,10 @@ class Slot:
         saved_ns: nanoseconds that its save took.
         declares: it says when it does something else than train, as a Session does.
         busy_ns, step_ns: moving means of a step, its own work in it and the whole; 0 for unknown.
+        total_steps: at which the script will be done; 0 for unknown.
+        samples_per_step: of all ranks together; 0 for unknown.
+        metrics: what the script reported last, by name.
+        own_step: the step by the script's own counting, where that is another; else -1.
     """
 
     local_rank: int
@@ -111,11 +123,20 @@ class Slot:
     declares: bool = False
     busy_ns: int = 0
     step_ns: int = 0
+    total_steps: int = 0
+    samples_per_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    own_step: int = -1
 
     @property
     def attached(self) -> bool:
         """Whether the script takes part: it resumed in a Session or called ``should_save``."""
         return self.start_step != NOTHING_ENTERED
+
+    @property
+    def shown_step(self) -> int:
+        """Steps finished as checkpoints are named, for people."""
+        return self.finished if self.own_step < 0 else self.own_step
 
 
 def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
@@ -149,7 +170,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         saved_step=words[_S_SAVED_STEP],
         first_entry=words[_S_FIRST_ENTRY],
         left=words[_S_LEFT],
-        reason=_text(words[_S_REASON:]),
+        reason=_text(words[_S_REASON:_S_METRICS]),
         marks=Marks(*words[_S_ENTRY : _S_STEPPED + 1]),
         source=Source(words[_S_SOURCE]),
         saved_bytes=words[_S_SAVED_BYTES],
@@ -157,6 +178,10 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         declares=bool(words[_S_DECLARES]),
         busy_ns=words[_S_BUSY_NS],
         step_ns=words[_S_STEP_NS],
+        total_steps=words[_S_TOTAL_STEPS],
+        samples_per_step=words[_S_STEP_SAMPLES],
+        metrics=_metrics(words[_S_METRICS:]),
+        own_step=words[_S_SHOWN_STEP],
     )
 
 
@@ -168,6 +193,7 @@ def clear_slot(board: memoryview[int], base: int) -> None:
     board[base + _S_START_STEP] = NOTHING_ENTERED
     board[base + _S_RANK] = -1
     board[base + _S_SAVED_STEP] = -1
+    board[base + _S_SHOWN_STEP] = -1
 
 
 class SlotWriter:
@@ -180,6 +206,7 @@ class SlotWriter:
         self._frame_offset = (base + ENTERED) * WORD
         self._sequence = base + _S_SEQUENCE
         self._count = words[self._sequence] & ~1
+        self._metrics: dict[str, int] = {}
 
     def step(self, entered: int, finished: int, epoch: int, samples: int) -> None:
         """Post the step that is about to begin; the hot path: no system call, no allocation
@@ -233,6 +260,26 @@ class SlotWriter:
         self._words[self._base + _S_BUSY_NS] = busy_ns
         self._words[self._base + _S_STEP_NS] = step_ns
 
+    def course(self, total_steps: int, samples_per_step: int) -> None:
+        """Where the script is going: the step at which it will be done, and a step's samples."""
+        self._words[self._base + _S_STEP_SAMPLES] = samples_per_step
+        self._words[self._base + _S_TOTAL_STEPS] = total_steps
+
+    def counts(self, step: int) -> None:
+        """The step that is finished by the script's own counting."""
+        self._words[self._base + _S_SHOWN_STEP] = step
+
+    def metric(self, name: str, value: float) -> None:
+        """What the script says of its training; nothing if there is no room for it."""
+        index = self._metrics.get(name)
+        if index is None:
+            index = len(self._metrics)
+            if index == MAX_METRICS:
+                return
+            self._metrics[name] = index
+        offset = (self._base + _S_METRICS + index * _METRIC_WORDS) * WORD
+        _METRIC.pack_into(self._buffer, offset, value, name.encode(errors="replace"))
+
     def first_entry(self) -> None:
         """The first step of this incarnation begins now."""
         self._words[self._base + _S_FIRST_ENTRY] = time.monotonic_ns()
@@ -272,3 +319,14 @@ class SlotWriter:
 def _text(words: list[int]) -> str:
     data = struct.pack(f"@{len(words)}q", *words)
     return data.rstrip(b"\0").decode(errors="ignore")
+
+
+def _metrics(words: list[int]) -> dict[str, float]:
+    data = struct.pack(f"@{len(words)}q", *words)
+    found = {}
+    for index in range(MAX_METRICS):
+        value, name = _METRIC.unpack_from(data, index * _METRIC_WORDS * WORD)
+        text = name.rstrip(b"\0").decode(errors="ignore")
+        if text:
+            found[text] = value
+    return found

@@ -39,6 +39,7 @@ def main() -> None:
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                session.report(loss=loss.item())  # for the report, and for --keep-best
     if session.resumed_from:
         print(f"resumed from {session.resumed_from.name}")
     print(f"step {session.step}")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
-import psutil
 
 from elastic_ckpt.board import Board
+from elastic_ckpt.cli.progress_view import (
+    AtRiskView,
+    ProgressView,
+    TimeView,
+    at_risk,
+    progress,
+    time_view,
+)
 from elastic_ckpt.cli.save_view import (
     EmergencySaveView,
     LastSaveView,
@@ -16,17 +24,20 @@ from elastic_ckpt.cli.save_view import (
     last_save,
     save_interval,
 )
-from elastic_ckpt.core.goodput import account
+from elastic_ckpt.cli.worker_view import WorkerView, reported, worker_views
+from elastic_ckpt.core.failure import FailureClass
+from elastic_ckpt.core.goodput import fold
+from elastic_ckpt.core.manifest import Manifest
 from elastic_ckpt.core.run_state import TERMINAL, RunState
-from elastic_ckpt.core.straggler import stragglers
 from elastic_ckpt.core.text import encodable, printable
-from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.slot import Slot
-from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected
+from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected, newest_valid
 from elastic_ckpt.store.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
-from elastic_ckpt.store.journal import read_journal
+from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import FailureRecord, NodeRecord, RecoveryRecord, job_records
+from elastic_ckpt.store.verified import is_verified
 
 
 class SupervisorView(msgspec.Struct):
@@ -57,30 +68,6 @@ class NodeView(msgspec.Struct):
     alive: bool | None
 
 
-class WorkerView(msgspec.Struct):
-    """One rank as the board shows it.
-
-    Attributes:
-        step_seconds: a whole step, on average.
-        busy_seconds: the rank's own work in it: what is left it waits for others.
-        slow: how many times as long as the others' its own work takes, for a slow one.
-    """
-
-    rank: int
-    local_rank: int
-    node: str
-    pid: int
-    phase: str
-    step: int
-    last_beat_seconds: float | None
-    rss_bytes: int | None
-    cpu_percent: float | None
-    gpu_bytes: int | None
-    step_seconds: float | None
-    busy_seconds: float | None
-    slow: float | None
-
-
 class PositionView(msgspec.Struct):
     """Where in the data the job is."""
 
@@ -90,7 +77,7 @@ class PositionView(msgspec.Struct):
 
 
 class NewestView(msgspec.Struct):
-    """The checkpoint that a restart would take."""
+    """A checkpoint; ``verified`` if every byte of it was once read back and matched."""
 
     step: int
     path: str
@@ -98,6 +85,7 @@ class NewestView(msgspec.Struct):
     bytes: int
     age_seconds: float | None
     reason: str
+    verified: bool
 
 
 class RejectedView(msgspec.Struct):
@@ -116,7 +104,7 @@ class NoticeView(msgspec.Struct):
 
 
 class RestartsView(msgspec.Struct):
-    """Counts; preemptions never use up ``failures_left``."""
+    """Counts of all runs; ``failures_left`` is this run's budget, which no preemption uses up."""
 
     failures: int
     preemptions: int
@@ -124,18 +112,38 @@ class RestartsView(msgspec.Struct):
 
 
 class StatusView(msgspec.Struct, kw_only=True):
-    """Everything that ``status --json`` prints."""
+    """Everything that ``status --json`` prints. Times are seconds, sizes bytes.
+
+    Attributes:
+        state: a ``RunState``, or ``dead``: the supervisor was killed; or ``unknown``.
+        message: one line on it.
+        advice: what to do now; empty if nothing is.
+        warnings: why a job that runs is degraded; empty if it runs well.
+        exit_code: of ``status``: 0 running well or finished, 1 degraded or waiting to be run again,
+            2 dead.
+        at_risk: None unless the job trains.
+        newest_on_disk: what the loss of the node would leave.
+        reported: what the script says of how well it does, by name.
+        goodput: share of the time that went into training which still counts.
+        time: where it went.
+    """
 
     job: str
     state: str
     message: str
+    advice: str
+    warnings: list[str]
     exit_code: int
     supervisor: SupervisorView | None
     incarnation: int
     nodes: list[NodeView]
     workers: list[WorkerView]
     position: PositionView | None
+    progress: ProgressView | None
+    reported: dict[str, float]
+    at_risk: AtRiskView | None
     newest_valid: NewestView | None
+    newest_on_disk: NewestView | None
     rejected: list[RejectedView]
     notice: NoticeView | None
     last_save: LastSaveView | None
@@ -146,6 +154,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     restarts: RestartsView
     goodput: float | None
     lost_work_seconds: float
+    time: TimeView
 
 
 def gather(job: JobDirectory) -> StatusView:
@@ -156,34 +165,42 @@ def gather(job: JobDirectory) -> StatusView:
     run = [one for one in records if record and one.run_id == record.run_id]
     boards = [(one.node, _slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
-    slow = _slow(slots)
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
+    on_disk = newest if newest is None or newest.tier == "disk" else newest_valid(job)
     events = read_journal(job)
+    account = fold(events)
     running = alive is not False and record is not None and record.state not in TERMINAL
-    goodput = account(events, time.time() if running else None)
+    now = time.time() if running else None
+    goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
     state, message = _state(record, alive, beat)
-    if (record is not None and record.sessionless) or _no_session(record, slots):
-        message += "; the script makes no Session: there will be no checkpoints"
     newest_save = last_save(events)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
+    position = _position(slots, beat if running and alive is None else None, newest)
+    warnings = []
+    if running:
+        no_session = (record is not None and record.sessionless) or _no_session(record, slots)
+        is_silent = alive is None and _is_silent(beat)
+        warnings = _warnings(newest_save, rejected, newest, no_session, is_silent)
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
         message=message,
-        exit_code=max(
-            _exit_code(state, record, rejected, newest, newest_save),
-            1 if running and alive is None and _is_silent(beat) else 0,
-        ),
+        advice=_advice(state, record, newest),
+        warnings=warnings,
+        exit_code=_exit_code(state, warnings),
         supervisor=_supervisor(record, alive, beat),
         incarnation=record.incarnation if record else 0,
         nodes=_nodes(record, run),
-        workers=sorted(
-            (_worker(slot, node, slow) for node, found in boards for slot in found if slot.pid),
-            key=lambda worker: worker.rank,
-        ),
-        position=_position(slots, beat if running and alive is None else None, newest),
-        newest_valid=_newest(newest),
+        workers=worker_views(boards),
+        position=position,
+        progress=progress(position.step if position else None, slots, events, running=running),
+        reported=reported(slots),
+        at_risk=at_risk(position.epoch, position.step, on_disk, account, now)
+        if position and slots and now is not None
+        else None,
+        newest_valid=_newest(job, newest),
+        newest_on_disk=_newest(job, on_disk),
         rejected=rejected,
         notice=_notice(record) if running else None,
         last_save=newest_save,
@@ -192,13 +209,23 @@ def gather(job: JobDirectory) -> StatusView:
         last_emergency_save=last_emergency_save(events),
         save_interval=save_interval(record),
         restarts=RestartsView(
-            record.failures if record else 0,
+            max(record.failures if record else 0, _crashes(events)),
             record.preemptions if record else 0,
             record.failures_left if record else 0,
         ),
         goodput=goodput.fraction,
         lost_work_seconds=goodput.lost_work_seconds,
+        time=time_view(goodput),
     )
+
+
+def _crashes(events: list[JournalEvent]) -> int:
+    """Failures of all runs of the job; a record knows those of the last."""
+    return sum(event.event == "crash" and _is_failure(event.data) for event in events)
+
+
+def _is_failure(data: dict[str, Any]) -> bool:
+    return not data.get("follows") and data.get("kind") != FailureClass.MEMBERSHIP.value
 
 
 def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
@@ -235,34 +262,59 @@ def _state(
     if record.state in TERMINAL:
         return record.state.value, record.message
     if alive is False:
-        return "dead", f"the supervisor (pid {record.owner.pid}) was killed while it was " + (
-            f"{record.state.value}: run it again to go on from the newest valid checkpoint"
-        )
+        gone = f"the supervisor (pid {record.owner.pid}) was killed"
+        return "dead", f"{gone} while it was {record.state.value}"
     if alive is None:
         heard = f"last heard {beat.age_seconds:.0f} s ago" if beat else "never heard"
         seen = f"seen from another host, by its files: {record.owner.host} was {heard}"
-        gone = "; it may be gone" if _is_silent(beat) else ""
-        return record.state.value, f"{record.message} ({seen}{gone})"
+        return record.state.value, f"{record.message} ({seen})"
     return record.state.value, record.message
 
 
-def _exit_code(
-    state: str,
-    record: NodeRecord | None,
+def _warnings(
+    save: LastSaveView | None,
     rejected: list[RejectedView],
     newest: CheckpointView | None,
-    last_save: LastSaveView | None,
-) -> int:
+    no_session: bool,
+    is_silent: bool,
+) -> list[str]:
+    """Why a job that runs does not run well."""
+    found = []
+    if no_session:
+        found.append("the script makes no Session: there will be no checkpoints")
+    if save is not None and save.error:
+        found.append(f"the last save failed: {save.error}")
+    if rejected and newest is None:
+        found.append("there are checkpoints, and none is valid: a restart would find nothing")
+    if is_silent:
+        found.append("nothing was heard of its supervisor for a while: it may be gone")
+    return found
+
+
+def _exit_code(state: str, warnings: list[str]) -> int:
     """0 running well or finished, 1 degraded or waiting to be run again, 2 dead."""
     if state in ("dead", "unknown", RunState.FAILED.value):
         return 2
-    if state == RunState.FINISHED.value:
-        return 0
     if state in (RunState.STARTING.value, RunState.RUNNING.value):
-        sessionless = record is not None and record.sessionless
-        unsaved = last_save is not None and last_save.error
-        return 1 if sessionless or unsaved or (rejected and newest is None) else 0
-    return 1
+        return 1 if warnings else 0
+    return 0 if state == RunState.FINISHED.value else 1
+
+
+def _advice(state: str, record: NodeRecord | None, newest: CheckpointView | None) -> str:
+    """What whoever looks at this may do."""
+    on = f"goes on from step {newest.step}" if newest else "begins at step 0"
+    match state:
+        case "unknown":
+            return "start it with elastic-ckpt run"
+        case "dead":
+            return f"run it again: it {on}"
+        case RunState.PREEMPTED.value:
+            return f"run it again, if systemd or SLURM does not: it {on}"
+        case RunState.FAILED.value if record is not None and record.exit_code == ExitCode.DATA:
+            return "elastic-ckpt list says what is wrong with each checkpoint"
+        case RunState.FAILED.value:
+            return f"mend what failed, as elastic-ckpt logs --last shows; the next run {on}"
+    return ""
 
 
 def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
@@ -286,50 +338,13 @@ def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
     return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
 
 
-def _slow(slots: list[Slot]) -> dict[int, float]:
-    busy = {slot.rank: slot.busy_ns / 1e9 for slot in slots}
-    return stragglers(busy, max((slot.step_ns for slot in slots), default=0) / 1e9)
-
-
-def _worker(slot: Slot, node: str, slow: dict[int, float]) -> WorkerView:
-    rss, cpu = _process(slot.pid)
-    beat = (time.monotonic_ns() - slot.beat) / 1e9 if slot.beat else None
-    return WorkerView(
-        rank=slot.rank,
-        local_rank=slot.local_rank,
-        node=node,
-        pid=slot.pid,
-        phase=slot.phase.name.lower(),
-        step=slot.finished,
-        last_beat_seconds=beat,
-        rss_bytes=rss,
-        cpu_percent=cpu,
-        gpu_bytes=None,
-        step_seconds=slot.step_ns / 1e9 if slot.step_ns else None,
-        busy_seconds=slot.busy_ns / 1e9 if slot.busy_ns else None,
-        slow=slow.get(slot.rank),
-    )
-
-
-def _process(pid: int) -> tuple[int | None, float | None]:
-    """Resident bytes, and CPU per cent of one core averaged over the process's life."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            times = process.cpu_times()
-            age = max(0.001, time.time() - process.create_time())
-            return process.memory_info().rss, 100.0 * (times.user + times.system) / age
-    except (psutil.Error, ValueError, OverflowError):
-        return None, None
-
-
 def _position(
     slots: list[Slot], beat: Heartbeat | None, newest: CheckpointView | None
 ) -> PositionView | None:
     attached = [slot for slot in slots if slot.attached]
     if attached:
         last = min(attached, key=lambda slot: slot.finished)
-        return PositionView(last.epoch, last.finished, last.sample_start_index)
+        return PositionView(last.epoch, last.shown_step, last.sample_start_index)
     if beat is not None and beat.step:
         return PositionView(beat.epoch, beat.step, beat.sample_start_index)
     if newest is not None and newest.manifest is not None:
@@ -338,16 +353,19 @@ def _position(
     return None
 
 
-def _newest(view: CheckpointView | None) -> NewestView | None:
+def _newest(job: JobDirectory, view: CheckpointView | None) -> NewestView | None:
     if view is None or view.manifest is None:
         return None
+    seal = view.manifest
+    verified = isinstance(seal, Manifest) and is_verified(job, view.path, seal)
     return NewestView(
         view.step,
         encodable(str(view.path)),
         view.tier,
-        view.manifest.total_bytes,
+        seal.total_bytes,
         view.age_seconds,
-        view.manifest.reason,
+        seal.reason,
+        verified,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -15,8 +18,10 @@ from elastic_ckpt.core.progress import Watch, human_bytes
 from elastic_ckpt.core.text import encodable, shown_json
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.store.catalog import CheckpointView, scan, view
+from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
 from elastic_ckpt.store.quarantine import set_aside
+from elastic_ckpt.store.records import node_name
 from elastic_ckpt.store.verified import mark_verified, unmark
 from elastic_ckpt.store.verify import MANIFEST_NAME
 
@@ -27,7 +32,14 @@ from elastic_ckpt.store.verify import MANIFEST_NAME
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 @click.option("--quarantine", is_flag=True, help="Set aside what is sealed and not whole.")
 def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int:
-    """Is every checkpoint in DIR, or the one that DIR is, what was written?
+    """Check that every checkpoint in DIR is what was written.
+
+    \b
+      elastic-ckpt verify ckpt
+      elastic-ckpt verify ckpt/epoch-0_step-120 --full
+      elastic-ckpt verify ckpt --full --quarantine
+
+    DIR may be one checkpoint. Safe while the job runs.
 
     Exits with 0 if all are, with 65 if one is not or there is none.
     """
@@ -57,12 +69,25 @@ def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> Checkpo
     found = view(path)
     if not full or not found.valid or found.manifest is None:
         return found
+    began = time.monotonic()
     found = view(path, watch(f"verifying {path.name}", found.manifest.total_bytes))
+    seconds = time.monotonic() - began
+    _tell(
+        job, "verified", path=str(path), valid=found.valid, why=found.why, how="every byte",
+        seconds=seconds,
+    )  # fmt: skip
     if found.valid and found.manifest is not None:
         mark_verified(job, path, found.manifest)
     elif not found.foreign:
         unmark(job, path)  # it was whole once; retention must not count on it any more
     return found
+
+
+def _tell(job: JobDirectory, event: str, **data: Any) -> None:
+    """Journal it, if the job is this user's: a file of another one's would be in its way."""
+    with contextlib.suppress(OSError):
+        if job.root.stat().st_uid == os.geteuid():
+            Journal(job, node_name()).write(event, **data)
 
 
 def _print(views: list[CheckpointView], full: bool) -> None:
@@ -80,4 +105,5 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
     if not found.valid and not found.foreign:
         target = set_aside(job, found.path, found.why)
+        _tell(job, "quarantined", path=str(found.path), to=str(target), reason=found.why)
         click.echo(f"{found.path.name}: set aside as {encodable(str(target))}", err=True)

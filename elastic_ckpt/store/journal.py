@@ -3,6 +3,11 @@
 An append of one line is atomic among the processes of one host; each node has a file of its
 own because it is not between hosts. A torn last line, from a full disk or a power cut, is
 skipped on reading.
+
+::
+
+    .elastic-ckpt/journal/node0.jsonl      what happened on node0
+                          node0.jsonl.1    before that; .2 and .3 are older still
 """
 
 from __future__ import annotations
@@ -11,9 +16,10 @@ import contextlib
 import io
 import os
 import stat
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -27,11 +33,21 @@ MAX_LINE_BYTES: Final = 64 * 1024
 MAX_TAIL_BYTES: Final = 1024 * 1024
 """Read at a time by who follows a journal; the rest comes the next time."""
 
+MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+KEPT_FILES: Final = 3
+"""Older ones of a node, besides the one that is written."""
+
 MAX_READ_BYTES: Final = 64 * 1024 * 1024
 MAX_EVENTS: Final = 250_000
 """Of longer journals, and of those that somebody else put there, the end is read."""
 
 _MAX_FILES: Final = 4096
+_MAX_WAITING: Final = 4096
+PATIENCE_SECONDS: Final = 0.25
+"""How long who writes an event waits for the disk to take it."""
+
+_CLOCK_STEP_SECONDS: Final = 1.0
+"""By which the two clocks may drift apart within a run before one of them was set."""
 
 
 class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +58,9 @@ class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
         wall: seconds since the epoch, for people.
         monotonic: seconds on the host's monotonic clock, for durations.
         node: whose journal.
+        pid: of the process that wrote it.
+        rank: the worker's; -1 where it was none.
+        incarnation: the one that ran, or was about to; 0 before the first.
         data: the event's own fields.
     """
 
@@ -50,39 +69,128 @@ class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
     monotonic: float
     node: str
     pid: int = 0
+    rank: int = -1
+    incarnation: int = 0
     data: dict[str, Any] = {}
 
 
 class Journal:
-    """A node's journal. Writing never raises: a full disk must not stop the training."""
+    """A node's journal. Writing never raises: a full disk must not stop the training.
 
-    def __init__(self, job: JobDirectory, node: str, *, follows: bool = False) -> None:
+    Nor does a disk that does not answer: a thread appends, and who writes waits for it
+    ``PATIENCE_SECONDS`` at most, and not at all before it has caught up.
+
+    Attributes:
+        incarnation: stands in each event from now on.
+    """
+
+    def __init__(
+        self,
+        job: JobDirectory,
+        node: str,
+        *,
+        follows: bool = False,
+        rank: int = -1,
+        incarnation: int = 0,
+        rotates: bool = False,
+    ) -> None:
         """
         Args:
             follows: another node leads; what is counted is counted there.
+            rotates: begin a new file when this one is long; one process of a node at a time.
         """
-        self._job = job
-        self._path = job.journal(node)
+        self._file = _File(job, job.journal(node), rotates=rotates)
         self._node = node
+        self._rank = rank
+        self.incarnation = incarnation
         self._mark = {"follows": True} if follows else {}
+        self._writer = _Writer(self._file.append)
 
     def write(self, event: str, **data: Any) -> None:
         """Append one event."""
+        self._writer.put(self._line(event, data), wait=True)
+
+    def note(self, event: str, **data: Any) -> None:
+        """Append one event soon: for who has no time, and loses little if it is lost."""
+        self._writer.put(self._line(event, data), wait=False)
+
+    def _line(self, event: str, data: dict[str, Any]) -> bytes:
         record = JournalEvent(
             event=event,
             wall=time.time(),
             monotonic=time.monotonic(),
             node=self._node,
             pid=os.getpid(),
+            rank=self._rank,
+            incarnation=self.incarnation,
             data={**data, **self._mark},
         )
         # The newline in front keeps a line that a full disk tore from taking this one with it.
-        line = b"\n" + _encode(record) + b"\n"
-        with contextlib.suppress(OSError):
-            if self._job.owns(self._path.parent):
-                self._append(line)
+        return b"\n" + _encode(record) + b"\n"
 
-    def _append(self, line: bytes) -> None:
+
+class _Writer:
+    """Calls ``append`` in a thread of its own, which begins with the first line."""
+
+    def __init__(self, append: Callable[[bytes], None]) -> None:
+        self._append = append
+        self._lines: deque[bytes] = deque(maxlen=_MAX_WAITING)
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._written = self._given = 0
+        self._late = False
+
+    def put(self, line: bytes, *, wait: bool) -> None:
+        """Have it appended; with ``wait`` back when it is, or when that takes too long."""
+        with self._changed:
+            if self._pid != os.getpid():  # of a fork that has no thread yet
+                self._begin()
+            self._lines.append(line)
+            self._given += 1
+            mine = self._given
+            self._changed.notify_all()
+            if wait and not self._late:
+                done = self._changed.wait_for(lambda: self._written >= mine, PATIENCE_SECONDS)
+                self._late = not done
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                lines, given = list(self._lines), self._given
+                self._lines.clear()
+            for line in lines:
+                self._append(line)
+            with self._changed:
+                self._written = given
+                self._late = False
+                self._changed.notify_all()
+
+
+class _File:
+    """Where a node's lines go."""
+
+    def __init__(self, job: JobDirectory, path: Path, *, rotates: bool) -> None:
+        self._job = job
+        self._path = path
+        self._rotates = rotates
+
+    def append(self, line: bytes) -> None:
+        """One write; nothing if the disk does not take it."""
+        with contextlib.suppress(OSError):
+            if not self._job.owns(self._path.parent):
+                return
+            if self._rotates:
+                self._rotate()
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
         with contextlib.suppress(FileExistsError):
             os.close(create_file(self._path))
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -94,6 +202,20 @@ class Journal:
                 os.write(fd, line)
         finally:
             os.close(fd)
+
+    def _rotate(self) -> None:
+        """Begin a new file behind a long one; who has the old one open still writes there."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self._path, follow_symlinks=False).st_size < MAX_FILE_BYTES:
+                return
+            for number in range(KEPT_FILES, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(_older(self._path, number - 1), _older(self._path, number))
+
+
+def _older(path: Path, number: int) -> Path:
+    """The file that came so many files before the one that is written."""
+    return path.with_name(f"{path.name}.{number}") if number else path
 
 
 def _encode(record: JournalEvent) -> bytes:
@@ -113,7 +235,7 @@ class JournalTail:
     def __init__(self, job: JobDirectory, node: str) -> None:
         self._job = job
         self._path = job.journal(node)
-        self._offset = self._size()
+        self._inode, self._offset = self._look()
 
     def read(self) -> list[JournalEvent]:
         """The events since the last call; none while the disk does not answer.
@@ -121,29 +243,41 @@ class JournalTail:
         A line that is still being written comes the next time. Looking costs one system call as
         long as there is nothing new.
         """
-        size = self._size()
-        if size == self._offset:
+        inode, size = self._look()
+        if (inode, size) == (self._inode, self._offset):
             return []
-        if size < self._offset:  # somebody put another file there
-            self._offset = 0
-        data = self._read(self._offset)
+        events: list[JournalEvent] = []
+        if inode != self._inode or size < self._offset:
+            events = self._rest_of_older()
+            self._inode, self._offset = inode, 0
+        data = self._read(self._path, self._offset)
         whole = data.rfind(b"\n") + 1
         if whole == 0 and len(data) == MAX_TAIL_BYTES:
             whole = len(data)  # no line of ours is that long
         self._offset += whole
-        return list(_decode(data[:whole]))
+        return events + list(_decode(data[:whole]))
 
-    def _size(self) -> int:
+    def _rest_of_older(self) -> list[JournalEvent]:
+        """What came into the file that was read, until a new one was begun."""
+        older = _older(self._path, 1)
+        with contextlib.suppress(OSError):
+            if os.stat(older, follow_symlinks=False).st_ino == self._inode:
+                return list(_decode(self._read(older, self._offset)))
+        return []
+
+    def _look(self) -> tuple[int, int]:
+        """Which file is being written, and how long it is."""
         try:
-            return os.stat(self._path, follow_symlinks=False).st_size
+            found = os.stat(self._path, follow_symlinks=False)
         except OSError:
-            return 0
+            return 0, 0
+        return found.st_ino, found.st_size
 
-    def _read(self, offset: int) -> bytes:
+    def _read(self, path: Path, offset: int) -> bytes:
         try:
-            if not self._job.owns(self._path.parent):
+            if not self._job.owns(path.parent):
                 return b""
-            with os.fdopen(open_regular(self._path), "rb") as file:
+            with os.fdopen(open_regular(path), "rb") as file:
                 file.seek(offset)
                 return file.read(MAX_TAIL_BYTES)
         except OSError:
@@ -151,15 +285,34 @@ class JournalTail:
 
 
 def read_journal(job: JobDirectory) -> list[JournalEvent]:
-    """All nodes' events, by wall time; unreadable lines are skipped."""
+    """All nodes' events, in order of time; unreadable lines are skipped.
+
+    Within a run the monotonic clock tells the time: where somebody set the other one, ``wall`` is
+    what it would have been.
+    """
     events: deque[JournalEvent] = deque(maxlen=MAX_EVENTS)
     budget = MAX_READ_BYTES
     found = islice(job.found(job.control / "journal", "*.jsonl"), _MAX_FILES)
     for path in sorted(found):
-        data = _tail(path, budget)
-        budget -= len(data)
-        events.extend(_decode(data))
+        parts: list[bytes] = []
+        for number in range(KEPT_FILES + 1):  # the newest first: it is what must not be missed
+            parts.insert(0, _tail(_older(path, number), budget))
+            budget -= len(parts[0])
+        events.extend(_steady(event for data in parts for event in _decode(data)))
     return sorted(events, key=lambda event: event.wall)
+
+
+def _steady(events: Iterable[JournalEvent]) -> Iterator[JournalEvent]:
+    """One node's events, with times that go on as the monotonic clock does within each run."""
+    start: JournalEvent | None = None
+    for event in events:
+        if event.event == "start" or start is None or event.monotonic < start.monotonic:
+            start = event
+        wall = start.wall + event.monotonic - start.monotonic
+        if abs(wall - event.wall) > _CLOCK_STEP_SECONDS:
+            yield msgspec.structs.replace(event, wall=wall)
+        else:
+            yield event
 
 
 def _tail(path: Path, limit: int) -> bytes:

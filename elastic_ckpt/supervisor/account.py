@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.supervisor.settings import RunSettings
+
+log = logging.getLogger(__name__)
 
 
 def first_record(
@@ -64,15 +67,17 @@ class Account:
 
     def say(self, line: str) -> None:
         """Show a line."""
+        log.info("%s", line)
         # Whoever started the run may be gone: a terminal that hung up, the end of a pipe.
         with contextlib.suppress(OSError):
             self._listener(line)
 
-    def move(self, event: Event, message: str = "", **changes: Any) -> None:
+    def move(self, event: Event, message: str = "", *, step: int = -1, **changes: Any) -> None:
         """Something happened: go where ``TRANSITIONS`` says, and tell.
 
         Args:
             message: what it is doing now, or why it ended; empty to leave what was said.
+            step: that training goes on from, for the journal; -1 where it does not.
             changes: of the record, besides.
         """
         before = self.state
@@ -81,7 +86,11 @@ class Account:
             self.record.message = message
             self.say(message)
         if self.state is not before:
-            self._journal.write("state", state=self.state.value, message=self.record.message)
+            log.info("%s -> %s", before.value, self.state.value)
+            told = {"step": step} if step >= 0 else {}
+            self._journal.write(
+                "state", state=self.state.value, message=self.record.message, **told
+            )
         self.update(**changes)
 
     def update(self, **changes: Any) -> None:

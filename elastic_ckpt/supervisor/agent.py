@@ -9,6 +9,7 @@ everything below it down.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import selectors
 import shutil
@@ -28,6 +29,7 @@ from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.membership import BEAT_SECONDS, Word
 from elastic_ckpt.slot import Outcome, Slot
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.process_log import ProcessLog
 from elastic_ckpt.supervisor import launch
 from elastic_ckpt.supervisor.launch import Incarnation, Placement
 from elastic_ckpt.supervisor.membership import Membership
@@ -53,6 +55,8 @@ from elastic_ckpt.supervisor.processes import (
 from elastic_ckpt.supervisor.template_process import Template
 from elastic_ckpt.supervisor.workers import Workers
 
+log = logging.getLogger(__name__)
+
 FENCE_SECONDS: Final = 0.001
 """Python has no store-load fence; by then every rank's store has long reached this process."""
 
@@ -73,7 +77,10 @@ class Agent:
         spec = msgspec.json.decode(self._first_line(), type=WorkerSpec)
         self._spec = msgspec.structs.replace(spec, output=str(scratch))
         self._board = Board.open(self._spec.board)
-        self._output = Output(JobDirectory(Path(spec.directory)), self._board, scratch)
+        job = JobDirectory(Path(spec.directory))
+        self.log = ProcessLog.of_node(job, "agent", spec.node, self._known).begin()
+        log.info("begins: %d workers of %s", spec.nproc, spec.script)
+        self._output = Output(job, self._board, scratch)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -113,6 +120,10 @@ class Agent:
             return patience
         return BEAT_SECONDS if patience is None else min(BEAT_SECONDS, patience)
 
+    def _known(self) -> dict[str, int]:
+        """What each line of the log is to say."""
+        return {"incarnation": self._board.incarnation}
+
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"x")
@@ -150,6 +161,7 @@ class Agent:
         self._not_begun = False
         self._cut_short_at = 0.0
         self._memory_kills = count_memory_kills()
+        log.info("launching incarnation %d: node %d of %d", place.number, place.node, place.nodes)
         # From this thread, which lives as long as the agent: see supervisor/processes.py.
         forkserver.ensure_running()
         self._incarnation = Incarnation(place, self._spec, self._wake_write)
@@ -171,6 +183,8 @@ class Agent:
         the signal that it knows.
         """
         self._board.post_answer(answer)
+        where = "where they start" if answer.step == NOTHING_ENTERED else f"at step {answer.step}"
+        log.info("request %d: %s %s", answer.number, answer.kind.name, where)
         if not idle:
             return
         self._not_begun = True
@@ -185,6 +199,7 @@ class Agent:
         if self._incarnation is not None and not self._cut_short_at:
             if self._workers.failed_at:
                 return  # they have failed of themselves
+            log.info("ending the workers because of another node")
             self._cut_short_at = time.monotonic()
             self._board.abort(self._board.flag)
         if self._cut_short_at:
@@ -232,6 +247,10 @@ class Agent:
         now = time.monotonic_ns()
         failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
         verdict = self._verdict(incarnation, self._board.read_slots())
+        said = f"{verdict.kind.value}, {verdict.what}" if verdict.what else verdict.kind.value
+        log.info("incarnation %d is over: %s", verdict.incarnation, said)
+        if incarnation.over:
+            self._workers.tell_exits()
         self._board.end_incarnation()  # for workers that torch elastic has yet to start
         self._workers.sweep()
         gone_at = time.monotonic_ns()
@@ -319,8 +338,13 @@ def main() -> None:
     outlive_parent()
     try:
         agent.run()
+        log.info("the supervisor is gone")
+    except BaseException:
+        log.exception("the agent failed")
+        raise
     finally:
         kill_descendants(spare_trackers=True)
         shutil.rmtree(scratch, ignore_errors=True)  # the supervisor may be gone
         sys.stdout.flush()
+        agent.log.end()
         os._exit(0)  # torch elastic's thread may still wait for workers that are gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ from elastic_ckpt.supervisor.messages import (
 from elastic_ckpt.supervisor.processes import KILL_WAIT_SECONDS, kill_descendants
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.settings import RunSettings
+
+log = logging.getLogger(__name__)
 
 # The working directory must not shadow the packages that the agent imports.
 _CODE = "import sys; sys.path[:1] = []; from elastic_ckpt.supervisor.agent import main; main()"
@@ -96,6 +99,16 @@ def worker_spec(
     )
 
 
+def _shown(message: msgspec.Struct) -> str:
+    """``Ask kind=STOP leaving=True``: without what is as ever, and what the workers printed."""
+    told = [type(message).__name__]
+    for field in msgspec.structs.fields(message):
+        value = getattr(message, field.name)
+        if field.name != "tail" and value != field.default:
+            told.append(f"{field.name}={getattr(value, 'name', value)}")
+    return " ".join(told)
+
+
 class AgentProcess:
     """A running agent. Its ``fd`` becomes readable when it says something or ends."""
 
@@ -118,6 +131,7 @@ class AgentProcess:
         self._events = LineReader(read)
         self.fd = read
         self.interval_steps = spec.save_interval_steps  # what the ranks are told
+        log.info("agent started: pid %d", self.pid)
         self.send_raw(encode_line(spec))
 
     @property
@@ -127,6 +141,7 @@ class AgentProcess:
 
     def send(self, command: Command) -> None:
         """Ask the agent to do something; a dead one is noticed through ``events``."""
+        log.info("to the agent: %s", _shown(command))
         self.send_raw(encode_line(command))
 
     def send_raw(self, line: bytes) -> None:
@@ -142,7 +157,9 @@ class AgentProcess:
     def events(self) -> Iterator[AgentEvent]:
         """What the agent has said since the last call."""
         for line in self._events.lines():
-            yield msgspec.json.decode(line, type=AgentEvent)
+            event: AgentEvent = msgspec.json.decode(line, type=AgentEvent)
+            log.info("from the agent: %s", _shown(event))
+            yield event
 
     @property
     def gone(self) -> bool:
@@ -154,6 +171,7 @@ class AgentProcess:
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that hangs holds it
             self._process.wait(KILL_WAIT_SECONDS)
+        log.info("agent ended: pid %d", self.pid)
         kill_descendants()
         os.close(self.fd)
         if self._process.stdin is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from elastic_ckpt.core.agreement import RequestKind
+from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.ended import Ended
 from elastic_ckpt.core.hang import Hang
 from elastic_ckpt.core.membership import Gathering
@@ -83,7 +84,9 @@ class Head(OneOfSeveral):
                 self._launch(min(present, most))
         elif not self._waiting_since:
             self._waiting_since = now
-            self._account.say(f"waiting for nodes: {present} of {least} are here")
+            limit = human_duration(self._settings.gather_seconds)
+            self._account.say(f"waiting for nodes, {limit} at most: {present} of {least} are here")
+            self._journal.write("waiting", present=present, needed=least)
             self._account.update(message=f"waiting for nodes, of which it takes {least}")
         elif now - self._waiting_since > self._settings.gather_seconds:
             waited = f"fewer than {least} nodes for {self._settings.gather_seconds:.0f} s"

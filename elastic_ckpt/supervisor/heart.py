@@ -49,4 +49,4 @@ class Heart:
         last = min(slots, key=lambda slot: slot.finished, default=None)
         if last is None:
             return Heartbeat(time.time())
-        return Heartbeat(time.time(), last.epoch, last.finished, last.sample_start_index)
+        return Heartbeat(time.time(), last.epoch, last.shown_step, last.sample_start_index)

@@ -21,6 +21,8 @@ import msgspec
 from elastic_ckpt.supervisor.messages import WorkerSpec
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
 
+log = logging.getLogger(__name__)
+
 WORKER_ENTRY: Final = "elastic_ckpt.training.worker"
 """Named, not imported: the worker is another process, on the other side of the board."""
 
@@ -145,6 +147,8 @@ class Incarnation:
             elastic_launch(config, enter_worker)(WORKER_ENTRY, payload, self.number - 1)
         except BaseException as error:  # every end of the launch is an end of the incarnation
             self.error = error
+            if not hasattr(error, "failures"):  # of workers, which are told of elsewhere
+                log.exception("torch elastic failed")
         finally:
             # Before the byte: whoever it wakes must find the incarnation over.
             self._over = True

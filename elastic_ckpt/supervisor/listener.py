@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -11,6 +12,8 @@ from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.notices import NoticeSource, Word
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.store.journal import Journal
+
+log = logging.getLogger(__name__)
 
 FAR_SECONDS: Final = 900.0
 """A deadline that is further away is a limit, before which there is time to train."""
@@ -73,6 +76,7 @@ class Listener:
         self._signals.deliver()
         while self._words:
             word = self._words.popleft()
+            log.info("heard: %s", word)
             match word:
                 case Trouble():
                     self._journal.write("notice_source", source=word.source, what=word.what)
@@ -105,6 +109,7 @@ class Listener:
             # At most half of it, or a short limit would leave no time to train in.
             if limit.deadline - now <= min(lead, (limit.deadline - heard) / 2):
                 del self._limits[limit.source, limit.reason]
+                log.info("%s: time for a save, %.1f s left", limit.reason, limit.deadline - now)
                 yield Notice(limit.source, limit.reason, limit.deadline)
 
     def _ask_others(self) -> None:

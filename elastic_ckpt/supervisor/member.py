@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.ended import Ended, EndKind
 from elastic_ckpt.core.run_state import Event, RunState
 from elastic_ckpt.errors import ExitCode
@@ -37,7 +38,8 @@ class Member(OneOfSeveral):
         super().__init__(settings, say, reread, rendezvous)
         self._apart_since: float | None = time.monotonic()
         self._was_joined = False
-        self._account.say(f"following the node at {rendezvous.host}:{rendezvous.port}")
+        where, limit = f"{rendezvous.host}:{rendezvous.port}", settings.gather_seconds
+        self._account.say(f"looking for the head at {where}, {human_duration(limit)} at most")
 
     def _on_event(self, event: AgentEvent) -> None:
         match event:

@@ -7,6 +7,7 @@ are of no use alone, and this node looks for it until its supervisor has had eno
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -47,6 +48,8 @@ from elastic_ckpt.supervisor.messages import (
     WorkerSpec,
 )
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
+
+log = logging.getLogger(__name__)
 
 DISMISS_SECONDS: Final = 3.0
 """How long the head waits for the others to hear that the job is over."""
@@ -221,6 +224,7 @@ class Membership:
             self._send(self._mine.ended)
         if self._joined:
             self._joined = False
+            log.warning("the head is lost: %s", why)
             self._send(HeadLost(why))
 
     def _lead(self, head: Head, line: Line) -> None:
@@ -230,6 +234,7 @@ class Membership:
         nodes = Nodes(tuple(head.present().values()), running)
         if nodes != self._nodes:
             self._nodes = nodes
+            log.info("nodes here: %s; running: %d", ", ".join(nodes.present), nodes.running)
             self._send(nodes)
         self._look_for_hang(head)
         if self._dismiss_by:
@@ -247,12 +252,14 @@ class Membership:
         now = time.monotonic()
         self._stuck_since = self._stuck_since or now
         if whole or now - self._stuck_since > EXPLAIN_SECONDS:
+            log.warning("incarnation %d hangs", state.incarnation)
             state.over = True
             self._send(Hung(stuck))
 
     def _follow(self, job: JobState, number: int) -> None:
         if not self._joined:
             self._joined = True
+            log.info("joined %s, which %s leads, as member %d", job.job, job.head, number)
             self._send(Joined(job.run_id, job.job, job.identity, job.head, job.terms))
         if job.end is not None and self._head is None and not self._mine.leaving:
             self._mine.leaving = True

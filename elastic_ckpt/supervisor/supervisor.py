@@ -11,6 +11,7 @@ stop; the ranks agree, save, seal and leave; the agent reports; ``_on_ended`` ha
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import selectors
 import signal
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from elastic_ckpt import __version__
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.deadline import EarlyWarning, Notice, may_wait
@@ -36,6 +38,7 @@ from elastic_ckpt.store.journal import Journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.locks import RunLocks
 from elastic_ckpt.store.logs import forget_old_logs
+from elastic_ckpt.store.process_log import ProcessLog
 from elastic_ckpt.store.records import IntervalRecord
 from elastic_ckpt.store.recovery import recover
 from elastic_ckpt.store.requests import ask_for_save, take_requests
@@ -57,6 +60,9 @@ from elastic_ckpt.supervisor.save_adviser import SaveAdviser
 from elastic_ckpt.supervisor.save_forecast import step_seconds
 from elastic_ckpt.supervisor.service import Service
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.step_marks import StepMarks
+
+log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.25
 
@@ -93,7 +99,7 @@ class Supervisor:
         self._rendezvous = rendezvous
         leads = rendezvous is None or rendezvous.leads
         self._locks = RunLocks(self._job, settings.node, self._run_id, leads=leads)
-        self._journal = Journal(self._job, settings.node, follows=not leads)
+        self._journal = Journal(self._job, settings.node, follows=not leads, rotates=True)
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
@@ -103,6 +109,10 @@ class Supervisor:
         record = self._job.node_record(settings.node)
         first = first_record(settings, self._job, self._run_id, self._board.path, leads=leads)
         self._account = Account(record, first, self._journal, say)
+        self._log = ProcessLog.of_node(
+            self._job, "supervisor", settings.node, lambda: {"incarnation": self._incarnation}
+        ).begin()
+        log.info("begins: %s, run %s, %d workers", settings.script, self._run_id, settings.nproc)
         self._memory = MemoryKeeper.open(
             settings, self._job, self._journal, self._account.say, self._wake
         )
@@ -113,6 +123,7 @@ class Supervisor:
         self._service = Service()
         self._heart = Heart(self._job, settings.node, self._board)
         self._recovery = RecoveryWatch(self._board, self._journal, first.last_recovery)
+        self._marks = StepMarks(self._board, self._journal)
         self._preemption = Preemption(settings.grace, self._board, self._journal, self._account)
         self._saves = SaveAdviser(settings, self._job, self._journal)
         self._account.record.save_interval = self._interval()
@@ -143,6 +154,8 @@ class Supervisor:
             "start",
             run_id=self._run_id,
             script=str(self._settings.script),
+            nproc=self._settings.nproc,
+            version=__version__,
             slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
         )
         try:
@@ -156,6 +169,9 @@ class Supervisor:
                 self._serve_outside()
             code = self._account.record.exit_code
             return ExitCode.FAILED if code is None else ExitCode(code)
+        except BaseException:
+            log.exception("the supervisor failed")
+            raise
         finally:
             self._take_leave()
             self._end_agent()
@@ -171,6 +187,8 @@ class Supervisor:
                 "end", state=end.state.value, exit_code=end.exit_code, message=end.message
             )
             self._memory.close()
+            log.info("ends: %s, exit code %s", end.state.value, end.exit_code)
+            self._log.end()
             self._locks.release()
 
     def _wait(self) -> None:
@@ -227,6 +245,7 @@ class Supervisor:
         now = time.monotonic()
         if self._recovery.look(self._incarnation):
             self._account.update(last_recovery=self._recovery.last)
+        self._marks.look(now)
         if self._state is RunState.DRAINING:
             if self._at_once or self._preemption.left(now) <= 0:
                 self._on_expired()
@@ -241,8 +260,10 @@ class Supervisor:
             self._serve_start(now)
         elif self._state is RunState.STARTING and self._stepping():
             self._saves.begin(now)
-            message = f"training, incarnation {self._incarnation}"
-            self._account.move(Event.STEPPING, message, save_interval=self._interval())
+            step = self._first_step()
+            goes_on = f", from step {step}" if step > 0 else ""
+            message = f"training, incarnation {self._incarnation}{goes_on}"
+            self._account.move(Event.STEPPING, message, step=step, save_interval=self._interval())
         elif self._state is RunState.RUNNING:
             if self._saves.learn(now):
                 self._account.update(save_interval=self._interval())
@@ -295,7 +316,7 @@ class Supervisor:
 
     def _retry(self) -> None:
         self._restarts.take_an_older_one(self._account)
-        self._account.move(Event.RETRY, "restarting")
+        self._account.move(Event.RETRY)
         if self._agent is None:
             self._start_agent()
 
@@ -305,6 +326,11 @@ class Supervisor:
         return board.incarnation == self._incarnation and any(
             slot.first_entry for slot in board.read_slots()
         )
+
+    def _first_step(self) -> int:
+        """What the ranks go on from; -1 for a script that counts in its own way."""
+        slots = self._board.read_slots()
+        return max(slot.start_step if slot.declares else -1 for slot in slots)
 
     # -- what happens ---------------------------------------------------------------------------
 
@@ -372,6 +398,7 @@ class Supervisor:
         left = self._preemption.left(now)
         kept = self._memory.not_on_disk()
         choice = self._saves.noticed(left, self._board.read_slots(), now, kept)
+        log.info("%.1f s left, %s: %s", left, choice.kind.value, choice.why)
         if choice.kind is not ChoiceKind.DRAIN_NEWEST:
             # Even where nothing seems to fit: a save that is cut off costs nothing more.
             if first:
@@ -386,6 +413,7 @@ class Supervisor:
         """An incarnation is over; say what follows."""
         self._launched = False
         self._recovery.look(ended.incarnation)  # its first step may be its last
+        self._marks.last()
         if ended.kind is EndKind.COMPLETED and not ended.attached:
             self._account.record.sessionless = True
         self._journal.write(
@@ -435,6 +463,8 @@ class Supervisor:
         """A worker or the agent died outside a notice."""
         self._restarts.write_off(failure, self._account, self._ending.newest_key()[-1])
         decision, delay = self._restarts.decide(failure)
+        why = decision.why or "within the budget"
+        log.info("%s, %s: %s", failure.kind.value, decision.action.value, why)
         policy = self._restarts.policy
         self._account.update(failures=policy.total, failures_left=policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
@@ -444,7 +474,8 @@ class Supervisor:
         elif decision.action is Action.STOP:
             self._ending.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
         else:
-            self._account.move(Event.CRASH, f"{what}: restarting in {delay:.1f} s")
+            when = f" in {delay:.1f} s" if delay >= 0.1 else ""
+            self._account.move(Event.CRASH, f"{what}: restarting{when}")
 
     def _on_agent_lost(self) -> None:
         noticed = time.monotonic_ns()
@@ -505,6 +536,8 @@ class Supervisor:
         nproc = self._settings.nproc
         self._launched, self._hang = True, None
         self._hangs.begin()
+        self._marks.begin()
+        self._journal.incarnation = number
         self._journal.write("launch", incarnation=number, nproc=nproc, nodes=nodes)
         message = f"launching incarnation {number}"
         where = f" on each of {nodes} nodes" if nodes > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.preload import Preload, read_preload, write_preload
 from elastic_ckpt.supervisor.launch import WORKER_ENTRY
 from elastic_ckpt.supervisor.messages import WorkerSpec
+
+log = logging.getLogger(__name__)
 
 PLAN_VARIABLE: Final = "ELASTIC_CKPT_LEARNED"
 """Names the file with the plan."""
@@ -99,13 +102,17 @@ class Template:
             os.environ[PLAN_VARIABLE] = str(self._plan_file)
         forkserver.ensure_running()
         os.environ.pop(PLAN_VARIABLE, None)
+        preload = [*self._spec.preload, f"{len(learned.modules)} modules that were learned"]
+        log.info("template started: pid %d, preloads %s", _template_pid(), ", ".join(preload))
 
     def wait(self) -> None:
         """Wait, bounded, until workers may be forked; without what it learned if need be."""
         modules = self._learned.modules
         if not modules:
             return
+        began = time.monotonic()
         verdict = self._outcome()
+        log.info("template waited for, %.3f s", time.monotonic() - began)
         found = Preload(modules, verdict.harmful, verdict.refused)
         if found != self._learned:
             write_preload(self._job, found)
@@ -117,8 +124,10 @@ class Template:
     def _tell(self, verdict: Verdict) -> None:
         journal = Journal(self._job, self._spec.node)
         if verdict.harmful:
+            log.warning("preload without %s", verdict.harmful)
             journal.write("preload-harmful", modules=verdict.harmful)
         if verdict.refused:
+            log.warning("no preload of what was learned: %s", verdict.refused)
             journal.write("preload-refused", reason=verdict.refused)
 
     def _outcome(self) -> Verdict:

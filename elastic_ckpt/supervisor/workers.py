@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import selectors
@@ -20,6 +21,8 @@ from elastic_ckpt.supervisor.processes import (
     kill_all,
     reap,
 )
+
+log = logging.getLogger(__name__)
 
 LEARN_SECONDS: Final = 0.02
 """How often to look for workers that have just started; from then on the kernel tells."""
@@ -97,6 +100,7 @@ class Workers:
 
     def _follow(self, slot: Slot) -> None:
         self._known.add(slot.local_rank)
+        log.info("rank %d runs: pid %d", slot.rank, slot.pid, extra={"rank": slot.rank})
         self._remember_processes()
         try:
             pidfd = os.pidfd_open(slot.pid)
@@ -143,9 +147,13 @@ class Workers:
             for pidfd in self._pidfds.values():
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, number)
+        sent = []
         for process in children_of(_forkserver_pid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
+                sent.append(process.pid)
+        if sent:
+            log.info("sent %s to %s", _signal_name(number), sent)
 
     # -- the end of an incarnation ------------------------------------------------------------
 
@@ -173,10 +181,21 @@ class Workers:
         if status is None or status == 255:  # 255: its template died with the exit status
             status = -int(signal.SIGKILL)
         if status < 0:
-            return status, f"killed by {_signal_name(-status)}"
+            return status, _how(status)
         if status == 0:
             return 0, "it left with exit code 0 before the script came to its end"
-        return status, _said(failure) or f"exit code {status}"
+        return status, _said(failure) or _how(status)
+
+    def tell_exits(self) -> None:
+        """Log how each worker ended; when torch elastic has returned."""
+        for slot in self._board.read_slots():
+            process = self._processes.get(slot.pid)
+            status: int | None = process.exitcode if process is not None else None
+            said = slot.outcome.name.lower() if slot.outcome is not Outcome.NONE else "no word"
+            log.info(
+                "rank %d ended: pid %d, %s, %s", slot.rank, slot.pid, _how(status), said,
+                extra={"rank": slot.rank},
+            )  # fmt: skip
 
     def sweep(self) -> None:
         """Forget the workers, and kill what they left: DataLoader children, subprocesses."""
@@ -203,6 +222,13 @@ def _said(failure: Any) -> str:
     text = record.get("message", "") if isinstance(record, dict) else ""
     lines = str(text).strip().splitlines()
     return lines[0] if lines else ""
+
+
+def _how(status: int | None) -> str:
+    """An exit status in words."""
+    if status is None:
+        return "exit status unknown"
+    return f"killed by {_signal_name(-status)}" if status < 0 else f"exit code {status}"
 
 
 def _signal_name(number: int) -> str:

@@ -47,6 +47,11 @@ class DataPass:
         if self.steps == 1:
             self._drawn_first = self.drawn
 
+    @property
+    def taken(self) -> int:
+        """Samples that the loaders have drawn, all ranks together: somewhat ahead of the steps."""
+        return min(self.begin + self.drawn * self.replicas, self.size)
+
     def used(self, epoch: int, batch_size: int) -> int:
         """Samples of the order that are used by now, all ranks together.
 

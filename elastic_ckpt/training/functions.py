@@ -59,9 +59,12 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     runtime.steps.stepped()
     _loop.calls += 1
     now = current_pass()
+    epoch, samples = 0, 0
     if now is not None:
         now.stepped()
-    action = runtime.steps.enter(_loop.calls, comes_back=False)
+        epoch, samples = now.epoch, now.taken
+    runtime.slot.counts(step)
+    action = runtime.steps.enter(_loop.calls, epoch, samples, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
     due = every > 0 and step > 0 and step % every == 0

@@ -7,7 +7,9 @@ before a unanimous yes.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ from elastic_ckpt.store.verify import (
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state_codec import read_state
+
+log = logging.getLogger(__name__)
 
 MAX_QUARANTINED: Final = 2
 """After so many bad checkpoints in a row the job stops: something else is wrong."""
@@ -84,9 +88,10 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
     while True:
         path = _choose(runtime, set_aside_count, refused)
         if path is None:
+            log.info("nothing to load: a new beginning")
             return None
         with _open(runtime, path) as opened:
-            reason = opened.verify()
+            reason = _verified(runtime, opened, path)
             if not reason:
                 return opened.load(engine)
         set_aside_count += _reject(runtime, path, reason)
@@ -101,8 +106,9 @@ def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
     Raises:
         CheckpointRejected: it is not whole; it is left where it is.
     """
-    with _open(runtime, _where(runtime, path)) as opened:
-        reason = opened.verify()
+    where = _where(runtime, path)
+    with _open(runtime, where) as opened:
+        reason = _verified(runtime, opened, where)
         if reason:
             raise CheckpointRejected(f"{path}: {reason}")
         return opened.load(engine)
@@ -226,6 +232,25 @@ class _OnDisk(_Opened):
         return loaded
 
 
+def _verified(runtime: Runtime, opened: _Opened, path: Path) -> str:
+    """Why a checkpoint cannot be loaded; empty if every rank finds it whole. Collective."""
+    began = time.monotonic()
+    log.info("verifying %s", path)
+    reason = opened.verify()
+    said = f"not valid: {reason}" if reason else "valid"
+    log.info("%s, after %.3f s", said, time.monotonic() - began)
+    if runtime.peers.is_leader:
+        runtime.journal.write(
+            "verified",
+            path=str(path),
+            valid=not reason,
+            why=reason,
+            how="sizes, in memory" if isinstance(opened, _InMemory) else "every byte",
+            seconds=time.monotonic() - began,
+        )
+    return reason
+
+
 def _open(runtime: Runtime, path: Path) -> _Opened:
     held = runtime.memory is not None and path.parent == runtime.memory.tier.root
     return _InMemory(runtime, path) if held else _OnDisk(runtime, path)
@@ -250,7 +275,7 @@ def _lock(path: Path) -> ReadLock:
 
 def _load(runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
     """Put the state in place. Collective: what one rank raises, all of them do."""
-    peers = runtime.peers
+    peers, began = runtime.peers, time.monotonic()
 
     def load() -> bytes:
         return _load_alone(engine, loaded, peers.world_size).encode()
@@ -262,6 +287,28 @@ def _load(runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
     if lost and peers.is_leader:
         runtime.say(f"{loaded.seal.checkpoint_name} is not restored to the bit: {lost}")
         runtime.journal.write("inexact", path=str(loaded.place), reason=lost)
+    seconds, size = time.monotonic() - began, loaded.seal.total_bytes
+    name = loaded.seal.checkpoint_name
+    log.info("loaded %s from %s: %d bytes, %.3f s", name, loaded.place, size, seconds)
+    if peers.is_leader:
+        _tell(runtime, loaded, seconds)
+
+
+def _tell(runtime: Runtime, loaded: Loaded, seconds: float) -> None:
+    """Journal what is gone on from, and on how many other ranks. Leader only."""
+    seal, ranks = loaded.seal, runtime.peers.world_size
+    runtime.journal.write(
+        "loaded",
+        path=str(runtime.job.checkpoint(seal.epoch, seal.step)),
+        step=seal.step,
+        epoch=seal.epoch,
+        sample_start_index=seal.sample_start_index,
+        tier=loaded.source.name.lower(),
+        bytes=seal.total_bytes,
+        seconds=seconds,
+    )
+    if seal.world_size != ranks:
+        runtime.journal.write("resize", before=seal.world_size, now=ranks, step=seal.step)
 
 
 def _load_alone(engine: Engine, loaded: Loaded, world_size: int) -> str:

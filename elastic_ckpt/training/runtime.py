@@ -163,16 +163,22 @@ def _resolve(save_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _join_supervised(context: Supervised) -> Runtime:
+    peers = Peers.connect()
     return Runtime(
         job=context.job,
         name=context.name,
-        journal=Journal(context.job, context.node),
+        journal=Journal(
+            context.job,
+            context.node,
+            rank=peers.rank,
+            incarnation=context.board.incarnation,
+        ),
         board=context.board,
         slot=context.slot,
         steps=StepProtocol(
             context.board, context.slot, context.imports.write if context.imports else None
         ),
-        peers=Peers.connect(),
+        peers=peers,
         supervised=context,
         incarnation=context.board.incarnation,
         memory=WorkerMemory(context.memory) if context.memory else None,
@@ -197,10 +203,13 @@ def _join_alone(directory: Path) -> Runtime:
     slot = board.rank_slot(0)
     slot.launched(peers.rank, os.getpid())
     SoloWatcher(board, peers).start()
+    journal = Journal(job, node_name(), rank=peers.rank, incarnation=1, rotates=peers.is_leader)
+    if peers.is_leader:
+        journal.write("script", world_size=peers.world_size)
     return Runtime(
         job=job,
         name=directory.name,
-        journal=Journal(job, node_name()),
+        journal=journal,
         board=board,
         slot=slot,
         steps=StepProtocol(board, slot),

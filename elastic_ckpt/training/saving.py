@@ -5,6 +5,7 @@ Collective, and an error on one rank becomes the same typed error on every rank.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.save_target import Target, choose_target
 from elastic_ckpt.training.snapshot import Snapshot, make_header
 from elastic_ckpt.training.state_codec import write_state
+
+log = logging.getLogger(__name__)
 
 _STRAIGHT: Final = ("emergency", "manual")
 """What somebody waits for is written to the disk at once: through memory it would take longer."""
@@ -110,7 +113,14 @@ class Save:
         Raises:
             ElasticCkptError: as :func:`write_checkpoint`.
         """
+        step = self.position.step
+        log.info("saving step %d: %s", step, self.reason, extra={"step": step})
         with self._standing_still():
+            if self._runtime.peers.is_leader:
+                self._runtime.journal.note(
+                    "save_begun", step=self.position.step, epoch=self.position.epoch,
+                    reason=self._snapshot.reason,
+                )  # fmt: skip
             while not self._try(overlap):
                 pass
 
@@ -165,17 +175,19 @@ class Save:
         """Whether there is another tier than the one that refused; its turn is next."""
         if target is not None and target.tier == "memory":
             self._runtime.memory = None
+            log.warning("no memory tier from here on: %s", refused)
             self._say(f"no memory tier from here on: {refused}")
             return True
         if self._straight and self._runtime.memory is not None:
             self._straight = False
+            log.warning("saving into memory instead: %s", refused)
             self._say(f"saving into memory instead: {refused}")
             return True
         return False
 
     def _finish(self, taken: _Taken) -> None:
         files = _seal(self._runtime, self._engine, taken)
-        self._tell(taken.target.tier, sum(entry.bytes for entry in files))
+        self._tell(taken.target, sum(entry.bytes for entry in files))
 
     def _drop(self, target: Target | None) -> None:
         if target is not None and self._runtime.peers.is_leader:
@@ -194,38 +206,49 @@ class Save:
         try:
             yield
         except ElasticCkptError as error:
+            log.warning("step %d could not be saved: %s", self.position.step, error)
             if runtime.peers.is_leader:
                 runtime.journal.write(
                     "save_failed",
                     step=self.position.step,
                     reason=self._snapshot.reason,
                     error=str(error),
+                    stall_seconds=self._stall + time.monotonic() - self._standing_since,
                 )
             raise
         finally:
             runtime.slot.phase(before)
             self._stall += time.monotonic() - self._standing_since
 
-    def _tell(self, tier: str, size: int) -> None:
+    def _tell(self, target: Target, size: int) -> None:
         runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
         now = time.monotonic()
         stall = self._stall + now - self._standing_since
         runtime.last_bytes = size
         runtime.slot.saved(step, size, int(stall * 1e9))
+        seconds = now - self._began
+        bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # who alone knows
+        said = f"{target.tier}, {seconds:.3f} s{bytes_too}"
+        log.info("sealed step %d: %s", step, said, extra={"step": step})
         if not runtime.peers.is_leader:
             return
         runtime.journal.write(
             "saved",
             path=str(runtime.job.checkpoint(self.position.epoch, step)),
             step=step,
+            epoch=self.position.epoch,
+            sample_start_index=self.position.sample_start_index,
             reason=reason,
-            tier=tier,
+            tier=target.tier,
+            attempt=target.identity,
             bytes=size,
-            seconds=now - self._began,
+            seconds=seconds,
             stall_seconds=stall,
+            world_size=runtime.peers.world_size,
+            metrics=self._snapshot.metrics,
         )
         # An emergency save ends this process; what is in memory is pruned behind its drain.
-        if reason != "emergency" and tier == "disk":
+        if reason != "emergency" and target.tier == "disk":
             runtime.retain.after_save()
 
 

@@ -34,7 +34,7 @@ from elastic_ckpt.errors import (
     UnequalSteps,
     UsageError,
 )
-from elastic_ckpt.slot import Phase, Source
+from elastic_ckpt.slot import Phase, SlotWriter, Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.dataset import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
@@ -105,6 +105,8 @@ class Session:
         self._retention = retention
         self._use_async = use_async
         self._metrics: dict[str, float] = {}
+        self._slot: SlotWriter | None = None
+        self._max_epochs = 0
         self._rank_state = RankState(dict(extra or {}))
         self._place = Place()
         self._samples_per_batch = 0
@@ -129,7 +131,7 @@ class Session:
             LockHeld, DirectoryUnusable: without a supervisor, when the directory is taken.
         """
         self._runtime = runtimes.join(self._save_dir)
-        slot = self._runtime.slot
+        slot = self._slot = self._runtime.slot
         slot.phase(Phase.LOADING)
         engine = make_engine(*self._state, use_async=self._use_async)
         told = self._runtime.supervised
@@ -208,6 +210,8 @@ class Session:
                 raise NonFiniteLoss(f"the loss of step {self.step + 1} is {number}")
             if math.isfinite(number):  # what is not finite is no best, and no JSON
                 self._metrics[name] = number
+                if self._slot is not None:
+                    self._slot.metric(name, number)
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -218,6 +222,7 @@ class Session:
         batches left, so that what the script does at its end is done.
         """
         self._rank_state.restore_rng(iterating=False)
+        self._max_epochs = max_epochs
         while self._place.epoch < max_epochs:
             yield self._place.epoch
             self._settle()
@@ -246,6 +251,7 @@ class Session:
         if sampler.drop_last or dataloader.drop_last:
             count -= count % self._accumulation_steps
         self._check_equal(count)
+        self._tell_course(dataloader, sampler, count)
         self._rank_state.restore_rng(iterating=False)
         if count == 0:
             self._rank_state.restore_rng()
@@ -357,6 +363,24 @@ class Session:
                 f"the ranks' loaders have different numbers of batches ({told}): give every rank "
                 "the same data set, batch size and ElasticSampler arguments"
             )
+
+    def _tell_course(
+        self, dataloader: DataLoader[Any], sampler: ElasticSampler, count: int
+    ) -> None:
+        """Say where the script is going, for ``status``: it has so many batches left here."""
+        accumulation = self._accumulation_steps
+        dropped = sampler.drop_last or dataloader.drop_last
+        parts = (sampler.num_replicas, dataloader.batch_size or 1, accumulation)
+        steps = sampler.dataset_size
+        for part, floor in zip(
+            parts, (sampler.drop_last, dataloader.drop_last, dropped), strict=True
+        ):
+            steps = steps // part if floor else -(-steps // part)
+        epochs = max(0, self._max_epochs - self._place.epoch - 1)
+        total = self._place.step - (-count // accumulation) + epochs * steps
+        self._runtime.slot.course(
+            total if self._max_epochs else 0, self._samples_per_batch * accumulation
+        )
 
     # -- inside: steps ------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -10,6 +11,8 @@ from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import Action, ActionKind, Agenda
 from elastic_ckpt.errors import StopAborted
 from elastic_ckpt.slot import Phase, SlotWriter
+
+log = logging.getLogger(__name__)
 
 ANSWER_SECONDS: Final = 60.0
 """The watcher answers within milliseconds; one that has not by then is gone."""
@@ -90,6 +93,7 @@ class StepProtocol:
         if not self._stepped:
             self._stepped = True
             self._slot.stepped()
+            log.info("the first step is finished")
             if self._after_first is not None:
                 self._after_first()
 
@@ -104,6 +108,7 @@ class StepProtocol:
         while True:
             action = self._agenda.decide(finished, self._board.flag, self._board.answers())
             if action.kind is not ActionKind.WAIT:
+                log.info("asked at step %d: %s", finished, action.kind.name)
                 return action
             if self._board.aborted > self._agenda.seen or time.monotonic() > limit:
                 raise StopAborted("the agreement on a stop step was given up: a rank died")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
+import platform
 import runpy
 import signal
 import sys
@@ -15,15 +17,17 @@ from types import FrameType
 from typing import Any
 
 import msgspec
+import torch
 
 from elastic_ckpt.board import Board
 from elastic_ckpt.core.agreement import RequestKind
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ElasticCkptError
-from elastic_ckpt.slot import Outcome
+from elastic_ckpt.slot import Outcome, SlotWriter
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.memory import MemoryTier
+from elastic_ckpt.store.process_log import ProcessLog
 from elastic_ckpt.training import runtime
 from elastic_ckpt.training.group_marks import mark_group
 from elastic_ckpt.training.import_notes import ImportNotes
@@ -31,6 +35,8 @@ from elastic_ckpt.training.output import keep_output
 from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.rng import reseed_numpy
 from elastic_ckpt.training.signals import ignore_notices, set_terminate_hook, shield_data_loaders
+
+log = logging.getLogger(__name__)
 
 
 class _Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +70,6 @@ def main(payload: bytes) -> None:
     reseed_numpy()
     spec = msgspec.json.decode(payload, type=_Spec)
     job = JobDirectory.at(spec.directory)
-    notes = spec.learn_preload and os.environ["RANK"] == "0"
     board = Board.open(spec.board)
     if board.is_over(spec.incarnation):
         return
@@ -72,6 +77,40 @@ def main(payload: bytes) -> None:
     slot = board.rank_slot(local_rank)
     slot.launched(int(os.environ["RANK"]), os.getpid())
     keep_output(spec.output, local_rank)
+    process_log = _begin_log(job, spec, board, local_rank)
+    try:
+        _take_place(job, spec, board, slot)
+        if _stop_wanted(board):
+            log.info("a stop is wanted: leaves before the script begins")
+            slot.leave(Outcome.STOPPED_UNSAVED)
+            return
+        shield_data_loaders()
+        mark_group(slot)
+        _run_script(spec)
+    finally:
+        process_log.end()
+
+
+def _begin_log(job: JobDirectory, spec: _Spec, board: Board, local_rank: int) -> ProcessLog:
+    rank = int(os.environ["RANK"])
+
+    def known() -> dict[str, int]:
+        slot = board.read_slot(local_rank)
+        about = {"incarnation": spec.incarnation, "rank": rank}
+        return {**about, "step": slot.finished} if slot.attached else about
+
+    begun = ProcessLog.of_worker(job, spec.node, spec.incarnation, rank, known).begin()
+    log.info(  # without the arguments, which may hold what is secret
+        "begins: Python %s, torch %s, %s with %d arguments, rank %d of %s",
+        platform.python_version(), torch.__version__, spec.script, len(spec.args), rank,
+        os.environ.get("WORLD_SIZE", "?"),
+    )  # fmt: skip
+    return begun
+
+
+def _take_place(job: JobDirectory, spec: _Spec, board: Board, slot: SlotWriter) -> None:
+    """Let a Session find what this worker is part of, and the supervisor this worker."""
+    notes = spec.learn_preload and os.environ["RANK"] == "0"
     context = runtime.Supervised(
         job=job,
         name=spec.job,
@@ -87,12 +126,6 @@ def main(payload: bytes) -> None:
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)
     _let_supervisor_look(spec.board)
-    if _stop_wanted(board):
-        slot.leave(Outcome.STOPPED_UNSAVED)
-        return
-    shield_data_loaders()
-    mark_group(slot)
-    _run_script(spec)
 
 
 def _run_script(spec: _Spec) -> None:
@@ -105,6 +138,7 @@ def _run_script(spec: _Spec) -> None:
         os._exit(code)  # a child that the script forked: the rank's word is not its to say
     if code:
         context.finish(Outcome.FAILED, code, reason)
+    log.info("the script is over: exit code %d%s", code, f", {reason}" if reason else "")
     # What the script left to do at exit belongs to its work: an upload, a last log line.
     _end_interpreter()
     if code:
@@ -119,9 +153,11 @@ def _outcome(script: str) -> tuple[int, str]:
     except SystemExit as leaving:
         return _exit_code(leaving)
     except ElasticCkptError as error:
+        log.exception("the script ended with an error of ours")
         print(f"elastic-ckpt: error: {printable(str(error), 4000)}", file=sys.stderr)
         return int(error.exit_code), describe(error)
     except BaseException as error:
+        log.exception("the script raised")
         rank = os.environ.get("RANK", "?")
         print(f"elastic-ckpt: rank {rank}: the script raised", file=sys.stderr)
         traceback.print_exc()

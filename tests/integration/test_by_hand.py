@@ -51,7 +51,7 @@ def test_another_machine_sees_what_the_files_tell_and_says_so(tmp_path: Path) ->
         assert (view.position.epoch, view.position.step) == (3, 77)
         write_heartbeat(known, beat.stem, Heartbeat(1e9, 3, 77, 5))
         view = status(job)
-        assert view.exit_code == 1 and view.message.endswith("it may be gone)")
+        assert view.exit_code == 1 and view.warnings[0].endswith("it may be gone")
 
 
 def test_a_job_that_has_ended_reads_the_same_from_everywhere(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from elastic_ckpt.cli.app import main
 from elastic_ckpt.core.manifest import FileEntry, fingerprint
 from elastic_ckpt.core.run_state import RunState
 from elastic_ckpt.slot import Phase
-from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.store.journal import Journal, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.quarantine import set_aside
 from elastic_ckpt.store.records import IntervalRecord, NodeRecord, NoticeRecord, ProcessIdentity
@@ -487,6 +487,16 @@ def test_a_file_name_that_is_not_text_is_shown_and_is_no_crash(
     assert "Traceback" not in result.stderr
 
 
+def test_what_verify_found_stands_in_the_journal(cli: Command, job: JobDirectory) -> None:
+    """For the report: was the checkpoint good?"""
+    make_checkpoint(job, 10)
+    flip_bit(make_checkpoint(job, 20) / MODEL)
+    assert cli("verify", job.root).code == 0 and read_journal(job) == []  # sizes alone
+    assert cli("verify", "--full", "--quarantine", job.root).code == 65
+    told = [(event.event, event.data.get("valid")) for event in read_journal(job)]
+    assert told == [("verified", False), ("verified", True), ("quarantined", None)]
+
+
 # -- status -----------------------------------------------------------------------------------
 
 
@@ -527,7 +537,9 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
     # The job is where its slowest rank is.
     assert view["position"] == {"epoch": 1, "step": 14, "sample_start_index": 112}
     newest = view["newest_valid"]
-    assert set(newest) == {"step", "path", "tier", "bytes", "age_seconds", "reason"}
+    assert set(newest) == {
+        "step", "path", "tier", "bytes", "age_seconds", "reason", "verified",
+    }  # fmt: skip
     assert (newest["step"], newest["path"]) == (10, str(job.checkpoint(0, 10)))
     [rejected] = view["rejected"]
     assert rejected == {"path": str(job.checkpoint(0, 12)), "reason": f"{MODEL} is missing"}

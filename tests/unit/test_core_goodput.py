@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from elastic_ckpt.core.goodput import Goodput, account
+from elastic_ckpt.core.goodput import Category, Goodput, TimeAccount, account
 
 
 @dataclass
@@ -23,12 +26,39 @@ def state(wall: float, name: str) -> Entry:
     return Entry(wall, "state", {"state": name})
 
 
-def saved(wall: float, stall: float) -> Entry:
-    return Entry(wall, "saved", {"step": 1, "stall_seconds": stall})
+def running(wall: float) -> Entry:
+    return state(wall, "running")
+
+
+def loaded(wall: float, step: int) -> Entry:
+    return Entry(wall, "loaded", {"epoch": 0, "step": step})
+
+
+def saved(wall: float, step: int, stall: float = 0.0, seconds: float = 0.0) -> Entry:
+    data = {"epoch": 0, "step": step, "stall_seconds": stall, "seconds": seconds or stall}
+    return Entry(wall, "saved", data)
+
+
+def resumed(wall: float, step: int) -> list[Entry]:
+    return [loaded(wall - 0.5, step), running(wall)]
+
+
+def steps(wall: float, step: int) -> Entry:
+    return Entry(wall, "steps", {"step": step})
 
 
 def ended(wall: float, kind: str) -> Entry:
     return Entry(wall, "ended", {"kind": kind})
+
+
+def end(wall: float, exit_code: int = 0) -> Entry:
+    return Entry(wall, "end", {"exit_code": exit_code})
+
+
+def of(entries: list[Entry], now: float | None = None) -> dict[str, float]:
+    """The categories that have any time."""
+    found = account(entries, now)
+    return {one.value: found.seconds(one) for one in Category if found.seconds(one)}
 
 
 def test_an_empty_journal_is_no_time_at_all() -> None:
@@ -37,144 +67,252 @@ def test_an_empty_journal_is_no_time_at_all() -> None:
 
 
 def test_a_job_that_never_trained() -> None:
-    entries = [Entry(10, "start"), Entry(12, "launch"), ended(20, "crashed"), Entry(20, "end")]
-    assert account(entries) == Goodput(wall_seconds=10.0)
+    entries = [Entry(10, "start"), Entry(12, "launch"), ended(20, "crashed"), end(20, 70)]
+    assert of(entries) == {"setup": 10.0}
     assert account(entries).fraction == 0.0
 
 
 def test_a_run_without_a_disturbance() -> None:
     """10 s to start, 90 s of training, 2 + 3 of them in saves, 1 s to end."""
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(40, 2.0),
-            saved(70, 3.0),
-            ended(100, "completed"),
-            Entry(101, "end"),
-        ]
-    )
-    assert result == Goodput(101.0, training_seconds=85.0, stall_seconds=5.0)
-    assert result.fraction == pytest.approx(85 / 101)
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30, 2.0),
+        saved(70, 60, 3.0),
+        ended(100, "completed"),
+        end(101),
+    ]
+    assert of(entries) == {"training": 85.0, "stall": 5.0, "setup": 11.0}
+    assert account(entries).fraction == pytest.approx(85 / 101)
 
 
 def test_a_crash_loses_what_came_behind_the_last_save() -> None:
-    """10..60 with a save at 40 and 1 s of stall, so 29 s count; then 70..110."""
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(40, 1.0),
-            ended(60, "crashed"),
-            Entry(60, "crash"),
-            state(60, "backing-off"),
-            state(65, "starting"),
-            state(70, "running"),
-            ended(110, "completed"),
-            Entry(110, "end"),
-        ]
-    )
-    assert result == Goodput(110.0, 29.0 + 40.0, stall_seconds=1.0, lost_work_seconds=20.0)
+    """10..60 with a save at 40 and 1 s of stall, so 29 s count; back at 70, then 40 s more."""
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30, 1.0),
+        ended(60, "crashed"),
+        Entry(60, "crash"),
+        state(60, "backing-off"),
+        state(65, "starting"),
+        *resumed(70, 30),
+        ended(110, "completed"),
+        end(110),
+    ]
+    expected = {"training": 69.0, "stall": 1.0, "lost_work": 20.0, "recovery": 10.0, "setup": 10.0}
+    assert of(entries) == expected
 
 
 def test_a_crash_before_any_save_loses_everything_since_the_first_step() -> None:
-    result = account([Entry(0, "start"), state(10, "running"), ended(30, "crashed")])
-    assert result == Goodput(30.0, lost_work_seconds=20.0)
+    entries = [Entry(0, "start"), running(10), ended(30, "crashed")]
+    assert of(entries) == {"lost_work": 20.0, "setup": 10.0}
+    again = [*entries, Entry(35, "state", {"state": "running", "step": 0})]
+    assert of(again, now=45.0) == {
+        "lost_work": 20.0, "setup": 10.0, "recovery": 5.0, "training": 10.0,
+    }  # fmt: skip
 
 
-def test_a_save_counts_for_its_own_incarnation_alone() -> None:
-    """The second incarnation is lost from its first step on, not from the first one's save."""
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(20, 0.0),
-            ended(25, "crashed"),
-            state(40, "running"),
-            ended(47, "crashed"),
-        ]
-    )
-    assert result.lost_work_seconds == 5.0 + 7.0
-    assert result.training_seconds == 10.0
+def test_a_second_crash_loses_from_where_its_incarnation_began() -> None:
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(20, 10),
+        ended(25, "crashed"),
+        *resumed(40, 10),
+        ended(47, "crashed"),
+    ]
+    assert of(entries)["lost_work"] == 5.0 + 7.0
+    assert of(entries)["training"] == 10.0
 
 
-def test_a_preemption_loses_nothing_and_the_time_in_the_queue_is_no_training() -> None:
+def test_who_goes_back_to_an_older_checkpoint_loses_what_the_newer_one_held() -> None:
+    """Saved at 20 and 30; the one at 30 turns out to be bad, and 20 is gone on from."""
+    entries = [
+        Entry(0, "start"),
+        running(0),
+        saved(20, 20),
+        saved(30, 30),
+        ended(35, "crashed"),
+        *resumed(40, 20),
+    ]
+    assert of(entries, now=41.0) == {
+        "training": 20.0 + 1.0, "lost_work": 15.0, "recovery": 5.0,
+    }  # fmt: skip
+
+
+def test_who_begins_anew_loses_all() -> None:
+    """The checkpoints were deleted, as the first step of the new incarnation shows."""
+    anew = Entry(50, "state", {"state": "running", "step": 0})
+    entries = [Entry(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), anew]
+    assert of(entries, now=51.0) == {"lost_work": 40.0, "recovery": 10.0, "training": 1.0}
+
+
+def test_a_script_that_loads_by_itself_is_taken_to_go_on_from_the_newest() -> None:
+    """Of it nobody tells what it loaded, nor the step that it counts from."""
+    entries = [Entry(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), running(50)]
+    assert of(entries, now=51.0)["lost_work"] == 20.0
+
+
+def test_what_trained_beside_a_copy_is_not_in_the_checkpoint() -> None:
+    """A save of 10 s that training stood still for 1 s of: the state is that of 30 s."""
+    entries = [
+        Entry(0, "start"),
+        running(0),
+        saved(40, 30, stall=1.0, seconds=10.0),
+        ended(50, "crashed"),
+        *resumed(60, 30),
+    ]
+    assert of(entries, now=60.0) == {
+        "training": 30.0, "stall": 1.0, "lost_work": 19.0, "recovery": 10.0,
+    }  # fmt: skip
+
+
+def test_a_preemption_loses_nothing_and_the_time_in_the_queue_is_waiting() -> None:
     """46 s with 5 s of stall, a night in the queue, 40 s that go on."""
     entries = [
         Entry(0, "start"),
-        state(10, "running"),
+        running(10),
         Entry(50, "notice"),
         state(50, "draining"),
-        saved(55, 5.0),
+        saved(55, 40, 5.0),
         ended(56, "stopped"),
         state(56, "preempted"),
-        Entry(57, "end"),
+        end(57, 75),
         Entry(1000, "start"),
-        state(1010, "running"),
+        *resumed(1010, 40),
     ]
-    assert account(entries, now=1050.0) == Goodput(1050.0, 41.0 + 40.0, stall_seconds=5.0)
-    assert account(entries) == Goodput(1010.0, 41.0, stall_seconds=5.0)
+    assert of(entries, now=1050.0) == {
+        "training": 40.0 + 40.0, "stall": 5.0, "setup": 10.0, "recovery": 2.0 + 10.0,
+        "waiting": 943.0,
+    }  # fmt: skip
+    assert account(entries).wall_seconds == 1010.0
 
 
 def test_a_save_before_the_first_step_stalls_no_training() -> None:
-    result = account([Entry(0, "start"), saved(5, 4.0), state(10, "running")], now=20.0)
-    assert result == Goodput(20.0, training_seconds=10.0)
+    entries = [Entry(0, "start"), saved(5, 0, 4.0), running(10)]
+    assert of(entries, now=20.0) == {"setup": 10.0, "training": 10.0}
 
 
-def test_training_ends_with_the_last_save_if_the_supervisor_was_killed() -> None:
-    """Nothing says when it died, but what a restart resumed from was sealed at 40."""
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(40, 0.0),
-            Entry(1000, "start"),
-            state(1010, "running"),
-            ended(1110, "completed"),
-        ]
-    )
-    assert result.training_seconds == 30.0 + 100.0
-
-
-def test_the_time_in_the_queue_behind_a_killed_supervisor_is_no_lost_work() -> None:
-    """The last sign of life is the notice at 45."""
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(40, 0.0),
-            Entry(45, "notice"),
-            Entry(1000, "start"),
-        ]
-    )
-    assert result.lost_work_seconds == 5.0
+def test_a_supervisor_that_was_killed_trained_until_its_last_word() -> None:
+    """The restart goes on from step 30, so what the marks tell behind it is lost."""
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30),
+        steps(60, 50),
+        Entry(1000, "start"),
+        *resumed(1010, 30),
+        ended(1110, "completed"),
+        end(1110),
+    ]
+    assert of(entries) == {
+        "setup": 10.0, "training": 30.0 + 100.0, "lost_work": 20.0, "waiting": 940.0,
+        "recovery": 10.0,
+    }  # fmt: skip
+    assert of(entries[:4]) == {"setup": 10.0, "training": 30.0, "lost_work": 20.0}
+    assert of(entries[:4], now=70.0) == {"setup": 10.0, "training": 60.0}
 
 
 def test_an_agent_that_died_ends_its_incarnation() -> None:
     """The supervisor itself writes the crash; there is no agent to say that it ended."""
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(40, 0.0),
-            Entry(50, "crash"),
-            state(50, "backing-off"),
-            state(60, "running"),
-            ended(100, "completed"),
-        ]
-    )
-    assert result == Goodput(100.0, 30.0 + 40.0, lost_work_seconds=10.0)
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30),
+        Entry(50, "crash"),
+        state(50, "backing-off"),
+        *resumed(60, 30),
+        ended(100, "completed"),
+        end(100),
+    ]
+    assert of(entries) == {"setup": 10.0, "training": 70.0, "lost_work": 10.0, "recovery": 10.0}
 
 
 def test_an_incarnation_that_the_deadline_cut_off_loses_what_it_had_not_saved() -> None:
-    result = account(
-        [
-            Entry(0, "start"),
-            state(10, "running"),
-            saved(40, 0.0),
-            state(50, "draining"),
-            state(60, "preempted"),
-            Entry(60, "end"),
-        ]
-    )
-    assert result == Goodput(60.0, 30.0, lost_work_seconds=20.0)
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30),
+        state(50, "draining"),
+        state(60, "preempted"),
+        end(60, 76),
+    ]
+    assert of(entries) == {"setup": 10.0, "training": 30.0, "lost_work": 20.0}
+
+
+def test_waiting_for_nodes_is_no_recovery() -> None:
+    """Two of three nodes are left at 50; the third comes back at 90."""
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30),
+        ended(50, "crashed"),
+        Entry(52, "waiting"),
+        Entry(90, "launch"),
+        *resumed(95, 30),
+    ]
+    assert of(entries, now=100.0) == {
+        "setup": 10.0, "training": 35.0, "lost_work": 10.0, "recovery": 2.0 + 5.0, "waiting": 38.0,
+    }  # fmt: skip
+
+
+def test_another_number_of_nodes_costs_recovery_and_no_work() -> None:
+    entries = [
+        Entry(0, "start"),
+        running(10),
+        saved(40, 30, 1.0),
+        ended(40, "stopped"),
+        *resumed(44, 30),
+    ]
+    assert of(entries, now=50.0) == {
+        "setup": 10.0, "training": 35.0, "stall": 1.0, "recovery": 4.0,
+    }  # fmt: skip
+
+
+def test_what_a_follower_says_counts_nowhere() -> None:
+    entries = [Entry(0, "start"), running(10), Entry(20, "crash", {"follows": True})]
+    assert of(entries, now=30.0) == {"setup": 10.0, "training": 20.0}
+
+
+_KINDS = ["completed", "stopped", "not-begun", "crashed", "cut-short", 7, None]
+_entries = st.builds(
+    Entry,
+    st.floats(0, 1000),
+    st.sampled_from(
+        ["start", "state", "saved", "loaded", "save_failed", "steps", "waiting", "held", "launch",
+         "ended", "crash", "end", "notice", "anything"]
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "state": st.sampled_from(["running", "draining", "starting"]),
+            "step": st.one_of(st.integers(-5, 50), st.none(), st.text(max_size=2)),
+            "epoch": st.integers(0, 2),
+            "seconds": st.one_of(st.floats(-5, 2000), st.text(max_size=2)),
+            "stall_seconds": st.one_of(st.floats(-5, 2000), st.none()),
+            "kind": st.sampled_from(_KINDS),
+            "exit_code": st.sampled_from([0, 75, 76, None]),
+            "follows": st.just(True),
+        },
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(_entries, max_size=30), st.one_of(st.none(), st.floats(0, 2000)))
+def test_every_second_counts_once(entries: list[Entry], now: float | None) -> None:
+    """Whatever the journal says: spans without a gap, categories that add up to the time."""
+    entries.sort(key=lambda entry: entry.wall)
+    found = TimeAccount()
+    for entry in entries:
+        found.observe(entry)
+    spans = found.spans(now)
+    own = [entry.wall for entry in entries if not entry.data.get("follows")]
+    lasted = max(own[-1], now or 0.0) - own[0] if own else 0.0
+    assert sum(span.seconds for span in spans) == pytest.approx(lasted, abs=1e-6)
+    assert all(span.seconds >= 0 for span in spans)
+    assert all(one.ended == two.began for one, two in itertools.pairwise(spans))
+    result = found.goodput(now)
+    assert sum(result.seconds(one) for one in Category) == pytest.approx(result.wall_seconds)
+    assert result.wall_seconds == pytest.approx(lasted, abs=1e-6)

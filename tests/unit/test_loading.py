@@ -95,7 +95,11 @@ def test_a_bad_one_is_set_aside_and_the_next_one_is_taken(job: JobDirectory, run
     assert engine.loaded == ["epoch-0_step-30"]
     [record] = rejected(job)
     assert MODEL in record.reason
-    assert [event.event for event in read_journal(job)] == ["quarantined"]
+    events = read_journal(job)
+    names = [event.event for event in events]
+    assert names == ["verified", "quarantined", "verified", "loaded", "resize"]
+    assert [event.data.get("valid") for event in events] == [False, None, True, None, None]
+    assert MODEL in events[0].data["why"] and events[3].data["step"] == 30
 
 
 def test_two_bad_ones_in_a_row_end_it_before_anything_is_loaded(
@@ -124,7 +128,8 @@ def test_what_is_deleted_behind_the_choice_is_no_bad_one(
     engine = Engine()
     load_newest(runtime, engine)
     assert engine.loaded == ["epoch-0_step-10"]
-    assert rejected(job) == [] and read_journal(job) == []
+    assert rejected(job) == []
+    assert not [event for event in read_journal(job) if event.event == "quarantined"]
 
 
 def test_what_is_being_loaded_is_not_deleted(job: JobDirectory, runtime: Any) -> None:

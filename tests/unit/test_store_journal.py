@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.store import journal as journals
 from elastic_ckpt.store.journal import (
     MAX_LINE_BYTES,
     MAX_TAIL_BYTES,
+    PATIENCE_SECONDS,
     Journal,
     JournalTail,
     read_journal,
@@ -236,3 +241,98 @@ def test_a_tail_reads_nothing_that_is_not_a_journal_of_ours(
         path.parent.rmdir()
         path.parent.symlink_to(other)
     assert heard(tail) == []
+
+
+def test_a_disk_that_does_not_answer_holds_nobody_up(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first event waits for its bound, the others do not wait; all come when it answers."""
+    answers = threading.Event()
+    write = journals._File._write
+
+    def hang(self: journals._File, line: bytes) -> None:
+        assert answers.wait(30)
+        write(self, line)
+
+    monkeypatch.setattr(journals._File, "_write", hang)
+    journal = Journal(job, "here")
+    began = time.monotonic()
+    for number in range(200):
+        journal.write("event", number=number)
+    assert time.monotonic() - began < 20 * PATIENCE_SECONDS
+    assert read_journal(job) == []
+    answers.set()
+    journal.write("last")
+    limit = time.monotonic() + 30
+    while len(read_journal(job)) < 201 and time.monotonic() < limit:
+        time.sleep(0.01)
+    events = read_journal(job)
+    assert [event.data.get("number") for event in events] == [*range(200), None]
+    assert events[0].monotonic <= events[199].monotonic < began + 20 * PATIENCE_SECONDS
+
+
+def test_a_child_that_forked_writes_its_own_events(job: JobDirectory) -> None:
+    """The writing thread is the parent's; a DataLoader's worker has none."""
+    journal = Journal(job, "here")
+    journal.write("parent")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            journal.write("child")
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    events = read_journal(job)
+    assert [(event.event, event.pid == pid) for event in events] == [
+        ("parent", False), ("child", True),
+    ]  # fmt: skip
+
+
+def test_a_long_file_makes_room_for_a_new_one(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is older than the kept files goes; a reader and a tail see each event once, in order."""
+    monkeypatch.setattr(journals, "MAX_FILE_BYTES", 2000)
+    journal = Journal(job, "here", rotates=True)
+    other = Journal(job, "here")
+    tail = JournalTail(job, "here")
+    told = []
+    for number in range(60):
+        (journal if number % 3 else other).write("event", number=number, filler="x" * 100)
+        told += [event.data["number"] for event in tail.read()]
+    assert told == list(range(60))
+    kept = [event.data["number"] for event in read_journal(job)]
+    assert 20 < len(kept) < 60 and kept == list(range(60))[-len(kept) :]
+    names = sorted(path.name for path in job.journal("here").parent.iterdir())
+    assert names == ["here.jsonl", "here.jsonl.1", "here.jsonl.2", "here.jsonl.3"]
+
+
+def test_a_clock_that_is_set_moves_no_event(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a run the monotonic clock tells the time; the next run begins with the new one."""
+    clock = [1000.0, 50.0]
+    monkeypatch.setattr(journals.time, "time", lambda: clock[0])
+    monkeypatch.setattr(journals.time, "monotonic", lambda: clock[1])
+    journal = Journal(job, "here")
+    for event, wall, monotonic in (
+        ("start", 1000.0, 50.0),
+        ("before", 1010.0, 60.0),
+        ("behind", 4620.0, 70.0),  # the clock was put an hour ahead
+        ("end", 4630.0, 80.0),
+        ("start", 4640.0, 90.0),
+    ):
+        clock[:] = [wall, monotonic]
+        # Not through the thread, whose waiting looks at the clock, too.
+        journal._file.append(journal._line(event, {}))
+    assert [event.wall for event in read_journal(job)] == [1000.0, 1010.0, 1020.0, 1030.0, 4640.0]
+
+
+def test_rank_and_incarnation_stand_in_each_event(job: JobDirectory) -> None:
+    journal = Journal(job, "here", rank=3, incarnation=2)
+    journal.write("one")
+    journal.incarnation = 4
+    journal.note("two")
+    journal.write("three")  # which comes behind the note
+    found = [(one.event, one.rank, one.incarnation) for one in read_journal(job)]
+    assert found == [("one", 3, 2), ("two", 3, 4), ("three", 3, 4)]

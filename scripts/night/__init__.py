@@ -1,0 +1,1 @@
+"""A job that has a bad night, for pictures and tests."""

@@ -1,0 +1,32 @@
+"""Write the JSON Schema of ``elastic-ckpt status --json``: python scripts/schemas.py FILE."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from elastic_ckpt.cli.status_view import StatusView
+
+TITLE = "elastic-ckpt status --json"
+
+
+def status_schema() -> dict[str, Any]:
+    """Of the object that ``status --json`` prints; more keys may come, none goes."""
+    schema = msgspec.json.schema(StatusView)
+    for part in schema["$defs"].values():
+        part["description"] = inspect.cleandoc(part["description"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": TITLE, **schema}
+
+
+def main() -> None:
+    """Write it."""
+    Path(sys.argv[1]).write_text(json.dumps(status_schema(), indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

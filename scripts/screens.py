@@ -1,0 +1,67 @@
+"""Make the pictures in the docs: python scripts/screens.py docs.
+
+A job has a bad night, some minutes long; then ``status`` and ``report`` are looked at. Needs
+Chromium for the report.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from elastic_ckpt.cli.status_page import page
+from elastic_ckpt.cli.status_view import StatusView
+from scripts.night.run import Night
+
+COLUMNS = 100
+STEPS_BETWEEN = 150
+BROWSER_SECONDS = 120
+
+
+def main() -> None:
+    """Make them all."""
+    target = Path(sys.argv[1])
+    place = Path(tempfile.mkdtemp(prefix="night-"))
+    night = Night(place, STEPS_BETWEEN)
+    try:
+        night.pass_by()
+        write_svg(night.view(), "elastic-ckpt status gpt", target / "status.svg")
+        report = place / "report.html"
+        command = [sys.executable, "-m", "elastic_ckpt", "report", str(night.directory)]
+        subprocess.run([*command, "-o", str(report)], check=True)
+        photograph(report, target / "report.png", 1180, 2000)
+        photograph(report, target / "report-phone.png", 390, 1400)
+    finally:
+        night.close()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def write_svg(view: StatusView, title: str, path: Path) -> None:
+    """The page as a terminal shows it, without the font that rich would fetch from elsewhere."""
+    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
+    console.print(page(view, COLUMNS))
+    svg = console.export_svg(title=title)
+    svg = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)
+    path.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")
+
+
+def photograph(page_path: Path, path: Path, width: int, height: int) -> None:
+    """A picture of the top of a page."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--user-data-dir={profile}", f"--window-size={width},{height}",
+            f"--screenshot={path.resolve()}", page_path.resolve().as_uri(),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=BROWSER_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
