@@ -158,7 +158,7 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
         f"{restarts.preemptions} after preemptions",
     )
     if view.goodput is not None:
-        add("goodput", _goodput(view, bar_width))
+        add("goodput", _goodput(view, bar_width, room))
     if view.supervisor is not None:
         watch = view.supervisor
         alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
@@ -251,7 +251,7 @@ def _recovery(last: RecoveryRecord) -> str:
     return f"{last.total_seconds:.1f} s: {stages}; from step {last.step} ({last.tier})"
 
 
-def _goodput(view: StatusView, width: int) -> Text:
+def _goodput(view: StatusView, width: int, room: int) -> Text:
     """The share, a bar of where the time went, and its seconds."""
     from rich.text import Text
 
@@ -263,12 +263,13 @@ def _goodput(view: StatusView, width: int) -> Text:
         at += value / max(view.time.wall, 1e-9) * width
         text.append(_PARTS[one][0] * round(at - filled), _PARTS[one][1])
         filled = round(at)
-    text.append("\n")
-    parts = [
-        Text.assemble(_PARTS[one], f" {_name(one)} {human_duration(value)}".replace(" ", "\xa0"))
-        for one, value in spent.items()
-    ]
-    return text.append_text(Text("  ").join(parts))
+    column = room + 1
+    for one, value in spent.items():  # none is folded in its middle
+        words = f" {_name(one)} {human_duration(value)}"
+        ends = column + len(words) + 3 > room
+        column = len(words) + 1 + (0 if ends else column + 2)
+        text.append("\n" if ends else "  ").append(*_PARTS[one]).append(words)
+    return text
 
 
 def _name(category: Category) -> str:
