@@ -171,15 +171,15 @@ def forget_old_logs(job: JobDirectory) -> None:
 
 
 def rank_files(job: JobDirectory, suffix: str) -> list[tuple[int, int, Path]]:
-    """Incarnation, rank and path of all files of one kind, in this order."""
+    """Incarnation, rank and path of all files of one kind, in this order; of any without one."""
     found = []
     for directory in job.found(job.logs, "*"):
         if not _INCARNATION.fullmatch(directory.name):
             continue
         for path in job.found(directory, f"*{suffix}"):
-            if _RANK.fullmatch(path.name.removesuffix(suffix)):
-                rank = int(path.name.removesuffix(suffix))
-                found.append((int(directory.name), rank, path))
+            name = path.name.removesuffix(suffix) if suffix else path.name.partition(".")[0]
+            if _RANK.fullmatch(name):
+                found.append((int(directory.name), int(name), path))
     return sorted(found)
 
 

@@ -99,12 +99,16 @@ def worker_spec(
     )
 
 
+_UNTOLD: Final = ("tail", "terms")
+"""What workers printed, and the script's arguments: neither is the log's."""
+
+
 def _shown(message: msgspec.Struct) -> str:
-    """``Ask kind=STOP leaving=True``: without what is as ever, and what the workers printed."""
+    """``Ask kind=STOP leaving=True``: without what is as ever."""
     told = [type(message).__name__]
     for field in msgspec.structs.fields(message):
         value = getattr(message, field.name)
-        if field.name != "tail" and value != field.default:
+        if field.name not in _UNTOLD and value != field.default:
             told.append(f"{field.name}={getattr(value, 'name', value)}")
     return " ".join(told)
 

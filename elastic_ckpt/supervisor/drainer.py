@@ -8,6 +8,7 @@ newest generation goes before an older one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Final
 
 import psutil
 
+from elastic_ckpt.core.progress import Advance, in_lines
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.store.drain import drain, is_on_disk
@@ -26,6 +28,8 @@ from elastic_ckpt.store.memory import MemoryTier, Sealed
 from elastic_ckpt.store.reading import BeingRemoved
 from elastic_ckpt.store.retainer import Retainer
 from elastic_ckpt.store.spare_buffers import make_spare_buffers
+
+log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 30.0
 """Until a drain that failed is tried again, if nothing is in a hurry."""
@@ -44,6 +48,8 @@ class _Task:
     polite: bool = True
     over: bool = False
     dropped: bool = False
+    advance: Advance | None = None  # once somebody waits for it
+    told: int = 0
     again: bool = False  # it began before the hurry: if it fails, what it met may be mended by now
     error: Exception | None = None
 
@@ -114,6 +120,8 @@ class Drainer:
             sealed: a worker may have sealed something since the last call.
         """
         task = self._task
+        if task is not None and self._hurried and not task.over:
+            self._show(task)
         if sealed and not self._may_write.is_set():
             self.hurry()  # the last step was due for a save anyway, and they do not make two of it
         if task is not None and task.over:
@@ -125,6 +133,17 @@ class Drainer:
             sealed = True
         if sealed or any(at <= time.monotonic() for at in self._retry_at.values()):
             self._look()
+
+    def _show(self, task: _Task) -> None:
+        """Say how far it is, if it takes long: whoever hurries it waits for it."""
+        if task.advance is None:
+            seal = task.sealed.seal
+            task.advance = in_lines(self._say)(
+                f"bringing step {seal.step} from memory to the disk", seal.total_bytes
+            )
+        count = task.bytes - task.told
+        task.told += count
+        task.advance(count)
 
     def _look(self) -> None:
         due = self._due()
@@ -222,6 +241,7 @@ class Drainer:
 
     def _tell(self, task: _Task) -> None:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds
+        log.info("step %d to the disk: %s, %.3f s", seal.step, error or "done", seconds)
         if error is None:
             self._journal.write(
                 "drained",

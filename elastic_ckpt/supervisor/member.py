@@ -8,7 +8,7 @@ from typing import Final
 
 from elastic_ckpt.core.duration import human_duration
 from elastic_ckpt.core.ended import Ended, EndKind
-from elastic_ckpt.core.run_state import Event, RunState
+from elastic_ckpt.core.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.supervisor.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
 from elastic_ckpt.supervisor.rendezvous import Rendezvous
@@ -76,6 +76,8 @@ class Member(OneOfSeveral):
         """Saves and changes of size are asked for by the head."""
 
     def _follow_up(self, ended: Ended) -> None:
+        if self._state in TERMINAL:
+            return  # the head has said how it ends
         if self._state is RunState.DRAINING:
             super()._follow_up(ended)
         elif ended.kind is EndKind.COMPLETED:

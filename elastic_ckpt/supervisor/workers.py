@@ -188,7 +188,7 @@ class Workers:
 
     def tell_exits(self) -> None:
         """Log how each worker ended; when torch elastic has returned."""
-        for slot in self._board.read_slots():
+        for slot in filter(lambda slot: slot.pid, self._board.read_slots()):
             process = self._processes.get(slot.pid)
             status: int | None = process.exitcode if process is not None else None
             said = slot.outcome.name.lower() if slot.outcome is not Outcome.NONE else "no word"

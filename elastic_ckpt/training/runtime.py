@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from elastic_ckpt.training.import_notes import ImportNotes
 from elastic_ckpt.training.memory_target import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -141,6 +144,8 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
         return _current
     _current = _join_supervised(_supervised) if _supervised else _join_alone(directory)
     _current.slot.joined()
+    peers = _current.peers
+    log.info("joined %s as rank %d of %d", _current.name, peers.rank, peers.world_size)
     return _current
 
 
@@ -181,7 +186,10 @@ def _join_supervised(context: Supervised) -> Runtime:
         peers=peers,
         supervised=context,
         incarnation=context.board.incarnation,
-        memory=WorkerMemory(context.memory) if context.memory else None,
+        # What another incarnation has sealed, it has announced.
+        memory=WorkerMemory(context.memory, announced=bool(context.memory.sealed()))
+        if context.memory
+        else None,
     )
 
 

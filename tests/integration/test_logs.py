@@ -1,11 +1,14 @@
-"""What workers print is kept by incarnation and rank, and a failure shows its last lines."""
+"""What workers print is kept by incarnation and rank, and what our processes do by process."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +54,7 @@ def test_the_last_words_of_the_rank_that_failed_are_kept(tmp_path: Path, how: st
         assert "rank 0" not in first.stdout
         last = run("logs", str(job.directory), "--last")
         assert "so it goes" not in last.stdout
+        assert "or none of incarnation 2" in last.stderr  # which had nothing to say
 
 
 def test_where_nobody_printed_it_says_so(tmp_path: Path) -> None:
@@ -67,3 +71,138 @@ def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
     with job:
         assert job.start().wait() == 0, job.output()
         assert "so it goes" in job.output()
+
+
+def logged(job: Job, name: str) -> list[dict[str, Any]]:
+    path = job.directory / ".elastic-ckpt" / "logs" / name
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def says(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """The first line with this in it."""
+    found = [line for line in lines if text in line["message"]]
+    assert found, (text, [line["message"] for line in lines])
+    return found[0]
+
+
+def test_every_process_has_a_log_of_what_it_did(tmp_path: Path) -> None:
+    job = Job(tmp_path, "--step", "5", "--how", "raise", "--rank", "1", "--times", "1",
+              "--count", str(tmp_path / "count"), script=FAILING)  # fmt: skip
+    with job:
+        assert job.start("--node-name", "n1").wait() == 0, job.output()
+        supervisor, agent = logged(job, "supervisor-n1.jsonl"), logged(job, "agent-n1.jsonl")
+        for line in supervisor:
+            assert (line["process"], line["node"]) == ("supervisor", "n1")
+        assert {line["pid"] for line in supervisor} == {job.process.pid}
+        said = [line["message"] for line in supervisor]
+        for shown in job.output().splitlines():  # every line of its own
+            own = shown.removeprefix("elastic-ckpt: ")
+            if own != shown and not re.match(r"the memory tier takes|rank \d: the script", own):
+                assert own in said
+        says(supervisor, "to the agent: Launch incarnation=1")
+        says(supervisor, "from the agent: Ended incarnation=1 kind=CRASHED rank=1")
+        says(supervisor, "error, restart: within the budget")
+        assert said[0].startswith("begins: ") and said[-1] == "ends: finished, exit code 0"
+
+        assert says(agent, "rank 1 ended: ")["rank"] == 1
+        assert "exit code 1, failed" in says(agent, "rank 1 ended: ")["message"]
+        assert "rank 1 failed: ValueError" in says(agent, "incarnation 1 is over: ")["message"]
+
+        failed = logged(job, "000001/00001.jsonl")
+        for line in failed:
+            assert (line["process"], line["incarnation"], line["rank"]) == ("worker", 1, 1)
+        assert "step" not in failed[0] and "torch" in failed[0]["message"]
+        assert says(failed, "sealed step 4: memory")["step"] == 4
+        raised = says(failed, "the script raised")
+        assert (raised["level"], raised["step"]) == ("ERROR", 4)
+        assert raised["error"].endswith("ValueError: the data of this step")
+        assert "exit code 1, ValueError" in failed[-1]["message"]
+
+        for path in (job.directory / ".elastic-ckpt" / "logs").rglob("*.jsonl"):
+            assert str(tmp_path / "count") not in path.read_text()  # an argument may be a secret
+
+        next_one = logged(job, "000002/00000.jsonl")
+        assert "loaded epoch-0_step-4" in says(next_one, "loaded ")["message"]
+        assert next_one[-1]["message"] == "the script is over: exit code 0"
+
+        shown = run("logs", str(job.directory), "--processes").stdout.splitlines()
+        assert shown[0].endswith(", UTC")
+        assert "ValueError: the data of this step" in "".join(shown)
+        begun = next(line for line in shown if "sealed step 4" in line)
+        assert re.match(r".{12}  rank [01]  step 4 +sealed step 4: memory, ", begun)
+        clocks = [line[:12] for line in shown[1:] if not line.startswith(" ")]
+        assert clocks == sorted(clocks)
+
+        alone = run("logs", str(job.directory), "--processes", "--rank", "1").stdout
+        assert "the script raised" in alone and "rank 1 ended: " in alone
+        assert "rank 0" not in alone and "supervisor" not in alone
+        last = run("logs", str(job.directory), "--processes", "--last").stdout
+        assert "the script raised" not in last and "Ended incarnation=2 kind=COMPLETED" in last
+        printed = run("logs", str(job.directory)).stdout
+        assert "the script raised" in printed and "sealed" not in printed
+
+
+LOGS_ITSELF = """
+import logging
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from elastic_ckpt import ElasticSampler, Session
+
+logging.basicConfig(level=logging.INFO, format="mine %(name)s %(message)s")
+logging.getLogger("theirs").info("hello")
+data = TensorDataset(torch.ones(4, 1))
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with Session(model=model, optimizer=optimizer, save_interval=1) as session:
+    for _ in session.epochs(1):
+        for (batch,) in session.batches(DataLoader(data, sampler=ElasticSampler(data))):
+            model(batch).mean().backward()
+            optimizer.step()
+print("root", [type(handler).__name__ for handler in logging.getLogger().handlers])
+"""
+
+
+def test_the_logging_of_the_script_is_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "logs_itself.py"
+    script.write_text(LOGS_ITSELF)
+    with Job(tmp_path, nproc=1, script=script) as job:
+        assert job.start().wait() == 0, job.output()
+        output = job.output()
+        mine = [line for line in output.splitlines() if line.startswith("mine")]
+        assert mine == ["mine theirs hello"]
+        assert "root ['StreamHandler']" in output
+        says(logged(job, "000001/00000.jsonl"), "sealed step 4")
+
+
+def test_what_stands_in_the_place_of_a_log_is_left_alone(tmp_path: Path) -> None:
+    arguments = ["--step", "99", "--how", "raise", "--count", str(tmp_path / "count")]
+    with Job(tmp_path, *arguments, nproc=1, script=FAILING) as job:
+        logs, secret = job.directory / ".elastic-ckpt" / "logs", tmp_path / "secret"
+        (logs / "000001").mkdir(parents=True)
+        secret.write_text("keep\n")
+        (logs / "supervisor-n1.jsonl").symlink_to(secret)
+        os.mkfifo(logs / "agent-n1.jsonl")
+        (logs / "000001" / "00000.jsonl").hardlink_to(secret)
+        assert job.start("--node-name", "n1").wait() == 0, job.output()
+        assert secret.read_text() == "keep\n"
+        found = run("logs", str(job.directory), "--processes")
+        assert found.returncode == 64
+        assert "no process has logged anything" in found.stderr
+
+
+def test_no_log_steers_a_terminal(tmp_path: Path) -> None:
+    logs = tmp_path / ".elastic-ckpt" / "logs"
+    logs.mkdir(parents=True)
+    evil = "\x1b]0;mine\x07\nsecond"
+    line = {
+        "time": "2026-01-02T03:04:05.678Z", "monotonic": 1.0, "level": evil, "process": evil,
+        "node": evil, "pid": 1, "message": evil, "error": evil,
+    }  # fmt: skip
+    (logs / "agent-x.jsonl").write_text(json.dumps(line) + "\n")
+    found = run("logs", str(tmp_path), "--processes")
+    assert found.returncode == 0
+    assert "03:04:05.678" in found.stdout and "\\x1b]0;mine" in found.stdout
+    assert all(char.isprintable() or char == "\n" for char in found.stdout)
+    assert not any(row.startswith("second") for row in found.stdout.splitlines())

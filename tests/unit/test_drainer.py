@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from elastic_ckpt.core import progress
 from elastic_ckpt.core.retention import Retention
 from elastic_ckpt.store import drain as drains
 from elastic_ckpt.store.catalog import scan
@@ -245,3 +246,21 @@ def test_what_was_deleted_on_disk_does_not_come_back(job: JobDirectory, tier: Me
     made.generation.settle(made.seal)
     assert Loop(job, tier).drainer.adopt() == []
     assert tier.sealed() == []
+
+
+def test_who_waits_for_a_long_drain_is_told_how_far_it_is(
+    job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    snapshot(job, tier, 10)
+    loop.drainer.serve(sealed=True)
+    loop.drainer.serve(sealed=False)
+    assert loop.said == []  # nobody waits
+    loop.drainer.hurry()
+    loop.drainer.serve(sealed=False)
+    assert loop.said and loop.said[0].startswith(
+        "bringing step 10 from memory to the disk: 0 B of "
+    )
+    gate.open.set()
+    loop.until(lambda: loop.drainer.over)
