@@ -14,7 +14,9 @@ from elastic_ckpt.cli.hostfile import FILLED
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import UsageError
 
-_PATHS: Final = frozenset({"dir", "script", "memory-dir", "notice-file", "hostfile"})
+_PATHS: Final = frozenset(
+    {"dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
+)
 _TEXT: Final = "a text or a whole number"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
 _SOURCES: Final = {

@@ -142,6 +142,18 @@ class _Run(click.Command):
     show_default=True,
     help="Where checkpoints are first written, at the speed of memory; off writes to --dir.",
 )
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Serve metrics for Prometheus there, on 127.0.0.1 if no host is given; port 0 for any "
+    "that is free.",
+)
+@click.option(
+    "--metrics-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, readable=False),
+    help="Write them to FILE, too, for node_exporter's textfile collector; it ends in .prom.",
+)
 @click.option("--group-access", is_flag=True, help="Let the group read the job directory.")
 @click.option("--node-name", help="This node's name; SLURMD_NODENAME or the host's if not given.")
 @print_config_option
@@ -202,12 +214,15 @@ def _settings(
     keep_every: int,
     keep_best: str | None,
     memory_dir: str,
+    metrics: str | None,
+    metrics_file: Path | None,
     group_access: bool,
     node_name: str | None,
     script: Path,
     args: tuple[str, ...],
 ) -> RunSettings:
     """What was asked for; the names are those of the options."""
+    from elastic_ckpt.supervisor.metrics import check_file, parse_address
     from elastic_ckpt.supervisor.settings import RunSettings
 
     check_script(script)
@@ -241,6 +256,8 @@ def _settings(
         notice_file=notice_file.absolute() if notice_file else None,
         on_warning=on_warning,
         acknowledge=acknowledge,
+        metrics=None if metrics is None else parse_address(metrics),
+        metrics_file=None if metrics_file is None else check_file(metrics_file),
     )
 
 

@@ -122,6 +122,10 @@ class TimeAccount:
                 self._loaded = self._saves.get(_key(event), self._saved_at)
             case "state" if event.data.get("state") == "running":
                 self._train(event)
+            case "steps" if not (self._running or self._trained):
+                # The journal's beginning is gone, and with it that of this incarnation.
+                self._turn_to(Category.TRAINING, wall)
+                self._trained = self._running = True
             case "saved" | "save_failed":
                 self._stand_still(event)
             case "waiting" | "held":

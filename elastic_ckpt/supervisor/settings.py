@@ -42,6 +42,8 @@ class RunSettings:
         notice_file: a file or FIFO whose word counts, too.
         on_warning: what an early warning leads to.
         acknowledge: tell the platform once the job is sealed, so that it need not wait.
+        metrics: host and port where Prometheus finds metrics; port 0 for any that is free.
+        metrics_file: they are written to, too, for node_exporter.
     """
 
     directory: Path
@@ -68,6 +70,8 @@ class RunSettings:
     notice_file: Path | None = None
     on_warning: OnWarning = "save"
     acknowledge: bool = False
+    metrics: tuple[str, int] | None = None
+    metrics_file: Path | None = None
 
     @property
     def terms(self) -> dict[str, str]:

@@ -50,6 +50,7 @@ from elastic_ckpt.supervisor.heart import Heart
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.messages import AgentEvent, Ask, Kill, Launch, Ready
+from elastic_ckpt.supervisor.metrics import Metrics
 from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.processes import activity, become_subreaper, reap_strangers
 from elastic_ckpt.supervisor.recovery import RecoveryWatch
@@ -90,6 +91,7 @@ class Supervisor:
         Raises:
             DirectoryUnusable: the directory cannot be used.
             LockHeld: another supervisor has it.
+            UsageError: nobody can listen where metrics were asked for.
         """
         self._settings = settings
         self._reread = reread
@@ -113,6 +115,7 @@ class Supervisor:
             self._job, "supervisor", settings.node, lambda: {"incarnation": self._incarnation}
         ).begin()
         log.info("begins: %s, run %s, %d workers", settings.script, self._run_id, settings.nproc)
+        self._metrics = Metrics(settings, self._job, self._board, self._account)
         self._memory = MemoryKeeper.open(
             settings, self._job, self._journal, self._account.say, self._wake
         )
@@ -149,6 +152,7 @@ class Supervisor:
         become_subreaper()
         self._listener.start(time.monotonic())
         self._heart.start()
+        self._metrics.start()
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._journal.write(
             "start",
@@ -186,6 +190,7 @@ class Supervisor:
             self._journal.write(
                 "end", state=end.state.value, exit_code=end.exit_code, message=end.message
             )
+            self._metrics.stop()
             self._memory.close()
             log.info("ends: %s, exit code %s", end.state.value, end.exit_code)
             self._log.end()

@@ -214,6 +214,12 @@ def test_a_supervisor_that_was_killed_trained_until_its_last_word() -> None:
     assert of(entries[:4], now=70.0) == {"setup": 10.0, "training": 60.0}
 
 
+def test_a_journal_whose_beginning_is_gone_begins_within_the_training() -> None:
+    """Old files go. The first event that is left tells nothing, a step mark does."""
+    entries = [saved(10, 10, 1.0), steps(20, 20), steps(50, 50), ended(60, "completed"), end(60)]
+    assert of(entries) == {"setup": 10.0, "training": 40.0}
+
+
 def test_an_agent_that_died_ends_its_incarnation() -> None:
     """The supervisor itself writes the crash; there is no agent to say that it ended."""
     entries = [
