@@ -2,57 +2,115 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import msgspec
 
-from elastic_ckpt.cli.findings import Finding, ok, show
+from elastic_ckpt.cli.clock_findings import check_clock
+from elastic_ckpt.cli.directory_findings import Place, check_directory, look_at, named
+from elastic_ckpt.cli.filesystem_findings import check_filesystem
+from elastic_ckpt.cli.findings import Finding, Group, StatusLine, collect, show, show_sum
+from elastic_ckpt.cli.gpu_findings import auto_workers, check_gpus, find_gpus
+from elastic_ckpt.cli.limit_findings import check_limits
+from elastic_ckpt.cli.memory_findings import check_memory
+from elastic_ckpt.cli.network_findings import check_network
+from elastic_ckpt.cli.platform_findings import Grace, check_platform, find_grace, nodes
+from elastic_ckpt.cli.storage_findings import check_storage
 from elastic_ckpt.cli.unit_findings import check_unit
 from elastic_ckpt.cli.version_findings import check_versions
-from elastic_ckpt.core.progress import human_bytes
 from elastic_ckpt.core.text import shown_json
 from elastic_ckpt.notices.platforms import detect
 
-_SMALL_BYTES = 64 * 2**20  # what Docker gives a container
+
+class _Unasked(click.Path):
+    """A path that is not looked at: on a storage that is dead not even that would return."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As it was typed."""
+        return value
 
 
 @click.command("doctor")
+@click.argument(
+    "directory",
+    metavar="[DIR]",
+    envvar="ELASTIC_CKPT_DIR",
+    type=_Unasked(file_okay=False),
+    required=False,
+)
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Time between a notice and the end of the machine.  [default: as run has it]",
+)
 @click.option("--unit", metavar="NAME", help="Look at elastic-ckpt@NAME and its job file, too.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")
-def command(unit: str | None, as_json: bool) -> int:
-    """Is this machine set up right?
+def command(directory: str | None, grace: float | None, unit: str | None, as_json: bool) -> int:
+    """Is this machine set up right, and is DIR good for checkpoints?
 
     \b
-      elastic-ckpt doctor
+      elastic-ckpt doctor /data/ckpt
+      elastic-ckpt doctor /data/ckpt --grace 120
       elastic-ckpt doctor --unit gpt
 
-    Each line is ok, a warning or a problem, with what to do. Exits with 1 if there is a problem.
+    Each line is ok, a warning or a problem, with what to do. In DIR, or above it while it is not
+    there, up to 268 MB are written for up to 5 s, and removed again; without DIR no storage is
+    tried. DIR may be the number of a SLURM job.
+
+    Exits with 1 if there is a problem.
     """
-    findings = [*_machine(), *(check_unit(unit) if unit else ())]
+    status = StatusLine()
+    found: list[Finding] = []
+    titles: list[str] = []
+    for title, one in collect(_groups(named(directory), grace, unit, status), status):
+        if not as_json:
+            show(title, one, begins=title not in titles)
+        titles.append(title)
+        found.append(one)
     if as_json:
-        click.echo(shown_json(msgspec.json.encode(findings)))
+        click.echo(shown_json(msgspec.json.encode(found)))
     else:
-        show(findings)
-    return 1 if any(one.state == "problem" for one in findings) else 0
+        show_sum(found)
+    return 1 if any(one.state == "problem" for one in found) else 0
 
 
-def _machine() -> Iterator[Finding]:
-    yield from check_versions()
-    yield _memory()
-    found = detect()
-    yield ok("notices", f"signals{''.join(f', {name}' for name in found)}")
+def _groups(
+    directory: str | None, given: float | None, unit: str | None, status: StatusLine
+) -> Iterator[Group]:
+    """All there is to look at, each looked at in its turn."""
+    yield "versions", check_versions()
+    workers = auto_workers()
+    status.say("looking at devices ...")
+    gpus = find_gpus()
+    yield "devices", check_gpus(gpus, workers)
+    platforms = detect()
+    status.say("looking at the platform ...")
+    grace = find_grace(given, platforms)
+    yield "platform", check_platform(platforms, grace)
+    status.say("looking at the directory ...")
+    place = look_at(directory)
+    yield "checkpoints", _checkpoints(place, platforms, grace, status)
+    yield "memory", check_memory(place if isinstance(place, Place) else None)
+    yield "machine", _machine(workers, bool(gpus.devices))
+    if unit:
+        yield "unit", check_unit(unit)
 
 
-def _memory() -> Finding:
-    try:
-        found = os.statvfs("/dev/shm")
-    except OSError as error:
-        todo = "mount a tmpfs there, or run with --memory-dir off"
-        return Finding("/dev/shm", "warning", f"cannot be used: {error.strerror}", todo)
-    free = found.f_bavail * found.f_frsize
-    if free <= _SMALL_BYTES:
-        todo = "it takes twice a checkpoint; in Docker give --shm-size"
-        return Finding("/dev/shm", "warning", f"{human_bytes(free)} free", todo)
-    return ok("/dev/shm", f"{human_bytes(free)} free: checkpoints of half of it fit in memory")
+def _checkpoints(
+    place: Place | Finding, platforms: list[str], grace: Grace, status: StatusLine
+) -> Iterator[Finding]:
+    if isinstance(place, Finding):
+        yield place
+        return
+    yield from check_directory(place)
+    yield check_filesystem(place.tried, platforms, nodes=nodes())
+    yield from check_storage(place, grace, status.say)
+
+
+def _machine(workers: int, has_gpus: bool) -> Iterator[Finding]:
+    yield check_clock()
+    yield from check_limits(workers, gpus=has_gpus)
+    yield from check_network()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -361,10 +360,9 @@ def check_script(script: Path) -> None:
 
 def _workers(nproc: str) -> int:
     if nproc == "auto":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            return max(1, len([device for device in visible.split(",") if device.strip()]))
-        return max(1, len(glob.glob("/dev/nvidia[0-9]*")))
+        from elastic_ckpt.cli.gpu_findings import auto_workers
+
+        return auto_workers()
     if not nproc.isdecimal() or int(nproc) < 1:
         raise UsageError(f"--nproc {nproc!r} is neither a number from 1 nor auto")
     return int(nproc)

@@ -1,0 +1,120 @@
+"""Work in a child: what it yields is heard, and nothing that it does can hold the parent up."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from elastic_ckpt.cli import bounded
+from elastic_ckpt.cli.bounded import Refused, Silent, answer, answers
+from elastic_ckpt.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(bounded, "_KILL_SECONDS", 60.0)
+    yield
+    assert psutil.Process().children() == []
+
+
+def test_answers_come_one_by_one_from_another_process() -> None:
+    def work() -> Generator[int, None, None]:
+        yield os.getpid()
+        yield from range(3)
+
+    with answers(work, int, 10.0) as found:
+        child, *numbers = found
+    assert child != os.getpid() and numbers == [0, 1, 2]
+
+
+def test_many_long_answers_are_whole() -> None:
+    def work() -> Generator[str, None, None]:
+        for number in range(10):
+            yield "x" * 100_000 + str(number)
+
+    with answers(work, str, 30.0) as found:
+        assert [(len(one), one[-1]) for one in found] == [(100_001, str(n)) for n in range(10)]
+
+
+def test_silence_ends_with_the_bound_and_the_child_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.1)
+
+    def work() -> Generator[int, None, None]:
+        yield os.getpid()
+        time.sleep(600)
+
+    heard: list[int] = []
+    silent = pytest.raises(Silent, match=r"^did not answer within 0\.5 s$")
+    with silent, answers(work, int, 0.5) as found:
+        heard.extend(found)
+    assert len(heard) == 1 and not psutil.pid_exists(heard[0])
+
+
+def test_a_child_that_dies_says_so() -> None:
+    def work() -> Generator[int, None, None]:
+        yield 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(Silent, match="ended without a word"), answers(work, int, 10.0) as found:
+        list(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "Permission denied"),
+        (UsageError("give\nthat"), "give that"),
+        (KeyError("odd"), r"KeyError\('odd'\)"),
+    ],
+)
+def test_errors_are_told(error: Exception, text: str) -> None:
+    def work() -> Generator[int, None, None]:
+        raise error
+        yield 1
+
+    with pytest.raises(Refused, match=f"^{text}$"):
+        answer(work, int, 10.0)
+
+
+def test_who_leaves_early_has_the_child_put_things_away(tmp_path: Path) -> None:
+    def work() -> Generator[int, None, None]:
+        (tmp_path / "made").touch()
+        try:
+            for number in range(10**9):
+                yield number
+                time.sleep(0.01)
+        finally:
+            (tmp_path / "made").unlink()
+
+    with pytest.raises(KeyboardInterrupt), answers(work, int, 60.0) as found:
+        for number in found:
+            assert (tmp_path / "made").exists()
+            if number == 3:
+                raise KeyboardInterrupt
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_child_holds_nothing_that_was_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stuck for ever must not keep a pipe's reader waiting, or a lock."""
+    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.1)
+    reading, writing = os.pipe()
+
+    def work() -> Generator[int, None, None]:
+        yield 1
+        time.sleep(600)
+
+    with answers(work, int, 60.0) as found:
+        assert next(found) == 1
+        os.close(writing)
+        poll = select.poll()
+        poll.register(reading)
+        assert poll.poll(60_000) == [(reading, select.POLLHUP)]
+    os.close(reading)

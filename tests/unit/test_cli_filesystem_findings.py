@@ -1,0 +1,104 @@
+"""The file system of a directory, from tables of mounts as kernels print them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.cli.filesystem_findings import check_filesystem, mount_of
+
+TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
+27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
+30 27 0:27 / /dev/shm rw,nosuid - tmpfs tmpfs rw,size=24684092k
+40 27 0:40 / /data rw,noatime shared:5 master:7 - nfs4 server:/export rw,vers=4.2,local_lock=none
+41 27 0:41 / /data/blind rw - nfs server:/old rw,vers=3,nolock,local_lock=all
+42 27 8:1 / /data/my\040disk\134 rw - xfs /dev/sda1 rw
+43 27 0:43 / /var/lib rw - overlay overlay rw,lowerdir=/a
+44 27 0:44 / /s3 rw - fuse.s3fs s3fs rw
+45 27 0:45 / /s4 rw - fuse mountpoint-s3 rw
+46 27 0:46 / /lustre rw - lustre 10.0.0.1@tcp:/fs rw,localflock
+47 27 8:2 / /cd ro,relatime - ext4 /dev/sdb ro
+48 27 0:48 / /odd rw - oddfs odd rw
+49 27 8:3 / /twice rw - ext4 /dev/sdc rw
+50 49 8:4 / /twice rw - xfs /dev/sdd rw
+51 27 0:51 / /datax rw - btrfs /dev/sde rw
+52 27 0:52 / /super rw - ext4 /dev/sdf ro,noload
+broken line
+"""
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/mountinfo").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/", "/"),
+        ("/home/me", "/"),
+        ("/data", "/data"),
+        ("/data/job", "/data"),
+        ("/data/blind/job", "/data/blind"),
+        ("/database", "/"),
+        ("/datax/job", "/datax"),
+        ("/data/my disk\\/job", "/data/my disk\\"),
+        ("/data/my disk", "/data"),
+    ],
+)
+def test_the_longest_place_counts(proc: Path, path: str, place: str) -> None:
+    found = mount_of(path, proc)
+    assert found is not None and found.place == place
+
+
+def test_what_is_mounted_over_another_one_covers_it(proc: Path) -> None:
+    found = mount_of("/twice/x", proc)
+    assert found is not None and (found.kind, found.source) == ("xfs", "/dev/sdd")
+
+
+@pytest.mark.parametrize(
+    ("path", "state", "says"),
+    [
+        ("/home", "ok", "ext4 (/dev/vda on /), local"),
+        ("/data/x", "ok", "nfs4 (server:/export on /data), shared"),
+        ("/data/blind", "warning", "local_lock=all: nodes do not see each other's locks"),
+        ("/lustre", "warning", "localflock"),
+        ("/var/lib/ckpt", "warning", "goes with the container"),
+        ("/dev/shm/ckpt", "warning", "goes with this machine"),
+        ("/s3/ckpt", "problem", "object store"),
+        ("/s4/ckpt", "problem", "object store"),
+        ("/cd/ckpt", "problem", "read-only"),
+        ("/super", "problem", "read-only"),
+        ("/odd", "warning", "not known here"),
+    ],
+)
+def test_what_follows_from_its_kind(proc: Path, path: str, state: str, says: str) -> None:
+    found = check_filesystem(path, proc=proc)
+    assert found.state == state and says in found.text
+    assert bool(found.todo) == (state != "ok")
+
+
+@pytest.mark.parametrize("kind", ["nfs", "gpfs", "beegfs", "ceph", "cifs", "9p", "fuse.juicefs"])
+def test_network_file_systems(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/mountinfo").write_text(f"1 0 0:1 / / rw - {kind} far rw\n")
+    assert "shared" in check_filesystem("/x", proc=tmp_path).text
+
+
+def test_a_local_disk_of_a_machine_that_is_replaced_or_of_several(proc: Path) -> None:
+    assert "must have that disk" in check_filesystem("/home", ["slurm", "aws"], proc=proc).text
+    found = check_filesystem("/home", ["slurm"], nodes=2, proc=proc)
+    assert (found.state, found.todo) == ("warning", "give a directory that all nodes share")
+    assert check_filesystem("/data", ["slurm"], nodes=2, proc=proc).state == "ok"
+
+
+def test_without_a_table_nothing_is_claimed(tmp_path: Path) -> None:
+    assert "unknown" in check_filesystem("/", proc=tmp_path).text
+
+
+def test_this_kernels_own_table_is_understood() -> None:
+    found = mount_of("/proc/self")
+    assert found is not None and (found.place, found.kind) == ("/proc", "proc")

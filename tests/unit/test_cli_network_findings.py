@@ -1,0 +1,88 @@
+"""Whether workers can meet: loopback, the host's name, gloo's interfaces."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytest
+
+from elastic_ckpt.cli import bounded, network_findings
+from elastic_ckpt.cli.findings import Finding
+from elastic_ckpt.cli.network_findings import LOOPBACK, check_network
+
+
+def look(**environ: str) -> dict[str, Finding]:
+    return {one.what: one for one in check_network(environ)}
+
+
+def name_server(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str]) -> None:
+    """Knows this host's name; addresses are looked up as ever."""
+    real = socket.getaddrinfo
+
+    def ask(host: str, *given: Any, **named: Any) -> Any:
+        if host == LOOPBACK:
+            return real(host, *given, **named)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer(), 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+
+
+def test_workers_of_this_node_can_meet() -> None:
+    found = look()
+    assert found["loopback"].state == "ok" and found.keys() == {"loopback", "host name"}
+
+
+def test_no_loopback_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **named: Any) -> NoReturn:
+        raise OSError(99, "Cannot assign requested address")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    found = look()["loopback"]
+    assert found.state == "problem" and "lo up" in found.todo
+
+
+def test_a_server_that_cannot_be_reached_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **named: Any) -> NoReturn:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert look()["loopback"].text == "127.0.0.1 cannot be used: timed out"
+
+
+def test_a_name_for_this_host_alone_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    name_server(monkeypatch, lambda: "127.0.0.1")
+    found = look()["host name"]
+    assert found.state == "ok" and "other nodes need an address" in found.text
+
+
+def test_a_name_of_another_host_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    name_server(monkeypatch, lambda: "192.0.2.1")
+    found = look()["host name"]
+    assert found.state == "warning" and "192.0.2.1, where no port can be had" in found.text
+
+
+def test_a_name_that_does_not_resolve_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> NoReturn:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    name_server(monkeypatch, refuse)
+    found = look()["host name"]
+    assert found.state == "warning" and "Name or service not known" in found.text
+    assert "/etc/hosts" in found.todo
+
+
+def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_findings, "_NAME_SECONDS", 0.3)
+    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
+    name_server(monkeypatch, lambda: str(time.sleep(600)))
+    assert "did not answer within" in look()["host name"].text
+
+
+def test_an_interface_that_is_not_there_is_a_problem() -> None:
+    found = look(GLOO_SOCKET_IFNAME="lo,eth77")["GLOO_SOCKET_IFNAME"]
+    assert found.state == "problem" and "names eth77," in found.text and "lo" in found.todo
+    assert look(GLOO_SOCKET_IFNAME="lo")["GLOO_SOCKET_IFNAME"].state == "ok"
+    assert "GLOO_SOCKET_IFNAME" not in look(GLOO_SOCKET_IFNAME="")
