@@ -135,14 +135,15 @@ class Night:
         os.kill(next(one.pid for one in view.workers if one.rank == rank), signal.SIGKILL)
 
     def _notice(self, view: StatusView, nproc: int = 2) -> None:
-        self._leave(signal.SIGTERM)
+        self.leave(signal.SIGTERM)
         self.start(nproc)
 
     def _signal(self, view: StatusView) -> None:
-        self._leave(signal.SIGUSR1)
+        self.leave(signal.SIGUSR1)
         self.start()
 
-    def _leave(self, number: int) -> None:
+    def leave(self, number: int = signal.SIGTERM) -> None:
+        """Give it a notice, and wait until it has saved and gone."""
         if self._process is None:
             raise AssertionError("it does not run")
         self._process.send_signal(number)
@@ -165,7 +166,7 @@ class Night:
                     child.kill()
 
     def _flip_bit(self, view: StatusView) -> None:
-        self._leave(signal.SIGTERM)
+        self.leave(signal.SIGTERM)
         newest = self.view().newest_valid
         if newest is None:
             raise AssertionError("nothing was saved")
