@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 
-_COMMANDS = {
-    "run": "elastic_ckpt.cli.run",
-    "status": "elastic_ckpt.cli.status",
-    "list": "elastic_ckpt.cli.listing",
-    "verify": "elastic_ckpt.cli.verify",
-    "prune": "elastic_ckpt.cli.prune",
-    "save": "elastic_ckpt.cli.save",
-    "doctor": "elastic_ckpt.cli.doctor",
-    "drill": "elastic_ckpt.cli.drill",
-    "logs": "elastic_ckpt.cli.logs",
-    "adopt": "elastic_ckpt.cli.adopt",
-    "slurm": "elastic_ckpt.cli.slurm",
+SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Run a job": {
+        "run": "elastic_ckpt.cli.run",
+        "save": "elastic_ckpt.cli.save",
+        "drill": "elastic_ckpt.cli.drill",
+    },
+    "Look at it": {
+        "status": "elastic_ckpt.cli.status",
+        "report": "elastic_ckpt.cli.report",
+        "logs": "elastic_ckpt.cli.logs",
+    },
+    "Its checkpoints": {
+        "list": "elastic_ckpt.cli.listing",
+        "verify": "elastic_ckpt.cli.verify",
+        "prune": "elastic_ckpt.cli.prune",
+        "adopt": "elastic_ckpt.cli.adopt",
+    },
+    "This machine and its platform": {
+        "doctor": "elastic_ckpt.cli.doctor",
+        "slurm": "elastic_ckpt.cli.slurm",
+        "completion": "elastic_ckpt.cli.completion",
+    },
 }
+"""Modules by command, as ``--help`` groups them."""
+
+_COMMANDS: Final = {name: home for section in SECTIONS.values() for name, home in section.items()}
+_WHOLE: Final = 500  # characters of a first sentence, which is wrapped and never cut
 
 
 class _LazyGroup(click.Group):
@@ -40,9 +56,33 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(_COMMANDS[cmd_name]).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, which knows of no command that was not imported yet."""
+        if args[0] not in _COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_COMMANDS)}"
+            ctx.fail(f"no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Commands by purpose, in columns that are the same in all sections."""
+        width = max(map(len, _COMMANDS))
+        for title, section in SECTIONS.items():
+            rows = []
+            for name in section:
+                command = self.get_command(ctx, name)
+                if command is not None:
+                    rows.append((name.ljust(width), command.get_short_help_str(_WHOLE)))
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
 
 @click.group(
-    cls=_LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=_LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(__version__, prog_name="elastic-ckpt")
 def group() -> None:
@@ -52,7 +92,7 @@ def group() -> None:
       elastic-ckpt run --dir CHECKPOINTS --nproc 2 -- train.py --epochs 3
       elastic-ckpt status CHECKPOINTS
 
-    DIR defaults to $ELASTIC_CKPT_DIR.
+    DIR, the job's directory, defaults to $ELASTIC_CKPT_DIR. Each command has --help with examples.
     """
 
 
@@ -68,6 +108,13 @@ def _run() -> int:
         return leaving.exit_code
     except click.Abort:
         return 130
+    except NoArgsIsHelpError as error:
+        if sys.stderr.isatty():
+            click.echo(error.format_message(), err=True)
+        else:  # a page of help in a batch job's log would hide what went wrong
+            path = error.ctx.command_path if error.ctx else "elastic-ckpt"
+            _complain(f"no command was given (see {path} --help)")
+        return int(ExitCode.USAGE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""

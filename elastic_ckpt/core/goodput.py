@@ -195,7 +195,10 @@ class TimeAccount:
         if self._loaded is None and event.data.get("step") == 0:
             since = -math.inf  # it begins anew
         self._turn_to(Category.TRAINING, event.wall)
-        self._spans = list(_lost_from(self._spans, since))
+        keep = len(self._spans)
+        while keep and self._spans[keep - 1].ended > since:
+            keep -= 1
+        self._spans[keep:] = list(_lost_from(self._spans[keep:], since))
         self._saved_at = since
         self._trained, self._unsettled = True, False
 

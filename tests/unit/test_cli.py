@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -246,6 +247,19 @@ def test_no_command_is_64_and_points_to_the_help(cli: Command) -> None:
     assert said.code == 64
     assert_one_line_of_error(said)
     assert "--help" in said.err
+
+
+def test_no_command_on_a_terminal_is_the_help(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    said = cli()
+    assert said.code == 64 and said.out == ""
+    assert "Look at it:" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize(

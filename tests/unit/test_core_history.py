@@ -1,0 +1,352 @@
+"""A job's history, its costs and curves, from journals short enough to be told by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic_ckpt.core.cost import Cost, costs
+from elastic_ckpt.core.curve import BINS, Steps, averaged, thin
+from elastic_ckpt.core.fields import MAX_COUNT, MAX_SECONDS, Fields
+from elastic_ckpt.core.goodput import Category, total
+from elastic_ckpt.core.history import History
+from elastic_ckpt.core.history_values import Cause, NoticeKind
+from elastic_ckpt.core.incidents import SENTENCES
+
+
+@dataclass
+class Entry:
+    """A line of a journal: seconds on the wall clock, what happened, its fields."""
+
+    wall: float
+    event: str
+    data: dict[str, Any] = field(default_factory=dict)
+    node: str = "here"
+    incarnation: int = 1
+
+
+def launch(wall: float, number: int) -> Entry:
+    return Entry(wall, "launch", {"incarnation": number, "nproc": 2, "nodes": 1})
+
+
+def running(wall: float, step: int) -> Entry:
+    return Entry(wall, "state", {"state": "running", "step": step})
+
+
+def loaded(wall: float, step: int, epoch: int = 0) -> Entry:
+    return Entry(wall, "loaded", {"epoch": epoch, "step": step, "tier": "memory"})
+
+
+def saved(wall: float, step: int, reason: str = "interval") -> Entry:
+    data = {"epoch": 0, "step": step, "reason": reason, "tier": "memory", "bytes": 100}
+    return Entry(wall, "saved", data)
+
+
+def steps(wall: float, step: int, epoch: int = 0, **metrics: float) -> Entry:
+    data = {"step": step, "epoch": epoch, "samples_per_step": 4, "metrics": metrics}
+    return Entry(wall, "steps", data)
+
+
+def ended(wall: float, kind: str) -> Entry:
+    return Entry(wall, "ended", {"kind": kind, "rank": 1, "message": "it fell"})
+
+
+def crash(wall: float, kind: str = "signal", **fields: Any) -> Entry:
+    return Entry(wall, "crash", {"kind": kind, "rank": 1, "message": "it fell", **fields})
+
+
+def end(wall: float, state: str, code: int | None) -> Entry:
+    return Entry(wall, "end", {"state": state, "exit_code": code, "message": state})
+
+
+def history_of(entries: list[Entry], *, is_running: bool = False) -> History:
+    history = History()
+    for entry in entries:
+        history.observe(entry)
+    history.close(running=is_running)
+    return history
+
+
+def costs_of(history: History, now: float | None = None) -> list[Cost]:
+    spans = history.account.spans(now)
+    anew = Steps(history.samples, history.incarnations).counts_anew
+    return costs(history.interruptions, history.incarnations, spans, counts_anew=anew)
+
+
+CRASHED = [
+    Entry(0, "start", {"run_id": "r1", "script": "train.py"}),
+    launch(1, 1), running(10, 0), steps(15, 5), saved(40, 30), steps(60, 50),
+    ended(60, "crashed"), crash(60, tail=["Traceback", "OSError"]),
+    launch(61, 2), loaded(69, 30), running(70, 30),
+]  # fmt: skip
+
+
+def test_an_empty_journal_has_no_history() -> None:
+    history = history_of([])
+    assert (history.first, history.last, history.is_supervised) == (None, None, False)
+    assert costs_of(history) == []
+    assert Steps([], []).curves() == [] and Steps([], []).rates() == []
+
+
+def test_a_crash_and_what_it_cost() -> None:
+    """Saved at 40, fallen at 60, training again at 70: 20 s and 20 steps lost, 10 s recovered."""
+    history = history_of(CRASHED, is_running=True)
+    [one] = history.interruptions
+    assert (one.cause, one.kind, one.rank, one.incarnation) == (Cause.FAILURE, "signal", 1, 1)
+    assert one.tail == ("Traceback", "OSError") and one.at == 60
+    first, second = history.incarnations
+    assert (first.kind, first.reached_step, first.first_step_at) == ("crashed", 50, 10)
+    assert (second.kind, second.ended, second.from_step, second.tier) == ("", None, 30, "memory")
+    [cost] = costs_of(history, now=90)
+    assert cost == Cost(20.0, 20, 10.0, 0.0, 70)
+
+
+def test_a_preemption_has_its_notice_what_was_saved_and_the_time_until_it_was_run_again() -> None:
+    history = history_of([
+        Entry(0, "start"), launch(1, 1), running(10, 0), steps(48, 38),
+        Entry(50, "notice", {"source": "aws", "reason": "spot", "seconds": 120.0}),
+        Entry(50, "choice", {"kind": "full", "predicted_seconds": 2.0, "why": "it fits"}),
+        saved(52, 42, "emergency"), ended(52, "stopped"),
+        Entry(53, "emergency_save", {"step": 42, "predicted_seconds": 2.0, "actual_seconds": 2.5}),
+        end(54, "preempted", 75),
+        Entry(100, "start"), launch(102, 2), loaded(104, 42), running(105, 42),
+    ], is_running=True)  # fmt: skip
+    [notice] = history.notices
+    assert (notice.kind, notice.grace, notice.choice) == (NoticeKind.NOTICE, 120.0, "full")
+    assert (notice.saved_step, notice.actual_seconds) == (42, 2.5)
+    assert [run.exit_code for run in history.runs] == [75, None]
+    [one] = history.interruptions
+    assert (one.cause, one.kind, one.at) == (Cause.PREEMPTION, "aws", 52)
+    [cost] = costs_of(history, now=110)
+    assert cost == Cost(0.0, 0, 2.0 + 5.0, 46.0, 105)
+
+
+def test_a_run_without_an_end_was_killed_and_another_one_tells_so() -> None:
+    entries = [*CRASHED[:6], Entry(90, "start"), launch(91, 2), loaded(94, 30), running(95, 30)]
+    history = history_of(entries, is_running=True)
+    [one] = history.interruptions
+    assert (one.cause, one.at) == (Cause.KILLED, 60)
+    assert history.runs[0].killed and history.incarnations[0].kind == "killed"
+    assert costs_of(history, now=100) == [Cost(20.0, 20, 5.0, 30.0, 95)]
+
+
+def test_a_run_that_was_killed_behind_its_notice_was_preempted() -> None:
+    entries = [*CRASHED[:6], Entry(61, "notice", {"source": "gcp"})]
+    [one] = history_of(entries).interruptions
+    assert (one.cause, one.kind) == (Cause.PREEMPTION, "gcp")
+
+
+def test_a_run_that_goes_on_is_not_killed() -> None:
+    history = history_of(CRASHED[:6], is_running=True)
+    assert history.interruptions == [] and history.runs[0].ended is None
+
+
+def test_who_gives_up_behind_a_crash_failed_once() -> None:
+    """And who gives up without one failed, too."""
+    both = history_of([*CRASHED[:8], end(61, "failed", 70)])
+    assert [one.cause for one in both.interruptions] == [Cause.FAILURE]
+    alone = history_of([*CRASHED[:6], ended(61, "completed"), end(62, "failed", 70)])
+    assert [(one.cause, one.message) for one in alone.interruptions] == [(Cause.GAVE_UP, "failed")]
+    again = history_of([*CRASHED[:8], launch(62, 2), end(63, "failed", 70)])
+    assert [one.cause for one in again.interruptions] == [Cause.FAILURE, Cause.GAVE_UP]
+
+
+def test_all_ranks_that_leave_without_a_notice_regroup() -> None:
+    history = history_of([
+        *CRASHED[:6], ended(61, "stopped"), launch(62, 2), loaded(63, 30), running(64, 30),
+    ], is_running=True)  # fmt: skip
+    assert [one.cause for one in history.interruptions] == [Cause.REGROUPING]
+    assert not history.interruptions[0].cause.is_failure
+
+
+def test_two_failures_before_the_next_step_share_the_pause() -> None:
+    """Fallen at 60 and, on the way back, at 65; the work was lost by the first one."""
+    entries = [*CRASHED[:9], ended(65, "crashed"), crash(65), launch(66, 3), loaded(79, 30),
+               running(80, 30)]  # fmt: skip
+    first, second = costs_of(history_of(entries, is_running=True), now=90)
+    assert first == Cost(20.0, 20, 5.0, 0.0, None)
+    assert second == Cost(0.0, None, 15.0, 0.0, 80)
+
+
+def test_work_that_a_bad_checkpoint_takes_with_it_is_lost_by_the_failure_that_needed_it() -> None:
+    """Saved at 20 and 40; fallen at 45 and back on 40's, fallen at 60 and back on 20's."""
+    entries = [
+        Entry(0, "start"), launch(0, 1), running(0, 0), saved(20, 20), saved(40, 40),
+        ended(45, "crashed"), crash(45), launch(45, 2), loaded(46, 40), running(47, 40),
+        ended(60, "crashed"), crash(60),
+        Entry(61, "quarantined", {"path": "/a/epoch-0_step-40", "to": "/b/x", "reason": "bits"}),
+        launch(61, 3), loaded(62, 20), running(63, 20),
+    ]  # fmt: skip
+    history = history_of(entries, is_running=True)
+    first, second = costs_of(history, now=64)
+    assert first.lost_seconds == 5.0 and second.lost_seconds == 20.0 + 13.0
+    assert [one.reason for one in history.refused] == ["bits"]
+
+
+def test_waiting_behind_a_finished_job_is_nobody_s() -> None:
+    history = history_of([
+        Entry(0, "start"), launch(0, 1), running(0, 0), ended(10, "completed"),
+        end(11, "finished", 0), Entry(50, "start"), launch(51, 2), ended(52, "completed"),
+        end(53, "finished", 0),
+    ])  # fmt: skip
+    assert history.interruptions == []
+    assert total(history.account.spans()).waiting_seconds == 39.0
+
+
+def test_a_script_without_a_supervisor_has_incarnations_and_no_interruptions() -> None:
+    history = history_of([
+        Entry(0, "script", {"world_size": 2}), saved(10, 5), Entry(20, "script"), loaded(21, 5),
+    ])  # fmt: skip
+    assert not history.is_supervised and history.interruptions == []
+    assert [one.kind for one in history.incarnations] == ["killed", "killed"]
+    assert history.incarnations[1].from_step == 5
+
+
+def test_what_a_follower_tells_is_not_counted_but_for_its_notice() -> None:
+    entries = [*CRASHED[:6], Entry(61, "notice", {"source": "aws", "follows": True}, "node1"),
+               Entry(62, "crash", {"kind": "hang", "follows": True})]  # fmt: skip
+    history = history_of(entries, is_running=True)
+    assert history.interruptions == []
+    assert [(one.node, one.follows) for one in history.notices] == [("node1", True)]
+
+
+def test_a_hang_keeps_where_each_rank_was() -> None:
+    stacks = {"1": ["main (train.py:56)"], "0": ["backward"]}
+    history = history_of([
+        *CRASHED[:6], Entry(61, "hang", {"rank": 1, "stacks": stacks}), ended(61, "crashed"),
+        crash(61, "hang"), launch(62, 2), ended(63, "crashed"), crash(63),
+    ])  # fmt: skip
+    assert history.interruptions[0].stacks == ("rank 0: backward", "rank 1: main (train.py:56)")
+    assert history.interruptions[1].stacks == ()
+
+
+# -- curves --------------------------------------------------------------------------------------
+
+
+def test_steps_that_were_done_again_stand_in_the_curve_once() -> None:
+    """Steps 10..50, back to 30, then 40 and 50 with other values."""
+    entries = [*CRASHED[:3], steps(20, 10, loss=5.0), steps(30, 30, loss=4.0), saved(31, 30),
+               steps(40, 40, loss=9.0), steps(50, 50, loss=9.5), ended(51, "crashed"), crash(51),
+               launch(52, 2), loaded(53, 30), running(54, 30),
+               steps(64, 40, loss=3.0), steps(74, 50, loss=2.5)]  # fmt: skip
+    history = history_of(entries, is_running=True)
+    [curve] = Steps(history.samples, history.incarnations).curves()
+    assert curve.kept == [(10, 5.0), (30, 4.0), (40, 3.0), (50, 2.5)]
+    assert curve.lost == [[(30, 4.0), (40, 9.0), (50, 9.5)]]
+    assert (curve.name, curve.last, curve.count) == ("loss", 2.5, 6)
+
+
+def test_epochs_that_count_anew_lie_behind_each_other() -> None:
+    entries = [*CRASHED[:3], steps(20, 5, 0, loss=3.0), steps(30, 10, 0, loss=2.0),
+               steps(40, 4, 1, loss=1.0)]  # fmt: skip
+    history = history_of(entries, is_running=True)
+    found = Steps(history.samples, history.incarnations)
+    assert found.counts_anew
+    assert found.curves()[0].kept == [(5, 3.0), (10, 2.0), (14, 1.0)]
+
+
+def test_rates_are_those_between_marks_of_one_incarnation() -> None:
+    """10 steps of 4 samples in 10 s; nothing over the pause."""
+    entries = [*CRASHED[:3], steps(20, 10), steps(30, 20), ended(31, "crashed"), crash(31),
+               launch(32, 2), loaded(33, 20), running(34, 20), steps(44, 30), steps(49, 40),
+               ]  # fmt: skip
+    history = history_of(entries, is_running=True)
+    found = Steps(history.samples, history.incarnations)
+    assert found.unit == "samples"
+    assert [(rate.began, rate.ended, rate.value) for rate in found.rates()] == [
+        (20, 30, 4.0), (44, 49, 8.0),
+    ]  # fmt: skip
+    bins = averaged(found.rates(), 0, 300)
+    assert [value for _, _, value in bins] == [4.0] * 10 + [8.0] * 5
+
+
+def test_a_long_line_is_thinned_and_keeps_its_ends_and_extremes() -> None:
+    line = [(float(x), math.sin(x)) for x in range(100_000)]
+    line[50_003] = (50_003.0, 99.0)
+    found = thin(line, 0, 99_999)
+    assert len(found) <= 4 * (BINS + 1)
+    assert found[0] == line[0] and found[-1] == line[-1] and (50_003.0, 99.0) in found
+    assert [point[0] for point in found] == sorted(point[0] for point in found)
+
+
+# -- anything at all ------------------------------------------------------------------------------
+
+EVENTS = [
+    "start", "script", "launch", "state", "steps", "saved", "save_failed", "drained", "notice",
+    "warning", "held", "choice", "emergency_save", "ended", "crash", "hang", "recovery",
+    "verified", "loaded", "quarantined", "memory_refused", "end", "nothing-we-know", *SENTENCES,
+]  # fmt: skip
+FIELDS = [
+    "state", "kind", "step", "epoch", "incarnation", "nproc", "nodes", "reason", "source", "why",
+    "seconds", "stall_seconds", "age_seconds", "samples_per_step", "metrics", "stages", "total",
+    "rank", "exit_code", "message", "tail", "stacks", "path", "to", "valid", "how", "tier",
+    "bytes", "error", "follows", "predicted_seconds", "actual_seconds", "present", "world_size",
+]  # fmt: skip
+WORDS = ["running", "finished", "preempted", "failed", "stopped", "crashed", "completed",
+         "not-begun", "interval", "emergency", "<b>", "\x00\x1b[31m", "\ud800", "x" * 3000,
+         ]  # fmt: skip
+
+numbers = st.one_of(
+    st.integers(-5, 200),
+    st.sampled_from([-(10**400), 10**400, 2**63, -1.5, 0.1, 1e308, -1e308, math.inf, math.nan]),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.sampled_from(WORDS)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from([*FIELDS, "loss", "load", "0"]), inner, max_size=4),
+    ),
+    max_leaves=8,
+)
+journals = st.lists(
+    st.builds(
+        Entry,
+        st.one_of(st.floats(0, 500), st.sampled_from([-1.0, 1e300, math.inf, math.nan, 2.5e11])),
+        st.sampled_from(EVENTS),
+        st.dictionaries(st.sampled_from(FIELDS), values, max_size=6),
+        st.sampled_from(["here", "<i>", "\x00"]),
+        st.integers(-3, 9),
+    ),
+    max_size=40,
+).map(lambda entries: sorted(entries, key=lambda entry: entry.wall))
+
+
+@settings(max_examples=150, deadline=None)
+@given(entries=journals, is_running=st.booleans())
+def test_any_journal_has_a_history_whose_costs_add_up(
+    entries: list[Entry], is_running: bool
+) -> None:
+    history = history_of(entries, is_running=is_running)
+    now = 3e11 if is_running else None
+    spans = history.account.spans(now)
+    goodput = total(spans)
+    found = costs_of(history, now)
+    slack = 1e-4 * max(1.0, goodput.wall_seconds)
+    if found:
+        lost = sum(cost.lost_seconds for cost in found)
+        assert lost == pytest.approx(goodput.lost_work_seconds, abs=slack)
+    for category in (Category.RECOVERY, Category.WAITING):
+        own = sum(getattr(cost, f"{category.value}_seconds") for cost in found)
+        assert own <= goodput.seconds(category) + slack
+    assert all(cost.seconds >= 0 for cost in found)
+    for curve in Steps(history.samples, history.incarnations).curves():
+        for point in (point for line in (curve.kept, *curve.lost) for point in line):
+            assert math.isfinite(point[0]) and math.isfinite(point[1])
+    if not is_running:
+        assert all(one.ended is not None for one in [*history.runs, *history.incarnations])
+
+
+@given(value=values)
+def test_a_field_is_of_its_type_or_not_there(value: Any) -> None:
+    fields = Fields({"f": value})
+    assert fields.text("f").isprintable() and len(fields.text("f", 50)) <= 50 * 10 + 3
+    assert all(line.isprintable() for line in fields.texts("f"))
+    assert 0 <= (fields.seconds("f") or 0.0) <= MAX_SECONDS
+    assert 0 <= (fields.count("f") or 0) <= MAX_COUNT
+    assert all(math.isfinite(number) for number in fields.values("f").values())
+    assert fields.flag("f") is (value is True)
