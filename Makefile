@@ -14,7 +14,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-benchmarks test-hosts test-systemd test-slurm test-latest test-wheel plugins chaos lint types layers bench clean
+.PHONY: demo test test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -53,6 +53,11 @@ chaos: .venv/.ready
 test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
+# What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night.
+test-look: .venv-latest/.ready
+	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
+		tests/system/test_night.py
+
 # The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances, and
 # without what does not depend on torch.
 LATEST = not faults_full and not hosts and not benchmarks and not one_torch
@@ -67,6 +72,15 @@ plugins: .venv/.ready .venv-latest/.ready
 	.venv-latest/bin/python scripts/plugins.py try bench-results/plugins-latest.json
 	.venv-latest/bin/python scripts/plugins.py write docs/colossalai.md \
 		bench-results/plugins.json bench-results/plugins-latest.json
+
+# The pictures in the docs, from a job that is disturbed twelve times; some minutes, needs Chromium.
+screens: .venv-latest/.ready
+	.venv-latest/bin/python -m scripts.screens docs
+
+# What is made from the code: the reference, and the schema of status --json.
+reference: .venv-latest/.ready
+	.venv-latest/bin/python scripts/schemas.py docs/schemas/status.json
+	.venv-latest/bin/python scripts/reference.py docs/reference.md
 
 # The wheel in an environment that has torch and no ColossalAI.
 test-wheel: .venv-wheel/.ready

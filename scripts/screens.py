@@ -1,4 +1,4 @@
-"""Make the pictures in the docs: python scripts/screens.py docs.
+"""Make the pictures in the docs: python -m scripts.screens docs.
 
 A job has a bad night, some minutes long; then ``status`` and ``report`` are looked at. Needs
 Chromium for the report.
