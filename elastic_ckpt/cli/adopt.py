@@ -21,20 +21,27 @@ from elastic_ckpt.store.verify import MANIFEST_NAME, verify_full
 @click.option(
     "--data-parallel-size",
     "ranks",
+    metavar="RANKS",
     type=click.IntRange(min=1),
     help="Ranks that saw different data when it was written: its sample_start_index counts for "
     "each of them.",
 )
 def command(path: Path, ranks: int | None) -> int:
-    """Seal the checkpoint at PATH, which plain ColossalAI wrote, after checking what can be.
+    """Seal a checkpoint that plain ColossalAI wrote.
 
-    PATH is an epoch-N_step-M directory; the directory that it is in becomes the job's. Afterwards
-    run, verify and all other commands take it for one of their own.
+    \b
+      elastic-ckpt adopt ckpt/epoch-0_step-120 --data-parallel-size 4
+
+    What can be checked of it is checked before. PATH is an epoch-N_step-M directory; the
+    directory that it is in becomes the job's. Afterwards run, verify and all other commands take
+    it for one of their own.
 
     Exits with 0 if it is sealed now, with 65 if it is not whole.
     """
     if checkpoint_key(path.name) is None or path.is_symlink() or not path.is_dir():
-        raise UsageError(f"{path} is no directory epoch-N_step-M, as ColossalAI's scripts write it")
+        raise UsageError(
+            f"{path} is no directory epoch-N_step-M: give one, as ColossalAI's scripts write them"
+        )
     place = path.parent.resolve() / path.name
     job = JobDirectory.at(place.parent)
     job.prepare()

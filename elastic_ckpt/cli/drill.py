@@ -44,19 +44,24 @@ class Drill(msgspec.Struct, frozen=True):
 @directory_argument
 @click.option(
     "--grace",
+    metavar="SECONDS",
     type=click.FloatRange(min=0),
-    help="Seconds between a notice and the end of the node; the job's own if not given.",
+    help="Time between a notice and the end of the node.  [default: the job's own]",
 )
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
 def command(directory: Path, grace: float | None, timeout: float, as_json: bool) -> int:
-    """Rehearse an emergency save on the running job: would it fit into the grace?
+    """Rehearse a preemption: would the save fit into the grace?
 
-    The job saves as it would on a notice, and trains on. Measured is the time from the request
-    to the disk; a look for requests every quarter of a second is in it, which a signal does not
-    wait for.
+    \b
+      elastic-ckpt drill ckpt
+      elastic-ckpt drill ckpt --grace 120
 
-    Exits with 0 if it fits, with 1 if it does not.
+    The running job saves as it would on a notice, and trains on. Measured is the time from the
+    request to the disk; a look for requests every quarter of a second is in it, which a signal
+    does not wait for.
+
+    Exits with 0 if it fits, with 1 if it does not, with 70 if no checkpoint came in time.
     """
     found = _rehearse(directory, grace, timeout)
     if as_json:
@@ -96,7 +101,10 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
             break
         # The step was saved already, and nothing was measured.
         if time.monotonic() > limit:
-            raise NotAnswered("the job has finished no step since its newest checkpoint")
+            raise NotAnswered(
+                "the job has finished no step since its newest checkpoint: see elastic-ckpt "
+                "status, or wait longer with --timeout"
+            )
         time.sleep(0.1)
     return Drill(
         step=saved.step,

@@ -19,7 +19,15 @@ from elastic_ckpt.store.records import job_records
 @directory_argument
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 def command(directory: Path, as_json: bool) -> int:
-    """Every checkpoint in DIR, newest first: step, reason, size, age, valid or why not."""
+    """Show every checkpoint in DIR: valid, or why not.
+
+    \b
+      elastic-ckpt list ckpt
+      elastic-ckpt list ckpt --json | jq -r '.[] | select(.valid) | .path'
+
+    The newest first, those that are still in memory among them. Sizes are compared here; verify
+    --full reads every byte.
+    """
     job = open_job(directory)
     record = next(iter(job_records(job)), None)
     views = list_checkpoints(job, record.memory if record else "")

@@ -21,7 +21,16 @@ from elastic_ckpt.store.requests import ask_for_save
 @directory_argument
 @timeout_option
 def command(directory: Path, timeout: float) -> int:
-    """Ask the running job for a checkpoint now, and wait until it is sealed on the disk."""
+    """Have the running job save now, and wait until the disk has it.
+
+    \b
+      elastic-ckpt save ckpt
+      elastic-ckpt save ckpt --timeout 60 && elastic-ckpt verify ckpt --full
+
+    All ranks save at the same step and train on. Prints the checkpoint's path.
+
+    Exits with 0 if it is there, with 70 if none came in time, with 64 if no job runs in DIR.
+    """
     click.echo(str(saved_now(open_job(directory), directory, timeout).path))
     return 0
 

@@ -23,11 +23,12 @@ _AGAIN_SECONDS = 5.0
 
 @click.group("slurm")
 def command() -> None:
-    """Jobs of SLURM.
+    """Submit a job to SLURM, and have it queued again.
 
     \b
       elastic-ckpt slurm submit job.toml -- --time=24:00:00 --gres=gpu:8
-      elastic-ckpt status JOBID
+      elastic-ckpt status 4711
+      elastic-ckpt slurm requeue-hook $?
     """
 
 
@@ -36,13 +37,16 @@ def command() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the batch script, and submit nothing.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
-    """Submit JOB.toml as a batch job that saves when it is preempted and is queued again.
-
-    Everything behind -- goes to sbatch. With --array each task has a directory of its own.
+    """Submit JOB_FILE as a batch job that is queued again.
 
     \b
-      elastic-ckpt slurm submit job.toml -- --partition=low --time=24:00:00 --gres=gpu:8
+      elastic-ckpt slurm submit job.toml -- --partition=low --time=24:00:00
       elastic-ckpt slurm submit job.toml --dry-run > job.sbatch
+
+    It saves when it is preempted and when its time is nearly over. Everything behind -- goes to
+    sbatch. With --array each task has a directory of its own.
+
+    Exits with 0, with 70 if SLURM refuses it.
     """
     from elastic_ckpt.cli.run import check_script, parse
 
@@ -63,10 +67,17 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 @command.command("requeue-hook")
 @click.argument("code", type=int)
 def requeue_hook(code: int) -> int:
-    """Queue this job again if CODE, of elastic-ckpt run, asks for it and nobody cancelled the job.
+    """Queue this job again if exit code CODE asks for it.
 
-    For the end of a batch script. Ends with CODE, or with 70 if ten runs in a row have made no
-    checkpoint: then nobody queues it again.
+    \b
+      srun elastic-ckpt run --config job.toml
+      elastic-ckpt slurm requeue-hook $?
+
+    The last line of a batch script: CODE is the one of elastic-ckpt run, and 75 and 76 ask for
+    it. A job that somebody cancelled is left alone.
+
+    Exits with CODE, or with 70 if ten runs in a row have made no checkpoint: then nobody queues
+    it again.
     """
     from elastic_ckpt.notices.slurm import (
         grace_seconds,
@@ -150,7 +161,7 @@ def _sbatch(options: Sequence[str], script: str) -> str:
             input=script, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SlurmRefused(f"sbatch: {error}") from None
+        raise SlurmRefused(f"sbatch: {error}: is this a node of a SLURM cluster?") from None
     if done.returncode != 0:
         raise SlurmRefused(printable(" ".join(done.stderr.split())) or "sbatch failed")
     return done.stdout.strip().partition(";")[0]

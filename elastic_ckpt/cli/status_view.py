@@ -39,6 +39,8 @@ from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.records import FailureRecord, NodeRecord, RecoveryRecord, job_records
 from elastic_ckpt.store.verified import is_verified
 
+_NO_SESSION = "the script makes no Session: there will be no checkpoints"
+
 
 class SupervisorView(msgspec.Struct):
     """Of the node that leads.
@@ -118,7 +120,7 @@ class StatusView(msgspec.Struct, kw_only=True):
         state: a ``RunState``, or ``dead``: the supervisor was killed; or ``unknown``.
         message: one line on it.
         advice: what to do now; empty if nothing is.
-        warnings: why a job that runs is degraded; empty if it runs well.
+        warnings: what is not well; one that runs with a warning is degraded.
         exit_code: of ``status``: 0 running well or finished, 1 degraded or waiting to be run again,
             2 dead.
         at_risk: None unless the job trains.
@@ -177,11 +179,10 @@ def gather(job: JobDirectory) -> StatusView:
     newest_save = last_save(events)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
-    warnings = []
+    no_session = (record is not None and record.sessionless) or _no_session(record, slots)
+    warnings = [_NO_SESSION] if no_session else []
     if running:
-        no_session = (record is not None and record.sessionless) or _no_session(record, slots)
-        is_silent = alive is None and _is_silent(beat)
-        warnings = _warnings(newest_save, rejected, newest, no_session, is_silent)
+        warnings += _warnings(newest_save, rejected, newest, alive is None and _is_silent(beat))
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
@@ -275,13 +276,10 @@ def _warnings(
     save: LastSaveView | None,
     rejected: list[RejectedView],
     newest: CheckpointView | None,
-    no_session: bool,
     is_silent: bool,
 ) -> list[str]:
     """Why a job that runs does not run well."""
     found = []
-    if no_session:
-        found.append("the script makes no Session: there will be no checkpoints")
     if save is not None and save.error:
         found.append(f"the last save failed: {save.error}")
     if rejected and newest is None:

@@ -49,7 +49,9 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     sealed = os.path.lexists(job.root / MANIFEST_NAME) and not os.path.lexists(job.control)
     single = named or sealed
     if quarantine and single and not named:
-        raise UsageError(f"{job.root} is in no job directory: --quarantine has no place for it")
+        raise UsageError(
+            f"{job.root} is in no job directory, where --quarantine could put it: leave that out"
+        )
     if single:
         job = JobDirectory(job.root.parent)
     paths = [Path(directory).resolve()] if single else scan(job)

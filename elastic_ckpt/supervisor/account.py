@@ -88,9 +88,7 @@ class Account:
         if self.state is not before:
             log.info("%s -> %s", before.value, self.state.value)
             told = {"step": step} if step >= 0 else {}
-            self._journal.write(
-                "state", state=self.state.value, message=self.record.message, **told
-            )
+            self._journal.note("state", state=self.state.value, message=self.record.message, **told)
         self.update(**changes)
 
     def update(self, **changes: Any) -> None:

@@ -37,7 +37,7 @@ class Preemption:
         self._account = account
 
     def heed(self, notice: Notice) -> bool:
-        """Take a notice; False if it changes nothing."""
+        """Take a notice; False if it changes nothing. The record is for the caller to write."""
         least = time.monotonic() + LEAST_SECONDS
         if notice.source != "signal" and notice.deadline < least:
             notice = replace(notice, deadline=least)
@@ -47,10 +47,8 @@ class Preemption:
         self.notice = chosen
         self.grace = max(0.0, chosen.deadline - time.monotonic())
         self._board.deadline = chosen.deadline
-        self._journal.write(
-            "notice", source=notice.source, reason=notice.reason, seconds=self.grace
-        )
-        self._account.update(notice=NoticeRecord(chosen.source, chosen.reason, chosen.deadline))
+        self._journal.note("notice", source=notice.source, reason=notice.reason, seconds=self.grace)
+        self._account.record.notice = NoticeRecord(chosen.source, chosen.reason, chosen.deadline)
         return True
 
     def hold(self, notice: Notice) -> None:

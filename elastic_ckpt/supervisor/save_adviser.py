@@ -84,7 +84,7 @@ class SaveAdviser:
         undrained = kept.seal.total_bytes if kept else None
         outlook = self._forecast.outlook(grace_left, slots, now, undrained)
         choice = self._forecast.noticed(outlook, now)
-        self._journal.write(
+        self._journal.note(
             "choice",
             kind=choice.kind.value,
             predicted_seconds=choice.predicted_seconds,

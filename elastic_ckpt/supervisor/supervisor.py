@@ -358,6 +358,8 @@ class Supervisor:
             self._ending.noticed()
             message = f"{notice.reason}: saving, {self._preemption.grace:.0f} s left"
             self._account.move(Event.NOTICE, message)
+        else:
+            self._account.update()
         if self._ending.is_decided:
             return
         if self._launched and self._agent is not None:

@@ -7,7 +7,7 @@ from tests.job import Job, used_samples
 pytestmark = pytest.mark.one_torch
 
 EPOCHS, LAST_OF_EPOCH = 3, 13
-ARGUMENTS = ("--epochs", str(EPOCHS), "--workers", "2")
+ARGUMENTS = ("--epochs", str(EPOCHS), "--workers", "2", "--pause", "0.01")  # or it is done first
 
 
 def job_in(directory, *arguments) -> Job:

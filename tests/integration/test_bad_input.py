@@ -41,7 +41,7 @@ if not mark.exists() and os.environ["RANK"] == "0":
         assert job.start().wait() == 0, job.output()
         view = job.view()
         assert view.incarnation == 2  # it was restarted
-        assert "no checkpoints" in view.message
+        assert "no checkpoints" in view.warnings[0]
         assert view.exit_code == 0
 
 
