@@ -47,6 +47,7 @@ def timeout_option(function: F) -> F:
     """``--timeout``, for those who wait for a checkpoint."""
     return click.option(
         "--timeout",
+        metavar="SECONDS",
         default=300.0,
         show_default=True,
         type=click.FloatRange(min=0),

@@ -82,6 +82,7 @@ class _Run(click.Command):
 )
 @click.option(
     "--rdzv-timeout",
+    metavar="SECONDS",
     default=600.0,
     show_default=True,
     type=click.FloatRange(min=1),
@@ -89,6 +90,7 @@ class _Run(click.Command):
 )
 @click.option(
     "--grace",
+    metavar="SECONDS",
     type=click.FloatRange(min=0),
     help="Seconds from a signal to the end of this node.  [default: 30, or what SLURM leaves]",
 )
@@ -107,6 +109,7 @@ class _Run(click.Command):
 )
 @click.option(
     "--max-failures",
+    metavar="N",
     default=3,
     show_default=True,
     type=click.IntRange(min=0),
@@ -114,6 +117,7 @@ class _Run(click.Command):
 )
 @click.option(
     "--hang-seconds",
+    metavar="SECONDS",
     default=LEAST_SECONDS,
     show_default=True,
     type=click.FloatRange(min=1),
@@ -168,14 +172,18 @@ def command(
       elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
       elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
       elastic-ckpt run --config job.toml --print-config
-      elastic-ckpt run --dir /shared/ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
+      elastic-ckpt run --dir ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py
       elastic-ckpt run --dir /shared/ckpt --hostfile hosts -- train.py
 
     \b
     Exit codes:
-      0  finished                     70  failure budget spent, or no retry would mend it
-      75 preempted, saved: run again  65  no valid checkpoint, or the data does not match
-      76 preempted, nothing new       73  directory locked or unusable   64  wrong usage
+      0   finished
+      75  preempted, with a sealed checkpoint: run me again
+      76  preempted without a new one: run me again
+      70  failure budget spent, or no retry would mend it
+      65  no valid checkpoint, or the data does not match
+      73  the directory is locked or unusable
+      64  wrong usage
     """
     if print_config:
         click.echo(shown(context))

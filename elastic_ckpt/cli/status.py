@@ -27,17 +27,18 @@ _WATCH_SECONDS = 1.0
 @click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 def command(directory: Path, as_json: bool, watch: bool) -> int:
-    """How is the job in DIR: state, ranks, newest valid checkpoint, what was lost.
+    """How is the job in DIR, what would be lost, what is to be done?
 
     \b
       elastic-ckpt status checkpoints
       elastic-ckpt status checkpoints --watch
       elastic-ckpt status checkpoints --json | jq .newest_valid.step
-      elastic-ckpt status 4711                     the number of a SLURM job
+      elastic-ckpt status 4711
 
-    \b
-    Exits with 0 if it runs well or has finished, 1 if it is degraded or preempted and waiting
-    to be run again, 2 if it is dead.
+    DIR may be the number of a SLURM job.
+
+    Exits with 0 if it runs well or has finished, 1 if it is degraded, or preempted and waiting to
+    be run again, 2 if it is dead.
     """
     if as_json and watch:
         raise UsageError("--json shows one moment, --watch is for people: choose one")

@@ -23,6 +23,8 @@ from tests.unit.store_tools import make_checkpoint, open_job, tree
 from tests.unit.test_cli import IN_PROCESS, Command, cli
 from tests.unit.test_group_access import GROUP, OTHER_GROUP, as_user, make_job, place
 
+pytestmark = pytest.mark.one_torch
+
 __all__ = ["cli", "place"]
 
 KEYS = {"what", "state", "text", "todo", "value", "unit"}

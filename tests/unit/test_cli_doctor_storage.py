@@ -24,6 +24,8 @@ from elastic_ckpt.store.predictions import write_predictor
 from elastic_ckpt.store.trial import Skew, Tried, Word, Wrote
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
+pytestmark = pytest.mark.one_torch
+
 GB = 10**9
 GRACE = Grace(30.0, "as given")
 

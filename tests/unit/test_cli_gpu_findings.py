@@ -17,6 +17,8 @@ from elastic_ckpt.cli import bounded, gpu_findings
 from elastic_ckpt.cli.findings import Finding
 from elastic_ckpt.cli.gpu_findings import Device, Gpus, auto_workers, check_gpus, find_gpus
 
+pytestmark = pytest.mark.one_torch
+
 H100 = Device("NVIDIA H100 80GB HBM3", 85_520_809_984)
 TWO = Gpus((H100, H100), "550.54.15")
 

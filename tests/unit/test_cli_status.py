@@ -35,6 +35,8 @@ from elastic_ckpt.store.records import (
 from scripts.schemas import status_schema
 from tests.unit.store_tools import MODEL, make_checkpoint, open_job
 
+pytestmark = pytest.mark.one_torch
+
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "status.json"
 
 

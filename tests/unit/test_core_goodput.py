@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from elastic_ckpt.core.goodput import Category, Goodput, TimeAccount, account
 
+pytestmark = pytest.mark.one_torch
+
 
 @dataclass
 class Entry:

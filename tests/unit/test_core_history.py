@@ -18,6 +18,8 @@ from elastic_ckpt.core.history import History
 from elastic_ckpt.core.history_values import Cause, NoticeKind
 from elastic_ckpt.core.incidents import SENTENCES
 
+pytestmark = pytest.mark.one_torch
+
 
 @dataclass
 class Entry:

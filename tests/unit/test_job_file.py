@@ -59,7 +59,9 @@ def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch) -> None:
     assert shown["args"] == ('["a b", "--x"]', "file")
     off = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nmemory-dir = "off"\n')
     assert printed("--config", off)["memory-dir"] == ('"off"', "file")
-    told = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nmetrics-file = "m/a.prom"\nmetrics = 94\n')
+    told = write(
+        tmp_path, 'dir = "/c"\nscript = "/t.py"\nmetrics-file = "m/a.prom"\nmetrics = 94\n'
+    )
     shown = printed("--config", told)
     assert shown["metrics-file"] == (f'"{tmp_path}/m/a.prom"', "file")
     assert shown["metrics"][1] == "file"

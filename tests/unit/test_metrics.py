@@ -36,6 +36,8 @@ from elastic_ckpt.supervisor.metrics_history import CAUSES, CRASHES, REASONS, TI
 from elastic_ckpt.supervisor.metrics_table import METRICS, Kind
 from tests.unit.store_tools import open_job
 
+pytestmark = pytest.mark.one_torch
+
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs" / "metrics.md"
 

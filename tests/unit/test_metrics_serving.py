@@ -24,6 +24,8 @@ from elastic_ckpt.supervisor.metrics import check_file, parse_address
 from elastic_ckpt.supervisor.metrics_file import MetricsFile, replace
 from elastic_ckpt.supervisor.metrics_server import AT_ONCE, MetricsServer
 
+pytestmark = pytest.mark.one_torch
+
 ROOT = Path(__file__).parents[2]
 ENDLESS = 60
 

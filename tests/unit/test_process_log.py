@@ -25,6 +25,8 @@ from elastic_ckpt.supervisor.agent_process import _shown
 from elastic_ckpt.supervisor.messages import Joined
 from tests.unit.store_tools import open_job
 
+pytestmark = pytest.mark.one_torch
+
 log = logging.getLogger("elastic_ckpt.tested")
 ENDS_SECONDS = 20.0
 """A process log's own bound is half a second; a busy machine may take longer to write."""

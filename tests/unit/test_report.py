@@ -46,6 +46,8 @@ from tests.unit.test_core_history import (
 )
 from tests.unit.test_group_access import GROUP, as_user, make_job
 
+pytestmark = pytest.mark.one_torch
+
 MOST_BYTES = 2_000_000
 BEGAN = 1_790_000_000.0
 DISTURBED = [

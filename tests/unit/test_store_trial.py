@@ -27,6 +27,8 @@ from elastic_ckpt.store.trial import (
     try_storage,
 )
 
+pytestmark = pytest.mark.one_torch
+
 
 def tried(place: Path, chunks: int = 0, seconds: float = 5.0) -> list[Word]:
     found = list(try_storage(place, chunks * CHUNK_BYTES, seconds))
