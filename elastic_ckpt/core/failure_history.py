@@ -7,18 +7,8 @@ save more often.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
+from elastic_ckpt.core.fields import Entry
 from elastic_ckpt.errors import ExitCode
-
-
-class _Event(Protocol):
-    @property
-    def event(self) -> str: ...
-    @property
-    def wall(self) -> float: ...
-    @property
-    def data(self) -> dict[str, Any]: ...
 
 
 class FailureHistory:
@@ -42,7 +32,7 @@ class FailureHistory:
         running = 0.0 if self._since is None else max(0.0, now - self._since)
         return self._trained + running
 
-    def observe(self, event: _Event) -> None:
+    def observe(self, event: Entry) -> None:
         """Take the next event into account."""
         if event.data.get("follows"):
             return  # of a node that follows another one
@@ -67,7 +57,7 @@ class FailureHistory:
                 self._stop(before, failed=True)
                 self._settle(saved=self._saved)
 
-    def _regroups(self, event: _Event) -> bool:
+    def _regroups(self, event: Entry) -> bool:
         """Whether all ranks left for an incarnation of other nodes, a checkpoint sealed."""
         return not self._noticed and event.data.get("kind") in ("stopped", "not-begun")
 

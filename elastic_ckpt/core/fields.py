@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from elastic_ckpt.core.text import MAX_SHOWN, printable
 
@@ -13,6 +13,30 @@ MAX_SECONDS: Final = 1e10
 _MAX_VALUE: Final = 1e100
 _MAX_ITEMS: Final = 64
 """Of a list or an object the beginning is read."""
+
+
+class Entry(Protocol):
+    """One event of a journal, as the store reads it; what stands in ``data`` is anybody's guess."""
+
+    @property
+    def event(self) -> str:
+        """What happened."""
+
+    @property
+    def wall(self) -> float:
+        """When, in seconds since the epoch."""
+
+    @property
+    def node(self) -> str:
+        """Whose journal it is."""
+
+    @property
+    def incarnation(self) -> int:
+        """That ran, or was about to."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The event's own fields."""
 
 
 class Fields:

@@ -11,18 +11,11 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
+
+from elastic_ckpt.core.fields import Entry
 
 _Other = TypeVar("_Other", float, None)
-
-
-class _Event(Protocol):
-    @property
-    def event(self) -> str: ...
-    @property
-    def wall(self) -> float: ...
-    @property
-    def data(self) -> dict[str, Any]: ...
 
 
 class Category(Enum):
@@ -104,7 +97,7 @@ class TimeAccount:
         self._unsettled = False  # an incarnation ended badly, and the next has not begun
         self._running = False  # a supervisor is, as far as it said
 
-    def observe(self, event: _Event) -> None:
+    def observe(self, event: Entry) -> None:
         """Take the next event into account."""
         if event.data.get("follows"):
             return  # of a node that follows another one, whose word counts
@@ -189,7 +182,7 @@ class TimeAccount:
         self._turn_to(self._restart, wall)
         self._running = True
 
-    def _train(self, event: _Event) -> None:
+    def _train(self, event: Entry) -> None:
         """The first step of an incarnation; what is newer than it went on from is lost."""
         since = self._saved_at if self._loaded is None else self._loaded
         if self._loaded is None and event.data.get("step") == 0:
@@ -202,7 +195,7 @@ class TimeAccount:
         self._saved_at = since
         self._trained, self._unsettled = True, False
 
-    def _stand_still(self, event: _Event) -> None:
+    def _stand_still(self, event: Entry) -> None:
         """A save ends, which training stood still for."""
         wall, data = event.wall, event.data
         if self._category is Category.TRAINING and self._since is not None:
@@ -215,7 +208,7 @@ class TimeAccount:
             self._saves[_key(event)] = moment
             self._saved_at = max(self._saved_at, moment)
 
-    def _stop(self, event: _Event) -> None:
+    def _stop(self, event: Entry) -> None:
         """An incarnation is over, or the run that it was of."""
         kind = event.data.get("kind")
         if self._category is Category.TRAINING:
@@ -228,7 +221,7 @@ class TimeAccount:
             self._turn_to(Category.RECOVERY, event.wall)
 
 
-def _key(event: _Event) -> tuple[float, float]:
+def _key(event: Entry) -> tuple[float, float]:
     return number(event.data.get("epoch"), 0.0), number(event.data.get("step"), -1.0)
 
 
@@ -243,7 +236,7 @@ def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
         yield Span(Category.LOST_WORK, max(span.began, moment), span.ended)
 
 
-def fold(events: Iterable[_Event]) -> TimeAccount:
+def fold(events: Iterable[Entry]) -> TimeAccount:
     """The account of a whole journal."""
     found = TimeAccount()
     for event in events:
@@ -251,7 +244,7 @@ def fold(events: Iterable[_Event]) -> TimeAccount:
     return found
 
 
-def account(events: Iterable[_Event], now: float | None = None) -> Goodput:
+def account(events: Iterable[Entry], now: float | None = None) -> Goodput:
     """What a journal adds up to; ``now`` as for :meth:`TimeAccount.spans`."""
     return fold(events).goodput(now)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from elastic_ckpt.core.ended import EndKind
-from elastic_ckpt.core.fields import Fields
+from elastic_ckpt.core.fields import Entry, Fields
 from elastic_ckpt.core.goodput import TimeAccount
 from elastic_ckpt.core.history_values import (
     Cause,
@@ -33,19 +33,6 @@ KILLED: Final = "killed"
 """How an incarnation ended of which nobody could say it."""
 
 _REGROUPED: Final = (EndKind.STOPPED.value, EndKind.NOT_BEGUN.value)
-
-
-class _Event(Protocol):
-    @property
-    def event(self) -> str: ...
-    @property
-    def wall(self) -> float: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def incarnation(self) -> int: ...
-    @property
-    def data(self) -> dict[str, Any]: ...
 
 
 class History:
@@ -78,7 +65,7 @@ class History:
         """Whether a supervisor ever ran: without one nobody knows where the time went."""
         return any(run.supervised for run in self.runs)
 
-    def observe(self, event: _Event) -> None:
+    def observe(self, event: Entry) -> None:
         """Take the next event into account."""
         if not 0 <= event.wall <= LATEST:
             return
@@ -127,12 +114,12 @@ class History:
             found.ended, found.kind = at, kind
         return found
 
-    def _start(self, event: _Event, fields: Fields) -> None:
+    def _start(self, event: Entry, fields: Fields) -> None:
         self._end_unsaid(event.wall if self.last is None else self.last)
         self._noticed = None
         self.runs.append(Run(event.wall, fields.text("run_id", 80), fields.text("script")))
 
-    def _script(self, event: _Event, fields: Fields) -> None:
+    def _script(self, event: Entry, fields: Fields) -> None:
         """A script without a supervisor is its own launch."""
         self._end_unsaid(event.wall if self.last is None else self.last)
         self._noticed = None
@@ -160,7 +147,7 @@ class History:
             message = "the node was gone before the run had ended"
             self._interrupt(Cause.PREEMPTION, at, kind=self._noticed.source, message=message)
 
-    def _launch(self, event: _Event, fields: Fields) -> None:
+    def _launch(self, event: Entry, fields: Fields) -> None:
         self._close_incarnation(event.wall, KILLED)
         number = fields.count("incarnation")
         self.incarnations.append(
@@ -173,7 +160,7 @@ class History:
             )
         )
 
-    def _loaded(self, event: _Event, fields: Fields) -> None:
+    def _loaded(self, event: Entry, fields: Fields) -> None:
         epoch, step = fields.count("epoch"), fields.count("step")
         found = self._incarnation
         if found is None:
@@ -181,7 +168,7 @@ class History:
         found.from_epoch, found.from_step, found.tier = epoch, step, fields.text("tier", 80)
         found.since = self.account.moment_of(epoch or 0, -1 if step is None else step)
 
-    def _state(self, event: _Event, fields: Fields) -> None:
+    def _state(self, event: Entry, fields: Fields) -> None:
         found = self._incarnation
         if fields.text("state", 80) != RunState.RUNNING.value or found is None:
             return
@@ -190,7 +177,7 @@ class History:
         if found.from_step is None:
             found.from_step = fields.count("step")
 
-    def _steps(self, event: _Event, fields: Fields) -> None:
+    def _steps(self, event: Entry, fields: Fields) -> None:
         at = event.wall - (fields.seconds("age_seconds") or 0.0)
         self._sample(at, fields)
 
@@ -204,7 +191,7 @@ class History:
         count, metrics = fields.count("samples_per_step") or 0, fields.values("metrics")
         self.samples.append(Sample(at, index, epoch, step, count, metrics))
 
-    def _saved(self, event: _Event, fields: Fields) -> None:
+    def _saved(self, event: Entry, fields: Fields) -> None:
         save = Save(
             event.wall, fields.count("epoch"), fields.count("step"), fields.text("reason", 80),
             fields.text("tier", 80), fields.count("bytes"), fields.seconds("seconds") or 0.0,
@@ -215,12 +202,12 @@ class History:
             self._noticed.saved_step = save.step
         self._sample(event.wall - save.seconds, fields)
 
-    def _drained(self, event: _Event, fields: Fields) -> None:
+    def _drained(self, event: Entry, fields: Fields) -> None:
         """What was in memory when the notice came may be all that is saved on it."""
         if self._noticed is not None and self._noticed.saved_step is None:
             self._noticed.saved_step = fields.count("step")
 
-    def _save_failed(self, event: _Event, fields: Fields) -> None:
+    def _save_failed(self, event: Entry, fields: Fields) -> None:
         self.saves.append(
             Save(
                 event.wall, None, fields.count("step"), fields.text("reason", 80), "", None,
@@ -228,7 +215,7 @@ class History:
             )
         )  # fmt: skip
 
-    def _notice(self, event: _Event, fields: Fields, *, follows: bool = False) -> None:
+    def _notice(self, event: Entry, fields: Fields, *, follows: bool = False) -> None:
         run = len(self.runs) - 1 if self._run is not None else None
         notice = Notice(
             event.wall, run, NoticeKind(event.event), fields.text("source", 80),
@@ -238,20 +225,20 @@ class History:
         if self._noticed is None and notice.kind is NoticeKind.NOTICE and not follows:
             self._noticed = notice
 
-    def _choice(self, event: _Event, fields: Fields) -> None:
+    def _choice(self, event: Entry, fields: Fields) -> None:
         notice = self._noticed
         if notice is not None:
             notice.choice, notice.why = fields.text("kind", 80), fields.text("why")
             notice.predicted_seconds = fields.seconds("predicted_seconds")
 
-    def _emergency_save(self, event: _Event, fields: Fields) -> None:
+    def _emergency_save(self, event: Entry, fields: Fields) -> None:
         notice = self._noticed
         if notice is not None:
             notice.saved_step = fields.count("step")
             notice.predicted_seconds = fields.seconds("predicted_seconds")
             notice.actual_seconds = fields.seconds("actual_seconds")
 
-    def _hang(self, event: _Event, fields: Fields) -> None:
+    def _hang(self, event: Entry, fields: Fields) -> None:
         stacks = event.data.get("stacks")
         ranks = Fields(stacks) if isinstance(stacks, dict) else Fields({})
         self._stacks = tuple(
@@ -260,7 +247,7 @@ class History:
             for frame in ranks.texts(rank, 200)[:12]
         )
 
-    def _ended(self, event: _Event, fields: Fields) -> None:
+    def _ended(self, event: Entry, fields: Fields) -> None:
         kind, rank = fields.text("kind", 80), fields.code("rank")
         found = self._close_incarnation(event.wall, kind)
         if found is not None:
@@ -268,7 +255,7 @@ class History:
         if kind in _REGROUPED and self._noticed is None:
             self._interrupt(Cause.REGROUPING, event.wall, message=fields.text("message"))
 
-    def _crash(self, event: _Event, fields: Fields) -> None:
+    def _crash(self, event: Entry, fields: Fields) -> None:
         kind, rank = fields.text("kind", 80), fields.code("rank")
         stacks, self._stacks = self._stacks if kind == "hang" else (), ()
         found = self._close_incarnation(event.wall, EndKind.CRASHED.value)
@@ -283,7 +270,7 @@ class History:
             tail=fields.texts("tail", 200), stacks=stacks,
         )  # fmt: skip
 
-    def _end(self, event: _Event, fields: Fields) -> None:
+    def _end(self, event: Entry, fields: Fields) -> None:
         run = self._run
         if run is None:
             return
@@ -316,7 +303,7 @@ class History:
         number = self.incarnations[-1].number if own else 0
         self.interruptions.append(Interruption(cause, at, len(self.runs) - 1, number, **fields))
 
-    def _recovery(self, event: _Event, fields: Fields) -> None:
+    def _recovery(self, event: Entry, fields: Fields) -> None:
         total = fields.seconds("total")
         if total is None:
             return
@@ -328,7 +315,7 @@ class History:
             )
         )  # fmt: skip
 
-    def _verified(self, event: _Event, fields: Fields) -> None:
+    def _verified(self, event: Entry, fields: Fields) -> None:
         self.checks.append(
             Check(
                 event.wall, fields.text("path"), fields.flag("valid"), fields.text("why"),
@@ -336,12 +323,12 @@ class History:
             )
         )  # fmt: skip
 
-    def _refuse(self, event: _Event, fields: Fields) -> None:
+    def _refuse(self, event: Entry, fields: Fields) -> None:
         path, to, reason = fields.text("path"), fields.text("to"), fields.text("reason")
         self.refused.append(Refused(event.wall, path, to, reason))
 
 
-_Handler = Callable[[History, _Event, Fields], None]
+_Handler = Callable[[History, Entry, Fields], None]
 
 _HANDLERS: Final[dict[str, _Handler]] = {
     "start": History._start,

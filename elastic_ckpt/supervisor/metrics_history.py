@@ -10,6 +10,8 @@ from itertools import accumulate, product
 from pathlib import Path
 from typing import Any, Final, get_args
 
+import msgspec
+
 from elastic_ckpt.core.failure import FailureClass
 from elastic_ckpt.core.goodput import TimeAccount, number
 from elastic_ckpt.core.manifest import Reason
@@ -104,7 +106,7 @@ class JobHistory:
         """
         if event.data.get("follows"):
             return
-        self.time.observe(event if wall is None else _At(event.event, wall, event.data))
+        self.time.observe(event if wall is None else msgspec.structs.replace(event, wall=wall))
         match event.event:
             case "start" | "launch" | "crash" | "end":
                 self._count_restart(event.event, event.data)
@@ -183,15 +185,6 @@ class JobHistory:
 
 
 _NO_KEY: Final = (-1.0, -1.0)
-
-
-@dataclass(frozen=True)
-class _At:
-    """An event at another time than it says."""
-
-    event: str
-    wall: float
-    data: dict[str, Any]
 
 
 def _named(data: dict[str, Any]) -> _Key:
