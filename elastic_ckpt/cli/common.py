@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.slurm_jobs import find_job, is_job_number
@@ -30,6 +31,12 @@ class _Directory(click.Path):
                 )
             return found
         return super().convert(value, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Directories alone."""
+        return [CompletionItem(incomplete, type="dir")]
 
 
 def directory_argument(function: F) -> F:

@@ -59,6 +59,7 @@ def _printed(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
             f"no worker has printed anything that is kept in {job.logs}"
             + (f", or none of incarnation {newest}" if last and newest else "")
             + ("" if rank is None else f", or none of rank {rank}")
+            + ": see elastic-ckpt status"
         )
     for log in logs:
         yield f"== incarnation {log.incarnation}, rank {log.rank}"

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.notices.platforms import AUTO
+from elastic_ckpt.notices.platforms import AUTO, NONE, PLATFORMS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,12 +46,18 @@ def notice_options(function: F) -> F:
             default=[AUTO],
             show_default=True,
             metavar="NAME",
+            shell_complete=_source_names,
             help="Whose word counts beside signals: slurm, aws, gcp, azure, none, or auto for "
             "those of this machine. May be given several times.",
         ),
     ):
         function = option(function)
     return function
+
+
+def _source_names(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """For a shell that completes."""
+    return [name for name in (AUTO, NONE, *PLATFORMS) if name.startswith(begun)]
 
 
 def known_grace(given: float | None, platforms: Sequence[str]) -> float:

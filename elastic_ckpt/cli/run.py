@@ -40,7 +40,8 @@ class _Run(click.Command):
         """As click does."""
         ctx.meta[_CALLED_WITH] = list(args)
         rest = super().parse_args(ctx, args)
-        fill_in(ctx)
+        if not ctx.resilient_parsing:  # a shell that completes must not see what is wrong yet
+            fill_in(ctx)
         return rest
 
 

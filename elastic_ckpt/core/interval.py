@@ -30,6 +30,14 @@ class SaveInterval:
             return f"{self.steps} steps"
         return f"{self.seconds:g}s" if self.seconds else "as the script says"
 
+    @property
+    def told_steps(self) -> int:
+        """What the ranks are told: 0 leaves the script's own interval, as nothing was asked for.
+
+        Of one in seconds the supervisor asks for each save, and -1 keeps the script from its own.
+        """
+        return -1 if self.seconds or self.auto else self.steps
+
     def due(self, step: int) -> bool:
         """Whether a save follows from the step number alone, alike on every rank."""
         return self.steps > 0 and step > 0 and step % self.steps == 0

@@ -52,13 +52,16 @@ class HeldLock:
         except filelock.Timeout:
             raise LockHeld(f"{path} is held by {_describe(path)}") from None
         except OSError as error:
-            raise DirectoryUnusable(f"cannot lock {path}: {error.strerror or error}") from None
+            raise DirectoryUnusable(
+                f"cannot lock {path}: {error.strerror or error}; choose another directory"
+            ) from None
         try:
             self.record(0)
         except OSError as error:
             self._lock.release()
             raise DirectoryUnusable(
-                f"cannot write {_owner_file(path)}: {error.strerror or error}"
+                f"cannot write {_owner_file(path)}: {error.strerror or error}; make room there, or "
+                "choose another directory"
             ) from None
 
     def record(self, incarnation: int) -> None:

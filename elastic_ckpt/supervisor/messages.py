@@ -25,7 +25,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         nproc: workers on this node.
         preload: modules that the template process imports before workers fork from it.
         learn_preload: it imports those that the job was seen to import, too.
-        save_interval_steps: overrides the script's interval; 0 leaves it.
+        save_interval_steps: overrides the script's interval; 0 leaves it, -1 is for none.
         global_batch: samples of one optimizer step; 0 leaves the script's accumulation.
         retention: goes before the script's, if it asks for anything.
         memory: the node's memory tier; empty to save to the disk.

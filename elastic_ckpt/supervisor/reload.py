@@ -27,7 +27,7 @@ def reload(old: RunSettings, new: RunSettings) -> Reload:
         UsageError: it cannot be taken over now.
     """
     taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
-    if old.endpoint and new.interval.steps != old.interval.steps:
+    if old.endpoint and new.interval.told_steps != old.interval.told_steps:
         raise UsageError("a new interval in steps takes a new start of all nodes")
     later = "" if new == taken else "; what else differs counts from the next start"
     said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"

@@ -80,7 +80,9 @@ def _try_to_lead(endpoint: str) -> Rendezvous:
         if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
             # Another node's; or this host's, where somebody listens.
             return Rendezvous(host, port, in_use=error.errno == errno.EADDRINUSE)
-        raise UsageError(f"--rdzv-endpoint {endpoint}: {error.strerror}") from None
+        raise UsageError(
+            f"--rdzv-endpoint {endpoint}: {error.strerror}: give another port"
+        ) from None
     fd = os.dup(listener.fileno())
     listener.close()
     return Rendezvous(host, port, fd)

@@ -79,7 +79,7 @@ class RunSettings:
         return {
             "the script": self.script.name,
             "the script's arguments": " ".join(self.args),
-            "--save-interval": f"{self.interval.steps} steps",
+            "--save-interval": f"{self.interval.told_steps} steps",
             "--global-batch": str(self.global_batch),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }

@@ -376,7 +376,7 @@ class Supervisor:
     @property
     def _is_outdated(self) -> bool:
         """Whether the ranks were told another interval than now counts."""
-        agent, steps = self._agent, self._settings.interval.steps
+        agent, steps = self._agent, self._settings.interval.told_steps
         return agent is not None and agent.interval_steps != steps
 
     @property

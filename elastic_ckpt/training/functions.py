@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ckpt.core.agreement import ActionKind
+from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.core.manifest import Reason
 from elastic_ckpt.core.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
@@ -45,7 +46,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
 
     Args:
         step: the step's number in the script's own counting; only ``every`` looks at it.
-        every: steps between saves; 0 for none.
+        every: steps between saves, 0 for none; the supervisor's ``--save-interval`` goes before it.
         save_dir: needed only when neither ``ELASTIC_CKPT_DIR`` is set nor a function of this
             package was called before.
 
@@ -67,7 +68,8 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     action = runtime.steps.enter(_loop.calls, epoch, samples, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
-    due = every > 0 and step > 0 and step % every == 0
+    told = runtime.supervised.save_interval_steps if runtime.supervised else 0
+    due = SaveInterval(steps=told or every).due(step)
     return _loop.stop or action.kind is not ActionKind.GO or due
 
 
@@ -94,7 +96,7 @@ def save_checkpoint(
         epoch: the epoch that the loop is in; at its end, too.
         step: optimizer steps, in the script's own counting.
         batch_size: samples per optimizer step of one data-parallel rank: times the accumulation.
-        coordinator: accepted for the seed's sake; the ranks are known otherwise.
+        coordinator: not looked at, as the ranks are known; ColossalChat's function has it.
         use_async: have TensorNVMe write, if it is installed; the seal comes behind it.
 
     With this package's ``StatefulDistributedSampler`` the place in the data is what it has given
@@ -164,7 +166,9 @@ def load_checkpoint(
     path = Path(load_dir).resolve()
     single = checkpoint_key(path.name) is not None
     if not path.exists() and os.environ.get("ELASTIC_CKPT_DIR") != os.fspath(load_dir):
-        raise NoValidCheckpoint(f"{path} does not exist")
+        raise NoValidCheckpoint(
+            f"{path} does not exist: give a checkpoint or a job's directory; make it for a new job"
+        )
     runtime = runtimes.join(path.parent if single else path)
     engine = make_engine(booster, model, optimizer, lr_scheduler)
     loaded = load_given(runtime, engine, path) if single else load_newest(runtime, engine)

@@ -332,7 +332,8 @@ def _load_alone(engine: Engine, loaded: Loaded, world_size: int) -> str:
                 f"{printable(first)}; run as before, or start a new --dir"
             ) from error
         raise CheckpointError(
-            f"the script's model or optimizer does not fit {name}: {printable(first)}"
+            f"the script's model or optimizer does not fit {name}: {printable(first)}; take the "
+            "script of then, or start a new --dir"
         ) from error
 
 

@@ -52,7 +52,8 @@ class RankState:
         for name, thing in self._extra.items():
             if name not in state["extra"]:
                 raise ElasticCkptError(
-                    f"{self._name} holds no state for extra={name!r}: it was saved without it"
+                    f"{self._name} holds no state for extra={name!r}, as it was saved without it: "
+                    "leave it out, or start a new --dir"
                 )
             thing.load_state_dict(state["extra"][name])
 

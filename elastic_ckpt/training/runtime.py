@@ -140,7 +140,10 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
     directory = _resolve(save_dir)
     if _current is not None:
         if _current.job.root != directory:
-            raise UsageError(f"this process already saves to {_current.job.root}, not {directory}")
+            raise UsageError(
+                f"this process already saves to {_current.job.root}, not {directory}: give the "
+                "same directory everywhere"
+            )
         return _current
     _current = _join_supervised(_supervised) if _supervised else _join_alone(directory)
     _current.slot.joined()

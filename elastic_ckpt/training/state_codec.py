@@ -120,7 +120,10 @@ def dump_tree(tree: Any, name: str) -> bytes:
     try:
         data = json.dumps(tree).encode()
     except ValueError as error:  # an integer of more digits than Python reads back
-        raise UsageError(f"the state in {name} cannot be kept: {error}") from None
+        raise UsageError(
+            f"the state in {name} cannot be kept: {error}; it may hold tensors, arrays, numbers, "
+            "texts, lists and dicts"
+        ) from None
     if len(data) > MAX_JSON_BYTES:
         raise UsageError(
             f"the state in {name} has {len(data)} bytes apart from its tensors, and "
@@ -149,7 +152,9 @@ class TreeEncoder:
             UsageError: it holds what cannot be kept.
         """
         if depth > _MAX_DEPTH:
-            raise UsageError(f"the state at {place[:80]!r} is nested deeper than {_MAX_DEPTH}")
+            raise UsageError(
+                f"the state at {place[:80]!r} is nested deeper than {_MAX_DEPTH}: flatten it"
+            )
         match value:
             case None | bool() | str():
                 return value

@@ -63,3 +63,30 @@ def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
         (job.directory / ".elastic-ckpt" / "requests" / "save-now").touch()
         job.process.terminate()
         assert job.wait(25) == 75, job.output()
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--save-interval", "10"], [10, 20, 30, 40]),
+        (["--save-interval", "100000s"], []),
+        ([], [25]),
+    ],
+    ids=["steps", "seconds", "none"],
+)
+def test_the_interval_of_the_command_line_goes_before_the_loop_s(tmp_path, options, steps):
+    arguments = ("--engine", "torch", "--steps", "40", "--every", "25", "--pause", "0")
+    with Job(tmp_path, *arguments, script=SCRIPTS / "seed_shape.py") as job:
+        assert job.start(*options).wait() == 0, job.output()
+        found = sorted(int(path.name.partition("step-")[2]) for path in job.checkpoints())
+        assert found == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "found"), [(["--save-interval", "100000s"], {"final"}), ([], {"interval", "final"})]
+)
+def test_an_interval_in_seconds_goes_before_the_session_s(tmp_path, options, found):
+    with Job(tmp_path, "--epochs", "1", "--interval", "5") as job:
+        assert job.start(*options).wait() == 0, job.output()
+        reasons = {event["data"]["reason"] for event in job.events() if event["event"] == "saved"}
+        assert reasons == found

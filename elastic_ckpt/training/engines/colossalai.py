@@ -153,7 +153,8 @@ class ColossalAIEngine:
             missing = coverage.what_is_missing(directory, kind, index, wanted)
             if missing:
                 raise CheckpointError(
-                    f"the script's model does not fit {directory.name}, which lacks {missing}"
+                    f"the script's model does not fit {directory.name}, which lacks {missing}: "
+                    "take the script of then, or start a new --dir"
                 )
 
     def _has_replicas(self) -> bool:

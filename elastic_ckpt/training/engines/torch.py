@@ -158,7 +158,9 @@ class TorchEngine:
 
     def _restoration(self, directory: Path, index: ShardIndex) -> Restoration:
         if not self._shared_out:
-            raise UsageError("the model that was saved was a torch module")
+            raise UsageError(
+                "the model that was saved was a torch module: give one again, or start a new --dir"
+            )
         with rejecting(f"state in {directory.name}"):
             tree = json.loads(read_bounded(directory / "state.json", MAX_JSON_BYTES))
             if directory.name == _MODEL:

@@ -83,7 +83,8 @@ def _target(name: str, own: torch.Tensor, saved: IndexedTensor) -> torch.Tensor:
     if list(own.shape) != saved.shape:
         raise CheckpointError(
             f"the script's model does not fit the checkpoint: {printable(name, 80)} has the shape "
-            f"{list(own.shape)} and had {saved.shape}"
+            f"{list(own.shape)} and had {saved.shape}; take the script of then, or start a new "
+            "--dir"
         )
     dtype = NAMED_DTYPES[saved.dtype]
     return own if own.dtype == dtype else torch.empty_like(own.detach(), dtype=dtype)
@@ -106,7 +107,10 @@ def restore_optimizer(
     own = optimizer.state_dict() if names is not None else {}
     parameters = numbered(optimizer, own)
     if names is None or parameters is None:
-        raise CheckpointError("the optimizer that was saved had all its parameters in the model")
+        raise CheckpointError(
+            "the optimizer that was saved had all its parameters in the model: take the script of "
+            "then, or start a new --dir"
+        )
     number_of = {names[id(parameter)]: number for number, parameter in parameters.items()}
     groups = _groups(saved["param_groups"], own["param_groups"], number_of)
     state = {}
@@ -133,7 +137,8 @@ def _groups(
         groups.append({**before, "params": now["params"]})
     if not len(groups) == len(saved) == len(own):
         raise CheckpointError(
-            "the script's optimizer does not fit the checkpoint: its groups hold other parameters"
+            "the script's optimizer does not fit the checkpoint: its groups hold other parameters; "
+            "take the script of then, or start a new --dir"
         )
     return groups
 

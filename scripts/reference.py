@@ -1,0 +1,271 @@
+"""Write docs/reference.md, and the states of a run into docs/design.md, from what the code says.
+
+    python scripts/reference.py
+
+Neither torch nor ColossalAI is imported: signatures and docstrings are read from the sources. A
+test compares the files with what this makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from python_reference import python
+
+from elastic_ckpt import errors
+from elastic_ckpt.cli.app import SECTIONS, group
+from elastic_ckpt.cli.job_file import _keys, _type_of
+from elastic_ckpt.core.run_state import TERMINAL, TRANSITIONS, RunState
+from elastic_ckpt.errors import ElasticCkptError, ExitCode
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference.md"
+DESIGN = ROOT / "docs" / "design.md"
+BEGIN = "<!-- states: begin -->"
+END = "<!-- states: end -->"
+
+HEAD = """\
+# Reference
+
+Every command, option, exit code, variable, key and Python name. `python scripts/reference.py`
+makes this page from the sources; what things are for is in the [other pages](README.md).
+
+[Commands](#commands), [exit codes](#exit-codes), [environment variables](#environment-variables),
+[the job file](#the-job-file), [Python](#python), [errors](#errors).
+"""
+
+CODES = {
+    ExitCode.FINISHED: ("training finished", "it went well"),
+    ExitCode.USAGE: ("wrong usage", "wrong usage, or no job runs that could be asked"),
+    ExitCode.DATA: (
+        "checkpoints exist but none is valid, or the data does not match",
+        "a checkpoint is not valid",
+    ),
+    ExitCode.FAILED: (
+        "failure budget spent, or a failure that no retry mends",
+        "it was not done: the message says why",
+    ),
+    ExitCode.UNAVAILABLE: (
+        "a lock is held, or the directory cannot be used",
+        "the directory cannot be used",
+    ),
+    ExitCode.PREEMPTED_SAVED: ("preempted, with a sealed checkpoint: run me again", ""),
+    ExitCode.PREEMPTED_UNSAVED: ("preempted without a new one: run me again", ""),
+}
+
+YOURS = {
+    "ELASTIC_CKPT_DIR": "the job's directory where a command is given no DIR, `run` no `--dir`, "
+    "and a script no `save_dir`; a worker finds it set",
+    "CUDA_VISIBLE_DEVICES": "`--nproc auto` counts what is listed there",
+    "SLURMD_NODENAME": "this node's name where there is no `--node-name`",
+    "XDG_STATE_HOME": "where the numbers of SLURM jobs are kept, in `elastic-ckpt/slurm`; "
+    "`~/.local/state` if it is not set",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service that `aws` asks",
+    "AZURE_METADATA_SERVICE_ENDPOINT": "the same for `azure`",
+    "GCE_METADATA_HOST": "HOST[:PORT], the same for `gcp`",
+    "TMPDIR": "where the run's sockets and FIFOs lie; `/tmp` if it is not set or too long",
+    "NO_COLOR": "words without colours, if it is set; `FORCE_COLOR` has colours without a terminal",
+    "COLUMNS": "the width of what is shown, where the terminal does not say",
+}
+
+THEIRS = {
+    "SLURM_JOB_ID": "of SLURM: this is a job of it. `SLURM_ARRAY_JOB_ID`, `SLURM_ARRAY_TASK_ID`, "
+    "`SLURM_JOB_PARTITION`, `SLURM_JOB_NODELIST`, `SLURM_STEP_NODELIST`, `SLURM_STEP_NUM_NODES`, "
+    "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT` say the rest",
+    "NOTIFY_SOCKET": "of systemd: where the supervisor says how it is; `WATCHDOG_USEC` how often",
+}
+
+WORKERS = {
+    "RANK": "and `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `GROUP_RANK`, `MASTER_ADDR`, "
+    "`MASTER_PORT`: as under torchrun",
+    "TORCHELASTIC_RUN_ID": "the job's name and the incarnation; `TORCHELASTIC_RESTART_COUNT` the "
+    "launches before this one, `TORCHELASTIC_MAX_RESTARTS` always 0",
+    "SLURM_PROCID": "and `SLURM_LOCALID`, `SLURM_NPROCS`, `SLURM_NTASKS`: the rank's, in SLURM "
+    "and elsewhere",
+    "OMP_NUM_THREADS": "1 where you set none and a node has several workers, as under torchrun",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "set while ColossalAI loads: nothing else is unpickled",
+    "TORCH_CPP_LOG_LEVEL": "`ERROR` where you set none: torch's store warns of each node that goes",
+}
+
+
+def main() -> None:
+    """Write both files."""
+    REFERENCE.write_text(reference(), encoding="utf-8")
+    page = DESIGN.read_text(encoding="utf-8")
+    DESIGN.write_text(with_states(page), encoding="utf-8")
+
+
+def reference() -> str:
+    """The page."""
+    parts = [HEAD, *commands(), *exit_codes(), *variables(), *job_file(), *python(), *error_tree()]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[str]:
+    """A section for each, in the order of ``elastic-ckpt --help``."""
+    yield "## Commands"
+    with click.Context(group, info_name="elastic-ckpt") as context:
+        for title, section in SECTIONS.items():
+            yield f"**{title}**: " + ", ".join(
+                f"[{name}](#elastic-ckpt-{name})" for name in section
+            )
+        for section in SECTIONS.values():
+            for name in section:
+                found = group.get_command(context, name)
+                assert found is not None
+                yield from command(found, f"elastic-ckpt {name}", "###")
+
+
+def command(found: click.Command, name: str, level: str) -> Iterator[str]:
+    """Its usage, its help, its options; then its own commands."""
+    yield f"{level} {name}"
+    with click.Context(found, info_name=name) as context:
+        yield f"```\n{context.get_usage().removeprefix('Usage: ')}\n```"
+        yield from paragraphs(found.help or "")
+        rows = [option(one, context) for one in found.params if isinstance(one, click.Option)]
+        if rows:
+            yield table(("option", "default", "meaning"), rows)
+        if isinstance(found, click.Group):
+            for sub in found.list_commands(context):
+                below = found.get_command(context, sub)
+                assert below is not None
+                yield from command(below, f"{name} {sub}", level + "#")
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """A help text in Markdown; what click does not wrap is a block."""
+    for part in inspect.cleandoc(text).split("\n\n"):
+        if part.startswith("\b"):
+            lines = part.splitlines()[1:]
+            margin = min(len(line) - len(line.lstrip()) for line in lines)
+            yield "```\n" + "\n".join(line[margin:] for line in lines) + "\n```"
+        else:
+            yield " ".join(part.split())
+
+
+def option(found: click.Option, context: click.Context) -> tuple[str, str, str]:
+    """Its row: as it is written, what it is if it is not given, what it does."""
+    record = found.get_help_record(context)
+    assert record is not None
+    written, text = record
+    meaning, _, notes = text.partition("  [")
+    default = ""
+    for note in re.split(r"; |\]\s*\[", notes.rstrip("]")):
+        if note.startswith("default: "):
+            default = note.removeprefix("default: ")
+        elif note == "required":
+            default = "required"
+        elif note:
+            meaning += f" {note[3:]} at the least." if note.startswith("x>=") else f" ({note})"
+    return f"`{written}`", default, meaning
+
+
+# -- exit codes, variables, the job file ----------------------------------------------------------
+
+
+def exit_codes() -> Iterator[str]:
+    """Of ``run``, and of the rest."""
+    yield "## Exit codes"
+    rows = [(str(int(code)), of_run, of_rest) for code, (of_run, of_rest) in CODES.items()]
+    yield table(("code", "of `run`", "of the other commands"), rows)
+    yield (
+        "`status` exits with 0 running well or finished, 1 degraded or waiting to be run again, 2 "
+        "dead; `drill` with 1 if the save does not fit; `doctor` with 1 if there is a problem; "
+        "`verify` with 65 also where there is no checkpoint; all of them with 130 on Ctrl-C. A "
+        "script without a supervisor leaves with the codes of `run`."
+    )
+
+
+def variables() -> Iterator[str]:
+    """What is read, and what a worker finds."""
+    yield "## Environment variables"
+    yield "A flag goes before a variable, that before the job file."
+    yield table(("you may set", "for"), [(f"`{name}`", text) for name, text in YOURS.items()])
+    yield table(("others set", ""), [(f"`{name}`", text) for name, text in THEIRS.items()])
+    yield table(("a worker finds", ""), [(f"`{name}`", text) for name, text in WORKERS.items()])
+
+
+def job_file() -> Iterator[str]:
+    """The keys: each option of ``run``."""
+    yield "## The job file"
+    yield (
+        "TOML, for `elastic-ckpt run --config JOB.toml` and `elastic-ckpt slurm submit JOB.toml`. "
+        "Each option of [run](#elastic-ckpt-run) is a key without its dashes; relative paths are "
+        "seen from the file's directory. `--print-config` shows every value and where it came from."
+    )
+    yield (
+        '```toml\ndir = "checkpoints"\nscript = "train.py"\nargs = ["--epochs", "3"]\nnproc = 8\n'
+        'grace = 120\nsave-interval = "auto"\nkeep-last = 3\n```'
+    )
+    with click.Context(group, info_name="elastic-ckpt") as context:
+        run = group.get_command(context, "run")
+        assert run is not None
+        rows = [(f"`{key}`", _type_of(key, one)[0]) for key, one in _keys(run).items()]
+    yield table(("key", "takes"), rows)
+
+
+# -- errors, and the states of a run ---------------------------------------------------------------
+
+
+def error_tree() -> Iterator[str]:
+    """Each class with its exit code."""
+    yield "## Errors"
+    yield (
+        "All are in `elastic_ckpt.errors`. A script that lets one pass ends with its exit code, "
+        "and so does the command line."
+    )
+    rows = []
+    for name, found in vars(errors).items():
+        if isinstance(found, type) and issubclass(found, ElasticCkptError):
+            base = "" if found is ElasticCkptError else f"`{found.__bases__[0].__name__}`"
+            first = inspect.getdoc(found).partition("\n\n")[0]  # type: ignore[union-attr]
+            rows.append((f"`{name}`", base, str(int(found.exit_code)), " ".join(first.split())))
+    yield table(("error", "is a", "code", "when"), rows)
+
+
+def states() -> str:
+    """The transition table as a diagram; arrows between the same two states are one."""
+    lines = ["stateDiagram-v2", "    direction LR"]
+    lines += [
+        f'    state "{state.value}" as {state.name}' for state in RunState if "-" in state.value
+    ]
+    names = {state: state.name if "-" in state.value else state.value for state in RunState}
+    lines.append(f"    [*] --> {names[RunState.STARTING]}")
+    arrows: dict[tuple[RunState, RunState], list[str]] = {}
+    for (before, event), after in TRANSITIONS.items():
+        arrows.setdefault((before, after), []).append(event.value)
+    lines += [
+        f"    {names[before]} --> {names[after]}: {', '.join(events)}"
+        for (before, after), events in arrows.items()
+    ]
+    lines += [f"    {names[state]} --> [*]" for state in RunState if state in TERMINAL]
+    return "```mermaid\n" + "\n".join(lines) + "\n```"
+
+
+def with_states(page: str) -> str:
+    """The page with the diagram of now between its marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n\n{states()}\n\n{END}{rest.split(END)[1]}"
+
+
+def table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """In Markdown, where a bar in a cell ends it."""
+    lines = [titles, tuple("---" for _ in titles), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The pages say what is there: links, options, variables, the generated reference, the diagrams."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from elastic_ckpt.core.run_state import TRANSITIONS
+from elastic_ckpt.errors import ExitCode
+from tests.commands import COMMANDS, PROGRAM
+from tests.pages import DOCS, PAGES, ROOT, anchors, blocks, links, typed_commands
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import reference
+
+pytestmark = pytest.mark.one_torch
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+INTERNAL = {
+    "ELASTIC_CKPT_EVENTS", "ELASTIC_CKPT_SCRATCH", "ELASTIC_CKPT_LEARNED",  # between our processes
+    "HOME", "PYTHONWARNINGS", "WATCHDOG_PID", "INVOCATION_ID",
+}  # fmt: skip
+DIAGRAMS = ("flowchart", "sequenceDiagram", "stateDiagram-v2")
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file, and to a heading in it."""
+    lost = []
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (fragment and fragment not in anchors(target)):
+            lost.append(link)
+    assert lost == []
+
+
+@each_page
+def test_commands_and_their_options_are_there(page: Path) -> None:
+    """Whatever a page has one type behind ``elastic-ckpt``."""
+    wrong = [
+        f"{typed}: {problem}"
+        for typed in typed_commands(page)
+        if (problem := what_is_wrong_with(typed))
+    ]
+    assert wrong == []
+
+
+def what_is_wrong_with(typed: str) -> str:
+    """Empty if the command exists, and has each option that stands before ``--``."""
+    words = re.sub(r"[\[\]()]|\\\|", " ", typed).split()[1:]
+    name, command = PROGRAM, COMMANDS[PROGRAM]
+    while isinstance(command, click.Group):
+        if not words or words[0].isupper():  # stands for any of them
+            return ""
+        name = f"{name} {words[0]}"
+        if name not in COMMANDS:
+            return f"there is no {name}"
+        command, words = COMMANDS[name], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
+    for word in words:
+        if word in ("--", "#", "&&", "|", ">", "->"):
+            break
+        option = word.partition("=")[0].rstrip(",.;:`")
+        if re.fullmatch(r"--?[a-z][a-z-]*", option) and option not in known:
+            return f"{name} has no {option}"
+    return ""
+
+
+def test_an_option_that_is_not_there_is_found() -> None:
+    """The test above can fail."""
+    assert what_is_wrong_with("elastic-ckpt run --dir x --nprocs 2 -- train.py")
+    assert what_is_wrong_with("elastic-ckpt slurm submitted job.toml")
+    assert what_is_wrong_with("elastic-ckpt lists")
+    assert not what_is_wrong_with("elastic-ckpt run --dir x --nproc 2 -- train.py --nprocs 2")
+
+
+def test_every_page_is_in_the_index() -> None:
+    """So that somebody finds it."""
+    linked = {link.partition("#")[0] for link in links(DOCS / "README.md")}
+    assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= linked
+
+
+def test_the_reference_is_what_the_sources_say() -> None:
+    """``python scripts/reference.py`` makes it; run that when an option changes."""
+    assert (DOCS / "reference.md").read_text(encoding="utf-8") == reference.reference()
+
+
+def test_the_reference_needs_no_torch() -> None:
+    """It is the same on every version of torch, and quickly made."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import reference, sys; reference.reference(); print(*sys.modules)"],
+        cwd=ROOT / "scripts", capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert not {"torch", "colossalai"} & set(done.stdout.split())
+
+
+def test_the_reference_has_every_exit_code() -> None:
+    """None was added without a word on it."""
+    assert set(reference.CODES) == set(ExitCode)
+
+
+def test_the_reference_has_every_variable_that_is_read() -> None:
+    """Or it is one between our own processes."""
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    read = set()
+    for source in (ROOT / "elastic_ckpt").rglob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        read |= set(re.findall(r"environ(?:\.\w+\(|\[)\"([A-Z][A-Z_0-9]+)\"", text))
+        read |= set(re.findall(r"getenv\(\"([A-Z_0-9]+)\"", text))
+    assert "ELASTIC_CKPT_DIR" in read
+    assert {name for name in read if f"`{name}`" not in page} <= INTERNAL
+
+
+def test_the_states_are_the_table_of_the_code() -> None:
+    """``python scripts/reference.py`` draws them; and each transition is an arrow."""
+    page = (DOCS / "design.md").read_text(encoding="utf-8")
+    assert page == reference.with_states(page)
+    drawn = page.partition(reference.BEGIN)[2].partition(reference.END)[0]
+    for (before, event), after in TRANSITIONS.items():
+        names = [one.name if "-" in one.value else one.value for one in (before, after)]
+        assert re.search(rf"{names[0]} --> {names[1]}: .*\b{event.value}\b", drawn), (before, event)
+
+
+def test_diagrams_are_balanced() -> None:
+    """What can be said of them without a browser: a known kind, every bracket and block closed."""
+    drawn = [block for block in blocks(DOCS / "design.md") if block.language == "mermaid"]
+    assert len(drawn) == 5
+    for block in drawn:
+        assert block.text.split()[0] in DIAGRAMS
+        for opened, closed in ("()", "[]", "{}"):
+            assert block.text.count(opened) == block.text.count(closed), block.line
+        assert block.text.count('"') % 2 == 0, block.line
+        begun = re.findall(r"^ *(?:subgraph|par|alt|loop) ", block.text, re.MULTILINE)
+        assert len(begun) == len(re.findall(r"^ *end$", block.text, re.MULTILINE)), block.line
+        if block.text.startswith("flowchart"):
+            known = set(
+                re.findall(
+                    r"^ *(\w+)[\[({]|(?:-->|-\.->)(?:\|[^|]*\|)? *(\w+)[\[({]",
+                    block.text,
+                    re.MULTILINE,
+                )
+            )
+            ends = set(re.findall(r"^ *(\w+) (?:<?-->|-\.->)", block.text, re.MULTILINE))
+            assert ends <= {name for pair in known for name in pair}, block.line
