@@ -169,7 +169,7 @@ def gather(job: JobDirectory) -> StatusView:
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
     on_disk = newest if newest is None or newest.tier == "disk" else newest_valid(job)
-    events = read_journal(job)
+    events = read_journal(job, marks=False)
     account = fold(events)
     running = alive is not False and record is not None and record.state not in TERMINAL
     now = time.time() if running else None

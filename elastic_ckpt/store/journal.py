@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,8 @@ MAX_EVENTS: Final = 250_000
 """Of longer journals, and of those that somebody else put there, the end is read."""
 
 _MAX_FILES: Final = 4096
+_MARK: Final = b'{"event":"steps",'
+_LAST_MARKS: Final = 64
 _MAX_WAITING: Final = 4096
 PATIENCE_SECONDS: Final = 0.25
 """How long who writes an event waits for the disk to take it."""
@@ -284,11 +286,16 @@ class JournalTail:
             return b""
 
 
-def read_journal(job: JobDirectory) -> list[JournalEvent]:
+def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEvent]:
     """All nodes' events, in order of time; unreadable lines are skipped.
 
     Within a run the monotonic clock tells the time: where somebody set the other one, ``wall`` is
     what it would have been.
+
+    Args:
+        marks: with all step marks, which are most of a long journal. Without, of those in a row
+            the first and the last are read, and some more at a node's end: all that time and rate
+            depend on.
     """
     events: deque[JournalEvent] = deque(maxlen=MAX_EVENTS)
     budget = MAX_READ_BYTES
@@ -298,7 +305,7 @@ def read_journal(job: JobDirectory) -> list[JournalEvent]:
         for number in range(KEPT_FILES + 1):  # the newest first: it is what must not be missed
             parts.insert(0, _tail(_older(path, number), budget))
             budget -= len(parts[0])
-        events.extend(_steady(event for data in parts for event in _decode(data)))
+        events.extend(_steady(_decode(*parts, marks=marks)))
     return sorted(events, key=lambda event: event.wall)
 
 
@@ -325,11 +332,31 @@ def _tail(path: Path, limit: int) -> bytes:
         return b""
 
 
-def _decode(data: bytes) -> Iterator[JournalEvent]:
-    decoder = msgspec.json.Decoder(JournalEvent)
-    for line in io.BytesIO(data):  # one at a time: a list of very many is many times the size
+def _lines(parts: Iterable[bytes], *, marks: bool) -> Iterator[bytes]:
+    """One at a time: a list of very many is many times the size."""
+    in_a_row: deque[bytes] = deque(maxlen=_LAST_MARKS)
+    is_first = True
+    for line in chain.from_iterable(map(io.BytesIO, parts)):
         if len(line) > MAX_LINE_BYTES + 1 or not line.strip():
             continue
+        if not marks and line.startswith(_MARK):
+            if is_first:
+                yield line
+            else:
+                in_a_row.append(line)
+            is_first = False
+            continue
+        if in_a_row:
+            yield in_a_row.pop()
+            in_a_row.clear()
+        is_first = True
+        yield line
+    yield from in_a_row
+
+
+def _decode(*parts: bytes, marks: bool = True) -> Iterator[JournalEvent]:
+    decoder = msgspec.json.Decoder(JournalEvent)
+    for line in _lines(parts, marks=marks):
         try:
             yield decoder.decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -82,7 +82,7 @@ class JournalFeed:
             log.exception("the journal is not followed any more: metrics stand still")
 
     def _begin(self, tail: JournalTail) -> None:
-        history, found = JobHistory(), read_journal(self._job)
+        history, found = JobHistory(), read_journal(self._job, marks=False)
         # What was written meanwhile is in both.
         fresh = _rest(tail)
         twice = {_identity(event) for event in fresh}

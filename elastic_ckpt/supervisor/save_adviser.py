@@ -35,7 +35,7 @@ class SaveAdviser:
         self._job = job
         self._journal = journal
         self._tail = JournalTail(job, settings.node)
-        history = read_journal(job) if settings.interval.auto else ()
+        history = read_journal(job, marks=False) if settings.interval.auto else ()
         self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
         self._forecast = SaveForecast(job, journal)
         self._next_look = 0.0
@@ -47,7 +47,7 @@ class SaveAdviser:
 
     def change(self, settings: RunSettings, now: float) -> None:
         """Another interval from now on."""
-        history = read_journal(self._job) if settings.interval.auto else ()
+        history = read_journal(self._job, marks=False) if settings.interval.auto else ()
         self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
         self.begin(now)
 

@@ -346,9 +346,9 @@ def test_there_are_no_counts_before_the_journal_was_read(node: Node) -> None:
 def test_what_is_written_while_the_journal_is_read_counts_once(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_late(job: JobDirectory) -> list[JournalEvent]:
+    def read_late(job: JobDirectory, **how: bool) -> list[JournalEvent]:
         node.journal.write("crash", kind="error")
-        return read_journal(job)
+        return read_journal(job, **how)
 
     node.journal.write("crash", kind="error")
     monkeypatch.setattr(metrics_feed, "read_journal", read_late)

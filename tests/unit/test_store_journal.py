@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.core.goodput import fold
 from elastic_ckpt.store import journal as journals
 from elastic_ckpt.store.journal import (
     MAX_LINE_BYTES,
@@ -336,3 +337,33 @@ def test_rank_and_incarnation_stand_in_each_event(job: JobDirectory) -> None:
     journal.write("three")  # which comes behind the note
     found = [(one.event, one.rank, one.incarnation) for one in read_journal(job)]
     assert found == [("one", 3, 2), ("two", 3, 4), ("three", 3, 4)]
+
+
+@pytest.mark.parametrize("rotates", [False, True])
+def test_without_the_marks_the_account_of_time_is_the_same(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, rotates: bool
+) -> None:
+    """Of marks in a row the ends are read: a killed run had trained until the last."""
+    if rotates:
+        monkeypatch.setattr(journals, "MAX_FILE_BYTES", 4000)
+    journal = Journal(job, "here", rotates=rotates)
+
+    def train(first: int, last: int) -> None:
+        for step in range(first, last):
+            journal.write("steps", step=step, note='{"event":"steps",')
+
+    journal.write("start")
+    journal.write("state", state="running")
+    train(0, 40)
+    journal.write("saved", step=40, stall_seconds=0.0)
+    train(40, 80)
+    journal.write("start")  # it was killed
+    journal.write("state", state="running")
+    train(40, 140)
+    every, few = read_journal(job), read_journal(job, marks=False)
+    assert len(few) < len(every) * 0.8
+    assert [one for one in every if one.event != "steps"] == [
+        one for one in few if one.event != "steps"
+    ]
+    assert few[-20:] == every[-20:]  # what the rate is made from
+    assert fold(few).goodput() == fold(every).goodput()
