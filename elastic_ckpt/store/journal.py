@@ -136,18 +136,24 @@ class _Writer:
 
     def __init__(self, append: Callable[[bytes], None]) -> None:
         self._append = append
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
         self._lines: deque[bytes] = deque(maxlen=_MAX_WAITING)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._pid = 0
         self._written = self._given = 0
         self._late = False
 
     def put(self, line: bytes, *, wait: bool) -> None:
         """Have it appended; with ``wait`` back when it is, or when that takes too long."""
+        if self._pid != os.getpid():  # a fork has no thread, and maybe a lock that nobody frees
+            self._reset()
         with self._changed:
-            if self._pid != os.getpid():  # of a fork that has no thread yet
-                self._begin()
+            if self._thread is None and not self._begin():
+                self._append(line)
+                return
             self._lines.append(line)
             self._given += 1
             mine = self._given
@@ -156,10 +162,14 @@ class _Writer:
                 done = self._changed.wait_for(lambda: self._written >= mine, PATIENCE_SECONDS)
                 self._late = not done
 
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
+    def _begin(self) -> bool:
+        thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or no more time
+            return False
+        self._thread = thread
+        return True
 
     def _run(self) -> None:
         while True:
@@ -168,7 +178,8 @@ class _Writer:
                 lines, given = list(self._lines), self._given
                 self._lines.clear()
             for line in lines:
-                self._append(line)
+                with contextlib.suppress(Exception):  # one line less, and not all that follow
+                    self._append(line)
             with self._changed:
                 self._written = given
                 self._late = False

@@ -367,3 +367,37 @@ def test_without_the_marks_the_account_of_time_is_the_same(
     ]
     assert few[-20:] == every[-20:]  # what the rate is made from
     assert fold(few).goodput() == fold(every).goodput()
+
+
+def test_without_threads_it_writes_by_itself(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python ends, or where the user may have no more of them."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    Journal(job, "here").write("alone")
+    monkeypatch.undo()
+    assert names(job) == ["alone"]
+
+
+def test_a_fork_while_the_thread_holds_the_lock_writes_all_the_same(job: JobDirectory) -> None:
+    journal = Journal(job, "here")
+    journal.write("parent")
+    with journal._writer._changed:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                journal.write("child")
+            finally:
+                os._exit(0)
+    limit = time.monotonic() + 20
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > limit:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            raise AssertionError("the child waits for a lock")
+        time.sleep(0.01)
+    assert names(job) == ["parent", "child"]
