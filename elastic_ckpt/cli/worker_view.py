@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +15,7 @@ from elastic_ckpt.core.text import printable
 from elastic_ckpt.slot import Slot
 
 _NVIDIA = "/dev/nvidiactl"
+_DRIVER_SECONDS = 2.0
 
 
 class WorkerView(msgspec.Struct):
@@ -59,8 +58,7 @@ def worker_views(boards: Iterable[tuple[str, list[Slot]]]) -> list[WorkerView]:
     return sorted(views, key=lambda worker: worker.rank)
 
 
-@dataclass(frozen=True)
-class _Gpu:
+class _Gpu(msgspec.Struct, frozen=True):
     bytes: int | None
     percent: float | None
 
@@ -99,22 +97,31 @@ def _process(pid: int) -> tuple[int | None, float | None]:
 
 
 def _gpus() -> dict[int, _Gpu]:
-    """By pid, what each process holds of its GPU; nothing if the driver does not say."""
+    """By pid, what each process holds of its GPU; nothing if the driver does not say, or hangs."""
+    from elastic_ckpt.cli.bounded import Refused, Silent, answer
+
+    try:
+        found: dict[int, _Gpu] = answer(_ask_driver, dict[int, _Gpu], _DRIVER_SECONDS)
+    except (Refused, Silent):
+        return {}
+    return found
+
+
+def _ask_driver() -> Generator[dict[int, _Gpu], None, None]:
     import pynvml
 
     found: dict[int, _Gpu] = {}
     nvml: Any = pynvml
-    with contextlib.suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        try:
-            for index in range(nvml.nvmlDeviceGetCount()):
-                device = nvml.nvmlDeviceGetHandleByIndex(index)
-                busy = float(nvml.nvmlDeviceGetUtilizationRates(device).gpu)
-                for process in nvml.nvmlDeviceGetComputeRunningProcesses(device):
-                    found[int(process.pid)] = _Gpu(process.usedGpuMemory, busy)
-        finally:
-            nvml.nvmlShutdown()
-    return found
+    nvml.nvmlInit()
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            device = nvml.nvmlDeviceGetHandleByIndex(index)
+            busy = float(nvml.nvmlDeviceGetUtilizationRates(device).gpu)
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(device):
+                found[int(process.pid)] = _Gpu(process.usedGpuMemory, busy)
+    finally:
+        nvml.nvmlShutdown()
+    yield found
 
 
 def reported(slots: Iterable[Slot]) -> dict[str, float]:

@@ -346,6 +346,8 @@ def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         def running(_: int) -> list[Any]:
             if isinstance(processes, Exception):
                 raise NVMLError
+            if processes == "hangs":
+                time.sleep(60)
             return [types.SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in processes]
 
         vars(driver).update(
@@ -370,11 +372,15 @@ def test_what_a_rank_holds_of_its_gpu(training: JobDirectory, nvml: Callable[[An
     assert "40.0 GB, 87 %" in shown(gather(training))
 
 
-@pytest.mark.parametrize("processes", [[], OSError()])
+@pytest.mark.parametrize("processes", [[], OSError(), "hangs"])
 def test_a_driver_that_says_nothing_is_none(
-    training: JobDirectory, nvml: Callable[[Any], None], processes: Any
+    training: JobDirectory,
+    nvml: Callable[[Any], None],
+    processes: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nvml(processes)
+    monkeypatch.setattr(worker_view, "_DRIVER_SECONDS", 0.3)
     view = gather(training)
     assert view.workers[0].gpu_bytes is None and "gpu" not in shown(view)
 

@@ -1,0 +1,31 @@
+"""What status and doctor say of a real GPU: the driver answers, and the numbers can be true."""
+
+import os
+
+import pytest
+import torch
+
+from elastic_ckpt.cli.gpu_findings import check_gpus, find_gpus
+from elastic_ckpt.cli.worker_view import _gpus
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def test_what_this_process_holds_of_its_gpu():
+    held = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    found = _gpus()
+    if os.getpid() not in found:
+        pytest.skip("the driver counts processes in another PID namespace than this container's")
+    assert found[os.getpid()].bytes >= held.numel()
+    assert 0 <= found[os.getpid()].percent <= 100
+
+
+def test_doctor_finds_the_gpus_that_torch_finds():
+    gpus = find_gpus()
+    assert len(gpus.devices) >= torch.cuda.device_count()
+    findings = list(check_gpus(gpus, torch.cuda.device_count()))
+    assert findings and not [one for one in findings if one.state == "problem"]
