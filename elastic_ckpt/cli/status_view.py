@@ -36,6 +36,7 @@ from elastic_ckpt.store.catalog import CheckpointView, newest_and_rejected, newe
 from elastic_ckpt.store.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.locks import read_owner
 from elastic_ckpt.store.records import FailureRecord, NodeRecord, RecoveryRecord, job_records
 from elastic_ckpt.store.verified import is_verified
 
@@ -175,7 +176,7 @@ def gather(job: JobDirectory) -> StatusView:
     now = time.time() if running else None
     goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
-    state, message = _state(record, alive, beat)
+    state, message = _state(record, alive, beat) if record is not None else _unsupervised(job)
     newest_save = last_save(events)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
@@ -255,11 +256,16 @@ def _is_silent(beat: Heartbeat | None) -> bool:
     return beat is None or beat.age_seconds > SILENT_SECONDS
 
 
-def _state(
-    record: NodeRecord | None, alive: bool | None, beat: Heartbeat | None
-) -> tuple[str, str]:
-    if record is None:
-        return "unknown", "no supervisor has run here"
+def _unsupervised(job: JobDirectory) -> tuple[str, str]:
+    """A script may be at work by itself, or under torchrun: its leader holds the job's lock."""
+    found = read_owner(job.lock) if job.owns(job.control) else None
+    if found is not None and found.owner.is_alive():
+        owner = found.owner
+        return "running", f"a script without a supervisor, pid {owner.pid} on {owner.host}"
+    return "unknown", "no supervisor has run here"
+
+
+def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tuple[str, str]:
     if record.state in TERMINAL:
         return record.state.value, record.message
     if alive is False:

@@ -82,6 +82,10 @@ _LEFT_WELL: Final = ("completed", "stopped", "not-begun")
 """Kinds of ``ended`` behind which the ranks had left by themselves."""
 
 
+SUPERVISED: Final = ("start", "launch", "state", "steps", "ended", "crash", "end")
+"""What a supervisor says; of a script that runs by itself nobody knows where its time goes."""
+
+
 class TimeAccount:
     """Folds a job's journal, event by event, in order of time."""
 
@@ -99,11 +103,11 @@ class TimeAccount:
 
     def observe(self, event: Entry) -> None:
         """Take the next event into account."""
-        if event.data.get("follows"):
+        begins = self._since is None
+        if event.data.get("follows") or (begins and event.event not in SUPERVISED):
             return  # of a node that follows another one, whose word counts
         wall = event.wall
-        if self._since is None:
-            self._since = wall
+        self._since = wall if self._since is None else self._since
         match event.event:
             case "start":
                 self._start(wall)

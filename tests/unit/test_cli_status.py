@@ -25,6 +25,7 @@ from elastic_ckpt.core.run_state import RunState
 from elastic_ckpt.slot import MAX_METRICS, Phase
 from elastic_ckpt.store.journal import Journal, JournalEvent
 from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.store.locks import HeldLock
 from elastic_ckpt.store.records import (
     FailureRecord,
     NodeRecord,
@@ -247,6 +248,20 @@ def test_what_to_do_about_a_job_that_is_over(
     assert view.exit_code == exit_code and words in view.advice
     assert bool(view.advice) == bool(words) and view.warnings == []
     assert ("→" in shown(view)) == bool(words)
+
+
+def test_a_script_that_runs_by_itself_is_seen(job: JobDirectory) -> None:
+    """Under torchrun, say: its leader holds the lock, and there is no record of a supervisor."""
+    assert gather(job).exit_code == 2
+    held = HeldLock(job.lock, run_id="script-1")
+    try:
+        view = gather(job)
+        assert (view.state, view.exit_code, view.advice) == ("running", 0, "")
+        assert f"without a supervisor, pid {os.getpid()}" in view.message
+    finally:
+        held.release()
+    Journal(job, "here").write("saved", step=1, epoch=0, seconds=1.0, stall_seconds=1.0)
+    assert gather(job).goodput is None and "goodput" not in shown(gather(job))
 
 
 # -- the page -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.goodput import Category, Goodput, TimeAccount, account
+from elastic_ckpt.core.goodput import SUPERVISED, Category, Goodput, TimeAccount, account
 
 pytestmark = pytest.mark.one_torch
 
@@ -217,9 +217,14 @@ def test_a_supervisor_that_was_killed_trained_until_its_last_word() -> None:
 
 
 def test_a_journal_whose_beginning_is_gone_begins_within_the_training() -> None:
-    """Old files go. The first event that is left tells nothing, a step mark does."""
+    """Old files go. A save that is left tells nothing, a step mark does."""
     entries = [saved(10, 10, 1.0), steps(20, 20), steps(50, 50), ended(60, "completed"), end(60)]
-    assert of(entries) == {"setup": 10.0, "training": 40.0}
+    assert of(entries) == {"training": 40.0}
+
+
+def test_of_a_script_without_a_supervisor_there_is_no_account() -> None:
+    entries = [Entry(0, "script"), saved(10, 10, 1.0), saved(20, 20, 1.0)]
+    assert account(entries) == Goodput()
 
 
 def test_an_agent_that_died_ends_its_incarnation() -> None:
@@ -316,7 +321,9 @@ def test_every_second_counts_once(entries: list[Entry], now: float | None) -> No
     for entry in entries:
         found.observe(entry)
     spans = found.spans(now)
-    own = [entry.wall for entry in entries if not entry.data.get("follows")]
+    told = [entry for entry in entries if not entry.data.get("follows")]
+    counted = itertools.dropwhile(lambda entry: entry.event not in SUPERVISED, told)
+    own = [entry.wall for entry in counted]
     lasted = max(own[-1], now or 0.0) - own[0] if own else 0.0
     assert sum(span.seconds for span in spans) == pytest.approx(lasted, abs=1e-6)
     assert all(span.seconds >= 0 for span in spans)
