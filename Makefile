@@ -8,7 +8,7 @@ PYTEST_FLAGS ?=
 
 # Two at a time; only the faults have the machine to themselves.
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 --dist worksteal -m '$2' tests/unit tests/integration && \
+tests = $1/bin/python -m pytest -n 2 --dist worksteal -m '$2' $3 tests/unit tests/integration && \
 	$1/bin/python -m pytest -m '$2' tests/faults
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
@@ -53,17 +53,19 @@ chaos: .venv/.ready
 test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
-# What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night.
+# What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
+# tutorials as a reader types them.
 test-look: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
-		tests/system/test_night.py
+		tests/system/test_night.py tests/system/test_tutorials.py
 
 # The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances, and
 # without what does not depend on torch.
 LATEST = not faults_full and not hosts and not benchmarks and not one_torch
+ONE_TORCH = $(foreach part,cli core metrics notices store,--ignore-glob='tests/unit/test_$(part)_*')
 
 test-latest: .venv-latest/.ready
-	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST))
+	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH))
 
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready
