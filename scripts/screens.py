@@ -38,6 +38,7 @@ def main() -> None:
         subprocess.run([*command, "-o", str(report)], check=True)
         photograph(report, target / "report.png", 1180, 2000)
         photograph(report, target / "report-phone.png", 390, 1400)
+        night.leave()  # killed, it would leave the semaphores of its processes behind
     finally:
         night.close()
         shutil.rmtree(place, ignore_errors=True)
