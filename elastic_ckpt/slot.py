@@ -25,7 +25,7 @@ _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
 _S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = range(22, 28)
-_S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_SHOWN_STEP = range(28, 31)
+_S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP = range(28, 31)
 _S_REASON: Final = 32
 _S_METRICS: Final = 80
 
@@ -181,7 +181,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         total_steps=words[_S_TOTAL_STEPS],
         samples_per_step=words[_S_STEP_SAMPLES],
         metrics=_metrics(words[_S_METRICS:]),
-        own_step=words[_S_SHOWN_STEP],
+        own_step=words[_S_OWN_STEP],
     )
 
 
@@ -193,7 +193,7 @@ def clear_slot(board: memoryview[int], base: int) -> None:
     board[base + _S_START_STEP] = NOTHING_ENTERED
     board[base + _S_RANK] = -1
     board[base + _S_SAVED_STEP] = -1
-    board[base + _S_SHOWN_STEP] = -1
+    board[base + _S_OWN_STEP] = -1
 
 
 class SlotWriter:
@@ -267,7 +267,7 @@ class SlotWriter:
 
     def counts(self, step: int) -> None:
         """The step that is finished by the script's own counting."""
-        self._words[self._base + _S_SHOWN_STEP] = step
+        self._words[self._base + _S_OWN_STEP] = step
 
     def metric(self, name: str, value: float) -> None:
         """What the script says of its training; nothing if there is no room for it."""

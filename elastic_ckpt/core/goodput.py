@@ -248,11 +248,6 @@ def fold(events: Iterable[Entry]) -> TimeAccount:
     return found
 
 
-def account(events: Iterable[Entry], now: float | None = None) -> Goodput:
-    """What a journal adds up to; ``now`` as for :meth:`TimeAccount.spans`."""
-    return fold(events).goodput(now)
-
-
 def total(spans: Iterable[Span]) -> Goodput:
     """The seconds of each category."""
     seconds = dict.fromkeys(Category, 0.0)

@@ -43,6 +43,19 @@ def open_regular(path: Path) -> int:
     return fd
 
 
+def read_tail(path: Path, limit: int) -> bytes:
+    """The end of a regular file, so many bytes at the most; nothing if it cannot be read."""
+    if limit <= 0:
+        return b""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - limit))
+            return file.read(min(size, limit))  # Python makes room for all that it is asked
+    except OSError:
+        return b""
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """A small file that somebody else may have put there.
 

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.store.files import create_file, open_regular
+from elastic_ckpt.store.files import create_file, open_regular, read_tail
 from elastic_ckpt.store.layout import JobDirectory
 
 MAX_LINE_BYTES: Final = 64 * 1024
@@ -48,7 +48,7 @@ _MAX_WAITING: Final = 4096
 PATIENCE_SECONDS: Final = 0.25
 """How long who writes an event waits for the disk to take it."""
 
-_CLOCK_STEP_SECONDS: Final = 1.0
+CLOCK_STEP_SECONDS: Final = 1.0
 """By which the two clocks may drift apart within a run before one of them was set."""
 
 
@@ -314,7 +314,7 @@ def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEvent]
     for path in sorted(found):
         parts: list[bytes] = []
         for number in range(KEPT_FILES + 1):  # the newest first: it is what must not be missed
-            parts.insert(0, _tail(_older(path, number), budget))
+            parts.insert(0, read_tail(_older(path, number), budget))
             budget -= len(parts[0])
         events.extend(_steady(_decode(*parts, marks=marks)))
     return sorted(events, key=lambda event: event.wall)
@@ -327,20 +327,10 @@ def _steady(events: Iterable[JournalEvent]) -> Iterator[JournalEvent]:
         if event.event == "start" or start is None or event.monotonic < start.monotonic:
             start = event
         wall = start.wall + event.monotonic - start.monotonic
-        if abs(wall - event.wall) > _CLOCK_STEP_SECONDS:
+        if abs(wall - event.wall) > CLOCK_STEP_SECONDS:
             yield msgspec.structs.replace(event, wall=wall)
         else:
             yield event
-
-
-def _tail(path: Path, limit: int) -> bytes:
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - limit))
-            return file.read(min(size, limit))
-    except OSError:
-        return b""
 
 
 def _lines(parts: Iterable[bytes], *, marks: bool) -> Iterator[bytes]:

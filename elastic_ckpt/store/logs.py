@@ -24,7 +24,7 @@ from typing import Final
 
 from elastic_ckpt.core.text import printable
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import create_file, open_regular, remove_tree
+from elastic_ckpt.store.files import create_file, open_regular, read_tail, remove_tree
 from elastic_ckpt.store.layout import JobDirectory
 
 KEPT_INCARNATIONS: Final = 20
@@ -58,13 +58,7 @@ class LogFile:
 
     def tail(self) -> tuple[str, ...]:
         """Its last lines, each cut to a width that a record can hold."""
-        try:
-            with os.fdopen(open_regular(self.path), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - _TAIL_BYTES))
-                text = file.read(_TAIL_BYTES).decode(errors="replace")
-        except OSError:
-            return ()
+        text = read_tail(self.path, _TAIL_BYTES).decode(errors="replace")
         lines = deque((line for line in text.splitlines() if line.strip()), maxlen=_TAIL_LINES)
         return tuple(printable(line, _TAIL_WIDTH) for line in lines)
 

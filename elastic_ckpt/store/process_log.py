@@ -30,7 +30,7 @@ from typing import Any, Final
 import msgspec
 
 from elastic_ckpt.core.text import encodable
-from elastic_ckpt.store.files import open_regular
+from elastic_ckpt.store.files import read_tail
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.store.logs import GrowingFile, older, rank_files, rank_path
 
@@ -221,22 +221,10 @@ def read_process_logs(job: JobDirectory) -> list[LogLine]:
     budget = MAX_READ_BYTES
     newest = [*sorted(job.found(job.logs, f"*{_SUFFIX}"), reverse=True), *workers]
     for path in (*newest, *map(older, newest)):
-        data = _tail(path, min(budget, MAX_FILE_BYTES + MAX_LINE_BYTES))
+        data = read_tail(path, min(budget, MAX_FILE_BYTES + MAX_LINE_BYTES))
         budget -= len(data)
         lines.extend(_decode(data))
     return sorted(lines, key=lambda line: (line.time, line.monotonic))
-
-
-def _tail(path: Path, limit: int) -> bytes:
-    if limit <= 0:
-        return b""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - limit))
-            return file.read(limit)
-    except OSError:
-        return b""
 
 
 def _decode(data: bytes) -> Iterator[LogLine]:

@@ -8,7 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from elastic_ckpt.store.journal import JournalEvent, JournalTail, read_journal
+from elastic_ckpt.store.journal import (
+    CLOCK_STEP_SECONDS,
+    JournalEvent,
+    JournalTail,
+    read_journal,
+)
 from elastic_ckpt.store.layout import JobDirectory
 from elastic_ckpt.supervisor.metrics_history import JobHistory
 
@@ -16,9 +21,6 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 15.0
 """It looks as often even where nobody asks, so that it is never far behind."""
-
-_CLOCK_STEP_SECONDS: Final = 1.0
-"""By which the two clocks may drift apart within a run before one of them was set."""
 
 T = TypeVar("T")
 
@@ -113,7 +115,7 @@ class JournalFeed:
             return
         for event in events:
             steady = event.monotonic + self._clocks
-            was_set = abs(steady - event.wall) > _CLOCK_STEP_SECONDS
+            was_set = abs(steady - event.wall) > CLOCK_STEP_SECONDS
             self._history.observe(event, steady if was_set else None)
 
 

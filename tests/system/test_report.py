@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from elastic_ckpt.core.goodput import Category, account
+from elastic_ckpt.core.goodput import Category, fold
 from elastic_ckpt.store.journal import JournalEvent, read_journal
 from elastic_ckpt.store.layout import JobDirectory
 from tests.browser import Browser, why_not
@@ -96,7 +96,7 @@ def test_the_console_and_the_requests_are_seen(browser: Browser, tmp_path: Path)
 
 
 def test_the_figures_are_the_journal_s(made: Made, browser: Browser) -> None:
-    expected = account(made.events)
+    expected = fold(made.events).goodput()
     for category in Category:
         shown = figure(browser, f"#time-{category.value} data")
         assert shown == pytest.approx(expected.seconds(category), abs=1e-6), category

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.goodput import SUPERVISED, Category, Goodput, TimeAccount, account
+from elastic_ckpt.core.goodput import SUPERVISED, Category, Goodput, TimeAccount, fold
 
 pytestmark = pytest.mark.one_torch
 
@@ -22,6 +22,10 @@ class Entry:
     wall: float
     event: str
     data: dict[str, Any] = field(default_factory=dict)
+
+
+def account(entries: list[Entry], now: float | None = None) -> Goodput:
+    return fold(entries).goodput(now)
 
 
 def state(wall: float, name: str) -> Entry:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.goodput import account
+from elastic_ckpt.core.goodput import fold
 from elastic_ckpt.core.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -397,7 +397,7 @@ def test_a_journal_of_anything(job: JobDirectory, lines: list[bytes]) -> None:
     job.journal("here").write_bytes(b"\n".join([good, *lines, good, b""]))
     events = read_journal(job)
     assert 2 <= len(events) <= 2 + sum(line.count(b"\n") + 1 for line in lines)
-    account(events, 20.0)
+    fold(events).goodput(20.0)
     view = gather(job)
     assert view.last_save is None or view.last_save.reason.isprintable()
     msgspec.json.encode(view)

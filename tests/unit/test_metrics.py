@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from elastic_ckpt import __version__
 from elastic_ckpt.board import Board
-from elastic_ckpt.core.goodput import Category, account
+from elastic_ckpt.core.goodput import Category, fold
 from elastic_ckpt.core.recovery import Breakdown
 from elastic_ckpt.core.run_state import RunState
 from elastic_ckpt.store.journal import Journal, JournalEvent, read_journal
@@ -315,7 +315,7 @@ def test_the_journal_of_all_runs_is_counted(node: Node) -> None:
     assert node.value("saves_total", reason="interval", tier="memory") == 1
     assert node.value("checkpoint_step", tier="memory") == 50
     assert node.value("save_duration_seconds_count", tier="memory") == 1
-    expected = account(read_journal(node.job), time.time())
+    expected = fold(read_journal(node.job)).goodput(time.time())
     for category in Category:
         found = node.value("time_seconds", category=category.value)
         assert found == pytest.approx(expected.seconds(category), abs=5)
