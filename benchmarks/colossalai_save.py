@@ -86,7 +86,7 @@ def make_state(megabytes: int) -> tuple[Any, Any, Any]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
 
-    from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
 
     mend_loads()
     width = 1024 if megabytes >= 512 else 128
@@ -177,9 +177,9 @@ class MemorySave:
     def __init__(self, booster: Any, model: Any, optimizer: Any, job: Path, memory: Path) -> None:
         import torch.distributed as dist
 
-        from elastic_ckpt.store.memory import MemoryTier, OwnedTier, tier_path
-        from elastic_ckpt.training.engines.colossalai import ColossalAIEngine
-        from elastic_ckpt.training.memory_target import WorkerMemory
+        from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
+        from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
+        from elastic_ckpt.training.worker_memory import WorkerMemory
         from elastic_ckpt.training.runtime import join
 
         self._runtime = join(job)
@@ -194,9 +194,9 @@ class MemorySave:
 
     def save(self) -> None:
         """Save and seal."""
-        from elastic_ckpt.core.position import Position
-        from elastic_ckpt.training.saving import write_checkpoint
-        from elastic_ckpt.training.snapshot import Snapshot
+        from elastic_ckpt.checkpoint.position import Position
+        from elastic_ckpt.training.state.save import write_checkpoint
+        from elastic_ckpt.training.state.snapshot import Snapshot
 
         step = next(self._steps)
         position = Position(epoch=0, step=step, sample_start_index=step)

@@ -307,7 +307,7 @@ class ColossalAI(Peer):
         if importlib.util.find_spec("colossalai") is None:
             raise ImportError("colossalai")
         with quiet():
-            from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
+            from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
 
             mend_loads()
             import colossalai.booster.plugin.torch_ddp_plugin  # noqa: F401

@@ -17,7 +17,7 @@ from durable import write_raw_files
 from harness import Options, Places, Report, goal, places, progress, ratios, read_options, summary
 from jobs import OurJob
 
-from elastic_ckpt.store.verify import read_manifest
+from elastic_ckpt.checkpoint.verify import read_manifest
 
 PAUSE_SECONDS = 0.2
 

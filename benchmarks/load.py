@@ -30,7 +30,7 @@ def contest(rank: int, options: Options, where: Places) -> tuple[dict[str, list[
     from savers import Ours, OursMemory, flat_tensors
     from training_state import make_state
 
-    from elastic_ckpt.training.loading import load_newest
+    from elastic_ckpt.training.state.load import load_newest
 
     state = make_state(options.megabytes, wrap=True)
     floor = where.memory / "floor.safetensors"

@@ -28,7 +28,7 @@ def _boosted(state: TrainingState) -> tuple[Any, ...]:
         from colossalai.booster.plugin import TorchDDPPlugin
     except ImportError as error:
         raise NotHere(f"ColossalAI is not installed: {error}") from None
-    from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
 
     mend_loads()
     booster = Booster(plugin=TorchDDPPlugin())

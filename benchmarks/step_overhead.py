@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.slot import Phase, SlotWriter
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Phase, SlotWriter
 from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.step import StepProtocol
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.core.manifest import (
+from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
     PartManifest,
@@ -33,12 +33,12 @@ from elastic_ckpt.core.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.catalog import list_checkpoints, newest_and_rejected, newest_valid
-from elastic_ckpt.store.hashing import hash_file
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.part import part_name
-from elastic_ckpt.store.recovery import recover
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_valid
+from elastic_ckpt.checkpoint.hashed_file import hash_file
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.part import part_name
+from elastic_ckpt.checkpoint.cleanup import recover
 
 GOALS = {"newest valid": 1.0, "seal": 1.0}
 CONTENTS = b"state" * 20

@@ -24,11 +24,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.core.manifest import EngineInfo, SealHeader
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.hashing import CHUNK_BYTES, HashedFile
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.verify import read_manifest, verify_full
+from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES, HashedFile
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 
 BLOCK = 64 * 1024 * 1024
 

@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elastic_ckpt.core.retention import Retention
+    from elastic_ckpt.policy.retention import Retention
     from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
-    from elastic_ckpt.training.sampler import ElasticSampler
+    from elastic_ckpt.training.data.sampler import ElasticSampler
     from elastic_ckpt.training.session import Session
-    from elastic_ckpt.training.stateful_sampler import StatefulDistributedSampler
+    from elastic_ckpt.training.data.stateful_sampler import StatefulDistributedSampler
 
 __version__ = "0.1.0"
 
@@ -30,9 +30,9 @@ __all__ = [
 
 _HOMES = {
     "Session": "elastic_ckpt.training.session",
-    "Retention": "elastic_ckpt.core.retention",
-    "ElasticSampler": "elastic_ckpt.training.sampler",
-    "StatefulDistributedSampler": "elastic_ckpt.training.stateful_sampler",
+    "Retention": "elastic_ckpt.policy.retention",
+    "ElasticSampler": "elastic_ckpt.training.data.sampler",
+    "StatefulDistributedSampler": "elastic_ckpt.training.data.stateful_sampler",
     "save_checkpoint": "elastic_ckpt.training.functions",
     "load_checkpoint": "elastic_ckpt.training.functions",
     "should_save": "elastic_ckpt.training.functions",

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from elastic_ckpt.training.engines.colossalai_cpu import mend_training
+from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_training
 
 IGNORED = -100
 PROMPT = 16

@@ -20,8 +20,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from elastic_ckpt.cli.status_view import StatusView, gather
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.cli.status.view import StatusView, gather
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 2

@@ -22,8 +22,8 @@ from python_reference import python
 
 from elastic_ckpt import errors
 from elastic_ckpt.cli.app import SECTIONS, group
-from elastic_ckpt.cli.job_file import _keys, _type_of
-from elastic_ckpt.core.run_state import TERMINAL, TRANSITIONS, RunState
+from elastic_ckpt.cli.run.job_file import _keys, _type_of
+from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, RunState
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from elastic_ckpt.cli.status_view import StatusView
+from elastic_ckpt.cli.status.view import StatusView
 
 TITLE = "elastic-ckpt status --json"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from elastic_ckpt.cli.status_page import page
-from elastic_ckpt.cli.status_view import StatusView
+from elastic_ckpt.cli.status.page import page
+from elastic_ckpt.cli.status.view import StatusView
 from scripts.night.run import Night
 
 COLUMNS = 100

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from elastic_ckpt.cli.status_view import gather
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.cli.status.view import gather
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TINY = SCRIPTS / "tiny.py"

@@ -224,7 +224,7 @@ def build(setup: Setup, seed: int = 1, leave_out: str = "") -> Built:
     import torch
     from colossalai.booster import Booster
 
-    from elastic_ckpt.training.engines.colossalai_cpu import mend_training
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_training
 
     mend_training(leave_out)
     with quiet():
@@ -279,7 +279,7 @@ def digests(built: Built) -> dict[str, Any]:
     """What must be equal, bit for bit, for two runs to go on as one."""
     import torch
 
-    from elastic_ckpt.training.engines.loss_scale import find_loss_scale
+    from elastic_ckpt.training.engines.colossalai.loss_scale import find_loss_scale
 
     inner = built.optimizer.optim
     stepped = [p for group in inner.param_groups for p in group["params"]]

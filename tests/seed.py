@@ -55,7 +55,7 @@ def build() -> tuple[Any, ...]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
 
-    from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
 
     mend_loads()
     torch.manual_seed(5)

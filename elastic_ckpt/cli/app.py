@@ -10,18 +10,18 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run a job": {
-        "run": "elastic_ckpt.cli.run",
+        "run": "elastic_ckpt.cli.run.command",
         "save": "elastic_ckpt.cli.save",
         "drill": "elastic_ckpt.cli.drill",
     },
     "Look at it": {
-        "status": "elastic_ckpt.cli.status",
-        "report": "elastic_ckpt.cli.report",
+        "status": "elastic_ckpt.cli.status.command",
+        "report": "elastic_ckpt.cli.report.command",
         "logs": "elastic_ckpt.cli.logs",
     },
     "Its checkpoints": {
@@ -31,8 +31,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "adopt": "elastic_ckpt.cli.adopt",
     },
     "This machine and its platform": {
-        "doctor": "elastic_ckpt.cli.doctor",
-        "slurm": "elastic_ckpt.cli.slurm",
+        "doctor": "elastic_ckpt.cli.doctor.command",
+        "slurm": "elastic_ckpt.cli.slurm.command",
         "completion": "elastic_ckpt.cli.completion",
     },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-from elastic_ckpt.cli.findings import Finding, ok
+from elastic_ckpt.cli.doctor.findings import Finding, ok
 
 _UNSYNCHRONISED: Final = 0x0040
 """STA_UNSYNC of adjtimex(2)."""

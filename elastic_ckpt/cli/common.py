@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.slurm_jobs import find_job, is_job_number
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 import msgspec
 
-from elastic_ckpt.board import Board
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
 from elastic_ckpt.cli.save import running_records, saved_now
-from elastic_ckpt.core.duration import human_duration
-from elastic_ckpt.core.emergency import Outlook, save_seconds
-from elastic_ckpt.core.progress import human_bytes
-from elastic_ckpt.core.text import shown_json
+from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.policy.emergency import Outlook, save_seconds
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.text import shown_json
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
-from elastic_ckpt.store.catalog import newest_valid
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.predictions import read_predictor
-from elastic_ckpt.store.records import NodeRecord
+from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.prediction_file import read_predictor
+from elastic_ckpt.jobdir.node_record import NodeRecord
 
 
 class Drill(msgspec.Struct, frozen=True):
@@ -118,7 +118,7 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
 
 def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
     """What a notice now would be told; None if no save was measured yet."""
-    from elastic_ckpt.supervisor.save_forecast import seconds_to_boundary
+    from elastic_ckpt.supervisor.saves.forecast import seconds_to_boundary
 
     predictor = read_predictor(job)
     if not predictor.last_bytes:

@@ -9,10 +9,10 @@ import click
 import msgspec
 
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
-from elastic_ckpt.core.progress import human_bytes
-from elastic_ckpt.core.text import encodable, shown_json
-from elastic_ckpt.store.catalog import CheckpointView, list_checkpoints
-from elastic_ckpt.store.records import job_records
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
+from elastic_ckpt.jobdir.node_record import job_records
 
 
 @click.command("list")

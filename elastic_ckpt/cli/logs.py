@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ckpt.cli.common import directory_argument, open_job
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.logs import log_files, rank_files
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.worker_logs import log_files, rank_files
 
 if TYPE_CHECKING:
-    from elastic_ckpt.store.process_log import LogLine
+    from elastic_ckpt.jobdir.process_log import LogLine
 
 
 @click.command("logs")
@@ -67,7 +67,7 @@ def _printed(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
 
 
 def _processes(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
-    from elastic_ckpt.store.process_log import read_process_logs
+    from elastic_ckpt.jobdir.process_log import read_process_logs
 
     lines = read_process_logs(job)
     if last:

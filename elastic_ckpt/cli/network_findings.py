@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.cli.bounded import Refused, Silent, answer
-from elastic_ckpt.cli.findings import Finding, ok
+from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.cli.doctor.findings import Finding, ok
 
 LOOPBACK: Final = "127.0.0.1"
 _NAME_SECONDS: Final = 10.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elastic_ckpt.core.progress import QUIET_SECONDS, Advance, Watch, in_lines
+from elastic_ckpt.util.progress import QUIET_SECONDS, Advance, Watch, in_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress

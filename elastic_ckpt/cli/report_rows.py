@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from elastic_ckpt.cli.report_words import Moment
+from elastic_ckpt.cli.report.words import Moment
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from elastic_ckpt.core.retention import Retention, parse_best
+from elastic_ckpt.policy.retention import Retention, parse_best
 
 F = TypeVar("F", bound=Callable[..., Any])
 

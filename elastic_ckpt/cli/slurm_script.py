@@ -39,7 +39,7 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
         params: of the job file, as ``run`` has them.
         options: for sbatch; with an array each task has a directory of its own.
     """
-    from elastic_ckpt.supervisor.rendezvous import parse_nodes
+    from elastic_ckpt.protocol.rendezvous import parse_nodes
 
     array = is_array(options)
     directory = Path(params["directory"]).absolute()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from elastic_ckpt.core.deadline import EarlyWarning, Limit, Notice, Trouble
+from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble
 
 Word = Notice | EarlyWarning | Limit | Trouble
 Tell = Callable[[Word], None]

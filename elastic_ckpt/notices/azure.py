@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.core.deadline import EarlyWarning, Notice
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.metadata import Answer, Unanswered, parse_time, request
 from elastic_ckpt.notices.polling import PollingSource

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.core.deadline import EarlyWarning, Notice
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.polling import PollingSource
 

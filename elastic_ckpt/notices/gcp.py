@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from elastic_ckpt.core.deadline import EarlyWarning, Notice
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.metadata import Answer, request
 from elastic_ckpt.notices.polling import PollingSource

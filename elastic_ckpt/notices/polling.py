@@ -8,8 +8,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.core.deadline import Trouble
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.policy.deadline import Trouble
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.notices import NoticeSource, Tell, Word
 
 FAILURES: Final = 3

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from elastic_ckpt.core.deadline import Notice
+from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.notices import NoticeSource, Tell
 
 SECOND_INTERRUPT_SECONDS: Final = 3.0

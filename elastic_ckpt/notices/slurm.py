@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from elastic_ckpt.core.deadline import Limit, Notice
+from elastic_ckpt.policy.deadline import Limit, Notice
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.polling import PollingSource
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from elastic_ckpt.errors import CheckpointError
-from elastic_ckpt.store.catalog import scan
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.verify import verify_quick
+from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import verify_quick
 
 
 def bypassed_and_older(job: JobDirectory) -> tuple[Path, Path] | None:

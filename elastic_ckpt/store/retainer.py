@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.core.progress import in_lines
-from elastic_ckpt.core.retention import Retention
-from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.prune import prune
+from elastic_ckpt.util.progress import in_lines
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.prune import prune
 
 _POLL_SECONDS: Final = 0.05
 _PATIENCE_SECONDS: Final = 5.0

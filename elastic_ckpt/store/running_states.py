@@ -8,10 +8,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.core.manifest import MAX_NUMBER
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.checkpoint.manifest import MAX_NUMBER
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.files import read_bounded
+from elastic_ckpt.util.files import read_bounded
 
 NAME: Final = "running_states.json"
 _MAX_BYTES: Final = 64 * 1024

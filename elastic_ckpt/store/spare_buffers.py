@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from elastic_ckpt.store.files import remove_tree
-from elastic_ckpt.store.mapped import MAPPED_FROM_BYTES
-from elastic_ckpt.store.memory import MemoryTier, Sealed
-from elastic_ckpt.store.memory_room import room_bytes
+from elastic_ckpt.util.files import remove_tree
+from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
+from elastic_ckpt.checkpoint.memory.room import room_bytes
 
 
 def make_spare_buffers(tier: MemoryTier, like: Sealed) -> None:

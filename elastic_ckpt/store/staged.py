@@ -6,8 +6,8 @@ import mmap
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
-from elastic_ckpt.core.manifest import FileEntry
-from elastic_ckpt.store.hashing import HashedFile
+from elastic_ckpt.checkpoint.manifest import FileEntry
+from elastic_ckpt.checkpoint.hashed_file import HashedFile
 
 STAGE_BYTES: Final = 4 * 1024 * 1024
 """Of each of the two buffers; a multiple of every page's size."""

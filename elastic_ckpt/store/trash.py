@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.store.files import remove_tree, sync_directory
-from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.util.files import remove_tree, sync_directory
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 
 _NAME = re.compile(r"(.+)-[0-9a-f]{8}")
 

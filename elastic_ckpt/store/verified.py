@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from elastic_ckpt.core.manifest import SealHeader
+from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.store.files import read_bounded, write_atomic
-from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 
 
 def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> None:

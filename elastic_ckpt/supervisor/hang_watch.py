@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.hang import Hang, Pace, Paces, Stuck
-from elastic_ckpt.slot import Outcome, Slot
-from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.policy.hang import Hang, Pace, Paces, Stuck
+from elastic_ckpt.protocol.slot import Outcome, Slot
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor.stacks import dump_stacks
 
 AWAY_SECONDS: Final = 5.0

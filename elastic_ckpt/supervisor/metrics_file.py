@@ -11,7 +11,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from elastic_ckpt.store.files import create_file, set_mode
+from elastic_ckpt.util.files import create_file, set_mode
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import time
 from dataclasses import replace
 from typing import Final
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.deadline import Notice, kill_time, tightest
-from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.records import NoticeRecord
-from elastic_ckpt.supervisor.account import Account
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.node_record import NoticeRecord
+from elastic_ckpt.supervisor.run_record import Account
 
 CALLED_OFF_SECONDS: Final = 60.0
 """A node that is still there so long after its deadline stays."""

@@ -6,14 +6,14 @@ import contextlib
 import random
 import time
 
-from elastic_ckpt.core.failure import Failure
-from elastic_ckpt.core.restart import Action, Decision, RestartPolicy
+from elastic_ckpt.policy.failure import Failure
+from elastic_ckpt.policy.restart import Action, Decision, RestartPolicy
 from elastic_ckpt.store.bypass import bypass, bypassed_and_older
-from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
-from elastic_ckpt.store.records import FailureRecord
-from elastic_ckpt.supervisor.account import Account
-from elastic_ckpt.supervisor.memory_keeper import MemoryKeeper
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.jobdir.node_record import FailureRecord
+from elastic_ckpt.supervisor.run_record import Account
+from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 
 
 class Restarts:

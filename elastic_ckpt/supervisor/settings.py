@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from elastic_ckpt.core.hang import LEAST_SECONDS
+from elastic_ckpt.policy.hang import LEAST_SECONDS
 from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.core.optimal_interval import DEFAULT_MTBF_SECONDS
-from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS
+from elastic_ckpt.policy.retention import Retention
 
 OnWarning = Literal["save", "stop", "ignore"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from elastic_ckpt.core.text import printable
+from elastic_ckpt.util.text import printable
 
 DUMP_SECONDS: Final = 10.0
 _MAX_FRAMES: Final = 40

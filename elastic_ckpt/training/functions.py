@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.core.agreement import ActionKind
+from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.core.manifest import Reason
-from elastic_ckpt.core.position import Position
+from elastic_ckpt.checkpoint.manifest import Reason
+from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
-from elastic_ckpt.slot import Source
-from elastic_ckpt.store.layout import checkpoint_key
+from elastic_ckpt.protocol.slot import Source
+from elastic_ckpt.jobdir.paths import checkpoint_key
 from elastic_ckpt.store.running_states import read_running_states
 from elastic_ckpt.training import runtime as runtimes
-from elastic_ckpt.training.data_pass import Resumed, current_pass, resume_at
+from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
 from elastic_ckpt.training.engines import make_engine
-from elastic_ckpt.training.loading import load_given, load_newest
-from elastic_ckpt.training.rank_state import RankState
-from elastic_ckpt.training.saving import write_checkpoint
-from elastic_ckpt.training.snapshot import REASONS, Snapshot
+from elastic_ckpt.training.state.load import load_given, load_newest
+from elastic_ckpt.training.state.rank_state import RankState
+from elastic_ckpt.training.state.save import write_checkpoint
+from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
 
 
 @dataclass

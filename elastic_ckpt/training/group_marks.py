@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import distributed
 
-from elastic_ckpt.slot import SlotWriter
+from elastic_ckpt.protocol.slot import SlotWriter
 
 
 def mark_group(slot: SlotWriter) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.preload import (
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.preload_file import (
     MAX_NAMES,
     Preload,
     is_installed,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from elastic_ckpt.slot import SlotWriter
+from elastic_ckpt.protocol.slot import SlotWriter
 
 SAMPLED: Final = 16
 _WEIGHT: Final = 0.2

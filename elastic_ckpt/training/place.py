@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elastic_ckpt.core.manifest import SealHeader
-from elastic_ckpt.core.position import Position
+from elastic_ckpt.checkpoint.manifest import SealHeader
+from elastic_ckpt.checkpoint.position import Position
 
 
 @dataclass

@@ -23,30 +23,30 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from elastic_ckpt.core.accumulation import accumulation_steps
-from elastic_ckpt.core.agreement import ActionKind
+from elastic_ckpt.policy.accumulation import accumulation_steps
+from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.core.manifest import Reason, SealHeader
-from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.checkpoint.manifest import Reason, SealHeader
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.errors import (
     DataMismatch,
     NonFiniteLoss,
     UnequalSteps,
     UsageError,
 )
-from elastic_ckpt.slot import Phase, SlotWriter, Source
+from elastic_ckpt.protocol.slot import Phase, SlotWriter, Source
 from elastic_ckpt.training import runtime as runtimes
-from elastic_ckpt.training.dataset import dataset_fingerprint
+from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
 from elastic_ckpt.training.engines import make_engine
 from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
-from elastic_ckpt.training.loading import Loaded, load_newest
+from elastic_ckpt.training.state.load import Loaded, load_newest
 from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.place import Place
-from elastic_ckpt.training.rank_state import RankState
-from elastic_ckpt.training.rng import preserved_rng
-from elastic_ckpt.training.sampler import ElasticSampler
-from elastic_ckpt.training.saver import Saver
-from elastic_ckpt.training.snapshot import REASONS, Snapshot
+from elastic_ckpt.training.state.rank_state import RankState
+from elastic_ckpt.training.state.rng import preserved_rng
+from elastic_ckpt.training.data.sampler import ElasticSampler
+from elastic_ckpt.training.state.saver import Saver
+from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
 
 
 class Session:

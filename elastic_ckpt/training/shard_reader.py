@@ -16,15 +16,15 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from elastic_ckpt.training.shard_index import (
+from elastic_ckpt.training.tensors.shard_index import (
     IndexedTensor,
     Shard,
     ShardIndex,
     check_files,
     read_index,
 )
-from elastic_ckpt.training.state_codec import rejecting
-from elastic_ckpt.training.tensor_file import NAMED_DTYPES, TensorFile
+from elastic_ckpt.training.tensors.state_codec import rejecting
+from elastic_ckpt.training.tensors.safetensors_file import NAMED_DTYPES, TensorFile
 
 
 class ShardReader:

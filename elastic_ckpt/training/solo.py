@@ -14,8 +14,8 @@ import time
 from types import FrameType
 from typing import Any, Final
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.agreement import Answer, RequestKind, answer_step
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.agreement import Answer, RequestKind, answer_step
 from elastic_ckpt.errors import LeaderLost
 from elastic_ckpt.training.peers import Peers, private_store
 

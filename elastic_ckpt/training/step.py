@@ -1,4 +1,4 @@
-"""A rank's side of the stop-step agreement, on the board. See ``core/agreement.py``."""
+"""A rank's side of the stop-step agreement, on the board. See ``protocol/agreement.py``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.agreement import Action, ActionKind, Agenda
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.agreement import Action, ActionKind, Agenda
 from elastic_ckpt.errors import StopAborted
-from elastic_ckpt.slot import Phase, SlotWriter
+from elastic_ckpt.protocol.slot import Phase, SlotWriter
 
 log = logging.getLogger(__name__)
 

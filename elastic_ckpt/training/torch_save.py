@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from elastic_ckpt.store.part import Part
-from elastic_ckpt.training.torch_archive import plan_archive
+from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.training.engines.colossalai.torch_archive import plan_archive
 
 Takes = Callable[[str, Any, int], bool]
 """Whether this rank writes a file: its path in the part, what it is to hold, bytes of tensors."""
@@ -26,7 +26,7 @@ def torch_save_through(directory: Path, part: Part, takes: Takes = _always) -> I
     """Have every ``torch.save`` to a path below ``directory`` write through ``part``.
 
     ColossalAI names files, it does not open them. A tensor is copied once, without the passes
-    that ``torch.save`` makes over it (see :mod:`elastic_ckpt.training.torch_archive`); a call
+    that ``torch.save`` makes over it (see :mod:`elastic_ckpt.training.engines.colossalai.torch_archive`); a call
     with options, or for something that cannot be laid out beforehand, is left to torch.
 
     Args:

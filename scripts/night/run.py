@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from elastic_ckpt.cli.status_view import StatusView, gather
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.cli.status.view import StatusView, gather
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 TRAIN = Path(__file__).with_name("train.py")
 PATIENCE_SECONDS = 90.0

@@ -16,12 +16,12 @@ import safetensors.torch  # noqa: F401  imported here once instead of in every r
 import torch
 import torch.distributed as dist
 
-from elastic_ckpt.core.position import Position
+from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.engines import Engine, make_engine
-from elastic_ckpt.training.saving import write_checkpoint
-from elastic_ckpt.training.snapshot import Snapshot
+from elastic_ckpt.training.state.save import write_checkpoint
+from elastic_ckpt.training.state.snapshot import Snapshot
 from tests.faults.store_writer import OLD, fork, serve
 
 WORLD_SIZE = 2

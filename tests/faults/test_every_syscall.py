@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.faults import syscalls
 from tests.faults.aftermath import Aftermath, prepare, without_waiting_for_the_disk
 from tests.faults.store_writer import FAILED, NEW, OLD, Farm, contents, save

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store.layout import checkpoint_key
+from elastic_ckpt.jobdir.paths import checkpoint_key
 from tests.faults import syscalls
 from tests.faults.aftermath import Aftermath, State, prepare, state_of, without_waiting_for_the_disk
 from tests.faults.rank_farm import ENDED, WORLD_SIZE

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.faults import syscalls
 from tests.faults.aftermath import Aftermath, State, prepare, without_waiting_for_the_disk
 from tests.faults.power_cut import (

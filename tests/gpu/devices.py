@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.store.verify import verify_full
+from elastic_ckpt.checkpoint.verify import verify_full
 from tests import plugins
 from tests.integration.ranks import run_ranks
 from tests.plugins import STEPS, Setup

@@ -5,8 +5,8 @@ import mmap
 import pytest
 import torch
 
-from elastic_ckpt.store.mapped import Mappings
-from elastic_ckpt.training.device_copy import DeviceCopies, write_from_device
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies, write_from_device
 from elastic_ckpt.training.pinning import pin, unpin
 
 pytestmark = [

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from elastic_ckpt.cli.gpu_findings import check_gpus, find_gpus
-from elastic_ckpt.cli.worker_view import _gpus
+from elastic_ckpt.cli.doctor.gpus import check_gpus, find_gpus
+from elastic_ckpt.cli.status.workers import _gpus
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
-from elastic_ckpt.store.verify import verify_full
+from elastic_ckpt.checkpoint.verify import verify_full
 from tests import plugins
 from tests.integration.ranks import run_ranks
 from tests.plugins import STEPS, named

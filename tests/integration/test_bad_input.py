@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from elastic_ckpt.core.manifest import sign
+from elastic_ckpt.checkpoint.manifest import sign
 from tests.job import TINY, Job, environment
 
 pytestmark = pytest.mark.one_torch

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.cli.status_view import StatusView
-from elastic_ckpt.store.heartbeat import Heartbeat, write_heartbeat
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.cli.status.view import StatusView
+from elastic_ckpt.jobdir.heartbeat import Heartbeat, write_heartbeat
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.job import Job, environment
 
 ELSEWHERE = ["unshare", "--fork", "--pid", "--mount-proc"]  # where pids mean other processes

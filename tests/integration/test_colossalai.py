@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
-from elastic_ckpt.store.verify import verify_full
+from elastic_ckpt.checkpoint.verify import verify_full
 from tests.integration.ranks import run_ranks
 from tests.unit.store_tools import seal_again
 
@@ -65,7 +65,7 @@ def save_ours(directory, steps=3):
 
 
 def read_by_plain_colossalai(rank, directory):
-    from elastic_ckpt.training.engines.colossalai_cpu import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
 
     expected = save_ours(directory)
     mend_loads()
@@ -175,8 +175,8 @@ def in_memory(directory, memory):
 
     import torch.distributed as dist
 
-    from elastic_ckpt.store.memory import MemoryTier, OwnedTier, tier_path
-    from elastic_ckpt.training.memory_target import WorkerMemory
+    from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
+    from elastic_ckpt.training.worker_memory import WorkerMemory
     from elastic_ckpt.training.runtime import join
 
     runtime = join(directory)
@@ -259,7 +259,7 @@ def share_a_save(rank, directory, buffers, memory, full):
         newest = tier.newest()
         root, files = newest.generation.path, newest.seal.files
     else:
-        from elastic_ckpt.core.manifest import decode_manifest
+        from elastic_ckpt.checkpoint.manifest import decode_manifest
 
         root = Path(directory) / "epoch-0_step-3"
         verify_full(root)
@@ -275,7 +275,7 @@ def no_room(*_):
 
 
 def counted(rank):
-    from elastic_ckpt.training.engines.colossalai import ColossalAIEngine
+    from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
 
     objects = large(None)
     train(*objects, 1)

@@ -42,7 +42,7 @@ MASTERS = f"{ENGINES}/masters.py"
 SCALE = f"{ENGINES}/loss_scale.py"
 GUARD = f"{ENGINES}/weights_only.py"
 FUNCTIONS = "elastic_ckpt/training/functions.py"
-INDEX = "elastic_ckpt/store/colossal_index.py"
+INDEX = "elastic_ckpt/checkpoint/colossalai_layout.py"
 FILES = "elastic_ckpt/training/torch_save.py"
 
 STEPS = re.compile(r"(\w+)((?:\(\)|\[\w*\])*)")
@@ -564,7 +564,7 @@ def noting(plain: Any, at: int, paths: set[str]) -> Any:
 def check_saved(built: Built, place: Path, written: set[str], read: set[str]) -> None:
     import torch.distributed as dist
 
-    from elastic_ckpt.store.colossal_index import read_index
+    from elastic_ckpt.checkpoint.colossalai_layout import read_index
 
     booster = built.booster
     name = "model" if place.name == "modeling" else "optimizer"

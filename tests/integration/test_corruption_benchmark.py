@@ -69,7 +69,7 @@ SCRIPT = """
 import os, runpy, signal, sys, time
 sys.path.insert(0, "benchmarks")
 import corruption_peers as peers
-import elastic_ckpt.store.verify as verify
+import elastic_ckpt.checkpoint.verify as verify
 
 def crash():
     yield 1

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.store.catalog import newest_valid
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.verify import verify_full
+from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.verify import verify_full
 from tests.integration.ranks import run_ranks
 
 
@@ -46,7 +46,7 @@ def save_and_load(rank, directory):
 
 def save_sharded(rank, directory):
     """An engine whose ranks write files of their own: through the part, and past it."""
-    from elastic_ckpt.training.engines import torch as engines
+    from elastic_ckpt.training.engines.torch import engine as engines
 
     def sharded(self, path, part, copies):
         part.write(f"modeling/shard-{rank}.bin", b"model" * (rank + 1))
@@ -86,7 +86,7 @@ def save_over_half_written(rank, directory):
 
 def fail_on_one_rank(rank, directory, failing_rank):
     """One rank's disk is full once; then saving works again."""
-    from elastic_ckpt.training.engines import torch as engines
+    from elastic_ckpt.training.engines.torch import engine as engines
 
     original = engines.TorchEngine.save
 
@@ -110,7 +110,7 @@ def fail_inside_a_collective(rank, directory):
     """Rank 1 raises where rank 0 waits for it in somebody else's collective."""
     import torch.distributed as dist
 
-    from elastic_ckpt.training.engines import torch as engines
+    from elastic_ckpt.training.engines.torch import engine as engines
 
     def collective(self, path, part, copies):
         if rank == 1:
@@ -129,7 +129,7 @@ def fail_inside_a_collective(rank, directory):
 def fail_to_load(rank, directory, error):
     """Rank 1 cannot take the state, while rank 0 is inside a collective of the load or through."""
     from elastic_ckpt import load_checkpoint
-    from elastic_ckpt.training.engines import torch as engines
+    from elastic_ckpt.training.engines.torch import engine as engines
 
     save(directory, 5)
     original = engines.TorchEngine.load
@@ -149,7 +149,7 @@ def fail_to_load(rank, directory, error):
 
 
 def fail_to_seal(rank, directory):
-    from elastic_ckpt.store.attempt import Attempt
+    from elastic_ckpt.checkpoint.commit import Attempt
 
     def broken(self, header, files):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

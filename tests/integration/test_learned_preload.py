@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.preload import Preload, read_preload, write_preload
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.preload_file import Preload, read_preload, write_preload
 from tests.job import SCRIPTS, Job
 
 pytestmark = pytest.mark.one_torch

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
-from elastic_ckpt.store.verify import verify_full
+from elastic_ckpt.checkpoint.verify import verify_full
 from tests import plugins
 from tests.integration.ranks import run_ranks
 from tests.plugins import SETUPS, STEPS, Setup, named
@@ -213,6 +213,6 @@ def test_all_of_the_shim_is_tested():
 
 
 def pieces_of_the_shim(rank):
-    from elastic_ckpt.training.engines.colossalai_cpu import PIECES
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import PIECES
 
     return sorted(PIECES)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.job import TINY, environment
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 

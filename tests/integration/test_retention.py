@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from elastic_ckpt.store.catalog import scan
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.verify import read_manifest, verify_full
+from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from tests.job import SCRIPTS, Job
 
 pytestmark = pytest.mark.one_torch

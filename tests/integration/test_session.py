@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from elastic_ckpt import ElasticSampler, Session
-from elastic_ckpt.store.catalog import newest_valid
-from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
-from elastic_ckpt.store.verify import read_manifest
+from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.checkpoint.verify import read_manifest
 from tests.integration.ranks import run_ranks
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -37,7 +37,7 @@ CONTEXT.set_forkserver_preload(
         "torch.nn.parallel",
         "elastic_ckpt.training.session",
         "elastic_ckpt.training.solo",
-        "elastic_ckpt.training.engines.torch",
+        "elastic_ckpt.training.engines.torch.engine",
     ]
 )
 

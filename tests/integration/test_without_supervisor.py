@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from elastic_ckpt.store.catalog import newest_valid
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.integration.ranks import free_port
 from tests.job import TINY, environment, kill_tree
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.engines.torch import TorchEngine
-from elastic_ckpt.training.engines.torch_state import bare
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.engines.torch.engine import TorchEngine
+from elastic_ckpt.training.engines.torch.state import bare
 from elastic_ckpt.training.module_names import canonical_names
 
 

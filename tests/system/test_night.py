@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.goodput import Category, fold
-from elastic_ckpt.store.journal import read_journal
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.journal.time_account import Category, fold
+from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
 from scripts.night.run import Night
 
 CRASHES = 6  # SIGKILL to a rank twice, to the agent; a NaN, an exception, a hang

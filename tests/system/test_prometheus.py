@@ -21,7 +21,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from elastic_ckpt.supervisor.metrics_table import METRICS, Kind
+from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
 from tests.job import Job, environment, survivors
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.cli.status_view import StatusView
+from elastic_ckpt.cli.status.view import StatusView
 from tests.job import TINY, Job, used_samples
 from tests.slurm import Slurm, why_not
 

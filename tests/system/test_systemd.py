@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.cli.status_view import StatusView
+from elastic_ckpt.cli.status.view import StatusView
 from tests.job import TINY, Job
 from tests.machine import REPOSITORY, Machine, why_not
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from elastic_ckpt.core.agreement import (
+from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
     ActionKind,
     Agenda,

@@ -20,7 +20,7 @@ from unittest import mock
 
 import msgspec
 
-from elastic_ckpt.core.manifest import (
+from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
     Manifest,
@@ -29,10 +29,10 @@ from elastic_ckpt.core.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.hashing import hash_file
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.verify import MANIFEST_NAME, read_manifest
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.hashed_file import hash_file
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ FILES: dict[str, bytes] = {
 HOLDER = """
 import sys
 from pathlib import Path
-from elastic_ckpt.store.locks import HeldLock
+from elastic_ckpt.checkpoint.job_lock import HeldLock
 
 lock = HeldLock(Path(sys.argv[1]), "other-run")
 print("held", flush=True)
@@ -61,7 +61,7 @@ sys.stdin.read()
 READER = """
 import sys
 from pathlib import Path
-from elastic_ckpt.store.reading import ReadLock
+from elastic_ckpt.checkpoint.read_lock import ReadLock
 
 lock = ReadLock(Path(sys.argv[1]))
 print("held", flush=True)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.agreement import (
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
     Action,
     ActionKind,
@@ -27,7 +27,7 @@ from elastic_ckpt.core.agreement import (
     answer_step,
 )
 from elastic_ckpt.errors import StopAborted
-from elastic_ckpt.supervisor.agent import Agent
+from elastic_ckpt.supervisor.agent.agent import Agent
 from elastic_ckpt.training import step as step_module
 from elastic_ckpt.training.step import StepProtocol
 from tests.unit.agreement_model import (
@@ -496,7 +496,7 @@ def test_the_agent_raises_the_flag_waits_reads_and_posts(
 ) -> None:
     accesses = agent._board.accesses  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        "elastic_ckpt.supervisor.agent.time.sleep", lambda seconds: accesses.append("fence")
+        "elastic_ckpt.supervisor.agent.agent.time.sleep", lambda seconds: accesses.append("fence")
     )
     agent._ask(STOP)
     assert accesses == ["raise 1", "fence", "read", "post 1 STOP 5"]

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt import board as board_module
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.agreement import NOTHING_ENTERED, Answer, RequestKind
-from elastic_ckpt.core.recovery import Marks
+from elastic_ckpt.protocol import board as board_module
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind
+from elastic_ckpt.protocol.start_marks import Marks
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.slot import Outcome, Phase, Slot, Source
+from elastic_ckpt.protocol.slot import Outcome, Phase, Slot, Source
 
 SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
 RING = board_module.RING
@@ -27,7 +27,7 @@ FRESH = Board.private().read_slot(0)
 
 HAMMER = """
 import sys
-from elastic_ckpt.board import Board
+from elastic_ckpt.protocol.board import Board
 
 board = Board.open(sys.argv[1])
 slot = board.rank_slot(1)
@@ -42,8 +42,8 @@ slot.saved(number)
 
 OTHER = """
 import os, sys
-from elastic_ckpt.board import Board
-from elastic_ckpt.slot import Outcome, Phase
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Outcome, Phase
 
 board = Board.open(sys.argv[1])
 slot = board.rank_slot(1)
@@ -393,7 +393,7 @@ def test_who_only_looks_cannot_write() -> None:
 
 
 def test_a_board_whose_owner_is_gone_cannot_be_opened() -> None:
-    code = "from elastic_ckpt.board import Board; print(Board.create(1).path)"
+    code = "from elastic_ckpt.protocol.board import Board; print(Board.create(1).path)"
     path = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     ).stdout.strip()

@@ -17,16 +17,16 @@ import msgspec
 import pytest
 
 import elastic_ckpt
-from elastic_ckpt.board import Board
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.cli.app import main
-from elastic_ckpt.core.manifest import FileEntry, fingerprint
-from elastic_ckpt.core.run_state import RunState
-from elastic_ckpt.slot import Phase
-from elastic_ckpt.store.journal import Journal, read_journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.records import IntervalRecord, NodeRecord, NoticeRecord, ProcessIdentity
-from elastic_ckpt.store.verify import read_manifest
+from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.jobdir.node_record import IntervalRecord, NodeRecord, NoticeRecord, ProcessIdentity
+from elastic_ckpt.checkpoint.verify import read_manifest
 from tests.unit.store_tools import (
     MODEL,
     change_manifest,
@@ -59,7 +59,7 @@ except SystemExit as leaving:
 
 SAY_WHO = """
 import msgspec
-from elastic_ckpt.store.records import ProcessIdentity
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
 
 print(msgspec.json.encode(ProcessIdentity.current()).decode())
 """

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from elastic_ckpt.cli import bounded
-from elastic_ckpt.cli.bounded import Refused, Silent, answer, answers
+from elastic_ckpt.util import bounded
+from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
 from elastic_ckpt.errors import UsageError
 
 

@@ -14,11 +14,12 @@ import psutil
 import pytest
 
 import elastic_ckpt
-from elastic_ckpt.cli import doctor as doctor_command
-from elastic_ckpt.cli import findings, version_findings
-from elastic_ckpt.cli.findings import Finding, StatusLine, ok
+from elastic_ckpt.cli.doctor import command as doctor_command
+from elastic_ckpt.cli.doctor import findings
+from elastic_ckpt.cli.doctor import versions as version_findings
+from elastic_ckpt.cli.doctor.findings import Finding, StatusLine, ok
 from elastic_ckpt.core.versions import TRIED
-from elastic_ckpt.store.slurm_jobs import remember_job
+from elastic_ckpt.jobdir.slurm_jobs import remember_job
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 from tests.unit.test_cli import IN_PROCESS, Command, cli
 from tests.unit.test_group_access import GROUP, OTHER_GROUP, as_user, make_job, place
@@ -140,7 +141,7 @@ def test_nothing_is_imported_to_know_its_version(options: list[str]) -> None:
     )
     assert "torch" in result.stdout
     modules = set(result.stderr.splitlines()[-1].split()[1:])
-    assert "elastic_ckpt.cli.version_findings" in modules
+    assert "elastic_ckpt.cli.doctor.versions" in modules
     assert not modules & {"torch", "colossalai", "transformers", "peft", "numpy", "safetensors"}
     assert not modules & {"elastic_ckpt.training", "elastic_ckpt.supervisor"}
 
@@ -148,7 +149,7 @@ def test_nothing_is_imported_to_know_its_version(options: list[str]) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes little."""
-    monkeypatch.setattr("elastic_ckpt.cli.storage_findings.MOST_BYTES", 16 * 2**20)
+    monkeypatch.setattr("elastic_ckpt.cli.doctor.storage.MOST_BYTES", 16 * 2**20)
 
 
 def children() -> list[psutil.Process]:

@@ -14,14 +14,16 @@ import msgspec
 import psutil
 import pytest
 
-from elastic_ckpt.cli import bounded, directory_findings, storage_findings
-from elastic_ckpt.cli.directory_findings import Place, check_directory, look_at
-from elastic_ckpt.cli.findings import Finding
-from elastic_ckpt.cli.platform_findings import Grace
-from elastic_ckpt.cli.storage_findings import check_storage
-from elastic_ckpt.core.prediction import Predictor, Route
-from elastic_ckpt.store.predictions import write_predictor
-from elastic_ckpt.store.trial import Skew, Tried, Word, Wrote
+from elastic_ckpt.util import bounded
+from elastic_ckpt.cli.doctor import directory as directory_findings
+from elastic_ckpt.cli.doctor import storage as storage_findings
+from elastic_ckpt.cli.doctor.directory import Place, check_directory, look_at
+from elastic_ckpt.cli.doctor.findings import Finding
+from elastic_ckpt.cli.doctor.platform import Grace
+from elastic_ckpt.cli.doctor.storage import check_storage
+from elastic_ckpt.policy.prediction import Predictor, Route
+from elastic_ckpt.jobdir.prediction_file import write_predictor
+from elastic_ckpt.cli.doctor.storage_trial import Skew, Tried, Word, Wrote
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 pytestmark = pytest.mark.one_torch
@@ -111,7 +113,7 @@ def test_one_that_hangs_while_it_is_measured_keeps_what_is_known(
 ) -> None:
     monkeypatch.setattr(storage_findings, "TRIAL_SECONDS", 2.0)
     monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr("elastic_ckpt.store.hashing.HashedFile.sync", hang)
+    monkeypatch.setattr("elastic_ckpt.checkpoint.hashed_file.HashedFile.sync", hang)
     found = found_in(place_at(tmp_path))
     *_, problem = found.values()
     assert problem.text == "did not answer within 2 s" and "write speed" not in found
@@ -225,7 +227,7 @@ def test_the_storages_clock(
 
 
 def test_every_trial_has_its_words() -> None:
-    from elastic_ckpt.store.trial import TRIALS
+    from elastic_ckpt.cli.doctor.storage_trial import TRIALS
 
     assert storage_findings._WORKS.keys() == TRIALS.keys()
     assert storage_findings._FOLLOWS.keys() == {*TRIALS, "writing"}

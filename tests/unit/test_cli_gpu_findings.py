@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.cli import bounded, gpu_findings
-from elastic_ckpt.cli.findings import Finding
-from elastic_ckpt.cli.gpu_findings import Device, Gpus, auto_workers, check_gpus, find_gpus
+from elastic_ckpt.util import bounded
+from elastic_ckpt.cli.doctor import gpus as gpu_findings
+from elastic_ckpt.cli.doctor.findings import Finding
+from elastic_ckpt.cli.doctor.gpus import Device, Gpus, auto_workers, check_gpus, find_gpus
 
 pytestmark = pytest.mark.one_torch
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.cli.findings import Finding
-from elastic_ckpt.cli.limit_findings import check_limits
+from elastic_ckpt.cli.doctor.findings import Finding
+from elastic_ckpt.cli.doctor.machine import check_limits
 from tests.unit.store_tools import tree
 
 Look = Callable[..., dict[str, Finding]]

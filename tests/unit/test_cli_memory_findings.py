@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.cli import memory_findings
-from elastic_ckpt.cli.directory_findings import Place
-from elastic_ckpt.cli.findings import Finding
-from elastic_ckpt.cli.memory_findings import check_memory
+from elastic_ckpt.cli.doctor import memory as memory_findings
+from elastic_ckpt.cli.doctor.directory import Place
+from elastic_ckpt.cli.doctor.findings import Finding
+from elastic_ckpt.cli.doctor.memory import check_memory
 
 GB = 10**9
 KIB = 1024

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.cli import bounded, network_findings
-from elastic_ckpt.cli.findings import Finding
+from elastic_ckpt.cli import network_findings
+from elastic_ckpt.util import bounded
+from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.network_findings import LOOPBACK, check_network
 
 

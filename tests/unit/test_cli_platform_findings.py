@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.cli.findings import Finding
-from elastic_ckpt.cli.platform_findings import Grace, check_platform, find_grace, nodes
+from elastic_ckpt.cli.doctor.findings import Finding
+from elastic_ckpt.cli.doctor.platform import Grace, check_platform, find_grace, nodes
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.notices import slurm
 from tests.clouds import Aws, Azure, Cloud, Gcp

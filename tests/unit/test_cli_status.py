@@ -17,16 +17,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.cli import worker_view
-from elastic_ckpt.cli.status_page import page
-from elastic_ckpt.cli.status_view import StatusView, gather
-from elastic_ckpt.core.run_state import RunState
-from elastic_ckpt.slot import MAX_METRICS, Phase
-from elastic_ckpt.store.journal import Journal, JournalEvent, read_journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.locks import HeldLock
-from elastic_ckpt.store.records import (
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.cli.status import workers as worker_view
+from elastic_ckpt.cli.status.page import page
+from elastic_ckpt.cli.status.view import StatusView, gather
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.slot import MAX_METRICS, Phase
+from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.jobdir.node_record import (
     FailureRecord,
     NodeRecord,
     NoticeRecord,

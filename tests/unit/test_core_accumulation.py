@@ -2,7 +2,7 @@
 
 import pytest
 
-from elastic_ckpt.core.accumulation import accumulation_steps
+from elastic_ckpt.policy.accumulation import accumulation_steps
 from elastic_ckpt.errors import UsageError
 
 

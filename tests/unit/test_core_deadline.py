@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from elastic_ckpt.core.deadline import Notice, kill_time, tightest
+from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
 
 EARLY = Notice("slurm", "SIGUSR1", 90.0)
 LATE = Notice("signal", "SIGTERM", 120.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.duration import human_duration, parse_duration
+from elastic_ckpt.util.units import human_duration, parse_duration
 from elastic_ckpt.errors import UsageError
 
 

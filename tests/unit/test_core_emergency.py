@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.emergency import Choice, ChoiceKind, Outlook, choose
-from elastic_ckpt.core.prediction import LEAST_MARGIN, MOST_MARGIN, Predictor, Route, RouteModel
+from elastic_ckpt.policy.emergency import Choice, ChoiceKind, Outlook, choose
+from elastic_ckpt.policy.prediction import LEAST_MARGIN, MOST_MARGIN, Predictor, Route, RouteModel
 
 FULL, DRAIN_NEWEST, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.ended import Ended, EndKind, merge
+from elastic_ckpt.protocol.ended import Ended, EndKind, merge
 
 
 def ended(kind: str, **about) -> Ended:

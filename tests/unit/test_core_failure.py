@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.failure import Failure, FailureClass
+from elastic_ckpt.policy.failure import Failure, FailureClass
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.core.failure_history import FailureHistory
+from elastic_ckpt.journal.failure_rate import FailureHistory
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.goodput import SUPERVISED, Category, Goodput, TimeAccount, fold
+from elastic_ckpt.journal.time_account import SUPERVISED, Category, Goodput, TimeAccount, fold
 
 pytestmark = pytest.mark.one_torch
 

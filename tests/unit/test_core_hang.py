@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from elastic_ckpt.core.hang import FACTOR, LONG_SECONDS, Pace, Paces, culprit
+from elastic_ckpt.policy.hang import FACTOR, LONG_SECONDS, Pace, Paces, culprit
 
 
 def pace(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.manifest import (
+from elastic_ckpt.checkpoint.manifest import (
     FORMAT,
     MAX_MANIFEST_BYTES,
     MAX_PATH_CHARACTERS,

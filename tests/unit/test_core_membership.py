@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from elastic_ckpt.core.agreement import RequestKind
-from elastic_ckpt.core.ended import Ended, EndKind
-from elastic_ckpt.core.hang import Stuck
-from elastic_ckpt.core.membership import (
+from elastic_ckpt.protocol.agreement import RequestKind
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.policy.hang import Stuck
+from elastic_ckpt.protocol.cluster import (
     GATHER_SECONDS,
     LOST_SECONDS,
     STUCK_SECONDS,

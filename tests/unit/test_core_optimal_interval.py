@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.optimal_interval import (
+from elastic_ckpt.policy.interval import (
     HYSTERESIS,
     LONGEST_SECONDS,
     MOST_SAVING,

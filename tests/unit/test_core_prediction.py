@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.prediction import (
+from elastic_ckpt.policy.prediction import (
     FIRST_MARGIN,
     LEAST_MARGIN,
     MOST_MARGIN,

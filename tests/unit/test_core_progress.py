@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.progress import Progress, human_bytes, in_lines, unwatched
+from elastic_ckpt.util.progress import Progress, human_bytes, in_lines, unwatched
 
 
 class Clock:

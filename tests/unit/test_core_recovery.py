@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.recovery import Breakdown, Marks, breakdown, slowest
+from elastic_ckpt.protocol.start_marks import Breakdown, Marks, breakdown, slowest
 
 SECOND = 10**9
 moments = st.integers(0, 10**15)

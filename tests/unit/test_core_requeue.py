@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.requeue import judge
+from elastic_ckpt.cli.slurm.requeue import judge
 
 RUNNING = {"JobState": "RUNNING", "Reason": "None", "Restarts": "0"}
 PREEMPTED = RUNNING | {"PreemptTime": "1795600000", "EndTime": "1795600010"}

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from elastic_ckpt.core.failure import Failure, FailureClass
-from elastic_ckpt.core.restart import (
+from elastic_ckpt.policy.failure import Failure, FailureClass
+from elastic_ckpt.policy.restart import (
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
     REFILL_STEPS,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from elastic_ckpt.core.retention import Candidate, Retention, judge, parse_best
+from elastic_ckpt.policy.retention import Candidate, Retention, judge, parse_best
 from elastic_ckpt.errors import UsageError
 
 

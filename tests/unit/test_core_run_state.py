@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from elastic_ckpt.core.run_state import TERMINAL, TRANSITIONS, Event, RunState, advance
+from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, Event, RunState, advance
 
 EXPECTED = """
             starting     running      draining   backing-off  finished  preempted  failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.straggler import stragglers
+from elastic_ckpt.policy.straggler import stragglers
 
 
 @pytest.mark.parametrize(

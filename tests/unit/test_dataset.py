@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from elastic_ckpt.training.dataset import dataset_fingerprint
-from elastic_ckpt.training.rng import capture_rng
+from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
+from elastic_ckpt.training.state.rng import capture_rng
 from tests.unit.test_state_codec import same
 
 
@@ -145,7 +145,7 @@ def test_torchs_own_data_sets_work():
 def test_it_is_the_same_in_every_run():
     code = """
 import numpy, torch
-from elastic_ckpt.training.dataset import dataset_fingerprint
+from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
 class Samples(list):
     pass
 class Thing:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from elastic_ckpt.training.device_copy import DeviceCopies
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 
 class LateLane:

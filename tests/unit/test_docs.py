@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from elastic_ckpt.core.run_state import TRANSITIONS
+from elastic_ckpt.protocol.run_state import TRANSITIONS
 from elastic_ckpt.errors import ExitCode
 from tests.commands import COMMANDS, PROGRAM
 from tests.pages import DOCS, PAGES, ROOT, anchors, blocks, links, typed_commands

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from elastic_ckpt.core.membership import JobState, MemberState
-from elastic_ckpt.supervisor import exchange
-from elastic_ckpt.supervisor.exchange import Line
+from elastic_ckpt.protocol.cluster import JobState, MemberState
+from elastic_ckpt.supervisor.agent import store_link as exchange
+from elastic_ckpt.supervisor.agent.store_link import Line
 
 
 class Memory:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.core.manifest import EngineInfo
+from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.store.running_states import RunningStates, read_running_states
-from elastic_ckpt.store.verify import verify_full
-from elastic_ckpt.training.engines.torch import TorchEngine
-from elastic_ckpt.training.state_codec import read_state
+from elastic_ckpt.checkpoint.verify import verify_full
+from elastic_ckpt.training.engines.torch.engine import TorchEngine
+from elastic_ckpt.training.tensors.state_codec import read_state
 from tests.unit.store_tools import flip_bit
 from tests.unit.test_shard_reader import LAYOUTS, save, table
 

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.core.goodput import fold
-from elastic_ckpt.core.manifest import (
+from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
     MAX_NUMBER,
@@ -38,18 +38,19 @@ from elastic_ckpt.core.manifest import (
     make_manifest,
     sign,
 )
-from elastic_ckpt.core.text import MAX_SHOWN, printable
+from elastic_ckpt.util.text import MAX_SHOWN, printable
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
-from elastic_ckpt.store import journal as journals
-from elastic_ckpt.store import quarantine, running_states
-from elastic_ckpt.store.files import MAX_DEPTH, files_below, read_bounded
-from elastic_ckpt.store.heartbeat import Heartbeat, read_heartbeat
-from elastic_ckpt.store.journal import MAX_LINE_BYTES, Journal, read_journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.locks import LockOwner, read_owner
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.store.quarantine import Rejected, rejected
-from elastic_ckpt.store.records import (
+from elastic_ckpt.journal import journal as journals
+from elastic_ckpt.store import running_states
+from elastic_ckpt.checkpoint import quarantine
+from elastic_ckpt.util.files import MAX_DEPTH, files_below, read_bounded
+from elastic_ckpt.jobdir.heartbeat import Heartbeat, read_heartbeat
+from elastic_ckpt.journal.journal import MAX_LINE_BYTES, Journal, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.job_lock import LockOwner, read_owner
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.quarantine import Rejected, rejected
+from elastic_ckpt.jobdir.node_record import (
     NodeRecord,
     NoticeRecord,
     ProcessIdentity,
@@ -391,7 +392,7 @@ EVENT = {
 @fuzz(400)
 @given(lines=st.lists(anything(EVENT), max_size=4))
 def test_a_journal_of_anything(job: JobDirectory, lines: list[bytes]) -> None:
-    from elastic_ckpt.cli.status_view import gather
+    from elastic_ckpt.cli.status.view import gather
 
     good = msgspec.json.encode(EVENT)
     job.journal("here").write_bytes(b"\n".join([good, *lines, good, b""]))
@@ -473,7 +474,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[str
     """A state's directory, and its tree, tensors' header and data as they should be."""
     import torch
 
-    from elastic_ckpt.training.state_codec import read_state, write_state
+    from elastic_ckpt.training.tensors.state_codec import read_state, write_state
 
     directory = tmp_path_factory.mktemp("state")
     tree = {
@@ -491,7 +492,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[str
 
 
 def read_or_refuse(directory: Path) -> Any:
-    from elastic_ckpt.training.state_codec import read_state
+    from elastic_ckpt.training.tensors.state_codec import read_state
 
     try:
         return read_state(directory, "s")
@@ -549,7 +550,7 @@ def test_a_tree_is_read_up_to_its_limit_and_not_written_beyond_it(
 ) -> None:
     """A writer that went further would leave what nobody reads."""
     from elastic_ckpt.errors import UsageError
-    from elastic_ckpt.training import state_codec
+    from elastic_ckpt.training.tensors import state_codec
 
     monkeypatch.setattr(state_codec, "MAX_JSON_BYTES", 100)
     part = PartWriter(tmp_path, "a", 0)

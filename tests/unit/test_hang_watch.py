@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.slot import Phase
-from elastic_ckpt.store.journal import Journal
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor import hang_watch
 from elastic_ckpt.supervisor.hang_watch import HangWatch
 from elastic_ckpt.supervisor.stacks import Stack

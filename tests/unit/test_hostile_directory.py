@@ -23,9 +23,9 @@ import msgspec
 import pytest
 
 from elastic_ckpt.cli import app
-from elastic_ckpt.core.manifest import PartManifest, decode_part, encode, sign
-from elastic_ckpt.core.retention import Retention
-from elastic_ckpt.core.run_state import RunState
+from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.errors import (
     CheckpointError,
     CheckpointRejected,
@@ -33,19 +33,19 @@ from elastic_ckpt.errors import (
     ElasticCkptError,
     StorageFailed,
 )
-from elastic_ckpt.store import verify
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.catalog import list_checkpoints, scan
-from elastic_ckpt.store.journal import Journal, read_journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.locks import RunLocks
-from elastic_ckpt.store.prune import prune
-from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.records import NodeRecord, ProcessIdentity, read_record
-from elastic_ckpt.store.recovery import recover
-from elastic_ckpt.store.requests import ask_for_save, take_requests
+from elastic_ckpt.checkpoint import verify
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.checkpoint.prune import prune
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
+from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
 from elastic_ckpt.store.verified import mark_verified
-from elastic_ckpt.store.verify import read_manifest, verify_full, verify_quick
+from elastic_ckpt.checkpoint.verify import read_manifest, verify_full, verify_quick
 from tests.unit.store_tools import (
     FILES,
     MODEL,
@@ -581,7 +581,7 @@ def test_a_link_within_a_checkpoint_is_refused_too(job: JobDirectory) -> None:
 
 @pytest.mark.parametrize("size", [100, verify._OPENING_BYTES, 5 * 1024 * 1024])
 def test_a_file_that_grows_while_it_is_read_is_not_read_for_ever(tmp_path: Path, size: int) -> None:
-    from elastic_ckpt.store.hashing import hash_file
+    from elastic_ckpt.checkpoint.hashed_file import hash_file
 
     path = tmp_path / "grows"
     path.write_bytes(b"x" * size)
@@ -614,7 +614,7 @@ class Reader:
     """An engine that does something at the moment of the load."""
 
     def __init__(self, act: Callable[[Path], object] = lambda path: None) -> None:
-        from elastic_ckpt.core.manifest import EngineInfo
+        from elastic_ckpt.checkpoint.manifest import EngineInfo
 
         self.info = EngineInfo("torch")
         self.act = act
@@ -625,7 +625,7 @@ class Reader:
 
 
 def load(job: JobDirectory, path: Path, engine: Reader | None = None) -> Any:
-    from elastic_ckpt.training.loading import load_given
+    from elastic_ckpt.training.state.load import load_given
 
     return load_given(runtime_of(job), engine or Reader(), path)  # type: ignore[arg-type]
 
@@ -707,8 +707,8 @@ def test_a_lock_of_who_may_only_read_costs_no_checkpoint(
     pytest.importorskip("torch")
     import fcntl
 
-    from elastic_ckpt.store import reading
-    from elastic_ckpt.training import loading
+    from elastic_ckpt.checkpoint import read_lock as reading
+    from elastic_ckpt.training.state import load as loading
 
     monkeypatch.setattr(reading, "_PATIENCE_SECONDS", 0.05)
     with (job.checkpoint(0, 20) / "manifest.json").open("rb") as held:
@@ -746,9 +746,9 @@ def test_without_a_booster_nothing_is_unpickled_at_all(
     """Not even of a checkpoint that whoever planted the pickle has sealed."""
     torch = pytest.importorskip("torch")
     from elastic_ckpt.store.running_states import read_running_states
-    from elastic_ckpt.training.engines.torch import TorchEngine
-    from elastic_ckpt.training.loading import load_given, read_rank_state
-    from elastic_ckpt.training.state_codec import write_state
+    from elastic_ckpt.training.engines.torch.engine import TorchEngine
+    from elastic_ckpt.training.state.load import load_given, read_rank_state
+    from elastic_ckpt.training.tensors.state_codec import write_state
 
     job, mark = open_job(tmp_path / "job"), tmp_path / "executed"
     model = torch.nn.Linear(2, 2)

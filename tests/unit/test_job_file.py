@@ -8,8 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from elastic_ckpt.cli import job_file
-from elastic_ckpt.cli.run import command
+from elastic_ckpt.cli.run import job_file
+from elastic_ckpt.cli.run.command import command
 from elastic_ckpt.errors import UsageError
 
 

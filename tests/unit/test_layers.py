@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "elastic_ckpt"
 
 WRONG_TURNS = [
-    ("core/manifest.py", "from elastic_ckpt.store import layout", "imports point down only"),
-    ("store/layout.py", "import elastic_ckpt.notices", "imports point down only"),
+    ("checkpoint/manifest.py", "from elastic_ckpt.store import layout", "imports point down only"),
+    ("jobdir/paths.py", "import elastic_ckpt.notices", "imports point down only"),
     ("training/functions.py", "import elastic_ckpt.supervisor", "imports point down only"),
-    ("cli/status.py", "import torch", "torch only in training and in the agent"),
+    ("cli/status/command.py", "import torch", "torch only in training and in the agent"),
     (
         "training/session.py",
         "import colossalai",

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.engines.loss_scale import (
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.engines.colossalai.loss_scale import (
     find_loss_scale,
     load_loss_scale,
     save_loss_scale,

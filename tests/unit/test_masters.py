@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.engines.masters import Piece, load_masters, save_masters
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.engines.colossalai.masters import Piece, load_masters, save_masters
 
 PLACE = "pp0of1-tp0of1"
 

@@ -17,10 +17,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import GaugeMetricFamily
 
-from elastic_ckpt.cli.run import settings_of
+from elastic_ckpt.cli.run.command import settings_of
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.supervisor import metrics_file, metrics_server
-from elastic_ckpt.supervisor.metrics import check_file, parse_address
+from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
 from elastic_ckpt.supervisor.metrics_file import MetricsFile, replace
 from elastic_ckpt.supervisor.metrics_server import AT_ONCE, MetricsServer
 
@@ -382,7 +382,7 @@ def test_the_library_is_imported_only_for_those_who_want_metrics(
     (tmp_path / "train.py").touch()
     place, script = str(tmp_path / "job"), str(tmp_path / "train.py")
     code = (
-        "import sys, elastic_ckpt.cli.run as run\n"
+        "import sys, elastic_ckpt.cli.run.command as run\n"
         "settings = run.settings_of(sys.argv[1:])\n"
         "supervisor = run._supervisor(settings, lambda: settings)\n"
         "print('prometheus_client' in sys.modules)"

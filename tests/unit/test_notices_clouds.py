@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from elastic_ckpt.core.deadline import EarlyWarning, Notice, Trouble
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Trouble
 from elastic_ckpt.notices import NoticeSource, Word, metadata, polling
 from elastic_ckpt.notices.aws import AwsSource
 from elastic_ckpt.notices.azure import AzureSource

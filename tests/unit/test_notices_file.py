@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.deadline import EarlyWarning, Notice
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.notices.file import FileSource
 
 

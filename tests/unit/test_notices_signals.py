@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from elastic_ckpt.core.deadline import Notice
+from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.signals import SignalSource, hold_signals
 

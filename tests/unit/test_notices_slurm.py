@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from elastic_ckpt.core.deadline import Limit, Notice
+from elastic_ckpt.policy.deadline import Limit, Notice
 from elastic_ckpt.notices import slurm
 from elastic_ckpt.notices.slurm import SlurmSource, SlurmUnanswered, fields, job_id
 

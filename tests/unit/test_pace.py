@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.board import Board
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.training import pace as module
 from elastic_ckpt.training.pace import SAMPLED, Pace
 

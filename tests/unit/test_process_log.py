@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.core.ended import Ended, EndKind
-from elastic_ckpt.store import process_log
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.process_log import ProcessLog, read_process_logs
-from elastic_ckpt.supervisor.agent_process import _shown
-from elastic_ckpt.supervisor.messages import Joined
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.jobdir import process_log
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.process_log import ProcessLog, read_process_logs
+from elastic_ckpt.supervisor.agent_client import _shown
+from elastic_ckpt.protocol.messages import Joined
 from tests.unit.store_tools import open_job
 
 pytestmark = pytest.mark.one_torch
@@ -246,8 +246,8 @@ def test_a_disk_that_hangs_holds_up_nobody(
 HANGS_AT_EXIT = """
 import logging, os, sys, threading
 from pathlib import Path
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.process_log import ProcessLog
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.process_log import ProcessLog
 os.write = lambda fd, data: threading.Event().wait()
 ProcessLog.of_node(JobDirectory(Path(sys.argv[1])), "supervisor", "here", dict).begin()
 logging.getLogger("elastic_ckpt.x").info("never written")

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.supervisor.rendezvous import meet, parse_endpoint, parse_nodes
+from elastic_ckpt.protocol.rendezvous import meet, parse_endpoint, parse_nodes
 from tests.cluster import free_port
 
 

@@ -20,15 +20,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from elastic_ckpt.cli.app import main
-from elastic_ckpt.cli.report_material import Material, collect
-from elastic_ckpt.cli.report_page import render
-from elastic_ckpt.cli.report_words import figure, moment, offset, rounded
-from elastic_ckpt.core.goodput import Category
-from elastic_ckpt.core.run_state import RunState
-from elastic_ckpt.store.journal import MAX_LINE_BYTES
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.quarantine import set_aside
-from elastic_ckpt.store.records import NodeRecord, ProcessIdentity, boot_id
+from elastic_ckpt.cli.report.material import Material, collect
+from elastic_ckpt.cli.report.page import render
+from elastic_ckpt.cli.report.words import figure, moment, offset, rounded
+from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.journal.journal import MAX_LINE_BYTES
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, boot_id
 from tests.unit.store_tools import make_checkpoint, open_job
 from tests.unit.test_core_history import (
     CRASHED,
@@ -396,7 +396,7 @@ def test_a_night_of_disturbances_is_spread_over_rows(job: JobDirectory) -> None:
         entries += [launch(at + 1, number + 1), running(at + 20, 0), ended(at + 2900, "crashed"),
                     Entry(at + 2900, "crash", {"kind": "error"})]  # fmt: skip
     tell(job, entries)
-    from elastic_ckpt.cli.report_timeline import timeline
+    from elastic_ckpt.cli.report.timeline import timeline
 
     found = timeline(material_of(job))
     assert found is not None and 3 <= len(found.rows) <= 12

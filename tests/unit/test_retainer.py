@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.retention import Retention
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.store import retainer as retainers
-from elastic_ckpt.store.catalog import scan
-from elastic_ckpt.store.journal import Journal, read_journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.prune import prune
+from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.prune import prune
 from elastic_ckpt.store.retainer import Retainer
 from tests.unit.store_tools import make_checkpoint, open_job
 
@@ -186,9 +186,9 @@ def test_what_cannot_be_removed_is_journaled_with_the_reason(
 ENDS_MEANWHILE = """
 import sys, time
 from pathlib import Path
-from elastic_ckpt.core.retention import Retention
-from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.store.retainer import Retainer
 
 job = JobDirectory(Path(sys.argv[1]))

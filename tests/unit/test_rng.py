@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.rng import capture_rng, diverge_rng, preserved_rng, restore_rng
-from elastic_ckpt.training.state_codec import read_state, write_state
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, preserved_rng, restore_rng
+from elastic_ckpt.training.tensors.state_codec import read_state, write_state
 
 
 def draw() -> tuple:
@@ -70,9 +70,9 @@ def test_another_process_draws_the_same(tmp_path):
     code = f"""
 import pathlib, random
 import torch
-from elastic_ckpt.training.rng import restore_rng
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.state_codec import read_state
+from elastic_ckpt.training.state.rng import restore_rng
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.tensors.state_codec import read_state
 restore_rng(read_state(pathlib.Path({str(tmp_path)!r}), "rng"))
 import numpy as np
 print((random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
@@ -131,7 +131,7 @@ def test_it_may_be_nested():
 def test_forked_processes_draw_numbers_of_their_own():
     """From NumPy as from Python; torch begins with the same seed in every process anyway."""
     code = (
-        "import os, random, numpy; from elastic_ckpt.training.rng import reseed_numpy\n"
+        "import os, random, numpy; from elastic_ckpt.training.state.rng import reseed_numpy\n"
         "for _ in range(2):\n"
         "    pid = os.fork()\n"
         "    if not pid:\n"

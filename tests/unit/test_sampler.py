@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.training.sampler import ElasticSampler, epoch_order
+from elastic_ckpt.training.data.sampler import ElasticSampler, epoch_order
 
 MASK = (1 << 64) - 1
 

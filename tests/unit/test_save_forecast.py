@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.core.prediction import FIRST_MARGIN, Route
-from elastic_ckpt.slot import Slot
-from elastic_ckpt.store.journal import Journal, JournalEvent, read_journal
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.supervisor.save_forecast import SaveForecast
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.policy.prediction import FIRST_MARGIN, Route
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.supervisor.saves.forecast import SaveForecast
 from tests.unit.store_tools import open_job
 
 GB = 10**9

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from elastic_ckpt.errors import SaveFailed, UsageError
-from elastic_ckpt.training.engines import save_plan
-from elastic_ckpt.training.engines.save_plan import PlanCache, RankPlan
-from elastic_ckpt.training.engines.torch_state import PartState, module_state, optimizer_state
-from elastic_ckpt.training.shard_index import ShardIndex
+from elastic_ckpt.training.engines.torch import save_plan
+from elastic_ckpt.training.engines.torch.save_plan import PlanCache, RankPlan
+from elastic_ckpt.training.engines.torch.state import PartState, module_state, optimizer_state
+from elastic_ckpt.training.tensors.shard_index import ShardIndex
 
 
 class Trainer:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.core.optimal_interval import FIRST_SAVE_SECONDS, daly_interval
-from elastic_ckpt.store.journal import JournalEvent
-from elastic_ckpt.supervisor.save_schedule import SaveSchedule
+from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, daly_interval
+from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 
 HOUR = 3600.0
 AUTO = SaveInterval(auto=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.store.records import ProcessIdentity
-from elastic_ckpt.supervisor import agent_process
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.supervisor import agent_client as agent_process
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def place(monkeypatch, tmp_path: Path) -> Path:
 def gone() -> ProcessIdentity:
     """A process that has ended."""
     code = (
-        "import sys, msgspec; from elastic_ckpt.store.records import ProcessIdentity;"
+        "import sys, msgspec; from elastic_ckpt.jobdir.node_record import ProcessIdentity;"
         "sys.stdout.buffer.write(msgspec.json.encode(ProcessIdentity.current()))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.run_state import RunState
-from elastic_ckpt.supervisor.service import STOP_SECONDS, Service
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.supervisor.systemd import STOP_SECONDS, Service
 
 
 class Manager:

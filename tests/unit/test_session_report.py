@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from elastic_ckpt.errors import NonFiniteLoss, UsageError
-from elastic_ckpt.slot import Source
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.verify import read_manifest
-from elastic_ckpt.training import rank_state
-from elastic_ckpt.training.loading import Loaded
+from elastic_ckpt.protocol.slot import Source
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.training.state import rank_state
+from elastic_ckpt.training.state.load import Loaded
 from elastic_ckpt.training.session import Session
 from tests.unit.store_tools import make_checkpoint, open_job
 

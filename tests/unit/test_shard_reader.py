@@ -13,9 +13,9 @@ from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.training.shard_reader import ShardReader
-from elastic_ckpt.training.tensor_file import DTYPES, write_tensors
+from elastic_ckpt.training.tensors.safetensors_file import DTYPES, write_tensors
 
 dist: Any = distributed
 

@@ -3,8 +3,8 @@
 import pytest
 
 from elastic_ckpt.errors import SaveFailed
-from elastic_ckpt.training import shares
-from elastic_ckpt.training.shares import SHARED_FROM_BYTES, Shares, count_writers
+from elastic_ckpt.training.engines.colossalai import shares
+from elastic_ckpt.training.engines.colossalai.shares import SHARED_FROM_BYTES, Shares, count_writers
 
 MB = 1024 * 1024
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from elastic_ckpt.cli.slurm import submit
+from elastic_ckpt.cli.slurm.command import submit
 from elastic_ckpt.errors import UsageError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"

@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from elastic_ckpt.errors import CheckpointRejected, UsageError
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.state_codec import read_state, write_state
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.tensors.state_codec import read_state, write_state
 
 
 def round_trip(directory, state):

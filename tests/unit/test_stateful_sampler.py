@@ -7,8 +7,8 @@ import torch
 
 from elastic_ckpt import ElasticSampler, StatefulDistributedSampler
 from elastic_ckpt.errors import DataMismatch, UsageError
-from elastic_ckpt.training import data_pass
-from elastic_ckpt.training.data_pass import Resumed, current_pass, resume_at
+from elastic_ckpt.training.data import data_pass
+from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
 
 DATA = range(20)
 

@@ -10,8 +10,8 @@ import tracemalloc
 import pytest
 from torch import nn
 
-from elastic_ckpt.board import Board
-from elastic_ckpt.slot import Phase
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.step import StepProtocol
 

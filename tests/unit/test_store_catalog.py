@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.progress import ignore
+from elastic_ckpt.util.progress import ignore
 from elastic_ckpt.errors import UnsupportedFormat
-from elastic_ckpt.store import catalog
-from elastic_ckpt.store.catalog import candidates, list_checkpoints, newest_valid, scan, view
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.quarantine import set_aside
+from elastic_ckpt.checkpoint import catalog
+from elastic_ckpt.checkpoint.catalog import candidates, list_checkpoints, newest_valid, scan, view
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.quarantine import set_aside
 from tests.unit.store_tools import (
     MODEL,
     change_manifest,

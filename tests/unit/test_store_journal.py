@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.core.goodput import fold
-from elastic_ckpt.store import journal as journals
-from elastic_ckpt.store.journal import (
+from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.journal import journal as journals
+from elastic_ckpt.journal.journal import (
     MAX_LINE_BYTES,
     MAX_TAIL_BYTES,
     PATIENCE_SECONDS,
@@ -21,14 +21,14 @@ from elastic_ckpt.store.journal import (
     JournalTail,
     read_journal,
 )
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import open_job
 
 WRITER = """
 import sys
 from pathlib import Path
-from elastic_ckpt.store.journal import Journal
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 journal = Journal(JobDirectory(Path(sys.argv[1])), "here")
 sys.stdin.read(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.errors import DirectoryUnusable, ExitCode
-from elastic_ckpt.store.layout import JobDirectory, checkpoint_key
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 

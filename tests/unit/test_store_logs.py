@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elastic_ckpt.store import logs
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.logs import (
+from elastic_ckpt.jobdir import worker_logs as logs
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.worker_logs import (
     KEPT_INCARNATIONS,
     LogWriter,
     forget_old_logs,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from elastic_ckpt.store.mapped import MAPPED_FROM_BYTES, Mappings
+from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
 
 
 def save(mappings: Mappings, path: Path) -> None:

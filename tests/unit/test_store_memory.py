@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.mapped import MAPPED_FROM_BYTES, Mappings
-from elastic_ckpt.store.memory import (
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
+from elastic_ckpt.checkpoint.memory.tier import (
     MemoryTier,
     MemoryUnusable,
     OwnedTier,
@@ -21,7 +21,7 @@ from elastic_ckpt.store.memory import (
     sweep,
     tier_of,
 )
-from elastic_ckpt.store.memory_room import room_bytes
+from elastic_ckpt.checkpoint.memory.room import room_bytes
 from tests.unit.memory_tools import own, snapshot
 from tests.unit.store_tools import MODEL, open_job
 
@@ -206,7 +206,7 @@ def test_a_ring_wakes_the_supervisor(job: JobDirectory, place: Path) -> None:
 FULL = """
 import errno, sys
 from pathlib import Path
-from elastic_ckpt.store.mapped import Mappings
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 mappings, place = Mappings(), Path(sys.argv[1])
 try:
     file = mappings.open(place / "large", 64 << 20)
@@ -257,7 +257,7 @@ def write(path: Path, text: str) -> None:
 def test_room_is_the_tightest_limit_less_a_tenth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], expected: int
 ) -> None:
-    from elastic_ckpt.store import memory_room
+    from elastic_ckpt.checkpoint.memory import room as memory_room
 
     monkeypatch.setattr(memory_room, "free_bytes", lambda place: 10_000_000)
     proc, groups = tmp_path / "proc", tmp_path / "groups"

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from elastic_ckpt.store.layout import JobDirectory
-from elastic_ckpt.store.preload import (
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.preload_file import (
     MAX_NAME_CHARACTERS,
     MAX_NAMES,
     Preload,

@@ -12,8 +12,8 @@ import msgspec
 import psutil
 import pytest
 
-from elastic_ckpt.core.run_state import RunState
-from elastic_ckpt.store.records import (
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.jobdir.node_record import (
     NodeRecord,
     NoticeRecord,
     ProcessIdentity,
@@ -21,12 +21,12 @@ from elastic_ckpt.store.records import (
     read_record,
     read_records,
 )
-from elastic_ckpt.store.requests import ask_for_save, take_requests
+from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
 from tests.unit.store_tools import open_job
 
 SAY_WHO = """
 import msgspec
-from elastic_ckpt.store.records import ProcessIdentity
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
 
 print(msgspec.json.encode(ProcessIdentity.current()).decode(), flush=True)
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store import slurm_jobs
-from elastic_ckpt.store.slurm_jobs import find_job, is_job_number, remember_job
+from elastic_ckpt.jobdir import slurm_jobs
+from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number, remember_job
 
 
 @pytest.fixture

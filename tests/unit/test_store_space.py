@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from elastic_ckpt.errors import SaveFailed, StorageFailed
-from elastic_ckpt.store.space import RESERVE_BYTES, ensure_space, free_bytes
+from elastic_ckpt.checkpoint.space import RESERVE_BYTES, ensure_space, free_bytes
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from elastic_ckpt.store import hashing
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.hashing import LARGE_BYTES, HashedFile
-from elastic_ckpt.store.layout import JobDirectory
+from elastic_ckpt.checkpoint import hashed_file as hashing
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, HashedFile
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.store.staged import STAGE_BYTES, StagedFile
 from tests.unit.store_tools import open_job
 

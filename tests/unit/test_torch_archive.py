@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.training import torch_archive
-from elastic_ckpt.training.torch_archive import plan_archive
+from elastic_ckpt.training.engines.colossalai import torch_archive
+from elastic_ckpt.training.engines.colossalai.torch_archive import plan_archive
 
 BASE = torch.arange(1000.0)
 TIED = torch.randn(50, 2)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import xxhash
 
-from elastic_ckpt.store.attempt import Attempt
-from elastic_ckpt.store.part import PartWriter
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.training.torch_save import torch_save_through
 from tests.unit.store_tools import open_job
 

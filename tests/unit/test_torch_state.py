@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
-from elastic_ckpt.store.part import PartWriter
-from elastic_ckpt.training.engines.torch import TorchEngine
-from elastic_ckpt.training.engines.torch_state import module_state, optimizer_state
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.training.engines.torch.engine import TorchEngine
+from elastic_ckpt.training.engines.torch.state import module_state, optimizer_state
 
 
 class Tied(nn.Module):

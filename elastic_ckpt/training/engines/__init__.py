@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from elastic_ckpt.core.manifest import EngineInfo
-from elastic_ckpt.store.part import Part
-from elastic_ckpt.training.device_copy import DeviceCopies
+from elastic_ckpt.checkpoint.manifest import EngineInfo
+from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 
 class Engine(Protocol):
@@ -69,9 +69,9 @@ def make_engine(
         use_async: as :class:`ColossalAIEngine` has it; torch's own needs no such thing.
     """
     if booster is None:
-        from elastic_ckpt.training.engines.torch import TorchEngine
+        from elastic_ckpt.training.engines.torch.engine import TorchEngine
 
         return TorchEngine(model, optimizer, lr_scheduler)
-    from elastic_ckpt.training.engines.colossalai import ColossalAIEngine
+    from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
 
     return ColossalAIEngine(booster, model, optimizer, lr_scheduler, use_async=use_async)

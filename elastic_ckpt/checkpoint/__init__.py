@@ -1,0 +1,1 @@
+"""Checkpoints: their format, commit, verification, listing, retention and cleanup."""

@@ -1,0 +1,165 @@
+"""A checkpoint that plain ColossalAI wrote: looked over, and sealed where it is.
+
+What can be checked without its digests: that everything its indexes speak of is there, that no
+save was interrupted in the middle, and that each archive of tensors is whole by its own checksums.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import zipfile
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.checkpoint.manifest import (
+    EngineInfo,
+    Manifest,
+    SealHeader,
+    decode_manifest,
+    encode,
+    make_manifest,
+)
+from elastic_ckpt.util.progress import Watch
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import CheckpointRejected, UsageError
+from elastic_ckpt.checkpoint.colossalai_layout import read_index
+from elastic_ckpt.util.files import (
+    files_below,
+    open_regular,
+    remove_temporaries,
+    sync_directory,
+    sync_tree,
+    write_atomic,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.checkpoint.part import PartWriter, part_name
+from elastic_ckpt.store.running_states import RunningStates, read_running_states
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
+
+_PARTS: Final = "parts"
+_INTERRUPTED: Final = "tmp_index_files"
+"""ColossalAI's pipeline stages meet there, and remove it when they have."""
+
+_ARCHIVE: Final = b"PK\x03\x04"
+_CHUNK_BYTES: Final = 1024 * 1024
+
+
+def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Manifest:
+    """Check a checkpoint and seal it. By the holder of the job's lock; may be repeated.
+
+    Args:
+        ranks: data-parallel ranks that wrote it; its ``sample_start_index`` counts for each.
+        watch: shows how far the reading is.
+
+    Raises:
+        CheckpointRejected: it is not whole, or not what its name says.
+        UsageError: ``ranks`` is missing where it matters.
+        OSError: it cannot be read, or written to.
+    """
+    for directory in (path, path / _PARTS):
+        remove_temporaries(directory)  # of an adoption that was killed
+    files = [name for name in files_below(path) if not _is_ours(name)]
+    running = _check(path, files)
+    if running.sample_start_index and not ranks:
+        raise UsageError(
+            f"its sample_start_index {running.sample_start_index} counts for each rank: give the "
+            "number of ranks that saw different data with --data-parallel-size"
+        )
+    total = sum(os.lstat(path / name).st_size for name in files)
+    advance = watch(f"reading {path.name}", total)
+    for name in files:
+        advance(_check_archive(path, name))
+    header = _header(job, running, ranks or 1)
+    (path / _PARTS).mkdir(exist_ok=True)
+    part = PartWriter(path, header.attempt, 0)
+    for name in files:
+        part.claim(name)
+    data = encode(make_manifest(header, part.finish(1, header)))
+    manifest = decode_manifest(data)  # what nobody could read must not be sealed
+    sync_tree(path)
+    write_atomic(path / MANIFEST_NAME, data)
+    sync_directory(path.parent)
+    return manifest
+
+
+def _is_ours(name: str) -> bool:
+    """What an adoption that was killed left."""
+    return name in (part_name(0), MANIFEST_NAME)
+
+
+def _check(path: Path, files: list[str]) -> RunningStates:
+    running = read_running_states(path)
+    if checkpoint_key(path.name) != (running.epoch, running.step):
+        raise CheckpointRejected(
+            f"running_states.json is of epoch {running.epoch}, step {running.step}: the name says "
+            "otherwise, so two saves may have gone there"
+        )
+    if any(_INTERRUPTED in name.split("/") for name in files):
+        raise CheckpointRejected(f"it holds {_INTERRUPTED}: its save was interrupted")
+    for part in ("modeling", "optimizer"):
+        if part == "optimizer" and not (path / part).is_dir():
+            continue  # a script may train without one, or not save it
+        indexes = [name for name in files if _is_index(name, part)]
+        if not indexes:
+            raise CheckpointRejected(f"{part}/ has no index: was it saved with shard=True?")
+        for index in indexes:
+            _check_index(path / index, files, part)
+    return running
+
+
+def _is_index(name: str, part: str) -> bool:
+    return name.startswith(f"{part}/") and name.endswith(".index.json")
+
+
+def _check_index(index: Path, files: list[str], part: str) -> None:
+    names = read_index(index).files
+    if not names:
+        raise CheckpointRejected(f"{part}/{index.name} speaks of no file")
+    for name in sorted(set(names)):
+        if f"{part}/{name}" not in files:
+            raise CheckpointRejected(f"{part}/{printable(name)} is missing: its index speaks of it")
+
+
+def _check_archive(path: Path, name: str) -> int:
+    """Read a file to its end if it is an archive of tensors; its size."""
+    fd = open_regular(path / name)
+    with open(fd, "rb") as file:
+        size = os.fstat(fd).st_size
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            if name.endswith(".bin"):
+                raise CheckpointRejected(f"{name} is no archive of tensors, or has lost its begin")
+            return size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for entry in archive.infolist():
+                    with archive.open(entry) as record:
+                        while record.read(_CHUNK_BYTES):
+                            pass
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            raise CheckpointRejected(f"{name} is damaged: {printable(str(error), 200)}") from None
+    return size
+
+
+def _header(job: JobDirectory, running: RunningStates, ranks: int) -> SealHeader:
+    return SealHeader(
+        job=job.root.name,
+        attempt=secrets.token_hex(8),
+        incarnation=0,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        reason="manual",
+        epoch=running.epoch,
+        step=running.step,
+        step_in_epoch=running.step,
+        sample_start_index=running.sample_start_index * ranks,
+        samples_per_step=0,
+        order_seed=None,
+        dataset_fingerprint="",
+        dataset_size=0,
+        world_size=1,
+        data_parallel_size=ranks,
+        engine=EngineInfo("colossalai"),
+        torch="",
+    )

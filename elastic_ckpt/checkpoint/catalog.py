@@ -1,0 +1,191 @@
+"""Which checkpoints there are, and which one a restart takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
+from elastic_ckpt.util.progress import Advance
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.checkpoint.memory.tier import SEAL_NAME, tier_of
+from elastic_ckpt.checkpoint.quarantine import rejected
+from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full, verify_quick
+
+_FOREIGN: Final = (NotSealed, UnsupportedFormat, BeingRemoved)
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """One line of ``list``.
+
+    Attributes:
+        manifest: None where it could not be trusted.
+        age_seconds: since the seal was written, by the file's time; None if unknown.
+        valid: whether it passed the verification that was asked for.
+        why: the reason where it did not, else empty.
+        foreign: whether it is not for us to set aside: never sealed, unreadable, or newer.
+    """
+
+    path: Path
+    epoch: int
+    step: int
+    manifest: Manifest | MemorySeal | None
+    age_seconds: float | None
+    valid: bool
+    why: str
+    tier: str = "disk"
+    foreign: bool = False
+
+
+def scan(job: JobDirectory) -> list[Path]:
+    """Directories that are named like a checkpoint, newest first: by (epoch, step) as numbers."""
+    found: list[tuple[tuple[int, int], str]] = []
+    for entry in os.scandir(job.root):
+        key = checkpoint_key(entry.name)
+        if key is not None and entry.is_dir(follow_symlinks=False):
+            found.append((key, entry.path))
+    return [Path(path) for _, path in sorted(found, reverse=True)]
+
+
+def view(path: Path, full: Advance | None = None) -> CheckpointView:
+    """Verify one checkpoint and say what it is; never raises for a bad one.
+
+    Args:
+        full: hash every byte and tell this how many; None compares sizes alone.
+    """
+    epoch, step = checkpoint_key(path.name) or (0, 0)
+    manifest, why, foreign = None, "", False
+    try:
+        manifest = verify_quick(path) if full is None else _read_in_full(path, full)
+        epoch, step = manifest.epoch, manifest.step
+    except CheckpointError as error:
+        why, foreign = printable(str(error)), isinstance(error, _FOREIGN)
+    except OSError as error:
+        why, foreign = f"cannot be read: {error.strerror or error}", True
+    age = _age(path)
+    return CheckpointView(path, epoch, step, manifest, age, not why, why, foreign=foreign)
+
+
+def _read_in_full(path: Path, advance: Advance) -> Manifest:
+    read_manifest(path)  # says what is wrong with the seal, where the lock finds it gone
+    lock = ReadLock(path)
+    try:
+        return verify_full(path, advance)
+    finally:
+        lock.release()
+
+
+def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
+    """What this node's memory tier holds and the disk lacks, newest first.
+
+    Args:
+        root: where a supervisor of the job says that its tier is; empty if it has none.
+    """
+    tier = tier_of(job, root)
+    return [
+        CheckpointView(
+            one.generation.slot,
+            *one.key,
+            one.seal,
+            age_seconds=_seconds_since(one.generation.slot / SEAL_NAME),
+            valid=True,
+            why="",
+            tier="memory",
+        )
+        for one in (tier.sealed() if tier else [])
+        if not one.settled
+    ]
+
+
+def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
+    """Every checkpoint, newest first, the quarantined ones last.
+
+    Args:
+        memory: as ``root`` of :func:`in_memory`.
+    """
+    found = [view(path) for path in scan(job)] + in_memory(job, memory)
+    found.sort(key=lambda one: (one.epoch, one.step), reverse=True)
+    return found + quarantined(job)
+
+
+def newest_and_rejected(
+    job: JobDirectory, memory: str = ""
+) -> tuple[CheckpointView | None, list[CheckpointView]]:
+    """The newest valid checkpoint, and what a restart would not take: newer ones, quarantine.
+
+    Looks at no more than that, however many there are.
+    """
+    passed_over: list[CheckpointView] = []
+    newest = next(iter(in_memory(job, memory)), None)
+    key = (newest.epoch, newest.step) if newest else (0, 0)
+    for path in scan(job):
+        if newest is not None and (checkpoint_key(path.name) or (0, 0)) <= key:
+            break
+        found = view(path)
+        if found.valid:
+            newest = found
+            break
+        passed_over.append(found)
+    return newest, passed_over + quarantined(job)
+
+
+def quarantined(job: JobDirectory) -> list[CheckpointView]:
+    """What was set aside, the newest first."""
+    views: list[CheckpointView] = []
+    for entry in reversed(rejected(job)):
+        path = Path(entry.path)
+        epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
+        views.append(
+            CheckpointView(path, epoch, step, None, _age(path), False, entry.reason, "quarantine")
+        )
+    return views
+
+
+def newest_valid(job: JobDirectory) -> CheckpointView | None:
+    """The newest checkpoint that passes ``quick``; older ones are not looked at."""
+    for path in scan(job):
+        found = view(path)
+        if found.valid:
+            return found
+    return None
+
+
+def candidates(job: JobDirectory) -> list[tuple[Path, CheckpointError | None]]:
+    """What a restart may try, newest first, each with why it fails ``quick`` (None: it passes).
+
+    Raises:
+        UnsupportedFormat: the newest was written by a newer version; to fall back silently to
+            an older one would throw work away.
+    """
+    found: list[tuple[Path, CheckpointError | None]] = []
+    for path in scan(job):
+        try:
+            verify_quick(path)
+        except UnsupportedFormat as error:
+            raise UnsupportedFormat(f"{path.name}: {error}") from None
+        except CheckpointError as error:
+            found.append((path, error))
+        else:
+            found.append((path, None))
+            break
+    return found
+
+
+def _age(path: Path) -> float | None:
+    sealed = _seconds_since(path / MANIFEST_NAME)
+    return _seconds_since(path) if sealed is None else sealed
+
+
+def _seconds_since(path: Path) -> float | None:
+    """Since it was written; None if it is not there."""
+    try:
+        return max(0.0, time.time() - path.lstat().st_mtime)
+    except OSError:
+        return None

@@ -1,0 +1,148 @@
+"""What a killed run left is put in order at the next start, by the holder of the job's lock."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+from elastic_ckpt.checkpoint.manifest import (
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    PartManifest,
+    decode_manifest,
+    decode_part,
+    encode,
+    make_manifest,
+)
+from elastic_ckpt.util.progress import Watch, unwatched
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.util.files import read_bounded, remove_temporaries
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.part import part_name
+from elastic_ckpt.checkpoint.quarantine import forget_unfinished
+from elastic_ckpt.store.trash import empty_trash
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_files, verify_sizes
+
+_NAME = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{16})")
+_MAX_RANKS: Final = 1_000_000
+
+
+class _Interrupted(Exception):  # no error: somebody is in a hurry
+    """Recovery was asked to leave the rest to the next start."""
+
+
+def recover(
+    job: JobDirectory,
+    hurry: Callable[[], bool] = lambda: False,
+    watch: Watch = unwatched,
+    spare: str = "",
+) -> list[tuple[Path, str]]:
+    """Seal every attempt that is complete and verified, remove the others and all left-overs.
+
+    Only the holder of the job's lock may call this, before it launches anybody: no attempt has
+    a writer then but the one that drains the memory tier. Calling it again changes nothing. An
+    attempt that cannot be read or sealed now (an I/O error, a full disk), or that a newer version
+    wrote, is left as it is: nobody loads it, and it must not keep the job from running.
+
+    Args:
+        hurry: asked again and again; True leaves the rest to the next start.
+        watch: shows how far it is.
+        spare: identity of the attempt that this very process is writing.
+
+    Returns:
+        For each attempt found: its path, or that of the checkpoint that it became, and what
+        was done with it.
+    """
+    for directory in (job.root, job.quarantine):
+        remove_temporaries(directory)
+    forget_unfinished(job)
+    empty_trash(job, hurry)
+    done: list[tuple[Path, str]] = []
+    if not job.owns(job.attempts):
+        return done
+    for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
+        match = _NAME.fullmatch(entry.name)
+        if match is None or match[2] == spare or not entry.is_dir(follow_symlinks=False):
+            continue
+        attempt = Attempt(job, match[2], int(match[1]))
+        try:
+            done.append(_settle(attempt, hurry, watch))
+        except _Interrupted:
+            break
+    return done
+
+
+def _settle(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> tuple[Path, str]:
+    try:
+        manifest = _complete(attempt, hurry, watch)
+        return attempt.seal(manifest, manifest.files), "sealed"
+    except (UnsupportedFormat, OSError) as error:
+        return attempt.path, f"left as it is: {error}"
+    except CheckpointError as error:
+        attempt.drop()
+        return attempt.path, f"removed: {error}"
+
+
+def _complete(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> Manifest:
+    """The manifest of an attempt whose parts are all there and verified in full."""
+    for directory in (attempt.path, attempt.path / "parts"):
+        remove_temporaries(directory)
+    if os.path.lexists(attempt.path / MANIFEST_NAME):
+        manifest = read_manifest(attempt.path)
+    else:
+        manifest = _from_parts(attempt)
+    if (manifest.attempt, manifest.step) != (attempt.identity, attempt.step):
+        raise CheckpointRejected("it says that it is another attempt or step")
+    verify_sizes(attempt.path, manifest.files)
+    watched = watch(f"hashing {attempt.path.name}", manifest.total_bytes)
+
+    def advance(count: int) -> None:
+        if hurry():
+            raise _Interrupted
+        watched(count)
+
+    advance(0)
+    verify_files(attempt.path, manifest.files, advance)
+    return manifest
+
+
+def _from_parts(attempt: Attempt) -> Manifest:
+    files: list[FileEntry] = []
+    if (attempt.path / "parts").is_symlink():
+        raise CheckpointRejected("parts is a link")
+    first = _read_part(attempt, 0, files)
+    if first.header is None:
+        raise CheckpointRejected("part 0 does not say what the checkpoint is")
+    if first.header.world_size != first.world_size or first.world_size > _MAX_RANKS:
+        raise CheckpointRejected("part 0 contradicts itself about the world size")
+    for rank in range(1, first.world_size):
+        part = _read_part(attempt, rank, files)
+        if part.world_size != first.world_size:
+            raise CheckpointRejected(f"part {rank} is of another world size")
+        if len(files) > MAX_FILES:
+            raise CheckpointRejected(f"its parts list more than {MAX_FILES} files")
+    # Each part may be in order and all of them together not be: a file listed by two.
+    return decode_manifest(encode(make_manifest(first.header, files)))
+
+
+def _read_part(attempt: Attempt, rank: int, files: list[FileEntry]) -> PartManifest:
+    name = part_name(rank)
+    path = attempt.path / name
+    if not path.is_file() or path.is_symlink():
+        raise CheckpointRejected(f"incomplete: {name} is missing")
+    data = read_bounded(path, MAX_MANIFEST_BYTES)
+    part = decode_part(data)
+    if part.rank != rank or part.attempt != attempt.identity:
+        raise CheckpointRejected(f"{name} belongs to another rank or attempt")
+    if any(entry.rank != rank for entry in part.files):
+        raise CheckpointRejected(f"{name} lists a file of another rank")
+    files.extend([*part.files, FileEntry(name, len(data), xxhash.xxh3_128_hexdigest(data), rank)])
+    return part

@@ -1,0 +1,154 @@
+"""One try at writing one checkpoint, from an empty directory to the seal.
+
+::
+
+    .attempts/120-3f9c.../        every rank writes its files, then its part manifest, last
+    .attempts/120-3f9c.../manifest.json           the seal, written once all parts are known
+    epoch-0_step-120/                             one rename: now it is a checkpoint
+
+A kill between any two system calls leaves an attempt, which nobody loads, or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_ckpt.checkpoint.manifest import (
+    FileEntry,
+    SealHeader,
+    decode_manifest,
+    encode,
+    make_manifest,
+)
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.util.files import (
+    create_directory,
+    remove_tree,
+    sync_directory,
+    sync_tree,
+    write_atomic,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A directory that one attempt writes to; one process makes and seals it."""
+
+    job: JobDirectory
+    identity: str
+    step: int
+
+    @classmethod
+    def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> Attempt:
+        """Make a fresh directory. Leader only, or who drains what the leader sealed in memory.
+
+        Args:
+            identity: of the generation that is drained; what an earlier drain left goes away.
+
+        Raises:
+            DirectoryUnusable: a link stands where attempts belong.
+            OSError: the disk said no.
+        """
+        attempt = cls(job, identity or secrets.token_hex(8), step)
+        job.require(job.attempts)
+        if identity is not None:
+            attempt.drop()
+        try:
+            create_directory(attempt.path)
+            create_directory(attempt.path / "parts")
+            create_directory(attempt.path / "ranks")
+        except OSError:
+            attempt.drop()
+            raise
+        return attempt
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self.job.attempts / f"{self.step}-{self.identity}"
+
+    def part(self, rank: int) -> PartWriter:
+        """What a rank writes its part with. Every rank."""
+        return PartWriter(self.path, self.identity, rank)
+
+    def seal(self, header: SealHeader, files: Sequence[FileEntry]) -> Path:
+        """Turn the attempt into a checkpoint. Leader only, after every part is durable.
+
+        Args:
+            files: all parts' files, as their writers described them.
+
+        Returns:
+            The checkpoint's directory. If a valid checkpoint stands there already it is kept
+            and the attempt dropped; an invalid one is set aside.
+
+        Raises:
+            CheckpointRejected: no checkpoint can hold that: too many files, one listed twice.
+            OSError: the disk said no; the attempt is not a checkpoint, or not yet a durable one.
+        """
+        data = encode(make_manifest(header, files))
+        decode_manifest(data)  # what nobody could read must not be sealed
+        sync_tree(self.path)
+        write_atomic(self.path / MANIFEST_NAME, data)
+        return self._publish(self.job.checkpoint(header.epoch, header.step))
+
+    def _publish(self, target: Path) -> Path:
+        for _ in range(3):
+            try:
+                os.rename(self.path, target)
+            except FileNotFoundError:
+                # The rename was done already: by another node, or by an earlier request of ours
+                # whose answer a network file system lost.
+                if not self._is_ours(target):
+                    raise
+                sync_directory(target.parent)
+                return target
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+                if self._yields_to(target):
+                    # The one that put it there may have been killed before it made it durable.
+                    sync_directory(target.parent)
+                    self.drop()
+                    return target
+            else:
+                sync_directory(target.parent)
+                sync_directory(self.job.attempts)
+                return target
+        raise OSError(errno.EEXIST, "another writer keeps taking the checkpoint's place", target)
+
+    def _yields_to(self, target: Path) -> bool:
+        """Whether the checkpoint that stands in our place is as good as ours."""
+        try:
+            if not stat.S_ISDIR(os.lstat(target).st_mode):
+                # No restart would take a link or a file for a checkpoint.
+                raise CheckpointRejected("it is no directory")
+            if read_manifest(target).attempt == self.identity:
+                return True
+            verify_full(target)
+        except FileNotFoundError:
+            return False  # it has just gone away
+        except CheckpointError as error:
+            set_aside(self.job, target, str(error))
+            return False
+        return True
+
+    def _is_ours(self, target: Path) -> bool:
+        try:
+            return read_manifest(target).attempt == self.identity
+        except CheckpointError:
+            return False
+
+    def drop(self) -> None:
+        """Remove the attempt, whatever is in it; what cannot be removed waits for a recovery."""
+        if self.job.owns(self.job.attempts):
+            remove_tree(self.path)

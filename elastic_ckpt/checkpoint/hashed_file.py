@@ -1,0 +1,186 @@
+"""xxh3_128 of files: on the way to the disk, and in a pass of their own before a load.
+
+Reading, writing and hashing run beside each other: the hash works on one buffer while the kernel
+fills or takes another. Both release Python's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread, local
+from typing import Any, Final
+
+import xxhash
+
+from elastic_ckpt.checkpoint.manifest import FileEntry
+from elastic_ckpt.util.progress import Advance, ignore
+from elastic_ckpt.util.files import create_file, open_regular
+
+CHUNK_BYTES: Final = 2 * 1024 * 1024
+"""Read at once; what is hashed a moment later should still lie in a cache of the processor."""
+
+LARGE_BYTES: Final = 8 * 1024 * 1024
+"""From here on a second thread is worth its while."""
+
+PAGE_BYTES: Final = 4096
+
+_BUFFERS: Final = 3
+_own = local()
+
+
+class HashedFile:
+    """A new file; what is written to it is hashed on the way. Made by :class:`PartWriter`.
+
+    Has what ``torch.save`` asks of a file: ``write`` and ``flush``. An error stays in ``error``,
+    because not every caller lets it through.
+
+    Attributes:
+        direct: whether writes pass the page cache by, as long as they are of whole pages.
+    """
+
+    def __init__(self, path: Path, direct_bytes: int = 0) -> None:
+        """
+        Args:
+            direct_bytes: how many will be written if it is done past the page cache, which takes
+                whole pages at addresses of pages, the end excepted; 0 for the usual way.
+        """
+        self._fd = create_file(path)
+        self.direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
+        self._reserved = direct_bytes if self.direct else 0
+        self._digest = xxhash.xxh3_128()
+        self._bytes = 0
+        self._helper: ThreadPoolExecutor | None = None
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Append anything with a buffer; all of it is written."""
+        view = memoryview(data).cast("B")
+        hashed: Future[None] | None = None
+        if len(view) >= LARGE_BYTES:
+            self._helper = self._helper or ThreadPoolExecutor(1, "hash")
+            hashed = self._helper.submit(self._digest.update, view)
+        else:
+            self._digest.update(view)
+        if self.direct and len(view) % PAGE_BYTES:
+            _write_usually(self._fd)
+            self.direct = False
+        try:
+            written = 0
+            while written < len(view):
+                written += os.write(self._fd, view[written:])
+        except OSError as error:
+            self.error = error
+            raise
+        finally:
+            if hashed is not None:
+                hashed.result()  # the caller may reuse its buffer then
+        self._bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def sync(self) -> None:
+        """Make the contents durable."""
+        if self._bytes < self._reserved:
+            os.ftruncate(self._fd, self._bytes)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close; durable only after :meth:`sync`."""
+        if self._helper is not None:
+            self._helper.shutdown()
+        os.close(self._fd)
+
+    def entry(self, path: str, rank: int) -> FileEntry:
+        """What was written, as the manifest lists it."""
+        return FileEntry(path, self._bytes, self._digest.hexdigest(), rank)
+
+
+def _write_directly(fd: int, size: int) -> bool:
+    """Whether writes now pass the page cache by, into blocks that are reserved."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        return False  # a file system that knows nothing of it
+    # glibc would write into each block itself where the file system cannot reserve, which fails
+    # at once on such a descriptor.
+    with contextlib.suppress(OSError):
+        os.posix_fallocate(fd, 0, size)
+    return True
+
+
+def _write_usually(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+
+
+def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> tuple[int, str]:
+    """Size in bytes and xxh3_128 of a regular file; a link is refused with ``OSError``.
+
+    Args:
+        alone: no other file is hashed beside this one, so that a second thread has a core.
+    """
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        if alone and size >= LARGE_BYTES:
+            return _hash_beside(fd, size, advance)
+        return _hash_here(fd, size, advance)
+    finally:
+        os.close(fd)
+
+
+# A file that grows is not read to its end: who writes to it could keep us for ever.
+
+
+def _hash_here(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
+    digest, size = xxhash.xxh3_128(), 0
+    buffer = _buffers()[0]
+    while size <= expected and (count := os.readv(fd, [buffer])):
+        digest.update(buffer[:count])
+        size += count
+        advance(count)
+    return size, digest.hexdigest()
+
+
+def _hash_beside(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
+    """Hash in a thread what was read while the next buffer is filled."""
+    digest, size = xxhash.xxh3_128(), 0
+    empty: SimpleQueue[memoryview] = SimpleQueue()
+    full: SimpleQueue[memoryview | None] = SimpleQueue()
+    for buffer in _buffers():
+        empty.put(buffer)
+
+    def hash_what_comes() -> None:
+        while (filled := full.get()) is not None:
+            digest.update(filled)
+            empty.put(memoryview(filled.obj))
+
+    helper = Thread(target=hash_what_comes, name="hash", daemon=True)
+    helper.start()
+    try:
+        while size <= expected:
+            buffer = empty.get()
+            count = os.readv(fd, [buffer])
+            if not count:
+                break
+            full.put(buffer[:count])
+            size += count
+            advance(count)
+    finally:
+        full.put(None)
+        helper.join()
+    return size, digest.hexdigest()
+
+
+def _buffers() -> list[memoryview]:
+    """This thread's own; making one costs more than filling it."""
+    if not hasattr(_own, "buffers"):
+        _own.buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(_BUFFERS)]
+    found: list[memoryview] = _own.buffers
+    return found

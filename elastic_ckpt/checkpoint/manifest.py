@@ -1,0 +1,336 @@
+"""The manifest of a checkpoint and of one rank's part of it: types, limits, decoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+import xxhash
+
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
+
+FORMAT: Final = 1
+MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_FILES: Final = 200_000
+"""Files of one checkpoint; as many as fit into a manifest with paths of 250 characters."""
+
+MAX_TEXT_CHARACTERS: Final = 1024
+"""Of a name or a version in the header."""
+
+MAX_PATH_CHARACTERS: Final = 1024
+MAX_NAME_BYTES: Final = 255
+MAX_NUMBER: Final = 10**18 - 1
+"""No count, position or size is larger; a directory's name holds as many digits."""
+
+Reason = Literal["interval", "emergency", "final", "manual"]
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_OWN = re.compile(rb'"manifest_xxh3_128": "([0-9a-f]{32})"')
+_BLANK: Final = "0" * 32
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a checkpoint.
+
+    Attributes:
+        path: relative to the checkpoint, normalised, with ``/``.
+        bytes: size.
+        xxh3_128: hexadecimal digest of the contents; empty on the memory tier alone.
+        rank: the rank that wrote it.
+    """
+
+    path: str
+    bytes: int
+    xxh3_128: str
+    rank: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What wrote the model and optimizer state."""
+
+    name: str
+    version: str = ""
+    plugin: str = ""
+    precision: str = ""
+
+
+class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint is, apart from its files.
+
+    Attributes:
+        job: identity of the job.
+        attempt, incarnation: which try of which launch wrote it.
+        created: RFC 3339, UTC; for people, never for ordering.
+        reason: why it was saved.
+        epoch: epochs begun before this one.
+        step: optimizer steps finished since the job began.
+        step_in_epoch: optimizer steps finished in this epoch.
+        sample_start_index: samples of this epoch consumed by all ranks together.
+        samples_per_step: samples that one step consumes on all ranks together; 0 if unknown.
+        order_seed, dataset_fingerprint, dataset_size: see ``Position``.
+        world_size, data_parallel_size: ranks, and ranks that see different samples.
+        engine: what wrote the model and optimizer state.
+        torch: version of torch.
+        metrics: what the script reported last, for retention by a metric.
+    """
+
+    job: str
+    attempt: str
+    incarnation: int
+    created: str
+    reason: Reason
+    epoch: int
+    step: int
+    step_in_epoch: int
+    sample_start_index: int
+    samples_per_step: int
+    order_seed: int | None
+    dataset_fingerprint: str
+    dataset_size: int
+    world_size: int
+    data_parallel_size: int
+    engine: EngineInfo
+    torch: str
+    metrics: dict[str, float] = {}
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The directory's name in the job directory."""
+        return f"epoch-{self.epoch}_step-{self.step}"
+
+
+class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank wrote in one attempt; rank 0's part also says what the checkpoint is.
+
+    ``manifest_xxh3_128`` is filled in by :func:`encode` and checked when it is decoded.
+    """
+
+    format: int = FORMAT
+    attempt: str
+    rank: int
+    world_size: int
+    files: list[FileEntry]
+    header: SealHeader | None = None
+    manifest_xxh3_128: str = _BLANK
+
+
+class Manifest(SealHeader, frozen=True, kw_only=True):
+    """The seal: once it stands in a directory, that directory is a checkpoint."""
+
+    format: int = FORMAT
+    files: list[FileEntry]
+    fingerprint: str
+    manifest_xxh3_128: str = _BLANK
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(entry.bytes for entry in self.files)
+
+
+class MemorySeal(SealHeader, frozen=True, kw_only=True):
+    """The seal of a generation on the memory tier: sizes and attempt, no digests.
+
+    Attributes:
+        seconds: what the save took until here.
+        retention: what to keep once this is on disk; the supervisor's own goes before it.
+    """
+
+    format: int = FORMAT
+    files: list[FileEntry]
+    seconds: float = 0.0
+    retention: Retention = Retention()
+    manifest_xxh3_128: str = _BLANK
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.bytes for entry in self.files)
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+_AnyManifest = TypeVar("_AnyManifest", PartManifest, Manifest, MemorySeal)
+
+
+def check_path(path: str) -> None:
+    """Refuse every path that could lead out of the checkpoint.
+
+    Raises:
+        CheckpointRejected: absolute, with ``..`` or ``.``, not normalised, too long, or with
+            a character that has no business in a file name.
+    """
+    # What cannot be printed can steer a terminal or, a lone surrogate, cannot be encoded.
+    if (
+        not 0 < len(path) <= MAX_PATH_CHARACTERS
+        or not path.isprintable()
+        or "\\" in path
+        or any(
+            part in ("", ".", "..") or len(part.encode()) > MAX_NAME_BYTES
+            for part in path.split("/")
+        )
+    ):
+        raise CheckpointRejected(f"the manifest holds the unsafe path {path[:80]!r}")
+
+
+def fingerprint(files: Iterable[FileEntry]) -> str:
+    """Digest over the digests of all files, independent of their order in the list."""
+    digest = xxhash.xxh3_128()
+    for entry in sorted(files, key=lambda entry: entry.path):
+        digest.update(f"{entry.path}\0{entry.bytes}\0{entry.xxh3_128}\n".encode())
+    return digest.hexdigest()
+
+
+def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
+    """The seal of a checkpoint with these files."""
+    listed = sorted(files, key=lambda entry: entry.path)
+    return Manifest(**_fields(header), files=listed, fingerprint=fingerprint(listed))
+
+
+def make_memory_seal(
+    header: SealHeader, files: Iterable[FileEntry], seconds: float, retention: Retention
+) -> MemorySeal:
+    """The seal of a generation with these files."""
+    listed = sorted(files, key=lambda entry: entry.path)
+    return MemorySeal(**_fields(header), files=listed, seconds=seconds, retention=retention)
+
+
+def header_of(seal: MemorySeal) -> SealHeader:
+    """What the checkpoint on disk will say of itself."""
+    return SealHeader(**_fields(seal))
+
+
+def _fields(header: SealHeader) -> dict[str, Any]:
+    # Field by field: a manifest is a header, too.
+    return {name: getattr(header, name) for name in SealHeader.__struct_fields__}
+
+
+def encode(manifest: PartManifest | Manifest | MemorySeal) -> bytes:
+    """UTF-8 JSON with sorted keys, so that equal manifests are equal bytes.
+
+    ``manifest_xxh3_128`` is the digest of these very bytes with zeros in its place: so no bit of
+    a manifest can change without being noticed, be it in a key that this version does not know.
+    """
+    blank = msgspec.structs.replace(manifest, manifest_xxh3_128=_BLANK)
+    return sign(msgspec.json.format(msgspec.json.encode(blank, order="sorted"), indent=1) + b"\n")
+
+
+def sign(data: bytes) -> bytes:
+    """Put the right digest into a manifest's ``manifest_xxh3_128``, whatever stands there."""
+    blank = _OWN.sub(_own_line(_BLANK), data)
+    return _OWN.sub(_own_line(xxhash.xxh3_128_hexdigest(blank)), blank)
+
+
+def _own_line(digest: str) -> bytes:
+    return f'"manifest_xxh3_128": "{digest}"'.encode()
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Decode and check a seal.
+
+    Raises:
+        UnsupportedFormat: a newer version wrote it.
+        CheckpointRejected: torn, too large, of the wrong shape, with unsafe paths, or with a
+            fingerprint that its own list of files does not have.
+    """
+    manifest = _decode(data, Manifest)
+    _check_files(manifest.files)
+    check_header(manifest)
+    if fingerprint(manifest.files) != manifest.fingerprint:
+        raise CheckpointRejected("the manifest's fingerprint does not match its files")
+    return manifest
+
+
+def decode_part(data: bytes) -> PartManifest:
+    """Decode and check one rank's part; raises as :func:`decode_manifest` does."""
+    part = _decode(data, PartManifest)
+    _check_files(part.files)
+    if part.header is not None:
+        check_header(part.header)
+    return part
+
+
+def decode_memory_seal(data: bytes) -> MemorySeal:
+    """Decode and check a generation's seal; raises as :func:`decode_manifest` does."""
+    seal = _decode(data, MemorySeal)
+    _check_files(seal.files, digests=False)
+    check_header(seal)
+    return seal
+
+
+def check_header(header: SealHeader) -> None:
+    """Refuse positions and sizes that no job has.
+
+    Raises:
+        CheckpointRejected: with what is wrong.
+    """
+    position = (
+        header.epoch, header.step, header.step_in_epoch, header.sample_start_index,
+        header.samples_per_step, header.dataset_size, header.incarnation,
+    )  # fmt: skip
+    if min(position) < 0:
+        raise CheckpointRejected("the manifest holds a negative position")
+    if max(*position, header.world_size, header.data_parallel_size) > MAX_NUMBER:
+        raise CheckpointRejected("the manifest holds a position beyond any job's")
+    if min(header.world_size, header.data_parallel_size) < 1:
+        raise CheckpointRejected("the manifest is of a job of no ranks")
+    if header.order_seed is not None and not -(2**63) <= header.order_seed < 2**64:
+        raise CheckpointRejected("the manifest holds an order seed of more than 64 bits")
+    engine = header.engine
+    texts = (
+        header.job, header.attempt, header.created, header.dataset_fingerprint, header.torch,
+        engine.name, engine.version, engine.plugin, engine.precision, *header.metrics,
+    )  # fmt: skip
+    if max(map(len, texts)) > MAX_TEXT_CHARACTERS:
+        raise CheckpointRejected(f"the manifest holds a name of over {MAX_TEXT_CHARACTERS}")
+
+
+def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CheckpointRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+    _check_own_digest(data)  # first: a flipped bit must not pass for a newer format
+    try:
+        version = msgspec.json.decode(data, type=_Format).format
+        if version > FORMAT:
+            raise UnsupportedFormat(
+                f"format {min(version, 10**6)} is newer than this version reads ({FORMAT}): "
+                "upgrade elastic-ckpt"
+            )
+        if version < 1:
+            raise CheckpointRejected(f"the manifest's format {version} has never been")
+        found = msgspec.json.decode(data, type=kind)
+        return msgspec.structs.replace(found, manifest_xxh3_128=_BLANK)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        why = printable(str(error), 200)
+        raise CheckpointRejected(f"the manifest is not readable: {why}") from None
+
+
+def _check_own_digest(data: bytes) -> None:
+    # A quote inside a JSON string is escaped, so no value can imitate the key.
+    found = _OWN.findall(data)
+    if len(found) != 1:
+        raise CheckpointRejected("the manifest is torn or changed: it has no digest of its own")
+    if sign(data) != data:
+        raise CheckpointRejected("the manifest is torn or changed: its own digest does not match")
+
+
+def _check_files(files: list[FileEntry], *, digests: bool = True) -> None:
+    if len(files) > MAX_FILES:
+        raise CheckpointRejected(f"the manifest lists more than {MAX_FILES} files")
+    seen: set[str] = set()
+    for entry in files:
+        check_path(entry.path)
+        if entry.path in seen:
+            raise CheckpointRejected(f"the manifest lists {entry.path!r} twice")
+        if not 0 <= entry.rank <= MAX_NUMBER:
+            raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is of no rank")
+        digest = _DIGEST.fullmatch(entry.xxh3_128) if digests else entry.xxh3_128 == ""
+        if not 0 <= entry.bytes <= MAX_NUMBER or not digest:
+            raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
+        seen.add(entry.path)

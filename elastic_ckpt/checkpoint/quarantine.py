@@ -1,0 +1,94 @@
+"""What failed verification is set aside with its reason, never deleted, never chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.util.text import encodable, printable
+from elastic_ckpt.util.files import (
+    read_bounded,
+    remove_temporaries,
+    sync_directory,
+    write_atomic,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.store.verified import unmark
+
+MAX_SHOWN: Final = 1000
+"""So many reasons are read at most."""
+
+_MAX_BYTES: Final = 64 * 1024
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """Why a checkpoint was set aside; kept beside it as ``<name>.json``."""
+
+    path: str
+    reason: str
+    at: str
+
+
+def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
+    """Move a checkpoint into quarantine; a race that somebody else won is no error.
+
+    Raises:
+        DirectoryUnusable: a link stands where the quarantine belongs.
+        OSError: the disk says no.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    job.require(job.quarantine)
+    target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(6)}"
+    record = Rejected(encodable(str(target)), encodable(reason), stamp)
+    write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
+    try:
+        os.rename(checkpoint, target)
+    except FileNotFoundError:
+        target.with_name(target.name + ".json").unlink(missing_ok=True)
+        return target
+    unmark(job, checkpoint)  # should it be put back, it counts as never verified
+    sync_directory(job.quarantine)
+    sync_directory(checkpoint.parent)
+    return target
+
+
+def rejected(job: JobDirectory) -> list[Rejected]:
+    """What is in quarantine, oldest first; of very much, what was last set aside."""
+    found: list[Rejected] = []
+    for path in heapq.nlargest(MAX_SHOWN, job.found(job.quarantine, "*.json"), key=_changed):
+        place = path.with_suffix("")
+        if not os.path.lexists(place):
+            continue  # killed before the move: it was not set aside after all
+        try:
+            record = msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=Rejected)
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            record = Rejected("", "its reason is not readable", "")
+        # The job directory may have been moved since.
+        found.append(Rejected(str(place), printable(record.reason), record.at))
+    return sorted(found, key=lambda entry: (entry.at, entry.path))
+
+
+def _changed(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def forget_unfinished(job: JobDirectory) -> None:
+    """Remove reasons whose checkpoint was not moved after all, because of a kill in between.
+
+    Only the holder of the job's lock: nobody is setting anything aside then.
+    """
+    remove_temporaries(job.quarantine)
+    for path in job.found(job.quarantine, "*.json"):
+        if not os.path.lexists(path.with_suffix("")):
+            with contextlib.suppress(OSError):  # a directory is none of ours
+                path.unlink()

@@ -1,0 +1,126 @@
+"""A checkpoint that is open is not deleted: a shared lock on its own manifest.
+
+The kernel holds it (flock), so that a killed reader blocks nobody. filelock has no shared mode
+that works in a directory that the reader may not write to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
+
+_PATIENCE_SECONDS: Final = 2.0
+"""A removal holds its lock for a moment; it may fail, and then the checkpoint stays."""
+
+_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""A file system that knows no locks: readers go on, and nothing is deleted there."""
+
+
+class BeingRemoved(CheckpointRejected):
+    """It is gone or locked by who removes it, or by somebody else: nothing is wrong with it."""
+
+
+class ReadLock:
+    """Keeps a checkpoint from being deleted until it is released, or this process ends."""
+
+    def __init__(self, checkpoint: Path, seal: str = MANIFEST_NAME) -> None:
+        """Take the lock; waits for no more than a removal that is under way.
+
+        Args:
+            seal: name of the seal, which is what is locked.
+
+        Raises:
+            BeingRemoved: the checkpoint is being removed, or is gone.
+            OSError: its manifest cannot be opened.
+        """
+        manifest = checkpoint / seal
+        gone = BeingRemoved(f"{checkpoint.name} is being removed")
+        try:
+            self._fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+        except FileNotFoundError:
+            raise gone from None
+        try:
+            _lock_patiently(self._fd, manifest)
+            # It may have been renamed away between the two calls.
+            if not _is_still(self._fd, manifest):
+                raise gone
+        except (BlockingIOError, FileNotFoundError):
+            self.release()
+            raise gone from None
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let it be deleted; again is no error."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # a child that was forked meanwhile holds it, too
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def removing(checkpoint: Path, seal: str = MANIFEST_NAME) -> Iterator[str]:
+    """Keep readers out while a checkpoint is renamed away, or a generation loses its seal.
+
+    Yields:
+        Why it must stay, or nothing if it may go.
+
+    Raises:
+        OSError: it is gone (FileNotFoundError), or this user may not remove it.
+    """
+    # Network file systems grant an exclusive lock only to who may write.
+    manifest = checkpoint / seal
+    fd = os.open(manifest, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        why = _why_it_stays(fd)
+        if not why and not _is_still(fd, manifest):
+            why = "it is another one by now"
+        yield why
+    finally:
+        os.close(fd)
+
+
+def _is_still(fd: int, path: Path) -> bool:
+    return os.path.samestat(os.fstat(fd), os.lstat(path))
+
+
+def _lock_patiently(fd: int, path: Path) -> None:
+    limit = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            _lock(fd, fcntl.LOCK_SH)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit or not _is_still(fd, path):
+                raise
+        time.sleep(0.005)
+
+
+def _why_it_stays(fd: int) -> str:
+    try:
+        known = _lock(fd, fcntl.LOCK_EX)
+    except BlockingIOError:
+        return "it is open"
+    return "" if known else "the file system has no locks: it may be open"
+
+
+def _lock(fd: int, kind: int) -> bool:
+    """Whether the file system knows locks; BlockingIOError if the other kind is held."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""Is there room for a save?"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.errors import StorageFailed
+
+RESERVE_BYTES: Final = 1024 * 1024
+"""Left free by a save, so that the job can still say how it is."""
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that this user may still write; without end where the file system does not say."""
+    found = os.statvfs(directory)
+    if not found.f_blocks:
+        return sys.maxsize
+    return found.f_bavail * found.f_frsize
+
+
+def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) -> None:
+    """Return if so many bytes fit, after making room if they don't.
+
+    Raises:
+        StorageFailed: they do not fit even so.
+        OSError: the file system does not answer.
+    """
+    needed += RESERVE_BYTES
+    if free_bytes(directory) >= needed:
+        return
+    make_room()
+    free = free_bytes(directory)
+    if free < needed:
+        raise StorageFailed(
+            0,
+            f"it needs about {human_bytes(needed)} and {directory} has {human_bytes(free)} free: "
+            "delete something there, or keep fewer checkpoints (--keep-last)",
+        )

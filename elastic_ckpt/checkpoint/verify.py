@@ -1,0 +1,249 @@
+"""Is this directory a checkpoint, and is every byte of it what was written?
+
+Nothing here unpickles, follows a link, or opens a path that the manifest's own check refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import stat
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.checkpoint.manifest import (
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    decode_manifest,
+)
+from elastic_ckpt.util.progress import Advance, ignore
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import CheckpointRejected, NotSealed
+from elastic_ckpt.util.files import files_below, open_regular, read_bounded
+from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, hash_file
+
+MANIFEST_NAME: Final = "manifest.json"
+
+_THREADS: Final = min(4, os.cpu_count() or 1)
+"""Files that are hashed beside each other; more would only take turns."""
+
+_OPENING_BYTES: Final = 256 * 1024
+"""Opening a file costs about as much as reading so many bytes."""
+
+_LOADED: Final = ("modeling/", "optimizer/", "precision/", "lr_scheduler", "ranks/")
+"""What an engine reads. A file here that the manifest does not list might get unpickled."""
+
+_LOADED_NAMES: Final = frozenset({"running_states.json"})
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The seal of a checkpoint.
+
+    Raises:
+        CheckpointRejected: there is none, or it is not to be trusted.
+        UnsupportedFormat: a newer version wrote it.
+        OSError: it could not be read; the checkpoint may still be good.
+    """
+    try:
+        data = read_bounded(checkpoint / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        raise NotSealed("not sealed: it has no manifest.json") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL):  # a link, a socket, a FIFO
+            raise CheckpointRejected("manifest.json is no regular file") from None
+        if error.errno == errno.EFBIG:
+            raise CheckpointRejected(f"manifest.json is {error.strerror}") from None
+        raise
+    return decode_manifest(data)
+
+
+def verify_quick(checkpoint: Path) -> Manifest:
+    """Sealed, and every file there with its size.
+
+    Raises:
+        CheckpointRejected, UnsupportedFormat, OSError: as :func:`read_manifest`.
+    """
+    manifest = read_manifest(checkpoint)
+    if checkpoint.name.startswith("epoch-") and checkpoint.name != manifest.checkpoint_name:
+        raise CheckpointRejected(
+            f"its manifest says {manifest.checkpoint_name}: the directory was renamed or mixed up"
+        )
+    verify_sizes(checkpoint, manifest.files)
+    return manifest
+
+
+def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
+    """These files are there with their sizes, and nothing that an engine reads is beside them.
+
+    Raises:
+        CheckpointRejected: a file is missing, is not what was listed, or is not listed.
+    """
+    inside: set[Path] = {checkpoint}
+    listed: set[str] = set()
+    for entry in entries:
+        _check_size(checkpoint, entry, inside)
+        listed.add(entry.path)
+    try:
+        found = files_below(checkpoint)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise  # the disk's, and no fault of the checkpoint
+        raise CheckpointRejected(str(error.strerror)) from None
+    for path in found:
+        loaded = path.startswith(_LOADED) or path in _LOADED_NAMES
+        if loaded and path not in listed and "/.nfs" not in path:
+            raise CheckpointRejected(f"{printable(path)} is not in the manifest")
+
+
+def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advance = ignore) -> None:
+    """Hash these files; a mismatch counts only if a second, fresh read confirms it.
+
+    What was read stays in the page cache: a load that follows reads nothing from the disk again.
+
+    Args:
+        advance: told of every so many bytes; may raise.
+
+    Raises:
+        CheckpointRejected: a file is not what the manifest says.
+        OSError: a file could not be read; the checkpoint may still be good.
+    """
+    listed = list(entries)
+    threads = min(_THREADS, len(listed), sum(entry.bytes for entry in listed) // LARGE_BYTES)
+    if threads < 2:
+        for entry in listed:
+            _verify_file(checkpoint, entry, advance, alone=True)
+        return
+    told = _OneAtATime(advance)
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        found = [
+            pool.submit(_verify_file, checkpoint, entry, told, alone=False) for entry in listed
+        ]
+        try:
+            for one in found:
+                one.result()
+        except BaseException:
+            told.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _OneAtATime:
+    """Lets several threads tell one listener, which need not know of them; ends them all."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            if self.stopped:
+                raise CheckpointRejected("another of its files was found wanting")
+            self._advance(count)
+
+
+def _verify_file(checkpoint: Path, entry: FileEntry, advance: Advance, *, alone: bool) -> None:
+    path = checkpoint / entry.path
+    expected = (entry.bytes, entry.xxh3_128)
+    try:
+        if hash_file(path, advance, alone=alone) == expected:
+            return
+        _forget_cache(path)
+        if hash_file(path) == expected:
+            return
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
+            raise
+        # It was a regular file when the sizes were compared.
+        raise CheckpointRejected(f"{entry.path} is no regular file") from None
+    raise CheckpointRejected(f"{entry.path} does not match its checksum")
+
+
+def verify_full(checkpoint: Path, advance: Advance = ignore) -> Manifest:
+    """Quick, and every byte hashed; raises as :func:`verify_quick`."""
+    manifest = verify_quick(checkpoint)
+    verify_files(checkpoint, manifest.files, advance)
+    return manifest
+
+
+def share_out(entries: Iterable[FileEntry], rank: int, world_size: int) -> list[FileEntry]:
+    """The files that a rank hashes, so that all ranks have about as many bytes to read."""
+    shares: list[list[FileEntry]] = [[] for _ in range(world_size)]
+    loads = [(0, index) for index in range(world_size)]
+    for entry in sorted(entries, key=lambda entry: (-entry.bytes, entry.path)):
+        load, index = heapq.heappop(loads)
+        shares[index].append(entry)
+        heapq.heappush(loads, (load + entry.bytes + _OPENING_BYTES, index))
+    return shares[rank]
+
+
+class Unchanged:
+    """Notices that files were written to after they were hashed.
+
+    A name outside the checkpoint (a hard link) is enough to do that between the hashing and the
+    load. A new time alone proves nothing, a backup makes one; so such a file is hashed again.
+    """
+
+    def __init__(self, checkpoint: Path, entries: Sequence[FileEntry]) -> None:
+        self._checkpoint = checkpoint
+        self._entries = entries
+        self._before = self._stamps()
+
+    def check(self) -> None:
+        """Raise CheckpointRejected if a file is no more what was hashed."""
+        after = self._stamps()
+        changed = [entry for entry in self._entries if self._before[entry] != after[entry]]
+        try:
+            verify_files(self._checkpoint, changed)
+        except (CheckpointRejected, FileNotFoundError) as error:
+            raise CheckpointRejected(f"it was changed while it was loaded: {error}") from None
+
+    def _stamps(self) -> dict[FileEntry, tuple[int, ...] | None]:
+        return {entry: _stamp(self._checkpoint / entry.path) for entry in self._entries}
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _check_size(checkpoint: Path, entry: FileEntry, inside: set[Path]) -> None:
+    path = checkpoint / entry.path
+    try:
+        _check_parent(path.parent, entry, inside)
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointRejected(f"{entry.path} is missing") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointRejected(f"{entry.path} is no regular file")
+    if status.st_size != entry.bytes:
+        raise CheckpointRejected(
+            f"{entry.path} has {status.st_size} bytes instead of {entry.bytes}"
+        )
+
+
+def _check_parent(directory: Path, entry: FileEntry, inside: set[Path]) -> None:
+    """From the top down, so that nothing behind a link is even looked at."""
+    if directory in inside:
+        return
+    _check_parent(directory.parent, entry, inside)
+    if stat.S_ISLNK(os.lstat(directory).st_mode):
+        raise CheckpointRejected(f"{entry.path} leads out of the checkpoint through a link")
+    inside.add(directory)
+
+
+def _forget_cache(path: Path) -> None:
+    """Ask the kernel to read the file from its disk again."""
+    fd = open_regular(path)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)

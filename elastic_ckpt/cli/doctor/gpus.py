@@ -1,0 +1,186 @@
+"""The GPUs of this machine, and whether torch can use them."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.util.progress import human_bytes
+
+_ASK_SECONDS: Final = 30.0
+_TORCH_SECONDS: Final = 60.0
+_ASK_TORCH: Final = """
+import json, sys
+sys.path[:1] = []
+import torch
+cuda = torch.version.cuda or ""
+count = torch.cuda.device_count() if cuda and torch.cuda.is_available() else 0
+has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda and has_nccl else ""
+print(json.dumps({"cuda": cuda, "nccl": nccl, "count": count}))
+"""
+"""The working directory must not shadow torch."""
+
+
+class Device(msgspec.Struct, frozen=True):
+    """One GPU; ``bytes`` is 0 where the driver does not say."""
+
+    name: str
+    bytes: int
+
+
+class Gpus(msgspec.Struct, frozen=True):
+    """What the driver says.
+
+    Attributes:
+        why: it says nothing; empty if it does.
+    """
+
+    devices: tuple[Device, ...] = ()
+    driver: str = ""
+    why: str = ""
+
+
+class _Torch(msgspec.Struct, frozen=True):
+    """What torch says: its versions of CUDA and NCCL, empty without; how many GPUs it sees."""
+
+    cuda: str
+    nccl: str
+    count: int
+
+
+def find_gpus() -> Gpus:
+    """All of this machine; asked in a child, because a driver may hang."""
+    try:
+        found: Gpus = answer(_ask_driver, Gpus, _ASK_SECONDS)
+    except (Silent, Refused) as error:
+        return Gpus(why=str(error))
+    return found
+
+
+def auto_workers(environ: Mapping[str, str] = os.environ) -> int:
+    """What ``--nproc auto`` starts."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([device for device in visible.split(",") if device.strip()]))
+    return max(1, len(glob.glob("/dev/nvidia[0-9]*")))
+
+
+def check_gpus(
+    found: Gpus, workers: int, control: Path = Path("/dev/nvidiactl")
+) -> Iterator[Finding]:
+    """The GPUs, torch on them, and the workers that there will be.
+
+    Args:
+        workers: as ``--nproc auto`` has it.
+        control: is there if a driver is.
+    """
+    if found.why and control.exists():
+        todo = "see what nvidia-smi says; after an update of the driver, reboot"
+        yield Finding("GPUs", "problem", f"the driver does not answer: {found.why}", todo)
+    elif not found.devices:
+        yield ok("GPUs", "none: training runs on the CPU, over gloo", 0, "count")
+        yield _workers(workers)
+    else:
+        kinds = Counter(found.devices)
+        shown = ", ".join(
+            f"{count} x {one.name}" + (f", {human_bytes(one.bytes)}" if one.bytes else "")
+            for one, count in kinds.items()
+        )
+        yield ok("GPUs", f"{shown}; driver {found.driver}", len(found.devices), "count")
+        yield from _torch(workers)
+
+
+def _torch(workers: int) -> Iterator[Finding]:
+    try:
+        found = _ask_torch()
+    except Silent as error:
+        yield Finding("torch on GPUs", "warning", str(error), "see why import torch takes so long")
+    except Refused as error:
+        yield Finding("torch on GPUs", "problem", str(error), "mend what import torch says")
+    else:
+        if not found.cuda:
+            todo = "pip install a torch that is built with CUDA (pytorch.org says how)"
+            yield Finding("torch on GPUs", "problem", "is built without CUDA", todo)
+        elif not found.count:
+            text = f"is built for CUDA {found.cuda}, and sees no GPU"
+            todo = "see CUDA_VISIBLE_DEVICES, and whether the driver is new enough for that CUDA"
+            yield Finding("torch on GPUs", "problem", text, todo)
+        elif not found.nccl:
+            text = f"CUDA {found.cuda}, without NCCL"
+            todo = "pip install a torch that has NCCL: several workers cannot meet on GPUs"
+            yield Finding("torch on GPUs", "problem", text, todo)
+        else:
+            yield ok("torch on GPUs", f"CUDA {found.cuda}, NCCL {found.nccl}")
+        yield _workers(workers, found.count or None)
+        return
+    yield _workers(workers)
+
+
+def _workers(workers: int, seen: int | None = None) -> Finding:
+    text = f"--nproc auto starts {workers}"
+    if seen is None or seen == workers:
+        return ok("workers", text, workers, "count")
+    todo = f"give --nproc {seen}, or set CUDA_VISIBLE_DEVICES to the GPUs that are meant"
+    text += f", and torch sees {seen} GPU{'s' if seen > 1 else ''}"
+    return Finding("workers", "warning", text, todo, workers, "count")
+
+
+def _ask_driver() -> Generator[Gpus, None, None]:
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except ImportError:
+        yield Gpus(why="nvidia-ml-py is not installed")
+        return
+    except nvml.NVMLError as error:
+        yield Gpus(why=str(error))
+        return
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+        devices = tuple(_device(nvml, handle) for handle in handles)
+        yield Gpus(devices, _text(nvml.nvmlSystemGetDriverVersion()))
+    except nvml.NVMLError as error:
+        yield Gpus(why=str(error))
+
+
+def _device(nvml: Any, handle: Any) -> Device:
+    size = 0
+    with contextlib.suppress(nvml.NVMLError):  # one that shares the host's memory has none
+        size = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return Device(_text(nvml.nvmlDeviceGetName(handle)), size)
+
+
+def _text(value: str | bytes) -> str:
+    """Older versions give bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _ask_torch() -> _Torch:
+    """Ask in another process: to import torch takes seconds, and begins to use the GPUs."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH],
+            capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+            timeout=_TORCH_SECONDS, check=True,
+        )  # fmt: skip
+        return msgspec.json.decode(done.stdout.splitlines()[-1], type=_Torch)
+    except subprocess.TimeoutExpired:
+        raise Silent(f"import torch takes more than {_TORCH_SECONDS:.0f} s") from None
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().splitlines() or [f"ends with {error.returncode}"]
+        raise Refused(last[-1]) from None
+    except (OSError, IndexError, msgspec.MsgspecError) as error:
+        raise Refused(str(error)) from None

@@ -1,0 +1,111 @@
+"""Is there room for the memory tier?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.cli.doctor.directory import MEMORY, Place
+from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.checkpoint.memory.tier import GENERATIONS
+from elastic_ckpt.checkpoint.memory.room import room_bytes
+
+_SMALL_BYTES: Final = 64 * 2**20
+"""What Docker gives a container."""
+
+_WITHOUT: Final = "without it saves go to the disk, and training waits for them"
+
+
+def check_memory(
+    place: Place | None,
+    *,
+    shm: Path = MEMORY,
+    proc: Path = Path("/proc"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+) -> Iterator[Finding]:
+    """The file system of the memory tier, and what limits memory.
+
+    Args:
+        place: where the checkpoints go, if that is known.
+    """
+    state = place.state_bytes if place else 0
+    yield _tier(shm, state, place.held_bytes if place else 0)
+    yield _limit(state, proc, cgroups)
+
+
+def _tier(shm: Path, state: int, held: int) -> Finding:
+    what = str(shm)
+    try:
+        found = os.statvfs(shm)
+        room = room_bytes(shm) + held
+    except OSError as error:
+        todo = f"mount a tmpfs there, or run with --memory-dir off; {_WITHOUT}"
+        return Finding(what, "warning", f"cannot be used: {error.strerror}", todo)
+    free = found.f_bavail * found.f_frsize
+    if not os.access(shm, os.W_OK | os.X_OK):
+        todo = f"chmod 1777 {shm}, or run with --memory-dir off; {_WITHOUT}"
+        return Finding(what, "warning", "cannot be written", todo)
+    needed = GENERATIONS * state
+    if not state and free > _SMALL_BYTES:
+        text = f"{human_bytes(room)} to be had: checkpoints of half of it fit in memory"
+        return ok(what, text, room, "bytes")
+    if state and needed <= room:
+        text = f"{human_bytes(room)} to be had, of which two checkpoints take {human_bytes(needed)}"
+        return ok(what, text, room, "bytes")
+    text = f"{human_bytes(room)} to be had, and two checkpoints "
+    text += f"take {human_bytes(needed)}" if state else "must fit into that"
+    larger = "make it larger (Docker: --shm-size; else mount -o remount,size=)"
+    todo = larger if free + held < needed or not state else "leave more memory free"
+    return Finding(what, "warning", text, f"{todo}; {_WITHOUT}", room, "bytes")
+
+
+def _limit(state: int, proc: Path, cgroups: Path) -> Finding:
+    total = _total(proc)
+    limit = min(_limits(proc, cgroups), default=None)
+    if limit is None or (total and limit >= total):
+        text = f"{human_bytes(total)}, and no control group allows less"
+        return ok("memory", text, total, "bytes")
+    text = f"a control group allows {human_bytes(limit)}, the memory tier included"
+    if limit >= GENERATIONS * state:
+        return ok("memory", text, limit, "bytes")
+    text += f", and two checkpoints take {human_bytes(GENERATIONS * state)}"
+    todo = f"raise the limit (Docker: --memory; systemd: MemoryMax=); {_WITHOUT}"
+    return Finding("memory", "warning", text, todo, limit, "bytes")
+
+
+def _total(proc: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _limits(proc: Path, root: Path) -> Iterator[int]:
+    """Of each control group on the way up, in version 2 and version 1."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                base, name = root, "memory.max"
+            elif "memory" in controllers.split(","):
+                base, name = root / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            place = base / path.strip("/")
+            for directory in (place, *place.parents):
+                yield from _number(directory / name)
+                if directory == base:
+                    break
+
+
+def _number(path: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(path.read_text())
+        if limit < sys.maxsize // 2:  # version 1 has no word for none
+            yield limit

@@ -1,0 +1,89 @@
+"""``elastic-ckpt report``."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.errors import DirectoryUnusable
+from elastic_ckpt.util.files import write_atomic
+
+
+@click.command("report")
+@directory_argument
+@click.option(
+    "-o",
+    "--output",
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="Where the page goes; one that is there is replaced. - for standard output.",
+)
+def command(directory: Path, output: str) -> int:
+    """Write the history of the job in DIR as one page of HTML.
+
+    \b
+      elastic-ckpt report checkpoints
+      elastic-ckpt report checkpoints -o /var/www/html/gpt.html
+      elastic-ckpt report 4711 -o - | gzip > report.html.gz
+
+    What was lost, why, is it safe now, was the checkpoint good, what did it cost; then all that
+    happened. The page needs no network, and holds no script.
+    """
+    job = open_job(directory)
+    if output != "-":
+        _check(Path(output))  # before the work is done
+    from elastic_ckpt.cli.report.material import collect
+    from elastic_ckpt.cli.report.page import render
+
+    with _uncollected():
+        page = render(collect(job))
+    if output == "-":
+        click.echo(page)
+        return 0
+    _write(Path(output), f"{page}\n".encode())
+    click.echo(f"wrote {Path(output).resolve()}")
+    return 0
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """A long journal is a million objects in no circle; to look for one takes a third of it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _check(path: Path) -> None:
+    """Raise DirectoryUnusable for what is there and no regular file: it would be replaced."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unusable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise DirectoryUnusable(f"{path} is a link, or no regular file: give another one with -o")
+
+
+def _write(path: Path, page: bytes) -> None:
+    try:
+        write_atomic(path, page)
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: OSError) -> DirectoryUnusable:
+    return DirectoryUnusable(
+        f"cannot write {path}: {error.strerror or error}; give another place with -o"
+    )

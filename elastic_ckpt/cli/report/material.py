@@ -1,0 +1,145 @@
+"""All that a report is made from: state, journal and checkpoints of a job, at one moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from elastic_ckpt.cli.status.view import StatusView, gather
+from elastic_ckpt.journal.cost import Cost, costs
+from elastic_ckpt.journal.curve import Steps
+from elastic_ckpt.journal.time_account import Goodput, Span, total
+from elastic_ckpt.journal.history import History
+from elastic_ckpt.journal.history_types import Cause, Interruption
+from elastic_ckpt.checkpoint.catalog import CheckpointView, in_memory, quarantined, scan, view
+from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.store.verified import is_verified
+
+MAX_CHECKPOINTS = 100
+"""The newest are looked at; a job that keeps all may have thousands."""
+
+_AT_REST = ("finished", "preempted", "failed", "dead", "unknown")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint, and whether every byte of it was ever verified."""
+
+    view: CheckpointView
+    in_full: bool
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is known of a job.
+
+    Attributes:
+        directory: the job's, for people.
+        at: when it was looked at, seconds since the epoch.
+        checkpoints: the newest first, those in memory among them.
+        older: how many were not looked at.
+        set_aside: what is in quarantine.
+    """
+
+    directory: str
+    at: float
+    status: StatusView
+    history: History
+    checkpoints: list[Kept]
+    older: int
+    set_aside: list[CheckpointView]
+
+    @property
+    def now(self) -> float | None:
+        """The end of the account: None if the job is at rest, and its last event ends it."""
+        return None if self.status.state in _AT_REST else self.at
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Where the time went, end to end."""
+        return self.history.account.spans(self.now)
+
+    @cached_property
+    def goodput(self) -> Goodput:
+        """The seconds of each category."""
+        return total(self.spans)
+
+    @cached_property
+    def steps(self) -> Steps:
+        """Of all incarnations."""
+        return Steps(self.history.samples, self.history.incarnations)
+
+    @cached_property
+    def costs(self) -> list[Cost]:
+        """Of each interruption of the history, in its order."""
+        history = self.history
+        return costs(
+            history.interruptions,
+            history.incarnations,
+            self.spans,
+            counts_anew=self.steps.counts_anew,
+        )
+
+    @cached_property
+    def failures(self) -> list[tuple[str, Interruption, Cost]]:
+        """Label, failure and cost, in order of time."""
+        pairs = zip(self.history.interruptions, self.costs, strict=True)
+        found = [pair for pair in pairs if pair[0].cause.is_failure]
+        return [(f"F{number}", one, cost) for number, (one, cost) in enumerate(found, 1)]
+
+    @cached_property
+    def preemptions(self) -> list[tuple[Interruption, Cost]]:
+        """In order of time."""
+        pairs = zip(self.history.interruptions, self.costs, strict=True)
+        return [pair for pair in pairs if pair[0].cause is Cause.PREEMPTION]
+
+    @property
+    def began(self) -> float:
+        """The first event, or now."""
+        return self.at if self.history.first is None else self.history.first
+
+    @property
+    def ended(self) -> float:
+        """The last moment that is told of."""
+        last = self.began if self.history.last is None else self.history.last
+        return last if self.now is None else max(self.now, last)
+
+
+def collect(job: JobDirectory) -> Material:
+    """Look at everything there is; works with the supervisor alive, dead or never started."""
+    status = gather(job)
+    at = time.time()
+    running = status.state not in _AT_REST
+    record = next(iter(job_records(job)), None)
+    kept, older = _checkpoints(job, record.memory if record else "")
+    history = fold(read_journal(job), running=running)
+    return Material(str(job.root), at, status, history, kept, older, quarantined(job))
+
+
+def fold(events: Iterable[JournalEvent], *, running: bool) -> History:
+    """The history of a whole journal."""
+    history = History()
+    for event in events:
+        history.observe(event)
+    history.close(running=running)
+    return history
+
+
+def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[Kept], int]:
+    paths = scan(job)
+    views = [view(path) for path in paths[:MAX_CHECKPOINTS]] + in_memory(job, memory)
+    views.sort(key=lambda one: (one.epoch, one.step), reverse=True)
+    kept = [
+        Kept(
+            one,
+            one.tier == "disk"
+            and one.manifest is not None
+            and is_verified(job, one.path, one.manifest),
+        )
+        for one in views
+    ]
+    return kept, max(0, len(paths) - MAX_CHECKPOINTS)

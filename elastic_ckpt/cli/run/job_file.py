@@ -1,0 +1,148 @@
+"""The job file: every option of ``run`` as a key, typed; flags and environment go before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.core import ParameterSource
+
+from elastic_ckpt.cli.run.hostfile import FILLED
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import UsageError
+
+_PATHS: Final = frozenset(
+    {"dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
+)
+_TEXT: Final = "a text or a whole number"  # 2, "auto", "90s"
+_NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
+_SOURCES: Final = {
+    ParameterSource.COMMANDLINE: "flag",
+    ParameterSource.ENVIRONMENT: "environment",
+    ParameterSource.DEFAULT_MAP: "file",
+    ParameterSource.DEFAULT: "default",
+}
+
+
+def config_option(function: Any) -> Any:
+    """``--config JOB.toml``; what it holds stands behind flags and environment."""
+    return click.option(
+        "--config",
+        metavar="JOB.toml",
+        type=click.Path(path_type=Path, readable=False),
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, _, path: None if path is None else _read(ctx, path),
+        help="A file with options as keys; flags and environment go before it.",
+    )(function)
+
+
+def print_config_option(function: Any) -> Any:
+    """``--print-config``."""
+    return click.option(
+        "--print-config",
+        is_flag=True,
+        help="Show every option's value and where it came from, and run nothing.",
+    )(function)
+
+
+def shown(ctx: click.Context) -> str:
+    """The options as a job file would have them, each with its source."""
+    lines = []
+    for key, parameter in _keys(ctx.command).items():
+        name = parameter.name or ""
+        source = _SOURCES.get(ctx.get_parameter_source(name) or ParameterSource.DEFAULT, "default")
+        if name in ctx.meta.get(FILLED, ()):
+            source = "hostfile"
+        value = ctx.params.get(name)
+        text = f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set"
+        lines.append(f"{text:<48}  # {source}")
+    return "\n".join(lines)
+
+
+def _read(ctx: click.Context, path: Path) -> None:
+    import msgspec
+
+    try:
+        data = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(f"--config {path} is no TOML: {printable(str(error))}") from None
+    keys = _keys(ctx.command)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in keys:
+            raise UsageError(f"--config {path}: {_unknown(key, list(keys))}")
+        parameter = keys[key]
+        values[parameter.name or ""] = _typed(path, key, parameter, value)
+    ctx.default_map = values
+
+
+def _keys(command: click.Command) -> dict[str, click.Parameter]:
+    """Parameters by key: a long flag without its dashes, an argument by its name."""
+    found: dict[str, click.Parameter] = {}
+    for parameter in command.params:
+        flags = [flag for flag in parameter.opts if flag.startswith("--")]
+        key = flags[0][2:] if flags else (parameter.name or "")
+        if key not in _NOT_KEYS:
+            found[key] = parameter
+    return found
+
+
+def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
+    """A value as the command line would have it.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    wanted, fits = _type_of(key, parameter)
+    if not fits(value):
+        raise UsageError(f"--config {path}: {key} must be {wanted}, not {value!r:.80}")
+    if key in _PATHS and value != "off":
+        return str(path.absolute().parent / value)  # as the file's author sees it
+    return str(value) if wanted == _TEXT else value
+
+
+def _type_of(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any], bool]]:
+    """What a key takes, in words and as a check."""
+    if parameter.nargs == -1 or getattr(parameter, "multiple", False):
+        return "a list of texts", _is_texts
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return "true or false", lambda value: isinstance(value, bool)
+    if isinstance(parameter.type, click.IntRange):
+        return "a whole number", lambda value: _is_number(value, int)
+    if isinstance(parameter.type, click.FloatRange):
+        return "a number", lambda value: _is_number(value, int | float)
+    if key in _PATHS:
+        return "a path", lambda value: isinstance(value, str)
+    return _TEXT, lambda value: isinstance(value, str) or _is_number(value, int)
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _unknown(key: str, keys: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(keys)}"
+    return f"unknown key {printable(key, 80)!r}{hint}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return json.dumps([str(item) for item in value])
+    return json.dumps(str(value))  # a basic string of TOML is written as JSON's

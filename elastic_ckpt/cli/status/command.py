@@ -1,0 +1,70 @@
+"""``elastic-ckpt status``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.status.page import make_console, page, show
+from elastic_ckpt.cli.status.view import gather
+from elastic_ckpt.util.text import shown_json
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WATCH_SECONDS = 1.0
+
+
+@click.command("status")
+@directory_argument
+@click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+def command(directory: Path, as_json: bool, watch: bool) -> int:
+    """How is the job in DIR, what would be lost, what is to be done?
+
+    \b
+      elastic-ckpt status checkpoints
+      elastic-ckpt status checkpoints --watch
+      elastic-ckpt status checkpoints --json | jq .newest_valid.step
+      elastic-ckpt status 4711
+
+    DIR may be the number of a SLURM job.
+
+    Exits with 0 if it runs well or has finished, 1 if it is degraded, or preempted and waiting to
+    be run again, 2 if it is dead.
+    """
+    if as_json and watch:
+        raise UsageError("--json shows one moment, --watch is for people: choose one")
+    job = open_job(directory)
+    if as_json:
+        view = gather(job)
+        click.echo(shown_json(msgspec.json.encode(view)))
+        return view.exit_code
+    console = make_console()
+    if watch:
+        return _watch(job, console)
+    view = gather(job)
+    show(view, console)
+    return view.exit_code
+
+
+def _watch(job: JobDirectory, console: Console) -> int:
+    """Until Ctrl-C; returns the code of the last look."""
+    from rich.live import Live
+
+    view = gather(job)
+    try:
+        with Live(page(view, console.width), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(_WATCH_SECONDS)
+                view = gather(job)
+                live.update(page(view, console.width), refresh=True)
+    except KeyboardInterrupt:
+        return view.exit_code

@@ -1,0 +1,348 @@
+"""How ``status`` looks on a terminal: one page, whatever its width, with and without colours."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import click
+
+from elastic_ckpt.cli.common import human_age
+from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from elastic_ckpt.cli.status.progress import ProgressView
+    from elastic_ckpt.cli.status.saves import EmergencySaveView, LastSaveView
+    from elastic_ckpt.cli.status.view import NewestView, StatusView
+    from elastic_ckpt.cli.status.workers import WorkerView
+    from elastic_ckpt.jobdir.node_record import FailureRecord, RecoveryRecord
+
+_STATES: Final = {
+    "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
+    "backing-off": "yellow", "preempted": "yellow", "failed": "red", "dead": "red",
+}  # fmt: skip
+_TAIL_LINES: Final = 6  # of what a rank printed before it failed; elastic-ckpt logs has the rest
+_MOST_RANKS: Final = 12
+_MOST_REJECTED: Final = 5
+_BAR_WIDTH: Final = 40
+_NARROW: Final = 60
+_PIPE_WIDTH: Final = 120  # where nobody looks at columns
+
+_PARTS: Final = {
+    Category.TRAINING: ("█", "green"),
+    Category.STALL: ("▓", "cyan"),
+    Category.LOST_WORK: ("x", "red"),
+    Category.RECOVERY: ("▒", "yellow"),
+    Category.WAITING: ("·", "dim"),
+    Category.SETUP: ("░", "blue"),
+}
+"""How the bar shows each: what a pipe or NO_COLOR leaves must still tell them apart."""
+
+
+def make_console() -> Console:
+    """Of the terminal's width; for a pipe of a width of its own, if ``COLUMNS`` does not say."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_pipe_width())
+
+
+def show(view: StatusView, console: Console) -> None:
+    """Print the page; to a pipe without the spaces that fill a terminal's lines."""
+    if console.is_terminal:
+        console.print(page(view, console.width))
+        return
+    with console.capture() as captured:
+        console.print(page(view, console.width))
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def page(view: StatusView, width: int = 80) -> RenderableType:
+    """The whole page.
+
+    Args:
+        width: columns of the terminal.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    colour = _STATES.get(view.state, "white")
+    head = Text.assemble((view.job, "bold"), "  ", (view.state, f"bold {colour}"))
+    said = view.message.removeprefix(view.state).lstrip(", ")
+    if said:
+        head.append(f"  {said}")
+    parts: list[RenderableType] = [head]
+    for warning in view.warnings:
+        parts.append(Text(f"! {warning}", style="bold yellow"))
+    if view.advice:
+        parts.append(Text(f"→ {view.advice}", style="bold"))
+    parts += _laid_out(_facts(view, width), width)
+    if view.nodes:
+        parts.append(_nodes(view))
+    if view.workers:
+        parts += _workers(view.workers)
+    return Group(*parts)
+
+
+def _laid_out(facts: list[tuple[str, Text]], width: int) -> list[RenderableType]:
+    """Labels in a column of their own, or above their texts where the terminal is narrow."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    if width < _NARROW:
+        stacked: list[RenderableType] = []
+        for name, value in facts:
+            stacked += [*[Text(name, "dim")] * bool(name), Padding(value, (0, 0, 0, 1))]
+        return stacked
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, value)
+    return [table]
+
+
+def _pipe_width() -> int:
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else _PIPE_WIDTH
+
+
+def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
+    """Label and text of each line; text is none that a reason could put mark-up into."""
+    from rich.text import Text
+
+    room = width - (2 if width < _NARROW else 22)
+    bar_width = max(8, min(_BAR_WIDTH, room))
+    facts: list[tuple[str, Text]] = []
+
+    def add(name: str, text: str | Text) -> None:
+        facts.append((name, Text(text) if isinstance(text, str) else text))
+
+    if view.notice is not None:
+        left, notice = view.notice.seconds_left, view.notice
+        add("notice", Text(f"{notice.reason} from {notice.source}, {left:.0f} s left", "yellow"))
+    if view.progress is not None:
+        add("progress", _progress(view, view.progress, bar_width))
+    add("newest valid", _newest(view))
+    if view.at_risk is not None:
+        add("at risk", _at_risk(view))
+    for bad in view.rejected[:_MOST_REJECTED]:
+        add("rejected", Text(f"{printable(Path(bad.path).name)}: {bad.reason}", "red"))
+    if len(view.rejected) > _MOST_REJECTED:
+        add("", f"and {len(view.rejected) - _MOST_REJECTED} more: elastic-ckpt list")
+    if view.last_save is not None:
+        add("last save", _save(view.last_save))
+    if view.last_emergency_save is not None:
+        add("last emergency save", _emergency(view.last_emergency_save))
+    if view.save_interval is not None:
+        add("save interval", view.save_interval.why)
+    if view.last_failure is not None:
+        add("last failure", _failure(view.last_failure, room))
+    if view.last_recovery is not None:
+        add("last recovery", _recovery(view.last_recovery))
+    restarts = view.restarts
+    add(
+        "restarts",
+        f"{restarts.failures} after failures ({restarts.failures_left} left), "
+        f"{restarts.preemptions} after preemptions",
+    )
+    if view.goodput is not None:
+        add("goodput", _goodput(view, bar_width, room))
+    if view.supervisor is not None:
+        watch = view.supervisor
+        alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
+        add("supervisor", f"pid {watch.pid} on {watch.host}, {alive}")
+    return facts
+
+
+def _progress(view: StatusView, found: ProgressView, width: int) -> Text:
+    from rich.text import Text
+
+    text, place = Text(), view.position
+    if found.total_steps:
+        share = min(1.0, found.step / found.total_steps)
+        done = round(share * width)
+        text.append("━" * done, "green").append("╌" * (width - done), "dim")
+        text.append(f" {share:.0%}\n")
+    text.append(f"step {found.step}" + (f" of {found.total_steps}" if found.total_steps else ""))
+    if place is not None:
+        text.append(f", epoch {place.epoch}, sample {place.sample_start_index}")
+    rates = []
+    if found.steps_per_second:
+        rates.append(f"{found.steps_per_second:.3g} steps/s")
+    if found.samples_per_second:
+        rates.append(f"{found.samples_per_second:.3g} samples/s")
+    if found.seconds_to_end is not None:
+        rates.append(f"{human_duration(found.seconds_to_end)} to the end")
+    rates += [f"{name} {value:.4g}" for name, value in view.reported.items()]
+    if rates:
+        text.append("\n" + ", ".join(rates))
+    return text
+
+
+def _newest(view: StatusView) -> str:
+    newest, on_disk = view.newest_valid, view.newest_on_disk
+    if newest is None:
+        return "none: a restart would begin at step 0"
+    if newest.tier == "disk":
+        return _checkpoint(newest)
+    rest = _checkpoint(on_disk) if on_disk else "none on the disk"
+    return f"{_checkpoint(newest)}\n{rest}"
+
+
+def _checkpoint(one: NewestView) -> str:
+    read_back = ", every byte read back" if one.verified else ""
+    return (
+        f"step {one.step} ({one.reason}, {one.tier}, {human_bytes(one.bytes)}, "
+        f"{human_age(one.age_seconds)} old{read_back})"
+    )
+
+
+def _at_risk(view: StatusView) -> str:
+    """What the loss of this machine would cost now."""
+    risk = view.at_risk
+    if risk is None or (risk.steps == 0 and risk.seconds < 1.0):
+        return "nothing, if this node died now"
+    steps = "" if risk.steps is None else f"{risk.steps} step{'s'[: risk.steps != 1]}, "
+    return f"{steps}{human_duration(risk.seconds)} of training, if this node died now"
+
+
+def _save(save: LastSaveView) -> Text:
+    from rich.text import Text
+
+    if save.error:
+        return Text(f"{save.reason}, FAILED: {save.error}", "red")
+    took = f"{save.reason}, {save.actual_seconds:.2f} s"
+    return Text(f"{took}, training stood still for {save.stall_seconds:.2f} s")
+
+
+def _emergency(save: EmergencySaveView) -> str:
+    known = save.predicted_seconds
+    predicted = "not predicted" if known is None else f"predicted {human_duration(known)}"
+    return f"{predicted}, took {human_duration(save.actual_seconds)}"
+
+
+def _failure(last: FailureRecord, room: int) -> str:
+    """What it was, and the end of what the rank printed: there stands why."""
+    who = f"rank {last.rank}, " if last.rank >= 0 else ""
+    ago = human_age(max(0.0, time.time() - last.wall))
+    lines = [f"{who}{last.kind}, {ago} ago: {last.message}"]
+    tail = [f"  {printable(line, max(20, room - 6))}" for line in last.tail[-_TAIL_LINES:]]
+    return "\n".join(lines + tail)
+
+
+def _recovery(last: RecoveryRecord) -> str:
+    stages = ", ".join(
+        f"{name.replace('_', ' ')} {seconds:.2f}"
+        for name, seconds in last.stages.items()
+        if seconds
+    )
+    return f"{last.total_seconds:.1f} s: {stages}; from step {last.step} ({last.tier})"
+
+
+def _goodput(view: StatusView, width: int, room: int) -> Text:
+    """The share, a bar of where the time went, and its seconds."""
+    from rich.text import Text
+
+    seconds = {one: getattr(view.time, one.value) for one in Category}
+    spent = {one: value for one, value in seconds.items() if value > 0}
+    text = Text(f"{view.goodput:.0%} of {human_duration(view.time.wall)}\n")
+    at = filled = 0.0
+    for one, value in spent.items():
+        at += value / max(view.time.wall, 1e-9) * width
+        text.append(_PARTS[one][0] * round(at - filled), _PARTS[one][1])
+        filled = round(at)
+    column = room + 1
+    for one, value in spent.items():  # none is folded in its middle
+        words = f" {_name(one)} {human_duration(value)}"
+        ends = column + len(words) + 3 > room
+        column = len(words) + 1 + (0 if ends else column + 2)
+        text.append("\n" if ends else "  ").append(*_PARTS[one]).append(words)
+    return text
+
+
+def _name(category: Category) -> str:
+    return category.value.replace("_", " ")
+
+
+def _nodes(view: StatusView) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("node", "host", "state", "what it does"):
+        table.add_column(title, overflow="fold")
+    for node in view.nodes:
+        name = f"{node.node} (leads)" if node.leads else node.node
+        state = "gone" if node.alive is False else node.state
+        table.add_row(name, node.host, state, node.message)
+    return table
+
+
+def _workers(workers: list[WorkerView]) -> list[RenderableType]:
+    """The ranks; of many those that stand out, and how the others are."""
+    from rich.text import Text
+
+    shown = sorted(workers, key=_stands_out)[:_MOST_RANKS]
+    parts: list[RenderableType] = [_table(sorted(shown, key=lambda worker: worker.rank))]
+    rest = [worker for worker in workers if worker not in shown]
+    if rest:
+        phases = ", ".join(sorted({worker.phase for worker in rest}))
+        steps = sorted({worker.step for worker in rest})
+        where = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+        parts.append(Text(f"and {len(rest)} more ranks: {phases}, {where}", "dim"))
+    return parts
+
+
+def _stands_out(worker: WorkerView) -> tuple[bool, int, float, int]:
+    silent = -(worker.last_beat_seconds or 0.0) if (worker.last_beat_seconds or 0.0) > 10 else 0.0
+    return worker.slow is None, worker.step, silent, worker.rank
+
+
+def _table(workers: list[WorkerView]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = len({worker.node for worker in workers}) > 1
+    on_gpus = any(worker.gpu_bytes is not None for worker in workers)
+    titles = ["node"] * several + ["rank", "pid", "phase", "step", "last beat", "memory", "cpu"]
+    for title in [*titles, *["gpu"] * on_gpus, "own work"]:
+        justify: Literal["left", "right"] = "left" if title in ("node", "phase") else "right"
+        table.add_column(title, justify=justify, overflow="fold")
+    for worker in workers:
+        beat, cpu = worker.last_beat_seconds, worker.cpu_percent
+        cells = [worker.node] * several + [
+            str(worker.rank),
+            str(worker.pid),
+            worker.phase,
+            str(worker.step),
+            "-" if beat is None else f"{beat:.1f} s",
+            human_bytes(worker.rss_bytes),
+            "-" if cpu is None else f"{cpu:.0f} %",
+        ]
+        style = "bold yellow" if worker.slow is not None else ""
+        table.add_row(*cells, *[_gpu(worker)] * on_gpus, _own_work(worker), style=style)
+    return table
+
+
+def _gpu(worker: WorkerView) -> str:
+    busy = "" if worker.gpu_percent is None else f", {worker.gpu_percent:.0f} %"
+    return f"{human_bytes(worker.gpu_bytes)}{busy}"
+
+
+def _own_work(worker: WorkerView) -> str:
+    """``80 of 120 ms``: the rest it waits for the others; and whether they wait for it."""
+    if worker.step_seconds is None or worker.busy_seconds is None:
+        return "-"
+    times = f"{1000 * worker.busy_seconds:.3g} of {1000 * worker.step_seconds:.3g} ms"
+    return times if worker.slow is None else f"{times}, SLOW: {worker.slow:.1f} x the others'"

@@ -1,0 +1,380 @@
+"""What ``status`` knows: gathered from records, board, journal and checkpoints; no printing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.cli.status.progress import (
+    AtRiskView,
+    ProgressView,
+    TimeView,
+    at_risk,
+    progress,
+    time_view,
+)
+from elastic_ckpt.cli.status.saves import (
+    EmergencySaveView,
+    LastSaveView,
+    SaveIntervalView,
+    last_emergency_save,
+    last_save,
+    save_interval,
+)
+from elastic_ckpt.cli.status.workers import WorkerView, reported, worker_views
+from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.checkpoint.manifest import Manifest
+from elastic_ckpt.protocol.run_state import TERMINAL, RunState
+from elastic_ckpt.util.text import encodable, printable
+from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_valid
+from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
+from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.job_lock import read_owner
+from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, RecoveryRecord, job_records
+from elastic_ckpt.store.verified import is_verified
+
+_NO_SESSION = "the script makes no Session: there will be no checkpoints"
+
+
+class SupervisorView(msgspec.Struct):
+    """Of the node that leads.
+
+    Attributes:
+        alive: None when it is on another host, and only its files can be looked at.
+        since: when it started, seconds since the epoch.
+        heard_seconds: since it last wrote that it lives; None if it never did.
+    """
+
+    pid: int
+    alive: bool | None
+    since: float
+    host: str
+    node: str
+    heard_seconds: float | None = None
+
+
+class NodeView(msgspec.Struct):
+    """A node of several; ``alive`` as of a supervisor."""
+
+    node: str
+    host: str
+    leads: bool
+    state: str
+    message: str
+    alive: bool | None
+
+
+class PositionView(msgspec.Struct):
+    """Where in the data the job is."""
+
+    epoch: int
+    step: int
+    sample_start_index: int
+
+
+class NewestView(msgspec.Struct):
+    """A checkpoint; ``verified`` if every byte of it was once read back and matched."""
+
+    step: int
+    path: str
+    tier: str
+    bytes: int
+    age_seconds: float | None
+    reason: str
+    verified: bool
+
+
+class RejectedView(msgspec.Struct):
+    """A checkpoint that a restart would not take, and why."""
+
+    path: str
+    reason: str
+
+
+class NoticeView(msgspec.Struct):
+    """A notice that is being served."""
+
+    source: str
+    reason: str
+    seconds_left: float
+
+
+class RestartsView(msgspec.Struct):
+    """Counts of all runs; ``failures_left`` is this run's budget, which no preemption uses up."""
+
+    failures: int
+    preemptions: int
+    failures_left: int
+
+
+class StatusView(msgspec.Struct, kw_only=True):
+    """Everything that ``status --json`` prints. Times are seconds, sizes bytes.
+
+    Attributes:
+        state: a ``RunState``, or ``dead``: the supervisor was killed; or ``unknown``.
+        message: one line on it.
+        advice: what to do now; empty if nothing is.
+        warnings: what is not well; one that runs with a warning is degraded.
+        exit_code: of ``status``: 0 running well or finished, 1 degraded or waiting to be run again,
+            2 dead.
+        at_risk: None unless the job trains.
+        newest_on_disk: what the loss of the node would leave.
+        reported: what the script says of how well it does, by name.
+        goodput: share of the time that went into training which still counts.
+        time: where it went.
+    """
+
+    job: str
+    state: str
+    message: str
+    advice: str
+    warnings: list[str]
+    exit_code: int
+    supervisor: SupervisorView | None
+    incarnation: int
+    nodes: list[NodeView]
+    workers: list[WorkerView]
+    position: PositionView | None
+    progress: ProgressView | None
+    reported: dict[str, float]
+    at_risk: AtRiskView | None
+    newest_valid: NewestView | None
+    newest_on_disk: NewestView | None
+    rejected: list[RejectedView]
+    notice: NoticeView | None
+    last_save: LastSaveView | None
+    last_recovery: RecoveryRecord | None
+    last_failure: FailureRecord | None
+    last_emergency_save: EmergencySaveView | None
+    save_interval: SaveIntervalView | None
+    restarts: RestartsView
+    goodput: float | None
+    lost_work_seconds: float
+    time: TimeView
+
+
+def gather(job: JobDirectory) -> StatusView:
+    """Look at everything there is; works with the supervisor alive, dead or never started."""
+    records = job_records(job)
+    record = next((one for one in records if one.leads), next(iter(records), None))
+    alive = record.owner.is_alive() if record else False
+    run = [one for one in records if record and one.run_id == record.run_id]
+    boards = [(one.node, _slots(one)) for one in run if _takes_part(one, record)]
+    slots = [slot for _, found in boards for slot in found]
+    newest, passed_over = newest_and_rejected(job, record.memory if record else "")
+    on_disk = newest if newest is None or newest.tier == "disk" else newest_valid(job)
+    events = read_journal(job, marks=False)
+    account = fold(events)
+    running = alive is not False and record is not None and record.state not in TERMINAL
+    now = time.time() if running else None
+    goodput = account.goodput(now)
+    beat = read_heartbeat(job, record.node) if record else None
+    state, message = _state(record, alive, beat) if record is not None else _unsupervised(job)
+    newest_save = last_save(events)
+    rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
+    position = _position(slots, beat if running and alive is None else None, newest)
+    no_session = (record is not None and record.sessionless) or _no_session(record, slots)
+    warnings = [_NO_SESSION] if no_session else []
+    if running:
+        warnings += _warnings(newest_save, rejected, newest, alive is None and _is_silent(beat))
+    return StatusView(
+        job=record.job if record else printable(job.root.name),
+        state=state,
+        message=message,
+        advice=_advice(state, record, newest),
+        warnings=warnings,
+        exit_code=_exit_code(state, warnings),
+        supervisor=_supervisor(record, alive, beat),
+        incarnation=record.incarnation if record else 0,
+        nodes=_nodes(record, run),
+        workers=worker_views(boards),
+        position=position,
+        progress=progress(position.step if position else None, slots, events, running=running),
+        reported=reported(slots),
+        at_risk=at_risk(position.epoch, position.step, on_disk, account, now)
+        if position and slots and now is not None
+        else None,
+        newest_valid=_newest(job, newest),
+        newest_on_disk=_newest(job, on_disk),
+        rejected=rejected,
+        notice=_notice(record) if running else None,
+        last_save=newest_save,
+        last_recovery=record.last_recovery if record else None,
+        last_failure=record.last_failure if record else None,
+        last_emergency_save=last_emergency_save(events),
+        save_interval=save_interval(record),
+        restarts=RestartsView(
+            max(record.failures if record else 0, _crashes(events)),
+            record.preemptions if record else 0,
+            record.failures_left if record else 0,
+        ),
+        goodput=goodput.fraction,
+        lost_work_seconds=goodput.lost_work_seconds,
+        time=time_view(goodput),
+    )
+
+
+def _crashes(events: list[JournalEvent]) -> int:
+    """Failures of all runs of the job; a record knows those of the last."""
+    return sum(event.event == "crash" and _is_failure(event.data) for event in events)
+
+
+def _is_failure(data: dict[str, Any]) -> bool:
+    return not data.get("follows") and data.get("kind") != FailureClass.MEMBERSHIP.value
+
+
+def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
+    """Those that the head sees, and those of its run that are on their way out; if it leads any."""
+    if record is None or not record.present:
+        return []
+    shown = [one for one in run if one.node in record.present or one.owner.is_alive()]
+    return [
+        NodeView(
+            one.node, one.owner.host, one.leads, one.state.value, one.message, one.owner.is_alive()
+        )
+        for one in sorted(shown, key=lambda one: (not one.leads, one.node))
+    ]
+
+
+def _supervisor(
+    record: NodeRecord | None, alive: bool | None, beat: Heartbeat | None
+) -> SupervisorView | None:
+    if record is None:
+        return None
+    owner, heard = record.owner, beat.age_seconds if beat else None
+    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node, heard)
+
+
+def _is_silent(beat: Heartbeat | None) -> bool:
+    return beat is None or beat.age_seconds > SILENT_SECONDS
+
+
+def _unsupervised(job: JobDirectory) -> tuple[str, str]:
+    """A script may be at work by itself, or under torchrun: its leader holds the job's lock."""
+    found = read_owner(job.lock) if job.owns(job.control) else None
+    if found is not None and found.owner.is_alive():
+        owner = found.owner
+        return "running", f"a script without a supervisor, pid {owner.pid} on {owner.host}"
+    return "unknown", "no supervisor has run here"
+
+
+def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tuple[str, str]:
+    if record.state in TERMINAL:
+        return record.state.value, record.message
+    if alive is False:
+        gone = f"the supervisor (pid {record.owner.pid}) was killed"
+        return "dead", f"{gone} while it was {record.state.value}"
+    if alive is None:
+        heard = f"last heard {beat.age_seconds:.0f} s ago" if beat else "never heard"
+        seen = f"seen from another host, by its files: {record.owner.host} was {heard}"
+        return record.state.value, f"{record.message} ({seen})"
+    return record.state.value, record.message
+
+
+def _warnings(
+    save: LastSaveView | None,
+    rejected: list[RejectedView],
+    newest: CheckpointView | None,
+    is_silent: bool,
+) -> list[str]:
+    """Why a job that runs does not run well."""
+    found = []
+    if save is not None and save.error:
+        found.append(f"the last save failed: {save.error}")
+    if rejected and newest is None:
+        found.append("there are checkpoints, and none is valid: a restart would find nothing")
+    if is_silent:
+        found.append("nothing was heard of its supervisor for a while: it may be gone")
+    return found
+
+
+def _exit_code(state: str, warnings: list[str]) -> int:
+    """0 running well or finished, 1 degraded or waiting to be run again, 2 dead."""
+    if state in ("dead", "unknown", RunState.FAILED.value):
+        return 2
+    if state in (RunState.STARTING.value, RunState.RUNNING.value):
+        return 1 if warnings else 0
+    return 0 if state == RunState.FINISHED.value else 1
+
+
+def _advice(state: str, record: NodeRecord | None, newest: CheckpointView | None) -> str:
+    """What whoever looks at this may do."""
+    on = f"goes on from step {newest.step}" if newest else "begins at step 0"
+    match state:
+        case "unknown":
+            return "start it with elastic-ckpt run"
+        case "dead":
+            return f"run it again: it {on}"
+        case RunState.PREEMPTED.value:
+            return f"run it again, if systemd or SLURM does not: it {on}"
+        case RunState.FAILED.value if record is not None and record.exit_code == ExitCode.DATA:
+            return "elastic-ckpt list says what is wrong with each checkpoint"
+        case RunState.FAILED.value:
+            return f"mend what failed, as elastic-ckpt logs --last shows; the next run {on}"
+    return ""
+
+
+def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
+    """Whether what a node's board shows belongs to the incarnation of which the head speaks."""
+    same = head is not None and member.incarnation == head.incarnation
+    return same and member.state not in TERMINAL and bool(member.owner.is_alive())
+
+
+def _slots(record: NodeRecord) -> list[Slot]:
+    try:
+        return Board.open(record.board, writable=False).read_slots()
+    except (OSError, ValueError, TypeError, IndexError, ElasticCkptError):
+        return []  # another user's job, or it has just ended
+
+
+def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
+    """A script that has been running for a while and has not made a Session."""
+    if record is None or record.state is not RunState.STARTING or not slots:
+        return False
+    now = time.monotonic_ns()
+    return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
+
+
+def _position(
+    slots: list[Slot], beat: Heartbeat | None, newest: CheckpointView | None
+) -> PositionView | None:
+    attached = [slot for slot in slots if slot.attached]
+    if attached:
+        last = min(attached, key=lambda slot: slot.finished)
+        return PositionView(last.epoch, last.shown_step, last.sample_start_index)
+    if beat is not None and beat.step:
+        return PositionView(beat.epoch, beat.step, beat.sample_start_index)
+    if newest is not None and newest.manifest is not None:
+        found = newest.manifest
+        return PositionView(found.epoch, found.step, found.sample_start_index)
+    return None
+
+
+def _newest(job: JobDirectory, view: CheckpointView | None) -> NewestView | None:
+    if view is None or view.manifest is None:
+        return None
+    seal = view.manifest
+    verified = isinstance(seal, Manifest) and is_verified(job, view.path, seal)
+    return NewestView(
+        view.step,
+        encodable(str(view.path)),
+        view.tier,
+        seal.total_bytes,
+        view.age_seconds,
+        seal.reason,
+        verified,
+    )
+
+
+def _notice(record: NodeRecord | None) -> NoticeView | None:
+    if record is None or record.notice is None or not record.owner.is_local:
+        return None
+    left = max(0.0, record.notice.deadline - time.monotonic())
+    return NoticeView(record.notice.source, record.notice.reason, left)

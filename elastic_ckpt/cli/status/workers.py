@@ -1,0 +1,130 @@
+"""What ``status`` shows of the ranks: from the board, the process table and the GPUs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+import msgspec
+import psutil
+
+from elastic_ckpt.policy.straggler import stragglers
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.protocol.slot import Slot
+
+_NVIDIA = "/dev/nvidiactl"
+_DRIVER_SECONDS = 2.0
+
+
+class WorkerView(msgspec.Struct):
+    """One rank as the board shows it.
+
+    Attributes:
+        last_beat_seconds: since it last said what it does; None if it never did.
+        cpu_percent: of one core, over the process's life.
+        gpu_bytes, gpu_percent: what the process holds of its GPU, and how busy that is; None where
+            nobody can tell.
+        step_seconds: a whole step, on average.
+        busy_seconds: the rank's own work in it: what is left it waits for others.
+        slow: how many times as long as the others' its own work takes, for a slow one.
+    """
+
+    rank: int
+    local_rank: int
+    node: str
+    pid: int
+    phase: str
+    step: int
+    last_beat_seconds: float | None
+    rss_bytes: int | None
+    cpu_percent: float | None
+    gpu_bytes: int | None
+    gpu_percent: float | None
+    step_seconds: float | None
+    busy_seconds: float | None
+    slow: float | None
+
+
+def worker_views(boards: Iterable[tuple[str, list[Slot]]]) -> list[WorkerView]:
+    """All ranks of these nodes' slots, in order."""
+    found = [(node, slot) for node, slots in boards for slot in slots]
+    slots = [slot for _, slot in found]
+    busy = {slot.rank: slot.busy_ns / 1e9 for slot in slots}
+    slow = stragglers(busy, max((slot.step_ns for slot in slots), default=0) / 1e9)
+    gpus = _gpus() if os.path.exists(_NVIDIA) else {}
+    views = [_view(slot, node, slow, gpus) for node, slot in found if slot.pid]
+    return sorted(views, key=lambda worker: worker.rank)
+
+
+class _Gpu(msgspec.Struct, frozen=True):
+    bytes: int | None
+    percent: float | None
+
+
+def _view(slot: Slot, node: str, slow: Mapping[int, float], gpus: Mapping[int, _Gpu]) -> WorkerView:
+    rss, cpu = _process(slot.pid)
+    gpu = gpus.get(slot.pid)
+    return WorkerView(
+        rank=slot.rank,
+        local_rank=slot.local_rank,
+        node=node,
+        pid=slot.pid,
+        phase=slot.phase.name.lower(),
+        step=slot.shown_step,
+        last_beat_seconds=(time.monotonic_ns() - slot.beat) / 1e9 if slot.beat else None,
+        rss_bytes=rss,
+        cpu_percent=cpu,
+        gpu_bytes=gpu.bytes if gpu else None,
+        gpu_percent=gpu.percent if gpu else None,
+        step_seconds=slot.step_ns / 1e9 if slot.step_ns else None,
+        busy_seconds=slot.busy_ns / 1e9 if slot.busy_ns else None,
+        slow=slow.get(slot.rank),
+    )
+
+
+def _process(pid: int) -> tuple[int | None, float | None]:
+    """Resident bytes, and CPU per cent of one core averaged over the process's life."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            age = max(0.001, time.time() - process.create_time())
+            return process.memory_info().rss, 100.0 * (times.user + times.system) / age
+    except (psutil.Error, ValueError, OverflowError):
+        return None, None
+
+
+def _gpus() -> dict[int, _Gpu]:
+    """By pid, what each process holds of its GPU; nothing if the driver does not say, or hangs."""
+    from elastic_ckpt.util.bounded import Refused, Silent, answer
+
+    try:
+        found: dict[int, _Gpu] = answer(_ask_driver, dict[int, _Gpu], _DRIVER_SECONDS)
+    except (Refused, Silent):
+        return {}
+    return found
+
+
+def _ask_driver() -> Generator[dict[int, _Gpu], None, None]:
+    import pynvml
+
+    found: dict[int, _Gpu] = {}
+    nvml: Any = pynvml
+    nvml.nvmlInit()
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            device = nvml.nvmlDeviceGetHandleByIndex(index)
+            busy = float(nvml.nvmlDeviceGetUtilizationRates(device).gpu)
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(device):
+                found[int(process.pid)] = _Gpu(process.usedGpuMemory, busy)
+    finally:
+        nvml.nvmlShutdown()
+    yield found
+
+
+def reported(slots: Iterable[Slot]) -> dict[str, float]:
+    """What the script said last of how well it does; rank 0's word counts."""
+    first = next((slot for slot in slots if slot.rank == 0), None)
+    return {printable(name): value for name, value in first.metrics.items()} if first else {}

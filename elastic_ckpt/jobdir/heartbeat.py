@@ -1,0 +1,56 @@
+"""Where a node's job is, every few seconds, for those who can only see the shared directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.jobdir.paths import JobDirectory
+
+BEAT_SECONDS: Final = 10.0
+
+SILENT_SECONDS: Final = 60.0
+"""A supervisor that has said nothing for so long may be gone."""
+
+_MAX_BYTES: Final = 4096
+_MAX_COUNT: Final = 10**12
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """``wall`` is seconds since the epoch; the rest is where the slowest rank is."""
+
+    wall: float
+    epoch: int = 0
+    step: int = 0
+    sample_start_index: int = 0
+
+    @property
+    def age_seconds(self) -> float:
+        """By this host's clock; clocks differ, and a beat from the future is a new one."""
+        return max(0.0, time.time() - self.wall)
+
+
+def write_heartbeat(job: JobDirectory, node: str, beat: Heartbeat) -> None:
+    """Replace the node's; OSError if the disk does not take it."""
+    write_atomic(job.heartbeat(node), msgspec.json.encode(beat))
+
+
+def read_heartbeat(job: JobDirectory, node: str) -> Heartbeat | None:
+    """The node's last one; None if there is none or it cannot be understood.
+
+    ``node`` may come from a record that somebody else wrote.
+    """
+    if os.sep in node or not job.owns(job.nodes):
+        return None
+    try:
+        data = read_bounded(job.heartbeat(node), _MAX_BYTES)
+        found = msgspec.json.decode(data, type=Heartbeat)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    counts = (found.epoch, found.step, found.sample_start_index)
+    sane = min(counts) >= 0 and max(counts) < _MAX_COUNT and 0 <= found.wall < _MAX_COUNT
+    return found if sane else None

@@ -1,0 +1,35 @@
+"""What was learned of how long saves take, kept from run to run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.jobdir.paths import JobDirectory
+
+_MAX_BYTES: Final = 64 * 1024
+
+
+def read_predictor(job: JobDirectory) -> Predictor:
+    """What earlier runs learned; of a file that is missing or no good, nothing."""
+    try:
+        if job.owns(job.control):
+            data = read_bounded(job.prediction, _MAX_BYTES)
+            return msgspec.json.decode(data, type=Predictor).checked()
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    return Predictor()
+
+
+def write_predictor(job: JobDirectory, predictor: Predictor) -> None:
+    """Keep it for the next run. Only the holder of the job's lock.
+
+    A disk that does not take it now costs the next run its experience, and nothing else.
+    """
+    with contextlib.suppress(OSError):
+        if job.owns(job.control):
+            write_atomic(job.prediction, msgspec.json.encode(predictor))

@@ -1,0 +1,1 @@
+"""What happened to a job: typed events, written once and folded once."""

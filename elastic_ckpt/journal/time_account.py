@@ -1,0 +1,257 @@
+"""Where a job's time went: every second since its first start belongs to one category.
+
+The journal is folded into spans that lie end to end. Training becomes lost work when a later
+incarnation goes on from a checkpoint that is older; while none has begun yet, what lies behind the
+newest save counts as lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+from elastic_ckpt.journal.fields import Entry
+
+_Other = TypeVar("_Other", float, None)
+
+
+class Category(Enum):
+    """What a second was spent on; the values are the words of status, metrics and the report."""
+
+    TRAINING = "training"  # steps that still count
+    STALL = "stall"  # training stood still for a save
+    LOST_WORK = "lost_work"  # steps that a failure threw away
+    RECOVERY = "recovery"  # from a failure or a stop to the next first step, while we could act
+    WAITING = "waiting"  # nobody ran the job, or there were too few nodes
+    SETUP = "setup"  # to the very first step of the job, and behind its last one
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the job's time, in seconds since the epoch."""
+
+    category: Category
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it was."""
+        return self.ended - self.began
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Seconds of a job's life so far, by category; they add up to ``wall_seconds``.
+
+    Attributes:
+        wall_seconds: since the first start.
+    """
+
+    wall_seconds: float = 0.0
+    training_seconds: float = 0.0
+    stall_seconds: float = 0.0
+    lost_work_seconds: float = 0.0
+    recovery_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    setup_seconds: float = 0.0
+
+    @property
+    def fraction(self) -> float | None:
+        """Training time over all time; None before there was any."""
+        return self.training_seconds / self.wall_seconds if self.wall_seconds > 0 else None
+
+    def seconds(self, category: Category) -> float:
+        """Of one category."""
+        found: float = getattr(self, f"{category.value}_seconds")
+        return found
+
+
+def number(value: Any, otherwise: _Other) -> float | _Other:
+    """A number of a journal that another version may have written."""
+    try:
+        return float(value) if isinstance(value, int | float) else otherwise
+    except OverflowError:
+        return otherwise
+
+
+_LEFT_WELL: Final = ("completed", "stopped", "not-begun")
+"""Kinds of ``ended`` behind which the ranks had left by themselves."""
+
+
+SUPERVISED: Final = ("start", "launch", "state", "steps", "ended", "crash", "end")
+"""What a supervisor says; of a script that runs by itself nobody knows where its time goes."""
+
+
+class TimeAccount:
+    """Folds a job's journal, event by event, in order of time."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._category = Category.SETUP
+        self._since: float | None = None  # the open span's begin
+        self._last = 0.0  # the newest event
+        self._saves: dict[tuple[float, float], float] = {}  # (epoch, step): of what moment it is
+        self._saved_at = -math.inf  # a restart from the newest loses nothing before this
+        self._loaded: float | None = None  # as above, of what this incarnation goes on from
+        self._trained = False
+        self._unsettled = False  # an incarnation ended badly, and the next has not begun
+        self._running = False  # a supervisor is, as far as it said
+
+    def observe(self, event: Entry) -> None:
+        """Take the next event into account."""
+        begins = self._since is None
+        if event.data.get("follows") or (begins and event.event not in SUPERVISED):
+            return  # of a node that follows another one, whose word counts
+        wall = event.wall
+        self._since = wall if self._since is None else self._since
+        match event.event:
+            case "start":
+                self._start(wall)
+            case "launch":
+                self._loaded = None
+                if self._category is Category.WAITING:
+                    self._turn_to(self._restart, wall)
+            case "loaded":
+                self._loaded = self._saves.get(_key(event), self._saved_at)
+            case "state" if event.data.get("state") == "running":
+                self._train(event)
+            case "steps" if not (self._running or self._trained):
+                # The journal's beginning is gone, and with it that of this incarnation.
+                self._turn_to(Category.TRAINING, wall)
+                self._trained = self._running = True
+            case "saved" | "save_failed":
+                self._stand_still(event)
+            case "waiting" | "held":
+                self._turn_to(Category.WAITING, wall)
+            case "ended" | "crash":
+                self._stop(event)
+            case "end":
+                self._stop(event)
+                self._turn_to(Category.WAITING, wall)
+                self._running = False
+        self._last = max(self._last, wall)
+
+    def spans(self, now: float | None = None) -> list[Span]:
+        """All of them, in order, without a gap.
+
+        Args:
+            now: seconds since the epoch if the job runs, None if its last event is its end.
+        """
+        spans = list(self._spans)
+        end = self._last if now is None else max(now, self._last)
+        if self._since is not None and end > self._since:
+            spans.append(Span(self._category, self._since, end))
+        killed = self._running and now is None
+        return list(_lost_from(spans, self._saved_at)) if self._unsettled or killed else spans
+
+    def goodput(self, now: float | None = None) -> Goodput:
+        """The seconds of each category; ``now`` as for :meth:`spans`."""
+        return total(self.spans(now))
+
+    def moment_of(self, epoch: int, step: int) -> float | None:
+        """Of which moment a checkpoint holds the state; None if its save is not in the journal."""
+        return self._saves.get((epoch, step))
+
+    def training_since(self, moment: float, now: float | None) -> float:
+        """Seconds of training behind ``moment`` that still count; ``now`` as for :meth:`spans`."""
+        return sum(
+            max(0.0, span.ended - max(span.began, moment))
+            for span in self.spans(now)
+            if span.category is Category.TRAINING
+        )
+
+    # -- inside -------------------------------------------------------------------------------
+
+    @property
+    def _restart(self) -> Category:
+        return Category.RECOVERY if self._trained else Category.SETUP
+
+    def _turn_to(self, category: Category, wall: float) -> None:
+        """Until ``wall`` the job did one thing, and now it does another."""
+        since = wall if self._since is None else self._since
+        if wall > since:
+            self._spans.append(Span(self._category, since, wall))
+        self._since = max(since, wall)
+        self._category = category
+
+    def _start(self, wall: float) -> None:
+        """A run begins. Without an end before it, the last one was killed after its last event."""
+        if self._running:
+            self._unsettled |= self._category is Category.TRAINING
+            self._turn_to(Category.WAITING, self._last)
+        self._turn_to(self._restart, wall)
+        self._running = True
+
+    def _train(self, event: Entry) -> None:
+        """The first step of an incarnation; what is newer than it went on from is lost."""
+        since = self._saved_at if self._loaded is None else self._loaded
+        if self._loaded is None and event.data.get("step") == 0:
+            since = -math.inf  # it begins anew
+        self._turn_to(Category.TRAINING, event.wall)
+        keep = len(self._spans)
+        while keep and self._spans[keep - 1].ended > since:
+            keep -= 1
+        self._spans[keep:] = list(_lost_from(self._spans[keep:], since))
+        self._saved_at = since
+        self._trained, self._unsettled = True, False
+
+    def _stand_still(self, event: Entry) -> None:
+        """A save ends, which training stood still for."""
+        wall, data = event.wall, event.data
+        if self._category is Category.TRAINING and self._since is not None:
+            stall = max(0.0, number(data.get("stall_seconds"), 0.0))
+            self._turn_to(Category.STALL, max(self._since, wall - stall))
+            self._turn_to(Category.TRAINING, wall)
+        if event.event == "saved":
+            # A device may have copied beside the next step, which the checkpoint does not hold.
+            moment = wall - max(0.0, number(data.get("seconds"), 0.0))
+            self._saves[_key(event)] = moment
+            self._saved_at = max(self._saved_at, moment)
+
+    def _stop(self, event: Entry) -> None:
+        """An incarnation is over, or the run that it was of."""
+        kind = event.data.get("kind")
+        if self._category is Category.TRAINING:
+            self._unsettled = kind not in _LEFT_WELL
+        if kind == "stopped":  # nothing was trained since the save that it left behind
+            self._category = Category.RECOVERY
+        if kind == "completed":
+            self._turn_to(Category.SETUP, event.wall)
+        elif self._category is Category.TRAINING:
+            self._turn_to(Category.RECOVERY, event.wall)
+
+
+def _key(event: Entry) -> tuple[float, float]:
+    return number(event.data.get("epoch"), 0.0), number(event.data.get("step"), -1.0)
+
+
+def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
+    """The same time, with the training behind ``moment`` as lost work."""
+    for span in spans:
+        if span.category is not Category.TRAINING or span.ended <= moment:
+            yield span
+            continue
+        if span.began < moment:
+            yield replace(span, ended=moment)
+        yield Span(Category.LOST_WORK, max(span.began, moment), span.ended)
+
+
+def fold(events: Iterable[Entry]) -> TimeAccount:
+    """The account of a whole journal."""
+    found = TimeAccount()
+    for event in events:
+        found.observe(event)
+    return found
+
+
+def total(spans: Iterable[Span]) -> Goodput:
+    """The seconds of each category."""
+    seconds = dict.fromkeys(Category, 0.0)
+    for span in spans:
+        seconds[span.category] += span.seconds
+    named = {f"{category.value}_seconds": value for category, value in seconds.items()}
+    return Goodput(wall_seconds=sum(seconds.values()), **named)

@@ -1,0 +1,212 @@
+"""The board: a few kilobytes of local memory that one node's processes see each other through.
+
+It lives in a ``memfd``: never on a network file system, no name to leave behind, gone with the
+last process. Others open it as ``/proc/<supervisor>/fd/<n>``, which the kernel grants to the
+same user alone.
+
+Everything is a 64-bit word, because a single aligned word is read and written whole; what belongs
+together in a rank's slot is framed (``slot.py``). Times are nanoseconds on the monotonic clock,
+which all processes of one host share.
+
+Each word has one writer at a time: the agent (its watcher) writes the header and the answers, a
+rank its own slot, the supervisor the deadline; and, once the agent and all workers are gone, the
+supervisor clears what they left.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from elastic_ckpt.protocol.agreement import RING, Answer, RequestKind
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.protocol.slot import ENTERED, SLOT_WORDS, WORD, Slot, SlotWriter, clear_slot, read_slot
+
+_MAGIC: Final = 0x656C6173_74636B70
+_VERSION: Final = 5
+_MAX_SLOTS: Final = 4096  # ranks of one node
+_HEADER_WORDS: Final = 64
+
+# Words of the header.
+_H_MAGIC, _H_VERSION, _H_SLOTS, _H_INCARNATION, _H_FLAG, _H_ABORTED, _H_DEADLINE = range(7)
+_H_OVER: Final = 7
+_H_ANSWERS: Final = 16  # RING entries of (number, kind, step, 0)
+
+
+class Board:
+    """One node's board; see the module for who writes what."""
+
+    def __init__(self, buffer: mmap.mmap | bytearray, fd: int = -1) -> None:
+        self._buffer = buffer
+        self._fd = fd
+        self._words = memoryview(buffer).cast("q")
+        self.slots = self._words[_H_SLOTS]
+
+    # -- making and opening ---------------------------------------------------------------
+
+    @classmethod
+    def create(cls, slots: int) -> Board:
+        """A new board in shared memory, with one slot per local rank."""
+        size = (_HEADER_WORDS + slots * SLOT_WORDS) * WORD
+        fd = os.memfd_create("elastic-ckpt-board")
+        os.ftruncate(fd, size)
+        buffer = mmap.mmap(fd, size)
+        cls._format(memoryview(buffer).cast("q"), slots)
+        return cls(buffer, fd)
+
+    @classmethod
+    def private(cls, slots: int = 1) -> Board:
+        """A board of this process alone, for a script that runs without a supervisor."""
+        buffer = bytearray((_HEADER_WORDS + slots * SLOT_WORDS) * WORD)
+        cls._format(memoryview(buffer).cast("q"), slots)
+        return cls(buffer)
+
+    @classmethod
+    def open(cls, path: str, *, writable: bool = True) -> Board:
+        """Map an existing board.
+
+        Raises:
+            OSError: its owner is gone, or it belongs to another user.
+            UsageError: another version of elastic-ckpt made it.
+        """
+        access = os.O_RDWR if writable else os.O_RDONLY
+        fd = os.open(path, access | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UsageError(f"{path} is no file, and so no board")
+            if os.fstat(fd).st_size == 0:
+                raise UsageError(f"{path} is empty, and no board")
+            protection = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            buffer = mmap.mmap(fd, 0, access=protection)
+        finally:
+            os.close(fd)
+        if not _is_board(memoryview(buffer)):
+            raise UsageError(f"{path} is not a board of this version of elastic-ckpt")
+        return cls(buffer)
+
+    @property
+    def path(self) -> str:
+        """Where other processes open this board, while its maker lives."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    @staticmethod
+    def _format(words: memoryview[int], slots: int) -> None:
+        words[_H_VERSION] = _VERSION
+        words[_H_SLOTS] = slots
+        _clear_slots(words, slots)
+        words[_H_MAGIC] = _MAGIC
+
+    # -- header: the agent's watcher, and the supervisor's deadline -------------------------
+
+    def begin_incarnation(self, number: int) -> None:
+        """Forget all ranks and requests; called while no worker runs."""
+        self._words[_H_FLAG] = 0
+        self._words[_H_ABORTED] = 0
+        for index in range(_H_ANSWERS, _H_ANSWERS + 4 * RING):
+            self._words[index] = 0
+        _clear_slots(self._words, self.slots)
+        # Last: who reads this number must not find the slots of the incarnation before.
+        self._words[_H_INCARNATION] = number
+
+    @property
+    def incarnation(self) -> int:
+        """The incarnation that the slots belong to."""
+        return self._words[_H_INCARNATION]
+
+    def end_incarnation(self) -> None:
+        """Its workers are gone, and one that is started late has no place in it."""
+        self._words[_H_OVER] = self._words[_H_INCARNATION]
+
+    def is_over(self, number: int) -> bool:
+        """Whether a worker of this incarnation has come too late."""
+        return number != self._words[_H_INCARNATION] or number == self._words[_H_OVER]
+
+    @property
+    def flag(self) -> int:
+        """Number of the newest flagged request, 0 for none."""
+        return self._words[_H_FLAG]
+
+    def raise_flag(self, number: int) -> None:
+        """Make every rank stop before its next step until ``number`` is answered."""
+        self._words[_H_FLAG] = number
+
+    def post_answer(self, answer: Answer) -> None:
+        """Publish the watcher's word; its number is written last."""
+        base = _H_ANSWERS + 4 * (answer.number % RING)
+        self._words[base] = 0
+        self._words[base + 1] = int(answer.kind)
+        self._words[base + 2] = answer.step
+        self._words[base] = answer.number
+
+    def answers(self) -> Mapping[int, Answer]:
+        """All answers in the ring, by number."""
+        found: dict[int, Answer] = {}
+        for base in range(_H_ANSWERS, _H_ANSWERS + 4 * RING, 4):
+            number, kind, step = self._words[base : base + 3]
+            if number and number == self._words[base]:
+                found[number] = Answer(number, RequestKind(kind), step)
+        return found
+
+    @property
+    def aborted(self) -> int:
+        """Requests up to this number will never be answered or served."""
+        return self._words[_H_ABORTED]
+
+    def abort(self, number: int) -> None:
+        """Give up every request up to ``number``."""
+        self._words[_H_ABORTED] = number
+
+    @property
+    def deadline(self) -> float | None:
+        """When this node goes away, on the monotonic clock in seconds; None without a notice."""
+        value = self._words[_H_DEADLINE]
+        return value / 1e9 if value else None
+
+    @deadline.setter
+    def deadline(self, value: float | None) -> None:
+        self._words[_H_DEADLINE] = 0 if value is None else int(value * 1e9)
+
+    # -- slots ------------------------------------------------------------------------------
+
+    def rank_slot(self, local_rank: int) -> SlotWriter:
+        """The one writer of a rank's slot."""
+        if not 0 <= local_rank < self.slots:
+            raise UsageError(f"local rank {local_rank} has no slot on a board of {self.slots}")
+        return SlotWriter(self._buffer, self._words, self._base(local_rank))
+
+    def entered(self) -> list[int]:
+        """Every rank's ``entered`` word."""
+        first = _HEADER_WORDS + ENTERED
+        return [self._words[first + index * SLOT_WORDS] for index in range(self.slots)]
+
+    def read_slot(self, local_rank: int) -> Slot:
+        """A view of one rank that never mixes two of its steps."""
+        return read_slot(self._words, self._base(local_rank), local_rank)
+
+    @staticmethod
+    def _base(local_rank: int) -> int:
+        return _HEADER_WORDS + local_rank * SLOT_WORDS
+
+    def read_slots(self) -> list[Slot]:
+        """A view of every rank of this node."""
+        return [self.read_slot(index) for index in range(self.slots)]
+
+
+def _is_board(view: memoryview) -> bool:
+    if len(view) < _HEADER_WORDS * WORD or len(view) % WORD:
+        return False
+    words = view.cast("q")
+    return (
+        words[_H_MAGIC] == _MAGIC
+        and words[_H_VERSION] == _VERSION
+        and 0 < words[_H_SLOTS] <= _MAX_SLOTS
+        and len(words) == _HEADER_WORDS + words[_H_SLOTS] * SLOT_WORDS
+    )
+
+
+def _clear_slots(words: memoryview[int], slots: int) -> None:
+    for index in range(slots):
+        clear_slot(words, _HEADER_WORDS + index * SLOT_WORDS)

@@ -1,0 +1,332 @@
+"""A rank's slot on the board: its words, who writes them, and a view that is never torn.
+
+What belongs together is framed by a sequence number, odd while it is being written, so that a
+reader never mixes two steps. Times are nanoseconds on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED
+from elastic_ckpt.protocol.start_marks import Marks
+
+SLOT_WORDS: Final = 128
+WORD: Final = 8
+
+# Words of a slot. The first six are the frame that a step rewrites; text and metrics fill the end.
+_S_SEQUENCE, ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
+_S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
+_S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
+_S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
+_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = range(22, 28)
+_S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP = range(28, 31)
+_S_REASON: Final = 32
+_S_METRICS: Final = 80
+
+_FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
+_REASON_BYTES: Final = (_S_METRICS - _S_REASON) * WORD
+
+MAX_METRICS: Final = 8
+"""Of which the board has room for so many; later ones are in checkpoints alone."""
+
+_METRIC_WORDS: Final = 6
+_METRIC: Final = struct.Struct("@d40s")  # a value, which is written whole, and its name
+
+
+class Phase(IntEnum):
+    """What a rank is doing; the names are what ``status`` shows."""
+
+    LAUNCHED = 0
+    LOADING = 1
+    TRAINING = 2
+    SAVING = 3
+    EVALUATING = 4
+    LEAVING = 5
+    FETCHING = 6
+    BETWEEN = 7  # two epochs: what the script does there is its own business
+
+
+class Source(IntEnum):
+    """Where the state that a rank began with came from."""
+
+    NOTHING = 0
+    DISK = 1
+    MEMORY = 2
+
+
+class Outcome(IntEnum):
+    """How a worker left; NONE for one that runs, or was killed."""
+
+    NONE = 0
+    COMPLETED = 1  # its work is done
+    STOPPED = 2  # it left at the agreed stop step, behind a sealed checkpoint
+    STOPPED_UNSAVED = 3  # it left at the agreed stop step, and there is no checkpoint at all
+    FAILED = 4  # it raised, or exited with a code
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A consistent view of one rank.
+
+    Attributes:
+        local_rank: index of the slot.
+        rank: global rank, -1 until the worker has started.
+        pid: 0 until the worker has started.
+        entered: the step that it began or is about to begin.
+        finished: optimizer steps finished.
+        epoch, sample_start_index: its position; samples of this epoch, all ranks together.
+        beat: monotonic time of the last change, nanoseconds; 0 for never.
+        start_step: the step that it resumed from; ``NOTHING_ENTERED`` before that.
+        saved_step: the step of the last checkpoint that it saw sealed; -1 for none.
+        first_entry: monotonic time at which it began its first step, nanoseconds; 0 for never.
+        left: monotonic time of ``outcome``, nanoseconds; 0 for never.
+        reason: one line on why it failed; may be empty.
+        marks: the moments of its start.
+        source: where the state came from.
+        saved_bytes: size of the last checkpoint, all ranks together; on the leader alone.
+        saved_ns: nanoseconds that its save took.
+        declares: it says when it does something else than train, as a Session does.
+        busy_ns, step_ns: moving means of a step, its own work in it and the whole; 0 for unknown.
+        total_steps: at which the script will be done; 0 for unknown.
+        samples_per_step: of all ranks together; 0 for unknown.
+        metrics: what the script reported last, by name.
+        own_step: the step by the script's own counting, where that is another; else -1.
+    """
+
+    local_rank: int
+    rank: int
+    pid: int
+    entered: int
+    finished: int
+    epoch: int
+    sample_start_index: int
+    beat: int
+    phase: Phase
+    seen: int
+    outcome: Outcome
+    exit_code: int
+    start_step: int
+    saved_step: int
+    first_entry: int
+    left: int = 0
+    reason: str = ""
+    marks: Marks = field(default_factory=Marks)
+    source: Source = Source.NOTHING
+    saved_bytes: int = 0
+    saved_ns: int = 0
+    declares: bool = False
+    busy_ns: int = 0
+    step_ns: int = 0
+    total_steps: int = 0
+    samples_per_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    own_step: int = -1
+
+    @property
+    def attached(self) -> bool:
+        """Whether the script takes part: it resumed in a Session or called ``should_save``."""
+        return self.start_step != NOTHING_ENTERED
+
+    @property
+    def shown_step(self) -> int:
+        """Steps finished as checkpoints are named, for people."""
+        return self.finished if self.own_step < 0 else self.own_step
+
+
+def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
+    """A view of the slot at ``base`` that never mixes two of the rank's steps.
+
+    A writer that was killed in the middle of a frame leaves it odd for ever; after some
+    tries, about 20 ms, the words are returned as they are.
+    """
+    words: list[int] = []
+    for attempt in range(120):
+        if attempt >= 20:  # the writer was put to sleep within a frame: let it finish
+            time.sleep(0.0002)
+        before = board[base + _S_SEQUENCE]
+        words = board[base : base + SLOT_WORDS].tolist()
+        if before % 2 == 0 and before == board[base + _S_SEQUENCE]:
+            break
+    return Slot(
+        local_rank=local_rank,
+        rank=words[_S_RANK],
+        pid=words[_S_PID],
+        entered=words[ENTERED],
+        finished=words[_S_FINISHED],
+        epoch=words[_S_EPOCH],
+        sample_start_index=words[_S_SAMPLES],
+        beat=words[_S_BEAT],
+        phase=Phase(words[_S_PHASE]),
+        seen=words[_S_SEEN],
+        outcome=Outcome(words[_S_OUTCOME]),
+        exit_code=words[_S_EXIT_CODE],
+        start_step=words[_S_START_STEP],
+        saved_step=words[_S_SAVED_STEP],
+        first_entry=words[_S_FIRST_ENTRY],
+        left=words[_S_LEFT],
+        reason=_text(words[_S_REASON:_S_METRICS]),
+        marks=Marks(*words[_S_ENTRY : _S_STEPPED + 1]),
+        source=Source(words[_S_SOURCE]),
+        saved_bytes=words[_S_SAVED_BYTES],
+        saved_ns=words[_S_SAVED_NS],
+        declares=bool(words[_S_DECLARES]),
+        busy_ns=words[_S_BUSY_NS],
+        step_ns=words[_S_STEP_NS],
+        total_steps=words[_S_TOTAL_STEPS],
+        samples_per_step=words[_S_STEP_SAMPLES],
+        metrics=_metrics(words[_S_METRICS:]),
+        own_step=words[_S_OWN_STEP],
+    )
+
+
+def clear_slot(board: memoryview[int], base: int) -> None:
+    """No rank has been there."""
+    for word in range(base, base + SLOT_WORDS):
+        board[word] = 0
+    board[base + ENTERED] = NOTHING_ENTERED
+    board[base + _S_START_STEP] = NOTHING_ENTERED
+    board[base + _S_RANK] = -1
+    board[base + _S_SAVED_STEP] = -1
+    board[base + _S_OWN_STEP] = -1
+
+
+class SlotWriter:
+    """A rank's own slot. Only the rank's main thread writes here."""
+
+    def __init__(self, buffer: mmap.mmap | bytearray, words: memoryview[int], base: int) -> None:
+        self._buffer = buffer
+        self._words = words
+        self._base = base
+        self._frame_offset = (base + ENTERED) * WORD
+        self._sequence = base + _S_SEQUENCE
+        self._count = words[self._sequence] & ~1
+        self._metrics: dict[str, int] = {}
+
+    def step(self, entered: int, finished: int, epoch: int, samples: int) -> None:
+        """Post the step that is about to begin; the hot path: no system call, no allocation
+        that stays. The sequence number is odd while the frame is torn."""
+        words, sequence = self._words, self._sequence
+        count = self._count
+        words[sequence] = count + 1
+        _FRAME.pack_into(
+            self._buffer, self._frame_offset, entered, finished, epoch, samples,
+            time.monotonic_ns(),
+        )  # fmt: skip
+        words[sequence] = count + 2
+        self._count = count + 2
+
+    def launched(self, rank: int, pid: int) -> None:
+        """The worker process has started."""
+        self._mark(_S_ENTRY)
+        self._words[self._base + _S_RANK] = rank
+        self._words[self._base + _S_BEAT] = time.monotonic_ns()
+        self._words[self._base + _S_PID] = pid
+
+    def attach(self, start_step: int, *, declares: bool = True) -> None:
+        """The script takes part from here on, having resumed from ``start_step``."""
+        self._words[self._base + _S_DECLARES] = declares
+        self._words[self._base + _S_SAVED_STEP] = start_step if start_step > 0 else -1
+        self._words[self._base + _S_START_STEP] = start_step
+
+    def group_begins(self) -> None:
+        """The default process group is about to be made."""
+        self._mark(_S_GROUP_BEGAN)
+
+    def group_is_made(self) -> None:
+        """The default process group is there."""
+        self._mark(_S_GROUP_ENDED)
+
+    def joined(self) -> None:
+        """The script takes part, with its model built."""
+        self._mark(_S_JOINED)
+
+    def loaded(self, source: Source) -> None:
+        """The state is in place."""
+        self._words[self._base + _S_SOURCE] = source
+        self._mark(_S_LOADED)
+
+    def stepped(self) -> None:
+        """The first optimizer step of this incarnation is finished."""
+        self._mark(_S_STEPPED)
+
+    def pace(self, busy_ns: int, step_ns: int) -> None:
+        """How long a step takes: the rank's own work in it, and the whole."""
+        self._words[self._base + _S_BUSY_NS] = busy_ns
+        self._words[self._base + _S_STEP_NS] = step_ns
+
+    def course(self, total_steps: int, samples_per_step: int) -> None:
+        """Where the script is going: the step at which it will be done, and a step's samples."""
+        self._words[self._base + _S_STEP_SAMPLES] = samples_per_step
+        self._words[self._base + _S_TOTAL_STEPS] = total_steps
+
+    def counts(self, step: int) -> None:
+        """The step that is finished by the script's own counting."""
+        self._words[self._base + _S_OWN_STEP] = step
+
+    def metric(self, name: str, value: float) -> None:
+        """What the script says of its training; nothing if there is no room for it."""
+        index = self._metrics.get(name)
+        if index is None:
+            index = len(self._metrics)
+            if index == MAX_METRICS:
+                return
+            self._metrics[name] = index
+        offset = (self._base + _S_METRICS + index * _METRIC_WORDS) * WORD
+        _METRIC.pack_into(self._buffer, offset, value, name.encode(errors="replace"))
+
+    def first_entry(self) -> None:
+        """The first step of this incarnation begins now."""
+        self._words[self._base + _S_FIRST_ENTRY] = time.monotonic_ns()
+
+    def phase(self, phase: Phase) -> Phase:
+        """Say what the rank is doing; returns what it did before."""
+        before = Phase(self._words[self._base + _S_PHASE])
+        self._words[self._base + _S_BEAT] = time.monotonic_ns()
+        self._words[self._base + _S_PHASE] = phase
+        return before
+
+    def seen(self, number: int) -> None:
+        """Every request up to ``number`` is on this rank's agenda."""
+        self._words[self._base + _S_SEEN] = number
+
+    def saved(self, step: int, size: int = 0, nanoseconds: int = 0) -> None:
+        """A checkpoint of ``step`` is sealed: so many bytes, in so many nanoseconds."""
+        self._words[self._base + _S_SAVED_BYTES] = size
+        self._words[self._base + _S_SAVED_NS] = nanoseconds
+        self._words[self._base + _S_SAVED_STEP] = step
+
+    def leave(self, outcome: Outcome, exit_code: int = 0, reason: str = "") -> None:
+        """The last word of a worker; only the first one counts. A long reason is cut."""
+        if self._words[self._base + _S_OUTCOME] != Outcome.NONE:
+            return
+        text = reason.encode(errors="replace")[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
+        offset = (self._base + _S_REASON) * WORD
+        self._buffer[offset : offset + _REASON_BYTES] = text
+        self._words[self._base + _S_LEFT] = time.monotonic_ns()
+        self._words[self._base + _S_EXIT_CODE] = exit_code
+        self._words[self._base + _S_OUTCOME] = outcome
+
+    def _mark(self, word: int) -> None:
+        self._words[self._base + word] = time.monotonic_ns()
+
+
+def _text(words: list[int]) -> str:
+    data = struct.pack(f"@{len(words)}q", *words)
+    return data.rstrip(b"\0").decode(errors="ignore")
+
+
+def _metrics(words: list[int]) -> dict[str, float]:
+    data = struct.pack(f"@{len(words)}q", *words)
+    found = {}
+    for index in range(MAX_METRICS):
+        value, name = _METRIC.unpack_from(data, index * _METRIC_WORDS * WORD)
+        text = name.rstrip(b"\0").decode(errors="ignore")
+        if text:
+            found[text] = value
+    return found

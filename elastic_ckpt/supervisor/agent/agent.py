@@ -1,0 +1,350 @@
+"""The agent: the supervisor's child that hosts torch elastic and so launches the workers.
+
+Torch elastic runs in a thread, one ``elastic_launch`` per incarnation; the main thread listens
+to the supervisor, watches the workers' lives and is the watcher of the stop-step agreement. It
+depends on no rank's progress. When the supervisor dies its pipe closes, and the agent takes
+everything below it down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.cluster import BEAT_SECONDS, Word
+from elastic_ckpt.protocol.slot import Outcome, Slot
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.process_log import ProcessLog
+from elastic_ckpt.supervisor.agent import launch
+from elastic_ckpt.supervisor.agent.launch import Incarnation, Placement
+from elastic_ckpt.supervisor.agent.cluster_member import Membership
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    Ask,
+    Command,
+    Kill,
+    Launch,
+    LineReader,
+    Ready,
+    WorkerSpec,
+    encode_line,
+)
+from elastic_ckpt.supervisor.agent.output import Output
+from elastic_ckpt.util.processes import (
+    become_subreaper,
+    count_memory_kills,
+    die_with_parent,
+    kill_descendants,
+    outlive_parent,
+)
+from elastic_ckpt.supervisor.agent.template_process import Template
+from elastic_ckpt.supervisor.agent.workers import Workers
+
+log = logging.getLogger(__name__)
+
+FENCE_SECONDS: Final = 0.001
+"""Python has no store-load fence; by then every rank's store has long reached this process."""
+
+UNLAUNCHED_SECONDS: Final = 1.0
+"""After which workers that were not started by then count as never started."""
+
+_IGNORED: Final = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+
+
+class Agent:
+    """The main thread's loop."""
+
+    def __init__(self, commands: int, events: int, scratch: Path) -> None:
+        self._commands = LineReader(commands)
+        self._events = events
+        spec = msgspec.json.decode(self._first_line(), type=WorkerSpec)
+        self._spec = msgspec.structs.replace(spec, output=str(scratch))
+        self._board = Board.open(self._spec.board)
+        job = JobDirectory(Path(spec.directory))
+        self.log = ProcessLog.of_node(job, "agent", spec.node, self._known).begin()
+        log.info("begins: %d workers of %s", spec.nproc, spec.script)
+        self._output = Output(job, self._board, scratch)
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        self._selector.register(commands, selectors.EVENT_READ)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._incarnation: Incarnation | None = None
+        self._workers = Workers(self._board, self._selector)
+        self._not_begun = False
+        self._cut_short_at = 0.0
+        self._memory_kills = 0
+        self._nodes: Membership | None = None
+        if self._spec.rendezvous is not None:
+            self._nodes = Membership(
+                self._spec, self._spec.rendezvous, self, self._send, self._wake
+            )
+
+    def run(self) -> None:
+        """Serve until the supervisor is gone."""
+        self._send(Ready())
+        while not self._commands.closed:
+            self._selector.select(self._patience())
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+            for line in self._commands.lines():
+                self._obey(msgspec.json.decode(line, type=Command))
+            if self._nodes is not None:
+                self._nodes.serve()
+            if self._incarnation is None:
+                continue
+            self._workers.watch()
+            if self._is_over(self._incarnation):
+                self._finish(self._incarnation)
+
+    def _patience(self) -> float | None:
+        patience = self._workers.patience() if self._incarnation is not None else None
+        if self._nodes is None:
+            return patience
+        return BEAT_SECONDS if patience is None else min(BEAT_SECONDS, patience)
+
+    def _known(self) -> dict[str, int]:
+        """What each line of the log is to say."""
+        return {"incarnation": self._board.incarnation}
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def _obey(self, command: Command) -> None:
+        if self._nodes is not None:
+            self._nodes.obey(command)
+        elif isinstance(command, Launch):
+            self.begin(Placement.alone(command.incarnation))
+        elif isinstance(command, Ask):
+            self._ask(command.kind)
+        if isinstance(command, Kill):
+            self._workers.kill()
+
+    def _ask(self, kind: RequestKind) -> None:
+        """The watcher's part of the agreement, on a node that is alone."""
+        if self._incarnation is None:
+            return
+        board = self._board
+        waiting = any(slot.seen < board.flag for slot in board.read_slots())
+        if kind is not RequestKind.STOP and waiting:
+            return  # the ranks have not taken up the last request yet: that one serves
+        number = board.flag + 1
+        word = self.flag(number)
+        idle = kind is RequestKind.STOP and not word.begun
+        self.post(Answer(number, kind, word.step), idle=idle)
+
+    # -- this node's workers; see Local in supervisor/agent/cluster_member.py ---------------------------
+
+    def begin(self, place: Placement) -> None:
+        """Launch them."""
+        self._board.begin_incarnation(place.number)
+        self._not_begun = False
+        self._cut_short_at = 0.0
+        self._memory_kills = count_memory_kills()
+        log.info("launching incarnation %d: node %d of %d", place.number, place.node, place.nodes)
+        # From this thread, which lives as long as the agent: see util/processes.py.
+        forkserver.ensure_running()
+        self._incarnation = Incarnation(place, self._spec, self._wake_write)
+        self._incarnation.start()
+
+    def flag(self, number: int) -> Word:
+        """The watcher's part of the agreement; see ``protocol/agreement.py``."""
+        board = self._board
+        board.raise_flag(number)
+        time.sleep(FENCE_SECONDS)
+        step = answer_step(board.entered())
+        return Word(step, any(slot.first_entry for slot in board.read_slots()))
+
+    def post(self, answer: Answer, *, idle: bool) -> None:
+        """Publish the answer; ``idle`` ends at once what has nothing to save.
+
+        With the flag up nobody begins a step any more. If none was begun in this incarnation the
+        newest checkpoint is as good as a new one; a script that does not take part is told by
+        the signal that it knows.
+        """
+        self._board.post_answer(answer)
+        where = "where they start" if answer.step == NOTHING_ENTERED else f"at step {answer.step}"
+        log.info("request %d: %s %s", answer.number, answer.kind.name, where)
+        if not idle:
+            return
+        self._not_begun = True
+        takes_part = any(slot.attached for slot in self._board.read_slots())
+        if takes_part or answer.step != NOTHING_ENTERED:
+            self._workers.kill()
+        else:
+            self._workers.kill(signal.SIGTERM)
+
+    def cut_short(self) -> None:
+        """End them because of another node."""
+        if self._incarnation is not None and not self._cut_short_at:
+            if self._workers.failed_at:
+                return  # they have failed of themselves
+            log.info("ending the workers because of another node")
+            self._cut_short_at = time.monotonic()
+            self._board.abort(self._board.flag)
+        if self._cut_short_at:
+            self._workers.kill()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are any."""
+        return self._incarnation is not None
+
+    @property
+    def flagged(self) -> int:
+        """The newest request that they were made to stop for."""
+        return self._board.flag
+
+    @property
+    def answered(self) -> int:
+        """The newest request whose answer they know."""
+        return max(self._board.answers(), default=0)
+
+    @property
+    def seen(self) -> int:
+        """The newest request that all of them have taken up."""
+        return min((slot.seen for slot in self._board.read_slots()), default=0)
+
+    # -- the end of an incarnation ------------------------------------------------------------
+
+    def _is_over(self, incarnation: Incarnation) -> bool:
+        """Whether all workers are gone.
+
+        Torch elastic may return much later: it waits for the nodes that did not come, and at the
+        end for those that are not done.
+        """
+        if incarnation.over or self._nodes is None:
+            return incarnation.over
+        if self._workers.left_well:
+            return True
+        late = self._cut_short_at and time.monotonic() > self._cut_short_at + UNLAUNCHED_SECONDS
+        return bool(late) and not self._workers.any_left
+
+    def _finish(self, incarnation: Incarnation) -> None:
+        if incarnation.over:
+            incarnation.join(5.0)
+        self._incarnation = None
+        now = time.monotonic_ns()
+        failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
+        verdict = self._verdict(incarnation, self._board.read_slots())
+        said = f"{verdict.kind.value}, {verdict.what}" if verdict.what else verdict.kind.value
+        log.info("incarnation %d is over: %s", verdict.incarnation, said)
+        if incarnation.over:
+            self._workers.tell_exits()
+        self._board.end_incarnation()  # for workers that torch elastic has yet to start
+        self._workers.sweep()
+        gone_at = time.monotonic_ns()
+        ended = msgspec.structs.replace(
+            verdict,
+            failed_at=failed_at,
+            noticed_at=noticed_at,
+            gone_at=gone_at,
+            failed_wall=time.time() - (gone_at - failed_at) / 1e9,
+        )
+        if self._nodes is None:
+            self._send(ended)
+            return
+        self._nodes.ended(ended)
+
+    def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:
+        outcomes = {slot.outcome for slot in slots}
+        failed = None
+        if outcomes == {Outcome.COMPLETED}:
+            kind = EndKind.COMPLETED
+        elif outcomes <= {Outcome.STOPPED, Outcome.COMPLETED}:
+            kind = EndKind.STOPPED
+        elif self._cut_short_at:
+            kind = EndKind.CUT_SHORT
+        elif self._not_begun or outcomes <= {Outcome.STOPPED_UNSAVED, Outcome.COMPLETED}:
+            kind = EndKind.NOT_BEGUN
+        else:
+            kind = EndKind.CRASHED
+            failed = self._workers.first_failed(slots)
+        exit_code, message = 0, ""
+        tail: tuple[str, ...] = ()
+        if failed is not None:
+            exit_code, message = self._workers.explain(failed, incarnation.error)
+            tail = self._output.tail(failed.local_rank)
+        begun = [slot for slot in slots if slot.first_entry]
+        finished = max((slot.finished for slot in slots if slot.attached), default=0)
+        return Ended(
+            incarnation=incarnation.number,
+            kind=kind,
+            rank=failed.rank if failed else -1,
+            exit_code=exit_code,
+            message=message,
+            stepped=bool(begun),
+            steps=max((slot.finished - slot.start_step for slot in begun), default=0),
+            finished=finished,
+            attached=any(slot.attached for slot in slots),
+            out_of_memory=count_memory_kills() > self._memory_kills,
+            tail=tail,
+        )
+
+    # -- plumbing -------------------------------------------------------------------------------
+
+    def _first_line(self) -> bytes:
+        limit = time.monotonic() + 30.0
+        while time.monotonic() < limit and not self._commands.closed:
+            for line in self._commands.lines():
+                return line
+            time.sleep(0.005)
+        raise SystemExit("elastic-ckpt agent: the supervisor said nothing")
+
+    def _send(self, event: AgentEvent) -> None:
+        # A supervisor that is gone is noticed by the end of its commands.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._events, encode_line(event))
+
+
+def main() -> None:
+    """Entry point; commands come on standard input, events go to ELASTIC_CKPT_EVENTS."""
+    die_with_parent()
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    commands = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    # Torch elastic and multiprocessing leave directories behind; the supervisor removes this one.
+    tempfile.tempdir = scratch = os.environ.pop("ELASTIC_CKPT_SCRATCH")
+    events = int(os.environ.pop("ELASTIC_CKPT_EVENTS"))
+    os.set_inheritable(events, False)
+    become_subreaper()
+    agent = Agent(commands, events, Path(scratch))
+    template = Template(agent._spec, Path(scratch))
+    template.start()
+    launch.prepare()  # while the template imports too
+    template.wait()
+    outlive_parent()
+    try:
+        agent.run()
+        log.info("the supervisor is gone")
+    except BaseException:
+        log.exception("the agent failed")
+        raise
+    finally:
+        kill_descendants(spare_trackers=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # the supervisor may be gone
+        sys.stdout.flush()
+        agent.log.end()
+        os._exit(0)  # torch elastic's thread may still wait for workers that are gone

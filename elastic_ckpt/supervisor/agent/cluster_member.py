@@ -1,0 +1,327 @@
+"""This node as a member of a job of several: the agent's main thread, between line and workers.
+
+Nothing here waits. What the head says is followed, again and again; the head's own agent does so,
+too, and speaks for the job besides. Should the head fall silent the workers are killed, for they
+are of no use alone, and this node looks for it until its supervisor has had enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+
+from elastic_ckpt.protocol.agreement import Answer
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.cluster import (
+    LOST_SECONDS,
+    Head,
+    JobEnd,
+    JobState,
+    MemberState,
+    Word,
+)
+from elastic_ckpt.supervisor.agent import launch
+from elastic_ckpt.supervisor.agent.store_link import Line
+from elastic_ckpt.supervisor.agent.launch import Placement
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    AllIdle,
+    Ask,
+    Command,
+    Dismissed,
+    Explained,
+    Finish,
+    HeadLost,
+    Hung,
+    Idle,
+    JobOver,
+    Joined,
+    Kill,
+    Launch,
+    Launched,
+    Nodes,
+    WorkerSpec,
+)
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+
+log = logging.getLogger(__name__)
+
+DISMISS_SECONDS: Final = 3.0
+"""How long the head waits for the others to hear that the job is over."""
+
+EXPLAIN_SECONDS: Final = 60.0
+"""How long the nodes may take to look at the stacks of their ranks, after the first one has."""
+
+REDIAL_SECONDS: Final = 0.3
+_AWAY_SECONDS: Final = 1.0
+"""Between two looks: this process was stopped meanwhile, and what it heard last is old for that."""
+
+
+class Local(Protocol):
+    """This node's workers."""
+
+    def begin(self, place: Placement) -> None:
+        """Launch them."""
+
+    def flag(self, number: int) -> Word:
+        """Raise a request's flag; the node's word on it."""
+
+    def post(self, answer: Answer, *, idle: bool) -> None:
+        """Publish the answer; ``idle`` ends at once what has nothing to save."""
+
+    def cut_short(self) -> None:
+        """End them because of another node."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are any."""
+
+    @property
+    def answered(self) -> int:
+        """The newest request whose answer they know."""
+
+    @property
+    def flagged(self) -> int:
+        """The newest request that they were made to stop for."""
+
+    @property
+    def seen(self) -> int:
+        """The newest request that all of them have taken up."""
+
+
+class Membership:
+    """One for an agent's life; :meth:`serve` is called at each turn of its loop."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        rendezvous: Rendezvous,
+        local: Local,
+        send: Callable[[AgentEvent], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._rendezvous = rendezvous
+        self._local = local
+        self._send = send
+        self._wake = wake
+        self._head: Head | None = None
+        if rendezvous.leads:
+            about = JobState(
+                run_id=spec.run_id, job=spec.job, identity=spec.identity, head=spec.node,
+                terms=spec.terms,
+            )  # fmt: skip
+            self._head = Head(about)
+        self._mine = MemberState(node=spec.node)
+        self._line: Line | None = None
+        self._redial_at = 0.0
+        self._joined, self._reported = False, True
+        self._all_idle = False
+        self._nodes: Nodes | None = None
+        self._workers_store: object = None
+        self._dismiss_by = self._stuck_since = 0.0
+        self._looked = self._back = time.monotonic()
+
+    # -- what the supervisor and the workers bring about ------------------------------------
+
+    def obey(self, command: Command) -> None:
+        """Do what this node's supervisor says."""
+        match command:
+            case Launch() if self._head is not None:
+                self._launch(self._head, command)
+            case Ask():
+                self._ask(command)
+            case Idle():
+                self._mine.idle = command.idle
+            case Explained():
+                self._mine.stuck = command.stuck
+            case Kill() if self._head is not None and self._head.running:
+                self._head.state.over = True
+            case Finish() if self._head is not None:
+                self._head.state.end = JobEnd(command.exit_code, command.message)
+                self._dismiss_by = time.monotonic() + DISMISS_SECONDS
+
+    def _launch(self, head: Head, command: Launch) -> None:
+        store = launch.host_workers(self._rendezvous.host)
+        self._workers_store = store
+        head.launch(command.incarnation, command.nodes, store.port)
+
+    def _ask(self, command: Ask) -> None:
+        """Say so in this node's word; the head numbers what is asked."""
+        self._mine.leaving |= command.leaving
+        count = max(self._mine.asks, default=0) + 1
+        newest = dict(list(self._mine.asks.items())[-3:])
+        self._mine.asks = {**newest, count: command.kind}
+
+    def ended(self, verdict: Ended) -> None:
+        """This node's part of the incarnation is over."""
+        if self._mine.leaving and verdict.kind is EndKind.CRASHED:
+            verdict = msgspec.structs.replace(
+                verdict, kind=EndKind.CUT_SHORT, lost=(self._mine.node,)
+            )
+        self._mine.ended = verdict
+
+    # -- at each turn -----------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Hear what there is to be heard, do what follows, and say how it stands."""
+        now = time.monotonic()
+        if now - self._looked > _AWAY_SECONDS:
+            self._back = now
+        self._looked = now
+        line = self._line
+        if line is None:
+            self._dial(now)
+            return
+        silent = self._silence(line, now)
+        if silent:
+            self._hang_up(line, silent)
+            return
+        if self._head is not None:
+            self._lead(self._head, line)
+        job = self._head.state if self._head is not None else line.job
+        if job is not None and line.number >= 0:
+            if line.number in job.lost:
+                self._hang_up(line, "it has given this node up")
+                return
+            self._follow(job, line.number)
+        self._mine.seen = self._local.seen
+        line.say(self._mine, self._head.state if self._head else None)
+
+    def _dial(self, now: float) -> None:
+        if self._local.busy:
+            self._local.cut_short()  # also those that torch elastic started meanwhile
+            return
+        if now < self._redial_at:
+            return
+        self._redial_at = now + REDIAL_SECONDS
+        mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
+        self._mine, self._joined, self._reported = mine, False, True
+        connect = partial(launch.connect, self._rendezvous)
+        self._line = Line(connect, mine, self._head.state if self._head else None, self._wake)
+
+    def _silence(self, line: Line, now: float) -> str:
+        """Why nothing more is to be hoped for from this line; empty if it is well."""
+        if line.broken:
+            return line.broken
+        if line.job is None:
+            return ""  # its connection has bounds of its own
+        since = max(line.heard_at, self._back)
+        return f"no word for {now - since:.1f} s" if now - since > LOST_SECONDS else ""
+
+    def _hang_up(self, line: Line, why: str) -> None:
+        if self._head is not None:  # its own store: the supervisor begins anew with another agent
+            raise SystemExit(f"elastic-ckpt agent: the job's store has failed: {why}")
+        self._line = None
+        self._local.cut_short()
+        line.close()
+        if self._mine.ended is not None and not self._reported:  # nobody will judge it any more
+            self._reported = True
+            self._send(self._mine.ended)
+        if self._joined:
+            self._joined = False
+            log.warning("the head is lost: %s", why)
+            self._send(HeadLost(why))
+
+    def _lead(self, head: Head, line: Line) -> None:
+        members, heard_until = line.heard
+        head.take_in(members, heard_until)
+        running = len(head.state.roster) if head.running else 0
+        nodes = Nodes(tuple(head.present().values()), running)
+        if nodes != self._nodes:
+            self._nodes = nodes
+            log.info("nodes here: %s; running: %d", ", ".join(nodes.present), nodes.running)
+            self._send(nodes)
+        self._look_for_hang(head)
+        if self._dismiss_by:
+            others = [number for number in head.present() if number != line.number]
+            if not others or time.monotonic() > self._dismiss_by:
+                self._dismiss_by = 0.0
+                self._send(Dismissed())
+
+    def _look_for_hang(self, head: Head) -> None:
+        """End an incarnation that hangs when every node has looked, or had the time to."""
+        (stuck, whole), state = head.stuck(), head.state
+        if not stuck or state.over:
+            self._stuck_since = 0.0
+            return
+        now = time.monotonic()
+        self._stuck_since = self._stuck_since or now
+        if whole or now - self._stuck_since > EXPLAIN_SECONDS:
+            log.warning("incarnation %d hangs", state.incarnation)
+            state.over = True
+            self._send(Hung(stuck))
+
+    def _follow(self, job: JobState, number: int) -> None:
+        if not self._joined:
+            self._joined = True
+            log.info("joined %s, which %s leads, as member %d", job.job, job.head, number)
+            self._send(Joined(job.run_id, job.job, job.identity, job.head, job.terms))
+        if job.end is not None and self._head is None and not self._mine.leaving:
+            self._mine.leaving = True
+            self._send(JobOver(job.end.exit_code, job.end.message))
+        mine = self._mine
+        self._report(job)
+        if number in job.roster and job.incarnation != mine.incarnation and not job.is_over:
+            self._begin(job, number)
+        if mine.incarnation != job.incarnation or number not in job.roster:
+            return
+        if mine.ended is None:
+            self._serve_requests(job)
+            if job.over:
+                self._local.cut_short()
+            if job.hung and not self._all_idle:
+                self._send(AllIdle())
+            self._all_idle = job.hung
+
+    def _report(self, job: JobState) -> None:
+        """Tell the supervisor how this node's last incarnation ended, once the head has judged.
+
+        The next one may run already: of that a node is no part that leaves.
+        """
+        ended = self._mine.ended
+        if self._reported or ended is None:
+            return
+        verdict = job.verdict
+        if verdict is not None and verdict.incarnation == ended.incarnation:
+            self._reported = True
+            self._send(verdict)
+        elif job.incarnation > ended.incarnation:  # it was judged, and the word was missed
+            self._reported = True
+            self._send(ended)
+
+    def _begin(self, job: JobState, number: int) -> None:
+        mine = self._mine
+        mine.incarnation, mine.words, mine.ended, mine.idle = job.incarnation, {}, None, False
+        mine.stuck = None
+        self._reported = self._all_idle = False
+        if mine.leaving or job.over:
+            mine.ended = Ended(
+                incarnation=job.incarnation, kind=EndKind.CUT_SHORT,
+                lost=(mine.node,) if mine.leaving else (),
+            )  # fmt: skip
+            return
+        rank, store = job.roster.index(number), self._workers_store
+        if rank > 0:
+            store = None
+        place = Placement(
+            job.incarnation, rank, len(job.roster), self._rendezvous.host, job.port, store
+        )
+        self._send(Launched(job.incarnation, len(job.roster)))
+        self._local.begin(place)
+
+    def _serve_requests(self, job: JobState) -> None:
+        known = {request.number for request in job.requests}
+        words = self._mine.words
+        self._mine.words = {number: word for number, word in words.items() if number in known}
+        for request in job.requests:
+            number = request.number
+            if number > self._local.flagged:
+                self._mine.words = {**self._mine.words, number: self._local.flag(number)}
+            if request.step is not None and number > self._local.answered:
+                answer = Answer(number, request.kind, request.step)
+                self._local.post(answer, idle=request.idle)

@@ -1,0 +1,184 @@
+"""The supervisor's end of the agent: start it, talk to it, take it down."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.util.files import read_bounded
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    Command,
+    LineReader,
+    WorkerSpec,
+    encode_line,
+)
+from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.settings import RunSettings
+
+log = logging.getLogger(__name__)
+
+# The working directory must not shadow the packages that the agent imports.
+_CODE = "import sys; sys.path[:1] = []; from elastic_ckpt.supervisor.agent.agent import main; main()"
+
+_LONGEST_TMPDIR: Final = 60
+"""Multiprocessing binds a socket 47 characters further down, and the kernel takes 107 in all."""
+
+
+_PREFIX: Final = "eckpt-"
+_OWNER: Final = "supervisor.json"
+
+
+def _make_scratch() -> str:
+    """A directory of this run's, for sockets and FIFOs; it goes with the agent."""
+    base = tempfile.gettempdir()
+    place = Path(base if len(os.fsencode(base)) <= _LONGEST_TMPDIR else "/tmp")
+    _sweep(place)
+    made = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+    (Path(made) / _OWNER).write_bytes(msgspec.json.encode(ProcessIdentity.current()))
+    return made
+
+
+def _sweep(place: Path) -> None:
+    """Remove what runs of this user left whose supervisor and agent were killed in one instant."""
+    for path in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            data = read_bounded(path / _OWNER, 4096)
+            if msgspec.json.decode(data, type=ProcessIdentity).is_alive() is False:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _listening(spec: WorkerSpec) -> tuple[int, ...]:
+    """The socket that the job's store is to serve, if this node leads."""
+    rendezvous = spec.rendezvous
+    return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
+
+
+def worker_spec(
+    settings: RunSettings,
+    *,
+    board: str,
+    memory: str,
+    run_id: str,
+    identity: str,
+    rendezvous: Rendezvous | None,
+) -> WorkerSpec:
+    """What an agent is told of a run; ``memory`` is the tier's directory, empty for none."""
+    return WorkerSpec(
+        script=str(settings.script),
+        args=list(settings.args),
+        directory=str(settings.directory),
+        job=settings.name,
+        node=settings.node,
+        board=board,
+        nproc=settings.nproc,
+        preload=list(settings.preload),
+        learn_preload=settings.learn_preload,
+        save_interval_steps=settings.interval.told_steps,
+        global_batch=settings.global_batch,
+        retention=settings.retention,
+        memory=memory,
+        run_id=run_id,
+        identity=identity,
+        rendezvous=rendezvous,
+        terms=settings.terms,
+    )
+
+
+_UNTOLD: Final = ("tail", "terms")
+"""What workers printed, and the script's arguments: neither is the log's."""
+
+
+def _shown(message: msgspec.Struct) -> str:
+    """``Ask kind=STOP leaving=True``: without what is as ever."""
+    told = [type(message).__name__]
+    for field in msgspec.structs.fields(message):
+        value = getattr(message, field.name)
+        if field.name not in _UNTOLD and value != field.default:
+            told.append(f"{field.name}={getattr(value, 'name', value)}")
+    return " ".join(told)
+
+
+class AgentProcess:
+    """A running agent. Its ``fd`` becomes readable when it says something or ends."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        read, write = os.pipe()
+        environment = dict(os.environ, ELASTIC_CKPT_EVENTS=str(write))
+        environment["ELASTIC_CKPT_DIR"] = spec.directory
+        self._scratch = _make_scratch()
+        environment["ELASTIC_CKPT_SCRATCH"] = self._scratch
+        if spec.nproc > 1:
+            environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CODE],
+            stdin=subprocess.PIPE,
+            pass_fds=(write, *_listening(spec)),
+            env=environment,
+            start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
+        )
+        os.close(write)
+        self._events = LineReader(read)
+        self.fd = read
+        self.interval_steps = spec.save_interval_steps  # what the ranks are told
+        log.info("agent started: pid %d", self.pid)
+        self.send_raw(encode_line(spec))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        """Ask the agent to do something; a dead one is noticed through ``events``."""
+        log.info("to the agent: %s", _shown(command))
+        self.send_raw(encode_line(command))
+
+    def send_raw(self, line: bytes) -> None:
+        """Write one line; a dead agent is noticed through ``events``."""
+        if self._process.stdin is None:
+            return
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except OSError:
+            return
+
+    def events(self) -> Iterator[AgentEvent]:
+        """What the agent has said since the last call."""
+        for line in self._events.lines():
+            event: AgentEvent = msgspec.json.decode(line, type=AgentEvent)
+            log.info("from the agent: %s", _shown(event))
+            yield event
+
+    @property
+    def gone(self) -> bool:
+        """Whether the agent's end of the pipe is closed: it has died."""
+        return self._events.closed
+
+    def end(self) -> None:
+        """Take the agent and everything below the supervisor down; bounded."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that hangs holds it
+            self._process.wait(KILL_WAIT_SECONDS)
+        log.info("agent ended: pid %d", self.pid)
+        kill_descendants()
+        os.close(self.fd)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # a command that it did not take
+                self._process.stdin.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What the supervisor does besides on several nodes."""

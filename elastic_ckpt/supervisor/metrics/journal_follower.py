@@ -1,0 +1,131 @@
+"""Follows a job's journal in a thread of its own, for who looks at it must not wait for storage."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from elastic_ckpt.journal.journal import (
+    CLOCK_STEP_SECONDS,
+    JournalEvent,
+    JournalTail,
+    read_journal,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.supervisor.metrics.counts import JobHistory
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS: Final = 15.0
+"""It looks as often even where nobody asks, so that it is never far behind."""
+
+T = TypeVar("T")
+
+
+class JournalFeed:
+    """One for a run, on the node that leads."""
+
+    def __init__(self, job: JobDirectory, node: str) -> None:
+        self._job = job
+        self._node = node
+        self._clocks = time.time() - time.monotonic()
+        self._changed = threading.Condition()
+        self._history: JobHistory | None = None  # until the journal was read
+        self._asked = self._done = 0
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="metrics-feed", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more; does not wait for storage that hangs."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def look(self, seconds: float) -> None:
+        """Have what is new taken in; waits for it, but not for long."""
+        if not self._thread.is_alive():
+            return  # it has not begun, or has failed
+        with self._changed:
+            self._asked += 1
+            mine = self._asked
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._done >= mine or self._over, seconds)
+
+    def read(self, use: Callable[[JobHistory], T]) -> T | None:
+        """What ``use`` makes of the history; None before the journal was read.
+
+        Until then there must be no counts at all: Prometheus would take those of the runs before
+        for what has happened since.
+        """
+        with self._changed:
+            return None if self._history is None else use(self._history)
+
+    @property
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock of this run's events."""
+        return time.monotonic() + self._clocks
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            tail = JournalTail(self._job, self._node)
+            self._begin(tail)
+            while self._wait():
+                self._follow(tail)
+        except Exception:  # whatever it is, the job trains on
+            log.exception("the journal is not followed any more: metrics stand still")
+
+    def _begin(self, tail: JournalTail) -> None:
+        history, found = JobHistory(), read_journal(self._job, marks=False)
+        # What was written meanwhile is in both.
+        fresh = _rest(tail)
+        twice = {_identity(event) for event in fresh}
+        for event in found:
+            if _identity(event) not in twice:
+                history.observe(event)
+        with self._changed:
+            self._history = history
+            self._take(fresh)
+
+    def _wait(self) -> bool:
+        """Until somebody asks, or for a while; False when it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self._asked > self._done, IDLE_SECONDS)
+            return not self._over
+
+    def _follow(self, tail: JournalTail) -> None:
+        with self._changed:
+            asked = self._asked
+        events = _rest(tail)
+        with self._changed:
+            self._take(events)
+            self._done = asked
+            self._changed.notify_all()
+
+    def _take(self, events: list[JournalEvent]) -> None:
+        if self._history is None:
+            return
+        for event in events:
+            steady = event.monotonic + self._clocks
+            was_set = abs(steady - event.wall) > CLOCK_STEP_SECONDS
+            self._history.observe(event, steady if was_set else None)
+
+
+def _rest(tail: JournalTail) -> list[JournalEvent]:
+    """All that there is by now."""
+    events: list[JournalEvent] = []
+    while found := tail.read():
+        events += found
+    return events
+
+
+def _identity(event: JournalEvent) -> tuple[str, str, int, int, float]:
+    return event.event, event.node, event.pid, event.rank, event.monotonic

@@ -1,0 +1,75 @@
+"""Watches a recovery to its end, the first step of the new incarnation, and writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.start_marks import breakdown
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.node_record import RecoveryRecord
+
+
+@dataclass(frozen=True)
+class _Failure:
+    failed_at: int
+    noticed_at: int
+    gone_at: int
+
+
+class RecoveryWatch:
+    """One node's recoveries, one after the other.
+
+    Attributes:
+        last: the newest that came to its end; None for none.
+    """
+
+    def __init__(self, board: Board, journal: Journal, last: RecoveryRecord | None) -> None:
+        self.last = last
+        self._board = board
+        self._journal = journal
+        self._failure: _Failure | None = None
+
+    def failed(self, failed_at: int, noticed_at: int, gone_at: int) -> None:
+        """An incarnation has failed; nanoseconds on the monotonic clock.
+
+        A failure on the way back is part of the recovery that it delays.
+        """
+        if self._failure is None:
+            self._failure = _Failure(failed_at, noticed_at, gone_at)
+
+    def look(self, incarnation: int) -> bool:
+        """Whether a recovery has just come to its end; it is in the journal then."""
+        failure = self._failure
+        if failure is None or self._board.incarnation != incarnation:
+            return False
+        slots = self._board.read_slots()
+        # A mark from before the failure is of the incarnation that failed.
+        if not all(slot.marks.stepped > failure.gone_at for slot in slots):
+            return False
+        self._failure = None
+        self.last = _record(incarnation, failure, slots)
+        self._journal.write(
+            "recovery",
+            incarnation=incarnation,
+            total=self.last.total_seconds,
+            stages=self.last.stages,
+            step=self.last.step,
+            tier=self.last.tier,
+        )
+        return True
+
+
+def _record(incarnation: int, failure: _Failure, slots: Sequence[Slot]) -> RecoveryRecord:
+    found = breakdown(
+        failure.failed_at, failure.noticed_at, failure.gone_at, [slot.marks for slot in slots]
+    )
+    return RecoveryRecord(
+        incarnation=incarnation,
+        total_seconds=found.total,
+        stages=found.stages,
+        step=max(0, *(slot.start_step for slot in slots)),
+        tier=max(slot.source for slot in slots).name.lower(),
+    )

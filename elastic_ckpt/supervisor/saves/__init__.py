@@ -1,0 +1,1 @@
+"""When the next save is due, how long it takes, and the drain to the disk."""

@@ -1,0 +1,118 @@
+"""What the supervisor knows about saves: when the next one is due, how long one takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from elastic_ckpt.policy.emergency import Choice
+from elastic_ckpt.policy.interval import OptimalInterval
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.supervisor.saves.forecast import SaveForecast, step_seconds
+from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
+from elastic_ckpt.supervisor.settings import RunSettings
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks into the journal, in which the workers tell of their saves."""
+
+
+LEAD_SECONDS: Final = 10.0
+"""For the processes to end, and clocks that differ."""
+
+UNKNOWN_LEAD_SECONDS: Final = 60.0
+"""Where no save was measured yet."""
+
+
+class SaveAdviser:
+    """One for a run. Times are monotonic seconds."""
+
+    def __init__(self, settings: RunSettings, job: JobDirectory, journal: Journal) -> None:
+        """Begin with what earlier runs learned; call it before this run's first event."""
+        self._job = job
+        self._journal = journal
+        self._tail = JournalTail(job, settings.node)
+        history = read_journal(job, marks=False) if settings.interval.auto else ()
+        self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
+        self._forecast = SaveForecast(job, journal)
+        self._next_look = 0.0
+
+    @property
+    def interval(self) -> OptimalInterval | None:
+        """The interval of ``--save-interval auto`` and its reason; None for a given one."""
+        return self._schedule.optimal
+
+    def change(self, settings: RunSettings, now: float) -> None:
+        """Another interval from now on."""
+        history = read_journal(self._job, marks=False) if settings.interval.auto else ()
+        self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """An incarnation has begun to train."""
+        before = self.interval
+        self._look()
+        self._schedule.begin(now, time.time())
+        self._tell(before)
+
+    def due(self, now: float) -> bool:
+        """Whether to ask for a save now; true once per interval."""
+        return self._schedule.due(now)
+
+    def learn(self, now: float) -> bool:
+        """Take in what the workers have told since the last look; whether the interval changed."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + LOOK_SECONDS
+        before = self.interval
+        self._look()
+        self._tell(before)
+        return self.interval != before
+
+    def noticed(
+        self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
+    ) -> Choice:
+        """A notice came: what to save, and how long it will take.
+
+        Args:
+            kept: the newest generation in memory, if the disk lacks it.
+        """
+        self._look()
+        undrained = kept.seal.total_bytes if kept else None
+        outlook = self._forecast.outlook(grace_left, slots, now, undrained)
+        choice = self._forecast.noticed(outlook, now)
+        self._journal.note(
+            "choice",
+            kind=choice.kind.value,
+            predicted_seconds=choice.predicted_seconds,
+            seconds_left=grace_left,
+            why=choice.why,
+        )
+        return choice
+
+    def lead_seconds(self, slots: Iterable[Slot]) -> float:
+        """How long before the end of its time, where that is known, a node gets its notice.
+
+        A step and twice a save at its worst: to leave a little early costs less than a save.
+        """
+        save = self._forecast.seconds()
+        step = max((step_seconds(slot) for slot in slots), default=0.0)
+        return UNKNOWN_LEAD_SECONDS if save is None else LEAD_SECONDS + step + 2 * save
+
+    def close(self) -> None:
+        """Take in the rest, that of an emergency save above all."""
+        self._look()
+
+    def _look(self) -> None:
+        for event in self._tail.read():
+            self._forecast.learn(event)
+            self._schedule.learn(event)
+        self._forecast.keep()
+
+    def _tell(self, before: OptimalInterval | None) -> None:
+        after = self.interval
+        if before is not None and after is not None and after.seconds != before.seconds:
+            self._journal.write("save_interval", seconds=after.seconds, why=after.why)

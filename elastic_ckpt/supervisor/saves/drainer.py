@@ -1,0 +1,272 @@
+"""The drainer: brings what is sealed in the memory tier to the disk while the job trains.
+
+One generation at a time, in a thread of the lowest priority. The loop starts it, and takes up
+its result; when a notice comes the same copy goes on in a thread of normal priority, and the
+newest generation goes before an older one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Final
+
+import psutil
+
+from elastic_ckpt.util.progress import Advance, in_lines
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.checkpoint.memory.drain import drain, is_on_disk
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
+from elastic_ckpt.checkpoint.read_lock import BeingRemoved
+from elastic_ckpt.store.retainer import Retainer
+from elastic_ckpt.store.spare_buffers import make_spare_buffers
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 30.0
+"""Until a drain that failed is tried again, if nothing is in a hurry."""
+
+
+@dataclass
+class _Task:
+    """One generation on its way to the disk."""
+
+    sealed: Sealed
+    chunks: Generator[int, None, None]
+    began: float = field(default_factory=time.monotonic)
+    bytes: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    polite: bool = True
+    over: bool = False
+    dropped: bool = False
+    advance: Advance | None = None  # once somebody waits for it
+    told: int = 0
+    again: bool = False  # it began before the hurry: if it fails, what it met may be mended by now
+    error: Exception | None = None
+
+
+class Drainer:
+    """Not thread-safe: the supervisor's loop calls everything."""
+
+    def __init__(
+        self,
+        job: JobDirectory,
+        tier: MemoryTier,
+        journal: Journal,
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """Nothing starts before :meth:`serve` or :meth:`hurry`.
+
+
+        Args:
+            say: shows one line to whoever started the run.
+            wake: called from a thread when there is something to take up.
+        """
+        self._job = job
+        self._tier = tier
+        self._journal = journal
+        self._say = say
+        self._wake = wake
+        self._retainer = Retainer(job, journal, say)
+        self._task: _Task | None = None
+        self._thread: threading.Thread | None = None
+        self._hurried = False
+        self._calm_after = False
+        self._said = ""
+        self._retry_at: dict[str, float] = {}
+        self._may_write = threading.Event()
+        self._may_write.set()
+
+    @property
+    def attempt(self) -> str:
+        """Identity of the attempt that is being written; empty if none is."""
+        return self._task.sealed.seal.attempt if self._task else ""
+
+    def pending(self) -> list[Sealed]:
+        """What is in memory and not yet on disk, oldest first."""
+        return [one for one in reversed(self._tier.sealed()) if not one.settled]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is under way, and nothing is left that has not just failed."""
+        return self._task is None and not self._due()
+
+    def adopt(self) -> list[Sealed]:
+        """Look over what a killed run left; what it still has to drain.
+
+        A checkpoint that was on disk and was deleted there since must not come back.
+        """
+        for one in self._tier.sealed():
+            if is_on_disk(self._job, one.seal):
+                one.generation.settle(one.seal)
+            elif one.settled:
+                one.generation.clear()
+        return self.pending()
+
+    def serve(self, *, sealed: bool) -> None:
+        """Take up what has come to its end, and begin with what is due.
+
+        Args:
+            sealed: a worker may have sealed something since the last call.
+        """
+        task = self._task
+        if task is not None and self._hurried and not task.over:
+            self._show(task)
+        if sealed and not self._may_write.is_set():
+            self.hurry()  # the last step was due for a save anyway, and they do not make two of it
+        if task is not None and task.over:
+            self._task = None
+            if not task.dropped:
+                self._tell(task)
+            if self._calm_after:
+                self.calm()
+            sealed = True
+        if sealed or any(at <= time.monotonic() for at in self._retry_at.values()):
+            self._look()
+
+    def _show(self, task: _Task) -> None:
+        """Say how far it is, if it takes long: whoever hurries it waits for it."""
+        if task.advance is None:
+            seal = task.sealed.seal
+            task.advance = in_lines(self._say)(
+                f"bringing step {seal.step} from memory to the disk", seal.total_bytes
+            )
+        count = task.bytes - task.told
+        task.told += count
+        task.advance(count)
+
+    def _look(self) -> None:
+        due = self._due()
+        if self._task is not None:
+            if due and due[-1].key > self._task.sealed.key:
+                # No generation is free, and the next save would go to the disk: no time to wait.
+                self._speed_up()
+                # In a hurry the newest counts; this one begins anew behind it.
+                self._task.dropped = self._hurried
+            return
+        if due and self._may_write.is_set():
+            chosen = due[-1] if self._hurried else due[0]
+            self._retry_at.pop(chosen.seal.attempt, None)
+            self._begin(chosen)
+
+    def hold(self) -> None:
+        """Leave the disk to somebody else until :meth:`hurry`: not a chunk more, no new drain."""
+        self._may_write.clear()
+
+    def hurry(self) -> None:
+        """From now on at normal priority, the newest first; what has failed is tried again."""
+        self._may_write.set()
+        self._retry_at.clear()
+        if self._task is not None:
+            self._task.again = True
+        self._hurried = True
+        self._speed_up()
+        self._look()
+
+    def hurry_once(self) -> None:
+        """As :meth:`hurry`, until one drain is done."""
+        self._calm_after = not self._hurried
+        self.hurry()
+
+    def calm(self) -> None:
+        """The next drain is behind everything else again."""
+        self._hurried = self._calm_after = False
+
+    def finish_pruning(self, hurry: Callable[[], bool]) -> None:
+        """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""
+        self._retainer.finish(hurry)
+
+    def _due(self) -> list[Sealed]:
+        now = time.monotonic()
+        return [one for one in self.pending() if self._retry_at.get(one.seal.attempt, 0.0) <= now]
+
+    def _begin(self, sealed: Sealed) -> None:
+        self._retainer.rule = sealed.seal.retention
+        chunks = drain(self._job, sealed, self._retainer.make_room)
+        self._task = _Task(sealed, chunks, polite=not self._hurried)
+        self._start(self._task, None)
+
+    def _speed_up(self) -> None:
+        """Go on at normal priority: in another thread, as only root may take a niceness back."""
+        if self._task is not None and self._task.polite:
+            self._task.polite = False
+            self._start(self._task, self._thread)
+
+    def _start(self, task: _Task, before: threading.Thread | None) -> None:
+        self._thread = threading.Thread(
+            target=self._work, args=(task, before, task.polite), name="drain", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, task: _Task, before: threading.Thread | None, polite: bool) -> None:
+        if before is not None:
+            before.join()  # no more than a chunk
+        if task.over:
+            return
+        if polite:
+            _be_polite()
+        began = time.thread_time()
+        try:
+            for count in task.chunks:
+                task.bytes += count
+                if task.dropped:
+                    task.chunks.close()
+                    break
+                self._may_write.wait()  # a daemon: it keeps nobody from leaving
+                if polite and not task.polite:
+                    return
+            else:
+                task.sealed.generation.settle(task.sealed.seal)
+                task.dropped = False  # it was done before it could be
+                task.seconds = time.monotonic() - task.began
+                if polite:
+                    make_spare_buffers(self._tier, task.sealed)
+        except Exception as error:  # whatever it is, the loop must hear of it
+            task.error = error
+            task.seconds = time.monotonic() - task.began
+        finally:
+            task.cpu_seconds += time.thread_time() - began
+        task.over = True
+        self._wake()
+
+    def _tell(self, task: _Task) -> None:
+        seal, error, seconds = task.sealed.seal, task.error, task.seconds
+        log.info("step %d to the disk: %s, %.3f s", seal.step, error or "done", seconds)
+        if error is None:
+            self._journal.write(
+                "drained",
+                path=str(self._job.checkpoint(seal.epoch, seal.step)),
+                step=seal.step,
+                bytes=task.bytes,
+                seconds=seconds,
+                cpu_seconds=task.cpu_seconds,
+            )
+            self._retainer.after_save()
+            return
+        self._retry_at[seal.attempt] = 0.0 if task.again else time.monotonic() + RETRY_SECONDS
+        if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):
+            task.sealed.generation.clear()  # nobody can make it whole again
+        why = printable(str(error)) or type(error).__name__
+        self._journal.write("drain_failed", step=seal.step, seconds=seconds, error=why)
+        if why != self._said:
+            self._said = why
+            self._say(f"step {seal.step} stays in memory, it cannot be written to the disk: {why}")
+
+
+def _be_polite() -> None:
+    """Let this thread run and write when nobody else wants to."""
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+    with contextlib.suppress(psutil.Error, OSError, AttributeError):
+        psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)

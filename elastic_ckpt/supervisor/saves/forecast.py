@@ -1,0 +1,110 @@
+"""How long an emergency save will take, and how long it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from elastic_ckpt.policy.emergency import Choice, Outlook, choose, save_seconds
+from elastic_ckpt.journal.time_account import number
+from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.journal.journal import Journal, JournalEvent
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
+
+_ROUTES: Final = {
+    ("saved", "memory"): Route.MEMORY,
+    ("saved", "disk"): Route.DISK,
+    ("drained", None): Route.DRAIN,
+}
+"""Which events measure which route: the event's name and its ``tier``."""
+
+
+class SaveForecast:
+    """Learns from the journal, and compares what it said with what came.
+
+    Attributes:
+        predictor: what is known, of this run and the ones before it.
+    """
+
+    def __init__(self, job: JobDirectory, journal: Journal) -> None:
+        self.predictor: Predictor = read_predictor(job)
+        self._job = job
+        self._journal = journal
+        self._learned = False
+        self._noticed = 0.0
+        self._waiting = False
+        self._predicted: float | None = None
+
+    def outlook(
+        self, grace_left: float, slots: Iterable[Slot], now: float, undrained_bytes: int | None
+    ) -> Outlook:
+        """What is at hand when a notice comes.
+
+        Args:
+            grace_left: seconds.
+            slots: the board's, for how far the running step is.
+            now: monotonic seconds.
+            undrained_bytes: of the newest snapshot in memory, if the disk lacks it.
+        """
+        return Outlook(
+            grace_left=grace_left,
+            rest_of_step=max((seconds_to_boundary(slot, now) for slot in slots), default=0.0),
+            save_bytes=self.predictor.last_bytes,
+            undrained_bytes=undrained_bytes,
+        )
+
+    def noticed(self, outlook: Outlook, now: float) -> Choice:
+        """What to do on a notice; the first one is compared with what will come of it."""
+        if not self._waiting:
+            self._waiting, self._noticed = True, now
+            self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
+        return choose(self.predictor, outlook)
+
+    def seconds(self) -> float | None:
+        """What a whole save to the disk takes at the worst; None if nobody knows."""
+        size = self.predictor.last_bytes
+        return save_seconds(self.predictor, Outlook(math.inf, 0.0, size)) if size else None
+
+    def learn(self, event: JournalEvent) -> None:
+        """Take a new event of this node's journal into account."""
+        tier = event.data.get("tier")
+        route = _ROUTES.get((event.event, tier if isinstance(tier, str) else None))
+        if route is None:
+            return
+        size, seconds = (number(event.data.get(name), 0.0) for name in ("bytes", "seconds"))
+        self.predictor.observe(route, size, seconds)
+        self._learned = True
+        if self._waiting and event.data.get("reason") == "emergency":
+            self._compare(event)
+
+    def keep(self) -> None:
+        """Keep what was learned for the next run, if anything was."""
+        if self._learned:
+            write_predictor(self._job, self.predictor)
+            self._learned = False
+
+    def _compare(self, event: JournalEvent) -> None:
+        """Journal how long the emergency save took, from the notice until it was on the disk."""
+        self._journal.write(
+            "emergency_save",
+            step=event.data.get("step"),
+            predicted_seconds=self._predicted,
+            actual_seconds=event.monotonic - self._noticed,
+        )
+
+
+def step_seconds(slot: Slot) -> float:
+    """What a rank's steps of this incarnation took on average; 0 while there is none."""
+    done = slot.finished - slot.start_step
+    if not slot.attached or not slot.first_entry or done <= 0:
+        return 0.0
+    return (slot.beat - slot.first_entry) / 1e9 / done
+
+
+def seconds_to_boundary(slot: Slot, now: float) -> float:
+    """Seconds until a rank has finished its step, going by its steps of this incarnation."""
+    average = step_seconds(slot)
+    return rest_of_step(average, now - slot.beat / 1e9) if average else 0.0

@@ -1,0 +1,144 @@
+"""The supervisor's side of the memory tier: it owns the files, and has them drained to the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.memory.tier import GENERATIONS, MemoryUnusable, OwnedTier, Sealed, sweep
+from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.supervisor.saves.drainer import Drainer
+from elastic_ckpt.supervisor.settings import RunSettings
+
+NOTHING: Final = (-1, 0)
+"""The (epoch, step) of no checkpoint: before every other."""
+
+
+class MemoryKeeper:
+    """A node's tier while its supervisor lives; one that is off holds nothing.
+
+    Attributes:
+        root: the tier's directory; empty if it is off.
+        bell: readable when a worker has sealed something; None if it is off.
+    """
+
+    def __init__(self, owned: OwnedTier | None, drainer: Drainer | None) -> None:
+        self._owned = owned
+        self._drainer = drainer
+        self.root = str(owned.tier.root) if owned else ""
+        self.bell = owned.bell if owned else None
+
+    @classmethod
+    def open(
+        cls,
+        settings: RunSettings,
+        job: JobDirectory,
+        journal: Journal,
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> MemoryKeeper:
+        """Make the tier, or take over what a killed run left there and begin to drain it.
+
+        A place that cannot serve turns the tier off, and says so.
+        """
+        place = settings.memory
+        if place is None:
+            return cls(None, None)
+        for path in sweep(place):
+            journal.write("memory_removed", path=str(path))
+        try:
+            owned = OwnedTier(place, job, settings.node)
+        except MemoryUnusable as error:
+            say(f"no memory tier, saves go to the disk: {error}")
+            return cls(None, None)
+        say(_needs(place, job, owned))
+        drainer = Drainer(job, owned.tier, journal, say, wake)
+        adopted = drainer.adopt()
+        for one in adopted:
+            say(f"step {one.seal.step} of a killed run is in memory: bringing it to the disk")
+            journal.write("adopted", step=one.seal.step, path=str(one.generation.slot))
+        drainer.hurry()
+        return cls(owned, drainer)
+
+    @property
+    def attempt(self) -> str:
+        """Identity of the attempt that a drain is writing; empty if none is."""
+        return self._drainer.attempt if self._drainer else ""
+
+    @property
+    def over(self) -> bool:
+        """Whether all that is in memory is on disk, or has just failed to get there."""
+        return self._drainer is None or self._drainer.over
+
+    def serve(self) -> None:
+        """Take up what was sealed and what was drained."""
+        if self._drainer is None or self.bell is None:
+            return
+        rung = False
+        with contextlib.suppress(BlockingIOError):
+            rung = bool(os.read(self.bell, 4096))
+        self._drainer.serve(sealed=rung)
+
+    def hold(self) -> None:
+        """Drain nothing until :meth:`hurry`: the ranks write to the disk themselves."""
+        if self._drainer is not None:
+            self._drainer.hold()
+
+    def hurry(self) -> None:
+        """Drain at normal priority, the newest first, and try again what failed."""
+        if self._drainer is not None:
+            self._drainer.hurry()
+
+    def hurry_once(self) -> None:
+        """As :meth:`hurry`, for the next drain alone."""
+        if self._drainer is not None:
+            self._drainer.hurry_once()
+
+    def calm(self) -> None:
+        """Drain behind everything else again."""
+        if self._drainer is not None:
+            self._drainer.calm()
+
+    def newest_key(self) -> tuple[int, int]:
+        """(epoch, step) of the newest generation."""
+        newest = self._owned.tier.newest() if self._owned else None
+        return newest.key if newest else NOTHING
+
+    def forget(self, key: tuple[int, int] | None) -> bool:
+        """Take a checkpoint that the disk has out of memory; False if the newest is here alone."""
+        sealed = self._owned.tier.sealed() if self._owned else []
+        if sealed and not sealed[0].settled:
+            return False
+        return all(one.generation.clear() for one in sealed if one.key == key)
+
+    def not_on_disk(self) -> Sealed | None:
+        """The newest generation, if the disk lacks it."""
+        newest = self._owned.tier.newest() if self._owned else None
+        return newest if newest is not None and not newest.settled else None
+
+    def finish_pruning(self, hurry: Callable[[], bool]) -> None:
+        """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""
+        if self._drainer is not None:
+            self._drainer.finish_pruning(hurry)
+
+    def close(self) -> None:
+        """Let go of the tier; it is removed unless it holds what the disk lacks."""
+        if self._owned is not None and self._drainer is not None:
+            self._owned.release(remove=not self._drainer.pending())
+
+
+def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
+    room = human_bytes(room_bytes(place) + owned.tier.held_bytes())
+    with contextlib.suppress(OSError):
+        newest = newest_valid(job)
+        if newest is not None and newest.manifest is not None:
+            needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
+            return f"memory tier in {place}: needs about {needed} of {room}"
+    return f"memory tier in {place}: {room} to be had, the first save says what it needs"

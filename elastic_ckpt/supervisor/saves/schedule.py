@@ -1,0 +1,94 @@
+"""When the supervisor asks for saves: every so many seconds, or as often as pays."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from elastic_ckpt.journal.failure_rate import FailureHistory
+from elastic_ckpt.journal.time_account import number
+from elastic_ckpt.core.interval import SaveInterval
+from elastic_ckpt.policy.interval import (
+    FIRST_INTERVAL,
+    estimate_mtbf,
+    optimal_interval,
+)
+from elastic_ckpt.journal.journal import JournalEvent
+
+_COSTS: Final = 5
+"""Saves whose median says what one costs; one that was slow moves nothing."""
+
+_MAX_COST_SECONDS: Final = 86400.0
+"""No save takes as long; a journal may say anything."""
+
+
+class SaveSchedule:
+    """Times are seconds on the monotonic clock.
+
+    Attributes:
+        optimal: the interval of ``auto`` and its reason; None where it was given.
+    """
+
+    def __init__(
+        self, interval: SaveInterval, mtbf: float, history: Iterable[JournalEvent] = ()
+    ) -> None:
+        """Begin with what earlier runs of the job show.
+
+        Args:
+            mtbf: seconds between failures that are expected beforehand; for ``auto``.
+            history: the job's journal up to now; for ``auto``.
+        """
+        self.optimal = FIRST_INTERVAL if interval.auto else None
+        self._seconds = interval.seconds
+        self._mtbf = mtbf
+        self._costs: deque[float] = deque(maxlen=_COSTS)
+        self._failures = FailureHistory()
+        self._next = math.inf
+        for event in history:
+            self._take_in(event)
+
+    def begin(self, now: float, wall: float) -> None:
+        """An incarnation has begun to train; ``wall`` is ``now`` in seconds since the epoch."""
+        self._estimate(wall)
+        self._arm(now)
+
+    def due(self, now: float) -> bool:
+        """Whether to ask for a save now; true once per interval."""
+        if now < self._next:
+            return False
+        self._arm(now)
+        return True
+
+    def learn(self, event: JournalEvent) -> None:
+        """Take a new event of this node's journal into account.
+
+        With ``auto`` a save that was made for whatever reason is as good as one that was due.
+        """
+        if self.optimal is None:
+            return
+        self._take_in(event)
+        if event.event == "saved":
+            self._estimate(event.wall)
+            self._arm(event.monotonic - number(event.data.get("seconds"), 0.0))
+
+    def _take_in(self, event: JournalEvent) -> None:
+        self._failures.observe(event)
+        if event.event == "saved":
+            cost = number(event.data.get("stall_seconds"), None)
+            if cost is not None and 0 <= cost <= _MAX_COST_SECONDS:
+                self._costs.append(cost)
+
+    def _estimate(self, wall: float) -> None:
+        if self.optimal is None or not self._costs:
+            return
+        trained = self._failures.trained_seconds(wall)
+        mtbf = estimate_mtbf(self._mtbf, trained, self._failures.failures)
+        current = None if self.optimal is FIRST_INTERVAL else self.optimal.seconds
+        self.optimal = optimal_interval(statistics.median(self._costs), mtbf, current)
+
+    def _arm(self, since: float) -> None:
+        seconds = self._seconds if self.optimal is None else self.optimal.seconds
+        self._next = since + seconds if seconds > 0 else math.inf

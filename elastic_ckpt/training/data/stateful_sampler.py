@@ -1,0 +1,85 @@
+"""ColossalChat's sampler with a place that is right, in every epoch and for any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from elastic_ckpt.training.data.data_pass import DataPass, begin_pass, resumed, take_resumed
+from elastic_ckpt.training.data.sampler import ElasticSampler
+
+
+class StatefulDistributedSampler(ElasticSampler):
+    """For loops that keep their own shape, in place of the class of the same name.
+
+    After ``load_checkpoint`` the first pass goes on where the checkpoint was made, whether or not
+    ``set_start_index`` is called; the passes after it begin at the front. An epoch that nobody
+    names with ``set_epoch`` is the one after the last. The length is that of the pass that is under
+    way, until the next one begins or is named: a loader with workers is through with the sampler
+    before the loop is. What is read under ``torch.no_grad()`` is
+    an evaluation: always whole, and of no account to the training's place.
+    """
+
+    _is_used = False
+    _is_placed = False
+    _steps_before = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch of the next pass. The start index of that epoch is kept."""
+        if epoch != self.epoch or self._is_used:
+            self.set_position(epoch, 0)
+
+    def set_position(self, epoch: int, sample_start_index: int) -> None:
+        """As :class:`ElasticSampler`."""
+        self._is_used = False
+        self._steps_before = 0
+        super().set_position(epoch, sample_start_index)
+
+    def set_start_index(self, start_index: int) -> None:
+        """Begin the next pass behind ``start_index`` samples of each rank.
+
+        What ``load_checkpoint`` returned means its very place, even where the number of ranks
+        that share the data has changed and does not divide it.
+        """
+        place = resumed()
+        if place is not None and place.per_rank(self.num_replicas) == start_index:
+            self._go_on()
+        else:
+            self.set_position(self.epoch, start_index * self.num_replicas)
+            self._is_placed = True
+
+    def __iter__(self) -> Iterator[int]:
+        if not torch.is_grad_enabled():
+            begin, self.sample_start_index = self.sample_start_index, 0
+            indices = list(super().__iter__())
+            self.sample_start_index = begin
+            yield from indices
+            return
+        if self._is_used:
+            self.set_position(self.epoch + 1, 0)
+        elif not self._is_placed:
+            self._go_on()
+        self._is_used = self._is_placed = True
+        found = DataPass(
+            self.epoch,
+            self.sample_start_index,
+            self.dataset_size,
+            self.num_replicas,
+            len(self),
+            self.order_seed,
+            owner=id(self),
+            steps_before=self._steps_before,
+        )
+        begin_pass(found)
+        for index in super().__iter__():
+            found.drawn += 1
+            yield index
+
+    def _go_on(self) -> None:
+        place = take_resumed()
+        if place is not None:
+            place.check(self.dataset_size, self.order_seed)
+            self.set_position(place.epoch, place.samples)
+            self._steps_before = place.steps
+            self._is_placed = True

@@ -1,0 +1,1 @@
+"""The engine for ColossalAI; no other module imports it."""

@@ -1,0 +1,54 @@
+"""Whether a checkpoint of ColossalAI's layout holds all that a rank has.
+
+ColossalAI loads what an index names and is silent about the rest. So before a seal, and before a
+load, each rank looks for its own parameters, and before a seal for its optimizer's state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.checkpoint.colossalai_layout import Index, read_index
+
+Kind = Literal["modeling", "optimizer"]
+
+
+def open_index(checkpoint: Path, kind: Kind) -> Index | None:
+    """What ``modeling/`` or ``optimizer/`` says of itself; None where it has no index.
+
+    Raises:
+        CheckpointRejected: it is not readable, or leads out of the checkpoint.
+    """
+    path = next(iter(sorted((checkpoint / kind).glob("*.index.json"))), None)
+    return None if path is None else read_index(path)
+
+
+def what_is_missing(checkpoint: Path, kind: Kind, index: Index, wanted: list[str]) -> str:
+    """A file that the index names, or an entry that is wanted; empty if nothing is missing."""
+    for name in sorted(set(index.files)):
+        if not (checkpoint / kind / name).is_file():
+            return f"{kind}/{printable(name, 200)}, of which its index speaks"
+    lacking = [name for name in wanted if name not in index.entries]
+    if not lacking:
+        return ""
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"{printable(lacking[0], 200)}{more} in {kind}/"
+
+
+def parameter_names(model: Any) -> list[str]:
+    """Those that this rank holds, as an index names them."""
+    return [name for name, _ in model.named_parameters()]
+
+
+def state_numbers(optimizer: Any) -> list[str]:
+    """The numbers under which ColossalAI saves what this rank's optimizer knows."""
+    inner = optimizer.optim
+    info = getattr(optimizer, "param_info", None)
+    if info is None:
+        every = [p for group in inner.param_groups for p in group["params"]]
+        return [str(number) for number, p in enumerate(every) if inner.state.get(p)]
+    working = optimizer.get_master_to_working_map() or {}
+    known = info["param2id"]
+    return [str(known[id(working.get(id(p), p))]) for p, state in inner.state.items() if state]

@@ -1,0 +1,218 @@
+"""ColossalAI: the booster writes its own layout, readable by plain ColossalAI."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import colossalai
+from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
+from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPModel
+from colossalai.checkpoint_io import GeneralCheckpointIO
+from colossalai.utils import safetensors as nested
+from torch import distributed
+
+from elastic_ckpt.checkpoint.manifest import EngineInfo
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
+from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies
+from elastic_ckpt.training.engines import tensor_bytes
+from elastic_ckpt.training.engines.colossalai import coverage
+from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+from elastic_ckpt.training.engines.colossalai.loss_scale import (
+    find_loss_scale,
+    load_loss_scale,
+    save_loss_scale,
+)
+from elastic_ckpt.training.engines.colossalai.masters import Piece, find_pieces, load_masters, save_masters
+from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler, weights_only
+from elastic_ckpt.training.engines.colossalai.shares import Shares, count_writers
+from elastic_ckpt.training.torch_save import torch_save_through
+
+dist: Any = distributed
+"""As in :mod:`elastic_ckpt.training.peers`."""
+
+
+class ColossalAIEngine:
+    """Saves through a ``Booster``; optimizer and scheduler may be None.
+
+    Args:
+        use_async: let TensorNVMe's threads write, where it is installed. The save waits for them.
+    """
+
+    def __init__(
+        self,
+        booster: Any,
+        model: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        *,
+        use_async: bool = False,
+    ) -> None:
+        mend_loads()
+        self._use_async = use_async and hasattr(nested, "AsyncFileWriter")
+        if use_async and not self._use_async:
+            warnings.warn(
+                "use_async needs TensorNVMe's async_file_io, which is not installed: saves go "
+                "through the memory tier, where there is one",
+                stacklevel=2,
+            )
+        self._booster = booster
+        self._model = model
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        plugin = booster.plugin
+        self.info = EngineInfo(
+            name="colossalai",
+            version=str(getattr(colossalai, "__version__", "")),
+            plugin=type(plugin).__name__,
+            precision=str(getattr(plugin, "precision", None) or "fp32"),
+        )
+
+    overlaps = False
+
+    def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
+        """Collective for some plugins, so every rank calls it always; ``copies`` is not used."""
+        booster = self._booster
+        if self._use_async:
+            self._save_async(directory)
+        elif self._has_replicas():
+            self._save_shared(directory, part)
+        else:
+            with torch_save_through(directory, part):
+                self._save_state(booster, self._model, self._optimizer, directory)
+        if self._lr_scheduler is not None:
+            with torch_save_through(directory, part):
+                booster.save_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+        save_masters(part, self._pieces())
+        scale = find_loss_scale(self._optimizer)
+        if scale is not None and part.rank == 0:
+            save_loss_scale(part, scale)
+
+    def check(self, directory: Path, rank: int) -> None:
+        """See that the booster left nothing out. Where the index is not seen, rank 0 judges.
+
+        Raises:
+            SaveFailed: it did.
+        """
+        for kind, wanted in self._wanted(states=True):
+            index = coverage.open_index(directory, kind)
+            if index is None:
+                missing = f"{kind}/'s index" if rank == 0 else ""
+            else:
+                missing = coverage.what_is_missing(directory, kind, index, wanted)
+            if missing:
+                raise SaveFailed(rank, f"ColossalAI left out {missing}")
+
+    def load(self, directory: Path) -> str:
+        """Collective for some plugins; nothing but tensors and plain values is unpickled."""
+        booster = self._booster
+        self._check_fits(directory)
+        with weights_only(directory), plain_objects():
+            booster.load_model(self._model, str(directory / "modeling"))
+            if self._optimizer is not None:
+                booster.load_optimizer(self._optimizer, str(directory / "optimizer"))
+            if self._lr_scheduler is not None:
+                booster.load_lr_scheduler(self._lr_scheduler, str(directory / "lr_scheduler"))
+        lost = []
+        rebuilt = load_masters(directory, self._pieces())
+        if rebuilt:
+            lost.append(f"the fp32 master weights were made anew from the weights: {rebuilt}")
+        scale = find_loss_scale(self._optimizer)
+        if scale is not None:
+            lost.append(load_loss_scale(directory, scale))
+        return "; ".join(filter(None, lost))
+
+    def state_bytes(self) -> int:
+        """Counts this rank's tensors; exact where every rank holds all of the state."""
+        optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
+        state = getattr(optimizer, "state", None) or {}
+        masters = [piece.masters for piece in self._pieces() if piece.written]
+        return tensor_bytes([*self._model.parameters(), *state.values(), *masters])
+
+    def _pieces(self) -> list[Piece]:
+        return find_pieces(self._booster.plugin, self._model, self._optimizer)
+
+    def _wanted(self, *, states: bool) -> Iterator[tuple[coverage.Kind, list[str]]]:
+        """What must be in which index, as far as this rank knows."""
+        flat = isinstance(self._model, TorchFSDPModel)  # has no parameters by their own names
+        yield "modeling", [] if flat else coverage.parameter_names(self._model.unwrap())
+        if self._optimizer is not None:
+            known = states and not flat and not hasattr(self._optimizer, "chunk16_set")
+            yield "optimizer", coverage.state_numbers(self._optimizer) if known else []
+
+    def _check_fits(self, directory: Path) -> None:
+        """ColossalAI would leave alone, without a word, what an index does not name."""
+        for kind, wanted in self._wanted(states=False):
+            index = coverage.open_index(directory, kind)
+            if index is None:
+                raise CheckpointRejected(f"{kind}/ has no index: was it saved with shard=True?")
+            missing = coverage.what_is_missing(directory, kind, index, wanted)
+            if missing:
+                raise CheckpointError(
+                    f"the script's model does not fit {directory.name}, which lacks {missing}: "
+                    "take the script of then, or start a new --dir"
+                )
+
+    def _has_replicas(self) -> bool:
+        """Whether every rank holds all of the state, and the plugin lets rank 0 alone write it."""
+        saver = type(self._booster.checkpoint_io)
+        return saver is TorchDDPCheckpointIO and dist.is_initialized() and dist.get_world_size() > 1
+
+    def _save_async(self, directory: Path) -> None:
+        """Returns when the writers are through: what they have begun is no file yet."""
+        options = {"shard": True, "use_async": True}
+        self._booster.save_model(self._model, str(directory / "modeling"), **options)
+        if self._optimizer is not None:
+            self._booster.save_optimizer(self._optimizer, str(directory / "optimizer"), **options)
+        self._booster.checkpoint_io._sync_io()
+
+    def _save_shared(self, directory: Path, part: Part) -> None:
+        """Walk through the same save on each rank, and write a share of its files."""
+        shares = Shares(part.rank, count_writers())
+        try:
+            if shares.has_part:
+                self._write_share(directory, part, shares)
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # a peer has gone: this error says more
+                shares.compare(failed=True)
+            raise
+        shares.compare()
+
+    def _write_share(self, directory: Path, part: Part, shares: Shares) -> None:
+        model = self._model.unwrap()
+        optimizer = self._optimizer.unwrap() if self._optimizer is not None else None
+        # The replicas' buffers differ between one forward pass and the next.
+        buffers = {name for name, _ in model.named_buffers()}
+
+        def takes(path: str, obj: Any, size: int) -> bool:
+            own = isinstance(obj, Mapping) and not buffers.isdisjoint(obj)
+            return shares.takes(path, size, shared=not own)
+
+        with contextlib.ExitStack() as stack:
+            if part.rank != 0:  # what else the booster writes, an index, is there once
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(torch_save_through(directory, part, takes))
+            self._save_state(GeneralCheckpointIO(), model, optimizer, directory)
+
+    def _save_state(self, saver: Any, model: Any, optimizer: Any, directory: Path) -> None:
+        saver.save_model(model, str(directory / "modeling"), shard=True)
+        if optimizer is not None:
+            saver.save_optimizer(optimizer, str(directory / "optimizer"), shard=True)
+
+
+@contextlib.contextmanager
+def plain_objects() -> Iterator[None]:
+    """Keep ColossalAI from running what it unpickles of an optimizer that was saved with use_async.
+
+    There numbers and parameter groups are pickles in tensors, which ``torch.load`` never sees.
+    """
+    plain, nested._unpickler = nested._unpickler, PlainUnpickler
+    try:
+        yield
+    finally:
+        nested._unpickler = plain

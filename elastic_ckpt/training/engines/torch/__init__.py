@@ -1,0 +1,1 @@
+"""The engine for plain PyTorch, DDP and FSDP2."""

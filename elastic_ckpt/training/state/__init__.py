@@ -1,0 +1,1 @@
+"""One save and one load, on all ranks."""

@@ -1,0 +1,80 @@
+"""What each rank keeps for itself: its random state, and the objects that a script adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
+from elastic_ckpt.training.state.load import Loaded, read_rank_state
+from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, restore_rng
+
+
+class RankState:
+    """Captured at a save; put back in two halves, as the random state has a moment of its own.
+
+    Args:
+        extra: objects with ``state_dict`` and ``load_state_dict``, by name.
+    """
+
+    def __init__(self, extra: dict[str, Any]) -> None:
+        self._extra = extra
+        self._rng: dict[str, Any] | None = None
+        self._rng_iterating = True
+        self._new_rank = 0
+        self._name = ""
+
+    def capture(self, *, iterating: bool) -> dict[str, Any]:
+        """All of it now.
+
+        Args:
+            iterating: whether the DataLoader's iterator of this epoch is made.
+        """
+        extra = {name: thing.state_dict() for name, thing in self._extra.items()}
+        return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
+
+    def resume(self, loaded: Loaded, rank: int) -> None:
+        """Put back what the script added; the random state waits for :meth:`restore_rng`.
+
+        A rank that did not exist when the checkpoint was made takes another one's, and goes on
+        from its random state with numbers of its own.
+
+        Raises:
+            ElasticCkptError: an object was not saved.
+        """
+        self._name = loaded.seal.checkpoint_name
+        state = read_rank_state(loaded, rank)
+        if state is None:
+            return
+        self._rng = state["rng"]
+        self._new_rank = rank if rank >= loaded.seal.world_size else 0
+        self._rng_iterating = state.get("iterating", True)
+        for name, thing in self._extra.items():
+            if name not in state["extra"]:
+                raise ElasticCkptError(
+                    f"{self._name} holds no state for extra={name!r}, as it was saved without it: "
+                    "leave it out, or start a new --dir"
+                )
+            thing.load_state_dict(state["extra"][name])
+
+    def restore_rng(self, *, iterating: bool = True, keep: bool = False) -> None:
+        """Put the random state back, once unless it is to ``keep`` for another time.
+
+        Making a DataLoader's iterator draws from it. So a state that was saved behind that goes
+        back behind it, and one that was saved between two epochs goes back before it.
+
+        Raises:
+            CheckpointRejected: it is none.
+        """
+        if self._rng is None or self._rng_iterating is not iterating:
+            return
+        try:
+            restore_rng(self._rng)
+            if self._new_rank:
+                diverge_rng(self._new_rank)
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            first = printable("".join(str(error).splitlines()[:1]))
+            raise CheckpointRejected(
+                f"the random state in {self._name} cannot be put back: {first}"
+            ) from None
+        self._rng = self._rng if keep else None

@@ -1,0 +1,325 @@
+"""One save, from all ranks' state to the seal.
+
+Collective, and an error on one rank becomes the same typed error on every rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
+from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
+from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.util.files import files_below
+from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies
+from elastic_ckpt.training.engines import Engine
+from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.target import Target, choose_target
+from elastic_ckpt.training.state.snapshot import Snapshot, make_header
+from elastic_ckpt.training.tensors.state_codec import write_state
+
+log = logging.getLogger(__name__)
+
+_STRAIGHT: Final = ("emergency", "manual")
+"""What somebody waits for is written to the disk at once: through memory it would take longer."""
+
+_Files = msgspec.json.Decoder(list[FileEntry])
+_Paths = msgspec.json.Decoder(list[str])
+_Owners = msgspec.json.Decoder(list[list[str]])
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A state that is written, or on its way, and waits for its seal.
+
+    Attributes:
+        written: what each rank says to have written; on the leader alone.
+        copies: what a device still has to copy; None if it has nothing.
+    """
+
+    target: Target
+    header: SealHeader
+    writer: Part
+    written: list[bytes]
+    copies: DeviceCopies | None
+
+
+def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Path:
+    """Save, and return once the checkpoint is sealed. Collective.
+
+    With a memory tier it is sealed in memory, survives any process of the job, and is on its way
+    to the disk; without one, or if somebody waits for it, it is on the disk.
+
+    Raises:
+        ElasticCkptError: on every rank, as the rank that failed first raised it.
+        SaveFailed: likewise, where that was another error; StorageFailed if it was the storage's.
+            The job directory is as it was before in each case.
+    """
+    Save(runtime, engine, snapshot).begin()
+    return runtime.job.checkpoint(snapshot.position.epoch, snapshot.position.step)
+
+
+class Save:
+    """One save. ``begin`` and ``complete`` are collective, and called once.
+
+    Behind ``begin`` all is done, unless a device may still be copying: ``under_way`` says so, on
+    all ranks alike. Then the caller computes on, calls ``guard`` before it writes to what is being
+    saved, and ``complete`` in the end.
+    """
+
+    def __init__(self, runtime: Runtime, engine: Engine, snapshot: Snapshot) -> None:
+        self._runtime = runtime
+        self._engine = engine
+        self._snapshot = snapshot
+        self._straight = snapshot.reason in _STRAIGHT
+        self._taken: _Taken | None = None
+        self._began = self._standing_since = time.monotonic()
+        self._stall = 0.0
+
+    @property
+    def position(self) -> Position:
+        """What is saved."""
+        return self._snapshot.position
+
+    @property
+    def reason(self) -> Reason:
+        """Why it is made."""
+        return self._snapshot.reason
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a device may still be copying."""
+        return self._taken is not None
+
+    def begin(self, *, overlap: bool = False) -> None:
+        """Save; into memory where there is a tier, room and time, else to the disk.
+
+        Where one of the two refuses it goes to the other.
+
+        Args:
+            overlap: leave to :meth:`complete` what a device can copy by itself, if it goes into
+                memory.
+
+        Raises:
+            ElasticCkptError: as :func:`write_checkpoint`.
+        """
+        step = self.position.step
+        log.info("saving step %d: %s", step, self.reason, extra={"step": step})
+        with self._standing_still():
+            if self._runtime.peers.is_leader:
+                self._runtime.journal.note(
+                    "save_begun", step=self.position.step, epoch=self.position.epoch,
+                    reason=self._snapshot.reason,
+                )  # fmt: skip
+            while not self._try(overlap):
+                pass
+
+    def guard(self) -> None:
+        """What a device is told from now on comes behind its copies. Not collective."""
+        if self._taken is not None and self._taken.copies is not None:
+            self._taken.copies.guard()
+
+    def complete(self) -> None:
+        """Wait for the copies, and seal.
+
+        Raises:
+            StateChanged: the state was written to without a ``guard``; nothing is saved.
+            ElasticCkptError: as :func:`write_checkpoint`.
+        """
+        taken, self._taken = self._taken, None
+        if taken is None:
+            raise UsageError("complete() comes once, behind a begin() that left something")
+        with self._standing_still():
+            try:
+                self._finish(taken)
+            except ElasticCkptError:
+                self._drop(taken.target)
+                raise
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _try(self, overlap: bool) -> bool:
+        """Save to the tier whose turn it is; False if another one is to be tried.
+
+        Every rank sees the same errors, and so goes the same way.
+        """
+        memory = None if self._straight else self._runtime.memory
+        target: Target | None = None
+        try:
+            target = choose_target(self._runtime, self._engine, self.position.step, memory)
+            behind = overlap and target.tier == "memory" and self._engine.overlaps
+            copies = DeviceCopies() if behind else None
+            taken = _write(self._runtime, self._engine, self._snapshot, target, copies)
+            if behind:
+                self._taken = taken
+            else:
+                self._finish(taken)
+        except ElasticCkptError as error:
+            self._drop(target)
+            if not isinstance(error, StorageFailed) or not self._turn_from(target, error):
+                raise
+            return False
+        return True
+
+    def _turn_from(self, target: Target | None, refused: StorageFailed) -> bool:
+        """Whether there is another tier than the one that refused; its turn is next."""
+        if target is not None and target.tier == "memory":
+            self._runtime.memory = None
+            log.warning("no memory tier from here on: %s", refused)
+            self._say(f"no memory tier from here on: {refused}")
+            return True
+        if self._straight and self._runtime.memory is not None:
+            self._straight = False
+            log.warning("saving into memory instead: %s", refused)
+            self._say(f"saving into memory instead: {refused}")
+            return True
+        return False
+
+    def _finish(self, taken: _Taken) -> None:
+        files = _seal(self._runtime, self._engine, taken)
+        self._tell(taken.target, sum(entry.bytes for entry in files))
+
+    def _drop(self, target: Target | None) -> None:
+        if target is not None and self._runtime.peers.is_leader:
+            target.drop()
+
+    def _say(self, line: str) -> None:
+        if self._runtime.peers.is_leader:
+            self._runtime.say(line)
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Training stands still for what is inside."""
+        runtime = self._runtime
+        before = runtime.slot.phase(Phase.SAVING)
+        self._standing_since = time.monotonic()
+        try:
+            yield
+        except ElasticCkptError as error:
+            log.warning("step %d could not be saved: %s", self.position.step, error)
+            if runtime.peers.is_leader:
+                runtime.journal.write(
+                    "save_failed",
+                    step=self.position.step,
+                    reason=self._snapshot.reason,
+                    error=str(error),
+                    stall_seconds=self._stall + time.monotonic() - self._standing_since,
+                )
+            raise
+        finally:
+            runtime.slot.phase(before)
+            self._stall += time.monotonic() - self._standing_since
+
+    def _tell(self, target: Target, size: int) -> None:
+        runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
+        now = time.monotonic()
+        stall = self._stall + now - self._standing_since
+        runtime.last_bytes = size
+        runtime.slot.saved(step, size, int(stall * 1e9))
+        seconds = now - self._began
+        bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # who alone knows
+        said = f"{target.tier}, {seconds:.3f} s{bytes_too}"
+        log.info("sealed step %d: %s", step, said, extra={"step": step})
+        if not runtime.peers.is_leader:
+            return
+        runtime.journal.write(
+            "saved",
+            path=str(runtime.job.checkpoint(self.position.epoch, step)),
+            step=step,
+            epoch=self.position.epoch,
+            sample_start_index=self.position.sample_start_index,
+            reason=reason,
+            tier=target.tier,
+            attempt=target.identity,
+            bytes=size,
+            seconds=seconds,
+            stall_seconds=stall,
+            world_size=runtime.peers.world_size,
+            metrics=self._snapshot.metrics,
+        )
+        # An emergency save ends this process; what is in memory is pruned behind its drain.
+        if reason != "emergency" and target.tier == "disk":
+            runtime.retain.after_save()
+
+
+def _write(
+    runtime: Runtime,
+    engine: Engine,
+    snapshot: Snapshot,
+    target: Target,
+    copies: DeviceCopies | None,
+) -> _Taken:
+    peers = runtime.peers
+    writer: Part = target.part(peers.rank)
+
+    def state() -> bytes:
+        engine.save(target.path, writer, copies)
+        if snapshot.rank_state is not None:
+            write_state(writer, f"ranks/{peers.rank:05d}", snapshot.rank_state())
+        if peers.is_leader:
+            writer.write("running_states.json", msgspec.json.encode(snapshot.running_states))
+        return msgspec.json.encode(writer.paths)
+
+    written = peers.collect("state", state, watched=True)
+    header = make_header(runtime, engine.info, snapshot, target.identity)
+    return _Taken(target, header, writer, written, copies)
+
+
+def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
+    peers, target = runtime.peers, taken.target
+
+    def look() -> bytes:
+        engine.check(target.path, peers.rank)
+        if taken.copies is not None and not taken.copies.finish():
+            raise StateChanged(peers.rank, "a tensor was written to while it was copied")
+        return msgspec.json.encode(files_below(target.path))
+
+    # Behind `written` nobody makes files any more, so that none which is seen goes away again.
+    seen = peers.collect("seen", look)
+    owners = _owners([_Paths.decode(data) for data in taken.written], map(_Paths.decode, seen))
+    unclaimed = _Owners.decode(peers.tell("owners", msgspec.json.encode(owners)))[peers.rank]
+
+    def part() -> bytes:
+        header = taken.header if peers.is_leader else None
+        return msgspec.json.encode(_finish_part(taken.writer, unclaimed, peers.world_size, header))
+
+    parts = peers.collect("part", part)
+    files = [entry for data in parts for entry in _Files.decode(data)]
+    peers.leader_does("seal", lambda: target.seal(taken.header, files, runtime.retain.rule))
+    return files
+
+
+def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:
+    """For each rank, the files that it claims though nobody says to have written them.
+
+    Such a file (an index, a configuration) goes to the first rank that sees it: the one that
+    wrote it does, while a network file system may show it to the others a minute later.
+    """
+    taken = {path for paths in written for path in paths}
+    owners: list[list[str]] = []
+    for paths in seen:
+        mine = [path for path in paths if path not in taken]
+        taken.update(mine)
+        owners.append(mine)
+    return owners
+
+
+def _finish_part(
+    writer: Part,
+    unclaimed: Sequence[str],
+    world_size: int,
+    header: SealHeader | None,
+) -> list[FileEntry]:
+    for path in unclaimed:
+        writer.claim(path)
+    return writer.finish(world_size, header)

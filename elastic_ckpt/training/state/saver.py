@@ -1,0 +1,80 @@
+"""A session's saves, one behind the other; the last may still be under way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from elastic_ckpt.errors import StateChanged, StorageFailed
+from elastic_ckpt.training.engines import Engine
+from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.save import Save
+from elastic_ckpt.training.state.snapshot import Snapshot
+
+
+class Saver:
+    """Saves, and knows what is saved. ``save`` and ``complete`` are collective.
+
+    What the storage refuses is no end of the job, unless somebody relies on that very save.
+
+    Attributes:
+        last: (epoch, step) of the newest checkpoint; steps are below 0 if there is none.
+    """
+
+    def __init__(self, runtime: Runtime, engine: Engine, optimizer: Any) -> None:
+        self._runtime = runtime
+        self._engine = engine
+        self._under_way: Save | None = None
+        self.last = (-1, -1)
+        # What is saved is read by the next step's passes, and written by its optimizer alone.
+        inner = getattr(optimizer, "optim", optimizer)
+        self._may_overlap = hasattr(inner, "register_step_pre_hook")
+        if self._may_overlap:
+            inner.register_step_pre_hook(self._before_optimizer_step)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Save; a device may go on copying until :meth:`complete`."""
+        self.complete()
+        save = Save(self._runtime, self._engine, snapshot)
+        with self._training_on(save):
+            save.begin(overlap=snapshot.reason == "interval" and self._may_overlap)
+            if save.under_way:
+                self._under_way = save
+            else:
+                self._note(save)
+
+    def complete(self) -> bool:
+        """Seal what is under way; False if it could not be, and a save that waits could."""
+        save, self._under_way = self._under_way, None
+        if save is None:
+            return True
+        try:
+            with self._training_on(save):
+                save.complete()
+                self._note(save)
+        except StateChanged as error:
+            self._may_overlap = False
+            self._say(f"not saved, and from here on training waits for a save: {error}")
+            return False
+        return True
+
+    def _before_optimizer_step(self, *_: Any) -> None:
+        if self._under_way is not None:
+            self._under_way.guard()
+
+    def _note(self, save: Save) -> None:
+        self.last = (save.position.epoch, save.position.step)
+
+    @contextmanager
+    def _training_on(self, save: Save) -> Iterator[None]:
+        try:
+            yield
+        except StorageFailed as error:
+            if save.reason in ("emergency", "final"):
+                raise
+            self._say(f"not saved at step {save.position.step}, training goes on: {error}")
+
+    def _say(self, line: str) -> None:
+        if self._runtime.peers.is_leader:
+            self._runtime.say(line)

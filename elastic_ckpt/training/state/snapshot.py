@@ -1,0 +1,76 @@
+"""What a save is told, and what its seal says of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from elastic_ckpt.protocol.agreement import ActionKind
+from elastic_ckpt.checkpoint.manifest import EngineInfo, Reason, SealHeader
+from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.training.runtime import Runtime
+
+REASONS: Final[dict[ActionKind, Reason]] = {
+    ActionKind.SAVE: "interval",
+    ActionKind.SAVE_NOW: "manual",
+    ActionKind.STOP: "emergency",
+}
+"""Why a save is made that all ranks agreed upon."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a save is told besides the state itself.
+
+    Attributes:
+        reason: why it is made.
+        position: where in the data the job is.
+        running_states: contents of ``running_states.json``, in the seed's keys and units.
+        samples_per_step: samples of one step on all ranks together; 0 if unknown.
+        data_parallel_size: ranks that see different samples.
+        rank_state: this rank's own state; called while saving, None to save none.
+        metrics: what the script reported, for retention.
+    """
+
+    reason: Reason
+    position: Position
+    running_states: dict[str, int]
+    samples_per_step: int = 0
+    data_parallel_size: int = 1
+    rank_state: Callable[[], dict[str, Any]] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def make_header(
+    runtime: Runtime, engine: EngineInfo, snapshot: Snapshot, attempt: str
+) -> SealHeader:
+    """What a seal says beside its files.
+
+    Args:
+        attempt: its identity.
+    """
+    position = snapshot.position
+    return SealHeader(
+        job=runtime.name,
+        attempt=attempt,
+        incarnation=runtime.incarnation,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        reason=snapshot.reason,
+        epoch=position.epoch,
+        step=position.step,
+        step_in_epoch=position.step_in_epoch,
+        sample_start_index=position.sample_start_index,
+        samples_per_step=snapshot.samples_per_step,
+        order_seed=position.order_seed,
+        dataset_fingerprint=position.dataset_fingerprint,
+        dataset_size=position.dataset_size,
+        world_size=runtime.peers.world_size,
+        data_parallel_size=snapshot.data_parallel_size,
+        engine=engine,
+        torch=str(torch.__version__),
+        metrics=snapshot.metrics,
+    )

@@ -1,0 +1,1 @@
+"""Tensor files: writing, reading, resharding."""

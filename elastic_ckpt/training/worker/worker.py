@@ -1,0 +1,228 @@
+"""A worker under a supervisor: tie it to its parents, show it on the board, run the script."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import platform
+import runpy
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+import torch
+
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.agreement import RequestKind
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.protocol.slot import Outcome, SlotWriter
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.jobdir.process_log import ProcessLog
+from elastic_ckpt.training import runtime
+from elastic_ckpt.training.group_marks import mark_group
+from elastic_ckpt.training.import_notes import ImportNotes
+from elastic_ckpt.training.worker.output import keep_output
+from elastic_ckpt.training.peers import describe
+from elastic_ckpt.training.state.rng import reseed_numpy
+from elastic_ckpt.training.worker.signals import ignore_notices, set_terminate_hook, shield_data_loaders
+
+log = logging.getLogger(__name__)
+
+
+class _Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the supervisor's ``WorkerSpec`` that a worker needs."""
+
+    script: str
+    args: list[str]
+    directory: str
+    job: str
+    node: str
+    board: str
+    save_interval_steps: int = 0
+    global_batch: int = 0
+    retention: Retention = Retention()
+    memory: str = ""
+    learn_preload: bool = False
+    incarnation: int = 0
+    output: str = ""
+
+
+def main(payload: bytes) -> None:
+    """Run the script as ``python script.py`` would; called in a freshly forked process.
+
+    Raises:
+        SystemExit: the script failed; with its exit code.
+    """
+    _die_with_template()
+    ignore_notices()
+    # Being forked from a forkserver made that this process's own way to start children, too.
+    multiprocessing.set_start_method(None, force=True)
+    reseed_numpy()
+    spec = msgspec.json.decode(payload, type=_Spec)
+    job = JobDirectory.at(spec.directory)
+    board = Board.open(spec.board)
+    if board.is_over(spec.incarnation):
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    slot = board.rank_slot(local_rank)
+    slot.launched(int(os.environ["RANK"]), os.getpid())
+    keep_output(spec.output, local_rank)
+    process_log = _begin_log(job, spec, board, local_rank)
+    try:
+        _take_place(job, spec, board, slot)
+        if _stop_wanted(board):
+            log.info("a stop is wanted: leaves before the script begins")
+            slot.leave(Outcome.STOPPED_UNSAVED)
+            return
+        shield_data_loaders()
+        mark_group(slot)
+        _run_script(spec)
+    finally:
+        process_log.end()
+
+
+def _begin_log(job: JobDirectory, spec: _Spec, board: Board, local_rank: int) -> ProcessLog:
+    rank = int(os.environ["RANK"])
+
+    def known() -> dict[str, int]:
+        slot = board.read_slot(local_rank)
+        about = {"incarnation": spec.incarnation, "rank": rank}
+        return {**about, "step": slot.finished} if slot.attached else about
+
+    begun = ProcessLog.of_worker(job, spec.node, spec.incarnation, rank, known).begin()
+    log.info(  # without the arguments, which may hold what is secret
+        "begins: Python %s, torch %s, %s with %d arguments, rank %d of %s",
+        platform.python_version(), torch.__version__, spec.script, len(spec.args), rank,
+        os.environ.get("WORLD_SIZE", "?"),
+    )  # fmt: skip
+    return begun
+
+
+def _take_place(job: JobDirectory, spec: _Spec, board: Board, slot: SlotWriter) -> None:
+    """Let a Session find what this worker is part of, and the supervisor this worker."""
+    notes = spec.learn_preload and os.environ["RANK"] == "0"
+    context = runtime.Supervised(
+        job=job,
+        name=spec.job,
+        node=spec.node,
+        board=board,
+        slot=slot,
+        save_interval_steps=spec.save_interval_steps,
+        global_batch=spec.global_batch,
+        retention=spec.retention,
+        memory=MemoryTier(Path(spec.memory)) if spec.memory else None,
+        imports=ImportNotes.begin(job, spec.script) if notes else None,
+    )
+    runtime.install(context)
+    set_terminate_hook(_leave_if_idle)
+    _let_supervisor_look(spec.board)
+
+
+def _run_script(spec: _Spec) -> None:
+    context, worker = runtime.supervised(), os.getpid()
+    sys.argv = [spec.script, *spec.args]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(spec.script)))
+    code, reason = _outcome(spec.script)
+    if os.getpid() != worker:
+        _end_interpreter()
+        os._exit(code)  # a child that the script forked: the rank's word is not its to say
+    if code:
+        context.finish(Outcome.FAILED, code, reason)
+    log.info("the script is over: exit code %d%s", code, f", {reason}" if reason else "")
+    # What the script left to do at exit belongs to its work: an upload, a last log line.
+    _end_interpreter()
+    if code:
+        raise SystemExit(code)
+    context.finish(Outcome.STOPPED_UNSAVED if _stopped_itself(context) else Outcome.COMPLETED)
+
+
+def _outcome(script: str) -> tuple[int, str]:
+    """Run the script; its exit code, and one line on why where that is not 0."""
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as leaving:
+        return _exit_code(leaving)
+    except ElasticCkptError as error:
+        log.exception("the script ended with an error of ours")
+        print(f"elastic-ckpt: error: {printable(str(error), 4000)}", file=sys.stderr)
+        return int(error.exit_code), describe(error)
+    except BaseException as error:
+        log.exception("the script raised")
+        rank = os.environ.get("RANK", "?")
+        print(f"elastic-ckpt: rank {rank}: the script raised", file=sys.stderr)
+        traceback.print_exc()
+        return 1, describe(error)
+    return 0, ""
+
+
+def _exit_code(leaving: SystemExit) -> tuple[int, str]:
+    """As the shell would see it: the low eight bits, or 1 for a text."""
+    if leaving.code is None:
+        return 0, ""
+    if isinstance(leaving.code, int):
+        return leaving.code & 0xFF, ""
+    text = str(leaving.code)
+    print(text, file=sys.stderr)
+    return 1, next(iter(text.strip().splitlines()), "")
+
+
+def _end_interpreter() -> None:
+    """What Python does at its end, and a forked process that ends with ``os._exit`` does not."""
+    threads: Any = threading
+    threads._shutdown()
+    hooks: Any = atexit
+    hooks._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _stopped_itself(context: runtime.Supervised) -> bool:
+    """Whether a script without a Session took the SIGTERM of a stop into its own hands.
+
+    It leaves with 0, but with its work not done, as far as anybody can know.
+    """
+    ours = signal.getsignal(signal.SIGTERM) is _leave_if_idle
+    return not ours and not context.attached and _stop_wanted(context.board)
+
+
+def _stop_wanted(board: Board) -> bool:
+    return any(answer.kind is RequestKind.STOP for answer in board.answers().values())
+
+
+def _leave_if_idle(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a worker only if a stop is wanted and the script takes no part in it."""
+    context = runtime.supervised()
+    if _stop_wanted(context.board) and not context.attached:
+        context.finish(Outcome.STOPPED_UNSAVED)
+        raise SystemExit(0)
+
+
+def _let_supervisor_look(board: str) -> None:
+    """Let the process that the board belongs to, and its children, read this one's stack.
+
+    Where Yama restricts that to parents (ptrace_scope 1) py-spy could not otherwise.
+    """
+    import ctypes
+
+    supervisor = int(board.split("/")[2])
+    ctypes.CDLL(None).prctl(0x59616D61, supervisor, 0, 0, 0)  # PR_SET_PTRACER
+
+
+def _die_with_template() -> None:
+    """Have the kernel kill this process with the template that it was forked from."""
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent or parent == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
