@@ -179,8 +179,8 @@ class MemorySave:
 
         from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
         from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
-        from elastic_ckpt.training.worker_memory import WorkerMemory
         from elastic_ckpt.training.runtime import join
+        from elastic_ckpt.training.worker_memory import WorkerMemory
 
         self._runtime = join(job)
         self._runtime.memory = None

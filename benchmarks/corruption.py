@@ -56,11 +56,11 @@ from corruption_peers import (
 
 import elastic_ckpt
 from elastic_ckpt import save_checkpoint
-from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
-from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
+from elastic_ckpt.errors import CheckpointError
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 STEPS = 4
 EXIT_DATA = 65

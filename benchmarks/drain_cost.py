@@ -33,8 +33,8 @@ WAIT_SECONDS = 120.0
 def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
     """A drainer: for each word it drains the newest generation and answers its CPU seconds."""
     from elastic_ckpt.checkpoint.memory.drain import drain
-    from elastic_ckpt.jobdir.paths import JobDirectory
     from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+    from elastic_ckpt.jobdir.paths import JobDirectory
 
     os.nice(19)
     psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)

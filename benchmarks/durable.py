@@ -19,15 +19,15 @@ from pathlib import Path
 
 from harness import Options, Places, Report, goal, places, ratios, read_options, summary
 
-from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.checkpoint.memory.tier import Generation, OwnedTier, Sealed
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
+from elastic_ckpt.checkpoint.memory.tier import Generation, OwnedTier, Sealed
 from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
 
 CHUNK_BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 4096

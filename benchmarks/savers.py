@@ -23,18 +23,18 @@ from harness import Places
 from safetensors.torch import save_file
 from training_state import TrainingState
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, Sealed, tier_path
+from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.training.engines import Engine, make_engine
-from elastic_ckpt.training.worker_memory import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.save import Save
 from elastic_ckpt.training.state.snapshot import Snapshot
 from elastic_ckpt.training.step import StepProtocol
+from elastic_ckpt.training.worker_memory import WorkerMemory
 
 NODE = "benchmark"
 

@@ -25,6 +25,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_valid
+from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.hashed_file import hash_file
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
@@ -33,12 +37,8 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_valid
-from elastic_ckpt.checkpoint.hashed_file import hash_file
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.part import part_name
-from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 GOALS = {"newest valid": 1.0, "seal": 1.0}
 CONTENTS = b"state" * 20

@@ -24,11 +24,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES, HashedFile
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 BLOCK = 64 * 1024 * 1024
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from elastic_ckpt.policy.retention import Retention
-    from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
     from elastic_ckpt.training.data.sampler import ElasticSampler
-    from elastic_ckpt.training.session import Session
     from elastic_ckpt.training.data.stateful_sampler import StatefulDistributedSampler
+    from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
+    from elastic_ckpt.training.session import Session
 
 __version__ = "0.1.0"
 

@@ -23,8 +23,8 @@ from python_reference import python
 from elastic_ckpt import errors
 from elastic_ckpt.cli.app import SECTIONS, group
 from elastic_ckpt.cli.run.job_file import _keys, _type_of
-from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, RunState
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, RunState
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"

@@ -6,9 +6,9 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.board import Board
 from tests.job import SCRIPTS, Job, is_tracker
 
 STEADY = SCRIPTS / "steady.py"

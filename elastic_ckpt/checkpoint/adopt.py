@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.checkpoint.colossalai_layout import RunningStates, read_index, read_running_states
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     Manifest,
@@ -22,10 +23,10 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.util.progress import Watch
-from elastic_ckpt.util.text import printable
+from elastic_ckpt.checkpoint.part import PartWriter, part_name
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
 from elastic_ckpt.errors import CheckpointRejected, UsageError
-from elastic_ckpt.checkpoint.colossalai_layout import read_index
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.util.files import (
     files_below,
     open_regular,
@@ -34,10 +35,8 @@ from elastic_ckpt.util.files import (
     sync_tree,
     write_atomic,
 )
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
-from elastic_ckpt.checkpoint.part import PartWriter, part_name
-from elastic_ckpt.store.running_states import RunningStates, read_running_states
-from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
+from elastic_ckpt.util.progress import Watch
+from elastic_ckpt.util.text import printable
 
 _PARTS: Final = "parts"
 _INTERRUPTED: Final = "tmp_index_files"

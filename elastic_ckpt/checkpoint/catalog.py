@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
-from elastic_ckpt.util.progress import Advance
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.checkpoint.memory.tier import SEAL_NAME, tier_of
-from elastic_ckpt.checkpoint.quarantine import rejected
+from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full, verify_quick
+from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.util.progress import Advance
+from elastic_ckpt.util.text import printable
 
 _FOREIGN: Final = (NotSealed, UnsupportedFormat, BeingRemoved)
 
@@ -189,3 +189,30 @@ def _seconds_since(path: Path) -> float | None:
         return max(0.0, time.time() - path.lstat().st_mtime)
     except OSError:
         return None
+
+
+def bypassed_and_older(job: JobDirectory) -> tuple[Path, Path] | None:
+    """The newest valid checkpoint and the one before it; None if there are not two.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+    found: list[Path] = []
+    for path in scan(job):
+        try:
+            verify_quick(path)
+        except CheckpointError:
+            continue
+        found.append(path)
+        if len(found) == 2:
+            return found[0], found[1]
+    return None
+
+
+def bypass(job: JobDirectory, newest: Path, why: str) -> Path:
+    """Set it aside, as a bad one is, so that no restart takes it again; where it is now.
+
+    Raises:
+        OSError: the disk says no.
+    """
+    return set_aside(job, newest, f"bypassed: {why}")

@@ -10,6 +10,7 @@ from typing import Final
 
 import xxhash
 
+from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -21,15 +22,14 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.util.progress import Watch, unwatched
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.util.files import read_bounded, remove_temporaries
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.part import part_name
+from elastic_ckpt.checkpoint.prune import empty_trash
 from elastic_ckpt.checkpoint.quarantine import forget_unfinished
-from elastic_ckpt.store.trash import empty_trash
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_files, verify_sizes
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import read_bounded, remove_temporaries
+from elastic_ckpt.util.progress import Watch, unwatched
 
 _NAME = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{16})")
 _MAX_RANKS: Final = 1_000_000

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, check_path
+import msgspec
+
+from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, MAX_NUMBER, check_path
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import read_bounded
+from elastic_ckpt.util.text import printable
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,48 @@ def _decode(content: Any) -> Index:
     if not all(isinstance(name, str) for name in names):
         raise TypeError("a file's name is no text")
     return Index(frozenset(entries), names)
+
+
+NAME: Final = "running_states.json"
+_MAX_BYTES: Final = 64 * 1024
+
+
+class RunningStates(msgspec.Struct, frozen=True):
+    """In the seed's keys and units; keys that are not known are ignored."""
+
+    epoch: int
+    step: int
+    sample_start_index: int
+
+
+def decode_running_states(data: bytes) -> RunningStates:
+    """Decode and check.
+
+    Raises:
+        CheckpointRejected: it is not of this shape.
+    """
+    try:
+        found = msgspec.json.decode(data, type=RunningStates)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CheckpointRejected(f"{NAME} is not readable: {printable(str(error), 200)}") from None
+    values = (found.epoch, found.step, found.sample_start_index)
+    if min(values) < 0 or max(values) > MAX_NUMBER:
+        raise CheckpointRejected(f"{NAME} holds a position that no job has")
+    return found
+
+
+def read_running_states(checkpoint: Path) -> RunningStates:
+    """Those of a checkpoint.
+
+    Raises:
+        CheckpointRejected: there are none, or they are not to be trusted.
+        OSError: the file could not be read.
+    """
+    try:
+        return decode_running_states(read_bounded(checkpoint / NAME, _MAX_BYTES))
+    except FileNotFoundError:
+        raise CheckpointRejected(f"{NAME} is missing") from None
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL, errno.ELOOP, errno.ENXIO):
+            raise CheckpointRejected(f"{NAME}: {error.strerror}") from None
+        raise

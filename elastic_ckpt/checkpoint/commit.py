@@ -26,7 +26,11 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
+from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import (
     create_directory,
     remove_tree,
@@ -34,10 +38,6 @@ from elastic_ckpt.util.files import (
     sync_tree,
     write_atomic,
 )
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.part import PartWriter
-from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full
 
 
 @dataclass(frozen=True)

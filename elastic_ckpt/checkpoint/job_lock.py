@@ -16,11 +16,11 @@ from typing import Final
 import filelock
 import msgspec
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import DirectoryUnusable, LockHeld
-from elastic_ckpt.util.files import read_bounded, write_atomic
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.util.text import printable
 
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 _TAKE_OVER_SECONDS: Final = 0.5

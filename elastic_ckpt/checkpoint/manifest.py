@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 import xxhash
 
+from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import xxhash
 
+from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, HashedFile, StagedFile, hash_file
 from elastic_ckpt.checkpoint.manifest import (
     FileEntry,
     PartManifest,
@@ -28,8 +29,6 @@ from elastic_ckpt.util.files import (
     sync_directory,
     write_atomic,
 )
-from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, HashedFile, hash_file
-from elastic_ckpt.store.staged import StagedFile
 
 
 class Sink(Protocol):

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from elastic_ckpt.util.progress import Watch, unwatched
-from elastic_ckpt.policy.retention import Candidate, Retention, Verdict, judge
-from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.read_lock import removing
-from elastic_ckpt.store.trash import empty_trash, throw_away
-from elastic_ckpt.store.verified import is_verified, mark_verified, unmark
-from elastic_ckpt.checkpoint.verify import verify_full
+from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, unmark, verify_full
+from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.retention import Candidate, Retention, Verdict, judge
+from elastic_ckpt.util.files import remove_tree, sync_directory
+from elastic_ckpt.util.progress import Watch, in_lines, unwatched
 
 
 @dataclass(frozen=True)
@@ -137,3 +142,119 @@ def _remove(job: JobDirectory, one: Pruned) -> Pruned:
             why = f"cannot be removed: {getattr(error, 'strerror', None) or error}"
             return replace(one, keep=True, why=why, failed=True)
     return one
+
+
+_NAME = re.compile(r"(.+)-[0-9a-f]{8}")
+
+
+def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
+    """Take a checkpoint out of the catalog, durably; its bytes are still there.
+
+    Raises:
+        DirectoryUnusable: a link stands where the trash belongs.
+        OSError: it is gone, or the disk says no.
+    """
+    job.require(job.trash)
+    target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
+    os.rename(checkpoint, target)
+    sync_directory(checkpoint.parent)
+    return target
+
+
+def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) -> None:
+    """Delete what was thrown away; what cannot be deleted now waits for the next time.
+
+    Args:
+        hurry: asked before each one; True leaves the rest.
+    """
+    if not job.owns(job.trash):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for entry in list(os.scandir(job.trash)):
+            match = _NAME.fullmatch(entry.name)
+            if match is None or checkpoint_key(match[1]) is None or hurry():
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+
+
+_POLL_SECONDS: Final = 0.05
+_PATIENCE_SECONDS: Final = 5.0
+_FINISH_SECONDS: Final = 600.0
+
+
+class Retainer:
+    """Deletes what the rule lets go; the training does not wait for it.
+
+    The process may end at any moment of it: what was renamed away is deleted at the next start.
+
+    Attributes:
+        rule: what to keep; the default keeps everything.
+    """
+
+    def __init__(self, job: JobDirectory, journal: Journal, say: Callable[[str], None]) -> None:
+        self.rule = Retention()
+        self._job = job
+        self._journal = journal
+        self._say = say
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+        self._due = False
+        self._works = False
+
+    def after_save(self) -> None:
+        """Begin; if the last time is still under way, once more behind it."""
+        if not self.rule:
+            return
+        with self._guard:
+            self._due = True
+            if self._works and self._thread is not None and self._thread.is_alive():
+                return
+            self._works = True
+        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
+        self._thread.start()
+
+    def make_room(self) -> None:
+        """Do it now, and return when it is done.
+
+        What is under way is waited for, but not for long: a deadline may be near, and two passes
+        do not disturb each other.
+        """
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
+        if self.rule:
+            self._prune()
+
+    def finish(self, hurry: Callable[[], bool]) -> None:
+        """Wait for what is under way, because nothing follows that would do it; but not for ever.
+
+        Args:
+            hurry: asked again and again; True leaves it undone.
+        """
+        limit = time.monotonic() + _FINISH_SECONDS
+        while self._thread is not None and self._thread.is_alive() and not hurry():
+            if time.monotonic() > limit:
+                self._say(f"deleting old checkpoints takes over {_FINISH_SECONDS:.0f} s: left")
+                return
+            self._thread.join(_POLL_SECONDS)
+
+    def _work(self) -> None:
+        while self._take():
+            self._prune()
+
+    def _take(self) -> bool:
+        with self._guard:
+            self._works, self._due = self._due, False
+            return self._works
+
+    def _prune(self) -> None:
+        try:
+            done = prune(self._job, self.rule, watch=in_lines(self._say))
+        except (OSError, RuntimeError) as error:  # RuntimeError: Python ends, and hashing with it
+            self._journal.write("prune_failed", error=str(error))
+            return
+        for one in done:
+            if one.failed:
+                self._journal.write("prune_failed", path=str(one.path), error=one.why)
+            elif not one.keep:
+                self._journal.write("pruned", path=str(one.path), step=one.step, bytes=one.bytes)

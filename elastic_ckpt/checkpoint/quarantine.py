@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.util.text import encodable, printable
+from elastic_ckpt.checkpoint.verify import unmark
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import (
     read_bounded,
     remove_temporaries,
     sync_directory,
     write_atomic,
 )
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.store.verified import unmark
+from elastic_ckpt.util.text import encodable, printable
 
 MAX_SHOWN: Final = 1000
 """So many reasons are read at most."""

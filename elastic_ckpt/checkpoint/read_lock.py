@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
+from elastic_ckpt.errors import CheckpointRejected
 
 _PATIENCE_SECONDS: Final = 2.0
 """A removal holds its lock for a moment; it may fail, and then the checkpoint stays."""

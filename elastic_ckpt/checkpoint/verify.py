@@ -5,6 +5,7 @@ Nothing here unpickles, follows a link, or opens a path that the manifest's own 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import os
@@ -15,17 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, hash_file
 from elastic_ckpt.checkpoint.manifest import (
     MAX_MANIFEST_BYTES,
     FileEntry,
     Manifest,
+    SealHeader,
     decode_manifest,
 )
+from elastic_ckpt.errors import CheckpointRejected, DirectoryUnusable, NotSealed
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.util.files import files_below, open_regular, read_bounded, write_atomic
 from elastic_ckpt.util.progress import Advance, ignore
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import CheckpointRejected, NotSealed
-from elastic_ckpt.util.files import files_below, open_regular, read_bounded
-from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, hash_file
 
 MANIFEST_NAME: Final = "manifest.json"
 
@@ -247,3 +250,32 @@ def _forget_cache(path: Path) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
+
+
+def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> None:
+    """Every byte of it was read and matched; where nothing may be written this is not kept."""
+    with contextlib.suppress(OSError, DirectoryUnusable):
+        if checkpoint_key(checkpoint.name) is None or checkpoint.parent != job.root:
+            return
+        if not job.owns(job.control):
+            return
+        job.require(job.verified)
+        write_atomic(job.verified / checkpoint.name, manifest.attempt.encode())
+
+
+def is_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> bool:
+    """Whether this very checkpoint, not another of its name, was verified in full."""
+    if not job.owns(job.verified):
+        return False
+    try:
+        return read_bounded(job.verified / checkpoint.name, 64) == manifest.attempt.encode()
+    except OSError:
+        return False
+
+
+def unmark(job: JobDirectory, checkpoint: Path) -> None:
+    """It is gone."""
+    if not job.owns(job.verified):
+        return
+    with contextlib.suppress(OSError):
+        (job.verified / checkpoint.name).unlink(missing_ok=True)

@@ -10,8 +10,8 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.util.text import printable
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run a job": {

@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 import msgspec
 
-from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.checkpoint.catalog import newest_valid
 from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
 from elastic_ckpt.cli.save import running_records, saved_now
-from elastic_ckpt.util.units import human_duration
-from elastic_ckpt.policy.emergency import Outlook, save_seconds
-from elastic_ckpt.util.progress import human_bytes
-from elastic_ckpt.util.text import shown_json
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
-from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.policy.emergency import Outlook, save_seconds
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.text import shown_json
+from elastic_ckpt.util.units import human_duration
 
 
 class Drill(msgspec.Struct, frozen=True):

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import click
 import msgspec
 
+from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
 from elastic_ckpt.cli.common import directory_argument, human_age, open_job
+from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import encodable, shown_json
-from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
-from elastic_ckpt.jobdir.node_record import job_records
 
 
 @click.command("list")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ckpt.cli.common import directory_argument, open_job
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.worker_logs import log_files, rank_files
+from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
     from elastic_ckpt.jobdir.process_log import LogLine

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 import msgspec
 
+from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
-from elastic_ckpt.cli.retention_options import make_retention, retention_options
+from elastic_ckpt.cli.run.options import make_retention, retention_options
+from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import encodable, shown_json
-from elastic_ckpt.errors import ExitCode, UsageError
-from elastic_ckpt.checkpoint.prune import Pruned, prune
 
 
 @click.command("prune")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
-from elastic_ckpt.protocol.run_state import TERMINAL
-from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_valid
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
+from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import TERMINAL
 
 
 @click.command("save")

@@ -11,19 +11,18 @@ from typing import Any
 import click
 import msgspec
 
+from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, mark_verified, unmark
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.listing import as_row
 from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.errors import ExitCode, UsageError
+from elastic_ckpt.jobdir.node_record import node_name
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.util.progress import Watch, human_bytes
 from elastic_ckpt.util.text import encodable, shown_json
-from elastic_ckpt.errors import ExitCode, UsageError
-from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
-from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.jobdir.node_record import node_name
-from elastic_ckpt.store.verified import mark_verified, unmark
-from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
 
 
 @click.command("verify")

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import read_bounded, write_atomic
 
 BEAT_SECONDS: Final = 10.0
 

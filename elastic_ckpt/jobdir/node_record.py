@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.util.text import printable
 
 _MAX_BYTES: Final = 64 * 1024
 _MAX_RECORDS: Final = 4096

@@ -7,9 +7,9 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.util.files import read_bounded, write_atomic
-from elastic_ckpt.jobdir.paths import JobDirectory
 
 _MAX_BYTES: Final = 64 * 1024
 

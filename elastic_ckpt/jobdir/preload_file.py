@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.util.text import printable
 
 MAX_NAMES: Final = 2000
 MAX_NAME_CHARACTERS: Final = 120

@@ -29,10 +29,10 @@ from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.util.text import encodable
-from elastic_ckpt.util.files import read_tail
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.worker_logs import GrowingFile, older, rank_files, rank_path
+from elastic_ckpt.util.files import read_tail
+from elastic_ckpt.util.text import encodable
 
 MAX_FILE_BYTES: Final = 4_000_000
 """Of which a process has two: the file that it writes, and the one before."""

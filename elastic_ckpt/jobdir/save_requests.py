@@ -7,8 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
-from elastic_ckpt.util.files import create_file
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import create_file
 
 
 def ask_for_save(job: JobDirectory) -> Path:

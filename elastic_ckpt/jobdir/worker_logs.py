@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.util.files import create_file, open_regular, read_tail, remove_tree
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import create_file, open_regular, read_tail, remove_tree
+from elastic_ckpt.util.text import printable
 
 KEPT_INCARNATIONS: Final = 20
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024

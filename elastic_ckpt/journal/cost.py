@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from elastic_ckpt.journal.time_account import Category, Span
 from elastic_ckpt.journal.history_types import Incarnation, Interruption
+from elastic_ckpt.journal.time_account import Category, Span
 
 _CLOSE: Final = 1e-6
 """Seconds by which sums of floats may miss each other."""

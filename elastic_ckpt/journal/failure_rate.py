@@ -7,8 +7,8 @@ save more often.
 
 from __future__ import annotations
 
-from elastic_ckpt.journal.fields import Entry
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.journal.fields import Entry
 
 
 class FailureHistory:

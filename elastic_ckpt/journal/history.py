@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from elastic_ckpt.protocol.ended import EndKind
 from elastic_ckpt.journal.fields import Entry, Fields
-from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.journal.history_types import (
     Cause,
     Check,
@@ -23,6 +21,8 @@ from elastic_ckpt.journal.history_types import (
     Save,
 )
 from elastic_ckpt.journal.incidents import SENTENCES
+from elastic_ckpt.journal.time_account import TimeAccount
+from elastic_ckpt.protocol.ended import EndKind
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.util.text import printable
 

@@ -26,8 +26,8 @@ from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.util.files import create_file, open_regular, read_tail
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import create_file, open_regular, read_tail
 
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_TAIL_BYTES: Final = 1024 * 1024

@@ -12,11 +12,11 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.metadata import Answer, Unanswered, parse_time, request
 from elastic_ckpt.notices.polling import PollingSource
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
+from elastic_ckpt.util.text import printable
 
 BASE_URL: Final = "http://169.254.169.254"
 LEAST_SECONDS: Final = 30.0

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.polling import PollingSource
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
+from elastic_ckpt.util.text import printable
 
 _MAX_BYTES: Final = 4096
 _MAX_SECONDS: Final = 7 * 86400.0

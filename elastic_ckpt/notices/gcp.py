@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.metadata import Answer, request
 from elastic_ckpt.notices.polling import PollingSource
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 
 HOST: Final = "169.254.169.254"
 PREEMPTED_SECONDS: Final = 30.0

@@ -8,9 +8,9 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Final
 
+from elastic_ckpt.notices import NoticeSource, Tell, Word
 from elastic_ckpt.policy.deadline import Trouble
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.notices import NoticeSource, Tell, Word
 
 FAILURES: Final = 3
 """In a row, before it is worth a line: a service that restarts misses one or two."""

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.notices import NoticeSource, Tell
+from elastic_ckpt.policy.deadline import Notice
 
 SECOND_INTERRUPT_SECONDS: Final = 3.0
 INTERACTIVE_GRACE_SECONDS: Final = 300.0

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from elastic_ckpt.policy.deadline import Limit, Notice
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.polling import PollingSource
+from elastic_ckpt.policy.deadline import Limit, Notice
 
 TIMEOUT_SECONDS: Final = 10.0
 KILL_WAIT_SECONDS: Final = 30.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from elastic_ckpt.util.units import human_duration
 from elastic_ckpt.policy.prediction import Predictor, Route
+from elastic_ckpt.util.units import human_duration
 
 
 class ChoiceKind(Enum):

@@ -21,9 +21,17 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
-from elastic_ckpt.protocol.agreement import RING, Answer, RequestKind
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.protocol.slot import ENTERED, SLOT_WORDS, WORD, Slot, SlotWriter, clear_slot, read_slot
+from elastic_ckpt.protocol.agreement import RING, Answer, RequestKind
+from elastic_ckpt.protocol.slot import (
+    ENTERED,
+    SLOT_WORDS,
+    WORD,
+    Slot,
+    SlotWriter,
+    clear_slot,
+    read_slot,
+)
 
 _MAGIC: Final = 0x656C6173_74636B70
 _VERSION: Final = 5

@@ -13,9 +13,9 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.policy.hang import Stuck
 from elastic_ckpt.protocol.agreement import RING, RequestKind, answer_step
 from elastic_ckpt.protocol.ended import Ended, EndKind, merge
-from elastic_ckpt.policy.hang import Stuck
 
 BEAT_SECONDS: Final = 0.05
 """Between two words of a node at the most."""

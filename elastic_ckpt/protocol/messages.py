@@ -8,10 +8,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.policy.hang import Stuck
 from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.agreement import RequestKind
+from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 
 

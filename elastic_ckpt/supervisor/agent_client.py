@@ -15,7 +15,6 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.protocol.messages import (
     AgentEvent,
@@ -24,14 +23,17 @@ from elastic_ckpt.protocol.messages import (
     WorkerSpec,
     encode_line,
 )
-from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.files import read_bounded
+from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
 
 log = logging.getLogger(__name__)
 
 # The working directory must not shadow the packages that the agent imports.
-_CODE = "import sys; sys.path[:1] = []; from elastic_ckpt.supervisor.agent.agent import main; main()"
+_CODE = (
+    "import sys; sys.path[:1] = []; from elastic_ckpt.supervisor.agent.agent import main; main()"
+)
 
 _LONGEST_TMPDIR: Final = 60
 """Multiprocessing binds a socket 47 characters further down, and the kernel takes 107 in all."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from elastic_ckpt.protocol.run_state import Event
-from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_valid
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.run_state import Event
 from elastic_ckpt.supervisor.run_record import Account
 from elastic_ckpt.supervisor.saves.memory_keeper import NOTHING, MemoryKeeper
 

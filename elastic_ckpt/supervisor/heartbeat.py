@@ -6,9 +6,9 @@ import contextlib
 import threading
 import time
 
-from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.jobdir.heartbeat import BEAT_SECONDS, Heartbeat, write_heartbeat
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.board import Board
 
 
 class Heart:

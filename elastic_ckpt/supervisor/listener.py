@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble, may_wait
-from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import NoticeSource, Word
 from elastic_ckpt.notices.signals import SignalSource
-from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble, may_wait
+from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 from typing import Final
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.jobdir.node_record import NoticeRecord
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.supervisor.run_record import Account
 
 CALLED_OFF_SECONDS: Final = 60.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.start_marks import breakdown
-from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.jobdir.node_record import RecoveryRecord
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.protocol.start_marks import breakdown
 
 
 @dataclass(frozen=True)

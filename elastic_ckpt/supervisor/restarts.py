@@ -6,12 +6,12 @@ import contextlib
 import random
 import time
 
+from elastic_ckpt.checkpoint.catalog import bypass, bypassed_and_older
+from elastic_ckpt.jobdir.node_record import FailureRecord
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.failure import Failure
 from elastic_ckpt.policy.restart import Action, Decision, RestartPolicy
-from elastic_ckpt.store.bypass import bypass, bypassed_and_older
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
-from elastic_ckpt.jobdir.node_record import FailureRecord
 from elastic_ckpt.supervisor.run_record import Account
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 

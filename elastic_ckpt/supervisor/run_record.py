@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.protocol.run_state import Event, RunState, advance
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.run_state import Event, RunState, advance
 from elastic_ckpt.supervisor.settings import RunSettings
 
 log = logging.getLogger(__name__)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.policy.hang import LEAST_SECONDS
-from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS
+from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval
 from elastic_ckpt.policy.retention import Retention
 
 OnWarning = Literal["save", "stop", "ignore"]
@@ -83,3 +83,29 @@ class RunSettings:
             "--global-batch": str(self.global_batch),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }
+
+
+@dataclass(frozen=True)
+class Reload:
+    """
+    Attributes:
+        settings: from now on; another interval in steps takes a new incarnation.
+        said: what changed, for people.
+    """
+
+    settings: RunSettings
+    said: str
+
+
+def reload(old: RunSettings, new: RunSettings) -> Reload:
+    """The save interval and what a warning leads to; the rest counts from the next start.
+
+    Raises:
+        UsageError: it cannot be taken over now.
+    """
+    taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
+    if old.endpoint and new.interval.told_steps != old.interval.told_steps:
+        raise UsageError("a new interval in steps takes a new start of all nodes")
+    later = "" if new == taken else "; what else differs counts from the next start"
+    said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
+    return Reload(taken, said)

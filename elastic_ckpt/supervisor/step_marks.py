@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.journal.journal import Journal
 
 RAREST_SECONDS: Final = 30.0
 OFTENEST_SECONDS: Final = 1.0

@@ -21,47 +21,46 @@ from collections.abc import Callable
 from typing import Final
 
 from elastic_ckpt import __version__
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice, may_wait
-from elastic_ckpt.policy.emergency import ChoiceKind
-from elastic_ckpt.protocol.ended import Ended, EndKind
-from elastic_ckpt.policy.failure import Failure
-from elastic_ckpt.policy.hang import Hang
-from elastic_ckpt.util.progress import in_lines
-from elastic_ckpt.policy.restart import Action
-from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
+from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.jobdir.node_record import IntervalRecord
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.process_log import ProcessLog
+from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.jobdir.worker_logs import forget_old_logs
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.job_lock import RunLocks
-from elastic_ckpt.jobdir.worker_logs import forget_old_logs
-from elastic_ckpt.jobdir.process_log import ProcessLog
-from elastic_ckpt.jobdir.node_record import IntervalRecord
-from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
-from elastic_ckpt.supervisor.run_record import Account, first_record
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, may_wait
+from elastic_ckpt.policy.emergency import ChoiceKind
+from elastic_ckpt.policy.failure import Failure
+from elastic_ckpt.policy.hang import Hang
+from elastic_ckpt.policy.restart import Action
+from elastic_ckpt.protocol.agreement import RequestKind
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.messages import AgentEvent, Ask, Kill, Launch, Ready
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.supervisor.agent_client import AgentProcess, worker_spec
 from elastic_ckpt.supervisor.ending import Ending
 from elastic_ckpt.supervisor.hang_watch import HangWatch
 from elastic_ckpt.supervisor.heartbeat import Heart
 from elastic_ckpt.supervisor.listener import Listener
-from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
-from elastic_ckpt.protocol.messages import AgentEvent, Ask, Kill, Launch, Ready
 from elastic_ckpt.supervisor.metrics.exporter import Metrics
 from elastic_ckpt.supervisor.preemption import Preemption
-from elastic_ckpt.util.processes import activity, become_subreaper, reap_strangers
 from elastic_ckpt.supervisor.recovery_watch import RecoveryWatch
-from elastic_ckpt.supervisor.reload import reload
-from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.restarts import Restarts
+from elastic_ckpt.supervisor.run_record import Account, first_record
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
 from elastic_ckpt.supervisor.saves.forecast import step_seconds
-from elastic_ckpt.supervisor.systemd import Service
-from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
+from elastic_ckpt.supervisor.settings import RunSettings, reload
 from elastic_ckpt.supervisor.step_marks import StepMarks
+from elastic_ckpt.supervisor.systemd import Service
+from elastic_ckpt.util.processes import activity, become_subreaper, reap_strangers
+from elastic_ckpt.util.progress import in_lines
 
 log = logging.getLogger(__name__)
 

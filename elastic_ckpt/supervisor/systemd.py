@@ -12,8 +12,8 @@ import time
 from collections.abc import Hashable, MutableMapping
 from typing import Final
 
-from elastic_ckpt.util.progress import Advance, Watch
 from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.util.progress import Advance, Watch
 from elastic_ckpt.util.text import printable
 
 START_SECONDS: Final = 30.0

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.protocol.agreement import ActionKind
-from elastic_ckpt.core.interval import SaveInterval
+from elastic_ckpt.checkpoint.colossalai_layout import read_running_states
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
-from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.jobdir.paths import checkpoint_key
-from elastic_ckpt.store.running_states import read_running_states
+from elastic_ckpt.policy.interval import SaveInterval
+from elastic_ckpt.protocol.agreement import ActionKind
+from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
 from elastic_ckpt.training.engines import make_engine

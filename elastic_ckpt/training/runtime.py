@@ -9,22 +9,22 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import ExitCode, UsageError
-from elastic_ckpt.protocol.slot import Outcome, SlotWriter
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.prune import Retainer
+from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
-from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.store.retainer import Retainer
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.training.import_notes import ImportNotes
-from elastic_ckpt.training.worker_memory import WorkerMemory
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
+from elastic_ckpt.training.worker_memory import WorkerMemory
+from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -15,36 +15,36 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from elastic_ckpt.policy.accumulation import accumulation_steps
-from elastic_ckpt.protocol.agreement import ActionKind
-from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.checkpoint.manifest import Reason, SealHeader
-from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.checkpoint.position import Place
 from elastic_ckpt.errors import (
     DataMismatch,
     NonFiniteLoss,
     UnequalSteps,
     UsageError,
 )
+from elastic_ckpt.policy.accumulation import accumulation_steps
+from elastic_ckpt.policy.interval import SaveInterval
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import Phase, SlotWriter, Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
+from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.engines import make_engine
-from elastic_ckpt.training.evaluation import Evaluation, EvaluationLeft
-from elastic_ckpt.training.state.load import Loaded, load_newest
 from elastic_ckpt.training.pace import Pace
-from elastic_ckpt.training.place import Place
+from elastic_ckpt.training.state.load import Loaded, load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.rng import preserved_rng
-from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.state.saver import Saver
 from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
 
@@ -479,3 +479,24 @@ class Session:
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._optimizer_stepped = True
+
+
+@dataclass
+class Evaluation:
+    """Handed out by ``Session.evaluation``."""
+
+    interruptible: bool
+    interrupted: bool = field(default=False)
+    _asked: Callable[[], bool] = field(default=lambda: False, repr=False)
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; leaves the ``with`` block early if that was declared and a
+        notice has come."""
+        for batch in loader:
+            if self.interruptible and self._asked():
+                raise EvaluationLeft
+            yield batch
+
+
+class EvaluationLeft(Exception):
+    """Leaves the body of an interruptible evaluation."""

@@ -14,9 +14,9 @@ import time
 from types import FrameType
 from typing import Any, Final
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.agreement import Answer, RequestKind, answer_step
 from elastic_ckpt.errors import LeaderLost
+from elastic_ckpt.protocol.agreement import Answer, RequestKind, answer_step
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.training.peers import Peers, private_store
 
 POLL_SECONDS: Final = 0.05

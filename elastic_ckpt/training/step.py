@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.agreement import Action, ActionKind, Agenda
 from elastic_ckpt.errors import StopAborted
+from elastic_ckpt.protocol.agreement import Action, ActionKind, Agenda
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase, SlotWriter
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader
-from elastic_ckpt.util.progress import human_bytes
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.checkpoint.memory.tier import GENERATIONS, Generation, MemoryTier
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.training.pinning import pin, unpin
+from elastic_ckpt.checkpoint.memory.tier import GENERATIONS, Generation, MemoryTier
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.training.tensors.device_copy import pin, unpin
+from elastic_ckpt.util.progress import human_bytes
 
 
 @dataclass

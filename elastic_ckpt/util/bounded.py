@@ -13,8 +13,8 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from elastic_ckpt.util.units import human_duration
 from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.util.units import human_duration
 
 _PATIENCE_SECONDS: Final = 2.0
 """Time for a child to put away what it made, once nobody listens to it any more."""

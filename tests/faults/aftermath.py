@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.checkpoint.catalog import newest_valid, scan
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.faults.store_writer import NEW, NEXT, OLD, contents, recover_attempts, save
 from tests.unit.store_tools import FILES, open_job, tree
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.node_record import job_records
 from tests.job import Job, survivors
 
 Disturbance = Callable[[Job, random.Random], None]

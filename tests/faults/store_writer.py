@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.errors import ElasticCkptError
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.cleanup import recover as recover_attempts
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import FILES, make_checkpoint, open_job
 
 OLD, NEW, NEXT = 10, 20, 30

@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.board import Board
 from tests.job import SCRIPTS, Job, survivors
 
 pytestmark = pytest.mark.one_torch

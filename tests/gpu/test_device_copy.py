@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.training.tensors.device_copy import DeviceCopies, write_from_device
-from elastic_ckpt.training.pinning import pin, unpin
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies, pin, unpin, write_from_device
 
 pytestmark = [
     pytest.mark.gpu,

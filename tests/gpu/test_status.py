@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from elastic_ckpt.cli.doctor.gpus import check_gpus, find_gpus
+from elastic_ckpt.cli.doctor.gpus import check_gpus
+from elastic_ckpt.cli.gpus import find_gpus
 from elastic_ckpt.cli.status.workers import _gpus
 
 pytestmark = [

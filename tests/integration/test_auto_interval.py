@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, daly_interval
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save
+from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, daly_interval
 from tests.job import Job
 
 pytestmark = pytest.mark.one_torch

@@ -176,8 +176,8 @@ def in_memory(directory, memory):
     import torch.distributed as dist
 
     from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
-    from elastic_ckpt.training.worker_memory import WorkerMemory
     from elastic_ckpt.training.runtime import join
+    from elastic_ckpt.training.worker_memory import WorkerMemory
 
     runtime = join(directory)
     if dist.get_rank() == 0:

@@ -25,7 +25,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 import colossalai
 
-from elastic_ckpt.core.versions import untried
+from elastic_ckpt.cli.doctor.versions import untried
 from tests import plugins
 from tests.integration.ranks import run_ranks
 from tests.plugins import Built, Setup, named
@@ -43,7 +43,7 @@ SCALE = f"{ENGINES}/loss_scale.py"
 GUARD = f"{ENGINES}/weights_only.py"
 FUNCTIONS = "elastic_ckpt/training/functions.py"
 INDEX = "elastic_ckpt/checkpoint/colossalai_layout.py"
-FILES = "elastic_ckpt/training/torch_save.py"
+FILES = "elastic_ckpt/training/engines/colossalai/torch_archive.py"
 
 STEPS = re.compile(r"(\w+)((?:\(\)|\[\w*\])*)")
 """A name on a path, and what is done with what it leads to."""
@@ -824,7 +824,7 @@ def test_what_has_changed_in_a_built_optimizer_is_named(name):
 
 
 def test_what_the_tests_run_with_is_in_the_table():
-    """Of ``elastic_ckpt/core/versions.py``, which ``elastic-ckpt doctor`` compares with."""
+    """Of ``elastic_ckpt/cli/doctor/versions.py``, which ``elastic-ckpt doctor`` compares with."""
     names = ("torch", "colossalai", "transformers", "peft")
     found = {"Python": "3.11", **{name: metadata.version(name) for name in names}}
     assert untried(found) == []

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.errors import UsageError
 from elastic_ckpt.checkpoint.catalog import newest_valid
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.verify import verify_full
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.integration.ranks import run_ranks
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.cluster import Cluster, Node, small_cluster
 
 pytestmark = pytest.mark.hosts

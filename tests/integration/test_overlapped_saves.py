@@ -15,17 +15,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from elastic_ckpt import ElasticSampler, Session
-from elastic_ckpt.protocol.agreement import Answer, RequestKind
-from elastic_ckpt.journal.journal import read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.protocol.agreement import Answer, RequestKind
+from elastic_ckpt.training.engines.torch import engine as engines
+from elastic_ckpt.training.engines.torch.engine import TorchEngine
+from elastic_ckpt.training.runtime import join
 from elastic_ckpt.training.state import save as saving
 from elastic_ckpt.training.tensors import safetensors_file as tensor_file
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
-from elastic_ckpt.training.engines.torch import engine as engines
-from elastic_ckpt.training.engines.torch.engine import TorchEngine
 from elastic_ckpt.training.worker_memory import WorkerMemory
-from elastic_ckpt.training.runtime import join
 from tests.integration.ranks import run_ranks
 from tests.unit.test_device_copies import LateLane, bits
 

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from elastic_ckpt.checkpoint.verify import verify_full
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from tests import plugins
 from tests.integration.ranks import run_ranks
 from tests.plugins import SETUPS, STEPS, Setup, named

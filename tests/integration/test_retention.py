@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import scan
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.job import SCRIPTS, Job
 
 pytestmark = pytest.mark.one_torch

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from elastic_ckpt import ElasticSampler, Session
 from elastic_ckpt.checkpoint.catalog import newest_valid
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from tests.integration.ranks import run_ranks
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import distributed, nn
 
-from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.part import PartWriter
-from elastic_ckpt.training.worker_memory import WorkerMemory
+from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.runtime import join
 from elastic_ckpt.training.state.save import write_checkpoint
 from elastic_ckpt.training.state.snapshot import Snapshot
+from elastic_ckpt.training.worker_memory import WorkerMemory
 from tests.integration.ranks import run_ranks
 from tests.integration.torch_trainers import Trainer, bits, differences, differing, save
 

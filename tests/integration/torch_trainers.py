@@ -14,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.training.engines.torch.engine import TorchEngine
-from elastic_ckpt.training.engines.torch.state import bare
-from elastic_ckpt.training.module_names import canonical_names
+from elastic_ckpt.training.engines.torch.state import bare, canonical_names
 
 
 class Net(nn.Module):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.journal.time_account import Category, fold
-from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.journal.time_account import Category, fold
 from scripts.night.run import Night
 
 CRASHES = 6  # SIGKILL to a rank twice, to the agent; a NaN, an exception, a hang

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from elastic_ckpt.journal.time_account import Category, fold
-from elastic_ckpt.journal.journal import JournalEvent, read_journal
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.journal.time_account import Category, fold
 from tests.browser import Browser, why_not
 from tests.job import SCRIPTS, Job, environment
 

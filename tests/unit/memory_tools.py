@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.checkpoint.manifest import FileEntry
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, Sealed
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, Sealed
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
 from tests.unit.store_tools import FILES, make_header
 
 

@@ -20,6 +20,8 @@ from unittest import mock
 
 import msgspec
 
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.hashed_file import hash_file
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
@@ -29,10 +31,8 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import hash_file
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.errors import StopAborted
 from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
     Action,
@@ -26,7 +26,7 @@ from elastic_ckpt.protocol.agreement import (
     RequestKind,
     answer_step,
 )
-from elastic_ckpt.errors import StopAborted
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.supervisor.agent.agent import Agent
 from elastic_ckpt.training import step as step_module
 from elastic_ckpt.training.step import StepProtocol

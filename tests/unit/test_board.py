@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.protocol import board as board_module
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind
-from elastic_ckpt.protocol.start_marks import Marks
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.protocol import board as board_module
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, Phase, Slot, Source
+from elastic_ckpt.protocol.start_marks import Marks
 
 SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
 RING = board_module.RING

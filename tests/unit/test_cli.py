@@ -17,16 +17,21 @@ import msgspec
 import pytest
 
 import elastic_ckpt
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.cli.app import main
 from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.cli.app import main
+from elastic_ckpt.jobdir.node_record import (
+    IntervalRecord,
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.journal.journal import Journal, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.jobdir.node_record import IntervalRecord, NodeRecord, NoticeRecord, ProcessIdentity
-from elastic_ckpt.checkpoint.verify import read_manifest
 from tests.unit.store_tools import (
     MODEL,
     change_manifest,

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util import bounded
 from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
-from elastic_ckpt.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.cli import clock_findings
-from elastic_ckpt.cli.clock_findings import check_clock, is_synchronised
+from elastic_ckpt.cli.doctor import machine as clock_findings
+from elastic_ckpt.cli.doctor.machine import check_clock, is_synchronised
 
 
 class Kernel:

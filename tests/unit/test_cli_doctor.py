@@ -18,7 +18,7 @@ from elastic_ckpt.cli.doctor import command as doctor_command
 from elastic_ckpt.cli.doctor import findings
 from elastic_ckpt.cli.doctor import versions as version_findings
 from elastic_ckpt.cli.doctor.findings import Finding, StatusLine, ok
-from elastic_ckpt.core.versions import TRIED
+from elastic_ckpt.cli.doctor.versions import TRIED
 from elastic_ckpt.jobdir.slurm_jobs import remember_job
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 from tests.unit.test_cli import IN_PROCESS, Command, cli

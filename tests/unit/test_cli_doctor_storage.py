@@ -14,16 +14,16 @@ import msgspec
 import psutil
 import pytest
 
-from elastic_ckpt.util import bounded
 from elastic_ckpt.cli.doctor import directory as directory_findings
 from elastic_ckpt.cli.doctor import storage as storage_findings
 from elastic_ckpt.cli.doctor.directory import Place, check_directory, look_at
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.platform import Grace
 from elastic_ckpt.cli.doctor.storage import check_storage
-from elastic_ckpt.policy.prediction import Predictor, Route
-from elastic_ckpt.jobdir.prediction_file import write_predictor
 from elastic_ckpt.cli.doctor.storage_trial import Skew, Tried, Word, Wrote
+from elastic_ckpt.jobdir.prediction_file import write_predictor
+from elastic_ckpt.policy.prediction import Predictor, Route
+from elastic_ckpt.util import bounded
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 pytestmark = pytest.mark.one_torch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.cli.filesystem_findings import check_filesystem, mount_of
+from elastic_ckpt.cli.doctor.directory import check_filesystem, mount_of
 
 TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard

@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.util import bounded
+from elastic_ckpt.cli import gpus as driver
 from elastic_ckpt.cli.doctor import gpus as gpu_findings
 from elastic_ckpt.cli.doctor.findings import Finding
-from elastic_ckpt.cli.doctor.gpus import Device, Gpus, auto_workers, check_gpus, find_gpus
+from elastic_ckpt.cli.doctor.gpus import check_gpus
+from elastic_ckpt.cli.gpus import Device, Gpus, auto_workers, find_gpus
+from elastic_ckpt.util import bounded
 
 pytestmark = pytest.mark.one_torch
 
@@ -95,7 +97,7 @@ def test_the_driver_is_asked(driver: Driver) -> None:
     assert find_gpus() == TWO
     driver.name, driver.sizes, driver.count = b"Tegra", False, 1
     assert find_gpus() == Gpus((Device("Tegra", 0),), "550.54.15")
-    assert "pynvml" not in vars(gpu_findings)
+    assert "pynvml" not in vars(driver)
 
 
 def test_no_driver_and_no_library(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +108,7 @@ def test_no_driver_and_no_library(driver: Driver, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_driver_that_hangs_is_given_up(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_findings, "_ASK_SECONDS", 0.3)
+    monkeypatch.setattr(driver, "_ASK_SECONDS", 0.3)
     monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(driver, "nvmlInit", lambda: time.sleep(600), raising=False)
     assert find_gpus() == Gpus(why="did not answer within 0.3 s")

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.cli import network_findings
-from elastic_ckpt.util import bounded
+from elastic_ckpt.cli.doctor import machine as network_findings
 from elastic_ckpt.cli.doctor.findings import Finding
-from elastic_ckpt.cli.network_findings import LOOPBACK, check_network
+from elastic_ckpt.cli.doctor.machine import LOOPBACK, check_network
+from elastic_ckpt.util import bounded
 
 
 def look(**environ: str) -> dict[str, Finding]:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.store.verified import is_verified
-from elastic_ckpt.checkpoint.verify import read_manifest
 from tests.unit.store_tools import MODEL, flip_bit, make_checkpoint, open_job, tree
 from tests.unit.test_cli import Command, assert_one_line_of_error, cli, no_supervisor, script
 

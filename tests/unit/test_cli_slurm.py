@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from elastic_ckpt.cli.slurm import command as cli
+from elastic_ckpt.jobdir.slurm_jobs import remember_job
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import slurm
 from elastic_ckpt.notices.slurm import SlurmUnanswered
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.slurm_jobs import remember_job
 from tests.unit.store_tools import open_job
 
 

@@ -17,15 +17,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.cli.status import workers as worker_view
 from elastic_ckpt.cli.status.page import page
 from elastic_ckpt.cli.status.view import StatusView, gather
-from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.protocol.slot import MAX_METRICS, Phase
-from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.jobdir.node_record import (
     FailureRecord,
     NodeRecord,
@@ -33,6 +28,11 @@ from elastic_ckpt.jobdir.node_record import (
     ProcessIdentity,
     RecoveryRecord,
 )
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.slot import MAX_METRICS, Phase
 from scripts.schemas import status_schema
 from tests.unit.store_tools import MODEL, make_checkpoint, open_job
 

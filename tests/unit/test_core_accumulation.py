@@ -2,8 +2,8 @@
 
 import pytest
 
-from elastic_ckpt.policy.accumulation import accumulation_steps
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.policy.accumulation import accumulation_steps
 
 
 @pytest.mark.parametrize(

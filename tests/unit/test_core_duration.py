@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.util.units import human_duration, parse_duration
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.util.units import human_duration, parse_duration
 
 
 @pytest.mark.parametrize(

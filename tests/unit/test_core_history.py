@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from elastic_ckpt.journal.cost import Cost, costs
 from elastic_ckpt.journal.curve import BINS, Steps, averaged, thin
 from elastic_ckpt.journal.fields import MAX_COUNT, MAX_SECONDS, Fields
-from elastic_ckpt.journal.time_account import Category, total
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause, NoticeKind
 from elastic_ckpt.journal.incidents import SENTENCES
+from elastic_ckpt.journal.time_account import Category, total
 
 pytestmark = pytest.mark.one_torch
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.interval import SaveInterval, parse_interval
 from elastic_ckpt.errors import ExitCode, UsageError
+from elastic_ckpt.policy.interval import SaveInterval, parse_interval
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.policy.hang import Stuck
+from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import (
     GATHER_SECONDS,
     LOST_SECONDS,
@@ -20,6 +19,7 @@ from elastic_ckpt.protocol.cluster import (
     Seen,
     Word,
 )
+from elastic_ckpt.protocol.ended import Ended, EndKind
 
 
 class Nodes:

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from elastic_ckpt.policy.retention import Candidate, Retention, judge, parse_best
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.policy.retention import Candidate, Retention, judge, parse_best
 
 
 def newest_first(*steps: int, **metrics: list[float]) -> list[Candidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.core.versions import NAMES, TRIED, describe, nearest_tried, untried
+from elastic_ckpt.cli.doctor.versions import NAMES, TRIED, describe, nearest_tried, untried
 
 OLD, LATEST = TRIED
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from elastic_ckpt.protocol.run_state import TRANSITIONS
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.protocol.run_state import TRANSITIONS
 from tests.commands import COMMANDS, PROGRAM
 from tests.pages import DOCS, PAGES, ROOT, anchors, blocks, links, typed_commands
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.util import progress
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.checkpoint.memory import drain as drains
 from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.memory import drain as drains
 from elastic_ckpt.checkpoint.memory.drain import is_on_disk
-from elastic_ckpt.journal.journal import Journal, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.saves.drainer import Drainer
+from elastic_ckpt.util import progress
 from tests.unit.memory_tools import own, snapshot
 from tests.unit.store_tools import MODEL, open_job
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from elastic_ckpt.checkpoint.colossalai_layout import RunningStates, read_running_states
 from elastic_ckpt.checkpoint.manifest import EngineInfo
-from elastic_ckpt.store.running_states import RunningStates, read_running_states
 from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.training.engines.torch.engine import TorchEngine
 from elastic_ckpt.training.tensors.state_codec import read_state

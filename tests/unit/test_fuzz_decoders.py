@@ -20,7 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.checkpoint import colossalai_layout as running_states
+from elastic_ckpt.checkpoint import quarantine
+from elastic_ckpt.checkpoint.colossalai_layout import decode_running_states
+from elastic_ckpt.checkpoint.job_lock import LockOwner, read_owner
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -38,26 +41,23 @@ from elastic_ckpt.checkpoint.manifest import (
     make_manifest,
     sign,
 )
-from elastic_ckpt.util.text import MAX_SHOWN, printable
-from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
-from elastic_ckpt.journal import journal as journals
-from elastic_ckpt.store import running_states
-from elastic_ckpt.checkpoint import quarantine
-from elastic_ckpt.util.files import MAX_DEPTH, files_below, read_bounded
-from elastic_ckpt.jobdir.heartbeat import Heartbeat, read_heartbeat
-from elastic_ckpt.journal.journal import MAX_LINE_BYTES, Journal, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.job_lock import LockOwner, read_owner
 from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected
+from elastic_ckpt.checkpoint.verify import is_verified
+from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
+from elastic_ckpt.jobdir.heartbeat import Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import (
     NodeRecord,
     NoticeRecord,
     ProcessIdentity,
     read_record,
 )
-from elastic_ckpt.store.running_states import decode_running_states
-from elastic_ckpt.store.verified import is_verified
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal import journal as journals
+from elastic_ckpt.journal.journal import MAX_LINE_BYTES, Journal, read_journal
+from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.util.files import MAX_DEPTH, files_below, read_bounded
+from elastic_ckpt.util.text import MAX_SHOWN, printable
 from tests.unit.store_tools import make_checkpoint, open_job
 
 HEADER = SealHeader(

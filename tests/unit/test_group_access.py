@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.store.verified import is_verified
-from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.journal.journal import Journal
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 USER, GROUP, OTHER_GROUP = 54321, 54322, 54323

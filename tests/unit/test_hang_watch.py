@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor import hang_watch
-from elastic_ckpt.supervisor.hang_watch import HangWatch
-from elastic_ckpt.supervisor.stacks import Stack
+from elastic_ckpt.supervisor.hang_watch import HangWatch, Stack
 from tests.unit.store_tools import open_job
 
 SECOND = 10**9

@@ -13,10 +13,9 @@ from typing import Any
 import click
 import pytest
 
-from elastic_ckpt.cli.run import hostfile
-from elastic_ckpt.cli.run import ssh
-from elastic_ckpt.cli.run.hostfile import Hostfile, hosts_to_start, is_this_machine, read_hostfile
+from elastic_ckpt.cli.run import hostfile, ssh
 from elastic_ckpt.cli.run.command import command, parse
+from elastic_ckpt.cli.run.hostfile import Hostfile, hosts_to_start, is_this_machine, read_hostfile
 from elastic_ckpt.errors import HostsNotStarted, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.test_job_file import printed

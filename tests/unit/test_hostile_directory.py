@@ -22,10 +22,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from elastic_ckpt.cli import app
+from elastic_ckpt.checkpoint import verify
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
+from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.checkpoint.prune import prune
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import mark_verified, read_manifest, verify_full, verify_quick
+from elastic_ckpt.cli import app
 from elastic_ckpt.errors import (
     CheckpointError,
     CheckpointRejected,
@@ -33,19 +39,12 @@ from elastic_ckpt.errors import (
     ElasticCkptError,
     StorageFailed,
 )
-from elastic_ckpt.checkpoint import verify
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
-from elastic_ckpt.journal.journal import Journal, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.job_lock import RunLocks
-from elastic_ckpt.checkpoint.prune import prune
-from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
-from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
-from elastic_ckpt.store.verified import mark_verified
-from elastic_ckpt.checkpoint.verify import read_manifest, verify_full, verify_quick
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.run_state import RunState
 from tests.unit.store_tools import (
     FILES,
     MODEL,
@@ -745,7 +744,7 @@ def test_without_a_booster_nothing_is_unpickled_at_all(
 ) -> None:
     """Not even of a checkpoint that whoever planted the pickle has sealed."""
     torch = pytest.importorskip("torch")
-    from elastic_ckpt.store.running_states import read_running_states
+    from elastic_ckpt.checkpoint.colossalai_layout import read_running_states
     from elastic_ckpt.training.engines.torch.engine import TorchEngine
     from elastic_ckpt.training.state.load import load_given, read_rank_state
     from elastic_ckpt.training.tensors.state_codec import write_state

@@ -13,15 +13,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "elastic_ckpt"
 
 WRONG_TURNS = [
-    ("checkpoint/manifest.py", "from elastic_ckpt.store import layout", "imports point down only"),
-    ("jobdir/paths.py", "import elastic_ckpt.notices", "imports point down only"),
+    ("policy/failure.py", "from elastic_ckpt.jobdir import paths", "imports point down only"),
+    ("jobdir/paths.py", "import elastic_ckpt.checkpoint", "imports point down only"),
     ("training/functions.py", "import elastic_ckpt.supervisor", "imports point down only"),
     ("cli/status/command.py", "import torch", "torch only in training and in the agent"),
-    (
-        "training/session.py",
-        "import colossalai",
-        "colossalai only in its engine",
-    ),
+    ("supervisor/listener.py", "import torch", "torch only in training and in the agent"),
+    ("training/session.py", "import colossalai", "colossalai only in its engine"),
+    ("policy/restart.py", "import time", "decisions touch no clock, file, process or network"),
+    ("protocol/cluster.py", "import os", "decisions touch no clock, file, process or network"),
 ]
 
 
@@ -51,7 +50,7 @@ def test_the_layers_are_kept() -> None:
     """Every contract holds in the tree as it is."""
     result = lint(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 kept, 0 broken" in result.stdout
+    assert "4 kept, 0 broken" in result.stdout
 
 
 def test_a_faithful_copy_is_green(copy: Path) -> None:
@@ -60,7 +59,7 @@ def test_a_faithful_copy_is_green(copy: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(("file", "line", "contract"), WRONG_TURNS, ids=[w[1] for w in WRONG_TURNS])
+@pytest.mark.parametrize(("file", "line", "contract"), WRONG_TURNS, ids=[w[0] for w in WRONG_TURNS])
 def test_an_import_turned_round_is_red(copy: Path, file: str, line: str, contract: str) -> None:
     """The contract that is broken is named, and so is the module that broke it."""
     path = copy / "elastic_ckpt" / file

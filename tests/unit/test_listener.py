@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble
-from elastic_ckpt.notices import NoticeSource, Tell
 from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.notices import NoticeSource, Tell
+from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble
 from elastic_ckpt.supervisor.listener import SETTLE_SECONDS, Listener
 from tests.unit.store_tools import open_job
 

@@ -10,25 +10,24 @@ from typing import Any
 
 import pytest
 
+from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Manifest
-from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.checkpoint.prune import prune
+from elastic_ckpt.checkpoint.quarantine import rejected
+from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
 from elastic_ckpt.errors import (
     CannotReshard,
     CheckpointError,
     CheckpointRejected,
     NoValidCheckpoint,
 )
-from elastic_ckpt.protocol.slot import Source
-from elastic_ckpt.checkpoint.catalog import scan
-from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.prune import prune
-from elastic_ckpt.checkpoint.quarantine import rejected
-from elastic_ckpt.store.verified import is_verified
-from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.slot import Source
+from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.state import load as loading
 from elastic_ckpt.training.state.load import load_given, load_newest
-from elastic_ckpt.training.peers import Peers
 from tests.unit.store_tools import MODEL, flip_bit, make_checkpoint, open_job, tick
 
 

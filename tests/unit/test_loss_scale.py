@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.engines.colossalai.loss_scale import (
     find_loss_scale,
     load_loss_scale,

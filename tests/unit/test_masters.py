@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.engines.colossalai.masters import Piece, load_masters, save_masters
 
 PLACE = "pp0of1-tp0of1"

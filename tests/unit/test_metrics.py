@@ -21,19 +21,24 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from elastic_ckpt import __version__
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.journal.time_account import Category, fold
-from elastic_ckpt.protocol.start_marks import Breakdown
-from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.jobdir.node_record import (
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+    RecoveryRecord,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.node_record import NodeRecord, NoticeRecord, ProcessIdentity, RecoveryRecord
+from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.journal.time_account import Category, fold
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.start_marks import Breakdown
 from elastic_ckpt.supervisor.metrics import journal_follower as metrics_feed
-from elastic_ckpt.supervisor.run_record import Account
 from elastic_ckpt.supervisor.metrics.collector import NodeCollector
-from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.counts import CAUSES, CRASHES, REASONS, TIERS, JobHistory
+from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
+from elastic_ckpt.supervisor.run_record import Account
 from tests.unit.store_tools import open_job
 
 pytestmark = pytest.mark.one_torch

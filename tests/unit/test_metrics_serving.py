@@ -19,10 +19,16 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 
 from elastic_ckpt.cli.run.command import settings_of
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.supervisor import metrics_file, metrics_server
-from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
-from elastic_ckpt.supervisor.metrics_file import MetricsFile, replace
-from elastic_ckpt.supervisor.metrics_server import AT_ONCE, MetricsServer
+from elastic_ckpt.supervisor.metrics import exporter as metrics_file
+from elastic_ckpt.supervisor.metrics import exporter as metrics_server
+from elastic_ckpt.supervisor.metrics.exporter import (
+    AT_ONCE,
+    MetricsFile,
+    MetricsServer,
+    check_file,
+    parse_address,
+    replace,
+)
 
 pytestmark = pytest.mark.one_torch
 

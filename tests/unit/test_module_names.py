@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.training.module_names import canonical_names
+from elastic_ckpt.training.engines.torch.state import canonical_names
 
 dist: Any = distributed
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Trouble
 from elastic_ckpt.notices import NoticeSource, Word, metadata, polling
 from elastic_ckpt.notices.aws import AwsSource
 from elastic_ckpt.notices.azure import AzureSource
 from elastic_ckpt.notices.gcp import GcpMaintenance, GcpPreempted
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Trouble
 from tests.clouds import Aws, Azure, Cloud, Gcp
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.notices.file import FileSource
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.signals import SignalSource, hold_signals
+from elastic_ckpt.policy.deadline import Notice
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from elastic_ckpt.policy.deadline import Limit, Notice
 from elastic_ckpt.notices import slurm
 from elastic_ckpt.notices.slurm import SlurmSource, SlurmUnanswered, fields, job_id
+from elastic_ckpt.policy.deadline import Limit, Notice
 
 CONFIG = "Configuration data\nKillWait                = 20 sec\nRequeueExit             = 75,76\n"
 PARTITION = "PartitionName=low AllowGroups=ALL GraceTime=50 Hidden=NO"

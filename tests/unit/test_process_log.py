@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.jobdir import process_log
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog, read_process_logs
-from elastic_ckpt.supervisor.agent_client import _shown
+from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import Joined
+from elastic_ckpt.supervisor.agent_client import _shown
 from tests.unit.store_tools import open_job
 
 pytestmark = pytest.mark.one_torch

@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.cli.app import main
 from elastic_ckpt.cli.report.material import Material, collect
 from elastic_ckpt.cli.report.page import render
 from elastic_ckpt.cli.report.words import figure, moment, offset, rounded
+from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, boot_id
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import MAX_LINE_BYTES
 from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.journal.journal import MAX_LINE_BYTES
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, boot_id
 from tests.unit.store_tools import make_checkpoint, open_job
 from tests.unit.test_core_history import (
     CRASHED,

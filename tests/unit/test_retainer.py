@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.store import retainer as retainers
+from elastic_ckpt.checkpoint import prune as retainers
 from elastic_ckpt.checkpoint.catalog import scan
-from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.checkpoint.prune import Retainer, prune
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.prune import prune
-from elastic_ckpt.store.retainer import Retainer
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.policy.retention import Retention
 from tests.unit.store_tools import make_checkpoint, open_job
 
 
@@ -189,7 +188,7 @@ from pathlib import Path
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.store.retainer import Retainer
+from elastic_ckpt.checkpoint.prune import Retainer
 
 job = JobDirectory(Path(sys.argv[1]))
 retainer = Retainer(job, Journal(job, "here"), print)

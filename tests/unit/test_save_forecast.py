@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.policy.prediction import FIRST_MARGIN, Route
-from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.policy.prediction import FIRST_MARGIN, Route
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast
 from tests.unit.store_tools import open_job
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.core.interval import SaveInterval
-from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, daly_interval
 from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, SaveInterval, daly_interval
 from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 
 HOUR = 3600.0

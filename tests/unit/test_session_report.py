@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.errors import NonFiniteLoss, UsageError
-from elastic_ckpt.protocol.slot import Source
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.errors import NonFiniteLoss, UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.slot import Source
+from elastic_ckpt.training.session import Session
 from elastic_ckpt.training.state import rank_state
 from elastic_ckpt.training.state.load import Loaded
-from elastic_ckpt.training.session import Session
 from tests.unit.store_tools import make_checkpoint, open_job
 
 

@@ -10,8 +10,13 @@ import pytest
 import torch
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.training.tensors.shard_index import MAX_SHARDS, check_files, read_index, shard_file
 from elastic_ckpt.training.tensors.safetensors_file import TensorFile, write_tensors
+from elastic_ckpt.training.tensors.shard_index import (
+    MAX_SHARDS,
+    check_files,
+    read_index,
+    shard_file,
+)
 
 FILE = "00000.safetensors"
 

@@ -12,10 +12,10 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.part import PartWriter
-from elastic_ckpt.training.shard_reader import ShardReader
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES, write_tensors
+from elastic_ckpt.training.tensors.shard_index import ShardReader
 
 dist: Any = distributed
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.training.tensors.state_codec import read_state, write_state
 
 

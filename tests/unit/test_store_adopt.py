@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from elastic_ckpt.util.progress import unwatched
-from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.checkpoint.adopt import adopt
 from elastic_ckpt.checkpoint.catalog import newest_valid
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.verify import verify_full
+from elastic_ckpt.errors import CheckpointRejected, UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.progress import unwatched
 from tests.unit.store_tools import open_job
 
 MODEL = "modeling/pytorch_model-00001.bin"
@@ -81,7 +81,8 @@ def test_what_a_killed_adoption_left_does_not_stop_the_next_one(
 ) -> None:
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(
-            "elastic_ckpt.checkpoint.adopt.sync_tree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+            "elastic_ckpt.checkpoint.adopt.sync_tree",
+            lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         adopt(job, foreign, 4, unwatched)
     assert (foreign / "parts/00000.json").exists() and newest_valid(job) is None

@@ -11,14 +11,14 @@ from typing import NoReturn
 import msgspec
 import pytest
 
-from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.checkpoint import verify
-from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.catalog import newest_valid, scan
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.quarantine import rejected
 from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
+from elastic_ckpt.checkpoint.quarantine import rejected
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import (
     FILES,
     MODEL,

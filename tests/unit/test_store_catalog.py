@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.util.progress import ignore
-from elastic_ckpt.errors import UnsupportedFormat
 from elastic_ckpt.checkpoint import catalog
 from elastic_ckpt.checkpoint.catalog import candidates, list_checkpoints, newest_valid, scan, view
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.errors import UnsupportedFormat
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.progress import ignore
 from tests.unit.store_tools import (
     MODEL,
     change_manifest,

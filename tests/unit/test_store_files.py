@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from elastic_ckpt.util.files import files_below, write_atomic
 from elastic_ckpt.checkpoint.hashed_file import hash_file
+from elastic_ckpt.util.files import files_below, write_atomic
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:

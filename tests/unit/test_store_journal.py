@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal import journal as journals
 from elastic_ckpt.journal.journal import (
     MAX_LINE_BYTES,
@@ -21,7 +21,7 @@ from elastic_ckpt.journal.journal import (
     JournalTail,
     read_journal,
 )
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.time_account import fold
 from tests.unit.store_tools import open_job
 
 WRITER = """

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.errors import DirectoryUnusable, ExitCode, LockHeld
 from elastic_ckpt.checkpoint import job_lock as locks
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.job_lock import HeldLock, RunLocks, read_owner
+from elastic_ckpt.errors import DirectoryUnusable, ExitCode, LockHeld
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import held_elsewhere, open_job
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.errors import ExitCode, LockHeld
 from elastic_ckpt.checkpoint import job_lock as locks
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.job_lock import HeldLock, LockOwner, read_owner
+from elastic_ckpt.errors import ExitCode, LockHeld
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import held_elsewhere, open_job
 
 WITHOUT_FLOCK = """

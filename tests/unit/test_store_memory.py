@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
+from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import (
     MemoryTier,
     MemoryUnusable,
@@ -21,7 +20,8 @@ from elastic_ckpt.checkpoint.memory.tier import (
     sweep,
     tier_of,
 )
-from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.memory_tools import own, snapshot
 from tests.unit.store_tools import MODEL, open_job
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from elastic_ckpt.checkpoint.manifest import decode_part
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.manifest import decode_part
 from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import make_header, open_job
 
 

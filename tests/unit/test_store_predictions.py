@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.policy.prediction import Predictor, Route
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
+from elastic_ckpt.policy.prediction import Predictor, Route
 from tests.unit.store_tools import open_job, tree
 
 

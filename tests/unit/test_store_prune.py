@@ -17,17 +17,22 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint import prune as pruning
 from elastic_ckpt.checkpoint.catalog import newest_valid, scan
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.read_lock import ReadLock
-from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.store.verified import is_verified, mark_verified
-from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full
+from elastic_ckpt.checkpoint.verify import (
+    MANIFEST_NAME,
+    is_verified,
+    mark_verified,
+    read_manifest,
+    verify_full,
+)
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
 from tests.unit.store_tools import (
     MODEL,
     change_manifest,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import newest_valid, scan
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 

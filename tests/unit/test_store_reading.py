@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint import read_lock as reading
 from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
+from elastic_ckpt.errors import CheckpointRejected
 from tests.unit.store_tools import make_checkpoint, open_job, read_locked_elsewhere
 
 

@@ -12,7 +12,6 @@ import msgspec
 import psutil
 import pytest
 
-from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.jobdir.node_record import (
     NodeRecord,
     NoticeRecord,
@@ -22,6 +21,7 @@ from elastic_ckpt.jobdir.node_record import (
     read_records,
 )
 from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.protocol.run_state import RunState
 from tests.unit.store_tools import open_job
 
 SAY_WHO = """

@@ -11,9 +11,8 @@ import xxhash
 
 from elastic_ckpt.checkpoint import hashed_file as hashing
 from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, HashedFile
+from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, STAGE_BYTES, HashedFile, StagedFile
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.store.staged import STAGE_BYTES, StagedFile
 from tests.unit.store_tools import open_job
 
 SIZES = [LARGE_BYTES, LARGE_BYTES + 1, 3 * STAGE_BYTES - 1, 3 * STAGE_BYTES, 5 * STAGE_BYTES + 4097]

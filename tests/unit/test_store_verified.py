@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.store import verified
+from elastic_ckpt.checkpoint import verify as verified
+from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, read_manifest, unmark
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.store.verified import is_verified, mark_verified, unmark
-from elastic_ckpt.checkpoint.verify import read_manifest
 from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 

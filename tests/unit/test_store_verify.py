@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint, sign
-from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.checkpoint import verify
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint, sign
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_files, verify_full, verify_quick
+from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.unit.store_tools import (
     MODEL,
     bounded,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.verify import Unchanged, read_manifest, share_out
+from elastic_ckpt.errors import CheckpointRejected
 from tests.unit.store_tools import MODEL, flip_bit, make_checkpoint, open_job, tick
 
 MIB = 2**20
@@ -75,7 +75,9 @@ def test_what_nobody_touched_is_unchanged_and_not_read_again(
     checkpoint: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unchanged, read = Unchanged(checkpoint, manifest.files), []
-    monkeypatch.setattr("elastic_ckpt.checkpoint.verify.hash_file", lambda *call, **_: read.append(call))
+    monkeypatch.setattr(
+        "elastic_ckpt.checkpoint.verify.hash_file", lambda *call, **_: read.append(call)
+    )
     unchanged.check()
     assert read == []
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Source
-from elastic_ckpt.journal.journal import Journal, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.supervisor.recovery_watch import RecoveryWatch
 
 

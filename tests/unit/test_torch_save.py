@@ -11,7 +11,7 @@ import xxhash
 
 from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.part import PartWriter
-from elastic_ckpt.training.torch_save import torch_save_through
+from elastic_ckpt.training.engines.colossalai.torch_archive import torch_save_through
 from tests.unit.store_tools import open_job
 
 STATE = {

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.training.engines.torch.engine import TorchEngine
 from elastic_ckpt.training.engines.torch.state import module_state, optimizer_state
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.memory.mapped_file import MappedFile, Mappings, StreamedFile
 from elastic_ckpt.checkpoint.memory.tier import Generation
+from elastic_ckpt.errors import CheckpointRejected
 
 
 class MemoryPart:

@@ -38,12 +38,12 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_memory_seal,
 )
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected
-from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.verify import verify_sizes
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
 
 SEAL_NAME: Final = "seal.json"
 SLOTS: Final = ("a", "b")

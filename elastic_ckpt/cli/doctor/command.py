@@ -8,20 +8,24 @@ from typing import Any
 import click
 import msgspec
 
-from elastic_ckpt.cli.clock_findings import check_clock
-from elastic_ckpt.cli.doctor.directory import Place, check_directory, look_at, named
-from elastic_ckpt.cli.filesystem_findings import check_filesystem
+from elastic_ckpt.cli.doctor.directory import (
+    Place,
+    check_directory,
+    check_filesystem,
+    look_at,
+    named,
+)
 from elastic_ckpt.cli.doctor.findings import Finding, Group, StatusLine, collect, show, show_sum
-from elastic_ckpt.cli.doctor.gpus import auto_workers, check_gpus, find_gpus
-from elastic_ckpt.cli.doctor.machine import check_limits
+from elastic_ckpt.cli.doctor.gpus import check_gpus
+from elastic_ckpt.cli.doctor.machine import check_clock, check_limits, check_network
 from elastic_ckpt.cli.doctor.memory import check_memory
-from elastic_ckpt.cli.network_findings import check_network
 from elastic_ckpt.cli.doctor.platform import Grace, check_platform, find_grace, nodes
 from elastic_ckpt.cli.doctor.storage import check_storage
 from elastic_ckpt.cli.doctor.systemd_unit import check_unit
 from elastic_ckpt.cli.doctor.versions import check_versions
-from elastic_ckpt.util.text import shown_json
+from elastic_ckpt.cli.gpus import auto_workers, find_gpus
 from elastic_ckpt.notices.platforms import detect
+from elastic_ckpt.util.text import shown_json
 
 
 class _Unasked(click.Path):

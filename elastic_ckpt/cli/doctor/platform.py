@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.util.bounded import Refused, Silent, answer
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.cli.run.options import known_grace
-from elastic_ckpt.util.units import human_duration
 from elastic_ckpt.cli.slurm.requeue import RUN_AGAIN
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.notices.platforms import PLATFORMS
+from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import human_duration
 
 _AGAIN: Final = "75 and 76 mean: run me again"
 _LEAVES: Final = {

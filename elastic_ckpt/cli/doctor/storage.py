@@ -8,15 +8,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
 from elastic_ckpt.cli.doctor.directory import Place
 from elastic_ckpt.cli.doctor.findings import Finding, State, ok
 from elastic_ckpt.cli.doctor.platform import Grace
-from elastic_ckpt.util.units import human_duration
-from elastic_ckpt.policy.emergency import Outlook, save_seconds
-from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route, RouteModel
-from elastic_ckpt.util.progress import human_bytes
-from elastic_ckpt.util.files import remove_tree
 from elastic_ckpt.cli.doctor.storage_trial import (
     CHUNK_BYTES,
     PREFIX,
@@ -29,6 +23,12 @@ from elastic_ckpt.cli.doctor.storage_trial import (
     Wrote,
     try_storage,
 )
+from elastic_ckpt.policy.emergency import Outlook, save_seconds
+from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route, RouteModel
+from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
+from elastic_ckpt.util.files import remove_tree
+from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_duration
 
 MOST_BYTES: Final = 256 * 1024 * 1024
 MOST_SHARE: Final = 4

@@ -20,8 +20,8 @@ from typing import Final
 import filelock
 import msgspec
 
-from elastic_ckpt.util.files import create_file, remove_tree, sync_directory
 from elastic_ckpt.checkpoint.hashed_file import HashedFile
+from elastic_ckpt.util.files import create_file, remove_tree, sync_directory
 
 PREFIX: Final = ".elastic-ckpt-trial-"
 """Of the directory that all of it happens in; nobody takes it for a checkpoint."""

@@ -11,10 +11,10 @@ from elastic_ckpt.cli.common import human_age
 from elastic_ckpt.cli.report.material import Material
 from elastic_ckpt.cli.report.words import CAUSES, CLASSES, listed, plural, share, span, tally
 from elastic_ckpt.cli.status.view import NewestView
-from elastic_ckpt.journal.cost import Cost
-from elastic_ckpt.journal.time_account import Category
-from elastic_ckpt.journal.history_types import Interruption, NoticeKind
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.journal.cost import Cost
+from elastic_ckpt.journal.history_types import Interruption, NoticeKind
+from elastic_ckpt.journal.time_account import Category
 
 Tone = Literal["good", "note", "bad"]
 

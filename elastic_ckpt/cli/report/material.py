@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from elastic_ckpt.checkpoint.catalog import CheckpointView, in_memory, quarantined, scan, view
+from elastic_ckpt.checkpoint.verify import is_verified
 from elastic_ckpt.cli.status.view import StatusView, gather
+from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.cost import Cost, costs
 from elastic_ckpt.journal.curve import Steps
-from elastic_ckpt.journal.time_account import Goodput, Span, total
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause, Interruption
-from elastic_ckpt.checkpoint.catalog import CheckpointView, in_memory, quarantined, scan, view
 from elastic_ckpt.journal.journal import JournalEvent, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.node_record import job_records
-from elastic_ckpt.store.verified import is_verified
+from elastic_ckpt.journal.time_account import Goodput, Span, total
 
 MAX_CHECKPOINTS = 100
 """The newest are looked at; a job that keeps all may have thousands."""

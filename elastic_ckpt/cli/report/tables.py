@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
 from elastic_ckpt.cli.common import human_age
 from elastic_ckpt.cli.report.material import Material
-from elastic_ckpt.cli.report_rows import (
-    CheckpointRow,
-    FailureRow,
-    IncarnationRow,
-    IncidentRow,
-    NoticeRow,
-    RefusedRow,
-    SaveRow,
-    TimeRow,
-)
 from elastic_ckpt.cli.report.words import (
     CATEGORIES,
     CAUSES,
     CLASSES,
     ENDINGS,
     NOTICES,
+    Moment,
     moment,
     plural,
     rounded,
     share,
     span,
 )
+from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.journal.cost import Cost
-from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.journal.history_types import (
     Incarnation,
     Interruption,
@@ -40,9 +32,9 @@ from elastic_ckpt.journal.history_types import (
     NoticeKind,
     Save,
 )
+from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import ExitCode
 
 MAX_ROWS: Final = 150
 """The newest are listed; all are counted."""
@@ -276,3 +268,116 @@ def waits_apart(material: Material) -> float:
     own = sum(cost.recovery_seconds + cost.waiting_seconds for cost in material.costs)
     whole = found.seconds(Category.RECOVERY) + found.seconds(Category.WAITING)
     return max(0.0, whole - own)
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """A category of time; ``left`` and ``width`` are per cent of the bar."""
+
+    name: str
+    label: str
+    what: str
+    seconds: float
+    shown: str
+    human: str
+    share: str
+    left: float
+    width: float
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A failure and what it cost."""
+
+    label: str
+    at: Moment
+    kind: str
+    message: str
+    lost: str
+    steps: str
+    recovery: str
+    waiting: str
+    back: str
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class NoticeRow:
+    """A notice, what became of it, and what the leaving and coming back cost."""
+
+    label: str
+    at: Moment
+    kind: str
+    source: str
+    reason: str
+    grace: str
+    predicted: str
+    actual: str
+    saved: str
+    why: str
+    outcome: str
+    code: str
+    lost: str
+    recovery: str
+    waiting: str
+
+
+@dataclass(frozen=True)
+class CheckpointRow:
+    """A checkpoint as it is on its tier now."""
+
+    name: str
+    step: str
+    epoch: str
+    reason: str
+    tier: str
+    size: str
+    age: str
+    valid: bool
+    state: str
+    in_full: str
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """A checkpoint that was not used, or set aside."""
+
+    name: str
+    at: Moment | None
+    reason: str
+    kept: str
+
+
+@dataclass(frozen=True)
+class IncarnationRow:
+    """One launch of all workers."""
+
+    number: str
+    at: Moment
+    ranks: str
+    begins: str
+    reached: str
+    trained: str
+    ended: str
+
+
+@dataclass(frozen=True)
+class SaveRow:
+    """Saves of one reason and tier."""
+
+    reason: str
+    tier: str
+    count: str
+    seconds: str
+    stall: str
+    worst: str
+    size: str
+
+
+@dataclass(frozen=True)
+class IncidentRow:
+    """Anything else."""
+
+    at: Moment
+    what: str
+    text: str

@@ -18,8 +18,8 @@ from elastic_ckpt.cli.report.words import (
     plural,
     span,
 )
-from elastic_ckpt.journal.time_account import Category, Span
 from elastic_ckpt.journal.history_types import Cause, Incarnation, NoticeKind, Save
+from elastic_ckpt.journal.time_account import Category, Span
 
 _PERIODS: Final = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Final
 
-from elastic_ckpt.util.units import human_duration
-from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.journal.history_types import Cause, NoticeKind
+from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.util.units import human_duration
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,21 @@ import click
 
 from elastic_ckpt.cli.run.hostfile import HOSTS, fill_in, hosts_to_start
 from elastic_ckpt.cli.run.job_file import config_option, print_config_option, shown
-from elastic_ckpt.cli.run.options import known_grace, notice_options
-from elastic_ckpt.cli.retention_options import make_retention, retention_options
-from elastic_ckpt.util.units import parse_duration
-from elastic_ckpt.policy.hang import LEAST_SECONDS
-from elastic_ckpt.core.interval import SaveInterval, parse_interval
-from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS
-from elastic_ckpt.util.text import printable
+from elastic_ckpt.cli.run.options import (
+    known_grace,
+    make_retention,
+    notice_options,
+    retention_options,
+)
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.notices.platforms import choose
-from elastic_ckpt.notices.signals import hold_signals
 from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.notices.platforms import choose
+from elastic_ckpt.notices.signals import hold_signals
+from elastic_ckpt.policy.hang import LEAST_SECONDS
+from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import parse_duration
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import OnWarning, RunSettings
@@ -300,9 +303,9 @@ def settings_of(called_with: Sequence[str]) -> RunSettings:
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
     """Of a node that is alone, leads, or follows."""
     from elastic_ckpt.checkpoint.job_lock import read_owner
+    from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.cluster.head import Head
     from elastic_ckpt.supervisor.cluster.member import Member
-    from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
     if not settings.endpoint:
@@ -329,8 +332,8 @@ def _start_others(context: click.Context, settings: RunSettings) -> None:
 def _remember_slurm_job(settings: RunSettings) -> None:
     """So that ``elastic-ckpt status JOBID`` finds it."""
     if "slurm" in settings.notice_sources:
-        from elastic_ckpt.notices.slurm import job_id
         from elastic_ckpt.jobdir.slurm_jobs import remember_job
+        from elastic_ckpt.notices.slurm import job_id
 
         for number in {job_id(), os.environ["SLURM_JOB_ID"]}:
             remember_job(number, settings.directory)
@@ -369,7 +372,7 @@ def check_script(script: Path) -> None:
 
 def _workers(nproc: str) -> int:
     if nproc == "auto":
-        from elastic_ckpt.cli.doctor.gpus import auto_workers
+        from elastic_ckpt.cli.gpus import auto_workers
 
         return auto_workers()
     if not nproc.isdecimal() or int(nproc) < 1:

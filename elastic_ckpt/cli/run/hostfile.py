@@ -14,8 +14,8 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.util.text import printable
 
 HOSTS: Final = "elastic_ckpt.hosts"
 FILLED: Final = "elastic_ckpt.filled_from_hostfile"

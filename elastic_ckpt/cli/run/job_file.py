@@ -11,8 +11,8 @@ import click
 from click.core import ParameterSource
 
 from elastic_ckpt.cli.run.hostfile import FILLED
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.util.text import printable
 
 _PATHS: Final = frozenset(
     {"dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}

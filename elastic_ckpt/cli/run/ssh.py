@@ -17,10 +17,10 @@ import click
 from click.core import ParameterSource
 
 from elastic_ckpt.cli.run.hostfile import FILLED
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import HostsNotStarted
-from elastic_ckpt.util.files import create_file
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import create_file
+from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import RunSettings

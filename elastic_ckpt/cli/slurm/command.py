@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
-from elastic_ckpt.cli.slurm_script import batch_script, is_array
 from elastic_ckpt.cli.slurm.requeue import Verdict, judge
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import ElasticCkptError, ExitCode, SlurmRefused, UsageError
 from elastic_ckpt.jobdir.slurm_jobs import find_job, remember_job
+from elastic_ckpt.util.text import printable
 
 _ANSWER_SECONDS = 60.0
 _PATIENCE_SECONDS = 300.0
@@ -118,8 +119,8 @@ def requeue_hook(code: int) -> int:
 
 def _fruitless_runs(job: str) -> int:
     """Runs in a row without a checkpoint, by the journal; 0 where nobody knows."""
-    from elastic_ckpt.journal.journal import read_journal
     from elastic_ckpt.jobdir.paths import JobDirectory
+    from elastic_ckpt.journal.journal import read_journal
 
     directory = find_job(job)
     if directory is None:
@@ -165,3 +166,61 @@ def _sbatch(options: Sequence[str], script: str) -> str:
     if done.returncode != 0:
         raise SlurmRefused(printable(" ".join(done.stderr.split())) or "sbatch failed")
     return done.stdout.strip().partition(";")[0]
+
+
+_SCRIPT: Final = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={output}
+
+# When a job is cancelled or out of time this shell is told, too, and has to stay until the save is
+# done. It must not pass the signal on: srun would kill its tasks.
+trap : TERM
+
+# One supervisor on each node; it launches the workers. Since 22.05 srun does not take the number of
+# processors over by itself.
+srun ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
+    elastic-ckpt run --config {config}{directory}
+code=$?
+
+# 75 and 76 ask for another run. Whether the job was cancelled meanwhile, SLURM knows.
+elastic-ckpt slurm requeue-hook "$code"
+"""
+
+
+def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[str] = ()) -> str:
+    """The text for sbatch.
+
+    Args:
+        params: of the job file, as ``run`` has them.
+        options: for sbatch; with an array each task has a directory of its own.
+    """
+    from elastic_ckpt.protocol.rendezvous import parse_nodes
+
+    array = is_array(options)
+    directory = Path(params["directory"]).absolute()
+    task = f' --dir {shlex.quote(str(directory))}/task-"$SLURM_ARRAY_TASK_ID"'
+    least, most = parse_nodes(params.get("nnodes") or "1")
+    return _SCRIPT.format(
+        name=_word(params.get("name") or directory.name),
+        nodes=f"{least}-{most}" if most > least else str(least),
+        output="slurm-%A_%a.out" if array else "slurm-%j.out",
+        config=shlex.quote(str(job_file)),
+        directory=task if array else "",
+    )
+
+
+def is_array(options: Sequence[str]) -> bool:
+    """Whether these options of sbatch make an array of jobs."""
+    return "SBATCH_ARRAY_INX" in os.environ or any(
+        option.startswith(("--ar", "-a")) for option in options
+    )
+
+
+def _word(text: str) -> str:
+    """A name that can stand in a line of sbatch."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text) or "job"

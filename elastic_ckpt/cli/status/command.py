@@ -12,9 +12,9 @@ import msgspec
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.status.page import make_console, page, show
 from elastic_ckpt.cli.status.view import gather
-from elastic_ckpt.util.text import shown_json
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.text import shown_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final, Literal
 import click
 
 from elastic_ckpt.cli.common import human_age
-from elastic_ckpt.util.units import human_duration
 from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

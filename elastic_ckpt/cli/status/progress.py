@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount, number
-from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.checkpoint.catalog import CheckpointView
 from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount, number
+from elastic_ckpt.protocol.slot import Slot
 
 RATE_SECONDS: Final = 300.0
 """The rate is that of the last minutes, of the incarnation that runs, saves included."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.journal.journal import JournalEvent
 from elastic_ckpt.journal.time_account import number
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.journal.journal import JournalEvent
-from elastic_ckpt.jobdir.node_record import NodeRecord
 
 
 class LastSaveView(msgspec.Struct):

@@ -7,7 +7,10 @@ from typing import Any
 
 import msgspec
 
-from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_valid
+from elastic_ckpt.checkpoint.job_lock import read_owner
+from elastic_ckpt.checkpoint.manifest import Manifest
+from elastic_ckpt.checkpoint.verify import is_verified
 from elastic_ckpt.cli.status.progress import (
     AtRiskView,
     ProgressView,
@@ -25,20 +28,17 @@ from elastic_ckpt.cli.status.saves import (
     save_interval,
 )
 from elastic_ckpt.cli.status.workers import WorkerView, reported, worker_views
-from elastic_ckpt.policy.failure import FailureClass
-from elastic_ckpt.journal.time_account import fold
-from elastic_ckpt.checkpoint.manifest import Manifest
-from elastic_ckpt.protocol.run_state import TERMINAL, RunState
-from elastic_ckpt.util.text import encodable, printable
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
-from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_valid
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
-from elastic_ckpt.journal.journal import JournalEvent, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.job_lock import read_owner
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, RecoveryRecord, job_records
-from elastic_ckpt.store.verified import is_verified
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.journal.time_account import fold
+from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import TERMINAL, RunState
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.util.text import encodable, printable
 
 _NO_SESSION = "the script makes no Session: there will be no checkpoints"
 

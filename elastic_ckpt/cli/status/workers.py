@@ -11,8 +11,8 @@ import msgspec
 import psutil
 
 from elastic_ckpt.policy.straggler import stragglers
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.util.text import printable
 
 _NVIDIA = "/dev/nvidiactl"
 _DRIVER_SECONDS = 2.0

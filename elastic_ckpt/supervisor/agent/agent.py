@@ -23,16 +23,12 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
-from elastic_ckpt.protocol.ended import Ended, EndKind
-from elastic_ckpt.protocol.cluster import BEAT_SECONDS, Word
-from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
-from elastic_ckpt.supervisor.agent import launch
-from elastic_ckpt.supervisor.agent.launch import Incarnation, Placement
-from elastic_ckpt.supervisor.agent.cluster_member import Membership
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.cluster import BEAT_SECONDS, Word
+from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
     AgentEvent,
     Ask,
@@ -44,7 +40,13 @@ from elastic_ckpt.protocol.messages import (
     WorkerSpec,
     encode_line,
 )
+from elastic_ckpt.protocol.slot import Outcome, Slot
+from elastic_ckpt.supervisor.agent import launch
+from elastic_ckpt.supervisor.agent.cluster_member import Membership
+from elastic_ckpt.supervisor.agent.launch import Incarnation, Placement
 from elastic_ckpt.supervisor.agent.output import Output
+from elastic_ckpt.supervisor.agent.template_process import Template
+from elastic_ckpt.supervisor.agent.workers import Workers
 from elastic_ckpt.util.processes import (
     become_subreaper,
     count_memory_kills,
@@ -52,8 +54,6 @@ from elastic_ckpt.util.processes import (
     kill_descendants,
     outlive_parent,
 )
-from elastic_ckpt.supervisor.agent.template_process import Template
-from elastic_ckpt.supervisor.agent.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Agent:
         idle = kind is RequestKind.STOP and not word.begun
         self.post(Answer(number, kind, word.step), idle=idle)
 
-    # -- this node's workers; see Local in supervisor/agent/cluster_member.py ---------------------------
+    # -- this node's workers; see Local in cluster_member.py -----------------------------------
 
     def begin(self, place: Placement) -> None:
         """Launch them."""

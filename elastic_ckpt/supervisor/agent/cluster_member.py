@@ -16,7 +16,6 @@ from typing import Final, Protocol
 import msgspec
 
 from elastic_ckpt.protocol.agreement import Answer
-from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.cluster import (
     LOST_SECONDS,
     Head,
@@ -25,9 +24,7 @@ from elastic_ckpt.protocol.cluster import (
     MemberState,
     Word,
 )
-from elastic_ckpt.supervisor.agent import launch
-from elastic_ckpt.supervisor.agent.store_link import Line
-from elastic_ckpt.supervisor.agent.launch import Placement
+from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
     AgentEvent,
     AllIdle,
@@ -48,6 +45,9 @@ from elastic_ckpt.protocol.messages import (
     WorkerSpec,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.agent import launch
+from elastic_ckpt.supervisor.agent.launch import Placement
+from elastic_ckpt.supervisor.agent.store_link import Line
 
 log = logging.getLogger(__name__)
 

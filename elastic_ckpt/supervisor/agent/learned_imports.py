@@ -26,8 +26,8 @@ import msgspec
 
 from elastic_ckpt.jobdir.preload_file import is_installed
 from elastic_ckpt.supervisor.agent import template
-from elastic_ckpt.util.processes import die_with_parent
 from elastic_ckpt.supervisor.agent.template_process import PLAN_VARIABLE, Plan, Verdict
+from elastic_ckpt.util.processes import die_with_parent
 
 MODULE_SECONDS: Final = 60.0
 """A module whose import takes longer hangs."""

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.worker_logs import LogWriter
+from elastic_ckpt.protocol.board import Board
 
 _CHUNK: Final = 65536
 _POLL_SECONDS: Final = 0.002

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.preload_file import Preload, read_preload, write_preload
-from elastic_ckpt.supervisor.agent.launch import WORKER_ENTRY
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.messages import WorkerSpec
+from elastic_ckpt.supervisor.agent.launch import WORKER_ENTRY
 
 log = logging.getLogger(__name__)
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.util.units import human_duration
-from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.policy.hang import Hang
+from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import Gathering
-from elastic_ckpt.protocol.run_state import Event
+from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.protocol.messages import AgentEvent, Ask, Dismissed, Finish, Hung, Nodes
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.protocol.run_state import Event
 from elastic_ckpt.supervisor.cluster.node import OneOfSeveral
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.units import human_duration
 
 DISMISS_SECONDS: Final = 5.0
 """How long the agent may take to tell the other nodes that the job is over."""

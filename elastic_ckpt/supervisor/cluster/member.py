@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.util.units import human_duration
-from elastic_ckpt.protocol.ended import Ended, EndKind
-from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.supervisor.cluster.node import OneOfSeveral
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.units import human_duration
 
 HEAD_BACK_SECONDS: Final = 30.0
 """How long a head that was lost may take to be started again; then this run ends, too."""

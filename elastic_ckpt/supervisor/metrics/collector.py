@@ -22,18 +22,18 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from elastic_ckpt import __version__
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.journal.time_account import Category
-from elastic_ckpt.protocol.start_marks import Breakdown
-from elastic_ckpt.protocol.run_state import TERMINAL, RunState
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import TERMINAL, RunState
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.protocol.start_marks import Breakdown
 from elastic_ckpt.supervisor.metrics import table
-from elastic_ckpt.supervisor.run_record import Account
-from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.counts import TIERS, Durations, JobHistory
+from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.table import Kind, Metric
+from elastic_ckpt.supervisor.run_record import Account
+from elastic_ckpt.util.text import printable
 
 LOOK_SECONDS: Final = 0.5
 """How long who asks waits for the journal's newest lines."""

@@ -12,12 +12,12 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from elastic_ckpt.policy.failure import FailureClass
-from elastic_ckpt.journal.time_account import TimeAccount, number
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.journal.journal import JournalEvent
 from elastic_ckpt.jobdir.paths import checkpoint_key
+from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.journal.time_account import TimeAccount, number
+from elastic_ckpt.policy.failure import FailureClass
 
 BOUNDS_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Of a save's and a drain's duration: a small model in memory, and a large one on a slow disk."""

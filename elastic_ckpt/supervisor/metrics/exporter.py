@@ -9,16 +9,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.supervisor.run_record import Account
 from elastic_ckpt.supervisor.settings import RunSettings
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
-    from elastic_ckpt.supervisor.metrics_file import MetricsFile
-    from elastic_ckpt.supervisor.metrics_server import MetricsServer
+    from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
 _ADDRESS: Final = re.compile(r"(?:(?:\[([0-9A-Fa-f:.]+)\]|([^][:\s]+)):)?([0-9]{1,5})")
 
@@ -47,8 +46,7 @@ class Metrics:
 
         from elastic_ckpt.supervisor.metrics.collector import NodeCollector
         from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
-        from elastic_ckpt.supervisor.metrics_file import MetricsFile
-        from elastic_ckpt.supervisor.metrics_server import MetricsServer
+        from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
         if account.record.leads:
             self._feed = JournalFeed(job, settings.node)

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import (
     CLOCK_STEP_SECONDS,
     JournalEvent,
     JournalTail,
     read_journal,
 )
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.supervisor.metrics.counts import JobHistory
 
 log = logging.getLogger(__name__)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.policy.emergency import Choice
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.memory.tier import Sealed
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast, step_seconds
 from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings

@@ -18,16 +18,15 @@ from typing import Final
 
 import psutil
 
+from elastic_ckpt.checkpoint.memory.drain import drain, is_on_disk, make_spare_buffers
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
+from elastic_ckpt.checkpoint.prune import Retainer
+from elastic_ckpt.checkpoint.read_lock import BeingRemoved
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.util.progress import Advance, in_lines
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.checkpoint.memory.drain import drain, is_on_disk
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
-from elastic_ckpt.checkpoint.read_lock import BeingRemoved
-from elastic_ckpt.store.retainer import Retainer
-from elastic_ckpt.store.spare_buffers import make_spare_buffers
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.policy.emergency import Choice, Outlook, choose, save_seconds
-from elastic_ckpt.journal.time_account import number
-from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
-from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.journal.journal import Journal, JournalEvent
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
+from elastic_ckpt.journal.journal import Journal, JournalEvent
+from elastic_ckpt.journal.time_account import number
+from elastic_ckpt.policy.emergency import Choice, Outlook, choose, save_seconds
+from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
+from elastic_ckpt.protocol.slot import Slot
 
 _ROUTES: Final = {
     ("saved", "memory"): Route.MEMORY,

@@ -8,14 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.checkpoint.catalog import newest_valid
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.checkpoint.memory.tier import GENERATIONS, MemoryUnusable, OwnedTier, Sealed, sweep
 from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.checkpoint.memory.tier import (
+    GENERATIONS,
+    MemoryUnusable,
+    OwnedTier,
+    Sealed,
+    sweep,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.progress import human_bytes
 
 NOTHING: Final = (-1, 0)
 """The (epoch, step) of no checkpoint: before every other."""

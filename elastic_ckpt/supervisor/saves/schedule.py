@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.journal.failure_rate import FailureHistory
+from elastic_ckpt.journal.journal import JournalEvent
 from elastic_ckpt.journal.time_account import number
-from elastic_ckpt.core.interval import SaveInterval
 from elastic_ckpt.policy.interval import (
     FIRST_INTERVAL,
+    SaveInterval,
     estimate_mtbf,
     optimal_interval,
 )
-from elastic_ckpt.journal.journal import JournalEvent
 
 _COSTS: Final = 5
 """Saves whose median says what one costs; one that was slow moves nothing."""

@@ -16,9 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from elastic_ckpt.checkpoint.catalog import candidates
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Manifest, MemorySeal
-from elastic_ckpt.util.progress import in_lines, unwatched
-from elastic_ckpt.util.text import printable
+from elastic_ckpt.checkpoint.memory.tier import Generation, Sealed, check_covers
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
+from elastic_ckpt.checkpoint.verify import (
+    MANIFEST_NAME,
+    Unchanged,
+    mark_verified,
+    read_manifest,
+    share_out,
+    verify_files,
+    verify_quick,
+)
 from elastic_ckpt.errors import (
     CannotReshard,
     CheckpointError,
@@ -27,24 +38,13 @@ from elastic_ckpt.errors import (
     NotSealed,
     NoValidCheckpoint,
 )
-from elastic_ckpt.protocol.slot import Source
-from elastic_ckpt.checkpoint.catalog import candidates
 from elastic_ckpt.jobdir.paths import checkpoint_key
-from elastic_ckpt.checkpoint.memory.tier import Generation, Sealed, check_covers
-from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
-from elastic_ckpt.store.verified import mark_verified
-from elastic_ckpt.checkpoint.verify import (
-    MANIFEST_NAME,
-    Unchanged,
-    read_manifest,
-    share_out,
-    verify_files,
-    verify_quick,
-)
+from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.tensors.state_codec import read_state
+from elastic_ckpt.util.progress import in_lines, unwatched
+from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
 

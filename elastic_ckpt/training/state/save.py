@@ -16,17 +16,17 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
+from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.util.files import files_below
-from elastic_ckpt.checkpoint.part import Part
-from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.state.target import Target, choose_target
 from elastic_ckpt.training.state.snapshot import Snapshot, make_header
+from elastic_ckpt.training.state.target import Target, choose_target
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.training.tensors.state_codec import write_state
+from elastic_ckpt.util.files import files_below
 
 log = logging.getLogger(__name__)
 

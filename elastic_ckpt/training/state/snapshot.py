@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Reason, SealHeader
 from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.training.runtime import Runtime
 
 REASONS: Final[dict[ActionKind, Reason]] = {

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader
 from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.checkpoint.space import ensure_space
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.training.engines import Engine
-from elastic_ckpt.training.worker_memory import MemoryTarget, WorkerMemory
 from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.worker_memory import MemoryTarget, WorkerMemory
 
 _MARGIN: Final = 1.05
 """What the next checkpoint may be larger than the last one."""

@@ -5,6 +5,7 @@ At once, or (:class:`DeviceCopies`) behind the caller's back while it computes o
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -157,3 +158,22 @@ def _write_staged(file: Any, flat: torch.Tensor) -> None:
             begin(number + 1)
         copied[number % _BUFFERS].synchronize()
         file.write(buffers[number % _BUFFERS][: chunk.numel()].numpy())
+
+
+def pin(mapping: mmap.mmap) -> None:
+    """Register a mapping with CUDA, if this process uses it by now.
+
+    Where that is refused a copy into the mapping is still right, and the caller waits for it.
+    """
+    if cuda.is_initialized():
+        cuda.cudart().cudaHostRegister(_address(mapping), len(mapping), 0)
+
+
+def unpin(mapping: mmap.mmap) -> None:
+    """Take it back, before the pages are unmapped."""
+    if cuda.is_initialized() and torch.frombuffer(mapping, dtype=torch.uint8).is_pinned():
+        cuda.cudart().cudaHostUnregister(_address(mapping))
+
+
+def _address(mapping: mmap.mmap) -> int:
+    return torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()

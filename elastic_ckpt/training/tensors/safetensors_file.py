@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol
 import msgspec
 import torch
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.util.files import open_regular
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device, write_from_device
+from elastic_ckpt.util.files import open_regular
+from elastic_ckpt.util.text import printable
 
 DTYPES: Final[dict[torch.dtype, str]] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",

@@ -18,10 +18,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, UsageError
-from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, UsageError
 from elastic_ckpt.training.tensors.safetensors_file import (
     DTYPES,
     METADATA_KEY,
@@ -30,6 +28,8 @@ from elastic_ckpt.training.tensors.safetensors_file import (
     make_header,
     write_file,
 )
+from elastic_ckpt.util.files import read_bounded
+from elastic_ckpt.util.text import printable
 
 _TAG: Final = "$"
 _MAX_DEPTH: Final = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import multiprocessing
 import os
@@ -18,23 +19,27 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import distributed
 
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import ElasticCkptError
-from elastic_ckpt.protocol.slot import Outcome, SlotWriter
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.agreement import RequestKind
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.training import runtime
-from elastic_ckpt.training.group_marks import mark_group
 from elastic_ckpt.training.import_notes import ImportNotes
-from elastic_ckpt.training.worker.output import keep_output
 from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.state.rng import reseed_numpy
-from elastic_ckpt.training.worker.signals import ignore_notices, set_terminate_hook, shield_data_loaders
+from elastic_ckpt.training.worker.output import keep_output
+from elastic_ckpt.training.worker.signals import (
+    ignore_notices,
+    set_terminate_hook,
+    shield_data_loaders,
+)
+from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -226,3 +231,24 @@ def _die_with_template() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent or parent == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def mark_group(slot: SlotWriter) -> None:
+    """Note on the board when the first ``init_process_group`` begins and ends; then step aside.
+
+    A module that took the function out of ``torch.distributed`` before is not seen: its time
+    counts as the building of the model.
+    """
+    dist: Any = distributed
+    plain = dist.init_process_group
+
+    @functools.wraps(plain)
+    def marked(*args: Any, **options: Any) -> Any:
+        dist.init_process_group = plain
+        slot.group_begins()
+        try:
+            return plain(*args, **options)
+        finally:
+            slot.group_is_made()
+
+    dist.init_process_group = marked

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.checkpoint.colossalai_layout import Index, read_index
+from elastic_ckpt.util.text import printable
 
 Kind = Literal["modeling", "optimizer"]
 

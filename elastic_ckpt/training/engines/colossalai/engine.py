@@ -17,9 +17,8 @@ from colossalai.utils import safetensors as nested
 from torch import distributed
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from elastic_ckpt.checkpoint.part import Part
-from elastic_ckpt.training.tensors.device_copy import DeviceCopies
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from elastic_ckpt.training.engines import tensor_bytes
 from elastic_ckpt.training.engines.colossalai import coverage
 from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
@@ -28,10 +27,16 @@ from elastic_ckpt.training.engines.colossalai.loss_scale import (
     load_loss_scale,
     save_loss_scale,
 )
-from elastic_ckpt.training.engines.colossalai.masters import Piece, find_pieces, load_masters, save_masters
-from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler, weights_only
+from elastic_ckpt.training.engines.colossalai.masters import (
+    Piece,
+    find_pieces,
+    load_masters,
+    save_masters,
+)
 from elastic_ckpt.training.engines.colossalai.shares import Shares, count_writers
-from elastic_ckpt.training.torch_save import torch_save_through
+from elastic_ckpt.training.engines.colossalai.torch_archive import torch_save_through
+from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler, weights_only
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 dist: Any = distributed
 """As in :mod:`elastic_ckpt.training.peers`."""

@@ -11,10 +11,10 @@ from typing import Any, Final, Protocol
 import msgspec
 import torch
 
-from elastic_ckpt.util.text import printable
+from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import read_bounded
-from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.util.text import printable
 
 _NAME: Final = "precision/loss_scale.json"
 _MAX_BYTES: Final = 64 * 1024

@@ -20,11 +20,16 @@ import torch
 from torch import distributed
 from xxhash import xxh3_64_hexdigest
 
-from elastic_ckpt.util.text import printable
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.checkpoint.part import Part
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.training.tensors.safetensors_file import (
+    TensorFile,
+    layout_of,
+    make_header,
+    write_file,
+)
 from elastic_ckpt.training.tensors.state_codec import rejecting
-from elastic_ckpt.training.tensors.safetensors_file import TensorFile, layout_of, make_header, write_file
+from elastic_ckpt.util.text import printable
 
 DIRECTORY: Final = "precision"
 

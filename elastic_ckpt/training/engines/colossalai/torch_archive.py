@@ -14,9 +14,13 @@ the checkpoint's manifest.
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final
 
@@ -24,7 +28,7 @@ import torch
 from torch.serialization import save as plain_save
 from torch.serialization import skip_data
 
-from elastic_ckpt.checkpoint.part import Sink
+from elastic_ckpt.checkpoint.part import Part, Sink
 
 _LOCAL_HEADER: Final = b"PK\x03\x04"
 _NAME_LENGTH_AT: Final = 26
@@ -171,3 +175,51 @@ def _view(storage: Any) -> Any:
     """The bytes of a storage, without a copy if it is the CPU's."""
     flat = torch.empty(0, dtype=torch.uint8, device="cpu")
     return flat.set_(storage.cpu()).numpy()
+
+
+Takes = Callable[[str, Any, int], bool]
+"""Whether this rank writes a file: its path in the part, what it is to hold, bytes of tensors."""
+
+
+def _always(path: str, obj: Any, tensor_bytes: int) -> bool:
+    return True
+
+
+@contextmanager
+def torch_save_through(directory: Path, part: Part, takes: Takes = _always) -> Iterator[None]:
+    """Have every ``torch.save`` to a path below ``directory`` write through ``part``.
+
+    ColossalAI names files, it does not open them. A tensor is copied once, without the passes
+    that ``torch.save`` makes over it; a call with options, or for something that cannot be laid
+    out beforehand, is left to torch.
+
+    Args:
+        takes: asked once for each file; if it says no, nothing is written.
+    """
+    plain = torch.save
+    root = os.path.abspath(directory)
+
+    def save(obj: Any, f: Any, *args: Any, **options: Any) -> None:
+        path = os.path.abspath(f) if isinstance(f, str | os.PathLike) else ""
+        if not path.startswith(root + os.sep):
+            plain(obj, f, *args, **options)
+            return
+        archive = None if args or options else plan_archive(obj)
+        name = os.path.relpath(path, root)
+        if not takes(name, obj, archive.tensor_bytes if archive else 0):
+            return  # it may be there by now, and must not be touched: another rank writes it
+        if os.path.lexists(path):
+            plain(obj, f, *args, **options)
+            return
+        with part.open(name, archive.size if archive else None) as file:
+            if archive is not None:
+                archive.write(file)
+            else:
+                stream: Any = file  # torch asks for less than a whole file
+                plain(obj, stream, *args, **options)
+
+    torch.save = save
+    try:
+        yield
+    finally:
+        torch.save = plain

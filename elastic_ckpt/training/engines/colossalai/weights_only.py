@@ -11,9 +11,9 @@ from typing import Any, Final, NoReturn
 
 import torch
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import open_regular
+from elastic_ckpt.util.text import printable
 
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ARCHIVE: Final = b"PK\x03\x04"

@@ -22,17 +22,15 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
-from elastic_ckpt.errors import UsageError
-from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.checkpoint.part import Part
-from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.engines import tensor_bytes
-from elastic_ckpt.training.engines.torch.save_plan import PlanCache, PlannedFile
 from elastic_ckpt.training.engines.torch.restore import (
     Restoration,
     restore_module,
     restore_optimizer,
 )
+from elastic_ckpt.training.engines.torch.save_plan import PlanCache, PlannedFile
 from elastic_ckpt.training.engines.torch.state import (
     PartState,
     bare,
@@ -41,8 +39,9 @@ from elastic_ckpt.training.engines.torch.state import (
     module_state,
     optimizer_state,
 )
-from elastic_ckpt.training.tensors.shard_index import INDEX_NAME, ShardIndex
-from elastic_ckpt.training.shard_reader import ShardReader
+from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device
+from elastic_ckpt.training.tensors.safetensors_file import write_file
+from elastic_ckpt.training.tensors.shard_index import INDEX_NAME, ShardIndex, ShardReader
 from elastic_ckpt.training.tensors.state_codec import (
     MAX_JSON_BYTES,
     dump_tree,
@@ -50,7 +49,7 @@ from elastic_ckpt.training.tensors.state_codec import (
     rejecting,
     write_state,
 )
-from elastic_ckpt.training.tensors.safetensors_file import write_file
+from elastic_ckpt.util.files import read_bounded
 
 _MODEL: Final = "modeling"
 _OPTIMIZER: Final = "optimizer"

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import CheckpointError
-from elastic_ckpt.training.engines.torch.state import numbered, parameter_names
-from elastic_ckpt.training.module_names import canonical_names
+from elastic_ckpt.training.engines.torch.state import canonical_names, numbered, parameter_names
+from elastic_ckpt.training.tensors.safetensors_file import NAMED_DTYPES
 from elastic_ckpt.training.tensors.shard_index import IndexedTensor, ShardIndex
 from elastic_ckpt.training.tensors.state_codec import decode_tree, tensor_name
-from elastic_ckpt.training.tensors.safetensors_file import NAMED_DTYPES
+from elastic_ckpt.util.text import printable
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
-from elastic_ckpt.util.text import printable
 from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training.engines.torch.state import PartState
+from elastic_ckpt.training.tensors.safetensors_file import DTYPES, METADATA_KEY, Header, make_header
 from elastic_ckpt.training.tensors.shard_index import (
     INDEX_NAME,
     MAX_INDEX_BYTES,
@@ -27,7 +27,7 @@ from elastic_ckpt.training.tensors.shard_index import (
     shard_file,
     what_is_wrong,
 )
-from elastic_ckpt.training.tensors.safetensors_file import DTYPES, METADATA_KEY, Header, make_header
+from elastic_ckpt.util.text import printable
 
 dist: Any = distributed
 

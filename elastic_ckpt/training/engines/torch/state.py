@@ -7,8 +7,9 @@ not called: it makes a step if the optimizer has made none, which changes the tr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from elastic_ckpt.training.module_names import canonical_names
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.tensors.state_codec import TreeEncoder, check_tensor
 
 
@@ -161,3 +162,38 @@ def _replicas(model: nn.Module) -> list[nn.Parameter]:
         for name, parameter in module.module.named_parameters()
         if name not in module.parameters_to_ignore
     ]
+
+
+_COMPILED: Final = "_orig_mod"
+_CHECKPOINTED: Final = "_checkpoint_wrapped_module."
+
+
+def canonical_names(model: Any, keys: Iterable[str]) -> dict[str, str]:
+    """The name without DDP's, torch.compile's and activation checkpointing's wrappers, by key.
+
+    Args:
+        keys: of the model's ``state_dict``.
+
+    Raises:
+        UsageError: two keys would have one name.
+    """
+    outer: dict[str, tuple[Any, str]] = {"": (model, "")}
+    names = {}
+    for key in keys:
+        prefix, _, last = key.replace(_CHECKPOINTED, "").rpartition(".")
+        names[key] = _within(outer, prefix)[1] + last
+    if len(set(names.values())) != len(names):
+        raise UsageError("two of the model's tensors have the same name without their wrappers")
+    return names
+
+
+def _within(known: dict[str, tuple[Any, str]], path: str) -> tuple[Any, str]:
+    """The module at a path, and what the names of its tensors begin with; ``known`` grows."""
+    if path not in known:
+        prefix, _, part = path.rpartition(".")
+        module, name = _within(known, prefix)
+        wrapper = part == _COMPILED or (
+            part == "module" and isinstance(module, DistributedDataParallel)
+        )
+        known[path] = getattr(module, part, None), name if wrapper else f"{name}{part}."
+    return known[path]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.util.files import create_file, set_mode
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -140,3 +143,73 @@ class _Server(ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever asked has hung up, or never said what it wants."""
         log.info("%s was not answered", client_address, exc_info=True)
+
+
+EVERY_SECONDS: Final = 15.0
+FILE_STOP_SECONDS: Final = 1.0
+
+
+class MetricsFile:
+    """Replaced again and again, and once more at the end.
+
+    Args:
+        say: shows one line; why it cannot be written is said once.
+    """
+
+    def __init__(self, path: Path, registry: CollectorRegistry, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._registry = registry
+        self._say = say
+        self._wrong = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics-file", daemon=True)
+
+    def start(self) -> None:
+        """Write it now, and from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write how it ended; does not wait for storage that hangs."""
+        self._over.set()
+        self._thread.join(FILE_STOP_SECONDS)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._over.is_set()
+            try:
+                replace(self._path, generate_latest(self._registry))
+                self._wrong = ""
+            except OSError as error:
+                self._complain(error.strerror or str(error))
+            except Exception:  # whatever it is, the job trains on
+                log.exception("the metrics cannot be written")
+            if not last:
+                self._over.wait(EVERY_SECONDS)
+
+    def _complain(self, why: str) -> None:
+        if why != self._wrong:
+            self._wrong = why
+            self._say(f"--metrics-file {self._path} cannot be written: {why}")
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file that everybody may read: whoever reads it sees the old one or the new one.
+
+    It need not survive a power cut. What stands beside it meanwhile does not end in ``.prom``, or
+    it would be collected.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # of a run that was killed
+    fd = create_file(temporary)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            set_mode(file.fileno(), 0o644)  # node_exporter is another user
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,82 @@
+"""The GPUs of this machine, as the driver reports them."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib
+import os
+from collections.abc import Generator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from elastic_ckpt.util.bounded import Refused, Silent, answer
+
+_ASK_SECONDS: Final = 30.0
+
+
+class Device(msgspec.Struct, frozen=True):
+    """One GPU; ``bytes`` is 0 where the driver does not say."""
+
+    name: str
+    bytes: int
+
+
+class Gpus(msgspec.Struct, frozen=True):
+    """What the driver says.
+
+    Attributes:
+        why: it says nothing; empty if it does.
+    """
+
+    devices: tuple[Device, ...] = ()
+    driver: str = ""
+    why: str = ""
+
+
+def find_gpus() -> Gpus:
+    """All of this machine; asked in a child, because a driver may hang."""
+    try:
+        found: Gpus = answer(_ask_driver, Gpus, _ASK_SECONDS)
+    except (Silent, Refused) as error:
+        return Gpus(why=str(error))
+    return found
+
+
+def auto_workers(environ: Mapping[str, str] = os.environ) -> int:
+    """What ``--nproc auto`` starts."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([device for device in visible.split(",") if device.strip()]))
+    return max(1, len(glob.glob("/dev/nvidia[0-9]*")))
+
+
+def _ask_driver() -> Generator[Gpus, None, None]:
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except ImportError:
+        yield Gpus(why="nvidia-ml-py is not installed")
+        return
+    except nvml.NVMLError as error:
+        yield Gpus(why=str(error))
+        return
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+        devices = tuple(_device(nvml, handle) for handle in handles)
+        yield Gpus(devices, _text(nvml.nvmlSystemGetDriverVersion()))
+    except nvml.NVMLError as error:
+        yield Gpus(why=str(error))
+
+
+def _device(nvml: Any, handle: Any) -> Device:
+    size = 0
+    with contextlib.suppress(nvml.NVMLError):  # one that shares the host's memory has none
+        size = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return Device(_text(nvml.nvmlDeviceGetName(handle)), size)
+
+
+def _text(value: str | bytes) -> str:
+    """Older versions give bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,1 +1,0 @@
-"""Checkpoints on disk: written so that a kill at any moment loses nothing that was sealed."""
