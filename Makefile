@@ -62,7 +62,7 @@ test-look: .venv-latest/.ready
 # The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances, and
 # without what does not depend on torch.
 LATEST = not faults_full and not hosts and not benchmarks and not one_torch
-ONE_TORCH = $(foreach part,cli core metrics notices store,--ignore-glob='tests/unit/test_$(part)_*')
+ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util,--ignore=tests/unit/$(part))
 
 test-latest: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH))

@@ -17,7 +17,7 @@ Requests are numbered. Several may be under way (a save, then a stop); a rank th
 finds the answers to all of them in a short ring and serves each one, because its peers do.
 
 ``Agenda`` is a rank's side and :func:`answer_step` the watcher's; the real code and the
-simulation in ``tests/unit/test_agreement_model.py`` run these same functions.
+simulation in ``tests/unit/protocol/test_agreement.py`` run these same functions.
 """
 
 from __future__ import annotations

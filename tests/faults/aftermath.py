@@ -16,8 +16,8 @@ from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import FILES, open_job, tree
 from tests.faults.store_writer import NEW, NEXT, OLD, contents, recover_attempts, save
-from tests.unit.store_tools import FILES, open_job, tree
 
 State = dict[str, bytes]
 """Files of a checkpoint that hold the training's state, and their bytes."""

@@ -23,7 +23,7 @@ from elastic_ckpt.checkpoint.cleanup import recover as recover_attempts
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
-from tests.unit.store_tools import FILES, make_checkpoint, open_job
+from tests.checkpoints import FILES, make_checkpoint, open_job
 
 OLD, NEW, NEXT = 10, 20, 30
 """Steps: of the checkpoint that stands before, of the traced save, of the one after it."""

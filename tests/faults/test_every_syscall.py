@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import MODEL, make_attempt, tree
 from tests.faults import syscalls
 from tests.faults.aftermath import Aftermath, prepare, without_waiting_for_the_disk
 from tests.faults.store_writer import FAILED, NEW, OLD, Farm, contents, save
 from tests.faults.syscalls import EIO, KILL, MODES, Call, CannotTrace
-from tests.unit.store_tools import MODEL, make_attempt, tree
 
 pytestmark = pytest.mark.one_torch
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import MODEL, tree
 from tests.faults import syscalls
 from tests.faults.aftermath import Aftermath, State, prepare, without_waiting_for_the_disk
 from tests.faults.power_cut import (
@@ -36,7 +37,6 @@ from tests.faults.power_cut import (
 )
 from tests.faults.store_writer import NEW, OLD, Farm, save
 from tests.faults.syscalls import RECORDED_TOO, UNKNOWN_TO_US, CannotTrace
-from tests.unit.store_tools import MODEL, tree
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 SAMPLE = 400

@@ -105,7 +105,7 @@ def load_hostile(rank, setup, directory, mark):
     from safetensors.torch import load_file, save_file
 
     from elastic_ckpt import load_checkpoint
-    from tests.unit.store_tools import seal_again
+    from tests.checkpoints import seal_again
 
     root = Path(directory) / f"epoch-0_step-{STEPS}"
     (path,) = (root / "optimizer").glob("*.safetensors")

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 from elastic_ckpt.checkpoint.verify import verify_full
+from tests.checkpoints import seal_again
 from tests.integration.ranks import run_ranks
-from tests.unit.store_tools import seal_again
 
 
 def boosted(value=0.0):

@@ -34,16 +34,16 @@ pytestmark = pytest.mark.one_torch
 
 ROOT = Path(__file__).parents[2]
 THEIRS = Path(colossalai.__file__).parent
-ENGINES = "elastic_ckpt/training/engines"
-ENGINE = f"{ENGINES}/colossalai.py"
-SHIM = f"{ENGINES}/colossalai_cpu.py"
+ENGINES = "elastic_ckpt/training/engines/colossalai"
+ENGINE = f"{ENGINES}/engine.py"
+SHIM = f"{ENGINES}/cpu_shim.py"
 COVERAGE = f"{ENGINES}/coverage.py"
 MASTERS = f"{ENGINES}/masters.py"
 SCALE = f"{ENGINES}/loss_scale.py"
 GUARD = f"{ENGINES}/weights_only.py"
 FUNCTIONS = "elastic_ckpt/training/functions.py"
 INDEX = "elastic_ckpt/checkpoint/colossalai_layout.py"
-FILES = "elastic_ckpt/training/engines/colossalai/torch_archive.py"
+FILES = f"{ENGINES}/torch_archive.py"
 
 STEPS = re.compile(r"(\w+)((?:\(\)|\[\w*\])*)")
 """A name on a path, and what is done with what it leads to."""

@@ -27,7 +27,7 @@ from elastic_ckpt.training.tensors import safetensors_file as tensor_file
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.training.worker_memory import WorkerMemory
 from tests.integration.ranks import run_ranks
-from tests.unit.test_device_copies import LateLane, bits
+from tests.unit.training.tensors.test_device_copy import LateLane, bits
 
 STEPS = 12
 EVERY = 2

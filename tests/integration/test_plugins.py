@@ -94,7 +94,7 @@ def spoil_and_load(rank, setup, directory, spoil):
     """The typed error that a load ends with; None if it is content."""
     from elastic_ckpt import load_checkpoint
     from elastic_ckpt.errors import ElasticCkptError
-    from tests.unit.store_tools import seal_again
+    from tests.checkpoints import seal_again
 
     if rank == 0:
         place = plugins.Path(directory) / f"epoch-0_step-{STEPS}"

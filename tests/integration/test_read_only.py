@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import make_checkpoint, open_job, tree
 from tests.job import TINY, environment
-from tests.unit.store_tools import make_checkpoint, open_job, tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a mount")
 

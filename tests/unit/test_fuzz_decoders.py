@@ -58,7 +58,7 @@ from elastic_ckpt.journal.journal import MAX_LINE_BYTES, Journal, read_journal
 from elastic_ckpt.journal.time_account import fold
 from elastic_ckpt.util.files import MAX_DEPTH, files_below, read_bounded
 from elastic_ckpt.util.text import MAX_SHOWN, printable
-from tests.unit.store_tools import make_checkpoint, open_job
+from tests.checkpoints import make_checkpoint, open_job
 
 HEADER = SealHeader(
     job="tested",

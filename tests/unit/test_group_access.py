@@ -15,7 +15,7 @@ import pytest
 from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
-from tests.unit.store_tools import make_checkpoint, open_job, tree
+from tests.checkpoints import make_checkpoint, open_job, tree
 
 USER, GROUP, OTHER_GROUP = 54321, 54322, 54323
 

@@ -45,7 +45,7 @@ from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.run_state import RunState
-from tests.unit.store_tools import (
+from tests.checkpoints import (
     FILES,
     MODEL,
     bounded,

@@ -1,0 +1,51 @@
+"""Generations for tests, made as a job's ranks make them, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.manifest import FileEntry
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+from elastic_ckpt.checkpoint.memory.part import MemoryPart
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, Sealed
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
+from tests.checkpoints import FILES, make_header
+
+
+def own(place: Path, job: JobDirectory, node: str = "here") -> OwnedTier:
+    """A supervisor's hold on the job's tier."""
+    return OwnedTier(place, job, node)
+
+
+def snapshot(
+    job: JobDirectory,
+    tier: MemoryTier,
+    step: int,
+    *,
+    contents: Mapping[str, bytes] = FILES,
+    world_size: int = 2,
+    mappings: Mappings | None = None,
+    retention: Retention | None = None,
+    **changes: Any,
+) -> Sealed | None:
+    """Save into a free generation; None if there is none."""
+    generation = tier.free()
+    if generation is None:
+        return None
+    generation.begin()
+    identity = f"{step:016x}"
+    header = make_header(Attempt(job, identity, step), world_size=world_size, **changes)
+    files: list[FileEntry] = []
+    for rank in range(world_size):
+        part = MemoryPart(generation, rank, mappings or Mappings())
+        own_files = {f"ranks/{rank:05d}.json": b'{"rank":%d}' % rank}
+        for name, data in {**own_files, **(contents if rank == 0 else {})}.items():
+            with part.open(name, len(data)) as file:
+                file.write(data)
+        files += part.finish(world_size, header)
+    generation.close(header, files, 0.0, retention or Retention())
+    return next(one for one in tier.sealed() if one.seal.step == step)

@@ -1,0 +1,272 @@
+"""The memory tier's files: two generations, of which one is always whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
+from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.checkpoint.memory.tier import (
+    MemoryTier,
+    MemoryUnusable,
+    OwnedTier,
+    check_covers,
+    sweep,
+    tier_of,
+)
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import MODEL, open_job
+from tests.memory_tiers import own, snapshot
+
+LARGE = {MODEL: os.urandom(3 * MAPPED_FROM_BYTES + 17)}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return open_job(tmp_path / "job")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    found = tmp_path / "memory"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def tier(job: JobDirectory, place: Path) -> MemoryTier:
+    return own(place, job).tier
+
+
+def steps(tier: MemoryTier) -> list[int]:
+    return [one.seal.step for one in tier.sealed()]
+
+
+def test_the_newest_two_are_kept_and_each_holds_what_was_written(
+    job: JobDirectory, tier: MemoryTier
+) -> None:
+    for step in (10, 20, 30):
+        made = snapshot(job, tier, step, contents={MODEL: b"%d" % step})
+        assert made is not None
+        made.generation.settle(made.seal)
+    assert steps(tier) == [30, 20]
+    for one in tier.sealed():
+        assert (one.generation.path / MODEL).read_bytes() == b"%d" % one.seal.step
+
+
+def test_what_is_not_on_disk_is_never_overwritten(job: JobDirectory, tier: MemoryTier) -> None:
+    first, second = snapshot(job, tier, 10), snapshot(job, tier, 20)
+    assert first is not None and second is not None
+    assert tier.free() is None and snapshot(job, tier, 30) is None
+    second.generation.settle(second.seal)
+    assert snapshot(job, tier, 30) is not None
+    assert steps(tier) == [30, 10]
+
+
+def test_what_somebody_reads_is_never_overwritten(job: JobDirectory, tier: MemoryTier) -> None:
+    for step in (10, 20):
+        made = snapshot(job, tier, step)
+        assert made is not None
+        made.generation.settle(made.seal)
+    lock = tier.sealed()[1].generation.lock()
+    assert snapshot(job, tier, 30) is not None
+    assert steps(tier) == [30, 10]  # the older one is being read: the newer one went
+    lock.release()
+    assert tier.sealed()[0].settled is False
+
+
+def test_a_save_that_is_cut_off_leaves_the_other_generation(
+    job: JobDirectory, tier: MemoryTier
+) -> None:
+    assert snapshot(job, tier, 10) is not None
+    generation = tier.free()
+    assert generation is not None
+    generation.begin()
+    (generation.path / "half").write_bytes(b"half")
+    assert steps(tier) == [10]
+    assert snapshot(job, tier, 20) is not None
+    assert steps(tier) == [20, 10]
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "seal", "more"])
+def test_one_that_is_not_whole_is_none(job: JobDirectory, tier: MemoryTier, damage: str) -> None:
+    made = snapshot(job, tier, 10)
+    assert made is not None
+    model = made.generation.path / MODEL
+    if damage == "shorter":
+        model.write_bytes(b"short")
+    elif damage == "gone":
+        model.unlink()
+    elif damage == "more":
+        (model.parent / "other.safetensors").write_bytes(b"other")
+    else:
+        seal = made.generation.slot / "seal.json"
+        seal.write_bytes(seal.read_bytes().replace(b'"step": 10', b'"step": 11'))
+    assert tier.newest() is None
+
+
+def test_buffers_are_used_again(job: JobDirectory, tier: MemoryTier) -> None:
+    mappings = Mappings()
+    inodes = []
+    for step in (10, 20, 30, 40):
+        made = snapshot(job, tier, step, contents=LARGE, mappings=mappings)
+        assert made is not None
+        made.generation.settle(made.seal)
+        inodes.append((made.generation.path / MODEL).stat().st_ino)
+        assert (made.generation.path / MODEL).read_bytes() == LARGE[MODEL]
+    assert inodes[0] == inodes[2] and inodes[1] == inodes[3] and inodes[0] != inodes[1]
+
+
+def test_a_smaller_one_leaves_nothing_of_a_larger_one(job: JobDirectory, tier: MemoryTier) -> None:
+    for step, contents in ((10, LARGE), (20, LARGE), (30, {MODEL: b"small"})):
+        made = snapshot(job, tier, step, contents=contents)
+        assert made is not None
+        made.generation.settle(made.seal)
+    [newest, _] = tier.sealed()
+    assert (newest.generation.path / MODEL).read_bytes() == b"small"
+    assert not newest.generation.spare.exists()
+    check_covers(newest.seal, 2)
+    with pytest.raises(CheckpointRejected, match="2 ranks and there are 3"):
+        check_covers(newest.seal, 3)
+
+
+def test_a_second_supervisor_does_not_get_it(job: JobDirectory, place: Path) -> None:
+    held = own(place, job)
+    with pytest.raises(MemoryUnusable):
+        own(place, job)
+    held.release(remove=False)
+    own(place, job).release(remove=True)
+    assert list(place.iterdir()) == []
+
+
+def test_the_next_run_of_the_job_finds_what_was_left(job: JobDirectory, place: Path) -> None:
+    held = own(place, job)
+    snapshot(job, held.tier, 10)
+    held.release(remove=False)
+    again = own(place, job)
+    assert steps(again.tier) == [10]
+    assert tier_of(job, str(again.tier.root)) is not None
+
+
+def test_another_job_in_the_same_directory_finds_nothing(job: JobDirectory, place: Path) -> None:
+    """Its steps would be taken for this one's."""
+    held = own(place, job)
+    snapshot(job, held.tier, 10)
+    held.release(remove=False)
+    shutil.rmtree(job.root)
+    job.prepare()
+    assert tier_of(job, str(held.tier.root)) is None
+    assert own(place, job).tier.sealed() == []
+
+
+def test_a_tier_whose_job_is_gone_is_swept_away(job: JobDirectory, place: Path) -> None:
+    held = own(place, job)
+    snapshot(job, held.tier, 10)
+    assert sweep(place) == []  # its supervisor lives
+    held.release(remove=False)
+    assert sweep(place) == []  # its job can be run again
+    shutil.rmtree(job.root)
+    assert sweep(place) == [held.tier.root]
+    assert list(place.iterdir()) == []
+
+
+def test_somebody_else_s_directory_is_not_touched(job: JobDirectory, place: Path) -> None:
+    held = own(place, job)
+    root = held.tier.root
+    held.release(remove=True)
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    root.symlink_to(elsewhere)
+    with pytest.raises(MemoryUnusable, match="belongs to somebody else"):
+        own(place, job)
+    assert sweep(place) == [] and list(elsewhere.iterdir()) == []
+    root.unlink()
+    root.mkdir(mode=0o755)
+    with pytest.raises(MemoryUnusable):
+        OwnedTier(place, job, "here")
+
+
+def test_a_ring_wakes_the_supervisor(job: JobDirectory, place: Path) -> None:
+    held = own(place, job)
+    with pytest.raises(BlockingIOError):
+        os.read(held.bell, 10)
+    MemoryTier(held.tier.root).ring()
+    assert os.read(held.bell, 10) == b"x"
+    held.release(remove=True)
+    held.tier.ring()  # nobody is there: no error, and no wait
+
+
+FULL = """
+import errno, sys
+from pathlib import Path
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+mappings, place = Mappings(), Path(sys.argv[1])
+try:
+    file = mappings.open(place / "large", 64 << 20)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+file = mappings.open(place / "small", 1 << 20)
+file.write(bytes(1 << 20))
+print(file.finish())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
+def test_a_full_memory_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], check=True)
+    try:
+        command = [sys.executable, "-c", FULL, place]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["ENOSPC", str(1 << 20)]), done.stderr
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 900_000),
+        ({"memory.max": "max", "memory.current": "5"}, 900_000),
+        ({"memory.max": "600000", "memory.current": "100000"}, 450_000),
+        (
+            {
+                "memory.max": "600000",
+                "memory.current": "500000",
+                "memory.stat": "anon 1\ninactive_file 200000\n",
+            },
+            270_000,
+        ),
+        ({"memory.max": "600000", "memory.current": "700000"}, 0),
+        ({"memory.max": "nonsense", "memory.current": "5"}, 900_000),
+    ],
+)
+def test_room_is_the_tightest_limit_less_a_tenth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], expected: int
+) -> None:
+    from elastic_ckpt.checkpoint.memory import room as memory_room
+
+    monkeypatch.setattr(memory_room, "free_bytes", lambda place: 10_000_000)
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    write(proc / "self/mounts", f"tmpfs {tmp_path} tmpfs rw 0 0\n")
+    write(proc / "meminfo", "MemTotal: 1 kB\nMemAvailable: 976 kB\n")
+    write(proc / "self/cgroup", "0::/user/job\n")
+    (groups / "user/job").mkdir(parents=True)
+    for name, text in limits.items():
+        write(groups / "user" / name, text)
+    available = 976 * 1024
+    found = room_bytes(tmp_path, proc, groups)
+    assert found == (int(0.9 * available) if expected == 900_000 else expected)

@@ -1,0 +1,293 @@
+"""``elastic-ckpt doctor`` as a whole, what it says of the versions, and that it imports nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import elastic_ckpt
+from elastic_ckpt.cli.doctor import command as doctor_command
+from elastic_ckpt.cli.doctor import findings
+from elastic_ckpt.cli.doctor import versions as version_findings
+from elastic_ckpt.cli.doctor.findings import Finding, StatusLine, ok
+from elastic_ckpt.cli.doctor.versions import TRIED
+from elastic_ckpt.jobdir.slurm_jobs import remember_job
+from tests.checkpoints import make_checkpoint, open_job, tree
+from tests.unit.cli.test_app import IN_PROCESS, Command, cli
+from tests.unit.test_group_access import GROUP, OTHER_GROUP, as_user, make_job, place
+
+pytestmark = pytest.mark.one_torch
+
+__all__ = ["cli", "place"]
+
+KEYS = {"what", "state", "text", "todo", "value", "unit"}
+TRIED_THERE = {
+    "directory", "free space", "file system", "fsync", "rename", "O_EXCL", "O_NOFOLLOW", "locks",
+    "modes", "file times", "write speed", "emergency save",
+}  # fmt: skip
+
+OLD, LATEST = ({**tried, "Python": "3.11.7", "elastic-ckpt": "0.1.0"} for tried in TRIED)
+
+
+@pytest.fixture
+def doctor(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What it finds where these versions are installed, by what it looked at."""
+
+    monkeypatch.setattr(
+        doctor_command, "_groups", lambda *given: [("versions", version_findings.check_versions())]
+    )
+
+    def ask(versions: dict[str, str], code: int = 0) -> dict[str, Any]:
+        monkeypatch.setattr(version_findings, "installed", lambda: versions)
+        said = cli("doctor", "--json")
+        assert (said.code, said.err) == (code, "")
+        return {one["what"]: one for one in said.json}
+
+    return ask
+
+
+def without(versions: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: version for name, version in versions.items() if name not in names}
+
+
+@pytest.mark.parametrize("versions", [OLD, LATEST], ids=["old", "latest"])
+def test_what_was_tried_is_ok(doctor: Any, versions: dict[str, str]) -> None:
+    found = doctor({**versions, "torch": versions["torch"] + "+cu124"})
+    for name, version in versions.items():
+        assert found[name]["state"] == "ok" and found[name]["text"].startswith(version)
+    assert (found["versions"]["state"], found["versions"]["text"]) == ("ok", "tried together")
+
+
+@pytest.mark.parametrize("versions", [OLD, LATEST], ids=["old", "latest"])
+def test_torch_alone_is_ok(doctor: Any, versions: dict[str, str]) -> None:
+    found = doctor(without(versions, "colossalai", "transformers", "peft"))
+    assert found["colossalai"]["text"] == "not installed: scripts without it run"
+    names = ("colossalai", "transformers", "peft", "versions")
+    assert {found[name]["state"] for name in names} == {"ok"}
+
+
+def test_another_colossalai_is_a_warning_that_names_the_nearest(doctor: Any, cli: Command) -> None:
+    found = doctor({**LATEST, "colossalai": "0.6.0"})
+    assert found["colossalai"]["text"] == "0.6.0"
+    assert found["versions"]["state"] == "warning"
+    assert found["versions"]["text"] == "not tried with the others: colossalai 0.6.0"
+    assert found["versions"]["todo"].startswith(
+        "the nearest that was tried: Python 3.11, torch 2.13.0, colossalai 0.5.0, "
+        "transformers 4.51.3, peft 0.21.2;"
+    )
+    said = cli("doctor")  # as people see it, and once
+    assert said.code == 0
+    assert said.out.count("0.5.0") == 1
+    assert "  warning  versions        not tried with the others: colossalai 0.6.0\n" in said.out
+
+
+def test_another_torch_alone_names_no_colossalai(doctor: Any) -> None:
+    found = doctor(without({**OLD, "torch": "2.6.0"}, "colossalai"))
+    assert found["versions"]["text"] == "not tried with the others: torch 2.6.0"
+    assert "torch 2.5.1;" in found["versions"]["todo"]
+    assert "colossalai" not in found["versions"]["todo"]
+
+
+@pytest.mark.parametrize("name", ["transformers", "peft"])
+def test_what_colossalai_needs_and_lacks_is_a_warning(doctor: Any, name: str) -> None:
+    found = doctor(without(OLD, name))
+    assert (found[name]["state"], found[name]["text"]) == ("warning", "not installed")
+    assert f"pip install {name}=={OLD[name]}" in found[name]["todo"]
+    assert found["versions"]["text"] == f"not tried with the others: {name} not installed"
+
+
+def test_no_torch_is_a_problem(doctor: Any) -> None:
+    found = doctor(without(OLD, "torch", "colossalai"), code=1)
+    assert (found["torch"]["state"], found["torch"]["todo"]) == ("problem", "pip install torch")
+    assert "versions" not in found
+
+
+def test_a_source_tree_that_is_not_installed_says_its_own_version(doctor: Any) -> None:
+    found = doctor(without(OLD, "elastic-ckpt"))
+    assert found["elastic-ckpt"]["text"] == f"{elastic_ckpt.__version__}, from its source"
+
+
+def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remains of a package that was removed have no version."""
+    known: dict[str, str | None] = {"torch": "2.5.1", "colossalai": None}
+
+    def version(name: str) -> str | None:
+        if name not in known:
+            raise metadata.PackageNotFoundError(name)
+        return known[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = version_findings.installed()
+    assert found.pop("Python") == ".".join(map(str, sys.version_info[:3]))
+    assert found == {"torch": "2.5.1"}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_nothing_is_imported_to_know_its_version(options: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", IN_PROCESS, "doctor", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "torch" in result.stdout
+    modules = set(result.stderr.splitlines()[-1].split()[1:])
+    assert "elastic_ckpt.cli.doctor.versions" in modules
+    assert not modules & {"torch", "colossalai", "transformers", "peft", "numpy", "safetensors"}
+    assert not modules & {"elastic_ckpt.training", "elastic_ckpt.supervisor"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes little."""
+    monkeypatch.setattr("elastic_ckpt.cli.doctor.storage.MOST_BYTES", 16 * 2**20)
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_real_run_finds_everything_and_leaves_nothing(cli: Command, tmp_path: Path) -> None:
+    said = cli("doctor", tmp_path / "not" / "there", "--json")
+    found = {one["what"]: one for one in said.json}
+    assert said.err == "" and set(map(frozenset, said.json)) == {frozenset(KEYS)}
+    assert len(found) == len(said.json)
+    assert found.keys() > TRIED_THERE | {"torch", "GPUs", "/dev/shm", "memory", "clock", "loopback"}
+    # What the machine is like decides the rest.
+    for name in TRIED_THERE - {"free space", "file system"}:
+        assert found[name]["state"] == "ok", found[name]
+    assert found["write speed"]["value"] > 0 and found["write speed"]["unit"] == "bytes/s"
+    assert str(tmp_path) in found["directory"]["text"]
+    assert said.code == int(any(one["state"] == "problem" for one in said.json))
+    assert tree(tmp_path) == {} and children() == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_job_is_compared_with_and_not_touched(cli: Command, tmp_path: Path) -> None:
+    job = open_job(tmp_path / "job")
+    make_checkpoint(job, 20)
+    before = tree(job.root)
+    said = cli("doctor", job.root, "--grace", "0", "--json")
+    found = {one["what"]: one for one in said.json}
+    assert "epoch-0_step-20" in found["directory"]["text"]
+    assert found["emergency save"]["state"] == "problem" and said.code == 1
+    assert found["grace"]["value"] == 0
+    assert tree(job.root) == before
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_a_directory_no_storage_is_tried(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {one["what"]: one for one in cli("doctor", "--json").json}
+    assert found.keys() & TRIED_THERE == {"directory"}
+    assert "give the directory that checkpoints go to" in found["directory"]["text"]
+    monkeypatch.setenv("ELASTIC_CKPT_DIR", str(tmp_path))
+    assert {one["what"] for one in cli("doctor", "--json").json} > TRIED_THERE
+    assert tree(tmp_path) == {}
+
+
+def test_the_number_of_a_slurm_job_stands_for_its_directory(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    remember_job("4711", tmp_path / "job")
+    monkeypatch.setattr(doctor_command, "check_storage", lambda *given: iter(()))
+    found = {one["what"]: one for one in cli("doctor", "4711", "--json").json}
+    assert found["directory"]["text"].startswith(f"{tmp_path}/job is to be made")
+    said = cli("doctor", "4712")
+    assert (said.code, said.out) == (64, "") and "4712" in said.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.parametrize("group", [GROUP, OTHER_GROUP])
+def test_another_user_is_told_that_he_may_not_write(place: Path, group: int) -> None:
+    job = make_job(place, group_access=True)
+    before = tree(job.root)
+    said = as_user(job, group, "doctor", "--json")
+    found = {one["what"]: one for one in json.loads(said.stdout)}
+    assert said.returncode == 1 and said.stderr == "", said
+    failed = found["writing" if group == GROUP else "directory"]
+    assert failed["state"] == "problem" and failed["text"].endswith("Permission denied")
+    assert tree(job.root) == before
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: Any, columns: int, *found: Finding) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for number, one in enumerate(found):
+        findings.show("disk", one, begins=number == 0)
+    findings.show_sum(found)
+    return str(capsys.readouterr().out)
+
+
+LONG = Finding("fsync", "problem", "word " * 40, "do " * 40 + "/a/path/" + "x" * 90)
+
+
+def test_lines_fit_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    name = "elastic-ckpt@gpt.service"
+    out = shown(
+        monkeypatch, capsys, 80, LONG, ok(name, "is as it must be"), ok("x", "a " * 25 + "3.1 GB")
+    )
+    lines = out.splitlines()
+    assert lines[0] == "disk" and lines[-1] == "1 problem"
+    assert {len(line) for line in lines if "xxx" not in line} <= set(range(81))
+    assert f"  ok       {name}\n{'':27}is as it must be\n" in out
+    assert f"\n{'':27}-> do do" in out and f"\n{'':30}do do" in out
+    assert f"\n{'':27}3.1 GB\n" in out  # an amount is not torn
+    assert "x" * 90 in out  # nor a path
+
+
+def test_colours_are_for_terminals_that_want_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert "\x1b" not in shown(monkeypatch, capsys, 80, LONG)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in shown(monkeypatch, capsys, 80, LONG)
+    monkeypatch.setenv("NO_COLOR", "")
+    assert "\x1b[31mproblem" in shown(monkeypatch, capsys, 80, LONG)
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    hostile = Finding("/mnt/\x1b[2J", "warning", "a\x1b]0;b\x07\nc", "\x9b1m")
+    out = shown(monkeypatch, capsys, 80, hostile)
+    assert out.replace("\n", "").isprintable() and "\\x1b]0;b\\x07\\nc" in out
+
+
+def test_progress_is_seen_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    StatusLine().say("looking")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    found = list(findings.collect([("disk", iter([ok("a", "b")]))], StatusLine()))
+    assert found == [("disk", ok("a", "b"))]
+    err = capsys.readouterr().err
+    assert "looking at disk" in err and err.endswith("\r\x1b[K")
+
+
+def test_a_path_is_not_looked_at_where_that_could_hang(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before there is a bound: a dead file server holds up whoever asks for anything there."""
+    parent, real = os.getpid(), os.stat
+
+    def stat(path: Any, *given: Any, **named: Any) -> os.stat_result:
+        assert os.getpid() != parent or not str(path).startswith("/dead"), path
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(doctor_command, "check_storage", lambda *given: iter(()))
+    said = cli("doctor", "/dead/server/job", "--json")
+    assert "/dead/server/job is to be made" in said.out

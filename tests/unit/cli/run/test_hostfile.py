@@ -1,0 +1,312 @@
+"""The hostfile: what it may say, what follows from it, who starts whom, and with which words."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+
+from elastic_ckpt.cli.run import hostfile, ssh
+from elastic_ckpt.cli.run.command import command, parse
+from elastic_ckpt.cli.run.hostfile import Hostfile, hosts_to_start, is_this_machine, read_hostfile
+from elastic_ckpt.errors import HostsNotStarted, UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.unit.cli.run.test_job_file import printed
+
+
+@pytest.fixture(autouse=True)
+def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What names stand for; no name server is asked."""
+    known = {"a": "192.0.2.1", "b": "192.0.2.2", "c": "192.0.2.3", "here": "127.0.0.2"}
+    known |= {"localhost": "127.0.0.1"}
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host in known or host[0].isdigit():
+            return [(hostfile.socket.AF_INET, 2, 17, "", (known.get(host, host), 0))]
+        raise OSError("no such name")
+
+    monkeypatch.setattr(hostfile.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(hostfile.socket, "gethostname", lambda: "login")
+    monkeypatch.setattr(hostfile.socket, "getfqdn", lambda name="": "login.cluster.org")
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_NUM_NODES", "ELASTIC_CKPT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return known
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    return path
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a\nb\n", Hostfile(("a", "b"), 0)),
+        ("a", Hostfile(("a",), 0)),
+        ("\n# two\n  a  # leads\n\nb.cluster.org\r\n", Hostfile(("a", "b.cluster.org"), 0)),
+        ("a slots=8\nb\tslots=8\n", Hostfile(("a", "b"), 8)),
+        ("10.0.0.1\nfd00::1\nnode_3-x", Hostfile(("10.0.0.1", "fd00::1", "node_3-x"), 0)),
+    ],
+)
+def test_hosts_stand_one_a_line(tmp_path: Path, text: str, found: Hostfile) -> None:
+    assert read_hostfile(write(tmp_path, text)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a b", r", line 1: 'a b' is neither HOST nor HOST slots=N"),
+        ("a\nb slots=0", r", line 2: 'b slots=0' is neither"),
+        ("a slots=2 max_slots=4", r", line 1: .* is neither"),
+        ("a slots=2x", r", line 1: .* is neither"),
+        ("\n-oProxyCommand=x", r", line 2: '-oProxyCommand=x' is neither"),
+        ("a;reboot", r", line 1: .* is neither"),
+        ("user@a", r", line 1: .* is neither"),
+        ("a:22", r", line 1: .* is neither"),
+        ("a\nb\n\nA", r", line 4: A is there twice"),
+        ("a slots=2\nb slots=4", r", line 2: slots=N must be the same on all lines"),
+        ("a slots=2\nb", r", line 2: slots=N must be the same on all lines"),
+        ("a\nb slots=2", r", line 2: slots=N must be the same on all lines"),
+        ("", r"names no host: give one on each line"),
+        ("# none\n\n", r"names no host"),
+    ],
+)
+def test_anything_else_is_named_with_file_and_line(tmp_path: Path, text: str, why: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError, match=rf"--hostfile {path}.*{why}"):
+        read_hostfile(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError, match=f"--hostfile {path}: {why}"):
+            read_hostfile(path)
+
+
+# -- what follows for run -----------------------------------------------------------------------
+
+
+def options(path: Path, *more: str) -> dict[str, Any]:
+    return parse(["--dir", "/c", "--hostfile", str(path), *more, "--", "t.py"])
+
+
+def test_it_gives_what_nobody_gave(tmp_path: Path) -> None:
+    found = options(write(tmp_path, "a slots=4\nb slots=4\n"))
+    assert (found["nnodes"], found["rdzv_endpoint"], found["nproc"]) == ("2", "a", "4")
+    assert "hostfile" not in found
+    assert options(write(tmp_path, "fd00::1\nb\n"))["rdzv_endpoint"] == "[fd00::1]"
+
+
+def test_a_flag_goes_before_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "a slots=4\nb slots=4\n")
+    found = options(path, "--nnodes", "1:2", "--rdzv-endpoint", "x:1", "--nproc", "auto")
+    assert (found["nnodes"], found["rdzv_endpoint"], found["nproc"]) == ("1:2", "x:1", "auto")
+
+
+def test_one_host_is_a_node_that_is_alone_unless_more_may_come(tmp_path: Path) -> None:
+    path = write(tmp_path, "a")
+    assert (options(path)["nnodes"], options(path)["rdzv_endpoint"]) == ("1", None)
+    assert options(path, "--nnodes", "1:4")["rdzv_endpoint"] == "a"
+
+
+def test_it_is_a_key_of_a_job_file_and_shown_as_a_source(tmp_path: Path) -> None:
+    write(tmp_path, "a slots=4\nb slots=4\n")
+    job = tmp_path / "job.toml"
+    job.write_text('dir = "c"\nscript = "t.py"\nhostfile = "hosts"\nrdzv-endpoint = "x:1"\n')
+    shown = printed("--config", str(job))
+    assert shown["hostfile"] == (f'"{tmp_path}/hosts"', "file")
+    assert shown["nnodes"] == ('"2"', "hostfile")
+    assert shown["nproc"] == ('"4"', "hostfile")
+    assert shown["rdzv-endpoint"] == ('"x:1"', "file")
+
+
+@pytest.mark.parametrize("first", ["localhost", "here", "127.0.0.1"])
+def test_a_first_host_that_others_cannot_reach_is_a_mistake(tmp_path: Path, first: str) -> None:
+    path = write(tmp_path, f"{first}\nb\n")
+    with pytest.raises(UsageError, match=rf"{first} is 127\.0\.0\.\d here, .* --rdzv-endpoint"):
+        options(path)
+    assert options(path, "--rdzv-endpoint", "127.0.0.1:1")["nnodes"] == "2"
+
+
+# -- who starts whom ----------------------------------------------------------------------------
+
+
+def test_the_first_host_starts_the_others() -> None:
+    assert hosts_to_start(("login", "b", "c"), "login", {}) == ("b", "c")
+    assert hosts_to_start(("a", "login", "c"), "login", {}) == ()
+    assert hosts_to_start(("a", "b"), "login", {}) == ()
+    assert hosts_to_start(("login",), "login", {}) == ()
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["login", "LOGIN", "login.cluster.org", "localhost", "127.0.0.1", "127.0.0.2", "here"],
+)
+def test_the_first_host_is_known_by_each_of_its_names(first: str) -> None:
+    assert hosts_to_start((first, "b"), "some-name", {}) == ("b",)
+
+
+@pytest.mark.parametrize("other", ["a", "192.0.2.1", "login.elsewhere.org", "nowhere"])
+def test_another_machine_is_not_taken_for_this_one(other: str) -> None:
+    assert not is_this_machine(other)
+    assert hosts_to_start((other, "b"), "some-name", {}) == ()
+
+
+def test_a_node_name_that_the_file_has_decides() -> None:
+    assert hosts_to_start(("a", "b"), "a", {}) == ("b",)
+    assert hosts_to_start(("localhost", "b"), "b", {}) == ()
+
+
+def test_srun_starts_them_itself() -> None:
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_NODES": "2"}
+    assert hosts_to_start(("login", "b"), "login", step) == ()
+    assert hosts_to_start(("login", "b"), "login", step | {"SLURM_STEP_NUM_NODES": "1"}) == ("b",)
+    assert hosts_to_start(("login", "b"), "login", {"SLURM_JOB_ID": "7"}) == ("b",)
+
+
+# -- with which words ---------------------------------------------------------------------------
+
+
+def context(*arguments: str) -> click.Context:
+    return command.make_context("run", list(arguments))
+
+
+def test_another_host_gets_the_same_options_wherever_they_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a slots=4\nb slots=4\n")
+    job = tmp_path / "job.toml"
+    job.write_text(
+        'hostfile = "hosts"\nscript = "t.py"\ngrace = 5\nacknowledge = false\n'
+        'notice-source = ["aws", "gcp"]\nname = "it\'s"\n'
+    )
+    monkeypatch.setenv("ELASTIC_CKPT_DIR", "/shared/c d")
+    given = ("--config", str(job), "--grace", "60", "--node-name", "x", "--group-access")
+    found = context(*given, "--preload", "", "--rdzv-endpoint", "a:1")
+    flags = ssh.same_options(found)
+    assert sorted(flags) == [
+        "--dir=/shared/c d", "--grace=60.0", "--group-access", "--name=it's",
+        "--notice-source=aws", "--notice-source=gcp", "--nproc=4", "--preload=",
+    ]  # fmt: skip
+    own = ["--nnodes=2:2", "--rdzv-endpoint=a:1", "--node-name=b"]
+    there = parse([*flags, *own, "--", "t.py"])
+    here = parse([*given, "--preload", "", "--rdzv-endpoint", "a:1"])
+    differing = {name for name in here if str(here[name]) != str(there[name])}
+    assert differing == {"script", "nnodes", "node_name"}
+    assert there["script"] == Path("t.py")
+
+
+def test_the_line_works_in_a_shell_whatever_is_in_it(tmp_path: Path, monkeypatch) -> None:
+    """It takes its variables from standard input, and prints to the log alone."""
+    place = tmp_path / 'it\'s "here" $HOME'
+    place.mkdir()
+    fake = place / "py thon"
+    fake.write_text('#!/bin/sh\npwd; printf "%s|" "$@"; echo "$LINES_HERE"; cat; echo end\n')
+    fake.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    log = place / "b.log"
+    line = ssh.shell_line(place, log, ["--name=a 'b'", "--", "t.py", "$(touch x)"])
+    variables = ssh.exports({"LINES_HERE": "one\n'two'", "BASH_FUNC_x%%": "()", "HOME": "/none"})
+    assert "HOME" not in variables.replace("LINES_HERE", "") and "BASH" not in variables
+    done = subprocess.run(
+        line, shell=True, input=variables, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    limit = time.monotonic() + 30
+    while not (log.exists() and log.read_text().endswith("end\n")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    words = "-m|elastic_ckpt|run|--name=a 'b'|--|t.py|$(touch x)|"
+    assert log.read_text() == f"{place}\n{words}one\n'two'\nend\n"
+    assert not (place / "x").exists()
+
+
+@pytest.mark.parametrize("missing", ["directory", "log", "python"])
+def test_what_is_missing_on_a_host_is_an_error_of_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    if missing == "python":
+        monkeypatch.setattr(sys, "executable", nowhere)
+    place = Path(nowhere) if missing == "directory" else tmp_path
+    log = Path(nowhere, "log") if missing == "log" else tmp_path / "log"
+    done = subprocess.run(
+        ssh.shell_line(place, log, ["--help"]),
+        shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode != 0 and nowhere in done.stderr
+
+
+def test_variables_of_this_host_stay_here() -> None:
+    own = ("SSH_AUTH_SOCK", "SLURM_PROCID", "SLURMD_NODENAME", "NOTIFY_SOCKET", "PWD", "UID")
+    sent = ("PATH", "PYTHONPATH", "NCCL_SOCKET_IFNAME", "DATA", "HF_HOME", "USERNAME")
+    text = ssh.exports(dict.fromkeys([*own, *sent], "a b"))
+    assert text == "".join(f"export {name}='a b'\n" for name in sent)
+
+
+# -- starting -----------------------------------------------------------------------------------
+
+
+def start(tmp_path: Path, monkeypatch, script: str | None, least: int = 3) -> list[str]:
+    """Start b and c with a fake ssh, or without any; what was said."""
+    if script is None:
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    else:
+        (tmp_path / "ssh").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "ssh").chmod(0o700)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    directory = tmp_path / "job"
+    JobDirectory(directory).prepare()
+    settings: Any = SimpleNamespace(
+        directory=directory, args=("--x",), nodes=(least, 3), endpoint="a", gather_seconds=600.0
+    )
+    said: list[str] = []
+    found = context("--dir", str(directory), "--", "t.py", "--x")
+    ssh.start_hosts(("b", "c"), found, settings, said.append)
+    return said
+
+
+def test_each_host_is_called_once_with_bounds(tmp_path: Path, monkeypatch) -> None:
+    said = start(tmp_path, monkeypatch, f'printf "%s\\n" "$@" > {tmp_path}/called.$5')
+    logs = tmp_path / "job" / ".elastic-ckpt" / "hosts"
+    assert said == [f"started b, c over ssh; what they print is in {logs}"]
+    for host in ("b", "c"):
+        words = (tmp_path / f"called.{host}").read_text().splitlines()
+        assert words[:5] == ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host]
+        line = shlex.split(shlex.split(words[5])[-1])
+        assert line[line.index("run") + 1 : -1] == [
+            f"--dir={tmp_path}/job", "--nnodes=3:3", "--rdzv-endpoint=a", f"--node-name={host}",
+            "--", "t.py", "--x",
+        ]  # fmt: skip
+        assert (logs / f"{host}.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_host_that_fails_is_named_with_code_and_log(tmp_path: Path, monkeypatch) -> None:
+    script = 'if [ $5 = c ]; then echo "no route" >&2; exit 255; fi'
+    log = tmp_path / "job/.elastic-ckpt/hosts/c.log"
+    with pytest.raises(HostsNotStarted) as caught:
+        start(tmp_path, monkeypatch, script)
+    failure = f"c was not started: ssh ended with 255: no route (its log: {log})"
+    assert str(caught.value) == f"{failure}; b will give up after 600 s: mend that and run again"
+    assert caught.value.exit_code == 70
+    assert start(tmp_path, monkeypatch, script, least=2)[0] == failure
+
+
+def test_ssh_that_hangs_or_is_not_there_is_such_a_failure(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(HostsNotStarted, match="b was not started: ssh: No such file"):
+        start(tmp_path, monkeypatch, None)
+    monkeypatch.undo()
+    monkeypatch.setattr(ssh, "START_SECONDS", 0.3)
+    with pytest.raises(HostsNotStarted, match="b was not started: ssh did not end within"):
+        start(tmp_path, monkeypatch, "exec sleep 60")

@@ -1,0 +1,75 @@
+"""What is submitted, and the files to copy that hold the same."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from elastic_ckpt.cli.slurm.command import submit
+from elastic_ckpt.errors import UsageError
+
+SCRIPTS = Path(__file__).parents[4] / "scripts" / "slurm"
+
+
+def dry_run(file: Path, *options: str) -> str:
+    found = CliRunner().invoke(
+        submit, [str(file), "--dry-run", "--", *options], catch_exceptions=False
+    )
+    assert found.exit_code == 0
+    return found.output
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    copy = tmp_path / "job.toml"
+    copy.write_text((SCRIPTS / "job.toml").read_text())
+    return copy
+
+
+@pytest.mark.parametrize(("name", "options"), [("job", []), ("array", ["--array=1-4"])])
+def test_the_files_to_copy_are_what_is_submitted(file: Path, name: str, options: list[str]) -> None:
+    expected = (SCRIPTS / f"{name}.sbatch").read_text()
+    assert dry_run(file, *options).replace(str(file.parent), "/data/gpt") == expected
+    check = subprocess.run(["bash", "-n"], input=expected, capture_output=True, text=True)
+    assert (check.returncode, check.stderr) == (0, "")
+
+
+def test_nodes_are_asked_for_as_slurm_writes_them(file: Path) -> None:
+    file.write_text(file.read_text() + 'nnodes = "2:4"\n')
+    assert "#SBATCH --nodes=2-4\n" in dry_run(file)
+
+
+def test_nodes_are_numbers_and_nothing_else(file: Path) -> None:
+    file.write_text(file.read_text() + r'nnodes = "2\nrm -rf / #"' + "\n")
+    with pytest.raises(UsageError, match="--nnodes"):
+        dry_run(file)
+
+
+def test_a_name_or_path_cannot_leave_its_line(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "a b'c;$(d).toml"
+    text = file.read_text().replace('name = "gpt"', r'name = "x\nrm -rf /"')
+    other.write_text(text)
+    script = dry_run(other)
+    assert "#SBATCH --job-name=x-rm--rf--\n" in script
+    lines = script.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("srun"))
+    line = "\n".join(lines[start : start + 2])
+    words = subprocess.run(
+        ["bash", "-c", f"srun() {{ printf '%s\\n' \"$@\"; }}; {line}"],
+        capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert words[-1] == str(other)
+
+
+def test_a_script_that_is_not_there_is_not_submitted(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no script .*train\.py"):
+        CliRunner().invoke(submit, [str(file)], catch_exceptions=False)
+
+
+def test_a_job_file_that_is_wrong_is_not_submitted(file: Path) -> None:
+    file.write_text(file.read_text() + "nproks = 2\n")
+    with pytest.raises(UsageError, match="did you mean nproc"):
+        dry_run(file)

@@ -1,0 +1,854 @@
+"""The command line as a user and a script meet it: codes, one line of error, JSON, columns."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+import elastic_ckpt
+from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint
+from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.cli.app import main
+from elastic_ckpt.jobdir.node_record import (
+    IntervalRecord,
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.slot import Phase
+from tests.checkpoints import (
+    MODEL,
+    change_manifest,
+    flip_bit,
+    make_attempt,
+    make_checkpoint,
+    open_job,
+    tree,
+)
+
+LIST_KEYS = {
+    "path", "epoch", "step", "reason", "tier", "bytes", "age_seconds", "valid", "why",
+}  # fmt: skip
+STATUS_KEYS = {
+    "job", "state", "supervisor", "workers", "position", "newest_valid", "rejected", "notice",
+    "last_save", "restarts", "goodput", "lost_work_seconds",
+}  # fmt: skip
+
+IN_PROCESS = """
+import sys
+from elastic_ckpt.cli.app import main
+
+sys.argv = ["elastic-ckpt", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as leaving:
+    print(leaving.code, *sorted({name.partition(".")[0] for name in sys.modules}
+          | {name for name in sys.modules if name.startswith("elastic_ckpt.")}), file=sys.stderr)
+"""
+
+SAY_WHO = """
+import msgspec
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+
+print(msgspec.json.encode(ProcessIdentity.current()).decode())
+"""
+
+
+@dataclass
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process, through the same ``main`` as the installed script."""
+    monkeypatch.delenv("ELASTIC_CKPT_DIR", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: object) -> Said:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["elastic-ckpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(leaving.value.code, int)
+        return Said(leaving.value.code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong call of ``run`` must be refused before anything is started."""
+
+    def started(*arguments: object) -> NoReturn:
+        raise AssertionError("a supervisor was started")
+
+    monkeypatch.setattr("elastic_ckpt.supervisor.supervisor.Supervisor", started)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return open_job(tmp_path / "job")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text("")
+    return path
+
+
+def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a process of its own."""
+    inherited = {key: value for key, value in os.environ.items() if key != "ELASTIC_CKPT_DIR"}
+    return subprocess.run(
+        [sys.executable, "-m", "elastic_ckpt", *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=60,
+        check=False,
+        env={**inherited, **environment},
+    )
+
+
+def write_record(job: JobDirectory, state: RunState, owner: ProcessIdentity, **more: Any) -> None:
+    """What a supervisor last said of itself."""
+    record = NodeRecord(
+        job="tested", run_id="run", node="here", owner=owner, since=time.time(), state=state, **more
+    )
+    record.write(job.node_record("here"))
+
+
+def dead_process() -> ProcessIdentity:
+    """The identity of a process that was, and is no more."""
+    said = subprocess.run(
+        [sys.executable, "-c", SAY_WHO], check=True, capture_output=True, timeout=60
+    )
+    return msgspec.json.decode(said.stdout, type=ProcessIdentity)
+
+
+def assert_one_line_of_error(said: Said) -> None:
+    assert said.out == ""
+    assert said.err.startswith("elastic-ckpt: error: ")
+    assert said.err.count("\n") == 1 and said.err.endswith("\n")
+
+
+# -- wrong usage ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_supervisor")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--nproc", "0"], "--nproc '0'"),
+        (["--nproc", "-1"], "--nproc '-1'"),
+        (["--nproc", "two"], "--nproc 'two'"),
+        (["--nproc", "1.5"], "--nproc '1.5'"),
+        (["--nproc", "²"], "--nproc"),
+        (["--save-interval", "often"], "--save-interval 'often'"),
+        (["--save-interval", "-5"], "--save-interval '-5'"),
+        (["--save-interval", "10m"], "--save-interval '10m'"),
+        (["--save-interval", "s"], "--save-interval 's'"),
+        (["--save-interval", "auto", "--mtbf", "often"], "--mtbf 'often'"),
+        (["--save-interval", "auto", "--mtbf", "0"], "--mtbf '0'"),
+        (["--save-interval", "90s", "--mtbf", "6h"], "--save-interval auto"),
+        (["--mtbf", "6h"], "--save-interval auto"),
+        (["--grace", "soon"], "--grace"),
+        (["--grace", "-1"], "--grace"),
+        (["--grace", "nan"], "--grace"),
+        (["--grace", "inf"], "--grace"),
+        (["--max-failures", "-1"], "--max-failures"),
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--nproc"], "argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_flag_of_run_is_64_and_one_line(
+    cli: Command, job: JobDirectory, script: Path, flags: list[str], words: str
+) -> None:
+    """The line names the flag, and nothing is made or started."""
+    before = tree(job.root)
+    if flags == ["--nproc"]:
+        said = cli("run", "--dir", job.root, *flags)
+    else:
+        said = cli("run", "--dir", job.root, *flags, "--", script)
+    assert said.code == 64
+    assert_one_line_of_error(said)
+    assert words in said.err
+    assert tree(job.root) == before
+
+
+@pytest.mark.usefixtures("no_supervisor")
+def test_a_missing_script_is_64_and_makes_no_directory(cli: Command, tmp_path: Path) -> None:
+    """A typing error must not look like a new job."""
+    for arguments in ([tmp_path / "absent.py"], [tmp_path], []):
+        said = cli("run", "--dir", tmp_path / "new", "--", *arguments)
+        assert said.code == 64
+        assert_one_line_of_error(said)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("no_supervisor")
+def test_run_without_a_directory_is_64(cli: Command, script: Path) -> None:
+    """There is no default place for checkpoints."""
+    said = cli("run", "--", script)
+    assert said.code == 64
+    assert_one_line_of_error(said)
+    assert "--dir" in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frobnicate"], ["--frobnicate"], ["status", "--frobnicate"], ["list", "a", "b"], ["verify"]],
+    ids=" ".join,
+)
+def test_a_command_called_wrongly_is_64_and_one_line(cli: Command, arguments: list[str]) -> None:
+    """The same on every command, and never click's own 2."""
+    said = cli(*arguments)
+    assert said.code == 64
+    assert_one_line_of_error(said)
+
+
+def test_a_wrong_call_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """The same code and the same line reach a shell."""
+    result = run_process("run", "--dir", tmp_path / "job", "--", tmp_path / "absent.py")
+    assert result.returncode == 64
+    assert_one_line_of_error(Said(result.returncode, result.stdout, result.stderr))
+    assert not (tmp_path / "job").exists()
+
+
+def test_no_command_is_64_and_points_to_the_help(cli: Command) -> None:
+    """One line here too: a page of help in a batch job's log hides what went wrong."""
+    said = cli()
+    assert said.code == 64
+    assert_one_line_of_error(said)
+    assert "--help" in said.err
+
+
+def test_no_command_on_a_terminal_is_the_help(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    said = cli()
+    assert said.code == 64 and said.out == ""
+    assert "Look at it:" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["status"], ["list"], ["verify"], ["save"]], ids=" ".join
+)
+def test_help_is_no_error(cli: Command, command: list[str]) -> None:
+    """On standard output, with code 0."""
+    said = cli(*command, "--help")
+    assert said.code == 0 and said.out.startswith("Usage: elastic-ckpt") and said.err == ""
+
+
+def test_the_version_is_the_packages_either_way() -> None:
+    """``python -m`` and the installed script are one program."""
+    module = run_process("--version")
+    script = subprocess.run(
+        [str(Path(sys.executable).with_name("elastic-ckpt")), "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (module.returncode, script.returncode) == (0, 0)
+    assert module.stdout == script.stdout
+    assert elastic_ckpt.__version__ in module.stdout
+
+
+# -- directories that cannot be used ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["status", "list", "verify", "save"])
+@pytest.mark.parametrize("place", ["missing", "file", "loop"])
+def test_a_directory_that_cannot_be_read_is_73_and_one_line(
+    cli: Command, tmp_path: Path, command: str, place: str
+) -> None:
+    """The line names the place; looking does not make it."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    before = tree(tmp_path)
+    said = cli(command, tmp_path / place)
+    assert said.code == 73
+    assert_one_line_of_error(said)
+    assert str(tmp_path / place) in said.err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["status", "list", "verify"])
+def test_the_directory_may_come_from_the_environment(
+    cli: Command, job: JobDirectory, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """And the argument goes before it."""
+    path = make_checkpoint(job, 10)
+    monkeypatch.setenv("ELASTIC_CKPT_DIR", str(job.root))
+    assert str(path) in cli(command, "--json").out
+    assert cli(command, job.root.parent / "missing").code == 73
+
+
+@pytest.mark.parametrize("command", ["status", "list", "verify"])
+def test_looking_changes_nothing(cli: Command, tmp_path: Path, command: str) -> None:
+    """Not even in a directory that never held a job."""
+    make_attempt(open_job(tmp_path / "job"), 20)
+    make_checkpoint(JobDirectory(tmp_path / "job"), 10)
+    (tmp_path / "empty").mkdir()
+    before = tree(tmp_path)
+    cli(command, tmp_path / "job")
+    cli(command, tmp_path / "empty")
+    assert tree(tmp_path) == before
+
+
+def test_a_run_in_an_unusable_directory_is_73(tmp_path: Path, script: Path) -> None:
+    """Without a traceback, in a process of its own."""
+    result = run_process("run", "--dir", script / "below", "--", script)
+    assert result.returncode == 73
+    assert_one_line_of_error(Said(result.returncode, result.stdout, result.stderr))
+
+
+def test_save_without_a_running_job_is_64(cli: Command, job: JobDirectory) -> None:
+    """There is nobody to ask, and no request is left for the next run."""
+    write_record(job, RunState.RUNNING, dead_process())
+    said = cli("save", job.root)
+    assert said.code == 64
+    assert_one_line_of_error(said)
+    assert list(job.requests.iterdir()) == []
+
+
+# -- list -------------------------------------------------------------------------------------
+
+
+def test_the_list_as_json(cli: Command, job: JobDirectory) -> None:
+    """Exactly the keys of the contract, newest first, by numbers."""
+    for step in (9, 100, 10):
+        make_checkpoint(job, step, epoch=1, reason="manual")
+    (job.checkpoint(1, 100) / MODEL).unlink()
+    rows = cli("list", "--json", job.root).json
+    assert [row["step"] for row in rows] == [100, 10, 9]
+    assert all(set(row) == LIST_KEYS for row in rows)
+    bad, good, _ = rows
+    assert (bad["valid"], bad["why"]) == (False, f"{MODEL} is missing")
+    assert (bad["epoch"], bad["reason"], bad["bytes"]) == (1, None, None)
+    manifest = read_manifest(job.checkpoint(1, 10))
+    assert good["path"] == str(job.checkpoint(1, 10))
+    assert (good["epoch"], good["reason"], good["tier"]) == (1, "manual", "disk")
+    assert (good["valid"], good["why"], good["bytes"]) == (True, "", manifest.total_bytes)
+    assert 0 <= good["age_seconds"] < 60
+
+
+def test_an_empty_list(cli: Command, job: JobDirectory) -> None:
+    """An empty array for a script, a sentence for a person, and no error."""
+    assert cli("list", "--json", job.root).json == []
+    said = cli("list", job.root)
+    assert said.code == 0 and "no checkpoints" in said.out
+
+
+def test_the_list_for_people(cli: Command, job: JobDirectory) -> None:
+    """Newest first, with what is wrong, and what was set aside at the end."""
+    for step in (9, 10, 100):
+        make_checkpoint(job, step)
+    (job.checkpoint(0, 100) / "manifest.json").unlink()
+    set_aside(job, job.checkpoint(0, 9), "was bad")
+    said = cli("list", job.root)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["100", "10", "9"]
+    assert "not sealed" in lines[1] and "valid" in lines[2] and "was bad" in lines[3]
+
+
+# -- verify -----------------------------------------------------------------------------------
+
+
+def test_verify_says_yes_with_0(cli: Command, job: JobDirectory) -> None:
+    """For a directory and for one checkpoint, by sizes and by every byte."""
+    path = make_checkpoint(job, 10)
+    for place in (job.root, path):
+        assert cli("verify", place).code == 0
+        full = cli("verify", "--full", place)
+        assert full.code == 0 and "every byte hashed" in full.out
+
+
+def test_verify_says_no_with_65(cli: Command, job: JobDirectory) -> None:
+    """One that is bad is enough; the others are still looked at."""
+    make_checkpoint(job, 10)
+    bad = make_checkpoint(job, 20)
+    (bad / MODEL).unlink()
+    said = cli("verify", job.root)
+    assert said.code == 65
+    assert f"epoch-0_step-20: NOT valid: {MODEL} is missing" in said.out
+    assert "epoch-0_step-10: valid" in said.out
+    assert cli("verify", bad).code == 65
+    assert cli("verify", job.checkpoint(0, 10)).code == 0
+
+
+def test_verify_of_nothing_is_65(cli: Command, job: JobDirectory) -> None:
+    """No checkpoint is no valid checkpoint."""
+    assert cli("verify", job.root).code == 65
+
+
+def test_full_finds_a_flipped_bit_that_quick_does_not(cli: Command, job: JobDirectory) -> None:
+    """Sizes are all that quick looks at."""
+    path = make_checkpoint(job, 10)
+    flip_bit(path / MODEL)
+    assert cli("verify", path).code == 0
+    said = cli("verify", "--full", path)
+    assert said.code == 65 and "checksum" in said.out
+
+
+def test_verify_as_json(cli: Command, job: JobDirectory) -> None:
+    """The rows of ``list``."""
+    make_checkpoint(job, 10)
+    flip_bit(make_checkpoint(job, 20) / MODEL)
+    said = cli("verify", "--full", "--json", job.root)
+    assert said.code == 65
+    assert [(row["step"], row["valid"]) for row in said.json] == [(20, False), (10, True)]
+    assert all(set(row) == LIST_KEYS for row in said.json)
+
+
+def test_quarantine_sets_aside_what_is_bad_and_only_that(cli: Command, job: JobDirectory) -> None:
+    """What was never sealed is not ours to move; what a newer version wrote may be good."""
+    good = make_checkpoint(job, 10)
+    bad = make_checkpoint(job, 20)
+    flip_bit(bad / MODEL)
+    plain = make_checkpoint(job, 30)
+    (plain / "manifest.json").unlink()
+    newer = make_checkpoint(job, 40)
+    change_manifest(newer, format=2)
+    said = cli("verify", "--full", "--quarantine", job.root)
+    assert said.code == 65
+    assert [path.exists() for path in (good, bad, plain, newer)] == [True, False, True, True]
+    rows = cli("list", "--json", job.root).json
+    [aside] = [row for row in rows if row["tier"] == "quarantine"]
+    assert (aside["step"], aside["valid"]) == (20, False) and "checksum" in aside["why"]
+    assert aside["path"] in said.err
+    assert cli("verify", "--full", good).code == 0
+
+
+def test_quarantine_of_one_checkpoint_leaves_the_others(cli: Command, job: JobDirectory) -> None:
+    """The one that was named is the one that is moved."""
+    for step in (10, 20):
+        (make_checkpoint(job, step) / MODEL).unlink()
+    assert cli("verify", "--quarantine", job.checkpoint(0, 20)).code == 65
+    assert not job.checkpoint(0, 20).exists() and job.checkpoint(0, 10).exists()
+
+
+def test_a_quarantine_that_cannot_be_used_is_73_and_no_traceback(
+    cli: Command, job: JobDirectory
+) -> None:
+    """The bad checkpoint stays where it is, and the verdict is printed all the same."""
+    path = make_checkpoint(job, 10)
+    (path / MODEL).unlink()
+    job.quarantine.rmdir()
+    job.quarantine.write_bytes(b"")
+    said = cli("verify", "--quarantine", job.root)
+    assert said.code == 73 and "NOT valid" in said.out
+    assert said.err.startswith("elastic-ckpt: error: ") and said.err.count("\n") == 1
+    assert ".quarantine" in said.err
+    assert path.is_dir()
+
+
+def test_a_copy_of_a_checkpoint_can_be_verified_under_any_name(
+    cli: Command, job: JobDirectory, tmp_path: Path
+) -> None:
+    """What has a seal is a checkpoint, wherever somebody put it."""
+    make_checkpoint(job, 10).rename(tmp_path / "best")
+    assert cli("verify", "--full", tmp_path / "best").code == 0
+    flip_bit(tmp_path / "best" / MODEL)
+    assert cli("verify", "--full", tmp_path / "best").code == 65
+
+
+@pytest.mark.parametrize(
+    "command", [["list"], ["list", "--json"], ["verify"], ["verify", "--json"]], ids=" ".join
+)
+def test_a_file_name_that_is_not_text_is_shown_and_is_no_crash(
+    job: JobDirectory, command: list[str]
+) -> None:
+    """It is named in the reason, in whatever way can be printed."""
+    path = make_checkpoint(job, 10)
+    (path / "modeling" / os.fsdecode(b"caf\xe9.bin")).write_bytes(b"")
+    result = run_process(*command, job.root, COLUMNS="200")
+    assert result.returncode == (65 if command[0] == "verify" else 0)
+    assert "caf" in result.stdout and "not in the manifest" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_what_verify_found_stands_in_the_journal(cli: Command, job: JobDirectory) -> None:
+    """For the report: was the checkpoint good?"""
+    make_checkpoint(job, 10)
+    flip_bit(make_checkpoint(job, 20) / MODEL)
+    assert cli("verify", job.root).code == 0 and read_journal(job) == []  # sizes alone
+    assert cli("verify", "--full", "--quarantine", job.root).code == 65
+    told = [(event.event, event.data.get("valid")) for event in read_journal(job)]
+    assert told == [("verified", False), ("verified", True), ("quarantined", None)]
+
+
+# -- status -----------------------------------------------------------------------------------
+
+
+def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
+    """Everything that the contract lists, from record, board, journal and checkpoints."""
+    board = Board.create(2)
+    board.begin_incarnation(3)
+    for rank in (0, 1):
+        slot = board.rank_slot(rank)
+        slot.launched(rank, os.getpid())
+        slot.attach(10)
+        slot.phase(Phase.TRAINING)
+        slot.step(15 + rank, 14 + rank, 1, 8 * (14 + rank))
+    make_checkpoint(job, 10)
+    (make_checkpoint(job, 12) / MODEL).unlink()
+    Journal(job, "here").write("saved", step=10, reason="interval", seconds=1.5, stall_seconds=0.5)
+    me = ProcessIdentity.current()
+    write_record(
+        job, RunState.RUNNING, me, board=board.path, incarnation=3, failures=1, preemptions=2,
+        failures_left=4,
+    )  # fmt: skip
+    said = cli("status", "--json", job.root)
+    view = said.json
+    assert said.code == 0
+    assert set(view) >= STATUS_KEYS
+    assert (view["job"], view["state"]) == ("tested", "running")
+    assert view["supervisor"]["pid"] == os.getpid() and view["supervisor"]["alive"] is True
+    assert abs(view["supervisor"]["since"] - time.time()) < 60
+    assert [worker["rank"] for worker in view["workers"]] == [0, 1]
+    worker = view["workers"][1]
+    assert {
+        "rank", "local_rank", "node", "pid", "phase", "step", "last_beat_seconds", "rss_bytes",
+        "cpu_percent", "gpu_bytes",
+    } <= set(worker)  # fmt: skip
+    assert (worker["local_rank"], worker["node"], worker["pid"]) == (1, "here", os.getpid())
+    assert (worker["phase"], worker["step"]) == ("training", 15)
+    assert worker["rss_bytes"] > 1e6 and 0 <= worker["last_beat_seconds"] < 60
+    # The job is where its slowest rank is.
+    assert view["position"] == {"epoch": 1, "step": 14, "sample_start_index": 112}
+    newest = view["newest_valid"]
+    assert set(newest) == {
+        "step", "path", "tier", "bytes", "age_seconds", "reason", "verified",
+    }  # fmt: skip
+    assert (newest["step"], newest["path"]) == (10, str(job.checkpoint(0, 10)))
+    [rejected] = view["rejected"]
+    assert rejected == {"path": str(job.checkpoint(0, 12)), "reason": f"{MODEL} is missing"}
+    assert view["notice"] is None
+    save = view["last_save"]
+    assert set(save) == {"reason", "predicted_seconds", "actual_seconds", "stall_seconds", "error"}
+    assert (save["reason"], save["actual_seconds"], save["stall_seconds"]) == ("interval", 1.5, 0.5)
+    assert view["restarts"] == {"failures": 1, "preemptions": 2, "failures_left": 4}
+    assert isinstance(view["lost_work_seconds"], float)
+
+
+def test_status_shows_how_often_it_saves_and_why(cli: Command, job: JobDirectory) -> None:
+    why = "every 4 min: a save costs 1.3 s and the job fails every 6 h"
+    write_record(
+        job, RunState.RUNNING, ProcessIdentity.current(), save_interval=IntervalRecord(240.0, why)
+    )
+    shown = cli("status", "--json", job.root).json["save_interval"]
+    assert shown == {"seconds": 240.0, "why": why}
+    assert why in cli("status", job.root).out
+
+
+def test_an_interval_that_was_given_needs_no_reason(cli: Command, job: JobDirectory) -> None:
+    write_record(job, RunState.RUNNING, ProcessIdentity.current())
+    assert cli("status", "--json", job.root).json["save_interval"] is None
+    assert "save interval" not in cli("status", job.root).out
+
+
+@pytest.mark.parametrize(
+    ("predicted", "text"),
+    [(3.14, "predicted 3.1 s, took 2.8 s"), (None, "not predicted, took 2.8 s")],
+)
+def test_status_compares_the_last_emergency_save_with_its_prediction(
+    cli: Command, job: JobDirectory, predicted: float | None, text: str
+) -> None:
+    """Beside the newest save, which a later run may have made since."""
+    journal = Journal(job, "here")
+    journal.write("saved", step=10, reason="emergency", seconds=2.5, stall_seconds=2.5)
+    journal.write("emergency_save", step=10, predicted_seconds=predicted, actual_seconds=2.8)
+    write_record(job, RunState.PREEMPTED, ProcessIdentity.current())
+    view = cli("status", "--json", job.root).json
+    assert view["last_emergency_save"] == {"predicted_seconds": predicted, "actual_seconds": 2.8}
+    save = view["last_save"]
+    assert (save["predicted_seconds"], save["actual_seconds"]) == (predicted, 2.5)
+    assert text in cli("status", job.root).out
+    journal.write("saved", step=20, reason="interval", seconds=1.0, stall_seconds=1.0)
+    view = cli("status", "--json", job.root).json
+    assert view["last_save"]["predicted_seconds"] is None
+    assert text in cli("status", job.root).out
+
+
+def test_status_shows_a_notice_and_what_is_left_of_it(cli: Command, job: JobDirectory) -> None:
+    """A job that saves before its node goes is degraded."""
+    notice = NoticeRecord("signal", "SIGTERM", time.monotonic() + 100.0)
+    write_record(job, RunState.DRAINING, ProcessIdentity.current(), notice=notice)
+    said = cli("status", "--json", job.root)
+    assert said.code == 1
+    shown = said.json["notice"]
+    assert (shown["source"], shown["reason"]) == ("signal", "SIGTERM")
+    assert 40 < shown["seconds_left"] <= 100
+    assert "SIGTERM" in cli("status", job.root).out
+
+
+@pytest.mark.parametrize(
+    "state", [RunState.STARTING, RunState.RUNNING, RunState.DRAINING, RunState.BACKING_OFF]
+)
+def test_status_of_a_killed_supervisor_is_dead(
+    cli: Command, job: JobDirectory, state: RunState
+) -> None:
+    """It said nothing of its end: state dead, code 2, and what a restart would take."""
+    make_checkpoint(job, 10)
+    write_record(job, state, dead_process(), board="/proc/1/fd/0")
+    said = cli("status", "--json", job.root)
+    assert said.code == 2
+    assert said.json["state"] == "dead"
+    assert said.json["supervisor"]["alive"] is False
+    assert said.json["workers"] == []
+    assert said.json["newest_valid"]["step"] == 10
+    assert said.json["position"] == {"epoch": 0, "step": 10, "sample_start_index": 80}
+    people = cli("status", job.root)
+    assert people.code == 2 and "run it again" in " ".join(people.out.split())
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [(RunState.FINISHED, 0), (RunState.PREEMPTED, 1), (RunState.FAILED, 2)],
+)
+def test_status_of_a_run_that_is_over(
+    cli: Command, job: JobDirectory, state: RunState, code: int
+) -> None:
+    """Its last word counts, though its process is gone."""
+    write_record(job, state, dead_process(), message="its last word")
+    said = cli("status", "--json", job.root)
+    assert (said.code, said.json["state"]) == (code, state.value)
+    assert said.json["notice"] is None and said.json["workers"] == []
+    people = cli("status", job.root)
+    assert people.code == code and "its last word" in people.out
+
+
+def test_status_of_a_directory_that_never_ran(cli: Command, job: JobDirectory) -> None:
+    """Nothing is known and nothing is made up."""
+    view = cli("status", "--json", job.root).json
+    assert set(view) >= STATUS_KEYS
+    for key in ("supervisor", "position", "newest_valid", "notice", "last_save", "goodput"):
+        assert view[key] is None, key
+    assert (view["workers"], view["rejected"]) == ([], [])
+    assert view["state"] not in {state.value for state in RunState}
+
+
+def test_status_with_a_board_that_is_none(cli: Command, job: JobDirectory, tmp_path: Path) -> None:
+    """Whatever the record points at, status answers without workers."""
+    for name, data in (("empty", b""), ("odd", b"x" * 4097), ("zeros", b"\0" * 4096)):
+        (tmp_path / name).write_bytes(data)
+        write_record(job, RunState.RUNNING, ProcessIdentity.current(), board=str(tmp_path / name))
+        said = cli("status", "--json", job.root)
+        assert (said.code, said.json["workers"]) == (0, []), name
+
+
+def test_status_of_a_torn_record(cli: Command, job: JobDirectory) -> None:
+    """An unreadable record is no traceback."""
+    job.node_record("here").write_bytes(b'{"job": "x"')
+    make_checkpoint(job, 10)
+    assert cli("status", "--json", job.root).json["newest_valid"]["step"] == 10
+
+
+def test_status_of_a_journal_with_odd_values(cli: Command, job: JobDirectory) -> None:
+    """What another version wrote there is no traceback."""
+    journal = Journal(job, "here")
+    journal.write("state", state="running")
+    journal.write("saved", reason=None, seconds=None, stall_seconds=None, predicted_seconds="?")
+    assert cli("status", "--json", job.root).json["last_save"] is not None
+    assert cli("status", job.root).code == 2
+
+
+@pytest.mark.parametrize("command", ["status", "list", "verify"])
+def test_brackets_in_a_reason_are_shown_as_they_are(
+    cli: Command, job: JobDirectory, command: str
+) -> None:
+    """A reason is text, not mark-up, whatever a broken manifest holds."""
+    path = make_checkpoint(job, 10)
+    files = [*read_manifest(path).files, FileEntry("[/]x/[red]y/../z", 1, "0" * 32, 0)]
+    change_manifest(path, files=files, fingerprint=fingerprint(files))
+    said = cli(command, job.root)
+    assert "[/]x/[red]y" in said.out
+
+
+# -- terminals and pipes ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(job: JobDirectory) -> Iterator[JobDirectory]:
+    """A job with something in every part of the pages."""
+    make_checkpoint(job, 10)
+    (make_checkpoint(job, 123456789) / MODEL).unlink()
+    board = Board.create(1)
+    slot = board.rank_slot(0)
+    slot.launched(0, os.getpid())
+    slot.attach(0)
+    Journal(job, "here").write("saved", step=10, reason="interval", seconds=1.5, stall_seconds=0.5)
+    notice = NoticeRecord("signal", "SIGTERM", time.monotonic() + 100.0)
+    write_record(
+        job, RunState.DRAINING, ProcessIdentity.current(), board=board.path, notice=notice,
+        message="SIGTERM: saving, 30 s left",
+    )  # fmt: skip
+    yield job
+
+
+@pytest.mark.parametrize("command", ["status", "list"])
+@pytest.mark.parametrize("columns", ["1", "40", "80", "400", "0", "wide"])
+def test_any_width_of_the_terminal_will_do(
+    cli: Command,
+    shown: JobDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    columns: str,
+) -> None:
+    """Lines keep to the width that there is, and no width is an error."""
+    monkeypatch.setenv("COLUMNS", columns)
+    said = cli(command, shown.root)
+    assert said.code == (0 if command == "list" else 1)
+    assert said.err == ""
+    if columns in ("40", "80"):
+        assert max(len(line.rstrip()) for line in said.out.splitlines()) <= int(columns)
+        assert "\u2026" not in said.out, "something was cut away"
+    if columns in ("80", "400"):
+        assert "123456789" in said.out
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["status", "--json"], ["list"], ["list", "--json"]], ids=" ".join
+)
+def test_a_reader_that_has_gone_is_no_traceback(shown: JobDirectory, command: list[str]) -> None:
+    """As behind ``| head``: the pipe is closed before the first byte."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "elastic_ckpt", *command, str(shown.root)],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert result.stderr == ""
+
+
+def test_a_pipe_gets_no_colours(shown: JobDirectory) -> None:
+    """What is not a terminal gets text alone."""
+    for command in ("status", "list"):
+        result = run_process(command, shown.root, TERM="xterm-256color")
+        assert result.stdout and "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["status", "list"])
+def test_no_color_is_honoured(
+    cli: Command, shown: JobDirectory, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Where there would be colours, NO_COLOR takes them away and leaves the words."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = cli(command, shown.root).out
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = cli(command, shown.root).out
+    assert colours(coloured) and not colours(plain)
+    assert "missing" in plain
+
+
+def colours(text: str) -> set[str]:
+    """The colour codes among the escape sequences."""
+    codes = {code for run in text.split("\x1b[")[1:] for code in run.partition("m")[0].split(";")}
+    return {code for code in codes if code[:1] in {"3", "4", "9"} and len(code) > 1}
+
+
+# -- what a command costs ---------------------------------------------------------------------
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    """A training script's import is cheap until it uses a name that needs torch."""
+    result = subprocess.run(
+        [sys.executable, "-c", "import elastic_ckpt, sys; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["status", "--json"], ["list"], ["list", "--json"], ["verify"],
+                ["verify", "--full", "--json"], ["save"], ["--help"]], ids=" ".join
+)  # fmt: skip
+def test_a_command_does_not_import_torch(job: JobDirectory, command: list[str]) -> None:
+    """Nor numpy, nor the daemon, nor what a training script imports; for JSON not even rich."""
+    make_checkpoint(job, 10)
+    place = [] if command == ["--help"] else [str(job.root)]
+    result = subprocess.run(
+        [sys.executable, "-c", IN_PROCESS, *command, *place],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    modules = set(result.stderr.splitlines()[-1].split()[1:])
+    assert "elastic_ckpt.cli.app" in modules
+    heavy = {"torch", "numpy", "colossalai", "safetensors", "asyncio"}
+    heavy |= {"elastic_ckpt.training", "elastic_ckpt.supervisor"}
+    if "--json" in command:
+        heavy |= {"rich"}
+    assert not modules & heavy
+
+
+def test_status_is_not_much_slower_than_its_libraries(job: JobDirectory) -> None:
+    """Measured against the start of an interpreter that imports the same libraries."""
+    for step in range(10, 60, 10):
+        make_checkpoint(job, step)
+    write_record(job, RunState.FINISHED, ProcessIdentity.current())
+    floor = [sys.executable, "-c", "import click, msgspec, psutil"]
+    status = [sys.executable, "-m", "elastic_ckpt", "status", "--json", str(job.root)]
+
+    def best(command: list[str]) -> float:
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            subprocess.run(command, capture_output=True, timeout=60, check=True)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    bare, ours = best(floor), best(status)
+    assert ours < max(2.0, 5 * bare), f"{ours:.3f} s, against {bare:.3f} s for the libraries alone"

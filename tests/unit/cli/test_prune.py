@@ -1,0 +1,176 @@
+"""``elastic-ckpt prune``: what it says, and what it ends with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
+from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import MODEL, flip_bit, make_checkpoint, open_job, tree
+from tests.unit.cli.test_app import Command, assert_one_line_of_error, cli, no_supervisor, script
+
+__all__ = ["cli", "no_supervisor", "script"]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    job = open_job(tmp_path / "job")
+    for step in (10, 20, 30):
+        make_checkpoint(job, step, metrics={"loss": 40.0 - step})
+    return job
+
+
+def names(job: JobDirectory) -> list[str]:
+    return [path.name for path in scan(job)]
+
+
+def test_what_goes_and_what_stays_is_said_with_the_reason(cli: Command, job: JobDirectory) -> None:
+    said = cli("prune", job.root, "--keep-last", 2)
+    assert said.code == 0 and said.err == ""
+    lines = said.out.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [
+        ["kept", "epoch-0_step-30"], ["kept", "epoch-0_step-20"], ["deleted", "epoch-0_step-10"],
+    ]  # fmt: skip
+    assert "the newest" in lines[0] and "one of the last 2" in lines[1]
+    assert lines[3].startswith("1 of 3 deleted, ")
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-20"]
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(cli: Command, job: JobDirectory) -> None:
+    before = tree(job.root)
+    said = cli("prune", job.root, "--keep-last", 2, "--dry-run")
+    assert said.code == 0
+    assert "would go  epoch-0_step-10" in said.out and "1 of 3 would go" in said.out
+    assert tree(job.root) == before
+    assert cli("prune", job.root, "--keep-last", 2).out == said.out.replace(
+        "would go", "deleted "
+    ).replace("deleted ,", "deleted,")
+
+
+def test_the_same_for_programs(cli: Command, job: JobDirectory) -> None:
+    rows = cli("prune", job.root, "--keep-best", "1:loss", "--dry-run", "--json").json
+    assert [(row["step"], row["keep"]) for row in rows] == [(30, True), (20, False), (10, False)]
+    assert rows[1] == {
+        "path": str(job.checkpoint(0, 20)),
+        "step": 20,
+        "bytes": rows[1]["bytes"],
+        "keep": False,
+        "why": "no rule keeps it",
+        "failed": False,
+    }
+    assert rows == cli("prune", job.root, "--keep-best", "1:loss", "--json").json
+    assert names(job) == ["epoch-0_step-30"]
+
+
+def test_the_highest_may_be_the_best(cli: Command, job: JobDirectory) -> None:
+    cli("prune", job.root, "--keep-best", "1:loss:max")
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "--keep-last"),
+        (["--keep-last", "0"], "--keep-last"),
+        (["--dry-run"], "--keep-last"),
+        (["--keep-last", "-1"], "--keep-last"),
+        (["--keep-last", "few"], "--keep-last"),
+        (["--keep-best", "loss"], "N:METRIC"),
+        (["--keep-best", ""], "N:METRIC"),
+        (["--keep-last", "2", "--keep-best", "0:loss"], "N:METRIC"),
+    ],
+    ids=str,
+)
+def test_no_rule_or_a_wrong_one_is_64_and_deletes_nothing(
+    cli: Command, job: JobDirectory, flags: list[str], words: str
+) -> None:
+    before = tree(job.root)
+    said = cli("prune", job.root, *flags)
+    assert said.code == 64 and words in said.err
+    assert_one_line_of_error(said)
+    assert tree(job.root) == before
+
+
+@pytest.mark.usefixtures("no_supervisor")
+@pytest.mark.parametrize("flags", [["--keep-best", ""], ["--keep-best", "x"], ["--keep-last", "x"]])
+def test_a_wrong_rule_of_run_is_64(
+    cli: Command, tmp_path: Path, script: Path, flags: list[str]
+) -> None:
+    said = cli("run", "--dir", tmp_path / "job", *flags, "--", script)
+    assert said.code == 64
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_directory_that_is_not_there_is_73(cli: Command, tmp_path: Path) -> None:
+    said = cli("prune", tmp_path / "missing", "--keep-last", 1)
+    assert said.code == 73
+    assert_one_line_of_error(said)
+
+
+def test_an_empty_directory_has_nothing_to_prune(cli: Command, tmp_path: Path) -> None:
+    """And gets nothing: it may not even be a job's."""
+    said = cli("prune", tmp_path, "--keep-last", 1)
+    assert (said.code, said.out) == (0, "0 of 0 deleted, 0 B\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_deleted_is_73_and_said(
+    cli: Command, job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that was mounted for reading alone."""
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(target).parent == job.trash:
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    said = cli("prune", job.root, "--keep-last", 1)
+    assert said.code == 73
+    assert said.out.count("cannot be removed: Permission denied") == 2
+    assert len(names(job)) == 3
+
+
+def test_a_full_verification_is_remembered_for_retention(cli: Command, job: JobDirectory) -> None:
+    """verify --full counts, a quick one does not; the older one that is known to be whole stays."""
+    path = job.checkpoint(0, 20)
+    assert cli("verify", path).code == 0
+    assert not is_verified(job, path, read_manifest(path))
+    assert cli("verify", path, "--full").code == 0
+    assert is_verified(job, path, read_manifest(path))
+    cli("prune", job.root, "--keep-last", 1)
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-20"]
+
+
+def test_what_verify_finds_bad_is_no_support_for_retention_any_more(
+    cli: Command, job: JobDirectory
+) -> None:
+    """It was whole once; then the disk lost a bit, and somebody looked."""
+    assert cli("verify", job.checkpoint(0, 20), "--full").code == 0
+    flip_bit(job.checkpoint(0, 20) / MODEL)
+    flip_bit(job.checkpoint(0, 30) / MODEL)
+    assert cli("verify", job.root, "--full").code == 65
+    cli("prune", job.root, "--keep-last", 1)
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
+
+
+@pytest.mark.usefixtures("no_supervisor")
+@pytest.mark.parametrize(
+    "command",
+    [["prune", "--keep-last", "1"], ["list"], ["verify"], ["status", "--json"], ["save"]],
+    ids=lambda command: command[0],
+)
+def test_a_directory_whose_name_is_no_text_is_refused_in_one_line(
+    cli: Command, tmp_path: Path, command: list[str]
+) -> None:
+    """No manifest and no record could hold its path."""
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/job-\xff"))
+    root.mkdir()
+    said = cli(command[0], root, *command[1:])
+    assert said.code == 73 and "not UTF-8" in said.err
+    assert_one_line_of_error(said)

@@ -1,0 +1,165 @@
+"""Who runs: identities that outlive their process, records, node names, requests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from elastic_ckpt.jobdir.node_record import (
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+    node_name,
+    read_record,
+    read_records,
+)
+from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.protocol.run_state import RunState
+from tests.checkpoints import open_job
+
+SAY_WHO = """
+import msgspec
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+
+print(msgspec.json.encode(ProcessIdentity.current()).decode(), flush=True)
+"""
+
+
+def make_record(since: float = 1.0, node: str = "here") -> NodeRecord:
+    return NodeRecord(
+        job="tested",
+        run_id="run",
+        node=node,
+        owner=ProcessIdentity.current(),
+        since=since,
+        state=RunState.DRAINING,
+        notice=NoticeRecord("signal", "SIGTERM", 12.5),
+    )
+
+
+def test_this_process_is_alive() -> None:
+    """Local, alive, and named by host and pid."""
+    me = ProcessIdentity.current()
+    assert (me.host, me.pid) == (socket.gethostname(), os.getpid())
+    assert me.is_local and me.is_alive() is True
+
+
+def test_a_dead_process_is_not_alive() -> None:
+    """Its pid is free, or belongs to somebody who began later."""
+    said = subprocess.run(
+        [sys.executable, "-c", SAY_WHO], check=True, capture_output=True, timeout=60
+    )
+    dead = msgspec.json.decode(said.stdout, type=ProcessIdentity)
+    assert dead.is_local and dead.is_alive() is False
+
+
+def test_a_process_that_nobody_has_reaped_is_not_alive() -> None:
+    """A zombie does nothing any more."""
+    process = subprocess.Popen([sys.executable, "-c", SAY_WHO], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    identity = msgspec.json.decode(process.stdout.readline(), type=ProcessIdentity)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert psutil.pid_exists(process.pid)
+        assert identity.is_alive() is False
+    finally:
+        process.communicate()
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, -5.0, 5.0])
+def test_a_recycled_pid_is_somebody_else(seconds: float) -> None:
+    """The pid runs, but what was recorded began at another time."""
+    me = ProcessIdentity.current()
+    former = msgspec.structs.replace(me, started=me.started + seconds)
+    assert former.is_alive() is False
+
+
+def test_a_process_elsewhere_is_not_guessed_about() -> None:
+    """Neither alive nor dead: another host, or another boot of this one."""
+    elsewhere = msgspec.structs.replace(ProcessIdentity.current(), boot_id="another")
+    assert not elsewhere.is_local
+    assert elsewhere.is_alive() is None
+
+
+def test_a_step_of_the_wall_clock_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that the system library tells for a start moves with the clock; we do not."""
+    me = ProcessIdentity.current()
+    told = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: told(self) + 3600.0)
+    assert me.is_alive() is True
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Every field, the notice included."""
+    record = make_record()
+    record.write(tmp_path / "here.json")
+    assert read_record(tmp_path / "here.json") == record
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"job": 1}', b"\xff\xfe"])
+def test_a_record_that_cannot_be_understood_is_none(tmp_path: Path, data: bytes) -> None:
+    """A torn record, or one of another version, stops nobody."""
+    (tmp_path / "here.json").write_bytes(data)
+    assert read_record(tmp_path / "here.json") is None
+    assert read_record(tmp_path / "missing.json") is None
+    assert read_records(tmp_path) == []
+
+
+def test_the_latest_run_is_first(tmp_path: Path) -> None:
+    """Whichever node it ran on; what is unreadable is left out."""
+    for node, since in (("a", 2.0), ("b", 3.0), ("c", 1.0)):
+        make_record(since, node).write(tmp_path / f"{node}.json")
+    (tmp_path / "torn.json").write_bytes(b"{")
+    assert [record.node for record in read_records(tmp_path)] == ["b", "a", "c"]
+    assert read_records(tmp_path / "missing") == []
+
+
+def test_a_node_is_named_by_the_flag_then_slurm_then_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In this order; an empty name counts as none."""
+    monkeypatch.setenv("SLURMD_NODENAME", "n17")
+    assert node_name("given") == "given"
+    assert node_name() == node_name("") == "n17"
+    monkeypatch.delenv("SLURMD_NODENAME")
+    monkeypatch.setattr(socket, "gethostname", lambda: "host.example")
+    assert node_name() == "host.example"
+
+
+@pytest.mark.parametrize(
+    ("given", "safe"),
+    [
+        ("gpu-01.cluster_a", "gpu-01.cluster_a"),
+        ("../../etc", ".._.._etc"),
+        ("a/b c\n\0d", "a_b_c__d"),
+        ("*?[x]", "___x_"),
+    ],
+)
+def test_a_node_name_is_safe_as_a_file_name(given: str, safe: str) -> None:
+    """Whatever a cluster calls its nodes, no path leads out of the directory."""
+    assert node_name(given) == safe
+
+
+@pytest.mark.parametrize("given", [".", ".."])
+def test_a_node_name_is_never_a_directory_of_its_own(tmp_path: Path, given: str) -> None:
+    """The lock of a node is a file in ``locks/``."""
+    job = open_job(tmp_path / "job")
+    assert not job.node_lock(node_name(given)).exists()
+
+
+def test_a_request_is_taken_once(tmp_path: Path) -> None:
+    """Any number of requests before a look are one; afterwards there is none."""
+    job = open_job(tmp_path / "job")
+    assert take_requests(job) is False
+    ask_for_save(job)
+    ask_for_save(job)
+    assert take_requests(job) is True
+    assert take_requests(job) is False
+    assert list(job.requests.iterdir()) == []

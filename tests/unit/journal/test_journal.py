@@ -1,0 +1,403 @@
+"""The journal never stops the training and loses no whole line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal import journal as journals
+from elastic_ckpt.journal.journal import (
+    MAX_LINE_BYTES,
+    MAX_TAIL_BYTES,
+    PATIENCE_SECONDS,
+    Journal,
+    JournalTail,
+    read_journal,
+)
+from elastic_ckpt.journal.time_account import fold
+from tests.checkpoints import open_job
+
+WRITER = """
+import sys
+from pathlib import Path
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.jobdir.paths import JobDirectory
+
+journal = Journal(JobDirectory(Path(sys.argv[1])), "here")
+sys.stdin.read(1)
+for number in range(int(sys.argv[2])):
+    journal.write("event", number=number, filler="x" * (number * 37 % 5000))
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return open_job(tmp_path / "job")
+
+
+def names(job: JobDirectory) -> list[str]:
+    return [event.event for event in read_journal(job)]
+
+
+def test_events_are_read_as_they_were_written(job: JobDirectory) -> None:
+    """With node, pid, both clocks and the event's own fields."""
+    Journal(job, "here").write("saved", step=10, reason="interval", path=None)
+    [event] = read_journal(job)
+    assert (event.event, event.node) == ("saved", "here")
+    assert event.data == {"step": 10, "reason": "interval", "path": None}
+    assert event.pid > 0 and event.wall > 1e9 and event.monotonic > 0
+
+
+def test_the_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None:
+    """A node's own order is kept."""
+    one, two = Journal(job, "one"), Journal(job, "two")
+    for number in range(3):
+        one.write(f"one-{number}")
+        two.write(f"two-{number}")
+    events = read_journal(job)
+    assert len(events) == 6
+    assert [event.wall for event in events] == sorted(event.wall for event in events)
+    assert [event.event for event in events if event.node == "two"] == ["two-0", "two-1", "two-2"]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 20])
+def test_a_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
+    """A power cut costs the event that it tore; a lost newline alone costs nothing."""
+    journal = Journal(job, "here")
+    journal.write("first")
+    journal.write("second")
+    path = job.journal("here")
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert names(job) == (["first", "second"] if lost == 1 else ["first"])
+
+
+@pytest.mark.parametrize("lost", [1, 2, 20])
+def test_what_follows_a_torn_line_is_not_lost_with_it(job: JobDirectory, lost: int) -> None:
+    """The next run's first event begins on a line of its own."""
+    journal = Journal(job, "here")
+    journal.write("first")
+    journal.write("torn")
+    path = job.journal("here")
+    path.write_bytes(path.read_bytes()[:-lost])
+    journal.write("third")
+    assert names(job) == (["first", "torn", "third"] if lost == 1 else ["first", "third"])
+
+
+def test_lines_that_are_no_events_are_skipped(job: JobDirectory) -> None:
+    """Whatever stands there, the events around it are read."""
+    journal = Journal(job, "here")
+    journal.write("first")
+    with job.journal("here").open("ab") as file:
+        file.write(b'\n\0\0\0\n{"event": 3}\n[]\n\xff\xfe\n{"event": "no time"}\n')
+    journal.write("last")
+    assert names(job) == ["first", "last"]
+
+
+def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
+    """Nothing is lost and nothing is mixed, whoever writes at the same time."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(job.root), "150"], stdin=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write(b"go")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+    lines = job.journal("here").read_bytes().splitlines()
+    assert len([line for line in lines if line]) == 600
+    events = read_journal(job)
+    assert len(events) == 600
+    for writer in writers:
+        numbers = [event.data["number"] for event in events if event.pid == writer.pid]
+        assert sorted(numbers) == list(range(150))
+
+
+def test_a_full_disk_never_raises(job: JobDirectory) -> None:
+    """The training goes on without a journal."""
+    job.journal("here").symlink_to("/dev/full")
+    Journal(job, "here").write("lost")
+    Journal(job, "there").write("kept")
+    assert [event.event for event in read_journal(job)] == ["kept"]
+
+
+@pytest.mark.parametrize("place", ["a directory", "below a file", "gone"])
+def test_an_unwritable_journal_never_raises(job: JobDirectory, place: str) -> None:
+    """Neither does a directory that somebody replaced or removed."""
+    path = job.journal("here")
+    if place == "a directory":
+        path.mkdir()
+    else:
+        path.parent.rmdir()
+        if place == "below a file":
+            path.parent.write_bytes(b"")
+    Journal(job, "here").write("lost")
+    assert read_journal(job) == []
+
+
+@pytest.mark.parametrize("value", ["caf\udce9", object(), 1 << 80], ids=["name", "object", "int"])
+def test_what_json_cannot_hold_never_raises(job: JobDirectory, value: object) -> None:
+    """A file name that is not UTF-8 in a message must not end the supervisor."""
+    journal = Journal(job, "here")
+    journal.write("crash", message=value)
+    journal.write("after")
+    assert names(job)[-1] == "after"
+
+
+def test_an_event_that_is_too_long_is_not_lost(job: JobDirectory) -> None:
+    """That it happened is kept, whatever becomes of its text."""
+    journal = Journal(job, "here")
+    journal.write("crash", message="x" * (2 * MAX_LINE_BYTES))
+    journal.write("after")
+    assert names(job) == ["crash", "after"]
+    assert max(map(len, job.journal("here").read_bytes().splitlines())) <= MAX_LINE_BYTES
+
+
+def heard(tail: JournalTail) -> list[str]:
+    return [event.event for event in tail.read()]
+
+
+def test_a_tail_tells_each_new_event_once_and_none_of_before(job: JobDirectory) -> None:
+    journal = Journal(job, "here")
+    journal.write("before")
+    tail = JournalTail(job, "here")
+    assert heard(tail) == []
+    journal.write("one")
+    journal.write("two")
+    Journal(job, "there").write("another node's")
+    assert heard(tail) == ["one", "two"]
+    assert heard(tail) == []
+    journal.write("three")
+    assert heard(tail) == ["three"]
+
+
+def test_a_tail_may_be_older_than_its_journal(job: JobDirectory) -> None:
+    tail = JournalTail(job, "here")
+    assert heard(tail) == []
+    Journal(job, "here").write("first")
+    assert heard(tail) == ["first"]
+
+
+def test_a_tail_waits_for_the_rest_of_a_line(job: JobDirectory) -> None:
+    journal, path = Journal(job, "here"), job.journal("here")
+    tail = JournalTail(job, "here")
+    journal.write("whole")
+    data = path.read_bytes()
+    path.write_bytes(data[:-9])
+    assert heard(tail) == []
+    path.write_bytes(data)
+    assert heard(tail) == ["whole"]
+
+
+def test_a_tail_begins_anew_with_a_shorter_journal(job: JobDirectory) -> None:
+    journal, path = Journal(job, "here"), job.journal("here")
+    journal.write("long", text="x" * 1000)
+    tail = JournalTail(job, "here")
+    path.unlink()
+    journal.write("new")
+    assert heard(tail) == ["new"]
+
+
+def test_a_tail_reads_much_in_pieces_and_steps_over_what_is_no_line(job: JobDirectory) -> None:
+    journal, path = Journal(job, "here"), job.journal("here")
+    tail = JournalTail(job, "here")
+    count = 3 * MAX_TAIL_BYTES // 50_000
+    for _ in range(count):
+        journal.write("event", filler="x" * 50_000)
+    with path.open("ab") as file:
+        file.write(b"x" * (2 * MAX_TAIL_BYTES))
+    journal.write("last")
+    pieces = [heard(tail) for _ in range(8)]
+    assert [name for piece in pieces for name in piece] == ["event"] * count + ["last"]
+    assert len([piece for piece in pieces if piece]) >= 4
+
+
+@pytest.mark.parametrize("what", ["a link", "a directory", "a link above"])
+def test_a_tail_reads_nothing_that_is_not_a_journal_of_ours(
+    job: JobDirectory, tmp_path: Path, what: str
+) -> None:
+    """Neither does it raise."""
+    path = job.journal("here")
+    other = tmp_path / "other"
+    other.mkdir()
+    Journal(job, "here").write("foreign")
+    path.rename(other / path.name)
+    tail = JournalTail(job, "here")
+    if what == "a link":
+        path.symlink_to(other / path.name)
+    elif what == "a directory":
+        path.mkdir()
+    else:
+        path.parent.rmdir()
+        path.parent.symlink_to(other)
+    assert heard(tail) == []
+
+
+def test_a_disk_that_does_not_answer_holds_nobody_up(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first event waits for its bound, the others do not wait; all come when it answers."""
+    answers = threading.Event()
+    write = journals._File._write
+
+    def hang(self: journals._File, line: bytes) -> None:
+        assert answers.wait(30)
+        write(self, line)
+
+    monkeypatch.setattr(journals._File, "_write", hang)
+    journal = Journal(job, "here")
+    began = time.monotonic()
+    for number in range(200):
+        journal.write("event", number=number)
+    assert time.monotonic() - began < 20 * PATIENCE_SECONDS
+    assert read_journal(job) == []
+    answers.set()
+    journal.write("last")
+    limit = time.monotonic() + 30
+    while len(read_journal(job)) < 201 and time.monotonic() < limit:
+        time.sleep(0.01)
+    events = read_journal(job)
+    assert [event.data.get("number") for event in events] == [*range(200), None]
+    assert events[0].monotonic <= events[199].monotonic < began + 20 * PATIENCE_SECONDS
+
+
+def test_a_child_that_forked_writes_its_own_events(job: JobDirectory) -> None:
+    """The writing thread is the parent's; a DataLoader's worker has none."""
+    journal = Journal(job, "here")
+    journal.write("parent")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            journal.write("child")
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    events = read_journal(job)
+    assert [(event.event, event.pid == pid) for event in events] == [
+        ("parent", False), ("child", True),
+    ]  # fmt: skip
+
+
+def test_a_long_file_makes_room_for_a_new_one(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is older than the kept files goes; a reader and a tail see each event once, in order."""
+    monkeypatch.setattr(journals, "MAX_FILE_BYTES", 2000)
+    journal = Journal(job, "here", rotates=True)
+    other = Journal(job, "here")
+    tail = JournalTail(job, "here")
+    told = []
+    for number in range(60):
+        (journal if number % 3 else other).write("event", number=number, filler="x" * 100)
+        told += [event.data["number"] for event in tail.read()]
+    assert told == list(range(60))
+    kept = [event.data["number"] for event in read_journal(job)]
+    assert 20 < len(kept) < 60 and kept == list(range(60))[-len(kept) :]
+    names = sorted(path.name for path in job.journal("here").parent.iterdir())
+    assert names == ["here.jsonl", "here.jsonl.1", "here.jsonl.2", "here.jsonl.3"]
+
+
+def test_a_clock_that_is_set_moves_no_event(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a run the monotonic clock tells the time; the next run begins with the new one."""
+    clock = [1000.0, 50.0]
+    monkeypatch.setattr(journals.time, "time", lambda: clock[0])
+    monkeypatch.setattr(journals.time, "monotonic", lambda: clock[1])
+    journal = Journal(job, "here")
+    for event, wall, monotonic in (
+        ("start", 1000.0, 50.0),
+        ("before", 1010.0, 60.0),
+        ("behind", 4620.0, 70.0),  # the clock was put an hour ahead
+        ("end", 4630.0, 80.0),
+        ("start", 4640.0, 90.0),
+    ):
+        clock[:] = [wall, monotonic]
+        # Not through the thread, whose waiting looks at the clock, too.
+        journal._file.append(journal._line(event, {}))
+    assert [event.wall for event in read_journal(job)] == [1000.0, 1010.0, 1020.0, 1030.0, 4640.0]
+
+
+def test_rank_and_incarnation_stand_in_each_event(job: JobDirectory) -> None:
+    journal = Journal(job, "here", rank=3, incarnation=2)
+    journal.write("one")
+    journal.incarnation = 4
+    journal.note("two")
+    journal.write("three")  # which comes behind the note
+    found = [(one.event, one.rank, one.incarnation) for one in read_journal(job)]
+    assert found == [("one", 3, 2), ("two", 3, 4), ("three", 3, 4)]
+
+
+@pytest.mark.parametrize("rotates", [False, True])
+def test_without_the_marks_the_account_of_time_is_the_same(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, rotates: bool
+) -> None:
+    """Of marks in a row the ends are read: a killed run had trained until the last."""
+    if rotates:
+        monkeypatch.setattr(journals, "MAX_FILE_BYTES", 4000)
+    journal = Journal(job, "here", rotates=rotates)
+
+    def train(first: int, last: int) -> None:
+        for step in range(first, last):
+            journal.write("steps", step=step, note='{"event":"steps",')
+
+    journal.write("start")
+    journal.write("state", state="running")
+    train(0, 40)
+    journal.write("saved", step=40, stall_seconds=0.0)
+    train(40, 80)
+    journal.write("start")  # it was killed
+    journal.write("state", state="running")
+    train(40, 140)
+    every, few = read_journal(job), read_journal(job, marks=False)
+    assert len(few) < len(every) * 0.8
+    assert [one for one in every if one.event != "steps"] == [
+        one for one in few if one.event != "steps"
+    ]
+    assert few[-20:] == every[-20:]  # what the rate is made from
+    assert fold(few).goodput() == fold(every).goodput()
+
+
+def test_without_threads_it_writes_by_itself(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python ends, or where the user may have no more of them."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    Journal(job, "here").write("alone")
+    monkeypatch.undo()
+    assert names(job) == ["alone"]
+
+
+def test_a_fork_while_the_thread_holds_the_lock_writes_all_the_same(job: JobDirectory) -> None:
+    journal = Journal(job, "here")
+    journal.write("parent")
+    with journal._writer._changed:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                journal.write("child")
+            finally:
+                os._exit(0)
+    limit = time.monotonic() + 20
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > limit:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            raise AssertionError("the child waits for a lock")
+        time.sleep(0.01)
+    assert names(job) == ["parent", "child"]

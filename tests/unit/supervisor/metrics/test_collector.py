@@ -1,0 +1,515 @@
+"""The metrics of a made-up board, record and journal; what each counts, and what is left out."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families
+
+from elastic_ckpt import __version__
+from elastic_ckpt.jobdir.node_record import (
+    NodeRecord,
+    NoticeRecord,
+    ProcessIdentity,
+    RecoveryRecord,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.journal.time_account import Category, fold
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.start_marks import Breakdown
+from elastic_ckpt.supervisor.metrics import journal_follower as metrics_feed
+from elastic_ckpt.supervisor.metrics.collector import NodeCollector
+from elastic_ckpt.supervisor.metrics.counts import CAUSES, CRASHES, REASONS, TIERS, JobHistory
+from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
+from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
+from elastic_ckpt.supervisor.run_record import Account
+from tests.checkpoints import open_job
+
+pytestmark = pytest.mark.one_torch
+
+REPOSITORY = Path(__file__).parents[4]
+DOCS = REPOSITORY / "docs" / "metrics.md"
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs prometheus")
+
+Labels = dict[str, str]
+
+
+def event(name: str, wall: float = 0.0, node: str = "here", **data: Any) -> JournalEvent:
+    return JournalEvent(event=name, wall=wall, monotonic=wall, node=node, data=data)
+
+
+def history(*events: JournalEvent) -> JobHistory:
+    found = JobHistory()
+    for one in events:
+        found.observe(one)
+    return found
+
+
+def saved(wall: float, step: int, tier: str = "disk", **data: Any) -> JournalEvent:
+    path = f"/jobs/epoch-0_step-{step}"
+    fields = {"path": path, "step": step, "epoch": 0, "reason": "interval", "bytes": 100}
+    return event("saved", wall, tier=tier, **(fields | {"seconds": 1.0} | data))
+
+
+# -- the history ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("between", "cause"),
+    [
+        ([event("crash", kind="error")], "failure"),
+        ([event("crash", kind="membership")], "resize"),
+        ([event("ended", kind="stopped")], "resize"),
+        ([event("end", exit_code=75), event("start")], "preemption"),
+        ([event("crash", kind="hang"), event("end", exit_code=76), event("start")], "preemption"),
+        ([event("end", exit_code=0), event("start")], "other"),
+        ([event("crash", kind="error"), event("end", exit_code=70), event("start")], "other"),
+        ([event("start")], "failure"),  # without an end: it was killed
+        ([event("end", exit_code=[75]), event("start")], "other"),
+    ],
+)
+def test_why_it_was_launched_again(between: list[JournalEvent], cause: str) -> None:
+    found = history(event("start"), event("launch"), *between, event("launch"))
+    assert found.restarts == dict.fromkeys(CAUSES, 0) | {cause: 1}
+
+
+def test_a_failure_that_ends_the_job_is_no_restart() -> None:
+    found = history(event("start"), event("launch"), event("crash", kind="start-up"))
+    assert found.crashes["start-up"] == 1
+    assert sum(found.restarts.values()) == 0
+
+
+def test_saves_their_stalls_and_their_failures() -> None:
+    found = history(
+        saved(1, 10, "memory", seconds=0.02, stall_seconds=0.01),
+        saved(2, 20, "memory", seconds=5.0, stall_seconds=0.5),
+        saved(3, 21, reason="emergency", seconds=0.01),
+        event("save_failed", stall_seconds=2.0),
+        event("drain_failed", step=20, seconds=9.0, error="full"),
+        event("drained", path="/j/epoch-0_step-10", step=10, bytes=100, seconds=0.2),
+    )
+    counted = {key: count for key, count in found.saves.items() if count}
+    assert counted == {("interval", "memory"): 2, ("emergency", "disk"): 1}
+    assert (found.save_failures, found.drain_failures) == (1, 1)
+    assert found.stall_seconds == pytest.approx(2.51)
+    memory = dict(found.save_durations["memory"].buckets)
+    assert (memory["0.01"], memory["0.03"], memory["3.0"], memory["10.0"]) == (0, 1, 1, 2)
+    assert memory["+Inf"] == 2 and found.save_durations["memory"].sum == pytest.approx(5.02)
+    disk = dict(found.save_durations["disk"].buckets)
+    assert disk["0.01"] == 1  # a bound belongs to its bucket
+    assert dict(found.drain_durations.buckets)["0.3"] == 1
+
+
+def test_the_newest_is_what_a_restart_would_take() -> None:
+    found = history(saved(1, 10), saved(2, 20, "memory"), saved(3, 30, "memory", bytes=7))
+    newest = found.newest("memory")
+    assert newest is not None and (newest.step, newest.wall, newest.bytes) == (30, 3, 7)
+    found.observe(event("drained", 4, path="/jobs/epoch-0_step-30", step=30, bytes=7, seconds=1))
+    newest = found.newest("disk")
+    assert newest is not None and (newest.step, newest.wall) == (30, 4)
+    found.observe(event("quarantined", 5, path="/jobs/epoch-0_step-30"))
+    newest = found.newest("disk")
+    assert newest is not None and (newest.step, newest.wall) == (10, 1)
+    assert found.quarantined == 1
+    newest = found.newest("memory")
+    assert newest is not None and newest.step == 20
+    found.observe(event("start", 6))
+    assert found.newest("memory") is None and found.newest("disk") is not None
+    found.observe(event("recovered", 7, path="/jobs/epoch-1_step-20", what="sealed"))
+    found.observe(event("recovered", 8, path="/jobs/epoch-1_step-25", what="removed: torn"))
+    newest = found.newest("disk")
+    assert newest is not None and (newest.step, newest.bytes) == (20, None)
+
+
+def test_a_refused_memory_tier_has_no_newest() -> None:
+    found = history(saved(1, 10, "memory"), event("memory_refused", path="/dev/shm/x/a"))
+    assert found.newest("memory") is None
+
+
+def test_what_a_node_wrote_that_follows_is_not_counted() -> None:
+    found = history(event("start"), event("launch"), event("launch", follows=True))
+    assert sum(found.restarts.values()) == 0
+
+
+junk: Any = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([1])
+names = ["start", "launch", "crash", "end", "saved", "save_failed", "drained", "quarantined"]
+keys = ["kind", "exit_code", "reason", "tier", "step", "epoch", "bytes", "seconds", "path"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*names, "recovered", "state", "loaded"]),
+            st.dictionaries(st.sampled_from([*keys, "stall_seconds", "what", "state"]), junk),
+        )
+    )
+)
+def test_any_journal_makes_few_labels_and_numbers(entries: list[tuple[str, Labels]]) -> None:
+    found = history(*(event(name, i, **data) for i, (name, data) in enumerate(entries)))
+    assert set(found.restarts) == set(CAUSES)
+    assert set(found.crashes) == set(CRASHES)
+    assert set(found.saves) == {(reason, tier) for reason in REASONS for tier in TIERS}
+    assert found.stall_seconds >= 0
+    for tier in TIERS:
+        newest = found.newest(tier)
+        assert newest is None or math.isfinite(newest.step)
+
+
+def test_what_is_remembered_of_a_long_job_is_bounded() -> None:
+    found = history(*(saved(step, step) for step in range(1, 1000)))
+    assert len(found._sealed["disk"]) <= 64
+    newest = found.newest("disk")
+    assert newest is not None and newest.step == 999
+
+
+# -- the collector ----------------------------------------------------------------------------
+
+
+class Node:
+    """One node's board, record and journal, with a collector that looks at them."""
+
+    def __init__(self, directory: Path, *, head: str = "here", slots: int = 2) -> None:
+        self.job: JobDirectory = open_job(directory / "job")
+        self.board = Board.private(slots)
+        self.journal = Journal(self.job, "here", follows=head != "here")
+        record = NodeRecord(
+            job='a "job"\n\x1b[2J', run_id="4711", node="here", owner=ProcessIdentity.current(),
+            since=1000.5, state=RunState.RUNNING, incarnation=3, failures_left=2, head=head,
+        )  # fmt: skip
+        self.account = Account(directory / "record", record, self.journal, lambda line: None)
+        self.feed = JournalFeed(self.job, "here") if head == "here" else None
+        self.collector = NodeCollector(self.board, self.account, self.feed)
+        self.registry = CollectorRegistry()
+        self.registry.register(self.collector)
+
+    def train(self, rank: int, finished: int, pid: int | None = None) -> None:
+        slot = self.board.rank_slot(rank)
+        slot.launched(rank, os.getpid() if pid is None else pid)
+        slot.attach(0)
+        slot.course(total_steps=500, samples_per_step=16)
+        slot.step(finished + 1, finished, 1, 16 * finished)
+        slot.pace(busy_ns=250_000_000, step_ns=1_500_000_000)
+
+    def exposed(self) -> dict[str, list[tuple[Labels, float]]]:
+        """All series by their names; every one has the job's name, which is left out here."""
+        text = generate_latest(self.registry).decode()
+        found: dict[str, list[tuple[Labels, float]]] = {}
+        for family in text_string_to_metric_families(text):
+            for one in family.samples:
+                labels = dict(one.labels)
+                assert labels.pop("job_name") == r'a "job"\n\x1b[2J'
+                found.setdefault(one.name, []).append((labels, one.value))
+        return found
+
+    def value(self, name: str, **labels: str) -> float | None:
+        values = [
+            v for found, v in self.exposed().get(f"elastic_ckpt_{name}", ()) if found == labels
+        ]
+        return values[0] if values else None
+
+    def until_read(self) -> None:
+        assert self.feed is not None
+        limit = time.monotonic() + 10
+        while self.feed.read(lambda history: True) is None:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def node(tmp_path: Path):
+    found = Node(tmp_path)
+    yield found
+    assert found.feed is not None
+    found.feed.stop()
+    if found.feed._thread.is_alive():
+        found.feed._thread.join(5)
+
+
+def test_what_the_board_and_the_record_say(node: Node) -> None:
+    node.train(0, 12)
+    node.train(1, 11, pid=2**22 + 1)  # there is no such process
+    node.board.rank_slot(0).metric("loss", 0.75)
+    node.board.rank_slot(1).metric("loss", 9.0)  # rank 0's word counts
+    node.account.record.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5, "odd": 2.0}, 7, "disk")
+    assert node.value("step") == 11
+    assert node.value("final_step") == 500
+    assert node.value("epoch") == 1
+    assert node.value("epoch_samples") == 176
+    assert node.value("step_samples") == 16
+    assert node.value("reported", metric="loss") == 0.75
+    assert node.value("worker_step_seconds", rank="1") == 1.5
+    assert node.value("worker_busy_seconds", rank="0") == 0.25
+    memory = node.value("worker_resident_memory_bytes", rank="0")
+    assert memory is not None and memory > 1e6
+    assert node.value("worker_resident_memory_bytes", rank="1") is None
+    beat = node.value("worker_last_beat_timestamp_seconds", rank="0")
+    assert beat is not None and 0 <= time.time() - beat < 60
+    assert node.value("incarnation") == 3
+    assert node.value("failures_left") == 2
+    assert node.value("nodes") == 1
+    assert node.value("start_time_seconds") == 1000.5
+    assert node.value("state", state="running") == 1
+    assert node.value("state", state="finished") == 0
+    assert node.value("last_recovery_duration_seconds", stage="load") == 1.5
+    assert node.value("last_recovery_duration_seconds", stage="detect") == 0
+    assert node.value("last_recovery_duration_seconds", stage="odd") is None
+    assert node.value("info", node_name="here", run_id="4711", version=__version__) == 1
+    node.account.record.present = ("here", "there")
+    assert node.value("nodes") == 2
+
+
+def test_what_is_not_known_is_not_there(node: Node) -> None:
+    shown = node.exposed()
+    for name in ("step", "reported", "worker_step_seconds", "checkpoint_step", "final_step"):
+        assert f"elastic_ckpt_{name}" not in shown
+    node.board.rank_slot(0).launched(0, os.getpid())  # and has not begun to train
+    assert "elastic_ckpt_step" not in node.exposed()
+
+
+def test_a_notice_has_a_deadline_and_others_have_none(node: Node) -> None:
+    assert node.value("notice_deadline_timestamp_seconds") is None
+    node.account.record.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
+    deadline = node.value("notice_deadline_timestamp_seconds")
+    assert deadline is not None and 90 < deadline - time.time() <= 100
+
+
+def test_a_node_that_follows_says_nothing_of_the_job(tmp_path: Path) -> None:
+    node = Node(tmp_path, head="there")
+    node.train(0, 12)
+    of_node = {metric.name for metric in METRICS if not metric.of_job}
+    absent = {"elastic_ckpt_notice_deadline_timestamp_seconds"}
+    assert set(node.exposed()) == of_node - absent
+
+
+def test_the_journal_of_all_runs_is_counted(node: Node) -> None:
+    """Those before, and what is written from now on."""
+    now = time.time()
+    lines = [
+        event("start", now - 100), event("launch", now - 99),
+        event("state", now - 90, state="running", step=0), saved(now - 50, 40, stall_seconds=1.0),
+        event("crash", now - 40, kind="signal"), event("end", now - 30, exit_code=70),
+    ]  # fmt: skip
+    write(node.job, lines)
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    assert node.value("crashes_total", kind="signal") == 1
+    assert node.value("saves_total", reason="interval", tier="disk") == 1
+    assert node.value("checkpoint_step", tier="disk") == 40
+    assert node.value("checkpoint_timestamp_seconds", tier="disk") == pytest.approx(now - 50)
+    assert node.value("save_stall_seconds_total") == 1
+    node.journal.write("start")
+    node.journal.write("saved", **saved(0, 50, "memory").data)
+    assert node.value("saves_total", reason="interval", tier="memory") == 1
+    assert node.value("checkpoint_step", tier="memory") == 50
+    assert node.value("save_duration_seconds_count", tier="memory") == 1
+    expected = fold(read_journal(node.job)).goodput(time.time())
+    for category in Category:
+        found = node.value("time_seconds", category=category.value)
+        assert found == pytest.approx(expected.seconds(category), abs=5)
+    assert node.value("goodput_ratio") == pytest.approx(expected.fraction, abs=0.05)
+
+
+def test_a_run_that_is_over_gets_no_older(node: Node) -> None:
+    now = time.time()
+    write(node.job, [event("start", now - 5000), event("end", now - 4990, exit_code=0)])
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    node.account.record.state = RunState.FINISHED
+    total = sum(value for _, value in node.exposed()["elastic_ckpt_time_seconds"])
+    assert total == pytest.approx(10)
+
+
+def test_there_are_no_counts_before_the_journal_was_read(node: Node) -> None:
+    """A count that begins with 0 and then is 57 would be 57 new failures to Prometheus."""
+    write(node.job, [event("crash", 1, kind="error")])
+    assert "elastic_ckpt_crashes_total" not in node.exposed()
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    assert node.value("crashes_total", kind="error") == 1
+
+
+def test_what_is_written_while_the_journal_is_read_counts_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_late(job: JobDirectory, **how: bool) -> list[JournalEvent]:
+        node.journal.write("crash", kind="error")
+        return read_journal(job, **how)
+
+    node.journal.write("crash", kind="error")
+    monkeypatch.setattr(metrics_feed, "read_journal", read_late)
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    assert node.value("crashes_total", kind="error") == 2
+    node.journal.write("crash", kind="error")
+    assert node.value("crashes_total", kind="error") == 3
+
+
+def test_storage_that_hangs_holds_nobody_up(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known is told; the rest comes when it answers."""
+    answers, asked = threading.Event(), threading.Event()
+    real = metrics_feed.JournalTail.read
+
+    def read(tail: Any) -> list[JournalEvent]:
+        asked.set()
+        answers.wait(60)
+        return real(tail)
+
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    node.train(0, 5)
+    monkeypatch.setattr(metrics_feed.JournalTail, "read", read)
+    node.journal.write("crash", kind="error")
+    assert (node.value("crashes_total", kind="error"), node.value("step")) == (0, 5)
+    assert asked.is_set()
+    answers.set()
+    assert node.value("crashes_total", kind="error") == 1
+
+
+def test_a_clock_that_is_set_changes_no_time(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    node.journal.write("start")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    node.journal.write("state", state="running", step=0)
+    total = sum(value for _, value in node.exposed()["elastic_ckpt_time_seconds"])
+    assert total < 600
+
+
+def write(job: JobDirectory, events: list[JournalEvent]) -> None:
+    import msgspec
+
+    path = job.journal("here")
+    path.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in events))
+
+
+# -- Prometheus's conventions, and the page that lists them --------------------------------------
+
+
+def full(tmp_path: Path) -> Node:
+    """A node that has something to say for every metric."""
+    node = Node(tmp_path)
+    node.train(0, 3)
+    node.board.rank_slot(0).metric("a\nb", 1.0)
+    node.account.record.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
+    node.account.record.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5}, 7, "disk")
+    write(node.job, [event("start", time.time() - 9), saved(time.time(), 5)])
+    assert node.feed is not None
+    node.feed.start()
+    node.until_read()
+    return node
+
+
+def test_every_metric_is_exposed_with_its_labels(tmp_path: Path) -> None:
+    node = full(tmp_path)
+    families = {family.name: family for family in node.collector.collect()}
+    for metric in METRICS:
+        name = metric.name.removesuffix("_info" if metric.kind is Kind.INFO else "_total")
+        family = families.pop(name)
+        assert family.type == metric.kind.value
+        for one in family.samples:
+            assert set(one.labels) - {"le"} == {"job_name", *metric.labels}, metric.name
+    assert not families
+    described = [family.name for family in node.collector.describe()]
+    assert described == [family.name for family in node.collector.collect()]
+
+
+def test_openmetrics_as_prometheus_asks_for_it_can_be_parsed(tmp_path: Path) -> None:
+    text = openmetrics.generate_latest(full(tmp_path).registry).decode()
+    assert len(list(openmetrics_parser.text_string_to_metric_families(text))) == len(METRICS)
+
+
+def test_no_label_clashes_with_those_of_a_target() -> None:
+    for metric in METRICS:
+        assert not {"job", "instance", "le", "quantile"} & set(metric.labels)
+
+
+@needs_promtool
+def test_promtool_has_no_complaint(tmp_path: Path) -> None:
+    text = generate_latest(full(tmp_path).registry)
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_page_lists_every_metric_as_it_is() -> None:
+    of_node, of_job = DOCS.read_text().split("Of the whole job;")
+    for page, wanted in ((of_node, False), (of_job, True)):
+        told = [row[:3] for row in rows(page) if "`elastic_ckpt_" in row[0]]
+        assert told == [
+            [
+                f"`{metric.name}`",
+                metric.kind.value,
+                ", ".join(f"`{label}`" for label in metric.labels),
+            ]
+            for metric in METRICS
+            if metric.of_job is wanted
+        ]
+
+
+def test_the_page_lists_the_values_of_labels() -> None:
+    told = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[1]) for row in rows(DOCS.read_text())}
+    assert told["state"] == [state.value for state in RunState]
+    assert told["category"] == [category.value for category in Category]
+    assert told["cause"] == list(CAUSES)
+    assert told["kind"] == list(CRASHES)
+    assert told["reason"] == list(REASONS)
+    assert told["tier"] == list(TIERS)
+    assert told["stage"] == list(Breakdown().stages)
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@needs_promtool
+def test_the_page_s_scrape_configuration_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "prometheus.yml"
+    path.write_text(block("yaml"))
+    subprocess.run(["promtool", "check", "config", path], check=True, capture_output=True)
+
+
+@needs_promtool
+def test_the_alerts_are_rules_and_pass_their_own_tests() -> None:
+    place = REPOSITORY / "scripts" / "prometheus"
+    for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(["promtool", *command], cwd=place, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_alerts_ask_for_metrics_that_there_are() -> None:
+    text = (REPOSITORY / "scripts" / "prometheus" / "alerts.yml").read_text()
+    asked = set(re.findall(r"elastic_ckpt_\w+", text + block("promql")))
+    known = {metric.name for metric in METRICS}
+    assert asked - known == {"elastic_ckpt_save_duration_seconds_bucket"}
+    named = re.findall(r"alert: (\w+)", text)
+    assert named == re.findall(r"^\| (ElasticCkpt\w+)", DOCS.read_text(), re.M)

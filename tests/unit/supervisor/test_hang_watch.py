@@ -1,0 +1,83 @@
+"""A watch over the board: what is silence, and what was only not looked at."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.supervisor import hang_watch
+from elastic_ckpt.supervisor.hang_watch import HangWatch, Stack
+from tests.checkpoints import open_job
+
+SECOND = 10**9
+
+
+class Scene:
+    """A rank that has finished a step and is silent from now on, and a clock that a test moves."""
+
+    def __init__(self, directory: Path) -> None:
+        self.board = Board.private()
+        slot = self.slot = self.board.rank_slot(0)
+        slot.launched(0, 1)
+        slot.attach(0)
+        slot.phase(Phase.TRAINING)
+        slot.step(2, 1, 0, 0)
+        self.now = time.monotonic_ns()
+        journal = Journal(open_job(directory / "job"), "here")
+        self.watch = HangWatch(self.board, journal, 60.0, lambda: None, lambda: self.now)
+        self.watch.begin()
+
+    def pass_by(self, seconds: int) -> bool:
+        """Look each second; whether a hang was found."""
+        for _ in range(seconds):
+            self.now += SECOND
+            self.watch.look()
+        return self.watch._looking
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    monkeypatch.setattr(hang_watch, "dump_stacks", lambda pids: {rank: Stack(()) for rank in pids})
+    return Scene(tmp_path)
+
+
+def test_silence_beyond_the_limit_is_a_hang(scene: Scene) -> None:
+    assert not scene.pass_by(59)
+    assert scene.pass_by(3)
+
+
+def test_a_job_that_was_suspended_with_its_supervisor_has_its_time_again(scene: Scene) -> None:
+    """As SLURM suspends one: all processes were stopped, and nobody could say anything."""
+    assert not scene.pass_by(50)
+    scene.now += 3600 * SECOND
+    assert not scene.pass_by(59)
+    assert scene.pass_by(4)
+
+
+def test_what_was_slept_through_is_not_learnt(scene: Scene) -> None:
+    scene.pass_by(2)
+    scene.now += 3600 * SECOND
+    scene.pass_by(2)
+    scene.slot.step(3, 2, 0, 0)
+    scene.pass_by(1)
+    assert 0 < scene.watch._paces.longest["training"] < 10
+
+
+def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of half a second, each looked at a quarter of a second after it began."""
+    monkeypatch.setattr(time, "monotonic_ns", lambda: scene.now)
+    scene.slot.step(3, 2, 0, 0)
+    for step in range(4, 7):
+        scene.now += SECOND // 4
+        scene.watch.look()
+        scene.now += SECOND // 4
+        scene.slot.step(step, step - 1, 0, 0)
+        scene.watch.look()
+    assert scene.watch._paces.longest["training"] == 0.5
