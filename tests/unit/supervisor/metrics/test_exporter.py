@@ -19,8 +19,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 
 from elastic_ckpt.cli.run.command import settings_of
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.supervisor.metrics import exporter as metrics_file
-from elastic_ckpt.supervisor.metrics import exporter as metrics_server
+from elastic_ckpt.supervisor.metrics import outputs
 from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
 from elastic_ckpt.supervisor.metrics.outputs import AT_ONCE, MetricsFile, MetricsServer, replace
 
@@ -163,7 +162,7 @@ def test_ipv6(told: Told) -> None:
 def test_whoever_says_nothing_keeps_nobody_waiting(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_server._Handler, "timeout", ENDLESS)
+    monkeypatch.setattr(outputs._Handler, "timeout", ENDLESS)
     silent = [socket.create_connection(address(server)) for _ in range(AT_ONCE - 1)]
     assert fetch(server)[0] == 200
     for one in silent:
@@ -174,7 +173,7 @@ def test_no_more_than_so_many_at_once(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one is hung up on; and there is room again when one has gone."""
-    monkeypatch.setattr(metrics_server._Handler, "timeout", ENDLESS)
+    monkeypatch.setattr(outputs._Handler, "timeout", ENDLESS)
     silent = [socket.create_connection(address(server)) for _ in range(AT_ONCE)]
     with socket.create_connection(address(server), timeout=20) as one_too_many:
         assert one_too_many.recv(1) == b""
@@ -194,7 +193,7 @@ def test_no_more_than_so_many_at_once(
 def test_whoever_says_nothing_is_hung_up_on(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.05)
+    monkeypatch.setattr(outputs._Handler, "timeout", 0.05)
     with socket.create_connection(address(server), timeout=20) as silent:
         assert silent.recv(1) == b""
     with socket.create_connection(address(server), timeout=20) as halfway:
@@ -274,14 +273,14 @@ def test_a_reader_never_sees_half_of_it(tmp_path: Path) -> None:
 def test_it_is_written_again_and_again_and_at_the_end(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_file, "EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(outputs, "EVERY_SECONDS", 0.02)
     path = tmp_path / "a.prom"
     file = MetricsFile(path, told.registry, lambda line: None)
     file.start()
     until(lambda: path.exists() and "told 1.0" in path.read_text(), "the first time")
     told.value = 2.0
     until(lambda: "told 2.0" in path.read_text(), "again")
-    monkeypatch.setattr(metrics_file, "EVERY_SECONDS", ENDLESS)
+    monkeypatch.setattr(outputs, "EVERY_SECONDS", ENDLESS)
     time.sleep(0.1)
     told.value = 3.0
     file.stop()
@@ -291,7 +290,7 @@ def test_it_is_written_again_and_again_and_at_the_end(
 def test_a_directory_that_vanishes_is_said_once_and_written_when_it_is_back(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_file, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(outputs, "EVERY_SECONDS", 0.01)
     place, said = tmp_path / "textfile", list[str]()
     path = place / "a.prom"
     file = MetricsFile(path, told.registry, said.append)
@@ -318,8 +317,8 @@ def test_a_disk_that_hangs_does_not_hold_the_end_up(
         asked.set()
         answers.wait(ENDLESS)
 
-    monkeypatch.setattr(metrics_file, "replace", hang)
-    monkeypatch.setattr(metrics_file, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(outputs, "replace", hang)
+    monkeypatch.setattr(outputs, "FILE_STOP_SECONDS", 0.05)
     file = MetricsFile(tmp_path / "a.prom", told.registry, lambda line: None)
     file.start()
     assert asked.wait(20)
