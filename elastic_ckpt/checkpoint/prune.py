@@ -23,7 +23,7 @@ from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, unmark, v
 from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.retention import Candidate, Retention, Verdict, judge
+from elastic_ckpt.policy.retention import Candidate, Retention, RetentionVerdict, judge
 from elastic_ckpt.util.files import remove_tree, sync_directory
 from elastic_ckpt.util.progress import Watch, in_lines, unwatched
 
@@ -86,10 +86,10 @@ def _candidate(found: CheckpointView) -> Candidate:
 def _protect(
     job: JobDirectory,
     views: Sequence[CheckpointView],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[RetentionVerdict],
     watch: Watch,
     dry_run: bool,
-) -> list[Verdict]:
+) -> list[RetentionVerdict]:
     """Keep the newest that was verified in full, whatever the rule says; without one, keep all."""
     newest = _newest_verified(job, views, watch, dry_run)
     if newest is None:

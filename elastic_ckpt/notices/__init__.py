@@ -11,9 +11,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit
 
-Word = Notice | EarlyWarning | Limit | Trouble
+Word = Notice | EarlyWarning | TimeLimit | SourceStatus
 Tell = Callable[[Word], None]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.notices import NoticeSource, Tell, Word
-from elastic_ckpt.policy.deadline import Trouble
+from elastic_ckpt.policy.deadline import SourceStatus
 from elastic_ckpt.util.text import printable
 
 FAILURES: Final = 3
@@ -86,11 +86,11 @@ class PollingSource(NoticeSource):
             self._failures += 1
             if self._failures == FAILURES:
                 why = printable(str(error) or type(error).__name__, 200)
-                self._tell(Trouble(self.name, f"does not answer: {why}"))
+                self._tell(SourceStatus(self.name, f"does not answer: {why}"))
             backoff = self.interval_seconds * 2.0 ** min(self._failures, 10)
             return min(backoff, MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
         if self._failures >= FAILURES:
-            self._tell(Trouble(self.name, "answers again"))
+            self._tell(SourceStatus(self.name, "answers again"))
         self._failures = 0
         return self.interval_seconds
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from elastic_ckpt.notices import Word
 from elastic_ckpt.notices.polling import PollingSource
-from elastic_ckpt.policy.deadline import Limit, Notice
+from elastic_ckpt.policy.deadline import Notice, TimeLimit
 
 TIMEOUT_SECONDS: Final = 10.0
 KILL_WAIT_SECONDS: Final = 30.0
@@ -74,7 +74,7 @@ class SlurmSource(PollingSource):
         elif end and job.get("TimeLimit") != "UNLIMITED":
             # It may be moved: look more often as it comes near.
             self.interval_seconds = min(_SELDOM_SECONDS, max(_OFTEN_SECONDS, (end - wall) / 4))
-            yield ("limit", end), Limit(self.name, "time limit", now + end - wall)
+            yield ("limit", end), TimeLimit(self.name, "time limit", now + end - wall)
 
 
 def job_id(environ: Mapping[str, str] = os.environ) -> str:

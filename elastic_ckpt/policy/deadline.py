@@ -1,4 +1,4 @@
-"""Notices and the one deadline that they amount to."""
+"""Preemption notices and the deadline that they set."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Notice:
-    """Word that this node will go away.
+    """A notice that this node will be taken away.
 
     Attributes:
-        source: who said it, for example ``signal``.
-        reason: what it said, for example ``SIGTERM``.
-        deadline: on the monotonic clock, in seconds.
-        is_guess: the deadline is assumed; one that is known takes its place, earlier or later.
+        source: the notice source, for example ``signal``.
+        reason: what it reported, for example ``SIGTERM``.
+        deadline: monotonic seconds.
+        is_guess: the deadline is assumed; a known one replaces it, earlier or later.
     """
 
     source: str
@@ -25,17 +25,17 @@ class Notice:
 
 @dataclass(frozen=True)
 class EarlyWarning:
-    """Word that this node may go away some time: no deadline, and no reason to stop yet."""
+    """A warning that this node may be taken away: no deadline, and no reason to stop yet."""
 
     source: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Limit:
-    """When this node's time is over, known long before: a notice is due in time for a save.
+class TimeLimit:
+    """The end of this node's time, known long before; the listener turns it into a notice.
 
-    A later one of the same source and reason takes its place. ``deadline`` is as a notice's.
+    A later one of the same source and reason replaces it. ``deadline`` is as in a notice.
     """
 
     source: str
@@ -44,8 +44,8 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A source is deaf, or hears again; ``what`` says which, for people. The job goes on."""
+class SourceStatus:
+    """A source stopped answering or answers again, as ``what`` explains. The job continues."""
 
     source: str
     what: str
@@ -55,12 +55,12 @@ _LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
 
 
 def may_wait(notice: Notice) -> bool:
-    """Whether nobody waits for this run to end: who sends a signal does, and SLURM."""
+    """Whether the run may outlast the notice: nothing waits for its end, as a signal's sender does."""
     return notice.source not in _LEAVE_AT_ONCE
 
 
 def tightest(current: Notice | None, new: Notice) -> Notice:
-    """The notice that counts: the one with the earlier deadline; a repeat changes nothing."""
+    """Return the notice with the earlier deadline; a known deadline replaces a guessed one."""
     if current is None or (current.is_guess and not new.is_guess):
         return new
     if new.deadline < current.deadline and not (new.is_guess and not current.is_guess):
@@ -69,13 +69,13 @@ def tightest(current: Notice | None, new: Notice) -> Notice:
 
 
 def kill_time(notice: Notice, grace: float) -> float:
-    """When to kill what still runs, so that the supervisor can report before it is killed too.
+    """Return when to kill the workers, so that the supervisor can report before it is killed too.
 
     Args:
-        notice: the notice that counts.
+        notice: the notice being served.
         grace: seconds between the notice and its deadline.
 
     Returns:
-        A time on the monotonic clock, in seconds, up to one second before the deadline.
+        Monotonic seconds, at most one second before the deadline.
     """
     return notice.deadline - min(1.0, 0.1 * max(grace, 0.0))

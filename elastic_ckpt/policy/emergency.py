@@ -1,4 +1,4 @@
-"""What to save when a node is about to go: everything, what is in memory already, or nothing."""
+"""What to save before a node goes: everything, the newest snapshot in memory, or nothing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from elastic_ckpt.util.units import human_duration
 
 
 class ChoiceKind(Enum):
-    """What can be done with the time that is left."""
+    """What to do in the time that is left."""
 
-    FULL = "full"  # save, straight to the disk
-    DRAIN_NEWEST = "drain-newest"  # bring the newest snapshot in memory to the disk
-    NOTHING = "nothing"  # the checkpoint that is on the disk counts
+    FULL = "full"  # save straight to the disk
+    DRAIN_NEWEST = "drain-newest"  # copy the newest snapshot from memory to the disk
+    NOTHING = "nothing"  # rely on the checkpoint on the disk
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is at hand when a notice comes.
+    """What is known when a notice arrives.
 
     Attributes:
-        grace_left: seconds until all must be done.
-        rest_of_step: seconds until the ranks could begin to save.
-        save_bytes: what a save would write.
-        undrained_bytes: what the newest snapshot in memory still has to bring to the disk; None if
-            there is none, or the disk has it already.
+        grace_left: seconds until the deadline.
+        rest_of_step: seconds until the ranks could start to save.
+        save_bytes: size of a save.
+        undrained_bytes: bytes of the newest snapshot in memory that are not on the disk yet; None
+            without a snapshot, or if the disk has it already.
     """
 
     grace_left: float
@@ -40,8 +40,8 @@ class Choice:
     """What to do, and why.
 
     Attributes:
-        predicted_seconds: how long it takes, with the margin; None if nothing is known.
-        why: one sentence, for people.
+        predicted_seconds: how long it takes, including the margin; None if nothing is known.
+        why: one sentence for the log.
     """
 
     kind: ChoiceKind
@@ -51,18 +51,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Seconds of an action, in the best and in the worst case that the margins allow."""
+    """Seconds that an action takes at the two ends of the margin."""
 
     best: float
     worst: float
 
 
 def choose(predictor: Predictor, outlook: Outlook) -> Choice:
-    """What saves most of the work among what can be done in time.
+    """Return the action that keeps the most work among those that can finish in time.
 
-    What is sure to fit goes before what may fit, even if that would save more: a save that is cut
-    off saves nothing. Where nothing is sure, the quickest of what may fit is tried, because to do
-    nothing loses as much. A save of which nothing is known is tried, too.
+    An action that certainly fits beats one that might, even if the latter would keep more: a save
+    that is cut off keeps nothing. If none certainly fits, the quickest that might is tried, since
+    doing nothing loses as much. A save with no known duration is tried as well.
     """
     left = outlook.grace_left
     costs = _costs(predictor, outlook)
@@ -81,13 +81,13 @@ def choose(predictor: Predictor, outlook: Outlook) -> Choice:
 
 
 def save_seconds(predictor: Predictor, outlook: Outlook) -> float | None:
-    """How long a whole save takes until it is on the disk, at the worst; None if nobody knows."""
+    """Return how long a whole save to the disk takes in the worst case; None if unknown."""
     cost = _costs(predictor, outlook).get(ChoiceKind.FULL)
     return None if cost is None else cost.worst
 
 
 def _costs(predictor: Predictor, outlook: Outlook) -> dict[ChoiceKind, _Cost]:
-    """What each action takes, of those that are there to be had and of which something is known."""
+    """Return the cost of each action that is possible and whose cost is known."""
     costs = {
         ChoiceKind.FULL: _cost(predictor, Route.DISK, outlook.save_bytes, outlook.rest_of_step)
     }
@@ -105,38 +105,40 @@ def _cost(predictor: Predictor, route: Route, size: int, rest: float = 0.0) -> _
 
 
 def _unknown(predictor: Predictor, outlook: Outlook) -> Choice | None:
-    """The choice where the way to the disk was never measured; None where it was.
+    """Return the choice if the disk was never measured; None if it was.
 
-    A save is tried, unless it would not even begin in time: then a snapshot is drained.
+    A save is tried if it can start in time; otherwise a snapshot is drained.
     """
-    left, begins = outlook.grace_left, outlook.rest_of_step
+    left, start = outlook.grace_left, outlook.rest_of_step
     if predictor.expect(Route.DISK, 0) is not None:
         return None
-    nobody_knows = "nobody knows yet how long it takes to the disk"
-    if begins <= left:
+    unmeasured = "no write to the disk was measured yet"
+    if start <= left:
         return Choice(
-            ChoiceKind.FULL, None, f"trying a save within {human_duration(left)}: {nobody_knows}"
+            ChoiceKind.FULL, None, f"trying a save within {human_duration(left)}: {unmeasured}"
         )
     if outlook.undrained_bytes is None:
-        why = f"a save would begin after {human_duration(begins)}, with {human_duration(left)} left"
+        why = (
+            f"a save could only start in {human_duration(start)}, with {human_duration(left)} left"
+        )
         return Choice(ChoiceKind.NOTHING, 0.0, why)
     return Choice(
         ChoiceKind.DRAIN_NEWEST,
         None,
-        f"trying to drain the newest snapshot within {human_duration(left)}: {nobody_knows}",
+        f"trying to drain the newest snapshot within {human_duration(left)}: {unmeasured}",
     )
 
 
-_DOES: dict[ChoiceKind, str] = {
+_LABELS: dict[ChoiceKind, str] = {
     ChoiceKind.FULL: "a save to the disk",
     ChoiceKind.DRAIN_NEWEST: "a drain of the newest snapshot",
 }
 
 
 def _why(chosen: ChoiceKind, costs: dict[ChoiceKind, _Cost], left: float) -> str:
-    """``a save to the disk takes up to 9 s, a drain of the newest snapshot 4 s, with 5 s left``."""
-    shown = [kind for kind in _DOES if kind in costs]
+    """Return, for example: ``a save to the disk takes up to 9 s, with 5 s left``."""
+    shown = [kind for kind in _LABELS if kind in costs]
     if chosen in shown:
-        shown = shown[: shown.index(chosen) + 1]  # what comes behind it was not needed
-    parts = [f"{_DOES[kind]} takes up to {human_duration(costs[kind].worst)}" for kind in shown]
+        shown = shown[: shown.index(chosen) + 1]  # the others were not considered
+    parts = [f"{_LABELS[kind]} takes up to {human_duration(costs[kind].worst)}" for kind in shown]
     return f"{', '.join(parts)}, with {human_duration(left)} left"

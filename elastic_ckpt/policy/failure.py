@@ -1,4 +1,4 @@
-"""Why an incarnation failed: a class that a rule can be made for."""
+"""Why an incarnation failed, as a class that a restart rule applies to."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from typing import Final
 
 
 class FailureClass(str, Enum):
-    """The values are what the journal and ``status`` show."""
+    """The class of a failure; the journal and ``status`` show these values."""
 
-    MEMBERSHIP = "membership"  # no failure of the job: a node vanished
-    START_UP = "start-up"  # it raised, or left with a code, before any rank had begun a step
-    ERROR = "error"  # it did so later, or left without a word
-    NON_FINITE = "non-finite"  # the script reported a loss that is no number
-    DEVICE_MEMORY = "device-memory"  # the GPU's is used up
-    HOST_MEMORY = "host-memory"  # the kernel killed it to have memory
-    FAULT = "fault"  # a signal that a process brings upon itself
-    SIGNAL = "signal"  # any other one, or the agent was lost
-    HANG = "hang"  # no rank did anything for longer than a step ever takes
-    STORAGE = "storage"  # the storage refused a load, or a save that somebody relied on
+    MEMBERSHIP = "membership"  # a node vanished; not a failure of the job
+    START_UP = "start-up"  # exited with an error before any rank started a step
+    ERROR = "error"  # exited with an error later, or with code 0 too early
+    NON_FINITE = "non-finite"  # the script reported a loss of nan or infinity
+    DEVICE_MEMORY = "device-memory"  # out of GPU memory
+    HOST_MEMORY = "host-memory"  # killed by the kernel's out-of-memory killer
+    FAULT = "fault"  # a signal that the process caused itself, such as SIGSEGV
+    SIGNAL = "signal"  # any other signal, or the agent was lost
+    HANG = "hang"  # no rank made progress for longer than a step ever takes
+    STORAGE = "storage"  # a load failed, or a save that had to succeed
 
 
 _FAULTS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS}
 )
-_SAID: Final = (
+_MESSAGE_MARKS: Final = (
     ("NonFiniteLoss", FailureClass.NON_FINITE),
     ("OutOfMemoryError", FailureClass.DEVICE_MEMORY),
     ("CUDA out of memory", FailureClass.DEVICE_MEMORY),
     ("StorageFailed", FailureClass.STORAGE),
 )
-"""Words of a worker's last line: the exception's name comes first in it."""
+"""Substrings of a worker's last line, which starts with the exception's name."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One incarnation that ended badly.
+    """The failure of one incarnation.
 
     Attributes:
-        rank: the rank that went first, or -1 when it was not a worker.
-        exit_code: its exit code; negative is the signal that killed it.
+        rank: the first rank to fail, or -1 if it was not a worker.
+        exit_code: its exit code; negative for the signal that killed it.
         message: one line.
-        stepped: whether any rank of the incarnation had begun a step.
+        stepped: whether any rank of the incarnation had started a step.
         steps: steps finished in the incarnation.
-        step: the step that failed, in the job's counting; 0 if nobody knows.
-        out_of_memory: whether the kernel killed something for memory meanwhile.
+        step: the step that failed, counted over the whole job; 0 if unknown.
+        out_of_memory: whether the kernel killed a process for memory meanwhile.
         hung: whether it was killed because it hung.
         lost: names of the nodes that vanished.
         tail: the last lines that the rank printed.
@@ -65,7 +65,7 @@ class Failure:
 
     @property
     def kind(self) -> FailureClass:
-        """Its class."""
+        """The class of this failure."""
         if self.lost:
             return FailureClass.MEMBERSHIP
         if self.hung:
@@ -75,9 +75,9 @@ class Failure:
             if number == signal.SIGKILL and self.out_of_memory and self.rank >= 0:
                 return FailureClass.HOST_MEMORY
             return FailureClass.FAULT if number in _FAULTS else FailureClass.SIGNAL
-        said = next((kind for words, kind in _SAID if words in self.message), None)
-        if said is not None:
-            return said
+        known = next((kind for words, kind in _MESSAGE_MARKS if words in self.message), None)
+        if known is not None:
+            return known
         if not self.stepped and self.exit_code > 0:
             return FailureClass.START_UP
         return FailureClass.ERROR

@@ -1,7 +1,7 @@
-"""When a job hangs: no rank has done anything for longer than what it does ever takes.
+"""When a job hangs: every rank has been silent for longer than its phase ever takes.
 
-The time is learnt from the job's own steps. All ranks must be over it: one that evaluates alone, or
-waits for its data within its limit, excuses those that wait for it.
+The limit is learned from the job's own steps. All ranks must exceed it: one that evaluates alone,
+or that is still within its limit while it fetches data, excuses those that wait for it.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-LEAST_SECONDS: Final = 300.0
-"""Whatever a job's steps take: file systems and networks pause for minutes and come back."""
+MIN_HANG_SECONDS: Final = 300.0
+"""However short a job's steps are: file systems and networks can pause for minutes."""
 
-LONG_SECONDS: Final = 3600.0
-"""For what is done seldom, and of which nothing can be learnt beforehand."""
+RARE_PHASE_SECONDS: Final = 3600.0
+"""For phases that are too rare to learn from."""
 
-FACTOR: Final = 10.0
-"""What is taken for a hang, in longest times that were seen."""
+HANG_FACTOR: Final = 10.0
+"""A silence of this multiple of the longest one seen so far is a hang."""
 
-_LEARNT: Final = frozenset({"training", "fetching"})
-_SELDOM: Final = frozenset({"loading", "saving", "evaluating", "between"})
+_LEARNED: Final = frozenset({"training", "fetching"})
+_RARE: Final = frozenset({"loading", "saving", "evaluating", "between"})
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Where a rank is.
+class Silence:
+    """How long a rank has been silent, and in which phase.
 
     Attributes:
-        rank: its global number.
+        rank: global rank.
         phase: what it is doing, as ``status`` shows it.
-        entered: the step that it has begun.
-        idle_seconds: since it last said something.
+        entered: the step that it last started.
+        idle_seconds: time since its last heartbeat.
         has_stepped: whether it has finished a step of this incarnation: the first one compiles.
     """
 
@@ -44,57 +44,59 @@ class Pace:
 
 
 @dataclass
-class Paces:
-    """What was learnt of a job.
+class HangDetector:
+    """The limits learned from a job.
 
     Attributes:
-        least_seconds: no shorter silence is a hang.
-        longest: silence by phase, in seconds, that came to an end by itself.
+        least_seconds: a shorter silence is never a hang.
+        longest: the longest silence by phase that ended by itself, in seconds.
     """
 
-    least_seconds: float = LEAST_SECONDS
+    least_seconds: float = MIN_HANG_SECONDS
     longest: dict[str, float] = field(default_factory=dict)
 
-    def learn(self, pace: Pace) -> None:
-        """A rank went on after this silence."""
-        if pace.has_stepped and pace.phase in _LEARNT:
-            self.longest[pace.phase] = max(self.longest.get(pace.phase, 0.0), pace.idle_seconds)
+    def learn(self, silence: Silence) -> None:
+        """Record a silence that ended by itself."""
+        if silence.has_stepped and silence.phase in _LEARNED:
+            longest = self.longest.get(silence.phase, 0.0)
+            self.longest[silence.phase] = max(longest, silence.idle_seconds)
 
-    def limit_seconds(self, pace: Pace) -> float:
-        """The longest silence that is no hang; infinite where nobody can know."""
-        if pace.phase in _SELDOM or (pace.phase in _LEARNT and not pace.has_stepped):
-            return max(self.least_seconds, LONG_SECONDS)
-        if pace.phase in _LEARNT:
-            return max(self.least_seconds, FACTOR * self.longest.get(pace.phase, 0.0))
+    def limit_seconds(self, silence: Silence) -> float:
+        """Return how long this silence may last; infinite if its phase has no limit."""
+        phase = silence.phase
+        if phase in _RARE or (phase in _LEARNED and not silence.has_stepped):
+            return max(self.least_seconds, RARE_PHASE_SECONDS)
+        if phase in _LEARNED:
+            return max(self.least_seconds, HANG_FACTOR * self.longest.get(phase, 0.0))
         return math.inf
 
-    def hangs(self, paces: Iterable[Pace]) -> bool:
-        """Whether every rank is over its limit."""
-        found = list(paces)
+    def hangs(self, silences: Iterable[Silence]) -> bool:
+        """Whether every rank exceeds its limit."""
+        found = list(silences)
         return bool(found) and all(one.idle_seconds > self.limit_seconds(one) for one in found)
 
 
 @dataclass(frozen=True)
-class Stuck:
-    """What was seen of the ranks of a node that hang.
+class StalledNode:
+    """What a node saw of its hanging ranks.
 
     Attributes:
-        paces: where they are.
-        waiting: those that were inside of a collective, where one waits for others.
-        places: the innermost line of the script's own, by rank.
+        silences: one per rank.
+        waiting: ranks that were inside a collective, where they wait for others.
+        lines: the innermost line of the script itself, by rank.
     """
 
-    paces: tuple[Pace, ...]
+    silences: tuple[Silence, ...]
     waiting: tuple[int, ...]
-    places: dict[int, str]
+    lines: dict[int, str]
 
 
 @dataclass(frozen=True)
 class Hang:
-    """A hang of a whole job.
+    """A hang of the whole job.
 
     Attributes:
-        rank: the culprit; -1 if nothing tells.
+        rank: the rank to blame; -1 if unknown.
         message: one line.
     """
 
@@ -102,33 +104,33 @@ class Hang:
     message: str
 
     @classmethod
-    def of(cls, nodes: Sequence[Stuck]) -> Hang:
-        """What all nodes' ranks come to."""
-        paces = [pace for stuck in nodes for pace in stuck.paces]
-        rank = culprit(paces, [one for stuck in nodes for one in stuck.waiting])
-        idle = min(pace.idle_seconds for pace in paces)
-        step = max(pace.entered for pace in paces)
-        where = next((stuck.places[rank] for stuck in nodes if rank in stuck.places), "")
-        message = f"nothing happened for {idle:.0f} s in step {step}"
+    def of(cls, nodes: Sequence[StalledNode]) -> Hang:
+        """Combine what all nodes saw."""
+        silences = [silence for node in nodes for silence in node.silences]
+        rank = culprit(silences, [one for node in nodes for one in node.waiting])
+        idle = min(silence.idle_seconds for silence in silences)
+        step = max(silence.entered for silence in silences)
+        where = next((node.lines[rank] for node in nodes if rank in node.lines), "")
+        message = f"no progress for {idle:.0f} s in step {step}"
         return cls(rank, f"{message}: {where}" if where else message)
 
 
-def culprit(paces: Sequence[Pace], waiting: Iterable[int]) -> int:
-    """The rank that the others wait for; -1 if nothing tells.
+def culprit(silences: Sequence[Silence], waiting: Iterable[int]) -> int:
+    """Return the rank that the others wait for; -1 if unknown.
+
+    It is the rank that is one step late; else the one in another phase; else the only one that is
+    not inside a collective.
 
     Args:
-        waiting: ranks that were seen inside of a collective, where one waits for others.
-
-    One that is a step behind is it; else one that does something else; else the only one of all
-    that does not wait.
+        waiting: ranks that were inside a collective, where they wait for others.
     """
-    behind = min(one.entered for one in paces)
-    late = [one for one in paces if one.entered == behind]
-    if len(late) < len(paces):
+    earliest = min(one.entered for one in silences)
+    late = [one for one in silences if one.entered == earliest]
+    if len(late) < len(silences):
         return late[0].rank
-    apart = [one for one in paces if one.phase != "training"]
-    if 0 < len(apart) < len(paces):
+    apart = [one for one in silences if one.phase != "training"]
+    if 0 < len(apart) < len(silences):
         return apart[0].rank
-    stuck = set(waiting)
-    awake = [one for one in paces if one.rank not in stuck]
-    return awake[0].rank if 0 < len(awake) < len(paces) else -1
+    blocked = set(waiting)
+    awake = [one for one in silences if one.rank not in blocked]
+    return awake[0].rank if 0 < len(awake) < len(silences) else -1

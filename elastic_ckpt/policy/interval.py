@@ -1,10 +1,10 @@
-"""``--save-interval auto``: how often a save costs less than the work that it keeps.
+"""Save intervals, and ``--save-interval auto``.
 
-A save every now and then costs its stall; a failure costs what was done since the last save. The
-interval at which the two together are least was found by Young ("A first order approximation to
-the optimum checkpoint interval", CACM 17(9), 1974) and, for saves that are not short against the
-time between failures, by Daly ("A higher order estimate of the optimum checkpoint interval for
-restart dumps", FGCS 22(3), 2006). Of Daly's estimate Young's is the limit for short saves.
+A save costs its stall; a failure costs the work since the last save. The interval that minimizes
+the sum was found by Young ("A first order approximation to
+the optimum checkpoint interval", CACM 17(9), 1974) and, for saves that are not short compared to
+the time between failures, by Daly ("A higher order estimate of the optimum checkpoint interval for
+restart dumps", FGCS 22(3), 2006). Young's is the limit of Daly's for short saves.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.units import human_duration
 
 DEFAULT_MTBF_SECONDS: Final = 6 * 3600.0
-"""Where nobody gives one: a node that is taken away some times a day."""
+"""The default: a node that is preempted a few times a day."""
 
-LONGEST_SECONDS: Final = 3600.0
-"""Beyond that a save costs next to nothing, and the estimate may be wrong."""
+MAX_INTERVAL_SECONDS: Final = 3600.0
+"""Beyond this a save costs next to nothing, and the estimate may be wrong."""
 
-SHORTEST_SECONDS: Final = 1.0
-"""The supervisor looks at its clock a few times a second."""
+MIN_INTERVAL_SECONDS: Final = 1.0
+"""The supervisor checks its clock a few times a second."""
 
-MOST_SAVING: Final = 0.05
-"""Share of the time that may go into saves, whatever the failures."""
+MAX_SAVE_SHARE: Final = 0.05
+"""Maximum share of the time spent in saves, however often the job fails."""
 
 FIRST_SAVE_SECONDS: Final = 60.0
-"""When the first save is asked for, which shows what one costs."""
+"""When the first save is requested; it measures the cost of a save."""
 
 HYSTERESIS: Final = 0.1
-"""A change by no more than this share of the interval is noise."""
+"""A change of at most this share of the interval is ignored as noise."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class OptimalInterval:
     """How often to save.
 
     Attributes:
-        seconds: from the beginning of one save to the beginning of the next.
-        why: one sentence for people.
+        seconds: from the start of one save to the start of the next.
+        why: one sentence for the log.
     """
 
     seconds: float
@@ -51,31 +51,28 @@ class OptimalInterval:
 
 FIRST_INTERVAL: Final = OptimalInterval(
     FIRST_SAVE_SECONDS,
-    f"the first after {human_duration(FIRST_SAVE_SECONDS)}: it will show what a save costs",
+    f"first save after {human_duration(FIRST_SAVE_SECONDS)}, to measure what a save costs",
 )
 
 
 def estimate_mtbf(prior: float, observed_seconds: float, failures: int) -> float:
-    """Mean time between failures: what was expected, outweighed more and more by what was seen.
+    """Return the mean time between failures in seconds, from a prior and what was observed.
 
-    The prior stands for one failure after ``prior`` seconds, so that it fades with the first few
-    that are counted (the mean of a gamma prior of that weight under exponential times to failure).
+    The prior counts as one failure after ``prior`` seconds, so it fades with the first few that
+    are observed (the mean of a gamma prior of that weight under exponential times to failure).
 
     Args:
-        prior: seconds between failures that were expected beforehand.
-        observed_seconds: time in which the job trained.
-        failures: events in it that threw work away; see ``journal/failure_rate.py``.
-
-    Returns:
-        Seconds.
+        prior: expected seconds between failures.
+        observed_seconds: time spent training.
+        failures: events in that time that lost work; see ``journal/failure_rate.py``.
     """
     return (prior + observed_seconds) / (1 + failures)
 
 
 def daly_interval(save_seconds: float, mtbf: float) -> float:
-    """Daly's higher-order optimum, from the beginning of one save to that of the next, in seconds.
+    """Return Daly's higher-order optimum: seconds from the start of one save to the next.
 
-    Daly counts from the end of a save to the beginning of the next; the save itself is added.
+    Daly counts from the end of a save to the start of the next, so the save itself is added.
     """
     ratio = save_seconds / (2 * mtbf)
     if ratio >= 1:
@@ -86,25 +83,25 @@ def daly_interval(save_seconds: float, mtbf: float) -> float:
 def optimal_interval(
     save_seconds: float, mtbf: float, current: float | None = None
 ) -> OptimalInterval:
-    """The interval to save at.
+    """Return the interval to save at.
 
-    Saving never takes more than ``MOST_SAVING`` of the time; where that allows it, the interval is
-    ``LONGEST_SECONDS`` at most.
+    Saves never take more than ``MAX_SAVE_SHARE`` of the time; if that permits, the interval is at
+    most ``MAX_INTERVAL_SECONDS``.
 
     Args:
-        save_seconds: how long training stands still for one save.
+        save_seconds: how long training stalls for one save.
         mtbf: seconds between two failures, positive.
-        current: the interval so far, which stays if the new one is about the same.
+        current: the interval so far, kept if the new one is about the same.
     """
-    least = max(SHORTEST_SECONDS, save_seconds / MOST_SAVING)
+    least = max(MIN_INTERVAL_SECONDS, save_seconds / MAX_SAVE_SHARE)
     best = daly_interval(save_seconds, mtbf)
-    seconds = max(least, min(best, LONGEST_SECONDS))
+    seconds = max(least, min(best, MAX_INTERVAL_SECONDS))
     if current is not None and abs(seconds - current) <= HYSTERESIS * current:
         seconds = max(least, current)
     limit = ""
-    if best < save_seconds / MOST_SAVING:
-        limit = f", for at most {MOST_SAVING:.0%} of the time to go into saves"
-    elif best > LONGEST_SECONDS:
+    if best < save_seconds / MAX_SAVE_SHARE:
+        limit = f", to spend at most {MAX_SAVE_SHARE:.0%} of the time in saves"
+    elif best > MAX_INTERVAL_SECONDS:
         limit = ", the longest interval"
     why = (
         f"every {human_duration(seconds)}{limit}: a save costs {human_duration(save_seconds)} "
@@ -115,12 +112,12 @@ def optimal_interval(
 
 @dataclass(frozen=True)
 class SaveInterval:
-    """One of the three at most; none of them means never.
+    """A save interval in steps, in seconds, or automatic; with none of them, never.
 
     Attributes:
         steps: optimizer steps between saves.
         seconds: seconds between saves.
-        auto: seconds, found from what a save costs and how often the job fails.
+        auto: derive the seconds from the cost of a save and the failure rate.
     """
 
     steps: int = 0
@@ -128,38 +125,39 @@ class SaveInterval:
     auto: bool = False
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the interval as a command line would give it."""
         if self.auto:
             return "auto"
         if self.steps:
             return f"{self.steps} steps"
-        return f"{self.seconds:g}s" if self.seconds else "as the script says"
+        return f"{self.seconds:g}s" if self.seconds else "set by the script"
 
     @property
-    def told_steps(self) -> int:
-        """What the ranks are told: 0 leaves the script's own interval, as nothing was asked for.
+    def worker_interval(self) -> int:
+        """The interval that the workers receive, in steps.
 
-        Of one in seconds the supervisor asks for each save, and -1 keeps the script from its own.
+        0 leaves the script's own interval. -1 disables it: for an interval in seconds the
+        supervisor requests each save.
         """
         return -1 if self.seconds or self.auto else self.steps
 
     def due(self, step: int) -> bool:
-        """Whether a save follows from the step number alone, alike on every rank."""
+        """Whether to save after this step; depends on the step alone, so all ranks agree."""
         return self.steps > 0 and step > 0 and step % self.steps == 0
 
 
 def parse_interval(text: str) -> SaveInterval:
-    """Read ``100`` (steps), ``90s`` (seconds) or ``auto``.
+    """Parse ``100`` (steps), ``90s`` (seconds) or ``auto``.
 
     Raises:
-        UsageError: the text is none of them.
+        UsageError: the text has none of these forms.
     """
     if text.strip() == "auto":
         return SaveInterval(auto=True)
     match = re.fullmatch(r"(\d{1,12})|(\d{1,12}(?:\.\d{1,9})?)s", text.strip(), re.ASCII)
     if match is None:
         raise UsageError(
-            f"--save-interval {text!r} is neither steps (100) nor seconds (90s) nor auto"
+            f"invalid --save-interval {text!r}: give steps (100), seconds (90s) or auto"
         )
     if match[1] is not None:
         return SaveInterval(steps=int(match[1]))

@@ -1,8 +1,8 @@
-"""How long a save will take, from how long saves took.
+"""How long a save will take, learned from earlier saves.
 
-Each route that bytes take has a rate, which follows what is measured, and a margin, which follows
-how wrong the rate was. Both are quicker to believe bad news: a prediction that is too long costs a
-chance, one that is too short costs the save.
+Each route has a rate that follows the measurements, and a margin that follows the error of the
+rate. Both adapt faster to bad news: a prediction that is too long costs an opportunity, one that is
+too short costs the save.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Final
 import msgspec
 
 FIRST_MARGIN: Final = 1.5
-"""One measurement says little about the next one."""
+"""The margin after a single measurement."""
 
-LEAST_MARGIN: Final = 1.1
-MOST_MARGIN: Final = 3.0
+MIN_MARGIN: Final = 1.1
+MAX_MARGIN: Final = 3.0
 
 _RISE: Final = 0.5
-"""What a slower save than expected moves the rate, of the way to it."""
+"""Weight of a measurement that was slower than expected."""
 
 _FALL: Final = 0.25
-"""The same for a faster one."""
+"""Weight of a faster one."""
 
 _NARROW: Final = 0.02
-"""What a prediction that was long enough takes off the margin, of what it could have been less."""
+"""Share of its slack that the margin loses after a prediction that was long enough."""
 
 _SHORTEST_SECONDS: Final = 1e-6
 _LONGEST_SECONDS: Final = 86400.0
 _LARGEST_BYTES: Final = 2**60
-"""Beyond these something else was measured than a save."""
+"""Values outside these limits are not measurements of a save."""
 
 
 class Route(str, Enum):
-    """A way for bytes to go, with a speed of its own."""
+    """A way to write bytes, with its own speed."""
 
     MEMORY = "memory"  # a save into the memory tier
     DISK = "disk"  # a save straight to the disk
@@ -47,16 +47,16 @@ STAND_INS: Final = {
     Route.DRAIN: (Route.DISK,),
     Route.DISK: (Route.DRAIN,),
 }
-"""What to go by where a route has not been measured: one with the same disk, or a slower one."""
+"""Routes to use for one that was never measured: of the same disk, or slower."""
 
 
 class RouteModel(msgspec.Struct):
-    """What is known of one route.
+    """The learned speed of one route.
 
     Attributes:
-        seconds_per_byte: smoothed.
-        least_seconds: the shortest that was seen; fewer bytes take no less.
-        margin: what an expectation is multiplied by to be a prediction.
+        seconds_per_byte: smoothed rate.
+        least_seconds: the shortest measured duration, a lower bound for small writes.
+        margin: factor from the expected to the predicted duration.
     """
 
     seconds_per_byte: float
@@ -64,55 +64,55 @@ class RouteModel(msgspec.Struct):
     margin: float = FIRST_MARGIN
 
     def expected(self, size: float) -> float:
-        """Seconds for so many bytes, as likely too long as too short."""
+        """Return the expected seconds for this many bytes, without a margin."""
         return max(self.least_seconds, self.seconds_per_byte * max(0.0, size))
 
     def observe(self, size: float, seconds: float) -> None:
         """Learn from one measurement.
 
-        Afterwards a prediction for this size is not below it, short of ``MOST_MARGIN``.
+        Afterwards a prediction for this size is at least ``seconds``, within ``MAX_MARGIN``.
         """
         before = self.expected(size)
-        # Few bytes may take long for other reasons than their number, never less than its share.
+        # A small write may be slow for reasons other than its size, so it only lowers the rate.
         if seconds / size < self.seconds_per_byte:
             self.seconds_per_byte += _FALL * (seconds / size - self.seconds_per_byte)
         elif seconds > before:
             self.seconds_per_byte *= 1 + _RISE * (seconds / before - 1)
         self.least_seconds = min(self.least_seconds, seconds)
         if seconds > before * self.margin:
-            needed = LEAST_MARGIN * seconds / self.expected(size)
-            self.margin = min(MOST_MARGIN, max(self.margin, needed))
+            needed = MIN_MARGIN * seconds / self.expected(size)
+            self.margin = min(MAX_MARGIN, max(self.margin, needed))
         else:
-            enough = max(LEAST_MARGIN, seconds / before)
+            enough = max(MIN_MARGIN, seconds / before)
             self.margin -= _NARROW * (self.margin - enough)
 
     @property
     def is_sane(self) -> bool:
-        """Whether it can have come from measurements; a file may say anything."""
+        """Whether the values are plausible; a file may contain anything."""
         return (
             _SHORTEST_SECONDS / _LARGEST_BYTES <= self.seconds_per_byte <= _LONGEST_SECONDS
             and _SHORTEST_SECONDS <= self.least_seconds <= _LONGEST_SECONDS
-            and LEAST_MARGIN <= self.margin <= MOST_MARGIN
+            and MIN_MARGIN <= self.margin <= MAX_MARGIN
         )
 
 
 class Predictor(msgspec.Struct):
-    """Predicts saves; one for a job, kept from run to run.
+    """The predictor of save durations; one per job, kept across runs.
 
     Attributes:
-        routes: what was measured so far.
-        last_bytes: what the last save wrote; 0 if there was none.
+        routes: the models learned so far.
+        last_bytes: size of the last save; 0 if there was none.
     """
 
     routes: dict[Route, RouteModel] = {}
     last_bytes: int = 0
 
     def observe(self, route: Route, size: float, seconds: float) -> None:
-        """Learn from one measurement; what cannot be one changes nothing.
+        """Learn from one measurement; an implausible one is ignored.
 
         Args:
-            size: bytes that went this way.
-            seconds: how long they took.
+            size: bytes written.
+            seconds: how long that took.
         """
         if not 1 <= size <= _LARGEST_BYTES:
             return
@@ -126,27 +126,27 @@ class Predictor(msgspec.Struct):
             model.observe(size, seconds)
 
     def expect(self, route: Route, size: float) -> float | None:
-        """Seconds without a margin; None if neither the route nor a stand-in was measured."""
+        """Return the seconds without a margin; None if neither route nor stand-in was measured."""
         model = self._model(route)
         return None if model is None else model.expected(size)
 
     def predict(self, route: Route, size: float, rest_of_step: float = 0.0) -> float | None:
-        """Seconds to count on, with the route's margin; None if nothing is known.
+        """Return the seconds including the margin; None if nothing was measured.
 
         Args:
-            size: bytes to go.
-            rest_of_step: seconds until the step that runs is done.
+            size: bytes to write.
+            rest_of_step: seconds until the current step is finished.
         """
         model = self._model(route)
         return None if model is None else rest_of_step + model.margin * model.expected(size)
 
     def margin(self, route: Route) -> float:
-        """The margin of a route, or of what stands in for it."""
+        """Return the margin of a route, or of its stand-in."""
         model = self._model(route)
         return FIRST_MARGIN if model is None else model.margin
 
     def checked(self) -> Predictor:
-        """Only what can have come from measurements."""
+        """Return a copy with only the plausible values."""
         sane = {route: model for route, model in self.routes.items() if model.is_sane}
         return Predictor(sane, self.last_bytes if 0 < self.last_bytes <= _LARGEST_BYTES else 0)
 
@@ -158,14 +158,13 @@ class Predictor(msgspec.Struct):
 
 
 def rest_of_step(step_seconds: float, elapsed: float) -> float:
-    """Seconds until the running step is done.
+    """Return the seconds until the current step is finished.
+
+    A step that already takes longer than usual is assumed to need a whole step more.
 
     Args:
-        step_seconds: how long a step takes; 0 if that is not known.
+        step_seconds: how long a step takes; 0 if unknown.
         elapsed: how long this one has been running.
-
-    Returns:
-        What is left of a usual step. One that takes longer than usual may last as long again.
     """
     if not math.isfinite(step_seconds) or step_seconds <= 0:
         return 0.0

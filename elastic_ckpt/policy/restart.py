@@ -1,6 +1,6 @@
-"""What follows from a failure: a restart, an older checkpoint, or the end. And after how long.
+"""What to do after a failure: restart, fall back to an older checkpoint, or stop; and the back-off.
 
-Preemptions and changes of membership never use up the budget.
+Preemptions and membership changes are never charged to the budget.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from elastic_ckpt.policy.failure import Failure, FailureClass
 FIRST_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 60.0
 REFILL_STEPS: Final = 1000
-"""Steps without a failure after which the whole budget is given back."""
+"""Steps without a failure after which the budget is full again."""
 
 FALL_BACK_AT: Final = 2
 STOP_AT: Final = 3
-"""Failures of one step in a row, at which an older checkpoint is taken, or the job stops."""
+"""Consecutive failures of the same step at which the job falls back, or stops."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a class of failures means.
+    """How to treat a class of failures.
 
     Attributes:
-        may_pass: whether it may be gone at the next start although no step was begun.
-        is_the_steps: whether it speaks against the step: it would come again from the same state.
-        advice: what to do about it, in the message that ends the job; may be empty.
-        counts: whether it uses up the budget.
+        may_pass: whether a retry may help even if no step was started.
+        is_the_steps: whether the step may be to blame, so that the same state fails again.
+        advice: what the user can do, for the message that ends the job; may be empty.
+        counts: whether it is charged to the budget.
     """
 
     may_pass: bool
@@ -49,7 +49,7 @@ RULES: Final[Mapping[FailureClass, Rule]] = {
         "learning rate",
     ),
     FailureClass.DEVICE_MEMORY: Rule(
-        may_pass=False, is_the_steps=True, advice="make micro-batches smaller",
+        may_pass=False, is_the_steps=True, advice="use smaller micro-batches",
     ),
     FailureClass.HOST_MEMORY: Rule(
         may_pass=True, is_the_steps=False, advice="give the job more memory, or fewer DataLoader "
@@ -61,40 +61,40 @@ RULES: Final[Mapping[FailureClass, Rule]] = {
         may_pass=True, is_the_steps=True, advice="the journal has every worker's stack",
     ),
     FailureClass.STORAGE: Rule(
-        may_pass=True, is_the_steps=False, advice="mend the storage and run again",
+        may_pass=True, is_the_steps=False, advice="fix the storage, then rerun the same command",
     ),
 }  # fmt: skip
 
 
-class Action(Enum):
-    """What the supervisor does."""
+class RestartAction(Enum):
+    """What the supervisor does after a failure."""
 
-    RESTART = "restart"  # from the newest valid checkpoint
-    FALL_BACK = "fall-back"  # from the one before it; the newest is set aside
+    RESTART = "restart"  # from the newest intact checkpoint
+    FALL_BACK = "fall-back"  # from the previous one; the newest is quarantined
     STOP = "stop"
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What follows.
+class RestartDecision:
+    """What to do after a failure.
 
     Attributes:
-        why: why it stops, or takes an older checkpoint; empty for a plain restart.
+        why: the reason to stop or to fall back; empty for a plain restart.
     """
 
-    action: Action
+    action: RestartAction
     why: str = ""
 
 
 @dataclass
 class RestartPolicy:
-    """Counts failures, and decides.
+    """The failure budget of one run.
 
     Attributes:
-        max_failures: failures that are retried before steady progress refills the budget.
+        max_failures: failures that are retried until steady progress refills the budget.
         failures: failures since the budget was last full.
-        total: failures since the run began.
-        stuck: failures in a row in whose incarnations no step was finished.
+        total: failures since the run started.
+        stuck: consecutive failures of incarnations that finished no step.
     """
 
     max_failures: int
@@ -102,45 +102,47 @@ class RestartPolicy:
     total: int = 0
     stuck: int = 0
     _step: int = field(default=0, repr=False)
-    _times: int = field(default=0, repr=False)  # that step has failed, in a row
+    _times: int = field(default=0, repr=False)  # consecutive failures of that step
 
     @property
     def left(self) -> int:
-        """Failures that will still be retried."""
+        """Number of failures that will still be retried."""
         return max(0, self.max_failures - self.failures)
 
-    def decide(self, failure: Failure) -> Decision:
-        """Count a failure, and say what follows from it."""
+    def decide(self, failure: Failure) -> RestartDecision:
+        """Count a failure and return what to do."""
         rule = RULES[failure.kind]
         if failure.steps >= REFILL_STEPS:
             self.failures = 0
         self.stuck = 0 if failure.steps > 0 else self.stuck + 1
         if not rule.counts:
-            return Decision(Action.RESTART)
+            return RestartDecision(RestartAction.RESTART)
         self.failures += 1
         self.total += 1
         advice = f"; {rule.advice}" if rule.advice else ""
         if not failure.stepped and not rule.may_pass:
-            return Decision(Action.STOP, f"no retry{advice}")
+            return RestartDecision(RestartAction.STOP, f"no retry{advice}")
         times = self._same_step(failure) if rule.is_the_steps else 0
         if times >= STOP_AT:
-            return Decision(Action.STOP, f"step {failure.step} failed {times} times{advice}")
+            return RestartDecision(
+                RestartAction.STOP, f"step {failure.step} failed {times} times{advice}"
+            )
         if self.failures > self.max_failures:
             plural = "s" if self.total > 1 else ""
-            return Decision(Action.STOP, f"{self.total} failure{plural}{advice}")
+            return RestartDecision(RestartAction.STOP, f"{self.total} failure{plural}{advice}")
         if times == FALL_BACK_AT:
-            return Decision(Action.FALL_BACK, f"step {failure.step} failed twice")
-        return Decision(Action.RESTART)
+            return RestartDecision(RestartAction.FALL_BACK, f"step {failure.step} failed twice")
+        return RestartDecision(RestartAction.RESTART)
 
     def backoff_seconds(self, jitter: random.Random) -> float:
-        """Seconds to wait now: none while steps are finished, then doubling, with jitter."""
+        """Return the seconds to wait: 0 while steps finish, then doubling, with jitter."""
         if self.stuck <= 1:
             return 0.0
         base = FIRST_BACKOFF_SECONDS * 2.0 ** min(self.stuck - 2, 16)
         return min(base, MAX_BACKOFF_SECONDS) * jitter.uniform(0.5, 1.0)
 
     def _same_step(self, failure: Failure) -> int:
-        """How often this very step has failed now, without another one that failed between."""
+        """Return how many times in a row this step has failed."""
         if not failure.step:
             return 0
         self._times = self._times + 1 if failure.step == self._step else 1

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: a pure rule over what there is."""
+"""Which checkpoints to keep."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _BEST = re.compile(r"0*([1-9][0-9]{0,17}):([^:]+)(?::(min|max))?")
 
 @dataclass(frozen=True)
 class Retention:
-    """What to keep; a checkpoint goes when no part of this asks for it. The default keeps all.
+    """The checkpoints to keep; one that no field selects may be deleted. The default keeps all.
 
     Attributes:
-        last: the newest so many.
-        every: the first one in every span of so many optimizer steps; exactly the multiples,
-            where there is a save on each.
-        best: so many by ``metric``, as the script reported it before the save.
-        metric: its name; ``highest`` says that more is better.
+        last: number of the newest to keep.
+        every: keep the first checkpoint in every span of this many optimizer steps: exactly the
+            multiples if there is a save on each.
+        best: number to keep by ``metric``, as the script reported it before the save.
+        metric: name of the metric; lower is better unless ``highest``.
     """
 
     last: int = 0
@@ -31,20 +31,20 @@ class Retention:
     highest: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, with ``UsageError``."""
+        """Raise ``UsageError`` if the fields contradict each other."""
         if min(self.last, self.every, self.best) < 0:
-            raise UsageError("retention counts are at least 0")
+            raise UsageError("retention counts must be at least 0")
         if bool(self.best) != bool(self.metric):
-            raise UsageError("keeping the best needs a number and the name of a metric")
+            raise UsageError("keeping the best checkpoints needs both a count and a metric")
 
     def __bool__(self) -> bool:
-        """Whether anything may go at all."""
+        """Whether any checkpoint may be deleted at all."""
         return bool(self.last or self.every or self.best)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the rule looks at; ``usable`` is a checkpoint that a restart could take."""
+    """A checkpoint to decide about; ``usable`` if a restart could use it."""
 
     name: str
     step: int
@@ -53,8 +53,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of one checkpoint, and why."""
+class RetentionVerdict:
+    """Whether to keep a checkpoint, and why."""
 
     name: str
     keep: bool
@@ -62,26 +62,26 @@ class Verdict:
 
 
 def parse_best(text: str) -> tuple[int, str, bool]:
-    """``2:loss`` or ``2:accuracy:max`` as (count, metric, highest).
+    """Parse ``2:loss`` or ``2:accuracy:max`` into (count, metric, highest).
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text has neither form.
     """
     found = _BEST.fullmatch(text)
     if found is None:
-        raise UsageError(f"{text!r} is not of the form N:METRIC or N:METRIC:max")
+        raise UsageError(f"{text!r} does not have the form N:METRIC or N:METRIC:max")
     return int(found[1]), found[2], found[3] == "max"
 
 
-def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[Verdict]:
-    """A verdict for each candidate, in their order, newest first.
+def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[RetentionVerdict]:
+    """Return a verdict for each candidate, in their order, which is newest first.
 
-    What no restart could take is kept: it is somebody else's, or for ``verify --quarantine``.
+    Candidates that are not usable are kept: they are not ours, or ``verify --quarantine`` decides.
     """
     usable = [candidate for candidate in candidates if candidate.usable]
     reasons: dict[str, str] = {}
     if not retention:
-        reasons = {candidate.name: "nothing says what may go" for candidate in usable}
+        reasons = {candidate.name: "no retention is set" for candidate in usable}
     for reason, names in (
         ("the newest", [candidate.name for candidate in usable[:1]]),
         (f"one of the last {retention.last}", _last(retention, usable)),
@@ -91,9 +91,11 @@ def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[Verdict
         for name in names:
             reasons.setdefault(name, reason)
     return [
-        Verdict(candidate.name, False, "no rule keeps it")
+        RetentionVerdict(candidate.name, False, "no rule keeps it")
         if candidate.usable and candidate.name not in reasons
-        else Verdict(candidate.name, True, reasons.get(candidate.name, "not valid, left alone"))
+        else RetentionVerdict(
+            candidate.name, True, reasons.get(candidate.name, "not valid, left alone")
+        )
         for candidate in candidates
     ]
 
@@ -109,16 +111,16 @@ def _every(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
     last_step, last_span = -1, 0
     for candidate in reversed(usable):
         span = candidate.step // retention.every
-        # A script that counts its steps per epoch comes back to spans that were there before.
-        begins = span != last_span or candidate.step <= last_step
-        if begins and span:
+        # A script that counts its steps per epoch returns to earlier spans.
+        is_first = span != last_span or candidate.step <= last_step
+        if is_first and span:
             first.append(candidate.name)
         last_step, last_span = candidate.step, span
     return first
 
 
 def _best(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
-    """The newest first among equals; one without the metric, or with nan, is no candidate."""
+    """Return the best by the metric, newest first among equals; nan or no metric never counts."""
     sign = -1.0 if retention.highest else 1.0
     scored = [
         (sign * candidate.metrics[retention.metric], candidate.name)

@@ -1,7 +1,7 @@
-"""Which rank is slower than the others, in what it does itself.
+"""Which ranks are slower than the others in their own work.
 
-Ranks of synchronous training take equally long for a step: the fast ones wait for the slow one. So
-what is compared is the time that each spends on its own batch, the waiting left out.
+In synchronous training every rank takes equally long for a step, because the fast ones wait for
+the slow one. So the time compared is what each rank spends on its own batch, without waiting.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from typing import Final
 
 SLOW_FACTOR: Final = 1.3
-"""Times the median of the others from which a rank is called slow."""
+"""A rank is slow from this multiple of the others' median on."""
 
-LEAST_SHARE: Final = 0.1
-"""Of the step that it must cost: what nobody would notice is not worth a word."""
+MIN_SHARE: Final = 0.1
+"""Share of a step that a slow rank must cost to be reported."""
 
 
 def stragglers(busy: Mapping[int, float], step_seconds: float) -> dict[int, float]:
-    """Slow ranks, and how many times as long as the others' median theirs takes.
+    """Return the slow ranks, each with its busy time as a multiple of the others' median.
 
     Args:
-        busy: seconds of a step that each rank spends on its own work; 0 where nobody knows.
-        step_seconds: a whole step.
+        busy: seconds of a step that each rank spends on its own work; 0 if unknown.
+        step_seconds: duration of a whole step.
     """
     known = {rank: seconds for rank, seconds in busy.items() if seconds > 0}
     found: dict[int, float] = {}
@@ -31,6 +31,6 @@ def stragglers(busy: Mapping[int, float], step_seconds: float) -> dict[int, floa
         if not others:
             return {}
         usual = statistics.median(others)
-        if seconds > SLOW_FACTOR * usual and seconds - usual > LEAST_SHARE * step_seconds:
+        if seconds > SLOW_FACTOR * usual and seconds - usual > MIN_SHARE * step_seconds:
             found[rank] = seconds / usual
     return found

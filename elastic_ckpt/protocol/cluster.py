@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.policy.hang import Stuck
+from elastic_ckpt.policy.hang import StalledNode
 from elastic_ckpt.protocol.agreement import RING, RequestKind, answer_step
 from elastic_ckpt.protocol.ended import Ended, EndKind, merge
 
@@ -59,7 +59,7 @@ class MemberState(msgspec.Struct, kw_only=True):
     words: dict[int, Word] = {}
     seen: int = 0
     idle: bool = False
-    stuck: Stuck | None = None
+    stuck: StalledNode | None = None
     ended: Ended | None = None
 
 
@@ -157,7 +157,7 @@ class Head:
             if number not in self.state.lost and not seen.state.leaving
         }
 
-    def stuck(self) -> tuple[tuple[Stuck, ...], bool]:
+    def stuck(self) -> tuple[tuple[StalledNode, ...], bool]:
         """What nodes saw of their ranks in a hang, and whether all have looked that run any."""
         states = self._roster_states().values() if self.running else ()
         words = [state.stuck for state in states if state.ended is None]

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.policy.hang import Stuck
+from elastic_ckpt.policy.hang import StalledNode
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.ended import Ended
@@ -95,7 +95,7 @@ class Idle(msgspec.Struct, frozen=True, tag=True):
 class Explained(msgspec.Struct, frozen=True, tag=True):
     """What was seen of this node's ranks in a hang of all nodes'."""
 
-    stuck: Stuck
+    stuck: StalledNode
 
 
 Command = Launch | Ask | Kill | Finish | Idle | Explained
@@ -141,7 +141,7 @@ class AllIdle(msgspec.Struct, frozen=True, tag=True):
 class Hung(msgspec.Struct, frozen=True, tag=True):
     """To the head's supervisor: what was seen of the ranks of all nodes in a hang."""
 
-    nodes: tuple[Stuck, ...]
+    nodes: tuple[StalledNode, ...]
 
 
 class HeadLost(msgspec.Struct, frozen=True, tag=True):

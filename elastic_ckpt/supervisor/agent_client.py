@@ -90,7 +90,7 @@ def worker_spec(
         nproc=settings.nproc,
         preload=list(settings.preload),
         learn_preload=settings.learn_preload,
-        save_interval_steps=settings.interval.told_steps,
+        save_interval_steps=settings.interval.worker_interval,
         global_batch=settings.global_batch,
         retention=settings.retention,
         memory=memory,

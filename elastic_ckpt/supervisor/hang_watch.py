@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.hang import Hang, Pace, Paces, Stuck
+from elastic_ckpt.policy.hang import Hang, HangDetector, Silence, StalledNode
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.util.text import printable
@@ -49,10 +49,12 @@ class HangWatch:
         self._wake = wake
         self._clock = clock
         self._looked = self._back = clock()  # at the last look, and when it was away last
-        self._paces = Paces(least_seconds)
-        self._before: dict[int, tuple[int, Pace]] = {}  # by local rank: its beat, and where it was
+        self._detector = HangDetector(least_seconds)
+        self._before: dict[
+            int, tuple[int, Silence]
+        ] = {}  # by local rank: its beat, and where it was
         self._looking = False
-        self._found: Stuck | None = None
+        self._found: StalledNode | None = None
         self.idle = False
         self._incarnations = 0  # a thread that is late must not speak of a later one
 
@@ -63,7 +65,7 @@ class HangWatch:
         self._incarnations += 1
         self._looking, self._found, self.idle = False, None, False
 
-    def look(self, *, alone: bool = True) -> Stuck | None:
+    def look(self, *, alone: bool = True) -> StalledNode | None:
         """A hang, once its stacks are there; None while there is none. Does not wait.
 
         Args:
@@ -77,39 +79,40 @@ class HangWatch:
             found, self._found = self._found, None
             return found
         slots = [slot for slot in self._board.read_slots() if slot.outcome is Outcome.NONE]
-        paces = [_pace(slot, now, self._back) for slot in slots]
-        for slot, pace in zip(slots, paces, strict=True):
-            beat, before = self._before.get(slot.local_rank, (slot.beat, pace))
+        silences = [_silence(slot, now, self._back) for slot in slots]
+        for slot, silence in zip(slots, silences, strict=True):
+            beat, before = self._before.get(slot.local_rank, (slot.beat, silence))
             if beat != slot.beat:
                 # At most a look too long; what was seen at the last look may be half of it.
-                silence = (slot.beat - max(beat, self._back)) / 1e9
-                silence = max(silence, before.idle_seconds)
-                self._paces.learn(replace(before, idle_seconds=silence))
-            self._before[slot.local_rank] = slot.beat, pace
-        self.idle = self._paces.hangs(paces)
+                idle = max((slot.beat - max(beat, self._back)) / 1e9, before.idle_seconds)
+                self._detector.learn(replace(before, idle_seconds=idle))
+            self._before[slot.local_rank] = slot.beat, silence
+        self.idle = self._detector.hangs(silences)
         if self.idle and alone:
             self._looking = True
             threading.Thread(
                 target=self._explain,
-                args=(slots, paces, self._incarnations),
+                args=(slots, silences, self._incarnations),
                 name="hang",
                 daemon=True,
             ).start()
         return None
 
-    def _explain(self, slots: Sequence[Slot], paces: Sequence[Pace], incarnation: int) -> None:
+    def _explain(
+        self, slots: Sequence[Slot], silences: Sequence[Silence], incarnation: int
+    ) -> None:
         stacks = dump_stacks({slot.rank: slot.pid for slot in slots})
-        stuck = Stuck(
-            tuple(paces),
+        stuck = StalledNode(
+            tuple(silences),
             tuple(number for number, stack in stacks.items() if stack.waits),
             {number: stack.own for number, stack in stacks.items() if stack.own},
         )
         self._journal.write(
             "hang",
             rank=Hang.of([stuck]).rank,
-            step=max(pace.entered for pace in paces),
-            idle_seconds=min(pace.idle_seconds for pace in paces),
-            phases={str(pace.rank): pace.phase for pace in paces},
+            step=max(silence.entered for silence in silences),
+            idle_seconds=min(silence.idle_seconds for silence in silences),
+            phases={str(silence.rank): silence.phase for silence in silences},
             stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
         )
         if incarnation == self._incarnations:
@@ -117,8 +120,8 @@ class HangWatch:
             self._wake()
 
 
-def _pace(slot: Slot, now: int, back: int) -> Pace:
-    return Pace(
+def _silence(slot: Slot, now: int, back: int) -> Silence:
+    return Silence(
         rank=slot.rank,
         phase=slot.phase.name.lower(),
         entered=slot.entered,

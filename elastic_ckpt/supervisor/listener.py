@@ -10,7 +10,7 @@ from typing import Final
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import NoticeSource, Word
 from elastic_ckpt.notices.signals import SignalSource
-from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble, may_wait
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit, may_wait
 from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Listener:
         self._journal = journal
         self._wake = wake
         self._words: deque[Word] = deque()
-        self._limits: dict[tuple[str, str], tuple[Limit, float]] = {}  # and when each was heard
+        self._limits: dict[tuple[str, str], tuple[TimeLimit, float]] = {}  # and when each was heard
         self._noticed = False
         self._started = 0.0
 
@@ -78,16 +78,16 @@ class Listener:
             word = self._words.popleft()
             log.info("heard: %s", word)
             match word:
-                case Trouble():
+                case SourceStatus():
                     self._journal.write("notice_source", source=word.source, what=word.what)
-                case Limit():
+                case TimeLimit():
                     self._limits[word.source, word.reason] = word, now
                 case EarlyWarning():
                     self._journal.write("warning", source=word.source, reason=word.reason)
                     yield word
                 case Notice() if word.deadline - now > FAR_SECONDS and may_wait(word):
                     # As Azure says days before that a host will be mended.
-                    limit = Limit(word.source, word.reason, word.deadline)
+                    limit = TimeLimit(word.source, word.reason, word.deadline)
                     self._limits[word.source, word.reason] = limit, now
                     left = f"{word.reason} in {human_duration(word.deadline - now)}"
                     self._journal.write("warning", source=word.source, reason=left)

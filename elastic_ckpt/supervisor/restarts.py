@@ -11,7 +11,7 @@ from elastic_ckpt.jobdir.node_record import FailureRecord
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.failure import Failure
-from elastic_ckpt.policy.restart import Action, Decision, RestartPolicy
+from elastic_ckpt.policy.restart import RestartAction, RestartDecision, RestartPolicy
 from elastic_ckpt.supervisor.run_record import Account
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 
@@ -53,10 +53,10 @@ class Restarts:
             restart_step=restart_step,
         )
 
-    def decide(self, failure: Failure) -> tuple[Decision, float]:
+    def decide(self, failure: Failure) -> tuple[RestartDecision, float]:
         """What follows from a failure, and seconds until it does."""
         decision = self.policy.decide(failure)
-        if decision.action is Action.FALL_BACK:
+        if decision.action is RestartAction.FALL_BACK:
             self._why_older = decision.why
             self._memory.hurry()
         delay = self.policy.backoff_seconds(self._jitter)

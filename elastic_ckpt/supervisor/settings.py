@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.policy.hang import LEAST_SECONDS
+from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval
 from elastic_ckpt.policy.retention import Retention
 
@@ -56,7 +56,7 @@ class RunSettings:
     interval: SaveInterval = field(default_factory=SaveInterval)
     mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
-    hang_seconds: float = LEAST_SECONDS
+    hang_seconds: float = MIN_HANG_SECONDS
     global_batch: int = 0
     preload: tuple[str, ...] = ()
     learn_preload: bool = False
@@ -79,7 +79,7 @@ class RunSettings:
         return {
             "the script": self.script.name,
             "the script's arguments": " ".join(self.args),
-            "--save-interval": f"{self.interval.told_steps} steps",
+            "--save-interval": f"{self.interval.worker_interval} steps",
             "--global-batch": str(self.global_batch),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }
@@ -104,7 +104,7 @@ def reload(old: RunSettings, new: RunSettings) -> Reload:
         UsageError: it cannot be taken over now.
     """
     taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
-    if old.endpoint and new.interval.told_steps != old.interval.told_steps:
+    if old.endpoint and new.interval.worker_interval != old.interval.worker_interval:
         raise UsageError("a new interval in steps takes a new start of all nodes")
     later = "" if new == taken else "; what else differs counts from the next start"
     said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"

@@ -36,7 +36,7 @@ from elastic_ckpt.policy.deadline import EarlyWarning, Notice, may_wait
 from elastic_ckpt.policy.emergency import ChoiceKind
 from elastic_ckpt.policy.failure import Failure
 from elastic_ckpt.policy.hang import Hang
-from elastic_ckpt.policy.restart import Action
+from elastic_ckpt.policy.restart import RestartAction
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import Ended, EndKind
@@ -375,7 +375,7 @@ class Supervisor:
     @property
     def _is_outdated(self) -> bool:
         """Whether the ranks were told another interval than now counts."""
-        agent, steps = self._agent, self._settings.interval.told_steps
+        agent, steps = self._agent, self._settings.interval.worker_interval
         return agent is not None and agent.interval_steps != steps
 
     @property
@@ -477,7 +477,7 @@ class Supervisor:
         what = f"{culprit}{failure.message}"
         if failure.exit_code in _FINAL_CODES:
             self._ending.give_up(ExitCode(failure.exit_code), failure.message)
-        elif decision.action is Action.STOP:
+        elif decision.action is RestartAction.STOP:
             self._ending.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
         else:
             when = f" in {delay:.1f} s" if delay >= 0.1 else ""

@@ -80,7 +80,7 @@ def test_a_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> No
         assert 2 < hang["idle_seconds"] < 60
         [crash] = [event["data"] for event in job.events() if event["event"] == "crash"]
         assert crash["rank"] == 1
-        assert "nothing happened for" in crash["message"] and "failing.py" in crash["message"]
+        assert "no progress for" in crash["message"] and "failing.py" in crash["message"]
 
 
 @pytest.mark.parametrize("step", ["1", "9"])

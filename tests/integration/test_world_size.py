@@ -127,6 +127,6 @@ def test_a_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: P
 def test_a_global_batch_that_does_not_fit_is_a_clear_error_and_no_loop(tmp_path: Path) -> None:
     with Changing(tmp_path) as job:
         assert job.run_on(3, "--global-batch", "16").wait() == 64
-        said = "a global batch of 16 cannot be made of micro-batches of 2 on 3 ranks"
-        assert f"{said}: it can on 1, 2, 4, 8" in job.output()
+        said = "a global batch of 16 is not a multiple of micro-batches of 2 on 3 ranks"
+        assert f"{said}: use 1, 2, 4, 8 ranks" in job.output()
         assert job.view().incarnation == 1

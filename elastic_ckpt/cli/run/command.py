@@ -23,7 +23,7 @@ from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.notices.signals import hold_signals
-from elastic_ckpt.policy.hang import LEAST_SECONDS
+from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import parse_duration
@@ -122,7 +122,7 @@ class _Run(click.Command):
 @click.option(
     "--hang-seconds",
     metavar="SECONDS",
-    default=LEAST_SECONDS,
+    default=MIN_HANG_SECONDS,
     show_default=True,
     type=click.FloatRange(min=1),
     help="Silence of all workers within a step that is a hang at the least; ten times the longest "

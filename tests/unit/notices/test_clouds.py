@@ -11,7 +11,7 @@ from elastic_ckpt.notices import NoticeSource, Word, metadata, polling
 from elastic_ckpt.notices.aws import AwsSource
 from elastic_ckpt.notices.azure import AzureSource
 from elastic_ckpt.notices.gcp import GcpMaintenance, GcpPreempted
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Trouble
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus
 from tests.clouds import Aws, Azure, Cloud, Gcp
 
 
@@ -127,7 +127,7 @@ def test_a_notice_counts_though_the_next_question_fails(aws: Aws, ear) -> None:
     heard = ear(AwsSource())
     assert isinstance(heard.one(), Notice)
     heard.until(lambda words: len(words) == 2, "the trouble")
-    assert isinstance(heard.words[1], Trouble)
+    assert isinstance(heard.words[1], SourceStatus)
 
 
 def test_what_was_told_first_is_forgotten_first(aws: Aws, ear, monkeypatch) -> None:
@@ -235,7 +235,7 @@ def test_a_service_that_misbehaves_costs_one_line_and_is_heard_again(
         cloud.fault = fault
     heard = ear(make())
     trouble = heard.one()
-    assert isinstance(trouble, Trouble) and trouble.what.startswith("does not answer: ")
+    assert isinstance(trouble, SourceStatus) and trouble.what.startswith("does not answer: ")
     assert trouble.what.isprintable()
     asked = sum(len(cloud.asked) for cloud in clouds)
     heard.until(lambda _: sum(len(cloud.asked) for cloud in clouds) > asked + 2, "it asks on")
@@ -253,4 +253,4 @@ def test_where_nobody_listens_a_start_does_not_wait_long(ear, monkeypatch, make)
     monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
     heard = ear(make())
     heard.settled()
-    assert isinstance(heard.one(), Trouble)
+    assert isinstance(heard.one(), SourceStatus)

@@ -8,7 +8,7 @@ import pytest
 
 from elastic_ckpt.notices import slurm
 from elastic_ckpt.notices.slurm import SlurmSource, SlurmUnanswered, fields, job_id
-from elastic_ckpt.policy.deadline import Limit, Notice
+from elastic_ckpt.policy.deadline import Notice, TimeLimit
 
 CONFIG = "Configuration data\nKillWait                = 20 sec\nRequeueExit             = 75,76\n"
 PARTITION = "PartitionName=low AllowGroups=ALL GraceTime=50 Hidden=NO"
@@ -53,7 +53,7 @@ def asked(source: SlurmSource) -> list[tuple[type, str, float]]:
 def test_a_time_limit_is_known_from_the_start(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "01:00:00", "EndTime": 3600.0}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
-    assert asked(source) == [(Limit, "time limit", 3600)]
+    assert asked(source) == [(TimeLimit, "time limit", 3600)]
 
 
 def test_no_limit_is_none(controller: Controller) -> None:

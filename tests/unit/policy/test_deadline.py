@@ -1,4 +1,4 @@
-"""Many notices, one deadline; and when to kill what still runs before it."""
+"""Which of several notices sets the deadline, and when to kill the workers before it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LATE = Notice("signal", "SIGTERM", 120.0)
 LATER = Notice("aws", "rebalance", 300.0)
 
 
-def test_a_first_notice_counts() -> None:
+def test_the_first_notice_sets_the_deadline() -> None:
     assert tightest(None, LATE) is LATE
 
 
-def test_the_earliest_deadline_counts_in_whatever_order_they_come() -> None:
+def test_the_earliest_deadline_wins_in_any_order() -> None:
     for order in permutations([EARLY, LATE, LATER]):
         current = None
         for notice in order:
@@ -25,13 +25,13 @@ def test_the_earliest_deadline_counts_in_whatever_order_they_come() -> None:
         assert current is EARLY
 
 
-def test_a_repeat_changes_nothing() -> None:
+def test_a_repeated_notice_changes_nothing() -> None:
     repeat = Notice("file", "again", EARLY.deadline)
     assert tightest(EARLY, repeat) is EARLY
 
 
 @pytest.mark.parametrize("known", [60.0, 240.0])
-def test_what_is_known_takes_the_place_of_a_guess_and_not_the_other_way(known: float) -> None:
+def test_a_known_deadline_replaces_a_guess_but_not_vice_versa(known: float) -> None:
     guess = Notice("signal", "SIGTERM", 120.0, is_guess=True)
     answer = Notice("slurm", "preempted", known)
     assert tightest(guess, answer) is answer
@@ -42,7 +42,7 @@ def test_what_is_known_takes_the_place_of_a_guess_and_not_the_other_way(known: f
     ("grace", "margin"),
     [(120.0, 1.0), (10.0, 1.0), (9.0, 0.9), (2.0, 0.2), (0.0, 0.0), (-5.0, 0.0)],
 )
-def test_the_kill_comes_a_tenth_of_the_grace_before_the_deadline_at_most_a_second(
+def test_workers_are_killed_a_tenth_of_the_grace_or_one_second_before_the_deadline(
     grace: float, margin: float
 ) -> None:
     assert kill_time(LATE, grace) == pytest.approx(LATE.deadline - margin)

@@ -1,4 +1,4 @@
-"""What to save when the node is about to go: a table, and an oracle that knows the true costs."""
+"""What to save before a node goes: a table, and an oracle that knows the true costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from elastic_ckpt.policy.emergency import Choice, ChoiceKind, Outlook, choose
-from elastic_ckpt.policy.prediction import LEAST_MARGIN, MOST_MARGIN, Predictor, Route, RouteModel
+from elastic_ckpt.policy.prediction import MAX_MARGIN, MIN_MARGIN, Predictor, Route, RouteModel
 
 FULL, DRAIN_NEWEST, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
 
@@ -18,14 +18,14 @@ GB = 10**9
 
 
 def knowing(**seconds_per_gb: float) -> Predictor:
-    """A predictor with a margin of 1.5 on each route; fixed costs are next to nothing."""
+    """A predictor with a margin of 1.5 on each route; fixed costs are negligible."""
     return Predictor(
         {Route(name): RouteModel(rate / GB, 1e-3, 1.5) for name, rate in seconds_per_gb.items()}
     )
 
 
 KNOWN = knowing(disk=10.0, drain=8.0)  # 15 s and 12 s with the margin
-DRAINED = knowing(memory=1.0, drain=10.0)  # nothing was ever saved straight to the disk
+DRAINED = knowing(memory=1.0, drain=10.0)  # no save ever went straight to the disk
 
 
 def outlook(left: float, **changes: object) -> Outlook:
@@ -37,47 +37,59 @@ def outlook(left: float, **changes: object) -> Outlook:
     ("predictor", "given_", "kind"),
     [
         # 1 s for the step, and 6.7 to 15 s for the save; a drain takes 5.3 to 12 s.
-        pytest.param(KNOWN, outlook(1e6), FULL, id="grace is huge"),
+        pytest.param(KNOWN, outlook(1e6), FULL, id="plenty of time"),
         pytest.param(KNOWN, outlook(16.0), FULL, id="a save just fits"),
-        pytest.param(KNOWN, outlook(15.9), FULL, id="it may fit, and there is nothing else"),
-        pytest.param(KNOWN, outlook(7.5), NOTHING, id="it cannot fit"),
+        pytest.param(KNOWN, outlook(15.9), FULL, id="a save may fit, no alternative"),
+        pytest.param(KNOWN, outlook(7.5), NOTHING, id="a save cannot fit"),
         pytest.param(KNOWN, outlook(0.0), NOTHING, id="no time at all"),
         pytest.param(KNOWN, outlook(16.0, undrained_bytes=GB), FULL, id="both fit"),
         pytest.param(
-            KNOWN, outlook(15.9, undrained_bytes=GB), DRAIN_NEWEST, id="only the drain is sure"
+            KNOWN,
+            outlook(15.9, undrained_bytes=GB),
+            DRAIN_NEWEST,
+            id="only the drain certainly fits",
         ),
         pytest.param(
-            KNOWN, outlook(7.0, undrained_bytes=GB // 2), DRAIN_NEWEST, id="half of it is drained"
+            KNOWN,
+            outlook(7.0, undrained_bytes=GB // 2),
+            DRAIN_NEWEST,
+            id="half of the snapshot is drained already",
         ),
         pytest.param(
-            KNOWN, outlook(11.0, undrained_bytes=GB), DRAIN_NEWEST, id="nothing sure: the quickest"
+            KNOWN,
+            outlook(11.0, undrained_bytes=GB),
+            DRAIN_NEWEST,
+            id="neither is certain: the quicker",
         ),
         pytest.param(KNOWN, outlook(5.0, undrained_bytes=GB), NOTHING, id="not even the drain"),
         pytest.param(
-            KNOWN, outlook(0.1, undrained_bytes=0), DRAIN_NEWEST, id="all but the seal is drained"
+            KNOWN,
+            outlook(0.1, undrained_bytes=0),
+            DRAIN_NEWEST,
+            id="only the seal is left to drain",
         ),
-        # Nothing is known, or not enough.
+        # No or too few measurements.
         pytest.param(Predictor(), outlook(30.0), FULL, id="a first save"),
         pytest.param(
-            Predictor(), outlook(30.0, undrained_bytes=GB), FULL, id="a first save, and a snapshot"
+            Predictor(), outlook(30.0, undrained_bytes=GB), FULL, id="a first save with a snapshot"
         ),
         pytest.param(Predictor(), outlook(0.5), NOTHING, id="the step outlasts the grace"),
         pytest.param(
             Predictor(),
             outlook(0.5, undrained_bytes=GB),
             DRAIN_NEWEST,
-            id="it does, but a snapshot is there",
+            id="the step outlasts the grace, with a snapshot",
         ),
         pytest.param(
             knowing(memory=1.0), outlook(30.0, undrained_bytes=GB), FULL, id="never drained"
         ),
-        pytest.param(DRAINED, outlook(16.0), FULL, id="the drain's speed stands for the disk's"),
-        pytest.param(DRAINED, outlook(7.5), NOTHING, id="and rules a save out"),
+        pytest.param(DRAINED, outlook(16.0), FULL, id="the drain's speed stands in for the disk's"),
+        pytest.param(DRAINED, outlook(7.5), NOTHING, id="the drain's speed rules a save out"),
         pytest.param(
             knowing(disk=10.0),
             outlook(15.5, undrained_bytes=GB),
             DRAIN_NEWEST,
-            id="the disk's speed stands for the drain's",
+            id="the disk's speed stands in for the drain's",
         ),
     ],
 )
@@ -101,7 +113,7 @@ def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> 
         (
             Predictor(),
             outlook(30.0),
-            "trying a save within 30 s: nobody knows yet how long it takes to the disk",
+            "trying a save within 30 s: no write to the disk was measured yet",
             None,
         ),
         (
@@ -112,7 +124,7 @@ def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> 
         ),
     ],
 )
-def test_it_says_why_with_the_figures(
+def test_the_reason_names_the_durations(
     predictor: Predictor, given_: Outlook, why: str, seconds: float | None
 ) -> None:
     choice = choose(predictor, given_)
@@ -122,9 +134,9 @@ def test_it_says_why_with_the_figures(
 # -- the oracle -------------------------------------------------------------------------------
 
 rates = st.floats(0.01, 100.0)
-margins = st.floats(LEAST_MARGIN, MOST_MARGIN)
+margins = st.floats(MIN_MARGIN, MAX_MARGIN)
 WORTH = {FULL: 2, DRAIN_NEWEST: 1, NOTHING: 0}
-"""What each leaves behind if it fits; one that is cut off leaves nothing."""
+"""The value of each action that finishes in time; one that is cut off keeps nothing."""
 
 
 @st.composite
@@ -143,7 +155,7 @@ def situations(draw: st.DrawFn) -> tuple[Predictor, Outlook]:
 def true_seconds(
     predictor: Predictor, outlook: Outlook, factors: dict[Route, float]
 ) -> dict[ChoiceKind, float]:
-    """What each action takes if each route takes ``factor`` times what is expected of it."""
+    """Return the duration of each action if each route takes ``factor`` times the expected one."""
 
     def seconds(route: Route, size: int) -> float:
         expected = predictor.expect(route, size)
@@ -158,7 +170,7 @@ def true_seconds(
 
 
 def scenarios(predictor: Predictor, outlook: Outlook) -> Iterator[dict[Route, float]]:
-    """True costs within the margins: their ends, their middle, and where something just fits."""
+    """Yield true costs within the margins: the ends, the middle, and where an action just fits."""
     choices: dict[Route, list[float]] = {}
     for route in Route:
         margin = predictor.margin(route)
@@ -182,10 +194,10 @@ def worth(kind: ChoiceKind, seconds: dict[ChoiceKind, float], left: float) -> in
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations())
-def test_no_other_action_is_better_whatever_the_true_costs(
+def test_no_other_action_dominates_the_choice(
     situation: tuple[Predictor, Outlook],
 ) -> None:
-    """None is as good in every case within the margins, and better in one."""
+    """No action is at least as good in every case within the margins and better in one."""
     predictor, given_ = situation
     choice = choose(predictor, given_)
     cases = [true_seconds(predictor, given_, factors) for factors in scenarios(*situation)]
@@ -198,8 +210,10 @@ def test_no_other_action_is_better_whatever_the_true_costs(
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations())
-def test_what_is_sure_to_fit_does(situation: tuple[Predictor, Outlook]) -> None:
-    """And if a whole save is, that is what is done."""
+def test_a_choice_that_certainly_fits_finishes_in_time(
+    situation: tuple[Predictor, Outlook],
+) -> None:
+    """If a whole save certainly fits, it is chosen."""
     predictor, given_ = situation
     choice = choose(predictor, given_)
     assume(choice.predicted_seconds is not None)
@@ -213,8 +227,8 @@ def test_what_is_sure_to_fit_does(situation: tuple[Predictor, Outlook]) -> None:
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations(), st.floats(0.0, 300.0))
-def test_more_grace_never_saves_less(situation: tuple[Predictor, Outlook], more: float) -> None:
-    """Of two notices the one with more time ends with at least as much, at the worst costs."""
+def test_more_grace_never_keeps_less(situation: tuple[Predictor, Outlook], more: float) -> None:
+    """At the worst costs, the notice with more time keeps at least as much."""
     predictor, given_ = situation
     longer = Outlook(
         given_.grace_left + more, given_.rest_of_step, given_.save_bytes, given_.undrained_bytes

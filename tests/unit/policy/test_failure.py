@@ -1,4 +1,4 @@
-"""What class a failure is of."""
+"""The class of a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from elastic_ckpt.policy.failure import Failure, FailureClass
         (-6, "killed by SIGABRT", True, FailureClass.FAULT),
     ],
 )  # fmt: skip
-def test_the_class_follows_from_how_the_worker_left(
+def test_the_class_follows_from_exit_code_and_message(
     exit_code: int, message: str, stepped: bool, kind: FailureClass
 ) -> None:
     assert Failure(1, exit_code, message, stepped).kind is kind
@@ -37,12 +37,12 @@ def test_the_class_follows_from_how_the_worker_left(
     ("rank", "exit_code", "kind"),
     [
         (1, -9, FailureClass.HOST_MEMORY),
-        (-1, -9, FailureClass.SIGNAL),  # the agent: nobody knows that it was that one
+        (-1, -9, FailureClass.SIGNAL),  # the agent: the kernel may have killed another process
         (1, -15, FailureClass.SIGNAL),
         (1, 1, FailureClass.ERROR),
     ],
 )
-def test_the_kernel_s_word_counts_for_a_worker_that_was_killed(
+def test_an_out_of_memory_kill_is_only_assumed_for_a_worker_killed_by_sigkill(
     rank: int, exit_code: int, kind: FailureClass
 ) -> None:
     assert Failure(rank, exit_code, "", True, out_of_memory=True).kind is kind

@@ -1,4 +1,4 @@
-"""When silence is a hang, and whose."""
+"""When silence is a hang, and which rank is to blame."""
 
 from __future__ import annotations
 
@@ -6,75 +6,85 @@ import math
 
 import pytest
 
-from elastic_ckpt.policy.hang import FACTOR, LONG_SECONDS, Pace, Paces, culprit
+from elastic_ckpt.policy.hang import HANG_FACTOR, RARE_PHASE_SECONDS, HangDetector, Silence, culprit
 
 
-def pace(
+def silence(
     idle: float,
     phase: str = "training",
     *,
     rank: int = 0,
     entered: int = 7,
     has_stepped: bool = True,
-) -> Pace:
-    return Pace(rank, phase, entered, idle, has_stepped)
+) -> Silence:
+    return Silence(rank, phase, entered, idle, has_stepped)
 
 
 @pytest.mark.parametrize(
     ("one", "limit"),
     [
-        (pace(0.0), 100.0),  # ten times the longest step
-        (pace(0.0, "fetching"), 60.0),  # nothing was learnt of it
-        (pace(0.0, has_stepped=False), LONG_SECONDS),  # the first step compiles
-        (pace(0.0, "fetching", has_stepped=False), LONG_SECONDS),
-        (pace(0.0, "loading"), LONG_SECONDS),
-        (pace(0.0, "saving"), LONG_SECONDS),
-        (pace(0.0, "evaluating"), LONG_SECONDS),
-        (pace(0.0, "between"), LONG_SECONDS),
-        (pace(0.0, "launched"), math.inf),
-        (pace(0.0, "leaving"), math.inf),
+        (silence(0.0), 100.0),  # ten times the longest step
+        (silence(0.0, "fetching"), 60.0),  # nothing learned for this phase
+        (silence(0.0, has_stepped=False), RARE_PHASE_SECONDS),  # the first step compiles
+        (silence(0.0, "fetching", has_stepped=False), RARE_PHASE_SECONDS),
+        (silence(0.0, "loading"), RARE_PHASE_SECONDS),
+        (silence(0.0, "saving"), RARE_PHASE_SECONDS),
+        (silence(0.0, "evaluating"), RARE_PHASE_SECONDS),
+        (silence(0.0, "between"), RARE_PHASE_SECONDS),
+        (silence(0.0, "launched"), math.inf),
+        (silence(0.0, "leaving"), math.inf),
     ],
 )
-def test_each_phase_has_a_limit_of_its_own(one: Pace, limit: float) -> None:
-    paces = Paces(60.0)
-    paces.learn(pace(10.0))
-    assert paces.limit_seconds(one) == limit
+def test_each_phase_has_its_own_limit(one: Silence, limit: float) -> None:
+    detector = HangDetector(60.0)
+    detector.learn(silence(10.0))
+    assert detector.limit_seconds(one) == limit
 
 
-def test_the_limit_grows_with_the_longest_step_and_never_falls_below_the_least() -> None:
-    paces = Paces(60.0)
+def test_the_limit_grows_with_the_longest_step_and_has_a_minimum() -> None:
+    detector = HangDetector(60.0)
     for seconds, limit in ((0.1, 60.0), (5.9, 60.0), (7.0, 70.0), (1.0, 70.0), (30.0, 300.0)):
-        paces.learn(pace(seconds))
-        assert paces.limit_seconds(pace(0.0)) == pytest.approx(max(limit, FACTOR * seconds))
+        detector.learn(silence(seconds))
+        assert detector.limit_seconds(silence(0.0)) == pytest.approx(
+            max(limit, HANG_FACTOR * seconds)
+        )
 
 
-def test_what_says_nothing_of_a_step_is_not_learnt_from() -> None:
-    paces = Paces(60.0)
-    for one in (pace(900.0, has_stepped=False), pace(900.0, "saving"), pace(900.0, "evaluating")):
-        paces.learn(one)
-    assert paces.longest == {}
+def test_first_steps_and_rare_phases_are_not_learned_from() -> None:
+    detector = HangDetector(60.0)
+    for one in (
+        silence(900.0, has_stepped=False),
+        silence(900.0, "saving"),
+        silence(900.0, "evaluating"),
+    ):
+        detector.learn(one)
+    assert detector.longest == {}
 
 
-def test_all_ranks_must_be_over_their_limits() -> None:
-    paces = Paces(60.0)
-    silent = pace(61.0)
-    assert paces.hangs([silent, silent])
-    assert not paces.hangs([silent, pace(59.0)])
-    assert not paces.hangs([silent, pace(61.0, "evaluating")])  # the others wait for it
-    assert not paces.hangs([silent, pace(61.0, has_stepped=False)])
-    assert not paces.hangs([])
+def test_a_job_hangs_only_if_every_rank_exceeds_its_limit() -> None:
+    detector = HangDetector(60.0)
+    silent = silence(61.0)
+    assert detector.hangs([silent, silent])
+    assert not detector.hangs([silent, silence(59.0)])
+    assert not detector.hangs([silent, silence(61.0, "evaluating")])  # the others wait for it
+    assert not detector.hangs([silent, silence(61.0, has_stepped=False)])
+    assert not detector.hangs([])
 
 
 @pytest.mark.parametrize(
-    ("paces", "waiting", "rank"),
+    ("silences", "waiting", "rank"),
     [
-        ([pace(9, rank=0, entered=8), pace(9, rank=1, entered=7)], [0, 1], 1),  # a step behind
-        ([pace(9, rank=0), pace(9, "fetching", rank=1)], [], 1),  # no data
-        ([pace(9, rank=0), pace(9, rank=1), pace(9, rank=2)], [0, 2], 1),  # does not wait
-        ([pace(9, rank=0), pace(9, rank=1)], [0, 1], -1),  # all wait, for somebody else
-        ([pace(9, rank=0), pace(9, rank=1)], [], -1),  # nobody does
-        ([pace(9, rank=0)], [], -1),  # alone
+        (
+            [silence(9, rank=0, entered=8), silence(9, rank=1, entered=7)],
+            [0, 1],
+            1,
+        ),  # a step behind
+        ([silence(9, rank=0), silence(9, "fetching", rank=1)], [], 1),  # no data
+        ([silence(9, rank=0), silence(9, rank=1), silence(9, rank=2)], [0, 2], 1),  # does not wait
+        ([silence(9, rank=0), silence(9, rank=1)], [0, 1], -1),  # all wait
+        ([silence(9, rank=0), silence(9, rank=1)], [], -1),  # none waits
+        ([silence(9, rank=0)], [], -1),  # a single rank
     ],
 )
-def test_who_is_to_blame(paces: list[Pace], waiting: list[int], rank: int) -> None:
-    assert culprit(paces, waiting) == rank
+def test_the_culprit(silences: list[Silence], waiting: list[int], rank: int) -> None:
+    assert culprit(silences, waiting) == rank

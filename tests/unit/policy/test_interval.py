@@ -1,4 +1,4 @@
-"""``--save-interval``: steps, seconds or auto, and nothing else."""
+"""``--save-interval``: steps, seconds or auto."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from elastic_ckpt.policy.interval import SaveInterval, parse_interval
         (" auto\n", SaveInterval(auto=True)),
     ],
 )
-def test_what_is_understood(text: str, interval: SaveInterval) -> None:
+def test_accepted_intervals(text: str, interval: SaveInterval) -> None:
     assert parse_interval(text) == interval
 
 
@@ -32,14 +32,14 @@ def test_what_is_understood(text: str, interval: SaveInterval) -> None:
      "5m", "nan", "nans", "infs", "0x10", "1_000", "100,5", "100 200", "a\n100",
      "Auto", "autos", "auto 90s"],
 )  # fmt: skip
-def test_what_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"neither steps .* nor seconds .* nor auto") as raised:
+def test_refused_intervals(text: str) -> None:
+    with pytest.raises(UsageError, match=r"give steps .*, seconds .* or auto") as raised:
         parse_interval(text)
     assert repr(text) in str(raised.value)
     assert raised.value.exit_code is ExitCode.USAGE
 
 
-def test_a_save_is_due_at_multiples_of_the_steps_but_not_before_the_first() -> None:
+def test_a_save_is_due_at_multiples_of_the_steps() -> None:
     assert [step for step in range(10) if SaveInterval(steps=3).due(step)] == [3, 6, 9]
     assert [step for step in range(4) if SaveInterval(steps=1).due(step)] == [1, 2, 3]
 
@@ -47,7 +47,7 @@ def test_a_save_is_due_at_multiples_of_the_steps_but_not_before_the_first() -> N
 @pytest.mark.parametrize(
     "interval", [SaveInterval(), SaveInterval(seconds=1.0), SaveInterval(auto=True)]
 )
-def test_no_save_follows_from_the_step_number_where_no_steps_are_given(
+def test_without_steps_no_save_is_due_by_step_number(
     interval: SaveInterval,
 ) -> None:
     assert not any(interval.due(step) for step in range(1000))

@@ -1,4 +1,4 @@
-"""What follows from each class of failures, and after how long."""
+"""What each class of failures leads to, and the back-off."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from elastic_ckpt.policy.restart import (
     MAX_BACKOFF_SECONDS,
     REFILL_STEPS,
     RULES,
-    Action,
+    RestartAction,
     RestartPolicy,
 )
 
-RESTART, FALL_BACK, STOP = Action.RESTART, Action.FALL_BACK, Action.STOP
+RESTART, FALL_BACK, STOP = RestartAction.RESTART, RestartAction.FALL_BACK, RestartAction.STOP
 
 EXAMPLES = {
     FailureClass.START_UP: (1, "ImportError: no"),
@@ -26,7 +26,7 @@ EXAMPLES = {
     FailureClass.HOST_MEMORY: (-9, ""),
     FailureClass.FAULT: (-11, ""),
     FailureClass.SIGNAL: (-9, ""),
-    FailureClass.HANG: (0, "nothing happened for 300 s"),
+    FailureClass.HANG: (0, "no progress for 300 s"),
     FailureClass.STORAGE: (70, "StorageFailed: full"),
     FailureClass.MEMBERSHIP: (0, "lost node n2"),
 }
@@ -50,7 +50,7 @@ def failure(
     return made
 
 
-def decisions(policy: RestartPolicy, *failures: Failure) -> list[Action]:
+def decisions(policy: RestartPolicy, *failures: Failure) -> list[RestartAction]:
     return [policy.decide(one).action for one in failures]
 
 
@@ -73,8 +73,8 @@ def test_every_class_has_a_rule_and_an_example() -> None:
         (FailureClass.MEMBERSHIP, RESTART, [RESTART, RESTART, RESTART]),
     ],
 )
-def test_what_follows_from_each_class(
-    kind: FailureClass, before_a_step: Action, same_step_thrice: list[Action]
+def test_the_decision_for_each_class(
+    kind: FailureClass, before_a_step: RestartAction, same_step_thrice: list[RestartAction]
 ) -> None:
     if kind is not FailureClass.ERROR:  # one before a step is an error at start-up
         assert RestartPolicy(5).decide(failure(kind, stepped=False)).action is before_a_step
@@ -82,16 +82,18 @@ def test_what_follows_from_each_class(
     assert decisions(RestartPolicy(5), *again) == same_step_thrice
 
 
-def test_only_failures_of_one_step_in_a_row_speak_against_it() -> None:
+def test_only_consecutive_failures_of_a_step_count_against_it() -> None:
     error = [failure(FailureClass.ERROR, step=step) for step in (7, 8, 7, 8)]
     assert decisions(RestartPolicy(9), *error) == [RESTART] * 4
-    killed = failure(FailureClass.SIGNAL, step=7)  # from outside: that says nothing of the step
+    killed = failure(
+        FailureClass.SIGNAL, step=7
+    )  # killed from outside: not counted against the step
     mixed = [error[0], killed, error[0], killed, error[0]]
     expected = [RESTART, RESTART, FALL_BACK, RESTART, STOP]
     assert decisions(RestartPolicy(9), *mixed) == expected
 
 
-def test_where_nobody_counts_steps_none_is_the_same() -> None:
+def test_unknown_steps_are_never_the_same() -> None:
     error = failure(FailureClass.ERROR, step=0)
     assert decisions(RestartPolicy(9), *[error] * 4) == [RESTART] * 4
 
@@ -102,7 +104,7 @@ def test_where_nobody_counts_steps_none_is_the_same() -> None:
         (failure(FailureClass.START_UP), "no retry"),
         (
             failure(FailureClass.DEVICE_MEMORY, stepped=False),
-            "no retry; make micro-batches smaller",
+            "no retry; use smaller micro-batches",
         ),
         (failure(FailureClass.SIGNAL), "1 failure"),
         (
@@ -111,11 +113,11 @@ def test_where_nobody_counts_steps_none_is_the_same() -> None:
         ),
     ],
 )
-def test_a_stop_says_why_and_what_to_do(given: Failure, why: str) -> None:
+def test_a_stop_gives_a_reason_and_advice(given: Failure, why: str) -> None:
     assert RestartPolicy(0).decide(given).why == why
 
 
-def test_a_step_that_stops_the_job_is_named() -> None:
+def test_the_reason_names_the_step() -> None:
     policy = RestartPolicy(9)
     found = [policy.decide(failure(FailureClass.NON_FINITE, step=7)).why for _ in range(3)]
     assert found[0] == ""
@@ -124,7 +126,7 @@ def test_a_step_that_stops_the_job_is_named() -> None:
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])
-def test_a_budget_of_n_retries_n_failures_in_a_row(allowed: int) -> None:
+def test_a_budget_of_n_retries_n_consecutive_failures(allowed: int) -> None:
     policy = RestartPolicy(allowed)
     actions = []
     left = []
@@ -136,15 +138,17 @@ def test_a_budget_of_n_retries_n_failures_in_a_row(allowed: int) -> None:
     assert policy.total == allowed + 2
 
 
-def test_nodes_that_vanish_never_use_up_the_budget() -> None:
+def test_lost_nodes_are_not_charged_to_the_budget() -> None:
     policy = RestartPolicy(1)
     lost = [failure(FailureClass.MEMBERSHIP, steps=0)] * 20
     assert decisions(policy, *lost) == [RESTART] * 20
     assert (policy.left, policy.total) == (1, 0)
-    assert policy.backoff_seconds(random.Random(1)) > 0  # but one that comes and goes is slowed
+    assert (
+        policy.backoff_seconds(random.Random(1)) > 0
+    )  # but a node that comes and goes is slowed down
 
 
-def test_steady_progress_gives_the_whole_budget_back() -> None:
+def test_steady_progress_refills_the_budget() -> None:
     policy = RestartPolicy(2)
     assert decisions(policy, failure(), failure(steps=REFILL_STEPS - 1)) == [RESTART] * 2
     assert policy.left == 0
@@ -176,7 +180,7 @@ class _Shortest(random.Random):
     ],
 )
 def test_the_back_off_doubles_up_to_a_limit_with_jitter(stuck: int, longest: float) -> None:
-    """Counted are the failures in a row in which no step was finished."""
+    """Consecutive failures without a finished step count."""
     policy = RestartPolicy(20_000)
     for _ in range(stuck):
         policy.decide(failure(steps=0))

@@ -1,4 +1,4 @@
-"""Which checkpoints a rule keeps, whatever their names, clocks and metrics."""
+"""Which checkpoints a retention keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elastic_ckpt.policy.retention import Candidate, Retention, judge, parse_bes
 
 
 def newest_first(*steps: int, **metrics: list[float]) -> list[Candidate]:
-    """Candidates named by their step; a metric's values are given in the order of ``steps``."""
+    """Return candidates named by their step; metric values are in the order of ``steps``."""
     return [
         Candidate(str(step), step, metrics={name: of[index] for name, of in metrics.items()})
         for index, step in enumerate(steps)
@@ -23,7 +23,7 @@ def kept(retention: Retention, candidates: list[Candidate]) -> list[str]:
     return [verdict.name for verdict in judge(retention, candidates) if verdict.keep]
 
 
-def test_no_rule_keeps_all() -> None:
+def test_the_default_keeps_all() -> None:
     assert not Retention()
     assert kept(Retention(), newest_first(30, 20, 10)) == ["30", "20", "10"]
 
@@ -31,7 +31,7 @@ def test_no_rule_keeps_all() -> None:
 @pytest.mark.parametrize(
     ("count", "names"), [(1, ["30"]), (2, ["30", "20"]), (9, ["30", "20", "10"])]
 )
-def test_the_last_so_many_are_kept(count: int, names: list[str]) -> None:
+def test_the_last_n_are_kept(count: int, names: list[str]) -> None:
     assert kept(Retention(last=count), newest_first(30, 20, 10)) == names
 
 
@@ -39,9 +39,9 @@ def test_the_last_so_many_are_kept(count: int, names: list[str]) -> None:
     ("every", "steps", "names"),
     [
         (100, (450, 400, 350, 300, 250, 200, 100), ["450", "400", "300", "200", "100"]),
-        (100, (310, 290, 230, 170, 130, 50), ["310", "230", "130"]),  # no save on a multiple
+        (100, (310, 290, 230, 170, 130, 50), ["310", "230", "130"]),  # no save at a multiple
         (1, (3, 2, 1), ["3", "2", "1"]),
-        (1000, (30, 20, 10), ["30"]),  # nothing but the newest: the first span has not ended
+        (1000, (30, 20, 10), ["30"]),  # only the newest: the first span has not ended
     ],
 )
 def test_the_first_in_every_span_of_steps_is_kept(
@@ -50,7 +50,7 @@ def test_the_first_in_every_span_of_steps_is_kept(
     assert kept(Retention(every=every), newest_first(*steps)) == names
 
 
-def test_spans_begin_again_where_a_script_counts_its_steps_per_epoch() -> None:
+def test_spans_restart_if_a_script_counts_its_steps_per_epoch() -> None:
     """The first epoch does not use up the spans of the later ones."""
     found = [
         Candidate(f"{epoch}-{step}", step) for epoch in (2, 1, 0) for step in (200, 150, 100, 50)
@@ -61,8 +61,8 @@ def test_spans_begin_again_where_a_script_counts_its_steps_per_epoch() -> None:
     assert kept(Retention(every=100), once) == ["2-100", "1-100", "0-100"]
 
 
-def test_what_every_keeps_does_not_change_as_the_job_goes_on() -> None:
-    """A checkpoint that is kept for its span is kept when it is looked at again later."""
+def test_what_every_keeps_is_stable_as_the_job_continues() -> None:
+    """A checkpoint kept for its span is still kept by a later decision."""
     steps = sorted(random.Random(7).sample(range(1, 2000), 60))
     there: list[int] = []
     for step in steps:
@@ -78,23 +78,20 @@ def test_what_every_keeps_does_not_change_as_the_job_goes_on() -> None:
 
 
 @pytest.mark.parametrize(("highest", "names"), [(False, ["40", "20"]), (True, ["40", "30"])])
-def test_the_best_is_the_lowest_unless_the_highest_is_asked_for(
-    highest: bool, names: list[str]
-) -> None:
+def test_the_best_is_the_lowest_unless_highest_is_set(highest: bool, names: list[str]) -> None:
     found = newest_first(40, 30, 20, 10, score=[2.0, 9.0, 1.0, 5.0])
     assert kept(Retention(best=1, metric="score", highest=highest), found) == names
 
 
 @pytest.mark.parametrize("highest", [False, True])
-def test_among_equals_the_newest_is_the_best(highest: bool) -> None:
+def test_the_newest_wins_among_equal_metrics(highest: bool) -> None:
     found = newest_first(50, 40, 30, 20, score=[math.nan, 1.0, 1.0, 1.0])
     rule = Retention(best=2, metric="score", highest=highest)
     assert kept(rule, found) == ["50", "40", "30"]
 
 
 @pytest.mark.parametrize("highest", [False, True])
-def test_no_number_is_never_the_best(highest: bool) -> None:
-    """nan, and a checkpoint for which nothing was reported, or only something else."""
+def test_nan_and_missing_metrics_are_never_the_best(highest: bool) -> None:
     found = [
         Candidate("5", 5),
         Candidate("4", 4, metrics={"score": math.nan}),
@@ -111,7 +108,7 @@ def test_infinities_are_ordered_as_numbers(highest: bool, best: str) -> None:
     assert kept(Retention(best=1, metric="score", highest=highest), found) == ["3", best]
 
 
-def test_a_checkpoint_stays_if_any_part_of_the_rule_asks_for_it() -> None:
+def test_a_checkpoint_is_kept_if_any_field_selects_it() -> None:
     found = newest_first(600, 550, 500, 450, 400, 350, 300, loss=[6, 5, 4, 3, 0, 1, 2])
     rule = Retention(last=2, every=500, best=1, metric="loss")
     verdicts = {verdict.name: (verdict.keep, verdict.why) for verdict in judge(rule, found)}
@@ -131,12 +128,12 @@ def test_a_checkpoint_stays_if_any_part_of_the_rule_asks_for_it() -> None:
     [Retention(last=1), Retention(every=10), Retention(best=1, metric="loss")],
     ids=["last", "every", "best"],
 )
-def test_the_newest_usable_one_always_stays(rule: Retention) -> None:
-    """Also where it is neither a multiple nor the best."""
+def test_the_newest_usable_checkpoint_is_always_kept(rule: Retention) -> None:
+    """Even if it is neither a multiple nor the best."""
     assert kept(rule, newest_first(7, 5, loss=[2.0, 1.0]))[0] == "7"
 
 
-def test_what_is_not_usable_stays_and_takes_nobody_s_place() -> None:
+def test_an_unusable_checkpoint_is_kept_and_does_not_count() -> None:
     """It counts neither as the newest nor as one of the last."""
     found = [
         Candidate("40", 40, usable=False, metrics={"loss": 0.0}),
@@ -161,7 +158,7 @@ def test_verdicts_come_in_the_order_of_the_candidates() -> None:
     [{"last": -1}, {"every": -5}, {"best": -1, "metric": "m"}, {"best": 2}, {"metric": "loss"}],
     ids=str,
 )
-def test_a_rule_that_makes_no_sense_is_refused(arguments: dict[str, object]) -> None:
+def test_contradictory_fields_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Retention(**arguments)  # type: ignore[arg-type]
 
@@ -176,7 +173,7 @@ def test_a_rule_that_makes_no_sense_is_refused(arguments: dict[str, object]) -> 
         ("1:max", (1, "max", False)),
     ],
 )
-def test_the_best_is_read_from_the_command_line(text: str, parsed: tuple[int, str, bool]) -> None:
+def test_parse_best(text: str, parsed: tuple[int, str, bool]) -> None:
     assert parse_best(text) == parsed
 
 
@@ -186,6 +183,6 @@ def test_the_best_is_read_from_the_command_line(text: str, parsed: tuple[int, st
      "²:loss", "9" * 5000 + ":loss", ":loss"],
     ids=lambda text: text[:12] or "empty",
 )  # fmt: skip
-def test_what_is_not_of_that_form_is_refused(text: str) -> None:
+def test_parse_best_refuses_other_forms(text: str) -> None:
     with pytest.raises(UsageError, match="N:METRIC"):
         parse_best(text)

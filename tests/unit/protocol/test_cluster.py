@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from elastic_ckpt.policy.hang import Stuck
+from elastic_ckpt.policy.hang import StalledNode
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import (
     GATHER_SECONDS,
@@ -230,9 +230,9 @@ def test_nodes_that_are_done_hold_up_no_answer_and_hide_no_hang() -> None:
     state = nodes.hear()
     assert state.requests[0].step == 9
     assert state.hung
-    nodes[0].stuck = Stuck((), (), {})
+    nodes[0].stuck = StalledNode((), (), {})
     nodes.hear()
-    assert nodes.head.stuck() == ((Stuck((), (), {}),), True)
+    assert nodes.head.stuck() == ((StalledNode((), (), {}),), True)
 
 
 def test_a_hang_takes_the_ranks_of_all_nodes() -> None:

@@ -65,7 +65,7 @@ def test_what_was_slept_through_is_not_learnt(scene: Scene) -> None:
     scene.pass_by(2)
     scene.slot.step(3, 2, 0, 0)
     scene.pass_by(1)
-    assert 0 < scene.watch._paces.longest["training"] < 10
+    assert 0 < scene.watch._detector.longest["training"] < 10
 
 
 def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
@@ -80,4 +80,4 @@ def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
         scene.now += SECOND // 4
         scene.slot.step(step, step - 1, 0, 0)
         scene.watch.look()
-    assert scene.watch._paces.longest["training"] == 0.5
+    assert scene.watch._detector.longest["training"] == 0.5

@@ -8,7 +8,7 @@ import pytest
 
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.notices import NoticeSource, Tell
-from elastic_ckpt.policy.deadline import EarlyWarning, Limit, Notice, Trouble
+from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit
 from elastic_ckpt.supervisor.listener import SETTLE_SECONDS, Listener
 from tests.checkpoints import open_job
 
@@ -56,7 +56,7 @@ def scene(tmp_path: Path) -> Scene:
 
 def test_notices_and_warnings_come_in_order_and_the_rest_goes_to_the_journal(scene) -> None:
     notice, warning = Notice("cloud", "gone", 200.0), EarlyWarning("cloud", "maybe")
-    for word in (Trouble("cloud", "does not answer"), warning, notice):
+    for word in (SourceStatus("cloud", "does not answer"), warning, notice):
         scene.cloud.tell(word)
     assert len(scene.woken) == 3
     assert scene.heard(100.0) == [warning, notice]
@@ -74,7 +74,7 @@ def test_a_signal_makes_the_others_look_and_theirs_do_not(scene) -> None:
 
 
 def test_a_limit_is_a_notice_once_the_time_is_short(scene) -> None:
-    scene.cloud.tell(Limit("cloud", "time limit", 400.0))
+    scene.cloud.tell(TimeLimit("cloud", "time limit", 400.0))
     assert scene.heard(100.0) == []
     assert scene.heard(389.0) == []
     assert scene.heard(390.0) == [Notice("cloud", "time limit", 400.0)]
@@ -82,15 +82,15 @@ def test_a_limit_is_a_notice_once_the_time_is_short(scene) -> None:
 
 
 def test_a_limit_that_was_moved_counts_as_it_is_now(scene) -> None:
-    scene.cloud.tell(Limit("cloud", "time limit", 400.0))
+    scene.cloud.tell(TimeLimit("cloud", "time limit", 400.0))
     scene.heard(100.0)
-    scene.cloud.tell(Limit("cloud", "time limit", 900.0))
+    scene.cloud.tell(TimeLimit("cloud", "time limit", 900.0))
     assert scene.heard(390.0) == []
     assert scene.heard(895.0) == [Notice("cloud", "time limit", 900.0)]
 
 
 def test_half_of_a_short_limit_is_for_training(scene) -> None:
-    scene.cloud.tell(Limit("cloud", "time limit", 160.0))
+    scene.cloud.tell(TimeLimit("cloud", "time limit", 160.0))
     assert scene.heard(100.0, lead=500.0) == []
     assert scene.heard(129.0, lead=500.0) == []
     assert scene.heard(131.0, lead=500.0) == [Notice("cloud", "time limit", 160.0)]
@@ -115,7 +115,7 @@ def test_a_deadline_that_is_far_away_is_a_warning_and_a_limit(scene) -> None:
 
 def test_a_notice_that_was_not_taken_in_is_pending(scene) -> None:
     assert not scene.listener.pending
-    scene.cloud.tell(Trouble("cloud", "does not answer"))
+    scene.cloud.tell(SourceStatus("cloud", "does not answer"))
     assert not scene.listener.pending
     scene.cloud.tell(Notice("cloud", "gone", 200.0))
     assert scene.listener.pending
