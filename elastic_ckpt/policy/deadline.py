@@ -55,7 +55,7 @@ _LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
 
 
 def may_wait(notice: Notice) -> bool:
-    """Whether the run may outlast the notice: nothing waits for its end, as a signal's sender does."""
+    """Whether the run may outlast the notice; the sender of a signal waits for its end."""
     return notice.source not in _LEAVE_AT_ONCE
 
 
