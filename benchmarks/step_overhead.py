@@ -20,8 +20,8 @@ from torch import nn
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase, SlotWriter
-from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.step import StepProtocol
+from elastic_ckpt.training.step_timer import StepTimer
 
 GOAL_MICROSECONDS = 5.0
 SUBJECT = "a step of a Session"
@@ -40,21 +40,21 @@ class Step:
     def __init__(self, protocol: StepProtocol, slot: SlotWriter) -> None:
         self._protocol = protocol
         self._slot = slot
-        self._pace = Pace(slot, nn.Linear(1, 1))
+        self._timer = StepTimer(slot, nn.Linear(1, 1))
 
     def enter(self, finished: int, epoch: int = 0, samples: int = 0) -> None:
         """Enter the step, fetch, train; the hooks of the gradient and of the optimizer included."""
-        pace, slot = self._pace, self._slot
+        timer, slot = self._timer, self._slot
         self._protocol.enter(finished, epoch, samples)
         slot.phase(Phase.FETCHING)
-        pace.fetching()
-        pace.fetched()
+        timer.fetching()
+        timer.fetched()
         slot.phase(Phase.TRAINING)
-        pace.handed_out()
-        pace._on_gradient(None)
-        pace.optimizing()
-        pace.taken_back()
-        pace.stepped()
+        timer.handed_out()
+        timer._on_gradient(None)
+        timer.optimizing()
+        timer.taken_back()
+        timer.stepped()
 
 
 class OneWord:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit
 
-Word = Notice | EarlyWarning | TimeLimit | SourceStatus
-Tell = Callable[[Word], None]
+SourceEvent = Notice | EarlyWarning | TimeLimit | SourceStatus
+Report = Callable[[SourceEvent], None]
 
 
 class NoticeSource(ABC):
@@ -27,15 +27,15 @@ class NoticeSource(ABC):
     name: str
 
     @abstractmethod
-    def start(self, tell: Tell) -> None:
-        """Begin to listen, and return; ``tell`` may be called from any thread."""
+    def start(self, report: Report) -> None:
+        """Begin to listen, and return; ``report`` may be called from any thread."""
 
     @property
     def settled(self) -> bool:
         """Whether a notice that was pending when it started would have been told by now."""
         return True
 
-    def hurry(self) -> None:  # noqa: B027 -- most have nothing to add
+    def poll_now(self) -> None:  # noqa: B027 -- most have nothing to add
         """Another source gave a notice: look now, this one may know the deadline."""
 
     def acknowledge(self) -> None:  # noqa: B027 -- most services want no answer

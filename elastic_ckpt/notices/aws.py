@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.notices import Word
-from elastic_ckpt.notices.metadata import Answer, Unanswered, parse_time, request
+from elastic_ckpt.notices import SourceEvent
+from elastic_ckpt.notices.metadata import Response, Unanswered, parse_time, request
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.util.text import printable
@@ -45,7 +45,7 @@ class AwsSource(PollingSource):
         self._token = ""
         self._renew_at = 0.0
 
-    def ask(self) -> Iterator[tuple[object, Word]]:
+    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
         """Both, with one token."""
         found = self._get(_ACTION)
         if found is not None:
@@ -58,7 +58,7 @@ class AwsSource(PollingSource):
             at = msgspec.json.decode(found.text, type=_Rebalance).noticeTime
             yield ("rebalance", at), EarlyWarning(self.name, "rebalance recommendation")
 
-    def _get(self, path: str) -> Answer | None:
+    def _get(self, path: str) -> Response | None:
         """The document; None while there is none."""
         for again in (False, True):
             try:
@@ -71,7 +71,7 @@ class AwsSource(PollingSource):
                     raise
         return None
 
-    def _get_with_token(self, path: str) -> Answer:
+    def _get_with_token(self, path: str) -> Response:
         if time.monotonic() >= self._renew_at:
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
             url = f"{self._base}/latest/api/token"

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.notices import Word
-from elastic_ckpt.notices.metadata import Answer, Unanswered, parse_time, request
+from elastic_ckpt.notices import SourceEvent
+from elastic_ckpt.notices.metadata import Response, Unanswered, parse_time, request
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.util.text import printable
@@ -26,7 +26,7 @@ _GOES: Final = frozenset({"Preempt", "Reboot", "Redeploy", "Terminate"})
 _HEADERS: Final = {"Metadata": "true"}
 
 
-class _Event(msgspec.Struct, rename="pascal"):
+class _ScheduledEvent(msgspec.Struct, rename="pascal"):
     event_id: str
     event_type: str
     not_before: str = ""
@@ -34,7 +34,7 @@ class _Event(msgspec.Struct, rename="pascal"):
 
 
 class _Document(msgspec.Struct, rename="pascal"):
-    events: list[_Event]
+    events: list[_ScheduledEvent]
 
 
 class AzureSource(PollingSource):
@@ -52,7 +52,7 @@ class AzureSource(PollingSource):
         self._machine = ""
         self._standing: list[str] = []
 
-    def ask(self) -> Iterator[tuple[object, Word]]:
+    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
         """All events that stand."""
         answer = request(self._url, _HEADERS)
         events = msgspec.json.decode(answer.text, type=_Document).events
@@ -75,7 +75,7 @@ class AzureSource(PollingSource):
         with contextlib.suppress(Unanswered):
             request(self._url, _HEADERS, method="POST", body=body)
 
-    def _is_mine(self, event: _Event) -> bool:
+    def _is_mine(self, event: _ScheduledEvent) -> bool:
         """Events name all machines of a scale set that they concern; in doubt it is this one."""
         if not self._machine:
             with contextlib.suppress(Unanswered):
@@ -83,7 +83,7 @@ class AzureSource(PollingSource):
         return not self._machine or not event.resources or self._machine in event.resources
 
 
-def _deadline(answer: Answer, event: _Event) -> float:
+def _deadline(answer: Response, event: _ScheduledEvent) -> float:
     try:
         return answer.deadline(parse_time(event.not_before))
     except ValueError:  # it has begun, and has no time any more

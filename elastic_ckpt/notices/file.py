@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.notices import Word
+from elastic_ckpt.notices import SourceEvent
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.util.text import printable
@@ -44,7 +44,7 @@ class FileSource(PollingSource):
         self._began = time.time()
         self._fifo: int | None = None
 
-    def ask(self) -> Iterator[tuple[object, Word]]:
+    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
         """What stands in the file, or has come through the FIFO."""
         try:
             found = os.stat(self._path)

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from elastic_ckpt.notices import Word
-from elastic_ckpt.notices.metadata import Answer, request
+from elastic_ckpt.notices import SourceEvent
+from elastic_ckpt.notices.metadata import Response, request
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 
@@ -34,7 +34,7 @@ class _GcpSource(PollingSource):
         self._host = os.environ.get("GCE_METADATA_HOST") or HOST
         self._etag = ""
 
-    def _ask(self) -> Answer:
+    def _ask(self) -> Response:
         """The value; at once the first time, then when it has changed or a minute has passed."""
         url = f"http://{self._host}/computeMetadata/v1/instance/{self._value}"
         held_back = 0.0
@@ -54,7 +54,7 @@ class GcpPreempted(_GcpSource):
     name = "gcp"
     _value = "preempted"
 
-    def ask(self) -> Iterator[tuple[object, Word]]:
+    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
         """TRUE or FALSE."""
         answer = self._ask()
         if answer.text == "TRUE":
@@ -69,7 +69,7 @@ class GcpMaintenance(_GcpSource):
     name = "gcp-maintenance"
     _value = "maintenance-event"
 
-    def ask(self) -> Iterator[tuple[object, Word]]:
+    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
         """NONE, MIGRATE_ON_HOST_MAINTENANCE or TERMINATE_ON_HOST_MAINTENANCE."""
         answer = self._ask()
         if answer.text == "TERMINATE_ON_HOST_MAINTENANCE":

@@ -20,7 +20,7 @@ class Unanswered(Exception):
         self.status = status
 
 
-class Answer:
+class Response:
     """Body and headers of a 200.
 
     Attributes:
@@ -55,7 +55,7 @@ def request(
     method: str = "GET",
     body: bytes | None = None,
     held_back: float = 0.0,
-) -> Answer:
+) -> Response:
     """One request.
 
     Args:
@@ -82,7 +82,7 @@ def request(
                 if size > MAX_BYTES or time.monotonic() > limit:
                     raise Unanswered(f"{url} sends without end")
             found = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(b"".join(parts).decode(errors="replace").strip(), found)
+            return Response(b"".join(parts).decode(errors="replace").strip(), found)
     except urllib.error.HTTPError as error:
         error.close()
         raise Unanswered(f"{url} answers {error.code}", error.code) from None

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.notices import NoticeSource, Tell, Word
+from elastic_ckpt.notices import NoticeSource, Report, SourceEvent
 from elastic_ckpt.policy.deadline import SourceStatus
 from elastic_ckpt.util.text import printable
 
@@ -31,7 +31,7 @@ class PollingSource(NoticeSource):
     interval_seconds: float = 5.0
 
     def __init__(self) -> None:
-        self._tell: Tell = lambda word: None
+        self._report: Report = lambda word: None
         self._told: dict[object, None] = {}
         self._failures = 0
         self._over = threading.Event()
@@ -39,7 +39,7 @@ class PollingSource(NoticeSource):
         self._settled = threading.Event()
 
     @abstractmethod
-    def ask(self) -> Iterable[tuple[object, Word]]:
+    def ask(self) -> Iterable[tuple[object, SourceEvent]]:
         """Ask once, bounded.
 
         Returns:
@@ -55,12 +55,12 @@ class PollingSource(NoticeSource):
         """Whether the first question was answered, or has failed."""
         return self._settled.is_set()
 
-    def start(self, tell: Tell) -> None:
+    def start(self, report: Report) -> None:
         """Begin to ask."""
-        self._tell = tell
+        self._report = report
         threading.Thread(target=self._poll, name=f"notices-{self.name}", daemon=True).start()
 
-    def hurry(self) -> None:
+    def poll_now(self) -> None:
         """Ask now."""
         self._awake.set()
 
@@ -80,24 +80,24 @@ class PollingSource(NoticeSource):
         """Ask once; returns the seconds until the next time."""
         try:
             for key, word in self.ask():  # one that is heard counts, whatever the next one is
-                self._tell_once(key, word)
+                self._report_new(key, word)
         # Whatever an answer holds, and whatever is wrong with a source, costs the job a line.
         except Exception as error:
             self._failures += 1
             if self._failures == FAILURES:
                 why = printable(str(error) or type(error).__name__, 200)
-                self._tell(SourceStatus(self.name, f"does not answer: {why}"))
+                self._report(SourceStatus(self.name, f"does not answer: {why}"))
             backoff = self.interval_seconds * 2.0 ** min(self._failures, 10)
             return min(backoff, MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
         if self._failures >= FAILURES:
-            self._tell(SourceStatus(self.name, "answers again"))
+            self._report(SourceStatus(self.name, "answers again"))
         self._failures = 0
         return self.interval_seconds
 
-    def _tell_once(self, key: object, word: Word) -> None:
+    def _report_new(self, key: object, word: SourceEvent) -> None:
         if key in self._told:
             return
         self._told[key] = None
         if len(self._told) > MAX_REMEMBERED:
             del self._told[next(iter(self._told))]
-        self._tell(word)
+        self._report(word)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from elastic_ckpt.notices import NoticeSource, Tell
+from elastic_ckpt.notices import NoticeSource, Report
 from elastic_ckpt.policy.deadline import Notice
 
 SECOND_INTERRUPT_SECONDS: Final = 3.0
@@ -60,15 +60,15 @@ class SignalSource(NoticeSource):
         self._is_guess = is_guess
         self._stop_at_once = stop_at_once
         self._reload = reload
-        self._tell: Tell = lambda word: None
+        self._report: Report = lambda word: None
         self._arrived: deque[tuple[int, float]] = deque()
         self._last_interrupt = float("-inf")
         self._heard: list[int] = []
         self._terminal = False
 
-    def start(self, tell: Tell) -> None:
+    def start(self, report: Report) -> None:
         """Install the handlers."""
-        self._tell = tell
+        self._report = report
         # Asked now: once the terminal has hung up there is none any more.
         self._terminal = _has_terminal()
         for number in (*_NOTICES, signal.SIGHUP):
@@ -100,7 +100,7 @@ class SignalSource(NoticeSource):
                 if at - self._last_interrupt < SECOND_INTERRUPT_SECONDS:
                     self._stop_at_once()
                 self._last_interrupt = at
-            self._tell(self._notice(number, at))
+            self._report(self._notice(number, at))
 
     def _notice(self, number: int, at: float) -> Notice:
         grace = self._grace

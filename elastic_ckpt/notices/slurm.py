@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from elastic_ckpt.notices import Word
+from elastic_ckpt.notices import SourceEvent
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import Notice, TimeLimit
 
@@ -44,13 +44,13 @@ class SlurmSource(PollingSource):
         self._job = job_id(environ)
         self._signalled = 0.0
 
-    def hurry(self) -> None:
+    def poll_now(self) -> None:
         """A signal came: preempted, cancelled, or over the limit?"""
         if not self._signalled:
             self._signalled = time.monotonic()
-        super().hurry()
+        super().poll_now()
 
-    def ask(self) -> Iterator[tuple[object, Word]]:
+    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
         """The job's end; after a signal the time that it leaves."""
         signalled = self._signalled
         try:

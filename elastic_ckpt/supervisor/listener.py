@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.notices import NoticeSource, Word
+from elastic_ckpt.notices import NoticeSource, SourceEvent
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit, may_wait
 from elastic_ckpt.util.units import human_duration
@@ -40,7 +40,7 @@ class Listener:
         self._others = others
         self._journal = journal
         self._wake = wake
-        self._words: deque[Word] = deque()
+        self._words: deque[SourceEvent] = deque()
         self._limits: dict[tuple[str, str], tuple[TimeLimit, float]] = {}  # and when each was heard
         self._noticed = False
         self._started = 0.0
@@ -114,9 +114,9 @@ class Listener:
 
     def _ask_others(self) -> None:
         for source in self._others:
-            source.hurry()
+            source.poll_now()
 
-    def _hear(self, word: Word) -> None:
+    def _hear(self, word: SourceEvent) -> None:
         self._words.append(word)
         self._noticed = self._noticed or isinstance(word, Notice)
         self._wake()

@@ -41,12 +41,12 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
 from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.engines import make_engine
-from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.state.load import Loaded, load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.rng import preserved_rng
 from elastic_ckpt.training.state.saver import Saver
 from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
+from elastic_ckpt.training.step_timer import StepTimer
 
 
 class Session:
@@ -142,7 +142,7 @@ class Session:
         if self._retention is not None and not self._runtime.retain.rule:
             self._runtime.retain.rule = self._retention
         self._saver = Saver(self._runtime, engine, self._state[2])
-        self._pace = Pace(slot, self._state[1])
+        self._timer = StepTimer(slot, self._state[1])
         found = load_newest(self._runtime, engine)
         if found is not None:
             self._resume(found)
@@ -266,9 +266,9 @@ class Session:
                 if begins and in_process:
                     self._boundary()
                 slot.phase(Phase.FETCHING)
-                self._pace.fetching()
+                self._timer.fetching()
                 batch = next(iterator)
-                self._pace.fetched()
+                self._timer.fetched()
                 slot.phase(Phase.TRAINING)
                 if begins and not in_process:
                     self._boundary()
@@ -278,7 +278,7 @@ class Session:
                 if self._step_ends:
                     self._finish_step()
         finally:  # the script may leave by break
-            self._pace.interrupted()
+            self._timer.interrupted()
             slot.phase(Phase.BETWEEN)
 
     @contextmanager
@@ -294,7 +294,7 @@ class Session:
         """
         steps = self._runtime.steps
         evaluation = Evaluation(interruptible, _asked=lambda: steps.asked)
-        self._pace.interrupted()
+        self._timer.interrupted()
         before = self._runtime.slot.phase(Phase.EVALUATING)
         with preserved_rng():
             try:
@@ -389,7 +389,7 @@ class Session:
         epoch = self._place.epoch
         self._optimizer_stepped = False
         self._batch_is_out = True
-        self._pace.handed_out()
+        self._timer.handed_out()
         try:
             yield batch
         except GeneratorExit:
@@ -397,7 +397,7 @@ class Session:
                 self._settle()
             raise
         self._batch_is_out = False
-        self._pace.taken_back()
+        self._timer.taken_back()
 
     def _settle(self) -> None:
         """Count the step of a batch that was left by ``break``.
@@ -411,7 +411,7 @@ class Session:
 
     def _finish_step(self) -> None:
         self._count_step()
-        self._pace.stepped()
+        self._timer.stepped()
         if not self._saver.complete() or self._save_is_owed:
             self._save("interval")
 
@@ -438,7 +438,7 @@ class Session:
 
     def _save(self, reason: Reason) -> None:
         self._save_is_owed = False
-        self._pace.interrupted()
+        self._timer.interrupted()
         self._saver.save(self._snapshot(reason))
 
     def _snapshot(self, reason: Reason) -> Snapshot:
@@ -475,7 +475,7 @@ class Session:
             inner.register_step_post_hook(self._after_optimizer_step)
 
     def _before_optimizer_step(self, *_: Any) -> None:
-        self._pace.optimizing()
+        self._timer.optimizing()
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._optimizer_stepped = True

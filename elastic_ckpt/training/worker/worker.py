@@ -34,7 +34,7 @@ from elastic_ckpt.training.import_notes import ImportNotes
 from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.state.rng import reseed_numpy
 from elastic_ckpt.training.worker.output import keep_output
-from elastic_ckpt.training.worker.signals import (
+from elastic_ckpt.training.worker.signal_shield import (
     ignore_notices,
     set_terminate_hook,
     shield_data_loaders,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from elastic_ckpt.notices import NoticeSource, Word, metadata, polling
+from elastic_ckpt.notices import NoticeSource, SourceEvent, metadata, polling
 from elastic_ckpt.notices.aws import AwsSource
 from elastic_ckpt.notices.azure import AzureSource
 from elastic_ckpt.notices.gcp import GcpMaintenance, GcpPreempted
@@ -20,17 +20,17 @@ class Ear:
 
     def __init__(self, source: NoticeSource) -> None:
         self.source = source
-        self.words: list[Word] = []
+        self.words: list[SourceEvent] = []
         source.interval_seconds = 0.02
         source.start(self.words.append)
 
-    def until(self, condition: Callable[[list[Word]], object], what: str) -> None:
+    def until(self, condition: Callable[[list[SourceEvent]], object], what: str) -> None:
         limit = time.monotonic() + 20
         while not condition(self.words):
             assert time.monotonic() < limit, f"not within 20 s: {what}; heard {self.words}"
             time.sleep(0.01)
 
-    def one(self) -> Word:
+    def one(self) -> SourceEvent:
         self.until(len, "a word")
         return self.words[0]
 
@@ -75,7 +75,7 @@ def azure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Azure]:
         yield cloud
 
 
-def seconds_left(word: Word) -> float:
+def seconds_left(word: SourceEvent) -> float:
     assert isinstance(word, Notice)
     return word.deadline - time.monotonic()
 

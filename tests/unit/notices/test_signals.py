@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from elastic_ckpt.notices import Word
+from elastic_ckpt.notices import SourceEvent
 from elastic_ckpt.notices.signals import SignalSource, hold_signals
 from elastic_ckpt.policy.deadline import Notice
 
@@ -28,7 +28,7 @@ def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
     hold_signals()
     began = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
-    told: list[Word] = []
+    told: list[SourceEvent] = []
     source = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
     source.start(told.append)
     assert source.pending and told == []
@@ -42,7 +42,7 @@ def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
 
 def test_one_that_comes_later_is_told_as_ever() -> None:
     hold_signals()
-    told: list[Word] = []
+    told: list[SourceEvent] = []
     source = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
     source.start(told.append)
     os.kill(os.getpid(), signal.SIGUSR1)

@@ -68,7 +68,7 @@ def test_a_preempted_job_has_its_grace(controller: Controller, limited: bool, sk
     end = skew + 50.0 if limited else "Unknown"
     controller.job |= {"PreemptTime": skew, "EndTime": end, "TimeLimit": "UNLIMITED"}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
-    source.hurry()
+    source.poll_now()
     assert asked(source) == [(Notice, "preempted", 50)]
 
 
@@ -78,14 +78,14 @@ def test_a_preempted_job_has_its_grace(controller: Controller, limited: bool, sk
 def test_one_that_ends_has_kill_wait(controller: Controller, reason: str, what: str) -> None:
     controller.job |= {"JobState": "COMPLETING", "Reason": reason, "EndTime": 0.0}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
-    source.hurry()
+    source.poll_now()
     assert asked(source) == [(Notice, what, 20)]
 
 
 def test_a_signal_from_somebody_says_nothing_of_the_node(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
-    source.hurry()
+    source.poll_now()
     assert asked(source) == []
 
 
@@ -94,7 +94,7 @@ def test_without_a_controller_a_signal_leaves_the_shortest_time(controller: Cont
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     with pytest.raises(SlurmUnanswered):
         asked(source)
-    source.hurry()
+    source.poll_now()
     assert asked(source) == [(Notice, "SIGTERM, and the controller does not answer", 30)]
 
 

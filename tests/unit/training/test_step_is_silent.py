@@ -12,8 +12,8 @@ from torch import nn
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.training.pace import Pace
 from elastic_ckpt.training.step import StepProtocol
+from elastic_ckpt.training.step_timer import StepTimer
 
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
@@ -70,19 +70,19 @@ def make_step():
     slot = board.rank_slot(0)
     protocol = StepProtocol(board, slot)
     protocol.attach(0)
-    pace = Pace(slot, nn.Linear(1, 1))
+    timer = StepTimer(slot, nn.Linear(1, 1))
 
     def step(number, kept=board):  # the mapping must outlive this call
         protocol.enter(number, 1, number)
         slot.phase(Phase.FETCHING)
-        pace.fetching()
-        pace.fetched()
+        timer.fetching()
+        timer.fetched()
         slot.phase(Phase.TRAINING)
-        pace.handed_out()
-        pace._on_gradient(None)
-        pace.optimizing()
-        pace.taken_back()
-        pace.stepped()
+        timer.handed_out()
+        timer._on_gradient(None)
+        timer.optimizing()
+        timer.taken_back()
+        timer.stepped()
 
     step(0)
     return step

@@ -33,7 +33,7 @@ from elastic_ckpt.training.engines.colossalai.masters import (
     load_masters,
     save_masters,
 )
-from elastic_ckpt.training.engines.colossalai.shares import Shares, count_writers
+from elastic_ckpt.training.engines.colossalai.replica_writers import ReplicaWriters, count_writers
 from elastic_ckpt.training.engines.colossalai.torch_archive import torch_save_through
 from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler, weights_only
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
@@ -178,17 +178,17 @@ class ColossalAIEngine:
 
     def _save_shared(self, directory: Path, part: Part) -> None:
         """Walk through the same save on each rank, and write a share of its files."""
-        shares = Shares(part.rank, count_writers())
+        writers = ReplicaWriters(part.rank, count_writers())
         try:
-            if shares.has_part:
-                self._write_share(directory, part, shares)
+            if writers.has_part:
+                self._write_share(directory, part, writers)
         except Exception:
             with contextlib.suppress(RuntimeError):  # a peer has gone: this error says more
-                shares.compare(failed=True)
+                writers.compare(failed=True)
             raise
-        shares.compare()
+        writers.compare()
 
-    def _write_share(self, directory: Path, part: Part, shares: Shares) -> None:
+    def _write_share(self, directory: Path, part: Part, writers: ReplicaWriters) -> None:
         model = self._model.unwrap()
         optimizer = self._optimizer.unwrap() if self._optimizer is not None else None
         # The replicas' buffers differ between one forward pass and the next.
@@ -196,7 +196,7 @@ class ColossalAIEngine:
 
         def takes(path: str, obj: Any, size: int) -> bool:
             own = isinstance(obj, Mapping) and not buffers.isdisjoint(obj)
-            return shares.takes(path, size, shared=not own)
+            return writers.takes(path, size, shared=not own)
 
         with contextlib.ExitStack() as stack:
             if part.rank != 0:  # what else the booster writes, an index, is there once

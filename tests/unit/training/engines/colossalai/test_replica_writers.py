@@ -3,15 +3,19 @@
 import pytest
 
 from elastic_ckpt.errors import SaveFailed
-from elastic_ckpt.training.engines.colossalai import shares
-from elastic_ckpt.training.engines.colossalai.shares import SHARED_FROM_BYTES, Shares, count_writers
+from elastic_ckpt.training.engines.colossalai import replica_writers
+from elastic_ckpt.training.engines.colossalai.replica_writers import (
+    SHARED_FROM_BYTES,
+    ReplicaWriters,
+    count_writers,
+)
 
 MB = 1024 * 1024
 
 
 def writers(sizes: list[int], ranks: int) -> list[int]:
     """Who writes each file, as every rank sees it."""
-    everyone = [Shares(rank, ranks) for rank in range(ranks)]
+    everyone = [ReplicaWriters(rank, ranks) for rank in range(ranks)]
     found = []
     for number, size in enumerate(sizes):
         says = [one.takes(f"file-{number}", size) for one in everyone]
@@ -37,7 +41,7 @@ def test_the_rank_with_the_fewest_bytes_writes(
 
 
 def test_what_replicas_may_differ_in_is_rank_0s_and_counts() -> None:
-    one = Shares(1, 2)
+    one = ReplicaWriters(1, 2)
     assert not one.takes("buffers", 9 * MB, shared=False)
     assert one.takes("a", 4 * MB)
     assert one.takes("b", 4 * MB)
@@ -60,21 +64,21 @@ def test_only_ranks_of_the_first_node_write(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(shares.dist, "get_world_size", lambda: world)
+    monkeypatch.setattr(replica_writers.dist, "get_world_size", lambda: world)
     assert count_writers() == expected
 
 
-def compare(monkeypatch: pytest.MonkeyPatch, mine: Shares, others: list[object]) -> None:
+def compare(monkeypatch: pytest.MonkeyPatch, mine: ReplicaWriters, others: list[object]) -> None:
     def gather(everyone: list[object], one: object) -> None:
         everyone[:] = [one, *others]
 
-    monkeypatch.setattr(shares.dist, "get_world_size", lambda: 1 + len(others))
-    monkeypatch.setattr(shares.dist, "all_gather_object", gather)
+    monkeypatch.setattr(replica_writers.dist, "get_world_size", lambda: 1 + len(others))
+    monkeypatch.setattr(replica_writers.dist, "all_gather_object", gather)
     mine.compare()
 
 
 def test_replicas_that_saw_other_files_fail_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Shares(0, 2)
+    mine = ReplicaWriters(0, 2)
     mine.takes("a", 4 * MB)
     with pytest.raises(SaveFailed, match=r"rank 1 .* other files"):
         compare(monkeypatch, mine, [(True, [("a", 5 * MB)])])
@@ -83,7 +87,7 @@ def test_replicas_that_saw_other_files_fail_the_save(monkeypatch: pytest.MonkeyP
 
 
 def test_agreement_idle_nodes_and_failures_of_others_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Shares(0, 2)
+    mine = ReplicaWriters(0, 2)
     mine.takes("a", 4 * MB)
     compare(monkeypatch, mine, [(True, [("a", 4 * MB)]), (False, [])])
     compare(monkeypatch, mine, [(True, None)])

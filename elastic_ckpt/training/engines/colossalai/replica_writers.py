@@ -16,8 +16,8 @@ dist: Any = distributed
 """Its object collectives are public, but carry no types."""
 
 
-class Shares:
-    """Shares the files out between the ranks of rank 0's node.
+class ReplicaWriters:
+    """Assigns each file to one of the ranks of rank 0's node.
 
     Each rank decides for itself, and all alike: they ask in the same order about files of the
     same sizes. :meth:`compare` makes sure of that.

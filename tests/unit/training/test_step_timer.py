@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.training import pace as module
-from elastic_ckpt.training.pace import SAMPLED, Pace
+from elastic_ckpt.training import step_timer as module
+from elastic_ckpt.training.step_timer import SAMPLED, StepTimer
 
 
 class Clock:
@@ -33,57 +33,57 @@ def slot_of(board: Board):
     return board.read_slot(0)
 
 
-def a_step(pace: Pace, clock: Clock, model: nn.Module, micro_batches: int = 1) -> None:
+def a_step(timer: StepTimer, clock: Clock, model: nn.Module, micro_batches: int = 1) -> None:
     """3 ms of fetching, 5 of computing, 20 of waiting; then 2 of the optimizer."""
     for index in range(micro_batches):
-        pace.fetching()
+        timer.fetching()
         clock.after(3)
-        pace.fetched()
-        pace.handed_out()
+        timer.fetched()
+        timer.handed_out()
         clock.after(5)
         model(torch.ones(1, 2)).sum().backward()
         clock.after(20)
         if index == micro_batches - 1:
-            pace.optimizing()
+            timer.optimizing()
             clock.after(2)
-        pace.taken_back()
-    pace.stepped()
+        timer.taken_back()
+    timer.stepped()
 
 
 def test_waiting_is_left_out(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
-    pace = Pace(board.rank_slot(0), model)
+    timer = StepTimer(board.rank_slot(0), model)
     for _ in range(3):
-        a_step(pace, clock, model)
+        a_step(timer, clock, model)
     assert slot_of(board).busy_ns == pytest.approx(10e6)
     assert slot_of(board).step_ns == pytest.approx(30e6)
 
 
 def test_micro_batches_add_up(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
-    pace = Pace(board.rank_slot(0), model)
+    timer = StepTimer(board.rank_slot(0), model)
     for _ in range(3):
-        a_step(pace, clock, model, micro_batches=2)
+        a_step(timer, clock, model, micro_batches=2)
     assert slot_of(board).busy_ns == pytest.approx(18e6)
 
 
 def test_a_save_between_two_steps_is_no_part_of_one(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
-    pace = Pace(board.rank_slot(0), model)
+    timer = StepTimer(board.rank_slot(0), model)
     for _ in range(2):
-        a_step(pace, clock, model)
-    pace.interrupted()
+        a_step(timer, clock, model)
+    timer.interrupted()
     clock.after(5000)
     for _ in range(2):
-        a_step(pace, clock, model)
+        a_step(timer, clock, model)
     assert slot_of(board).step_ns == pytest.approx(30e6)
 
 
 def test_without_gradients_to_see_all_counts_as_work(clock: Clock) -> None:
     board = Board.private()
-    pace = Pace(board.rank_slot(0), nn.Identity())
+    timer = StepTimer(board.rank_slot(0), nn.Identity())
     for _ in range(3):
-        a_step(pace, clock, nn.Linear(2, 1))
+        a_step(timer, clock, nn.Linear(2, 1))
     assert slot_of(board).busy_ns == pytest.approx(30e6)
 
 
@@ -116,9 +116,9 @@ def test_on_a_device_its_own_clock_counts_of_one_step_in_some(clock: Clock) -> N
         events.append(Event(clock))
         return events[-1]
 
-    pace = Pace(board.rank_slot(0), model, make)
+    timer = StepTimer(board.rank_slot(0), model, make)
     for _ in range(2 * SAMPLED + 2):
-        a_step(pace, clock, model, micro_batches=2)
+        a_step(timer, clock, model, micro_batches=2)
     # From the first micro-batch's begin to the last gradient: 5 + 20 + 3 + 5, and 6 of fetching.
     assert slot_of(board).busy_ns == pytest.approx(39e6)
     assert events[0].records == 3
@@ -127,13 +127,13 @@ def test_on_a_device_its_own_clock_counts_of_one_step_in_some(clock: Clock) -> N
 
 def test_a_device_that_is_behind_is_asked_again_later(clock: Clock, monkeypatch) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
-    pace = Pace(board.rank_slot(0), model, lambda: Event(clock))
+    timer = StepTimer(board.rank_slot(0), model, lambda: Event(clock))
     monkeypatch.setattr(Event, "done", False)
     for _ in range(3):
-        a_step(pace, clock, model)
+        a_step(timer, clock, model)
     assert slot_of(board).busy_ns == 0
     monkeypatch.setattr(Event, "done", True)
-    a_step(pace, clock, model)
+    a_step(timer, clock, model)
     assert slot_of(board).busy_ns == pytest.approx(8e6)
 
 
@@ -143,21 +143,21 @@ def test_a_device_that_refuses_is_no_failure_of_the_job(clock: Clock) -> None:
             raise RuntimeError("CUDA error: invalid resource handle")
 
     board, model = Board.private(), nn.Linear(2, 1)
-    pace = Pace(board.rank_slot(0), model, lambda: Broken(clock))
+    timer = StepTimer(board.rank_slot(0), model, lambda: Broken(clock))
     for _ in range(3):
-        a_step(pace, clock, model)
+        a_step(timer, clock, model)
     assert slot_of(board).step_ns == pytest.approx(30e6)
 
 
 def test_a_sampled_step_that_is_interrupted_is_dropped(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
-    pace = Pace(board.rank_slot(0), model, lambda: Event(clock))
-    a_step(pace, clock, model)
-    pace.fetching()
-    pace.fetched()
-    pace.handed_out()
-    pace.interrupted()
+    timer = StepTimer(board.rank_slot(0), model, lambda: Event(clock))
+    a_step(timer, clock, model)
+    timer.fetching()
+    timer.fetched()
+    timer.handed_out()
+    timer.interrupted()
     clock.after(5000)
     for _ in range(SAMPLED + 2):
-        a_step(pace, clock, model)
+        a_step(timer, clock, model)
     assert slot_of(board).busy_ns == pytest.approx(8e6)

@@ -19,7 +19,7 @@ _WEIGHT: Final = 0.2
 """Of the newest step in the mean; the first steps, which compile, are soon forgotten."""
 
 
-class Pace:
+class StepTimer:
     """One rank's. The session says what it is doing; nothing here waits, or makes a system call.
 
     Args:
