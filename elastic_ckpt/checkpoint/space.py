@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.errors import StorageFailed
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 RESERVE_BYTES: Final = 1024 * 1024
 """Left free by a save, so that the job can still say how it is."""

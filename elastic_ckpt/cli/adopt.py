@@ -13,7 +13,7 @@ from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 
 @click.command("adopt")

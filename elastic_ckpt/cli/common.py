@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Directory(click.Path):
-    """A path, or the number of a SLURM job, which stands for the job's directory."""
+    """A path, or the number of a SLURM job in place of its directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click does."""
+        """Return the path; the directory of a SLURM job for its number."""
         if isinstance(value, str) and is_job_number(value) and not Path(value).exists():
             found = find_job(value)
             if found is None:
                 self.fail(
-                    f"no directory {value}, and of no SLURM job {value} the directory is known "
-                    "here: give it",
+                    f"{value} is neither a directory nor a known SLURM job; pass the job directory",
                     param,
                     ctx,
                 )
@@ -35,23 +34,23 @@ class _Directory(click.Path):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Directories alone."""
+        """Complete directories only."""
         return [CompletionItem(incomplete, type="dir")]
 
 
 def directory_argument(function: F) -> F:
-    """``[DIR]``, which defaults to ``$ELASTIC_CKPT_DIR``; or the number of a SLURM job."""
+    """Add ``[DIR]``: a directory or a SLURM job's number; default ``$ELASTIC_CKPT_DIR``."""
     return click.argument(
         "directory",
         metavar="[DIR]",
         envvar="ELASTIC_CKPT_DIR",
-        type=_Directory(path_type=Path, readable=False),  # or it would be a wrong call
+        type=_Directory(path_type=Path, readable=False),  # open_job checks it, with exit code 73
         required=True,
     )(function)
 
 
 def timeout_option(function: F) -> F:
-    """``--timeout``, for those who wait for a checkpoint."""
+    """Add ``--timeout``, for commands that wait for a checkpoint."""
     return click.option(
         "--timeout",
         metavar="SECONDS",
@@ -63,17 +62,11 @@ def timeout_option(function: F) -> F:
 
 
 def open_job(directory: Path) -> JobDirectory:
-    """A job directory that can be read; DirectoryUnusable otherwise."""
+    """Return a readable job directory.
+
+    Raises:
+        DirectoryUnusable: it cannot be read.
+    """
     job = JobDirectory.at(directory)
     job.check_readable()
     return job
-
-
-def human_age(seconds: float | None) -> str:
-    """``3 min``."""
-    if seconds is None:
-        return "-"
-    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"

@@ -17,9 +17,8 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import shown_json
-from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.util.units import human_bytes, human_duration
 
 
 class Drill(msgspec.Struct, frozen=True):

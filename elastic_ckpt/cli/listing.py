@@ -9,10 +9,10 @@ import click
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
-from elastic_ckpt.cli.common import directory_argument, human_age, open_job
+from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.jobdir.node_record import job_records
-from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.util.units import human_bytes, human_duration
 
 
 @click.command("list")
@@ -74,7 +74,7 @@ def _print(views: list[CheckpointView]) -> None:
             view.manifest.reason if view.manifest else "-",
             view.tier,
             human_bytes(view.manifest.total_bytes if view.manifest else None),
-            human_age(view.age_seconds),
+            human_duration(view.age_seconds),
             state,
         )
     Console().print(table)

@@ -13,8 +13,8 @@ from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.cli.run.options import make_retention, retention_options
 from elastic_ckpt.errors import ExitCode, UsageError
-from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.util.units import human_bytes
 
 
 @click.command("prune")

@@ -21,8 +21,9 @@ from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.util.progress import Watch, human_bytes
+from elastic_ckpt.util.progress import Watch
 from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.util.units import human_bytes
 
 
 @click.command("verify")

@@ -16,7 +16,7 @@ from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import GENERATIONS, Generation, MemoryTier
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.training.tensors.device_copy import pin, unpin
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 
 @dataclass

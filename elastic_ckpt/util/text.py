@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, made fit for a terminal and for JSON."""
+"""Text from outside, made safe for a terminal and for JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from typing import Final
 
 MAX_SHOWN: Final = 1000
-"""Of a longer name or reason the beginning is shown."""
+"""Characters shown of a longer name or reason."""
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """One line without what would steer a terminal: every other character is spelled out."""
+    """Return the text on one line, with characters that could steer a terminal escaped."""
     shown = text[:limit]
     if not shown.isprintable():
         shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
@@ -18,7 +18,7 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
 
 
 def shown_json(data: bytes) -> str:
-    """JSON for a terminal: the same values, with what could steer it written as escapes."""
+    """Return JSON with the same values, with characters that could steer a terminal escaped."""
     text = data.decode()
     if text.isprintable():
         return text
@@ -26,5 +26,5 @@ def shown_json(data: bytes) -> str:
 
 
 def encodable(text: str) -> str:
-    """The same text, with bytes of a file name that are no UTF-8 spelled out."""
+    """Return the text with bytes of a file name that are not UTF-8 escaped."""
     return text.encode(errors="backslashreplace").decode()

@@ -24,7 +24,7 @@ from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.util.bounded import Refused, Silent, answer
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 MEMORY: Final = Path("/dev/shm")
 

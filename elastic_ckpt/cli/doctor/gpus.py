@@ -14,7 +14,7 @@ import msgspec
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.cli.gpus import Gpus
 from elastic_ckpt.util.bounded import Refused, Silent
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 _TORCH_SECONDS: Final = 60.0
 _ASK_TORCH: Final = """

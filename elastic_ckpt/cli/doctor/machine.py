@@ -15,7 +15,7 @@ import msgspec
 
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.util.bounded import Refused, Silent, answer
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 LEAST_FILES: Final = 1024
 _OWN_FILES: Final = 64

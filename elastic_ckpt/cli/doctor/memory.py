@@ -13,7 +13,7 @@ from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import GENERATIONS
 from elastic_ckpt.cli.doctor.directory import MEMORY, Place
 from elastic_ckpt.cli.doctor.findings import Finding, ok
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 _SMALL_BYTES: Final = 64 * 2**20
 """What Docker gives a container."""

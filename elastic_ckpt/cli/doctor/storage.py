@@ -27,8 +27,7 @@ from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route, RouteModel
 from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
 from elastic_ckpt.util.files import remove_tree
-from elastic_ckpt.util.progress import human_bytes
-from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.util.units import human_bytes, human_duration
 
 MOST_BYTES: Final = 256 * 1024 * 1024
 MOST_SHARE: Final = 4

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from elastic_ckpt.cli.common import human_age
 from elastic_ckpt.cli.report.material import Material
 from elastic_ckpt.cli.report.words import CAUSES, CLASSES, listed, plural, share, span, tally
 from elastic_ckpt.cli.status.view import NewestView
@@ -15,6 +14,7 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.journal.cost import Cost
 from elastic_ckpt.journal.history_types import Interruption, NoticeKind
 from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.util.units import human_duration
 
 Tone = Literal["good", "note", "bad"]
 
@@ -229,7 +229,7 @@ def _unknown(name: str, question: str) -> Answer:
 def _held(disk: NewestView | None) -> str:
     if disk is None:
         return "There is no valid checkpoint on the disk: a start would begin at step 0."
-    age = f", {human_age(disk.age_seconds)} old" if disk.age_seconds is not None else ""
+    age = f", {human_duration(disk.age_seconds)} old" if disk.age_seconds is not None else ""
     return f"The newest on the disk is step {disk.step:,} ({disk.reason}{age})."
 
 

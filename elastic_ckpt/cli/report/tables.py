@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from elastic_ckpt.cli.common import human_age
 from elastic_ckpt.cli.report.material import Material
 from elastic_ckpt.cli.report.words import (
     CATEGORIES,
@@ -33,8 +32,8 @@ from elastic_ckpt.journal.history_types import (
     Save,
 )
 from elastic_ckpt.journal.time_account import Category
-from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import human_bytes, human_duration
 
 MAX_ROWS: Final = 150
 """The newest are listed; all are counted."""
@@ -121,7 +120,7 @@ def checkpoint_rows(material: Material) -> list[CheckpointRow]:
                 printable(view.path.name) if not in_memory else f"step {view.step}",
                 f"{view.step:,}", str(view.epoch), manifest.reason if manifest else "-", view.tier,
                 human_bytes(manifest.total_bytes if manifest else None),
-                human_age(view.age_seconds), view.valid,
+                human_duration(view.age_seconds), view.valid,
                 "valid" if view.valid else _cut(view.why), "yes" if kept.in_full else "no",
             )
         )  # fmt: skip

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from elastic_ckpt.cli.common import human_age
 from elastic_ckpt.journal.time_account import Category
-from elastic_ckpt.util.progress import human_bytes
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.util.units import human_bytes, human_duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -205,7 +203,7 @@ def _checkpoint(one: NewestView) -> str:
     read_back = ", every byte read back" if one.verified else ""
     return (
         f"step {one.step} ({one.reason}, {one.tier}, {human_bytes(one.bytes)}, "
-        f"{human_age(one.age_seconds)} old{read_back})"
+        f"{human_duration(one.age_seconds)} old{read_back})"
     )
 
 
@@ -236,7 +234,7 @@ def _emergency(save: EmergencySaveView) -> str:
 def _failure(last: FailureRecord, room: int) -> str:
     """What it was, and the end of what the rank printed: there stands why."""
     who = f"rank {last.rank}, " if last.rank >= 0 else ""
-    ago = human_age(max(0.0, time.time() - last.wall))
+    ago = human_duration(max(0.0, time.time() - last.wall))
     lines = [f"{who}{last.kind}, {ago} ago: {last.message}"]
     tail = [f"  {printable(line, max(20, room - 6))}" for line in last.tail[-_TAIL_LINES:]]
     return "\n".join(lines + tail)

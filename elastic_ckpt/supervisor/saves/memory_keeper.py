@@ -21,7 +21,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.supervisor.settings import RunSettings
-from elastic_ckpt.util.progress import human_bytes
+from elastic_ckpt.util.units import human_bytes
 
 NOTHING: Final = (-1, 0)
 """The (epoch, step) of no checkpoint: before every other."""

@@ -114,7 +114,7 @@ def test_a_directory_that_is_not_there_is_73(cli: Command, tmp_path: Path) -> No
 def test_an_empty_directory_has_nothing_to_prune(cli: Command, tmp_path: Path) -> None:
     """And gets nothing: it may not even be a job's."""
     said = cli("prune", tmp_path, "--keep-last", 1)
-    assert (said.code, said.out) == (0, "0 of 0 deleted, 0 B\n")
+    assert (said.code, said.out) == (0, "0 of 0 deleted, 0 Bytes\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,11 +1,11 @@
-"""Spans of time, read and written."""
+"""Durations and sizes: parsing and formatting."""
 
 from __future__ import annotations
 
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.util.units import human_duration, parse_duration
+from elastic_ckpt.util.units import human_bytes, human_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from elastic_ckpt.util.units import human_duration, parse_duration
         ("1h30", 3630.0),
     ],
 )
-def test_what_is_read(text: str, seconds: float) -> None:
+def test_parse_duration(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -30,8 +30,8 @@ def test_what_is_read(text: str, seconds: float) -> None:
     ["", " ", "s", "h", "-1", "+1", "1e3", "1 h", "30m6h", "1h1h", "1w", "1H", "nan", "inf", ".5h",
      "1.h", "1_0", "٣s", "1" * 13, "1ms"],
 )  # fmt: skip
-def test_what_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no duration: write it like 6h30m") as raised:
+def test_parse_duration_rejects(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid duration: write it like 6h30m") as raised:
         parse_duration(text)
     assert repr(text) in str(raised.value)
 
@@ -39,6 +39,7 @@ def test_what_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
+        (None, "-"),
         (-1.0, "under 1 ms"),
         (0.0, "under 1 ms"),
         (0.0346, "0.035 s"),
@@ -55,5 +56,15 @@ def test_what_is_refused(text: str) -> None:
         (float("inf"), "inf d"),
     ],
 )
-def test_what_is_written(seconds: float, text: str) -> None:
+def test_human_duration(seconds: float | None, text: str) -> None:
     assert human_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "-"), (0, "0 Bytes"), (1, "1 Byte"), (999.7, "999 Bytes"), (1000, "1.0 kB"),
+     (999_900, "999.9 kB"), (999_960, "1.0 MB"), (1_500_000, "1.5 MB"), (2_000_000_000, "2.0 GB"),
+     (3.2e12, "3.2 TB"), (5e15, "5.0 PB")],
+)  # fmt: skip
+def test_human_bytes(count: float | None, text: str) -> None:
+    assert human_bytes(count) == text

@@ -260,7 +260,7 @@ def test_who_waits_for_a_long_drain_is_told_how_far_it_is(
     loop.drainer.hurry()
     loop.drainer.serve(sealed=False)
     assert loop.said and loop.said[0].startswith(
-        "bringing step 10 from memory to the disk: 0 B of "
+        "bringing step 10 from memory to the disk: 0 Bytes of "
     )
     gate.open.set()
     loop.until(lambda: loop.drainer.over)
