@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
 _ASK_SECONDS: Final = 30.0
 
@@ -39,7 +39,7 @@ def find_gpus() -> Gpus:
     """All of this machine; asked in a child, because a driver may hang."""
     try:
         found: Gpus = answer(_ask_driver, Gpus, _ASK_SECONDS)
-    except (Silent, Refused) as error:
+    except (NoAnswer, WorkFailed) as error:
         return Gpus(why=str(error))
     return found
 

@@ -54,7 +54,7 @@ class ActionKind(Enum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class RequestAnswer:
     """The watcher's word on one request: at the end of ``step``, do ``kind``."""
 
     number: int
@@ -63,7 +63,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Action:
+class StepAction:
     """What to do now; ``number`` is the last request that it serves (0: none)."""
 
     kind: ActionKind
@@ -91,9 +91,9 @@ class Agenda:
     """
 
     seen: int = 0
-    open: list[Answer] = field(default_factory=list)
+    open: list[RequestAnswer] = field(default_factory=list)
 
-    def decide(self, finished: int, flag: int, answers: Mapping[int, Answer]) -> Action:
+    def decide(self, finished: int, flag: int, answers: Mapping[int, RequestAnswer]) -> StepAction:
         """Say what to do before beginning step ``finished + 1``.
 
         Args:
@@ -108,16 +108,16 @@ class Agenda:
         while self.seen < flag:
             answer = answers.get(self.seen + 1)
             if answer is None:
-                return Action(ActionKind.WAIT)
+                return StepAction(ActionKind.WAIT)
             self.open.append(answer)
             self.seen += 1
         due = [answer for answer in self.open if answer.step <= finished]
         if not due:
-            return Action(ActionKind.GO)
+            return StepAction(ActionKind.GO)
         self.open = [answer for answer in self.open if answer.step > finished]
         kinds = {answer.kind for answer in due}
         kind = next(action for request, action in _SERVED_BY.items() if request in kinds)
-        return Action(kind, due[-1].number)
+        return StepAction(kind, due[-1].number)
 
 
 _SERVED_BY: Final = {

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.protocol.agreement import RING, Answer, RequestKind
+from elastic_ckpt.protocol.agreement import RING, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.slot import (
     ENTERED,
     SLOT_WORDS,
@@ -141,7 +141,7 @@ class Board:
         """Make every rank stop before its next step until ``number`` is answered."""
         self._words[_H_FLAG] = number
 
-    def post_answer(self, answer: Answer) -> None:
+    def post_answer(self, answer: RequestAnswer) -> None:
         """Publish the watcher's word; its number is written last."""
         base = _H_ANSWERS + 4 * (answer.number % RING)
         self._words[base] = 0
@@ -149,13 +149,13 @@ class Board:
         self._words[base + 2] = answer.step
         self._words[base] = answer.number
 
-    def answers(self) -> Mapping[int, Answer]:
+    def answers(self) -> Mapping[int, RequestAnswer]:
         """All answers in the ring, by number."""
-        found: dict[int, Answer] = {}
+        found: dict[int, RequestAnswer] = {}
         for base in range(_H_ANSWERS, _H_ANSWERS + 4 * RING, 4):
             number, kind, step = self._words[base : base + 3]
             if number and number == self._words[base]:
-                found[number] = Answer(number, RequestKind(kind), step)
+                found[number] = RequestAnswer(number, RequestKind(kind), step)
         return found
 
     @property

@@ -30,11 +30,11 @@ GATHER_SECONDS: Final = 3.0
 """How long to wait for more nodes once there are enough; those that come later join later."""
 
 
-class Word(msgspec.Struct, frozen=True):
+class NodeAnswer(msgspec.Struct, frozen=True):
     """A node's word on a request: the largest step that its ranks entered, and if any began one."""
 
     step: int
-    begun: bool
+    started: bool
 
 
 class MemberState(msgspec.Struct, kw_only=True):
@@ -56,7 +56,7 @@ class MemberState(msgspec.Struct, kw_only=True):
     leaving: bool = False
     asks: dict[int, RequestKind] = {}
     incarnation: int = 0
-    words: dict[int, Word] = {}
+    answers: dict[int, NodeAnswer] = {}
     seen: int = 0
     idle: bool = False
     stuck: StalledNode | None = None
@@ -131,7 +131,7 @@ class Seen:
     heard_at: float
 
 
-class Head:
+class HeadRules:
     """The rules of the head; pure, so that they can be tried in any order of words.
 
     Attributes:
@@ -222,13 +222,13 @@ class Head:
             asked = [
                 state
                 for state in states.values()
-                if state.ended is None or request.number in state.words
+                if state.ended is None or request.number in state.answers
             ]
-            said = [one.words[request.number] for one in asked if request.number in one.words]
+            said = [one.answers[request.number] for one in asked if request.number in one.answers]
             if request.step is None and asked and len(said) == len(asked):
                 request.step = answer_step(word.step for word in said)
                 request.idle = request.kind is RequestKind.STOP and not any(
-                    word.begun for word in said
+                    word.started for word in said
                 )
         busy = [state for state in states.values() if state.ended is None]
         self.state.hung = bool(busy) and all(state.idle for state in busy)

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 from elastic_ckpt.errors import LeaderLost
-from elastic_ckpt.protocol.agreement import Answer, RequestKind, answer_step
+from elastic_ckpt.protocol.agreement import RequestAnswer, RequestKind, answer_step
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.training.peers import Peers, private_store
 
@@ -72,7 +72,7 @@ class SoloWatcher:
             except Exception:  # the store is gone, and with it the other ranks
                 self._board.abort(_REQUEST)
                 return
-        self._board.post_answer(Answer(_REQUEST, RequestKind.STOP, answer_step(entered)))
+        self._board.post_answer(RequestAnswer(_REQUEST, RequestKind.STOP, answer_step(entered)))
 
     def _connect(self) -> Any:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from elastic_ckpt.errors import StopAborted
-from elastic_ckpt.protocol.agreement import Action, ActionKind, Agenda
+from elastic_ckpt.protocol.agreement import ActionKind, Agenda, StepAction
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase, SlotWriter
 
@@ -57,7 +57,7 @@ class StepProtocol:
 
     def enter(
         self, finished: int, epoch: int = 0, samples: int = 0, *, comes_back: bool = True
-    ) -> Action:
+    ) -> StepAction:
         """Call with the batch in hand, before step ``finished + 1`` begins.
 
         Args:
@@ -103,7 +103,7 @@ class StepProtocol:
             self._slot.first_entry()
             self._slot.phase(Phase.TRAINING)
 
-    def _consult(self, finished: int) -> Action:
+    def _consult(self, finished: int) -> StepAction:
         limit = time.monotonic() + ANSWER_SECONDS
         while True:
             action = self._agenda.decide(finished, self._board.flag, self._board.answers())
@@ -115,4 +115,4 @@ class StepProtocol:
             time.sleep(_POLL_SECONDS)
 
 
-_GO: Final = Action(ActionKind.GO)
+_GO: Final = StepAction(ActionKind.GO)

@@ -18,7 +18,7 @@ from elastic_ckpt import ElasticSampler, Session
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import read_journal
-from elastic_ckpt.protocol.agreement import Answer, RequestKind
+from elastic_ckpt.protocol.agreement import RequestAnswer, RequestKind
 from elastic_ckpt.training.engines.torch import engine as engines
 from elastic_ckpt.training.engines.torch.engine import TorchEngine
 from elastic_ckpt.training.runtime import join
@@ -94,7 +94,7 @@ def train(rank: int, directory: str, place: str, writes_at: int, stop_at: int) -
                     loss.backward()
                     if session.step + 1 == stop_at:
                         runtime.board.raise_flag(1)
-                        runtime.board.post_answer(Answer(1, RequestKind.STOP, stop_at))
+                        runtime.board.post_answer(RequestAnswer(1, RequestKind.STOP, stop_at))
                     optimizer.step()
                     optimizer.zero_grad()
                     expected[session.step + 1] = state(bare, optimizer)

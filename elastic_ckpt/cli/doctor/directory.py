@@ -23,7 +23,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
-from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
 
 MEMORY: Final = Path("/dev/shm")
@@ -82,10 +82,10 @@ def look_at(directory: str | None) -> Place | Finding:
         return ok("directory", "not tried: give the directory that checkpoints go to (doctor DIR)")
     try:
         found: Place = answer(lambda: _look(directory), Place, _LOOK_SECONDS)
-    except Silent as error:
+    except NoAnswer as error:
         todo = "see whether the storage is up: a run would wait for it, too"
         return Finding("directory", "problem", f"{directory}: {error}", todo)
-    except Refused as error:
+    except WorkFailed as error:
         todo = "run as its owner, or choose another directory"
         return Finding("directory", "problem", f"{directory}: {error}", todo)
     return found

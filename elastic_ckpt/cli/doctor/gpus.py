@@ -13,7 +13,7 @@ import msgspec
 
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.cli.gpus import Gpus
-from elastic_ckpt.util.bounded import Refused, Silent
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed
 from elastic_ckpt.util.units import human_bytes
 
 _TORCH_SECONDS: Final = 60.0
@@ -66,9 +66,9 @@ def check_gpus(
 def _torch(workers: int) -> Iterator[Finding]:
     try:
         found = _ask_torch()
-    except Silent as error:
+    except NoAnswer as error:
         yield Finding("torch on GPUs", "warning", str(error), "see why import torch takes so long")
-    except Refused as error:
+    except WorkFailed as error:
         yield Finding("torch on GPUs", "problem", str(error), "mend what import torch says")
     else:
         if not found.cuda:
@@ -108,9 +108,9 @@ def _ask_torch() -> _Torch:
         )  # fmt: skip
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=_Torch)
     except subprocess.TimeoutExpired:
-        raise Silent(f"import torch takes more than {_TORCH_SECONDS:.0f} s") from None
+        raise NoAnswer(f"import torch takes more than {_TORCH_SECONDS:.0f} s") from None
     except subprocess.CalledProcessError as error:
         last = error.stderr.strip().splitlines() or [f"ends with {error.returncode}"]
-        raise Refused(last[-1]) from None
+        raise WorkFailed(last[-1]) from None
     except (OSError, IndexError, msgspec.MsgspecError) as error:
-        raise Refused(str(error)) from None
+        raise WorkFailed(str(error)) from None

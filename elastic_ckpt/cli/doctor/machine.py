@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.cli.doctor.findings import Finding, ok
-from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
 
 LEAST_FILES: Final = 1024
@@ -206,7 +206,7 @@ def _host() -> Finding:
     )
     try:
         found: _Address = answer(lambda: _resolve(name), _Address, _NAME_SECONDS)
-    except (Silent, Refused) as error:
+    except (NoAnswer, WorkFailed) as error:
         return Finding("host name", "warning", f"{name} does not resolve: {error}", todo)
     if found.why:
         text = f"{name} is {found.address}, where no port can be had: {found.why}"

@@ -13,7 +13,7 @@ from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.cli.run.options import known_grace
 from elastic_ckpt.cli.slurm.requeue import RUN_AGAIN
 from elastic_ckpt.notices.platforms import PLATFORMS
-from elastic_ckpt.util.bounded import Refused, Silent, answer
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_duration
 
@@ -89,7 +89,7 @@ def _notices(platforms: Sequence[str]) -> Iterator[Finding]:
 def _cloud(name: str) -> Finding:
     try:
         answer(lambda: _ask(name), bool, _CLOUD_SECONDS)
-    except (Silent, Refused) as error:
+    except (NoAnswer, WorkFailed) as error:
         todo = f"no notice would be heard but SIGTERM: {_REACH.get(name, 'let this host reach it')}"
         return Finding(name, "warning", f"its metadata service: {error}", todo)
     return ok(name, f"its metadata service answers; a notice leaves {_LEAVES[name]}")

@@ -17,16 +17,16 @@ from elastic_ckpt.cli.doctor.storage_trial import (
     Begun,
     Making,
     Skew,
+    TrialEvent,
     Tried,
-    Word,
     Writing,
     Wrote,
     try_storage,
 )
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route, RouteModel
-from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
 from elastic_ckpt.util.files import remove_tree
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer, answers
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 MOST_BYTES: Final = 256 * 1024 * 1024
@@ -72,7 +72,7 @@ def check_storage(place: Place, grace: Grace, say: Callable[[str], None]) -> Ite
     wrote: Wrote | None = None
     where, doing = "", "writing"
     try:
-        with answers(lambda: _trial(place), Word, TRIAL_SECONDS) as words:
+        with answers(lambda: _trial(place), TrialEvent, TRIAL_SECONDS) as words:
             for word in words:
                 if isinstance(word, Making):
                     where = word.path
@@ -87,10 +87,10 @@ def check_storage(place: Place, grace: Grace, say: Callable[[str], None]) -> Ite
                 else:
                     say(_progress(word))
         where = ""  # the trial has put everything away
-    except Refused as error:
+    except WorkFailed as error:
         text = f"{place.tried} cannot be written: {error}"
         yield Finding("writing", "problem", text, "run as its owner, or choose another directory")
-    except Silent as error:
+    except NoAnswer as error:
         todo = f"see whether the storage is up: a save would wait, too; {where} may be left there"
         yield Finding(doing, "problem", str(error), todo)
     finally:
@@ -100,7 +100,7 @@ def check_storage(place: Place, grace: Grace, say: Callable[[str], None]) -> Ite
     yield from _fit(place, grace, wrote)
 
 
-def _trial(place: Place) -> Generator[Word, None, None]:
+def _trial(place: Place) -> Generator[TrialEvent, None, None]:
     return try_storage(
         Path(place.tried), min(MOST_BYTES, place.free_bytes // MOST_SHARE), MOST_SECONDS
     )
@@ -114,7 +114,7 @@ def _remove(directory: Path) -> None:
             remove_tree(directory)
         yield True
 
-    with contextlib.suppress(Silent, Refused):
+    with contextlib.suppress(NoAnswer, WorkFailed):
         answer(remove, bool, _REMOVAL_SECONDS)
 
 

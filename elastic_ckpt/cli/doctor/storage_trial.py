@@ -84,14 +84,14 @@ class Writing(msgspec.Struct, frozen=True, tag=True):
     most_bytes: int
 
 
-Word = Making | Begun | Tried | Skew | Wrote | Writing
+TrialEvent = Making | Begun | Tried | Skew | Wrote | Writing
 
 
 class _Wrong(Exception):
     """A call succeeded that must not, or the other way round."""
 
 
-def try_storage(place: Path, most_bytes: int, seconds: float) -> Generator[Word, None, None]:
+def try_storage(place: Path, most_bytes: int, seconds: float) -> Generator[TrialEvent, None, None]:
     """Try all of it in a directory of its own, which is gone when this ends, in whatever way.
 
     Args:
@@ -272,7 +272,7 @@ def _compare_clocks(directory: Path) -> Iterator[Skew]:
         yield Skew(written - min(max(written, before), now))
 
 
-def _write(path: Path, most_bytes: int, seconds: float) -> Iterator[Word]:
+def _write(path: Path, most_bytes: int, seconds: float) -> Iterator[TrialEvent]:
     """Write what cannot be compressed, hashed and durable, as a save does; ever more at a time.
 
     After each sync comes what it took so far; the next piece is no larger than what should fit

@@ -98,11 +98,11 @@ def _process(pid: int) -> tuple[int | None, float | None]:
 
 def _gpus() -> dict[int, _Gpu]:
     """By pid, what each process holds of its GPU; nothing if the driver does not say, or hangs."""
-    from elastic_ckpt.util.bounded import Refused, Silent, answer
+    from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
     try:
         found: dict[int, _Gpu] = answer(_ask_driver, dict[int, _Gpu], _DRIVER_SECONDS)
-    except (Refused, Silent):
+    except (WorkFailed, NoAnswer):
         return {}
     return found
 

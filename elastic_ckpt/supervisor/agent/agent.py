@@ -25,9 +25,9 @@ import msgspec
 
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
-from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind, answer_step
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind, answer_step
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.cluster import BEAT_SECONDS, Word
+from elastic_ckpt.protocol.cluster import BEAT_SECONDS, NodeAnswer
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
     AgentEvent,
@@ -43,7 +43,7 @@ from elastic_ckpt.protocol.messages import (
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.agent import launch
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
-from elastic_ckpt.supervisor.agent.launch import Incarnation, Placement
+from elastic_ckpt.supervisor.agent.launch import ElasticLaunch, NodeRank
 from elastic_ckpt.supervisor.agent.output import Output
 from elastic_ckpt.supervisor.agent.template_process import Template
 from elastic_ckpt.supervisor.agent.workers import Workers
@@ -86,7 +86,7 @@ class Agent:
         os.set_blocking(self._wake_read, False)
         self._selector.register(commands, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._incarnation: Incarnation | None = None
+        self._incarnation: ElasticLaunch | None = None
         self._workers = Workers(self._board, self._selector)
         self._not_begun = False
         self._cut_short_at = 0.0
@@ -134,7 +134,7 @@ class Agent:
         if self._nodes is not None:
             self._nodes.obey(command)
         elif isinstance(command, Launch):
-            self.begin(Placement.alone(command.incarnation))
+            self.begin(NodeRank.alone(command.incarnation))
         elif isinstance(command, Ask):
             self._ask(command.kind)
         if isinstance(command, Kill):
@@ -149,33 +149,38 @@ class Agent:
         if kind is not RequestKind.STOP and waiting:
             return  # the ranks have not taken up the last request yet: that one serves
         number = board.flag + 1
-        word = self.flag(number)
-        idle = kind is RequestKind.STOP and not word.begun
-        self.post(Answer(number, kind, word.step), idle=idle)
+        answer = self.flag(number)
+        idle = kind is RequestKind.STOP and not answer.started
+        self.post(RequestAnswer(number, kind, answer.step), idle=idle)
 
-    # -- this node's workers; see Local in cluster_member.py -----------------------------------
+    # -- this node's workers: see LocalWorkers in cluster_member.py ---------------------------
 
-    def begin(self, place: Placement) -> None:
+    def begin(self, node_rank: NodeRank) -> None:
         """Launch them."""
-        self._board.begin_incarnation(place.number)
+        self._board.begin_incarnation(node_rank.number)
         self._not_begun = False
         self._cut_short_at = 0.0
         self._memory_kills = count_memory_kills()
-        log.info("launching incarnation %d: node %d of %d", place.number, place.node, place.nodes)
+        log.info(
+            "launching incarnation %d: node %d of %d",
+            node_rank.number,
+            node_rank.node,
+            node_rank.nodes,
+        )
         # From this thread, which lives as long as the agent: see util/processes.py.
         forkserver.ensure_running()
-        self._incarnation = Incarnation(place, self._spec, self._wake_write)
+        self._incarnation = ElasticLaunch(node_rank, self._spec, self._wake_write)
         self._incarnation.start()
 
-    def flag(self, number: int) -> Word:
+    def flag(self, number: int) -> NodeAnswer:
         """The watcher's part of the agreement; see ``protocol/agreement.py``."""
         board = self._board
         board.raise_flag(number)
         time.sleep(FENCE_SECONDS)
         step = answer_step(board.entered())
-        return Word(step, any(slot.first_entry for slot in board.read_slots()))
+        return NodeAnswer(step, any(slot.first_entry for slot in board.read_slots()))
 
-    def post(self, answer: Answer, *, idle: bool) -> None:
+    def post(self, answer: RequestAnswer, *, idle: bool) -> None:
         """Publish the answer; ``idle`` ends at once what has nothing to save.
 
         With the flag up nobody begins a step any more. If none was begun in this incarnation the
@@ -227,7 +232,7 @@ class Agent:
 
     # -- the end of an incarnation ------------------------------------------------------------
 
-    def _is_over(self, incarnation: Incarnation) -> bool:
+    def _is_over(self, incarnation: ElasticLaunch) -> bool:
         """Whether all workers are gone.
 
         Torch elastic may return much later: it waits for the nodes that did not come, and at the
@@ -240,7 +245,7 @@ class Agent:
         late = self._cut_short_at and time.monotonic() > self._cut_short_at + UNLAUNCHED_SECONDS
         return bool(late) and not self._workers.any_left
 
-    def _finish(self, incarnation: Incarnation) -> None:
+    def _finish(self, incarnation: ElasticLaunch) -> None:
         if incarnation.over:
             incarnation.join(5.0)
         self._incarnation = None
@@ -266,7 +271,7 @@ class Agent:
             return
         self._nodes.ended(ended)
 
-    def _verdict(self, incarnation: Incarnation, slots: list[Slot]) -> Ended:
+    def _verdict(self, incarnation: ElasticLaunch, slots: list[Slot]) -> Ended:
         outcomes = {slot.outcome for slot in slots}
         failed = None
         if outcomes == {Outcome.COMPLETED}:

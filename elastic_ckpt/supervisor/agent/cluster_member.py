@@ -15,14 +15,14 @@ from typing import Final, Protocol
 
 import msgspec
 
-from elastic_ckpt.protocol.agreement import Answer
+from elastic_ckpt.protocol.agreement import RequestAnswer
 from elastic_ckpt.protocol.cluster import (
     LOST_SECONDS,
-    Head,
+    HeadRules,
     JobEnd,
     JobState,
     MemberState,
-    Word,
+    NodeAnswer,
 )
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
@@ -46,8 +46,8 @@ from elastic_ckpt.protocol.messages import (
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.agent import launch
-from elastic_ckpt.supervisor.agent.launch import Placement
-from elastic_ckpt.supervisor.agent.store_link import Line
+from elastic_ckpt.supervisor.agent.launch import NodeRank
+from elastic_ckpt.supervisor.agent.store_link import StoreLink
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +62,16 @@ _AWAY_SECONDS: Final = 1.0
 """Between two looks: this process was stopped meanwhile, and what it heard last is old for that."""
 
 
-class Local(Protocol):
+class LocalWorkers(Protocol):
     """This node's workers."""
 
-    def begin(self, place: Placement) -> None:
+    def begin(self, node_rank: NodeRank) -> None:
         """Launch them."""
 
-    def flag(self, number: int) -> Word:
+    def flag(self, number: int) -> NodeAnswer:
         """Raise a request's flag; the node's word on it."""
 
-    def post(self, answer: Answer, *, idle: bool) -> None:
+    def post(self, answer: RequestAnswer, *, idle: bool) -> None:
         """Publish the answer; ``idle`` ends at once what has nothing to save."""
 
     def cut_short(self) -> None:
@@ -101,7 +101,7 @@ class Membership:
         self,
         spec: WorkerSpec,
         rendezvous: Rendezvous,
-        local: Local,
+        local: LocalWorkers,
         send: Callable[[AgentEvent], None],
         wake: Callable[[], None],
     ) -> None:
@@ -109,15 +109,15 @@ class Membership:
         self._local = local
         self._send = send
         self._wake = wake
-        self._head: Head | None = None
+        self._head: HeadRules | None = None
         if rendezvous.leads:
             about = JobState(
                 run_id=spec.run_id, job=spec.job, identity=spec.identity, head=spec.node,
                 terms=spec.terms,
             )  # fmt: skip
-            self._head = Head(about)
+            self._head = HeadRules(about)
         self._mine = MemberState(node=spec.node)
-        self._line: Line | None = None
+        self._link: StoreLink | None = None
         self._redial_at = 0.0
         self._joined, self._reported = False, True
         self._all_idle = False
@@ -145,7 +145,7 @@ class Membership:
                 self._head.state.end = JobEnd(command.exit_code, command.message)
                 self._dismiss_by = time.monotonic() + DISMISS_SECONDS
 
-    def _launch(self, head: Head, command: Launch) -> None:
+    def _launch(self, head: HeadRules, command: Launch) -> None:
         store = launch.host_workers(self._rendezvous.host)
         self._workers_store = store
         head.launch(command.incarnation, command.nodes, store.port)
@@ -173,24 +173,24 @@ class Membership:
         if now - self._looked > _AWAY_SECONDS:
             self._back = now
         self._looked = now
-        line = self._line
-        if line is None:
+        link = self._link
+        if link is None:
             self._dial(now)
             return
-        silent = self._silence(line, now)
+        silent = self._silence(link, now)
         if silent:
-            self._hang_up(line, silent)
+            self._hang_up(link, silent)
             return
         if self._head is not None:
-            self._lead(self._head, line)
-        job = self._head.state if self._head is not None else line.job
-        if job is not None and line.number >= 0:
-            if line.number in job.lost:
-                self._hang_up(line, "it has given this node up")
+            self._lead(self._head, link)
+        job = self._head.state if self._head is not None else link.job
+        if job is not None and link.number >= 0:
+            if link.number in job.lost:
+                self._hang_up(link, "it has given this node up")
                 return
-            self._follow(job, line.number)
+            self._follow(job, link.number)
         self._mine.seen = self._local.seen
-        line.say(self._mine, self._head.state if self._head else None)
+        link.say(self._mine, self._head.state if self._head else None)
 
     def _dial(self, now: float) -> None:
         if self._local.busy:
@@ -202,23 +202,23 @@ class Membership:
         mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
         self._mine, self._joined, self._reported = mine, False, True
         connect = partial(launch.connect, self._rendezvous)
-        self._line = Line(connect, mine, self._head.state if self._head else None, self._wake)
+        self._link = StoreLink(connect, mine, self._head.state if self._head else None, self._wake)
 
-    def _silence(self, line: Line, now: float) -> str:
+    def _silence(self, link: StoreLink, now: float) -> str:
         """Why nothing more is to be hoped for from this line; empty if it is well."""
-        if line.broken:
-            return line.broken
-        if line.job is None:
+        if link.broken:
+            return link.broken
+        if link.job is None:
             return ""  # its connection has bounds of its own
-        since = max(line.heard_at, self._back)
+        since = max(link.heard_at, self._back)
         return f"no word for {now - since:.1f} s" if now - since > LOST_SECONDS else ""
 
-    def _hang_up(self, line: Line, why: str) -> None:
+    def _hang_up(self, link: StoreLink, why: str) -> None:
         if self._head is not None:  # its own store: the supervisor begins anew with another agent
             raise SystemExit(f"elastic-ckpt agent: the job's store has failed: {why}")
-        self._line = None
+        self._link = None
         self._local.cut_short()
-        line.close()
+        link.close()
         if self._mine.ended is not None and not self._reported:  # nobody will judge it any more
             self._reported = True
             self._send(self._mine.ended)
@@ -227,8 +227,8 @@ class Membership:
             log.warning("the head is lost: %s", why)
             self._send(HeadLost(why))
 
-    def _lead(self, head: Head, line: Line) -> None:
-        members, heard_until = line.heard
+    def _lead(self, head: HeadRules, link: StoreLink) -> None:
+        members, heard_until = link.heard
         head.take_in(members, heard_until)
         running = len(head.state.roster) if head.running else 0
         nodes = Nodes(tuple(head.present().values()), running)
@@ -238,12 +238,12 @@ class Membership:
             self._send(nodes)
         self._look_for_hang(head)
         if self._dismiss_by:
-            others = [number for number in head.present() if number != line.number]
+            others = [number for number in head.present() if number != link.number]
             if not others or time.monotonic() > self._dismiss_by:
                 self._dismiss_by = 0.0
                 self._send(Dismissed())
 
-    def _look_for_hang(self, head: Head) -> None:
+    def _look_for_hang(self, head: HeadRules) -> None:
         """End an incarnation that hangs when every node has looked, or had the time to."""
         (stuck, whole), state = head.stuck(), head.state
         if not stuck or state.over:
@@ -296,7 +296,7 @@ class Membership:
 
     def _begin(self, job: JobState, number: int) -> None:
         mine = self._mine
-        mine.incarnation, mine.words, mine.ended, mine.idle = job.incarnation, {}, None, False
+        mine.incarnation, mine.answers, mine.ended, mine.idle = job.incarnation, {}, None, False
         mine.stuck = None
         self._reported = self._all_idle = False
         if mine.leaving or job.over:
@@ -308,20 +308,20 @@ class Membership:
         rank, store = job.roster.index(number), self._workers_store
         if rank > 0:
             store = None
-        place = Placement(
+        node_rank = NodeRank(
             job.incarnation, rank, len(job.roster), self._rendezvous.host, job.port, store
         )
         self._send(Launched(job.incarnation, len(job.roster)))
-        self._local.begin(place)
+        self._local.begin(node_rank)
 
     def _serve_requests(self, job: JobState) -> None:
         known = {request.number for request in job.requests}
-        words = self._mine.words
-        self._mine.words = {number: word for number, word in words.items() if number in known}
+        words = self._mine.answers
+        self._mine.answers = {number: word for number, word in words.items() if number in known}
         for request in job.requests:
             number = request.number
             if number > self._local.flagged:
-                self._mine.words = {**self._mine.words, number: self._local.flag(number)}
+                self._mine.answers = {**self._mine.answers, number: self._local.flag(number)}
             if request.step is not None and number > self._local.answered:
-                answer = Answer(number, request.kind, request.step)
+                answer = RequestAnswer(number, request.kind, request.step)
                 self._local.post(answer, idle=request.idle)

@@ -76,7 +76,7 @@ def prepare() -> None:
 
 
 @dataclass(frozen=True)
-class Placement:
+class NodeRank:
     """This node's place in an incarnation.
 
     Attributes:
@@ -94,20 +94,20 @@ class Placement:
     store: Any = None
 
     @classmethod
-    def alone(cls, number: int) -> Placement:
+    def alone(cls, number: int) -> NodeRank:
         """One node, which meets itself."""
         store = host_workers(LOOPBACK)
         return cls(number, 0, 1, LOOPBACK, store.port, store)
 
 
-class Incarnation:
+class ElasticLaunch:
     """One launch of this node's workers, in a thread of torch elastic."""
 
-    def __init__(self, place: Placement, spec: WorkerSpec, wake: int) -> None:
-        self.number = place.number
+    def __init__(self, node_rank: NodeRank, spec: WorkerSpec, wake: int) -> None:
+        self.number = node_rank.number
         self.error: BaseException | None = None
-        self._place = place
-        self._spec = msgspec.structs.replace(spec, incarnation=place.number)
+        self._node_rank = node_rank
+        self._spec = msgspec.structs.replace(spec, incarnation=node_rank.number)
         self._wake = wake
         self._over = False
         self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)
@@ -128,19 +128,19 @@ class Incarnation:
     def _run(self) -> None:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        place = self._place
+        node_rank = self._node_rank
         config = LaunchConfig(
-            min_nodes=place.nodes,
-            max_nodes=place.nodes,
+            min_nodes=node_rank.nodes,
+            max_nodes=node_rank.nodes,
             nproc_per_node=self._spec.nproc,
             run_id=f"{self._spec.job}.{self.number}",
             rdzv_backend=_BACKEND,
-            rdzv_endpoint=f"{place.address}:{place.port}",
-            rdzv_configs={"place": place},
+            rdzv_endpoint=f"{node_rank.address}:{node_rank.port}",
+            rdzv_configs={"node_rank": node_rank},
             max_restarts=0,
             monitor_interval=MONITOR_SECONDS,
             start_method="forkserver",
-            local_addr=place.address,
+            local_addr=node_rank.address,
         )
         try:
             payload = msgspec.json.encode(self._spec)
@@ -193,7 +193,7 @@ def _known_nodes(parameters: Any) -> Any:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
     from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-    place: Placement = parameters.config["place"]
+    node_rank: NodeRank = parameters.config["node_rank"]
 
     class KnownNodes(RendezvousHandler):
         use_agent_store = True
@@ -205,14 +205,14 @@ def _known_nodes(parameters: Any) -> Any:
             return str(parameters.run_id)
 
         def next_rendezvous(self) -> RendezvousInfo:
-            store = place.store or _stores().TCPStore(
-                place.address, place.port, is_master=False, wait_for_workers=False
+            store = node_rank.store or _stores().TCPStore(
+                node_rank.address, node_rank.port, is_master=False, wait_for_workers=False
             )
             return RendezvousInfo(
                 _stores().PrefixStore(self.get_run_id(), store),
-                rank=place.node,
-                world_size=place.nodes,
-                bootstrap_store_info=RendezvousStoreInfo(place.address, place.port),
+                rank=node_rank.node,
+                world_size=node_rank.nodes,
+                bootstrap_store_info=RendezvousStoreInfo(node_rank.address, node_rank.port),
             )
 
         def is_closed(self) -> bool:

@@ -32,7 +32,7 @@ class Store(Protocol):
     def multi_get(self, keys: list[str]) -> list[bytes]: ...  # noqa: D102
 
 
-class Line:
+class StoreLink:
     """One connection of this node to the store; the head's own is one, too.
 
     Attributes:

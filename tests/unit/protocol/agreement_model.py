@@ -27,7 +27,7 @@ from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
     ActionKind,
     Agenda,
-    Answer,
+    RequestAnswer,
     RequestKind,
     answer_step,
 )
@@ -101,7 +101,7 @@ class Rank(NamedTuple):
     entered: int = NOTHING_ENTERED
     acknowledged: int = 0
     seen: int = 0
-    open: tuple[Answer, ...] = ()
+    open: tuple[RequestAnswer, ...] = ()
     flag: int = 0
     then: str = ""
     saves: tuple[int, ...] = ()
@@ -114,7 +114,7 @@ class Node(NamedTuple):
 
     at: str = "idle"
     flag: int = 0
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[RequestAnswer, ...] = ()
     aborted: int = 0
     served: int = 0
     kind: RequestKind = STOP
@@ -254,7 +254,7 @@ class Model:
             case "vote":
                 return rank._replace(vote=rank.finished, flag=node.flag, at="count")
             case "count":
-                return self._decide(rank, {1: Answer(1, STOP, word)})
+                return self._decide(rank, {1: RequestAnswer(1, STOP, word)})
             case "rewind":
                 return rank._replace(entered=rank.finished, at="acknowledge")
             case "acknowledge":
@@ -304,7 +304,7 @@ class Model:
     def _interval_due(self, rank: Rank) -> bool:
         return self.job.interval > 0 and rank.finished % self.job.interval == 0
 
-    def _decide(self, rank: Rank, answers: dict[int, Answer]) -> Rank:
+    def _decide(self, rank: Rank, answers: dict[int, RequestAnswer]) -> Rank:
         agenda = Agenda(rank.seen, list(rank.open))
         action = agenda.decide(rank.finished, rank.flag, answers)
         rank = rank._replace(seen=agenda.seen, open=tuple(agenda.open))
@@ -383,7 +383,7 @@ class Model:
 
     def _publish(self, node: Node, posts: Any) -> Node:
         step = answer_step(posts) if self.job.maximum else node.posts[-1]
-        answer = Answer(node.flag, node.kind, step)
+        answer = RequestAnswer(node.flag, node.kind, step)
         return node._replace(answers=(*node.answers, answer), at="idle")
 
     def _give_up(self, node: Node, ranks: list[Rank], nodes: int) -> Iterator[Node]:

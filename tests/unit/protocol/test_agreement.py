@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from elastic_ckpt.errors import StopAborted
 from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
-    Action,
     ActionKind,
     Agenda,
-    Answer,
+    RequestAnswer,
     RequestKind,
+    StepAction,
     answer_step,
 )
 from elastic_ckpt.protocol.board import Board
@@ -202,22 +202,22 @@ def test_a_rewind_without_another_look_deadlocks(requests: tuple[RequestKind, ..
 class _LateAgenda(Agenda):
     """Serves an answer one boundary after its step."""
 
-    def decide(self, finished: int, flag: int, answers: Any) -> Action:
+    def decide(self, finished: int, flag: int, answers: Any) -> StepAction:
         return super().decide(finished - 1, flag, answers)
 
 
 class _HastyAgenda(Agenda):
     """Goes on while the answer is missing."""
 
-    def decide(self, finished: int, flag: int, answers: Any) -> Action:
+    def decide(self, finished: int, flag: int, answers: Any) -> StepAction:
         action = super().decide(finished, flag, answers)
-        return Action(ActionKind.GO) if action.kind is ActionKind.WAIT else action
+        return StepAction(ActionKind.GO) if action.kind is ActionKind.WAIT else action
 
 
 class _NewestAgenda(Agenda):
     """Forgets what came before the newest request."""
 
-    def decide(self, finished: int, flag: int, answers: Any) -> Action:
+    def decide(self, finished: int, flag: int, answers: Any) -> StepAction:
         if self.seen < flag and flag in answers:
             self.seen = flag - 1
             self.open.clear()
@@ -341,7 +341,7 @@ class TimelineBoard:
     def aborted(self) -> int:
         return self._timeline.access("aborted").aborted
 
-    def answers(self) -> dict[int, Answer]:
+    def answers(self) -> dict[int, RequestAnswer]:
         found = self._timeline.access("answers").answers
         return {answer.number: answer for answer in found}
 
@@ -435,7 +435,7 @@ def timeline_of(
         answered = sum(now >= time for time in at[1::2])
         lost = abort and answered == len(kinds)
         answers = tuple(
-            Answer(number + 1, kinds[number], step) for number in range(answered - lost)
+            RequestAnswer(number + 1, kinds[number], step) for number in range(answered - lost)
         )
         moments.append(Node(flag=flags, answers=answers, aborted=flags if lost else 0))
     return moments
@@ -464,7 +464,7 @@ class WatchedBoard(Board):
         self.accesses.append("read")
         return super().entered()
 
-    def post_answer(self, answer: Answer) -> None:
+    def post_answer(self, answer: RequestAnswer) -> None:
         self.accesses.append(f"post {answer.number} {answer.kind.name} {answer.step}")
         super().post_answer(answer)
 
@@ -537,47 +537,49 @@ def test_a_watcher_without_a_supervisor_keeps_the_same_order() -> None:
 
 def test_an_agenda_without_a_request_goes_on() -> None:
     agenda = Agenda()
-    assert agenda.decide(finished=7, flag=0, answers={}) == Action(ActionKind.GO)
+    assert agenda.decide(finished=7, flag=0, answers={}) == StepAction(ActionKind.GO)
 
 
 def test_an_agenda_waits_for_the_answer_and_then_for_its_step() -> None:
     agenda = Agenda()
     assert agenda.decide(5, 1, {}).kind is ActionKind.WAIT
-    answers = {1: Answer(1, STOP, 6)}
-    assert agenda.decide(5, 1, answers) == Action(ActionKind.GO)
+    answers = {1: RequestAnswer(1, STOP, 6)}
+    assert agenda.decide(5, 1, answers) == StepAction(ActionKind.GO)
     assert (agenda.seen, agenda.open) == (1, [answers[1]])
-    assert agenda.decide(6, 1, answers) == Action(ActionKind.STOP, 1)
+    assert agenda.decide(6, 1, answers) == StepAction(ActionKind.STOP, 1)
     assert agenda.open == []
 
 
 def test_an_agenda_serves_each_request_once_and_in_order() -> None:
     agenda = Agenda()
-    answers = {1: Answer(1, SAVE, 5), 2: Answer(2, SAVE, 6)}
-    assert agenda.decide(5, 2, answers) == Action(ActionKind.SAVE, 1)
-    assert agenda.decide(5, 2, answers) == Action(ActionKind.GO)
-    assert agenda.decide(6, 2, answers) == Action(ActionKind.SAVE, 2)
-    assert agenda.decide(6, 2, answers) == Action(ActionKind.GO)
+    answers = {1: RequestAnswer(1, SAVE, 5), 2: RequestAnswer(2, SAVE, 6)}
+    assert agenda.decide(5, 2, answers) == StepAction(ActionKind.SAVE, 1)
+    assert agenda.decide(5, 2, answers) == StepAction(ActionKind.GO)
+    assert agenda.decide(6, 2, answers) == StepAction(ActionKind.SAVE, 2)
+    assert agenda.decide(6, 2, answers) == StepAction(ActionKind.GO)
 
 
 def test_a_stop_includes_the_saves_that_are_due_with_it() -> None:
-    answers = {1: Answer(1, STOP, 5), 2: Answer(2, SAVE, 5)}
-    assert Agenda().decide(5, 2, answers) == Action(ActionKind.STOP, 2)
+    answers = {1: RequestAnswer(1, STOP, 5), 2: RequestAnswer(2, SAVE, 5)}
+    assert Agenda().decide(5, 2, answers) == StepAction(ActionKind.STOP, 2)
 
 
 def test_of_two_saves_that_are_due_together_the_one_that_somebody_waits_for_is_made() -> None:
     for first, second in ((SAVE, RequestKind.SAVE_NOW), (RequestKind.SAVE_NOW, SAVE)):
-        answers = {1: Answer(1, first, 5), 2: Answer(2, second, 5)}
-        assert Agenda().decide(5, 2, answers) == Action(ActionKind.SAVE_NOW, 2)
+        answers = {1: RequestAnswer(1, first, 5), 2: RequestAnswer(2, second, 5)}
+        assert Agenda().decide(5, 2, answers) == StepAction(ActionKind.SAVE_NOW, 2)
 
 
 def test_an_agenda_keeps_what_it_learnt_before_a_missing_answer() -> None:
     agenda = Agenda()
-    assert agenda.decide(5, 2, {1: Answer(1, SAVE, 5)}).kind is ActionKind.WAIT
+    assert agenda.decide(5, 2, {1: RequestAnswer(1, SAVE, 5)}).kind is ActionKind.WAIT
     assert agenda.seen == 1
-    assert agenda.decide(5, 2, {2: Answer(2, STOP, 6)}) == Action(ActionKind.SAVE, 1)
+    assert agenda.decide(5, 2, {2: RequestAnswer(2, STOP, 6)}) == StepAction(ActionKind.SAVE, 1)
 
 
 def test_the_answer_is_the_largest_step_or_that_nothing_was_begun() -> None:
     assert answer_step([3, 5, NOTHING_ENTERED]) == 5
     assert answer_step([]) == answer_step([NOTHING_ENTERED]) == NOTHING_ENTERED
-    assert Agenda().decide(4, 1, {1: Answer(1, STOP, NOTHING_ENTERED)}).kind is ActionKind.STOP
+    assert (
+        Agenda().decide(4, 1, {1: RequestAnswer(1, STOP, NOTHING_ENTERED)}).kind is ActionKind.STOP
+    )

@@ -16,7 +16,7 @@ import pytest
 
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.protocol import board as board_module
-from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, Answer, RequestKind
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, Phase, Slot, Source
 from elastic_ckpt.protocol.start_marks import Marks
@@ -283,15 +283,15 @@ def test_a_local_rank_without_a_slot(board: Board, index: int) -> None:
 def test_answers_are_found_by_number_and_the_ring_keeps_the_newest(board: Board) -> None:
     posted = {}
     for number in range(1, 4 * RING):
-        answer = Answer(number, STOP if number % 3 else SAVE, number - 5)
+        answer = RequestAnswer(number, STOP if number % 3 else SAVE, number - 5)
         board.post_answer(answer)
         posted[number] = answer
         assert board.answers() == {n: a for n, a in posted.items() if n > number - RING}
 
 
 def test_an_answer_that_nothing_was_begun_is_an_answer(board: Board) -> None:
-    board.post_answer(Answer(1, STOP, NOTHING_ENTERED))
-    assert board.answers() == {1: Answer(1, STOP, NOTHING_ENTERED)}
+    board.post_answer(RequestAnswer(1, STOP, NOTHING_ENTERED))
+    assert board.answers() == {1: RequestAnswer(1, STOP, NOTHING_ENTERED)}
 
 
 def test_an_answer_that_is_being_written_is_not_there_yet() -> None:
@@ -305,13 +305,13 @@ def test_an_answer_that_is_being_written_is_not_there_yet() -> None:
     board = Board.private()
     words = board._words
     board._words = Noting()  # type: ignore[assignment]
-    board.post_answer(Answer(2, STOP, 9))
+    board.post_answer(RequestAnswer(2, STOP, 9))
     board._words = words
     for index, value in writes[:-1]:
         words[index] = value
         assert board.answers() == {}
     words[writes[-1][0]] = writes[-1][1]
-    assert board.answers() == {2: Answer(2, STOP, 9)}
+    assert board.answers() == {2: RequestAnswer(2, STOP, 9)}
 
 
 def test_flag_and_abort_are_numbers(board: Board) -> None:
@@ -337,7 +337,7 @@ def test_a_new_incarnation_forgets_every_rank_and_request_but_not_the_deadline(
     board.deadline = 77.0
     for number in range(1, RING + 3):
         board.raise_flag(number)
-        board.post_answer(Answer(number, SAVE, 5))
+        board.post_answer(RequestAnswer(number, SAVE, 5))
     board.abort(2)
     for index in range(3):
         fill(board, index)
@@ -357,8 +357,8 @@ def test_another_process_opens_the_board_by_its_path_and_both_see_each_other() -
     board = Board.create(2)
     board.begin_incarnation(6)
     board.raise_flag(2)
-    board.post_answer(Answer(1, SAVE, 3))
-    board.post_answer(Answer(2, STOP, 9))
+    board.post_answer(RequestAnswer(1, SAVE, 3))
+    board.post_answer(RequestAnswer(2, STOP, 9))
     board.deadline = 8.5
     done = subprocess.run(
         python(OTHER, board.path), capture_output=True, text=True, timeout=60, check=True

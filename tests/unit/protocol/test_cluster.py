@@ -13,11 +13,11 @@ from elastic_ckpt.protocol.cluster import (
     LOST_SECONDS,
     STUCK_SECONDS,
     Gathering,
-    Head,
+    HeadRules,
     JobState,
     MemberState,
+    NodeAnswer,
     Seen,
-    Word,
 )
 from elastic_ckpt.protocol.ended import Ended, EndKind
 
@@ -26,7 +26,7 @@ class Nodes:
     """Members that say what a test has them say, and a head that hears it."""
 
     def __init__(self, *names: str):
-        self.head = Head(JobState(run_id="r", job="j", identity="i", head=names[0]))
+        self.head = HeadRules(JobState(run_id="r", job="j", identity="i", head=names[0]))
         self.states = {number: MemberState(node=name) for number, name in enumerate(names)}
         self.heard = dict.fromkeys(self.states, 0.0)
         self.now = 0.0
@@ -53,7 +53,7 @@ class Nodes:
         roster = self.head.launch(number, most, 4711)
         for one in roster:
             self.states[one].incarnation = number
-            self.states[one].words, self.states[one].ended = {}, None
+            self.states[one].answers, self.states[one].ended = {}, None
         return roster
 
     def end(self, number: int, kind: str, **about) -> None:
@@ -81,9 +81,9 @@ def test_an_answer_is_the_largest_word_of_all_nodes_and_waits_for_each() -> None
     nodes[1].asks = {1: RequestKind.STOP}
     (request,) = nodes.hear().requests
     assert (request.number, request.kind, request.step) == (1, RequestKind.STOP, None)
-    nodes[0].words = {1: Word(11, True)}
+    nodes[0].answers = {1: NodeAnswer(11, True)}
     assert nodes.hear().requests[0].step is None
-    nodes[1].words = {1: Word(12, True)}
+    nodes[1].answers = {1: NodeAnswer(12, True)}
     (request,) = nodes.hear().requests
     assert (request.step, request.idle) == (12, False)
 
@@ -93,12 +93,12 @@ def test_words_on_an_earlier_incarnation_answer_nothing() -> None:
     nodes.launch(1)
     nodes.end(0, "stopped")
     nodes.end(1, "stopped")
-    nodes[0].words = nodes[1].words = {1: Word(10, True)}
+    nodes[0].answers = nodes[1].answers = {1: NodeAnswer(10, True)}
     assert nodes.hear().is_over
     nodes.head.launch(2, 9, 4711)
     assert nodes.head.running
     assert nodes.head.state.verdict.incarnation == 1  # for who has yet to hear of it
-    nodes[0].incarnation, nodes[0].words, nodes[0].ended = 2, {1: Word(20, True)}, None
+    nodes[0].incarnation, nodes[0].answers, nodes[0].ended = 2, {1: NodeAnswer(20, True)}, None
     nodes[0].asks = {1: RequestKind.STOP}
     assert nodes.hear().requests[0].step is None  # the other one still speaks of the first
 
@@ -107,10 +107,10 @@ def test_a_stop_before_any_step_says_so() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes.head.ask(RequestKind.STOP)
-    nodes[0].words, nodes[1].words = {1: Word(-1, False)}, {1: Word(7, False)}
+    nodes[0].answers, nodes[1].answers = {1: NodeAnswer(-1, False)}, {1: NodeAnswer(7, False)}
     assert nodes.hear().requests[0].idle
     nodes.head.state.requests[0].step = None
-    nodes[1].words = {1: Word(7, True)}
+    nodes[1].answers = {1: NodeAnswer(7, True)}
     assert not nodes.hear().requests[0].idle
 
 
@@ -199,7 +199,7 @@ def test_what_fails_of_a_stop_before_any_step_is_no_failure() -> None:
     nodes.launch()
     nodes.head.ask(RequestKind.STOP)
     for number in nodes.states:
-        nodes[number].words = {1: Word(-1, False)}
+        nodes[number].answers = {1: NodeAnswer(-1, False)}
     nodes.hear()
     nodes.end(0, "not-begun")
     nodes.end(1, "not-begun")
@@ -226,7 +226,7 @@ def test_nodes_that_are_done_hold_up_no_answer_and_hide_no_hang() -> None:
     nodes.launch()
     nodes.end(1, "completed")
     nodes.head.ask(RequestKind.SAVE)
-    nodes[0].words, nodes[0].idle = {1: Word(9, True)}, True
+    nodes[0].answers, nodes[0].idle = {1: NodeAnswer(9, True)}, True
     state = nodes.hear()
     assert state.requests[0].step == 9
     assert state.hung
@@ -257,9 +257,9 @@ def test_in_any_order_of_words_an_incarnation_ends_and_no_answer_changes(seed: i
         one = dice.choice([0, 1, 2])
         state = nodes[one]
         for request in nodes.head.state.requests:
-            if dice.random() < 0.5 and request.number not in state.words and one not in gone:
-                state.words = {**state.words, request.number: Word(entered[one], True)}
-        flagged = max(state.words, default=0)
+            if dice.random() < 0.5 and request.number not in state.answers and one not in gone:
+                state.answers = {**state.answers, request.number: NodeAnswer(entered[one], True)}
+        flagged = max(state.answers, default=0)
         open_step = next((r.step for r in nodes.head.state.requests if r.number == flagged), None)
         if not flagged or (open_step is not None and entered[one] < open_step):
             entered[one] += 1

@@ -18,7 +18,7 @@ from elastic_ckpt.cli.doctor import gpus as gpu_findings
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.gpus import check_gpus
 from elastic_ckpt.cli.gpus import Device, Gpus, auto_workers, find_gpus
-from elastic_ckpt.util import bounded
+from elastic_ckpt.util import in_child
 
 pytestmark = pytest.mark.one_torch
 
@@ -109,7 +109,7 @@ def test_no_driver_and_no_library(driver: Driver, monkeypatch: pytest.MonkeyPatc
 
 def test_a_driver_that_hangs_is_given_up(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_ASK_SECONDS", 0.3)
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(driver, "nvmlInit", lambda: time.sleep(600), raising=False)
     assert find_gpus() == Gpus(why="did not answer within 0.3 s")
 

@@ -12,7 +12,7 @@ import pytest
 from elastic_ckpt.cli.doctor import machine as network_findings
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.machine import LOOPBACK, check_network
-from elastic_ckpt.util import bounded
+from elastic_ckpt.util import in_child
 
 
 def look(**environ: str) -> dict[str, Finding]:
@@ -77,7 +77,7 @@ def test_a_name_that_does_not_resolve_is_a_warning(monkeypatch: pytest.MonkeyPat
 
 def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_findings, "_NAME_SECONDS", 0.3)
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     name_server(monkeypatch, lambda: str(time.sleep(600)))
     assert "did not answer within" in look()["host name"].text
 

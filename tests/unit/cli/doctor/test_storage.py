@@ -20,10 +20,10 @@ from elastic_ckpt.cli.doctor.directory import Place, check_directory, look_at
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.platform import Grace
 from elastic_ckpt.cli.doctor.storage import check_storage
-from elastic_ckpt.cli.doctor.storage_trial import Skew, Tried, Word, Wrote
+from elastic_ckpt.cli.doctor.storage_trial import Skew, TrialEvent, Tried, Wrote
 from elastic_ckpt.jobdir.prediction_file import write_predictor
 from elastic_ckpt.policy.prediction import Predictor, Route
-from elastic_ckpt.util import bounded
+from elastic_ckpt.util import in_child
 from tests.checkpoints import make_checkpoint, open_job, tree
 
 pytestmark = pytest.mark.one_torch
@@ -36,8 +36,8 @@ GRACE = Grace(30.0, "as given")
 def no_child_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage_findings, "MOST_BYTES", 8 * 2**20)
     monkeypatch.setattr(storage_findings, "_REMOVAL_SECONDS", 60.0)
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 60.0)
-    monkeypatch.setattr(bounded, "_KILL_SECONDS", 60.0)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(in_child, "KILL_SECONDS", 60.0)
     yield
     assert psutil.Process().children() == []
 
@@ -98,7 +98,7 @@ def test_a_storage_that_does_not_answer_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_findings, "TRIAL_SECONDS", 1.0)
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(os, "fsync", hang)
     found = found_in(place_at(tmp_path))
     ((what, problem),) = found.items()
@@ -112,7 +112,7 @@ def test_one_that_hangs_while_it_is_measured_keeps_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_findings, "TRIAL_SECONDS", 2.0)
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr("elastic_ckpt.checkpoint.hashed_file.HashedFile.sync", hang)
     found = found_in(place_at(tmp_path))
     *_, problem = found.values()
@@ -143,7 +143,7 @@ def test_no_more_than_a_quarter_of_what_is_free_is_written(
 ) -> None:
     asked: list[int] = []
 
-    def spy(place: Path, most_bytes: int, seconds: float) -> Iterator[Word]:
+    def spy(place: Path, most_bytes: int, seconds: float) -> Iterator[TrialEvent]:
         asked.append(most_bytes)
         yield from ()
 
@@ -165,7 +165,7 @@ def test_a_disk_with_too_little_room_is_not_written_to(tmp_path: Path) -> None:
 def storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A trial that says just this."""
 
-    def say(*words: Word) -> None:
+    def say(*words: TrialEvent) -> None:
         monkeypatch.setattr(storage_findings, "_trial", lambda place: (word for word in words))
 
     return say
@@ -282,7 +282,7 @@ def test_a_directory_that_does_not_answer_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory_findings, "_LOOK_SECONDS", 0.3)
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(directory_findings, "newest_valid", hang)
     found = look_at(str(tmp_path))
     assert isinstance(found, Finding) and found.state == "problem"

@@ -21,8 +21,8 @@ from elastic_ckpt.cli.doctor.storage_trial import (
     TRIALS,
     Making,
     Skew,
+    TrialEvent,
     Tried,
-    Word,
     Writing,
     Wrote,
     try_storage,
@@ -31,7 +31,7 @@ from elastic_ckpt.cli.doctor.storage_trial import (
 pytestmark = pytest.mark.one_torch
 
 
-def tried(place: Path, chunks: int = 0, seconds: float = 5.0) -> list[Word]:
+def tried(place: Path, chunks: int = 0, seconds: float = 5.0) -> list[TrialEvent]:
     found = list(try_storage(place, chunks * CHUNK_BYTES, seconds))
     assert list(place.iterdir()) == []
     return found
@@ -193,7 +193,7 @@ class Slow:
         monkeypatch.setattr(trial, "time", clock)
 
 
-def wrote(found: list[Word]) -> list[tuple[int, float]]:
+def wrote(found: list[TrialEvent]) -> list[tuple[int, float]]:
     return [(word.bytes // CHUNK_BYTES, word.seconds) for word in found if isinstance(word, Wrote)]
 
 

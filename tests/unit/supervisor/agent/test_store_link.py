@@ -7,7 +7,7 @@ import time
 
 from elastic_ckpt.protocol.cluster import JobState, MemberState
 from elastic_ckpt.supervisor.agent import store_link as exchange
-from elastic_ckpt.supervisor.agent.store_link import Line
+from elastic_ckpt.supervisor.agent.store_link import StoreLink
 
 
 class Memory:
@@ -59,14 +59,14 @@ def job() -> JobState:
     return JobState(run_id="r", job="j", identity="i", head="a")
 
 
-def lines(store: Memory, *names: str) -> list[Line]:
-    head = Line(lambda: store, member("a"), job(), lambda: None)
-    return [head, *(Line(lambda: store, member(name), None, lambda: None) for name in names)]
+def lines(store: Memory, *names: str) -> list[StoreLink]:
+    head = StoreLink(lambda: store, member("a"), job(), lambda: None)
+    return [head, *(StoreLink(lambda: store, member(name), None, lambda: None) for name in names)]
 
 
 def test_the_head_is_number_0_and_hears_all() -> None:
     store = Memory()
-    early = Line(lambda: store, member("b"), None, lambda: None)  # it waits for a head
+    early = StoreLink(lambda: store, member("b"), None, lambda: None)  # it waits for a head
     time.sleep(0.05)
     assert early.number == -1
     head, late = lines(store, "c")
@@ -128,7 +128,7 @@ def test_time_in_which_all_were_stopped_counts_for_nobody() -> None:
 def test_a_store_that_is_gone_breaks_the_line_with_one_line_of_why() -> None:
     store = Memory()
     woken = threading.Event()
-    line = Line(lambda: store, member("a"), job(), woken.set)
+    line = StoreLink(lambda: store, member("a"), job(), woken.set)
     until(lambda: line.job is not None)
     woken.clear()
     store.fails = True
@@ -141,7 +141,7 @@ def test_a_store_that_cannot_be_reached_is_told_too() -> None:
     def refuse():
         raise ConnectionRefusedError(111, "Connection refused")
 
-    line = Line(refuse, member("b"), None, lambda: None)
+    line = StoreLink(refuse, member("b"), None, lambda: None)
     until(lambda: line.broken)
     assert "Connection refused" in line.broken
 
@@ -149,7 +149,7 @@ def test_a_store_that_cannot_be_reached_is_told_too() -> None:
 def test_what_is_no_word_of_ours_breaks_the_line() -> None:
     store = Memory()
     store.values["job"] = '1 {"run_id": 7}'
-    line = Line(lambda: store, member("b"), None, lambda: None)
+    line = StoreLink(lambda: store, member("b"), None, lambda: None)
     until(lambda: line.broken)
 
 

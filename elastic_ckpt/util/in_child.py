@@ -16,10 +16,10 @@ import msgspec
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.util.units import human_duration
 
-_PATIENCE_SECONDS: Final = 2.0
+PATIENCE_SECONDS: Final = 2.0
 """Time for a child to put away what it made, once nobody listens to it any more."""
 
-_KILL_SECONDS: Final = 2.0
+KILL_SECONDS: Final = 2.0
 """Until one that was killed is gone, if it can be killed."""
 
 _ANSWER, _ERROR, _END = b"+", b"!", b"."
@@ -28,11 +28,11 @@ Work = Callable[[], Generator[Any, None, None]]
 """Called in the child alone; what it yields is heard in the parent."""
 
 
-class Silent(Exception):
+class NoAnswer(Exception):
     """There was no answer in time, or its process died; the text says which."""
 
 
-class Refused(Exception):
+class WorkFailed(Exception):
     """It could not be done; the text says why."""
 
 
@@ -50,8 +50,8 @@ def answers(
         seconds: for all of them.
 
     Raises:
-        Silent: as it says; of the block, not of this call.
-        Refused: the work ended with an error; its text is in this one's.
+        NoAnswer: as it says; of the block, not of this call.
+        WorkFailed: the work ended with an error; its text is in this one's.
     """
     return contextlib.closing(_answers(work, kind, seconds))
 
@@ -77,9 +77,9 @@ def _answers(work: Work, kind: Any, seconds: float) -> Generator[Any, None, None
             if line.startswith(_END):
                 return
             if line.startswith(_ERROR):
-                raise Refused(line[1:].decode())
+                raise WorkFailed(line[1:].decode())
             yield msgspec.json.decode(line[1:], type=kind)
-        raise Silent("ended without a word")
+        raise NoAnswer("ended without a word")
     finally:
         os.close(reading)
         _end(child)
@@ -92,7 +92,7 @@ def _lines(fd: int, limit: float, seconds: float) -> Iterator[bytes]:
     rest = b""
     while True:
         if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
-            raise Silent(f"did not answer within {human_duration(seconds)}")
+            raise NoAnswer(f"did not answer within {human_duration(seconds)}")
         data = os.read(fd, 65536)
         if not data:
             return
@@ -150,10 +150,10 @@ def _end(child: int) -> None:
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_PATIENCE_SECONDS * 1000):
+        if not poll.poll(PATIENCE_SECONDS * 1000):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-        if poll.poll(_KILL_SECONDS * 1000):
+        if poll.poll(KILL_SECONDS * 1000):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child, 0)
     finally:

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.util import bounded
-from elastic_ckpt.util.bounded import Refused, Silent, answer, answers
+from elastic_ckpt.util import in_child
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer, answers
 
 
 @pytest.fixture(autouse=True)
 def no_child_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 60.0)
-    monkeypatch.setattr(bounded, "_KILL_SECONDS", 60.0)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(in_child, "KILL_SECONDS", 60.0)
     yield
     assert psutil.Process().children() == []
 
@@ -45,14 +45,14 @@ def test_many_long_answers_are_whole() -> None:
 
 
 def test_silence_ends_with_the_bound_and_the_child_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.1)
 
     def work() -> Generator[int, None, None]:
         yield os.getpid()
         time.sleep(600)
 
     heard: list[int] = []
-    silent = pytest.raises(Silent, match=r"^did not answer within 0\.5 s$")
+    silent = pytest.raises(NoAnswer, match=r"^did not answer within 0\.5 s$")
     with silent, answers(work, int, 0.5) as found:
         heard.extend(found)
     assert len(heard) == 1 and not psutil.pid_exists(heard[0])
@@ -63,7 +63,7 @@ def test_a_child_that_dies_says_so() -> None:
         yield 1
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(Silent, match="ended without a word"), answers(work, int, 10.0) as found:
+    with pytest.raises(NoAnswer, match="ended without a word"), answers(work, int, 10.0) as found:
         list(found)
 
 
@@ -80,7 +80,7 @@ def test_errors_are_told(error: Exception, text: str) -> None:
         raise error
         yield 1
 
-    with pytest.raises(Refused, match=f"^{text}$"):
+    with pytest.raises(WorkFailed, match=f"^{text}$"):
         answer(work, int, 10.0)
 
 
@@ -104,7 +104,7 @@ def test_who_leaves_early_has_the_child_put_things_away(tmp_path: Path) -> None:
 
 def test_a_child_holds_nothing_that_was_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is stuck for ever must not keep a pipe's reader waiting, or a lock."""
-    monkeypatch.setattr(bounded, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.1)
     reading, writing = os.pipe()
 
     def work() -> Generator[int, None, None]:
