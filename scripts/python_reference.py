@@ -1,4 +1,4 @@
-"""The names that a training script imports, from the sources: torch is not needed to read them."""
+"""The names that a training script imports, read from the sources without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def python() -> Iterator[str]:
-    """The names of the package, as the sources have them."""
+    """Yield a section per public name."""
     yield "## Python"
     yield f"`from elastic_ckpt import {', '.join(elastic_ckpt.__all__)}`"
     for name in elastic_ckpt.__all__:
@@ -33,7 +33,7 @@ def python() -> Iterator[str]:
 
 
 def class_(node: ast.ClassDef) -> Iterator[str]:
-    """How it is made, what it is, and what of it has a name without an underscore."""
+    """Yield the constructor, docstring and public members of a class."""
     methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
     if "__init__" in methods:
         yield signature(node.name, methods["__init__"])
@@ -55,7 +55,7 @@ def class_(node: ast.ClassDef) -> Iterator[str]:
 
 
 def signature(name: str, node: ast.FunctionDef) -> str:
-    """As one calls it."""
+    """Return a call signature as a code block."""
     arguments = node.args
     if arguments.args and arguments.args[0].arg == "self":
         arguments.args.pop(0)
@@ -64,7 +64,7 @@ def signature(name: str, node: ast.FunctionDef) -> str:
 
 
 def split(arguments: str) -> list[str]:
-    """One by one, spaced as they are written: ``step: int = 0``."""
+    """Split arguments and restore their spacing: ``step: int = 0``."""
     depth, found = 0, [""]
     for char in arguments:
         depth += (char in "([{") - (char in ")]}")
@@ -76,7 +76,7 @@ def split(arguments: str) -> list[str]:
 
 
 def code(name: str, arguments: list[str], returns: str = "", width: int = 96) -> str:
-    """A block of Python, an argument a line if it is too wide."""
+    """Return a Python block, with one argument per line if it is too wide."""
     text = f"{name}({', '.join(arguments)}){returns}"
     if len(text) > width:
         text = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){returns}"
@@ -84,12 +84,12 @@ def code(name: str, arguments: list[str], returns: str = "", width: int = 96) ->
 
 
 def code_line(text: str) -> str:
-    """An attribute, as a block like a method's."""
+    """Return an attribute as a Python block."""
     return f"```python\n{text}\n```"
 
 
 def docstring(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
-    """Its paragraphs; arguments, errors and the like as lists."""
+    """Yield the paragraphs of a docstring, with arguments and errors as lists."""
     text = re.sub(r":\w+:`([^`]+)`|``([^`]+)``", r"`\1\2`", ast.get_docstring(node) or "")
     for part in text.split("\n\n"):
         head, _, body = part.partition("\n")
@@ -104,7 +104,7 @@ def docstring(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
 
 
 def item(text: str) -> str:
-    """One argument or error, its name as code."""
+    """Return one argument or error, with its name as code."""
     name, colon, meaning = " ".join(text.split()).partition(": ")
     if not colon or not re.fullmatch(r"[\w., ()]+", name):
         return f"- {' '.join(text.split())}"

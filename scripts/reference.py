@@ -1,9 +1,9 @@
-"""Write docs/reference.md, and the states of a run into docs/design.md, from what the code says.
+"""Write docs/reference.md, and the diagram of states in docs/design.md, from the sources.
 
     python scripts/reference.py
 
 Neither torch nor ColossalAI is imported: signatures and docstrings are read from the sources. A
-test compares the files with what this makes.
+test compares the files with the output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from python_reference import python
 
 from elastic_ckpt import errors
 from elastic_ckpt.cli.app import SECTIONS, group
-from elastic_ckpt.cli.run.job_file import _keys, _type_of
+from elastic_ckpt.cli.run.job_file import key_type, option_keys
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, RunState
 
@@ -36,63 +36,63 @@ HEAD = """\
 # Reference
 
 Every command, option, exit code, variable, key and Python name. `python scripts/reference.py`
-makes this page from the sources; what things are for is in the [other pages](README.md).
+generates this page from the sources; the [other pages](README.md) explain how to use them.
 
 [Commands](#commands), [exit codes](#exit-codes), [environment variables](#environment-variables),
 [the job file](#the-job-file), [Python](#python), [errors](#errors).
 """
 
 CODES = {
-    ExitCode.FINISHED: ("training finished", "it went well"),
-    ExitCode.USAGE: ("wrong usage", "wrong usage, or no job runs that could be asked"),
+    ExitCode.FINISHED: ("training finished", "success"),
+    ExitCode.USAGE: ("wrong usage", "wrong usage, or the job is not running"),
     ExitCode.DATA: (
         "checkpoints exist but none is valid, or the data does not match",
         "a checkpoint is not valid",
     ),
     ExitCode.FAILED: (
-        "failure budget spent, or a failure that no retry mends",
-        "it was not done: the message says why",
+        "failure budget spent, or a failure that a retry cannot fix",
+        "the command failed; the message gives the reason",
     ),
     ExitCode.UNAVAILABLE: (
-        "a lock is held, or the directory cannot be used",
-        "the directory cannot be used",
+        "the directory is locked or unusable",
+        "the directory is unusable",
     ),
-    ExitCode.PREEMPTED_SAVED: ("preempted, with a sealed checkpoint: run me again", ""),
-    ExitCode.PREEMPTED_UNSAVED: ("preempted without a new one: run me again", ""),
+    ExitCode.PREEMPTED_SAVED: ("preempted, with a sealed checkpoint: rerun the same command", ""),
+    ExitCode.PREEMPTED_UNSAVED: ("preempted without a new one: rerun the same command", ""),
 }
 
 YOURS = {
-    "ELASTIC_CKPT_DIR": "the job's directory where a command is given no DIR, `run` no `--dir`, "
-    "and a script no `save_dir`; a worker finds it set",
-    "CUDA_VISIBLE_DEVICES": "`--nproc auto` counts what is listed there",
-    "SLURMD_NODENAME": "this node's name where there is no `--node-name`",
-    "XDG_STATE_HOME": "where the numbers of SLURM jobs are kept, in `elastic-ckpt/slurm`; "
-    "`~/.local/state` if it is not set",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service that `aws` asks",
+    "ELASTIC_CKPT_DIR": "the job directory if DIR, `--dir` or a script's `save_dir` is not given; "
+    "set for workers",
+    "CUDA_VISIBLE_DEVICES": "`--nproc auto` counts the listed devices",
+    "SLURMD_NODENAME": "this node's name without `--node-name`",
+    "XDG_STATE_HOME": "where SLURM job numbers are recorded, in `elastic-ckpt/slurm`; "
+    "default `~/.local/state`",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service for `aws`",
     "AZURE_METADATA_SERVICE_ENDPOINT": "the same for `azure`",
     "GCE_METADATA_HOST": "HOST[:PORT], the same for `gcp`",
-    "TMPDIR": "where the run's sockets and FIFOs lie; `/tmp` if it is not set or too long",
-    "NO_COLOR": "words without colours, if it is set; `FORCE_COLOR` has colours without a terminal",
-    "COLUMNS": "the width of what is shown, where the terminal does not say",
+    "TMPDIR": "directory of the run's sockets and FIFOs; `/tmp` if not set or too long",
+    "NO_COLOR": "disables colors; `FORCE_COLOR` enables them without a terminal",
+    "COLUMNS": "the output width if the terminal does not report one",
 }
 
 THEIRS = {
-    "SLURM_JOB_ID": "of SLURM: this is a job of it. `SLURM_ARRAY_JOB_ID`, `SLURM_ARRAY_TASK_ID`, "
+    "SLURM_JOB_ID": "set by SLURM in a job, with `SLURM_ARRAY_JOB_ID`, `SLURM_ARRAY_TASK_ID`, "
     "`SLURM_JOB_PARTITION`, `SLURM_JOB_NODELIST`, `SLURM_STEP_NODELIST`, `SLURM_STEP_NUM_NODES`, "
-    "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT` say the rest",
-    "NOTIFY_SOCKET": "of systemd: where the supervisor says how it is; `WATCHDOG_USEC` how often",
+    "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT`",
+    "NOTIFY_SOCKET": "set by systemd: the socket for the supervisor's state, with `WATCHDOG_USEC`",
 }
 
 WORKERS = {
     "RANK": "and `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `GROUP_RANK`, `MASTER_ADDR`, "
     "`MASTER_PORT`: as under torchrun",
     "TORCHELASTIC_RUN_ID": "the job's name and the incarnation; `TORCHELASTIC_RESTART_COUNT` the "
-    "launches before this one, `TORCHELASTIC_MAX_RESTARTS` always 0",
-    "SLURM_PROCID": "and `SLURM_LOCALID`, `SLURM_NPROCS`, `SLURM_NTASKS`: the rank's, in SLURM "
-    "and elsewhere",
-    "OMP_NUM_THREADS": "1 where you set none and a node has several workers, as under torchrun",
+    "number of earlier launches, `TORCHELASTIC_MAX_RESTARTS` always 0",
+    "SLURM_PROCID": "and `SLURM_LOCALID`, `SLURM_NPROCS`, `SLURM_NTASKS`: set for the rank, "
+    "in SLURM and elsewhere",
+    "OMP_NUM_THREADS": "1 unless set, with several workers on a node, as under torchrun",
     "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "set while ColossalAI loads: nothing else is unpickled",
-    "TORCH_CPP_LOG_LEVEL": "`ERROR` where you set none: torch's store warns of each node that goes",
+    "TORCH_CPP_LOG_LEVEL": "`ERROR` unless set: torch's store warns about each lost node",
 }
 
 
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def reference() -> str:
-    """The page."""
+    """Return the page."""
     parts = [HEAD, *commands(), *exit_codes(), *variables(), *job_file(), *python(), *error_tree()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
@@ -113,7 +113,7 @@ def reference() -> str:
 
 
 def commands() -> Iterator[str]:
-    """A section for each, in the order of ``elastic-ckpt --help``."""
+    """Yield a section per command, in the order of ``elastic-ckpt --help``."""
     yield "## Commands"
     with click.Context(group, info_name="elastic-ckpt") as context:
         for title, section in SECTIONS.items():
@@ -128,7 +128,7 @@ def commands() -> Iterator[str]:
 
 
 def command(found: click.Command, name: str, level: str) -> Iterator[str]:
-    """Its usage, its help, its options; then its own commands."""
+    """Yield usage, help and options of a command, then its subcommands."""
     yield f"{level} {name}"
     with click.Context(found, info_name=name) as context:
         yield f"```\n{context.get_usage().removeprefix('Usage: ')}\n```"
@@ -144,7 +144,7 @@ def command(found: click.Command, name: str, level: str) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """A help text in Markdown; what click does not wrap is a block."""
+    """Yield a help text as Markdown; a part that click does not wrap becomes a code block."""
     for part in inspect.cleandoc(text).split("\n\n"):
         if part.startswith("\b"):
             lines = part.splitlines()[1:]
@@ -155,7 +155,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def option(found: click.Option, context: click.Context) -> tuple[str, str, str]:
-    """Its row: as it is written, what it is if it is not given, what it does."""
+    """Return the row of an option: its syntax, default and meaning."""
     record = found.get_help_record(context)
     assert record is not None
     written, text = record
@@ -167,7 +167,7 @@ def option(found: click.Option, context: click.Context) -> tuple[str, str, str]:
         elif note == "required":
             default = "required"
         elif note:
-            meaning += f" {note[3:]} at the least." if note.startswith("x>=") else f" ({note})"
+            meaning += f" Minimum {note[3:]}." if note.startswith("x>=") else f" ({note})"
     return f"`{written}`", default, meaning
 
 
@@ -175,34 +175,38 @@ def option(found: click.Option, context: click.Context) -> tuple[str, str, str]:
 
 
 def exit_codes() -> Iterator[str]:
-    """Of ``run``, and of the rest."""
+    """Yield the exit codes of ``run`` and of the other commands."""
     yield "## Exit codes"
     rows = [(str(int(code)), of_run, of_rest) for code, (of_run, of_rest) in CODES.items()]
     yield table(("code", "of `run`", "of the other commands"), rows)
     yield (
-        "`status` exits with 0 running well or finished, 1 degraded or waiting to be run again, 2 "
+        "`status` exits with 0 running well or finished, 1 degraded or waiting for a rerun, 2 "
         "dead; `drill` with 1 if the save does not fit; `doctor` with 1 if there is a problem; "
-        "`verify` with 65 also where there is no checkpoint; all of them with 130 on Ctrl-C. A "
-        "script without a supervisor leaves with the codes of `run`."
+        "`verify` with 65 also if there is no checkpoint; all commands with 130 on Ctrl-C. A "
+        "script without a supervisor exits with the codes of `run`."
     )
 
 
 def variables() -> Iterator[str]:
-    """What is read, and what a worker finds."""
+    """Yield the variables that are read, and those set for workers."""
     yield "## Environment variables"
-    yield "A flag goes before a variable, that before the job file."
-    yield table(("you may set", "for"), [(f"`{name}`", text) for name, text in YOURS.items()])
-    yield table(("others set", ""), [(f"`{name}`", text) for name, text in THEIRS.items()])
-    yield table(("a worker finds", ""), [(f"`{name}`", text) for name, text in WORKERS.items()])
+    yield "Precedence: flag, environment, job file, default."
+    yield table(("you may set", "meaning"), [(f"`{name}`", text) for name, text in YOURS.items()])
+    yield table(
+        ("set by others", "meaning"), [(f"`{name}`", text) for name, text in THEIRS.items()]
+    )
+    yield table(
+        ("set for workers", "meaning"), [(f"`{name}`", text) for name, text in WORKERS.items()]
+    )
 
 
 def job_file() -> Iterator[str]:
-    """The keys: each option of ``run``."""
+    """Yield the keys: each option of ``run``."""
     yield "## The job file"
     yield (
         "TOML, for `elastic-ckpt run --config JOB.toml` and `elastic-ckpt slurm submit JOB.toml`. "
-        "Each option of [run](#elastic-ckpt-run) is a key without its dashes; relative paths are "
-        "seen from the file's directory. `--print-config` shows every value and where it came from."
+        "Each option of [run](#elastic-ckpt-run) is a key without its dashes; paths are "
+        "relative to the file. `--print-config` prints every value and its source."
     )
     yield (
         '```toml\ndir = "checkpoints"\nscript = "train.py"\nargs = ["--epochs", "3"]\nnproc = 8\n'
@@ -211,19 +215,19 @@ def job_file() -> Iterator[str]:
     with click.Context(group, info_name="elastic-ckpt") as context:
         run = group.get_command(context, "run")
         assert run is not None
-        rows = [(f"`{key}`", _type_of(key, one)[0]) for key, one in _keys(run).items()]
-    yield table(("key", "takes"), rows)
+        rows = [(f"`{key}`", key_type(key, one)[0]) for key, one in option_keys(run).items()]
+    yield table(("key", "type"), rows)
 
 
 # -- errors, and the states of a run ---------------------------------------------------------------
 
 
 def error_tree() -> Iterator[str]:
-    """Each class with its exit code."""
+    """Yield each error class with its exit code."""
     yield "## Errors"
     yield (
-        "All are in `elastic_ckpt.errors`. A script that lets one pass ends with its exit code, "
-        "and so does the command line."
+        "All are in `elastic_ckpt.errors`. A script that does not catch one exits with its exit "
+        "code, and so does the command line."
     )
     rows = []
     for name, found in vars(errors).items():
@@ -235,7 +239,7 @@ def error_tree() -> Iterator[str]:
 
 
 def states() -> str:
-    """The transition table as a diagram; arrows between the same two states are one."""
+    """Return the transition table as a diagram, with one arrow between two states."""
     lines = ["stateDiagram-v2", "    direction LR"]
     lines += [
         f'    state "{state.value}" as {state.name}' for state in RunState if "-" in state.value
@@ -254,13 +258,13 @@ def states() -> str:
 
 
 def with_states(page: str) -> str:
-    """The page with the diagram of now between its marks."""
+    """Return the page with the current diagram between its marks."""
     head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n\n{states()}\n\n{END}{rest.split(END)[1]}"
 
 
 def table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """In Markdown, where a bar in a cell ends it."""
+    """Return a Markdown table, with bars in cells escaped."""
     lines = [titles, tuple("---" for _ in titles), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines

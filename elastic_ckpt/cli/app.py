@@ -1,4 +1,4 @@
-"""The command ``elastic-ckpt``: its sub-commands, and how errors reach the user."""
+"""The command ``elastic-ckpt``: its subcommands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "save": "elastic_ckpt.cli.save",
         "drill": "elastic_ckpt.cli.drill",
     },
-    "Look at it": {
+    "Inspect it": {
         "status": "elastic_ckpt.cli.status.command",
         "report": "elastic_ckpt.cli.report.command",
         "logs": "elastic_ckpt.cli.logs",
     },
-    "Its checkpoints": {
+    "Manage its checkpoints": {
         "list": "elastic_ckpt.cli.listing",
         "verify": "elastic_ckpt.cli.verify",
         "prune": "elastic_ckpt.cli.prune",
         "adopt": "elastic_ckpt.cli.adopt",
     },
-    "This machine and its platform": {
+    "Set up a machine": {
         "doctor": "elastic_ckpt.cli.doctor.command",
         "slurm": "elastic_ckpt.cli.slurm.command",
         "completion": "elastic_ckpt.cli.completion",
     },
 }
-"""Modules by command, as ``--help`` groups them."""
+"""The module of each command, as ``--help`` groups them."""
 
 _COMMANDS: Final = {name: home for section in SECTIONS.values() for name, home in section.items()}
-_WHOLE: Final = 500  # characters of a first sentence, which is wrapped and never cut
+_WHOLE: Final = 500  # characters; the first sentence is wrapped, never cut
 
 
 class _LazyGroup(click.Group):
-    """Imports a command when it is used: ``status`` must not pay for the others."""
+    """A group that imports a command when it is used, so that ``status`` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -59,17 +59,19 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, which knows of no command that was not imported yet."""
+        """Suggest a close match for an unknown command; click only knows imported ones."""
         if args[0] not in _COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
             close = get_close_matches(args[0], _COMMANDS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_COMMANDS)}"
-            ctx.fail(f"no command {args[0]!r}; {hint}")
+            hint = (
+                f"did you mean {close[0]}?" if close else f"the commands are {', '.join(_COMMANDS)}"
+            )
+            ctx.fail(f"unknown command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Commands by purpose, in columns that are the same in all sections."""
+        """Group the commands by purpose, with the same columns in all sections."""
         width = max(map(len, _COMMANDS))
         for title, section in SECTIONS.items():
             rows = []
@@ -97,7 +99,7 @@ def group() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with the code that the outcome owns."""
+    """Run the command line and exit with the outcome's exit code."""
     sys.exit(_run())
 
 
@@ -111,27 +113,27 @@ def _run() -> int:
     except NoArgsIsHelpError as error:
         if sys.stderr.isatty():
             click.echo(error.format_message(), err=True)
-        else:  # a page of help in a batch job's log would hide what went wrong
+        else:  # a page of help would hide the error in a batch job's log
             path = error.ctx.command_path if error.ctx else "elastic-ckpt"
-            _complain(f"no command was given (see {path} --help)")
+            _print_error(f"missing command (see {path} --help)")
         return int(ExitCode.USAGE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        _complain(f"{error.format_message()}{hint}")
+        _print_error(f"{error.format_message()}{hint}")
         return int(ExitCode.USAGE)
     except ElasticCkptError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return int(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _complain(f"{place}{error.strerror or error}")
+        path = f"{error.filename}: " if error.filename else ""
+        _print_error(f"{path}{error.strerror or error}")
         return int(ExitCode.UNAVAILABLE)
     return int(result) if isinstance(result, int) else 0
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     click.echo(f"elastic-ckpt: error: {printable(message, 4000)}", err=True)

@@ -1,4 +1,4 @@
-"""``elastic-ckpt completion``: what a shell needs to complete a command line."""
+"""``elastic-ckpt completion``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SHELLS: Final[dict[str, type[ShellComplete]]] = {
 @click.command("completion")
 @click.argument("shell", type=click.Choice(list(_SHELLS)))
 def command(shell: str) -> int:
-    """Print the script with which a shell completes commands.
+    """Print a shell's completion script.
 
     \b
       eval "$(elastic-ckpt completion bash)"       # in ~/.bashrc
-      eval "$(elastic-ckpt completion zsh)"        # in ~/.zshrc, behind compinit
+      eval "$(elastic-ckpt completion zsh)"        # in ~/.zshrc, after compinit
       elastic-ckpt completion fish > ~/.config/fish/completions/elastic-ckpt.fish
 
     A new shell then completes commands, options, their choices, and paths.

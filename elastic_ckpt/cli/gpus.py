@@ -17,17 +17,17 @@ _ASK_SECONDS: Final = 30.0
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One GPU; ``bytes`` is 0 where the driver does not say."""
+    """One GPU; ``bytes`` is 0 if the driver does not report its memory."""
 
     name: str
     bytes: int
 
 
 class Gpus(msgspec.Struct, frozen=True):
-    """What the driver says.
+    """The GPUs of this machine.
 
     Attributes:
-        why: it says nothing; empty if it does.
+        why: the reason that the driver did not answer; empty if it did.
     """
 
     devices: tuple[Device, ...] = ()
@@ -36,7 +36,7 @@ class Gpus(msgspec.Struct, frozen=True):
 
 
 def find_gpus() -> Gpus:
-    """All of this machine; asked in a child, because a driver may hang."""
+    """Return the GPUs; the driver is queried in a child process, because it may hang."""
     try:
         found: Gpus = answer(_ask_driver, Gpus, _ASK_SECONDS)
     except (NoAnswer, WorkFailed) as error:
@@ -45,7 +45,7 @@ def find_gpus() -> Gpus:
 
 
 def auto_workers(environ: Mapping[str, str] = os.environ) -> int:
-    """What ``--nproc auto`` starts."""
+    """Return the number of workers that ``--nproc auto`` starts."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return max(1, len([device for device in visible.split(",") if device.strip()]))
@@ -72,11 +72,11 @@ def _ask_driver() -> Generator[Gpus, None, None]:
 
 def _device(nvml: Any, handle: Any) -> Device:
     size = 0
-    with contextlib.suppress(nvml.NVMLError):  # one that shares the host's memory has none
+    with contextlib.suppress(nvml.NVMLError):  # one that shares the host's memory reports none
         size = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
     return Device(_text(nvml.nvmlDeviceGetName(handle)), size)
 
 
 def _text(value: str | bytes) -> str:
-    """Older versions give bytes."""
+    """Decode; older versions return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -11,7 +11,8 @@ import msgspec
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
-from elastic_ckpt.cli.run.options import make_retention, retention_options
+from elastic_ckpt.cli.run.build_settings import make_retention
+from elastic_ckpt.cli.run.options import retention_options
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.util.text import encodable, shown_json
 from elastic_ckpt.util.units import human_bytes

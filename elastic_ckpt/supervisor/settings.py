@@ -1,4 +1,4 @@
-"""What a run was asked to do."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ OnWarning = Literal["save", "stop", "ignore"]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One ``elastic-ckpt run``.
+    """The settings of one ``elastic-ckpt run``.
 
     Attributes:
         directory: the job directory.
         script: the training script; ``args`` are its arguments.
-        name: the job's identity, for people.
+        name: the job's name.
         node: this node's name.
         nproc: workers on this node.
-        grace: seconds between a notice and the end of the node, where the notice does not say.
-        interval: overrides the script's save interval; one that asks for nothing leaves it.
-        mtbf: seconds between two failures that are expected beforehand; for an automatic interval.
-        max_failures: failures in a row that are retried.
-        hang_seconds: silence of all ranks that is taken for a hang at the least.
-        global_batch: samples of one optimizer step, all ranks together; 0 leaves it to the script.
-        preload: modules that workers find already imported.
-        learn_preload: add those that the job was seen to import, and see what it imports.
-        retention: which checkpoints are kept; one that asks for nothing leaves it to the script.
+        grace: seconds from a notice to the end of the node, if the notice has no deadline.
+        interval: overrides the script's save interval unless empty.
+        mtbf: expected seconds between failures, for an automatic interval.
+        max_failures: consecutive failures to retry.
+        hang_seconds: minimum silence of all ranks that counts as a hang.
+        global_batch: samples per optimizer step over all ranks; 0 leaves it to the script.
+        preload: modules to import before workers start.
+        learn_preload: also preload what the job imported before, and record its imports.
+        retention: overrides the script's retention unless empty.
         group_access: let the group read the job directory.
-        memory: where the memory tier is made, None for none.
-        nodes: the fewest and the most nodes of an incarnation.
-        endpoint: HOST:PORT where nodes meet; empty for one that is alone.
-        gather_seconds: how long to wait for the fewest, or for the head, before it gives up.
-        notice_sources: platforms whose word counts, beside signals.
-        notice_file: a file or FIFO whose word counts, too.
-        on_warning: what an early warning leads to.
-        acknowledge: tell the platform once the job is sealed, so that it need not wait.
-        metrics: host and port where Prometheus finds metrics; port 0 for any that is free.
-        metrics_file: they are written to, too, for node_exporter.
+        memory: directory of the memory tier; None for none.
+        nodes: minimum and maximum number of nodes of an incarnation.
+        endpoint: HOST:PORT where the nodes meet; empty for a single node.
+        gather_seconds: how long to wait for the minimum number of nodes, or for the head.
+        notice_sources: sources of notices in addition to signals.
+        notice_file: a file or FIFO to read notices from.
+        on_warning: what to do on an early warning.
+        acknowledge: tell the platform not to wait once the checkpoint is sealed.
+        metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
+        metrics_file: file to write the metrics to, for node_exporter.
     """
 
     directory: Path
@@ -75,7 +75,7 @@ class RunSettings:
 
     @property
     def terms(self) -> dict[str, str]:
-        """What all nodes of a job must be told alike, by option: ranks act upon it together."""
+        """The settings that must be the same on all nodes, by option."""
         return {
             "the script": self.script.name,
             "the script's arguments": " ".join(self.args),
@@ -87,10 +87,11 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Reload:
-    """
+    """The result of a reload.
+
     Attributes:
-        settings: from now on; another interval in steps takes a new incarnation.
-        said: what changed, for people.
+        settings: the new settings; another interval in steps needs a new incarnation.
+        said: what changed, for the log.
     """
 
     settings: RunSettings
@@ -98,14 +99,14 @@ class Reload:
 
 
 def reload(old: RunSettings, new: RunSettings) -> Reload:
-    """The save interval and what a warning leads to; the rest counts from the next start.
+    """Take over the save interval and the action on a warning; the rest waits for the next start.
 
     Raises:
-        UsageError: it cannot be taken over now.
+        UsageError: the new interval needs a restart of all nodes.
     """
     taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
     if old.endpoint and new.interval.worker_interval != old.interval.worker_interval:
-        raise UsageError("a new interval in steps takes a new start of all nodes")
-    later = "" if new == taken else "; what else differs counts from the next start"
+        raise UsageError("a new interval in steps requires a restart of all nodes")
+    later = "" if new == taken else "; other changes apply at the next start"
     said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
     return Reload(taken, said)

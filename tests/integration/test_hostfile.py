@@ -129,9 +129,9 @@ def test_a_host_that_is_not_reached_is_a_clear_error_and_the_others_give_up(
     cluster.options += ["--rdzv-timeout", "2"]
     node = cluster.nodes["n1"] = cluster.make("n1")
     assert node.start().wait(60) == 70, cluster.output()
-    refused = "n3 was not started: ssh ended with 255: ssh: connect to host n3 port 22: "
+    refused = "n3 was not started: ssh exited with 255: ssh: connect to host n3 port 22: "
     assert refused in cluster.output()
-    assert "; n2 will give up after 2 s: mend that and run again" in cluster.output()
+    assert "; n2 will give up after 2 s: fix this, then rerun the same command" in cluster.output()
     wait_for_nobody(cluster.root)
     assert exit_codes(cluster)["n2"] == 76, printed(cluster, "n2")
     assert " 2 s\n" in printed(cluster, "n2")  # here it may lead: the address is this host's
@@ -144,7 +144,7 @@ def test_a_host_that_is_not_reached_is_done_without_where_fewer_are_enough(
     cluster.options += ["--nnodes", "2:3"]
     cluster.start("n1")
     cluster.finish("n1")
-    assert "n3 was not started: ssh ended with 255: " in cluster.output()
+    assert "n3 was not started: ssh exited with 255: " in cluster.output()
     cluster.assert_each_sample_once(2)
     wait_for_nobody(cluster.root)
     assert exit_codes(cluster) == {"n1": 0, "n2": 0}

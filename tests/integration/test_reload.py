@@ -66,5 +66,5 @@ def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
         file.write_text('dir = "loop/x"\n')
         reload(job, 3)
         file.write_text("grace = 20\nmax-failures = 7\n")
-        assert reload(job, 4).endswith("what else differs counts from the next start")
+        assert reload(job, 4).endswith("other changes apply at the next start")
         job.until_step(job.view().position.step + 5)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.cli.doctor.findings import Finding, ok
-from elastic_ckpt.cli.run.options import known_grace
+from elastic_ckpt.cli.run.build_settings import signal_grace_seconds
 from elastic_ckpt.cli.slurm.requeue import RUN_AGAIN
 from elastic_ckpt.notices.platforms import PLATFORMS
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_duration
 
-_AGAIN: Final = "75 and 76 mean: run me again"
+_AGAIN: Final = "75 and 76 mean: rerun the same command"
 _LEAVES: Final = {
     "aws": "2 min as a rule",
     "gcp": "30 s",
@@ -46,7 +46,7 @@ def find_grace(given: float | None, platforms: Sequence[str]) -> Grace:
     Raises:
         UsageError: what was given is no number.
     """
-    seconds = known_grace(given, platforms)
+    seconds = signal_grace_seconds(given, platforms)
     if given is not None:
         return Grace(seconds, "as given")
     if "slurm" in platforms:

@@ -3,166 +3,42 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from elastic_ckpt.cli.run.hostfile import HOSTS, fill_in, hosts_to_start
-from elastic_ckpt.cli.run.job_file import config_option, print_config_option, shown
-from elastic_ckpt.cli.run.options import (
-    known_grace,
-    make_retention,
-    notice_options,
-    retention_options,
-)
+from elastic_ckpt.cli.run.build_settings import build_settings
+from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
+from elastic_ckpt.cli.run.job_file import format_options, print_config_option
+from elastic_ckpt.cli.run.options import run_options
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.notices.signals import hold_signals
-from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
-from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
 from elastic_ckpt.util.text import printable
-from elastic_ckpt.util.units import parse_duration
 
 if TYPE_CHECKING:
-    from elastic_ckpt.supervisor.settings import OnWarning, RunSettings
+    from elastic_ckpt.supervisor.settings import RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
-_CALLED_WITH = "elastic_ckpt.called_with"
-_COLOSSALAI_MODULES = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
+_ARGUMENTS = "elastic_ckpt.arguments"
 
 
-class _Run(click.Command):
-    """Remembers what it was called with: a reload reads the file again behind the same flags."""
+class _RunCommand(click.Command):
+    """Keeps its arguments, so that a reload can parse them again with the changed job file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does."""
-        ctx.meta[_CALLED_WITH] = list(args)
+        """Parse as click does, then apply the hostfile."""
+        ctx.meta[_ARGUMENTS] = list(args)
         rest = super().parse_args(ctx, args)
-        if not ctx.resilient_parsing:  # a shell that completes must not see what is wrong yet
-            fill_in(ctx)
+        if not ctx.resilient_parsing:  # shell completion must not fail on an incomplete line
+            apply_hostfile(ctx)
         return rest
 
 
-@click.command("run", cls=_Run)
-@config_option
-@click.option(
-    "--dir",
-    "directory",
-    envvar="ELASTIC_CKPT_DIR",
-    required=True,
-    type=click.Path(path_type=Path, readable=False),  # or it would be a wrong call
-    help="The job directory, for checkpoints.",
-)
-@click.option("--name", help="The job's name; the directory's name if not given.")
-@click.option(
-    "--nproc",
-    default="auto",
-    show_default=True,
-    help="Workers on this node: a number, or auto for one per GPU (one without).",
-)
-@click.option(
-    "--nnodes",
-    metavar="MIN[:MAX]",
-    help="Nodes that the job takes; it goes on with MIN, and grows to MAX when they come.  "
-    "[default: 1, the hostfile's, or those of SLURM's step]",
-)
-@click.option(
-    "--hostfile",
-    metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
-    help="The job's hosts, one a line, or HOST slots=NPROC. The first one leads, and starts the "
-    "others over ssh.",
-)
-@click.option(
-    "--rdzv-endpoint",
-    metavar="HOST[:PORT]",
-    help="Where the nodes meet, the same on each; the one whose address it is leads.  "
-    "[default: the hostfile's or SLURM's first]",
-)
-@click.option(
-    "--rdzv-timeout",
-    metavar="SECONDS",
-    default=600.0,
-    show_default=True,
-    type=click.FloatRange(min=1),
-    help="Seconds to wait for MIN nodes, or for the leading one; then the run ends with 75 or 76.",
-)
-@click.option(
-    "--grace",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    help="Seconds from a signal to the end of this node.  [default: 30, or what SLURM leaves]",
-)
-@notice_options
-@click.option(
-    "--save-interval",
-    metavar="STEPS|SECONDSs|auto",
-    help="Save every so many steps (100) or seconds (90s), or as often as pays; goes before the "
-    "script's.",
-)
-@click.option(
-    "--mtbf",
-    metavar="DURATION",
-    help="Time between two failures to expect (6h30m); for --save-interval auto, which then counts "
-    "those that come.  [default: 6h]",
-)
-@click.option(
-    "--max-failures",
-    metavar="N",
-    default=3,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Failures in a row that are retried.",
-)
-@click.option(
-    "--hang-seconds",
-    metavar="SECONDS",
-    default=MIN_HANG_SECONDS,
-    show_default=True,
-    type=click.FloatRange(min=1),
-    help="Silence of all workers within a step that is a hang at the least; ten times the longest "
-    "of the job's own where that is more.",
-)
-@click.option(
-    "--global-batch",
-    type=click.IntRange(min=1),
-    metavar="SAMPLES",
-    help="Samples of one optimizer step on all workers together, whatever their number: "
-    "accumulation follows.  [default: the script's accumulation]",
-)
-@click.option(
-    "--preload",
-    metavar="MODULE,...",
-    help="Modules that workers find already imported.  [default: those that the job was seen to "
-    "import, and ColossalAI's if the script imports it]",
-)
-@retention_options
-@click.option(
-    "--memory-dir",
-    metavar="DIR|off",
-    default="/dev/shm",
-    show_default=True,
-    help="Where checkpoints are first written, at the speed of memory; off writes to --dir.",
-)
-@click.option(
-    "--metrics",
-    metavar="[HOST:]PORT",
-    help="Serve metrics for Prometheus there, on 127.0.0.1 if no host is given; port 0 for any "
-    "that is free.",
-)
-@click.option(
-    "--metrics-file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
-    help="Write them to FILE, too, for node_exporter's textfile collector; it ends in .prom.",
-)
-@click.option("--group-access", is_flag=True, help="Let the group read the job directory.")
-@click.option("--node-name", help="This node's name; SLURMD_NODENAME or the host's if not given.")
+@click.command("run", cls=_RunCommand)
+@run_options
 @print_config_option
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -182,126 +58,56 @@ def command(
     \b
     Exit codes:
       0   finished
-      75  preempted, with a sealed checkpoint: run me again
-      76  preempted without a new one: run me again
-      70  failure budget spent, or no retry would mend it
+      75  preempted, with a sealed checkpoint: rerun the same command
+      76  preempted without a new one: rerun the same command
+      70  failure budget spent, or a failure that a retry cannot fix
       65  no valid checkpoint, or the data does not match
       73  the directory is locked or unusable
       64  wrong usage
     """
     if print_config:
-        click.echo(shown(context))
+        click.echo(format_options(context))
         return 0
     _open_standard_streams()
     hold_signals()
-    settings = _settings(**options)
+    settings = build_settings(**options)
     _remember_slurm_job(settings)
-    supervisor = _supervisor(settings, lambda: settings_of(context.meta[_CALLED_WITH]))
-    if hostfile is not None:  # now that the job is this run's
+    supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
+    if hostfile is not None:  # not before this run owns the job
         _start_others(context, settings)
     return int(supervisor.run())
 
 
-def _settings(
-    *,
-    directory: Path,
-    name: str | None,
-    nproc: str,
-    nnodes: str | None,
-    rdzv_endpoint: str | None,
-    rdzv_timeout: float,
-    grace: float | None,
-    notice_source: tuple[str, ...],
-    notice_file: Path | None,
-    on_warning: OnWarning,
-    acknowledge: bool,
-    save_interval: str | None,
-    mtbf: str | None,
-    max_failures: int,
-    hang_seconds: float,
-    global_batch: int | None,
-    preload: str | None,
-    keep_last: int,
-    keep_every: int,
-    keep_best: str | None,
-    memory_dir: str,
-    metrics: str | None,
-    metrics_file: Path | None,
-    group_access: bool,
-    node_name: str | None,
-    script: Path,
-    args: tuple[str, ...],
-) -> RunSettings:
-    """What was asked for; the names are those of the options."""
-    from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
-    from elastic_ckpt.supervisor.settings import RunSettings
-
-    check_script(script)
-    platforms = choose(notice_source)
-    grace = known_grace(grace, platforms)
-    interval = parse_interval(save_interval) if save_interval else SaveInterval()
-    nodes, endpoint = _nodes(nnodes, rdzv_endpoint, platforms)
-    root = JobDirectory.at(directory).root
-    return RunSettings(
-        directory=root,
-        script=script.resolve(),
-        args=args,
-        name=name or root.name,
-        node=records.node_name(node_name),
-        nproc=_workers(nproc),
-        grace=grace,
-        interval=interval,
-        mtbf=_mtbf(mtbf, interval),
-        max_failures=max_failures,
-        hang_seconds=hang_seconds,
-        global_batch=global_batch or 0,
-        preload=_preload(preload, script),
-        learn_preload=preload is None,
-        retention=make_retention(keep_last, keep_every, keep_best),
-        group_access=group_access,
-        memory=None if memory_dir == "off" or endpoint else Path(memory_dir).absolute(),
-        nodes=nodes,
-        endpoint=endpoint,
-        gather_seconds=rdzv_timeout,
-        notice_sources=platforms,
-        notice_file=notice_file.absolute() if notice_file else None,
-        on_warning=on_warning,
-        acknowledge=acknowledge,
-        metrics=None if metrics is None else parse_address(metrics),
-        metrics_file=None if metrics_file is None else check_file(metrics_file),
-    )
-
-
-def parse(called_with: Sequence[str]) -> dict[str, Any]:
-    """The options by name that ``elastic-ckpt run`` would have with these arguments.
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options of ``elastic-ckpt run`` with these arguments, by name.
 
     Raises:
-        UsageError: something is wrong with them, or with the job file that they name.
+        UsageError: the arguments, or the job file that they name, are invalid.
     """
     try:
-        with command.make_context("run", list(called_with)) as context:
+        with command.make_context("run", list(arguments)) as context:
             options = dict(context.params)
     except click.ClickException as error:
         raise UsageError(error.format_message()) from None
-    for name in ("print_config", "hostfile"):  # what the file says is in the others by now
+    for name in ("print_config", "hostfile"):  # the hostfile is already applied to the others
         options.pop(name)
     return options
 
 
-def settings_of(called_with: Sequence[str]) -> RunSettings:
-    """What ``elastic-ckpt run`` would do with these arguments.
+def settings_of(arguments: Sequence[str]) -> RunSettings:
+    """Return the settings of ``elastic-ckpt run`` with these arguments.
 
     Raises:
-        UsageError: as :func:`parse`; or a path is none.
+        UsageError: as in :func:`parse`, or a path is unusable.
     """
     try:
-        return _settings(**parse(called_with))
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a link to itself, no such user
+        return build_settings(**parse(arguments))
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a link loop, no such user
         raise UsageError(printable(str(error))) from None
 
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
-    """Of a node that is alone, leads, or follows."""
+    """Return the supervisor for this node's role."""
     from elastic_ckpt.checkpoint.job_lock import read_owner
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.cluster.head import Head
@@ -309,7 +115,7 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
     if not settings.endpoint:
-        return Supervisor(settings, _say, reread)
+        return Supervisor(settings, _print_line, reread)
     lock = JobDirectory(settings.directory).lock
 
     def is_led() -> bool:
@@ -317,20 +123,20 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
         return found is not None and found.owner.is_alive() is not False
 
     rendezvous = meet(settings.endpoint, is_led)
-    return (Head if rendezvous.leads else Member)(settings, _say, reread, rendezvous)
+    return (Head if rendezvous.leads else Member)(settings, _print_line, reread, rendezvous)
 
 
 def _start_others(context: click.Context, settings: RunSettings) -> None:
-    """Start the hosts of the hostfile, if that is this one's to do."""
+    """Start the other hosts of the hostfile, if this is the host that starts them."""
     hosts = hosts_to_start(context.meta[HOSTS], settings.node)
     if hosts:
         from elastic_ckpt.cli.run.ssh import start_hosts
 
-        start_hosts(hosts, context, settings, _say)
+        start_hosts(hosts, context, settings, _print_line)
 
 
 def _remember_slurm_job(settings: RunSettings) -> None:
-    """So that ``elastic-ckpt status JOBID`` finds it."""
+    """Record the SLURM job's directory, for ``elastic-ckpt status JOBID``."""
     if "slurm" in settings.notice_sources:
         from elastic_ckpt.jobdir.slurm_jobs import remember_job
         from elastic_ckpt.notices.slurm import job_id
@@ -340,9 +146,9 @@ def _remember_slurm_job(settings: RunSettings) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Fill descriptors 0 to 2 where they are closed, before a lock or the board takes their place.
+    """Open /dev/null on those of descriptors 0 to 2 that are closed.
 
-    Workers inherit them and print to them.
+    Workers inherit them and print to them, so no lock or board may get these numbers.
     """
     fd = os.open(os.devnull, os.O_RDWR)
     while fd <= 2:
@@ -351,74 +157,12 @@ def _open_standard_streams() -> None:
     os.close(fd)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     try:
         click.echo(f"elastic-ckpt: {printable(line, 4000)}", err=True)
     except OSError:
-        # Nobody reads any more. What is still buffered must find a place to go at exit, or
-        # Python would end with a code of its own.
+        # The reader is gone. Python flushes what is buffered at exit, and a failure there
+        # would replace the exit code.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
         os.close(null)
-
-
-def check_script(script: Path) -> None:
-    """UsageError if it is not there, or cannot be read."""
-    if not script.is_file():
-        raise UsageError(f"there is no script {script}: give its path after --")
-    if not os.access(script, os.R_OK):
-        raise UsageError(f"{script} cannot be read: mend its permissions")
-
-
-def _workers(nproc: str) -> int:
-    if nproc == "auto":
-        from elastic_ckpt.cli.gpus import auto_workers
-
-        return auto_workers()
-    if not nproc.isdecimal() or int(nproc) < 1:
-        raise UsageError(f"--nproc {nproc!r} is neither a number from 1 nor auto")
-    return int(nproc)
-
-
-def _nodes(
-    nnodes: str | None, endpoint: str | None, platforms: Sequence[str]
-) -> tuple[tuple[int, int], str]:
-    """The fewest and the most nodes, and where they meet; empty for a node that is alone."""
-    from elastic_ckpt.protocol.rendezvous import parse_nodes
-
-    in_slurm = "slurm" in platforms
-    if nnodes is None:
-        nnodes = os.environ.get("SLURM_STEP_NUM_NODES", "1") if in_slurm else "1"
-    least, most = parse_nodes(nnodes)
-    if most > 1 and not endpoint and in_slurm:
-        from elastic_ckpt.notices.slurm import head_endpoint
-
-        endpoint = head_endpoint()
-    if most > 1 and not endpoint:
-        raise UsageError(
-            f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, the same on each node: the "
-            "address of one of them; or --hostfile FILE"
-        )
-    return (least, most), endpoint or ""
-
-
-def _mtbf(given: str | None, interval: SaveInterval) -> float:
-    if given is None:
-        return DEFAULT_MTBF_SECONDS
-    if not interval.auto:
-        raise UsageError("--mtbf is for --save-interval auto: give both, or neither")
-    try:
-        seconds = parse_duration(given)
-    except UsageError as error:
-        raise UsageError(f"--mtbf {error}") from None
-    if seconds <= 0:
-        raise UsageError(f"--mtbf {given!r} is no time between failures")
-    return seconds
-
-
-def _preload(given: str | None, script: Path) -> tuple[str, ...]:
-    if given is not None:
-        return tuple(module.strip() for module in given.split(",") if module.strip())
-    source = script.read_text(errors="replace")
-    uses = re.search(r"^\s*(?:import|from)\s+colossalai\b", source, re.MULTILINE)
-    return _COLOSSALAI_MODULES if uses else ()

@@ -1,4 +1,4 @@
-"""``--hostfile``: the hosts of a job, what follows from them for ``run``, and who starts them."""
+"""``--hostfile``: the hosts of a job, the options derived from them, and which host starts them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
 HOSTS: Final = "elastic_ckpt.hosts"
-FILLED: Final = "elastic_ckpt.filled_from_hostfile"
-"""In click's ``meta``: the hosts, and the names of the options whose value the file gave."""
+FROM_HOSTFILE: Final = "elastic_ckpt.filled_from_hostfile"
+"""Keys of click's ``meta``: the hosts, and the names of the options that the file set."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SLOTS = re.compile(r"slots=([1-9][0-9]{0,3})")
@@ -27,10 +27,11 @@ _SLOTS = re.compile(r"slots=([1-9][0-9]{0,3})")
 
 @dataclass(frozen=True)
 class Hostfile:
-    """
+    """The contents of a hostfile.
+
     Attributes:
-        hosts: names or addresses, the one that leads first.
-        slots: workers on each; 0 if it does not say.
+        hosts: names or addresses, the leading host first.
+        slots: workers per host; 0 if not given.
     """
 
     hosts: tuple[str, ...]
@@ -38,10 +39,10 @@ class Hostfile:
 
 
 def read_hostfile(path: Path) -> Hostfile:
-    """The hosts that a file names, one a line.
+    """Read a hostfile, which has one host per line.
 
     Raises:
-        UsageError: it cannot be read, or some line is no host; the message names it.
+        UsageError: the file is unreadable, or a line is invalid; the message names it.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -56,25 +57,25 @@ def read_hostfile(path: Path) -> Hostfile:
         slots = _SLOTS.fullmatch(more[0]) if len(more) == 1 else None
         if not _is_host(host) or (more and not slots):
             shown = printable(line.strip(), 80)
-            wrong = f"{shown!r} is neither HOST nor HOST slots=N"
+            problem = f"{shown!r} is neither HOST nor HOST slots=N"
         elif host.lower() in (known.lower() for known in found):
-            wrong = f"{host} is there twice"
+            problem = f"duplicate host {host}"
         elif found and (int(slots[1]) if slots else 0) not in found.values():
-            wrong = "slots=N must be the same on all lines"
+            problem = "slots=N must be the same on all lines"
         else:
             found[host] = int(slots[1]) if slots else 0
             continue
-        raise UsageError(f"--hostfile {path}, line {number}: {wrong}")
+        raise UsageError(f"--hostfile {path}, line {number}: {problem}")
     if not found:
-        raise UsageError(f"--hostfile {path} names no host: give one on each line")
+        raise UsageError(f"--hostfile {path} is empty: write one host per line")
     return Hostfile(tuple(found), next(iter(found.values())))
 
 
-def fill_in(context: click.Context) -> None:
-    """Give the options that nobody gave what the hostfile says, if there is one.
+def apply_hostfile(context: click.Context) -> None:
+    """Set the options that were not given from the hostfile, if there is one.
 
     Raises:
-        UsageError: it is wrong, or the first host cannot be where the others meet.
+        UsageError: the file is invalid, or other hosts cannot reach its first host.
     """
     path, given = context.params.get("hostfile"), context.params
     if path is None:
@@ -89,16 +90,16 @@ def fill_in(context: click.Context) -> None:
     sources = {name: context.get_parameter_source(name) for name in found}
     filled = {n: v for n, v in found.items() if sources[n] is ParameterSource.DEFAULT}
     given.update(filled)
-    context.meta[HOSTS], context.meta[FILLED] = file.hosts, frozenset(filled)
+    context.meta[HOSTS], context.meta[FROM_HOSTFILE] = file.hosts, frozenset(filled)
 
 
 def hosts_to_start(
     hosts: Sequence[str], node: str, environ: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
-    """The hosts that this one starts: all others, if it is the first and srun starts none.
+    """Return the hosts that this one starts: all others if it is the first and srun starts none.
 
     Args:
-        node: this node's name; where the file has it, no other name of this machine counts.
+        node: this node's name; if the file contains it, no other name of this machine counts.
     """
     if environ.get("SLURM_JOB_ID") and environ.get("SLURM_STEP_NUM_NODES", "1") != "1":
         return ()
@@ -107,14 +108,14 @@ def hosts_to_start(
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a name or an address is this machine's."""
+    """Whether a name or an address belongs to this machine."""
     own = {socket.gethostname().lower(), socket.getfqdn().lower(), "localhost"}
     if host.lower() in own | {name.partition(".")[0] for name in own}:
         return True
     for family, address in _addresses(host):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             try:
-                probe.bind((address, 0))  # the kernel lets nobody have another machine's
+                probe.bind((address, 0))  # fails for an address of another machine
             except OSError:
                 continue
             return True
@@ -122,18 +123,18 @@ def is_this_machine(host: str) -> bool:
 
 
 def _endpoint(path: Path, host: str) -> str:
-    """Where the nodes meet: the first host, which the others must reach by that name."""
+    """Return the first host as the rendezvous endpoint; the others must reach it by that name."""
     found = [ipaddress.ip_address(address.partition("%")[0]) for _, address in _addresses(host)]
     if found and all(address.is_loopback for address in found):
         raise UsageError(
-            f"--hostfile {path}: {host} is {found[0]} here, where no other host reaches it: "
-            "give an address that they do as --rdzv-endpoint"
+            f"--hostfile {path}: {host} is {found[0]} here, which other hosts cannot reach: "
+            "give a reachable address as --rdzv-endpoint"
         )
     return f"[{host}]" if ":" in host else host
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """What a name stands for; nothing if nobody knows it."""
+    """Resolve a name; empty if it is unknown."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
     except OSError:

@@ -1,4 +1,4 @@
-"""The job file: every option of ``run`` as a key, typed; flags and environment go before it."""
+"""The job file: every option of ``run`` as a typed key; flags and environment override it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from elastic_ckpt.cli.run.hostfile import FILLED
+from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
 _PATHS: Final = frozenset(
     {"dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
 )
-_TEXT: Final = "a text or a whole number"  # 2, "auto", "90s"
+_TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
 _SOURCES: Final = {
     ParameterSource.COMMANDLINE: "flag",
@@ -28,7 +28,7 @@ _SOURCES: Final = {
 
 
 def config_option(function: Any) -> Any:
-    """``--config JOB.toml``; what it holds stands behind flags and environment."""
+    """Add ``--config JOB.toml``."""
     return click.option(
         "--config",
         metavar="JOB.toml",
@@ -36,26 +36,26 @@ def config_option(function: Any) -> Any:
         is_eager=True,
         expose_value=False,
         callback=lambda ctx, _, path: None if path is None else _read(ctx, path),
-        help="A file with options as keys; flags and environment go before it.",
+        help="A file with options as keys; flags and environment override it.",
     )(function)
 
 
 def print_config_option(function: Any) -> Any:
-    """``--print-config``."""
+    """Add ``--print-config``."""
     return click.option(
         "--print-config",
         is_flag=True,
-        help="Show every option's value and where it came from, and run nothing.",
+        help="Print every option's value and source, without running.",
     )(function)
 
 
-def shown(ctx: click.Context) -> str:
-    """The options as a job file would have them, each with its source."""
+def format_options(ctx: click.Context) -> str:
+    """Return the options as a job file, each with its source in a comment."""
     lines = []
-    for key, parameter in _keys(ctx.command).items():
+    for key, parameter in option_keys(ctx.command).items():
         name = parameter.name or ""
         source = _SOURCES.get(ctx.get_parameter_source(name) or ParameterSource.DEFAULT, "default")
-        if name in ctx.meta.get(FILLED, ()):
+        if name in ctx.meta.get(FROM_HOSTFILE, ()):
             source = "hostfile"
         value = ctx.params.get(name)
         text = f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set"
@@ -71,8 +71,8 @@ def _read(ctx: click.Context, path: Path) -> None:
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(f"--config {path} is no TOML: {printable(str(error))}") from None
-    keys = _keys(ctx.command)
+        raise UsageError(f"--config {path} is not valid TOML: {printable(str(error))}") from None
+    keys = option_keys(ctx.command)
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in keys:
@@ -82,8 +82,8 @@ def _read(ctx: click.Context, path: Path) -> None:
     ctx.default_map = values
 
 
-def _keys(command: click.Command) -> dict[str, click.Parameter]:
-    """Parameters by key: a long flag without its dashes, an argument by its name."""
+def option_keys(command: click.Command) -> dict[str, click.Parameter]:
+    """Return parameters by key: a long flag without its dashes, or an argument's name."""
     found: dict[str, click.Parameter] = {}
     for parameter in command.params:
         flags = [flag for flag in parameter.opts if flag.startswith("--")]
@@ -94,27 +94,27 @@ def _keys(command: click.Command) -> dict[str, click.Parameter]:
 
 
 def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
-    """A value as the command line would have it.
+    """Return a value as the command line would give it.
 
     Raises:
-        UsageError: it is of another type.
+        UsageError: the value has the wrong type.
     """
-    wanted, fits = _type_of(key, parameter)
+    wanted, fits = key_type(key, parameter)
     if not fits(value):
         raise UsageError(f"--config {path}: {key} must be {wanted}, not {value!r:.80}")
     if key in _PATHS and value != "off":
-        return str(path.absolute().parent / value)  # as the file's author sees it
+        return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
 
 
-def _type_of(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any], bool]]:
-    """What a key takes, in words and as a check."""
+def key_type(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any], bool]]:
+    """Return the type of a key, as a description and as a check."""
     if parameter.nargs == -1 or getattr(parameter, "multiple", False):
-        return "a list of texts", _is_texts
+        return "a list of strings", _is_texts
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return "true or false", lambda value: isinstance(value, bool)
     if isinstance(parameter.type, click.IntRange):
-        return "a whole number", lambda value: _is_number(value, int)
+        return "an integer", lambda value: _is_number(value, int)
     if isinstance(parameter.type, click.FloatRange):
         return "a number", lambda value: _is_number(value, int | float)
     if key in _PATHS:
@@ -134,7 +134,7 @@ def _unknown(key: str, keys: list[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
-    hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(keys)}"
+    hint = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(keys)}"
     return f"unknown key {printable(key, 80)!r}{hint}"
 
 
@@ -145,4 +145,4 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, tuple | list):
         return json.dumps([str(item) for item in value])
-    return json.dumps(str(value))  # a basic string of TOML is written as JSON's
+    return json.dumps(str(value))  # a TOML basic string has JSON's syntax

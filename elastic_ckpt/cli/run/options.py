@@ -1,92 +1,43 @@
-"""Options of ``run`` that say who may give notice, and what a signal means."""
+"""The options of ``run``, in groups, in the order of its help."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.cli.run.job_file import config_option
 from elastic_ckpt.notices.platforms import AUTO, NONE, PLATFORMS
-from elastic_ckpt.policy.retention import Retention, parse_best
+from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
 
-DEFAULT_GRACE_SECONDS: Final = 30.0
-
-
-def notice_options(function: F) -> F:
-    """``--notice-source``, ``--notice-file``, ``--on-warning`` and ``--acknowledge``."""
-    for option in (
-        click.option(
-            "--acknowledge",
-            is_flag=True,
-            help="Once sealed, tell the platform that it need not wait; Azure listens.",
-        ),
-        click.option(
-            "--on-warning",
-            type=click.Choice(["save", "stop", "ignore"]),
-            default="save",
-            show_default=True,
-            help="What a warning without a deadline leads to: AWS's rebalance recommendation, "
-            "GCP's and Azure's maintenance.",
-        ),
-        click.option(
-            "--notice-file",
-            metavar="PATH",
-            type=click.Path(path_type=Path, readable=False),
-            help="A file or FIFO in which somebody says that this node goes away: "
-            "[SECONDS] [REASON], or warning [REASON].",
-        ),
-        click.option(
-            "--notice-source",
-            multiple=True,
-            default=[AUTO],
-            show_default=True,
-            metavar="NAME",
-            shell_complete=_source_names,
-            help="Whose word counts beside signals: slurm, aws, gcp, azure, none, or auto for "
-            "those of this machine. May be given several times.",
-        ),
-    ):
-        function = option(function)
-    return function
+_PATH = click.Path(path_type=Path, readable=False)  # readable: a later error has a better exit code
 
 
-def _source_names(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    """For a shell that completes."""
-    return [name for name in (AUTO, NONE, *PLATFORMS) if name.startswith(begun)]
-
-
-def known_grace(given: float | None, platforms: Sequence[str]) -> float:
-    """Seconds that a signal leaves: as given, as SLURM has it, or 30.
-
-    Raises:
-        UsageError: it is no number.
-    """
-    if given is not None:
-        if not math.isfinite(given):
-            raise UsageError(f"--grace {given} is no number of seconds")
-        return given
-    if "slurm" in platforms:
-        from elastic_ckpt.notices.slurm import signal_grace
-
-        return signal_grace() or DEFAULT_GRACE_SECONDS
-    return DEFAULT_GRACE_SECONDS
+def run_options(function: F) -> F:
+    """Add all options of ``run`` except ``--print-config``."""
+    return _all(
+        config_option,
+        job_options,
+        node_options,
+        notice_options,
+        save_options,
+        failure_options,
+        worker_options,
+        retention_options,
+        output_options,
+    )(function)
 
 
 def retention_options(function: F) -> F:
-    """``--keep-last``, ``--keep-every``, ``--keep-best``."""
+    """Add ``--keep-last``, ``--keep-every`` and ``--keep-best``."""
     count = click.IntRange(min=0)
-    for option in (
-        click.option(
-            "--keep-best",
-            metavar="N:METRIC[:max]",
-            help="Keep the N checkpoints with the lowest (or highest) value that was reported.",
-        ),
+    return _all(
+        click.option("--keep-last", metavar="N", default=0, type=count, help="Keep the newest N."),
         click.option(
             "--keep-every",
             metavar="STEPS",
@@ -94,13 +45,211 @@ def retention_options(function: F) -> F:
             type=count,
             help="Keep the first checkpoint of every STEPS steps.",
         ),
-        click.option("--keep-last", metavar="N", default=0, type=count, help="Keep the newest N."),
-    ):
-        function = option(function)
-    return function
+        click.option(
+            "--keep-best",
+            metavar="N:METRIC[:max]",
+            help="Keep the N checkpoints with the lowest (or highest) reported value.",
+        ),
+    )(function)
 
 
-def make_retention(last: int, every: int, best: str | None) -> Retention:
-    """The rule; raises UsageError for what makes no sense."""
-    count, metric, highest = parse_best(best) if best is not None else (0, "", False)
-    return Retention(last=last, every=every, best=count, metric=metric, highest=highest)
+def job_options(function: F) -> F:
+    """Add the options that identify the job."""
+    return _all(
+        click.option(
+            "--dir",
+            "directory",
+            envvar="ELASTIC_CKPT_DIR",
+            required=True,
+            type=_PATH,
+            help="The job directory, for checkpoints.",
+        ),
+        click.option("--name", help="The job's name.  [default: the directory's name]"),
+    )(function)
+
+
+def node_options(function: F) -> F:
+    """Add the options for workers and nodes."""
+    return _all(
+        click.option(
+            "--nproc",
+            default="auto",
+            show_default=True,
+            help="Workers on this node: a number, or auto for one per GPU (one without GPUs).",
+        ),
+        click.option(
+            "--nnodes",
+            metavar="MIN[:MAX]",
+            help="Number of nodes: the job starts and continues with MIN, and grows to MAX as "
+            "nodes join.  [default: 1, the hostfile's, or those of SLURM's step]",
+        ),
+        click.option(
+            "--hostfile",
+            metavar="FILE",
+            type=_PATH,
+            help="The job's hosts, one per line: HOST or HOST slots=NPROC. The first one leads and "
+            "starts the others over ssh.",
+        ),
+        click.option(
+            "--rdzv-endpoint",
+            metavar="HOST[:PORT]",
+            help="Where the nodes meet, the same on every node; the node with this address leads.  "
+            "[default: the hostfile's or SLURM's first]",
+        ),
+        click.option(
+            "--rdzv-timeout",
+            metavar="SECONDS",
+            default=600.0,
+            show_default=True,
+            type=click.FloatRange(min=1),
+            help="Seconds to wait for MIN nodes, or for the leading node, before the run ends with "
+            "75 or 76.",
+        ),
+    )(function)
+
+
+def notice_options(function: F) -> F:
+    """Add the options for preemption notices."""
+    return _all(
+        click.option(
+            "--grace",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0),
+            help="Seconds from a signal to the end of this node.  [default: 30, or SLURM's]",
+        ),
+        click.option(
+            "--notice-source",
+            multiple=True,
+            default=[AUTO],
+            show_default=True,
+            metavar="NAME",
+            shell_complete=_complete_source,
+            help="Sources of preemption notices in addition to signals: slurm, aws, gcp, azure, "
+            "none, or auto to detect them. Repeatable.",
+        ),
+        click.option(
+            "--notice-file",
+            metavar="PATH",
+            type=_PATH,
+            help="A file or FIFO to read notices from: [SECONDS] [REASON], or warning [REASON].",
+        ),
+        click.option(
+            "--on-warning",
+            type=click.Choice(["save", "stop", "ignore"]),
+            default="save",
+            show_default=True,
+            help="What to do on a warning without a deadline: AWS's rebalance recommendation, "
+            "GCP's and Azure's maintenance.",
+        ),
+        click.option(
+            "--acknowledge",
+            is_flag=True,
+            help="After the checkpoint is sealed, tell the platform not to wait (Azure).",
+        ),
+    )(function)
+
+
+def save_options(function: F) -> F:
+    """Add the options for periodic saves."""
+    return _all(
+        click.option(
+            "--save-interval",
+            metavar="STEPS|SECONDSs|auto",
+            help="Save every N steps (100), every N seconds (90s), or at the optimal interval "
+            "(auto); overrides the script's.",
+        ),
+        click.option(
+            "--mtbf",
+            metavar="DURATION",
+            help="Expected time between failures (6h30m) for --save-interval auto, which refines "
+            "it from the failures it observes.  [default: 6h]",
+        ),
+    )(function)
+
+
+def failure_options(function: F) -> F:
+    """Add the options for failures and hangs."""
+    return _all(
+        click.option(
+            "--max-failures",
+            metavar="N",
+            default=3,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Consecutive failures to retry.",
+        ),
+        click.option(
+            "--hang-seconds",
+            metavar="SECONDS",
+            default=MIN_HANG_SECONDS,
+            show_default=True,
+            type=click.FloatRange(min=1),
+            help="Minimum silence of all workers within a step that counts as a hang; ten times "
+            "the job's own longest if that is more.",
+        ),
+    )(function)
+
+
+def worker_options(function: F) -> F:
+    """Add the options for what workers find when they start."""
+    return _all(
+        click.option(
+            "--global-batch",
+            type=click.IntRange(min=1),
+            metavar="SAMPLES",
+            help="Samples per optimizer step over all workers, at any number of workers: sets the "
+            "accumulation.  [default: the script's accumulation]",
+        ),
+        click.option(
+            "--preload",
+            metavar="MODULE,...",
+            help="Modules to import before workers start.  [default: those that the job imported "
+            "before, and ColossalAI's if the script imports it]",
+        ),
+    )(function)
+
+
+def output_options(function: F) -> F:
+    """Add the options for where the run writes, and who may read it."""
+    return _all(
+        click.option(
+            "--memory-dir",
+            metavar="DIR|off",
+            default="/dev/shm",
+            show_default=True,
+            help="Write checkpoints here first, at the speed of memory; off writes to --dir.",
+        ),
+        click.option(
+            "--metrics",
+            metavar="[HOST:]PORT",
+            help="Serve Prometheus metrics on this address, on 127.0.0.1 without HOST; port 0 "
+            "picks a free one.",
+        ),
+        click.option(
+            "--metrics-file",
+            metavar="FILE",
+            type=_PATH,
+            help="Also write the metrics to FILE, which ends in .prom, for node_exporter's "
+            "textfile collector.",
+        ),
+        click.option("--group-access", is_flag=True, help="Let the group read the job directory."),
+        click.option(
+            "--node-name", help="This node's name.  [default: SLURMD_NODENAME or the host name]"
+        ),
+    )(function)
+
+
+def _all(*decorators: Callable[[Any], Any]) -> Decorator[Any]:
+    """Return a decorator that applies several, so that help shows them in this order."""
+
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def _complete_source(_: click.Context, __: click.Parameter, prefix: str) -> list[str]:
+    """Complete ``--notice-source`` in a shell."""
+    return [name for name in (AUTO, NONE, *PLATFORMS) if name.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""The other hosts of a hostfile: the same ``run`` on each of them, started over ssh."""
+"""Start the same ``run`` on the other hosts of a hostfile, over ssh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
-from elastic_ckpt.cli.run.hostfile import FILLED
+from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.errors import HostsNotStarted
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import create_file
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 10
 START_SECONDS: Final = 30.0
-"""How long ssh may take in all; what it starts does not hold it."""
+"""Limit for one ssh call; it returns as soon as ``run`` is started."""
 
-_AT_ONCE: Final = 32
+_MAX_PARALLEL: Final = 32
 
-_ITS_OWN: Final = frozenset({"hostfile", "nnodes", "rdzv_endpoint", "node_name"})
+_PER_HOST: Final = frozenset({"hostfile", "nnodes", "rdzv_endpoint", "node_name"})
 
 _NOT_SENT = re.compile(
     r"(?:SSH|XDG|DBUS|SLURM|BASH|SYSTEMD|NOTIFY|WATCHDOG|LISTEN|JOURNAL|CREDENTIALS)\w*"
     r"|_|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|HOST|HOSTNAME|TERM|DISPLAY|MAIL|TMPDIR"
     r"|INVOCATION_ID|MAINPID|SHELLOPTS|E?UID|PPID"
 )
-"""Variables that are of this host, this login, or the unit that runs here."""
+"""Variables that belong to this host, this login, or its systemd unit."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -49,13 +49,13 @@ def start_hosts(
     settings: RunSettings,
     say: Callable[[str], None],
 ) -> None:
-    """Start ``run`` on these hosts, with the options of this one; bounded.
+    """Start ``run`` on these hosts with the options of this one, within a bounded time.
 
-    Hosts that cannot be started are named, and done without if the job may begin with the others.
+    A host that fails is reported and left out if the job can start with the others.
 
     Raises:
-        HostsNotStarted: it may not.
-        DirectoryUnusable, OSError: there is no place for what they print.
+        HostsNotStarted: too few hosts remain.
+        DirectoryUnusable, OSError: cannot create the log files.
     """
     logs = _make_logs(JobDirectory(settings.directory), hosts)
     options = same_options(context)
@@ -64,34 +64,34 @@ def start_hosts(
     def start(host: str) -> str:
         own = [f"--nnodes={least}:{most}", f"--rdzv-endpoint={settings.endpoint}"]
         own.append(f"--node-name={host}")
-        behind = ["--", str(context.params["script"]), *settings.args]
-        line = shell_line(Path.cwd(), logs / f"{host}.log", [*options, *own, *behind])
-        wrong = _call_ssh(host, line)
-        return wrong and f"{host} was not started: {wrong} (its log: {logs / f'{host}.log'})"
+        command = ["--", str(context.params["script"]), *settings.args]
+        line = shell_line(Path.cwd(), logs / f"{host}.log", [*options, *own, *command])
+        error = _call_ssh(host, line)
+        return error and f"{host} was not started: {error} (log: {logs / f'{host}.log'})"
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_MAX_PARALLEL) as pool:
         failures = dict(zip(hosts, pool.map(start, hosts), strict=True))
     started = [host for host in hosts if not failures[host]]
     failed = [failures[host] for host in hosts if failures[host]]
     if 1 + len(started) < least:
         wait = f"{settings.gather_seconds:.0f} s"
         rest = f"; {', '.join(started)} will give up after {wait}" if started else ""
-        raise HostsNotStarted(f"{'; '.join(failed)}{rest}: mend that and run again")
+        raise HostsNotStarted(f"{'; '.join(failed)}{rest}: fix this, then rerun the same command")
     for failure in failed:
         say(failure)
     if started:
-        say(f"started {', '.join(started)} over ssh; what they print is in {logs}")
+        say(f"started {', '.join(started)} over ssh; their output is in {logs}")
 
 
 def same_options(context: click.Context) -> list[str]:
-    """The options of this call, from wherever they came, as flags for another host."""
-    filled = context.meta.get(FILLED, ())
+    """Return the options of this call, whatever their source, as flags for another host."""
+    filled = context.meta.get(FROM_HOSTFILE, ())
     found: list[str] = []
     for option in context.command.params:
         name = option.name or ""
         value = context.params.get(name)
         given = context.get_parameter_source(name) is not ParameterSource.DEFAULT or name in filled
-        if not isinstance(option, click.Option) or name in _ITS_OWN or not given or value is None:
+        if not isinstance(option, click.Option) or name in _PER_HOST or not given or value is None:
             continue
         flag = option.opts[0]
         if option.is_flag:
@@ -102,21 +102,21 @@ def same_options(context: click.Context) -> list[str]:
 
 
 def shell_line(directory: Path, log: Path, arguments: Sequence[str]) -> str:
-    """What a host's shell is to do: read the environment, start ``run``, and leave at once."""
-    python, place = shlex.quote(sys.executable), shlex.quote(str(directory))
+    """Return the command for a host's shell: read the environment, start ``run``, and exit."""
+    python, folder = shlex.quote(sys.executable), shlex.quote(str(directory))
     run = shlex.join([sys.executable, "-m", "elastic_ckpt", "run", *arguments])
     script = (
-        f'eval "$(cat)"; cd {place} || exit; '
+        f'eval "$(cat)"; cd {folder} || exit; '
         f"[ -x {python} ] || {{ echo no {python} there >&2; exit 127; }}; "
         f"exec </dev/null >>{shlex.quote(str(log))} 2>&1; setsid {run} &"
     )
-    return f"exec sh -c {shlex.quote(script)}"  # whatever the login shell is
+    return f"exec sh -c {shlex.quote(script)}"  # the login shell may not be POSIX
 
 
 def exports(environ: Mapping[str, str] = os.environ) -> str:
-    """This environment as a shell would set it, but for what is this host's own.
+    """Return this environment as shell commands, without the variables of this host.
 
-    It goes through ssh's standard input: an argument could be read by everybody on either host.
+    It goes through ssh's standard input, since any user of either host can read arguments.
     """
     return "".join(
         f"export {name}={shlex.quote(value)}\n"
@@ -126,7 +126,7 @@ def exports(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _call_ssh(host: str, line: str) -> str:
-    """Why it failed; empty if it did not."""
+    """Run the line on the host; return the error, or an empty string."""
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
     try:
         done = subprocess.run(
@@ -135,20 +135,20 @@ def _call_ssh(host: str, line: str) -> str:
             timeout=START_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return f"ssh did not end within {START_SECONDS:.0f} s"
+        return f"ssh did not finish within {START_SECONDS:.0f} s"
     except OSError as error:
         return f"ssh: {error.strerror or error}"
     if done.returncode == 0:
         return ""
-    said = printable(" ".join(done.stderr.split()), 300)
-    return f"ssh ended with {done.returncode}{f': {said}' if said else ''}"
+    stderr = printable(" ".join(done.stderr.split()), 300)
+    return f"ssh exited with {done.returncode}{f': {stderr}' if stderr else ''}"
 
 
 def _make_logs(job: JobDirectory, hosts: Sequence[str]) -> Path:
-    """The directory of what they print; a file each, with the mode of the job's other files."""
-    place = job.control / "hosts"
-    job.require(place)
+    """Create a log file for each host, with the job's file mode; return their directory."""
+    folder = job.control / "hosts"
+    job.require(folder)
     for host in hosts:
         with contextlib.suppress(FileExistsError):
-            os.close(create_file(place / f"{host}.log"))
-    return place
+            os.close(create_file(folder / f"{host}.log"))
+    return folder

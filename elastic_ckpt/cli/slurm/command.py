@@ -49,7 +49,8 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 
     Exits with 0, with 70 if SLURM refuses it.
     """
-    from elastic_ckpt.cli.run.command import check_script, parse
+    from elastic_ckpt.cli.run.build_settings import check_script
+    from elastic_ckpt.cli.run.command import parse
 
     params = parse(["--config", str(job_file)])
     script = batch_script(job_file.absolute(), params, options)

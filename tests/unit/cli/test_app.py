@@ -264,7 +264,7 @@ def test_no_command_on_a_terminal_is_the_help(
     monkeypatch.setattr(sys, "stderr", Terminal())
     said = cli()
     assert said.code == 64 and said.out == ""
-    assert "Look at it:" in sys.stderr.getvalue()
+    assert "Inspect it:" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The hostfile: what it may say, what follows from it, who starts whom, and with which words."""
+"""The hostfile: its syntax, the options it sets, and starting the other hosts over ssh."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.cli.run.test_job_file import printed
 
 @pytest.fixture(autouse=True)
 def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What names stand for; no name server is asked."""
+    """Resolve these names without a name server."""
     known = {"a": "192.0.2.1", "b": "192.0.2.2", "c": "192.0.2.3", "here": "127.0.0.2"}
     known |= {"localhost": "127.0.0.1"}
 
@@ -46,7 +46,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-# -- reading ------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("10.0.0.1\nfd00::1\nnode_3-x", Hostfile(("10.0.0.1", "fd00::1", "node_3-x"), 0)),
     ],
 )
-def test_hosts_stand_one_a_line(tmp_path: Path, text: str, found: Hostfile) -> None:
+def test_a_hostfile_has_one_host_per_line(tmp_path: Path, text: str, found: Hostfile) -> None:
     assert read_hostfile(write(tmp_path, text)) == found
 
 
@@ -74,53 +74,53 @@ def test_hosts_stand_one_a_line(tmp_path: Path, text: str, found: Hostfile) -> N
         ("a;reboot", r", line 1: .* is neither"),
         ("user@a", r", line 1: .* is neither"),
         ("a:22", r", line 1: .* is neither"),
-        ("a\nb\n\nA", r", line 4: A is there twice"),
+        ("a\nb\n\nA", r", line 4: duplicate host A"),
         ("a slots=2\nb slots=4", r", line 2: slots=N must be the same on all lines"),
         ("a slots=2\nb", r", line 2: slots=N must be the same on all lines"),
         ("a\nb slots=2", r", line 2: slots=N must be the same on all lines"),
-        ("", r"names no host: give one on each line"),
-        ("# none\n\n", r"names no host"),
+        ("", r"is empty: write one host per line"),
+        ("# none\n\n", r"is empty"),
     ],
 )
-def test_anything_else_is_named_with_file_and_line(tmp_path: Path, text: str, why: str) -> None:
+def test_an_invalid_line_is_reported_with_its_number(tmp_path: Path, text: str, why: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError, match=rf"--hostfile {path}.*{why}"):
         read_hostfile(path)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError, match=f"--hostfile {path}: {why}"):
             read_hostfile(path)
 
 
-# -- what follows for run -----------------------------------------------------------------------
+# -- options set by the file ------------------------------------------------------------------
 
 
 def options(path: Path, *more: str) -> dict[str, Any]:
     return parse(["--dir", "/c", "--hostfile", str(path), *more, "--", "t.py"])
 
 
-def test_it_gives_what_nobody_gave(tmp_path: Path) -> None:
+def test_the_file_sets_options_that_were_not_given(tmp_path: Path) -> None:
     found = options(write(tmp_path, "a slots=4\nb slots=4\n"))
     assert (found["nnodes"], found["rdzv_endpoint"], found["nproc"]) == ("2", "a", "4")
     assert "hostfile" not in found
     assert options(write(tmp_path, "fd00::1\nb\n"))["rdzv_endpoint"] == "[fd00::1]"
 
 
-def test_a_flag_goes_before_it(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "a slots=4\nb slots=4\n")
     found = options(path, "--nnodes", "1:2", "--rdzv-endpoint", "x:1", "--nproc", "auto")
     assert (found["nnodes"], found["rdzv_endpoint"], found["nproc"]) == ("1:2", "x:1", "auto")
 
 
-def test_one_host_is_a_node_that_is_alone_unless_more_may_come(tmp_path: Path) -> None:
+def test_one_host_runs_alone_unless_more_nodes_may_join(tmp_path: Path) -> None:
     path = write(tmp_path, "a")
     assert (options(path)["nnodes"], options(path)["rdzv_endpoint"]) == ("1", None)
     assert options(path, "--nnodes", "1:4")["rdzv_endpoint"] == "a"
 
 
-def test_it_is_a_key_of_a_job_file_and_shown_as_a_source(tmp_path: Path) -> None:
+def test_a_job_file_can_name_the_hostfile(tmp_path: Path) -> None:
     write(tmp_path, "a slots=4\nb slots=4\n")
     job = tmp_path / "job.toml"
     job.write_text('dir = "c"\nscript = "t.py"\nhostfile = "hosts"\nrdzv-endpoint = "x:1"\n')
@@ -132,14 +132,14 @@ def test_it_is_a_key_of_a_job_file_and_shown_as_a_source(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("first", ["localhost", "here", "127.0.0.1"])
-def test_a_first_host_that_others_cannot_reach_is_a_mistake(tmp_path: Path, first: str) -> None:
+def test_a_loopback_first_host_is_refused(tmp_path: Path, first: str) -> None:
     path = write(tmp_path, f"{first}\nb\n")
     with pytest.raises(UsageError, match=rf"{first} is 127\.0\.0\.\d here, .* --rdzv-endpoint"):
         options(path)
     assert options(path, "--rdzv-endpoint", "127.0.0.1:1")["nnodes"] == "2"
 
 
-# -- who starts whom ----------------------------------------------------------------------------
+# -- which host starts the others -------------------------------------------------------------
 
 
 def test_the_first_host_starts_the_others() -> None:
@@ -153,36 +153,36 @@ def test_the_first_host_starts_the_others() -> None:
     "first",
     ["login", "LOGIN", "login.cluster.org", "localhost", "127.0.0.1", "127.0.0.2", "here"],
 )
-def test_the_first_host_is_known_by_each_of_its_names(first: str) -> None:
+def test_the_first_host_is_recognized_by_any_of_its_names(first: str) -> None:
     assert hosts_to_start((first, "b"), "some-name", {}) == ("b",)
 
 
 @pytest.mark.parametrize("other", ["a", "192.0.2.1", "login.elsewhere.org", "nowhere"])
-def test_another_machine_is_not_taken_for_this_one(other: str) -> None:
+def test_another_machine_is_not_recognized_as_this_one(other: str) -> None:
     assert not is_this_machine(other)
     assert hosts_to_start((other, "b"), "some-name", {}) == ()
 
 
-def test_a_node_name_that_the_file_has_decides() -> None:
+def test_a_node_name_in_the_file_takes_precedence() -> None:
     assert hosts_to_start(("a", "b"), "a", {}) == ("b",)
     assert hosts_to_start(("localhost", "b"), "b", {}) == ()
 
 
-def test_srun_starts_them_itself() -> None:
+def test_srun_starts_the_hosts_itself() -> None:
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_NODES": "2"}
     assert hosts_to_start(("login", "b"), "login", step) == ()
     assert hosts_to_start(("login", "b"), "login", step | {"SLURM_STEP_NUM_NODES": "1"}) == ("b",)
     assert hosts_to_start(("login", "b"), "login", {"SLURM_JOB_ID": "7"}) == ("b",)
 
 
-# -- with which words ---------------------------------------------------------------------------
+# -- the command line on another host ---------------------------------------------------------
 
 
 def context(*arguments: str) -> click.Context:
     return command.make_context("run", list(arguments))
 
 
-def test_another_host_gets_the_same_options_wherever_they_came_from(
+def test_another_host_gets_the_same_options_whatever_their_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, "a slots=4\nb slots=4\n")
@@ -207,8 +207,8 @@ def test_another_host_gets_the_same_options_wherever_they_came_from(
     assert there["script"] == Path("t.py")
 
 
-def test_the_line_works_in_a_shell_whatever_is_in_it(tmp_path: Path, monkeypatch) -> None:
-    """It takes its variables from standard input, and prints to the log alone."""
+def test_the_command_line_is_quoted_for_a_shell(tmp_path: Path, monkeypatch) -> None:
+    """The variables come from standard input, and all output goes to the log."""
     place = tmp_path / 'it\'s "here" $HOME'
     place.mkdir()
     fake = place / "py thon"
@@ -232,7 +232,7 @@ def test_the_line_works_in_a_shell_whatever_is_in_it(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("missing", ["directory", "log", "python"])
-def test_what_is_missing_on_a_host_is_an_error_of_the_line(
+def test_something_missing_on_a_host_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     nowhere = str(tmp_path / "nowhere")
@@ -248,18 +248,18 @@ def test_what_is_missing_on_a_host_is_an_error_of_the_line(
     assert done.returncode != 0 and nowhere in done.stderr
 
 
-def test_variables_of_this_host_stay_here() -> None:
+def test_variables_of_this_host_are_not_sent() -> None:
     own = ("SSH_AUTH_SOCK", "SLURM_PROCID", "SLURMD_NODENAME", "NOTIFY_SOCKET", "PWD", "UID")
     sent = ("PATH", "PYTHONPATH", "NCCL_SOCKET_IFNAME", "DATA", "HF_HOME", "USERNAME")
     text = ssh.exports(dict.fromkeys([*own, *sent], "a b"))
     assert text == "".join(f"export {name}='a b'\n" for name in sent)
 
 
-# -- starting -----------------------------------------------------------------------------------
+# -- starting ---------------------------------------------------------------------------------
 
 
 def start(tmp_path: Path, monkeypatch, script: str | None, least: int = 3) -> list[str]:
-    """Start b and c with a fake ssh, or without any; what was said."""
+    """Start b and c with a fake ssh, or without one; return the printed lines."""
     if script is None:
         monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     else:
@@ -277,10 +277,10 @@ def start(tmp_path: Path, monkeypatch, script: str | None, least: int = 3) -> li
     return said
 
 
-def test_each_host_is_called_once_with_bounds(tmp_path: Path, monkeypatch) -> None:
+def test_each_host_is_called_once_with_a_timeout(tmp_path: Path, monkeypatch) -> None:
     said = start(tmp_path, monkeypatch, f'printf "%s\\n" "$@" > {tmp_path}/called.$5')
     logs = tmp_path / "job" / ".elastic-ckpt" / "hosts"
-    assert said == [f"started b, c over ssh; what they print is in {logs}"]
+    assert said == [f"started b, c over ssh; their output is in {logs}"]
     for host in ("b", "c"):
         words = (tmp_path / f"called.{host}").read_text().splitlines()
         assert words[:5] == ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host]
@@ -292,21 +292,24 @@ def test_each_host_is_called_once_with_bounds(tmp_path: Path, monkeypatch) -> No
         assert (logs / f"{host}.log").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_host_that_fails_is_named_with_code_and_log(tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_host_is_reported_with_exit_code_and_log(tmp_path: Path, monkeypatch) -> None:
     script = 'if [ $5 = c ]; then echo "no route" >&2; exit 255; fi'
     log = tmp_path / "job/.elastic-ckpt/hosts/c.log"
     with pytest.raises(HostsNotStarted) as caught:
         start(tmp_path, monkeypatch, script)
-    failure = f"c was not started: ssh ended with 255: no route (its log: {log})"
-    assert str(caught.value) == f"{failure}; b will give up after 600 s: mend that and run again"
+    failure = f"c was not started: ssh exited with 255: no route (log: {log})"
+    assert (
+        str(caught.value)
+        == f"{failure}; b will give up after 600 s: fix this, then rerun the same command"
+    )
     assert caught.value.exit_code == 70
     assert start(tmp_path, monkeypatch, script, least=2)[0] == failure
 
 
-def test_ssh_that_hangs_or_is_not_there_is_such_a_failure(tmp_path: Path, monkeypatch) -> None:
+def test_a_missing_or_hanging_ssh_is_a_failure(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(HostsNotStarted, match="b was not started: ssh: No such file"):
         start(tmp_path, monkeypatch, None)
     monkeypatch.undo()
     monkeypatch.setattr(ssh, "START_SECONDS", 0.3)
-    with pytest.raises(HostsNotStarted, match="b was not started: ssh did not end within"):
+    with pytest.raises(HostsNotStarted, match="b was not started: ssh did not finish within"):
         start(tmp_path, monkeypatch, "exec sleep 60")

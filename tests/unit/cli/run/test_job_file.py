@@ -1,4 +1,4 @@
-"""The job file of ``run``: typed keys, what goes before it, and what it says of mistakes."""
+"""The job file of ``run``: typed keys, precedence, and error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def printed(*arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
-    """Key -> value and source, as ``--print-config`` shows them."""
+    """Return (value, source) by key, as ``--print-config`` prints them."""
     found = CliRunner(env=environment).invoke(
         command, [*arguments, "--print-config"], standalone_mode=False, catch_exceptions=False
     )
@@ -33,7 +33,7 @@ def printed(*arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
     return shown
 
 
-def test_flags_go_before_environment_before_file_before_default(tmp_path: Path) -> None:
+def test_precedence_is_flag_environment_file_default(tmp_path: Path) -> None:
     path = write(tmp_path, 'dir = "a"\nscript = "t.py"\nnproc = 2\ngrace = 5\nkeep-last = 3\n')
     shown = printed("--config", path, "--grace", "60", ELASTIC_CKPT_DIR="/b")
     assert shown["dir"] == ('"/b"', "environment")
@@ -45,12 +45,12 @@ def test_flags_go_before_environment_before_file_before_default(tmp_path: Path) 
 
 
 def test_every_option_of_run_has_a_key() -> None:
-    keys = job_file._keys(command)
+    keys = job_file.option_keys(command)
     flags = {opt[2:] for one in command.params for opt in one.opts if opt.startswith("--")}
     assert set(keys) == flags - {"config", "print-config"} | {"script", "args"}
 
 
-def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch) -> None:
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir("/")
     path = write(tmp_path, 'dir = "c"\nscript = "../t.py"\nargs = ["a b", "--x"]\n')
     shown = printed("--config", path)
@@ -67,7 +67,7 @@ def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch) -> None:
     assert shown["metrics"][1] == "file"
 
 
-def test_what_is_shown_is_a_job_file_with_the_same_meaning(tmp_path: Path) -> None:
+def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
     first = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nargs = ["\\"q\\""]\nnnodes = "1:2"\n')
     runner = CliRunner()
     arguments = ["--config", first, "--group-access", "--print-config"]
@@ -84,22 +84,22 @@ def test_what_is_shown_is_a_job_file_with_the_same_meaning(tmp_path: Path) -> No
     [
         ("nprocs = 2", "unknown key 'nprocs'; did you mean nproc?"),
         ("save_interval = 3", "unknown key 'save_interval'; did you mean save-interval?"),
-        ("zzzzzz = 1", "unknown key 'zzzzzz'; there are dir, "),
+        ("zzzzzz = 1", "unknown key 'zzzzzz'; the keys are dir, "),
         ("config = 'x'", "unknown key 'config'"),
         ("grace = 'long'", "grace must be a number, not 'long'"),
-        ("keep-last = 1.5", "keep-last must be a whole number, not 1.5"),
-        ("keep-last = true", "keep-last must be a whole number, not True"),
+        ("keep-last = 1.5", "keep-last must be an integer, not 1.5"),
+        ("keep-last = true", "keep-last must be an integer, not True"),
         ("group-access = 1", "group-access must be true or false, not 1"),
-        ("args = 'x'", "args must be a list of texts, not 'x'"),
-        ("args = [1]", "args must be a list of texts, not [1]"),
+        ("args = 'x'", "args must be a list of strings, not 'x'"),
+        ("args = [1]", "args must be a list of strings, not [1]"),
         ("dir = 3", "dir must be a path, not 3"),
-        ("nproc = [2]", "nproc must be a text or a whole number, not [2]"),
+        ("nproc = [2]", "nproc must be a string or an integer, not [2]"),
         ("[run]\nnproc = 2", "unknown key 'run'"),
-        ("nproc = ", "is no TOML"),
-        ("nproc = 1\nnproc = 2", "is no TOML"),
+        ("nproc = ", "is not valid TOML"),
+        ("nproc = 1\nnproc = 2", "is not valid TOML"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, text: str, why: str) -> None:
+def test_an_invalid_file_is_reported(tmp_path: Path, text: str, why: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         printed("--config", path, "--dir", "/c", "t.py")
@@ -107,12 +107,12 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, why: str) -> None:
     assert why in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml: No such file"):
         printed("--config", str(tmp_path / "nowhere.toml"), "--dir", "/c", "t.py")
 
 
-def test_limits_hold_for_the_file_too(tmp_path: Path) -> None:
+def test_limits_apply_to_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "grace = -1\n")
     with pytest.raises(click.BadParameter):
         printed("--config", path, "--dir", "/c", "t.py")

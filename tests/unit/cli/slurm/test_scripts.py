@@ -65,7 +65,7 @@ def test_a_name_or_path_cannot_leave_its_line(file: Path, tmp_path: Path) -> Non
 
 
 def test_a_script_that_is_not_there_is_not_submitted(file: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no script .*train\.py"):
+    with pytest.raises(UsageError, match=r"no script .*train\.py"):
         CliRunner().invoke(submit, [str(file)], catch_exceptions=False)
 
 

@@ -1,0 +1,188 @@
+"""From the options of ``run`` to checked settings."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir import node_record as records
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.notices.platforms import choose
+from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
+from elastic_ckpt.policy.retention import Retention, parse_best
+from elastic_ckpt.util.units import parse_duration
+
+if TYPE_CHECKING:
+    from elastic_ckpt.supervisor.settings import OnWarning, RunSettings
+
+DEFAULT_GRACE_SECONDS: Final = 30.0
+
+_COLOSSALAI_MODULES: Final = ("colossalai", "colossalai.booster", "colossalai.booster.plugin")
+
+
+def build_settings(
+    *,
+    directory: Path,
+    name: str | None,
+    nproc: str,
+    nnodes: str | None,
+    rdzv_endpoint: str | None,
+    rdzv_timeout: float,
+    grace: float | None,
+    notice_source: tuple[str, ...],
+    notice_file: Path | None,
+    on_warning: OnWarning,
+    acknowledge: bool,
+    save_interval: str | None,
+    mtbf: str | None,
+    max_failures: int,
+    hang_seconds: float,
+    global_batch: int | None,
+    preload: str | None,
+    keep_last: int,
+    keep_every: int,
+    keep_best: str | None,
+    memory_dir: str,
+    metrics: str | None,
+    metrics_file: Path | None,
+    group_access: bool,
+    node_name: str | None,
+    script: Path,
+    args: tuple[str, ...],
+) -> RunSettings:
+    """Check the options of ``run``, which give the arguments their names.
+
+    Raises:
+        UsageError: an option is invalid.
+    """
+    from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
+    from elastic_ckpt.supervisor.settings import RunSettings
+
+    check_script(script)
+    platforms = choose(notice_source)
+    grace = signal_grace_seconds(grace, platforms)
+    interval = parse_interval(save_interval) if save_interval else SaveInterval()
+    nodes, endpoint = _nodes(nnodes, rdzv_endpoint, platforms)
+    root = JobDirectory.at(directory).root
+    return RunSettings(
+        directory=root,
+        script=script.resolve(),
+        args=args,
+        name=name or root.name,
+        node=records.node_name(node_name),
+        nproc=_workers(nproc),
+        grace=grace,
+        interval=interval,
+        mtbf=_mtbf(mtbf, interval),
+        max_failures=max_failures,
+        hang_seconds=hang_seconds,
+        global_batch=global_batch or 0,
+        preload=_preload(preload, script),
+        learn_preload=preload is None,
+        retention=make_retention(keep_last, keep_every, keep_best),
+        group_access=group_access,
+        memory=None if memory_dir == "off" or endpoint else Path(memory_dir).absolute(),
+        nodes=nodes,
+        endpoint=endpoint,
+        gather_seconds=rdzv_timeout,
+        notice_sources=platforms,
+        notice_file=notice_file.absolute() if notice_file else None,
+        on_warning=on_warning,
+        acknowledge=acknowledge,
+        metrics=None if metrics is None else parse_address(metrics),
+        metrics_file=None if metrics_file is None else check_file(metrics_file),
+    )
+
+
+def check_script(script: Path) -> None:
+    """Raise ``UsageError`` if the script is missing or unreadable."""
+    if not script.is_file():
+        raise UsageError(f"no script {script}: give its path after --")
+    if not os.access(script, os.R_OK):
+        raise UsageError(f"cannot read {script}: fix its permissions")
+
+
+def make_retention(last: int, every: int, best: str | None) -> Retention:
+    """Return the retention that the ``--keep-*`` options describe.
+
+    Raises:
+        UsageError: ``best`` is malformed.
+    """
+    count, metric, highest = parse_best(best) if best is not None else (0, "", False)
+    return Retention(last=last, every=every, best=count, metric=metric, highest=highest)
+
+
+def signal_grace_seconds(given: float | None, platforms: Sequence[str]) -> float:
+    """Return the seconds from a signal to the end of the node: as given, SLURM's, or 30.
+
+    Raises:
+        UsageError: the given value is not finite.
+    """
+    if given is not None:
+        if not math.isfinite(given):
+            raise UsageError(f"invalid --grace {given}: give a number of seconds")
+        return given
+    if "slurm" in platforms:
+        from elastic_ckpt.notices.slurm import signal_grace
+
+        return signal_grace() or DEFAULT_GRACE_SECONDS
+    return DEFAULT_GRACE_SECONDS
+
+
+def _workers(nproc: str) -> int:
+    if nproc == "auto":
+        from elastic_ckpt.cli.gpus import auto_workers
+
+        return auto_workers()
+    if not nproc.isdecimal() or int(nproc) < 1:
+        raise UsageError(f"invalid --nproc {nproc!r}: give a positive number or auto")
+    return int(nproc)
+
+
+def _nodes(
+    nnodes: str | None, endpoint: str | None, platforms: Sequence[str]
+) -> tuple[tuple[int, int], str]:
+    """Return the minimum and maximum number of nodes, and where they meet; empty for one node."""
+    from elastic_ckpt.protocol.rendezvous import parse_nodes
+
+    in_slurm = "slurm" in platforms
+    if nnodes is None:
+        nnodes = os.environ.get("SLURM_STEP_NUM_NODES", "1") if in_slurm else "1"
+    least, most = parse_nodes(nnodes)
+    if most > 1 and not endpoint and in_slurm:
+        from elastic_ckpt.notices.slurm import head_endpoint
+
+        endpoint = head_endpoint()
+    if most > 1 and not endpoint:
+        raise UsageError(
+            f"--nnodes {nnodes} needs --hostfile FILE, or --rdzv-endpoint HOST:PORT with the "
+            "address of one node, the same on every node"
+        )
+    return (least, most), endpoint or ""
+
+
+def _mtbf(given: str | None, interval: SaveInterval) -> float:
+    if given is None:
+        return DEFAULT_MTBF_SECONDS
+    if not interval.auto:
+        raise UsageError("--mtbf requires --save-interval auto")
+    try:
+        seconds = parse_duration(given)
+    except UsageError as error:
+        raise UsageError(f"--mtbf {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"invalid --mtbf {given!r}: give a positive duration")
+    return seconds
+
+
+def _preload(given: str | None, script: Path) -> tuple[str, ...]:
+    if given is not None:
+        return tuple(module.strip() for module in given.split(",") if module.strip())
+    source = script.read_text(errors="replace")
+    uses = re.search(r"^\s*(?:import|from)\s+colossalai\b", source, re.MULTILINE)
+    return _COLOSSALAI_MODULES if uses else ()
