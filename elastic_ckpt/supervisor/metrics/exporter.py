@@ -1,6 +1,6 @@
-"""A run's metrics, for Prometheus: fetched from an address, or from a file, or neither.
+"""A run's metrics for Prometheus: served at an address, written to a file, both or neither.
 
-Nothing of it runs in the supervisor's loop, and the library is imported only where somebody asks.
+Nothing here runs in the supervisor's loop, and the library is imported only for a run with metrics.
 """
 
 from __future__ import annotations
@@ -27,19 +27,17 @@ LAST_LOOK_SECONDS: Final = 0.5
 
 
 class Metrics:
-    """One for a run; does nothing where nobody asked for metrics."""
+    """The metrics of one run; does nothing unless the settings ask for them.
+
+    Raises:
+        UsageError: the address cannot be listened on.
+    """
 
     def __init__(
         self, settings: RunSettings, job: JobDirectory, board: Board, account: Account
     ) -> None:
-        """Listen, if that was asked for.
-
-        Raises:
-            UsageError: one cannot listen there.
-        """
         self._feed: JournalFeed | None = None
-        self._server: MetricsServer | None = None
-        self._file: MetricsFile | None = None
+        self._parts: list[JournalFeed | MetricsServer | MetricsFile] = []  # in order of start
         if settings.metrics is None and settings.metrics_file is None:
             return
         from prometheus_client import CollectorRegistry
@@ -50,47 +48,47 @@ class Metrics:
 
         if account.record.leads:
             self._feed = JournalFeed(job, settings.node)
+            self._parts.append(self._feed)
         registry = CollectorRegistry()
         registry.register(NodeCollector(board, account, self._feed))
         if settings.metrics is not None:
-            self._server = MetricsServer(*settings.metrics, registry)
-            account.say(f"metrics: {self._server.url}")
+            server = MetricsServer(*settings.metrics, registry)
+            self._parts.append(server)
+            account.say(f"metrics: {server.url}")
         if settings.metrics_file is not None:
-            self._file = MetricsFile(settings.metrics_file, registry, account.say)
+            self._parts.append(MetricsFile(settings.metrics_file, registry, account.say))
 
     def start(self) -> None:
-        """Tell them from now on."""
-        for part in (self._feed, self._server, self._file):
-            if part is not None:
-                part.start()
+        """Start to follow the journal, to serve and to write."""
+        for part in self._parts:
+            part.start()
 
     def stop(self) -> None:
-        """The run is over, and its last event written; bounded, whatever the storage does."""
+        """Stop, after the run's last event is written; bounded even when the storage hangs."""
         if self._feed is not None:
             self._feed.look(LAST_LOOK_SECONDS)
-        for part in (self._file, self._server, self._feed):
-            if part is not None:
-                part.stop()
+        for part in reversed(self._parts):
+            part.stop()
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of PORT, HOST:PORT or [IPV6]:PORT.
+    """Return host and port of ``PORT``, ``HOST:PORT`` or ``[IPV6]:PORT``.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text is none of these.
     """
     found = _ADDRESS.fullmatch(text.strip())
     if found is None or int(found[3]) > 65535:
-        raise UsageError(f"--metrics {text!r} is no PORT, HOST:PORT or [IPV6]:PORT")
+        raise UsageError(f"--metrics {text!r} is not PORT, HOST:PORT or [IPV6]:PORT")
     return found[1] or found[2] or DEFAULT_HOST, int(found[3])
 
 
 def check_file(path: Path) -> Path:
-    """Where the metrics are to be written, seen from anywhere.
+    """Return the absolute path of the metrics file.
 
     Raises:
-        UsageError: node_exporter would not read it.
+        UsageError: node_exporter would not read a file of this name.
     """
     if path.suffix != SUFFIX:
-        raise UsageError(f"--metrics-file {path}: its name must end in {SUFFIX}")
+        raise UsageError(f"--metrics-file {path}: the name must end in {SUFFIX}")
     return path.absolute()

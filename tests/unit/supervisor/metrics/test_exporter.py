@@ -1,4 +1,4 @@
-"""Where the metrics are told: an address, a file; who holds whom up, and what it is asked with."""
+"""Metrics at an address and in a file: options, limits, and readers and disks that hang."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.metrics_core import GaugeMetricFamily
 
 from elastic_ckpt.cli.run.command import settings_of
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.supervisor.metrics import outputs
 from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
-from elastic_ckpt.supervisor.metrics.outputs import AT_ONCE, MetricsFile, MetricsServer, replace
+from elastic_ckpt.supervisor.metrics.outputs import MAX_READERS, MetricsFile, MetricsServer
 
 pytestmark = pytest.mark.one_torch
 
@@ -29,33 +29,37 @@ ROOT = Path(__file__).parents[4]
 ENDLESS = 60
 
 
-class Told:
-    """A collector of one number."""
+class OneNumber:
+    """A collector of one number, or of an error."""
 
     def __init__(self) -> None:
         self.value = 1.0
-        self.wrong: Exception | None = None
+        self.error: Exception | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        if self.wrong is not None:
-            raise self.wrong
-        yield GaugeMetricFamily("told", "A number", self.value)
+        if self.error is not None:
+            raise self.error
+        yield GaugeMetricFamily("number", "A number", self.value)
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def number() -> OneNumber:
+    return OneNumber()
 
 
 @pytest.fixture
-def server(told: Told) -> Iterator[MetricsServer]:
-    found = MetricsServer("127.0.0.1", 0, told.registry)
+def server(number: OneNumber) -> Iterator[MetricsServer]:
+    found = MetricsServer("127.0.0.1", 0, number.registry)
     found.start()
     yield found
     found.stop()
-    assert not found._thread.is_alive()
+    assert not threads("metrics-server")
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name == name]
 
 
 def address(server: MetricsServer) -> tuple[str, int]:
@@ -92,7 +96,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> 
         ("[::1]:9400", ("::1", 9400)),
     ],
 )
-def test_an_address(text: str, found: tuple[str, int]) -> None:
+def test_parse_address(text: str, found: tuple[str, int]) -> None:
     assert parse_address(text) == found
 
 
@@ -112,18 +116,18 @@ def test_an_address(text: str, found: tuple[str, int]) -> None:
         "a:b:1",
     ],
 )
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="is no PORT, HOST:PORT or"):
+def test_parse_address_rejects(text: str) -> None:
+    with pytest.raises(UsageError, match="is not PORT, HOST:PORT or"):
         parse_address(text)
 
 
-def test_it_is_told_there(told: Told, server: MetricsServer) -> None:
-    assert fetch(server) == (200, "# HELP told A number\n# TYPE told gauge\ntold 1.0\n")
-    told.value = 2.0
-    assert fetch(server)[1].endswith("told 2.0\n")
+def test_the_server_answers_with_current_values(number: OneNumber, server: MetricsServer) -> None:
+    assert fetch(server) == (200, "# HELP number A number\n# TYPE number gauge\nnumber 1.0\n")
+    number.value = 2.0
+    assert fetch(server)[1].endswith("number 2.0\n")
 
 
-def test_an_address_that_is_taken_is_an_error(server: MetricsServer) -> None:
+def test_an_address_in_use_is_an_error(server: MetricsServer) -> None:
     host, port = address(server)
     with pytest.raises(UsageError, match=rf"--metrics {host}:{port}: .*in use.*: give another"):
         MetricsServer(host, port, CollectorRegistry())
@@ -135,22 +139,22 @@ def test_an_address_of_another_host_is_an_error(host: str) -> None:
         MetricsServer(host, 9400, CollectorRegistry())
 
 
-def test_whoever_starts_again_at_once_can_listen_there(told: Told) -> None:
-    """Connections of before still wait in the kernel."""
-    first = MetricsServer("127.0.0.1", 0, told.registry)
+def test_an_address_can_be_reused_at_once(number: OneNumber) -> None:
+    """Even with connections of the first server in TIME_WAIT."""
+    first = MetricsServer("127.0.0.1", 0, number.registry)
     first.start()
     assert fetch(first)[0] == 200
     first.stop()
-    second = MetricsServer(*address(first), told.registry)
+    second = MetricsServer(*address(first), number.registry)
     second.start()
     assert fetch(second)[0] == 200
     second.stop()
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
-def test_ipv6(told: Told) -> None:
+def test_ipv6(number: OneNumber) -> None:
     try:
-        server = MetricsServer("::1", 0, told.registry)
+        server = MetricsServer("::1", 0, number.registry)
     except UsageError as error:
         pytest.skip(f"needs IPv6: {error}")
     assert server.url.startswith("http://[::1]:")
@@ -159,22 +163,22 @@ def test_ipv6(told: Told) -> None:
     server.stop()
 
 
-def test_whoever_says_nothing_keeps_nobody_waiting(
+def test_silent_readers_do_not_block_others(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs._Handler, "timeout", ENDLESS)
-    silent = [socket.create_connection(address(server)) for _ in range(AT_ONCE - 1)]
+    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", ENDLESS)
+    silent = [socket.create_connection(address(server)) for _ in range(MAX_READERS - 1)]
     assert fetch(server)[0] == 200
     for one in silent:
         one.close()
 
 
-def test_no_more_than_so_many_at_once(
+def test_readers_above_the_limit_are_refused(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one is hung up on; and there is room again when one has gone."""
-    monkeypatch.setattr(outputs._Handler, "timeout", ENDLESS)
-    silent = [socket.create_connection(address(server)) for _ in range(AT_ONCE)]
+    """Until one of the others has gone."""
+    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", ENDLESS)
+    silent = [socket.create_connection(address(server)) for _ in range(MAX_READERS)]
     with socket.create_connection(address(server), timeout=20) as one_too_many:
         assert one_too_many.recv(1) == b""
     silent.pop().close()
@@ -190,10 +194,10 @@ def test_no_more_than_so_many_at_once(
         one.close()
 
 
-def test_whoever_says_nothing_is_hung_up_on(
+def test_a_silent_reader_is_disconnected(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(outputs._Handler, "timeout", 0.05)
+    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", 0.05)
     with socket.create_connection(address(server), timeout=20) as silent:
         assert silent.recv(1) == b""
     with socket.create_connection(address(server), timeout=20) as halfway:
@@ -202,12 +206,12 @@ def test_whoever_says_nothing_is_hung_up_on(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_goes_wrong_is_not_told_to_the_terminal(
-    told: Told, server: MetricsServer, capfd: pytest.CaptureFixture[str]
+def test_an_error_does_not_reach_the_terminal(
+    number: OneNumber, server: MetricsServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told.wrong = RuntimeError("a bug")
+    number.error = RuntimeError("a bug")
     assert fetch(server)[0] == 500
-    told.wrong = None
+    number.error = None
     assert fetch(server)[0] == 200
     assert capfd.readouterr() == ("", "")
 
@@ -215,117 +219,141 @@ def test_what_goes_wrong_is_not_told_to_the_terminal(
 # -- a file -----------------------------------------------------------------------------------
 
 
+def file_at(path: Path, number: OneNumber) -> MetricsFile:
+    return MetricsFile(path, number.registry, lambda line: None)
+
+
 @pytest.mark.parametrize("name", ["metrics", "metrics.txt", ".prom", "a.prom.tmp"])
-def test_a_file_that_would_not_be_collected(name: str) -> None:
+def test_a_file_that_node_exporter_ignores_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"must end in \.prom"):
         check_file(Path(name))
 
 
-def test_everybody_may_read_the_file_whatever_the_umask_is(tmp_path: Path) -> None:
+def test_any_user_can_read_the_file_whatever_the_umask(tmp_path: Path, number: OneNumber) -> None:
     path = tmp_path / "a.prom"
     before = os.umask(0o077)
     try:
-        replace(path, b"told 1\n")
+        file_at(path, number).write()
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [one.name for one in tmp_path.iterdir()] == ["a.prom"]
 
 
-def test_what_a_kill_left_is_replaced_and_never_collected(tmp_path: Path) -> None:
-    left = tmp_path / ".a.prom.tmp"
-    left.write_text("half")
-    assert not left.name.endswith(".prom")
-    replace(tmp_path / "a.prom", b"told 1\n")
-    assert [one.name for one in tmp_path.iterdir()] == ["a.prom"]
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path, number: OneNumber) -> None:
+    """Including those of its library, which end in a process and a thread number."""
+    for left in (".a[1].prom.tmp", ".a[1].prom.tmp.17.140"):
+        (tmp_path / left).write_text("half")
+    file = file_at(tmp_path / "a[1].prom", number)
+    file.start()
+    file.stop()
+    assert [one.name for one in tmp_path.iterdir()] == ["a[1].prom"]
 
 
-def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+def test_a_temporary_file_is_never_collected(
+    tmp_path: Path, number: OneNumber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def failing(path: str, registry: CollectorRegistry) -> None:
+        write_to_textfile(path, registry)
+        names.extend(one.name for one in tmp_path.iterdir())
+        raise OSError
+
+    monkeypatch.setattr(outputs, "write_to_textfile", failing)
+    with pytest.raises(OSError):
+        file_at(tmp_path / "a.prom", number).write()
+    assert names and not any(name.endswith(".prom") for name in names)
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path, number: OneNumber) -> None:
     other = tmp_path / "other"
     other.write_text("mine")
     for name in ("a.prom", ".a.prom.tmp"):
         (tmp_path / name).symlink_to(other)
-    replace(tmp_path / "a.prom", b"told 1\n")
+    file_at(tmp_path / "a.prom", number).write()
     assert other.read_text() == "mine"
     assert not (tmp_path / "a.prom").is_symlink()
 
 
-def test_a_reader_never_sees_half_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "a.prom"
-    contents = [bytes([65 + i]) * 200_000 for i in range(2)]
-    replace(path, contents[0])
-    over = threading.Event()
+def test_a_reader_never_sees_half_a_file(tmp_path: Path, number: OneNumber) -> None:
+    path, over = tmp_path / "a.prom", threading.Event()
+    file = file_at(path, number)
+    file.write()
 
     def write() -> None:
         for turn in range(200):
-            replace(path, contents[turn % 2])
+            number.value = turn % 2
+            file.write()
         over.set()
 
     thread = threading.Thread(target=write)
     thread.start()
     seen = set()
     while not over.is_set():
-        seen.add(path.read_bytes())
+        seen.add(path.read_text().splitlines()[-1])
     thread.join()
-    assert seen <= set(contents)
+    assert seen <= {"number 0.0", "number 1.0"}
 
 
-def test_it_is_written_again_and_again_and_at_the_end(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_the_file_is_rewritten_regularly_and_at_the_end(
+    tmp_path: Path, number: OneNumber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "EVERY_SECONDS", 0.02)
     path = tmp_path / "a.prom"
-    file = MetricsFile(path, told.registry, lambda line: None)
+    file = file_at(path, number)
     file.start()
-    until(lambda: path.exists() and "told 1.0" in path.read_text(), "the first time")
-    told.value = 2.0
-    until(lambda: "told 2.0" in path.read_text(), "again")
+    until(lambda: path.exists() and "number 1.0" in path.read_text(), "the first time")
+    number.value = 2.0
+    until(lambda: "number 2.0" in path.read_text(), "again")
     monkeypatch.setattr(outputs, "EVERY_SECONDS", ENDLESS)
     time.sleep(0.1)
-    told.value = 3.0
+    number.value = 3.0
     file.stop()
-    assert "told 3.0" in path.read_text()
+    assert "number 3.0" in path.read_text()
 
 
-def test_a_directory_that_vanishes_is_said_once_and_written_when_it_is_back(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_directory_is_reported_once_and_retried(
+    tmp_path: Path, number: OneNumber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "EVERY_SECONDS", 0.01)
-    place, said = tmp_path / "textfile", list[str]()
-    path = place / "a.prom"
-    file = MetricsFile(path, told.registry, said.append)
+    directory, shown = tmp_path / "textfile", list[str]()
+    path = directory / "a.prom"
+    file = MetricsFile(path, number.registry, shown.append)
     file.start()
-    until(lambda: said, "what is wrong")
+    until(lambda: shown, "the report of the failure")
     time.sleep(0.1)
-    assert said == [f"--metrics-file {path} cannot be written: No such file or directory"]
-    place.mkdir()
-    until(path.exists, "that it is back")
-    told.wrong = RuntimeError("a bug")
+    assert shown == [f"--metrics-file {path} cannot be written: No such file or directory"]
+    directory.mkdir()
+    until(path.exists, "the file in the restored directory")
+    number.error = RuntimeError("a bug")
     time.sleep(0.05)
-    told.wrong, told.value = None, 5.0
-    until(lambda: "told 5.0" in path.read_text(), "that it goes on behind a bug")
+    number.error, number.value = None, 5.0
+    until(lambda: "number 5.0" in path.read_text(), "another write after a bug")
     file.stop()
-    assert not file._thread.is_alive()
+    assert not threads("metrics-file")
 
 
-def test_a_disk_that_hangs_does_not_hold_the_end_up(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_stop_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, number: OneNumber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, asked = threading.Event(), threading.Event()
 
-    def hang(path: Path, data: bytes) -> None:
+    def hang(path: str, registry: CollectorRegistry) -> None:
         asked.set()
         answers.wait(ENDLESS)
+        raise OSError
 
-    monkeypatch.setattr(outputs, "replace", hang)
+    monkeypatch.setattr(outputs, "write_to_textfile", hang)
     monkeypatch.setattr(outputs, "FILE_STOP_SECONDS", 0.05)
-    file = MetricsFile(tmp_path / "a.prom", told.registry, lambda line: None)
+    file = file_at(tmp_path / "a.prom", number)
     file.start()
     assert asked.wait(20)
     file.stop()
-    assert file._thread.is_alive()  # and nobody waits for it
+    [writer] = threads("metrics-file")  # it still hangs
     answers.set()
-    file._thread.join(20)
+    writer.join(20)
+    assert not writer.is_alive()
 
 
 # -- as options and keys ----------------------------------------------------------------------
@@ -338,7 +366,7 @@ def job_file(tmp_path: Path, text: str) -> list[str]:
     return ["--config", str(path)]
 
 
-def test_both_are_options_of_run_and_keys_of_a_job_file(tmp_path: Path) -> None:
+def test_options_of_run_and_keys_of_a_job_file(tmp_path: Path) -> None:
     text = f'metrics = 9400\nmetrics-file = "{tmp_path}/a.prom"\n'
     found = settings_of(job_file(tmp_path, text))
     assert found.metrics == ("127.0.0.1", 9400)
@@ -349,7 +377,7 @@ def test_both_are_options_of_run_and_keys_of_a_job_file(tmp_path: Path) -> None:
     assert (found.metrics, found.metrics_file) == (None, None)
 
 
-def test_a_port_that_is_taken_ends_run_before_anything_is_launched(
+def test_run_with_a_port_in_use_fails_before_the_launch(
     tmp_path: Path, server: MetricsServer
 ) -> None:
     port = address(server)[1]
@@ -374,10 +402,10 @@ def elastic_ckpt(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("options", "imported"), [([], "False"), (["--metrics", "0"], "True")])
-def test_the_library_is_imported_only_for_those_who_want_metrics(
+def test_the_library_is_imported_only_by_a_run_with_metrics(
     tmp_path: Path, options: list[str], imported: str
 ) -> None:
-    """By a run up to the moment that it would launch; and never by status."""
+    """A run is checked up to its launch; status never imports it."""
     (tmp_path / "train.py").touch()
     place, script = str(tmp_path / "job"), str(tmp_path / "train.py")
     code = (
