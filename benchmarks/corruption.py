@@ -2,9 +2,9 @@
 
 From one seed: builds sealed checkpoints, with ``save_checkpoint`` and with the store alone for four
 ranks; damages copies of them, one fault each, spread evenly over the kinds; and asks what
-``elastic-ckpt verify --full`` asks. A fault is found if the checkpoint is called not valid; for a
+``elastic-ckpt verify --full`` asks. A fault is found if verification fails; for a
 sample the real command has to leave with 65, too. Checkpoints that nobody touched must all be
-valid. Exits with 1 if a fault was missed or a clean checkpoint refused.
+verified. Exits with 1 if a fault was missed or a clean checkpoint refused.
 
 Beside it the peers load their own checkpoint of such a state, damaged in the same ways, into fresh
 objects. ``noticed``: an error was raised, or the process crashed or hung. ``silent``: it loaded,
@@ -428,7 +428,7 @@ class Result:
 def count_missed(
     result: Result, seed: int, indices: Sequence[int], commands: int, top: Path
 ) -> None:
-    """Damage copies of our checkpoints and ask whether they are valid.
+    """Damage copies of our checkpoints and check whether verification fails.
 
     Args:
         commands: how many, from the first, the real command is asked about, too.
@@ -462,7 +462,7 @@ def count_missed(
 
 
 def why_refused(checkpoint: Path) -> str:
-    """What ``verify --full`` has against a checkpoint; empty if it calls it valid."""
+    """Return why ``verify --full`` fails a checkpoint; empty if it is verified."""
     try:
         verify_full(checkpoint)
     except CheckpointError as error:  # an OSError would say nothing about the fault

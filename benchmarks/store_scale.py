@@ -4,11 +4,11 @@ Times each operation at a size and at half and a quarter of it, and prints the t
 exponent of their growth between quarter and full: 1 is linear. Goal for finding the newest and for
 a seal: under a second at the full size, and linear.
 
-- *newest valid*: what a restart asks, among many sealed checkpoints.
+- *newest intact*: what a restart asks, among many sealed checkpoints.
 - *status*: the same, and what lies newer or in quarantine.
 - *list*: every checkpoint's manifest and sizes.
 - *seal*: the leader's work in a live save, from the digests that it received.
-- *newest valid, many parts*: manifest and sizes of one checkpoint of so many ranks.
+- *newest intact, many parts*: manifest and sizes of one checkpoint of so many ranks.
 - *recovery, many parts*: a killed run's complete attempt, read and hashed from its parts.
 """
 
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_valid
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_intact
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.hashed_file import hash_file
@@ -40,7 +40,7 @@ from elastic_ckpt.checkpoint.manifest import (
 from elastic_ckpt.checkpoint.part import part_name
 from elastic_ckpt.jobdir.paths import JobDirectory
 
-GOALS = {"newest valid": 1.0, "seal": 1.0}
+GOALS = {"newest intact": 1.0, "seal": 1.0}
 CONTENTS = b"state" * 20
 
 
@@ -110,11 +110,11 @@ def measure_checkpoints(place: Path, count: int, rounds: int) -> dict[str, float
     """Seconds for each question about so many checkpoints."""
     job = fresh_job(place)
     make_checkpoints(job, count)
-    newest = newest_valid(job)
+    newest = newest_intact(job)
     if newest is None or newest.step != count:
         raise SystemExit(f"the newest of {count} checkpoints is not {count}")
     return {
-        "newest valid": seconds(lambda: newest_valid(job), rounds),
+        "newest intact": seconds(lambda: newest_intact(job), rounds),
         "status": seconds(lambda: newest_and_rejected(job), rounds),
         "list": seconds(lambda: list_checkpoints(job), 1),
     }
@@ -130,17 +130,17 @@ def measure_parts(place: Path, ranks: int, rounds: int) -> dict[str, float]:
         os.sync()
         sealed = header(attempt.identity, 1, ranks)
         seals.append(seconds(lambda a=attempt, h=sealed, e=entries: a.seal(h, e), 1))
-        finds.append(seconds(lambda j=job: newest_valid(j), 1))
+        finds.append(seconds(lambda j=job: newest_intact(j), 1))
         fill_parts(Attempt.begin(job, 2), ranks)
         os.sync()
         recoveries.append(seconds(lambda j=job: recover(j), 1))
-        newest = newest_valid(job)
+        newest = newest_intact(job)
         if newest is None or newest.step != 2:
             raise SystemExit("the attempt was not recovered")
         shutil.rmtree(job.root)
     return {
         "seal": statistics.median(seals),
-        "newest valid, many parts": statistics.median(finds),
+        "newest intact, many parts": statistics.median(finds),
         "recovery, many parts": statistics.median(recoveries),
     }
 

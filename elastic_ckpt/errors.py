@@ -7,8 +7,8 @@
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
     │   └── LockHeld                73  another supervisor owns the job or this node
     ├── CheckpointError             65
-    │   ├── NoValidCheckpoint       65  checkpoints exist, none can be used
-    │   ├── CannotReshard       65  it cannot be loaded by this plugin on so many ranks
+    │   ├── NoUsableCheckpoint      65  checkpoints exist, none can be used
+    │   ├── CannotReshard           65  this plugin on this number of ranks cannot load it
     │   ├── UnsupportedFormat       65  written by a newer elastic-ckpt
     │   └── CheckpointRejected      65  one checkpoint, one reason
     │       └── NotSealed           65  it has no manifest: not ours, or never finished
@@ -71,7 +71,7 @@ class CheckpointError(ElasticCkptError):
     exit_code = ExitCode.DATA
 
 
-class NoValidCheckpoint(CheckpointError):
+class NoUsableCheckpoint(CheckpointError):
     """Checkpoints exist, but none passes verification."""
 
 

@@ -33,8 +33,8 @@ def main() -> int:
         listed = json.loads(run([COMMAND, "list", job, "--json"], directory))
         run([COMMAND, "verify", job, "--full"], directory)
     steps = 3 * 1024 // (16 * 2)
-    ok = status["state"] == "finished" and listed[0]["step"] == steps and listed[0]["valid"]
-    print(f"wheel: {status['state']} at step {listed[0]['step']}, {len(listed)} checkpoints valid")
+    ok = status["state"] == "finished" and listed[0]["step"] == steps and listed[0]["intact"]
+    print(f"wheel: {status['state']} at step {listed[0]['step']}, {len(listed)} checkpoints intact")
     return 0 if ok else 1
 
 

@@ -127,7 +127,7 @@ def disturb(wild: Run) -> None:
     send(wild, signal.SIGTERM)
     expect(wild.wait(), 75, wild)
     view = gather(JobDirectory.at(wild.directory))
-    sealed = view.newest_valid.step if view.newest_valid else None
+    sealed = view.newest_intact.step if view.newest_intact else None
     say(f"saved and sealed step {sealed}, left with 75 after {time.monotonic() - at:.1f} s")
     say("started again, as a requeue hook or systemd does on 75")
     wild.start()

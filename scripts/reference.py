@@ -46,8 +46,8 @@ CODES = {
     ExitCode.FINISHED: ("training finished", "success"),
     ExitCode.USAGE: ("wrong usage", "wrong usage, or the job is not running"),
     ExitCode.DATA: (
-        "checkpoints exist but none is valid, or the data does not match",
-        "a checkpoint is not valid",
+        "checkpoints exist but none can be used, or the data does not match",
+        "a checkpoint fails verification",
     ),
     ExitCode.FAILED: (
         "failure budget spent, or a failure that a retry cannot fix",

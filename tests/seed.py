@@ -155,7 +155,7 @@ class OurLoop(SeedLoop):
         super().__init__(directory, every)
 
     def resume(self) -> tuple[int, int]:
-        """What is newest and valid."""
+        """What is newest and intact."""
         from elastic_ckpt import load_checkpoint
 
         Path(self.directory).mkdir(exist_ok=True)  # a missing one is taken for a mistake

@@ -12,7 +12,13 @@ from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
 from elastic_ckpt.checkpoint.memory.tier import SEAL_NAME, tier_of
 from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
-from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full, verify_quick
+from elastic_ckpt.checkpoint.verify import (
+    MANIFEST_NAME,
+    is_verified,
+    read_manifest,
+    verify_full,
+    verify_quick,
+)
 from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.util.progress import Advance
@@ -28,8 +34,9 @@ class CheckpointView:
     Attributes:
         manifest: None where it could not be trusted.
         age_seconds: since the seal was written, by the file's time; None if unknown.
-        valid: whether it passed the verification that was asked for.
-        why: the reason where it did not, else empty.
+        intact: every file exists with its size, and no damage is known.
+        verified: every byte was read and its digest matched, now or at an earlier time.
+        why: why it is not intact; else empty.
         foreign: whether it is not for us to set aside: never sealed, unreadable, or newer.
     """
 
@@ -38,10 +45,16 @@ class CheckpointView:
     step: int
     manifest: Manifest | MemorySeal | None
     age_seconds: float | None
-    valid: bool
+    intact: bool
+    verified: bool
     why: str
     tier: str = "disk"
     foreign: bool = False
+
+    @property
+    def state(self) -> str:
+        """``verified``, ``intact``, or why it is neither."""
+        return self.why or ("verified" if self.verified else "intact")
 
 
 def scan(job: JobDirectory) -> list[Path]:
@@ -69,8 +82,11 @@ def view(path: Path, full: Advance | None = None) -> CheckpointView:
         why, foreign = printable(str(error)), isinstance(error, _FOREIGN)
     except OSError as error:
         why, foreign = f"cannot be read: {error.strerror or error}", True
+    verified = manifest is not None and (
+        full is not None or is_verified(JobDirectory(path.parent), path, manifest)
+    )
     age = _age(path)
-    return CheckpointView(path, epoch, step, manifest, age, not why, why, foreign=foreign)
+    return CheckpointView(path, epoch, step, manifest, age, not why, verified, why, foreign=foreign)
 
 
 def _read_in_full(path: Path, advance: Advance) -> Manifest:
@@ -95,7 +111,8 @@ def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
             *one.key,
             one.seal,
             age_seconds=_seconds_since(one.generation.slot / SEAL_NAME),
-            valid=True,
+            intact=True,
+            verified=False,
             why="",
             tier="memory",
         )
@@ -118,7 +135,7 @@ def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView
 def newest_and_rejected(
     job: JobDirectory, memory: str = ""
 ) -> tuple[CheckpointView | None, list[CheckpointView]]:
-    """The newest valid checkpoint, and what a restart would not take: newer ones, quarantine.
+    """The newest intact checkpoint, and what a restart would not take: newer ones, quarantine.
 
     Looks at no more than that, however many there are.
     """
@@ -129,7 +146,7 @@ def newest_and_rejected(
         if newest is not None and (checkpoint_key(path.name) or (0, 0)) <= key:
             break
         found = view(path)
-        if found.valid:
+        if found.intact:
             newest = found
             break
         passed_over.append(found)
@@ -143,16 +160,18 @@ def quarantined(job: JobDirectory) -> list[CheckpointView]:
         path = Path(entry.path)
         epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
         views.append(
-            CheckpointView(path, epoch, step, None, _age(path), False, entry.reason, "quarantine")
+            CheckpointView(
+                path, epoch, step, None, _age(path), False, False, entry.reason, "quarantine"
+            )
         )
     return views
 
 
-def newest_valid(job: JobDirectory) -> CheckpointView | None:
+def newest_intact(job: JobDirectory) -> CheckpointView | None:
     """The newest checkpoint that passes ``quick``; older ones are not looked at."""
     for path in scan(job):
         found = view(path)
-        if found.valid:
+        if found.intact:
             return found
     return None
 
@@ -192,7 +211,7 @@ def _seconds_since(path: Path) -> float | None:
 
 
 def bypassed_and_older(job: JobDirectory) -> tuple[Path, Path] | None:
-    """The newest valid checkpoint and the one before it; None if there are not two.
+    """The newest intact checkpoint and the one before it; None if there are not two.
 
     Raises:
         OSError: the disk does not answer.

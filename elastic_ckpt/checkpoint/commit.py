@@ -88,7 +88,7 @@ class Attempt:
             files: all parts' files, as their writers described them.
 
         Returns:
-            The checkpoint's directory. If a valid checkpoint stands there already it is kept
+            The checkpoint's directory. If an intact checkpoint stands there already it is kept
             and the attempt dropped; an invalid one is set aside.
 
         Raises:

@@ -1,7 +1,7 @@
 """Retention: what the rule lets go is deleted, except what must never be.
 
 Never deleted: the newest checkpoint whose every byte was read back and matched, one that is
-open, and one that is not valid.
+open, and one that is not intact.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def prune(
 
 def _candidate(found: CheckpointView) -> Candidate:
     metrics = found.manifest.metrics if found.manifest else {}
-    return Candidate(found.path.name, found.step, found.valid, metrics)
+    return Candidate(found.path.name, found.step, found.intact, metrics)
 
 
 def _protect(
@@ -106,11 +106,11 @@ def _protect(
 def _newest_verified(
     job: JobDirectory, views: Sequence[CheckpointView], watch: Watch, dry_run: bool
 ) -> str | None:
-    valid = [found for found in views if found.valid and found.manifest is not None]
-    for found in valid:
+    intact = [found for found in views if found.intact and found.manifest is not None]
+    for found in intact:
         if found.manifest and is_verified(job, found.path, found.manifest):
             return found.path.name
-    for found in valid:
+    for found in intact:
         size = found.manifest.total_bytes if found.manifest else 0
         with contextlib.suppress(CheckpointError, OSError):
             advance = watch(f"verifying {found.path.name}", size)

@@ -19,14 +19,15 @@ from elastic_ckpt.util.units import human_bytes, human_duration
 @directory_argument
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 def command(directory: Path, as_json: bool) -> int:
-    """Show every checkpoint in DIR: valid, or why not.
+    """List the checkpoints in DIR: verified, intact, or why not.
 
     \b
       elastic-ckpt list ckpt
-      elastic-ckpt list ckpt --json | jq -r '.[] | select(.valid) | .path'
+      elastic-ckpt list ckpt --json | jq -r '.[] | select(.intact) | .path'
 
-    The newest first, those that are still in memory among them. Sizes are compared here; verify
-    --full reads every byte.
+    A checkpoint is intact if every file exists with its size, and verified if every byte was
+    read and its digest matched: at a restart, or by verify --full. Checkpoints that are still in
+    memory are listed too.
     """
     job = open_job(directory)
     record = next(iter(job_records(job)), None)
@@ -51,7 +52,8 @@ def as_row(view: CheckpointView) -> dict[str, Any]:
         "tier": view.tier,
         "bytes": view.manifest.total_bytes if view.manifest else None,
         "age_seconds": view.age_seconds,
-        "valid": view.valid,
+        "intact": view.intact,
+        "verified": view.verified,
         "why": view.why,
     }
 
@@ -67,7 +69,7 @@ def _print(views: list[CheckpointView]) -> None:
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
-        state = Text("valid", "green") if view.valid else Text(view.why, "red")
+        state = Text(view.state, "green" if view.intact else "red")
         table.add_row(
             str(view.step),
             str(view.epoch),

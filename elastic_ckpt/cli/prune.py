@@ -38,7 +38,7 @@ def command(
       elastic-ckpt prune ckpt --keep-last 2 --keep-best 3:loss
 
     Never deleted: the newest one whose every byte was verified, one that is open, and what is
-    not valid. Safe while the job runs.
+    not intact. Safe while the job runs.
 
     Exits with 0, with 73 if something could not be deleted.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_valid
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_intact
 from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
 from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
@@ -46,13 +46,13 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     reached = max((step_of(record) for record in running), default=0)
-    before = newest_valid(job)
+    before = newest_intact(job)
     request = ask_for_save(job)
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
             ended = not running_records(job)  # before the look, which then sees all that it left
-            newest = newest_valid(job)
+            newest = newest_intact(job)
             # A request that finds its step sealed already is served by that checkpoint.
             if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
                 return newest

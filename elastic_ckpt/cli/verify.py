@@ -28,20 +28,21 @@ from elastic_ckpt.util.units import human_bytes
 
 @click.command("verify")
 @directory_argument
-@click.option("--full", is_flag=True, help="Hash every byte instead of comparing sizes.")
+@click.option("--full", is_flag=True, help="Read and hash every byte; else compare sizes.")
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
-@click.option("--quarantine", is_flag=True, help="Set aside what is sealed and not whole.")
+@click.option("--quarantine", is_flag=True, help="Set aside sealed checkpoints that fail.")
 def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int:
-    """Check that every checkpoint in DIR is what was written.
+    """Check the size, or every byte, of every checkpoint in DIR.
 
     \b
       elastic-ckpt verify ckpt
       elastic-ckpt verify ckpt/epoch-0_step-120 --full
       elastic-ckpt verify ckpt --full --quarantine
 
-    DIR may be one checkpoint. Safe while the job runs.
+    Intact: every file exists with its size. Verified: every byte was read and its digest
+    matches. DIR may be one checkpoint. Safe while the job runs.
 
-    Exits with 0 if all are, with 65 if one is not or there is none.
+    Exits with 0 if all pass, with 65 if one fails or there is none.
     """
     job = open_job(directory)
     named = checkpoint_key(job.root.name) is not None
@@ -64,24 +65,24 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     if quarantine:
         for found in views:
             _set_aside(job, found)
-    return 0 if views and all(found.valid for found in views) else int(ExitCode.DATA)
+    return 0 if views and all(found.intact for found in views) else int(ExitCode.DATA)
 
 
 def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> CheckpointView:
     found = view(path)
-    if not full or not found.valid or found.manifest is None:
+    if not full or not found.intact or found.manifest is None:
         return found
     began = time.monotonic()
     found = view(path, watch(f"verifying {path.name}", found.manifest.total_bytes))
     seconds = time.monotonic() - began
     _tell(
-        job, "verified", path=str(path), valid=found.valid, why=found.why, how="every byte",
+        job, "verified", path=str(path), intact=found.intact, why=found.why, how="every byte",
         seconds=seconds,
     )  # fmt: skip
-    if found.valid and found.manifest is not None:
+    if found.intact and found.manifest is not None:
         mark_verified(job, path, found.manifest)
     elif not found.foreign:
-        unmark(job, path)  # it was whole once; retention must not count on it any more
+        unmark(job, path)  # retention must no longer count on it
     return found
 
 
@@ -96,16 +97,16 @@ def _print(views: list[CheckpointView], full: bool) -> None:
     if not views:
         click.echo("no checkpoints to verify")
     for found in views:
-        if found.valid and found.manifest is not None:
-            how = "every byte hashed" if full else "sealed, sizes match"
+        if found.intact and found.manifest is not None:
+            state = "verified (every byte hashed" if full else "intact (sealed, sizes match"
             size = human_bytes(found.manifest.total_bytes)
-            click.echo(f"{found.path.name}: valid ({how}; {size})")
+            click.echo(f"{found.path.name}: {state}; {size})")
         else:
-            click.echo(f"{found.path.name}: NOT valid: {found.why}")
+            click.echo(f"{found.path.name}: FAILED: {found.why}")
 
 
 def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
-    if not found.valid and not found.foreign:
+    if not found.intact and not found.foreign:
         target = set_aside(job, found.path, found.why)
         _tell(job, "quarantined", path=str(found.path), to=str(target), reason=found.why)
         click.echo(f"{found.path.name}: set aside as {encodable(str(target))}", err=True)

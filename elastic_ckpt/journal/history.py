@@ -316,9 +316,10 @@ class History:
         )  # fmt: skip
 
     def _verified(self, event: Entry, fields: Fields) -> None:
+        intact = fields.flag("intact") or fields.flag("valid")  # the latter in old journals
         self.checks.append(
             Check(
-                event.wall, fields.text("path"), fields.flag("valid"), fields.text("why"),
+                event.wall, fields.text("path"), intact, fields.text("why"),
                 fields.text("how", 80), fields.seconds("seconds") or 0.0,
             )
         )  # fmt: skip

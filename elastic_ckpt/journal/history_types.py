@@ -176,11 +176,11 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Check:
-    """A verification, and its outcome; ``why`` is empty for a valid checkpoint."""
+    """A verification, and its outcome; ``why`` is empty for an intact checkpoint."""
 
     at: float
     path: str
-    valid: bool
+    intact: bool
     why: str
     how: str
     seconds: float

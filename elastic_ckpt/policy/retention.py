@@ -94,7 +94,7 @@ def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[Retenti
         RetentionVerdict(candidate.name, False, "no rule keeps it")
         if candidate.usable and candidate.name not in reasons
         else RetentionVerdict(
-            candidate.name, True, reasons.get(candidate.name, "not valid, left alone")
+            candidate.name, True, reasons.get(candidate.name, "not intact: left alone")
         )
         for candidate in candidates
     ]

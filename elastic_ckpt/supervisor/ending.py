@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_valid
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_intact
 from elastic_ckpt.checkpoint.memory.tier import Sealed
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -86,7 +86,7 @@ class Ending:
         new = self._disk_key() > self._before_notice
         saved = kept is None and (new or (newest is not None and (stopped or not begun)))
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
-        step = f" (newest valid: step {newest.step})" if newest else ""
+        step = f" (newest intact: step {newest.step})" if newest else ""
         self._end(
             event,
             ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED,
@@ -121,12 +121,12 @@ class Ending:
         return (newest.epoch, newest.step) if newest else NOTHING
 
     def _newest(self) -> CheckpointView | None:
-        """The newest on disk that is valid; None too if the disk does not answer now.
+        """The newest on disk that is intact; None too if the disk does not answer now.
 
         That is no reason to take down a job which trains, or to miss its stop.
         """
         try:
-            return newest_valid(self._job)
+            return newest_intact(self._job)
         except OSError:
             return None
 

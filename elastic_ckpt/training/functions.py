@@ -10,7 +10,7 @@ from typing import Any
 from elastic_ckpt.checkpoint.colossalai_layout import read_running_states
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.errors import CheckpointRejected, NoValidCheckpoint
+from elastic_ckpt.errors import CheckpointRejected, NoUsableCheckpoint
 from elastic_ckpt.jobdir.paths import checkpoint_key
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
@@ -88,7 +88,7 @@ def save_checkpoint(
 ) -> None:
     """Save to ``save_dir/epoch-{epoch}_step-{step}``; returns once it is sealed. Collective.
 
-    Safe for a step that exists already (a valid checkpoint is kept) or was left half-written.
+    Safe for a step that exists already (an intact checkpoint is kept) or was left half-written.
     When a stop was agreed upon, see ``should_save``, it leaves the process after the seal.
 
     Args:
@@ -147,7 +147,7 @@ def load_checkpoint(
     """Verify in full, then load. Collective.
 
     Args:
-        load_dir: one checkpoint, or a job directory: then the newest valid one is taken, and a
+        load_dir: one checkpoint, or a job directory: then the newest intact one is taken, and a
             bad one that is newer is set aside.
 
     The random state is put back; with ``StatefulDistributedSampler`` once more when the first pass
@@ -160,13 +160,13 @@ def load_checkpoint(
 
     Raises:
         CheckpointRejected: the checkpoint is not whole.
-        NoValidCheckpoint: ``load_dir`` does not exist, or holds checkpoints of which none can be
+        NoUsableCheckpoint: ``load_dir`` does not exist, or holds checkpoints of which none can be
             used.
     """
     path = Path(load_dir).resolve()
     single = checkpoint_key(path.name) is not None
     if not path.exists() and os.environ.get("ELASTIC_CKPT_DIR") != os.fspath(load_dir):
-        raise NoValidCheckpoint(
+        raise NoUsableCheckpoint(
             f"{path} does not exist: give a checkpoint or a job's directory; make it for a new job"
         )
     runtime = runtimes.join(path.parent if single else path)

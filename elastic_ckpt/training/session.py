@@ -124,10 +124,10 @@ class Session:
     # -- entering and leaving ---------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        """Resume from the newest valid checkpoint.
+        """Resume from the newest intact checkpoint.
 
         Raises:
-            NoValidCheckpoint, UnsupportedFormat, CheckpointError: as ``load_newest`` does.
+            NoUsableCheckpoint, UnsupportedFormat, CheckpointError: as ``load_newest`` does.
             LockHeld, DirectoryUnusable: without a supervisor, when the directory is taken.
         """
         self._runtime = runtimes.join(self._save_dir)

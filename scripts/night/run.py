@@ -167,7 +167,7 @@ class Night:
 
     def _flip_bit(self, view: StatusView) -> None:
         self.leave(signal.SIGTERM)
-        newest = self.view().newest_valid
+        newest = self.view().newest_intact
         if newest is None:
             raise AssertionError("nothing was saved")
         model = max(Path(newest.path, "modeling").iterdir(), key=lambda path: path.stat().st_size)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from elastic_ckpt.checkpoint.catalog import newest_valid, scan
+from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
 from elastic_ckpt.errors import ElasticCkptError
@@ -81,15 +81,15 @@ class Aftermath:
         self.complaints: list[str] = []
 
     def newest(self, allowed: Collection[int]) -> int:
-        """The step of the newest valid checkpoint, which must be one of these; 0 for none."""
-        found = newest_valid(self._job)
+        """The step of the newest intact checkpoint, which must be one of these; 0 for none."""
+        found = newest_intact(self._job)
         if found is None:
-            self._complain("there is no valid checkpoint")
+            self._complain("there is no intact checkpoint")
             return 0
         if found.step not in allowed:
-            self._complain(f"the newest valid checkpoint is of step {found.step}")
+            self._complain(f"the newest intact checkpoint is of step {found.step}")
         if found.step < self._newest:
-            self._complain(f"step {self._newest} was valid and is gone")
+            self._complain(f"step {self._newest} was intact and is gone")
         self._newest = found.step
         self._check_bytes(found.path, found.step)
         return found.step
@@ -113,7 +113,7 @@ class Aftermath:
 
     def _check_bytes(self, path: Path, step: int) -> None:
         if why := _why_invalid(path):
-            self._complain(f"{path.name} is not valid: {why}")
+            self._complain(f"{path.name} is not intact: {why}")
         expected = {**self._common, **self._contents(step)}
         found = state_of(path)
         for name in sorted(expected.keys() | found.keys()):
@@ -152,7 +152,7 @@ class Aftermath:
             if not why:
                 self._check_bytes(path, verify_full(path).step)
             elif tree(path) != self._broken:
-                self._complain(f"{path.name} stands there and is not valid: {why}")
+                self._complain(f"{path.name} stands there and is not intact: {why}")
 
     def _complain_of(self, what: str, found: Iterable[Path]) -> None:
         names = sorted(path.relative_to(self._job.root).as_posix() for path in found)

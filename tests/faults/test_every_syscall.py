@@ -277,7 +277,7 @@ def test_a_save_that_gives_up_the_old_one_first_is_found_out(
     for mode in (KILL, EIO):
         hit, complaints = bench.run(Case(publish, mode))
         assert hit
-        assert "there is no valid checkpoint" in complaints
+        assert "there is no intact checkpoint" in complaints
 
 
 def test_a_traceback_is_found_out() -> None:

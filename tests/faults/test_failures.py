@@ -48,7 +48,7 @@ def test_a_step_that_always_fails_falls_back_once_and_then_stops_with_a_report(
         assert job.view().rejected[0].reason == "bypassed: step 7 failed twice"
         assert job.view().message.startswith("step 7 failed 3 times")
         assert said in job.view().message
-        assert job.view().newest_valid.step == 6  # made again, on the way to the third failure
+        assert job.view().newest_intact.step == 6  # made again, on the way to the third failure
         assert job.tiers() == []
 
 
@@ -57,7 +57,7 @@ def test_one_that_fails_twice_goes_on_from_the_older_checkpoint_to_the_end(tmp_p
         assert job.start("--max-failures", "9").wait() == 0, job.output()
         assert crashes(job) == [("error", 6), ("error", 6)]
         assert "setting epoch-0_step-6 aside, going on from epoch-0_step-4" in job.output()
-        assert job.view().newest_valid.step == 20
+        assert job.view().newest_intact.step == 20
 
 
 def test_a_worker_that_is_killed_at_the_same_step_says_nothing_of_the_step(tmp_path: Path) -> None:

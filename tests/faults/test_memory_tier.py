@@ -41,7 +41,8 @@ def job_on(full, tmp_path, *arguments):
 
 def only_in_memory(step):
     return lambda view: (
-        view.newest_valid and (view.newest_valid.step, view.newest_valid.tier) == (step, "memory")
+        view.newest_intact
+        and (view.newest_intact.step, view.newest_intact.tier) == (step, "memory")
     )
 
 
@@ -91,7 +92,7 @@ def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
         job.process.kill()
         assert not survivors(doomed, 10.0)
         view = job.view()
-        assert (view.state, view.newest_valid.step) == ("dead", 4)
+        assert (view.state, view.newest_intact.step) == ("dead", 4)
         (full / "filler").unlink()
         hold.touch()
         assert job.start().wait() == 0, job.output()
@@ -121,7 +122,7 @@ def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full
         hold.touch()
         assert job.wait() == 76, job.output()
         assert "is in memory only" in job.view().message
-        kept = job.view().newest_valid
+        kept = job.view().newest_intact
         assert kept.tier == "memory" and job.checkpoints() == []
         (full / "filler").unlink()
         assert job.start().wait() == 0, job.output()

@@ -91,7 +91,7 @@ def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tm
             os.close(terminal)
             code = end_of(pid)
         assert code == 75
-        assert job.view().newest_valid.reason == "emergency"
+        assert job.view().newest_intact.reason == "emergency"
 
 
 def test_a_pipe_that_is_closed_does_not_stop_the_run(tmp_path):

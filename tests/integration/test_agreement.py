@@ -50,8 +50,8 @@ def test_all_ranks_save_the_same_step(tmp_path, calm, notice, arguments):
         else:
             assert code == 75, job.output()
             view = job.view()
-            assert view.newest_valid.step >= step  # how many more, the signal's way decides
-            assert view.newest_valid.reason == "emergency"
+            assert view.newest_intact.step >= step  # how many more, the signal's way decides
+            assert view.newest_intact.reason == "emergency"
             job.arguments += ["--pause", "0", "--slow-eval", "0"]
             assert job.finish() == 0, job.output()
     digest, samples = calm
@@ -67,7 +67,7 @@ def test_twice_in_a_row(tmp_path, calm):
             job.process.terminate()
             job.process.terminate()  # a repeat changes nothing
             assert job.wait(60) == 75, job.output()
-            steps.append(job.view().newest_valid.step)
+            steps.append(job.view().newest_intact.step)
         assert job.finish() == 0, job.output()
         assert steps == sorted(steps)
         assert job.view().restarts.preemptions == 3
@@ -118,7 +118,7 @@ def test_save_on_request_and_by_the_clock(tmp_path):
         )  # fmt: skip
         assert asked.returncode == 0, asked.stderr
         assert asked.stdout.strip().startswith(str(job.directory / "epoch-"))
-        assert job.view().newest_valid.reason == "manual"
+        assert job.view().newest_intact.reason == "manual"
         job.process.terminate()
         assert job.wait(60) == 75
         job.start("--save-interval", "0.5s")

@@ -84,7 +84,7 @@ def test_no_valid_checkpoint_is_65_and_a_foreign_one_is_left_alone(tmp_path):
         foreign.mkdir(parents=True)
         assert job.start().wait() == 65, job.output()
         assert foreign.exists()
-        assert any("none is valid (epoch-0_step-7 not sealed)" in line for line in errors_of(job))
+        assert any("none is intact (epoch-0_step-7 not sealed)" in line for line in errors_of(job))
         assert "not sealed" in job.view().rejected[0].reason
 
 
@@ -187,9 +187,9 @@ def test_a_full_directory_is_an_error_and_the_job_goes_on(tmp_path):
             assert "free: delete something there" in job.output()
             view = job.view()
             assert job.output().count("not saved at step") > 2
-            assert view.newest_valid is not None
+            assert view.newest_intact is not None
             assert "free" in view.last_save.error
-            assert view.newest_valid is not None
+            assert view.newest_intact is not None
             assert not list((job.directory / ".attempts").iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -43,7 +43,7 @@ def test_another_machine_sees_what_the_files_tell_and_says_so(tmp_path: Path) ->
         assert (view.state, view.workers, view.exit_code) == ("running", [], 0)
         assert "seen from another host, by its files" in view.message
         assert view.supervisor.alive is None and view.supervisor.heard_seconds < 30
-        assert view.newest_valid is not None
+        assert view.newest_intact is not None
         [beat] = heart.glob("*.beat")
         known = JobDirectory.at(job.directory)
         write_heartbeat(known, beat.stem, Heartbeat(json.loads(beat.read_text())["wall"], 3, 77, 5))
@@ -61,4 +61,4 @@ def test_a_job_that_has_ended_reads_the_same_from_everywhere(tmp_path: Path) -> 
         assert (there.state, there.message) == (here.state, here.message) == (
             "finished", "finished",
         )  # fmt: skip
-        assert there.newest_valid.step == here.newest_valid.step
+        assert there.newest_intact.step == here.newest_intact.step

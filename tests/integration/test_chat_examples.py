@@ -41,9 +41,9 @@ def test_it_ends_as_if_nothing_had_happened(tmp_path, script, options):
         job.start().until_step(5)
         job.process.terminate()
         assert job.wait(60) == 75, job.output()
-        assert job.view().newest_valid.reason == "emergency"
+        assert job.view().newest_intact.reason == "emergency"
         job.start().until_training()
-        job.until(lambda view: view.newest_valid.reason == "interval", "an interval's save")
+        job.until(lambda view: view.newest_intact.reason == "interval", "an interval's save")
         job.workers()[1].kill()
         assert job.wait(120) == 0, job.output()
     assert record(wild) == record(calm)
@@ -92,7 +92,7 @@ def test_modeling_is_read_by_transformers(tmp_path):
     script = EXAMPLES / "sft_session.py"
     with Job(tmp_path, *arguments, "--record", str(record_place), script=script) as job:
         assert job.start().wait(120) == 0, job.output()
-        newest = job.view().newest_valid
+        newest = job.view().newest_intact
     model = AutoModelForCausalLM.from_pretrained(
         Path(newest.path) / "modeling", torch_dtype=torch.float32
     )

@@ -20,7 +20,7 @@ def drill(job, *options):
 def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
     with Job(tmp_path, "--epochs", "60", "--pause", "0.02", "--interval", "10", nproc=1) as job:
         job.start("--grace", grace).until_step(12)
-        job.until(lambda view: view.newest_valid and view.newest_valid.tier == "disk", "a save")
+        job.until(lambda view: view.newest_intact and view.newest_intact.tier == "disk", "a save")
         done = drill(job, "--json")
         assert done.returncode == code, done.stderr
         found = json.loads(done.stdout)

@@ -32,12 +32,12 @@ def test_preempted_and_killed_it_ends_with_the_same_parameters(tmp_path, engine)
         job.start().until_step(5)
         job.process.terminate()
         assert job.wait(60) == 75, job.output()
-        saved = job.view().newest_valid
+        saved = job.view().newest_intact
         assert saved.reason == "emergency"
         assert saved.step >= 5
         job.start().until_training()
         # Steps are counted from this incarnation's start; some way behind the interval's save.
-        job.until(lambda view: view.newest_valid.reason == "interval", "an interval's save")
+        job.until(lambda view: view.newest_intact.reason == "interval", "an interval's save")
         job.workers()[0].kill()
         assert job.wait(90) == 0, job.output()
         for path in job.checkpoints():
@@ -57,7 +57,7 @@ def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
         for _ in range(3):
             (job.directory / ".elastic-ckpt" / "requests" / "save-now").touch()
             job.until(
-                lambda view: view.newest_valid is not None and view.newest_valid.step > 3,
+                lambda view: view.newest_intact is not None and view.newest_intact.step > 3,
                 "the requested save",
             )
         (job.directory / ".elastic-ckpt" / "requests" / "save-now").touch()

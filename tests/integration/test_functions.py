@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -239,7 +239,7 @@ def test_a_full_disk_on_any_rank_is_an_error_on_every_rank(tmp_path):
         assert results == [expected, expected]
         job = JobDirectory(directory)
         assert [path.name for path in directory.glob("epoch-*")] == ["epoch-0_step-6"]
-        assert newest_valid(job).step == 6
+        assert newest_intact(job).step == 6
         assert not list(job.attempts.iterdir())
 
 
@@ -271,7 +271,7 @@ def test_a_seal_that_fails_is_an_error_on_every_rank(tmp_path):
     results = run_ranks(fail_to_seal, 2, str(tmp_path))
     expected = ("StorageFailed", "rank 0 could not save: Read-only file system")
     assert results == [expected, expected]
-    assert newest_valid(JobDirectory(tmp_path)) is None
+    assert newest_intact(JobDirectory(tmp_path)) is None
     assert not list((tmp_path / ".attempts").iterdir())
 
 
@@ -284,6 +284,6 @@ def test_a_damaged_newest_is_set_aside_and_the_older_one_taken(tmp_path):
 
 def test_two_bad_ones_in_a_row_stop_the_job(tmp_path):
     for name, text in run_ranks(load_hopeless, 2, str(tmp_path)):
-        assert name == "NoValidCheckpoint"
+        assert name == "NoUsableCheckpoint"
         assert "2 checkpoints in a row" in text
     assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]

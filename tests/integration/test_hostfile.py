@@ -113,7 +113,7 @@ def test_a_notice_to_the_command_saves_and_ends_all_hosts_and_it_goes_on(cluster
     cluster.until_step(3, 12)
     cluster["n1"].process.send_signal(signal.SIGTERM)
     assert cluster["n1"].wait(30) == 75, cluster.output()
-    assert cluster.head.view().newest_valid.reason == "emergency"
+    assert cluster.head.view().newest_intact.reason == "emergency"
     cluster.start("n1")  # at once, as a service manager does
     cluster.until_training(3, beyond=1)
     cluster["n1"].process.send_signal(signal.SIGINT)

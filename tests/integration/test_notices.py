@@ -41,7 +41,7 @@ def test_a_spot_notice_is_served_as_a_signal_is_with_the_time_that_it_leaves(
         [notice] = told(job, "notice")
         assert (notice["source"], notice["reason"]) == ("aws", "spot instance: terminate")
         assert 100 < notice["seconds"] <= 121
-        assert job.view().newest_valid.reason == "emergency"
+        assert job.view().newest_intact.reason == "emergency"
 
 
 def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_environment):
@@ -49,11 +49,11 @@ def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_
         cloud_environment(aws)
         job.start("--notice-source", "aws", "--save-interval", "100000").until_training()
         aws.recommend()
-        job.until(lambda view: view.newest_valid is not None, "an early save")
+        job.until(lambda view: view.newest_intact is not None, "an early save")
         before = job.view()
         assert before.state == "running"
         assert told(job, "warning") == [{"source": "aws", "reason": "rebalance recommendation"}]
-        job.until_step(before.newest_valid.step + 5)
+        job.until_step(before.newest_intact.step + 5)
 
 
 def test_a_warning_may_be_a_stop_or_nothing(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_azure_is_told_once_the_job_is_sealed(tmp_path: Path, cloud_environment)
         azure.schedule("Preempt", 60)
         assert job.wait() == 75, job.output()
         assert azure.events[0]["EventStatus"] == "Started"
-        assert job.view().newest_valid.reason == "emergency"
+        assert job.view().newest_intact.reason == "emergency"
 
 
 def test_a_fifo_gives_notice_and_a_second_one_with_less_time_counts(tmp_path: Path) -> None:

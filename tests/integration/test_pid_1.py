@@ -44,7 +44,7 @@ def first_process(job: Job) -> psutil.Process:
 def training(job: Job) -> psutil.Process:
     """PID 1 of a job that trains; its pids are of no use here, its files are."""
     job.start("--save-interval", "5")
-    job.until(lambda view: view.newest_valid is not None, "a save")
+    job.until(lambda view: view.newest_intact is not None, "a save")
     return first_process(job)
 
 
@@ -83,12 +83,12 @@ def test_kill_of_pid_1_takes_all_and_the_next_container_goes_on(tmp_path: Path) 
     with contained(tmp_path, *LONG) as job:
         init = training(job)
         tree = init.children(recursive=True)
-        step = job.view().newest_valid.step
+        step = job.view().newest_intact.step
         init.send_signal(signal.SIGKILL)
         job.wait()
         assert not survivors(tree)
         again = training(job)
-        job.until(lambda view: view.newest_valid.step > step, "it goes on")
+        job.until(lambda view: view.newest_intact.step > step, "it goes on")
         assert job.view().incarnation == 2
         again.send_signal(signal.SIGTERM)
         assert job.wait() == 75, job.output()

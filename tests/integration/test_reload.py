@@ -46,9 +46,9 @@ def test_the_save_interval_changes_while_the_job_trains(tmp_path: Path) -> None:
         file.write_text("save-interval = 50\n")
         assert reload(job, 2).startswith("save interval 50 steps")
         job.until(lambda view: view.incarnation == 2 and view.state == "running", "another one")
-        began = job.view().newest_valid.step
-        view = job.until(lambda view: view.newest_valid.step > began + 50, "saves by steps")
-        assert view.newest_valid.step % 50 == 0
+        began = job.view().newest_intact.step
+        view = job.until(lambda view: view.newest_intact.step > began + 50, "saves by steps")
+        assert view.newest_intact.step % 50 == 0
         assert view.restarts.failures == view.restarts.preemptions == 0
 
 

@@ -34,7 +34,9 @@ def test_the_command_line_goes_before_the_script_and_a_restart_resumes(tmp_path)
     arguments = ("--steps", "13", "--keep-last", "9", "--hold", f"9:{hold}")
     with Job(tmp_path, *arguments, script=KEEPER) as job:
         job.options = ["--keep-last", "2", "--memory-dir", "off"]
-        job.start().until(lambda view: view.newest_valid and view.newest_valid.step == 8, "step 8")
+        job.start().until(
+            lambda view: view.newest_intact and view.newest_intact.step == 8, "step 8"
+        )
         job.until_step(8)
         for worker in job.workers():
             worker.send_signal(signal.SIGKILL)
@@ -46,7 +48,7 @@ def test_the_command_line_goes_before_the_script_and_a_restart_resumes(tmp_path)
         # What the restart resumed from was verified in full by that, and is the last such.
         assert steps(job)[2] == 8
         assert set(pruned(job)) <= {2, 4, 6, 10}  # the kill may cut off a line
-        assert job.view().newest_valid.step == 13
+        assert job.view().newest_intact.step == 13
         assert list((job.directory / ".trash").iterdir()) == []
 
 
@@ -128,7 +130,7 @@ def test_a_last_save_without_room_is_an_error(tmp_path, small):
         job.directory = small / "job"
         job.options = ["--memory-dir", "off"]
         job.start("--max-failures", "0").until(
-            lambda view: view.newest_valid and view.newest_valid.step == 4, "step 4"
+            lambda view: view.newest_intact and view.newest_intact.step == 4, "step 4"
         )
         (small / "filler").write_bytes(b"\0" * 6_000_000)
         job.process.terminate()

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from elastic_ckpt import ElasticSampler, Session
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.verify import read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from tests.integration.ranks import run_ranks
@@ -271,7 +271,7 @@ def checkpoints(directory) -> list[Path]:
 
 
 def newest(directory):
-    found = newest_valid(JobDirectory.at(Path(directory)))
+    found = newest_intact(JobDirectory.at(Path(directory)))
     assert found is not None
     return found.manifest
 

@@ -21,7 +21,7 @@ def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
         cluster.start("n1", "n2")
         cluster.finish("n1", "n2")
         cluster.assert_each_sample_once(4)
-        assert cluster.head.view().newest_valid.reason == "final"
+        assert cluster.head.view().newest_intact.reason == "final"
 
 
 def test_a_preempted_node_saves_with_all_and_the_others_go_on(tmp_path: Path) -> None:

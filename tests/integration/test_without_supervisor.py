@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.integration.ranks import free_port
 from tests.job import TINY, environment, kill_tree
@@ -72,7 +72,7 @@ def test_sigterm_saves_and_the_next_run_resumes(tmp_path, ranks):
         assert wait(process, wild) == 1
         log = (wild / "log").read_text()
         assert "exitcode  : 75" in log, log
-    found = newest_valid(JobDirectory.at(wild / "job"))
+    found = newest_intact(JobDirectory.at(wild / "job"))
     assert found is not None and found.manifest.reason == "emergency"
     assert wait(launch(wild, ranks), wild) == 0, (wild / "log").read_text()
     assert (wild / "digest").read_text() == (calm / "digest").read_text()

@@ -70,7 +70,7 @@ def run_through_sizes(job: Changing, *options: str) -> None:
     for turn, workers in enumerate(SIZES[:-1]):
         job.run_on(workers, *options).until_step(step + 6)
         disturb(job, turn)
-        step = job.view().newest_valid.step
+        step = job.view().newest_intact.step
     assert job.run_on(SIZES[-1], *options).wait() == 0, job.output()
 
 

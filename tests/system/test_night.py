@@ -48,8 +48,8 @@ def test_status_in_the_morning(night: Night) -> None:
     assert "goes on from step" in view.advice
     assert (view.restarts.failures, view.restarts.preemptions) == (CRASHES, NOTICES + 1)
     # Is it safe now? Was the checkpoint good?
-    assert view.newest_valid is not None and view.position is not None
-    assert view.newest_valid.step == view.position.step and view.newest_valid.tier == "disk"
+    assert view.newest_intact is not None and view.position is not None
+    assert view.newest_intact.step == view.position.step and view.newest_intact.tier == "disk"
     [rejected] = view.rejected
     assert "does not match its checksum" in rejected.reason
     # What was lost, why, and what did it cost?
@@ -58,7 +58,7 @@ def test_status_in_the_morning(night: Night) -> None:
     assert view.last_recovery is not None and view.last_recovery.total_seconds < view.time.recovery
     page = " ".join(command(night, "status").split())
     for words in (
-        "preempted", f"goes on from step {view.position.step}", "newest valid",
+        "preempted", f"goes on from step {view.position.step}", "newest intact",
         f"{CRASHES} after failures", f"{NOTICES + 1} after preemptions", "lost work", "recovery",
         "does not match its checksum", "rank 0, signal", "killed by SIGKILL",
     ):  # fmt: skip

@@ -177,7 +177,7 @@ def compare(job: Job, prometheus: Prometheus) -> Series:
     assert found["failures_left",] == after["restarts"]["failures_left"]
     assert found["restarts_total", "preemption"] == after["restarts"]["preemptions"]
     assert set(after["reported"]) == {name[1] for name in found if name[0] == "reported"}
-    newest = after["newest_valid"]
+    newest = after["newest_intact"]
     assert found["checkpoint_step", newest["tier"]] == newest["step"]
     assert found["checkpoint_bytes", newest["tier"]] == newest["bytes"]
     sealed = time.time() - newest["age_seconds"]

@@ -160,7 +160,7 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Callable[..., Slurm
         seen = cluster.until_state(job.number, "CANCELLED")
         assert seen["Restarts"] == "0"
         view = job.view()
-        assert (view.state, view.newest_valid.step) == ("preempted", job.stopped())
+        assert (view.state, view.newest_intact.step) == ("preempted", job.stopped())
         time.sleep(3)
         assert cluster.show(job.number)["JobState"] == "CANCELLED"
 
@@ -213,7 +213,7 @@ def test_a_node_that_dies_takes_what_was_not_saved_and_no_more(
 ) -> None:
     cluster = slurm(node_timeout=4)
     job = Submitted(cluster, LONG)
-    step = job.until(lambda view: view.newest_valid is not None, "a save").newest_valid.step
+    step = job.until(lambda view: view.newest_intact is not None, "a save").newest_intact.step
     job.until_step(step + 10)
     node = cluster.show(job.number)["NodeList"]
     cluster.kill_node(node)
@@ -251,7 +251,7 @@ def test_one_that_may_not_be_queued_again_says_so(slurm: Callable[..., Slurm]) -
     cluster.until_state(job.number, "FAILED")
     assert "submit it with --requeue" in cluster.output(job.number)
     view = job.view()  # it has left the queue, and is found by its number all the same
-    assert (view.state, view.newest_valid.step) == ("preempted", job.stopped())
+    assert (view.state, view.newest_intact.step) == ("preempted", job.stopped())
 
 
 def test_what_sbatch_refuses_is_one_line(slurm: Callable[..., Slurm]) -> None:

@@ -135,8 +135,8 @@ def test_it_is_ready_when_the_workers_step_and_a_stop_seals(machine: Machine, ro
     assert (shown["ActiveState"], shown["Result"]) == ("inactive", "success"), service.job.output()
     assert shown["ExecMainStatus"] == "75"
     view = service.view()
-    assert (view.state, view.newest_valid.reason) == ("preempted", "emergency")
-    print(f"\nsystemctl stop: sealed at step {view.newest_valid.step}, {seconds:.2f} s in all")
+    assert (view.state, view.newest_intact.reason) == ("preempted", "emergency")
+    print(f"\nsystemctl stop: sealed at step {view.newest_intact.step}, {seconds:.2f} s in all")
 
 
 def test_a_stop_waits_for_a_save_that_is_slow_to_begin(machine: Machine, root: Path) -> None:
@@ -147,14 +147,14 @@ def test_a_stop_waits_for_a_save_that_is_slow_to_begin(machine: Machine, root: P
     service.until(lambda view: any(w.phase == "evaluating" for w in view.workers), "evaluation")
     seconds = service.stop()
     assert service.show()["Result"] == "success"
-    assert service.view().newest_valid.reason == "emergency"
+    assert service.view().newest_intact.reason == "emergency"
     assert seconds > 3, "the stop was no longer than TimeoutStopSec: this test shows nothing"
 
 
 def test_a_hung_supervisor_is_restarted_by_the_watchdog(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "hung", **{"save-interval": 10})
     service.start()
-    step = service.until_step(30).newest_valid.step
+    step = service.until_step(30).newest_intact.step
     began = time.monotonic()
     subprocess.run(["kill", "-STOP", str(service.pid())], check=True)
     machine.until(service.name, lambda shown: shown["NRestarts"] == "1", "the restart")
@@ -167,7 +167,7 @@ def test_a_hung_supervisor_is_restarted_by_the_watchdog(machine: Machine, root: 
 def test_a_killed_supervisor_goes_on_from_memory(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "killed", **{"save-interval": 10})
     service.start()
-    step = service.until_step(40).newest_valid.step
+    step = service.until_step(40).newest_intact.step
     began = time.monotonic()
     machine.systemctl("kill", "--signal=KILL", service.name)
     machine.until(service.name, lambda shown: shown["NRestarts"] == "1", "the restart")
@@ -203,7 +203,7 @@ def test_a_notice_is_served_and_the_next_start_waits(machine: Machine, root: Pat
     assert shown["ActiveState"] == "activating"
     service.stop()
     view = service.view()
-    assert (view.incarnation, view.newest_valid.reason) == (1, "emergency")
+    assert (view.incarnation, view.newest_intact.reason) == (1, "emergency")
     machine.run("rm", notice)
 
 
@@ -265,8 +265,8 @@ def test_a_shutdown_of_the_machine_waits_for_the_save(root: Path, tmp_path: Path
         assert machine.wait() == -signal.SIGINT
         seconds = time.monotonic() - began
         view = service.job.view()
-        assert (view.state, view.newest_valid.reason) == ("preempted", "emergency")
-        print(f"\npoweroff: sealed at step {view.newest_valid.step}, down after {seconds:.1f} s")
+        assert (view.state, view.newest_intact.reason) == ("preempted", "emergency")
+        print(f"\npoweroff: sealed at step {view.newest_intact.step}, down after {seconds:.1f} s")
 
 
 # -- the files themselves -----------------------------------------------------------------------

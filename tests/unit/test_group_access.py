@@ -90,7 +90,7 @@ def test_the_group_sees_everything_and_writes_nothing(place: Path) -> None:
     job = make_job(place, group_access=True)
     before = tree(job.root)
     listed = as_user(job, GROUP, "list")
-    assert listed.returncode == 0 and listed.stdout.count("valid") == 2, listed
+    assert listed.returncode == 0 and listed.stdout.count("intact") == 2, listed
     status = as_user(job, GROUP, "status", "--json")
     assert '"step":20' in status.stdout and '"actual_seconds":1.5' in status.stdout, status
     full = as_user(job, GROUP, "verify", "--full")

@@ -383,7 +383,7 @@ def test_thousands_of_junk_entries_are_passed_over(job: JobDirectory) -> None:
             (place / f"junk-{number}.json").write_bytes(b"")
         (job.root / f"epoch-{number}_step-x").mkdir()
     newest = list_checkpoints(job)[0]
-    assert newest.valid and newest.path.name == NEWEST
+    assert newest.intact and newest.path.name == NEWEST
     assert recover(job) == [(job.checkpoint(0, 30), "sealed")]
     assert command("status", "--json", job.root)[0] in (0, 1, 2)
 
@@ -563,7 +563,7 @@ def test_a_manifest_beside_the_checkpoints_does_not_hide_them(job: JobDirectory)
     shutil.copytree(job.checkpoint(0, 10), job.root, dirs_exist_ok=True)
     (job.checkpoint(0, 20) / MODEL).unlink()
     code, said = command("verify", job.root)
-    assert code == 65 and f"{NEWEST}: NOT valid" in said
+    assert code == 65 and f"{NEWEST}: FAILED" in said
 
 
 def test_what_a_job_owns_is_below_it(job: JobDirectory, outside: Path) -> None:

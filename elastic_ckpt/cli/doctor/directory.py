@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.memory.tier import tier_of, tier_path
 from elastic_ckpt.checkpoint.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.cli.doctor.findings import Finding, ok
@@ -38,7 +38,7 @@ class Place(msgspec.Struct, frozen=True):
         root: absolute, without links.
         tried: it, or what is there above it while it is not.
         free_bytes: what this user may still write.
-        newest: name of the newest valid checkpoint; empty if there is none.
+        newest: name of the newest intact checkpoint; empty if there is none.
         state_bytes: of that checkpoint; 0 if there is none.
         saved_seconds: what a save of it takes at the worst, as the job's own saves have it; None
             if there were none.
@@ -97,10 +97,10 @@ def check_directory(place: Place) -> Iterator[Finding]:
         yield ok("directory", f"{place.root} is to be made: tried was {place.tried}")
     elif place.newest:
         size = human_bytes(place.state_bytes)
-        text = f"{place.root}: {place.newest} is the newest valid checkpoint, {size}"
+        text = f"{place.root}: {place.newest} is the newest intact checkpoint, {size}"
         yield ok("directory", text, place.state_bytes, "bytes")
     else:
-        yield ok("directory", f"{place.root}: no valid checkpoint yet")
+        yield ok("directory", f"{place.root}: no intact checkpoint yet")
     yield _space(place)
 
 
@@ -125,7 +125,7 @@ def _look(directory: str) -> Generator[Place, None, None]:
     job = JobDirectory.at(directory)
     tried = _nearest(job.root)
     place = Place(str(job.root), str(tried), free_bytes(tried))
-    newest = newest_valid(job) if tried == job.root else None
+    newest = newest_intact(job) if tried == job.root else None
     if newest is not None and newest.manifest is not None:
         size = newest.manifest.total_bytes
         tier = tier_of(job, str(tier_path(MEMORY, job, node_name())))

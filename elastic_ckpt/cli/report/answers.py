@@ -164,14 +164,14 @@ def _good(material: Material) -> Answer:
         told = f"; {len(failed)} failed, the last: {_cut(failed[-1].error)}" if failed else ""
         sealed = len(history.saves) - len(failed)
         sentences.append(f"{sealed:,} of {plural(len(history.saves), 'save')} were sealed{told}.")
-    looked = [one.view.valid for one in material.checkpoints if one.view.tier == "disk"]
+    looked = [one.intact for one in material.checkpoints if one.tier == "disk"]
     if looked:
-        sentences.append(f"On the disk, {sum(looked)} of {len(looked)} are whole by their sizes.")
+        sentences.append(f"On the disk, {sum(looked)} of {len(looked)} are intact.")
     if not sentences:
         sentences.append("No save is in the journal, and no checkpoint on the disk.")
-    if material.status.newest_valid is None:
+    if material.status.newest_intact is None:
         tone: Tone = "bad" if looked or refused else "note"
-        verdict = "No: none is valid" if looked or refused else "There is none yet"
+        verdict = "No: none is intact" if looked or refused else "There is none yet"
         return Answer("good", question, tone, verdict, sentences)
     verdict = f"Yes; {refused} bad one{'s' * (refused != 1)} refused" if refused else "Yes"
     return Answer("good", question, "note" if refused or failed else "good", verdict, sentences)
@@ -179,16 +179,16 @@ def _good(material: Material) -> Answer:
 
 def _verified(material: Material) -> Iterator[str]:
     """What was looked at, and how closely."""
-    passed = [one for one in material.history.checks if one.valid]
+    passed = [one for one in material.history.checks if one.intact]
     if passed:
         in_full = sum(one.how == "every byte" for one in passed)
         ways = ((in_full, "by every byte"), (len(passed) - in_full, "by their sizes, in memory"))
         told = listed([f"{number} {way}" for number, way in ways if number])
         yield f"{plural(len(passed), 'load')}, each verified first: {told}."
-    newest = next((one for one in material.checkpoints if one.view.valid), None)
-    if newest is not None and newest.view.tier == "disk":
-        ever = "every byte of it was verified" if newest.in_full else "its sizes were compared"
-        yield f"The newest is step {newest.view.step:,}: {ever}."
+    newest = next((one for one in material.checkpoints if one.intact), None)
+    if newest is not None and newest.tier == "disk":
+        ever = "every byte of it was verified" if newest.verified else "its sizes were compared"
+        yield f"The newest is step {newest.step:,}: {ever}."
 
 
 def _cost(material: Material) -> Answer:
@@ -228,7 +228,7 @@ def _unknown(name: str, question: str) -> Answer:
 
 def _held(disk: NewestView | None) -> str:
     if disk is None:
-        return "There is no valid checkpoint on the disk: a start would begin at step 0."
+        return "There is no intact checkpoint on the disk: a start would begin at step 0."
     age = f", {human_duration(disk.age_seconds)} old" if disk.age_seconds is not None else ""
     return f"The newest on the disk is step {disk.step:,} ({disk.reason}{age})."
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, in_memory, quarantined, scan, view
-from elastic_ckpt.checkpoint.verify import is_verified
 from elastic_ckpt.cli.status.view import StatusView, gather
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -23,14 +22,6 @@ MAX_CHECKPOINTS = 100
 """The newest are looked at; a job that keeps all may have thousands."""
 
 _AT_REST = ("finished", "preempted", "failed", "dead", "unknown")
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A checkpoint, and whether every byte of it was ever verified."""
-
-    view: CheckpointView
-    in_full: bool
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class Material:
     at: float
     status: StatusView
     history: History
-    checkpoints: list[Kept]
+    checkpoints: list[CheckpointView]
     older: int
     set_aside: list[CheckpointView]
 
@@ -115,9 +106,9 @@ def collect(job: JobDirectory) -> Material:
     at = time.time()
     running = status.state not in _AT_REST
     record = next(iter(job_records(job)), None)
-    kept, older = _checkpoints(job, record.memory if record else "")
+    checkpoints, older = _checkpoints(job, record.memory if record else "")
     history = fold(read_journal(job), running=running)
-    return Material(str(job.root), at, status, history, kept, older, quarantined(job))
+    return Material(str(job.root), at, status, history, checkpoints, older, quarantined(job))
 
 
 def fold(events: Iterable[JournalEvent], *, running: bool) -> History:
@@ -129,17 +120,8 @@ def fold(events: Iterable[JournalEvent], *, running: bool) -> History:
     return history
 
 
-def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[Kept], int]:
+def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[CheckpointView], int]:
     paths = scan(job)
     views = [view(path) for path in paths[:MAX_CHECKPOINTS]] + in_memory(job, memory)
     views.sort(key=lambda one: (one.epoch, one.step), reverse=True)
-    kept = [
-        Kept(
-            one,
-            one.tier == "disk"
-            and one.manifest is not None
-            and is_verified(job, one.path, one.manifest),
-        )
-        for one in views
-    ]
-    return kept, max(0, len(paths) - MAX_CHECKPOINTS)
+    return views, max(0, len(paths) - MAX_CHECKPOINTS)

@@ -112,16 +112,16 @@ def notice_rows(material: Material) -> list[NoticeRow]:
 def checkpoint_rows(material: Material) -> list[CheckpointRow]:
     """The newest first."""
     rows = []
-    for kept in material.checkpoints:
-        view, manifest = kept.view, kept.view.manifest
+    for view in material.checkpoints:
+        manifest = view.manifest
         in_memory = view.tier != "disk"
         rows.append(
             CheckpointRow(
                 printable(view.path.name) if not in_memory else f"step {view.step}",
                 f"{view.step:,}", str(view.epoch), manifest.reason if manifest else "-", view.tier,
                 human_bytes(manifest.total_bytes if manifest else None),
-                human_duration(view.age_seconds), view.valid,
-                "valid" if view.valid else _cut(view.why), "yes" if kept.in_full else "no",
+                human_duration(view.age_seconds), view.intact,
+                _cut(view.state),
             )
         )  # fmt: skip
     return rows
@@ -332,9 +332,8 @@ class CheckpointRow:
     tier: str
     size: str
     age: str
-    valid: bool
+    intact: bool
     state: str
-    in_full: str
 
 
 @dataclass(frozen=True)

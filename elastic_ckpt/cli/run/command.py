@@ -61,7 +61,7 @@ def command(
       75  preempted, with a sealed checkpoint: rerun the same command
       76  preempted without a new one: rerun the same command
       70  failure budget spent, or a failure that a retry cannot fix
-      65  no valid checkpoint, or the data does not match
+      65  no usable checkpoint, or the data does not match
       73  the directory is locked or unusable
       64  wrong usage
     """

@@ -32,7 +32,7 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
     \b
       elastic-ckpt status checkpoints
       elastic-ckpt status checkpoints --watch
-      elastic-ckpt status checkpoints --json | jq .newest_valid.step
+      elastic-ckpt status checkpoints --json | jq .newest_intact.step
       elastic-ckpt status 4711
 
     DIR may be the number of a SLURM job.

@@ -132,7 +132,7 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
         add("notice", Text(f"{notice.reason} from {notice.source}, {left:.0f} s left", "yellow"))
     if view.progress is not None:
         add("progress", _progress(view, view.progress, bar_width))
-    add("newest valid", _newest(view))
+    add("newest intact", _newest(view))
     if view.at_risk is not None:
         add("at risk", _at_risk(view))
     for bad in view.rejected[:_MOST_REJECTED]:
@@ -190,7 +190,7 @@ def _progress(view: StatusView, found: ProgressView, width: int) -> Text:
 
 
 def _newest(view: StatusView) -> str:
-    newest, on_disk = view.newest_valid, view.newest_on_disk
+    newest, on_disk = view.newest_intact, view.newest_on_disk
     if newest is None:
         return "none: a restart would begin at step 0"
     if newest.tier == "disk":
@@ -200,7 +200,7 @@ def _newest(view: StatusView) -> str:
 
 
 def _checkpoint(one: NewestView) -> str:
-    read_back = ", every byte read back" if one.verified else ""
+    read_back = ", verified" if one.verified else ""
     return (
         f"step {one.step} ({one.reason}, {one.tier}, {human_bytes(one.bytes)}, "
         f"{human_duration(one.age_seconds)} old{read_back})"

@@ -7,10 +7,8 @@ from typing import Any
 
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_valid
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_intact
 from elastic_ckpt.checkpoint.job_lock import read_owner
-from elastic_ckpt.checkpoint.manifest import Manifest
-from elastic_ckpt.checkpoint.verify import is_verified
 from elastic_ckpt.cli.status.progress import (
     AtRiskView,
     ProgressView,
@@ -145,7 +143,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     progress: ProgressView | None
     reported: dict[str, float]
     at_risk: AtRiskView | None
-    newest_valid: NewestView | None
+    newest_intact: NewestView | None
     newest_on_disk: NewestView | None
     rejected: list[RejectedView]
     notice: NoticeView | None
@@ -169,7 +167,7 @@ def gather(job: JobDirectory) -> StatusView:
     boards = [(one.node, _slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
-    on_disk = newest if newest is None or newest.tier == "disk" else newest_valid(job)
+    on_disk = newest if newest is None or newest.tier == "disk" else newest_intact(job)
     events = read_journal(job, marks=False)
     account = fold(events)
     running = alive is not False and record is not None and record.state not in TERMINAL
@@ -201,8 +199,8 @@ def gather(job: JobDirectory) -> StatusView:
         at_risk=at_risk(position.epoch, position.step, on_disk, account, now)
         if position and slots and now is not None
         else None,
-        newest_valid=_newest(job, newest),
-        newest_on_disk=_newest(job, on_disk),
+        newest_intact=_newest(newest),
+        newest_on_disk=_newest(on_disk),
         rejected=rejected,
         notice=_notice(record) if running else None,
         last_save=newest_save,
@@ -289,7 +287,7 @@ def _warnings(
     if save is not None and save.error:
         found.append(f"the last save failed: {save.error}")
     if rejected and newest is None:
-        found.append("there are checkpoints, and none is valid: a restart would find nothing")
+        found.append("there are checkpoints, and none is intact: a restart has nothing to load")
     if is_silent:
         found.append("nothing was heard of its supervisor for a while: it may be gone")
     return found
@@ -357,11 +355,10 @@ def _position(
     return None
 
 
-def _newest(job: JobDirectory, view: CheckpointView | None) -> NewestView | None:
+def _newest(view: CheckpointView | None) -> NewestView | None:
     if view is None or view.manifest is None:
         return None
     seal = view.manifest
-    verified = isinstance(seal, Manifest) and is_verified(job, view.path, seal)
     return NewestView(
         view.step,
         encodable(str(view.path)),
@@ -369,7 +366,7 @@ def _newest(job: JobDirectory, view: CheckpointView | None) -> NewestView | None
         seal.total_bytes,
         view.age_seconds,
         seal.reason,
-        verified,
+        view.verified,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import (
     GENERATIONS,
@@ -143,7 +143,7 @@ class MemoryKeeper:
 def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
     room = human_bytes(room_bytes(place) + owned.tier.held_bytes())
     with contextlib.suppress(OSError):
-        newest = newest_valid(job)
+        newest = newest_intact(job)
         if newest is not None and newest.manifest is not None:
             needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
             return f"memory tier in {place}: needs about {needed} of {room}"

@@ -36,7 +36,7 @@ from elastic_ckpt.errors import (
     CheckpointRejected,
     ElasticCkptError,
     NotSealed,
-    NoValidCheckpoint,
+    NoUsableCheckpoint,
 )
 from elastic_ckpt.jobdir.paths import checkpoint_key
 from elastic_ckpt.protocol.slot import Source
@@ -77,7 +77,7 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
         The checkpoint, or None if there is none at all.
 
     Raises:
-        NoValidCheckpoint: there are checkpoints, and none can be used; or two in a row were bad.
+        NoUsableCheckpoint: there are checkpoints, and none can be used; or two in a row were bad.
         UnsupportedFormat: the newest was written by a newer version.
         StorageFailed: a rank could not read; the checkpoint is left alone.
         CheckpointError: the state does not fit what a rank built. CannotReshard, if another
@@ -237,13 +237,13 @@ def _verified(runtime: Runtime, opened: _Opened, path: Path) -> str:
     began = time.monotonic()
     log.info("verifying %s", path)
     reason = opened.verify()
-    said = f"not valid: {reason}" if reason else "valid"
+    said = f"failed verification: {reason}" if reason else "passed verification"
     log.info("%s, after %.3f s", said, time.monotonic() - began)
     if runtime.peers.is_leader:
         runtime.journal.write(
             "verified",
             path=str(path),
-            valid=not reason,
+            intact=not reason,
             why=reason,
             how="sizes, in memory" if isinstance(opened, _InMemory) else "every byte",
             seconds=time.monotonic() - began,
@@ -380,7 +380,7 @@ def _choose(runtime: Runtime, already_set_aside: int, refused: set[Path]) -> Pat
             if held is not None and held.key >= (checkpoint_key(path.name) or (0, 0)):
                 return held.generation.slot
             if bad >= MAX_QUARANTINED:
-                raise NoValidCheckpoint(
+                raise NoUsableCheckpoint(
                     f"{bad} checkpoints in a row were bad and set aside in "
                     f"{runtime.job.quarantine}: see elastic-ckpt list, mend the storage, and "
                     "run again to go on from an older one"
@@ -395,8 +395,8 @@ def _choose(runtime: Runtime, already_set_aside: int, refused: set[Path]) -> Pat
         if held is not None:
             return held.generation.slot
         if bad or unsealed:
-            raise NoValidCheckpoint(
-                f"checkpoints exist in {runtime.job.root} but none is valid"
+            raise NoUsableCheckpoint(
+                f"checkpoints exist in {runtime.job.root} but none is intact"
                 + (f" ({', '.join(unsealed[:3])} not sealed)" if unsealed else "")
                 + ": see elastic-ckpt list, or choose another directory to start anew"
             )

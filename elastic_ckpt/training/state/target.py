@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader
 from elastic_ckpt.checkpoint.part import Part
@@ -94,6 +94,6 @@ def choose_target(
 def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:
     """What the last checkpoint took, and at least what the leader's own tensors take."""
     if runtime.last_bytes is None:  # a look at all checkpoints, of which there may be thousands
-        newest = newest_valid(runtime.job)
+        newest = newest_intact(runtime.job)
         runtime.last_bytes = newest.manifest.total_bytes if newest and newest.manifest else 0
     return int(_MARGIN * max(runtime.last_bytes, engine.state_bytes()))

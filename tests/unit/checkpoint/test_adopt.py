@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from elastic_ckpt.checkpoint.adopt import adopt
-from elastic_ckpt.checkpoint.catalog import newest_valid
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -72,7 +72,7 @@ def test_a_whole_one_is_sealed_with_the_place_of_all_ranks(
     assert (made.engine.name, made.data_parallel_size) == ("colossalai", 4)
     assert verify_full(foreign) == made
     assert {path: path.read_bytes() for path in before} == before
-    newest = newest_valid(job)
+    newest = newest_intact(job)
     assert newest is not None and newest.path == foreign
 
 
@@ -85,7 +85,7 @@ def test_what_a_killed_adoption_left_does_not_stop_the_next_one(
             lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         adopt(job, foreign, 4, unwatched)
-    assert (foreign / "parts/00000.json").exists() and newest_valid(job) is None
+    assert (foreign / "parts/00000.json").exists() and newest_intact(job) is None
     for half_written in (".tmp-manifest.json", "parts/.tmp-00000.json"):
         (foreign / half_written).write_text("{")
     adopt(job, foreign, 4, unwatched)
@@ -194,4 +194,4 @@ def test_one_that_is_not_whole_is_refused_with_the_reason(
     with pytest.raises((CheckpointRejected, OSError), match=reason):
         adopt(job, foreign, 4, unwatched)
     assert not (foreign / "manifest.json").exists()
-    assert newest_valid(job) is None
+    assert newest_intact(job) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint import catalog
-from elastic_ckpt.checkpoint.catalog import candidates, list_checkpoints, newest_valid, scan, view
+from elastic_ckpt.checkpoint.catalog import candidates, list_checkpoints, newest_intact, scan, view
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.errors import UnsupportedFormat
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -65,9 +65,9 @@ def test_only_directories_of_the_right_name_are_looked_at(
 
 
 def test_a_view_says_what_the_manifest_says(job: JobDirectory) -> None:
-    """Reason, size and age of a valid one; no reason why not."""
+    """Reason, size and age of an intact one; no reason why not."""
     found = view(make_checkpoint(job, 10, epoch=3, reason="emergency"))
-    assert (found.epoch, found.step, found.valid, found.why) == (3, 10, True, "")
+    assert (found.epoch, found.step, found.intact, found.why) == (3, 10, True, "")
     assert found.manifest is not None
     assert found.manifest.reason == "emergency"
     assert found.manifest.total_bytes == sum(entry.bytes for entry in found.manifest.files) > 1000
@@ -78,26 +78,26 @@ def test_a_view_never_raises(job: JobDirectory, monkeypatch: pytest.MonkeyPatch)
     """Neither for damage nor for a disk that cannot be read."""
     path = make_checkpoint(job, 10)
     flip_bit(path / MODEL)
-    assert view(path).valid
+    assert view(path).intact
     bad = view(path, ignore)
-    assert (bad.valid, bad.manifest, bad.step) == (False, None, 10) and "checksum" in bad.why
+    assert (bad.intact, bad.manifest, bad.step) == (False, None, 10) and "checksum" in bad.why
     monkeypatch.setattr(catalog, "verify_quick", broken)
     assert view(path).why == "cannot be read: Input/output error"
 
 
-def test_the_newest_valid_one_falls_back(job: JobDirectory) -> None:
-    """Damage makes the next older one the newest; nothing valid is None."""
+def test_the_newest_intact_one_falls_back(job: JobDirectory) -> None:
+    """Damage makes the next older one the newest; nothing intact is None."""
     paths = [make_checkpoint(job, step) for step in (9, 10, 100)]
     for path in reversed(paths):
-        found = newest_valid(job)
+        found = newest_intact(job)
         assert found is not None and found.path == path
         (path / MODEL).unlink()
-    assert newest_valid(job) is None
+    assert newest_intact(job) is None
 
 
 def test_an_empty_directory_has_no_newest(job: JobDirectory) -> None:
     """A job that has just begun has neither a list nor a candidate."""
-    assert (newest_valid(job), candidates(job), list_checkpoints(job)) == (None, [], [])
+    assert (newest_intact(job), candidates(job), list_checkpoints(job)) == (None, [], [])
 
 
 def test_candidates_end_at_the_first_that_passes(
@@ -130,7 +130,7 @@ def test_a_newer_newest_is_not_passed_over(job: JobDirectory) -> None:
 
 
 def test_an_older_one_of_a_newer_format_does_not_matter(job: JobDirectory) -> None:
-    """Only what stands before the first valid one can stop a restart."""
+    """Only what stands before the first intact one can stop a restart."""
     change_manifest(make_checkpoint(job, 10), format=2)
     newest = make_checkpoint(job, 20)
     assert candidates(job) == [(newest, None)]
@@ -162,12 +162,12 @@ def test_a_seal_that_is_no_file_does_not_stop_a_restart(job: JobDirectory, kind:
 
 
 def test_the_list_is_newest_first_with_the_quarantine_last(job: JobDirectory) -> None:
-    """What was set aside is shown with its reason and never as valid."""
+    """What was set aside is shown with its reason and never as intact."""
     for step in (9, 10, 100):
         make_checkpoint(job, step)
     set_aside(job, job.checkpoint(0, 100), "a reason")
     views = list_checkpoints(job)
-    assert [(found.step, found.tier, found.valid) for found in views] == [
+    assert [(found.step, found.tier, found.intact) for found in views] == [
         (10, "disk", True),
         (9, "disk", True),
         (100, "quarantine", False),
@@ -179,5 +179,5 @@ def test_a_list_does_not_hash(job: JobDirectory) -> None:
     """A list compares sizes; a view hashes where it is asked to."""
     flip_bit(make_checkpoint(job, 10) / MODEL)
     [found] = list_checkpoints(job)
-    assert found.valid
-    assert not view(found.path, ignore).valid
+    assert found.intact
+    assert not view(found.path, ignore).intact

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from elastic_ckpt.checkpoint import verify
-from elastic_ckpt.checkpoint.catalog import newest_valid, scan
+from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.commit import Attempt
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
@@ -230,11 +230,11 @@ def test_a_file_in_its_place_is_set_aside(job: JobDirectory) -> None:
     assert Path(record.path).read_bytes() == b"a note"
 
 
-@pytest.mark.parametrize("leads", ["to a valid checkpoint", "nowhere"])
+@pytest.mark.parametrize("leads", ["to an intact checkpoint", "nowhere"])
 def test_a_link_in_its_place_is_set_aside(job: JobDirectory, tmp_path: Path, leads: str) -> None:
     """No restart takes a link for a checkpoint, so it must not swallow the attempt either."""
     elsewhere = tmp_path / "elsewhere"
-    if leads == "to a valid checkpoint":
+    if leads == "to an intact checkpoint":
         make_checkpoint(open_job(tmp_path / "another"), 10).rename(elsewhere)
     target = job.checkpoint(0, 10)
     target.symlink_to(elsewhere)
@@ -380,7 +380,7 @@ def test_a_file_that_no_part_lists_keeps_an_attempt_from_being_sealed(job: JobDi
     attempt = make_attempt(job, 20)
     (attempt.path / "modeling" / "late.safetensors").write_bytes(b"late")
     recover(job)
-    assert all(newest_valid(job) is not None for _ in scan(job))
+    assert all(newest_intact(job) is not None for _ in scan(job))
     assert not attempt.path.exists()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint import prune as pruning
-from elastic_ckpt.checkpoint.catalog import newest_valid, scan
+from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.checkpoint.quarantine import set_aside
@@ -126,7 +126,7 @@ def test_no_clock_has_a_say(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) 
             os.utime(path, (stamp, stamp))
         now = random_times.uniform(0, 4e9)
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        newest = newest_valid(job)
+        newest = newest_intact(job)
         assert newest is not None and newest.step == 100
         done = prune(job, Retention(last=2, every=9), dry_run=True)
         assert [one.step for one in done if one.keep] == [100, 11, 9]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint.catalog import newest_valid, scan
+from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import make_checkpoint, open_job, tree
@@ -30,10 +30,10 @@ def test_what_is_set_aside_keeps_its_bytes_and_its_reason(job: JobDirectory) -> 
 
 
 def test_what_is_set_aside_is_never_chosen(job: JobDirectory) -> None:
-    """Not even when it is valid and the only one."""
+    """Not even when it is intact and the only one."""
     set_aside(job, make_checkpoint(job, 10), "to be looked at")
     assert scan(job) == []
-    assert newest_valid(job) is None
+    assert newest_intact(job) is None
 
 
 def test_the_same_name_may_be_set_aside_again(job: JobDirectory) -> None:

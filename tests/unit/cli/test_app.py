@@ -43,10 +43,10 @@ from tests.checkpoints import (
 )
 
 LIST_KEYS = {
-    "path", "epoch", "step", "reason", "tier", "bytes", "age_seconds", "valid", "why",
+    "path", "epoch", "step", "reason", "tier", "bytes", "age_seconds", "intact", "verified", "why",
 }  # fmt: skip
 STATUS_KEYS = {
-    "job", "state", "supervisor", "workers", "position", "newest_valid", "rejected", "notice",
+    "job", "state", "supervisor", "workers", "position", "newest_intact", "rejected", "notice",
     "last_save", "restarts", "goodput", "lost_work_seconds",
 }  # fmt: skip
 
@@ -361,12 +361,12 @@ def test_the_list_as_json(cli: Command, job: JobDirectory) -> None:
     assert [row["step"] for row in rows] == [100, 10, 9]
     assert all(set(row) == LIST_KEYS for row in rows)
     bad, good, _ = rows
-    assert (bad["valid"], bad["why"]) == (False, f"{MODEL} is missing")
+    assert (bad["intact"], bad["why"]) == (False, f"{MODEL} is missing")
     assert (bad["epoch"], bad["reason"], bad["bytes"]) == (1, None, None)
     manifest = read_manifest(job.checkpoint(1, 10))
     assert good["path"] == str(job.checkpoint(1, 10))
     assert (good["epoch"], good["reason"], good["tier"]) == (1, "manual", "disk")
-    assert (good["valid"], good["why"], good["bytes"]) == (True, "", manifest.total_bytes)
+    assert (good["intact"], good["why"], good["bytes"]) == (True, "", manifest.total_bytes)
     assert 0 <= good["age_seconds"] < 60
 
 
@@ -387,7 +387,7 @@ def test_the_list_for_people(cli: Command, job: JobDirectory) -> None:
     assert said.code == 0
     lines = said.out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["100", "10", "9"]
-    assert "not sealed" in lines[1] and "valid" in lines[2] and "was bad" in lines[3]
+    assert "not sealed" in lines[1] and "intact" in lines[2] and "was bad" in lines[3]
 
 
 # -- verify -----------------------------------------------------------------------------------
@@ -409,14 +409,14 @@ def test_verify_says_no_with_65(cli: Command, job: JobDirectory) -> None:
     (bad / MODEL).unlink()
     said = cli("verify", job.root)
     assert said.code == 65
-    assert f"epoch-0_step-20: NOT valid: {MODEL} is missing" in said.out
-    assert "epoch-0_step-10: valid" in said.out
+    assert f"epoch-0_step-20: FAILED: {MODEL} is missing" in said.out
+    assert "epoch-0_step-10: intact" in said.out
     assert cli("verify", bad).code == 65
     assert cli("verify", job.checkpoint(0, 10)).code == 0
 
 
 def test_verify_of_nothing_is_65(cli: Command, job: JobDirectory) -> None:
-    """No checkpoint is no valid checkpoint."""
+    """An empty directory holds nothing that could pass."""
     assert cli("verify", job.root).code == 65
 
 
@@ -435,7 +435,7 @@ def test_verify_as_json(cli: Command, job: JobDirectory) -> None:
     flip_bit(make_checkpoint(job, 20) / MODEL)
     said = cli("verify", "--full", "--json", job.root)
     assert said.code == 65
-    assert [(row["step"], row["valid"]) for row in said.json] == [(20, False), (10, True)]
+    assert [(row["step"], row["intact"]) for row in said.json] == [(20, False), (10, True)]
     assert all(set(row) == LIST_KEYS for row in said.json)
 
 
@@ -453,7 +453,7 @@ def test_quarantine_sets_aside_what_is_bad_and_only_that(cli: Command, job: JobD
     assert [path.exists() for path in (good, bad, plain, newer)] == [True, False, True, True]
     rows = cli("list", "--json", job.root).json
     [aside] = [row for row in rows if row["tier"] == "quarantine"]
-    assert (aside["step"], aside["valid"]) == (20, False) and "checksum" in aside["why"]
+    assert (aside["step"], aside["intact"]) == (20, False) and "checksum" in aside["why"]
     assert aside["path"] in said.err
     assert cli("verify", "--full", good).code == 0
 
@@ -475,7 +475,7 @@ def test_a_quarantine_that_cannot_be_used_is_73_and_no_traceback(
     job.quarantine.rmdir()
     job.quarantine.write_bytes(b"")
     said = cli("verify", "--quarantine", job.root)
-    assert said.code == 73 and "NOT valid" in said.out
+    assert said.code == 73 and "FAILED" in said.out
     assert said.err.startswith("elastic-ckpt: error: ") and said.err.count("\n") == 1
     assert ".quarantine" in said.err
     assert path.is_dir()
@@ -512,7 +512,7 @@ def test_what_verify_found_stands_in_the_journal(cli: Command, job: JobDirectory
     flip_bit(make_checkpoint(job, 20) / MODEL)
     assert cli("verify", job.root).code == 0 and read_journal(job) == []  # sizes alone
     assert cli("verify", "--full", "--quarantine", job.root).code == 65
-    told = [(event.event, event.data.get("valid")) for event in read_journal(job)]
+    told = [(event.event, event.data.get("intact")) for event in read_journal(job)]
     assert told == [("verified", False), ("verified", True), ("quarantined", None)]
 
 
@@ -555,7 +555,7 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
     assert worker["rss_bytes"] > 1e6 and 0 <= worker["last_beat_seconds"] < 60
     # The job is where its slowest rank is.
     assert view["position"] == {"epoch": 1, "step": 14, "sample_start_index": 112}
-    newest = view["newest_valid"]
+    newest = view["newest_intact"]
     assert set(newest) == {
         "step", "path", "tier", "bytes", "age_seconds", "reason", "verified",
     }  # fmt: skip
@@ -635,7 +635,7 @@ def test_status_of_a_killed_supervisor_is_dead(
     assert said.json["state"] == "dead"
     assert said.json["supervisor"]["alive"] is False
     assert said.json["workers"] == []
-    assert said.json["newest_valid"]["step"] == 10
+    assert said.json["newest_intact"]["step"] == 10
     assert said.json["position"] == {"epoch": 0, "step": 10, "sample_start_index": 80}
     people = cli("status", job.root)
     assert people.code == 2 and "run it again" in " ".join(people.out.split())
@@ -661,7 +661,7 @@ def test_status_of_a_directory_that_never_ran(cli: Command, job: JobDirectory) -
     """Nothing is known and nothing is made up."""
     view = cli("status", "--json", job.root).json
     assert set(view) >= STATUS_KEYS
-    for key in ("supervisor", "position", "newest_valid", "notice", "last_save", "goodput"):
+    for key in ("supervisor", "position", "newest_intact", "notice", "last_save", "goodput"):
         assert view[key] is None, key
     assert (view["workers"], view["rejected"]) == ([], [])
     assert view["state"] not in {state.value for state in RunState}
@@ -680,7 +680,7 @@ def test_status_of_a_torn_record(cli: Command, job: JobDirectory) -> None:
     """An unreadable record is no traceback."""
     job.node_record("here").write_bytes(b'{"job": "x"')
     make_checkpoint(job, 10)
-    assert cli("status", "--json", job.root).json["newest_valid"]["step"] == 10
+    assert cli("status", "--json", job.root).json["newest_intact"]["step"] == 10
 
 
 def test_status_of_a_journal_with_odd_values(cli: Command, job: JobDirectory) -> None:

@@ -286,7 +286,7 @@ EVENTS = [
 FIELDS = [
     "state", "kind", "step", "epoch", "incarnation", "nproc", "nodes", "reason", "source", "why",
     "seconds", "stall_seconds", "age_seconds", "samples_per_step", "metrics", "stages", "total",
-    "rank", "exit_code", "message", "tail", "stacks", "path", "to", "valid", "how", "tier",
+    "rank", "exit_code", "message", "tail", "stacks", "path", "to", "intact", "how", "tier",
     "bytes", "error", "follows", "predicted_seconds", "actual_seconds", "present", "world_size",
 ]  # fmt: skip
 WORDS = ["running", "finished", "preempted", "failed", "stopped", "crashed", "completed",

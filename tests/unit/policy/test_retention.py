@@ -144,7 +144,7 @@ def test_an_unusable_checkpoint_is_kept_and_does_not_count() -> None:
     ]
     assert kept(Retention(last=1), found) == ["40", "30", "20"]
     assert kept(Retention(best=1, metric="loss"), found) == ["40", "30", "20", "10"]
-    assert judge(Retention(last=1), found)[0].why == "not valid, left alone"
+    assert judge(Retention(last=1), found)[0].why == "not intact: left alone"
 
 
 def test_verdicts_come_in_the_order_of_the_candidates() -> None:

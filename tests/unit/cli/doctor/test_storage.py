@@ -244,7 +244,7 @@ def look(directory: Path) -> Place:
     return found
 
 
-def test_a_job_is_known_by_its_newest_valid_checkpoint(tmp_path: Path) -> None:
+def test_a_job_is_known_by_its_newest_intact_checkpoint(tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
     make_checkpoint(job, 10)
     newest = make_checkpoint(job, 20)
@@ -283,7 +283,7 @@ def test_a_directory_that_does_not_answer_is_a_problem(
 ) -> None:
     monkeypatch.setattr(directory_findings, "_LOOK_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(directory_findings, "newest_valid", hang)
+    monkeypatch.setattr(directory_findings, "newest_intact", hang)
     found = look_at(str(tmp_path))
     assert isinstance(found, Finding) and found.state == "problem"
     assert found.text == f"{tmp_path}: did not answer within 0.3 s"

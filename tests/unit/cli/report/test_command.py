@@ -54,7 +54,7 @@ DISTURBED = [
     *CRASHED,
     Entry(71, "recovery", {"incarnation": 2, "total": 11.0, "step": 30, "tier": "memory",
                            "stages": {"detect": 1.0, "spawn": 6.0, "load": 4.0}}),
-    Entry(80, "verified", {"path": "/a/epoch-0_step-30", "valid": True, "how": "every byte"}),
+    Entry(80, "verified", {"path": "/a/epoch-0_step-30", "intact": True, "how": "every byte"}),
     steps(100, 60, loss=1.5),
     Entry(150, "notice", {"source": "aws", "reason": "spot", "seconds": 120.0}),
     Entry(150, "choice", {"kind": "full", "predicted_seconds": 2.0, "why": "it fits"}),
@@ -301,7 +301,7 @@ def test_a_checkpoint_that_is_bad_is_named_with_its_reason(job: JobDirectory) ->
     assert_harmless(page)
     assert "Yes; 1 bad one refused" in page.answer("good")
     assert "epoch-0_step-40, bits" in page.answer("good")
-    assert "1 of 2 are whole" in page.answer("good")
+    assert "1 of 2 are intact" in page.answer("good")
     assert "looked <odd>" in page.one("checkpoints").text
     assert "model.safetensors" in page.one("checkpoints").text
 

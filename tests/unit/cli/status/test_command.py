@@ -225,7 +225,7 @@ def test_no_valid_checkpoint_among_those_that_exist_is_a_warning(
 ) -> None:
     (job.checkpoint(0, 60) / MODEL).unlink()
     view = gather(training)
-    assert view.exit_code == 1 and "none is valid" in view.warnings[0]
+    assert view.exit_code == 1 and "none is intact" in view.warnings[0]
     assert "none: a restart would begin at step 0" in shown(view)
     assert f"epoch-0_step-60: {MODEL} is missing" in shown(view)
 
@@ -287,7 +287,7 @@ def full(training: JobDirectory, board: Board) -> JobDirectory:
 def test_the_page_says_all_of_it_at_any_width(full: JobDirectory, width: int) -> None:
     text = " ".join(shown(gather(full), width).split())
     for words in (
-        "draining", "SIGTERM from signal", "23 s left", "100 of 400", "newest valid", "at risk",
+        "draining", "SIGTERM from signal", "23 s left", "100 of 400", "newest intact", "at risk",
         "rejected", "last save", "stood still", "last failure", "killed", "last recovery",
         "2 left", "goodput", "training", "stall", "setup", "alive", "SLOW",
     ):  # fmt: skip

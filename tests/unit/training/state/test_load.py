@@ -19,7 +19,7 @@ from elastic_ckpt.errors import (
     CannotReshard,
     CheckpointError,
     CheckpointRejected,
-    NoValidCheckpoint,
+    NoUsableCheckpoint,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
@@ -97,7 +97,7 @@ def test_a_bad_one_is_set_aside_and_the_next_one_is_taken(job: JobDirectory, run
     events = read_journal(job)
     names = [event.event for event in events]
     assert names == ["verified", "quarantined", "verified", "loaded", "resize"]
-    assert [event.data.get("valid") for event in events] == [False, None, True, None, None]
+    assert [event.data.get("intact") for event in events] == [False, None, True, None, None]
     assert MODEL in events[0].data["why"] and events[3].data["step"] == 30
 
 
@@ -107,7 +107,7 @@ def test_two_bad_ones_in_a_row_end_it_before_anything_is_loaded(
     for step in (30, 40):
         flip_bit(job.checkpoint(0, step) / MODEL)
     engine = Engine()
-    with pytest.raises(NoValidCheckpoint, match="2 checkpoints in a row"):
+    with pytest.raises(NoUsableCheckpoint, match="2 checkpoints in a row"):
         load_newest(runtime, engine)
     assert engine.loaded == [] and steps(job) == [20, 10]
 
