@@ -16,7 +16,7 @@ from harness import MEMORY, Places
 from savers import NotHere, Ours, Saver, sync_tree
 from training_state import TrainingState
 
-from elastic_ckpt.training.engines import Engine, make_engine
+from elastic_ckpt.training.engines import Engine, EngineInputs, make_engine
 
 _WAIT_SECONDS = 120.0
 
@@ -85,7 +85,7 @@ class OursColossalAI(Ours):
     in_memory = True
 
     def make_engine(self) -> Engine:
-        return make_engine(*_boosted(self.state))
+        return make_engine(EngineInputs(*_boosted(self.state)))
 
 
 class DLRoverFlash(Saver):

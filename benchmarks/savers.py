@@ -28,7 +28,7 @@ from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.training.engines import Engine, make_engine
+from elastic_ckpt.training.engines import Engine, EngineInputs, make_engine
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.save import Save
@@ -141,7 +141,7 @@ class Ours(Saver):
     def make_engine(self) -> Engine:
         """The engine under test."""
         state = self.state
-        return make_engine(None, state.model, state.optimizer, state.scheduler)
+        return make_engine(EngineInputs(None, state.model, state.optimizer, state.scheduler))
 
     def save(self, step: int) -> None:
         self.new_save(step).begin()

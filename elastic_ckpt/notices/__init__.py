@@ -1,9 +1,9 @@
-"""Sources of notices: who may say that this node will go away.
+"""Notice sources: the ways to learn that this node will go away.
 
-A source only ever tells; the supervisor alone decides what follows. To add one, write a class
-that derives from :class:`NoticeSource` (one that asks a service derives from
-:class:`~elastic_ckpt.notices.polling.PollingSource` and says what it asks), and list it in
-``platforms.py``. Nothing else changes.
+A source reports what it learns; only the supervisor decides what follows. :class:`NoticeSource`
+is the contract, ``CONTRIBUTING.md`` has an example that a test runs. A package adds a source with
+an entry point in the group ``elastic_ckpt.notices``, and a user selects it by name:
+``elastic-ckpt run --notice-source NAME``.
 """
 
 from __future__ import annotations
@@ -18,28 +18,34 @@ Report = Callable[[SourceEvent], None]
 
 
 class NoticeSource(ABC):
-    """One way to learn of a preemption.
+    """One way to learn of a preemption. Most sources derive from ``polling.PollingSource``.
+
+    The supervisor calls the methods from its main loop, so each must return at once.
 
     Attributes:
-        name: what its notices call it.
+        name: the source in the notices, the journal and messages.
     """
 
     name: str
 
     @abstractmethod
     def start(self, report: Report) -> None:
-        """Begin to listen, and return; ``report`` may be called from any thread."""
+        """Start to listen, and return. Called once.
+
+        Args:
+            report: may be called from any thread.
+        """
 
     @property
     def settled(self) -> bool:
-        """Whether a notice that was pending when it started would have been told by now."""
+        """Whether a notice that was pending at the start has been reported by now."""
         return True
 
     def poll_now(self) -> None:  # noqa: B027 -- most have nothing to add
-        """Another source gave a notice: look now, this one may know the deadline."""
+        """Look at once: a signal arrived, and this source may know its deadline."""
 
-    def acknowledge(self) -> None:  # noqa: B027 -- most services want no answer
-        """The job is sealed and the node may go; bounded, and no failure matters."""
+    def acknowledge(self) -> None:  # noqa: B027 -- most services expect no answer
+        """Tell the platform that the job is sealed and need not be waited for. Never raises."""
 
     def stop(self) -> None:  # noqa: B027 -- a thread may end with the process
-        """Stop listening; called once."""
+        """Stop listening. Called once."""

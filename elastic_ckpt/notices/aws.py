@@ -25,7 +25,7 @@ _REBALANCE: Final = "/latest/meta-data/events/recommendations/rebalance"
 
 
 class _InstanceAction(msgspec.Struct):
-    action: str  # terminate, stop or hibernate: the machine goes in each case
+    action: str  # terminate, stop or hibernate: the machine goes away in each case
     time: str
 
 
@@ -34,7 +34,7 @@ class _Rebalance(msgspec.Struct):
 
 
 class AwsSource(PollingSource):
-    """Told two minutes before, as a rule; ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` is honoured."""
+    """Usually notified two minutes ahead; honours ``AWS_EC2_METADATA_SERVICE_ENDPOINT``."""
 
     name = "aws"
 
@@ -45,8 +45,8 @@ class AwsSource(PollingSource):
         self._token = ""
         self._renew_at = 0.0
 
-    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Both, with one token."""
+    def poll(self) -> Iterator[tuple[object, SourceEvent]]:
+        """Request both documents, with one token."""
         found = self._get(_ACTION)
         if found is not None:
             action = msgspec.json.decode(found.text, type=_InstanceAction)
@@ -59,7 +59,7 @@ class AwsSource(PollingSource):
             yield ("rebalance", at), EarlyWarning(self.name, "rebalance recommendation")
 
     def _get(self, path: str) -> Response | None:
-        """The document; None while there is none."""
+        """Return the document, or None while it does not exist."""
         for again in (False, True):
             try:
                 return self._get_with_token(path)
@@ -67,7 +67,7 @@ class AwsSource(PollingSource):
                 if error.status == 404:
                     return None
                 self._renew_at = 0.0
-                if error.status != 401 or again:  # a token may be revoked before its time
+                if error.status != 401 or again:  # a token may be revoked early
                     raise
         return None
 
@@ -77,10 +77,10 @@ class AwsSource(PollingSource):
             url = f"{self._base}/latest/api/token"
             try:
                 token = request(url, headers, method="PUT", body=b"").text
-            except Unanswered as error:  # a 404 here is no "nothing yet"
+            except Unanswered as error:  # unlike a document, a token must exist
                 raise Unanswered(f"no token: {error}") from None
             if not (token.isascii() and token.isprintable()):
-                raise Unanswered(f"{url} gives no token")
+                raise Unanswered(f"{url} returned no token")
             self._token = token
             self._renew_at = time.monotonic() + _TOKEN_SECONDS / 2
         return request(f"{self._base}{path}", {"X-aws-ec2-metadata-token": self._token})

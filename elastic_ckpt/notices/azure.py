@@ -20,7 +20,7 @@ from elastic_ckpt.util.text import printable
 
 BASE_URL: Final = "http://169.254.169.254"
 LEAST_SECONDS: Final = 30.0
-"""Of a preemption; for an event that has begun, and so says no time any more."""
+"""The minimum notice of a preemption; for an event that has started, which has no time."""
 
 _GOES: Final = frozenset({"Preempt", "Reboot", "Redeploy", "Terminate"})
 _HEADERS: Final = {"Metadata": "true"}
@@ -38,7 +38,7 @@ class _Document(msgspec.Struct, rename="pascal"):
 
 
 class AzureSource(PollingSource):
-    """Events of this machine; ``AZURE_METADATA_SERVICE_ENDPOINT`` is honoured."""
+    """Events of this machine; honours ``AZURE_METADATA_SERVICE_ENDPOINT``."""
 
     name = "azure"
 
@@ -50,41 +50,41 @@ class AzureSource(PollingSource):
             f"{base.rstrip('/')}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
         )
         self._machine = ""
-        self._standing: list[str] = []
+        self._approvable: list[str] = []
 
-    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
-        """All events that stand."""
-        answer = request(self._url, _HEADERS)
-        events = msgspec.json.decode(answer.text, type=_Document).events
+    def poll(self) -> Iterator[tuple[object, SourceEvent]]:
+        """Request all scheduled events."""
+        response = request(self._url, _HEADERS)
+        events = msgspec.json.decode(response.text, type=_Document).events
         mine = [event for event in events if self._is_mine(event)]
-        self._standing = [event.event_id for event in mine if event.event_type in _GOES]
+        self._approvable = [event.event_id for event in mine if event.event_type in _GOES]
         for event in mine:
             what = printable(event.event_type, 40)
             if event.event_type in _GOES:
-                deadline = _deadline(answer, event)
+                deadline = _deadline(response, event)
                 yield (event.event_id, event.not_before), Notice(self.name, what, deadline)
             else:
                 yield event.event_id, EarlyWarning(self.name, what)
 
     def acknowledge(self) -> None:
-        """Let the events begin: the service waits until their time otherwise."""
-        if not self._standing:
+        """Approve the events; otherwise the service waits until their scheduled time."""
+        if not self._approvable:
             return
-        starts = [{"EventId": event} for event in self._standing]
+        starts = [{"EventId": event} for event in self._approvable]
         body = msgspec.json.encode({"StartRequests": starts})
         with contextlib.suppress(Unanswered):
             request(self._url, _HEADERS, method="POST", body=body)
 
     def _is_mine(self, event: _ScheduledEvent) -> bool:
-        """Events name all machines of a scale set that they concern; in doubt it is this one."""
+        """Return whether an event affects this machine of a scale set; True if unknown."""
         if not self._machine:
             with contextlib.suppress(Unanswered):
                 self._machine = request(self._name_url, _HEADERS).text
         return not self._machine or not event.resources or self._machine in event.resources
 
 
-def _deadline(answer: Response, event: _ScheduledEvent) -> float:
+def _deadline(response: Response, event: _ScheduledEvent) -> float:
     try:
-        return answer.deadline(parse_time(event.not_before))
-    except ValueError:  # it has begun, and has no time any more
-        return answer.heard + LEAST_SECONDS
+        return response.deadline(parse_time(event.not_before))
+    except ValueError:  # it has started, so it has no time
+        return response.received + LEAST_SECONDS

@@ -1,7 +1,7 @@
-"""A file or FIFO in which somebody else says that the node goes away.
+"""A file or FIFO through which another program announces that the node goes away.
 
-Its first line is ``[SECONDS] [REASON]``; ``warning [REASON]`` asks for an early save alone, and an
-empty file is a notice with ``--grace``. The seconds count from when the file was written.
+Its first line is ``[SECONDS] [REASON]``; ``warning [REASON]`` requests only an early save, and an
+empty file is a notice with ``--grace``. The seconds count from the time the file was written.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from elastic_ckpt.util.text import printable
 _MAX_BYTES: Final = 4096
 _MAX_SECONDS: Final = 7 * 86400.0
 _YOUNG_SECONDS: Final = 10.0
-"""What was written so shortly before a run began is meant for it."""
+"""A file written this shortly before a run started is meant for that run."""
 
 _SETTLED_SECONDS: Final = 1.0
-"""How old an empty file is before it counts as one that was meant to be empty."""
+"""Minimum age of an empty file that counts as a notice; a younger one may still be written."""
 
 
 class FileSource(PollingSource):
-    """Looks four times a second; a file that was there before the run counts while it is young."""
+    """Polls four times a second; a file older than the run counts only while it is recent."""
 
     name = "file"
     interval_seconds = 0.25
@@ -36,7 +36,7 @@ class FileSource(PollingSource):
     def __init__(self, path: Path, grace: float) -> None:
         """
         Args:
-            grace: seconds, where the file says none.
+            grace: seconds until the deadline if the file contains none.
         """
         super().__init__()
         self._path = path
@@ -44,8 +44,8 @@ class FileSource(PollingSource):
         self._began = time.time()
         self._fifo: int | None = None
 
-    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
-        """What stands in the file, or has come through the FIFO."""
+    def poll(self) -> Iterator[tuple[object, SourceEvent]]:
+        """Read the file, or what arrived through the FIFO."""
         try:
             found = os.stat(self._path)
         except FileNotFoundError:
@@ -61,16 +61,16 @@ class FileSource(PollingSource):
                 line = _first_line(file.read(_MAX_BYTES))
             age = max(0.0, wall - found.st_mtime)
             if not line and age < _SETTLED_SECONDS:
-                return  # somebody may be about to write to it
-            word = self._read(line, now - age)
+                return  # a program may be about to write to it
+            event = self._read(line, now - age)
             young = found.st_mtime >= self._began or age < _YOUNG_SECONDS
-            lasts = isinstance(word, Notice) and word.deadline > now
+            lasts = isinstance(event, Notice) and event.deadline > now
             if young or lasts:
-                yield (found.st_mtime_ns, line), word
+                yield (found.st_mtime_ns, line), event
 
     def _through_fifo(self, inode: int) -> list[str]:
         if self._fifo is not None and os.fstat(self._fifo).st_ino != inode:
-            os.close(self._fifo)  # another one has its name
+            os.close(self._fifo)  # another FIFO has taken its name
             self._fifo = None
         if self._fifo is None:
             self._fifo = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
@@ -87,7 +87,7 @@ class FileSource(PollingSource):
         try:
             seconds = float(first)
             if not 0 <= seconds <= _MAX_SECONDS:
-                raise ValueError(f"{first} is no number of seconds")
+                raise ValueError(f"{first} is not a valid number of seconds")
         except ValueError:
             seconds, rest = self._grace, line.strip()
         return Notice(self.name, printable(rest.strip() or str(self._path), 200), since + seconds)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from elastic_ckpt.notices import SourceEvent
+from elastic_ckpt.notices import NoticeSource, SourceEvent
 from elastic_ckpt.notices.metadata import Response, request
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice
@@ -21,9 +21,9 @@ _LONG_POLL_SECONDS: Final = 60
 
 
 class _GcpSource(PollingSource):
-    """A value that the service holds an answer back for until it changes.
+    """A metadata value, by long poll: the service responds once it changes.
 
-    ``GCE_METADATA_HOST`` is honoured.
+    Honours ``GCE_METADATA_HOST``.
     """
 
     interval_seconds = 1.0
@@ -34,50 +34,55 @@ class _GcpSource(PollingSource):
         self._host = os.environ.get("GCE_METADATA_HOST") or HOST
         self._etag = ""
 
-    def _ask(self) -> Response:
-        """The value; at once the first time, then when it has changed or a minute has passed."""
+    def _request(self) -> Response:
+        """Return the value: at once the first time, then after a change or after a minute."""
         url = f"http://{self._host}/computeMetadata/v1/instance/{self._value}"
         held_back = 0.0
         if self._etag:
             url += f"?wait_for_change=true&timeout_sec={_LONG_POLL_SECONDS}&last_etag={self._etag}"
             held_back = _LONG_POLL_SECONDS
-        etag, self._etag = self._etag, ""  # after a failure ask at once again
-        answer = request(url, {"Metadata-Flavor": "Google"}, held_back=held_back)
-        new = answer.header("etag")
+        etag, self._etag = self._etag, ""  # after a failure, request without waiting
+        response = request(url, {"Metadata-Flavor": "Google"}, held_back=held_back)
+        new = response.header("etag")
         self._etag = new if new.isalnum() else etag
-        return answer
+        return response
 
 
 class GcpPreempted(_GcpSource):
-    """A spot or preemptible VM: half a minute."""
+    """The preemption of a spot VM, half a minute ahead."""
 
     name = "gcp"
     _value = "preempted"
 
-    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
-        """TRUE or FALSE."""
-        answer = self._ask()
-        if answer.text == "TRUE":
-            yield "preempted", Notice(self.name, "preempted", answer.heard + PREEMPTED_SECONDS)
-        elif answer.text != "FALSE":
-            raise ValueError(f"preempted is neither TRUE nor FALSE but {answer.text[:40]!r}")
+    def poll(self) -> Iterator[tuple[object, SourceEvent]]:
+        """Request the value, TRUE or FALSE."""
+        response = self._request()
+        if response.text == "TRUE":
+            yield "preempted", Notice(self.name, "preempted", response.received + PREEMPTED_SECONDS)
+        elif response.text != "FALSE":
+            raise ValueError(f"preempted is {response.text[:40]!r} instead of TRUE or FALSE")
 
 
 class GcpMaintenance(_GcpSource):
-    """The host is maintained: the VM migrates, or, as one with GPUs, is ended."""
+    """Maintenance of the host: the VM migrates or, if it has GPUs, is terminated."""
 
     name = "gcp-maintenance"
     _value = "maintenance-event"
 
-    def ask(self) -> Iterator[tuple[object, SourceEvent]]:
-        """NONE, MIGRATE_ON_HOST_MAINTENANCE or TERMINATE_ON_HOST_MAINTENANCE."""
-        answer = self._ask()
-        if answer.text == "TERMINATE_ON_HOST_MAINTENANCE":
-            deadline = answer.heard + TERMINATED_SECONDS
+    def poll(self) -> Iterator[tuple[object, SourceEvent]]:
+        """Request NONE, MIGRATE_ON_HOST_MAINTENANCE or TERMINATE_ON_HOST_MAINTENANCE."""
+        response = self._request()
+        if response.text == "TERMINATE_ON_HOST_MAINTENANCE":
+            deadline = response.received + TERMINATED_SECONDS
             yield "terminate", Notice(self.name, "terminated for maintenance", deadline)
-        elif answer.text == "MIGRATE_ON_HOST_MAINTENANCE":
+        elif response.text == "MIGRATE_ON_HOST_MAINTENANCE":
             yield "migrate", EarlyWarning(self.name, "migrates for maintenance")
-        elif answer.text == "NONE":
-            self._told.clear()  # the next one is another one
+        elif response.text == "NONE":
+            self.forget()  # the next event is a new one
         else:
-            raise ValueError(f"maintenance-event is {answer.text[:40]!r}")
+            raise ValueError(f"maintenance-event is {response.text[:40]!r}")
+
+
+def gcp_sources() -> list[NoticeSource]:
+    """Return both sources."""
+    return [GcpPreempted(), GcpMaintenance()]

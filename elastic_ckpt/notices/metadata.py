@@ -13,7 +13,7 @@ MAX_BYTES: Final = 256 * 1024
 
 
 class Unanswered(Exception):
-    """No answer, or one with an HTTP status that says so; ``status`` is 0 if there was none."""
+    """The request failed; ``status`` is the HTTP status, 0 if there was no response."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -21,31 +21,31 @@ class Unanswered(Exception):
 
 
 class Response:
-    """Body and headers of a 200.
+    """Body and headers of a successful response.
 
     Attributes:
         text: the body.
-        heard: when it came, in monotonic seconds.
+        received: monotonic seconds.
     """
 
     def __init__(self, text: str, headers: dict[str, str]) -> None:
         self.text = text
-        self.heard = time.monotonic()
+        self.received = time.monotonic()
         self._headers = headers
 
     def header(self, name: str) -> str:
-        """Its value; empty if there is none."""
+        """Return a header's value; empty if it is absent."""
         return self._headers.get(name.lower(), "")
 
     def deadline(self, at: datetime) -> float:
-        """The service's wall time ``at`` on this host's monotonic clock, in seconds.
+        """Convert the service's wall time ``at`` to this host's monotonic clock, in seconds.
 
-        The service's own clock counts, if it says what it shows: this host's may be wrong.
+        It uses the service's own clock where the response has a date: this host's may be wrong.
         """
         now = datetime.now(timezone.utc)
         with contextlib.suppress(ValueError):
             now = email.utils.parsedate_to_datetime(self.header("date"))
-        return self.heard + (at - _aware(now)).total_seconds()
+        return self.received + (at - _aware(now)).total_seconds()
 
 
 def request(
@@ -56,15 +56,15 @@ def request(
     body: bytes | None = None,
     held_back: float = 0.0,
 ) -> Response:
-    """One request.
+    """Send one request.
 
     Args:
-        held_back: seconds that the service may take beyond the usual.
+        held_back: seconds for which a long poll may delay the response.
 
     Raises:
-        Unanswered: there is no answer in time, or its status is not 200.
+        Unanswered: there is no response in time, or its status is not 200.
     """
-    # Imported here: they take as long as half of a status.
+    # Imported here because they take half as long as all of elastic-ckpt status.
     import http.client
     import urllib.error
     import urllib.request
@@ -80,7 +80,7 @@ def request(
                 parts.append(part)
                 size += len(part)
                 if size > MAX_BYTES or time.monotonic() > limit:
-                    raise Unanswered(f"{url} sends without end")
+                    raise Unanswered(f"{url} sent more than {MAX_BYTES} bytes, or too slowly")
             found = {name.lower(): value for name, value in response.headers.items()}
             return Response(b"".join(parts).decode(errors="replace").strip(), found)
     except urllib.error.HTTPError as error:
@@ -92,7 +92,7 @@ def request(
 
 
 def parse_time(text: str) -> datetime:
-    """``2026-11-25T08:22:00Z``, or as mail and HTTP write it.
+    """Parse ``2026-11-25T08:22:00Z``, or a date as in mail and HTTP.
 
     Raises:
         ValueError: it is neither.

@@ -1,4 +1,4 @@
-"""A source that asks again and again, in a thread of its own that nobody ever waits for."""
+"""A source that polls in a thread of its own, which the supervisor never waits for."""
 
 from __future__ import annotations
 
@@ -13,63 +13,67 @@ from elastic_ckpt.policy.deadline import SourceStatus
 from elastic_ckpt.util.text import printable
 
 FAILURES: Final = 3
-"""In a row, before it is worth a line: a service that restarts misses one or two."""
+"""Consecutive failed polls before a warning: a service that restarts misses one or two."""
 
 MAX_BACKOFF_SECONDS: Final = 60.0
 
 MAX_REMEMBERED: Final = 1000
-"""Words that were told, the newest; an endless stream of new ones is no reason to grow."""
+"""Reported events that are remembered, the newest: an endless stream of new ones must not grow."""
 
 
 class PollingSource(NoticeSource):
-    """Asks, tells what is new, and backs off while there is no answer.
+    """Polls, reports what is new, and backs off while polls fail.
 
     Attributes:
-        interval_seconds: between an answer and the next question.
+        interval_seconds: between the end of a poll and the next one.
     """
 
     interval_seconds: float = 5.0
 
     def __init__(self) -> None:
-        self._report: Report = lambda word: None
-        self._told: dict[object, None] = {}
+        self._report: Report = lambda event: None
+        self._reported: dict[object, None] = {}
         self._failures = 0
         self._over = threading.Event()
         self._awake = threading.Event()
         self._settled = threading.Event()
 
     @abstractmethod
-    def ask(self) -> Iterable[tuple[object, SourceEvent]]:
-        """Ask once, bounded.
+    def poll(self) -> Iterable[tuple[object, SourceEvent]]:
+        """Poll once, for a bounded time. Called in the source's thread.
 
         Returns:
-            Every word that stands now, each with a key: the same key is told once, because a
-            deadline that is counted from now is never twice the same number.
+            All current events, each with a key. Only the first event with a key is reported: a
+            deadline that is computed from the current time differs at each poll.
 
         Raises:
-            Exception: there was no answer, or none that makes sense.
+            Exception: the poll failed, or its result makes no sense. It is retried later.
         """
 
     @property
     def settled(self) -> bool:
-        """Whether the first question was answered, or has failed."""
+        """Whether the first poll has ended."""
         return self._settled.is_set()
 
     def start(self, report: Report) -> None:
-        """Begin to ask."""
+        """Start to poll."""
         self._report = report
-        threading.Thread(target=self._poll, name=f"notices-{self.name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"notices-{self.name}", daemon=True).start()
 
     def poll_now(self) -> None:
-        """Ask now."""
+        """Poll without waiting for the interval."""
         self._awake.set()
 
     def stop(self) -> None:
-        """Ask no more; a question that is under way ends by itself, or with the process."""
+        """Stop after the current poll, which ends by itself or with the process."""
         self._over.set()
         self._awake.set()
 
-    def _poll(self) -> None:
+    def forget(self) -> None:
+        """Report events again whose keys were reported before."""
+        self._reported.clear()
+
+    def _run(self) -> None:
         while not self._over.is_set():
             wait = self._turn()
             self._settled.set()
@@ -77,11 +81,11 @@ class PollingSource(NoticeSource):
             self._awake.clear()
 
     def _turn(self) -> float:
-        """Ask once; returns the seconds until the next time."""
+        """Poll once, and return the seconds until the next poll."""
         try:
-            for key, word in self.ask():  # one that is heard counts, whatever the next one is
-                self._report_new(key, word)
-        # Whatever an answer holds, and whatever is wrong with a source, costs the job a line.
+            for key, event in self.poll():  # report each at once: the next one may raise
+                self._report_new(key, event)
+        # A source may fail in any way; that must not affect the job.
         except Exception as error:
             self._failures += 1
             if self._failures == FAILURES:
@@ -94,10 +98,10 @@ class PollingSource(NoticeSource):
         self._failures = 0
         return self.interval_seconds
 
-    def _report_new(self, key: object, word: SourceEvent) -> None:
-        if key in self._told:
+    def _report_new(self, key: object, event: SourceEvent) -> None:
+        if key in self._reported:
             return
-        self._told[key] = None
-        if len(self._told) > MAX_REMEMBERED:
-            del self._told[next(iter(self._told))]
-        self._report(word)
+        self._reported[key] = None
+        if len(self._reported) > MAX_REMEMBERED:
+            del self._reported[next(iter(self._reported))]
+        self._report(event)

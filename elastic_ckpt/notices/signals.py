@@ -1,8 +1,8 @@
 """Signals to the supervisor as notices.
 
 The handlers only append to a deque and, through the wake-up descriptor, end the supervisor's
-wait. SIGTERM, SIGUSR1, SIGUSR2 and SIGINT are notices; SIGHUP is one when there is a terminal
-that hung up, and asks for a reload otherwise. A second SIGINT within three seconds stops at once.
+wait. SIGTERM, SIGUSR1, SIGUSR2 and SIGINT are notices; SIGHUP is one if a terminal hung up, and
+requests a reload otherwise. A second SIGINT within three seconds stops immediately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from elastic_ckpt.policy.deadline import Notice
 
 SECOND_INTERRUPT_SECONDS: Final = 3.0
 INTERACTIVE_GRACE_SECONDS: Final = 300.0
-"""Ctrl-C comes from a person, not from a machine that goes away: no platform kills us soon."""
+"""Ctrl-C comes from a person: no platform is about to kill the job."""
 
 _NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -29,7 +29,7 @@ _early: deque[tuple[int, float]] = deque()
 
 
 def hold_signals() -> None:
-    """From now on a SIGTERM waits for a source to start: it would end a process that begins, or, as
+    """Hold SIGTERM and the like until a source starts: one would end the starting process or, as
     PID 1, be lost. Ctrl-C still ends it.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -52,7 +52,7 @@ class SignalSource(NoticeSource):
         """
         Args:
             grace: seconds from a signal to the end of the node.
-            is_guess: another source knows better, once it has been asked.
+            is_guess: another source knows the real deadline once it has polled.
             stop_at_once: called on a second SIGINT.
             reload: called on SIGHUP without a controlling terminal.
         """
@@ -63,34 +63,34 @@ class SignalSource(NoticeSource):
         self._report: Report = lambda word: None
         self._arrived: deque[tuple[int, float]] = deque()
         self._last_interrupt = float("-inf")
-        self._heard: list[int] = []
+        self._handled: list[int] = []
         self._terminal = False
 
     def start(self, report: Report) -> None:
         """Install the handlers."""
         self._report = report
-        # Asked now: once the terminal has hung up there is none any more.
+        # Checked now: after a hang-up there is no terminal any more.
         self._terminal = _has_terminal()
         for number in (*_NOTICES, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup: whoever started us asked that a hang-up changes nothing
+                continue  # nohup: the user wants a hang-up to change nothing
             signal.signal(number, self._arrive)
-            self._heard.append(number)
+            self._handled.append(number)
         while _early:
             self._arrived.append(_early.popleft())
 
     def stop(self) -> None:
-        """Ignore what still comes: the outcome stands, and a repeat must not change the code."""
-        for number in self._heard:
+        """Ignore further signals: a repeat must not change the exit code."""
+        for number in self._handled:
             signal.signal(number, signal.SIG_IGN)
 
     @property
     def pending(self) -> bool:
-        """Whether a signal waits to be delivered."""
+        """Whether a signal has arrived that was not delivered."""
         return bool(self._arrived)
 
     def deliver(self) -> None:
-        """Turn what has arrived into notices; called in the supervisor's loop."""
+        """Report the signals that arrived; called in the supervisor's loop."""
         while self._arrived:
             number, at = self._arrived.popleft()
             if number == signal.SIGHUP and not self._terminal:

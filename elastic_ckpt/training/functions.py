@@ -17,7 +17,7 @@ from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
-from elastic_ckpt.training.engines import make_engine
+from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.state.load import load_given, load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.save import write_checkpoint
@@ -84,6 +84,7 @@ def save_checkpoint(
     batch_size: int,
     coordinator: Any = None,
     *,
+    engine: str | None = None,
     use_async: bool = False,
 ) -> None:
     """Save to ``save_dir/epoch-{epoch}_step-{step}``; returns once it is sealed. Collective.
@@ -97,6 +98,7 @@ def save_checkpoint(
         step: optimizer steps, in the script's own counting.
         batch_size: samples per optimizer step of one data-parallel rank: times the accumulation.
         coordinator: not looked at, as the ranks are known; ColossalChat's function has it.
+        engine: as in ``Session``.
         use_async: have TensorNVMe write, if it is installed; the seal comes behind it.
 
     With this package's ``StatefulDistributedSampler`` the place in the data is what it has given
@@ -131,8 +133,8 @@ def save_checkpoint(
         data_parallel_size=replicas,
         rank_state=lambda: RankState({}).capture(iterating=True),
     )
-    engine = make_engine(booster, model, optimizer, lr_scheduler, use_async=use_async)
-    write_checkpoint(runtime, engine, snapshot)
+    inputs = EngineInputs(booster, model, optimizer, lr_scheduler, use_async)
+    write_checkpoint(runtime, make_engine(inputs, engine), snapshot)
     if _loop.stop:
         runtime.leave(saved=True)
 
@@ -143,12 +145,15 @@ def load_checkpoint(
     model: Any,
     optimizer: Any,
     lr_scheduler: Any,
+    *,
+    engine: str | None = None,
 ) -> tuple[int, int, int]:
     """Verify in full, then load. Collective.
 
     Args:
         load_dir: one checkpoint, or a job directory: then the newest intact one is taken, and a
             bad one that is newer is set aside.
+        engine: as in ``Session``.
 
     The random state is put back; with ``StatefulDistributedSampler`` once more when the first pass
     begins, so that what making a DataLoader's iterator draws does not count.
@@ -170,8 +175,8 @@ def load_checkpoint(
             f"{path} does not exist: give a checkpoint or a job's directory; make it for a new job"
         )
     runtime = runtimes.join(path.parent if single else path)
-    engine = make_engine(booster, model, optimizer, lr_scheduler)
-    loaded = load_given(runtime, engine, path) if single else load_newest(runtime, engine)
+    made = make_engine(EngineInputs(booster, model, optimizer, lr_scheduler), engine)
+    loaded = load_given(runtime, made, path) if single else load_newest(runtime, made)
     runtime.slot.loaded(loaded.source if loaded else Source.NOTHING)
     if loaded is None:
         return 0, 0, 0

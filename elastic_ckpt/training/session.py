@@ -40,7 +40,7 @@ from elastic_ckpt.protocol.slot import Phase, SlotWriter, Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
 from elastic_ckpt.training.data.sampler import ElasticSampler
-from elastic_ckpt.training.engines import make_engine
+from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.state.load import Loaded, load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.rng import preserved_rng
@@ -66,6 +66,8 @@ class Session:
         retention: which checkpoints are kept, None for all; ``--keep-last`` and the like of the
             supervisor go before it.
         extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank.
+        engine: the name of an engine that another package provides; None selects ColossalAI's with
+            a booster and torch's without.
         use_async: have TensorNVMe write what a booster saves, if it is installed.
 
     Attributes:
@@ -85,6 +87,7 @@ class Session:
         save_interval: int = 0,
         retention: Retention | None = None,
         extra: dict[str, Any] | None = None,
+        engine: str | None = None,
         use_async: bool = False,
     ) -> None:
         if accumulation_steps < 1 or global_batch < 0 or save_interval < 0:
@@ -103,6 +106,7 @@ class Session:
         self._global_batch = global_batch
         self._save_interval = save_interval
         self._retention = retention
+        self._engine = engine
         self._use_async = use_async
         self._metrics: dict[str, float] = {}
         self._slot: SlotWriter | None = None
@@ -133,7 +137,7 @@ class Session:
         self._runtime = runtimes.join(self._save_dir)
         slot = self._slot = self._runtime.slot
         slot.phase(Phase.LOADING)
-        engine = make_engine(*self._state, use_async=self._use_async)
+        engine = make_engine(EngineInputs(*self._state, self._use_async), self._engine)
         told = self._runtime.supervised
         self._interval = SaveInterval(
             steps=(told.save_interval_steps if told else 0) or self._save_interval

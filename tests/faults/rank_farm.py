@@ -19,7 +19,7 @@ import torch.distributed as dist
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training import runtime as runtimes
-from elastic_ckpt.training.engines import Engine, make_engine
+from elastic_ckpt.training.engines import Engine, EngineInputs, make_engine
 from elastic_ckpt.training.state.save import write_checkpoint
 from elastic_ckpt.training.state.snapshot import Snapshot
 from tests.faults.store_writer import OLD, fork, serve
@@ -52,7 +52,8 @@ def trained(step: int) -> Engine:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    return make_engine(None, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return make_engine(EngineInputs(None, model, optimizer, scheduler))
 
 
 def live(rank: int, port: int, root: Path, outcomes: Path, traced: bool, steps: list[int]) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.cli.run.build_settings import signal_grace_seconds
 from elastic_ckpt.cli.slurm.requeue import RUN_AGAIN
-from elastic_ckpt.notices.platforms import PLATFORMS
+from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_duration
@@ -97,9 +97,9 @@ def _cloud(name: str) -> Finding:
 
 def _ask(name: str) -> Generator[bool, None, None]:
     """Each source once, as a run does."""
-    for source in PLATFORMS[name]():
+    for source in make_sources([name]):
         try:
-            for _ in source.ask():  # type: ignore[attr-defined]  # clouds are polled
+            for _ in source.poll():  # type: ignore[attr-defined]  # clouds are polled
                 pass
         except Exception as error:  # whatever an answer holds
             raise OSError(0, printable(str(error) or type(error).__name__, 200)) from None

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from elastic_ckpt.cli.run.job_file import config_option
-from elastic_ckpt.notices.platforms import AUTO, NONE, PLATFORMS
+from elastic_ckpt.notices.platforms import AUTO, source_names
 from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,7 +38,7 @@ def _group(*options: Callable[[Any], Any]) -> Options:
 
 def _complete_source(_: click.Context, __: click.Parameter, prefix: str) -> list[str]:
     """Complete ``--notice-source`` in a shell."""
-    return [name for name in (AUTO, NONE, *PLATFORMS) if name.startswith(prefix)]
+    return [name for name in source_names() if name.startswith(prefix)]
 
 
 job_options = _group(
@@ -107,7 +107,7 @@ notice_options = _group(
         metavar="NAME",
         shell_complete=_complete_source,
         help="Sources of preemption notices in addition to signals: slurm, aws, gcp, azure, "
-        "none, or auto to detect them. Repeatable.",
+        "none, auto to detect them, or an installed package's. Repeatable.",
     ),
     click.option(
         "--notice-file",

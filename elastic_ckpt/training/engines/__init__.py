@@ -1,58 +1,114 @@
-"""What writes and reads model and optimizer state, behind one small interface."""
+"""Engines write and read the state of model, optimizer and scheduler.
+
+:class:`Engine` is the contract, ``CONTRIBUTING.md`` has an example that a test runs. A package
+adds an engine with an entry point in the group ``elastic_ckpt.engines``, and a script selects it
+by name: ``Session(engine="NAME")``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
+from elastic_ckpt.util.plugins import load_plugin
+
+GROUP: Final = "elastic_ckpt.engines"
+
+BUILT_IN: Final[Mapping[str, str]] = {
+    "torch": "elastic_ckpt.training.engines.torch.engine:TorchEngine.from_inputs",
+    "colossalai": "elastic_ckpt.training.engines.colossalai.engine:ColossalAIEngine.from_inputs",
+}
+
+
+@dataclass(frozen=True)
+class EngineInputs:
+    """What a script trains; all but the model may be None.
+
+    Attributes:
+        booster: a ColossalAI ``Booster``.
+        use_async: whether the script asked for asynchronous writes; an engine may ignore it.
+    """
+
+    booster: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    use_async: bool = False
 
 
 class Engine(Protocol):
-    """Writes the state of model, optimizer and scheduler below a directory, and reads it back.
+    """Saves and loads the state of a script's model, optimizer and scheduler.
 
-    Saving and loading are called on every rank and may be collective.
+    An engine has six members. A class that derives from this one defines four of them: ``info``,
+    ``save``, ``load`` and ``state_bytes``. It is constructed with :class:`EngineInputs`, on every
+    rank: once by a ``Session``, at each call by ``save_checkpoint`` and ``load_checkpoint``.
+
+    An exception on one rank fails the save or load on all of them, with the same typed error. An
+    ``OSError`` counts as the storage's, so the job may continue without this save.
+
+    Attributes:
+        info: recorded in each manifest. A checkpoint is loaded only by an engine with the ``name``
+            that wrote it.
     """
 
     info: EngineInfo
 
-    @property
-    def overlaps(self) -> bool:
-        """Whether ``save`` makes use of ``copies``; the same on every rank."""
-
     def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
-        """Write everything; it is complete when every rank has returned.
+        """Write the state. Every rank calls it at the same step, so it may be collective.
 
-        What goes through ``part`` is hashed on the way and made durable. Other files below
-        ``directory`` are found and claimed afterwards, with a second pass over their bytes.
+        Create files through ``part.open`` or ``part.write``, which hash them on the way and make
+        them durable. Files that a library creates below ``directory`` itself are found and hashed
+        afterwards. Do not fsync or rename, and do not write a path that another rank writes.
 
         Args:
-            copies: may take what nothing but the optimizer's step writes to; it is finished before
-                the seal. None: all that is saved may be changed when this returns.
-        """
-
-    def check(self, directory: Path, rank: int) -> None:
-        """See that nothing was left out, once every rank's save has returned. Not collective.
-
-        Raises:
-            SaveFailed: something was.
+            directory: exists, and holds nothing of an earlier save.
+            part: this rank's files; ``part.rank`` is its rank.
+            copies: None unless ``overlaps`` is true. It accepts tensors that only the optimizer's
+                step modifies and copies them while training continues. Any other state may change
+                as soon as this returns.
         """
 
     def load(self, directory: Path) -> str:
-        """Restore everything from a checkpoint that was verified in full.
+        """Restore the state. Every rank calls it, so it may be collective.
+
+        Every byte below ``directory`` matches its manifest, which does not make the files
+        trustworthy: never unpickle code.
 
         Returns:
-            What could not be restored to the bit, and why; empty if all was.
+            What could not be restored exactly, and why; empty if everything was.
         """
+        ...
 
     def state_bytes(self) -> int:
-        """About how many bytes a save will write, as far as this rank knows. Not collective."""
+        """Return about how many bytes a save of all ranks writes. Not collective.
+
+        Rank 0 calls it before each save, to see whether the memory tier or the disk has room.
+        """
+        ...
+
+    def check(self, directory: Path, rank: int) -> None:
+        """Check that the save is complete, after ``save`` returned on all ranks. Not collective.
+
+        Every rank calls it. By default it accepts everything.
+
+        Raises:
+            SaveFailed: something is missing; the checkpoint is not sealed.
+        """
+        return
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``save`` uses ``copies``. It must be the same on every rank; False by default."""
+        return False
 
 
 def tensor_bytes(tree: Any) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples."""
+    """Return the bytes of all tensors in nested dicts, lists and tuples."""
     if isinstance(tree, dict):
         return sum(tensor_bytes(value) for value in tree.values())
     if isinstance(tree, list | tuple):
@@ -60,18 +116,16 @@ def tensor_bytes(tree: Any) -> int:
     return getattr(tree, "nbytes", 0) if hasattr(tree, "element_size") else 0
 
 
-def make_engine(
-    booster: Any, model: Any, optimizer: Any, lr_scheduler: Any, *, use_async: bool = False
-) -> Engine:
-    """ColossalAI's engine where there is a booster, torch's own otherwise.
+def make_engine(inputs: EngineInputs, name: str | None = None) -> Engine:
+    """Construct the engine that is registered under ``name``.
 
     Args:
-        use_async: as :class:`ColossalAIEngine` has it; torch's own needs no such thing.
+        name: None selects ``colossalai`` if there is a booster, otherwise ``torch``.
+
+    Raises:
+        UsageError: no engine has that name, or its package cannot be imported.
     """
-    if booster is None:
-        from elastic_ckpt.training.engines.torch.engine import TorchEngine
-
-        return TorchEngine(model, optimizer, lr_scheduler)
-    from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
-
-    return ColossalAIEngine(booster, model, optimizer, lr_scheduler, use_async=use_async)
+    if name is None:
+        name = "torch" if inputs.booster is None else "colossalai"
+    engine: Engine = load_plugin("engine", name, GROUP, BUILT_IN)(inputs)
+    return engine

@@ -18,7 +18,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def words(source: FileSource) -> list:
-    return [word for _, word in source.ask()]
+    return [word for _, word in source.poll()]
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_a_warning_of_yesterday_says_nothing_either(path: Path) -> None:
 def test_one_file_has_one_key_until_it_is_written_again(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.write_text("100\n")
-    [(first, _)] = source.ask()
-    [(again, _)] = source.ask()
+    [(first, _)] = source.poll()
+    [(again, _)] = source.poll()
     os.utime(path, ns=(0, time.time_ns() + 10**9))
-    [(later, _)] = source.ask()
+    [(later, _)] = source.poll()
     assert first == again != later
 
 

@@ -46,7 +46,7 @@ def asked(source: SlurmSource) -> list[tuple[type, str, float]]:
     now = time.monotonic()
     return [
         (type(word), word.reason, pytest.approx(word.deadline - now, abs=1.5))
-        for _, word in source.ask()
+        for _, word in source.poll()
     ]
 
 

@@ -19,7 +19,7 @@ from torch import distributed
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
-from elastic_ckpt.training.engines import tensor_bytes
+from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
 from elastic_ckpt.training.engines.colossalai import coverage
 from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
 from elastic_ckpt.training.engines.colossalai.loss_scale import (
@@ -42,7 +42,7 @@ dist: Any = distributed
 """As in :mod:`elastic_ckpt.training.peers`."""
 
 
-class ColossalAIEngine:
+class ColossalAIEngine(Engine):
     """Saves through a ``Booster``; optimizer and scheduler may be None.
 
     Args:
@@ -78,7 +78,16 @@ class ColossalAIEngine:
             precision=str(getattr(plugin, "precision", None) or "fp32"),
         )
 
-    overlaps = False
+    @classmethod
+    def from_inputs(cls, inputs: EngineInputs) -> ColossalAIEngine:
+        """Construct the engine as ``make_engine`` does."""
+        return cls(
+            inputs.booster,
+            inputs.model,
+            inputs.optimizer,
+            inputs.lr_scheduler,
+            use_async=inputs.use_async,
+        )
 
     def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
         """Collective for some plugins, so every rank calls it always; ``copies`` is not used."""

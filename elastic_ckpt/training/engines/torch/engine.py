@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.training.engines import tensor_bytes
+from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
 from elastic_ckpt.training.engines.torch.restore import (
     Restoration,
     restore_module,
@@ -61,7 +61,7 @@ _plans: WeakKeyDictionary[Any, PlanCache] = WeakKeyDictionary()
 """By model: ``save_checkpoint`` makes an engine at every call."""
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """Saves ``model``, ``optimizer`` and ``lr_scheduler``; the last two may be None.
 
     Raises:
@@ -82,6 +82,11 @@ class TorchEngine:
             plugin=_parallelism(model),
             precision=_precision(model),
         )
+
+    @classmethod
+    def from_inputs(cls, inputs: EngineInputs) -> TorchEngine:
+        """Construct the engine as ``make_engine`` does."""
+        return cls(inputs.model, inputs.optimizer, inputs.lr_scheduler)
 
     @property
     def overlaps(self) -> bool:
@@ -109,9 +114,6 @@ class TorchEngine:
         for name, thing in self._things():
             if name not in states:
                 write_state(part, f"{name}/state", bare(thing).state_dict())
-
-    def check(self, directory: Path, rank: int) -> None:
-        """What is here was written by :meth:`save` itself."""
 
     def load(self, directory: Path) -> str:
         """Not collective: every rank reads what it needs, to the bit.
