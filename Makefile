@@ -1,26 +1,33 @@
 # make demo    builds .venv and runs the main job on real input
-# make test    builds .venv and passes the tests
+# make test    builds .venv and runs the tests, in some minutes
+# make test-all  runs those that make test leaves out: more cases of the same subjects
 # Everything that is installed lies in .venv*, and is kept for the next call.
 
 PYTHON ?= python3
 PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS ?=
 
-# Two at a time; only the faults have the machine to themselves.
+# Two at a time: a job waits for something most of the time.
+SUITE = tests/unit tests/integration tests/faults
+QUICK = not faults_full and not hosts and not benchmarks and not slow
+REST = slow and not faults_full and not hosts and not benchmarks
+
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 --dist worksteal -m '$2' $3 tests/unit tests/integration && \
-	$1/bin/python -m pytest -m '$2' tests/faults
+tests = $1/bin/python -m pytest -n 2 --dist worksteal -m '$2' $3 $(SUITE)
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
 
 test: .venv/.ready
-	$(call tests,.venv,not faults_full and not hosts and not benchmarks)
+	$(call tests,.venv,$(QUICK))
+
+test-all: .venv/.ready
+	$(call tests,.venv,$(REST))
 
 # Every system call of a save, and every state that a power cut can leave.
 test-faults: .venv/.ready
@@ -59,8 +66,8 @@ test-look: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
 		tests/system/test_night.py tests/system/test_tutorials.py
 
-# The newest torch that is tried, beside ColossalAI whose pins forbid it; with fewer disturbances, and
-# without what does not depend on torch.
+# The newest torch, beside ColossalAI whose pins forbid it: what depends on torch, with fewer
+# disturbances.
 LATEST = not faults_full and not hosts and not benchmarks and not one_torch
 ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util,--ignore=tests/unit/$(part))
 

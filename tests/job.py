@@ -18,6 +18,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 SCRIPTS = Path(__file__).parent / "scripts"
 TINY = SCRIPTS / "tiny.py"
 START_SECONDS = 90.0
+JOB_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 MEMORY = Path("/dev/shm")
 
 
@@ -174,6 +175,18 @@ class Job:
         return sorted(self.directory.glob("epoch-*"))
 
 
+def catch_ignored_signals() -> None:
+    """Let this process's children start with default signal handling.
+
+    A child inherits which signals are ignored, and a supervisor honours that: under ``nohup`` it
+    would not react to SIGHUP, nor to SIGINT from a script that was started in the background. A
+    handler that does nothing keeps this process as deaf as before and is not inherited by exec.
+    """
+    for number in JOB_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 def environment(*packages: Path) -> dict[str, str]:
     """This process's environment, without what would change a job's meaning.
 
@@ -232,3 +245,6 @@ def used_samples(trace: Path, ranks: int) -> dict[tuple[int, int], list]:
                 step, *rest = json.loads(line)
                 used[step, rank] = rest
     return used
+
+
+catch_ignored_signals()

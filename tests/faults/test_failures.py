@@ -30,6 +30,7 @@ def set_aside(job: Job) -> list[str]:
     return [Path(entry.path).name for entry in job.view().rejected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "kind", "said"),
     [
@@ -60,6 +61,7 @@ def test_one_that_fails_twice_goes_on_from_the_older_checkpoint_to_the_end(tmp_p
         assert job.view().newest_intact.step == 20
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_at_the_same_step_says_nothing_of_the_step(tmp_path: Path) -> None:
     with failing(tmp_path, "kill", times=4) as job:
         assert job.start("--max-failures", "9").wait() == 0, job.output()
@@ -83,6 +85,7 @@ def test_a_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> No
         assert "no progress for" in crash["message"] and "failing.py" in crash["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["1", "9"])
 def test_a_slow_step_is_no_hang(tmp_path: Path, step: str) -> None:
     """The first one compiles; and of the others ten times the longest is allowed."""
@@ -92,6 +95,7 @@ def test_a_slow_step_is_no_hang(tmp_path: Path, step: str) -> None:
         assert crashes(job) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or not os.access(CGROUPS, os.W_OK),
     reason="a memory limit takes root and version 1 of the control groups",

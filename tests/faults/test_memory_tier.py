@@ -11,6 +11,7 @@ from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
 from tests.job import SCRIPTS, Job, survivors
+from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
@@ -65,7 +66,7 @@ def steps(job):
 
 
 @needs_root
-@pytest.mark.parametrize("victim", ["worker", "agent"])
+@pytest.mark.parametrize("victim", ["worker", slow("agent")])
 def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
@@ -83,6 +84,7 @@ def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
         assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
 
 
+@pytest.mark.slow
 @needs_root
 def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
     hold = tmp_path / "go"
@@ -101,6 +103,7 @@ def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
         assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_last_save_that_cannot_get_to_the_disk_is_kept_and_said(tmp_path, full):
     with job_on(full, tmp_path, "--steps", "3", "--interval", "100") as job:
@@ -112,6 +115,7 @@ def test_a_last_save_that_cannot_get_to_the_disk_is_kept_and_said(tmp_path, full
         assert steps(job) == [3] and job.tiers() == []
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full):
     hold = tmp_path / "go"
@@ -129,6 +133,7 @@ def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full
         assert f"epoch-0_step-{kept.step}\n" in job.output()
 
 
+@pytest.mark.slow
 def test_a_preempted_job_leaves_nothing_in_memory(tmp_path):
     with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
         job.start("--save-interval", "2").until_step(5)
@@ -149,6 +154,7 @@ def test_an_emergency_save_goes_straight_to_the_disk(tmp_path):
         assert steps(job) == [saved["step"]] and job.tiers() == []
 
 
+@pytest.mark.slow
 def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):
     with (
         Job(tmp_path / "one", "--interval", "2", "--pause", "0.05", nproc=1) as killed,
@@ -163,6 +169,7 @@ def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):
         assert not tier.exists()
 
 
+@pytest.mark.slow
 @needs_root
 def test_where_a_save_does_not_fit_the_newest_snapshot_is_brought_to_the_disk(tmp_path, full):
     """A step of 3 s, two seconds' notice, and step 2 in memory."""

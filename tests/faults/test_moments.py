@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.job import SCRIPTS, Job, environment, survivors
+from tests.marks import slow
 
 ODD = SCRIPTS / "odd.py"
 
@@ -24,9 +25,9 @@ def odd(directory: Path, *arguments: str, nproc: int = 1) -> Job:
     ("arguments", "reason"),
     [
         (("raise", "the very reason"), "ValueError: the very reason"),
-        (("exit", "-1"), "exit code 255"),
-        (("leave", "5"), "exit code 5"),
-        (("signal", str(int(signal.SIGSEGV))), "killed by SIGSEGV"),
+        slow(("exit", "-1"), "exit code 255"),
+        slow(("leave", "5"), "exit code 5"),
+        slow(("signal", str(int(signal.SIGSEGV))), "killed by SIGSEGV"),
     ],
 )
 def test_the_rank_that_went_first_is_named_with_its_own_reason(tmp_path, arguments, reason):
@@ -37,12 +38,14 @@ def test_the_rank_that_went_first_is_named_with_its_own_reason(tmp_path, argumen
         assert view.restarts.failures == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_failed_but_is_kept_by_a_thread_does_not_keep_the_job(tmp_path):
     with odd(tmp_path, "raise-with-thread", nproc=2) as job:
         assert job.start("--max-failures", "0").wait(40) == 70, job.output()
         assert job.view().message == "1 failure: rank 1 failed: ValueError: a thread lives on"
 
 
+@pytest.mark.slow
 def test_a_child_that_the_script_forks_does_not_speak_for_its_rank(tmp_path):
     with odd(tmp_path, "fork") as job:
         job.start().until_step(5)
@@ -50,6 +53,7 @@ def test_a_child_that_the_script_forks_does_not_speak_for_its_rank(tmp_path):
         assert job.wait(30) == 75, job.output()
 
 
+@pytest.mark.slow
 def test_a_script_that_stops_by_itself_has_not_finished(tmp_path):
     with odd(tmp_path, "stop-by-itself") as job:
         job.start().until(lambda _: "up\n" in job.output(), "the script")
@@ -57,6 +61,7 @@ def test_a_script_that_stops_by_itself_has_not_finished(tmp_path):
         assert job.wait(20) == 76, job.output()
 
 
+@pytest.mark.slow
 def test_children_and_exit_hooks_work_as_in_a_plain_script(tmp_path):
     done = tmp_path / "done"
     with odd(tmp_path, "children", str(done)) as job:
@@ -74,11 +79,11 @@ def test_signals_that_go_on_do_not_change_the_exit_code(tmp_path):
         assert job.wait(5) == 75, job.output()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tmp_path):
     with odd(tmp_path, "train") as job:
         pid, terminal = pty.fork()
         if pid == 0:
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
             os.execve(
                 sys.executable,
                 [sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(job.directory),
@@ -94,6 +99,7 @@ def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tm
         assert job.view().newest_intact.reason == "emergency"
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_closed_does_not_stop_the_run(tmp_path):
     with odd(tmp_path, "train") as job:
         command = [
@@ -113,6 +119,7 @@ def test_a_pipe_that_is_closed_does_not_stop_the_run(tmp_path):
         assert not survivors(tree)
 
 
+@pytest.mark.slow
 def test_closed_standard_streams_are_no_locks_and_no_board(tmp_path):
     with odd(tmp_path, "train") as job:
         code = f"""
@@ -128,6 +135,7 @@ main()
         assert job.wait(30) == 75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 60])
 def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch, depth):
     # Deep ones are common on clusters, and the path of a socket is short.
@@ -144,6 +152,7 @@ def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch, depth
         assert not [p for p in directory.iterdir() if not p.name.startswith("torchinductor")]
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_gone_does_not_hide_the_notice(tmp_path):
     with odd(tmp_path, "train") as job:
         job.start("--grace", "10").until_step(3)
@@ -158,6 +167,7 @@ def test_a_directory_that_is_gone_does_not_hide_the_notice(tmp_path):
         assert not survivors(tree)
 
 
+@pytest.mark.slow
 def test_a_request_to_save_ends_with_the_job_that_it_went_to(tmp_path):
     with odd(tmp_path, "stop-by-itself") as job:
         job.start().until(lambda _: "up\n" in job.output(), "the script")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.job import Job, survivors
+from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
@@ -23,7 +24,7 @@ def shared_memory(job: Job) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("victim", ["supervisor", "agent", "forkserver"])
+@pytest.mark.parametrize("victim", ["supervisor", slow("agent"), slow("forkserver")])
 def test_no_pid_is_left_within_two_seconds(tmp_path, victim):
     with Job(tmp_path, "--epochs", "3", "--interval", "5", "--pause", "0.01") as job:
         job.start().until_step(6)
@@ -50,6 +51,7 @@ def test_no_pid_is_left_within_two_seconds(tmp_path, victim):
     assert not [name for name in mapped if os.path.exists(name)]
 
 
+@pytest.mark.slow
 def test_both_parents_killed_at_once_take_the_workers_with_them(tmp_path):
     with Job(tmp_path, "--epochs", "3", "--workers", "0", "--pause", "0.01") as job:
         job.start().until_step(3)
@@ -60,6 +62,7 @@ def test_both_parents_killed_at_once_take_the_workers_with_them(tmp_path):
         assert not survivors(workers)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(tmp_path):
     with Job(tmp_path, "--epochs", "50", "--pause", "2") as job:
         job.start().until_step(1)

@@ -1,8 +1,7 @@
 """Run a function on real gloo ranks and collect what each returned, raised or exited with.
 
-Ranks are forked from a server that has imported what takes long, and nothing more. With another
-backend they start afresh: to import ColossalAI is to ask CUDA for its devices, and a process that
-is forked after that cannot use them.
+Ranks fork from a server that has imported what takes long. With another backend they start from
+scratch: importing ColossalAI initializes CUDA, and a process forked after that cannot use it.
 """
 
 import contextlib
@@ -12,21 +11,34 @@ import os
 import socket
 import traceback
 from multiprocessing import reduction
+from queue import Empty
 from typing import Any
 
-HEAVY = ["torch", "torch.distributed", "colossalai", "colossalai.booster.plugin"]
+HEAVY = [
+    "pytest",
+    "numpy.random",
+    "torch.distributed",
+    "torch._dynamo",  # the first optimizer imports it, which takes most of a second
+    "torch.nn.parallel",
+    "elastic_ckpt.training.session",
+    "elastic_ckpt.training.solo",
+    "elastic_ckpt.training.engines.torch.engine",
+    "colossalai.booster.plugin",
+    "colossalai.shardformer.policies.llama",
+    "transformers.models.llama.modeling_llama",
+]
+"""Python has one fork server per process, so all tests share one list of imports."""
 
 
 def run_ranks(
     function, world_size: int, *args: Any, seconds: float = 90.0, backend: str = "gloo"
 ) -> list[Any]:
-    """``function(rank, *args)`` in ``world_size`` new processes; the results, by rank.
+    """Run ``function(rank, *args)`` in ``world_size`` new processes and return results by rank.
 
-    A rank that raised yields the exception's (type name, text); one that ended without a word,
+    A rank that raised yields the exception's (type name, text); one that returned nothing,
     its exit code. With nccl in ``backend`` each rank has the GPU of its number.
     """
-    context: Any = multiprocessing.get_context("forkserver" if backend == "gloo" else "spawn")
-    context.set_forkserver_preload(_heavy())
+    context = server() if backend == "gloo" else multiprocessing.get_context("spawn")
     queue = context.Queue()
     now = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     ranks = [
@@ -50,11 +62,12 @@ def run_ranks(
         for process in ranks:
             process.join(seconds)
         results: list[Any] = [process.exitcode for process in ranks]
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Empty):
             while True:
-                rank, result = queue.get(timeout=0.5)
-                results[rank] = result
-        return results
+                # A rank that ended with 0 has written its result.
+                rank, result = queue.get(timeout=10 if 0 in results else 0)
+                results[rank] = [result]
+        return [result[0] if isinstance(result, list) else result for result in results]
     finally:
         for process in ranks:
             if process.is_alive():
@@ -62,9 +75,14 @@ def run_ranks(
                 process.join(10)
 
 
-def _heavy() -> list[str]:
-    """What is installed of it; to ask for a package's part would import the package."""
-    return [name for name in HEAVY if importlib.util.find_spec(name.partition(".")[0])]
+def server() -> Any:
+    """Return the context whose processes fork from the server with the heavy imports."""
+    os.environ.setdefault("TORCH_WARM_POOL", "0")  # no processes for torch.compile
+    context: Any = multiprocessing.get_context("forkserver")
+    # Looking for a module inside a package would import the package.
+    installed = [name for name in HEAVY if importlib.util.find_spec(name.partition(".")[0])]
+    context.set_forkserver_preload(installed)
+    return context
 
 
 def free_port() -> int:
@@ -78,7 +96,7 @@ def _variables(rank: int, world_size: int) -> dict[str, str]:
 
 
 class Errors:
-    """This process's standard error, for a rank: the server has that of an earlier test."""
+    """This process's standard error, for a rank: the server still has an earlier test's."""
 
     def __reduce__(self):
         return _take_over, (reduction.DupFd(2),)
@@ -89,14 +107,14 @@ def _take_over(descriptor) -> Any:
 
 
 def _enter(_, queue, environment, backend, function, rank, args) -> None:
-    os.environ.clear()  # the server's is of an earlier test
+    os.environ.clear()  # the server still has an earlier test's
     os.environ.update(environment)
     os.environ.pop("ELASTIC_CKPT_DIR", None)
+    import torch
     import torch.distributed as dist
 
+    torch.set_num_threads(1)  # as elastic-ckpt run and torchrun have it
     if "nccl" in backend:
-        import torch
-
         torch.cuda.set_device(rank)
     dist.init_process_group(backend)
     try:
@@ -107,7 +125,7 @@ def _enter(_, queue, environment, backend, function, rank, args) -> None:
     queue.put((rank, result))
     queue.close()
     queue.join_thread()
-    # A rank that hosts the store must not leave before the others have read their verdicts.
+    # The rank that hosts the store must outlive the others' last reads.
     with contextlib.suppress(Exception):
         dist.barrier()
     os._exit(0)

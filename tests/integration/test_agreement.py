@@ -3,6 +3,7 @@
 import pytest
 
 from tests.job import Job, used_samples
+from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
@@ -28,12 +29,12 @@ def calm(tmp_path_factory):
 @pytest.mark.parametrize(
     ("notice", "arguments"),
     [
-        ("3:step:0", ()),
+        slow("3:step:0", ()),
         ("3:step:1", ("--slow-rank", "0", "--pause", "0.3")),  # one is ahead of the other
-        ("4:step:0", ("--pause", "1.0")),  # a long step
-        (f"{LAST_OF_EPOCH}:step:0", ()),  # at the last batch of an epoch
-        (f"{LAST_OF_EPOCH}:step:1", ("--workers", "0")),
-        (f"{LAST_OF_EPOCH}:eval:0", ("--slow-eval", "1.0")),  # one is evaluating
+        slow("4:step:0", ("--pause", "1.0")),  # a long step
+        slow(f"{LAST_OF_EPOCH}:step:0", ()),  # at the last batch of an epoch
+        slow(f"{LAST_OF_EPOCH}:step:1", ("--workers", "0")),
+        slow(f"{LAST_OF_EPOCH}:eval:0", ("--slow-eval", "1.0")),  # one is evaluating
         (f"{LAST_OF_EPOCH}:eval:1", ("--slow-eval", "1.0", "--interruptible")),
         (f"{EPOCHS * LAST_OF_EPOCH}:step:0", ()),  # at the job's very last step
     ],
@@ -59,6 +60,7 @@ def test_all_ranks_save_the_same_step(tmp_path, calm, notice, arguments):
     assert used_samples(tmp_path / "trace", 2) == samples
 
 
+@pytest.mark.slow
 def test_twice_in_a_row(tmp_path, calm):
     with job_in(tmp_path, "--pause", "0.02") as job:
         steps = []
@@ -74,6 +76,7 @@ def test_twice_in_a_row(tmp_path, calm):
     assert (tmp_path / "digest").read_text() == calm[0]
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_of_an_incarnation_counts_the_old_checkpoint(tmp_path):
     with job_in(tmp_path, "--pause", "0.02") as job:
         job.start()
@@ -93,6 +96,7 @@ def test_a_stop_before_the_first_step_of_an_incarnation_counts_the_old_checkpoin
             assert [path.name for path in job.checkpoints()] == names
 
 
+@pytest.mark.slow
 def test_a_crash_during_a_notice_is_no_restart(tmp_path):
     with job_in(tmp_path, "--pause", "0.5") as job:
         job.start().until_step(1)
@@ -104,6 +108,7 @@ def test_a_crash_during_a_notice_is_no_restart(tmp_path):
         assert job.view().incarnation == 1
 
 
+@pytest.mark.slow
 def test_save_on_request_and_by_the_clock(tmp_path):
     import subprocess
     import sys
@@ -128,6 +133,7 @@ def test_save_on_request_and_by_the_clock(tmp_path):
     assert {event["data"]["reason"] for event in events} >= {"manual", "emergency"}
 
 
+@pytest.mark.slow
 def test_a_notice_with_no_time_left_ends_with_76_and_leaves_nothing(tmp_path):
     with job_in(tmp_path, "--pause", "5") as job:
         job.start("--grace", "1").until_step(0)

@@ -11,6 +11,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 from elastic_ckpt.checkpoint.verify import verify_full
 from tests import plugins
 from tests.integration.ranks import run_ranks
+from tests.marks import slow
 from tests.plugins import STEPS, named
 
 STANDINS = str(Path(__file__).parents[1] / "standins")
@@ -49,7 +50,7 @@ def load(rank, setup, directory):
 
 
 @pytest.mark.parametrize(
-    "name", ["TorchDDP fp32", "LowLevelZero 1 bf16", "Hybrid pp2 bf16 (llama)"]
+    "name", ["TorchDDP fp32", slow("LowLevelZero 1 bf16"), slow("Hybrid pp2 bf16 (llama)")]
 )
 def test_what_is_sealed_is_written(name, tmp_path):
     setup = named(name)
@@ -76,6 +77,7 @@ def save_without_waiting(rank, setup, directory):
     return None
 
 
+@pytest.mark.slow
 def test_the_waiting_is_needed(tmp_path):
     """Indexes are written at once; the files that they name are not there yet."""
     setup = named("LowLevelZero 1 bf16")
@@ -145,6 +147,7 @@ def save_without_tensornvme(rank, setup, directory):
     return [str(one.message) for one in said if "use_async" in str(one.message)]
 
 
+@pytest.mark.slow
 def test_without_tensornvme_it_is_said_and_saved_as_ever(tmp_path):
     setup = named("TorchDDP fp32").at(1, {})
     [(said,)] = run_ranks(save_without_tensornvme, 1, setup, str(tmp_path))

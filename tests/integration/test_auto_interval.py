@@ -9,7 +9,7 @@ from elastic_ckpt.jobdir.save_requests import ask_for_save
 from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, daly_interval
 from tests.job import Job
 
-pytestmark = pytest.mark.one_torch
+pytestmark = [pytest.mark.one_torch, pytest.mark.slow]
 
 
 def test_the_interval_follows_from_what_a_save_costs_and_the_next_run_knows_it(tmp_path):

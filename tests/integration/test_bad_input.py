@@ -29,6 +29,7 @@ def test_a_bad_import_is_not_retried(tmp_path):
         assert "no_such_module" in job.view().message
 
 
+@pytest.mark.slow
 def test_a_script_without_a_session_is_supervised_and_said_to_make_no_checkpoints(tmp_path):
     text = f"""
 import os, pathlib, sys
@@ -45,6 +46,7 @@ if not mark.exists() and os.environ["RANK"] == "0":
         assert view.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_script_without_a_session_ends_on_a_notice(tmp_path):
     with Job(tmp_path, script=script(tmp_path, "import time\ntime.sleep(600)\n")) as job:
         job.start().until(lambda view: len(view.workers) == 2, "two workers")
@@ -52,6 +54,7 @@ def test_a_script_without_a_session_ends_on_a_notice(tmp_path):
         assert job.wait(20) == 76, job.output()
 
 
+@pytest.mark.slow
 def test_a_changed_data_set_stops_the_job_and_loses_nothing(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
@@ -65,6 +68,7 @@ def test_a_changed_data_set_stops_the_job_and_loses_nothing(tmp_path):
         assert any("seed 6 instead of 5" in line for line in errors_of(job))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
@@ -102,6 +106,7 @@ def test_a_corrupted_newest_is_set_aside_and_shown(tmp_path):
         assert newest.exists()  # made anew from the older one
 
 
+@pytest.mark.slow
 def test_a_second_supervisor_gets_73_and_the_holder(tmp_path):
     with Job(tmp_path, "--pause", "0.05") as job:
         job.start().until_training()
@@ -116,6 +121,7 @@ def test_a_second_supervisor_gets_73_and_the_holder(tmp_path):
             assert f"pid {job.process.pid} on {os.uname().nodename}" in second.stderr
 
 
+@pytest.mark.slow
 def test_a_script_that_saves_elsewhere_is_told(tmp_path):
     text = """
 import torch
@@ -143,6 +149,7 @@ with Session(model=torch.nn.Linear(1, 1)) as session:
         assert any("ElasticSampler" in line for line in errors_of(job))
 
 
+@pytest.mark.slow
 def test_unequal_loaders_are_told_on_every_rank(tmp_path):
     text = """
 import os, torch, torch.distributed as dist
@@ -160,6 +167,7 @@ with Session(model=torch.nn.Linear(1, 1)) as session:
         assert any("different numbers of batches (4 8)" in line for line in errors_of(job))
 
 
+@pytest.mark.slow
 def test_a_missing_process_group_is_told(tmp_path):
     text = """
 import torch
@@ -172,6 +180,7 @@ with Session(model=torch.nn.Linear(1, 1)):
         assert any("init_process_group" in line for line in errors_of(job))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
 def test_a_full_directory_is_an_error_and_the_job_goes_on(tmp_path):
     """To its end, where the last save counts; what was sealed before stays."""

@@ -54,6 +54,7 @@ def test_another_machine_sees_what_the_files_tell_and_says_so(tmp_path: Path) ->
         assert view.exit_code == 1 and view.warnings[0].endswith("it may be gone")
 
 
+@pytest.mark.slow
 def test_a_job_that_has_ended_reads_the_same_from_everywhere(tmp_path: Path) -> None:
     with Job(tmp_path, "--epochs", "1") as job:
         assert job.start().wait() == 0, job.output()

@@ -9,7 +9,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 from tests.job import Job
 
-pytestmark = pytest.mark.one_torch
+pytestmark = [pytest.mark.one_torch, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ARGUMENTS = ("--max-epochs", "2", "--samples", "161", "--save-interval", "10")

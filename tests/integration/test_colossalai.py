@@ -11,6 +11,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 from elastic_ckpt.checkpoint.verify import verify_full
 from tests.checkpoints import seal_again
 from tests.integration.ranks import run_ranks
+from tests.marks import slow
 
 
 def boosted(value=0.0):
@@ -306,7 +307,7 @@ STATES = "optimizer/pytorch_optim-00001.bin"
 GROUP = "optimizer/pytorch_optim_group.bin"
 
 
-@pytest.mark.parametrize("memory, full", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("memory, full", [slow(False, False), slow(True, False), (True, True)])
 def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, memory, full):
     """To the disk, to memory, and to the disk after one rank found no room in memory."""
     place = tmp_path / "memory"
@@ -509,7 +510,7 @@ def test_no_bomb_goes_off_however_it_is_sealed(tmp_path):
     assert len(calls) >= 4 and all(calls) and put_back
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, slow(3)])
 def test_other_numbers_of_ranks_go_on_from_it(tmp_path, ranks):
     assert run_ranks(save_for_others, 2, str(tmp_path)) == [None, None]
     place = (0, 3, 12 // ranks)  # samples of each rank
@@ -528,7 +529,7 @@ def test_the_mending_of_the_cpu_accelerator_is_still_needed():
     assert run_ranks(needs_mending, 1) == [True]
 
 
-@pytest.mark.parametrize("part", ["modeling/*.bin", "optimizer/*.bin", "lr_scheduler"])
+@pytest.mark.parametrize("part", [slow("modeling/*.bin"), "optimizer/*.bin", slow("lr_scheduler")])
 def test_nothing_but_weights_is_unpickled(tmp_path, part):
     # The trap itself works: a plain unpickling springs it.
     pickle.loads(pickle.dumps(Hostile(str(tmp_path / "sprung"))))

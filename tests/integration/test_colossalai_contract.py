@@ -28,6 +28,7 @@ import colossalai
 from elastic_ckpt.cli.doctor.versions import untried
 from tests import plugins
 from tests.integration.ranks import run_ranks
+from tests.marks import slow_unless
 from tests.plugins import Built, Setup, named
 
 pytestmark = pytest.mark.one_torch
@@ -623,7 +624,7 @@ def look(rank: int, name: str) -> list[str]:
     return complaints(built, [reads for reads in READS if reads.setup == name])
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", slow_unless({ZERO, HYBRID}, BUILT))
 def test_what_is_read_of_a_built_optimizer_is_there(name):
     setup = setup_named(name)
     for result in run_ranks(look, setup.ranks, name):
@@ -808,7 +809,7 @@ def look_at_spoilt(rank: int, name: str) -> list[list[str]]:
     return [*said, complaints(built, reads)]
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", slow_unless({ZERO}, list(SPOILT)))
 def test_what_has_changed_in_a_built_optimizer_is_named(name):
     (result,) = run_ranks(look_at_spoilt, 1, name)
     assert isinstance(result, list), result

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.job import Job, environment
+from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
@@ -16,7 +17,7 @@ def drill(job, *options):
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=90)
 
 
-@pytest.mark.parametrize(("grace", "code"), [("60", 0), ("0", 1)])
+@pytest.mark.parametrize(("grace", "code"), [("60", 0), slow("0", 1)])
 def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
     with Job(tmp_path, "--epochs", "60", "--pause", "0.02", "--interval", "10", nproc=1) as job:
         job.start("--grace", grace).until_step(12)

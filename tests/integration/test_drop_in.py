@@ -6,9 +6,10 @@ import json
 import pytest
 
 from tests.job import SCRIPTS, Job
+from tests.marks import slow
 
 ENGINES = [
-    "torch",
+    slow("torch"),
     pytest.param(
         "colossalai",
         marks=pytest.mark.skipif(
@@ -49,6 +50,7 @@ def test_preempted_and_killed_it_ends_with_the_same_parameters(tmp_path, engine)
     assert digest == same
 
 
+@pytest.mark.slow
 def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
     """The loop does not come back between the save and the next step: that step counts."""
     arguments = ("--engine", "torch", "--steps", "200", "--every", "0", "--pause", "0.05")
@@ -65,6 +67,7 @@ def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
         assert job.wait(25) == 75, job.output()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -82,6 +85,7 @@ def test_the_interval_of_the_command_line_goes_before_the_loop_s(tmp_path, optio
         assert found == steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "found"), [(["--save-interval", "100000s"], {"final"}), ([], {"interval", "final"})]
 )

@@ -10,6 +10,7 @@ import torch
 
 from tests import plugins
 from tests.gpu import devices
+from tests.marks import slow
 from tests.plugins import SETUPS, named
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ colossalai = pytest.mark.skipif(
 @colossalai
 @pytest.mark.parametrize(
     ("name", "available", "backend"),
-    [("LowLevelZero 1 bf16", 2, "gloo"), ("Hybrid dp2 fp16 (llama)", 1, GLOO_AFRESH)],
+    [("LowLevelZero 1 bf16", 2, "gloo"), slow("Hybrid dp2 fp16 (llama)", 1, GLOO_AFRESH)],
 )
 def test_what_the_gpus_are_to_do_is_exact_on_a_cpu(name, available, backend, tmp_path):
     setup = devices.fitting(named(name), available)
@@ -34,6 +35,7 @@ def test_what_the_gpus_are_to_do_is_exact_on_a_cpu(name, available, backend, tmp
     devices.check_resume(setup, tmp_path, backend)
 
 
+@pytest.mark.slow
 @colossalai
 def test_a_difference_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "load_and_train", plugins.load_plainly_and_train)
@@ -41,6 +43,7 @@ def test_a_difference_is_seen(tmp_path, monkeypatch):
         devices.check_resume(named("LowLevelZero 1 bf16"), tmp_path, "gloo")
 
 
+@pytest.mark.slow
 @without_a_gpu
 def test_nccl_gives_each_rank_its_gpu_before_anything_else(capfd):
     """Here it ends there, on each rank."""
@@ -63,6 +66,7 @@ def test_all_setups_fit_four_gpus_and_those_of_data_parallelism_one():
     )
 
 
+@pytest.mark.slow
 @without_a_gpu
 @colossalai
 def test_without_a_gpu_they_are_collected_and_skipped_with_the_reason():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.job import SCRIPTS, Job
+from tests.marks import slow
 
 SCRIPT = SCRIPTS / "launched.py"
 
@@ -17,7 +18,9 @@ def told(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
     return [json.loads((place / f"{launch}.{rank}.json").read_text()) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("outer", [(), ("SLURM_PROCID=7", "SLURM_NPROCS=9", "SLURM_LOCALID=5")])
+@pytest.mark.parametrize(
+    "outer", [slow(()), ("SLURM_PROCID=7", "SLURM_NPROCS=9", "SLURM_LOCALID=5")]
+)
 def test_the_variables_of_torchrun_and_of_srun_are_the_ranks(tmp_path, outer) -> None:
     """Also where the supervisor is a task of srun itself, with other values."""
     with Job(tmp_path, "--out", str(tmp_path), "--restart", script=SCRIPT) as job:
@@ -42,6 +45,7 @@ def test_the_variables_of_torchrun_and_of_srun_are_the_ranks(tmp_path, outer) ->
         assert len(ports) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["torch", "slurm"])
 def test_colossalai_comes_up_by_either_launcher(tmp_path: Path, by: str) -> None:
     pytest.importorskip("colossalai", reason="ColossalAI is not installed")

@@ -76,6 +76,7 @@ def test_the_second_run_finds_imported_what_the_first_one_imported(tmp_path):
         assert job.told_harmful() == job.refusals() == []
 
 
+@pytest.mark.slow
 def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_path):
     packages = {
         "raises": IN_TEMPLATE + "raise RuntimeError('no rank')",
@@ -94,6 +95,7 @@ def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_p
         assert not {"missing", "antigravity", "replaced"} & set(read_preload(job.job).modules)
 
 
+@pytest.mark.slow
 def test_a_module_that_does_harm_is_left_out_with_what_imports_it(tmp_path):
     packages = {
         "harmless": HARMLESS,
@@ -112,6 +114,7 @@ def test_a_module_that_does_harm_is_left_out_with_what_imports_it(tmp_path):
         assert job.refusals() == []
 
 
+@pytest.mark.slow
 def test_one_that_does_harm_only_behind_the_trial_costs_the_others_their_place(tmp_path):
     """The template is started once more, without any of them, and again until they change."""
     tried = tmp_path / "tried"
@@ -131,6 +134,7 @@ def test_one_that_does_harm_only_behind_the_trial_costs_the_others_their_place(t
         assert job.once()["there"] == ["harmless"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -149,6 +153,7 @@ def test_what_a_fork_would_not_survive_is_not_in_the_template(tmp_path, source, 
         assert [e["data"]["incarnation"] for e in job.events() if e["event"] == "launch"] == [1]
 
 
+@pytest.mark.slow
 def test_modules_that_were_given_are_the_only_ones(tmp_path):
     with Imports(tmp_path, {"harmless": HARMLESS, "given": ""}) as job:
         job.knows("harmless")

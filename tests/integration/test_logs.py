@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.job import SCRIPTS, Job, environment
+from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
@@ -30,7 +31,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("how", ["raise", "fault"])
+@pytest.mark.parametrize("how", ["raise", slow("fault")])
 def test_the_last_words_of_the_rank_that_failed_are_kept(tmp_path: Path, how: str) -> None:
     arguments = ["--step", "5", "--how", how, "--rank", "1", "--times", "1", "--say", "so it goes"]
     job = Job(tmp_path, *arguments, "--count", str(tmp_path / "count"), script=FAILING)
@@ -63,6 +64,7 @@ def test_where_nobody_printed_it_says_so(tmp_path: Path) -> None:
     assert "no worker has printed anything" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
     job = Job(tmp_path, "--step", "5", "--how", "raise", "--times", "1", "--count",
               str(tmp_path / "count"), "--say", "so it goes", script=FAILING)  # fmt: skip
@@ -164,6 +166,7 @@ print("root", [type(handler).__name__ for handler in logging.getLogger().handler
 """
 
 
+@pytest.mark.slow
 def test_the_logging_of_the_script_is_its_own(tmp_path: Path) -> None:
     script = tmp_path / "logs_itself.py"
     script.write_text(LOGS_ITSELF)
@@ -176,6 +179,7 @@ def test_the_logging_of_the_script_is_its_own(tmp_path: Path) -> None:
         says(logged(job, "000001/00000.jsonl"), "sealed step 4")
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_place_of_a_log_is_left_alone(tmp_path: Path) -> None:
     arguments = ["--step", "99", "--how", "raise", "--count", str(tmp_path / "count")]
     with Job(tmp_path, *arguments, nproc=1, script=FAILING) as job:

@@ -44,6 +44,7 @@ def test_a_spot_notice_is_served_as_a_signal_is_with_the_time_that_it_leaves(
         assert job.view().newest_intact.reason == "emergency"
 
 
+@pytest.mark.slow
 def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_environment):
     with Aws() as aws, Job(tmp_path, *LONG) as job:
         cloud_environment(aws)
@@ -56,6 +57,7 @@ def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_
         job.until_step(before.newest_intact.step + 5)
 
 
+@pytest.mark.slow
 def test_a_warning_may_be_a_stop_or_nothing(tmp_path: Path) -> None:
     for how, code in (("stop", 75), ("ignore", None)):
         notice = tmp_path / f"notice-{how}"
@@ -71,6 +73,7 @@ def test_a_warning_may_be_a_stop_or_nothing(tmp_path: Path) -> None:
                 assert job.wait() == code, job.output()
 
 
+@pytest.mark.slow
 def test_a_start_under_a_pending_notice_trains_nothing_and_obeys_a_signal(
     tmp_path: Path, cloud_environment
 ) -> None:
@@ -92,6 +95,7 @@ def test_a_start_under_a_pending_notice_trains_nothing_and_obeys_a_signal(
         assert job.wait() == 75, job.output()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -> None:
     """The notice was called off; nobody says so."""
     sooner = tmp_path / "sooner"
@@ -108,6 +112,7 @@ def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -
         job.until_training()
 
 
+@pytest.mark.slow
 def test_a_deadline_that_has_passed_still_leaves_time_to_try(tmp_path: Path) -> None:
     """AWS hibernates a machine at once, and says so afterwards."""
     fifo = tmp_path / "fifo"
@@ -118,6 +123,7 @@ def test_a_deadline_that_has_passed_still_leaves_time_to_try(tmp_path: Path) -> 
         assert job.wait() == 75, job.output()
 
 
+@pytest.mark.slow
 def test_a_dead_service_costs_the_job_nothing(tmp_path: Path, cloud_environment) -> None:
     with Aws() as aws, Job(tmp_path, "--epochs", "2") as job:
         aws.fault = "500"
@@ -136,6 +142,7 @@ def test_azure_is_told_once_the_job_is_sealed(tmp_path: Path, cloud_environment)
         assert job.view().newest_intact.reason == "emergency"
 
 
+@pytest.mark.slow
 def test_a_fifo_gives_notice_and_a_second_one_with_less_time_counts(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

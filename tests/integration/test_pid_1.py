@@ -60,6 +60,7 @@ def test_sigterm_as_docker_stop_sends_it_seals_and_leaves_nothing(tmp_path: Path
         assert job.tiers() == []
 
 
+@pytest.mark.slow
 def test_it_reaps_what_the_kernel_gives_it(tmp_path: Path) -> None:
     """As after ``docker exec``: the shell ends, and what it started becomes PID 1's child."""
     with contained(tmp_path, *LONG) as job:
@@ -79,6 +80,7 @@ def test_it_reaps_what_the_kernel_gives_it(tmp_path: Path) -> None:
         assert job.wait() == 75, job.output()
 
 
+@pytest.mark.slow
 def test_kill_of_pid_1_takes_all_and_the_next_container_goes_on(tmp_path: Path) -> None:
     with contained(tmp_path, *LONG) as job:
         init = training(job)

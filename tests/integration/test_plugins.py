@@ -10,9 +10,23 @@ from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from tests import plugins
 from tests.integration.ranks import run_ranks
+from tests.marks import slow, slow_unless
 from tests.plugins import SETUPS, STEPS, Setup, named
 
-by_name = pytest.mark.parametrize("setup", SETUPS, ids=[setup.name for setup in SETUPS])
+OFTEN = {
+    "TorchDDP fp32",
+    "TorchFSDP fp32",
+    "LowLevelZero 2 bf16",
+    "Gemini bf16, in chunks",
+    "Hybrid dp2 fp16 (llama)",
+    "Hybrid tp2 bf16 (llama)",
+    "Hybrid pp2 bf16 (llama)",
+}
+"""One setup for each kind of state that the engine keeps."""
+
+by_name = pytest.mark.parametrize(
+    "setup", slow_unless(OFTEN, SETUPS, [setup.name for setup in SETUPS])
+)
 
 
 def run(function, setup: Setup, *args):
@@ -33,6 +47,7 @@ def test_a_resume_is_exact(setup, tmp_path):
     assert run(plugins.load_and_train, setup, directory) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["LowLevelZero 1 bf16", "Hybrid dp2 fp16 (llama)", "Gemini bf16, in chunks"],
@@ -54,12 +69,12 @@ def test_colossalai_alone_resumes_with_other_masters(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
-        ("TorchDDP fp32", 4),
-        ("TorchFSDP fp32", 1),
-        ("LowLevelZero 2 bf16", 1),
+        slow("TorchDDP fp32", 4),
+        slow("TorchFSDP fp32", 1),
+        slow("LowLevelZero 2 bf16", 1),
         ("LowLevelZero 2 bf16", 3),
-        ("LowLevelZero 2 bf16", 4),
-        ("Hybrid tp2 bf16 (llama)", 4),
+        slow("LowLevelZero 2 bf16", 4),
+        slow("Hybrid tp2 bf16 (llama)", 4),
     ],
 )
 def test_another_number_of_ranks_has_the_same_bits(name, ranks, tmp_path):
@@ -68,6 +83,7 @@ def test_another_number_of_ranks_has_the_same_bits(name, ranks, tmp_path):
     assert differing(setup, setup.at(ranks, {}), tmp_path / "job") == []
 
 
+@pytest.mark.slow
 def test_masters_of_another_cut_of_the_model_are_made_anew_and_it_is_said(tmp_path, capfd):
     setup = named("Hybrid tp2 bf16 (llama)")
     other = setup.at(1, {"tp_size": 1})
@@ -79,6 +95,7 @@ def test_masters_of_another_cut_of_the_model_are_made_anew_and_it_is_said(tmp_pa
     assert "epoch-0_step-2 is not restored to the bit: the fp32 master weights were made" in said[0]
 
 
+@pytest.mark.slow
 def test_stages_are_cut_anew(tmp_path):
     setup = named("Hybrid pp2 bf16 (llama)")
     assert differing(setup, setup.at(1, {"pp_size": 1}), tmp_path / "job") == []
@@ -134,9 +151,9 @@ def of_another_size(place):
     ("spoil", "error", "text"),
     [
         (without_a_shard, CheckpointError, "lacks optimizer/pytorch_optim-"),
-        (without_a_parameter, CheckpointError, "lacks model.norm.weight in modeling/"),
-        (without_an_index, CheckpointRejected, "modeling/ has no index"),
-        (of_another_size, CheckpointRejected, "precision/ in epoch-0_step-2 is not readable"),
+        slow(without_a_parameter, CheckpointError, "lacks model.norm.weight in modeling/"),
+        slow(without_an_index, CheckpointRejected, "modeling/ has no index"),
+        slow(of_another_size, CheckpointRejected, "precision/ in epoch-0_step-2 is not readable"),
     ],
 )
 def test_what_colossalai_would_leave_alone_without_a_word_is_an_error(spoil, error, text, tmp_path):
@@ -169,7 +186,7 @@ def save_without(rank, setup, directory, kind):
     return [str(caught.value)]
 
 
-@pytest.mark.parametrize("kind", ["modeling", "optimizer"])
+@pytest.mark.parametrize("kind", ["modeling", slow("optimizer")])
 def test_a_save_that_left_something_out_is_not_sealed(kind, tmp_path):
     setup = named("LowLevelZero 1 bf16")
     for (said,) in run_ranks(save_without, 2, setup, str(tmp_path), kind):
@@ -194,6 +211,7 @@ NEEDED_BY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", NEEDED_BY)
 def test_each_piece_of_the_shim_is_needed(piece, tmp_path):
     """Fails where ColossalAI or torch has mended it: then the piece goes."""

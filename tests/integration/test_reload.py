@@ -52,6 +52,7 @@ def test_the_save_interval_changes_while_the_job_trains(tmp_path: Path) -> None:
         assert view.restarts.failures == view.restarts.preemptions == 0
 
 
+@pytest.mark.slow
 def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
     job, file = with_file(tmp_path)
     with job:

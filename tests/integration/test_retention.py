@@ -52,6 +52,7 @@ def test_the_command_line_goes_before_the_script_and_a_restart_resumes(tmp_path)
         assert list((job.directory / ".trash").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_script_s_own_rule_counts_without_one_on_the_command_line(tmp_path):
     with Job(tmp_path, "--keep-last", "1", nproc=1, script=KEEPER) as job:
         assert job.start().wait() == 0, job.output()
@@ -60,6 +61,7 @@ def test_the_script_s_own_rule_counts_without_one_on_the_command_line(tmp_path):
         assert set(found) | set(pruned(job)) == {2, 4, 6, 8, 10, 12, 13}
 
 
+@pytest.mark.slow
 def test_the_best_by_what_the_script_reported_stays(tmp_path):
     with Job(tmp_path, nproc=1, script=KEEPER) as job:
         assert job.start("--keep-best", "1:loss").wait() == 0, job.output()
@@ -82,6 +84,7 @@ def small(tmp_path):
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_path, small):
     """Checkpoints of 2 MB: four fit, the fifth is refused before it writes anything."""
@@ -109,6 +112,7 @@ def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_pat
         assert job.view().last_save.error in (None, "")
 
 
+@pytest.mark.slow
 @needs_root
 def test_retention_makes_the_room_that_a_save_needs(tmp_path, small):
     """A rule that leaves one or two: every save succeeds where six would not fit."""
@@ -121,6 +125,7 @@ def test_retention_makes_the_room_that_a_save_needs(tmp_path, small):
         assert steps(job)[0] == 13
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_last_save_without_room_is_an_error(tmp_path, small):
     """A final one ends the job with 70, one on a notice with 76; what there is stays."""

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 from tests.integration.ranks import run_ranks
+from tests.marks import slow
 from tests.seed import BATCH, SAMPLES
 
 pytestmark = pytest.mark.one_torch
@@ -61,12 +62,14 @@ def epochs_behind_a_resume(kind, directory):
     return [len(after.in_epoch(epoch)) for epoch in (1, 2)]
 
 
+@pytest.mark.slow
 def test_later_epochs_are_whole(tmp_path):
     """The start index is that of one epoch."""
     assert epochs_behind_a_resume("SeedLoop", tmp_path / "seed") == [SAMPLES - 5 * BATCH] * 2
     assert epochs_behind_a_resume("OurLoop", tmp_path / "ours") == [SAMPLES] * 2
 
 
+@pytest.mark.slow
 def test_a_save_in_a_later_epoch_is_in_that_epoch(tmp_path):
     """Steps that are counted from the job's begin lie behind every epoch's end but the first's."""
     resumed = {}
@@ -77,6 +80,7 @@ def test_a_save_in_a_later_epoch_is_in_that_epoch(tmp_path):
     assert resumed == {"SeedLoop": 0, "OurLoop": SAMPLES - 2 * BATCH}
 
 
+@pytest.mark.slow
 def test_each_epoch_has_an_order_of_its_own(tmp_path):
     """Nobody names the epoch to the sampler."""
     for kind, alike in (("SeedLoop", True), ("OurLoop", False)):
@@ -84,6 +88,7 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path):
         assert (used.in_epoch(0) == used.in_epoch(1)) is alike
 
 
+@pytest.mark.slow
 def test_the_order_of_an_epoch_is_the_same_behind_a_resume(tmp_path):
     (whole,) = run("OurLoop", tmp_path / "whole", 3)
     run("OurLoop", tmp_path / "broken", 3, stop_after=17, every=5)
@@ -91,6 +96,7 @@ def test_the_order_of_an_epoch_is_the_same_behind_a_resume(tmp_path):
     assert whole.samples[15 * BATCH :] == after.samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
 def test_another_number_of_ranks_goes_on_where_the_job_was(tmp_path, before, after):
     """The index counts samples of one rank, of however many there are."""
@@ -105,6 +111,7 @@ def test_another_number_of_ranks_goes_on_where_the_job_was(tmp_path, before, aft
     assert len(found["OurLoop"]) == SAMPLES + padding
 
 
+@pytest.mark.slow
 def test_steps_are_counted_on(tmp_path):
     """A second checkpoint of the same step would overwrite the first."""
     for kind, twice in (("SeedLoop", {5}), ("OurLoop", set())):
@@ -113,6 +120,7 @@ def test_steps_are_counted_on(tmp_path):
         assert set(before.steps_saved) & set(after.steps_saved) == twice
 
 
+@pytest.mark.slow
 def test_the_random_state_goes_on(tmp_path):
     """What a step draws is what it would have drawn."""
     for kind, exact in (("SeedLoop", False), ("OurLoop", True)):
@@ -125,6 +133,7 @@ def test_the_random_state_goes_on(tmp_path):
 # -- when it is saved -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_notice_within_an_epoch_loses_nothing(tmp_path):
     """Only ours has anything to resume from."""
     run("SeedLoop", tmp_path / "seed", 1, stop_after=7)
@@ -161,7 +170,7 @@ def save_and_die(rank, kind, directory):
     running.save(0, 5)
 
 
-@pytest.mark.parametrize("kind", ["SeedLoop", "OurLoop"])
+@pytest.mark.parametrize("kind", [slow("SeedLoop"), "OurLoop"])
 def test_a_save_that_was_killed_over_an_older_one_is_no_checkpoint(tmp_path, kind):
     """The seed's has the new weights beside the old moments, and loads without a word."""
     place = tmp_path / "epoch-0_step-5"
@@ -217,6 +226,7 @@ def fail_while_saving(rank, kind, directory):
     return "went on", True
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_save_leaves_no_other_one_waiting(tmp_path):
     _, other = run_ranks(fail_while_saving, 2, "OurLoop", str(tmp_path / "ours"))
     assert other[0] in ("SaveFailed", "StorageFailed") and other[1]

@@ -26,20 +26,10 @@ from elastic_ckpt import ElasticSampler, Session
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.verify import read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
-from tests.integration.ranks import run_ranks
+from tests.integration.ranks import run_ranks, server
+from tests.marks import slow
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "pytest",
-        "numpy.random",
-        "torch._dynamo",  # the first optimizer imports it, which takes most of a second
-        "torch.nn.parallel",
-        "elastic_ckpt.training.session",
-        "elastic_ckpt.training.solo",
-        "elastic_ckpt.training.engines.torch.engine",
-    ]
-)
+CONTEXT = server()
 
 
 def run(function, *args: Any, seconds: float = 60.0) -> Any:
@@ -287,9 +277,15 @@ def assert_same_end(result, calm) -> None:
 # -- bit for bit, from everywhere ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "accumulation", "drop_last"),
+    [
+        (0, 3, True),
+        (2, 1, False),
+        *(slow(0, *rest) for rest in ((1, False), (1, True), (3, False))),
+        *(slow(2, *rest) for rest in ((1, True), (3, False), (3, True))),
+    ],
+)
 def test_it_ends_with_the_same_bits_from_every_checkpoint(
     tmp_path, workers, accumulation, drop_last
 ):
@@ -322,8 +318,15 @@ def test_it_ends_with_the_same_bits_from_every_checkpoint(
         assert result["worked"] == list(range(epoch, plan.epochs))  # the epoch's end, once
 
 
-@pytest.mark.parametrize("place", ["step", "evaluation"])
-@pytest.mark.parametrize(("accumulation", "workers"), [(1, 0), (3, 0), (1, 2)])
+@pytest.mark.parametrize(
+    ("accumulation", "workers", "place"),
+    [
+        (3, 0, "step"),
+        (1, 0, "evaluation"),
+        (1, 2, "step"),
+        *(slow(*case) for case in ((1, 0, "step"), (3, 0, "evaluation"), (1, 2, "evaluation"))),
+    ],
+)
 def test_it_ends_with_the_same_bits_after_a_notice_at_every_step(
     tmp_path, place, accumulation, workers
 ):
@@ -444,7 +447,7 @@ def test_after_an_exception_nothing_is_saved(tmp_path, name):
 # -- break --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("accumulation", [slow(1), 3])
 def test_a_break_behind_an_optimizer_step_counts_it(tmp_path, accumulation):
     plan = Plan(str(tmp_path / "calm"), accumulation=accumulation, augmented=True)
     calm = run(train, plan)

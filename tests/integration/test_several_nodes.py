@@ -13,9 +13,8 @@ import pytest
 from tests.cluster import Cluster, small_cluster
 from tests.job import SCRIPTS, environment
 
-pytestmark = pytest.mark.hosts
 
-
+@pytest.mark.hosts
 def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2", nproc=2) as cluster:
         cluster.start("n1", "n2")
@@ -24,6 +23,7 @@ def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
         assert cluster.head.view().newest_intact.reason == "final"
 
 
+@pytest.mark.one_torch
 def test_a_preempted_node_saves_with_all_and_the_others_go_on(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1", "n2")
@@ -40,6 +40,7 @@ def test_a_preempted_node_saves_with_all_and_the_others_go_on(tmp_path: Path) ->
         assert "emergency" in {e["data"]["reason"] for e in saved}, (done, saved)
 
 
+@pytest.mark.hosts
 def test_a_node_that_vanishes_is_given_up_and_costs_no_failure(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1", "n2")
@@ -54,6 +55,7 @@ def test_a_node_that_vanishes_is_given_up_and_costs_no_failure(tmp_path: Path) -
         assert (crash["kind"], crash["message"]) == ("membership", "lost node n2")
 
 
+@pytest.mark.hosts
 def test_a_node_that_joins_makes_the_job_grow(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1")
@@ -65,6 +67,7 @@ def test_a_node_that_joins_makes_the_job_grow(tmp_path: Path) -> None:
         assert cluster.head.view().restarts.failures == 0
 
 
+@pytest.mark.hosts
 def test_one_kill_on_another_node_counts_once_and_names_the_rank(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
@@ -79,6 +82,7 @@ def test_one_kill_on_another_node_counts_once_and_names_the_rank(tmp_path: Path)
         assert cluster.head.view().restarts.failures == 1
 
 
+@pytest.mark.hosts
 def test_a_slow_rank_is_named_and_nothing_is_done_about_it(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.arguments += ["--slow", "0.05"]
@@ -96,6 +100,7 @@ def test_a_slow_rank_is_named_and_nothing_is_done_about_it(tmp_path: Path) -> No
         assert cluster.head.view().incarnation == 1
 
 
+@pytest.mark.hosts
 def test_a_hang_on_another_node_is_found_and_its_rank_named(tmp_path: Path) -> None:
     count = tmp_path / "count"
     with Cluster(tmp_path, "2", options=("--hang-seconds", "2")) as cluster:
@@ -112,6 +117,7 @@ def test_a_hang_on_another_node_is_found_and_its_rank_named(tmp_path: Path) -> N
         assert seen == {"n1": ["0"], "n2": ["1"]}
 
 
+@pytest.mark.hosts
 def test_another_directory_is_a_clear_error(tmp_path: Path) -> None:
     with small_cluster(tmp_path / "a", "1:2") as cluster:
         cluster.start("n1")
@@ -124,6 +130,7 @@ def test_another_directory_is_a_clear_error(tmp_path: Path) -> None:
         assert "is not the job directory of n1" in cluster.output()
 
 
+@pytest.mark.hosts
 def test_a_node_that_was_told_otherwise_is_refused_before_it_does_harm(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1")
@@ -135,6 +142,7 @@ def test_a_node_that_was_told_otherwise_is_refused_before_it_does_harm(tmp_path:
         cluster.finish("n1")
 
 
+@pytest.mark.hosts
 def test_nodes_may_have_different_numbers_of_workers_and_save_when_asked(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2", "--save-interval", "1000") as cluster:
         cluster.start("n1")

@@ -5,10 +5,12 @@ import signal
 import time
 
 import psutil
+import pytest
 
 from tests.job import Job
 
 
+@pytest.mark.slow
 def test_sigterm_to_workers_and_loader_children_from_birth_changes_nothing(tmp_path):
     arguments = ("--epochs", "3", "--pause", "0.005", "--digest", str(tmp_path / "digest"))
     with Job(tmp_path, *arguments) as job:

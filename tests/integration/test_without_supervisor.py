@@ -13,6 +13,7 @@ from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.integration.ranks import free_port
 from tests.job import TINY, environment, kill_tree
+from tests.marks import slow
 
 ARGUMENTS = ("--epochs", "3", "--pause", "0.02")
 
@@ -55,7 +56,7 @@ def wait_for_trace(directory, ranks: int, step: int) -> None:
     raise AssertionError((directory / "log").read_text())
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, slow(2)])
 def test_sigterm_saves_and_the_next_run_resumes(tmp_path, ranks):
     calm = tmp_path / "calm"
     assert wait(launch(calm, ranks), calm) == 0, (calm / "log").read_text()
@@ -78,6 +79,7 @@ def test_sigterm_saves_and_the_next_run_resumes(tmp_path, ranks):
     assert (wild / "digest").read_text() == (calm / "digest").read_text()
 
 
+@pytest.mark.slow
 def test_two_scripts_do_not_share_a_directory(tmp_path):
     first = launch(tmp_path, 1, "--trace", str(tmp_path / "trace"), "--epochs", "500")
     wait_for_trace(tmp_path, 1, 2)

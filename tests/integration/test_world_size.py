@@ -82,6 +82,7 @@ def used_per_epoch(steps: dict[int, list]) -> list[Counter[int]]:
     return epochs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 2)])
 def test_every_sample_of_each_epoch_is_used_once_at_any_world_size(
     tmp_path: Path, workers: int, accumulation: int
@@ -95,6 +96,7 @@ def test_every_sample_of_each_epoch_is_used_once_at_any_world_size(
             assert used.total() - 203 < max(SIZES)
 
 
+@pytest.mark.slow
 def test_with_drop_last_no_sample_is_used_twice_and_only_an_epochs_end_is_left_out(
     tmp_path: Path,
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: P
     assert fixed[60][2] < fixed[1][2] / 10  # and it did learn something
 
 
+@pytest.mark.slow
 def test_a_global_batch_that_does_not_fit_is_a_clear_error_and_no_loop(tmp_path: Path) -> None:
     with Changing(tmp_path) as job:
         assert job.run_on(3, "--global-batch", "16").wait() == 64
