@@ -260,7 +260,7 @@ def test_every_call(
 # -- the check can fail ------------------------------------------------------------------------
 
 
-def test_a_call_that_is_not_hit_is_found_out(benches: dict[str, Bench]) -> None:
+def test_missed_call_is_reported(benches: dict[str, Bench]) -> None:
     bench = benches["save"]
     call = replace(bench.calls[0], count=10_000)
     for mode in MODES:
@@ -269,7 +269,7 @@ def test_a_call_that_is_not_hit_is_found_out(benches: dict[str, Bench]) -> None:
         assert any(said.startswith("not hit") for said in complaints)
 
 
-def test_a_save_that_gives_up_the_old_one_first_is_found_out(
+def test_save_that_deletes_the_previous_one_first_is_detected(
     farm: Farm, benches: dict[str, Bench], tmp_path: Path
 ) -> None:
     bench = Bench(tmp_path, farm, Scene("careless", "careless", nothing))
@@ -280,7 +280,7 @@ def test_a_save_that_gives_up_the_old_one_first_is_found_out(
         assert "there is no intact checkpoint" in complaints
 
 
-def test_a_traceback_is_found_out() -> None:
+def test_traceback_is_detected() -> None:
     assert not _outcome(EIO, FAILED, "FAILED: the disk is broken\n")
     assert _outcome(EIO, 1, "Traceback (most recent call last):\n  ...\nOSError\n")
     assert _outcome(EIO, FAILED, "FAILED: one line\nand another\n")

@@ -39,7 +39,7 @@ def set_aside(job: Job) -> list[str]:
         ("fault", "fault", "killed by SIGSEGV"),
     ],
 )
-def test_a_step_that_always_fails_falls_back_once_and_then_stops_with_a_report(
+def test_step_that_always_fails_falls_back_once_and_then_stops(
     tmp_path: Path, how: str, kind: str, said: str
 ) -> None:
     with failing(tmp_path, how) as job:
@@ -53,7 +53,7 @@ def test_a_step_that_always_fails_falls_back_once_and_then_stops_with_a_report(
         assert job.tiers() == []
 
 
-def test_one_that_fails_twice_goes_on_from_the_older_checkpoint_to_the_end(tmp_path: Path) -> None:
+def test_step_that_fails_twice_resumes_from_the_previous_checkpoint(tmp_path: Path) -> None:
     with failing(tmp_path, "raise", times=2, nproc=2) as job:
         assert job.start("--max-failures", "9").wait() == 0, job.output()
         assert crashes(job) == [("error", 6), ("error", 6)]
@@ -62,14 +62,14 @@ def test_one_that_fails_twice_goes_on_from_the_older_checkpoint_to_the_end(tmp_p
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_at_the_same_step_says_nothing_of_the_step(tmp_path: Path) -> None:
+def test_external_kills_are_not_counted_against_the_step(tmp_path: Path) -> None:
     with failing(tmp_path, "kill", times=4) as job:
         assert job.start("--max-failures", "9").wait() == 0, job.output()
         assert crashes(job) == [("signal", 6)] * 4
         assert set_aside(job) == []
 
 
-def test_a_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None:
+def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None:
     """Rank 0 waits for rank 1 in a collective, and is not to blame."""
     with failing(tmp_path, "hang", times=1, nproc=2) as job:
         job.arguments += ["--rank", "1"]
@@ -87,7 +87,7 @@ def test_a_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["1", "9"])
-def test_a_slow_step_is_no_hang(tmp_path: Path, step: str) -> None:
+def test_slow_step_is_not_a_hang(tmp_path: Path, step: str) -> None:
     """The first one compiles; and of the others ten times the longest is allowed."""
     with failing(tmp_path, "pause", times=1, nproc=2) as job:
         job.arguments += ["--step", step, "--pace", "0.5" if step == "9" else "0.05"]
@@ -100,7 +100,7 @@ def test_a_slow_step_is_no_hang(tmp_path: Path, step: str) -> None:
     os.geteuid() != 0 or not os.access(CGROUPS, os.W_OK),
     reason="a memory limit takes root and version 1 of the control groups",
 )
-def test_a_worker_that_the_kernel_kills_for_memory_is_told_apart(tmp_path: Path) -> None:
+def test_out_of_memory_kill_is_recognized(tmp_path: Path) -> None:
     group = CGROUPS / f"elastic-ckpt-test-{os.getpid()}"
     group.mkdir()
     try:

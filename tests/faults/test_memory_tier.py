@@ -67,7 +67,7 @@ def steps(job):
 
 @needs_root
 @pytest.mark.parametrize("victim", ["worker", slow("agent")])
-def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
+def test_crash_keeps_the_snapshot_in_memory(tmp_path, full, victim):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
         job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job, 4), "step 4")
@@ -86,7 +86,7 @@ def test_a_crash_loses_nothing_that_is_in_memory(tmp_path, full, victim):
 
 @pytest.mark.slow
 @needs_root
-def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
+def test_next_run_resumes_from_the_memory_of_a_killed_one(tmp_path, full):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"5:{hold}") as job:
         job.start().until(lambda view: only_in_memory(4)(view) and drain_failed(job, 4), "step 4")
@@ -105,7 +105,7 @@ def test_the_next_run_takes_over_what_a_killed_supervisor_left(tmp_path, full):
 
 @pytest.mark.slow
 @needs_root
-def test_a_last_save_that_cannot_get_to_the_disk_is_kept_and_said(tmp_path, full):
+def test_final_save_without_disk_space_stays_in_memory(tmp_path, full):
     with job_on(full, tmp_path, "--steps", "3", "--interval", "100") as job:
         assert job.start().wait() == 70, job.output()
         assert "the work is done, but step 3 is in memory only" in job.output()
@@ -117,7 +117,7 @@ def test_a_last_save_that_cannot_get_to_the_disk_is_kept_and_said(tmp_path, full
 
 @pytest.mark.slow
 @needs_root
-def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full):
+def test_notice_without_disk_space_exits_76_and_keeps_memory(tmp_path, full):
     hold = tmp_path / "go"
     with job_on(full, tmp_path, "--hold", f"4:{hold}", "--interval", "100") as job:
         job.start().until_step(3)
@@ -134,7 +134,7 @@ def test_a_notice_without_room_on_the_disk_is_no_saved_preemption(tmp_path, full
 
 
 @pytest.mark.slow
-def test_a_preempted_job_leaves_nothing_in_memory(tmp_path):
+def test_preempted_job_leaves_no_memory_tier(tmp_path):
     with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
         job.start("--save-interval", "2").until_step(5)
         assert len(job.tiers()) == 1 and event(job, "saved")["tier"] == "memory"
@@ -144,7 +144,7 @@ def test_a_preempted_job_leaves_nothing_in_memory(tmp_path):
         assert max(steps(job)) == event(job, "saved")["step"]
 
 
-def test_an_emergency_save_goes_straight_to_the_disk(tmp_path):
+def test_emergency_save_goes_straight_to_disk(tmp_path):
     with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
         job.start().until_step(3)
         job.process.terminate()
@@ -155,7 +155,7 @@ def test_an_emergency_save_goes_straight_to_the_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):
+def test_next_run_of_any_job_removes_the_tier_of_a_deleted_job(tmp_path):
     with (
         Job(tmp_path / "one", "--interval", "2", "--pause", "0.05", nproc=1) as killed,
         Job(tmp_path / "two", "--steps", "2", nproc=1, script=KEEPER) as other,
@@ -171,7 +171,7 @@ def test_the_next_run_of_any_job_removes_what_a_deleted_one_left(tmp_path):
 
 @pytest.mark.slow
 @needs_root
-def test_where_a_save_does_not_fit_the_newest_snapshot_is_brought_to_the_disk(tmp_path, full):
+def test_newest_snapshot_is_drained_where_a_save_does_not_fit(tmp_path, full):
     """A step of 3 s, two seconds' notice, and step 2 in memory."""
     with Job(tmp_path, "--interval", "1", "--pause", "1.5", nproc=1) as job:
         job.directory = full / "job"

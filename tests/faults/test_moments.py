@@ -30,7 +30,7 @@ def odd(directory: Path, *arguments: str, nproc: int = 1) -> Job:
         slow(("signal", str(int(signal.SIGSEGV))), "killed by SIGSEGV"),
     ],
 )
-def test_the_rank_that_went_first_is_named_with_its_own_reason(tmp_path, arguments, reason):
+def test_first_failed_rank_is_named_with_its_reason(tmp_path, arguments, reason):
     with odd(tmp_path, *arguments, nproc=2) as job:
         assert job.start("--max-failures", "0").wait() == 70
         view = job.view()
@@ -39,14 +39,14 @@ def test_the_rank_that_went_first_is_named_with_its_own_reason(tmp_path, argumen
 
 
 @pytest.mark.slow
-def test_a_rank_that_failed_but_is_kept_by_a_thread_does_not_keep_the_job(tmp_path):
+def test_failed_rank_with_a_live_thread_does_not_block_the_job(tmp_path):
     with odd(tmp_path, "raise-with-thread", nproc=2) as job:
         assert job.start("--max-failures", "0").wait(40) == 70, job.output()
         assert job.view().message == "1 failure: rank 1 failed: ValueError: a thread lives on"
 
 
 @pytest.mark.slow
-def test_a_child_that_the_script_forks_does_not_speak_for_its_rank(tmp_path):
+def test_forked_child_does_not_act_for_its_rank(tmp_path):
     with odd(tmp_path, "fork") as job:
         job.start().until_step(5)
         job.process.send_signal(signal.SIGTERM)
@@ -54,7 +54,7 @@ def test_a_child_that_the_script_forks_does_not_speak_for_its_rank(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_that_stops_by_itself_has_not_finished(tmp_path):
+def test_script_that_stops_on_a_notice_exits_76(tmp_path):
     with odd(tmp_path, "stop-by-itself") as job:
         job.start().until(lambda _: "up\n" in job.output(), "the script")
         job.process.send_signal(signal.SIGTERM)
@@ -69,7 +69,7 @@ def test_children_and_exit_hooks_work_as_in_a_plain_script(tmp_path):
         assert done.exists()
 
 
-def test_signals_that_go_on_do_not_change_the_exit_code(tmp_path):
+def test_repeated_signals_do_not_change_the_exit_code(tmp_path):
     with odd(tmp_path, "train") as job:
         job.start().until_step(3)
         limit = time.monotonic() + 30
@@ -80,7 +80,7 @@ def test_signals_that_go_on_do_not_change_the_exit_code(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tmp_path):
+def test_hangup_of_the_terminal_is_a_notice(tmp_path):
     with odd(tmp_path, "train") as job:
         pid, terminal = pty.fork()
         if pid == 0:
@@ -100,7 +100,7 @@ def test_a_terminal_that_hangs_up_is_a_notice_although_everybody_prints_to_it(tm
 
 
 @pytest.mark.slow
-def test_a_pipe_that_is_closed_does_not_stop_the_run(tmp_path):
+def test_closed_output_pipe_does_not_stop_the_run(tmp_path):
     with odd(tmp_path, "train") as job:
         command = [
             sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(job.directory),
@@ -120,7 +120,7 @@ def test_a_pipe_that_is_closed_does_not_stop_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_closed_standard_streams_are_no_locks_and_no_board(tmp_path):
+def test_closed_standard_streams_do_not_alias_locks_or_boards(tmp_path):
     with odd(tmp_path, "train") as job:
         code = f"""
 import os, sys
@@ -137,7 +137,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 60])
-def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch, depth):
+def test_temporary_directory_is_clean_after_a_run(tmp_path, monkeypatch, depth):
     # Deep ones are common on clusters, and the path of a socket is short.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as scratch:
         directory = Path(scratch) / ("d" * depth)
@@ -153,7 +153,7 @@ def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch, depth
 
 
 @pytest.mark.slow
-def test_a_directory_that_is_gone_does_not_hide_the_notice(tmp_path):
+def test_notice_is_served_after_the_directory_was_moved(tmp_path):
     with odd(tmp_path, "train") as job:
         job.start("--grace", "10").until_step(3)
         tree = job.tree()
@@ -168,7 +168,7 @@ def test_a_directory_that_is_gone_does_not_hide_the_notice(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_request_to_save_ends_with_the_job_that_it_went_to(tmp_path):
+def test_save_request_fails_when_the_job_ends(tmp_path):
     with odd(tmp_path, "stop-by-itself") as job:
         job.start().until(lambda _: "up\n" in job.output(), "the script")
         command = [sys.executable, "-m", "elastic_ckpt", "save", str(job.directory)]

@@ -25,7 +25,7 @@ def shared_memory(job: Job) -> set[str]:
 
 
 @pytest.mark.parametrize("victim", ["supervisor", slow("agent"), slow("forkserver")])
-def test_no_pid_is_left_within_two_seconds(tmp_path, victim):
+def test_killed_process_takes_its_children_along(tmp_path, victim):
     with Job(tmp_path, "--epochs", "3", "--interval", "5", "--pause", "0.01") as job:
         job.start().until_step(6)
         mapped = shared_memory(job)
@@ -52,7 +52,7 @@ def test_no_pid_is_left_within_two_seconds(tmp_path, victim):
 
 
 @pytest.mark.slow
-def test_both_parents_killed_at_once_take_the_workers_with_them(tmp_path):
+def test_workers_end_when_both_parents_are_killed(tmp_path):
     with Job(tmp_path, "--epochs", "3", "--workers", "0", "--pause", "0.01") as job:
         job.start().until_step(3)
         workers, agent, supervisor = job.workers(), job.agent(), job.supervisor()
@@ -63,7 +63,7 @@ def test_both_parents_killed_at_once_take_the_workers_with_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_stops_at_once(tmp_path):
+def test_second_interrupt_stops_at_once(tmp_path):
     with Job(tmp_path, "--epochs", "50", "--pause", "2") as job:
         job.start().until_step(1)
         tree = job.tree()

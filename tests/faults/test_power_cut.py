@@ -220,9 +220,7 @@ def is_of_job_directory(sync: Sync) -> bool:
 
 
 @pytest.mark.parametrize("unwanted", [is_of_file, is_of_directory, is_of_seal, is_of_job_directory])
-def test_a_save_that_syncs_less_is_found_out(
-    scene: Scene, unwanted: Callable[[Sync], bool]
-) -> None:
+def test_missing_sync_is_detected(scene: Scene, unwanted: Callable[[Sync], bool]) -> None:
     careless = scene.recording.without(unwanted)
     assert len(careless.log) < len(scene.recording.log)
     end = len(careless.log)
@@ -230,7 +228,7 @@ def test_a_save_that_syncs_less_is_found_out(
     assert next(scene.violations(careless, cases), None) is not None
 
 
-def test_a_save_that_publishes_before_it_syncs_is_found_out(scene: Scene) -> None:
+def test_publishing_before_the_sync_is_detected(scene: Scene) -> None:
     """All syncs come, but after the rename: only a cut in between can show it."""
     log = scene.recording.log
     publish = max(place for place, step in enumerate(log) if isinstance(step, Move))
@@ -302,7 +300,7 @@ def test_a_removed_name_may_come_back_until_its_directory_is_synced() -> None:
     assert found([*gone, SYNC_A]) == {()}
 
 
-def test_what_is_not_modelled_is_refused(tmp_path: Path) -> None:
+def test_unmodelled_call_is_rejected(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for line in (
         f"1 copy_file_range(3<{tmp_path}/a>, NULL, 4<{tmp_path}/b>, NULL, 5, 0) = 5",

@@ -15,7 +15,7 @@ def recoveries(job):
     return [event["data"] for event in job.events() if event["event"] == "recovery"]
 
 
-def test_a_killed_worker_leaves_a_breakdown_that_adds_up(tmp_path):
+def test_recovery_stages_add_up(tmp_path):
     with Job(tmp_path, "--epochs", "40", "--interval", "2", "--workers", "0") as job:
         job.start().until_step(5)
         (victim,) = [w.pid for w in job.view().workers if w.rank == 1]

@@ -62,7 +62,7 @@ def bits(tensor):
     ],
     ids=["large", "transposed", "odd view", "0-dim"],
 )
-def test_what_is_in_the_file_is_the_tensor_bit_for_bit(sink, make):
+def test_file_holds_the_exact_tensor(sink, make):
     tensor = make()
     file = sink(max(tensor.nbytes, 1))
     write_from_device(file, tensor)
@@ -70,7 +70,7 @@ def test_what_is_in_the_file_is_the_tensor_bit_for_bit(sink, make):
 
 
 @SINKS
-def test_a_tensor_that_changes_right_after_the_call_changes_nothing_in_the_file(sink):
+def test_change_after_the_call_is_not_in_the_file(sink):
     tensor = torch.randn(SIZE // 4, device="cuda")
     before = bits(tensor)
     file = sink(SIZE)
@@ -81,7 +81,7 @@ def test_a_tensor_that_changes_right_after_the_call_changes_nothing_in_the_file(
 
 
 @SINKS
-def test_work_that_was_queued_before_the_call_is_in_the_file(sink):
+def test_work_queued_before_the_call_is_in_the_file(sink):
     tensor = torch.zeros(SIZE // 4, device="cuda")
     busy = torch.randn(2048, 2048, device="cuda")
     for _ in range(50):
@@ -112,7 +112,7 @@ def test_a_mapping_is_pinned(pinned):
     assert torch.frombuffer(pinned, dtype=torch.uint8).is_pinned()
 
 
-def test_a_copy_beside_the_computation_is_of_the_moment_of_its_call(pinned):
+def test_concurrent_copy_has_the_state_at_its_call(pinned):
     tensor = torch.zeros(SIZE // 4, device="cuda")
     busy()
     tensor.add_(1.0)  # queued, not done
@@ -125,7 +125,7 @@ def test_a_copy_beside_the_computation_is_of_the_moment_of_its_call(pinned):
     assert bytes(pinned) == bits(torch.ones(SIZE // 4))
 
 
-def test_a_write_without_a_guard_is_noticed_or_came_too_late_to_matter(pinned):
+def test_unguarded_write_is_detected_or_too_late(pinned):
     """Twenty times, each with the write a little later."""
     noticed = 0
     for turn in range(20):

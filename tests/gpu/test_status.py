@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-def test_what_this_process_holds_of_its_gpu():
+def test_gpu_memory_of_this_process():
     held = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
     found = _gpus()

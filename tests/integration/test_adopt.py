@@ -67,7 +67,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_job_goes_on_from_what_plain_colossalai_wrote(tmp_path: Path) -> None:
+def test_job_resumes_from_a_plain_colossalai_checkpoint(tmp_path: Path) -> None:
     run_ranks(save_plainly, 2, str(tmp_path))
     place = str(tmp_path / "epoch-0_step-3")
     refused = command("adopt", place)
@@ -82,7 +82,7 @@ def test_a_job_goes_on_from_what_plain_colossalai_wrote(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "file", "name"])
-def test_what_is_no_checkpoint_of_colossalai_is_a_wrong_call(tmp_path: Path, what: str) -> None:
+def test_other_paths_are_a_usage_error(tmp_path: Path, what: str) -> None:
     place = tmp_path / ("epoch-0_step-3" if what != "name" else "elsewhere")
     if what == "file":
         place.touch()

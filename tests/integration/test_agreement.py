@@ -61,7 +61,7 @@ def test_all_ranks_save_the_same_step(tmp_path, calm, notice, arguments):
 
 
 @pytest.mark.slow
-def test_twice_in_a_row(tmp_path, calm):
+def test_three_preemptions_in_a_row(tmp_path, calm):
     with job_in(tmp_path, "--pause", "0.02") as job:
         steps = []
         for _ in range(3):
@@ -77,7 +77,7 @@ def test_twice_in_a_row(tmp_path, calm):
 
 
 @pytest.mark.slow
-def test_a_stop_before_the_first_step_of_an_incarnation_counts_the_old_checkpoint(tmp_path):
+def test_notice_before_the_first_step_keeps_the_previous_checkpoint(tmp_path):
     with job_in(tmp_path, "--pause", "0.02") as job:
         job.start()
         job.until(lambda view: view.state == "starting" and view.incarnation == 1, "launch")
@@ -97,7 +97,7 @@ def test_a_stop_before_the_first_step_of_an_incarnation_counts_the_old_checkpoin
 
 
 @pytest.mark.slow
-def test_a_crash_during_a_notice_is_no_restart(tmp_path):
+def test_crash_after_a_notice_does_not_restart(tmp_path):
     with job_in(tmp_path, "--pause", "0.5") as job:
         job.start().until_step(1)
         worker = job.workers()[1]
@@ -134,7 +134,7 @@ def test_save_on_request_and_by_the_clock(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_notice_with_no_time_left_ends_with_76_and_leaves_nothing(tmp_path):
+def test_notice_without_enough_time_exits_76_and_leaves_no_files(tmp_path):
     with job_in(tmp_path, "--pause", "5") as job:
         job.start("--grace", "1").until_step(0)
         job.process.terminate()

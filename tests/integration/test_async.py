@@ -52,7 +52,7 @@ def load(rank, setup, directory):
 @pytest.mark.parametrize(
     "name", ["TorchDDP fp32", slow("LowLevelZero 1 bf16"), slow("Hybrid pp2 bf16 (llama)")]
 )
-def test_what_is_sealed_is_written(name, tmp_path):
+def test_seal_waits_for_async_writes(name, tmp_path):
     setup = named(name)
     saved = run_ranks(save_async, setup.ranks, setup, str(tmp_path))
     assert [unfinished for unfinished, _ in saved] == [0] * setup.ranks
@@ -78,7 +78,7 @@ def save_without_waiting(rank, setup, directory):
 
 
 @pytest.mark.slow
-def test_the_waiting_is_needed(tmp_path):
+def test_seal_without_the_wait_fails(tmp_path):
     """Indexes are written at once; the files that they name are not there yet."""
     setup = named("LowLevelZero 1 bf16")
     for name, text in run_ranks(save_without_waiting, 2, setup, str(tmp_path)):
@@ -126,7 +126,7 @@ def load_hostile(rank, setup, directory, mark):
     return ["loaded", "", Path(mark).exists()]
 
 
-def test_a_pickle_in_a_tensor_is_not_run(tmp_path):
+def test_pickle_inside_a_tensor_is_not_executed(tmp_path):
     setup = named("TorchDDP fp32").at(1, {})
     run_ranks(save_async, 1, setup, str(tmp_path / "job"))
     mark = tmp_path / "executed"
@@ -148,7 +148,7 @@ def save_without_tensornvme(rank, setup, directory):
 
 
 @pytest.mark.slow
-def test_without_tensornvme_it_is_said_and_saved_as_ever(tmp_path):
+def test_without_tensornvme_it_warns_and_saves_synchronously(tmp_path):
     setup = named("TorchDDP fp32").at(1, {})
     [(said,)] = run_ranks(save_without_tensornvme, 1, setup, str(tmp_path))
     assert "TensorNVMe's async_file_io, which is not installed" in said

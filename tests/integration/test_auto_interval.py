@@ -12,7 +12,7 @@ from tests.job import Job
 pytestmark = [pytest.mark.one_torch, pytest.mark.slow]
 
 
-def test_the_interval_follows_from_what_a_save_costs_and_the_next_run_knows_it(tmp_path):
+def test_interval_follows_the_cost_of_a_save_and_is_kept_for_the_next_run(tmp_path):
     options = ("--save-interval", "auto", "--mtbf", "1h")
     with Job(tmp_path, "--epochs", "50", "--size", "2000", "--pause", "0.02") as job:
         view = job.start(*options).until_training()

@@ -22,7 +22,7 @@ def script(tmp_path, text: str):
     return path
 
 
-def test_a_bad_import_is_not_retried(tmp_path):
+def test_failing_import_is_not_retried(tmp_path):
     with Job(tmp_path, script=script(tmp_path, "import no_such_module\n")) as job:
         assert job.start().wait() == 70
         assert job.view().incarnation == 1
@@ -30,7 +30,7 @@ def test_a_bad_import_is_not_retried(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_without_a_session_is_supervised_and_said_to_make_no_checkpoints(tmp_path):
+def test_script_without_a_session_restarts_with_a_warning(tmp_path):
     text = f"""
 import os, pathlib, sys
 mark = pathlib.Path({str(tmp_path)!r}) / "second"
@@ -47,7 +47,7 @@ if not mark.exists() and os.environ["RANK"] == "0":
 
 
 @pytest.mark.slow
-def test_a_script_without_a_session_ends_on_a_notice(tmp_path):
+def test_script_without_a_session_ends_on_a_notice(tmp_path):
     with Job(tmp_path, script=script(tmp_path, "import time\ntime.sleep(600)\n")) as job:
         job.start().until(lambda view: len(view.workers) == 2, "two workers")
         job.process.terminate()
@@ -55,7 +55,7 @@ def test_a_script_without_a_session_ends_on_a_notice(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_changed_data_set_stops_the_job_and_loses_nothing(tmp_path):
+def test_changed_data_set_stops_the_job_and_keeps_checkpoints(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
         kept = [path.name for path in job.checkpoints()]
@@ -69,7 +69,7 @@ def test_a_changed_data_set_stops_the_job_and_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
+def test_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
         newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
         assert newest.exists()
 
 
-def test_no_valid_checkpoint_is_65_and_a_foreign_one_is_left_alone(tmp_path):
+def test_without_a_sealed_checkpoint_it_exits_65_and_keeps_foreign_files(tmp_path):
     with Job(tmp_path) as job:
         foreign = job.directory / "epoch-0_step-7" / "modeling"
         foreign.mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_no_valid_checkpoint_is_65_and_a_foreign_one_is_left_alone(tmp_path):
         assert "not sealed" in job.view().rejected[0].reason
 
 
-def test_a_corrupted_newest_is_set_aside_and_shown(tmp_path):
+def test_corrupt_newest_checkpoint_is_quarantined(tmp_path):
     with Job(tmp_path, "--interval", "5", "--epochs", "1") as job:
         assert job.start().wait() == 0
         newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
@@ -107,7 +107,7 @@ def test_a_corrupted_newest_is_set_aside_and_shown(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_supervisor_gets_73_and_the_holder(tmp_path):
+def test_second_supervisor_exits_73_and_names_the_holder(tmp_path):
     with Job(tmp_path, "--pause", "0.05") as job:
         job.start().until_training()
         for options in ((), ("--node-name", "elsewhere")):
@@ -122,7 +122,7 @@ def test_a_second_supervisor_gets_73_and_the_holder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_that_saves_elsewhere_is_told(tmp_path):
+def test_session_in_another_directory_is_an_error(tmp_path):
     text = """
 import torch
 from elastic_ckpt import Session
@@ -134,7 +134,7 @@ with Session("somewhere-else", model=torch.nn.Linear(1, 1)):
         assert any("start it with --dir" in line for line in errors_of(job))
 
 
-def test_a_loader_that_cannot_be_positioned_is_told(tmp_path):
+def test_loader_without_an_elastic_sampler_is_an_error(tmp_path):
     text = """
 import torch
 from elastic_ckpt import Session
@@ -150,7 +150,7 @@ with Session(model=torch.nn.Linear(1, 1)) as session:
 
 
 @pytest.mark.slow
-def test_unequal_loaders_are_told_on_every_rank(tmp_path):
+def test_loaders_of_unequal_length_are_an_error(tmp_path):
     text = """
 import os, torch, torch.distributed as dist
 from elastic_ckpt import ElasticSampler, Session
@@ -168,7 +168,7 @@ with Session(model=torch.nn.Linear(1, 1)) as session:
 
 
 @pytest.mark.slow
-def test_a_missing_process_group_is_told(tmp_path):
+def test_missing_process_group_is_an_error(tmp_path):
     text = """
 import torch
 from elastic_ckpt import Session
@@ -182,7 +182,7 @@ with Session(model=torch.nn.Linear(1, 1)):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
-def test_a_full_directory_is_an_error_and_the_job_goes_on(tmp_path):
+def test_full_disk_fails_saves_but_not_training(tmp_path):
     """To its end, where the last save counts; what was sealed before stays."""
     small = tmp_path / "small"
     small.mkdir()

@@ -41,7 +41,7 @@ def run(script, *arguments):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_benchmark_measures_every_contestant_and_leaves_nothing(name, tmp_path):
+def test_benchmark_measures_every_contestant_and_leaves_no_files(name, tmp_path):
     results = tmp_path / "results.json"
     arguments = ["--quick", "--repeats", "1", "--size", "3", "--directory", str(tmp_path)]
     done, left = run(f"benchmarks/{name}.py", *arguments, "--json", str(results))
@@ -74,7 +74,7 @@ def figures(tmp_path):
     return tmp_path, document
 
 
-def test_the_report_puts_figures_between_the_markers_and_nowhere_else(figures):
+def test_report_changes_only_what_is_between_its_markers(figures):
     results, document = figures
     for _ in range(2):  # a second time changes nothing
         done, _ = run("benchmarks/report.py", str(results), str(document))
@@ -88,7 +88,7 @@ def test_the_report_puts_figures_between_the_markers_and_nowhere_else(figures):
     assert lines.count("<!-- figures: begin -->") == 1
 
 
-def test_a_quick_run_never_gets_into_the_document(figures):
+def test_quick_run_does_not_change_the_document(figures):
     results, document = figures
     path = results / "durable.json"
     path.write_text(path.read_text().replace('"quick": false', '"quick": true'))
@@ -98,7 +98,7 @@ def test_a_quick_run_never_gets_into_the_document(figures):
     assert "old" in document.read_text()
 
 
-def test_the_check_on_a_gpu_says_why_it_does_nothing_without_one():
+def test_gpu_check_explains_why_it_skips():
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [str(ROOT / "scripts/gpu_check.sh"), sys.executable],

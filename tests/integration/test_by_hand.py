@@ -34,7 +34,7 @@ def status(job: Job) -> StatusView:
     return view
 
 
-def test_another_machine_sees_what_the_files_tell_and_says_so(tmp_path: Path) -> None:
+def test_status_from_another_host_reads_files_only(tmp_path: Path) -> None:
     with Job(tmp_path, "--epochs", "1000", "--pause", "0.01") as job:
         job.start("--save-interval", "10").until_step(40)
         heart = job.directory / ".elastic-ckpt" / "nodes"
@@ -55,7 +55,7 @@ def test_another_machine_sees_what_the_files_tell_and_says_so(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_job_that_has_ended_reads_the_same_from_everywhere(tmp_path: Path) -> None:
+def test_ended_job_looks_the_same_from_another_host(tmp_path: Path) -> None:
     with Job(tmp_path, "--epochs", "1") as job:
         assert job.start().wait() == 0, job.output()
         here, there = job.view(), status(job)

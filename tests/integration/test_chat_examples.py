@@ -31,7 +31,7 @@ def record(place: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
     ],
     ids=["sft", "sft_session", "dpo", "dpo_session"],
 )
-def test_it_ends_as_if_nothing_had_happened(tmp_path, script, options):
+def test_disturbed_example_ends_like_an_undisturbed_one(tmp_path, script, options):
     arguments = (*ARGUMENTS, *options)
     calm = tmp_path / "calm-record"
     with Job(tmp_path / "calm", *arguments, "--record", str(calm), script=EXAMPLES / script) as job:
@@ -55,7 +55,7 @@ def test_it_ends_as_if_nothing_had_happened(tmp_path, script, options):
         assert len(used) >= 160  # one sample is left over by two ranks
 
 
-def test_an_adapter_is_trained_saved_and_read_by_peft(tmp_path):
+def test_lora_adapter_is_read_by_peft(tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -82,7 +82,7 @@ def config():
     )
 
 
-def test_modeling_is_read_by_transformers(tmp_path):
+def test_saved_model_is_read_by_transformers(tmp_path):
     """As far as what ColossalAI writes is: weights and configuration."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -308,7 +308,7 @@ GROUP = "optimizer/pytorch_optim_group.bin"
 
 
 @pytest.mark.parametrize("memory, full", [slow(False, False), slow(True, False), (True, True)])
-def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, memory, full):
+def test_replicas_share_the_writing(tmp_path, memory, full):
     """To the disk, to memory, and to the disk after one rank found no room in memory."""
     place = tmp_path / "memory"
     place.mkdir()
@@ -317,7 +317,7 @@ def test_replicas_share_the_writing_of_what_colossalai_would_write(tmp_path, mem
     assert found == [(["", ""], [(MODEL, 0), (STATES, 1), (GROUP, 0)])] * 2
 
 
-def test_a_buffer_which_each_replica_has_for_itself_is_that_of_rank_0(tmp_path):
+def test_per_replica_buffer_is_saved_from_rank_0(tmp_path):
     (differences, files), same_files = run_ranks(
         share_a_save, 2, str(tmp_path / "job"), True, "", False
     )
@@ -330,11 +330,11 @@ def test_a_buffer_which_each_replica_has_for_itself_is_that_of_rank_0(tmp_path):
     assert len(files) > 6
 
 
-def test_the_moments_count_in_what_a_save_will_take():
+def test_optimizer_moments_count_in_the_forecast():
     assert run_ranks(counted, 1) == [pytest.approx(3.0, rel=0.01)]
 
 
-def test_replicas_that_are_not_equal_are_not_saved(tmp_path):
+def test_differing_replicas_are_not_saved(tmp_path):
     for outcome in run_ranks(unequal_replicas, 2, str(tmp_path)):
         name, reason, left = outcome
         assert name == "SaveFailed"
@@ -498,7 +498,7 @@ def hostile_loads(rank, directory):
     }
 
 
-def test_no_bomb_goes_off_however_it_is_sealed(tmp_path):
+def test_sealed_bombs_are_rejected(tmp_path):
     """In one process, because importing ColossalAI takes longer than all of it."""
     [found] = run_ranks(hostile_loads, 1, str(tmp_path / "job"), seconds=200)
     assert len(found["bombs"]) == len(BOMBS) * (4 * 3 + 3)
@@ -511,7 +511,7 @@ def test_no_bomb_goes_off_however_it_is_sealed(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, slow(3)])
-def test_other_numbers_of_ranks_go_on_from_it(tmp_path, ranks):
+def test_other_world_sizes_resume_from_it(tmp_path, ranks):
     assert run_ranks(save_for_others, 2, str(tmp_path)) == [None, None]
     place = (0, 3, 12 // ranks)  # samples of each rank
     assert run_ranks(load_from_others, ranks, str(tmp_path)) == [(place, True)] * ranks
@@ -525,12 +525,12 @@ def test_plain_colossalai_reads_it(tmp_path):
     assert running == {"epoch": 0, "step": 3, "sample_start_index": 6}
 
 
-def test_the_mending_of_the_cpu_accelerator_is_still_needed():
+def test_cpu_accelerator_still_needs_the_shim():
     assert run_ranks(needs_mending, 1) == [True]
 
 
 @pytest.mark.parametrize("part", [slow("modeling/*.bin"), "optimizer/*.bin", slow("lr_scheduler")])
-def test_nothing_but_weights_is_unpickled(tmp_path, part):
+def test_only_weights_are_unpickled(tmp_path, part):
     # The trap itself works: a plain unpickling springs it.
     pickle.loads(pickle.dumps(Hostile(str(tmp_path / "sprung"))))
     assert (tmp_path / "sprung").is_dir()

@@ -15,7 +15,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "colossalai_save.py"
 
 
-def test_it_measures_every_subject_in_every_round(tmp_path):
+def test_every_round_measures_every_subject(tmp_path):
     figures, place = tmp_path / "figures.json", tmp_path / "disk"
     place.mkdir()
     before = set(os.listdir("/dev/shm"))

@@ -159,7 +159,7 @@ def test_imports_are_found():
 
 
 @pytest.mark.parametrize(("module", "name", "reader"), IMPORTS)
-def test_what_is_imported_is_there(module, name, reader):
+def test_imports_exist(module, name, reader):
     check_import(module, name, reader)
 
 
@@ -170,7 +170,7 @@ def test_what_is_imported_is_there(module, name, reader):
         ("colossalai.checkpoint_io", "NoSuchIO", "colossalai.checkpoint_io has no NoSuchIO"),
     ],
 )
-def test_an_import_that_went_is_named(module, name, what):
+def test_missing_import_is_named(module, name, what):
     with pytest.raises(Changed, match=f"^ColossalAI [0-9.]+: {what}, which {ENGINE} imports$"):
         check_import(module, name, ENGINE)
 
@@ -202,14 +202,14 @@ CALLS = [
 @pytest.mark.parametrize(
     ("place", "given", "options", "reader"), CALLS, ids=[" ".join(map(str, c[:3])) for c in CALLS]
 )
-def test_what_is_called_takes_what_it_is_given(place, given, options, reader):
+def test_calls_accept_their_arguments(place, given, options, reader):
     module, _, name = place.partition(":")
     found = importlib.import_module(f"colossalai.{module}")
     check_call(follow(found, name, reader), name, given, options, reader)
     assert name.rpartition(".")[2] in (ROOT / reader).read_text()
 
 
-def test_an_argument_that_went_is_named():
+def test_removed_argument_is_named():
     def save_model(self, model, checkpoint, sharded=False):
         """As it might be one day."""
 
@@ -221,7 +221,7 @@ def test_an_argument_that_went_is_named():
     )
 
 
-def test_the_shim_replaces_what_the_accelerator_has():
+def test_shim_replaces_existing_methods():
     """What it puts in place of nothing would be for nothing."""
     from colossalai.accelerator.cpu_accelerator import CpuAccelerator
 
@@ -232,7 +232,7 @@ def test_the_shim_replaces_what_the_accelerator_has():
     follow(colossalai.accelerator.get_accelerator(), "_name", SHIM)
 
 
-def test_the_replicas_checkpoints_are_those_that_one_rank_would_write():
+def test_ddp_saves_like_the_general_writer():
     """Shares of them are written past TorchDDP's own methods, all of which let rank 0 write."""
     from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
 
@@ -247,7 +247,7 @@ def check_replicas(saver: Any) -> None:
             raise Changed(f"{saver.__name__} has a {name} of its own, which {ENGINE} goes past")
 
 
-def test_replicas_that_are_saved_otherwise_are_named():
+def test_other_ddp_writer_is_named():
     from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
 
     class Other(TorchDDPCheckpointIO):
@@ -290,13 +290,13 @@ def check_reads(name: str, source: str) -> None:
             raise Changed(f"{name} uses {shown}, which {GUARD} does not see")
 
 
-def test_files_are_read_by_torch_load_alone():
+def test_files_are_read_only_by_torch_load():
     assert len(READERS) > 10
     for path in READERS:
         check_reads(str(path.relative_to(THEIRS)), path.read_text())
 
 
-def test_what_is_mended_is_what_unpickles():
+def test_patched_function_is_the_one_that_unpickles():
     from colossalai.utils import safetensors
 
     follow(safetensors, "_unpickler", ENGINE)
@@ -313,7 +313,7 @@ def test_what_is_mended_is_what_unpickles():
         ("from torch.distributed.distributed_c10d import _unpickler", "_unpickler"),
     ],
 )
-def test_another_way_to_unpickle_is_named(source, shown):
+def test_other_unpickler_is_named(source, shown):
     with pytest.raises(Changed, match=f"checkpoint_io/new.py uses .*{shown}, which {GUARD} does"):
         check_reads("checkpoint_io/new.py", source)
 
@@ -625,7 +625,7 @@ def look(rank: int, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", slow_unless({ZERO, HYBRID}, BUILT))
-def test_what_is_read_of_a_built_optimizer_is_there(name):
+def test_attributes_of_a_built_optimizer_exist(name):
     setup = setup_named(name)
     for result in run_ranks(look, setup.ranks, name):
         assert isinstance(result, list), f"it cannot be built: {result}"
@@ -633,7 +633,7 @@ def test_what_is_read_of_a_built_optimizer_is_there(name):
 
 
 @pytest.mark.parametrize("reads", READS, ids=[f"{one.setup}, {one.reader}" for one in READS])
-def test_what_is_said_to_be_read_is_read(reads):
+def test_listed_attributes_are_read_by_our_sources(reads):
     """Else the contract would outlive what it is for."""
     source = (ROOT / reads.reader).read_text()
     for path in reads.paths:
@@ -641,7 +641,7 @@ def test_what_is_said_to_be_read_is_read(reads):
             assert re.search(rf"\b{name}\b", source), f"{reads.reader} does not read {name}"
 
 
-def test_the_scaler_of_torch_is_where_it_was():
+def test_torch_scaler_attributes_exist():
     """TorchDDP's, in fp16."""
     import torch
     from colossalai.booster.mixed_precision.fp16_torch import TorchAMPOptimizer
@@ -663,7 +663,7 @@ EVERY = [(one.reader, path) for one in READS for path in one.paths]
 
 
 @pytest.mark.parametrize(("reader", "path"), EVERY, ids=[" ".join(one) for one in EVERY])
-def test_what_was_renamed_is_named(reader, path):
+def test_renamed_attribute_is_named(reader, path):
     for gone, (name, _) in enumerate(STEPS.findall(path)):
         things = stand_ins(path)
         follow(things[0], path, reader)
@@ -810,7 +810,7 @@ def look_at_spoilt(rank: int, name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", slow_unless({ZERO}, list(SPOILT)))
-def test_what_has_changed_in_a_built_optimizer_is_named(name):
+def test_changes_in_a_built_optimizer_are_named(name):
     (result,) = run_ranks(look_at_spoilt, 1, name)
     assert isinstance(result, list), result
     *said, untouched = result
@@ -824,7 +824,7 @@ def test_what_has_changed_in_a_built_optimizer_is_named(name):
 # -- what was tried ---------------------------------------------------------------------------
 
 
-def test_what_the_tests_run_with_is_in_the_table():
+def test_installed_versions_are_in_the_table():
     """Of ``elastic_ckpt/cli/doctor/versions.py``, which ``elastic-ckpt doctor`` compares with."""
     names = ("torch", "colossalai", "transformers", "peft")
     found = {"Python": "3.11", **{name: metadata.version(name) for name in names}}

@@ -36,7 +36,7 @@ def report():
     return json.loads(done.stdout)
 
 
-def test_every_fault_is_found_and_nothing_else(report):
+def test_every_fault_is_found_without_false_alarms(report):
     assert report["missed"] == []
     assert report["false_alarms"] == []
     assert report["clean"] == 12
@@ -46,7 +46,7 @@ def test_every_fault_is_found_and_nothing_else(report):
     assert report["commands"] >= 3
 
 
-def test_the_table_has_a_row_per_kind_and_a_column_per_format(report):
+def test_table_has_a_row_per_kind_and_a_column_per_format(report):
     head, *kinds, total = report["table"]
     assert head == ["fault", OURS, *QUICK_PEERS]
     assert [row[0] for row in kinds] == list(report["outcomes"][OURS])
@@ -54,7 +54,7 @@ def test_the_table_has_a_row_per_kind_and_a_column_per_format(report):
     assert all(len(row) == len(head) for row in [*kinds, total])
 
 
-def test_peers_are_told_from_each_other(report):
+def test_peers_have_separate_results(report):
     """What must hold of each format, or the damage does not reach it or is not compared."""
     for peer in QUICK_PEERS:
         outcomes = report["outcomes"][peer]
@@ -102,7 +102,7 @@ def broken():
     return python("-c", SCRIPT)
 
 
-def test_a_child_that_dies_or_hangs_is_told_apart_from_one_that_raises(broken):
+def test_dead_hung_and_raising_children_are_distinguished(broken):
     assert broken.stdout.splitlines()[:3] == [
         "Died SIGSEGV",
         "RuntimeError MemoryError",
@@ -110,7 +110,7 @@ def test_a_child_that_dies_or_hangs_is_told_apart_from_one_that_raises(broken):
     ]
 
 
-def test_a_missed_fault_fails_the_benchmark_and_can_be_replayed(broken):
+def test_missed_fault_fails_the_benchmark_and_can_be_replayed(broken):
     assert broken.returncode == 1, broken.stderr
     assert "| truncated file | 0 % (100 %) |" in broken.stdout
     assert "MISSED #2 truncated file" in broken.stdout

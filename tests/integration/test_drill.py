@@ -18,7 +18,7 @@ def drill(job, *options):
 
 
 @pytest.mark.parametrize(("grace", "code"), [("60", 0), slow("0", 1)])
-def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
+def test_drill_reports_whether_a_save_fits_the_grace(tmp_path, grace, code):
     with Job(tmp_path, "--epochs", "60", "--pause", "0.02", "--interval", "10", nproc=1) as job:
         job.start("--grace", grace).until_step(12)
         job.until(lambda view: view.newest_intact and view.newest_intact.tier == "disk", "a save")
@@ -38,7 +38,7 @@ def test_it_saves_measures_and_says_whether_it_fits(tmp_path, grace, code):
         assert (other["fits"], other["grace_seconds"]) == (True, 50.0)
 
 
-def test_without_a_job_it_is_a_wrong_call(tmp_path):
+def test_drill_without_a_running_job_is_a_usage_error(tmp_path):
     with Job(tmp_path, "--epochs", "1", nproc=1) as job:
         assert job.start().wait() == 0, job.output()
         done = drill(job)

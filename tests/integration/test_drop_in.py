@@ -24,7 +24,7 @@ def results(path) -> list:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_preempted_and_killed_it_ends_with_the_same_parameters(tmp_path, engine):
+def test_preempted_and_killed_job_ends_with_the_same_parameters(tmp_path, engine):
     arguments = ("--engine", engine, "--results", str(tmp_path / "results"))
     script = SCRIPTS / "seed_shape.py"
     with Job(tmp_path / "calm", *arguments, "--pause", "0", script=script) as calm:
@@ -51,7 +51,7 @@ def test_preempted_and_killed_it_ends_with_the_same_parameters(tmp_path, engine)
 
 
 @pytest.mark.slow
-def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
+def test_stop_after_a_requested_save_finds_all_ranks_at_one_step(tmp_path):
     """The loop does not come back between the save and the next step: that step counts."""
     arguments = ("--engine", "torch", "--steps", "200", "--every", "0", "--pause", "0.05")
     with Job(tmp_path, *arguments, script=SCRIPTS / "seed_shape.py") as job:
@@ -77,7 +77,7 @@ def test_a_stop_behind_a_requested_save_finds_every_rank_at_one_step(tmp_path):
     ],
     ids=["steps", "seconds", "none"],
 )
-def test_the_interval_of_the_command_line_goes_before_the_loop_s(tmp_path, options, steps):
+def test_command_line_interval_overrides_the_loop(tmp_path, options, steps):
     arguments = ("--engine", "torch", "--steps", "40", "--every", "25", "--pause", "0")
     with Job(tmp_path, *arguments, script=SCRIPTS / "seed_shape.py") as job:
         assert job.start(*options).wait() == 0, job.output()
@@ -89,7 +89,7 @@ def test_the_interval_of_the_command_line_goes_before_the_loop_s(tmp_path, optio
 @pytest.mark.parametrize(
     ("options", "found"), [(["--save-interval", "100000s"], {"final"}), ([], {"interval", "final"})]
 )
-def test_an_interval_in_seconds_goes_before_the_session_s(tmp_path, options, found):
+def test_interval_in_seconds_overrides_the_session(tmp_path, options, found):
     with Job(tmp_path, "--epochs", "1", "--interval", "5") as job:
         assert job.start(*options).wait() == 0, job.output()
         reasons = {event["data"]["reason"] for event in job.events() if event["event"] == "saved"}

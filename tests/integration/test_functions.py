@@ -194,7 +194,7 @@ def load_hopeless(rank, directory):
 # -- what must hold ----------------------------------------------------------------------------
 
 
-def test_the_newest_comes_back(tmp_path):
+def test_newest_checkpoint_is_loaded(tmp_path):
     results = run_ranks(save_and_load, 2, str(tmp_path))
     for place, bias, expected in results:
         assert place == (0, 6, 24)  # the seed's units: step * batch_size, per rank
@@ -204,7 +204,7 @@ def test_the_newest_comes_back(tmp_path):
     assert manifest.world_size == 2
 
 
-def test_every_rank_s_files_are_in_its_part(tmp_path):
+def test_part_manifest_lists_the_files_of_its_rank(tmp_path):
     """What was written past the part is claimed by the first rank that sees it."""
     assert run_ranks(save_sharded, 2, str(tmp_path)) == [None, None]
     manifest = verify_full(tmp_path / "epoch-0_step-5")
@@ -221,17 +221,17 @@ def test_every_rank_s_files_are_in_its_part(tmp_path):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_an_existing_valid_step_is_kept(tmp_path):
+def test_existing_sealed_step_is_kept(tmp_path):
     assert run_ranks(save_twice, 2, str(tmp_path)) == [True, True]
     assert not list((tmp_path / ".attempts").iterdir())
 
 
-def test_a_half_written_step_is_set_aside(tmp_path):
+def test_half_written_step_is_quarantined(tmp_path):
     assert run_ranks(save_over_half_written, 2, str(tmp_path)) == [True, True]
     assert len(list((tmp_path / ".quarantine").glob("epoch-0_step-5-*.json"))) == 1
 
 
-def test_a_full_disk_on_any_rank_is_an_error_on_every_rank(tmp_path):
+def test_full_disk_on_one_rank_is_an_error_on_all(tmp_path):
     for failing in (0, 1):
         directory = tmp_path / str(failing)
         results = run_ranks(fail_on_one_rank, 2, str(directory), failing)
@@ -243,7 +243,7 @@ def test_a_full_disk_on_any_rank_is_an_error_on_every_rank(tmp_path):
         assert not list(job.attempts.iterdir())
 
 
-def test_a_rank_that_is_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd):
+def test_rank_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd):
     stuck, (name, rank, seconds) = run_ranks(fail_inside_a_collective, 2, str(tmp_path))
     assert stuck == 70
     assert (name, rank) == ("StorageFailed", 1)
@@ -260,14 +260,14 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd
         (UsageError("wrong call"), "UsageError", "wrong call"),
     ],
 )
-def test_a_load_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path, error, name, text):
+def test_failed_load_on_one_rank_is_the_same_error_on_all(tmp_path, error, name, text):
     for found, said, seconds in run_ranks(fail_to_load, 2, str(tmp_path), error):
         assert found == name and text in said
         assert seconds < 60
     assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
 
 
-def test_a_seal_that_fails_is_an_error_on_every_rank(tmp_path):
+def test_failed_seal_is_an_error_on_all_ranks(tmp_path):
     results = run_ranks(fail_to_seal, 2, str(tmp_path))
     expected = ("StorageFailed", "rank 0 could not save: Read-only file system")
     assert results == [expected, expected]
@@ -275,14 +275,14 @@ def test_a_seal_that_fails_is_an_error_on_every_rank(tmp_path):
     assert not list((tmp_path / ".attempts").iterdir())
 
 
-def test_a_damaged_newest_is_set_aside_and_the_older_one_taken(tmp_path):
+def test_damaged_newest_checkpoint_is_replaced_by_the_previous_one(tmp_path):
     assert run_ranks(load_damaged, 2, str(tmp_path)) == [(0, 5, 20)] * 2
     assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
     reason = next((tmp_path / ".quarantine").glob("*.json")).read_text()
     assert "modeling/00000.safetensors does not match its checksum" in reason
 
 
-def test_two_bad_ones_in_a_row_stop_the_job(tmp_path):
+def test_two_damaged_checkpoints_in_a_row_stop_the_job(tmp_path):
     for name, text in run_ranks(load_hopeless, 2, str(tmp_path)):
         assert name == "NoUsableCheckpoint"
         assert "2 checkpoints in a row" in text

@@ -29,7 +29,7 @@ colossalai = pytest.mark.skipif(
     ("name", "available", "backend"),
     [("LowLevelZero 1 bf16", 2, "gloo"), slow("Hybrid dp2 fp16 (llama)", 1, GLOO_AFRESH)],
 )
-def test_what_the_gpus_are_to_do_is_exact_on_a_cpu(name, available, backend, tmp_path):
+def test_gpu_checks_are_exact_on_a_cpu(name, available, backend, tmp_path):
     setup = devices.fitting(named(name), available)
     assert setup is not None and setup.ranks == available
     devices.check_resume(setup, tmp_path, backend)
@@ -37,7 +37,7 @@ def test_what_the_gpus_are_to_do_is_exact_on_a_cpu(name, available, backend, tmp
 
 @pytest.mark.slow
 @colossalai
-def test_a_difference_is_seen(tmp_path, monkeypatch):
+def test_gpu_checks_notice_a_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "load_and_train", plugins.load_plainly_and_train)
     with pytest.raises(AssertionError, match="masters"):
         devices.check_resume(named("LowLevelZero 1 bf16"), tmp_path, "gloo")
@@ -45,7 +45,7 @@ def test_a_difference_is_seen(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @without_a_gpu
-def test_nccl_gives_each_rank_its_gpu_before_anything_else(capfd):
+def test_nccl_ranks_select_their_gpu_first(capfd):
     """Here it ends there, on each rank."""
     setup = named("LowLevelZero 1 bf16")
     assert devices.failure(devices.run(plugins.train_and_save, setup, "nowhere")) == "exit code 1"
@@ -54,7 +54,7 @@ def test_nccl_gives_each_rank_its_gpu_before_anything_else(capfd):
     assert "init_process_group" not in said
 
 
-def test_all_setups_fit_four_gpus_and_those_of_data_parallelism_one():
+def test_setups_fit_the_available_gpus():
     assert all(devices.fitting(setup, 4) is setup for setup in SETUPS)
     assert not any(devices.fitting(setup, 0) for setup in SETUPS)
     on_one = {setup.name for setup in SETUPS if devices.fitting(setup, 1)}
@@ -69,7 +69,7 @@ def test_all_setups_fit_four_gpus_and_those_of_data_parallelism_one():
 @pytest.mark.slow
 @without_a_gpu
 @colossalai
-def test_without_a_gpu_they_are_collected_and_skipped_with_the_reason():
+def test_gpu_tests_are_skipped_with_a_reason():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"],
         cwd=ROOT,

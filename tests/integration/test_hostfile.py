@@ -94,7 +94,7 @@ def exit_codes(cluster: Cluster) -> dict[str, int | None]:
     return {record.node: record.exit_code for record in job_records(job)}
 
 
-def test_one_command_trains_on_all_hosts_to_the_end(cluster: Cluster) -> None:
+def test_one_command_trains_on_all_hosts(cluster: Cluster) -> None:
     cluster.start("n1")
     cluster.finish("n1")
     cluster.assert_each_sample_once(3)
@@ -108,7 +108,7 @@ def test_one_command_trains_on_all_hosts_to_the_end(cluster: Cluster) -> None:
         assert 'joined it\'s "a" job, which n1 leads' in printed(cluster, host)
 
 
-def test_a_notice_to_the_command_saves_and_ends_all_hosts_and_it_goes_on(cluster: Cluster) -> None:
+def test_notice_to_the_command_preempts_all_hosts(cluster: Cluster) -> None:
     cluster.start("n1")
     cluster.until_step(3, 12)
     cluster["n1"].process.send_signal(signal.SIGTERM)
@@ -122,7 +122,7 @@ def test_a_notice_to_the_command_saves_and_ends_all_hosts_and_it_goes_on(cluster
     assert exit_codes(cluster) == {"n1": 75, "n2": 75, "n3": 75}
 
 
-def test_a_host_that_is_not_reached_is_a_clear_error_and_the_others_give_up(
+def test_unreachable_host_is_an_error(
     cluster: Cluster,
 ) -> None:
     (cluster.root / "unreachable.n3").touch()
@@ -137,7 +137,7 @@ def test_a_host_that_is_not_reached_is_a_clear_error_and_the_others_give_up(
     assert " 2 s\n" in printed(cluster, "n2")  # here it may lead: the address is this host's
 
 
-def test_a_host_that_is_not_reached_is_done_without_where_fewer_are_enough(
+def test_unreachable_host_is_skipped_where_fewer_suffice(
     cluster: Cluster,
 ) -> None:
     (cluster.root / "unreachable.n3").touch()

@@ -21,7 +21,7 @@ def told(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "outer", [slow(()), ("SLURM_PROCID=7", "SLURM_NPROCS=9", "SLURM_LOCALID=5")]
 )
-def test_the_variables_of_torchrun_and_of_srun_are_the_ranks(tmp_path, outer) -> None:
+def test_workers_get_the_variables_of_torchrun_and_srun(tmp_path, outer) -> None:
     """Also where the supervisor is a task of srun itself, with other values."""
     with Job(tmp_path, "--out", str(tmp_path), "--restart", script=SCRIPT) as job:
         job.prefix = ["env", "-u", "OMP_NUM_THREADS", *outer]
@@ -47,7 +47,7 @@ def test_the_variables_of_torchrun_and_of_srun_are_the_ranks(tmp_path, outer) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["torch", "slurm"])
-def test_colossalai_comes_up_by_either_launcher(tmp_path: Path, by: str) -> None:
+def test_colossalai_launches_from_torch_and_slurm_variables(tmp_path: Path, by: str) -> None:
     pytest.importorskip("colossalai", reason="ColossalAI is not installed")
     with Job(tmp_path, "--by", by, "--out", str(tmp_path), script=SCRIPT) as job:
         job.prefix = ["env", "SLURM_PROCID=0", "SLURM_NPROCS=1"]  # of the supervisor's task

@@ -56,7 +56,7 @@ class Imports(Job):
         return [e["data"]["reason"] for e in self.events() if e["event"] == "preload-refused"]
 
 
-def test_the_second_run_finds_imported_what_the_first_one_imported(tmp_path):
+def test_second_run_preloads_the_imports_of_the_first(tmp_path):
     """Whatever a module sets in the environment stays: the script would get that by importing."""
     with Imports(tmp_path, {"harmless": HARMLESS}) as job:
         first = job.once()
@@ -77,7 +77,7 @@ def test_the_second_run_finds_imported_what_the_first_one_imported(tmp_path):
 
 
 @pytest.mark.slow
-def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_path):
+def test_failing_and_shadowed_modules_are_not_preloaded(tmp_path):
     packages = {
         "raises": IN_TEMPLATE + "raise RuntimeError('no rank')",
         "leaves": IN_TEMPLATE + "raise SystemExit(3)",
@@ -96,7 +96,7 @@ def test_modules_that_raise_or_that_the_script_now_has_itself_are_left_out(tmp_p
 
 
 @pytest.mark.slow
-def test_a_module_that_does_harm_is_left_out_with_what_imports_it(tmp_path):
+def test_harmful_module_and_its_importers_are_not_preloaded(tmp_path):
     packages = {
         "harmless": HARMLESS,
         "threaded": THREAD,
@@ -115,7 +115,7 @@ def test_a_module_that_does_harm_is_left_out_with_what_imports_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_that_does_harm_only_behind_the_trial_costs_the_others_their_place(tmp_path):
+def test_harm_after_the_trial_disables_the_preload(tmp_path):
     """The template is started once more, without any of them, and again until they change."""
     tried = tmp_path / "tried"
     source = (
@@ -145,7 +145,7 @@ def test_one_that_does_harm_only_behind_the_trial_costs_the_others_their_place(t
     ],
     ids=["dies", "random", "torch", "numpy"],
 )
-def test_what_a_fork_would_not_survive_is_not_in_the_template(tmp_path, source, reason):
+def test_modules_unsafe_to_fork_are_not_preloaded(tmp_path, source, reason):
     with Imports(tmp_path, {"harmless": HARMLESS, "harmful": source}) as job:
         job.knows("harmless", "harmful")
         assert job.once()["there"] == ["harmless"]
@@ -154,7 +154,7 @@ def test_what_a_fork_would_not_survive_is_not_in_the_template(tmp_path, source, 
 
 
 @pytest.mark.slow
-def test_modules_that_were_given_are_the_only_ones(tmp_path):
+def test_preload_option_replaces_the_learned_modules(tmp_path):
     with Imports(tmp_path, {"harmless": HARMLESS, "given": ""}) as job:
         job.knows("harmless")
         assert job.once("--preload", "given")["there"] == ["given"]

@@ -32,7 +32,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("how", ["raise", slow("fault")])
-def test_the_last_words_of_the_rank_that_failed_are_kept(tmp_path: Path, how: str) -> None:
+def test_output_of_the_failed_rank_is_kept(tmp_path: Path, how: str) -> None:
     arguments = ["--step", "5", "--how", how, "--rank", "1", "--times", "1", "--say", "so it goes"]
     job = Job(tmp_path, *arguments, "--count", str(tmp_path / "count"), script=FAILING)
     with job:
@@ -58,14 +58,14 @@ def test_the_last_words_of_the_rank_that_failed_are_kept(tmp_path: Path, how: st
         assert "or none of incarnation 2" in last.stderr  # which had nothing to say
 
 
-def test_where_nobody_printed_it_says_so(tmp_path: Path) -> None:
+def test_logs_of_a_silent_job_are_an_error(tmp_path: Path) -> None:
     found = run("logs", str(tmp_path))
     assert found.returncode == 64
     assert "no worker has printed anything" in found.stderr
 
 
 @pytest.mark.slow
-def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+def test_unwritable_log_does_not_stop_the_job(tmp_path: Path) -> None:
     job = Job(tmp_path, "--step", "5", "--how", "raise", "--times", "1", "--count",
               str(tmp_path / "count"), "--say", "so it goes", script=FAILING)  # fmt: skip
     (job.directory / ".elastic-ckpt").mkdir(parents=True)
@@ -87,7 +87,7 @@ def says(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
     return found[0]
 
 
-def test_every_process_has_a_log_of_what_it_did(tmp_path: Path) -> None:
+def test_every_process_writes_its_log(tmp_path: Path) -> None:
     job = Job(tmp_path, "--step", "5", "--how", "raise", "--rank", "1", "--times", "1",
               "--count", str(tmp_path / "count"), script=FAILING)  # fmt: skip
     with job:
@@ -167,7 +167,7 @@ print("root", [type(handler).__name__ for handler in logging.getLogger().handler
 
 
 @pytest.mark.slow
-def test_the_logging_of_the_script_is_its_own(tmp_path: Path) -> None:
+def test_logging_of_the_script_is_untouched(tmp_path: Path) -> None:
     script = tmp_path / "logs_itself.py"
     script.write_text(LOGS_ITSELF)
     with Job(tmp_path, nproc=1, script=script) as job:
@@ -180,7 +180,7 @@ def test_the_logging_of_the_script_is_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_stands_in_the_place_of_a_log_is_left_alone(tmp_path: Path) -> None:
+def test_links_and_fifos_in_place_of_a_log_are_not_written(tmp_path: Path) -> None:
     arguments = ["--step", "99", "--how", "raise", "--count", str(tmp_path / "count")]
     with Job(tmp_path, *arguments, nproc=1, script=FAILING) as job:
         logs, secret = job.directory / ".elastic-ckpt" / "logs", tmp_path / "secret"
@@ -196,7 +196,7 @@ def test_what_stands_in_the_place_of_a_log_is_left_alone(tmp_path: Path) -> None
         assert "no process has logged anything" in found.stderr
 
 
-def test_no_log_steers_a_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_a_log_are_escaped(tmp_path: Path) -> None:
     logs = tmp_path / ".elastic-ckpt" / "logs"
     logs.mkdir(parents=True)
     evil = "\x1b]0;mine\x07\nsecond"

@@ -30,9 +30,7 @@ def told(job: Job, event: str) -> list[dict]:
     return [one["data"] for one in job.events() if one["event"] == event]
 
 
-def test_a_spot_notice_is_served_as_a_signal_is_with_the_time_that_it_leaves(
-    tmp_path: Path, cloud_environment
-) -> None:
+def test_spot_notice_saves_within_its_deadline(tmp_path: Path, cloud_environment) -> None:
     with Aws() as aws, Job(tmp_path, *LONG) as job:
         cloud_environment(aws)
         job.start("--notice-source", "aws", "--grace", "7").until_training()
@@ -45,7 +43,7 @@ def test_a_spot_notice_is_served_as_a_signal_is_with_the_time_that_it_leaves(
 
 
 @pytest.mark.slow
-def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_environment):
+def test_rebalance_recommendation_saves_without_a_stop(tmp_path: Path, cloud_environment):
     with Aws() as aws, Job(tmp_path, *LONG) as job:
         cloud_environment(aws)
         job.start("--notice-source", "aws", "--save-interval", "100000").until_training()
@@ -58,7 +56,7 @@ def test_a_rebalance_recommendation_is_a_save_and_no_stop(tmp_path: Path, cloud_
 
 
 @pytest.mark.slow
-def test_a_warning_may_be_a_stop_or_nothing(tmp_path: Path) -> None:
+def test_warning_stops_or_is_ignored_by_option(tmp_path: Path) -> None:
     for how, code in (("stop", 75), ("ignore", None)):
         notice = tmp_path / f"notice-{how}"
         with Job(tmp_path / how, *LONG) as job:
@@ -74,7 +72,7 @@ def test_a_warning_may_be_a_stop_or_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_start_under_a_pending_notice_trains_nothing_and_obeys_a_signal(
+def test_start_under_a_pending_notice_waits_and_obeys_a_signal(
     tmp_path: Path, cloud_environment
 ) -> None:
     """As systemd starts a job again on a spot node that it has just left."""
@@ -96,7 +94,7 @@ def test_a_start_under_a_pending_notice_trains_nothing_and_obeys_a_signal(
 
 
 @pytest.mark.slow
-def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -> None:
+def test_node_that_outlives_its_deadline_trains_again(tmp_path: Path) -> None:
     """The notice was called off; nobody says so."""
     sooner = tmp_path / "sooner"
     sooner.mkdir()
@@ -113,7 +111,7 @@ def test_a_node_that_is_still_there_after_its_deadline_goes_on(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_deadline_that_has_passed_still_leaves_time_to_try(tmp_path: Path) -> None:
+def test_save_is_tried_after_a_passed_deadline(tmp_path: Path) -> None:
     """AWS hibernates a machine at once, and says so afterwards."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -124,7 +122,9 @@ def test_a_deadline_that_has_passed_still_leaves_time_to_try(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_dead_service_costs_the_job_nothing(tmp_path: Path, cloud_environment) -> None:
+def test_failing_metadata_service_does_not_disturb_the_job(
+    tmp_path: Path, cloud_environment
+) -> None:
     with Aws() as aws, Job(tmp_path, "--epochs", "2") as job:
         aws.fault = "500"
         cloud_environment(aws)
@@ -132,7 +132,7 @@ def test_a_dead_service_costs_the_job_nothing(tmp_path: Path, cloud_environment)
         assert aws.asked and job.view().restarts.failures == 0
 
 
-def test_azure_is_told_once_the_job_is_sealed(tmp_path: Path, cloud_environment) -> None:
+def test_azure_event_is_acknowledged_after_the_seal(tmp_path: Path, cloud_environment) -> None:
     with Azure() as azure, Job(tmp_path, *LONG) as job:
         cloud_environment(azure)
         job.start("--notice-source", "azure", "--acknowledge").until_training()
@@ -143,7 +143,7 @@ def test_azure_is_told_once_the_job_is_sealed(tmp_path: Path, cloud_environment)
 
 
 @pytest.mark.slow
-def test_a_fifo_gives_notice_and_a_second_one_with_less_time_counts(tmp_path: Path) -> None:
+def test_second_notice_with_less_time_shortens_the_deadline(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with Job(tmp_path, *LONG) as job:

@@ -120,23 +120,19 @@ def tier(tmp_path: Path) -> str:
     return str(tmp_path / "tier")
 
 
-def test_each_holds_the_state_of_its_step_though_the_next_one_ran_meanwhile(
-    tmp_path: Path, tier: str
-) -> None:
+def test_overlapped_save_holds_the_state_of_its_own_step(tmp_path: Path, tier: str) -> None:
     found, _ = run_ranks(train, 2, str(tmp_path / "job"), tier, 0, 0)
     assert sorted(found) == [*intervals(2, 4, 6, 8, 10), (12, "final", True), *intervals(12)]
 
 
-def test_a_script_that_writes_to_a_parameter_in_between_has_whole_checkpoints_too(
-    tmp_path: Path, tier: str
-) -> None:
+def test_write_to_a_parameter_during_a_copy_abandons_that_save(tmp_path: Path, tier: str) -> None:
     """Step 4's is given up, step 5 is saved instead, and from then on training stands still."""
     found, _ = run_ranks(train, 2, str(tmp_path / "job"), tier, 5, 0)
     assert sorted(found) == [*intervals(2, 5, 6, 8, 10), (12, "final", True), *intervals(12)]
     assert ("save_failed", 4) in journal(tmp_path / "job")
 
 
-def test_a_stop_at_the_step_that_is_under_way_seals_it_first(tmp_path: Path, tier: str) -> None:
+def test_stop_during_an_overlapped_save_seals_it_first(tmp_path: Path, tier: str) -> None:
     codes = run_ranks(train, 2, str(tmp_path / "job"), tier, 0, 6)
     assert codes == [75, 75]
     newest = MemoryTier(Path(tier)).newest()

@@ -48,7 +48,7 @@ def training(job: Job) -> psutil.Process:
     return first_process(job)
 
 
-def test_sigterm_as_docker_stop_sends_it_seals_and_leaves_nothing(tmp_path: Path) -> None:
+def test_sigterm_to_pid_1_saves_and_ends_all_processes(tmp_path: Path) -> None:
     with contained(tmp_path, *LONG) as job:
         init = training(job)
         tree = init.children(recursive=True)
@@ -61,7 +61,7 @@ def test_sigterm_as_docker_stop_sends_it_seals_and_leaves_nothing(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_it_reaps_what_the_kernel_gives_it(tmp_path: Path) -> None:
+def test_pid_1_reaps_orphans(tmp_path: Path) -> None:
     """As after ``docker exec``: the shell ends, and what it started becomes PID 1's child."""
     with contained(tmp_path, *LONG) as job:
         init = training(job)
@@ -81,7 +81,7 @@ def test_it_reaps_what_the_kernel_gives_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_of_pid_1_takes_all_and_the_next_container_goes_on(tmp_path: Path) -> None:
+def test_killed_pid_1_takes_all_processes_and_the_next_container_resumes(tmp_path: Path) -> None:
     with contained(tmp_path, *LONG) as job:
         init = training(job)
         tree = init.children(recursive=True)

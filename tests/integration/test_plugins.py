@@ -52,7 +52,7 @@ def test_a_resume_is_exact(setup, tmp_path):
     "name",
     ["LowLevelZero 1 bf16", "Hybrid dp2 fp16 (llama)", "Gemini bf16, in chunks"],
 )
-def test_colossalai_alone_resumes_with_other_masters(name, tmp_path):
+def test_plain_colossalai_resumes_with_other_masters(name, tmp_path):
     """What is saved beside its files is needed; when this fails, it no longer is."""
     setup = named(name)
     directory = str(tmp_path / "job")
@@ -77,14 +77,14 @@ def test_colossalai_alone_resumes_with_other_masters(name, tmp_path):
         slow("Hybrid tp2 bf16 (llama)", 4),
     ],
 )
-def test_another_number_of_ranks_has_the_same_bits(name, ranks, tmp_path):
+def test_other_world_size_loads_the_same_bits(name, ranks, tmp_path):
     """The masters are cut anew; with 3 ranks no parameter divides."""
     setup = named(name)
     assert differing(setup, setup.at(ranks, {}), tmp_path / "job") == []
 
 
 @pytest.mark.slow
-def test_masters_of_another_cut_of_the_model_are_made_anew_and_it_is_said(tmp_path, capfd):
+def test_other_tensor_parallel_size_rebuilds_masters_with_a_warning(tmp_path, capfd):
     setup = named("Hybrid tp2 bf16 (llama)")
     other = setup.at(1, {"tp_size": 1})
     assert differing(setup, other, tmp_path / "job") == ["masters"]
@@ -96,7 +96,7 @@ def test_masters_of_another_cut_of_the_model_are_made_anew_and_it_is_said(tmp_pa
 
 
 @pytest.mark.slow
-def test_stages_are_cut_anew(tmp_path):
+def test_other_pipeline_size_loads_the_same_bits(tmp_path):
     setup = named("Hybrid pp2 bf16 (llama)")
     assert differing(setup, setup.at(1, {"pp_size": 1}), tmp_path / "job") == []
 
@@ -156,7 +156,7 @@ def of_another_size(place):
         slow(of_another_size, CheckpointRejected, "precision/ in epoch-0_step-2 is not readable"),
     ],
 )
-def test_what_colossalai_would_leave_alone_without_a_word_is_an_error(spoil, error, text, tmp_path):
+def test_incomplete_checkpoint_is_an_error(spoil, error, text, tmp_path):
     """A checkpoint that verifies, for whoever spoilt it has sealed it too."""
     setup = named("Hybrid pp2 bf16 (llama)")
     run(plugins.train_and_save, setup, str(tmp_path))
@@ -187,7 +187,7 @@ def save_without(rank, setup, directory, kind):
 
 
 @pytest.mark.parametrize("kind", ["modeling", slow("optimizer")])
-def test_a_save_that_left_something_out_is_not_sealed(kind, tmp_path):
+def test_incomplete_save_is_not_sealed(kind, tmp_path):
     setup = named("LowLevelZero 1 bf16")
     for (said,) in run_ranks(save_without, 2, setup, str(tmp_path), kind):
         assert "ColossalAI left out" in said and f"in {kind}/" in said
@@ -226,7 +226,7 @@ def test_each_piece_of_the_shim_is_needed(piece, tmp_path):
     assert not all(isinstance(result, tuple) and isinstance(result[0], dict) for result in results)
 
 
-def test_all_of_the_shim_is_tested():
+def test_every_piece_of_the_shim_is_tested():
     assert run_ranks(pieces_of_the_shim, 1) == [sorted(NEEDED_BY)]
 
 

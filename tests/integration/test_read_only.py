@@ -36,7 +36,7 @@ def job(tmp_path):
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_looking_works_and_what_would_write_says_why_it_cannot(job: JobDirectory):
+def test_read_only_directory_can_be_inspected(job: JobDirectory):
     before = tree(job.root)
     for arguments in (["list"], ["verify"], ["verify", "--full"]):
         done = command(arguments[0], job.root, *arguments[1:])

@@ -32,7 +32,7 @@ def reload(job: Job, count: int) -> str:
     return told(job)[-1]
 
 
-def test_the_save_interval_changes_while_the_job_trains(tmp_path: Path) -> None:
+def test_reload_changes_the_save_interval(tmp_path: Path) -> None:
     """In seconds at once; in steps with a new incarnation, for all ranks must agree."""
     job, file = with_file(tmp_path)
     with job:
@@ -53,7 +53,7 @@ def test_the_save_interval_changes_while_the_job_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
+def test_invalid_job_file_changes_nothing(tmp_path: Path) -> None:
     job, file = with_file(tmp_path)
     with job:
         file.write_text("grace = 20\n")

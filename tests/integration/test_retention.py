@@ -28,7 +28,7 @@ def pruned(job: Job) -> list[int]:
     return [event["data"]["step"] for event in job.events() if event["event"] == "pruned"]
 
 
-def test_the_command_line_goes_before_the_script_and_a_restart_resumes(tmp_path):
+def test_command_line_retention_overrides_the_script_and_survives_a_restart(tmp_path):
     """``--keep-last 2`` through a kill and a restart: the newest two, and what was verified."""
     hold = tmp_path / "go"
     arguments = ("--steps", "13", "--keep-last", "9", "--hold", f"9:{hold}")
@@ -53,7 +53,7 @@ def test_the_command_line_goes_before_the_script_and_a_restart_resumes(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_script_s_own_rule_counts_without_one_on_the_command_line(tmp_path):
+def test_script_retention_applies_without_an_option(tmp_path):
     with Job(tmp_path, "--keep-last", "1", nproc=1, script=KEEPER) as job:
         assert job.start().wait() == 0, job.output()
         found = steps(job)
@@ -62,7 +62,7 @@ def test_the_script_s_own_rule_counts_without_one_on_the_command_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_best_by_what_the_script_reported_stays(tmp_path):
+def test_best_checkpoint_by_reported_loss_is_kept(tmp_path):
     with Job(tmp_path, nproc=1, script=KEEPER) as job:
         assert job.start("--keep-best", "1:loss").wait() == 0, job.output()
         assert 6 in steps(job) and steps(job)[0] == 13
@@ -86,7 +86,7 @@ def small(tmp_path):
 
 @pytest.mark.slow
 @needs_root
-def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_path, small):
+def test_job_trains_on_a_full_disk_and_saves_again_when_there_is_space(tmp_path, small):
     """Checkpoints of 2 MB: four fit, the fifth is refused before it writes anything."""
     hold = tmp_path / "go"
     with Job(
@@ -114,7 +114,7 @@ def test_a_job_trains_on_without_room_and_saves_again_when_there_is_some(tmp_pat
 
 @pytest.mark.slow
 @needs_root
-def test_retention_makes_the_room_that_a_save_needs(tmp_path, small):
+def test_retention_frees_the_space_that_a_save_needs(tmp_path, small):
     """A rule that leaves one or two: every save succeeds where six would not fit."""
     with Job(tmp_path, "--kilobytes", "2000", "--keep-last", "1", nproc=1, script=KEEPER) as job:
         job.directory = small / "job"
@@ -127,7 +127,7 @@ def test_retention_makes_the_room_that_a_save_needs(tmp_path, small):
 
 @pytest.mark.slow
 @needs_root
-def test_a_last_save_without_room_is_an_error(tmp_path, small):
+def test_last_save_on_a_full_disk_is_an_error(tmp_path, small):
     """A final one ends the job with 70, one on a notice with 76; what there is stays."""
     hold = tmp_path / "go"
     arguments = ("--kilobytes", "2000", "--interval", "4", "--steps", "6", "--hold", f"5:{hold}")

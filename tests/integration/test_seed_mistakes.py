@@ -63,7 +63,7 @@ def epochs_behind_a_resume(kind, directory):
 
 
 @pytest.mark.slow
-def test_later_epochs_are_whole(tmp_path):
+def test_later_epochs_use_every_sample(tmp_path):
     """The start index is that of one epoch."""
     assert epochs_behind_a_resume("SeedLoop", tmp_path / "seed") == [SAMPLES - 5 * BATCH] * 2
     assert epochs_behind_a_resume("OurLoop", tmp_path / "ours") == [SAMPLES] * 2
@@ -89,7 +89,7 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_order_of_an_epoch_is_the_same_behind_a_resume(tmp_path):
+def test_order_of_an_epoch_is_the_same_after_a_resume(tmp_path):
     (whole,) = run("OurLoop", tmp_path / "whole", 3)
     run("OurLoop", tmp_path / "broken", 3, stop_after=17, every=5)
     (after,) = run("OurLoop", tmp_path / "broken", 3)
@@ -98,7 +98,7 @@ def test_the_order_of_an_epoch_is_the_same_behind_a_resume(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-def test_another_number_of_ranks_goes_on_where_the_job_was(tmp_path, before, after):
+def test_other_world_size_resumes_at_the_same_sample(tmp_path, before, after):
     """The index counts samples of one rank, of however many there are."""
     found = {}
     for kind in ("SeedLoop", "OurLoop"):
@@ -112,7 +112,7 @@ def test_another_number_of_ranks_goes_on_where_the_job_was(tmp_path, before, aft
 
 
 @pytest.mark.slow
-def test_steps_are_counted_on(tmp_path):
+def test_step_count_continues_after_a_resume(tmp_path):
     """A second checkpoint of the same step would overwrite the first."""
     for kind, twice in (("SeedLoop", {5}), ("OurLoop", set())):
         (before,) = run(kind, tmp_path / kind, 1, stop_after=4, every=4)
@@ -121,7 +121,7 @@ def test_steps_are_counted_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_random_state_goes_on(tmp_path):
+def test_random_state_continues_after_a_resume(tmp_path):
     """What a step draws is what it would have drawn."""
     for kind, exact in (("SeedLoop", False), ("OurLoop", True)):
         (whole,) = run(kind, tmp_path / f"{kind}-whole", 2)
@@ -134,7 +134,7 @@ def test_the_random_state_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_notice_within_an_epoch_loses_nothing(tmp_path):
+def test_notice_within_an_epoch_loses_no_step(tmp_path):
     """Only ours has anything to resume from."""
     run("SeedLoop", tmp_path / "seed", 1, stop_after=7)
     assert not (tmp_path / "seed").exists()
@@ -171,7 +171,7 @@ def save_and_die(rank, kind, directory):
 
 
 @pytest.mark.parametrize("kind", [slow("SeedLoop"), "OurLoop"])
-def test_a_save_that_was_killed_over_an_older_one_is_no_checkpoint(tmp_path, kind):
+def test_killed_save_over_an_older_one_does_not_mix_them(tmp_path, kind):
     """The seed's has the new weights beside the old moments, and loads without a word."""
     place = tmp_path / "epoch-0_step-5"
     run(kind, tmp_path, 1, stop_after=5, every=4 if kind == "SeedLoop" else 5)
@@ -227,7 +227,7 @@ def fail_while_saving(rank, kind, directory):
 
 
 @pytest.mark.slow
-def test_a_rank_that_cannot_save_leaves_no_other_one_waiting(tmp_path):
+def test_failed_save_of_one_rank_does_not_block_the_other(tmp_path):
     _, other = run_ranks(fail_while_saving, 2, "OurLoop", str(tmp_path / "ours"))
     assert other[0] in ("SaveFailed", "StorageFailed") and other[1]
     _, waiting = run_ranks(fail_while_saving, 2, "SeedLoop", str(tmp_path / "seed"), seconds=6)

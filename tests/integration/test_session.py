@@ -286,9 +286,7 @@ def assert_same_end(result, calm) -> None:
         *(slow(2, *rest) for rest in ((1, True), (3, False), (3, True))),
     ],
 )
-def test_it_ends_with_the_same_bits_from_every_checkpoint(
-    tmp_path, workers, accumulation, drop_last
-):
+def test_resume_from_every_checkpoint_is_exact(tmp_path, workers, accumulation, drop_last):
     plan = Plan(
         str(tmp_path / "calm"),
         accumulation=accumulation,
@@ -327,9 +325,7 @@ def test_it_ends_with_the_same_bits_from_every_checkpoint(
         *(slow(*case) for case in ((1, 0, "step"), (3, 0, "evaluation"), (1, 2, "evaluation"))),
     ],
 )
-def test_it_ends_with_the_same_bits_after_a_notice_at_every_step(
-    tmp_path, place, accumulation, workers
-):
+def test_resume_after_a_notice_at_every_step_is_exact(tmp_path, place, accumulation, workers):
     plan = Plan(
         str(tmp_path / "calm"), accumulation=accumulation, workers=workers, augmented=workers == 0
     )
@@ -354,7 +350,7 @@ def test_it_ends_with_the_same_bits_after_a_notice_at_every_step(
         assert result["worked"] == list(range(manifest.epoch, plan.epochs))
 
 
-def test_a_notice_in_every_run_of_a_job(tmp_path):
+def test_resume_after_a_notice_in_every_run_is_exact(tmp_path):
     plan = Plan(str(tmp_path / "calm"), augmented=True)
     calm = run(train, plan)
     plan = replace(plan, directory=str(tmp_path / "job"))
@@ -368,7 +364,7 @@ def test_a_notice_in_every_run_of_a_job(tmp_path):
     assert_same_end(run(train, plan), calm)
 
 
-def test_a_notice_behind_the_last_step_does_not_keep_the_job_from_ending(tmp_path):
+def test_notice_after_the_last_step_still_finishes_the_job(tmp_path):
     plan = Plan(str(tmp_path / "calm"))
     total = plan.epochs * plan.steps_per_epoch
     calm = run(train, plan)
@@ -381,7 +377,7 @@ def test_a_notice_behind_the_last_step_does_not_keep_the_job_from_ending(tmp_pat
 # -- the end of an epoch, the end of the job ----------------------------------------------------
 
 
-def test_an_epochs_end_that_was_reached_but_not_saved_is_done_again_and_once(tmp_path):
+def test_unsaved_end_of_an_epoch_is_repeated_once(tmp_path):
     """The process dies behind the epoch's end; the checkpoint is that of its last step."""
     plan = Plan(str(tmp_path / "calm"), augmented=True)
     calm = run(train, plan)
@@ -397,7 +393,7 @@ def test_an_epochs_end_that_was_reached_but_not_saved_is_done_again_and_once(tmp
     assert result["used"][0][1] == 1  # no batch of epoch 0 was left
 
 
-def test_a_finished_job_trains_nothing_when_it_is_run_again(tmp_path):
+def test_finished_job_does_not_train_again(tmp_path):
     plan = Plan(str(tmp_path), interval=4)
     first = run(train, plan)
     total = plan.epochs * plan.steps_per_epoch
@@ -411,7 +407,7 @@ def test_a_finished_job_trains_nothing_when_it_is_run_again(tmp_path):
     assert [(path.name, path.stat().st_ino) for path in checkpoints(tmp_path)] == before
 
 
-def test_a_finished_job_goes_on_exactly_when_it_is_given_more_epochs(tmp_path):
+def test_finished_job_with_more_epochs_resumes_exactly(tmp_path):
     plan = Plan(str(tmp_path / "calm"), epochs=3, augmented=True)
     calm = run(train, plan)
     plan = replace(plan, directory=str(tmp_path / "job"))
@@ -421,7 +417,7 @@ def test_a_finished_job_goes_on_exactly_when_it_is_given_more_epochs(tmp_path):
     assert_same_end(result, calm)
 
 
-def test_running_states_hold_units_within_the_epoch(tmp_path):
+def test_running_states_count_within_the_epoch(tmp_path):
     plan = Plan(str(tmp_path), accumulation=2, interval=1)
     run(train, plan)
     places = []
@@ -437,7 +433,7 @@ def test_running_states_hold_units_within_the_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ValueError", "SystemExit"])
-def test_after_an_exception_nothing_is_saved(tmp_path, name):
+def test_exception_saves_nothing(tmp_path, name):
     plan = Plan(str(tmp_path), fail=(3, name))
     assert run(train, plan) == (("ValueError", "3") if name == "ValueError" else 3)
     assert checkpoints(tmp_path) == []
@@ -448,7 +444,7 @@ def test_after_an_exception_nothing_is_saved(tmp_path, name):
 
 
 @pytest.mark.parametrize("accumulation", [slow(1), 3])
-def test_a_break_behind_an_optimizer_step_counts_it(tmp_path, accumulation):
+def test_break_after_an_optimizer_step_counts_it(tmp_path, accumulation):
     plan = Plan(str(tmp_path / "calm"), accumulation=accumulation, augmented=True)
     calm = run(train, plan)
     per_epoch = plan.steps_per_epoch
@@ -465,7 +461,7 @@ def test_a_break_behind_an_optimizer_step_counts_it(tmp_path, accumulation):
 
 
 @pytest.mark.parametrize(("place", "accumulation"), [("before", 1), ("before", 3), ("middle", 3)])
-def test_a_break_before_the_optimizer_steps_does_not(tmp_path, place, accumulation):
+def test_break_before_the_optimizer_step_repeats_it(tmp_path, place, accumulation):
     """What the step had used of the epoch is used again: its gradients are gone."""
     plan = Plan(str(tmp_path), accumulation=accumulation, size=40, leave=(2, place))
     first = run(train, plan)
@@ -505,7 +501,7 @@ def short_epochs(directory: str, interval: int, kept: bool) -> dict:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_epochs_that_end_by_break_count_and_begin_anew(tmp_path, kept):
+def test_epochs_that_end_by_break_are_counted(tmp_path, kept):
     """Also if the script keeps the iterator, which then ends later than the epoch."""
     result = run(short_epochs, str(tmp_path), 0, kept)
     assert result["used"] == [[0, 1, 2, 3]] * 3
@@ -516,7 +512,7 @@ def test_epochs_that_end_by_break_count_and_begin_anew(tmp_path, kept):
         assert result["places"] == [(0, 2), (1, 4), (2, 6)]
 
 
-def test_a_save_that_is_due_at_a_break_is_made_at_the_epochs_end(tmp_path):
+def test_save_due_at_a_break_is_made_at_the_end_of_the_epoch(tmp_path):
     run(short_epochs, str(tmp_path), 2, False)
     found = [(path.name, read_manifest(path).reason) for path in checkpoints(tmp_path)]
     assert found == [
@@ -529,7 +525,7 @@ def test_a_save_that_is_due_at_a_break_is_made_at_the_epochs_end(tmp_path):
 # -- extra objects ------------------------------------------------------------------------------
 
 
-def test_extra_objects_are_saved_and_come_back(tmp_path):
+def test_extra_objects_are_saved_and_restored(tmp_path):
     plan = Plan(str(tmp_path / "calm"), extra=("average", "scaler"), epochs=2)
     calm = run(train, plan)
     assert calm["average"][0] == 10
@@ -543,7 +539,7 @@ def test_extra_objects_are_saved_and_come_back(tmp_path):
         assert result["scaler"] == calm["scaler"]
 
 
-def test_an_extra_object_that_was_not_saved_is_told(tmp_path):
+def test_extra_object_missing_from_the_checkpoint_is_an_error(tmp_path):
     plan = Plan(str(tmp_path), extra=("average",), leave=(1, "behind"))
     run(train, plan)
     kind, text = run(train, replace(plan, extra=("average", "late")))
@@ -569,7 +565,7 @@ def save_odd(directory: str) -> None:
                 pass
 
 
-def test_an_extra_object_that_cannot_be_saved_is_named(tmp_path):
+def test_extra_object_that_cannot_be_saved_is_an_error(tmp_path):
     kind, text = run(save_odd, str(tmp_path))
     assert kind == "UsageError"
     assert "the state at 'extra.odd.deep.1.inside' is a object" in text
@@ -588,7 +584,7 @@ def test_an_extra_object_that_cannot_be_saved_is_named(tmp_path):
         ({"seed": 6}, "its order has seed 6 instead of 5"),
     ],
 )
-def test_other_data_or_another_order_are_refused(tmp_path, change, why):
+def test_other_data_or_order_is_rejected(tmp_path, change, why):
     plan = Plan(str(tmp_path), leave=(2, "behind"))
     run(train, plan)
     kind, text = run(train, replace(plan, **change))
@@ -632,7 +628,7 @@ def misuse(directory: str, how: str) -> None:
         ("nowhere", "no directory to save to"),
     ],
 )
-def test_misuse_is_told(tmp_path, how, text):
+def test_misuse_is_an_error(tmp_path, how, text):
     kind, said = run(misuse, str(tmp_path), how)
     assert kind == "UsageError"
     assert text in said
@@ -669,7 +665,7 @@ def evaluate(directory: str) -> list:
     return draws
 
 
-def test_an_evaluation_leaves_the_random_state_as_it_was(tmp_path):
+def test_evaluation_restores_the_random_state(tmp_path):
     assert run(evaluate, str(tmp_path)) == [True, True, True]
 
 
@@ -683,7 +679,7 @@ def evaluate_behind_a_notice(directory: str) -> tuple[int, bool]:
         return seen, evaluation.interrupted
 
 
-def test_an_evaluation_that_did_not_say_so_is_not_left_early(tmp_path):
+def test_uninterruptible_evaluation_runs_to_its_end(tmp_path):
     assert run(evaluate_behind_a_notice, str(tmp_path)) == (5, False)
 
 
@@ -691,7 +687,7 @@ def test_an_evaluation_that_did_not_say_so_is_not_left_early(tmp_path):
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_from_two_ranks_to_one_and_back_each_sample_is_used_once(tmp_path, drop_last):
+def test_each_sample_is_used_once_from_two_ranks_to_one_and_back(tmp_path, drop_last):
     plan = Plan(str(tmp_path), size=41, batch=3, epochs=1, drop_last=drop_last)
     ranks = run_ranks(train_on_rank, 2, replace(plan, leave=(3, "behind")))
     manifest = newest(tmp_path)

@@ -24,7 +24,7 @@ def test_two_nodes_train_as_one_job_and_end_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.one_torch
-def test_a_preempted_node_saves_with_all_and_the_others_go_on(tmp_path: Path) -> None:
+def test_preempted_node_saves_with_all_ranks_and_the_others_continue(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1", "n2")
         cluster.until_step(2, 15)
@@ -41,7 +41,7 @@ def test_a_preempted_node_saves_with_all_and_the_others_go_on(tmp_path: Path) ->
 
 
 @pytest.mark.hosts
-def test_a_node_that_vanishes_is_given_up_and_costs_no_failure(tmp_path: Path) -> None:
+def test_lost_node_is_not_counted_as_a_failure(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1", "n2")
         cluster.until_step(2, 25)
@@ -56,7 +56,7 @@ def test_a_node_that_vanishes_is_given_up_and_costs_no_failure(tmp_path: Path) -
 
 
 @pytest.mark.hosts
-def test_a_node_that_joins_makes_the_job_grow(tmp_path: Path) -> None:
+def test_joining_node_grows_the_job(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1")
         cluster.until_step(1, 10)
@@ -68,7 +68,7 @@ def test_a_node_that_joins_makes_the_job_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.hosts
-def test_one_kill_on_another_node_counts_once_and_names_the_rank(tmp_path: Path) -> None:
+def test_killed_worker_on_another_node_is_one_failure(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
         victim = cluster.until_step(2, 25).workers[1]
@@ -83,7 +83,7 @@ def test_one_kill_on_another_node_counts_once_and_names_the_rank(tmp_path: Path)
 
 
 @pytest.mark.hosts
-def test_a_slow_rank_is_named_and_nothing_is_done_about_it(tmp_path: Path) -> None:
+def test_slow_rank_is_reported(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.arguments += ["--slow", "0.05"]
         cluster.start("n1", "n2")
@@ -101,7 +101,7 @@ def test_a_slow_rank_is_named_and_nothing_is_done_about_it(tmp_path: Path) -> No
 
 
 @pytest.mark.hosts
-def test_a_hang_on_another_node_is_found_and_its_rank_named(tmp_path: Path) -> None:
+def test_hang_on_another_node_names_its_rank(tmp_path: Path) -> None:
     count = tmp_path / "count"
     with Cluster(tmp_path, "2", options=("--hang-seconds", "2")) as cluster:
         cluster.script = SCRIPTS / "failing.py"
@@ -118,7 +118,7 @@ def test_a_hang_on_another_node_is_found_and_its_rank_named(tmp_path: Path) -> N
 
 
 @pytest.mark.hosts
-def test_another_directory_is_a_clear_error(tmp_path: Path) -> None:
+def test_node_with_another_directory_is_rejected(tmp_path: Path) -> None:
     with small_cluster(tmp_path / "a", "1:2") as cluster:
         cluster.start("n1")
         cluster.until_step(1, 5)
@@ -131,7 +131,7 @@ def test_another_directory_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.hosts
-def test_a_node_that_was_told_otherwise_is_refused_before_it_does_harm(tmp_path: Path) -> None:
+def test_node_with_other_options_is_rejected(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1")
         cluster.until_step(1, 5)
@@ -143,7 +143,7 @@ def test_a_node_that_was_told_otherwise_is_refused_before_it_does_harm(tmp_path:
 
 
 @pytest.mark.hosts
-def test_nodes_may_have_different_numbers_of_workers_and_save_when_asked(tmp_path: Path) -> None:
+def test_nodes_with_different_worker_counts_save_on_request(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2", "--save-interval", "1000") as cluster:
         cluster.start("n1")
         cluster.nproc = 2

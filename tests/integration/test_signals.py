@@ -11,7 +11,7 @@ from tests.job import Job
 
 
 @pytest.mark.slow
-def test_sigterm_to_workers_and_loader_children_from_birth_changes_nothing(tmp_path):
+def test_sigterm_to_workers_and_loader_children_is_ignored(tmp_path):
     arguments = ("--epochs", "3", "--pause", "0.005", "--digest", str(tmp_path / "digest"))
     with Job(tmp_path, *arguments) as job:
         job.start().until_training()

@@ -175,7 +175,7 @@ def index_of(part: Path) -> dict[str, Any]:
     return tensors
 
 
-def test_both_ranks_write_and_no_tensor_is_written_twice(saved: Path) -> None:
+def test_each_tensor_is_written_once_by_one_of_the_ranks(saved: Path) -> None:
     sizes = [0, 0]
     for part in PARTS:
         names = []
@@ -188,9 +188,7 @@ def test_both_ranks_write_and_no_tensor_is_written_twice(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_the_library_opens_each_file_and_the_index_puts_the_tensors_together(
-    saved: Path, kind: str
-) -> None:
+def test_safetensors_and_the_index_restore_every_tensor(saved: Path, kind: str) -> None:
     expected = load_file(saved / kind / "expected")
     found = {}
     for part in PARTS:
@@ -207,7 +205,7 @@ def test_the_library_opens_each_file_and_the_index_puts_the_tensors_together(
     assert differing(found, expected) == []
 
 
-def test_a_shard_says_where_it_lies(saved: Path) -> None:
+def test_shard_records_its_position(saved: Path) -> None:
     """So that somebody with the files alone knows it."""
     shards = index_of(saved / "fsdp" / "modeling")["embedding.weight"]["shards"]
     assert [(one["name"], one["sizes"]) for one in shards] == [
@@ -243,9 +241,7 @@ def test_nothing_is_unpickled(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_what_two_ranks_saved_is_read_at_any_world_size_and_spread(
-    saved: Path, world_size: int
-) -> None:
+def test_checkpoint_of_two_ranks_loads_at_any_world_size(saved: Path, world_size: int) -> None:
     arguments = str(saved), ["ddp", "fsdp"], ["plain", "ddp", "fsdp"]
     found = run_ranks(load_and_go_on, world_size, *arguments)
     if world_size != 2:  # elementwise steps over shards of other lengths may round otherwise
@@ -253,14 +249,14 @@ def test_what_two_ranks_saved_is_read_at_any_world_size_and_spread(
     assert found == [[]] * world_size
 
 
-def test_what_four_ranks_saved_is_read_by_two(tmp_path: Path) -> None:
+def test_checkpoint_of_four_ranks_loads_on_two(tmp_path: Path) -> None:
     """More ranks than some tensors have rows."""
     assert run_ranks(save_and_go_on, 4, str(tmp_path), ["fsdp"]) == [None] * 4
     found = run_ranks(load_and_go_on, 2, str(tmp_path), ["fsdp"], ["fsdp"])
     assert [[line for line in lines if " later: " not in line] for lines in found] == [[], []]
 
 
-def test_training_goes_on_exactly_with_ddp(tmp_path: Path) -> None:
+def test_ddp_resume_is_exact(tmp_path: Path) -> None:
     calm = run_ranks(step_for_real, 2, str(tmp_path), False)
     assert len(calm[0]) > 20
     assert run_ranks(step_for_real, 2, str(tmp_path), True) == calm
@@ -270,7 +266,7 @@ def test_training_goes_on_exactly_with_ddp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])
-def test_what_is_changed_behind_a_save_is_not_in_it(tmp_path: Path, tier: str) -> None:
+def test_changes_after_a_save_are_not_in_it(tmp_path: Path, tier: str) -> None:
     memory = tmp_path / "tier"
     memory.mkdir()
     given = str(memory) if tier == "memory" else ""
@@ -278,7 +274,7 @@ def test_what_is_changed_behind_a_save_is_not_in_it(tmp_path: Path, tier: str) -
     assert results == [[], []]
 
 
-def test_a_structure_that_changes_between_two_saves_is_planned_anew(tmp_path: Path) -> None:
+def test_changed_structure_is_planned_again(tmp_path: Path) -> None:
     assert run_ranks(save_while_the_structure_changes, 2, str(tmp_path)) == [[], []]
 
 
@@ -289,7 +285,7 @@ def test_a_structure_that_changes_between_two_saves_is_planned_anew(tmp_path: Pa
         ("another shape", "rank 1 could not save: its modeling/layers.0.bias has another shape"),
     ],
 )
-def test_a_rank_that_cannot_take_part_is_an_error_on_all_and_the_next_save_is_whole(
+def test_failing_rank_is_an_error_on_all_and_the_next_save_succeeds(
     tmp_path: Path, how: str, reason: str
 ) -> None:
     results = run_ranks(fail_on_rank_1, 2, str(tmp_path), how)
@@ -301,7 +297,7 @@ def test_a_rank_that_cannot_take_part_is_an_error_on_all_and_the_next_save_is_wh
 # -- what does not fit --------------------------------------------------------------------------
 
 
-def test_a_model_of_another_shape_is_told_on_every_rank(saved: Path) -> None:
+def test_model_of_another_shape_is_an_error_on_every_rank(saved: Path) -> None:
     for name, text in run_ranks(load_what_does_not_fit, 2, str(saved / "ddp"), "model"):
         assert name == "CheckpointError"
         assert "layers.2.bias has the shape [34] and had [33]" in text or (
@@ -319,7 +315,7 @@ def test_a_model_of_another_shape_is_told_on_every_rank(saved: Path) -> None:
     ],
     ids=["a file that is not there", "another tensor", "an overlap", "a path"],
 )
-def test_an_index_that_does_not_fit_the_files_is_an_error(
+def test_index_that_does_not_match_the_files_is_an_error(
     saved: Path, tmp_path: Path, shard: dict[str, Any]
 ) -> None:
     place = Path(shutil.copytree(saved / "fsdp", tmp_path / "copy"))
@@ -334,7 +330,7 @@ def test_an_index_that_does_not_fit_the_files_is_an_error(
     assert differing(trainer.whole(), before) == []
 
 
-def test_an_index_that_does_not_fit_is_an_error_on_every_rank(saved: Path, tmp_path: Path) -> None:
+def test_mismatched_index_is_an_error_on_every_rank(saved: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(saved / "fsdp", tmp_path / "copy"))
     path = place / "optimizer" / "index.json"
     index = json.loads(path.read_text())

@@ -80,7 +80,7 @@ def test_sigterm_saves_and_the_next_run_resumes(tmp_path, ranks):
 
 
 @pytest.mark.slow
-def test_two_scripts_do_not_share_a_directory(tmp_path):
+def test_second_script_in_a_directory_is_rejected(tmp_path):
     first = launch(tmp_path, 1, "--trace", str(tmp_path / "trace"), "--epochs", "500")
     wait_for_trace(tmp_path, 1, 2)
     second = launch(tmp_path, 1)

@@ -84,7 +84,7 @@ def used_per_epoch(steps: dict[int, list]) -> list[Counter[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 2)])
-def test_every_sample_of_each_epoch_is_used_once_at_any_world_size(
+def test_each_sample_is_used_once_at_changing_world_sizes(
     tmp_path: Path, workers: int, accumulation: int
 ) -> None:
     """Fewer are used twice, at an epoch's end, than there are ranks."""
@@ -97,7 +97,7 @@ def test_every_sample_of_each_epoch_is_used_once_at_any_world_size(
 
 
 @pytest.mark.slow
-def test_with_drop_last_no_sample_is_used_twice_and_only_an_epochs_end_is_left_out(
+def test_drop_last_skips_only_the_end_of_an_epoch(
     tmp_path: Path,
 ) -> None:
     arguments = ["--drop-last", "--accumulation", "2", "--size", "203", "--pause", "0.01"]
@@ -108,7 +108,7 @@ def test_with_drop_last_no_sample_is_used_twice_and_only_an_epochs_end_is_left_o
             assert 203 - used.total() < max(SIZES) * 2 * 2  # an optimizer step of all ranks
 
 
-def test_a_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Path) -> None:
+def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Path) -> None:
     """The same samples in each step, exactly once in all; losses differ by rounding alone."""
     options = ("--global-batch", "24", "--save-interval", "5")
     with Changing(tmp_path / "fixed") as job:
@@ -127,7 +127,7 @@ def test_a_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_global_batch_that_does_not_fit_is_a_clear_error_and_no_loop(tmp_path: Path) -> None:
+def test_global_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
     with Changing(tmp_path) as job:
         assert job.run_on(3, "--global-batch", "16").wait() == 64
         said = "a global batch of 16 is not a multiple of micro-batches of 2 on 3 ranks"

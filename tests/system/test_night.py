@@ -42,7 +42,7 @@ def command(night: Night, *arguments: str) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_status_in_the_morning(night: Night) -> None:
+def test_status_after_the_night(night: Night) -> None:
     view = night.view()
     assert (view.state, view.exit_code, view.warnings) == ("preempted", 1, [])
     assert "goes on from step" in view.advice
@@ -66,7 +66,7 @@ def test_status_in_the_morning(night: Night) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_every_second_of_the_night_is_accounted_for(night: Night) -> None:
+def test_every_second_is_accounted_for(night: Night) -> None:
     events = read_journal(JobDirectory.at(night.directory))
     found = fold(events).goodput()
     spent = {one: found.seconds(one) for one in Category}
@@ -78,7 +78,7 @@ def test_every_second_of_the_night_is_accounted_for(night: Night) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_report_in_the_morning(night: Night, tmp_path: Path) -> None:
+def test_report_after_the_night(night: Night, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     command(night, "report", "-o", str(file))
     page = file.read_text()

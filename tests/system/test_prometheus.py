@@ -200,7 +200,7 @@ def compare(job: Job, prometheus: Prometheus) -> Series:
     return found
 
 
-def test_prometheus_sees_what_status_and_the_journal_say(
+def test_prometheus_matches_status_and_the_journal(
     job: Job, prometheus: Prometheus, tmp_path: Path
 ) -> None:
     file = tmp_path / "gpt.prom"

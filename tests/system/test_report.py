@@ -75,7 +75,7 @@ def figure(browser: Browser, selector: str) -> float:
     return float(browser.value(f"document.querySelector({selector!r}).value"))
 
 
-def test_it_renders_without_a_word_and_without_a_request(made: Made, browser: Browser) -> None:
+def test_page_renders_without_errors_and_requests(made: Made, browser: Browser) -> None:
     """The console is empty, and nothing but the file itself was asked for."""
     assert browser.value("document.querySelector('h1').getClientRects().length") == 1
     assert browser.value("document.scripts.length") == 0
@@ -83,7 +83,7 @@ def test_it_renders_without_a_word_and_without_a_request(made: Made, browser: Br
     assert browser.requests == [made.page.resolve().as_uri()]
 
 
-def test_the_console_and_the_requests_are_seen(browser: Browser, tmp_path: Path) -> None:
+def test_browser_reports_console_errors_and_requests(browser: Browser, tmp_path: Path) -> None:
     """Or the test above could not fail."""
     bad = tmp_path / "bad.html"
     bad.write_text(
@@ -95,7 +95,7 @@ def test_the_console_and_the_requests_are_seen(browser: Browser, tmp_path: Path)
     assert "http://127.0.0.1:9/x.png" in browser.requests
 
 
-def test_the_figures_are_the_journal_s(made: Made, browser: Browser) -> None:
+def test_figures_match_the_journal(made: Made, browser: Browser) -> None:
     expected = fold(made.events).goodput()
     for category in Category:
         shown = figure(browser, f"#time-{category.value} data")
@@ -112,7 +112,7 @@ def test_the_figures_are_the_journal_s(made: Made, browser: Browser) -> None:
     assert goodput in browser.value("document.querySelector('#answer-cost').innerText")
 
 
-def test_the_loss_is_drawn_once_for_each_step_that_counts(made: Made, browser: Browser) -> None:
+def test_loss_is_drawn_once_per_step(made: Made, browser: Browser) -> None:
     """From left to right without a step back; what was lost is apart."""
     path = browser.value("document.querySelector('#training .curve.kept').getAttribute('d')")
     places = [float(x) for x in re.findall(r"[ML](-?[\d.]+) ", path)]
@@ -122,7 +122,7 @@ def test_the_loss_is_drawn_once_for_each_step_that_counts(made: Made, browser: B
 
 
 @pytest.mark.parametrize("size", [PHONE, (320, 640), (768, 1024), DESKTOP], ids=str)
-def test_nothing_is_wider_than_the_window(browser: Browser, size: tuple[int, int]) -> None:
+def test_page_fits_the_window(browser: Browser, size: tuple[int, int]) -> None:
     """Wide tables scroll by themselves."""
     browser.look_like(*size, phone=size[0] < 500)
     assert browser.value("document.documentElement.scrollWidth") <= size[0]
@@ -133,7 +133,7 @@ def test_nothing_is_wider_than_the_window(browser: Browser, size: tuple[int, int
 
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=str)
-def test_no_two_labels_of_the_timeline_overlap(browser: Browser, size: tuple[int, int]) -> None:
+def test_timeline_labels_do_not_overlap(browser: Browser, size: tuple[int, int]) -> None:
     browser.look_like(*size, phone=size == PHONE)
     places = browser.value("""[...document.querySelectorAll('.labels')].map(row =>
         [...row.children].map(one => { const r = one.getBoundingClientRect();
@@ -164,7 +164,7 @@ def contrast(browser: Browser, selector: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_text_can_be_read_in_either_scheme(browser: Browser, dark: bool) -> None:
+def test_text_has_contrast_in_both_colour_schemes(browser: Browser, dark: bool) -> None:
     """4.5 to 1 at the least; and the two schemes are two."""
     browser.look_like(*DESKTOP, dark=dark)
     page = browser.value("getComputedStyle(document.body).backgroundColor")
@@ -176,7 +176,7 @@ def test_text_can_be_read_in_either_scheme(browser: Browser, dark: bool) -> None
         assert contrast(browser, selector) >= 4.5, selector
 
 
-def test_it_is_read_by_structure(browser: Browser) -> None:
+def test_page_has_headings_and_labels(browser: Browser) -> None:
     """Landmarks, one first heading, the tables' names, the drawings' words, as computed."""
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     found: dict[str, list[str]] = {}
@@ -193,7 +193,7 @@ def test_it_is_read_by_structure(browser: Browser) -> None:
     assert browser.value("document.querySelectorAll('h1').length") == 1
 
 
-def test_it_prints_on_a_few_pages(browser: Browser) -> None:
+def test_page_prints_on_a_few_pages(browser: Browser) -> None:
     """With the last lines of each failure open, and no background but what is asked for."""
     data = browser.print()
     assert data.startswith(b"%PDF-") and data.rstrip().endswith(b"%%EOF")
@@ -208,7 +208,7 @@ def test_it_prints_on_a_few_pages(browser: Browser) -> None:
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_the_browser_leaves_nothing_behind(made: Made) -> None:
+def test_browser_leaves_no_processes_or_files(made: Made) -> None:
     with Browser() as browser:
         browser.open(made.page)
         profile = Path(browser._profile)

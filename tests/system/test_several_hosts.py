@@ -38,7 +38,7 @@ def tell(hosts: Hosts, what: str, began: float, sign: str, incarnation: int) -> 
     )
 
 
-def test_hosts_join_are_cut_off_and_leave_and_every_sample_counts_once(tmp_path: Path) -> None:
+def test_joining_and_leaving_hosts_use_every_sample_once(tmp_path: Path) -> None:
     with make(tmp_path, 3, "1:3", "--rdzv-timeout", "20") as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 20)
@@ -79,7 +79,7 @@ def test_hosts_join_are_cut_off_and_leave_and_every_sample_counts_once(tmp_path:
         assert kinds == ["membership"]
 
 
-def test_the_host_of_the_rendezvous_is_cut_off_and_the_others_ask_to_be_run_again(
+def test_losing_the_head_host_makes_the_others_ask_for_a_rerun(
     tmp_path: Path,
 ) -> None:
     """It goes on alone where one node is enough; the others must not, and do not hang."""

@@ -121,7 +121,7 @@ def undisturbed(directory: Path, arguments: list[str]) -> tuple[str, dict]:
     return digest.read_text(), used_samples(trace, 2)
 
 
-def test_a_preempted_job_is_sealed_queued_again_resumed_and_bit_exact(
+def test_preempted_job_is_requeued_and_resumes_exactly(
     slurm: Callable[..., Slurm], tmp_path: Path
 ) -> None:
     expected = undisturbed(tmp_path, ARGUMENTS)
@@ -150,7 +150,7 @@ def test_a_preempted_job_is_sealed_queued_again_resumed_and_bit_exact(
     )
 
 
-def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Callable[..., Slurm]) -> None:
+def test_cancelled_job_is_saved_and_not_requeued(slurm: Callable[..., Slurm]) -> None:
     """Even where SLURM itself queues a job again on 75."""
     for requeue_exit in ("", "75,76"):
         cluster = slurm(requeue_exit=requeue_exit, kill_wait=15)
@@ -166,7 +166,7 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Callable[..., Slurm
 
 
 @pytest.mark.parametrize("partition", ["cut", "gone"])
-def test_a_partition_without_grace_leaves_kill_wait(
+def test_partition_without_grace_uses_kill_wait(
     slurm: Callable[..., Slurm], partition: str
 ) -> None:
     """Whether SLURM queues the jobs that it preempts there again or cancels them."""
@@ -181,7 +181,7 @@ def test_a_partition_without_grace_leaves_kill_wait(
     cluster.until_state(job.number, "CANCELLED")
 
 
-def test_a_time_limit_is_a_notice_in_time_for_the_save(slurm: Callable[..., Slurm]) -> None:
+def test_time_limit_gives_notice_in_time_for_a_save(slurm: Callable[..., Slurm]) -> None:
     cluster = slurm(requeue_exit="75,76")
     job = Submitted(cluster, LONG, "--time=1")
     job.until_step(30)
@@ -194,7 +194,7 @@ def test_a_time_limit_is_a_notice_in_time_for_the_save(slurm: Callable[..., Slur
     cluster.until_state(job.number, "CANCELLED")
 
 
-def test_two_nodes_meet_at_the_first_one_and_go_on_after_a_preemption(
+def test_two_nodes_rendezvous_and_resume_after_a_preemption(
     slurm: Callable[..., Slurm], tmp_path: Path
 ) -> None:
     expected = undisturbed(tmp_path, ARGUMENTS)
@@ -208,7 +208,7 @@ def test_two_nodes_meet_at_the_first_one_and_go_on_after_a_preemption(
     assert (job.digest.read_text(), used_samples(job.trace, 2)) == expected
 
 
-def test_a_node_that_dies_takes_what_was_not_saved_and_no_more(
+def test_dead_node_loses_only_unsaved_steps(
     slurm: Callable[..., Slurm],
 ) -> None:
     cluster = slurm(node_timeout=4)
@@ -226,7 +226,7 @@ def test_a_node_that_dies_takes_what_was_not_saved_and_no_more(
     cluster.until_state(job.number, "CANCELLED")
 
 
-def test_a_task_of_an_array_is_queued_again_alone(slurm: Callable[..., Slurm]) -> None:
+def test_array_task_is_requeued_alone(slurm: Callable[..., Slurm]) -> None:
     cluster = slurm()
     job = Submitted(cluster, LONG, "--array=1-2")
     tasks = [f"{job.number}_{task}" for task in (1, 2)]
@@ -243,7 +243,7 @@ def test_a_task_of_an_array_is_queued_again_alone(slurm: Callable[..., Slurm]) -
         cluster.until_state(task, "CANCELLED")
 
 
-def test_one_that_may_not_be_queued_again_says_so(slurm: Callable[..., Slurm]) -> None:
+def test_job_without_requeue_reports_it(slurm: Callable[..., Slurm]) -> None:
     cluster = slurm()
     job = Submitted(cluster, LONG, "--no-requeue")
     job.until_step(10)
@@ -254,7 +254,7 @@ def test_one_that_may_not_be_queued_again_says_so(slurm: Callable[..., Slurm]) -
     assert (view.state, view.newest_intact.step) == ("preempted", job.stopped())
 
 
-def test_what_sbatch_refuses_is_one_line(slurm: Callable[..., Slurm]) -> None:
+def test_sbatch_error_is_one_line(slurm: Callable[..., Slurm]) -> None:
     cluster = slurm()
     (cluster.root / "job.toml").write_text(f'dir = "job"\nscript = "{TINY}"\n')
     found = cluster.call("elastic-ckpt", "slurm", "submit", "job.toml", "--", "--partition=no")

@@ -122,7 +122,7 @@ def install(machine: Machine, root: Path) -> None:
     machine.systemctl("daemon-reload")
 
 
-def test_it_is_ready_when_the_workers_step_and_a_stop_seals(machine: Machine, root: Path) -> None:
+def test_unit_is_ready_at_the_first_step_and_a_stop_saves(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "stop")
     machine.keep(f"{service.name}.service")
     service.start()
@@ -139,7 +139,7 @@ def test_it_is_ready_when_the_workers_step_and_a_stop_seals(machine: Machine, ro
     print(f"\nsystemctl stop: sealed at step {view.newest_intact.step}, {seconds:.2f} s in all")
 
 
-def test_a_stop_waits_for_a_save_that_is_slow_to_begin(machine: Machine, root: Path) -> None:
+def test_stop_waits_for_a_slow_save(machine: Machine, root: Path) -> None:
     """All ranks evaluate for longer than TimeoutStopSec, which is extended meanwhile."""
     arguments = ["--epochs", "1000", "--pause", "0.01", "--slow-eval", "7"]
     service = Service(machine, root, "slow", *arguments, grace=60)
@@ -151,7 +151,7 @@ def test_a_stop_waits_for_a_save_that_is_slow_to_begin(machine: Machine, root: P
     assert seconds > 3, "the stop was no longer than TimeoutStopSec: this test shows nothing"
 
 
-def test_a_hung_supervisor_is_restarted_by_the_watchdog(machine: Machine, root: Path) -> None:
+def test_watchdog_restarts_a_hung_supervisor(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "hung", **{"save-interval": 10})
     service.start()
     step = service.until_step(30).newest_intact.step
@@ -164,7 +164,7 @@ def test_a_hung_supervisor_is_restarted_by_the_watchdog(machine: Machine, root: 
     service.stop()
 
 
-def test_a_killed_supervisor_goes_on_from_memory(machine: Machine, root: Path) -> None:
+def test_killed_supervisor_resumes_from_memory(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "killed", **{"save-interval": 10})
     service.start()
     step = service.until_step(40).newest_intact.step
@@ -177,7 +177,7 @@ def test_a_killed_supervisor_goes_on_from_memory(machine: Machine, root: Path) -
     service.stop()
 
 
-def test_a_reload_changes_the_save_interval(machine: Machine, root: Path) -> None:
+def test_unit_reload_changes_the_save_interval(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "reload", **{"save-interval": "100000s"})
     service.start()
     service.until_step(20)
@@ -190,7 +190,7 @@ def test_a_reload_changes_the_save_interval(machine: Machine, root: Path) -> Non
     service.stop()
 
 
-def test_a_notice_is_served_and_the_next_start_waits(machine: Machine, root: Path) -> None:
+def test_notice_is_served_and_the_next_start_waits(machine: Machine, root: Path) -> None:
     notice = "/run/elastic-ckpt/notice"
     service = Service(machine, root, "notice", **{"notice-file": notice})
     service.start()
@@ -208,7 +208,7 @@ def test_a_notice_is_served_and_the_next_start_waits(machine: Machine, root: Pat
 
 
 @pytest.mark.parametrize(("key", "code"), [({"dri": "x"}, "64"), ({"dir": "/proc/1"}, "73")])
-def test_what_would_only_fail_again_stays_down(
+def test_permanent_failure_is_not_restarted(
     machine: Machine, root: Path, key: dict[str, str], code: str
 ) -> None:
     service = Service(machine, root, f"wrong{code}", **key)
@@ -219,7 +219,7 @@ def test_what_would_only_fail_again_stays_down(
     )
 
 
-def test_the_doctor_says_what_is_wrong_with_a_unit(machine: Machine, root: Path) -> None:
+def test_doctor_reports_unit_problems(machine: Machine, root: Path) -> None:
     def doctor() -> list[dict]:
         path = f"PYTHONPATH={REPOSITORY}"
         command = [sys.executable, "-m", "elastic_ckpt", "doctor", "--unit", "checked", "--json"]
@@ -244,7 +244,7 @@ def test_the_doctor_says_what_is_wrong_with_a_unit(machine: Machine, root: Path)
     assert len(problems()) == 1 and "did you mean nproc" in problems()[0]
 
 
-def test_a_job_that_finishes_is_not_started_again(machine: Machine, root: Path) -> None:
+def test_finished_job_is_not_restarted(machine: Machine, root: Path) -> None:
     service = Service(machine, root, "done", "--epochs", "1")
     machine.keep(f"{service.name}.service")
     for _ in range(2):  # the second time there is nothing left to do
@@ -254,7 +254,7 @@ def test_a_job_that_finishes_is_not_started_again(machine: Machine, root: Path) 
     assert service.view().state == "finished"
 
 
-def test_a_shutdown_of_the_machine_waits_for_the_save(root: Path, tmp_path: Path) -> None:
+def test_shutdown_waits_for_the_save(root: Path, tmp_path: Path) -> None:
     with Machine(tmp_path / "machine", [root]) as machine:
         install(machine, root)
         service = Service(machine, root, "shutdown")
@@ -272,7 +272,7 @@ def test_a_shutdown_of_the_machine_waits_for_the_save(root: Path, tmp_path: Path
 # -- the files themselves -----------------------------------------------------------------------
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+def test_systemd_analyze_accepts_the_unit(tmp_path: Path) -> None:
     """A key that it does not know is a warning only."""
     unit = tmp_path / UNIT.name
     shutil.copy(UNIT, unit)
@@ -284,7 +284,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     assert "KillMod" in found.stderr
 
 
-def test_the_unit_exposes_no_more_than_is_said() -> None:
+def test_unit_exposure_is_within_its_limit() -> None:
     def analyze(threshold: int) -> int:
         command = ["systemd-analyze", "security", "--offline=true", f"--threshold={threshold}"]
         return subprocess.run([*command, str(UNIT)], capture_output=True, timeout=30).returncode

@@ -11,7 +11,7 @@ from tests.cluster import small_cluster
 
 
 @pytest.mark.parametrize("how", ["preempted", "lost"])
-def test_without_the_head_the_others_ask_to_be_run_again(tmp_path: Path, how: str) -> None:
+def test_losing_the_head_makes_the_others_ask_for_a_rerun(tmp_path: Path, how: str) -> None:
     with small_cluster(tmp_path, "1:2", "--rdzv-timeout", "15") as cluster:
         cluster.start("n1", "n2")
         cluster.until_step(2, 25)
@@ -26,7 +26,7 @@ def test_without_the_head_the_others_ask_to_be_run_again(tmp_path: Path, how: st
         cluster.assert_each_sample_once(2)
 
 
-def test_the_heads_agent_is_replaced_and_the_others_find_the_new_one(tmp_path: Path) -> None:
+def test_members_find_the_new_agent_of_the_head(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
         cluster.until_step(2, 15)
@@ -36,7 +36,7 @@ def test_the_heads_agent_is_replaced_and_the_others_find_the_new_one(tmp_path: P
         cluster.assert_each_sample_once(2)
 
 
-def test_a_head_that_was_killed_and_is_started_at_once_leads_again(tmp_path: Path) -> None:
+def test_restarted_head_leads_again(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
         cluster.until_step(2, 15)
@@ -48,7 +48,7 @@ def test_a_head_that_was_killed_and_is_started_at_once_leads_again(tmp_path: Pat
         cluster.assert_each_sample_once(2)
 
 
-def test_too_few_nodes_are_waited_for_and_then_the_job_can_be_run_again(tmp_path: Path) -> None:
+def test_too_few_nodes_are_waited_for(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2", "--rdzv-timeout", "5") as cluster:
         cluster.start("n1")
         assert cluster["n1"].wait() == 76, cluster.output()

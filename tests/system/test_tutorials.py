@@ -149,7 +149,7 @@ def terminal(tmp_path: Path):
 
 
 @pytest.mark.parametrize("page", TUTORIALS)
-def test_a_reader_sees_what_the_page_says(page: str, tmp_path: Path, terminal: Terminal) -> None:
+def test_tutorial_output_matches_the_page(page: str, tmp_path: Path, terminal: Terminal) -> None:
     """From the first command to the last, in the page's order."""
     found = blocks(DOCS / f"{page}.md")
     for block in found:
@@ -167,7 +167,7 @@ def test_a_reader_sees_what_the_page_says(page: str, tmp_path: Path, terminal: T
 
 
 @pytest.mark.parametrize("page", ["tutorial-torch", "tutorial-colossalai"])
-def test_the_lines_to_add_are_all_that_the_scripts_differ_in(page: str) -> None:
+def test_tutorial_scripts_differ_only_in_the_added_lines(page: str) -> None:
     """Taken back from the script that is run, they leave the one of before, but for indentation."""
     found = blocks(DOCS / f"{page}.md")
     scripts = {block.name: block.text for block in found if block.language == "python"}

@@ -17,7 +17,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_what_it_copies_is_there_and_is_not_ignored() -> None:
+def test_copied_paths_exist_and_are_not_ignored() -> None:
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"]
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copies = [

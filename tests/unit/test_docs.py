@@ -29,7 +29,7 @@ DIAGRAMS = ("flowchart", "sequenceDiagram", "stateDiagram-v2")
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     """To a file, and to a heading in it."""
     lost = []
     for link in links(page):
@@ -43,7 +43,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @each_page
-def test_commands_and_their_options_are_there(page: Path) -> None:
+def test_commands_and_options_exist(page: Path) -> None:
     """Whatever a page has one type behind ``elastic-ckpt``."""
     wrong = [
         f"{typed}: {problem}"
@@ -74,7 +74,7 @@ def what_is_wrong_with(typed: str) -> str:
     return ""
 
 
-def test_an_option_that_is_not_there_is_found() -> None:
+def test_unknown_option_is_found() -> None:
     """The test above can fail."""
     assert what_is_wrong_with("elastic-ckpt run --dir x --nprocs 2 -- train.py")
     assert what_is_wrong_with("elastic-ckpt slurm submitted job.toml")
@@ -88,12 +88,12 @@ def test_every_page_is_in_the_index() -> None:
     assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= linked
 
 
-def test_the_reference_is_what_the_sources_say() -> None:
+def test_reference_matches_the_sources() -> None:
     """``python scripts/reference.py`` makes it; run that when an option changes."""
     assert (DOCS / "reference.md").read_text(encoding="utf-8") == reference.reference()
 
 
-def test_the_reference_needs_no_torch() -> None:
+def test_reference_is_built_without_torch() -> None:
     """It is the same on every version of torch, and quickly made."""
     done = subprocess.run(
         [sys.executable, "-c", "import reference, sys; reference.reference(); print(*sys.modules)"],
@@ -102,12 +102,12 @@ def test_the_reference_needs_no_torch() -> None:
     assert not {"torch", "colossalai"} & set(done.stdout.split())
 
 
-def test_the_reference_has_every_exit_code() -> None:
+def test_reference_lists_every_exit_code() -> None:
     """None was added without a word on it."""
     assert set(reference.CODES) == set(ExitCode)
 
 
-def test_the_reference_has_every_variable_that_is_read() -> None:
+def test_reference_lists_every_variable() -> None:
     """Or it is one between our own processes."""
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     read = set()
@@ -119,7 +119,7 @@ def test_the_reference_has_every_variable_that_is_read() -> None:
     assert {name for name in read if f"`{name}`" not in page} <= INTERNAL
 
 
-def test_the_states_are_the_table_of_the_code() -> None:
+def test_state_table_matches_the_code() -> None:
     """``python scripts/reference.py`` draws them; and each transition is an arrow."""
     page = (DOCS / "design.md").read_text(encoding="utf-8")
     assert page == reference.with_states(page)

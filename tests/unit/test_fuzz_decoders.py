@@ -215,7 +215,7 @@ def with_fingerprint(data: bytes) -> bytes:
 
 @fuzz(500)
 @given(anything(document(make_manifest(HEADER, ENTRIES))), st.booleans())
-def test_a_manifest_of_anything(data: bytes, right: bool) -> None:
+def test_any_bytes_as_a_manifest(data: bytes, right: bool) -> None:
     try:
         found = decode_manifest(sign(with_fingerprint(data) if right else data))
     except (CheckpointRejected, UnsupportedFormat) as error:
@@ -232,7 +232,7 @@ PART = PartManifest(attempt="ab", rank=0, world_size=2, files=ENTRIES, header=HE
 
 @fuzz(500)
 @given(anything(document(PART)))
-def test_a_part_of_anything(data: bytes) -> None:
+def test_any_bytes_as_a_part(data: bytes) -> None:
     try:
         found = decode_part(sign(data))
     except (CheckpointRejected, UnsupportedFormat) as error:
@@ -249,13 +249,13 @@ def many(count: int) -> bytes:
     return encode(make_manifest(HEADER, files))
 
 
-def test_the_limit_of_files_is_the_last_that_is_read() -> None:
+def test_manifest_at_the_file_limit_is_read() -> None:
     assert len(decode_manifest(many(MAX_FILES)).files) == MAX_FILES
     with pytest.raises(CheckpointRejected, match=f"more than {MAX_FILES} files"):
         decode_manifest(many(MAX_FILES + 1))
 
 
-def test_the_limit_of_a_name_is_the_last_that_is_read() -> None:
+def test_name_at_the_length_limit_is_read() -> None:
     def named(count: int) -> bytes:
         return encode(make_manifest(msgspec.structs.replace(HEADER, job="x" * count), ENTRIES))
 
@@ -265,14 +265,14 @@ def test_the_limit_of_a_name_is_the_last_that_is_read() -> None:
 
 
 @pytest.mark.parametrize("path", ["a\u009b31m", "a\u202eb", "a\ud800", "a\u2028b", "\ufeff"])
-def test_a_path_that_cannot_be_shown_or_encoded_is_refused(path: str) -> None:
+def test_unprintable_path_is_rejected(path: str) -> None:
     """Also where it does not come from JSON: a file name on the disk may be no UTF-8."""
     with pytest.raises(CheckpointRejected, match="unsafe path") as refusal:
         check_path(path)
     assert str(refusal.value).isprintable()
 
 
-def test_the_size_of_a_file_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+def test_file_size_is_checked_before_reading(tmp_path: Path) -> None:
     """A sparse file of a terabyte costs its maker nothing, and must not cost the reader more."""
     path = tmp_path / "manifest.json"
     with path.open("wb") as file:
@@ -286,7 +286,7 @@ def test_the_size_of_a_file_is_looked_at_before_it_is_read(tmp_path: Path) -> No
 
 @fuzz()
 @given(anything({"epoch": 1, "step": 10, "sample_start_index": 80}))
-def test_running_states_of_anything(data: bytes) -> None:
+def test_any_bytes_as_running_states(data: bytes) -> None:
     try:
         found = decode_running_states(data)
     except CheckpointRejected as error:
@@ -298,7 +298,7 @@ def test_running_states_of_anything(data: bytes) -> None:
 
 @fuzz(400)
 @given(data=anything(document(RECORD)))
-def test_a_node_record_of_anything(job: JobDirectory, data: bytes) -> None:
+def test_any_bytes_as_a_node_record(job: JobDirectory, data: bytes) -> None:
     path = job.node_record("here")
     path.write_bytes(data)
     found = read_record(path)
@@ -315,7 +315,7 @@ def test_a_node_record_of_anything(job: JobDirectory, data: bytes) -> None:
 
 @fuzz()
 @given(data=anything(document(Heartbeat(1e9, 2, 30, 400))))
-def test_a_heartbeat_of_anything(job: JobDirectory, data: bytes) -> None:
+def test_any_bytes_as_a_heartbeat(job: JobDirectory, data: bytes) -> None:
     job.heartbeat("here").write_bytes(data)
     found = read_heartbeat(job, "here")
     if found is not None:
@@ -323,14 +323,16 @@ def test_a_heartbeat_of_anything(job: JobDirectory, data: bytes) -> None:
         assert all(0 <= value <= MAX_NUMBER for value in msgspec.structs.astuple(found))
 
 
-def test_a_record_s_node_leads_nowhere_else(job: JobDirectory, tmp_path: Path) -> None:
+def test_node_name_in_a_record_cannot_leave_the_directory(
+    job: JobDirectory, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside.beat"
     outside.write_bytes(msgspec.json.encode(Heartbeat(1e9, 2, 30, 400)))
     for node in (str(outside.with_suffix("")), f"../../../{outside.stem}", ".."):
         assert read_heartbeat(job, node) is None
 
 
-def test_a_record_names_no_board_but_its_own_owner_s(job: JobDirectory, tmp_path: Path) -> None:
+def test_record_can_name_only_its_owners_board(job: JobDirectory, tmp_path: Path) -> None:
     """Status opens it: another path may be a FIFO, or somebody else's file."""
     path = job.node_record("here")
     for board in (str(tmp_path / "fifo"), "/proc/13/fd/7", "/proc/12/fd/7/../8", "/proc/12/mem"):
@@ -342,7 +344,7 @@ def test_a_record_names_no_board_but_its_own_owner_s(job: JobDirectory, tmp_path
 
 @fuzz()
 @given(data=anything(document(LockOwner("run", 3, OWNER))))
-def test_a_lock_s_owner_of_anything(job: JobDirectory, data: bytes) -> None:
+def test_any_bytes_as_a_lock_owner(job: JobDirectory, data: bytes) -> None:
     job.lock.with_name("lock.owner").write_bytes(data)
     found = read_owner(job.lock)
     if found is not None:
@@ -352,7 +354,7 @@ def test_a_lock_s_owner_of_anything(job: JobDirectory, data: bytes) -> None:
 
 @fuzz()
 @given(data=anything(document(Rejected("/a", "a reason", "20260102T030405Z"))))
-def test_a_reason_in_quarantine_of_anything(job: JobDirectory, data: bytes) -> None:
+def test_any_bytes_as_a_quarantine_reason(job: JobDirectory, data: bytes) -> None:
     place = job.quarantine / "epoch-0_step-1-20260102T030405Z-abcd"
     place.mkdir(exist_ok=True)
     place.with_name(place.name + ".json").write_bytes(data)
@@ -361,7 +363,7 @@ def test_a_reason_in_quarantine_of_anything(job: JobDirectory, data: bytes) -> N
     assert found.reason.isprintable() and len(found.reason) <= MAX_SHOWN + 3
 
 
-def test_of_a_quarantine_of_thousands_the_newest_are_shown(
+def test_large_quarantine_shows_its_newest_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = open_job(tmp_path / "job")
@@ -376,7 +378,7 @@ def test_of_a_quarantine_of_thousands_the_newest_are_shown(
 
 @fuzz()
 @given(data=st.binary(max_size=100))
-def test_a_verified_mark_of_anything(job: JobDirectory, data: bytes) -> None:
+def test_any_bytes_as_a_verified_mark(job: JobDirectory, data: bytes) -> None:
     checkpoint = job.checkpoint(1, 120)
     (job.verified / checkpoint.name).write_bytes(data)
     manifest = make_manifest(HEADER, ENTRIES)
@@ -391,7 +393,7 @@ EVENT = {
 
 @fuzz(400)
 @given(lines=st.lists(anything(EVENT), max_size=4))
-def test_a_journal_of_anything(job: JobDirectory, lines: list[bytes]) -> None:
+def test_any_bytes_as_a_journal(job: JobDirectory, lines: list[bytes]) -> None:
     from elastic_ckpt.cli.status.view import gather
 
     good = msgspec.json.encode(EVENT)
@@ -404,7 +406,7 @@ def test_a_journal_of_anything(job: JobDirectory, lines: list[bytes]) -> None:
     msgspec.json.encode(view)
 
 
-def test_a_journal_s_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines, bytes of all nodes together, and events; the end is what counts."""
     job = open_job(tmp_path / "job")
     line = msgspec.json.encode(EVENT)
@@ -420,7 +422,7 @@ def test_a_journal_s_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(read_journal(job)) == 7
 
 
-def test_a_journal_of_empty_lines_alone_is_read_in_little_memory(job: JobDirectory) -> None:
+def test_journal_of_empty_lines_takes_little_memory(job: JobDirectory) -> None:
     import tracemalloc
 
     job.journal("empty").write_bytes(b"\n" * (1024 * 1024))
@@ -432,7 +434,7 @@ def test_a_journal_of_empty_lines_alone_is_read_in_little_memory(job: JobDirecto
     assert peak < 4 * 1024 * 1024
 
 
-def test_what_a_journal_cannot_hold_is_written_all_the_same(tmp_path: Path) -> None:
+def test_oversized_event_is_still_written(tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
     Journal(job, "here").write("event", deep=VALUES, name="\udce9")
     assert [event.event for event in read_journal(job)] == ["event"]
@@ -459,7 +461,7 @@ def test_directories_are_listed_down_to_the_limit(tmp_path: Path) -> None:
         files_below(tmp_path / "deeper")
 
 
-def test_no_checkpoint_is_sealed_that_would_not_be_read(tmp_path: Path) -> None:
+def test_unreadable_manifest_is_not_sealed(tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
     with pytest.raises(CheckpointRejected, match="a name of over"):
         make_checkpoint(job, 10, torch="x" * (MAX_TEXT_CHARACTERS + 1))
@@ -503,7 +505,7 @@ def read_or_refuse(directory: Path) -> Any:
 
 @fuzz(400)
 @given(data=st.data())
-def test_a_state_s_tree_of_anything(state: Any, data: st.DataObject) -> None:
+def test_any_bytes_as_a_state_tree(state: Any, data: st.DataObject) -> None:
     directory, tree, _, _ = state
     before = (directory / "s.json").read_bytes()
     (directory / "s.json").write_bytes(data.draw(anything(tree)))
@@ -515,7 +517,7 @@ def test_a_state_s_tree_of_anything(state: Any, data: st.DataObject) -> None:
 
 @fuzz(400)
 @given(data=st.data())
-def test_a_file_of_tensors_of_anything(state: Any, data: st.DataObject) -> None:
+def test_any_bytes_as_a_tensor_file(state: Any, data: st.DataObject) -> None:
     """Names, types, shapes and offsets of the header; its length; and any bytes at all."""
     directory, _, header, body = state
     path = directory / "s.safetensors"
@@ -538,16 +540,14 @@ def empty_with_shape(shape: list[int]) -> bytes:
 @pytest.mark.parametrize(
     "shape", [[0, 2**62], [0, 2**63], [0, 2**64 - 1], [0] * 1000, [2**32, 2**32, 0], [2**62, 4]]
 )
-def test_an_empty_tensor_of_a_huge_shape_is_no_crash(tmp_path: Path, shape: list[int]) -> None:
+def test_empty_tensor_of_a_huge_shape_is_rejected(tmp_path: Path, shape: list[int]) -> None:
     (tmp_path / "s.json").write_bytes(b'{"$": "tensor", "name": "x"}')
     (tmp_path / "s.safetensors").write_bytes(empty_with_shape(shape))
     found = read_or_refuse(tmp_path)
     assert found is None or found.numel() == 0
 
 
-def test_a_tree_is_read_up_to_its_limit_and_not_written_beyond_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_tree_depth_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that went further would leave what nobody reads."""
     from elastic_ckpt.errors import UsageError
     from elastic_ckpt.training.tensors import state_codec
@@ -565,7 +565,7 @@ def test_a_tree_is_read_up_to_its_limit_and_not_written_beyond_it(
 
 @pytest.mark.parametrize("name", ["s.json", "s.safetensors"])
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
-def test_a_state_is_read_from_regular_files_alone(
+def test_state_is_read_from_regular_files_only(
     state: Any, tmp_path: Path, name: str, kind: str
 ) -> None:
     for path in state[0].iterdir():

@@ -86,7 +86,7 @@ def make_job(place: Path, *, group_access: bool) -> JobDirectory:
     return job
 
 
-def test_the_group_sees_everything_and_writes_nothing(place: Path) -> None:
+def test_group_can_read_but_not_write(place: Path) -> None:
     job = make_job(place, group_access=True)
     before = tree(job.root)
     listed = as_user(job, GROUP, "list")
@@ -102,7 +102,7 @@ def test_the_group_sees_everything_and_writes_nothing(place: Path) -> None:
     assert not is_verified(job, path, read_manifest(path))
 
 
-def test_the_group_can_delete_nothing_and_is_told_so(place: Path) -> None:
+def test_group_cannot_delete(place: Path) -> None:
     job = make_job(place, group_access=True)
     before = tree(job.root)
     said = as_user(job, GROUP, "prune", "--keep-last", "1")
@@ -119,7 +119,7 @@ def test_the_group_can_delete_nothing_and_is_told_so(place: Path) -> None:
      ["prune", "--keep-last", "1"]],
     ids=" ".join,
 )  # fmt: skip
-def test_who_is_not_let_in_gets_one_line_and_73(
+def test_user_without_access_gets_one_line_and_73(
     place: Path, command: list[str], group_access: bool
 ) -> None:
     """The group without --group-access, and others always."""
@@ -132,7 +132,7 @@ def test_who_is_not_let_in_gets_one_line_and_73(
 
 
 @pytest.mark.parametrize("group_access", [True, False])
-def test_a_run_in_another_user_s_directory_is_73(place: Path, group_access: bool) -> None:
+def test_run_in_another_users_directory_exits_73(place: Path, group_access: bool) -> None:
     job = make_job(place, group_access=group_access)
     before = tree(job.root)
     script = place / "train.py"

@@ -111,7 +111,7 @@ def untouched(outside: Path) -> Iterator[None]:
     assert fingerprints(outside) == before
 
 
-def test_the_canary_sings(tmp_path: Path) -> None:
+def test_the_canary_detects_an_opened_path(tmp_path: Path) -> None:
     """A read through a link and a change of a mode are both noticed."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -266,7 +266,7 @@ def clear(path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [*DIRECTORIES, *FILE_PLACES])
-def test_a_link_leads_nowhere(job: JobDirectory, outside: Path, place: str) -> None:
+def test_link_is_not_followed(job: JobDirectory, outside: Path, place: str) -> None:
     """Whatever the link leads to would fit: it is the very thing that stood there."""
     path = job.root / place
     target = outside / "moved"
@@ -286,7 +286,7 @@ def test_a_link_leads_nowhere(job: JobDirectory, outside: Path, place: str) -> N
 
 @pytest.mark.parametrize("place", [*DIRECTORIES, *FILE_PLACES])
 @pytest.mark.parametrize("kind", ["fifo", "other"])
-def test_what_is_of_another_kind_is_refused_without_waiting(
+def test_other_kinds_of_files_are_rejected_without_waiting(
     job: JobDirectory, outside: Path, place: str, kind: str
 ) -> None:
     """A FIFO; and a file where a directory belongs, a full directory where a file does."""
@@ -331,9 +331,7 @@ def test_odd_things_in_some_places(
 
 
 @pytest.mark.parametrize("place", [place for place in FILE_PLACES if "/.tmp-" not in place])
-def test_nothing_is_written_through_another_name_of_a_file(
-    job: JobDirectory, outside: Path, place: str
-) -> None:
+def test_hard_link_is_not_written_through(job: JobDirectory, outside: Path, place: str) -> None:
     """A hard link in the job: what it shares its contents with keeps them, and its mode."""
     path, target = job.root / place, outside / "secret"
     target.write_bytes(path.read_bytes() if path.is_file() else b"mine\n")
@@ -347,14 +345,14 @@ def test_nothing_is_written_through_another_name_of_a_file(
 # -- what must still work beside it ---------------------------------------------------------------
 
 
-def test_a_directory_named_like_a_left_over_keeps_no_job_from_starting(job: JobDirectory) -> None:
+def test_directory_named_like_a_leftover_does_not_stop_a_start(job: JobDirectory) -> None:
     for place in (job.root, job.quarantine, job.root / OPEN):
         (place / ".tmp-directory").mkdir()
     (job.quarantine / "directory.json").mkdir()
     assert recover(job) == [(job.checkpoint(0, 30), "sealed")]
 
 
-def test_a_link_in_place_of_a_directory_is_named(job: JobDirectory, outside: Path) -> None:
+def test_link_in_place_of_a_directory_is_named(job: JobDirectory, outside: Path) -> None:
     clear(job.trash)
     job.trash.symlink_to(outside)
     done = {one.path.name: one for one in prune(job, Retention(last=1))}
@@ -368,7 +366,7 @@ def test_a_link_in_place_of_a_directory_is_named(job: JobDirectory, outside: Pat
     assert code == 73 and said.count("elastic-ckpt: error") == 1
 
 
-def test_a_group_s_access_is_not_given_behind_a_link(job: JobDirectory, outside: Path) -> None:
+def test_group_access_is_not_given_through_a_link(job: JobDirectory, outside: Path) -> None:
     clear(job.trash)
     outside.chmod(0o700)
     job.trash.symlink_to(outside)
@@ -376,7 +374,7 @@ def test_a_group_s_access_is_not_given_behind_a_link(job: JobDirectory, outside:
         job.prepare(group_access=True)
 
 
-def test_thousands_of_junk_entries_are_passed_over(job: JobDirectory) -> None:
+def test_thousands_of_junk_entries_are_skipped(job: JobDirectory) -> None:
     places = (job.root, job.attempts, job.requests, job.control / "nodes", job.trash)
     for number in range(1000):
         for place in places:
@@ -396,7 +394,7 @@ def swept(job: JobDirectory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("swept")
-def test_directories_nested_beyond_python_s_recursion(job: JobDirectory) -> None:
+def test_directories_deeper_than_pythons_recursion_limit(job: JobDirectory) -> None:
     """A tree deeper than Python's stack, in a checkpoint, an attempt, the trash."""
     for place in (job.checkpoint(0, 20), job.root / OPEN, job.trash / "epoch-0_step-1-12345678"):
         here = os.open(place, os.O_RDONLY)
@@ -431,7 +429,7 @@ def test_names_cannot_steer_a_terminal(job: JobDirectory, name: str) -> None:
     assert code == 65 and "is not in the manifest" in said
 
 
-def test_status_opens_no_path_that_a_record_gives_it(job: JobDirectory, outside: Path) -> None:
+def test_status_opens_no_path_named_in_a_record(job: JobDirectory, outside: Path) -> None:
     """A FIFO for a board would keep it for ever."""
     fifo = outside / "fifo"
     os.mkfifo(fifo)
@@ -442,7 +440,7 @@ def test_status_opens_no_path_that_a_record_gives_it(job: JobDirectory, outside:
             command("save", "--timeout", "0", job.root)
 
 
-def test_the_board_of_a_process_may_be_a_fifo_all_the_same(job: JobDirectory) -> None:
+def test_fifo_as_a_board_does_not_block(job: JobDirectory) -> None:
     """The owner's own descriptor is looked at, and is no board."""
     reader, writer = os.pipe()
     try:
@@ -456,7 +454,7 @@ def test_the_board_of_a_process_may_be_a_fifo_all_the_same(job: JobDirectory) ->
 
 
 @pytest.mark.parametrize("incarnation", [-1, 2**70, 10**18 - 1])
-def test_no_record_makes_the_next_run_seal_what_it_cannot_read(
+def test_unreadable_attempt_is_not_sealed_by_the_next_run(
     job: JobDirectory, incarnation: int
 ) -> None:
     path = job.node_record("here")
@@ -495,7 +493,7 @@ def add(entry_of: int, rank: int = 1, path: str | None = None) -> Callable[[Part
         (add(0, path="running_states.json/x"), "is missing"),
     ],
 )
-def test_parts_that_contradict_each_other_are_not_sealed(
+def test_contradicting_parts_are_not_sealed(
     job: JobDirectory, change: Callable[[PartManifest], Any], why: str
 ) -> None:
     """Each is signed. Sealed, the checkpoint would be refused by the next load."""
@@ -505,7 +503,7 @@ def test_parts_that_contradict_each_other_are_not_sealed(
     assert not job.checkpoint(0, 30).exists()
 
 
-def test_a_billion_ranks_are_not_waited_for(job: JobDirectory) -> None:
+def test_attempt_claiming_a_billion_ranks_is_rejected(job: JobDirectory) -> None:
     for rank in (0, 1):
         rewrite_part(
             job, rank, lambda part: msgspec.structs.replace(
@@ -517,20 +515,20 @@ def test_a_billion_ranks_are_not_waited_for(job: JobDirectory) -> None:
     assert what == "removed: part 0 contradicts itself about the world size"
 
 
-def test_a_sealed_checkpoint_of_a_billion_ranks_is_listed_and_verified(job: JobDirectory) -> None:
+def test_sealed_checkpoint_claiming_a_billion_ranks_is_listed(job: JobDirectory) -> None:
     """The number is of no use to who verifies."""
     change_manifest(job.checkpoint(0, 20), world_size=10**9, data_parallel_size=10**9)
     verify_full(job.checkpoint(0, 20))
     assert command("list", job.root)[0] == 0
 
 
-def test_an_attempt_under_another_step_s_name_is_removed(job: JobDirectory) -> None:
+def test_attempt_named_for_another_step_is_removed(job: JobDirectory) -> None:
     (job.root / OPEN).rename(job.attempts / f"31-{IDENTITY}")
     [(_, what)] = recover(job)
     assert what.startswith("removed: it says that it is another")
 
 
-def test_a_sealed_attempt_of_another_step_is_removed(job: JobDirectory) -> None:
+def test_sealed_attempt_of_another_step_is_removed(job: JobDirectory) -> None:
     clear(job.root / OPEN)
     attempt = Attempt.begin(job, 50)
     seal_in_place(attempt)
@@ -539,7 +537,7 @@ def test_a_sealed_attempt_of_another_step_is_removed(job: JobDirectory) -> None:
     assert what.startswith("removed") and not job.checkpoint(0, 51).exists()
 
 
-def test_digits_of_other_scripts_are_no_checkpoint_s_name(job: JobDirectory) -> None:
+def test_non_ascii_digits_are_not_a_checkpoint_name(job: JobDirectory) -> None:
     (job.root / "epoch-\u0660_step-\u0669\u0669").mkdir()
     assert [path.name for path in scan(job)] == [NEWEST, "epoch-0_step-10"]
 
@@ -547,7 +545,7 @@ def test_digits_of_other_scripts_are_no_checkpoint_s_name(job: JobDirectory) -> 
 @pytest.mark.parametrize(
     "name", ["running_states.json", "modeling/x", "optimizer/x", "ranks/x", "precision/x"]
 )
-def test_an_unlisted_file_is_refused_where_somebody_reads(tmp_path: Path, name: str) -> None:
+def test_unlisted_file_is_rejected_where_it_would_be_read(tmp_path: Path, name: str) -> None:
     job = open_job(tmp_path / "job")
     contents = {path: data for path, data in FILES.items() if path != "running_states.json"}
     checkpoint = make_checkpoint(job, 10, contents=contents)
@@ -558,7 +556,7 @@ def test_an_unlisted_file_is_refused_where_somebody_reads(tmp_path: Path, name: 
         verify_quick(checkpoint)
 
 
-def test_a_manifest_beside_the_checkpoints_does_not_hide_them(job: JobDirectory) -> None:
+def test_stray_manifest_does_not_hide_checkpoints(job: JobDirectory) -> None:
     """A whole checkpoint in the job's own place would else be all that is verified."""
     shutil.copytree(job.checkpoint(0, 10), job.root, dirs_exist_ok=True)
     (job.checkpoint(0, 20) / MODEL).unlink()
@@ -566,11 +564,11 @@ def test_a_manifest_beside_the_checkpoints_does_not_hide_them(job: JobDirectory)
     assert code == 65 and f"{NEWEST}: FAILED" in said
 
 
-def test_what_a_job_owns_is_below_it(job: JobDirectory, outside: Path) -> None:
+def test_owned_paths_are_below_the_job(job: JobDirectory, outside: Path) -> None:
     assert job.owns(job.verified) and not job.owns(outside) and not job.owns(Path("/"))
 
 
-def test_a_link_within_a_checkpoint_is_refused_too(job: JobDirectory) -> None:
+def test_link_inside_a_checkpoint_is_rejected(job: JobDirectory) -> None:
     checkpoint = job.checkpoint(0, 20)
     (checkpoint / "optimizer").rename(checkpoint / "moved")
     (checkpoint / "optimizer").symlink_to("moved")
@@ -579,7 +577,7 @@ def test_a_link_within_a_checkpoint_is_refused_too(job: JobDirectory) -> None:
 
 
 @pytest.mark.parametrize("size", [100, verify._OPENING_BYTES, 5 * 1024 * 1024])
-def test_a_file_that_grows_while_it_is_read_is_not_read_for_ever(tmp_path: Path, size: int) -> None:
+def test_growing_file_is_read_up_to_a_limit(tmp_path: Path, size: int) -> None:
     from elastic_ckpt.checkpoint.hashed_file import hash_file
 
     path = tmp_path / "grows"
@@ -655,7 +653,7 @@ def fifo_for_manifest(checkpoint: Path, outside: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [linked_directory, renamed, unlisted, linked_manifest, fifo_for_manifest]
 )
-def test_a_load_of_one_checkpoint_refuses_what_a_listing_refuses(
+def test_load_rejects_what_listing_rejects(
     job: JobDirectory, outside: Path, damage: Callable[[Path, Path], None]
 ) -> None:
     """Hashes alone would match in the first three."""
@@ -673,7 +671,7 @@ def test_a_load_of_one_checkpoint_refuses_what_a_listing_refuses(
 
 
 @pytest.mark.parametrize("how", ["write", "link", "fifo", "remove"])
-def test_a_file_that_changes_between_verification_and_load_is_noticed(
+def test_change_between_verification_and_load_is_detected(
     job: JobDirectory, outside: Path, how: str
 ) -> None:
     """Through its other name; or because something else takes its place."""
@@ -699,7 +697,7 @@ def test_a_file_that_changes_between_verification_and_load_is_noticed(
     bounded(refused, path)
 
 
-def test_a_lock_of_who_may_only_read_costs_no_checkpoint(
+def test_lock_of_a_reader_does_not_block_pruning(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everybody who may read a manifest may lock it; that says nothing about the checkpoint."""
@@ -739,9 +737,7 @@ BOMB_PLACES = [
 
 @pytest.mark.parametrize("seal", ["none", "wrong", "right"])
 @pytest.mark.parametrize("place", BOMB_PLACES)
-def test_without_a_booster_nothing_is_unpickled_at_all(
-    tmp_path: Path, place: str, seal: str
-) -> None:
+def test_without_a_booster_nothing_is_unpickled(tmp_path: Path, place: str, seal: str) -> None:
     """Not even of a checkpoint that whoever planted the pickle has sealed."""
     torch = pytest.importorskip("torch")
     from elastic_ckpt.checkpoint.colossalai_layout import read_running_states

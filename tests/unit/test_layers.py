@@ -46,21 +46,21 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_layers_are_kept() -> None:
+def test_import_contracts_hold() -> None:
     """Every contract holds in the tree as it is."""
     result = lint(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 kept, 0 broken" in result.stdout
 
 
-def test_a_faithful_copy_is_green(copy: Path) -> None:
+def test_unchanged_copy_passes(copy: Path) -> None:
     """What the next test sees as red is the wrong import and not the copying."""
     result = lint(copy)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("file", "line", "contract"), WRONG_TURNS, ids=[w[0] for w in WRONG_TURNS])
-def test_an_import_turned_round_is_red(copy: Path, file: str, line: str, contract: str) -> None:
+def test_upward_import_fails(copy: Path, file: str, line: str, contract: str) -> None:
     """The contract that is broken is named, and so is the module that broke it."""
     path = copy / "elastic_ckpt" / file
     path.write_text(path.read_text() + f"\n{line}\n")
