@@ -25,7 +25,7 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 import colossalai
 
-from elastic_ckpt.cli.doctor.versions import untried
+from elastic_ckpt.cli.doctor.versions import untested
 from tests import plugins
 from tests.integration.ranks import run_ranks
 from tests.marks import slow_unless
@@ -828,4 +828,4 @@ def test_installed_versions_are_in_the_table():
     """Of ``elastic_ckpt/cli/doctor/versions.py``, which ``elastic-ckpt doctor`` compares with."""
     names = ("torch", "colossalai", "transformers", "peft")
     found = {"Python": "3.11", **{name: metadata.version(name) for name in names}}
-    assert untried(found) == []
+    assert untested(found) == []

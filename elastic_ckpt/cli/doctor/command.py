@@ -9,13 +9,13 @@ import click
 import msgspec
 
 from elastic_ckpt.cli.doctor.directory import (
-    Place,
+    CheckedPath,
     check_directory,
     check_filesystem,
-    look_at,
-    named,
+    inspect_directory,
+    resolve_directory,
 )
-from elastic_ckpt.cli.doctor.findings import Finding, Group, StatusLine, collect, show, show_sum
+from elastic_ckpt.cli.doctor.findings import Finding, Group, StatusLine, collect, show, show_summary
 from elastic_ckpt.cli.doctor.gpus import check_gpus
 from elastic_ckpt.cli.doctor.machine import check_clock, check_limits, check_network
 from elastic_ckpt.cli.doctor.memory import check_memory
@@ -28,11 +28,11 @@ from elastic_ckpt.notices.platforms import detect
 from elastic_ckpt.util.text import shown_json
 
 
-class _Unasked(click.Path):
-    """A path that is not looked at: on a storage that is dead not even that would return."""
+class _UncheckedPath(click.Path):
+    """A path that click does not check, because dead storage would block the check forever."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As it was typed."""
+        """Return the path as it was typed."""
         return value
 
 
@@ -41,35 +41,35 @@ class _Unasked(click.Path):
     "directory",
     metavar="[DIR]",
     envvar="ELASTIC_CKPT_DIR",
-    type=_Unasked(file_okay=False),
+    type=_UncheckedPath(file_okay=False),
     required=False,
 )
 @click.option(
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    help="Time between a notice and the end of the machine.  [default: as run has it]",
+    help="Seconds from a signal to the end of this node.  [default: as for run]",
 )
-@click.option("--unit", metavar="NAME", help="Look at elastic-ckpt@NAME and its job file, too.")
+@click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")
 def command(directory: str | None, grace: float | None, unit: str | None, as_json: bool) -> int:
-    """Is this machine set up right, and is DIR good for checkpoints?
+    """Check this machine, and whether DIR is suitable for checkpoints.
 
     \b
       elastic-ckpt doctor /data/ckpt
       elastic-ckpt doctor /data/ckpt --grace 120
       elastic-ckpt doctor --unit gpt
 
-    Each line is ok, a warning or a problem, with what to do. In DIR, or above it while it is not
-    there, up to 268 MB are written for up to 5 s, and removed again; without DIR no storage is
-    tried. DIR may be the number of a SLURM job.
+    Each line is ok, a warning or a problem, with what to do. Up to 268 MB are written to DIR, or
+    its nearest existing parent, for up to 5 s, and removed again; without DIR no storage is
+    tested. DIR may be a SLURM job number.
 
     Exits with 1 if there is a problem.
     """
     status = StatusLine()
     found: list[Finding] = []
     titles: list[str] = []
-    for title, one in collect(_groups(named(directory), grace, unit, status), status):
+    for title, one in collect(_groups(resolve_directory(directory), grace, unit, status), status):
         if not as_json:
             show(title, one, begins=title not in titles)
         titles.append(title)
@@ -77,41 +77,41 @@ def command(directory: str | None, grace: float | None, unit: str | None, as_jso
     if as_json:
         click.echo(shown_json(msgspec.json.encode(found)))
     else:
-        show_sum(found)
+        show_summary(found)
     return 1 if any(one.state == "problem" for one in found) else 0
 
 
 def _groups(
     directory: str | None, given: float | None, unit: str | None, status: StatusLine
 ) -> Iterator[Group]:
-    """All there is to look at, each looked at in its turn."""
+    """Yield the groups of findings; each is checked when it is iterated."""
     yield "versions", check_versions()
     workers = auto_workers()
-    status.say("looking at devices ...")
+    status.say("checking devices ...")
     gpus = find_gpus()
     yield "devices", check_gpus(gpus, workers)
     platforms = detect()
-    status.say("looking at the platform ...")
+    status.say("checking the platform ...")
     grace = find_grace(given, platforms)
     yield "platform", check_platform(platforms, grace)
-    status.say("looking at the directory ...")
-    place = look_at(directory)
-    yield "checkpoints", _checkpoints(place, platforms, grace, status)
-    yield "memory", check_memory(place if isinstance(place, Place) else None)
+    status.say("checking the directory ...")
+    path = inspect_directory(directory)
+    yield "checkpoints", _checkpoints(path, platforms, grace, status)
+    yield "memory", check_memory(path if isinstance(path, CheckedPath) else None)
     yield "machine", _machine(workers, bool(gpus.devices))
     if unit:
         yield "unit", check_unit(unit)
 
 
 def _checkpoints(
-    place: Place | Finding, platforms: list[str], grace: Grace, status: StatusLine
+    path: CheckedPath | Finding, platforms: list[str], grace: Grace, status: StatusLine
 ) -> Iterator[Finding]:
-    if isinstance(place, Finding):
-        yield place
+    if isinstance(path, Finding):
+        yield path
         return
-    yield from check_directory(place)
-    yield check_filesystem(place.tried, platforms, nodes=nodes())
-    yield from check_storage(place, grace, status.say)
+    yield from check_directory(path)
+    yield check_filesystem(path.tested, platforms, nodes=nodes())
+    yield from check_storage(path, grace, status.say)
 
 
 def _machine(workers: int, has_gpus: bool) -> Iterator[Finding]:

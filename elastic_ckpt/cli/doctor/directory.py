@@ -1,4 +1,4 @@
-"""The directory that checkpoints are to go to: what is there, and what fits beside it."""
+"""The job directory: its file system, its checkpoints, and whether more will fit."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ from elastic_ckpt.util.units import human_bytes
 
 MEMORY: Final = Path("/dev/shm")
 
-_LOOK_SECONDS: Final = 20.0
+_INSPECT_SECONDS: Final = 20.0
 
 
-class Place(msgspec.Struct, frozen=True):
-    """A directory for checkpoints, as it is now.
+class CheckedPath(msgspec.Struct, frozen=True):
+    """A job directory and what it contains.
 
     Attributes:
         root: absolute, without links.
-        tried: it, or what is there above it while it is not.
-        free_bytes: what this user may still write.
-        newest: name of the newest intact checkpoint; empty if there is none.
-        state_bytes: of that checkpoint; 0 if there is none.
-        saved_seconds: what a save of it takes at the worst, as the job's own saves have it; None
-            if there were none.
-        held_bytes: what the job's memory tier on this node takes already.
+        tested: the directory to test: ``root`` or its nearest existing parent.
+        free_bytes: what this user can still write.
+        newest: name of the newest intact checkpoint; empty if none.
+        state_bytes: size of that checkpoint; 0 if none.
+        saved_seconds: worst-case duration of a save, from the job's own saves; None without any.
+        held_bytes: what the job's memory tier already takes on this node.
     """
 
     root: str
-    tried: str
+    tested: str
     free_bytes: int
     newest: str = ""
     state_bytes: int = 0
@@ -54,36 +53,35 @@ class Place(msgspec.Struct, frozen=True):
     held_bytes: int = 0
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the directory exists."""
-        return self.root == self.tried
+        return self.root == self.tested
 
 
-def named(directory: str | None) -> str | None:
-    """A directory, or that of a SLURM job if it is the number of one.
+def resolve_directory(directory: str | None) -> str | None:
+    """Return the directory; a SLURM job number is resolved to the job's.
 
     Raises:
-        UsageError: nothing is known of that job.
+        UsageError: the job is unknown.
     """
     if directory is None or not is_job_number(directory) or os.path.lexists(directory):
         return directory
     found = find_job(directory)
     if found is None:
         raise UsageError(
-            f"no directory {directory}, and of no SLURM job {directory} the directory is known "
-            "here: give it"
+            f"{directory} is neither a directory nor a known SLURM job: give the job directory"
         )
     return str(found)
 
 
-def look_at(directory: str | None) -> Place | Finding:
-    """What is there; a finding if that cannot be said."""
+def inspect_directory(directory: str | None) -> CheckedPath | Finding:
+    """Inspect a directory in a child process; return a finding if that fails."""
     if directory is None:
-        return ok("directory", "not tried: give the directory that checkpoints go to (doctor DIR)")
+        return ok("directory", "not tested: give the job directory (doctor DIR)")
     try:
-        found: Place = answer(lambda: _look(directory), Place, _LOOK_SECONDS)
+        found: CheckedPath = answer(lambda: _inspect(directory), CheckedPath, _INSPECT_SECONDS)
     except NoAnswer as error:
-        todo = "see whether the storage is up: a run would wait for it, too"
+        todo = "check the storage: a run would block on it as well"
         return Finding("directory", "problem", f"{directory}: {error}", todo)
     except WorkFailed as error:
         todo = "run as its owner, or choose another directory"
@@ -91,23 +89,23 @@ def look_at(directory: str | None) -> Place | Finding:
     return found
 
 
-def check_directory(place: Place) -> Iterator[Finding]:
-    """What it holds, and whether two more checkpoints fit."""
-    if not place.is_there:
-        yield ok("directory", f"{place.root} is to be made: tried was {place.tried}")
-    elif place.newest:
-        size = human_bytes(place.state_bytes)
-        text = f"{place.root}: {place.newest} is the newest intact checkpoint, {size}"
-        yield ok("directory", text, place.state_bytes, "bytes")
+def check_directory(path: CheckedPath) -> Iterator[Finding]:
+    """Check the newest checkpoint, and whether two more fit."""
+    if not path.exists:
+        yield ok("directory", f"{path.root} does not exist yet; tested {path.tested}")
+    elif path.newest:
+        size = human_bytes(path.state_bytes)
+        text = f"{path.root}: {path.newest} is the newest intact checkpoint, {size}"
+        yield ok("directory", text, path.state_bytes, "bytes")
     else:
-        yield ok("directory", f"{place.root}: no intact checkpoint yet")
-    yield _space(place)
+        yield ok("directory", f"{path.root}: no intact checkpoint yet")
+    yield _space(path)
 
 
-def _space(place: Place) -> Finding:
-    free, state = place.free_bytes, place.state_bytes
+def _space(path: CheckedPath) -> Finding:
+    free, state = path.free_bytes, path.state_bytes
     if free == sys.maxsize:
-        return ok("free space", "the file system does not say")
+        return ok("free space", "not reported by the file system")
     text = f"{human_bytes(free)} free"
     if not state:
         return ok("free space", text, free, "bytes")
@@ -116,35 +114,35 @@ def _space(place: Place) -> Finding:
         text += f": room for {fits:,} more checkpoints"
         return ok("free space", text, free, "bytes")
     text += f", and a checkpoint takes {human_bytes(state)}"
-    todo = "delete something there, or keep fewer checkpoints (--keep-last)"
-    # One is written before an old one goes.
+    todo = "free some space, or keep fewer checkpoints (--keep-last)"
+    # A checkpoint is written before an old one is deleted.
     return Finding("free space", "warning" if fits else "problem", text, todo, free, "bytes")
 
 
-def _look(directory: str) -> Generator[Place, None, None]:
+def _inspect(directory: str) -> Generator[CheckedPath, None, None]:
     job = JobDirectory.at(directory)
-    tried = _nearest(job.root)
-    place = Place(str(job.root), str(tried), free_bytes(tried))
-    newest = newest_intact(job) if tried == job.root else None
+    tested = _nearest(job.root)
+    path = CheckedPath(str(job.root), str(tested), free_bytes(tested))
+    newest = newest_intact(job) if tested == job.root else None
     if newest is not None and newest.manifest is not None:
         size = newest.manifest.total_bytes
         tier = tier_of(job, str(tier_path(MEMORY, job, node_name())))
-        place = msgspec.structs.replace(
-            place,
+        path = msgspec.structs.replace(
+            path,
             newest=newest.path.name,
             state_bytes=size,
             saved_seconds=save_seconds(read_predictor(job), Outlook(0.0, 0.0, size)),
             held_bytes=tier.held_bytes() if tier else 0,
         )
-    yield place
+    yield path
 
 
 def _nearest(path: Path) -> Path:
-    """It, or the directory above it that is there.
+    """Return the path or its nearest existing parent.
 
     Raises:
-        DirectoryUnusable: what is there is none.
-        OSError: this user may not see it.
+        DirectoryUnusable: that is not a directory.
+        OSError: this user may not access it.
     """
     while True:
         try:
@@ -153,7 +151,7 @@ def _nearest(path: Path) -> Path:
             path = path.parent
             continue
         if not stat.S_ISDIR(found.st_mode):
-            raise DirectoryUnusable(f"{path} is no directory")
+            raise DirectoryUnusable(f"{path} is not a directory")
         return path
 
 
@@ -174,44 +172,44 @@ _OBJECTS: Final = frozenset(
         "mountpoint-s3",
     }
 )  # fmt: skip
-"""Object stores that look like a directory; renames there are copies."""
+"""Object stores mounted as a directory; a rename there is a copy."""
 
 _TEMPORARY: Final = {
-    "overlay": ("goes with the container", "mount a volume, and give a directory on it"),
-    "aufs": ("goes with the container", "mount a volume, and give a directory on it"),
-    "tmpfs": ("is memory, and goes with this machine", "give a directory on a disk"),
-    "ramfs": ("is memory, and goes with this machine", "give a directory on a disk"),
+    "overlay": ("is lost with the container", "mount a volume, and use a directory on it"),
+    "aufs": ("is lost with the container", "mount a volume, and use a directory on it"),
+    "tmpfs": ("is memory, lost with this machine", "use a directory on a disk"),
+    "ramfs": ("is memory, lost with this machine", "use a directory on a disk"),
 }
-_BLIND: Final = {
+_LOCAL_LOCKS: Final = {
     "nolock": "mount it without nolock",
     "local_lock=all": "mount it with local_lock=none",
     "local_lock=flock": "mount it with local_lock=none",
     "localflock": "mount it with flock instead of localflock",
 }
-"""Options with which two nodes do not see each other's locks, and what to do."""
+"""Mount options that hide a node's locks from other nodes, and what to do."""
 
 _CLOUDS: Final = frozenset({"aws", "gcp", "azure"})
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of the table.
+    """One entry of the mount table.
 
     Attributes:
-        place: where it is mounted.
-        kind: ``ext4``, ``fuse.s3fs``.
+        point: where it is mounted.
+        kind: for example ``ext4`` or ``fuse.s3fs``.
         source: a device, or a server's name and path.
         options: of the mount and of the file system.
     """
 
-    place: str
+    point: str
     kind: str
     source: str
     options: frozenset[str]
 
 
 def mount_of(path: str, proc: Path = Path("/proc")) -> Mount | None:
-    """What a path lies on: the longest place above it; of several there the last one covers."""
+    """Return the mount of a path: the longest mount point above it, the last of equals."""
     best: Mount | None = None
     try:
         lines = (proc / "self/mountinfo").read_text(errors="surrogateescape").splitlines()
@@ -219,9 +217,9 @@ def mount_of(path: str, proc: Path = Path("/proc")) -> Mount | None:
         return None
     for line in lines:
         found = _parse(line)
-        if found is None or not _is_below(path, found.place):
+        if found is None or not _is_below(path, found.point):
             continue
-        if best is None or len(found.place) >= len(best.place):
+        if best is None or len(found.point) >= len(best.point):
             best = found
     return best
 
@@ -229,66 +227,66 @@ def mount_of(path: str, proc: Path = Path("/proc")) -> Mount | None:
 def check_filesystem(
     path: str, platforms: Sequence[str] = (), *, nodes: int = 1, proc: Path = Path("/proc")
 ) -> Finding:
-    """What it is, and what follows from that.
+    """Check the type and mount options of the file system.
 
     Args:
-        platforms: names of those of this machine.
-        nodes: of the job, as far as that is known.
+        platforms: the platforms of this machine.
+        nodes: number of nodes of the job, if known.
     """
     found = mount_of(path, proc)
     if found is None:
-        return ok("file system", "unknown: the kernel shows no table of mounts")
-    name = f"{found.kind} ({found.source} on {found.place})"
+        return ok("file system", "unknown: cannot read the mount table")
+    name = f"{found.kind} ({found.source} on {found.point})"
     if "ro" in found.options:
-        return Finding("file system", "problem", f"{name} is read-only", "mount it for writing")
+        return Finding("file system", "problem", f"{name} is read-only", "remount it read-write")
     if found.kind in _TEMPORARY:
         why, todo = _TEMPORARY[found.kind]
         return Finding("file system", "warning", f"{name} {why}", todo)
     if {found.kind.removeprefix("fuse."), found.source} & _OBJECTS:
-        text = f"{name} is an object store: renames are not atomic there"
-        todo = "give a directory on a disk or a shared file system"
+        text = f"{name} is an object store without atomic renames"
+        todo = "use a directory on a disk or a shared file system"
         return Finding("file system", "problem", text, todo)
     if found.kind in _NETWORK:
         return _network(name, found)
     if found.kind in _LOCAL:
         return _local(name, platforms, nodes)
-    todo = "see that rename is atomic and fsync durable on it (docs/filesystems.md)"
-    return Finding("file system", "warning", f"{name} is not known here", todo)
+    todo = "check that rename is atomic and fsync durable on it (docs/filesystems.md)"
+    return Finding("file system", "warning", f"{name} is not in the list of known types", todo)
 
 
 def _network(name: str, found: Mount) -> Finding:
-    blind = sorted(found.options & _BLIND.keys())
-    if blind:
-        text = f"{name}, shared, {blind[0]}: nodes do not see each other's locks"
-        todo = f"{_BLIND[blind[0]]}, or see yourself that a job runs once"
+    hidden = sorted(found.options & _LOCAL_LOCKS.keys())
+    if hidden:
+        text = f"{name}, shared, {hidden[0]}: nodes do not see each other's locks"
+        todo = f"{_LOCAL_LOCKS[hidden[0]]}, or make sure yourself that a job runs only once"
         return Finding("file system", "warning", text, todo)
-    return ok("file system", f"{name}, shared: other nodes may see it, too")
+    return ok("file system", f"{name}, shared between nodes")
 
 
 def _local(name: str, platforms: Sequence[str], nodes: int) -> Finding:
-    text = f"{name}, local: for one node alone"
+    text = f"{name}, local: for one node only"
     if nodes > 1:
-        todo = "give a directory that all nodes share"
-        return Finding("file system", "warning", f"{text}, and this job has {nodes}", todo)
+        todo = "use a directory that all nodes share"
+        return Finding("file system", "warning", f"{text}, but this job has {nodes}", todo)
     if _CLOUDS & set(platforms):
-        text += "; the machine that comes after this one must have that disk, too"
+        text += "; a replacement machine needs the same disk"
     return ok("file system", text)
 
 
 def _parse(line: str) -> Mount | None:
-    """``36 35 98:0 /root /place rw,noatime master:1 - ext3 /dev/root rw,errors=continue``."""
+    """Parse ``36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw,errors=continue``."""
     fields, separator, rest = line.partition(" - ")
-    before, behind = fields.split(" "), rest.split(" ")
-    if not separator or len(before) < 6 or len(behind) < 3:
+    before, after = fields.split(" "), rest.split(" ")
+    if not separator or len(before) < 6 or len(after) < 3:
         return None
-    options = frozenset([*before[5].split(","), *behind[2].split(",")])
-    return Mount(_decoded(before[4]), _decoded(behind[0]), _decoded(behind[1]), options)
+    options = frozenset([*before[5].split(","), *after[2].split(",")])
+    return Mount(_decoded(before[4]), _decoded(after[0]), _decoded(after[1]), options)
 
 
 def _decoded(text: str) -> str:
-    r"""Space, tab, newline and backslash are written as ``\040``."""
+    r"""Decode space, tab, newline and backslash, which are written as ``\040``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _is_below(path: str, place: str) -> bool:
-    return path == place or path.startswith(place.rstrip("/") + "/")
+def _is_below(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent.rstrip("/") + "/")

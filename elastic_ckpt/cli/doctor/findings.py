@@ -1,4 +1,4 @@
-"""What ``elastic-ckpt doctor`` finds, and how it looks."""
+"""The findings of ``elastic-ckpt doctor``, and how they are printed."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _READ_SECONDS: Final = 0.1
 
 _AMOUNT: Final = re.compile(r"(\d) ((?:[kMGT]?B(?:/s)?|s|min|h|d)\b)")
 _GLUE: Final = "\0"
-"""Keeps a number and its unit on one line; ``printable`` leaves none of its own."""
+"""Keeps a number and its unit on one line; ``printable`` removes any other."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line.
+    """One line of the output.
 
     Attributes:
-        what: was looked at.
+        what: what was checked.
         text: what was found.
-        todo: what to do about it; empty if it is ok.
-        value: the number that the text is about, for scripts; None if there is none.
-        unit: of that number.
+        todo: what to do about it; empty if ok.
+        value: the number in the text, for scripts; None without one.
+        unit: the unit of that number.
     """
 
     what: str
@@ -50,30 +50,30 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 Group = tuple[str, Iterable[Finding]]
-"""What belongs together, under one heading; looked at when it is iterated over."""
+"""A heading and its findings, which are checked when they are iterated."""
 
 
 def ok(what: str, text: str, value: float | None = None, unit: Unit = "") -> Finding:
-    """Nothing to do."""
+    """Return a finding that needs no action."""
     return Finding(what, "ok", text, value=value, unit=unit)
 
 
 class StatusLine:
-    """What is being done, on a terminal's standard error; gone before another line is written."""
+    """The current activity, on a terminal's standard error; cleared before another line."""
 
     def __init__(self) -> None:
         self._is_seen = sys.stderr.isatty()
         self._next = 0.0
 
     def say(self, text: str) -> None:
-        """In place of what it said before; what comes too soon after that is left out."""
+        """Replace the text; a call too soon after the last one is ignored."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _READ_SECONDS
             self._write(printable(text)[: shutil.get_terminal_size().columns - 1])
 
     def clear(self) -> None:
-        """Say nothing."""
+        """Clear the line."""
         self._next = 0.0
         self._write("")
 
@@ -84,11 +84,11 @@ class StatusLine:
 
 
 def collect(groups: Iterable[Group], status: StatusLine) -> Iterator[tuple[str, Finding]]:
-    """Everything with its heading, while the status line says what is being looked at."""
+    """Yield each finding with its heading, while the status line names the current group."""
     for title, findings in groups:
         looking = iter(findings)
         while True:
-            status.say(f"looking at {title} ...")
+            status.say(f"checking {title} ...")
             try:
                 found = next(looking, None)
             finally:
@@ -99,7 +99,7 @@ def collect(groups: Iterable[Group], status: StatusLine) -> Iterator[tuple[str, 
 
 
 def show(title: str, one: Finding, *, begins: bool) -> None:
-    """A finding below its heading, which is shown if the group begins with it."""
+    """Print a finding, after its heading if it is the first of its group."""
     if begins:
         _echo(_styled(title, bold=True))
     what = printable(one.what)
@@ -113,19 +113,19 @@ def show(title: str, one: Finding, *, begins: bool) -> None:
         head = " " * _TEXT_COLUMN
 
 
-def show_sum(found: Iterable[Finding]) -> None:
-    """The last line: how many problems and warnings there are."""
+def show_summary(found: Iterable[Finding]) -> None:
+    """Print the last line: the number of problems and warnings."""
     states = [one.state for one in found]
     parts = [
         _styled(f"{count} {name}{'s' if count > 1 else ''}", fg=_COLOURS[name])
         for name in ("problem", "warning")
         if (count := states.count(name))
     ]
-    _echo(", ".join(parts) or _styled("nothing is wrong", fg=_COLOURS["ok"]))
+    _echo(", ".join(parts) or _styled("no problems", fg=_COLOURS["ok"]))
 
 
 def _encodable(one: Finding) -> Finding:
-    """Names of files and hosts may hold what JSON cannot."""
+    """Return the finding without characters that JSON cannot represent, from file or host names."""
     text, todo, what = (encodable(part) for part in (one.text, one.todo, one.what))
     return msgspec.structs.replace(one, what=what, text=text, todo=todo)
 
@@ -137,7 +137,7 @@ def _wrapped(text: str, mark: str = "") -> list[str]:
         min(max(columns, _WIDTHS.start), _WIDTHS.stop - 1) - _TEXT_COLUMN,
         initial_indent=mark,
         subsequent_indent=" " * len(mark),
-        break_long_words=False,  # a path is to be copied
+        break_long_words=False,  # keep paths easy to copy
         break_on_hyphens=False,
     )
     return [line.replace(_GLUE, " ") for line in lines]
@@ -148,7 +148,7 @@ def _styled(text: str, *, fg: str | None = None, bold: bool | None = None) -> st
 
 
 def _has_colours() -> bool:
-    """https://no-color.org: any value but an empty one says no."""
+    """Whether to use colors; see https://no-color.org."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 

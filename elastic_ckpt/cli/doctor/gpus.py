@@ -1,4 +1,4 @@
-"""Checks the GPUs of this machine, and whether torch can use them."""
+"""The GPUs of this machine, and whether torch can use them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_availa
 nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda and has_nccl else ""
 print(json.dumps({"cuda": cuda, "nccl": nccl, "count": count}))
 """
-"""The working directory must not shadow torch."""
+"""Without the working directory on the path, so that it cannot shadow torch."""
 
 
 class _Torch(msgspec.Struct, frozen=True):
-    """What torch says: its versions of CUDA and NCCL, empty without; how many GPUs it sees."""
+    """The CUDA and NCCL versions of torch, empty without, and the number of GPUs it sees."""
 
     cuda: str
     nccl: str
@@ -41,14 +41,14 @@ class _Torch(msgspec.Struct, frozen=True):
 def check_gpus(
     found: Gpus, workers: int, control: Path = Path("/dev/nvidiactl")
 ) -> Iterator[Finding]:
-    """The GPUs, torch on them, and the workers that there will be.
+    """Check the GPUs, torch on them, and the number of workers.
 
     Args:
-        workers: as ``--nproc auto`` has it.
-        control: is there if a driver is.
+        workers: number of workers that ``--nproc auto`` starts.
+        control: exists if a driver is loaded.
     """
     if found.why and control.exists():
-        todo = "see what nvidia-smi says; after an update of the driver, reboot"
+        todo = "run nvidia-smi; reboot after a driver update"
         yield Finding("GPUs", "problem", f"the driver does not answer: {found.why}", todo)
     elif not found.devices:
         yield ok("GPUs", "none: training runs on the CPU, over gloo", 0, "count")
@@ -67,20 +67,24 @@ def _torch(workers: int) -> Iterator[Finding]:
     try:
         found = _ask_torch()
     except NoAnswer as error:
-        yield Finding("torch on GPUs", "warning", str(error), "see why import torch takes so long")
+        yield Finding(
+            "torch on GPUs", "warning", str(error), "find out why import torch takes so long"
+        )
     except WorkFailed as error:
-        yield Finding("torch on GPUs", "problem", str(error), "mend what import torch says")
+        yield Finding(
+            "torch on GPUs", "problem", str(error), "fix the error of: python -c 'import torch'"
+        )
     else:
         if not found.cuda:
-            todo = "pip install a torch that is built with CUDA (pytorch.org says how)"
-            yield Finding("torch on GPUs", "problem", "is built without CUDA", todo)
+            todo = "install a torch with CUDA (see pytorch.org)"
+            yield Finding("torch on GPUs", "problem", "built without CUDA", todo)
         elif not found.count:
-            text = f"is built for CUDA {found.cuda}, and sees no GPU"
-            todo = "see CUDA_VISIBLE_DEVICES, and whether the driver is new enough for that CUDA"
+            text = f"built for CUDA {found.cuda}, but sees no GPU"
+            todo = "check CUDA_VISIBLE_DEVICES, and that the driver supports this CUDA version"
             yield Finding("torch on GPUs", "problem", text, todo)
         elif not found.nccl:
             text = f"CUDA {found.cuda}, without NCCL"
-            todo = "pip install a torch that has NCCL: several workers cannot meet on GPUs"
+            todo = "install a torch with NCCL, which several workers need on GPUs"
             yield Finding("torch on GPUs", "problem", text, todo)
         else:
             yield ok("torch on GPUs", f"CUDA {found.cuda}, NCCL {found.nccl}")
@@ -93,13 +97,13 @@ def _workers(workers: int, seen: int | None = None) -> Finding:
     text = f"--nproc auto starts {workers}"
     if seen is None or seen == workers:
         return ok("workers", text, workers, "count")
-    todo = f"give --nproc {seen}, or set CUDA_VISIBLE_DEVICES to the GPUs that are meant"
-    text += f", and torch sees {seen} GPU{'s' if seen > 1 else ''}"
+    todo = f"give --nproc {seen}, or set CUDA_VISIBLE_DEVICES to the GPUs to use"
+    text += f", but torch sees {seen} GPU{'s' if seen > 1 else ''}"
     return Finding("workers", "warning", text, todo, workers, "count")
 
 
 def _ask_torch() -> _Torch:
-    """Ask in another process: to import torch takes seconds, and begins to use the GPUs."""
+    """Query torch in another process: its import takes seconds and may initialize the GPUs."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK_TORCH],
@@ -110,7 +114,7 @@ def _ask_torch() -> _Torch:
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"import torch takes more than {_TORCH_SECONDS:.0f} s") from None
     except subprocess.CalledProcessError as error:
-        last = error.stderr.strip().splitlines() or [f"ends with {error.returncode}"]
+        last = error.stderr.strip().splitlines() or [f"exits with {error.returncode}"]
         raise WorkFailed(last[-1]) from None
     except (OSError, IndexError, msgspec.MsgspecError) as error:
         raise WorkFailed(str(error)) from None

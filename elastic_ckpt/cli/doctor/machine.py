@@ -1,4 +1,4 @@
-"""Limits of a process, and the directory for temporary files."""
+"""Process limits, the temporary directory, the clock and the network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
 
-LEAST_FILES: Final = 1024
+MIN_FILES: Final = 1024
 _OWN_FILES: Final = 64
 _WORKER_FILES: Final = 16
 
 _LONGEST_TMPDIR: Final = 60
-"""Sockets lie further down, and the kernel takes names of 107 bytes; a longer one is not used."""
+"""Longest usable TMPDIR: socket paths are longer, and the kernel limits them to 107 bytes."""
 
 
 def check_limits(
@@ -32,13 +32,13 @@ def check_limits(
     core_pattern: Path = Path("/proc/sys/kernel/core_pattern"),
     fabric: Path = Path("/sys/class/infiniband"),
 ) -> Iterator[Finding]:
-    """Open files, core dumps, locked memory, and the directory for temporary files.
+    """Check open files, core dumps, locked memory and the temporary directory.
 
     Args:
-        workers: on this node.
-        gpus: whether there are any.
-        core_pattern: what becomes of a core dump.
-        fabric: where the kernel shows InfiniBand.
+        workers: number of workers on this node.
+        gpus: whether this node has GPUs.
+        core_pattern: the kernel's setting for core dumps.
+        fabric: where the kernel lists InfiniBand devices.
     """
     yield _files(workers)
     yield _cores(core_pattern)
@@ -48,11 +48,11 @@ def check_limits(
 
 
 def _files(workers: int) -> Finding:
-    needed = max(LEAST_FILES, _OWN_FILES + _WORKER_FILES * workers)
+    needed = max(MIN_FILES, _OWN_FILES + _WORKER_FILES * workers)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return ok("open files", "no limit")
-    text = f"{limit:,} at the most"
+    text = f"at most {limit:,}"
     if limit >= needed:
         return ok("open files", text, limit, "count")
     todo = f"ulimit -n {needed} before the run (systemd: LimitNOFILE={needed})"
@@ -66,12 +66,12 @@ def _cores(core_pattern: Path) -> Finding:
     except OSError:
         pattern = ""
     if pattern.startswith("|"):
-        return ok("core dumps", "go to a program, not to files")
+        return ok("core dumps", "piped to a program, not written to files")
     if limit != resource.RLIM_INFINITY:
-        text = f"{human_bytes(limit)} at the most" if limit else "none are written"
+        text = f"at most {human_bytes(limit)}" if limit else "not written"
         return ok("core dumps", text, limit, "bytes")
-    text = "a worker that crashes writes all of its memory to a file"
-    todo = "ulimit -c 0 before the run (systemd: LimitCORE=0): each costs time and disk"
+    text = "a crashing worker writes all of its memory to a file, which takes time and space"
+    todo = "ulimit -c 0 before the run (systemd: LimitCORE=0)"
     return Finding("core dumps", "warning", text, todo)
 
 
@@ -79,32 +79,32 @@ def _locked(fabric: Path) -> Finding:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if limit == resource.RLIM_INFINITY:
         return ok("locked memory", "no limit")
-    text = f"{human_bytes(limit)} at the most"
+    text = f"at most {human_bytes(limit)}"
     try:
         devices = bool(os.listdir(fabric))
     except OSError:
         devices = False
     if not devices:
         return ok("locked memory", text, limit, "bytes")
-    text += ", and there is InfiniBand"
-    todo = "ulimit -l unlimited (systemd: LimitMEMLOCK=infinity), or NCCL cannot use it"
+    text += ", but this node has InfiniBand"
+    todo = "ulimit -l unlimited (systemd: LimitMEMLOCK=infinity), so that NCCL can use it"
     return Finding("locked memory", "warning", text, todo, limit, "bytes")
 
 
 def _temporary() -> Finding:
-    """Sockets and FIFOs of a run lie there."""
-    place = tempfile.gettempdir() if _has_temporary() else "/tmp"
-    if len(os.fsencode(place)) > _LONGEST_TMPDIR:
-        place = "/tmp"
+    """Check the directory of a run's sockets and FIFOs."""
+    path = tempfile.gettempdir() if _has_temporary() else "/tmp"
+    if len(os.fsencode(path)) > _LONGEST_TMPDIR:
+        path = "/tmp"
     try:
-        with tempfile.TemporaryDirectory(prefix="elastic-ckpt-", dir=place) as directory:
+        with tempfile.TemporaryDirectory(prefix="elastic-ckpt-", dir=path) as directory:
             os.mkfifo(f"{directory}/fifo", 0o600)
             with socket.socket(socket.AF_UNIX) as channel:
                 channel.bind(f"{directory}/socket")
     except OSError as error:
-        todo = "make it writable, or set TMPDIR to a directory that is; a run needs it"
-        return Finding(place, "problem", f"cannot be used: {error.strerror or error}", todo)
-    return ok(place, "takes sockets and FIFOs")
+        todo = "make it writable, or set TMPDIR to a writable directory"
+        return Finding(path, "problem", f"unusable: {error.strerror or error}", todo)
+    return ok(path, "sockets and FIFOs work")
 
 
 def _has_temporary() -> bool:
@@ -120,7 +120,7 @@ _UNSYNCHRONISED: Final = 0x0040
 
 
 class _Timex(ctypes.Structure):
-    """The beginning of struct timex; ``modes`` of 0 only asks."""
+    """The start of struct timex; ``modes`` of 0 only reads."""
 
     _fields_ = [
         ("modes", ctypes.c_uint),
@@ -134,7 +134,7 @@ class _Timex(ctypes.Structure):
 
 
 def is_synchronised() -> bool | None:
-    """Whether something keeps this host's clock right; None if the kernel does not say."""
+    """Whether this host's clock is synchronised; None if the kernel does not report it."""
     found = _Timex()
     try:
         if ctypes.CDLL(None).adjtimex(ctypes.byref(found)) < 0:
@@ -145,30 +145,30 @@ def is_synchronised() -> bool | None:
 
 
 def check_clock() -> Finding:
-    """Synchronised, or what may be off."""
+    """Check that the clock is synchronised."""
     synchronised = is_synchronised()
     if synchronised is None:
-        return ok("clock", "the kernel does not say whether it is synchronised")
+        return ok("clock", "synchronisation is not reported by the kernel")
     if synchronised:
-        return ok("clock", "is synchronised")
+        return ok("clock", "synchronised")
     todo = (
-        "run chrony or systemd-timesyncd; until then ages, SLURM's time limit and deadlines that "
-        "a cloud gives as a time of day may be off, and nothing else"
+        "run chrony or systemd-timesyncd; otherwise ages, SLURM's time limit and deadlines that a "
+        "cloud gives as a time of day may be wrong"
     )
-    return Finding("clock", "warning", "nothing keeps it synchronised", todo)
+    return Finding("clock", "warning", "not synchronised", todo)
 
 
 LOOPBACK: Final = "127.0.0.1"
 _NAME_SECONDS: Final = 10.0
-_MEET_SECONDS: Final = 5.0
+_CONNECT_SECONDS: Final = 5.0
 _INTERFACES: Final = "GLOO_SOCKET_IFNAME"
 
 
 class _Address(msgspec.Struct, frozen=True):
-    """What a name stands for.
+    """The address of a host name.
 
     Attributes:
-        why: no port of it can be had here; empty if one can.
+        why: the error on listening there; empty if it works.
     """
 
     address: str
@@ -176,7 +176,7 @@ class _Address(msgspec.Struct, frozen=True):
 
 
 def check_network(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Loopback, the host's own name, and the interfaces that gloo is told to use."""
+    """Check loopback, the host's own name, and the interfaces set for gloo."""
     yield _loopback()
     yield _host()
     yield from _interfaces(environ)
@@ -185,40 +185,37 @@ def check_network(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 def _loopback() -> Finding:
     try:
         with socket.create_server((LOOPBACK, 0)) as server:
-            server.settimeout(_MEET_SECONDS)
+            server.settimeout(_CONNECT_SECONDS)
             with (
-                socket.create_connection(server.getsockname(), _MEET_SECONDS),
+                socket.create_connection(server.getsockname(), _CONNECT_SECONDS),
                 server.accept()[0],
             ):
                 pass
     except OSError as error:
-        todo = "ip link set lo up, or see what filters it: workers of one node meet there"
-        text = f"{LOOPBACK} cannot be used: {error.strerror or error}"
+        todo = "ip link set lo up, or check the packet filter: workers of one node connect there"
+        text = f"{LOOPBACK} is unusable: {error.strerror or error}"
         return Finding("loopback", "problem", text, todo)
-    return ok("loopback", "workers of this node can meet")
+    return ok("loopback", "workers of this node can connect")
 
 
 def _host() -> Finding:
     name = socket.gethostname()
-    todo = (
-        "put it into /etc/hosts; one node does without, on several ones gloo needs it, or "
-        f"{_INTERFACES}"
-    )
+    todo = f"add it to /etc/hosts; with several nodes gloo needs it, or {_INTERFACES}"
     try:
         found: _Address = answer(lambda: _resolve(name), _Address, _NAME_SECONDS)
     except (NoAnswer, WorkFailed) as error:
         return Finding("host name", "warning", f"{name} does not resolve: {error}", todo)
     if found.why:
-        text = f"{name} is {found.address}, where no port can be had: {found.why}"
+        text = f"{name} is {found.address}, where listening fails: {found.why}"
         return Finding("host name", "warning", text, todo)
     text = f"{name} is {found.address}"
     if found.address.startswith("127.") or found.address == "::1":
-        text += ": other nodes need an address that they reach"
+        text += ", which other nodes cannot reach"
     return ok("host name", text)
 
 
 def _resolve(name: str) -> Generator[_Address, None, None]:
-    """As the rendezvous and gloo do: the first address of the name, and any port there."""
+    """Resolve and listen as the rendezvous and gloo do: on any port of the first address."""
     family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as server:
         try:
@@ -237,8 +234,8 @@ def _interfaces(environ: Mapping[str, str]) -> Iterator[Finding]:
     known = {name for _, name in socket.if_nameindex()}
     missing = [name for name in wanted if name not in known]
     if missing:
-        text = f"names {', '.join(missing)}, which this host lacks"
-        todo = f"set it to some of {', '.join(sorted(known))}, or to nothing: gloo would fail"
+        text = f"names {', '.join(missing)}, which this host lacks, so gloo would fail"
+        todo = f"unset it, or set it to some of {', '.join(sorted(known))}"
         yield Finding(_INTERFACES, "problem", text, todo)
     else:
         yield ok(_INTERFACES, ", ".join(wanted))

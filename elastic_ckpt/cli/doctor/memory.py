@@ -1,4 +1,4 @@
-"""Is there room for the memory tier?"""
+"""Whether the memory tier fits."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import GENERATIONS
-from elastic_ckpt.cli.doctor.directory import MEMORY, Place
+from elastic_ckpt.cli.doctor.directory import MEMORY, CheckedPath
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.util.units import human_bytes
 
 _SMALL_BYTES: Final = 64 * 2**20
-"""What Docker gives a container."""
+"""Docker's default for a container."""
 
-_WITHOUT: Final = "without it saves go to the disk, and training waits for them"
+_WITHOUT: Final = "without it training waits while saves go to the disk"
 
 
 def check_memory(
-    place: Place | None,
+    path: CheckedPath | None,
     *,
     shm: Path = MEMORY,
     proc: Path = Path("/proc"),
     cgroups: Path = Path("/sys/fs/cgroup"),
 ) -> Iterator[Finding]:
-    """The file system of the memory tier, and what limits memory.
+    """Check the file system of the memory tier, and memory limits.
 
     Args:
-        place: where the checkpoints go, if that is known.
+        path: the job directory, if known.
     """
-    state = place.state_bytes if place else 0
-    yield _tier(shm, state, place.held_bytes if place else 0)
+    state = path.state_bytes if path else 0
+    yield _tier(shm, state, path.held_bytes if path else 0)
     yield _limit(state, proc, cgroups)
 
 
@@ -45,22 +45,22 @@ def _tier(shm: Path, state: int, held: int) -> Finding:
         room = room_bytes(shm) + held
     except OSError as error:
         todo = f"mount a tmpfs there, or run with --memory-dir off; {_WITHOUT}"
-        return Finding(what, "warning", f"cannot be used: {error.strerror}", todo)
+        return Finding(what, "warning", f"unusable: {error.strerror}", todo)
     free = found.f_bavail * found.f_frsize
     if not os.access(shm, os.W_OK | os.X_OK):
         todo = f"chmod 1777 {shm}, or run with --memory-dir off; {_WITHOUT}"
-        return Finding(what, "warning", "cannot be written", todo)
+        return Finding(what, "warning", "not writable", todo)
     needed = GENERATIONS * state
     if not state and free > _SMALL_BYTES:
-        text = f"{human_bytes(room)} to be had: checkpoints of half of it fit in memory"
+        text = f"{human_bytes(room)} available: checkpoints of up to half that size fit"
         return ok(what, text, room, "bytes")
     if state and needed <= room:
-        text = f"{human_bytes(room)} to be had, of which two checkpoints take {human_bytes(needed)}"
+        text = f"{human_bytes(room)} available; two checkpoints take {human_bytes(needed)}"
         return ok(what, text, room, "bytes")
-    text = f"{human_bytes(room)} to be had, and two checkpoints "
-    text += f"take {human_bytes(needed)}" if state else "must fit into that"
-    larger = "make it larger (Docker: --shm-size; else mount -o remount,size=)"
-    todo = larger if free + held < needed or not state else "leave more memory free"
+    text = f"{human_bytes(room)} available, but two checkpoints "
+    text += f"take {human_bytes(needed)}" if state else "must fit"
+    larger = "enlarge it (Docker: --shm-size; otherwise mount -o remount,size=)"
+    todo = larger if free + held < needed or not state else "free some memory"
     return Finding(what, "warning", text, f"{todo}; {_WITHOUT}", room, "bytes")
 
 
@@ -68,12 +68,12 @@ def _limit(state: int, proc: Path, cgroups: Path) -> Finding:
     total = _total(proc)
     limit = min(_limits(proc, cgroups), default=None)
     if limit is None or (total and limit >= total):
-        text = f"{human_bytes(total)}, and no control group allows less"
+        text = f"{human_bytes(total)}, not limited by a control group"
         return ok("memory", text, total, "bytes")
-    text = f"a control group allows {human_bytes(limit)}, the memory tier included"
+    text = f"a control group limits it to {human_bytes(limit)}, including the memory tier"
     if limit >= GENERATIONS * state:
         return ok("memory", text, limit, "bytes")
-    text += f", and two checkpoints take {human_bytes(GENERATIONS * state)}"
+    text += f", but two checkpoints take {human_bytes(GENERATIONS * state)}"
     todo = f"raise the limit (Docker: --memory; systemd: MemoryMax=); {_WITHOUT}"
     return Finding("memory", "warning", text, todo, limit, "bytes")
 
@@ -87,7 +87,7 @@ def _total(proc: Path) -> int | None:
 
 
 def _limits(proc: Path, root: Path) -> Iterator[int]:
-    """Of each control group on the way up, in version 2 and version 1."""
+    """Yield the limits of all enclosing control groups, of version 2 and version 1."""
     with contextlib.suppress(OSError, ValueError):
         for line in (proc / "self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -97,8 +97,8 @@ def _limits(proc: Path, root: Path) -> Iterator[int]:
                 base, name = root / "memory", "memory.limit_in_bytes"
             else:
                 continue
-            place = base / path.strip("/")
-            for directory in (place, *place.parents):
+            group = base / path.strip("/")
+            for directory in (group, *group.parents):
                 yield from _number(directory / name)
                 if directory == base:
                     break
@@ -107,5 +107,5 @@ def _limits(proc: Path, root: Path) -> Iterator[int]:
 def _number(path: Path) -> Iterator[int]:
     with contextlib.suppress(OSError, ValueError):
         limit = int(path.read_text())
-        if limit < sys.maxsize // 2:  # version 1 has no word for none
+        if limit < sys.maxsize // 2:  # version 1 writes a huge number for no limit
             yield limit

@@ -1,4 +1,4 @@
-"""What starts the job, stops it and gives it notice on this machine, and what follows from that."""
+"""The platform: notices, their grace, systemd and SLURM."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from elastic_ckpt.util.units import human_duration
 
 _AGAIN: Final = "75 and 76 mean: rerun the same command"
 _LEAVES: Final = {
-    "aws": "2 min as a rule",
+    "aws": "usually 2 min",
     "gcp": "30 s",
-    "azure": "30 s at the least",
+    "azure": "at least 30 s",
 }
-"""What each cloud's notice leaves."""
+"""Time from a cloud's notice to the end of the node."""
 
 _REACH: Final = {
-    "aws": "let this host reach it; in a container that takes a hop limit of 2",
-    "azure": "try again in two minutes, which it may take to begin; then let this host reach it",
+    "aws": "make it reachable; a container needs a hop limit of 2",
+    "azure": "retry in two minutes, since it may take that long to start; then make it reachable",
 }
 _CLOUD_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
 class Grace:
-    """Seconds between a SIGTERM and the end, and who says so."""
+    """Seconds from a SIGTERM to the end of the node, and where that value comes from."""
 
     seconds: float
     source: str
 
 
 def find_grace(given: float | None, platforms: Sequence[str]) -> Grace:
-    """As ``run`` would have it.
+    """Return the grace that ``run`` would use.
 
     Raises:
-        UsageError: what was given is no number.
+        UsageError: the given value is not finite.
     """
     seconds = signal_grace_seconds(given, platforms)
     if given is not None:
-        return Grace(seconds, "as given")
+        return Grace(seconds, "from --grace")
     if "slurm" in platforms:
-        return Grace(seconds, "as SLURM has it")
-    return Grace(seconds, "the default; --grace says it for this machine")
+        return Grace(seconds, "from SLURM")
+    return Grace(seconds, "the default; set it with --grace")
 
 
 def nodes(environ: Mapping[str, str] = os.environ) -> int:
-    """How many nodes a job of SLURM has; 1 outside one."""
+    """Return the number of nodes of the SLURM job; 1 outside one."""
     number = environ.get("SLURM_JOB_NUM_NODES", "")
     return int(number) if number.isdecimal() else 1
 
@@ -66,14 +66,14 @@ def check_platform(
     environ: Mapping[str, str] = os.environ,
     booted: Path = Path("/run/systemd/system"),
 ) -> Iterator[Finding]:
-    """Notices, their grace, systemd and SLURM.
+    """Check notices, their grace, systemd and SLURM.
 
     Args:
-        platforms: names of those of this machine.
-        booted: is there if systemd is the machine's first process.
+        platforms: the platforms of this machine.
+        booted: exists if systemd is the init process.
     """
     yield from _notices(platforms)
-    text = f"{human_duration(grace.seconds)} between a SIGTERM and the end, {grace.source}"
+    text = f"{human_duration(grace.seconds)} from a SIGTERM to the end, {grace.source}"
     yield ok("grace", text, grace.seconds, "seconds")
     yield _systemd(environ, booted)
     yield from _slurm("slurm" in platforms, environ)
@@ -90,38 +90,44 @@ def _cloud(name: str) -> Finding:
     try:
         answer(lambda: _ask(name), bool, _CLOUD_SECONDS)
     except (NoAnswer, WorkFailed) as error:
-        todo = f"no notice would be heard but SIGTERM: {_REACH.get(name, 'let this host reach it')}"
-        return Finding(name, "warning", f"its metadata service: {error}", todo)
-    return ok(name, f"its metadata service answers; a notice leaves {_LEAVES[name]}")
+        todo = f"{_REACH.get(name, 'make it reachable')}; otherwise SIGTERM is the only notice"
+        return Finding(name, "warning", f"metadata service: {error}", todo)
+    return ok(name, f"metadata service answers; a notice leaves {_LEAVES[name]}")
 
 
 def _ask(name: str) -> Generator[bool, None, None]:
-    """Each source once, as a run does."""
+    """Query each source once, as a run does."""
     for source in make_sources([name]):
         try:
             for _ in source.poll():  # type: ignore[attr-defined]  # clouds are polled
                 pass
-        except Exception as error:  # whatever an answer holds
+        except Exception as error:  # an answer may contain anything
             raise OSError(0, printable(str(error) or type(error).__name__, 200)) from None
     yield True
 
 
 def _systemd(environ: Mapping[str, str], booted: Path) -> Finding:
     if environ.get("NOTIFY_SOCKET"):
-        return ok("systemd", "starts this, waits until it trains, and on a stop until it is saved")
+        return ok(
+            "systemd",
+            "started this process; it waits for training to start, and on a stop for the save",
+        )
     if environ.get("INVOCATION_ID"):
-        return ok("systemd", "runs this below a unit: its TimeoutStopSec= must leave the grace")
+        return ok("systemd", "runs this in a unit, whose TimeoutStopSec= must allow the grace")
     if booted.is_dir():
-        return ok("systemd", "is there: as elastic-ckpt@NAME a job is started again by itself")
-    return ok("systemd", f"is not there; for who starts the job, {_AGAIN}")
+        return ok("systemd", "available: elastic-ckpt@NAME restarts a job automatically")
+    return ok("systemd", f"not running; for your own launcher, {_AGAIN}")
 
 
 def _slurm(in_job: bool, environ: Mapping[str, str]) -> Iterator[Finding]:
     if not in_job:
         if shutil.which("sbatch"):
-            yield ok("SLURM", "is there, and this is no job: elastic-ckpt slurm submit makes one")
+            yield ok(
+                "SLURM",
+                "available, but this is not a job: submit one with elastic-ckpt slurm submit",
+            )
         else:
-            yield ok("SLURM", "is not there")
+            yield ok("SLURM", "not installed")
         return
     from elastic_ckpt.notices.slurm import SlurmUnanswered, job_id, requeue_exit_codes, show_job
 
@@ -130,13 +136,13 @@ def _slurm(in_job: bool, environ: Mapping[str, str]) -> Iterator[Finding]:
         requeue = show_job(job).get("Requeue")
         by_code = requeue_exit_codes() >= RUN_AGAIN
     except SlurmUnanswered as error:
-        todo = "see whether scontrol works here: what a SIGTERM leaves is not known without it"
+        todo = "check that scontrol works here: without it the grace is unknown"
         yield Finding("SLURM", "warning", f"job {job}: {printable(str(error))}", todo)
         return
     if by_code:
-        yield ok("SLURM", f"job {job} is queued again on 75 and 76 by SLURM itself")
+        yield ok("SLURM", f"SLURM itself requeues job {job} on 75 and 76")
     elif requeue == "0":
         todo = "sbatch --requeue, or elastic-ckpt slurm submit"
-        yield Finding("SLURM", "warning", f"job {job} may not be queued again", todo)
+        yield Finding("SLURM", "warning", f"job {job} cannot be requeued", todo)
     else:
-        yield ok("SLURM", f"job {job} may be queued again: its last line is the requeue-hook")
+        yield ok("SLURM", f"job {job} can be requeued, if its last line is the requeue-hook")

@@ -1,6 +1,6 @@
-"""What a storage does of all that checkpoints rely upon, and how fast it takes one: tried out.
+"""Probe the file system guarantees that checkpoints need, and the write speed.
 
-``docs/filesystems.md`` says what is relied upon, and for what.
+``docs/filesystems.md`` explains what each guarantee is for.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from elastic_ckpt.checkpoint.hashed_file import HashedFile
 from elastic_ckpt.util.files import create_file, remove_tree, sync_directory
 
 PREFIX: Final = ".elastic-ckpt-trial-"
-"""Of the directory that all of it happens in; nobody takes it for a checkpoint."""
+"""Prefix of the trial's directory, which is not a checkpoint's."""
 
 CHUNK_BYTES: Final = 4 * 1024 * 1024
-"""Written at once, as a save does."""
+"""Written at a time, as in a save."""
 
 _POOL_CHUNKS: Final = 8
-"""Different ones; what compresses or shares equal blocks must not gain by it."""
+"""Different chunks, so that compression and deduplication do not help."""
 
 
-class Making(msgspec.Struct, frozen=True, tag=True):
-    """The directory that is made now, and is gone in the end."""
+class TrialDirectory(msgspec.Struct, frozen=True, tag=True):
+    """The trial directory, which is about to be created and is removed in the end."""
 
     path: str
 
 
-class Begun(msgspec.Struct, frozen=True, tag=True):
-    """What is tried now; if nothing follows, the storage does not answer to this."""
+class TrialStarted(msgspec.Struct, frozen=True, tag=True):
+    """A test started; if no event follows, the storage does not answer."""
 
     what: str
 
 
-class Tried(msgspec.Struct, frozen=True, tag=True):
-    """What came of it.
+class TrialResult(msgspec.Struct, frozen=True, tag=True):
+    """The result of a test.
 
     Attributes:
-        why: what is wrong; empty if all is well.
-        errno: of the call that failed; 0 if it did something else than it should.
+        why: the problem; empty on success.
+        errno: of the failed call; 0 if a call succeeded with a wrong result.
     """
 
     what: str
@@ -58,16 +58,17 @@ class Tried(msgspec.Struct, frozen=True, tag=True):
     errno: int = 0
 
 
-class Skew(msgspec.Struct, frozen=True, tag=True):
-    """Seconds that the file system's clock is ahead of this host's."""
+class ClockSkew(msgspec.Struct, frozen=True, tag=True):
+    """How far the file system's clock is ahead of this host's, in seconds."""
 
     seconds: float
 
 
-class Wrote(msgspec.Struct, frozen=True, tag=True):
-    """What is on the disk by now.
+class WriteSpeed(msgspec.Struct, frozen=True, tag=True):
+    """What is durable so far.
 
     Attributes:
+        bytes: written and synced.
         seconds: for these bytes.
         least_seconds: for the first chunk.
     """
@@ -77,54 +78,54 @@ class Wrote(msgspec.Struct, frozen=True, tag=True):
     least_seconds: float
 
 
-class Writing(msgspec.Struct, frozen=True, tag=True):
-    """So many bytes of so many at the most were written, and may not be on the disk yet."""
+class WriteProgress(msgspec.Struct, frozen=True, tag=True):
+    """Bytes written, of at most ``max_bytes``; they may not be durable yet."""
 
     bytes: int
-    most_bytes: int
+    max_bytes: int
 
 
-TrialEvent = Making | Begun | Tried | Skew | Wrote | Writing
+TrialEvent = TrialDirectory | TrialStarted | TrialResult | ClockSkew | WriteSpeed | WriteProgress
 
 
-class _Wrong(Exception):
-    """A call succeeded that must not, or the other way round."""
+class _TrialFailed(Exception):
+    """A call succeeded that must fail, or had the wrong effect."""
 
 
-def try_storage(place: Path, most_bytes: int, seconds: float) -> Generator[TrialEvent, None, None]:
-    """Try all of it in a directory of its own, which is gone when this ends, in whatever way.
+def try_storage(parent: Path, max_bytes: int, seconds: float) -> Generator[TrialEvent, None, None]:
+    """Run all tests in a new directory, which is always removed at the end.
 
     Args:
-        place: a directory.
-        most_bytes: to write at the most, to see how fast that is.
-        seconds: after which that ends.
+        parent: where to create it.
+        max_bytes: how much to write to measure the speed.
+        seconds: how long to write.
 
     Raises:
-        OSError: nothing can be made in ``place``.
+        OSError: cannot create the directory.
     """
-    directory = place / f"{PREFIX}{secrets.token_hex(8)}"
-    yield Making(str(directory))
+    directory = parent / f"{PREFIX}{secrets.token_hex(8)}"
+    yield TrialDirectory(str(directory))
     os.mkdir(directory, 0o700)
     try:
         for what, trial in TRIALS.items():
-            yield Begun(what)
+            yield TrialStarted(what)
             yield _outcome(what, trial, directory)
         yield from _compare_clocks(directory)
-        yield from _write(directory / "written", most_bytes, seconds)
+        yield from _write(directory / "written", max_bytes, seconds)
     finally:
         remove_tree(directory)
 
 
-def _outcome(what: str, trial: Callable[[Path], None], directory: Path) -> Tried:
-    place = directory / what
+def _outcome(what: str, trial: Callable[[Path], None], directory: Path) -> TrialResult:
+    folder = directory / what
     try:
-        os.mkdir(place, 0o700)
-        trial(place)
+        os.mkdir(folder, 0o700)
+        trial(folder)
     except OSError as error:
-        return Tried(what, error.strerror or str(error), error.errno or 0)
-    except _Wrong as error:
-        return Tried(what, str(error))
-    return Tried(what)
+        return TrialResult(what, error.strerror or str(error), error.errno or 0)
+    except _TrialFailed as error:
+        return TrialResult(what, str(error))
+    return TrialResult(what)
 
 
 def _try_fsync(place: Path) -> None:
@@ -138,21 +139,21 @@ def _try_fsync(place: Path) -> None:
 
 
 def _try_rename(place: Path) -> None:
-    """Of a file over another one, as each control file is; of a directory, as a seal is."""
+    """Replace a file, as control files do, and rename a directory, as a seal does."""
     (place / "old").write_bytes(b"old")
     (place / "new").write_bytes(b"new")
     os.replace(place / "new", place / "old")
     if (place / "old").read_bytes() != b"new" or (place / "new").exists():
-        raise _Wrong("a file that was renamed over another one is not in its place")
+        raise _TrialFailed("a renamed file did not replace the target")
     for name in ("attempts", "attempts/1", "attempts/2"):
         os.mkdir(place / name)
     (place / "attempts/1/manifest").write_bytes(b"1")
     os.rename(place / "attempts/1", place / "sealed")
     if (place / "sealed/manifest").read_bytes() != b"1" or (place / "attempts/1").exists():
-        raise _Wrong("a directory that was renamed is not in its place")
+        raise _TrialFailed("a renamed directory is not at its new path")
     with contextlib.suppress(OSError):
         os.rename(place / "attempts/2", place / "sealed")
-        raise _Wrong("a directory replaces another one that is not empty")
+        raise _TrialFailed("a renamed directory replaced one that is not empty")
 
 
 def _try_exclusive(place: Path) -> None:
@@ -160,10 +161,10 @@ def _try_exclusive(place: Path) -> None:
     os.mkdir(place / "directory")
     with contextlib.suppress(FileExistsError):
         os.close(create_file(place / "file"))
-        raise _Wrong("a file is made whose name is taken")
+        raise _TrialFailed("created a file that already exists")
     with contextlib.suppress(FileExistsError):
         os.mkdir(place / "directory")
-        raise _Wrong("a directory is made whose name is taken")
+        raise _TrialFailed("created a directory that already exists")
 
 
 def _try_nofollow(place: Path) -> None:
@@ -171,10 +172,10 @@ def _try_nofollow(place: Path) -> None:
     try:
         os.symlink("file", place / "link")
     except OSError:
-        return  # no links, none to follow
+        return  # no links, so none to follow
     with contextlib.suppress(OSError):
         os.close(os.open(place / "link", os.O_RDONLY | os.O_NOFOLLOW))
-        raise _Wrong("a link is followed that must not be")
+        raise _TrialFailed("followed a link")
 
 
 def _try_locks(place: Path) -> None:
@@ -183,11 +184,11 @@ def _try_locks(place: Path) -> None:
     lock = filelock.FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with _held_elsewhere(path, fcntl.LOCK_EX), contextlib.suppress(filelock.Timeout):
         lock.acquire()
-        raise _Wrong("two processes hold one lock")
+        raise _TrialFailed("two processes hold the same lock")
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise _Wrong("a lock stays whose holder has ended") from None
+        raise _TrialFailed("a lock outlives its holder") from None
     lock.release()
     fd = os.open(path, os.O_RDWR)
     try:
@@ -195,45 +196,45 @@ def _try_locks(place: Path) -> None:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                raise _Wrong("what one process reads another one may lock for itself")
+                raise _TrialFailed("an exclusive lock ignores a shared one")
     finally:
         os.close(fd)
 
 
 @contextlib.contextmanager
 def _held_elsewhere(path: Path, kind: int) -> Iterator[None]:
-    """Another process holds a lock, until the block or this process ends.
+    """Hold a lock in another process until the block or this process ends.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: the lock is not available.
     """
-    told, telling = os.pipe()
-    waited_for, waiting = os.pipe()
+    result, result_writer = os.pipe()
+    release, release_writer = os.pipe()
     holder = os.fork()
     if holder == 0:
-        os.close(waiting)  # so that the end of the parent is heard
-        _hold(path, kind, telling, waited_for)
-    os.close(telling)
-    os.close(waited_for)
+        os.close(release_writer)  # so that the parent's end closes the pipe
+        _hold(path, kind, result_writer, release)
+    os.close(result_writer)
+    os.close(release)
     try:
-        said = os.read(told, 8)
-        if said != b"0":
-            number = int(said or errno.EIO)
+        answer = os.read(result, 8)
+        if answer != b"0":
+            number = int(answer or errno.EIO)
             raise OSError(number, os.strerror(number))
         yield
     finally:
-        os.close(told)
-        os.close(waiting)
+        os.close(result)
+        os.close(release_writer)
         os.waitpid(holder, 0)
 
 
-def _hold(path: Path, kind: int, telling: int, until: int) -> None:
+def _hold(path: Path, kind: int, result: int, release: int) -> None:
     try:
         fcntl.flock(os.open(path, os.O_RDWR), kind | fcntl.LOCK_NB)
-        os.write(telling, b"0")
-        os.read(until, 1)
+        os.write(result, b"0")
+        os.read(release, 1)
     except OSError as error:
-        os.write(telling, str(error.errno).encode())
+        os.write(result, str(error.errno).encode())
     finally:
         os._exit(0)
 
@@ -243,7 +244,7 @@ def _try_modes(place: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o077:
-        raise _Wrong(f"a file for its owner alone gets the mode {mode:04o}")
+        raise _TrialFailed(f"a private file gets mode {mode:04o}")
 
 
 TRIALS: Final[Mapping[str, Callable[[Path], None]]] = {
@@ -254,37 +255,37 @@ TRIALS: Final[Mapping[str, Callable[[Path], None]]] = {
     "locks": _try_locks,
     "modes": _try_modes,
 }
-"""By what they are called; each has a directory of its own."""
+"""The tests by name; each runs in its own directory."""
 
 
-def _compare_clocks(directory: Path) -> Iterator[Skew]:
-    """Nothing where a file cannot be made durable, which the trial of fsync has said."""
+def _compare_clocks(directory: Path) -> Iterator[ClockSkew]:
+    """Yield the clock skew; nothing if fsync fails, which its own test reports."""
     path = directory / "now"
     with contextlib.suppress(OSError):
         before = time.time()
         fd = create_file(path)
         try:
             os.write(fd, b"now")
-            os.fsync(fd)  # a file server has it now, and says when
+            os.fsync(fd)  # now a file server has set the time
         finally:
             os.close(fd)
         written, now = os.stat(path).st_mtime, time.time()
-        yield Skew(written - min(max(written, before), now))
+        yield ClockSkew(written - min(max(written, before), now))
 
 
-def _write(path: Path, most_bytes: int, seconds: float) -> Iterator[TrialEvent]:
-    """Write what cannot be compressed, hashed and durable, as a save does; ever more at a time.
+def _write(path: Path, max_bytes: int, seconds: float) -> Iterator[TrialEvent]:
+    """Write incompressible data as a save does, hashed and synced, in growing pieces.
 
-    After each sync comes what it took so far; the next piece is no larger than what should fit
-    into the time that is left.
+    After each sync the speed so far is yielded; the next piece is at most what should fit into the
+    remaining time.
     """
-    most = most_bytes // CHUNK_BYTES
-    if most < 1:
+    chunks = max_bytes // CHUNK_BYTES
+    if chunks < 1:
         return
-    yield Begun("writing")
+    yield TrialStarted("writing")
     pool = _incompressible()
     try:
-        file = HashedFile(path, most * CHUNK_BYTES)
+        file = HashedFile(path, chunks * CHUNK_BYTES)
         try:
             done, piece, least = 0, 1, 0.0
             began = time.monotonic()
@@ -292,23 +293,23 @@ def _write(path: Path, most_bytes: int, seconds: float) -> Iterator[TrialEvent]:
                 for _ in range(piece):
                     file.write(pool[done % _POOL_CHUNKS])
                     done += 1
-                    yield Writing(done * CHUNK_BYTES, most * CHUNK_BYTES)
+                    yield WriteProgress(done * CHUNK_BYTES, chunks * CHUNK_BYTES)
                     if time.monotonic() - began > seconds:
                         break
                 file.sync()
                 took = time.monotonic() - began
                 least = least or took
-                yield Wrote(done * CHUNK_BYTES, took, least)
+                yield WriteSpeed(done * CHUNK_BYTES, took, least)
                 fits = int((seconds - took) * done / took)
-                piece = min(2 * piece, most - done, fits)
+                piece = min(2 * piece, chunks - done, fits)
         finally:
             file.close()
     except OSError as error:
-        yield Tried("writing", error.strerror or str(error), error.errno or 0)
+        yield TrialResult("writing", error.strerror or str(error), error.errno or 0)
 
 
 def _incompressible() -> list[memoryview]:
-    """Chunks, each at the address of a page, which direct writes ask for."""
+    """Return random chunks, page-aligned as direct writes require."""
     chunks = []
     for _ in range(_POOL_CHUNKS):
         chunk = mmap.mmap(-1, CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""Is the systemd unit of a job as it must be? By what systemd has read, drop-ins included."""
+"""Check a job's systemd unit as systemd loaded it, including drop-ins."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ JOB_FILES: Final = Path("/etc/elastic-ckpt")
 _ANSWER_SECONDS: Final = 10.0
 
 _MUST: Final[Mapping[str, tuple[str, str]]] = {
-    "Type": ("notify", "systemd would take a job that loads for one that trains"),
-    "KillMode": ("mixed", "workers would be signalled, too, and the save with them"),
-    "OOMPolicy": ("continue", "one worker out of memory would end the job"),
-    "SuccessExitStatus": ("75 76", "a preemption would count as a failure"),
-    "RestartForceExitStatus": ("75 76", "a preempted job would not go on"),
-    "RestartPreventExitStatus": ("64 65 70 73", "what cannot work would be tried again and again"),
-    "PrivateDevices": ("no", "there would be no GPUs"),
-    "ProtectClock": ("no", "there would be no GPUs"),
-    "MemoryDenyWriteExecute": ("no", "compiled kernels would not run"),
-    "RemoveIPC": ("no", "the memory tier would go between two starts"),
+    "Type": ("notify", "otherwise a job that is still loading counts as started"),
+    "KillMode": ("mixed", "otherwise workers are signalled during the save"),
+    "OOMPolicy": ("continue", "otherwise one worker out of memory ends the job"),
+    "SuccessExitStatus": ("75 76", "otherwise a preemption counts as a failure"),
+    "RestartForceExitStatus": ("75 76", "otherwise a preempted job is not restarted"),
+    "RestartPreventExitStatus": ("64 65 70 73", "otherwise permanent failures are retried forever"),
+    "PrivateDevices": ("no", "otherwise GPUs are hidden"),
+    "ProtectClock": ("no", "otherwise GPUs are hidden"),
+    "MemoryDenyWriteExecute": ("no", "otherwise compiled kernels cannot run"),
+    "RemoveIPC": ("no", "otherwise the memory tier is deleted between starts"),
 }
-"""What each property must be, and what happens otherwise."""
+"""The required value of each property, and the reason."""
 
 
 def check_unit(name: str) -> Iterator[Finding]:
-    """Findings about ``elastic-ckpt@NAME`` and its job file."""
+    """Check ``elastic-ckpt@NAME`` and its job file."""
     unit = f"elastic-ckpt@{name}.service"
     shown = _show(unit)
     if shown is None:
-        todo = "run it on the machine that the job is to run on"
-        yield Finding(unit, "problem", "systemd does not answer here", todo)
+        todo = "run doctor on the machine that runs the job"
+        yield Finding(unit, "problem", "systemd does not answer", todo)
         return
     if shown.get("LoadState") != "loaded":
         todo = "copy systemd/elastic-ckpt@.service to /etc/systemd/system, then daemon-reload"
-        yield Finding(unit, "problem", "is not installed", todo)
+        yield Finding(unit, "problem", "not installed", todo)
         return
     yield from _compare(unit, shown)
     yield from _check_file(JOB_FILES / f"{name}.toml", shown)
@@ -68,13 +68,13 @@ def _compare(unit: str, shown: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(unit, "problem", f"{name} is {found or 'not set'}", todo)
     if shown.get("NeedDaemonReload") == "yes":
         wrong = True
-        yield Finding(unit, "warning", "was changed since it was read", "systemctl daemon-reload")
+        yield Finding(unit, "warning", "changed since systemd loaded it", "systemctl daemon-reload")
     if shown.get("WatchdogUSec", "0") in ("0", "infinity"):
         wrong = True
-        todo = "set WatchdogSec=5min: nobody would notice a supervisor that hangs"
-        yield Finding(unit, "warning", "has no watchdog", todo)
+        todo = "set WatchdogSec=5min, to restart a supervisor that hangs"
+        yield Finding(unit, "warning", "no watchdog", todo)
     if not wrong:
-        yield ok(unit, "is as it must be")
+        yield ok(unit, "configured correctly")
 
 
 def _check_file(path: Path, shown: Mapping[str, str]) -> Iterator[Finding]:
@@ -83,26 +83,26 @@ def _check_file(path: Path, shown: Mapping[str, str]) -> Iterator[Finding]:
     try:
         settings = settings_of(["--config", str(path)])
     except UsageError as error:
-        yield Finding(str(path), "problem", str(error), "elastic-ckpt run --help names all keys")
+        yield Finding(str(path), "problem", str(error), "see elastic-ckpt run --help for the keys")
         return
-    yield ok(str(path), "is a job file")
+    yield ok(str(path), "valid job file")
     user = shown.get("User") or "root"
     for where, want in ((settings.directory, os.W_OK), (settings.script, os.R_OK)):
         if not _may(user, _nearest(where), want):
-            todo = f"give it to {user}, or change its permissions or User="
+            todo = "change its owner or permissions, or User="
             doing = "write" if want == os.W_OK else "read"
-            yield Finding(str(where), "problem", f"{user} may not {doing} there", todo)
+            yield Finding(str(where), "problem", f"{user} cannot {doing} it", todo)
 
 
 def _nearest(path: Path) -> Path:
-    """It, or what is there above it."""
+    """Return the path or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def _may(user: str, path: Path, want: int) -> bool:
-    """Whether a user may, by owner and mode; lists that say more are not looked at."""
+    """Whether a user may access a path, by owner and mode; access lists are ignored."""
     import grp
     import pwd
 

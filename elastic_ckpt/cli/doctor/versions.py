@@ -1,4 +1,4 @@
-"""Were the installed versions tried together? By what is installed, nothing of it is imported."""
+"""Whether the installed versions were tested together; nothing is imported to find out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OURS: Final = "elastic-ckpt"
 
 
 def installed() -> dict[str, str]:
-    """Versions by name; what is not installed is not in it."""
+    """Return the installed versions by name."""
     found = {"Python": platform.python_version()}
     for name in (_OURS, *NAMES):
         if name == "Python":
@@ -24,15 +24,15 @@ def installed() -> dict[str, str]:
             version: str | None = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        if version:  # the remains of a package have none
+        if version:  # leftovers of a package have none
             found[name] = version
     return found
 
 
 def check_versions() -> Iterator[Finding]:
-    """A finding for each, and one for whether they were tried together."""
+    """Check each version, and whether they were tested together."""
     found = installed()
-    yield ok(_OURS, found.get(_OURS, f"{elastic_ckpt.__version__}, from its source"))
+    yield ok(_OURS, found.get(_OURS, f"{elastic_ckpt.__version__}, from source"))
     for name in NAMES:
         yield ok(name, found[name]) if name in found else _missing(name, found)
     if "torch" in found:
@@ -41,34 +41,34 @@ def check_versions() -> Iterator[Finding]:
 
 def _missing(name: str, found: Versions) -> Finding:
     if name == "torch":
-        return Finding(name, "problem", "is not installed", "pip install torch")
+        return Finding(name, "problem", "not installed", "pip install torch")
     if name == "colossalai":
-        return ok(name, "not installed: scripts without it run")
+        return ok(name, "not installed; only needed by scripts that use it")
     if "colossalai" not in found:
-        return ok(name, "not installed: ColossalAI needs it, nothing else")
-    todo = f"pip install {name}=={nearest_tried(found)[name]}: ColossalAI cannot be imported"
+        return ok(name, "not installed; only needed by ColossalAI")
+    todo = f"pip install {name}=={nearest_tested(found)[name]}, which ColossalAI needs"
     return Finding(name, "warning", "not installed", todo)
 
 
 def _together(found: Versions) -> Finding:
-    differing = untried(found)
+    differing = untested(found)
     if not differing:
-        return ok("versions", "tried together")
-    nearest = describe(nearest_tried(found), that_matter(found))
+        return ok("versions", "tested together")
+    nearest = describe(nearest_tested(found), relevant_names(found))
     others = ", ".join(f"{name} {found.get(name, 'not installed')}" for name in differing)
     todo = (
-        f"the nearest that was tried: {nearest}; with yours, see first that a short run that you "
-        "stop goes on as if you had not"
+        f"install the nearest tested versions ({nearest}), or check with a short run that stopping "
+        "and resuming works with yours"
     )
-    return Finding("versions", "warning", f"not tried with the others: {others}", todo)
+    return Finding("versions", "warning", f"not tested with the others: {others}", todo)
 
 
 Versions = Mapping[str, str]
-"""By the names in ``NAMES``; what is not installed is not in it."""
+"""Installed versions, by the names in ``NAMES``."""
 
 NAMES: Final = ("Python", "torch", "colossalai", "transformers", "peft")
 
-TRIED: Final[tuple[Versions, ...]] = (
+TESTED: Final[tuple[Versions, ...]] = (
     {
         "Python": "3.11",
         "torch": "2.5.1",
@@ -84,60 +84,60 @@ TRIED: Final[tuple[Versions, ...]] = (
         "peft": "0.21.2",
     },
 )
-"""What passed all tests, newest last. Of Python the minor version counts. Without ColossalAI each
-of these was tried, too."""
+"""Versions that passed all tests, newest last, each also without ColossalAI. For Python the minor
+version counts."""
 
 _ALONE: Final = ("Python", "torch")
-"""All that matters to a script that does without ColossalAI."""
+"""What matters to a script without ColossalAI."""
 
 
-def that_matter(found: Versions) -> tuple[str, ...]:
-    """The names of which a script needs a version that was tried."""
+def relevant_names(found: Versions) -> tuple[str, ...]:
+    """Return the names whose versions matter to a script."""
     return NAMES if "colossalai" in found else _ALONE
 
 
-def nearest_tried(found: Versions) -> Versions:
-    """What was tried and is most like it: in the number of versions, then in the versions."""
-    return min(TRIED, key=lambda tried: _distance(found, tried))
+def nearest_tested(found: Versions) -> Versions:
+    """Return the tested versions with the fewest and smallest differences."""
+    return min(TESTED, key=lambda tried: _distance(found, tried))
 
 
-def untried(found: Versions) -> list[str]:
-    """The names whose versions differ from the nearest that was tried; none if all are alike."""
-    return _differing(found, nearest_tried(found))
+def untested(found: Versions) -> list[str]:
+    """Return the names whose versions differ from the nearest tested ones."""
+    return _differing(found, nearest_tested(found))
 
 
 def describe(versions: Versions, names: tuple[str, ...] = NAMES) -> str:
-    """``Python 3.11, torch 2.13.0``, in the order of ``names``."""
+    """Return, for example, ``Python 3.11, torch 2.13.0``, in the order of ``names``."""
     return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
 
 
 def _differing(found: Versions, tried: Versions) -> list[str]:
     return [
         name
-        for name in that_matter(found)
+        for name in relevant_names(found)
         if _counted(name, found.get(name, "")) != _counted(name, tried[name])
     ]
 
 
 def _distance(found: Versions, tried: Versions) -> tuple[int, list[int]]:
-    """How many versions differ; then how far, with ColossalAI's before torch's before the rest."""
+    """Return how many versions differ, and how far, starting with ColossalAI's and torch's."""
     names = ("colossalai", "torch", "transformers", "peft", "Python")
     apart = [
         abs(_number(found.get(name, "")) - _number(tried[name]))
         for name in names
-        if name in that_matter(found)
+        if name in relevant_names(found)
     ]
     return len(_differing(found, tried)), apart
 
 
 def _counted(name: str, version: str) -> str:
-    """What of a version counts: not which build it is, and of Python not which patch."""
+    """Return the part of a version that counts: no build, and for Python no patch."""
     public = version.partition("+")[0]
     return ".".join(public.split(".")[:2]) if name == "Python" else public
 
 
 def _number(version: str) -> int:
-    """One that grows with major, minor and patch; 0 for what is no version."""
+    """Return a number that grows with major, minor and patch; 0 if it is not a version."""
     found = [int(digits) for digits in re.findall(r"\d{1,5}", version.partition("+")[0])]
     major, minor, patch = [*found, 0, 0, 0][:3]
     return (major * 100_000 + minor) * 100_000 + patch

@@ -1,4 +1,4 @@
-"""Whether the clock is kept right, as the kernel says."""
+"""Whether the clock synchronised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic_ckpt.cli.doctor.machine import check_clock, is_synchronised
 
 
 class Kernel:
-    """A libc whose adjtimex answers so."""
+    """A libc whose adjtimex returns given values."""
 
     def __init__(self, returned: int, status: int) -> None:
         self.returned, self.status = returned, status
@@ -29,12 +29,12 @@ class Kernel:
 @pytest.mark.parametrize(
     ("returned", "status", "state", "says"),
     [
-        (0, 0x2001, "ok", "is synchronised"),
-        (5, 0x0040, "warning", "nothing keeps it"),
-        (-1, 0, "ok", "does not say"),
+        (0, 0x2001, "ok", "synchronised"),
+        (5, 0x0040, "warning", "not synchronised"),
+        (-1, 0, "ok", "not reported"),
     ],
 )
-def test_the_kernels_word(
+def test_the_kernels_answer(
     monkeypatch: pytest.MonkeyPatch, returned: int, status: int, state: str, says: str
 ) -> None:
     kernel = Kernel(returned, status)
@@ -44,13 +44,13 @@ def test_the_kernels_word(
     assert kernel.modes == [0]  # it is asked, and not set
 
 
-def test_a_libc_without_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_libc_without_adjtimex_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert is_synchronised() is None
 
 
-def test_this_kernel_is_asked_with_a_structure_that_is_its_own() -> None:
-    """The kernel fills in all of it: what is behind the status is the time of day."""
+def test_the_structure_matches_this_kernel() -> None:
+    """The kernel fills in the whole structure: the time of day follows the status."""
     found = clock_findings._Timex()
     if ctypes.CDLL(None).adjtimex(ctypes.byref(found)) < 0:
         pytest.skip("the kernel does not say")

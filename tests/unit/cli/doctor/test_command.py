@@ -1,4 +1,4 @@
-"""``elastic-ckpt doctor`` as a whole, what it says of the versions, and that it imports nothing."""
+"""``elastic-ckpt doctor`` as a whole, its findings on versions, and that it imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elastic_ckpt.cli.doctor import command as doctor_command
 from elastic_ckpt.cli.doctor import findings
 from elastic_ckpt.cli.doctor import versions as version_findings
 from elastic_ckpt.cli.doctor.findings import Finding, StatusLine, ok
-from elastic_ckpt.cli.doctor.versions import TRIED
+from elastic_ckpt.cli.doctor.versions import TESTED
 from elastic_ckpt.jobdir.slurm_jobs import remember_job
 from tests.checkpoints import make_checkpoint, open_job, tree
 from tests.unit.cli.test_app import IN_PROCESS, Command, cli
@@ -29,17 +29,17 @@ pytestmark = pytest.mark.one_torch
 __all__ = ["cli", "place"]
 
 KEYS = {"what", "state", "text", "todo", "value", "unit"}
-TRIED_THERE = {
+TESTED_THERE = {
     "directory", "free space", "file system", "fsync", "rename", "O_EXCL", "O_NOFOLLOW", "locks",
     "modes", "file times", "write speed", "emergency save",
 }  # fmt: skip
 
-OLD, LATEST = ({**tried, "Python": "3.11.7", "elastic-ckpt": "0.1.0"} for tried in TRIED)
+OLD, LATEST = ({**tried, "Python": "3.11.7", "elastic-ckpt": "0.1.0"} for tried in TESTED)
 
 
 @pytest.fixture
 def doctor(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What it finds where these versions are installed, by what it looked at."""
+    """Return the findings with these versions installed, by ``what``."""
 
     monkeypatch.setattr(
         doctor_command, "_groups", lambda *given: [("versions", version_findings.check_versions())]
@@ -59,17 +59,17 @@ def without(versions: dict[str, str], *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("versions", [OLD, LATEST], ids=["old", "latest"])
-def test_what_was_tried_is_ok(doctor: Any, versions: dict[str, str]) -> None:
+def test_tested_versions_are_ok(doctor: Any, versions: dict[str, str]) -> None:
     found = doctor({**versions, "torch": versions["torch"] + "+cu124"})
     for name, version in versions.items():
         assert found[name]["state"] == "ok" and found[name]["text"].startswith(version)
-    assert (found["versions"]["state"], found["versions"]["text"]) == ("ok", "tried together")
+    assert (found["versions"]["state"], found["versions"]["text"]) == ("ok", "tested together")
 
 
 @pytest.mark.parametrize("versions", [OLD, LATEST], ids=["old", "latest"])
 def test_torch_alone_is_ok(doctor: Any, versions: dict[str, str]) -> None:
     found = doctor(without(versions, "colossalai", "transformers", "peft"))
-    assert found["colossalai"]["text"] == "not installed: scripts without it run"
+    assert found["colossalai"]["text"] == "not installed; only needed by scripts that use it"
     names = ("colossalai", "transformers", "peft", "versions")
     assert {found[name]["state"] for name in names} == {"ok"}
 
@@ -78,45 +78,45 @@ def test_another_colossalai_is_a_warning_that_names_the_nearest(doctor: Any, cli
     found = doctor({**LATEST, "colossalai": "0.6.0"})
     assert found["colossalai"]["text"] == "0.6.0"
     assert found["versions"]["state"] == "warning"
-    assert found["versions"]["text"] == "not tried with the others: colossalai 0.6.0"
+    assert found["versions"]["text"] == "not tested with the others: colossalai 0.6.0"
     assert found["versions"]["todo"].startswith(
-        "the nearest that was tried: Python 3.11, torch 2.13.0, colossalai 0.5.0, "
-        "transformers 4.51.3, peft 0.21.2;"
+        "install the nearest tested versions (Python 3.11, torch 2.13.0, colossalai 0.5.0, "
+        "transformers 4.51.3, peft 0.21.2)"
     )
     said = cli("doctor")  # as people see it, and once
     assert said.code == 0
     assert said.out.count("0.5.0") == 1
-    assert "  warning  versions        not tried with the others: colossalai 0.6.0\n" in said.out
+    assert "  warning  versions        not tested with the others: colossalai 0.6.0\n" in said.out
 
 
-def test_another_torch_alone_names_no_colossalai(doctor: Any) -> None:
+def test_another_torch_without_colossalai(doctor: Any) -> None:
     found = doctor(without({**OLD, "torch": "2.6.0"}, "colossalai"))
-    assert found["versions"]["text"] == "not tried with the others: torch 2.6.0"
-    assert "torch 2.5.1;" in found["versions"]["todo"]
+    assert found["versions"]["text"] == "not tested with the others: torch 2.6.0"
+    assert "torch 2.5.1)" in found["versions"]["todo"]
     assert "colossalai" not in found["versions"]["todo"]
 
 
 @pytest.mark.parametrize("name", ["transformers", "peft"])
-def test_what_colossalai_needs_and_lacks_is_a_warning(doctor: Any, name: str) -> None:
+def test_a_missing_dependency_of_colossalai_is_a_warning(doctor: Any, name: str) -> None:
     found = doctor(without(OLD, name))
     assert (found[name]["state"], found[name]["text"]) == ("warning", "not installed")
     assert f"pip install {name}=={OLD[name]}" in found[name]["todo"]
-    assert found["versions"]["text"] == f"not tried with the others: {name} not installed"
+    assert found["versions"]["text"] == f"not tested with the others: {name} not installed"
 
 
-def test_no_torch_is_a_problem(doctor: Any) -> None:
+def test_a_missing_torch_is_a_problem(doctor: Any) -> None:
     found = doctor(without(OLD, "torch", "colossalai"), code=1)
     assert (found["torch"]["state"], found["torch"]["todo"]) == ("problem", "pip install torch")
     assert "versions" not in found
 
 
-def test_a_source_tree_that_is_not_installed_says_its_own_version(doctor: Any) -> None:
+def test_a_source_tree_reports_its_own_version(doctor: Any) -> None:
     found = doctor(without(OLD, "elastic-ckpt"))
-    assert found["elastic-ckpt"]["text"] == f"{elastic_ckpt.__version__}, from its source"
+    assert found["elastic-ckpt"]["text"] == f"{elastic_ckpt.__version__}, from source"
 
 
-def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remains of a package that was removed have no version."""
+def test_versions_come_from_the_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leftovers of a removed package have no version."""
     known: dict[str, str | None] = {"torch": "2.5.1", "colossalai": None}
 
     def version(name: str) -> str | None:
@@ -131,7 +131,7 @@ def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
-def test_nothing_is_imported_to_know_its_version(options: list[str]) -> None:
+def test_no_package_is_imported_to_find_its_version(options: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-c", IN_PROCESS, "doctor", *options],
         capture_output=True,
@@ -148,8 +148,8 @@ def test_nothing_is_imported_to_know_its_version(options: list[str]) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes little."""
-    monkeypatch.setattr("elastic_ckpt.cli.doctor.storage.MOST_BYTES", 16 * 2**20)
+    """Write little data."""
+    monkeypatch.setattr("elastic_ckpt.cli.doctor.storage.MAX_BYTES", 16 * 2**20)
 
 
 def children() -> list[psutil.Process]:
@@ -157,14 +157,21 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_real_run_finds_everything_and_leaves_nothing(cli: Command, tmp_path: Path) -> None:
+def test_a_real_run_reports_everything_and_leaves_nothing(cli: Command, tmp_path: Path) -> None:
     said = cli("doctor", tmp_path / "not" / "there", "--json")
     found = {one["what"]: one for one in said.json}
     assert said.err == "" and set(map(frozenset, said.json)) == {frozenset(KEYS)}
     assert len(found) == len(said.json)
-    assert found.keys() > TRIED_THERE | {"torch", "GPUs", "/dev/shm", "memory", "clock", "loopback"}
+    assert found.keys() > TESTED_THERE | {
+        "torch",
+        "GPUs",
+        "/dev/shm",
+        "memory",
+        "clock",
+        "loopback",
+    }
     # What the machine is like decides the rest.
-    for name in TRIED_THERE - {"free space", "file system"}:
+    for name in TESTED_THERE - {"free space", "file system"}:
         assert found[name]["state"] == "ok", found[name]
     assert found["write speed"]["value"] > 0 and found["write speed"]["unit"] == "bytes/s"
     assert str(tmp_path) in found["directory"]["text"]
@@ -173,7 +180,7 @@ def test_a_real_run_finds_everything_and_leaves_nothing(cli: Command, tmp_path: 
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_job_is_compared_with_and_not_touched(cli: Command, tmp_path: Path) -> None:
+def test_a_job_is_used_for_comparison_and_not_changed(cli: Command, tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
     make_checkpoint(job, 20)
     before = tree(job.root)
@@ -186,33 +193,33 @@ def test_a_job_is_compared_with_and_not_touched(cli: Command, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("quick")
-def test_without_a_directory_no_storage_is_tried(
+def test_without_a_directory_no_storage_is_tested(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = {one["what"]: one for one in cli("doctor", "--json").json}
-    assert found.keys() & TRIED_THERE == {"directory"}
-    assert "give the directory that checkpoints go to" in found["directory"]["text"]
+    assert found.keys() & TESTED_THERE == {"directory"}
+    assert "give the job directory" in found["directory"]["text"]
     monkeypatch.setenv("ELASTIC_CKPT_DIR", str(tmp_path))
-    assert {one["what"] for one in cli("doctor", "--json").json} > TRIED_THERE
+    assert {one["what"] for one in cli("doctor", "--json").json} > TESTED_THERE
     assert tree(tmp_path) == {}
 
 
-def test_the_number_of_a_slurm_job_stands_for_its_directory(
+def test_a_slurm_job_number_is_resolved_to_its_directory(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     remember_job("4711", tmp_path / "job")
     monkeypatch.setattr(doctor_command, "check_storage", lambda *given: iter(()))
     found = {one["what"]: one for one in cli("doctor", "4711", "--json").json}
-    assert found["directory"]["text"].startswith(f"{tmp_path}/job is to be made")
+    assert found["directory"]["text"].startswith(f"{tmp_path}/job does not exist yet")
     said = cli("doctor", "4712")
     assert (said.code, said.out) == (64, "") and "4712" in said.err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
 @pytest.mark.parametrize("group", [GROUP, OTHER_GROUP])
-def test_another_user_is_told_that_he_may_not_write(place: Path, group: int) -> None:
+def test_another_user_gets_a_problem_for_a_private_directory(place: Path, group: int) -> None:
     job = make_job(place, group_access=True)
     before = tree(job.root)
     said = as_user(job, group, "doctor", "--json")
@@ -227,7 +234,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, capsys: Any, columns: int, *found: Fi
     monkeypatch.setenv("COLUMNS", str(columns))
     for number, one in enumerate(found):
         findings.show("disk", one, begins=number == 0)
-    findings.show_sum(found)
+    findings.show_summary(found)
     return str(capsys.readouterr().out)
 
 
@@ -248,7 +255,7 @@ def test_lines_fit_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
     assert "x" * 90 in out  # nor a path
 
 
-def test_colours_are_for_terminals_that_want_them(
+def test_colors_only_on_terminals_without_no_color(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     assert "\x1b" not in shown(monkeypatch, capsys, 80, LONG)
@@ -259,28 +266,26 @@ def test_colours_are_for_terminals_that_want_them(
     assert "\x1b[31mproblem" in shown(monkeypatch, capsys, 80, LONG)
 
 
-def test_what_others_wrote_does_not_steer_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_control_characters_are_escaped(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     hostile = Finding("/mnt/\x1b[2J", "warning", "a\x1b]0;b\x07\nc", "\x9b1m")
     out = shown(monkeypatch, capsys, 80, hostile)
     assert out.replace("\n", "").isprintable() and "\\x1b]0;b\\x07\\nc" in out
 
 
-def test_progress_is_seen_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_progress_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     StatusLine().say("looking")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     found = list(findings.collect([("disk", iter([ok("a", "b")]))], StatusLine()))
     assert found == [("disk", ok("a", "b"))]
     err = capsys.readouterr().err
-    assert "looking at disk" in err and err.endswith("\r\x1b[K")
+    assert "checking disk" in err and err.endswith("\r\x1b[K")
 
 
-def test_a_path_is_not_looked_at_where_that_could_hang(
+def test_a_path_is_not_accessed_outside_the_child(
     cli: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not before there is a bound: a dead file server holds up whoever asks for anything there."""
+    """A dead file server blocks every access, so only the bounded child may access the path."""
     parent, real = os.getpid(), os.stat
 
     def stat(path: Any, *given: Any, **named: Any) -> os.stat_result:
@@ -290,4 +295,4 @@ def test_a_path_is_not_looked_at_where_that_could_hang(
     monkeypatch.setattr(os, "stat", stat)
     monkeypatch.setattr(doctor_command, "check_storage", lambda *given: iter(()))
     said = cli("doctor", "/dead/server/job", "--json")
-    assert "/dead/server/job is to be made" in said.out
+    assert "/dead/server/job does not exist yet" in said.out

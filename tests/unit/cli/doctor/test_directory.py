@@ -1,4 +1,4 @@
-"""The file system of a directory, from tables of mounts as kernels print them."""
+"""The file system of a directory, from mount tables as kernels print them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def proc(tmp_path: Path) -> Path:
         ("/data/my disk", "/data"),
     ],
 )
-def test_the_longest_place_counts(proc: Path, path: str, place: str) -> None:
+def test_the_longest_mount_point_wins(proc: Path, path: str, place: str) -> None:
     found = mount_of(path, proc)
-    assert found is not None and found.place == place
+    assert found is not None and found.point == place
 
 
-def test_what_is_mounted_over_another_one_covers_it(proc: Path) -> None:
+def test_a_later_mount_covers_an_earlier_one(proc: Path) -> None:
     found = mount_of("/twice/x", proc)
     assert found is not None and (found.kind, found.source) == ("xfs", "/dev/sdd")
 
@@ -66,16 +66,16 @@ def test_what_is_mounted_over_another_one_covers_it(proc: Path) -> None:
         ("/data/x", "ok", "nfs4 (server:/export on /data), shared"),
         ("/data/blind", "warning", "local_lock=all: nodes do not see each other's locks"),
         ("/lustre", "warning", "localflock"),
-        ("/var/lib/ckpt", "warning", "goes with the container"),
-        ("/dev/shm/ckpt", "warning", "goes with this machine"),
+        ("/var/lib/ckpt", "warning", "is lost with the container"),
+        ("/dev/shm/ckpt", "warning", "lost with this machine"),
         ("/s3/ckpt", "problem", "object store"),
         ("/s4/ckpt", "problem", "object store"),
         ("/cd/ckpt", "problem", "read-only"),
         ("/super", "problem", "read-only"),
-        ("/odd", "warning", "not known here"),
+        ("/odd", "warning", "not in the list of known types"),
     ],
 )
-def test_what_follows_from_its_kind(proc: Path, path: str, state: str, says: str) -> None:
+def test_the_finding_for_each_file_system(proc: Path, path: str, state: str, says: str) -> None:
     found = check_filesystem(path, proc=proc)
     assert found.state == state and says in found.text
     assert bool(found.todo) == (state != "ok")
@@ -88,17 +88,17 @@ def test_network_file_systems(tmp_path: Path, kind: str) -> None:
     assert "shared" in check_filesystem("/x", proc=tmp_path).text
 
 
-def test_a_local_disk_of_a_machine_that_is_replaced_or_of_several(proc: Path) -> None:
-    assert "must have that disk" in check_filesystem("/home", ["slurm", "aws"], proc=proc).text
+def test_a_local_disk_on_a_cloud_or_with_several_nodes(proc: Path) -> None:
+    assert "needs the same disk" in check_filesystem("/home", ["slurm", "aws"], proc=proc).text
     found = check_filesystem("/home", ["slurm"], nodes=2, proc=proc)
-    assert (found.state, found.todo) == ("warning", "give a directory that all nodes share")
+    assert (found.state, found.todo) == ("warning", "use a directory that all nodes share")
     assert check_filesystem("/data", ["slurm"], nodes=2, proc=proc).state == "ok"
 
 
-def test_without_a_table_nothing_is_claimed(tmp_path: Path) -> None:
+def test_without_a_mount_table_the_file_system_is_unknown(tmp_path: Path) -> None:
     assert "unknown" in check_filesystem("/", proc=tmp_path).text
 
 
-def test_this_kernels_own_table_is_understood() -> None:
+def test_this_kernels_own_mount_table_is_parsed() -> None:
     found = mount_of("/proc/self")
-    assert found is not None and (found.place, found.kind) == ("/proc", "proc")
+    assert found is not None and (found.point, found.kind) == ("/proc", "proc")

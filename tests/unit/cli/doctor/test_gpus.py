@@ -1,4 +1,4 @@
-"""GPUs, by a driver and a torch that are stand-ins."""
+"""GPUs, with a fake driver and a fake torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NVMLError(Exception):
 
 
 class Driver:
-    """A module that answers as pynvml does."""
+    """A fake pynvml."""
 
     NVMLError = NVMLError
 
@@ -70,7 +70,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 @pytest.fixture
 def torch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """What torch says in its process; that it is asked otherwise is an error."""
+    """Set torch's answer; without it a query is an error."""
 
     def say(answer: dict[str, object] | Exception | str) -> None:
         def run(command: list[str], **named: Any) -> Any:
@@ -93,21 +93,21 @@ def look(found: Gpus, workers: int, control: Path = Path("/nowhere")) -> dict[st
     return {one.what: one for one in check_gpus(found, workers, control)}
 
 
-def test_the_driver_is_asked(driver: Driver) -> None:
+def test_the_driver_is_queried(driver: Driver) -> None:
     assert find_gpus() == TWO
     driver.name, driver.sizes, driver.count = b"Tegra", False, 1
     assert find_gpus() == Gpus((Device("Tegra", 0),), "550.54.15")
     assert "pynvml" not in vars(gpus)
 
 
-def test_no_driver_and_no_library(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_driver_or_library(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.broken = "NVML Shared Library Not Found"
     assert find_gpus() == Gpus(why=driver.broken)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert find_gpus() == Gpus(why="nvidia-ml-py is not installed")
 
 
-def test_a_driver_that_hangs_is_given_up(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_driver_is_abandoned(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_ASK_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(driver, "nvmlInit", lambda: time.sleep(600), raising=False)
@@ -115,7 +115,7 @@ def test_a_driver_that_hangs_is_given_up(driver: Driver, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("torch")
-def test_without_a_gpu_torch_is_not_asked() -> None:
+def test_without_a_gpu_torch_is_not_queried() -> None:
     for found in (Gpus(), Gpus(why="NVML Shared Library Not Found")):
         said = look(found, 1)
         assert said["GPUs"].text == "none: training runs on the CPU, over gloo"
@@ -123,7 +123,7 @@ def test_without_a_gpu_torch_is_not_asked() -> None:
 
 
 @pytest.mark.usefixtures("torch")
-def test_a_driver_that_is_there_and_does_not_answer_is_a_problem(tmp_path: Path) -> None:
+def test_a_driver_that_does_not_answer_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "nvidiactl").touch()
     found = look(Gpus(why="Driver/library version mismatch"), 1, tmp_path / "nvidiactl")["GPUs"]
     assert found.state == "problem" and "mismatch" in found.text and "reboot" in found.todo
@@ -138,7 +138,7 @@ def test_gpus_that_torch_can_use(torch: Callable[..., None]) -> None:
     assert found["torch on GPUs"].text == "CUDA 12.4, NCCL 2.21.5"
 
 
-def test_another_number_of_workers_than_of_gpus(torch: Callable[..., None]) -> None:
+def test_a_different_number_of_workers_and_gpus(torch: Callable[..., None]) -> None:
     torch({"cuda": "12.4", "nccl": "2.21.5", "count": 1})
     found = look(TWO, 2)["workers"]
     assert found.state == "warning" and "torch sees 1 GPU" in found.text
@@ -157,20 +157,18 @@ def test_another_number_of_workers_than_of_gpus(torch: Callable[..., None]) -> N
             "problem",
             "ImportError: libcudart",
         ),
-        (subprocess.CalledProcessError(-9, "x", stderr=""), "problem", "ends with -9"),
+        (subprocess.CalledProcessError(-9, "x", stderr=""), "problem", "exits with -9"),
         ("no JSON", "problem", "malformed"),
     ],
 )
-def test_a_torch_that_is_no_good(
-    torch: Callable[..., None], answer: Any, state: str, says: str
-) -> None:
+def test_an_unusable_torch(torch: Callable[..., None], answer: Any, state: str, says: str) -> None:
     torch(answer)
     found = look(TWO, 2)
     assert found["torch on GPUs"].state == state and says in found["torch on GPUs"].text
     assert "workers" in found
 
 
-def test_this_torch_answers_the_question() -> None:
+def test_this_torch_can_be_queried() -> None:
     found = gpu_findings._ask_torch()
     assert (found.count == 0) or found.cuda
 
@@ -178,5 +176,5 @@ def test_this_torch_answers_the_question() -> None:
 @pytest.mark.parametrize(
     ("visible", "workers"), [("", 1), ("0", 1), ("0,1,2", 3), ("0, 1,", 2), ("GPU-aa,GPU-bb", 2)]
 )
-def test_a_worker_for_each_gpu_that_may_be_seen(visible: str, workers: int) -> None:
+def test_one_worker_per_visible_gpu(visible: str, workers: int) -> None:
     assert auto_workers({"CUDA_VISIBLE_DEVICES": visible}) == workers

@@ -1,4 +1,4 @@
-"""Limits of a process, one by one."""
+"""Process limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Look = Callable[..., dict[str, Finding]]
 
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
-    """What is found with these limits, by name; others are infinite."""
+    """Return the findings with these limits, by name; other limits are infinite."""
     (tmp_path / "fabric").mkdir()
 
     def ask(
@@ -79,7 +79,9 @@ def test_locked_memory_is_for_gpus_on_infiniband(look: Look, tmp_path: Path) -> 
     assert look(gpus=True)["locked memory"].state == "ok"
 
 
-def test_temporary_files(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_directory(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Path(tempfile.mkdtemp(dir="/tmp"))  # short enough to be used
     try:
         monkeypatch.setattr(tempfile, "tempdir", str(place))
@@ -95,7 +97,7 @@ def test_temporary_files(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyP
         place.rmdir()
 
 
-def test_a_long_name_for_temporary_files_is_not_used(
+def test_a_too_long_tmpdir_is_not_used(
     look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = tmp_path / ("x" * 61)

@@ -1,4 +1,4 @@
-"""Room for the memory tier, by tables of memory and control groups of both versions."""
+"""Room for the memory tier, with memory tables and control groups of both versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.cli.doctor import memory as memory_findings
-from elastic_ckpt.cli.doctor.directory import Place
+from elastic_ckpt.cli.doctor.directory import CheckedPath
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.memory import check_memory
 
@@ -19,7 +19,7 @@ KIB = 1024
 
 
 class Machine:
-    """A tmpfs of so many bytes, and files as the kernel has them below /proc and /sys."""
+    """A tmpfs of a given size, and files as in /proc and /sys."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.proc, self.cgroups, self.shm = root / "proc", root / "cgroup", root / "shm"
@@ -40,7 +40,7 @@ class Machine:
     def look(self, state: int | None = None, held: int = 0) -> tuple[Finding, Finding]:
         (self.proc / "meminfo").write_text(f"MemTotal: {self.total // KIB} kB\n")
         (self.proc / "self/cgroup").write_text(self.groups)
-        place = None if state is None else Place("/x", "/x", 1, "", state, None, held)
+        place = None if state is None else CheckedPath("/x", "/x", 1, "", state, None, held)
         tier, memory = check_memory(place, shm=self.shm, proc=self.proc, cgroups=self.cgroups)
         return tier, memory
 
@@ -51,25 +51,27 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.parametrize("state", [None, 0])
-def test_without_a_checkpoint_it_says_what_would_fit(machine: Machine, state: int | None) -> None:
+def test_without_a_checkpoint_the_largest_fitting_size_is_reported(
+    machine: Machine, state: int | None
+) -> None:
     tier, memory = machine.look(state)
     assert tier.state == memory.state == "ok"
-    assert tier.text == "32.0 GB to be had: checkpoints of half of it fit in memory"
-    assert memory.text == "64.0 GB, and no control group allows less"
+    assert tier.text == "32.0 GB available: checkpoints of up to half that size fit"
+    assert memory.text == "64.0 GB, not limited by a control group"
 
 
-def test_what_docker_gives_is_a_warning(machine: Machine) -> None:
+def test_dockers_default_size_is_a_warning(machine: Machine) -> None:
     machine.free = 64 * 2**20
     tier, _ = machine.look()
     assert tier.state == "warning" and "--shm-size" in tier.todo
-    assert tier.text == "67.1 MB to be had, and two checkpoints must fit into that"
+    assert tier.text == "67.1 MB available, but two checkpoints must fit"
 
 
 @pytest.mark.parametrize(
     ("state", "held", "expected"),
     [(16 * GB, 0, "ok"), (17 * GB, 0, "warning"), (17 * GB, 2 * GB, "ok")],
 )
-def test_two_checkpoints_must_fit_beside_what_the_tier_holds(
+def test_two_checkpoints_must_fit_including_what_the_tier_holds(
     machine: Machine, state: int, held: int, expected: str
 ) -> None:
     tier, _ = machine.look(state, held)
@@ -77,19 +79,19 @@ def test_two_checkpoints_must_fit_beside_what_the_tier_holds(
     assert ("--shm-size" in tier.todo) == (expected == "warning")
 
 
-def test_where_memory_is_short_a_larger_tmpfs_is_no_help(
+def test_a_larger_tmpfs_is_not_advised_if_memory_is_short(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_findings, "room_bytes", lambda path: 4 * GB)
     tier, _ = machine.look(3 * GB)
-    assert tier.state == "warning" and tier.todo.startswith("leave more memory free")
+    assert tier.state == "warning" and tier.todo.startswith("free some memory")
 
 
-def test_no_tmpfs_or_none_of_ours_is_a_warning(
+def test_a_missing_or_read_only_tmpfs_is_a_warning(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *given: False)
-    assert "cannot be written" in machine.look()[0].text
+    assert "not writable" in machine.look()[0].text
 
     def gone(path: Path) -> None:
         raise FileNotFoundError(2, "No such file or directory")
@@ -117,10 +119,10 @@ def test_a_limit_below_two_checkpoints_is_a_warning(
     assert (memory.state, memory.value) == ("ok", 10 * GB)
     _, memory = machine.look(6 * GB)
     assert memory.state == "warning" and "MemoryMax=" in memory.todo
-    assert "allows 10.0 GB" in memory.text and "take 12.0 GB" in memory.text
+    assert "limits it to 10.0 GB" in memory.text and "take 12.0 GB" in memory.text
 
 
 @pytest.mark.parametrize("value", ["max", str(2**63 - 4096), str(100 * GB), "odd"])
 def test_no_limit(machine: Machine, value: str) -> None:
     machine.limit("memory.max", value)
-    assert machine.look(60 * GB)[1].text.endswith("no control group allows less")
+    assert machine.look(60 * GB)[1].text.endswith("not limited by a control group")

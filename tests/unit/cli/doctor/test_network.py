@@ -1,4 +1,4 @@
-"""Whether workers can meet: loopback, the host's name, gloo's interfaces."""
+"""Whether workers can connect: loopback, the host's name, gloo's interfaces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def look(**environ: str) -> dict[str, Finding]:
 
 
 def name_server(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str]) -> None:
-    """Knows this host's name; addresses are looked up as ever."""
+    """Resolve this host's name to a given address; other addresses as usual."""
     real = socket.getaddrinfo
 
     def ask(host: str, *given: Any, **named: Any) -> Any:
@@ -31,12 +31,12 @@ def name_server(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str]) -> N
     monkeypatch.setattr(socket, "getaddrinfo", ask)
 
 
-def test_workers_of_this_node_can_meet() -> None:
+def test_loopback_works() -> None:
     found = look()
     assert found["loopback"].state == "ok" and found.keys() == {"loopback", "host name"}
 
 
-def test_no_loopback_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_loopback_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any, **named: Any) -> NoReturn:
         raise OSError(99, "Cannot assign requested address")
 
@@ -45,27 +45,27 @@ def test_no_loopback_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.state == "problem" and "lo up" in found.todo
 
 
-def test_a_server_that_cannot_be_reached_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_loopback_server_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any, **named: Any) -> NoReturn:
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    assert look()["loopback"].text == "127.0.0.1 cannot be used: timed out"
+    assert look()["loopback"].text == "127.0.0.1 is unusable: timed out"
 
 
-def test_a_name_for_this_host_alone_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loopback_host_name_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     name_server(monkeypatch, lambda: "127.0.0.1")
     found = look()["host name"]
-    assert found.state == "ok" and "other nodes need an address" in found.text
+    assert found.state == "ok" and "which other nodes cannot reach" in found.text
 
 
-def test_a_name_of_another_host_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_name_of_another_host_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     name_server(monkeypatch, lambda: "192.0.2.1")
     found = look()["host name"]
-    assert found.state == "warning" and "192.0.2.1, where no port can be had" in found.text
+    assert found.state == "warning" and "192.0.2.1, where listening fails" in found.text
 
 
-def test_a_name_that_does_not_resolve_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_name_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> NoReturn:
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -75,14 +75,14 @@ def test_a_name_that_does_not_resolve_is_a_warning(monkeypatch: pytest.MonkeyPat
     assert "/etc/hosts" in found.todo
 
 
-def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_name_server_is_a_warning_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_findings, "_NAME_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     name_server(monkeypatch, lambda: str(time.sleep(600)))
     assert "did not answer within" in look()["host name"].text
 
 
-def test_an_interface_that_is_not_there_is_a_problem() -> None:
+def test_a_missing_interface_is_a_problem() -> None:
     found = look(GLOO_SOCKET_IFNAME="lo,eth77")["GLOO_SOCKET_IFNAME"]
     assert found.state == "problem" and "names eth77," in found.text and "lo" in found.todo
     assert look(GLOO_SOCKET_IFNAME="lo")["GLOO_SOCKET_IFNAME"].state == "ok"

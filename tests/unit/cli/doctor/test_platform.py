@@ -1,4 +1,4 @@
-"""What starts, stops and warns a job here: a cloud, systemd, SLURM, or nobody."""
+"""The platform findings: a cloud, systemd, SLURM, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.notices import slurm
 from tests.clouds import Aws, Azure, Cloud, Gcp
 
-GRACE = Grace(30.0, "as given")
+GRACE = Grace(30.0, "from --grace")
 CONFIG = "KillWait = 20 sec\nRequeueExit = {}\n"
 
 
@@ -24,12 +24,12 @@ def look(
     return {one.what: one for one in found}
 
 
-def test_a_machine_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     found = look()
     assert {one.state for one in found.values()} == {"ok"}
     assert found["notices"].text == "signals"
-    assert found["SLURM"].text == "is not there"
+    assert found["SLURM"].text == "not installed"
     assert "75 and 76" in found["systemd"].text
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert "slurm submit" in look()["SLURM"].text
@@ -38,8 +38,8 @@ def test_a_machine_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("environ", "says"),
     [
-        ({"NOTIFY_SOCKET": "/run/x", "INVOCATION_ID": "1"}, "starts this"),
-        ({"INVOCATION_ID": "1"}, "below a unit"),
+        ({"NOTIFY_SOCKET": "/run/x", "INVOCATION_ID": "1"}, "started this process"),
+        ({"INVOCATION_ID": "1"}, "in a unit"),
         ({}, "elastic-ckpt@NAME"),
     ],
 )
@@ -50,11 +50,11 @@ def test_systemd(tmp_path: Path, environ: dict[str, str], says: str) -> None:
 # Grace
 
 
-def test_the_grace_and_who_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_grace(None, []) == Grace(30.0, "the default; --grace says it for this machine")
-    assert find_grace(7.0, ["slurm"]) == Grace(7.0, "as given")
+def test_the_grace_and_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_grace(None, []) == Grace(30.0, "the default; set it with --grace")
+    assert find_grace(7.0, ["slurm"]) == Grace(7.0, "from --grace")
     monkeypatch.setattr(slurm, "signal_grace", lambda: 120.0)
-    assert find_grace(None, ["slurm"]) == Grace(120.0, "as SLURM has it")
+    assert find_grace(None, ["slurm"]) == Grace(120.0, "from SLURM")
     with pytest.raises(UsageError):
         find_grace(float("nan"), [])
     assert look()["grace"].value == 30.0
@@ -82,10 +82,10 @@ def test_a_metadata_service(
         for fault in ("500", "garbage"):
             service.fault = fault
             found = look(name)
-            assert found[name].state == "warning" and "but SIGTERM" in found[name].todo
+            assert found[name].state == "warning" and "otherwise SIGTERM" in found[name].todo
 
 
-def test_a_service_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_metadata_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
     found = look("aws")["aws"]
     assert found.state == "warning" and "hop limit" in found.todo
@@ -107,13 +107,13 @@ def controller(monkeypatch: pytest.MonkeyPatch, job: str, requeue_exit: str = "(
 @pytest.mark.parametrize(
     ("job", "requeue_exit", "state", "says"),
     [
-        ("JobId=7 Requeue=1", "(null)", "ok", "job 7 may be queued again"),
-        ("JobId=7 Requeue=0", "75-76", "ok", "queued again on 75 and 76"),
-        ("JobId=7 Requeue=0", "75", "warning", "job 7 may not be queued again"),
+        ("JobId=7 Requeue=1", "(null)", "ok", "job 7 can be requeued"),
+        ("JobId=7 Requeue=0", "75-76", "ok", "requeues job 7 on 75 and 76"),
+        ("JobId=7 Requeue=0", "75", "warning", "job 7 cannot be requeued"),
         ("", "", "warning", "Unable to contact"),
     ],
 )
-def test_a_job_of_slurm(
+def test_a_slurm_job(
     monkeypatch: pytest.MonkeyPatch, job: str, requeue_exit: str, state: str, says: str
 ) -> None:
     controller(monkeypatch, job, requeue_exit)
@@ -121,7 +121,7 @@ def test_a_job_of_slurm(
     assert found.state == state and says in found.text
 
 
-def test_a_task_of_an_array_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_task_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     controller(monkeypatch, "JobId=9 Requeue=1")
     environ = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert "job 7_3" in look("slurm", environ=environ)["SLURM"].text

@@ -1,4 +1,4 @@
-"""What ``elastic-ckpt doctor`` makes of a storage that refuses, is slow, or does not answer."""
+"""The findings of ``elastic-ckpt doctor`` for storage that refuses, is slow, or does not answer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 
 from elastic_ckpt.cli.doctor import directory as directory_findings
 from elastic_ckpt.cli.doctor import storage as storage_findings
-from elastic_ckpt.cli.doctor.directory import Place, check_directory, look_at
+from elastic_ckpt.cli.doctor.directory import CheckedPath, check_directory, inspect_directory
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.platform import Grace
 from elastic_ckpt.cli.doctor.storage import check_storage
-from elastic_ckpt.cli.doctor.storage_trial import Skew, TrialEvent, Tried, Wrote
+from elastic_ckpt.cli.doctor.storage_trial import ClockSkew, TrialEvent, TrialResult, WriteSpeed
 from elastic_ckpt.jobdir.prediction_file import write_predictor
 from elastic_ckpt.policy.prediction import Predictor, Route
 from elastic_ckpt.util import in_child
@@ -29,12 +29,12 @@ from tests.checkpoints import make_checkpoint, open_job, tree
 pytestmark = pytest.mark.one_torch
 
 GB = 10**9
-GRACE = Grace(30.0, "as given")
+GRACE = Grace(30.0, "from --grace")
 
 
 @pytest.fixture(autouse=True)
 def no_child_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage_findings, "MOST_BYTES", 8 * 2**20)
+    monkeypatch.setattr(storage_findings, "MAX_BYTES", 8 * 2**20)
     monkeypatch.setattr(storage_findings, "_REMOVAL_SECONDS", 60.0)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 60.0)
     monkeypatch.setattr(in_child, "KILL_SECONDS", 60.0)
@@ -42,11 +42,11 @@ def no_child_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert psutil.Process().children() == []
 
 
-def place_at(path: Path, **changes: Any) -> Place:
-    return msgspec.structs.replace(Place(str(path), str(path), 100 * GB), **changes)
+def place_at(path: Path, **changes: Any) -> CheckedPath:
+    return msgspec.structs.replace(CheckedPath(str(path), str(path), 100 * GB), **changes)
 
 
-def found_in(place: Place, grace: Grace = GRACE) -> dict[str, Finding]:
+def found_in(place: CheckedPath, grace: Grace = GRACE) -> dict[str, Finding]:
     return {one.what: one for one in check_storage(place, grace, lambda text: None)}
 
 
@@ -61,7 +61,7 @@ def hang(*arguments: Any, **named: Any) -> None:
     time.sleep(600)
 
 
-def test_a_good_one_is_tried_in_another_process_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_good_storage_is_tested_in_another_process_and_left_unchanged(tmp_path: Path) -> None:
     told: list[str] = []
     found = list(check_storage(place_at(tmp_path), GRACE, told.append))
     assert {one.state for one in found} == {"ok"}
@@ -73,7 +73,7 @@ def test_a_good_one_is_tried_in_another_process_and_left_as_it_was(tmp_path: Pat
     ("call", "what", "number"),
     [("fsync", "fsync", errno.EINVAL), ("rename", "rename", errno.ENOSYS)],
 )
-def test_a_storage_that_refuses_is_a_problem(
+def test_a_storage_that_refuses_a_call_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, what: str, number: int
 ) -> None:
     monkeypatch.setattr(os, call, refuse(number))
@@ -84,7 +84,7 @@ def test_a_storage_that_refuses_is_a_problem(
     assert tree(tmp_path) == {}
 
 
-def test_no_locks_are_a_warning_and_wrong_ones_a_problem(
+def test_missing_locks_are_a_warning_and_broken_locks_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
@@ -94,7 +94,7 @@ def test_no_locks_are_a_warning_and_wrong_ones_a_problem(
     assert found_in(place_at(tmp_path))["locks"].state == "problem"
 
 
-def test_a_storage_that_does_not_answer_is_given_up(
+def test_a_storage_that_does_not_answer_is_abandoned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_findings, "TRIAL_SECONDS", 1.0)
@@ -108,7 +108,7 @@ def test_a_storage_that_does_not_answer_is_given_up(
     assert tree(tmp_path) == {}  # it did answer to that
 
 
-def test_one_that_hangs_while_it_is_measured_keeps_what_is_known(
+def test_a_hang_during_the_measurement_keeps_the_earlier_findings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_findings, "TRIAL_SECONDS", 2.0)
@@ -120,15 +120,15 @@ def test_one_that_hangs_while_it_is_measured_keeps_what_is_known(
     assert tree(tmp_path) == {}
 
 
-def test_a_directory_that_may_not_be_written(
+def test_an_unwritable_directory_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "mkdir", refuse(errno.EACCES))
     found = found_in(place_at(tmp_path))
-    assert found["writing"].text == f"{tmp_path} cannot be written: Permission denied"
+    assert found["writing"].text == f"{tmp_path} is not writable: Permission denied"
 
 
-def test_who_stops_it_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_test_leaves_nothing(tmp_path: Path) -> None:
     def stop(text: str) -> NoReturn:
         assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
@@ -138,7 +138,7 @@ def test_who_stops_it_leaves_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_no_more_than_a_quarter_of_what_is_free_is_written(
+def test_at_most_a_quarter_of_the_free_space_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -148,22 +148,22 @@ def test_no_more_than_a_quarter_of_what_is_free_is_written(
         yield from ()
 
     monkeypatch.setattr(storage_findings, "try_storage", spy)
-    monkeypatch.setattr(storage_findings, "MOST_BYTES", 256 * 2**20)
+    monkeypatch.setattr(storage_findings, "MAX_BYTES", 256 * 2**20)
     for free in (10**12, 400 * 2**20, 3):
         list(storage_findings._trial(place_at(tmp_path, free_bytes=free)))
     assert asked == [256 * 2**20, 100 * 2**20, 0]
 
 
-def test_a_disk_with_too_little_room_is_not_written_to(tmp_path: Path) -> None:
+def test_a_nearly_full_disk_is_not_written_to(tmp_path: Path) -> None:
     found = found_in(place_at(tmp_path, free_bytes=3_000_000))
     assert found["write speed"].state == "warning"
-    assert found["write speed"].text == "not measured: 3.0 MB free is too little"
+    assert found["write speed"].text == "not measured: only 3.0 MB free"
     assert found["locks"].state == "ok" and "emergency save" not in found
 
 
 @pytest.fixture
 def storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A trial that says just this."""
+    """Replace the trial by one that yields these events."""
 
     def say(*words: TrialEvent) -> None:
         monkeypatch.setattr(storage_findings, "_trial", lambda place: (word for word in words))
@@ -171,13 +171,13 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return say
 
 
-def test_the_speed_says_how_large_a_state_fits_the_grace(
+def test_the_speed_gives_the_largest_state_that_fits_the_grace(
     tmp_path: Path, storage: Callable[..., None]
 ) -> None:
-    storage(Wrote(GB, 2.0, 0.1))
+    storage(WriteSpeed(GB, 2.0, 0.1))
     found = found_in(place_at(tmp_path))
     assert (found["write speed"].value, found["write speed"].unit) == (GB / 2, "bytes/s")
-    assert found["write speed"].text.startswith("500.0 MB/s, by one writer, with fsync (1.0 GB in")
+    assert found["write speed"].text.startswith("500.0 MB/s by one writer with fsync (1.0 GB in")
     # 30 s at that speed are 15 GB; a first prediction is half as long again.
     assert found["emergency save"].value == pytest.approx(10 * GB)
     assert found["emergency save"].text.startswith("up to 10.0 GB fit into the grace of 30 s")
@@ -187,24 +187,26 @@ def test_the_speed_says_how_large_a_state_fits_the_grace(
 def test_a_checkpoint_is_compared_with_the_grace(
     tmp_path: Path, storage: Callable[..., None], size: int, state: str
 ) -> None:
-    storage(Wrote(GB, 2.0, 0.1))
+    storage(WriteSpeed(GB, 2.0, 0.1))
     found = found_in(place_at(tmp_path, newest="epoch-0_step-1", state_bytes=size))
     assert found["emergency save"].state == state
     assert found["emergency save"].value == pytest.approx(3 * size / GB)
-    found = found_in(place_at(tmp_path, state_bytes=size), Grace(0.1, "as given"))
+    found = found_in(place_at(tmp_path, state_bytes=size), Grace(0.1, "from --grace"))
     assert found["emergency save"].state == "problem"
 
 
-def test_a_small_state_does_not_take_as_long_as_the_whole_measurement(
+def test_a_small_state_is_predicted_by_the_first_chunk(
     tmp_path: Path, storage: Callable[..., None]
 ) -> None:
-    storage(Wrote(GB, 5.0, 0.1))
+    storage(WriteSpeed(GB, 5.0, 0.1))
     found = found_in(place_at(tmp_path, state_bytes=1000), Grace(1.0, ""))
     assert found["emergency save"].state == "ok"
 
 
-def test_the_jobs_own_saves_know_better(tmp_path: Path, storage: Callable[..., None]) -> None:
-    storage(Wrote(GB, 2.0, 0.1))
+def test_the_jobs_own_saves_replace_the_measurement(
+    tmp_path: Path, storage: Callable[..., None]
+) -> None:
+    storage(WriteSpeed(GB, 2.0, 0.1))
     found = found_in(place_at(tmp_path, state_bytes=GB, saved_seconds=31.0))
     assert found["emergency save"].state == "problem"
     assert "takes up to 31 s by the job's own saves" in found["emergency save"].text
@@ -221,36 +223,36 @@ def test_the_jobs_own_saves_know_better(tmp_path: Path, storage: Callable[..., N
 def test_the_storages_clock(
     tmp_path: Path, storage: Callable[..., None], seconds: float, state: str, says: str
 ) -> None:
-    storage(Skew(-3 * 3600.0 if says == "h behind" else seconds))
+    storage(ClockSkew(-3 * 3600.0 if says == "h behind" else seconds))
     found = found_in(place_at(tmp_path))["file times"]
     assert found.state == state and says in found.text
 
 
-def test_every_trial_has_its_words() -> None:
+def test_every_storage_test_has_messages() -> None:
     from elastic_ckpt.cli.doctor.storage_trial import TRIALS
 
     assert storage_findings._WORKS.keys() == TRIALS.keys()
-    assert storage_findings._FOLLOWS.keys() == {*TRIALS, "writing"}
-    for what in storage_findings._FOLLOWS:
-        assert storage_findings._tried(Tried(what, "no", 5)).todo
+    assert storage_findings._FAILURES.keys() == {*TRIALS, "writing"}
+    for what in storage_findings._FAILURES:
+        assert storage_findings._result(TrialResult(what, "no", 5)).todo
 
 
 # What there is before anything is tried
 
 
-def look(directory: Path) -> Place:
-    found = look_at(str(directory))
-    assert isinstance(found, Place), found
+def look(directory: Path) -> CheckedPath:
+    found = inspect_directory(str(directory))
+    assert isinstance(found, CheckedPath), found
     return found
 
 
-def test_a_job_is_known_by_its_newest_intact_checkpoint(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_reported(tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
     make_checkpoint(job, 10)
     newest = make_checkpoint(job, 20)
     make_checkpoint(job, 30).joinpath("modeling/model.safetensors").unlink()
     found = look(job.root)
-    assert found.newest == newest.name and found.is_there
+    assert found.newest == newest.name and found.exists
     assert 1000 < found.state_bytes < 10_000 and found.free_bytes > 0
     assert found.saved_seconds is None
     predictor = Predictor()
@@ -259,32 +261,32 @@ def test_a_job_is_known_by_its_newest_intact_checkpoint(tmp_path: Path) -> None:
     assert look(job.root).saved_seconds == pytest.approx(30.0)
 
 
-def test_a_directory_that_is_to_be_made_is_seen_from_above(tmp_path: Path) -> None:
+def test_a_missing_directory_is_tested_in_its_parent(tmp_path: Path) -> None:
     found = look(tmp_path / "a" / "b")
-    assert (found.root, found.tried) == (str(tmp_path / "a" / "b"), str(tmp_path))
-    assert not found.is_there and tree(tmp_path) == {}
+    assert (found.root, found.tested) == (str(tmp_path / "a" / "b"), str(tmp_path))
+    assert not found.exists and tree(tmp_path) == {}
     (first, _) = check_directory(found)
-    assert first.text == f"{tmp_path}/a/b is to be made: tried was {tmp_path}"
+    assert first.text == f"{tmp_path}/a/b does not exist yet; tested {tmp_path}"
 
 
-def test_what_is_no_directory_is_a_problem(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_directory_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        found = look_at(str(path))
+        found = inspect_directory(str(path))
         assert isinstance(found, Finding) and found.state == "problem"
-        assert found.text.endswith(f"{tmp_path}/file is no directory")
+        assert found.text.endswith(f"{tmp_path}/file is not a directory")
     (tmp_path / "loop").symlink_to("loop")
-    found = look_at(str(tmp_path / "loop"))
+    found = inspect_directory(str(tmp_path / "loop"))
     assert isinstance(found, Finding) and "circle" in found.text
 
 
 def test_a_directory_that_does_not_answer_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_findings, "_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(directory_findings, "_INSPECT_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(directory_findings, "newest_intact", hang)
-    found = look_at(str(tmp_path))
+    found = inspect_directory(str(tmp_path))
     assert isinstance(found, Finding) and found.state == "problem"
     assert found.text == f"{tmp_path}: did not answer within 0.3 s"
 
@@ -303,5 +305,5 @@ def test_free_space(tmp_path: Path, free: int, state: str, text: str) -> None:
     assert (found.state, found.text, found.value) == (state, text, free)
 
 
-def test_free_space_without_a_checkpoint_is_just_said(tmp_path: Path) -> None:
+def test_free_space_without_a_checkpoint_is_ok(tmp_path: Path) -> None:
     assert list(check_directory(place_at(tmp_path, free_bytes=5)))[1].state == "ok"

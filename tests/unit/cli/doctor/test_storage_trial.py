@@ -1,4 +1,4 @@
-"""A storage is tried out: a good one, and ones that refuse, lie or are slow."""
+"""The storage trial on good storage, and on storage that refuses, misbehaves or is slow."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from elastic_ckpt.cli.doctor.storage_trial import (
     CHUNK_BYTES,
     PREFIX,
     TRIALS,
-    Making,
-    Skew,
+    ClockSkew,
+    TrialDirectory,
     TrialEvent,
-    Tried,
-    Writing,
-    Wrote,
+    TrialResult,
+    WriteProgress,
+    WriteSpeed,
     try_storage,
 )
 
@@ -37,8 +37,10 @@ def tried(place: Path, chunks: int = 0, seconds: float = 5.0) -> list[TrialEvent
     return found
 
 
-def outcome(place: Path, what: str) -> Tried:
-    return next(word for word in tried(place) if isinstance(word, Tried) and word.what == what)
+def outcome(place: Path, what: str) -> TrialResult:
+    return next(
+        word for word in tried(place) if isinstance(word, TrialResult) and word.what == what
+    )
 
 
 def refuse(number: int) -> Callable[..., NoReturn]:
@@ -48,19 +50,21 @@ def refuse(number: int) -> Callable[..., NoReturn]:
     return call
 
 
-def test_a_good_one(tmp_path: Path) -> None:
+def test_a_good_storage_passes(tmp_path: Path) -> None:
     found = tried(tmp_path, chunks=5)
-    assert isinstance(found[0], Making) and Path(found[0].path).name.startswith(PREFIX)
-    assert [word for word in found if isinstance(word, Tried)] == [Tried(what) for what in TRIALS]
-    assert [abs(word.seconds) < 5 for word in found if isinstance(word, Skew)] == [True]
-    last = [word for word in found if isinstance(word, Wrote)][-1]
+    assert isinstance(found[0], TrialDirectory) and Path(found[0].path).name.startswith(PREFIX)
+    assert [word for word in found if isinstance(word, TrialResult)] == [
+        TrialResult(what) for what in TRIALS
+    ]
+    assert [abs(word.seconds) < 5 for word in found if isinstance(word, ClockSkew)] == [True]
+    last = [word for word in found if isinstance(word, WriteSpeed)][-1]
     assert last.bytes <= 5 * CHUNK_BYTES and 0 < last.least_seconds <= last.seconds
 
 
-def test_nothing_is_left_by_who_leaves_early(tmp_path: Path) -> None:
+def test_an_abandoned_trial_leaves_nothing(tmp_path: Path) -> None:
     words = try_storage(tmp_path, 8 * CHUNK_BYTES, 5.0)
     for word in words:
-        if isinstance(word, Writing):
+        if isinstance(word, WriteProgress):
             break
     written = next(tmp_path.glob(f"{PREFIX}*/written"))
     assert written.stat().st_size >= CHUNK_BYTES
@@ -69,7 +73,7 @@ def test_nothing_is_left_by_who_leaves_early(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "mkdir", refuse(errno.EROFS))
     with pytest.raises(OSError, match="Read-only"):
         tried(tmp_path)
@@ -84,15 +88,15 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.M
         ("locks", "flock", errno.ENOLCK),
     ],
 )
-def test_one_that_refuses(
+def test_a_refused_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, call: str, number: int
 ) -> None:
     module = fcntl if call == "flock" else os
     monkeypatch.setattr(module, call, refuse(number))
-    assert outcome(tmp_path, what) == Tried(what, os.strerror(number), number)
+    assert outcome(tmp_path, what) == TrialResult(what, os.strerror(number), number)
 
 
-def test_one_that_syncs_files_and_no_directories(
+def test_a_storage_that_cannot_sync_directories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "sync_directory", refuse(errno.EINVAL))
@@ -100,12 +104,12 @@ def test_one_that_syncs_files_and_no_directories(
 
 
 def replace_by_copy(source: Path, target: Path) -> None:
-    """As what has no rename does it, and is killed before it deletes the old name."""
+    """Rename by copying, and stop before deleting the old name."""
     Path(target).write_bytes(Path(source).read_bytes())
 
 
 def move_into(source: Path, target: Path) -> None:
-    """As some would have it, where a directory is in the way."""
+    """Replace a directory that is not empty."""
     real_rename(source, target / "moved" if target.exists() else target)
 
 
@@ -131,16 +135,16 @@ def make_again(path: Any, mode: int = 0o777) -> None:
 @pytest.mark.parametrize(
     ("what", "call", "lie", "why"),
     [
-        ("rename", "replace", replace_by_copy, "not in its place"),
-        ("rename", "rename", move_into, "replaces another one"),
-        ("O_EXCL", "open", open_anything, "a file is made whose name is taken"),
-        ("O_EXCL", "mkdir", make_again, "a directory is made whose name is taken"),
-        ("O_NOFOLLOW", "open", open_anything, "a link is followed"),
-        ("locks", "flock", lambda *given: None, "two processes hold one lock"),
-        ("modes", "open", open_to_all, "gets the mode 0755"),
+        ("rename", "replace", replace_by_copy, "did not replace the target"),
+        ("rename", "rename", move_into, "replaced one that is not empty"),
+        ("O_EXCL", "open", open_anything, "created a file that already exists"),
+        ("O_EXCL", "mkdir", make_again, "created a directory that already exists"),
+        ("O_NOFOLLOW", "open", open_anything, "followed a link"),
+        ("locks", "flock", lambda *given: None, "two processes hold the same lock"),
+        ("modes", "open", open_to_all, "gets mode 0755"),
     ],
 )
-def test_one_that_lies(
+def test_a_storage_with_wrong_results(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
@@ -153,30 +157,30 @@ def test_one_that_lies(
     assert why in found.why and found.errno == 0
 
 
-def test_shared_locks_that_do_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where each lock is one process's own as soon as it is shared."""
+def test_shared_locks_that_have_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks that ignore shared locks of other processes."""
     real = fcntl.flock
     monkeypatch.setattr(
         fcntl, "flock", lambda fd, kind: None if kind & fcntl.LOCK_SH else real(fd, kind)
     )
-    assert "another one may lock" in outcome(tmp_path, "locks").why
+    assert "an exclusive lock ignores" in outcome(tmp_path, "locks").why
 
 
-def test_no_links_are_none_to_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_without_links_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "symlink", refuse(errno.EPERM))
-    assert outcome(tmp_path, "O_NOFOLLOW") == Tried("O_NOFOLLOW")
+    assert outcome(tmp_path, "O_NOFOLLOW") == TrialResult("O_NOFOLLOW")
 
 
 @pytest.mark.parametrize("ahead", [100.0, -100.0])
-def test_another_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float) -> None:
+def test_clock_skew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float) -> None:
     clock = SimpleNamespace(time=lambda: time.time() - ahead, monotonic=time.monotonic)
     monkeypatch.setattr(trial, "time", clock)
-    (skew,) = [word for word in tried(tmp_path) if isinstance(word, Skew)]
+    (skew,) = [word for word in tried(tmp_path) if isinstance(word, ClockSkew)]
     assert skew.seconds == pytest.approx(ahead, abs=5)
 
 
 class Slow:
-    """A clock that only writing takes, and a disk that takes so long for a chunk."""
+    """A clock that only advances by writing, and a disk with a given time per chunk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
         self.now = 0.0
@@ -194,7 +198,9 @@ class Slow:
 
 
 def wrote(found: list[TrialEvent]) -> list[tuple[int, float]]:
-    return [(word.bytes // CHUNK_BYTES, word.seconds) for word in found if isinstance(word, Wrote)]
+    return [
+        (word.bytes // CHUNK_BYTES, word.seconds) for word in found if isinstance(word, WriteSpeed)
+    ]
 
 
 def test_pieces_double_and_end_with_the_time(
@@ -204,25 +210,25 @@ def test_pieces_double_and_end_with_the_time(
     assert wrote(tried(tmp_path, chunks=64)) == [(1, 0.5), (3, 1.5), (7, 3.5), (10, 5.0)]
 
 
-def test_a_disk_that_becomes_slow_ends_a_piece(
+def test_a_disk_that_becomes_slow_ends_the_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Slow(monkeypatch, lambda written: 0.1 if written < 7 else 3.0)
     assert [chunks for chunks, _ in wrote(tried(tmp_path, chunks=64))] == [1, 3, 7, 9]
 
 
-def test_one_chunk_that_takes_all_of_the_time(
+def test_one_chunk_may_take_all_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Slow(monkeypatch, lambda written: 30.0)
     assert wrote(tried(tmp_path, chunks=64)) == [(1, 30.0)]
 
 
-def test_bytes_are_bounded_and_none_may_be_too_few(tmp_path: Path) -> None:
+def test_the_bytes_written_are_bounded(tmp_path: Path) -> None:
     assert sum(chunks for chunks, _ in wrote(tried(tmp_path, chunks=1))) == 1
-    assert not any(isinstance(word, Writing) for word in tried(tmp_path, chunks=0))
+    assert not any(isinstance(word, WriteProgress) for word in tried(tmp_path, chunks=0))
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing.HashedFile, "write", refuse(errno.ENOSPC))
-    assert tried(tmp_path, chunks=2)[-1] == Tried("writing", "No space left on device", 28)
+    assert tried(tmp_path, chunks=2)[-1] == TrialResult("writing", "No space left on device", 28)

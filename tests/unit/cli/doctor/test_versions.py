@@ -1,33 +1,33 @@
-"""Which versions were tried together, and which of them is the nearest."""
+"""Which versions were tested together, and which are the nearest."""
 
 from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.cli.doctor.versions import NAMES, TRIED, describe, nearest_tried, untried
+from elastic_ckpt.cli.doctor.versions import NAMES, TESTED, describe, nearest_tested, untested
 
-OLD, LATEST = TRIED
+OLD, LATEST = TESTED
 
 
-@pytest.mark.parametrize("tried", TRIED, ids=describe)
-def test_what_was_tried_is_alike_to_itself(tried: dict[str, str]) -> None:
+@pytest.mark.parametrize("tried", TESTED, ids=describe)
+def test_tested_versions_match_themselves(tried: dict[str, str]) -> None:
     assert set(tried) == set(NAMES)
-    assert nearest_tried(tried) is tried
-    assert untried(tried) == []
+    assert nearest_tested(tried) is tried
+    assert untested(tried) == []
 
 
-@pytest.mark.parametrize("tried", TRIED, ids=describe)
+@pytest.mark.parametrize("tried", TESTED, ids=describe)
 def test_a_build_and_a_patch_of_python_do_not_count(tried: dict[str, str]) -> None:
     found = {**tried, "Python": "3.11.9", "torch": tried["torch"] + "+cu124"}
-    assert untried(found) == []
-    assert nearest_tried(found) is tried
+    assert untested(found) == []
+    assert nearest_tested(found) is tried
 
 
-@pytest.mark.parametrize("tried", TRIED, ids=describe)
+@pytest.mark.parametrize("tried", TESTED, ids=describe)
 def test_without_colossalai_only_torch_and_python_count(tried: dict[str, str]) -> None:
     found = {"Python": "3.11.2", "torch": tried["torch"], "transformers": "4.99"}
-    assert untried(found) == []
-    assert untried({**found, "Python": "3.12.2"}) == ["Python"]
+    assert untested(found) == []
+    assert untested({**found, "Python": "3.12.2"}) == ["Python"]
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_without_colossalai_only_torch_and_python_count(tried: dict[str, str]) -
     ids=lambda value: describe(value) if isinstance(value, dict) else "",
 )
 def test_the_nearest(found: dict[str, str], nearest: dict[str, str], differing: list[str]) -> None:
-    assert nearest_tried(found) is nearest
-    assert untried(found) == differing
+    assert nearest_tested(found) is nearest
+    assert untested(found) == differing
