@@ -181,7 +181,7 @@ def load_checkpoint(
     if loaded is None:
         return 0, 0, 0
     try:
-        running = read_running_states(loaded.place)
+        running = read_running_states(loaded.path)
     except CheckpointRejected as error:
         raise CheckpointRejected(f"{loaded.seal.checkpoint_name}: {error}") from None
     seal = loaded.seal

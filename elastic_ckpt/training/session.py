@@ -41,7 +41,8 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
 from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.engines import EngineInputs, make_engine
-from elastic_ckpt.training.state.load import Loaded, load_newest
+from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.load import load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.rng import preserved_rng
 from elastic_ckpt.training.state.saver import Saver

@@ -88,7 +88,7 @@ def test_without_a_sealed_checkpoint_it_exits_65_and_keeps_foreign_files(tmp_pat
         foreign.mkdir(parents=True)
         assert job.start().wait() == 65, job.output()
         assert foreign.exists()
-        assert any("none is intact (epoch-0_step-7 not sealed)" in line for line in errors_of(job))
+        assert any("is usable (epoch-0_step-7 not sealed)" in line for line in errors_of(job))
         assert "not sealed" in job.view().rejected[0].reason
 
 

@@ -715,7 +715,7 @@ def test_lock_of_a_reader_does_not_block_pruning(
         assert command("verify", "--full", "--quarantine", job.root)[0] == 65
     assert [path.name for path in scan(job)] == [NEWEST, "epoch-0_step-10"]
     found = loading.load_newest(runtime_of(job), Reader())  # type: ignore[arg-type]
-    assert found is not None and found.place == job.checkpoint(0, 20)
+    assert found is not None and found.path == job.checkpoint(0, 20)
 
 
 class Bomb:

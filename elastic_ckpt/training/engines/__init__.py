@@ -80,7 +80,7 @@ class Engine(Protocol):
         trustworthy: never unpickle code.
 
         Returns:
-            What could not be restored exactly, and why; empty if everything was.
+            What could not be restored bit for bit, and why; empty if everything was.
         """
         ...
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
-from elastic_ckpt.training.state.load import Loaded, read_rank_state
+from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.load import read_rank_state
 from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, restore_rng
 from elastic_ckpt.util.text import printable
 

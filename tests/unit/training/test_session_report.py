@@ -16,7 +16,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.session import Session
 from elastic_ckpt.training.state import rank_state
-from elastic_ckpt.training.state.load import Loaded
+from elastic_ckpt.training.state.candidate import Loaded
 from tests.checkpoints import make_checkpoint, open_job
 
 

@@ -26,8 +26,9 @@ from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.peers import Peers
-from elastic_ckpt.training.state import load as loading
-from elastic_ckpt.training.state.load import load_given, load_newest
+from elastic_ckpt.training.state import candidate
+from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.load import load_given, load_newest, load_on_rank
 from tests.checkpoints import MODEL, flip_bit, make_checkpoint, open_job, tick
 
 
@@ -80,9 +81,9 @@ def test_the_newest_is_loaded_and_counts_as_verified(job: JobDirectory, runtime:
     before = set(os.listdir("/proc/self/fd"))
     loaded = load_newest(runtime, engine)
     assert loaded is not None and isinstance(loaded.seal, Manifest)
-    assert (loaded.place, loaded.seal.step) == (job.checkpoint(0, 40), 40)
+    assert (loaded.path, loaded.seal.step) == (job.checkpoint(0, 40), 40)
     assert (loaded.source, engine.loaded) == (Source.DISK, ["epoch-0_step-40"])
-    assert is_verified(job, loaded.place, loaded.seal)
+    assert is_verified(job, loaded.path, loaded.seal)
     assert not is_verified(job, job.checkpoint(0, 30), read_manifest(job.checkpoint(0, 30)))
     assert set(os.listdir("/proc/self/fd")) == before
 
@@ -116,14 +117,14 @@ def test_what_is_deleted_behind_the_choice_is_no_bad_one(
     job: JobDirectory, runtime: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many go, none is set aside, and the job does not end."""
-    lock = loading.ReadLock
+    lock = candidate.ReadLock
 
     def delete_first(path: Path) -> Any:
         if path.name != "epoch-0_step-10":
             shutil.rmtree(path)
         return lock(path)
 
-    monkeypatch.setattr(loading, "ReadLock", delete_first)
+    monkeypatch.setattr(candidate, "ReadLock", delete_first)
     engine = Engine()
     load_newest(runtime, engine)
     assert engine.loaded == ["epoch-0_step-10"]
@@ -153,7 +154,7 @@ def test_what_changes_while_it_is_loaded_is_refused_and_does_not_count_as_verifi
         flip_bit(directory / MODEL)
 
     path = job.checkpoint(0, 40)
-    with pytest.raises(CheckpointRejected, match=r"changed while it was loaded.*run again"):
+    with pytest.raises(CheckpointRejected, match=r"changed while it was loaded.*rerun"):
         load_newest(runtime, Engine(change))
     assert not is_verified(job, path, read_manifest(path))
 
@@ -164,7 +165,7 @@ def test_a_backup_meanwhile_changes_nothing(job: JobDirectory, runtime: Any) -> 
         os.utime(directory / MODEL, (1, 1))
 
     found = load_newest(runtime, Engine(backup))
-    assert found is not None and found.place == job.checkpoint(0, 40)
+    assert found is not None and found.path == job.checkpoint(0, 40)
     assert rejected(job) == []
 
 
@@ -196,13 +197,11 @@ def test_what_cannot_be_cut_up_anew_names_plugins_and_sizes(
 
     engine = Engine(refuse)
     engine.info = EngineInfo("torch", plugin=plugin)
-    loaded = loading.Loaded(
-        job.checkpoint(0, 40), read_manifest(job.checkpoint(0, 40)), Source.DISK
-    )
+    loaded = Loaded(job.checkpoint(0, 40), read_manifest(job.checkpoint(0, 40)), Source.DISK)
     with pytest.raises(CannotReshard) as caught:
-        loading._load_alone(engine, loaded, ranks)
+        load_on_rank(engine, loaded, ranks)
     assert "epoch-0_step-40 was written by torch on 2 ranks" in str(caught.value)
-    assert f"cannot be loaded by {why}: shapes differ; run as before" in str(caught.value)
+    assert f"cannot be loaded by {why}: shapes differ; run with that layout" in str(caught.value)
 
 
 def test_what_does_not_fit_at_the_same_size_is_the_scripts_doing(job: JobDirectory) -> None:
@@ -210,7 +209,7 @@ def test_what_does_not_fit_at_the_same_size_is_the_scripts_doing(job: JobDirecto
         raise AssertionError("shapes differ")
 
     seal = read_manifest(job.checkpoint(0, 40))
-    loaded = loading.Loaded(job.checkpoint(0, 40), seal, Source.DISK)
+    loaded = Loaded(job.checkpoint(0, 40), seal, Source.DISK)
     with pytest.raises(CheckpointError, match="does not fit epoch-0_step-40") as caught:
-        loading._load_alone(Engine(refuse), loaded, seal.world_size)
+        load_on_rank(Engine(refuse), loaded, seal.world_size)
     assert not isinstance(caught.value, CannotReshard)
