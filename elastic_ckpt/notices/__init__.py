@@ -11,9 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit
+from elastic_ckpt.policy.deadline import (
+    EarlyWarning,
+    Notice,
+    Reload,
+    SourceStatus,
+    StopNow,
+    TimeLimit,
+)
 
-SourceEvent = Notice | EarlyWarning | TimeLimit | SourceStatus
+SourceEvent = Notice | EarlyWarning | TimeLimit | SourceStatus | StopNow | Reload
 Report = Callable[[SourceEvent], None]
 
 

@@ -11,12 +11,11 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
 from elastic_ckpt.notices import NoticeSource, Report
-from elastic_ckpt.policy.deadline import Notice
+from elastic_ckpt.policy.deadline import Notice, Reload, StopNow
 
 SECOND_INTERRUPT_SECONDS: Final = 3.0
 INTERACTIVE_GRACE_SECONDS: Final = 300.0
@@ -46,20 +45,14 @@ class SignalSource(NoticeSource):
         grace: float,
         *,
         is_guess: bool = False,
-        stop_at_once: Callable[[], None],
-        reload: Callable[[], None],
     ) -> None:
         """
         Args:
             grace: seconds from a signal to the end of the node.
             is_guess: another source knows the real deadline once it has polled.
-            stop_at_once: called on a second SIGINT.
-            reload: called on SIGHUP without a controlling terminal.
         """
         self._grace = grace
         self._is_guess = is_guess
-        self._stop_at_once = stop_at_once
-        self._reload = reload
         self._report: Report = lambda word: None
         self._arrived: deque[tuple[int, float]] = deque()
         self._last_interrupt = float("-inf")
@@ -94,11 +87,11 @@ class SignalSource(NoticeSource):
         while self._arrived:
             number, at = self._arrived.popleft()
             if number == signal.SIGHUP and not self._terminal:
-                self._reload()
+                self._report(Reload())
                 continue
             if number == signal.SIGINT:
                 if at - self._last_interrupt < SECOND_INTERRUPT_SECONDS:
-                    self._stop_at_once()
+                    self._report(StopNow())
                 self._last_interrupt = at
             self._report(self._notice(number, at))
 

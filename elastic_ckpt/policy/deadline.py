@@ -51,6 +51,19 @@ class SourceStatus:
     what: str
 
 
+@dataclass(frozen=True)
+class StopNow:
+    """The user does not want to wait for a save."""
+
+
+@dataclass(frozen=True)
+class Reload:
+    """The job file is to be read again."""
+
+
+Incoming = Notice | EarlyWarning | StopNow | Reload
+"""What the supervisor acts on; the listener deals with the rest."""
+
 _LEAVE_AT_ONCE: Final = frozenset({"signal", "slurm"})
 
 

@@ -7,10 +7,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import NoticeSource, SourceEvent
 from elastic_ckpt.notices.signals import SignalSource
-from elastic_ckpt.policy.deadline import EarlyWarning, Notice, SourceStatus, TimeLimit, may_wait
+from elastic_ckpt.policy.deadline import (
+    EarlyWarning,
+    Incoming,
+    Notice,
+    Reload,
+    SourceStatus,
+    StopNow,
+    TimeLimit,
+    may_wait,
+)
+from elastic_ckpt.supervisor.ports import JournalPort
 from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
@@ -29,7 +38,7 @@ class Listener:
         self,
         signals: SignalSource,
         others: Sequence[NoticeSource],
-        journal: Journal,
+        journal: JournalPort,
         wake: Callable[[], None],
     ) -> None:
         """
@@ -66,7 +75,7 @@ class Listener:
         """Whether a signal or a notice has come that was not taken in."""
         return self._signals.pending or self._noticed
 
-    def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Notice | EarlyWarning]:
+    def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Incoming]:
         """Notices and warnings since the last time; the rest is for the journal.
 
         Args:
@@ -84,6 +93,8 @@ class Listener:
                     self._limits[word.source, word.reason] = word, now
                 case EarlyWarning():
                     self._journal.write("warning", source=word.source, reason=word.reason)
+                    yield word
+                case StopNow() | Reload():
                     yield word
                 case Notice() if word.deadline - now > FAR_SECONDS and may_wait(word):
                     # As Azure says days before that a host will be mended.

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.jobdir.node_record import NoticeRecord
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.supervisor.run_record import Account
+from elastic_ckpt.supervisor.ports import BoardPort, Clock, JournalPort
+from elastic_ckpt.supervisor.run_record import RunRecord
 
 CALLED_OFF_SECONDS: Final = 60.0
-"""A node that is still there so long after its deadline stays."""
+"""If the node outlives its deadline by this much, the preemption was cancelled."""
 
-LEAST_SECONDS: Final = 5.0
-"""For a deadline that a platform says has passed: to kill at once would save nothing for sure."""
+MIN_SECONDS: Final = 5.0
+"""Left where a platform reports a deadline as past: to kill at once would surely save nothing."""
 
 
 class Preemption:
-    """Of one run. Times are monotonic seconds.
+    """State of the notice being served in one run. Times are monotonic seconds.
 
     Attributes:
         notice: the one with the earliest deadline; None while this node stays.
@@ -28,40 +26,54 @@ class Preemption:
         held_until: no start before this, for a notice that came before one.
     """
 
-    def __init__(self, grace: float, board: Board, journal: Journal, account: Account) -> None:
+    def __init__(
+        self,
+        grace: float,
+        clock: Clock,
+        board: BoardPort,
+        journal: JournalPort,
+        record: RunRecord,
+    ) -> None:
         self.notice: Notice | None = None
         self.grace = grace
         self.held_until = 0.0
+        self._clock = clock
         self._board = board
         self._journal = journal
-        self._account = account
+        self._record = record
 
-    def heed(self, notice: Notice) -> bool:
-        """Take a notice; False if it changes nothing. The record is for the caller to write."""
-        least = time.monotonic() + LEAST_SECONDS
-        if notice.source != "signal" and notice.deadline < least:
-            notice = replace(notice, deadline=least)
+    def take(self, notice: Notice) -> bool:
+        """Put the notice's deadline on the board; False if it changes nothing.
+
+        Touches no disk: the caller publishes the record once it has asked for the save.
+        """
+        now = self._clock.monotonic()
+        if notice.source != "signal" and notice.deadline < now + MIN_SECONDS:
+            notice = replace(notice, deadline=now + MIN_SECONDS)
         chosen = tightest(self.notice, notice)
         if chosen is self.notice:
             return False
         self.notice = chosen
-        self.grace = max(0.0, chosen.deadline - time.monotonic())
+        self.grace = max(0.0, chosen.deadline - now)
         self._board.deadline = chosen.deadline
         self._journal.note("notice", source=notice.source, reason=notice.reason, seconds=self.grace)
-        self._account.record.notice = NoticeRecord(chosen.source, chosen.reason, chosen.deadline)
+        self._record.node.notice = NoticeRecord(chosen.source, chosen.reason, chosen.deadline)
         return True
 
     def hold(self, notice: Notice) -> None:
-        """Start nothing until the node has gone, or has been there for too long to go still."""
+        """Start nothing until the node has gone, or has outlived the notice's deadline."""
         self.held_until = max(self.held_until, notice.deadline + CALLED_OFF_SECONDS)
-        left = notice.deadline - time.monotonic()
+        left = notice.deadline - self._clock.monotonic()
         self._journal.write("held", source=notice.source, reason=notice.reason, seconds=left)
-        message = f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s: waiting"
-        self._account.say(message)
-        self._account.update(message=message)
+        message = (
+            f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s; "
+            "not starting anything"
+        )
+        self._record.say(message)
+        self._record.update(message=message)
 
     def left(self, now: float) -> float:
-        """Seconds until what still runs must be killed; infinite without a notice."""
+        """Return the seconds until what still runs must be killed; infinite without a notice."""
         if self.notice is None:
             return float("inf")
         return kill_time(self.notice, self.grace) - now

@@ -1,4 +1,4 @@
-"""What the supervisor says of its run: the record, the states in the journal, lines for people."""
+"""What the supervisor reports about its run: the record, its states in the journal, lines."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
+from elastic_ckpt.supervisor.ports import JournalPort
 from elastic_ckpt.supervisor.settings import RunSettings
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 def first_record(
     settings: RunSettings, job: JobDirectory, run_id: str, board: str, *, leads: bool
 ) -> NodeRecord:
-    """What there is to say as a run begins; incarnations are counted on through all runs."""
+    """Return the record of a run that starts; incarnations are counted through all runs."""
     previous = read_record(job.node_record(settings.node))
     return NodeRecord(
         job=settings.name,
@@ -40,61 +41,65 @@ def first_record(
     )
 
 
-class Account:
-    """Holds the run's state and says so, each time that something of it changes.
-
-    Args:
-        path: of the node's record.
-        record: as the run begins.
-        listener: shows one line to whoever started the run.
+class RunRecord:
+    """The run's state, published each time that something of it changes.
 
     Attributes:
-        record: as it was told last.
+        node: the record as it was published last.
     """
 
     def __init__(
-        self, path: Path, record: NodeRecord, journal: Journal, listener: Callable[[str], None]
+        self,
+        first: NodeRecord,
+        journal: JournalPort,
+        publish: Callable[[NodeRecord], None],
+        show: Callable[[str], None],
     ) -> None:
-        self.record = record
-        self._path = path
+        """
+        Args:
+            publish: writes the record soon.
+            show: shows one line to the user.
+        """
+        self.node = first
         self._journal = journal
-        self._listener = listener
+        self._publish = publish
+        self._show = show
 
     @property
     def state(self) -> RunState:
-        """Of the run."""
-        return self.record.state
+        """The state of the run."""
+        return self.node.state
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Show a line to the user."""
         log.info("%s", line)
-        # Whoever started the run may be gone: a terminal that hung up, the end of a pipe.
+        # The user may be gone: a terminal that hung up, the end of a pipe.
         with contextlib.suppress(OSError):
-            self._listener(line)
+            self._show(line)
 
     def move(self, event: Event, message: str = "", *, step: int = -1, **changes: Any) -> None:
-        """Something happened: go where ``TRANSITIONS`` says, and tell.
+        """Take the transition for ``event`` and publish it.
 
         Args:
-            message: what it is doing now, or why it ended; empty to leave what was said.
-            step: that training goes on from, for the journal; -1 where it does not.
-            changes: of the record, besides.
+            message: what the run is doing now, or why it ended; empty leaves it as it is.
+            step: the step that training resumes from, for the journal; -1 where it does not.
+            changes: other fields of the record.
         """
         before = self.state
-        self.record.state = advance(before, event)
+        self.node.state = advance(before, event)
         if message:
-            self.record.message = message
+            self.node.message = message
             self.say(message)
         if self.state is not before:
             log.info("%s -> %s", before.value, self.state.value)
-            told = {"step": step} if step >= 0 else {}
-            self._journal.note("state", state=self.state.value, message=self.record.message, **told)
+            resumed = {"step": step} if step >= 0 else {}
+            self._journal.note(
+                "state", state=self.state.value, message=self.node.message, **resumed
+            )
         self.update(**changes)
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the record, and write it."""
+        """Change fields of the record, and publish it."""
         for name, value in changes.items():
-            setattr(self.record, name, value)
-        # The record is for people; a full disk must not keep the job from being saved.
-        with contextlib.suppress(OSError):
-            self.record.write(self._path)
+            setattr(self.node, name, value)
+        self._publish(msgspec.structs.replace(self.node))

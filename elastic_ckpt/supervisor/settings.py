@@ -86,7 +86,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class Reload:
+class Reloaded:
     """The result of a reload.
 
     Attributes:
@@ -98,8 +98,9 @@ class Reload:
     said: str
 
 
-def reload(old: RunSettings, new: RunSettings) -> Reload:
+def reload(old: RunSettings, new: RunSettings) -> Reloaded:
     """Take over the save interval and the action on a warning; the rest waits for the next start.
+
 
     Raises:
         UsageError: the new interval needs a restart of all nodes.
@@ -109,4 +110,4 @@ def reload(old: RunSettings, new: RunSettings) -> Reload:
         raise UsageError("a new interval in steps requires a restart of all nodes")
     later = "" if new == taken else "; other changes apply at the next start"
     said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
-    return Reload(taken, said)
+    return Reloaded(taken, said)

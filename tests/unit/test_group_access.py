@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be som
 AS_USER = """
 import contextlib, io, os, sys
 from elastic_ckpt.cli.app import main
-import elastic_ckpt.supervisor.supervisor
+import elastic_ckpt.supervisor.wiring
 
 def call(*arguments):
     sys.argv = ["elastic-ckpt", *arguments]

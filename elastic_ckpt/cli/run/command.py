@@ -110,20 +110,17 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
     """Return the supervisor for this node's role."""
     from elastic_ckpt.checkpoint.job_lock import read_owner
     from elastic_ckpt.protocol.rendezvous import meet
-    from elastic_ckpt.supervisor.cluster.head import Head
-    from elastic_ckpt.supervisor.cluster.member import Member
-    from elastic_ckpt.supervisor.supervisor import Supervisor
+    from elastic_ckpt.supervisor.wiring import make_supervisor
 
     if not settings.endpoint:
-        return Supervisor(settings, _print_line, reread)
+        return make_supervisor(settings, _print_line, reread)
     lock = JobDirectory(settings.directory).lock
 
     def is_led() -> bool:
         found = read_owner(lock)
         return found is not None and found.owner.is_alive() is not False
 
-    rendezvous = meet(settings.endpoint, is_led)
-    return (Head if rendezvous.leads else Member)(settings, _print_line, reread, rendezvous)
+    return make_supervisor(settings, _print_line, reread, meet(settings.endpoint, is_led))
 
 
 def _start_others(context: click.Context, settings: RunSettings) -> None:

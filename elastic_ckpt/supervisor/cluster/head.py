@@ -1,21 +1,19 @@
-"""The supervisor of the node that leads several: who takes part, and when it is over for all."""
+"""The role of the node that leads: who takes part, and when it is over for all nodes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import Gathering
-from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.protocol.messages import AgentEvent, Ask, Dismissed, Finish, Hung, Nodes
-from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.protocol.run_state import Event
-from elastic_ckpt.supervisor.cluster.node import OneOfSeveral
-from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.util.units import human_duration
+
+if TYPE_CHECKING:
+    from elastic_ckpt.supervisor.supervisor import Supervisor
 
 DISMISS_SECONDS: Final = 5.0
 """How long the agent may take to tell the other nodes that the job is over."""
@@ -23,97 +21,103 @@ DISMISS_SECONDS: Final = 5.0
 HURRIED_SECONDS: Final = 0.5
 """The same where this node's time is up."""
 
-_NOBODY: Final = Nodes((), 0)
+_NO_NODES: Final = Nodes((), 0)
 
 
-class Head(OneOfSeveral):
-    """To its own ranks and notices it adds the coming and going of nodes."""
+class HeadRole(ClusterRole):
+    """Launches with the nodes that are there, and lets others join."""
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        say: Callable[[str], None],
-        reread: Callable[[], RunSettings],
-        rendezvous: Rendezvous,
-    ) -> None:
-        super().__init__(settings, say, reread, rendezvous)
-        self._gathering = Gathering(*settings.nodes)
-        self._nodes = _NOBODY
+    def __init__(self, nodes: tuple[int, int]) -> None:
+        """
+        Args:
+            nodes: the minimum and the maximum of an incarnation.
+        """
+        super().__init__()
+        self._min, self._max = nodes
+        self._gathering = Gathering(*nodes)
+        self._nodes = _NO_NODES
         self._waiting_since = 0.0
         self._growing = False
-        self._account.say("no memory tier on several nodes: saves go to the disk that they share")
+        self._dismissed = True
+        self._leave_by = 0.0
 
-    def _on_event(self, event: AgentEvent) -> None:
+    def begin(self, run: Supervisor) -> None:
+        """Report that saves go to the shared disk."""
+        run.record.say("no memory tier on several nodes: saves go to the disk that they share")
+
+    def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
+        """Handle what concerns all nodes."""
         match event:
             case Nodes():
-                self._on_nodes(event)
+                self._on_nodes(run, event)
             case Hung():
-                self._on_hang(Hang.of(event.nodes))
+                run.on_hang(Hang.of(event.nodes))
+            case Dismissed():
+                self._dismissed = True
             case _:
-                super()._on_event(event)
+                return super().on_event(run, event)
+        return True
 
-    def _on_nodes(self, nodes: Nodes) -> None:
-        """Nodes came or went."""
+    def _on_nodes(self, run: Supervisor, nodes: Nodes) -> None:
         before, self._nodes = self._nodes, nodes
         for name in sorted(set(nodes.present) ^ set(before.present)):
             what = "joined" if name in nodes.present else "left"
-            self._journal.write(f"node_{what}", name=name)
-            self._account.say(f"node {name} {what}: {len(nodes.present)} here")
-        self._account.update(present=nodes.present)
+            run.ports.journal.write(f"node_{what}", name=name)
+            run.record.say(f"node {name} {what}: {len(nodes.present)} here")
+        run.record.update(present=nodes.present)
 
-    def _on_ended(self, ended: Ended) -> None:
+    def on_ended(self, run: Supervisor) -> None:
+        """Expect the nodes that are still here for the next incarnation."""
         self._gathering.expected = len(self._nodes.present)
-        super()._on_ended(ended)
 
-    def _on_agent_lost(self) -> None:
-        self._nodes = _NOBODY  # they will come to the next one
-        super()._on_agent_lost()
+    def on_agent_lost(self, run: Supervisor) -> None:
+        """Forget the nodes: they will join the next agent."""
+        self._nodes = _NO_NODES
 
-    def _serve_start(self, now: float) -> None:
-        """Launch, once enough nodes are there; wait for them, bounded."""
-        if not self._may_launch:
+    def serve_start(self, run: Supervisor, now: float) -> None:
+        """Launch once there are enough nodes; wait for them, bounded."""
+        if not run.may_launch:
             return
-        present, (least, most) = len(self._nodes.present), self._settings.nodes
+        present = len(self._nodes.present)
         if self._gathering.may_launch(present, now):
             self._waiting_since = 0.0
-            self._growing = False
-            self._recover()  # which may take a while: who is there then?
-            self._serve_agent()
-            present = len(self._nodes.present)
-            if present >= least and self._may_launch:
-                self._launch(min(present, most))
+            if run.clean_up():  # which may take a while; nodes may leave meanwhile
+                self._growing = False
+                run.launch(min(present, self._max))
         elif not self._waiting_since:
             self._waiting_since = now
-            limit = human_duration(self._settings.gather_seconds)
-            self._account.say(f"waiting for nodes, {limit} at most: {present} of {least} are here")
-            self._journal.write("waiting", present=present, needed=least)
-            self._account.update(message=f"waiting for nodes, of which it takes {least}")
-        elif now - self._waiting_since > self._settings.gather_seconds:
-            waited = f"fewer than {least} nodes for {self._settings.gather_seconds:.0f} s"
-            self._ending.preempt_now(Event.ABANDONED, waited, begun=False)
+            limit = human_duration(run.settings.gather_seconds)
+            run.record.say(
+                f"waiting up to {limit} for nodes: {present} of at least {self._min} are here"
+            )
+            run.ports.journal.write("waiting", present=present, needed=self._min)
+            run.record.update(message=f"waiting for nodes: at least {self._min} are needed")
+        elif now - self._waiting_since > run.settings.gather_seconds:
+            waited = f"fewer than {self._min} nodes for {run.settings.gather_seconds:.0f} s"
+            run.shutdown.preempt_now(Event.ABANDONED, waited, stepped=False)
 
-    def _serve_running(self, now: float) -> None:
-        """Besides saves, have the ranks stop for an incarnation with the nodes that came."""
-        super()._serve_running(now)
+    def serve_running(self, run: Supervisor, now: float) -> None:
+        """Besides saves, have the ranks stop for an incarnation with the nodes that joined."""
+        super().serve_running(run, now)
         present, running = len(self._nodes.present), self._nodes.running
-        if self._growing or not running or self._agent is None:
+        if self._growing or not running or run.agent is None:
             return
         if self._gathering.may_grow(present, running, now):
             self._growing = True
-            self._account.say(f"{present} nodes are here: saving, to go on with them")
-            self._agent.send(Ask(RequestKind.STOP))
+            run.record.say(f"{present} nodes are here: saving, to continue with them")
+            run.agent.send(Ask(RequestKind.STOP))
 
-    def _take_leave(self) -> None:
+    def announce_end(self, run: Supervisor) -> None:
         """Tell the other nodes that the job is over; they would look for the head."""
-        code, agent = self._account.record.exit_code, self._agent
-        if code is None or agent is None:
+        code = run.record.node.exit_code
+        if code is None or run.agent is None:
             return
-        agent.send(Finish(code, self._account.record.message))
-        hurried = self._preemption.left(time.monotonic()) < 1.0
-        limit = time.monotonic() + (
-            HURRIED_SECONDS if hurried or self._at_once else DISMISS_SECONDS
-        )
-        while time.monotonic() < limit and not agent.gone:
-            self._wait()
-            if any(isinstance(event, Dismissed) for event in agent.events()):
-                return
+        run.agent.send(Finish(code, run.record.node.message))
+        hurried = run.preemption.left(run.now) < 1.0 or run.stops_at_once
+        self._dismissed = False
+        self._leave_by = run.now + (HURRIED_SECONDS if hurried else DISMISS_SECONDS)
+
+    def has_left(self, run: Supervisor) -> bool:
+        """Return whether all nodes know, or it is too late for them."""
+        gone = run.agent is None or run.agent.gone
+        return self._dismissed or gone or run.now >= self._leave_by

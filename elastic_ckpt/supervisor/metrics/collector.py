@@ -32,7 +32,7 @@ from elastic_ckpt.supervisor.metrics import table
 from elastic_ckpt.supervisor.metrics.counts import TIERS, Durations, JobHistory
 from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.table import Kind, Metric
-from elastic_ckpt.supervisor.run_record import Account
+from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.util.text import printable
 
 LOOK_SECONDS: Final = 0.5
@@ -51,9 +51,9 @@ class NodeCollector(Collector):
         feed: None on a node that follows: what the whole job does, the one that leads tells.
     """
 
-    def __init__(self, board: Board, account: Account, feed: JournalFeed | None) -> None:
+    def __init__(self, board: Board, record: RunRecord, feed: JournalFeed | None) -> None:
         self._board = board
-        self._account = account
+        self._run = record
         self._feed = feed
 
     def describe(self) -> Iterable[Family]:
@@ -66,7 +66,7 @@ class NodeCollector(Collector):
             self._feed.look(LOOK_SECONDS)
         # One step of the interpreter: the loop changes the record meanwhile, field by field, and
         # each of them is replaced and never written into.
-        record = copy.copy(self._account.record)
+        record = copy.copy(self._run.node)
         slots = [slot for slot in self._board.read_slots() if slot.pid]
         samples = [*_of_node(record), *_of_workers(slots)]
         if self._feed is not None:

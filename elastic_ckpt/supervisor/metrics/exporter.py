@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.supervisor.run_record import Account
+from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Metrics:
     """
 
     def __init__(
-        self, settings: RunSettings, job: JobDirectory, board: Board, account: Account
+        self, settings: RunSettings, job: JobDirectory, board: Board, record: RunRecord
     ) -> None:
         self._feed: JournalFeed | None = None
         self._parts: list[JournalFeed | MetricsServer | MetricsFile] = []  # in order of start
@@ -46,17 +46,17 @@ class Metrics:
         from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
         from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
-        if account.record.leads:
+        if record.node.leads:
             self._feed = JournalFeed(job, settings.node)
             self._parts.append(self._feed)
         registry = CollectorRegistry()
-        registry.register(NodeCollector(board, account, self._feed))
+        registry.register(NodeCollector(board, record, self._feed))
         if settings.metrics is not None:
             server = MetricsServer(*settings.metrics, registry)
             self._parts.append(server)
-            account.say(f"metrics: {server.url}")
+            record.say(f"metrics: {server.url}")
         if settings.metrics_file is not None:
-            self._parts.append(MetricsFile(settings.metrics_file, registry, account.say))
+            self._parts.append(MetricsFile(settings.metrics_file, registry, record.say))
 
     def start(self) -> None:
         """Start to follow the journal, to serve and to write."""

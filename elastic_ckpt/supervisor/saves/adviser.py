@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.checkpoint.memory.tier import Sealed
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.policy.emergency import Choice
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, JournalPort
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast, step_seconds
 from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings
-
-LOOK_SECONDS: Final = 1.0
-"""Between two looks into the journal, in which the workers tell of their saves."""
-
 
 LEAD_SECONDS: Final = 10.0
 """For the processes to end, and clocks that differ."""
@@ -28,17 +22,22 @@ UNKNOWN_LEAD_SECONDS: Final = 60.0
 
 
 class SaveAdviser:
-    """One for a run. Times are monotonic seconds."""
+    """Advises one run. Times are monotonic seconds."""
 
-    def __init__(self, settings: RunSettings, job: JobDirectory, journal: Journal) -> None:
-        """Begin with what earlier runs learned; call it before this run's first event."""
-        self._job = job
+    def __init__(
+        self,
+        settings: RunSettings,
+        clock: Clock,
+        directory: DirectoryPort,
+        journal: JournalPort,
+    ) -> None:
+        """Start from what earlier runs learned; call it before this run's first event."""
+        self._clock = clock
+        self._directory = directory
         self._journal = journal
-        self._tail = JournalTail(job, settings.node)
-        history = read_journal(job, marks=False) if settings.interval.auto else ()
+        history = directory.history() if settings.interval.auto else ()
         self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
-        self._forecast = SaveForecast(job, journal)
-        self._next_look = 0.0
+        self._forecast = SaveForecast(directory, journal)
 
     @property
     def interval(self) -> OptimalInterval | None:
@@ -47,7 +46,7 @@ class SaveAdviser:
 
     def change(self, settings: RunSettings, now: float) -> None:
         """Another interval from now on."""
-        history = read_journal(self._job, marks=False) if settings.interval.auto else ()
+        history = self._directory.history() if settings.interval.auto else ()
         self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
         self.begin(now)
 
@@ -55,18 +54,15 @@ class SaveAdviser:
         """An incarnation has begun to train."""
         before = self.interval
         self._look()
-        self._schedule.begin(now, time.time())
+        self._schedule.begin(now, self._clock.wall())
         self._tell(before)
 
     def due(self, now: float) -> bool:
         """Whether to ask for a save now; true once per interval."""
         return self._schedule.due(now)
 
-    def learn(self, now: float) -> bool:
-        """Take in what the workers have told since the last look; whether the interval changed."""
-        if now < self._next_look:
-            return False
-        self._next_look = now + LOOK_SECONDS
+    def learn(self) -> bool:
+        """Take in what the workers have journaled; return whether the interval changed."""
         before = self.interval
         self._look()
         self._tell(before)
@@ -75,12 +71,11 @@ class SaveAdviser:
     def noticed(
         self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
     ) -> Choice:
-        """A notice came: what to save, and how long it will take.
+        """Return what to save on a notice, and how long it takes; reads no disk.
 
         Args:
             kept: the newest generation in memory, if the disk lacks it.
         """
-        self._look()
         undrained = kept.seal.total_bytes if kept else None
         outlook = self._forecast.outlook(grace_left, slots, now, undrained)
         choice = self._forecast.noticed(outlook, now)
@@ -107,7 +102,7 @@ class SaveAdviser:
         self._look()
 
     def _look(self) -> None:
-        for event in self._tail.read():
+        for event in self._directory.events():
             self._forecast.learn(event)
             self._schedule.learn(event)
         self._forecast.keep()

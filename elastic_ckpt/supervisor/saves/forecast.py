@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
-from elastic_ckpt.journal.journal import Journal, JournalEvent
+from elastic_ckpt.journal.journal import JournalEvent
 from elastic_ckpt.journal.time_account import number
 from elastic_ckpt.policy.emergency import Choice, Outlook, choose, save_seconds
 from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.supervisor.ports import DirectoryPort, JournalPort
 
 _ROUTES: Final = {
     ("saved", "memory"): Route.MEMORY,
@@ -29,9 +29,9 @@ class SaveForecast:
         predictor: what is known, of this run and the ones before it.
     """
 
-    def __init__(self, job: JobDirectory, journal: Journal) -> None:
-        self.predictor: Predictor = read_predictor(job)
-        self._job = job
+    def __init__(self, directory: DirectoryPort, journal: JournalPort) -> None:
+        self.predictor: Predictor = directory.read_predictor()
+        self._directory = directory
         self._journal = journal
         self._learned = False
         self._noticed = 0.0
@@ -83,7 +83,7 @@ class SaveForecast:
     def keep(self) -> None:
         """Keep what was learned for the next run, if anything was."""
         if self._learned:
-            write_predictor(self._job, self.predictor)
+            self._directory.write_predictor(copy.deepcopy(self.predictor))
             self._learned = False
 
     def _compare(self, event: JournalEvent) -> None:

@@ -111,7 +111,7 @@ def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*arguments: object) -> NoReturn:
         raise AssertionError("a supervisor was started")
 
-    monkeypatch.setattr("elastic_ckpt.supervisor.supervisor.Supervisor", started)
+    monkeypatch.setattr("elastic_ckpt.supervisor.wiring.make_supervisor", started)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
     began = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
     told: list[SourceEvent] = []
-    source = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
+    source = SignalSource(30.0)
     source.start(told.append)
     assert source.pending and told == []
     source.deliver()
@@ -43,7 +43,7 @@ def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
 def test_one_that_comes_later_is_told_as_ever() -> None:
     hold_signals()
     told: list[SourceEvent] = []
-    source = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
+    source = SignalSource(30.0)
     source.start(told.append)
     os.kill(os.getpid(), signal.SIGUSR1)
     source.deliver()

@@ -38,7 +38,7 @@ from elastic_ckpt.supervisor.metrics.collector import NodeCollector
 from elastic_ckpt.supervisor.metrics.counts import CAUSES, CRASHES, REASONS, TIERS, JobHistory
 from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
-from elastic_ckpt.supervisor.run_record import Account
+from elastic_ckpt.supervisor.run_record import RunRecord
 from tests.checkpoints import open_job
 
 pytestmark = pytest.mark.one_torch
@@ -194,9 +194,9 @@ class Node:
             job='a "job"\n\x1b[2J', run_id="4711", node="here", owner=ProcessIdentity.current(),
             since=1000.5, state=RunState.RUNNING, incarnation=3, failures_left=2, head=head,
         )  # fmt: skip
-        self.account = Account(directory / "record", record, self.journal, lambda line: None)
+        self.run = RunRecord(record, self.journal, lambda record: None, lambda line: None)
         self.feed = JournalFeed(self.job, "here") if head == "here" else None
-        self.collector = NodeCollector(self.board, self.account, self.feed)
+        self.collector = NodeCollector(self.board, self.run, self.feed)
         self.registry = CollectorRegistry()
         self.registry.register(self.collector)
 
@@ -248,7 +248,7 @@ def test_what_the_board_and_the_record_say(node: Node) -> None:
     node.train(1, 11, pid=2**22 + 1)  # there is no such process
     node.board.rank_slot(0).metric("loss", 0.75)
     node.board.rank_slot(1).metric("loss", 9.0)  # rank 0's word counts
-    node.account.record.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5, "odd": 2.0}, 7, "disk")
+    node.run.node.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5, "odd": 2.0}, 7, "disk")
     assert node.value("step") == 11
     assert node.value("final_step") == 500
     assert node.value("epoch") == 1
@@ -272,7 +272,7 @@ def test_what_the_board_and_the_record_say(node: Node) -> None:
     assert node.value("last_recovery_duration_seconds", stage="detect") == 0
     assert node.value("last_recovery_duration_seconds", stage="odd") is None
     assert node.value("info", node_name="here", run_id="4711", version=__version__) == 1
-    node.account.record.present = ("here", "there")
+    node.run.node.present = ("here", "there")
     assert node.value("nodes") == 2
 
 
@@ -286,7 +286,7 @@ def test_what_is_not_known_is_not_there(node: Node) -> None:
 
 def test_a_notice_has_a_deadline_and_others_have_none(node: Node) -> None:
     assert node.value("notice_deadline_timestamp_seconds") is None
-    node.account.record.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
+    node.run.node.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
     deadline = node.value("notice_deadline_timestamp_seconds")
     assert deadline is not None and 90 < deadline - time.time() <= 100
 
@@ -334,7 +334,7 @@ def test_a_run_that_is_over_gets_no_older(node: Node) -> None:
     assert node.feed is not None
     node.feed.start()
     node.until_read()
-    node.account.record.state = RunState.FINISHED
+    node.run.node.state = RunState.FINISHED
     total = sum(value for _, value in node.exposed()["elastic_ckpt_time_seconds"])
     assert total == pytest.approx(10)
 
@@ -415,8 +415,8 @@ def full(tmp_path: Path) -> Node:
     node = Node(tmp_path)
     node.train(0, 3)
     node.board.rank_slot(0).metric("a\nb", 1.0)
-    node.account.record.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
-    node.account.record.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5}, 7, "disk")
+    node.run.node.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
+    node.run.node.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5}, 7, "disk")
     write(node.job, [event("start", time.time() - 9), saved(time.time(), 5)])
     assert node.feed is not None
     node.feed.start()

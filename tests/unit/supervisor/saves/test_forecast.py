@@ -8,14 +8,28 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
-from elastic_ckpt.policy.prediction import FIRST_MARGIN, Route
+from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast
 from tests.checkpoints import open_job
 
 GB = 10**9
+
+
+class Predictions:
+    """The part of the job directory that a forecast uses, without the thread."""
+
+    def __init__(self, job: JobDirectory) -> None:
+        self.job = job
+
+    def read_predictor(self) -> Predictor:
+        return read_predictor(self.job)
+
+    def write_predictor(self, predictor: Predictor) -> None:
+        write_predictor(self.job, predictor)
 
 
 @pytest.fixture
@@ -25,7 +39,7 @@ def job(tmp_path) -> JobDirectory:
 
 @pytest.fixture
 def forecast(job: JobDirectory) -> SaveForecast:
-    return SaveForecast(job, Journal(job, "here"))
+    return SaveForecast(Predictions(job), Journal(job, "here"))
 
 
 def event(name: str, at: float = 0.0, **data: Any) -> JournalEvent:
@@ -88,7 +102,7 @@ def test_the_next_run_predicts_from_what_this_one_learned(
 ) -> None:
     forecast.learn(saved(2.0))
     forecast.keep()
-    again = SaveForecast(job, Journal(job, "here"))
+    again = SaveForecast(Predictions(job), Journal(job, "here"))
     notice(again, 0.0)
     again.learn(saved(2.5, at=2.7, reason="emergency", step=7))
     [found] = compared(job)

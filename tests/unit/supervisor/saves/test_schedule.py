@@ -60,7 +60,7 @@ def test_nothing_is_due_before_the_first_step() -> None:
 def test_the_first_save_is_asked_for_soon_and_shows_what_one_costs() -> None:
     schedule = begun(AUTO)
     assert asked(schedule, 0, FIRST_SAVE_SECONDS + 1) == [FIRST_SAVE_SECONDS]
-    assert schedule.optimal is not None and "will show" in schedule.optimal.why
+    assert schedule.optimal is not None and "to measure" in schedule.optimal.why
     schedule.learn(running(0))
     schedule.learn(saved(62, 2.0))
     seconds = schedule.optimal.seconds

@@ -1,4 +1,4 @@
-"""Watches a recovery to its end, the first step of the new incarnation, and writes it down."""
+"""Follows a recovery to its end, the first step of the new incarnation, and journals it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elastic_ckpt.jobdir.node_record import RecoveryRecord
-from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.start_marks import breakdown
+from elastic_ckpt.supervisor.ports import BoardPort, JournalPort
 
 
 @dataclass(frozen=True)
@@ -20,28 +19,28 @@ class _Failure:
 
 
 class RecoveryWatch:
-    """One node's recoveries, one after the other.
+    """The recoveries of one node, one after the other.
 
     Attributes:
-        last: the newest that came to its end; None for none.
+        last: the newest that is complete; None if there is none.
     """
 
-    def __init__(self, board: Board, journal: Journal, last: RecoveryRecord | None) -> None:
+    def __init__(self, board: BoardPort, journal: JournalPort, last: RecoveryRecord | None) -> None:
         self.last = last
         self._board = board
         self._journal = journal
         self._failure: _Failure | None = None
 
     def failed(self, failed_at: int, noticed_at: int, gone_at: int) -> None:
-        """An incarnation has failed; nanoseconds on the monotonic clock.
+        """Note that an incarnation has failed; times are nanoseconds on the monotonic clock.
 
-        A failure on the way back is part of the recovery that it delays.
+        A failure during a recovery is part of the recovery that it delays.
         """
         if self._failure is None:
             self._failure = _Failure(failed_at, noticed_at, gone_at)
 
-    def look(self, incarnation: int) -> bool:
-        """Whether a recovery has just come to its end; it is in the journal then."""
+    def poll(self, incarnation: int) -> bool:
+        """Return whether a recovery has just completed; if so it has been journaled."""
         failure = self._failure
         if failure is None or self._board.incarnation != incarnation:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,25 @@ import pytest
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.supervisor import hang_watch
-from elastic_ckpt.supervisor.hang_watch import HangWatch, Stack
+from elastic_ckpt.supervisor.ports import Clock
+from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
+from elastic_ckpt.supervisor.watch.stacks import Stack
 from tests.checkpoints import open_job
 
 SECOND = 10**9
 
 
-class Scene:
+class Host:
+    """Runs what takes long at once, and sees no stack."""
+
+    def aside(self, work: Callable[[], None]) -> None:
+        work()
+
+    def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
+        return {rank: Stack(()) for rank in pids}
+
+
+class Scene(Clock):
     """A rank that has finished a step and is silent from now on, and a clock that a test moves."""
 
     def __init__(self, directory: Path) -> None:
@@ -29,20 +41,22 @@ class Scene:
         slot.step(2, 1, 0, 0)
         self.now = time.monotonic_ns()
         journal = Journal(open_job(directory / "job"), "here")
-        self.watch = HangWatch(self.board, journal, 60.0, lambda: None, lambda: self.now)
+        self.watch = HangWatch(self.board, journal, 60.0, Host(), self)
         self.watch.begin()
+
+    def monotonic_ns(self) -> int:
+        return self.now
 
     def pass_by(self, seconds: int) -> bool:
         """Look each second; whether a hang was found."""
         for _ in range(seconds):
             self.now += SECOND
-            self.watch.look()
-        return self.watch._looking
+            self.watch.poll()
+        return self.watch.explains
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.setattr(hang_watch, "dump_stacks", lambda pids: {rank: Stack(()) for rank in pids})
+def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
@@ -65,7 +79,7 @@ def test_what_was_slept_through_is_not_learnt(scene: Scene) -> None:
     scene.pass_by(2)
     scene.slot.step(3, 2, 0, 0)
     scene.pass_by(1)
-    assert 0 < scene.watch._detector.longest["training"] < 10
+    assert 0 < scene.watch.detector.longest["training"] < 10
 
 
 def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
@@ -76,8 +90,8 @@ def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
     scene.slot.step(3, 2, 0, 0)
     for step in range(4, 7):
         scene.now += SECOND // 4
-        scene.watch.look()
+        scene.watch.poll()
         scene.now += SECOND // 4
         scene.slot.step(step, step - 1, 0, 0)
-        scene.watch.look()
-    assert scene.watch._detector.longest["training"] == 0.5
+        scene.watch.poll()
+    assert scene.watch.detector.longest["training"] == 0.5

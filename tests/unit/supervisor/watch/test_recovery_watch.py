@@ -11,7 +11,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Source
-from elastic_ckpt.supervisor.recovery_watch import RecoveryWatch
+from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
 
 
 @pytest.fixture
@@ -41,16 +41,16 @@ def test_it_ends_with_the_first_step_of_the_last_rank(job: JobDirectory) -> None
     board = Board.private(2)
     watch = RecoveryWatch(board, Journal(job, "n"), None)
     start(board, 1, 0, 1)
-    assert not watch.look(1)  # nothing has failed
+    assert not watch.poll(1)  # nothing has failed
     now = time.monotonic_ns()
     watch.failed(now - 3, now - 2, now)
-    assert not watch.look(1)  # these steps are of the incarnation that failed
+    assert not watch.poll(1)  # these steps are of the incarnation that failed
     start(board, 2, 0)
-    assert not watch.look(2)
+    assert not watch.poll(2)
     board.rank_slot(1).stepped()
-    assert not watch.look(3)  # the board shows another incarnation
-    assert watch.look(2)
-    assert not watch.look(2)
+    assert not watch.poll(3)  # the board shows another incarnation
+    assert watch.poll(2)
+    assert not watch.poll(2)
     (event,) = recoveries(job)
     assert watch.last is not None
     assert (event["incarnation"], event["step"], event["tier"]) == (2, 40, "disk")
@@ -66,7 +66,7 @@ def test_a_failure_on_the_way_back_does_not_start_the_clock_again(job: JobDirect
     second = time.monotonic_ns()
     watch.failed(second, second, second)
     start(board, 3, 0, step=0)
-    assert watch.look(3)
+    assert watch.poll(3)
     assert watch.last is not None
     assert watch.last.tier == "nothing"
     taken = board.read_slot(0).marks.stepped - first

@@ -1,4 +1,4 @@
-"""Beats while the supervisor's loop goes round; in a thread, for storage may not answer."""
+"""Writes a heartbeat while the supervisor's loop goes round; in a thread, as storage may hang."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
 
 
-class Heart:
-    """One node's."""
+class HeartbeatThread:
+    """The heartbeat of one node."""
 
     def __init__(self, job: JobDirectory, node: str, board: Board) -> None:
         self._job = job
@@ -20,19 +20,19 @@ class Heart:
         self._board = board
         self._turned = threading.Event()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start beating."""
         self._turned.set()
         self._thread.start()
 
     def turn(self) -> None:
-        """The loop has gone round once more; without this there is no next beat."""
+        """Note that the loop has gone round; without this there is no next beat."""
         self._turned.set()
 
     def stop(self) -> None:
-        """Beat no more; does not wait for storage that hangs."""
+        """Stop beating; does not wait for storage that hangs."""
         self._over.set()
 
     def _beat(self) -> None:

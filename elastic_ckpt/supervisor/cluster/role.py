@@ -1,0 +1,94 @@
+"""What a supervisor does by its role: alone, the head of several nodes, or a member."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elastic_ckpt.policy.hang import Hang
+from elastic_ckpt.protocol.ended import Ended
+from elastic_ckpt.protocol.messages import AgentEvent, AllIdle, Explained, Idle, Kill
+
+if TYPE_CHECKING:
+    from elastic_ckpt.supervisor.supervisor import Supervisor
+
+
+class Role:
+    """The part of a node that is alone, and what the other roles have in common with it.
+
+    Each method is called from the supervisor's loop and must not block; ``run`` is that supervisor.
+    """
+
+    def begin(self, run: Supervisor) -> None:
+        """Report what this role waits for; called once, at the start of the run."""
+
+    def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
+        """Handle an event of this role's alone; False leaves it to the supervisor."""
+        return False
+
+    def serve_start(self, run: Supervisor, now: float) -> None:
+        """Launch once agent and memory tier are ready; called at each turn until then."""
+        if run.may_launch and run.clean_up():
+            run.launch(1)
+
+    def serve_running(self, run: Supervisor, now: float) -> None:
+        """Ask for saves that are due; called at each turn while the ranks train."""
+        run.serve_saves(now)
+
+    def look_for_hang(self, run: Supervisor) -> None:
+        """Kill workers that hang; called at each turn outside a notice."""
+        if not run.is_launched or run.agent is None:
+            return
+        stuck = run.hangs.poll()
+        if stuck is not None:
+            run.on_hang(Hang.of([stuck]))
+            run.agent.send(Kill())
+
+    def on_ended(self, run: Supervisor) -> None:
+        """Note that an incarnation is over, before :meth:`follow_up`."""
+
+    def follow_up(self, run: Supervisor, ended: Ended) -> None:
+        """Decide what follows the end of an incarnation."""
+        run.follow_up(ended)
+
+    def on_agent_lost(self, run: Supervisor) -> None:
+        """Note that the agent died; the supervisor starts another one."""
+
+    def announce_end(self, run: Supervisor) -> None:
+        """Tell the other nodes that the run is over; called once, in a terminal state."""
+
+    def has_left(self, run: Supervisor) -> bool:
+        """Return whether they know, or have had the time to."""
+        return True
+
+
+class AloneRole(Role):
+    """A node that is alone."""
+
+
+class ClusterRole(Role):
+    """What head and members have in common: a hang takes the ranks of every node."""
+
+    def __init__(self) -> None:
+        self._reported_idle = self._all_idle = False
+        self._incarnation = 0
+
+    def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
+        """Note that the ranks of all nodes are idle."""
+        if not isinstance(event, AllIdle):
+            return False
+        self._all_idle = True
+        return True
+
+    def look_for_hang(self, run: Supervisor) -> None:
+        """Report when this node's ranks are idle; look at them when all nodes' are."""
+        if self._incarnation != run.incarnation:
+            self._incarnation = run.incarnation
+            self._reported_idle = self._all_idle = False
+        if not run.is_launched or run.agent is None:
+            return
+        stuck = run.hangs.poll(alone=self._all_idle)
+        if run.hangs.idle is not self._reported_idle:
+            self._reported_idle = run.hangs.idle
+            run.agent.send(Idle(self._reported_idle))
+        if stuck is not None:
+            run.agent.send(Explained(stuck))

@@ -1,0 +1,261 @@
+"""The job directory as the supervisor's loop uses it: from a thread, for storage may not answer.
+
+One thread does all reading and writing, in order; it polls for what others leave there. The loop
+finds the results in memory. What must be known at the end of a run is waited for, bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from elastic_ckpt.checkpoint.catalog import bypass, bypassed_and_older, newest_intact
+from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
+from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.jobdir.worker_logs import forget_old_logs
+from elastic_ckpt.journal.journal import Journal, JournalEvent, JournalTail, read_journal
+from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.util.progress import in_lines
+
+log = logging.getLogger(__name__)
+
+REQUESTS_SECONDS: Final = 0.25
+EVENTS_SECONDS: Final = 1.0
+"""How often the thread looks for save requests, and into the journal."""
+
+_SEALS: Final = frozenset({"saved", "drained"})
+"""Events after which the disk may have a newer checkpoint."""
+
+
+class JobFiles:
+    """The real ``DirectoryPort``. One thread of the supervisor calls all public methods."""
+
+    def __init__(
+        self,
+        job: JobDirectory,
+        node: str,
+        locks: RunLocks,
+        journal: Journal,
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            locks: held; released by :meth:`close`.
+            say: shows one line to the user.
+            wake: ends the loop's wait; called from the thread.
+        """
+        self._job = job
+        self._node = node
+        self._locks = locks
+        self._journal = journal
+        self._say = say
+        self._wake = wake
+        self._tail = JournalTail(job, node)
+        self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
+        self._scanned = False  # the last one worked
+        self._record: NodeRecord | None = None
+        self._requested = False
+        self._events: deque[JournalEvent] = deque()
+        self._work: deque[Callable[[], None]] = deque()
+        self._cleaning: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="files", daemon=True)
+
+    def start(self) -> None:
+        """Scan once, and start the thread."""
+        self._scan()
+        self._thread.start()
+
+    # -- what the loop asks for -----------------------------------------------------------------
+
+    def write_record(self, record: NodeRecord) -> None:
+        """Write the node's record soon; see ``DirectoryPort``."""
+        with self._changed:
+            self._record = record
+            self._changed.notify_all()
+
+    def record_incarnation(self, number: int) -> None:
+        """Note which incarnation may seal."""
+        self._soon(lambda: self._locks.record(number))
+
+    def take_save_request(self) -> bool:
+        """Return whether a save was requested."""
+        requested, self._requested = self._requested, False
+        return requested
+
+    def request_save(self) -> None:
+        """Leave a request for a save."""
+
+        def leave() -> None:
+            with contextlib.suppress(OSError, ElasticCkptError):  # one that is there counts
+                ask_for_save(self._job)
+
+        self._soon(leave)
+
+    def newest(self) -> Key:
+        """Return the newest intact checkpoint as of the last scan."""
+        return self._newest
+
+    def scan(self) -> None:
+        """Scan soon."""
+        self._soon(self._scan)
+
+    def scan_now(self, seconds: float) -> Key | None:
+        """Scan and wait for the result, bounded."""
+        done = self._within(self._scan, seconds)
+        return self._newest if done and self._scanned else None
+
+    def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
+        """Start to put in order what a killed run left."""
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                for path, what in recover(self._job, hurry, in_lines(self._say), spare):
+                    self._journal.write("recovered", path=str(path), what=what)
+                forget_old_logs(self._job)
+            self._scan()
+            self._wake()
+
+        self._cleaning = threading.Thread(target=work, name="clean-up", daemon=True)
+        self._cleaning.start()
+
+    @property
+    def cleaned(self) -> bool:
+        """Whether no clean-up is running."""
+        return self._cleaning is None or not self._cleaning.is_alive()
+
+    def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
+        """Set the newest checkpoint aside if there is an older one."""
+        with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
+            found = bypassed_and_older(self._job)
+            key = checkpoint_key(found[0].name) if found else None
+            if found is None or key is None or not forget(key):
+                return ""
+            newest, older = found
+            target = bypass(self._job, newest, why)
+            self._journal.write("quarantined", path=str(newest), to=str(target), reason=why)
+            self._scan()
+            return f"{why}: setting {newest.name} aside, resuming from {older.name}"
+        return ""
+
+    def events(self) -> list[JournalEvent]:
+        """Return this node's journal events since the last call."""
+        found = []
+        with contextlib.suppress(IndexError):
+            while True:
+                found.append(self._events.popleft())
+        return found
+
+    def catch_up(self, seconds: float) -> None:
+        """Read the journal to its end, bounded."""
+        self._within(self._read_events, seconds)
+
+    def history(self) -> Iterable[JournalEvent]:
+        """Return the whole job's journal."""
+        return read_journal(self._job, marks=False)
+
+    def read_predictor(self) -> Predictor:
+        """Return what earlier runs learned."""
+        return read_predictor(self._job)
+
+    def write_predictor(self, predictor: Predictor) -> None:
+        """Keep it for the next run."""
+        self._soon(lambda: write_predictor(self._job, predictor))
+
+    def identity(self) -> str:
+        """Return what tells this job directory from others."""
+        with contextlib.suppress(OSError):
+            return self._job.identity()
+        return ""
+
+    def known_identity(self) -> str:
+        """Return it without making it."""
+        with contextlib.suppress(OSError):
+            return self._job.known_identity()
+        return ""
+
+    def close(self, seconds: float) -> None:
+        """Write what is waiting and release the locks, bounded."""
+        if not self._within(self._locks.release, seconds):
+            log.warning("the storage does not answer; leaving without its last write")
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        with self._changed:
+            self._work.append(work)
+            self._changed.notify_all()
+
+    def _within(self, work: Callable[[], None], seconds: float) -> bool:
+        """Have the thread do it after all that waits; return whether it was done in time."""
+        done = threading.Event()
+
+        def do() -> None:
+            work()
+            done.set()
+
+        self._soon(do)
+        return done.wait(seconds)
+
+    def _run(self) -> None:
+        next_requests = next_events = 0.0
+        while not self._closing:
+            with self._changed:
+                if self._record is None and not self._work:
+                    self._changed.wait(max(0.0, min(next_requests, next_events) - time.monotonic()))
+                record, self._record = self._record, None
+                work = list(self._work)
+                self._work.clear()
+            if record is not None:
+                # The record is for people; a full disk must not keep the job from being saved.
+                with contextlib.suppress(OSError):
+                    record.write(self._job.node_record(self._node))
+            for one in work:
+                try:
+                    one()
+                except Exception:  # the next one may get there
+                    log.exception("a file of the job directory")
+            now = time.monotonic()
+            if now >= next_requests:
+                next_requests = now + REQUESTS_SECONDS
+                self._look_for_requests()
+            if now >= next_events:
+                next_events = now + EVENTS_SECONDS
+                self._read_events()
+
+    def _look_for_requests(self) -> None:
+        with contextlib.suppress(OSError):
+            if take_requests(self._job):
+                self._requested = True
+                self._wake()
+
+    def _read_events(self) -> None:
+        found = self._tail.read()
+        self._events.extend(found)
+        if any(event.event in _SEALS for event in found):
+            self._scan()
+
+    def _scan(self) -> None:
+        try:
+            newest = newest_intact(self._job)
+        except OSError:
+            self._scanned = False
+            return
+        self._newest = (newest.epoch, newest.step) if newest else NO_CHECKPOINT
+        self._scanned = True

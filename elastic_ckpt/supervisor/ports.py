@@ -1,0 +1,329 @@
+"""What the supervisor reaches the world through, so that a simulation can be another world.
+
+``wiring.py`` has the real ones. Nothing behind a port may hold the loop up: a directory on a file
+server that has died must not keep a notice from being served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.policy.deadline import Incoming
+from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.protocol.agreement import RequestAnswer
+from elastic_ckpt.protocol.messages import AgentEvent, Command
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.watch.stacks import Stack
+
+Key = tuple[int, int]
+"""(epoch, step) of a checkpoint."""
+
+NO_CHECKPOINT: Key = (-1, 0)
+"""Sorts before every checkpoint."""
+
+
+class Clock:
+    """The host's clocks."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never run backwards; all deadlines are in these."""
+        return time.monotonic()
+
+    def monotonic_ns(self) -> int:
+        """Return the same in nanoseconds, as the board has it."""
+        return time.monotonic_ns()
+
+    def wall(self) -> float:
+        """Return seconds since the epoch, for people."""
+        return time.time()
+
+
+class BoardPort(Protocol):
+    """The shared memory in which this node's ranks report; reading it never blocks."""
+
+    @property
+    def incarnation(self) -> int:
+        """The incarnation that the slots belong to."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When this node goes away, in monotonic seconds."""
+
+    @deadline.setter
+    def deadline(self, value: float | None) -> None: ...
+
+    def begin_incarnation(self, number: int) -> None:
+        """Clear all slots; only while no agent is running."""
+
+    def read_slot(self, local_rank: int) -> Slot:
+        """Return one rank's slot."""
+
+    def read_slots(self) -> list[Slot]:
+        """Return the slot of every rank of this node."""
+
+    def answers(self) -> Mapping[int, RequestAnswer]:
+        """Return the agreement's newest answers by request number."""
+
+
+class AgentPort(Protocol):
+    """A running agent. Sending to a dead one is no error: ``gone`` tells.
+
+    Attributes:
+        interval_steps: the save interval that its workers were launched with.
+        fd: becomes readable when it has reported something or died.
+    """
+
+    interval_steps: int
+    fd: int
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has died."""
+
+    def send(self, command: Command) -> None:
+        """Send a command; returns at once."""
+
+    def events(self) -> Iterator[AgentEvent]:
+        """Yield what it has reported since the last call."""
+
+    def end(self) -> None:
+        """Kill it and every process below it; bounded. Called once."""
+
+
+class DirectoryPort(Protocol):
+    """The job directory. A method returns at once unless it states how long it may take."""
+
+    def write_record(self, record: NodeRecord) -> None:
+        """Write the node's record soon; only the newest of several counts."""
+
+    def record_incarnation(self, number: int) -> None:
+        """Note beside the job's lock which incarnation may seal."""
+
+    def take_save_request(self) -> bool:
+        """Return whether ``elastic-ckpt save`` has left a request, and take it."""
+
+    def request_save(self) -> None:
+        """Leave such a request."""
+
+    def newest(self) -> Key:
+        """Return the newest intact checkpoint as of the last scan; scans run in the background."""
+
+    def scan(self) -> None:
+        """Scan soon: a checkpoint may have been sealed."""
+
+    def scan_now(self, seconds: float) -> Key | None:
+        """Scan and wait up to ``seconds``; None if the storage does not answer in time."""
+
+    def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
+        """Start to seal or remove what a killed run left; ``cleaned`` tells when it is done.
+
+        Args:
+            hurry: called from a thread; True leaves the rest to the next start.
+            spare: identity of the attempt that a drain of this run is writing.
+        """
+
+    @property
+    def cleaned(self) -> bool:
+        """Whether no clean-up is running."""
+
+    def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
+        """Set the newest checkpoint aside if there is an older one; blocks.
+
+        Args:
+            forget: called with its key; False if it must stay.
+
+        Returns:
+            One line for people; empty if nothing was set aside.
+        """
+
+    def events(self) -> list[JournalEvent]:
+        """Return this node's journal events since the last call, up to a second old."""
+
+    def history(self) -> Iterable[JournalEvent]:
+        """Return the whole job's journal; blocks, so only at the start of a run or a reload."""
+
+    def read_predictor(self) -> Predictor:
+        """Return what earlier runs learned of save durations; only at the start of a run."""
+
+    def write_predictor(self, predictor: Predictor) -> None:
+        """Keep it for the next run, soon."""
+
+    def identity(self) -> str:
+        """Return what tells this job directory from others, made on the first call; may block."""
+
+    def known_identity(self) -> str:
+        """Return it without making it; empty if there is none. May block."""
+
+    def catch_up(self, seconds: float) -> None:
+        """Read the journal to its end for :meth:`events`, within ``seconds``."""
+
+    def close(self, seconds: float) -> None:
+        """Finish writing and release the locks, within ``seconds``."""
+
+
+class MemoryPort(Protocol):
+    """The node's memory tier and its drain to the disk; see ``saves/memory_keeper.py``."""
+
+    @property
+    def root(self) -> str:
+        """Its directory; empty if there is no memory tier."""
+
+    @property
+    def bell(self) -> int | None:
+        """A descriptor that is readable when a worker has sealed something."""
+
+    @property
+    def attempt(self) -> str:
+        """Identity of the attempt that a drain is writing; empty if none is."""
+
+    @property
+    def over(self) -> bool:
+        """Whether all that is in memory is on disk, or has just failed to get there."""
+
+    def serve(self) -> None:
+        """Take up what was sealed and what was drained."""
+
+    def hold(self) -> None:
+        """Drain nothing until :meth:`hurry`."""
+
+    def hurry(self) -> None:
+        """Drain at normal priority, the newest first, and retry what failed."""
+
+    def hurry_once(self) -> None:
+        """Do so for the next drain alone."""
+
+    def calm(self) -> None:
+        """Drain at the lowest priority again."""
+
+    def newest_key(self) -> Key:
+        """Return the newest generation's key."""
+
+    def forget(self, key: Key | None) -> bool:
+        """Drop a checkpoint that the disk has; False if the newest is in memory alone."""
+
+    def not_on_disk(self) -> Sealed | None:
+        """Return the newest generation if the disk lacks it."""
+
+    def finish_pruning(self, hurry: Callable[[], bool]) -> None:
+        """Wait until old checkpoints are deleted, or ``hurry`` returns True."""
+
+    def close(self) -> None:
+        """Release the tier, and remove it unless it holds what the disk lacks."""
+
+
+class ListenerPort(Protocol):
+    """All notice sources; see ``listener.py``. Times are monotonic seconds."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal or a notice has arrived that was not taken in; any thread may ask."""
+
+    def start(self, now: float) -> None:
+        """Start listening."""
+
+    def is_settled(self, now: float) -> bool:
+        """Return whether a notice pending at the start would have arrived by now."""
+
+    def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Incoming]:
+        """Yield what has arrived since the last call."""
+
+    def acknowledge(self) -> None:
+        """Tell the platforms that the node may go."""
+
+    def stop(self) -> None:
+        """Stop listening."""
+
+
+class JournalPort(Protocol):
+    """The node's journal; writing never raises.
+
+    Attributes:
+        incarnation: stands in each event from now on.
+    """
+
+    incarnation: int
+
+    def write(self, event: str, **data: Any) -> None:
+        """Append an event; waits a moment for the disk."""
+
+    def note(self, event: str, **data: Any) -> None:
+        """Append an event soon; never waits."""
+
+
+class HostPort(Protocol):
+    """This process among the others of its host, and those that watch it."""
+
+    def start(self) -> None:
+        """Start the heartbeat and the metrics, and adopt orphans of this process's children."""
+
+    def wait(self, fds: Iterable[int | None], seconds: float) -> None:
+        """Wait until one of the descriptors is readable or a thread wakes the loop."""
+
+    def turn(self, agent_pid: int) -> None:
+        """Note that the loop has gone round, and reap orphans of earlier agents."""
+
+    def activity(self, pids: Iterable[int]) -> object:
+        """Return what changes while these processes do anything."""
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Run something that may take seconds in a thread, and wake the loop after it."""
+
+    def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
+        """Return the stacks of processes by rank; takes seconds, so only in ``aside``."""
+
+    def stop(self) -> None:
+        """Stop what :meth:`start` started, at the very end; bounded."""
+
+
+class ServicePort(Protocol):
+    """A service manager, as in ``systemd.py``."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one."""
+
+    def serve(self, now: float, state: RunState, status: str) -> None:
+        """Report what is new."""
+
+    def alive(self, now: float) -> None:
+        """Report that the loop goes round."""
+
+    def stopping(self, now: float, seen: Any, step_seconds: float = 0.0) -> None:
+        """Report that the run ends; ``seen`` changes while it makes progress."""
+
+    def reloading(self) -> None:
+        """Report that the job file is being read."""
+
+    def reloaded(self) -> None:
+        """Report that it has been."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """One run's world.
+
+    Attributes:
+        start_agent: starts the agent; called again after it died.
+    """
+
+    clock: Clock
+    board: BoardPort
+    directory: DirectoryPort
+    journal: JournalPort
+    memory: MemoryPort
+    listener: ListenerPort
+    host: HostPort
+    service: ServicePort
+    start_agent: Callable[[RunSettings], AgentPort]

@@ -1,0 +1,145 @@
+"""How a run ends: when what is in memory is on the disk, and with which exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.protocol.run_state import Event
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, DirectoryPort, Key, MemoryPort
+from elastic_ckpt.supervisor.run_record import RunRecord
+
+SCAN_SECONDS: Final = 5.0
+"""How long the disk may take to answer what its newest checkpoint is, where no deadline is near."""
+
+LAST_SCAN_SECONDS: Final = 0.5
+"""The same once the deadline has come: there is a second left to report in."""
+
+
+class Shutdown:
+    """Every way to end but ``preempt_now`` waits until the memory tier is drained or has failed."""
+
+    def __init__(self, directory: DirectoryPort, memory: MemoryPort, record: RunRecord) -> None:
+        self._directory = directory
+        self._memory = memory
+        self._record = record
+        self._before_notice = NO_CHECKPOINT
+        self._then: Callable[[], None] | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the job is over, and only the memory tier is waited for."""
+        return self._then is not None
+
+    def notice_arrived(self) -> None:
+        """Count what the disk gets from now on as saved because of the notice; reads no disk."""
+        self._before_notice = self._directory.newest()
+
+    def serve(self) -> None:
+        """End the run if all that the memory tier holds is on the disk, or cannot get there."""
+        if self._then is not None and self._memory.over:
+            then, self._then = self._then, None
+            then()
+
+    def finish(self, hurry: Callable[[], bool]) -> None:
+        """End a run whose work is done: with 0, unless the disk lacks its last checkpoint.
+
+        Args:
+            hurry: called while old checkpoints are deleted; True leaves them.
+        """
+
+        def end() -> None:
+            kept = self._only_in_memory(self._on_disk(SCAN_SECONDS))
+            if kept is not None:
+                why = f"{_where(kept)}: fix the storage, then rerun the same command on this node"
+                self._end(Event.GIVE_UP, ExitCode.FAILED, f"the work is done, but {why}")
+                return
+            self._memory.finish_pruning(hurry)
+            self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
+
+        self._when_on_disk(end)
+
+    def give_up(self, code: ExitCode, message: str) -> None:
+        """End a run that no restart fixes."""
+
+        def end() -> None:
+            kept = self._only_in_memory(self._on_disk(SCAN_SECONDS))
+            self._end(Event.GIVE_UP, code, message + (f"; {_where(kept)}" if kept else ""))
+
+        self._when_on_disk(end)
+
+    def preempt(
+        self, event: Event, detail: str, *, stopped: bool = False, stepped: bool = True
+    ) -> None:
+        """End on a notice once the memory tier is drained; arguments as in :meth:`preempt_now`."""
+        self._when_on_disk(
+            lambda: self.preempt_now(
+                event, detail, stopped=stopped, stepped=stepped, patience=SCAN_SECONDS
+            )
+        )
+
+    def preempt_now(
+        self,
+        event: Event,
+        detail: str,
+        *,
+        stopped: bool = False,
+        stepped: bool = True,
+        patience: float = LAST_SCAN_SECONDS,
+    ) -> None:
+        """End on a notice, with 75 if all finished work is on the disk, else with 76.
+
+        Args:
+            stopped: the ranks left together at the agreed step, where they saved.
+            stepped: a step was begun since the ranks resumed; if not, the old checkpoint counts.
+            patience: seconds that the disk may take to answer.
+        """
+        self._then = None
+        key = self._on_disk(patience)
+        kept = self._only_in_memory(key)
+        there = key is not None and key > NO_CHECKPOINT
+        new = there and key is not None and key > self._before_notice
+        saved = kept is None and (new or (there and (stopped or not stepped)))
+        what = "preempted, saved" if saved else "preempted without a new checkpoint"
+        step = f" (newest intact: step {key[1]})" if key is not None and there else ""
+        silent = "" if key is not None else "; the storage does not answer"
+        self._end(
+            event,
+            ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED,
+            f"{what}: {detail}{step}{silent}" + (f"; {_where(kept)}" if kept else ""),
+            preemptions=self._record.node.preemptions + 1,
+        )
+
+    def newest_key(self) -> Key:
+        """Return the newest checkpoint of either tier, as of the last scan."""
+        return max(self._directory.newest(), self._memory.newest_key())
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _when_on_disk(self, then: Callable[[], None]) -> None:
+        self._then = then
+        self._memory.hurry()
+        if not self._memory.over:
+            self._record.update(message="bringing the newest checkpoint from memory to the disk")
+        self._memory.serve()
+        self.serve()
+
+    def _end(self, event: Event, code: ExitCode, message: str, **changes: Any) -> None:
+        self._record.move(event, message, exit_code=int(code), **changes)
+
+    def _on_disk(self, seconds: float) -> Key | None:
+        """Return the newest intact checkpoint on disk; None if the storage does not answer."""
+        return self._directory.scan_now(seconds)
+
+    def _only_in_memory(self, on_disk: Key | None) -> Sealed | None:
+        """Return what would be lost with this machine: newer than all that the disk has."""
+        kept = self._memory.not_on_disk()
+        known = NO_CHECKPOINT if on_disk is None else on_disk
+        return kept if kept is not None and kept.key > known else None
+
+
+def _where(kept: Sealed) -> str:
+    """Return where a checkpoint is that did not get to the disk."""
+    return f"step {kept.seal.step} is in memory only, in {kept.generation.slot}"

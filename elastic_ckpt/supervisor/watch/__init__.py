@@ -1,0 +1,1 @@
+"""Watches the ranks through the board: hangs, recoveries, progress."""

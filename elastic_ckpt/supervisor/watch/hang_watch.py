@@ -1,0 +1,121 @@
+"""Detects a hang, and finds out which rank is to blame before any worker is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from elastic_ckpt.policy.hang import Hang, HangDetector, Silence, StalledNode
+from elastic_ckpt.protocol.slot import Outcome, Slot
+from elastic_ckpt.supervisor.ports import BoardPort, Clock, HostPort, JournalPort
+
+AWAY_SECONDS: Final = 5.0
+"""Between two polls, of which there are four a second: this process was stopped meanwhile, and so
+were the workers, as when SLURM suspends a job or a shell does on Ctrl-Z."""
+
+
+class HangWatch:
+    """Watches one node's ranks for a hang; the supervisor's loop calls :meth:`poll` at each turn.
+
+    Attributes:
+        idle: whether all of this node's ranks have been silent for longer than they ever are.
+        detector: what was learned of the job's silences.
+    """
+
+    def __init__(
+        self,
+        board: BoardPort,
+        journal: JournalPort,
+        min_seconds: float,
+        host: HostPort,
+        clock: Clock,
+    ) -> None:
+        """
+        Args:
+            min_seconds: no shorter silence is a hang.
+        """
+        self._board = board
+        self._journal = journal
+        self._host = host
+        self._clock = clock
+        # When it polled last, and when it came back last after it had been stopped.
+        self._polled = self._back = clock.monotonic_ns()
+        self.detector = HangDetector(min_seconds)
+        self._before: dict[int, tuple[int, Silence]] = {}  # by local rank, with its beat
+        self._explaining = False
+        self._found: StalledNode | None = None
+        self.idle = False
+        self._incarnations = 0  # a late thread must not report on a later one
+
+    def begin(self) -> None:
+        """Start watching another incarnation."""
+        self._before.clear()
+        self._polled = self._clock.monotonic_ns()
+        self._incarnations += 1
+        self._explaining, self._found, self.idle = False, None, False
+
+    def poll(self, *, alone: bool = True) -> StalledNode | None:
+        """Return a hang once its stacks have been read, else None. Does not wait.
+
+        Args:
+            alone: no rank of another node has to be idle as well.
+        """
+        now = self._clock.monotonic_ns()
+        if now - self._polled > AWAY_SECONDS * 1e9:
+            self._back = now
+        self._polled = now
+        if self._explaining:
+            found, self._found = self._found, None
+            return found
+        slots = [slot for slot in self._board.read_slots() if slot.outcome is Outcome.NONE]
+        silences = [_silence(slot, now, self._back) for slot in slots]
+        for slot, silence in zip(slots, silences, strict=True):
+            beat, before = self._before.get(slot.local_rank, (slot.beat, silence))
+            if beat != slot.beat:
+                # Too long by a poll at most; what the last poll saw may be half of it.
+                idle = max((slot.beat - max(beat, self._back)) / 1e9, before.idle_seconds)
+                self.detector.learn(replace(before, idle_seconds=idle))
+            self._before[slot.local_rank] = slot.beat, silence
+        self.idle = self.detector.hangs(silences)
+        if self.idle and alone:
+            self._explaining = True
+            incarnation = self._incarnations
+            self._host.aside(lambda: self._explain(slots, silences, incarnation))
+        return None
+
+    @property
+    def explains(self) -> bool:
+        """Whether a hang was found whose stacks are being read."""
+        return self._explaining
+
+    def _explain(
+        self, slots: Sequence[Slot], silences: Sequence[Silence], incarnation: int
+    ) -> None:
+        stacks = self._host.stacks({slot.rank: slot.pid for slot in slots})
+        stuck = StalledNode(
+            tuple(silences),
+            tuple(number for number, stack in stacks.items() if stack.waits),
+            {number: stack.own for number, stack in stacks.items() if stack.own},
+        )
+        self._journal.write(
+            "hang",
+            rank=Hang.of([stuck]).rank,
+            step=max(silence.entered for silence in silences),
+            idle_seconds=min(silence.idle_seconds for silence in silences),
+            phases={str(silence.rank): silence.phase for silence in silences},
+            stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
+        )
+        if incarnation == self._incarnations:
+            self._found = stuck
+
+
+def _silence(slot: Slot, now: int, back: int) -> Silence:
+    return Silence(
+        rank=slot.rank,
+        phase=slot.phase.name.lower(),
+        entered=slot.entered,
+        idle_seconds=(now - max(slot.beat, back)) / 1e9 if slot.beat else 0.0,
+        # Where an evaluation cannot be told from a step, nothing is learnt of either.
+        has_stepped=slot.declares and slot.finished > slot.start_step,
+    )

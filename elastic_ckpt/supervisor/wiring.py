@@ -1,0 +1,191 @@
+"""Builds a supervisor on the real world: this host, this directory, these notice sources."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+
+from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.process_log import ProcessLog
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.notices.platforms import make_sources
+from elastic_ckpt.notices.signals import SignalSource
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.agent_client import AgentProcess, worker_spec
+from elastic_ckpt.supervisor.cluster.head import HeadRole
+from elastic_ckpt.supervisor.cluster.member import MemberRole
+from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
+from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
+from elastic_ckpt.supervisor.job_files import JobFiles
+from elastic_ckpt.supervisor.listener import Listener
+from elastic_ckpt.supervisor.metrics.exporter import Metrics
+from elastic_ckpt.supervisor.ports import Clock, Ports
+from elastic_ckpt.supervisor.run_record import RunRecord, first_record
+from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.supervisor import Supervisor
+from elastic_ckpt.supervisor.systemd import Service
+from elastic_ckpt.supervisor.watch.stacks import Stack, dump_stacks
+from elastic_ckpt.util.processes import activity, become_subreaper, reap_strangers
+
+log = logging.getLogger(__name__)
+
+
+class Wakeup:
+    """A pipe that ends the loop's wait, from threads and from signal handlers."""
+
+    def __init__(self) -> None:
+        self.read_fd, self._write_fd = os.pipe()
+        for fd in (self.read_fd, self._write_fd):
+            os.set_blocking(fd, False)
+
+    def wake(self) -> None:
+        """End the wait."""
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: the run is over
+            os.write(self._write_fd, b"x")
+
+    def on_signals(self) -> int:
+        """Have each signal wake the loop; returns the earlier descriptor."""
+        return signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+
+    def drain(self) -> None:
+        """Forget what has woken the loop."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.read_fd, 4096)
+
+
+class Host:
+    """The real ``HostPort``."""
+
+    def __init__(
+        self,
+        heartbeat: HeartbeatThread,
+        metrics: Metrics,
+        process_log: ProcessLog,
+        wakeup: Wakeup,
+    ) -> None:
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._process_log = process_log
+        self._wakeup = wakeup
+        self._signals_before = -1
+
+    def start(self) -> None:
+        """Start heartbeat and metrics."""
+        become_subreaper()
+        self._heartbeat.start()
+        self._metrics.start()
+        self._signals_before = self._wakeup.on_signals()
+
+    def wait(self, fds: Iterable[int | None], seconds: float) -> None:
+        """Wait for a descriptor or for :meth:`Wakeup.wake`."""
+        with selectors.DefaultSelector() as selector:
+            for fd in (self._wakeup.read_fd, *fds):
+                if fd is not None:
+                    selector.register(fd, selectors.EVENT_READ)
+            selector.select(seconds)
+        self._wakeup.drain()
+
+    def turn(self, agent_pid: int) -> None:
+        """Note that the loop has gone round."""
+        reap_strangers(agent_pid)
+        self._heartbeat.turn()
+
+    def activity(self, pids: Iterable[int]) -> object:
+        """Return what changes while these processes do anything."""
+        return activity(pids)
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Run it in a thread, and wake the loop after it."""
+
+        def run() -> None:
+            work()
+            self._wakeup.wake()
+
+        threading.Thread(target=run, name="aside", daemon=True).start()
+
+    def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
+        """Return the stacks of processes by rank."""
+        return dump_stacks(pids)
+
+    def stop(self) -> None:
+        """Stop heartbeat, metrics and the process log."""
+        signal.set_wakeup_fd(self._signals_before)
+        self._heartbeat.stop()
+        self._metrics.stop()
+        self._process_log.end()
+
+
+def make_supervisor(
+    settings: RunSettings,
+    say: Callable[[str], None],
+    reread: Callable[[], RunSettings],
+    rendezvous: Rendezvous | None = None,
+) -> Supervisor:
+    """Take the locks and make the supervisor of one ``elastic-ckpt run`` on this node.
+
+    Args:
+        say: shows one line to the user.
+        reread: reads the settings again; raises UsageError if they are no longer right.
+        rendezvous: where the nodes meet, for one of several.
+
+    Raises:
+        DirectoryUnusable: the directory cannot be used.
+        LockHeld: another supervisor has it.
+        UsageError: the metrics address is taken.
+    """
+    job = JobDirectory(settings.directory)
+    job.prepare(group_access=settings.group_access)
+    run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+    leads = rendezvous is None or rendezvous.leads
+    locks = RunLocks(job, settings.node, run_id, leads=leads)
+    journal = Journal(job, settings.node, follows=not leads, rotates=True)
+    board, wakeup = Board.create(settings.nproc), Wakeup()
+    first = first_record(settings, job, run_id, board.path, leads=leads)
+    process_log = ProcessLog.of_node(
+        job, "supervisor", settings.node, lambda: {"incarnation": first.incarnation}
+    ).begin()
+    log.info("starting: %s, run %s, %d workers", settings.script, run_id, settings.nproc)
+    files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake)
+    record = RunRecord(first, journal, files.write_record, say)
+    metrics = Metrics(settings, job, board, record)
+    memory = MemoryKeeper.open(settings, job, journal, record.say, wakeup.wake)
+    first.memory = memory.root
+    files.start()
+    signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
+    sources = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
+    ports = Ports(
+        clock=Clock(),
+        board=board,
+        directory=files,
+        journal=journal,
+        memory=memory,
+        listener=Listener(signals, sources, journal, wakeup.wake),
+        host=Host(HeartbeatThread(job, settings.node, board), metrics, process_log, wakeup),
+        service=Service(),
+        start_agent=lambda settings: AgentProcess(
+            worker_spec(
+                settings,
+                board=board.path,
+                memory=memory.root,
+                run_id=run_id,
+                identity=files.identity(),
+                rendezvous=rendezvous,
+            )
+        ),
+    )
+    return Supervisor(settings, ports, record, _role(settings, rendezvous), reread)
+
+
+def _role(settings: RunSettings, rendezvous: Rendezvous | None) -> Role:
+    if rendezvous is None:
+        return AloneRole()
+    return HeadRole(settings.nodes) if rendezvous.leads else MemberRole(settings.endpoint)
