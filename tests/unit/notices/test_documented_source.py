@@ -32,7 +32,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def test_its_notice_reaches_the_supervisors_listener(installed: Path, tmp_path: Path) -> None:
     [source] = make_sources(choose(["maintenance"]))
     woken = threading.Event()
-    signals = SignalSource(30.0, stop_at_once=lambda: None, reload=lambda: None)
+    signals = SignalSource(30.0)
     signals.start = lambda report: None  # type: ignore[method-assign]
     listener = Listener(signals, [source], Journal(open_job(tmp_path / "job"), "a"), woken.set)
     listener.start(time.monotonic())
