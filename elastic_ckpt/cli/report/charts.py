@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from elastic_ckpt.cli.report.material import Material
-from elastic_ckpt.cli.report.words import STAGES, figure, moment, plural, span
+from elastic_ckpt.cli.report.words import STAGES, figure, moment, plural
 from elastic_ckpt.journal.curve import Curve, averaged
 from elastic_ckpt.journal.history_types import Recovery
 
 WIDTH: Final = 1000
 HEIGHT: Final = 300
-"""Of a drawing, which is stretched to the place that it gets."""
+"""Height of a drawing; the page stretches it."""
 
 _TICKS: Final = 5
 _MAX_BARS: Final = 24
-_CUT_AT: Final = 6.0  # a bar that is so many times the median is cut
-_NUMBERED: Final = 4.0  # per cent of the width from which a number has room
+_CUT_AT: Final = 6.0  # times the median from which a bar is cut
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,11 @@ class Chart:
     """A drawing with its axes.
 
     Attributes:
-        title, summary: for people, the second for who cannot see it.
+        summary: the drawing in words, for screen readers.
         rows: per cent from the bottom, and label.
         columns: per cent from the left, and label.
         axis: what the columns are.
-        lines: class and path of each.
-        has_lost: whether one of them was lost.
+        lines: CSS class and path of each.
     """
 
     title: str
@@ -43,45 +41,47 @@ class Chart:
     columns: list[tuple[float, str]]
     axis: str
     lines: list[tuple[str, str]]
-    has_lost: bool = False
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One recovery: number, left and width in per cent of each stage that took time."""
+    """One recovery.
+
+    Attributes:
+        parts: number, left and width in per cent of each stage that took time.
+        is_cut: the bar is too long to be drawn to its end.
+    """
 
     label: str
-    total: str
-    from_what: str
+    recovery: Recovery
     parts: list[tuple[int, float, float]]
     is_cut: bool
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage over all recoveries."""
+    """A stage over all recoveries, in seconds."""
 
     number: int
     name: str
     what: str
-    median: str
-    worst: str
+    median: float
+    longest: float
 
 
 @dataclass(frozen=True)
 class Recoveries:
-    """Their bars, the newest of many, and their stages."""
+    """The bars of the newest recoveries, and the stages of all; seconds."""
 
     count: int
-    median: str
-    worst: str
+    median: float
+    longest: float
     bars: list[Bar]
     stages: list[Stage]
-    summary: str
 
 
 def metric_charts(material: Material) -> list[Chart]:
-    """One for each name that the script reported."""
+    """Return a chart for each name that the script reported."""
     return [_metric(curve) for curve in material.steps.curves() if curve.kept]
 
 
@@ -97,16 +97,13 @@ def _metric(curve: Curve) -> Chart:
         f"{curve.name} against the step, {curve.count:,} values: from {figure(values[0])} to "
         f"{figure(curve.last)}, lowest {figure(min(values))}, highest {figure(max(values))}"
     )
-    lost = plural(len(curve.lost), "time")
     if curve.lost:
-        summary += f"; {lost} a part was lost and done again"
-    return Chart(
-        curve.name, summary, up.ticks(), across.ticks(), "step", lines, bool(curve.lost)
-    )  # fmt: skip
+        summary += f"; {plural(len(curve.lost), 'part')} lost and repeated"
+    return Chart(curve.name, summary, up.ticks(), across.ticks(), "step", lines)
 
 
 def rate_chart(material: Material) -> Chart | None:
-    """Samples or steps per second against time; None where there are no marks."""
+    """Return samples or steps per second against time; None without step marks."""
     rates = material.steps.rates()
     bins = averaged(rates, material.began, material.ended)
     if not bins:
@@ -131,7 +128,7 @@ def rate_chart(material: Material) -> Chart | None:
 
 
 def recoveries(material: Material) -> Recoveries | None:
-    """None where there was none."""
+    """Return the recoveries; None if there were none."""
     found = material.history.recoveries
     if not found:
         return None
@@ -148,14 +145,12 @@ def recoveries(material: Material) -> Recoveries | None:
     stages = [
         Stage(
             number, name.replace("_", " "), what,
-            span(statistics.median(one.stages.get(name, 0.0) for one in found)),
-            span(max(one.stages.get(name, 0.0) for one in found)),
+            statistics.median(one.stages.get(name, 0.0) for one in found),
+            max(one.stages.get(name, 0.0) for one in found),
         )
         for number, (name, what) in enumerate(STAGES.items(), 1)
     ]  # fmt: skip
-    summary = f"{plural(len(found), 'recovery', 'recoveries')}: median {span(median)}, "
-    summary += f"longest {span(max(totals))}"
-    return Recoveries(len(found), span(median), span(max(totals)), bars, stages, summary)
+    return Recoveries(len(found), median, max(totals), bars, stages)
 
 
 def _bar(one: Recovery, label: str, scale: float) -> Bar:
@@ -166,16 +161,11 @@ def _bar(one: Recovery, label: str, scale: float) -> Bar:
         if width > 0:
             parts.append((number, round(left, 2), round(width, 2)))
             left += width
-    step = "?" if one.step is None else f"{one.step:,}"
-    from_what = f"step {step}, {one.tier}" if one.tier else f"step {step}"
-    return Bar(
-        label or moment(one.at).clock, span(one.total), from_what, parts,
-        one.total > scale * 1.001,
-    )  # fmt: skip
+    return Bar(label or moment(one.at).clock, one, parts, one.total > scale * 1.001)
 
 
 class _Scale:
-    """Round numbers that embrace all values."""
+    """An axis that ends at round numbers around all values."""
 
     def __init__(self, values: Iterable[float], *, whole: bool = False) -> None:
         found = list(values)
@@ -190,11 +180,11 @@ class _Scale:
             self._low, self._high = low, high
 
     def share(self, value: float) -> float:
-        """Where a value lies, from 0 to 1."""
+        """Return where a value lies, from 0 to 1."""
         return (value - self._low) / (self._high - self._low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Per cent of the axis, and label."""
+        """Return per cent of the axis, and label, of each tick."""
         first = math.ceil(self._low / self._step - 1e-9)
         last = math.floor(self._high / self._step + 1e-9)
         values = [index * self._step for index in range(first, last + 1)]
@@ -202,27 +192,27 @@ class _Scale:
 
 
 def _round_up(value: float, *, whole: bool) -> float:
-    """The next of 1, 2, 5, 10, 20 ..."""
+    """Return the next of 1, 2, 5, 10, 20 ..."""
     size = 10.0 ** math.floor(math.log10(value))
     found = next(size * digit for digit in (1, 2, 5, 10) if size * digit >= value * 0.999)
     return max(1.0, found) if whole else found
 
 
 def _path(line: Sequence[tuple[float, float]], across: _Scale, up: _Scale) -> str:
-    """A polyline; a single point is a dot, as the line's ends are round."""
+    """Return a polyline; a single point is a dot, as the line's ends are round."""
     places = [(WIDTH * across.share(x), HEIGHT * (1 - up.share(y))) for x, y in line]
     body = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     return f"M{body}" + ("h0" if len(places) == 1 else "")
 
 
 def _band(line: Sequence[tuple[float, float]], across: _Scale) -> str:
-    """From bottom to top, over the steps of a line."""
+    """Return a band from bottom to top over the steps of a line."""
     left, right = (WIDTH * across.share(line[index][0]) for index in (0, -1))
     return f"M{left:.1f} 0H{max(right, left + 1):.1f}V{HEIGHT}H{left:.1f}z"
 
 
 def _clock_ticks(began: float, ended: float) -> list[tuple[float, str]]:
-    """Moments of the day, or days."""
+    """Return ticks at round times of the day, or at days."""
     length = ended - began
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
     step = float(next((one for one in steps if length / one <= _TICKS), 0))

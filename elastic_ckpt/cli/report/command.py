@@ -23,7 +23,7 @@ from elastic_ckpt.util.files import write_atomic
     default="report.html",
     show_default=True,
     metavar="FILE",
-    help="Where the page goes; one that is there is replaced. - for standard output.",
+    help="File to write or replace; - for standard output.",
 )
 def command(directory: Path, output: str) -> int:
     """Write the history of the job in DIR as one page of HTML.
@@ -33,12 +33,13 @@ def command(directory: Path, output: str) -> int:
       elastic-ckpt report checkpoints -o /var/www/html/gpt.html
       elastic-ckpt report 4711 -o - | gzip > report.html.gz
 
-    What was lost, why, is it safe now, was the checkpoint good, what did it cost; then all that
-    happened. The page needs no network, and holds no script.
+    It answers what was lost and why, whether the job is safe now, whether its checkpoints were
+    good, and what the disturbances cost; then it shows all that happened. The page needs no network
+    and contains no script.
     """
     job = open_job(directory)
     if output != "-":
-        _check(Path(output))  # before the work is done
+        _check(Path(output))  # before the work
     from elastic_ckpt.cli.report.material import collect
     from elastic_ckpt.cli.report.page import render
 
@@ -54,7 +55,7 @@ def command(directory: Path, output: str) -> int:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """A long journal is a million objects in no circle; to look for one takes a third of it."""
+    """Pause garbage collection: a long journal is a million objects without cycles."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -65,7 +66,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _check(path: Path) -> None:
-    """Raise DirectoryUnusable for what is there and no regular file: it would be replaced."""
+    """Raise DirectoryUnusable for anything but a regular file, which would be replaced."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -73,7 +74,7 @@ def _check(path: Path) -> None:
     except OSError as error:
         raise _unusable(path, error) from None
     if not stat.S_ISREG(found.st_mode):
-        raise DirectoryUnusable(f"{path} is a link, or no regular file: give another one with -o")
+        raise DirectoryUnusable(f"{path} is not a regular file: give another path with -o")
 
 
 def _write(path: Path, page: bytes) -> None:
@@ -85,5 +86,5 @@ def _write(path: Path, page: bytes) -> None:
 
 def _unusable(path: Path, error: OSError) -> DirectoryUnusable:
     return DirectoryUnusable(
-        f"cannot write {path}: {error.strerror or error}; give another place with -o"
+        f"cannot write {path}: {error.strerror or error}; give another path with -o"
     )

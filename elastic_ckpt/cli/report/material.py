@@ -1,4 +1,4 @@
-"""All that a report is made from: state, journal and checkpoints of a job, at one moment."""
+"""The input of a report: state, journal and checkpoints of a job at one moment."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from elastic_ckpt.journal.journal import JournalEvent, read_journal
 from elastic_ckpt.journal.time_account import Goodput, Span, total
 
 MAX_CHECKPOINTS = 100
-"""The newest are looked at; a job that keeps all may have thousands."""
+"""The newest ones are checked; a job that keeps all may have thousands."""
 
 _AT_REST = ("finished", "preempted", "failed", "dead", "unknown")
 
 
 @dataclass(frozen=True)
 class Material:
-    """What is known of a job.
+    """The state and history of a job.
 
     Attributes:
-        directory: the job's, for people.
-        at: when it was looked at, seconds since the epoch.
-        checkpoints: the newest first, those in memory among them.
-        older: how many were not looked at.
-        set_aside: what is in quarantine.
+        at: when it was gathered, seconds since the epoch.
+        checkpoints: newest first, including those in memory.
+        older: number of older ones that were not checked.
+        set_aside: the checkpoints in quarantine.
     """
 
     directory: str
@@ -46,12 +45,12 @@ class Material:
 
     @property
     def now(self) -> float | None:
-        """The end of the account: None if the job is at rest, and its last event ends it."""
+        """The end of the account of time; None for a stopped job: its last event."""
         return None if self.status.state in _AT_REST else self.at
 
     @cached_property
     def spans(self) -> list[Span]:
-        """Where the time went, end to end."""
+        """Where the time went, without gaps."""
         return self.history.account.spans(self.now)
 
     @cached_property
@@ -61,12 +60,12 @@ class Material:
 
     @cached_property
     def steps(self) -> Steps:
-        """Of all incarnations."""
+        """The steps of all incarnations."""
         return Steps(self.history.samples, self.history.incarnations)
 
     @cached_property
     def costs(self) -> list[Cost]:
-        """Of each interruption of the history, in its order."""
+        """The cost of each interruption, in the history's order."""
         history = self.history
         return costs(
             history.interruptions,
@@ -84,35 +83,35 @@ class Material:
 
     @cached_property
     def preemptions(self) -> list[tuple[Interruption, Cost]]:
-        """In order of time."""
+        """Interruption and cost, in order of time."""
         pairs = zip(self.history.interruptions, self.costs, strict=True)
         return [pair for pair in pairs if pair[0].cause is Cause.PREEMPTION]
 
     @property
     def began(self) -> float:
-        """The first event, or now."""
+        """When the first event was; now without one."""
         return self.at if self.history.first is None else self.history.first
 
     @property
     def ended(self) -> float:
-        """The last moment that is told of."""
+        """The end of what is reported: the last event, or now."""
         last = self.began if self.history.last is None else self.history.last
         return last if self.now is None else max(self.now, last)
 
 
 def collect(job: JobDirectory) -> Material:
-    """Look at everything there is; works with the supervisor alive, dead or never started."""
+    """Gather everything; works with the supervisor alive, dead or never started."""
     status = gather(job)
     at = time.time()
     running = status.state not in _AT_REST
     record = next(iter(job_records(job)), None)
-    checkpoints, older = _checkpoints(job, record.memory if record else "")
+    kept, older = _checkpoints(job, record.memory if record else "")
     history = fold(read_journal(job), running=running)
-    return Material(str(job.root), at, status, history, checkpoints, older, quarantined(job))
+    return Material(str(job.root), at, status, history, kept, older, quarantined(job))
 
 
 def fold(events: Iterable[JournalEvent], *, running: bool) -> History:
-    """The history of a whole journal."""
+    """Return the history of a whole journal."""
     history = History()
     for event in events:
         history.observe(event)

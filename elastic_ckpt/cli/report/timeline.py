@@ -1,4 +1,4 @@
-"""The report's timeline: a row for each hour, day or the like, with all that happened in it."""
+"""The report's timeline: a row for each hour, day or other period, with its events."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _PERIODS: Final = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400,
     7 * 86400, 14 * 86400, 28 * 86400,
 )  # fmt: skip
-"""What a row may be long, in seconds."""
+"""Possible lengths of a row, in seconds."""
 
 _MAX_ROWS: Final = 32
 _PER_ROW: Final = 3  # labelled marks, roughly
 _WIDTH: Final = 1000  # of a row's drawing
 _CHARACTER_PERCENT: Final = 2.6  # of a row's width on a phone
 _LANES: Final = 2
-_MAX_MARKS: Final = 1000  # of all rows, as is the next
+_MAX_MARKS: Final = 1000  # of all rows
 _TITLE: Final = 80  # characters of a message
-_MAX_BOXES: Final = 1000
-_LABELLED_PERCENT: Final = 6.0  # width of a box that has room for a number
+_MAX_BOXES: Final = 1000  # of all rows
+_LABELLED_PERCENT: Final = 6.0  # width from which a box fits a number
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a moment: a glyph, and a label if there is room.
+    """An event in a row: a glyph, and a label if there is room.
 
     Attributes:
         left: per cent of the row's width.
@@ -56,7 +56,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Box:
-    """An incarnation, or the part of it that is in the row; per cent of the row's width."""
+    """The part of an incarnation in a row; per cent of the row's width."""
 
     left: float
     width: float
@@ -67,10 +67,13 @@ class Box:
 
 @dataclass
 class Row:
-    """A stretch of time; ``idle`` in place of all else where nobody ran the job in it.
+    """A period of time.
 
     Attributes:
-        clock: of its begin, in as many figures as the rows differ by.
+        clock: the time at its start, to the minute or second as the rows need; empty for days.
+        idle: text shown in place of everything else where nothing ran.
+        lanes: lines that the labels take.
+        strips, saves: CSS class and path.
     """
 
     begin: Moment
@@ -86,9 +89,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Timeline:
-    """All rows; ``ticks`` are left edges in per cent, and the time since the row's begin."""
+    """All rows.
 
-    period: str
+    Attributes:
+        period: seconds of a row.
+        ticks: left edge in per cent, and time since the start of a row.
+    """
+
+    period: float
     ticks: list[tuple[float, str]]
     rows: list[Row]
 
@@ -102,7 +110,7 @@ class _Event:
 
 
 def timeline(material: Material) -> Timeline | None:
-    """None for a job of which nothing is known."""
+    """Return the timeline; None for a job without events."""
     began, ended = material.began, material.ended
     if material.history.first is None or ended <= began:
         return None
@@ -127,7 +135,7 @@ def timeline(material: Material) -> Timeline | None:
             rows.append(row)
         begin += period
     ticks = [(25.0 * part, offset(period * part / 4)) for part in range(4)]
-    return Timeline(span(period), ticks, rows)
+    return Timeline(period, ticks, rows)
 
 
 def _clock(begin: Moment, period: float) -> str:
@@ -137,14 +145,14 @@ def _clock(begin: Moment, period: float) -> str:
 
 
 def _add_idle(rows: list[Row], row: Row, period: float) -> None:
-    """Rows without anything become one."""
+    """Append an empty row; adjacent ones become one."""
     row.idle = "nothing ran"
     if not rows or not rows[-1].idle:
         rows.append(row)
 
 
 def _period(began: float, ended: float, marks: int) -> float:
-    """So long that labels have room, in as few rows as that takes."""
+    """Return the longest period in which labels have room."""
     weeks = math.ceil((ended - began) / (7 * 86400))
     wanted = min(_MAX_ROWS, max(math.ceil(marks / _PER_ROW), weeks, 1))
     for period in _PERIODS:
@@ -154,7 +162,7 @@ def _period(began: float, ended: float, marks: int) -> float:
 
 
 def _events(material: Material) -> list[_Event]:
-    """All that gets a mark, in order of time."""
+    """Return everything that gets a mark, in order of time."""
     found = [
         _Event(one.at, "failure", label, _title(label, one.kind or one.cause.value, one.message))
         for label, one, _ in material.failures
@@ -169,7 +177,7 @@ def _events(material: Material) -> list[_Event]:
         for number, one in enumerate(material.history.notices, 1)
     ]
     found += [
-        _Event(one.at, "regrouping", "", "all ranks left, to begin again")
+        _Event(one.at, "regrouping", "", "all ranks left to start anew")
         for one in material.history.interruptions
         if one.cause is Cause.REGROUPING
     ]
@@ -182,7 +190,11 @@ def _title(label: str, what: str, message: str) -> str:
 
 
 class _Window:
-    """A row's stretch of time, of so many rows that share what a page can hold."""
+    """The period of one row.
+
+    Args:
+        rows: their number, which share the marks and boxes of a page.
+    """
 
     def __init__(self, begin: float, end: float, rows: int) -> None:
         self._begin = begin
@@ -190,7 +202,7 @@ class _Window:
         self._rows = rows
 
     def marks(self, events: Sequence[_Event]) -> tuple[list[Mark], int]:
-        """The marks of the row, and how many lanes their labels take."""
+        """Return the marks of the row, and the number of lanes of their labels."""
         edges = [-math.inf] * _LANES
         marks: list[Mark] = []
         seen: set[tuple[str, int]] = set()
@@ -208,7 +220,7 @@ class _Window:
         return marks, max((mark.lane + 1 for mark in marks), default=0)
 
     def boxes(self, incarnations: Iterable[Incarnation], now: float) -> list[Box]:
-        """The incarnations that are in the row, the longest of too many."""
+        """Return the incarnations in the row; only the longest if there are too many."""
         found: list[Box] = []
         for one in incarnations:
             ended = now if one.ended is None else one.ended
@@ -216,8 +228,8 @@ class _Window:
                 continue
             left, right = self._percent(one.launched), self._percent(ended)
             label = f"{one.number}" if right - left >= _LABELLED_PERCENT else ""
-            says = ENDINGS.get(one.kind, one.kind)
-            title = f"incarnation {one.number}, {span(ended - one.launched)}: {says}"
+            how = ENDINGS.get(one.kind, one.kind)
+            title = f"incarnation {one.number}, {span(ended - one.launched)}: {how}"
             kind = one.kind if one.kind in ENDINGS else "killed"
             found.append(Box(round(left, 2), round(right - left, 2), kind or "runs", label, title))
         most = _MAX_BOXES // self._rows
@@ -227,7 +239,7 @@ class _Window:
         return found
 
     def strips(self, spans: Sequence[Span]) -> list[tuple[str, str]]:
-        """For each category the path of its rectangles, as wide as the row's drawing."""
+        """Return the path of each category's rectangles."""
         shares = [dict.fromkeys(Category, 0.0) for _ in range(_WIDTH)]
         width = (self._end - self._begin) / _WIDTH
         first = bisect_right([one.ended for one in spans], self._begin)
@@ -244,7 +256,7 @@ class _Window:
                        for one in shares])  # fmt: skip
 
     def saves(self, saves: Sequence[Save]) -> list[tuple[str, str]]:
-        """For each kind of save the path of its ticks."""
+        """Return the path of the ticks of each kind of save."""
         places: dict[str, set[int]] = {}
         first = bisect_left(saves, self._begin, key=lambda save: save.at)
         for save in saves[first:]:
@@ -259,7 +271,7 @@ class _Window:
         ]
 
     def summary(self, row: Row, material: Material) -> str:
-        """The row for who cannot see it."""
+        """Return the row in words, for screen readers."""
         labels = [mark.title for mark in row.marks if mark.label]
         first = bisect_left(material.history.saves, self._begin, key=lambda save: save.at)
         last = bisect_left(material.history.saves, self._end, key=lambda save: save.at)
@@ -278,11 +290,11 @@ _HEIGHTS: Final = {
     Category.TRAINING: (0, 20), Category.LOST_WORK: (0, 20), Category.STALL: (0, 20),
     Category.RECOVERY: (6, 14), Category.SETUP: (10, 10), Category.WAITING: (17, 3),
 }  # fmt: skip
-"""Top and height of each: what it is shows in its form, too."""
+"""Top and height of each, so that its shape tells it apart as well as its colour."""
 
 
 def _paths(bins: Sequence[Category | None]) -> list[tuple[str, str]]:
-    """Rectangles by category, and over those of lost work the middle of what is hatched."""
+    """Return rectangles by category, and the line that hatches those of lost work."""
     paths: dict[Category, list[str]] = {}
     hatched: list[str] = []
     start = 0

@@ -1,4 +1,4 @@
-"""The report of jobs in every state, of journals with anything in them, and how it is written."""
+"""The report of jobs in every state, of arbitrary journals, and how its file is written."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ DISTURBED = [
     saved(152, 100, "emergency"), ended(152, "stopped"),
     Entry(153, "emergency_save", {"step": 100, "predicted_seconds": 2.0, "actual_seconds": 2.5}),
 ]  # fmt: skip
-"""A failure, then a notice; what follows decides on the state."""
+"""A failure, then a notice; each test adds the end."""
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def job(tmp_path: Path) -> JobDirectory:
     return open_job(tmp_path / "job")
 
 
-def tell(job: JobDirectory, entries: list[Entry], node: str = "here") -> None:
+def write_journal(job: JobDirectory, entries: list[Entry], node: str = "here") -> None:
     """Write these entries as the journal, from ``BEGAN`` on."""
     lines = [
         json.dumps({
@@ -82,7 +82,7 @@ def tell(job: JobDirectory, entries: list[Entry], node: str = "here") -> None:
 
 
 def record(job: JobDirectory, state: RunState, *, is_alive: bool, **fields: Any) -> None:
-    """What the supervisor last said, of a process that is there or not."""
+    """Write the record of a supervisor that is alive or gone."""
     gone = ProcessIdentity("host", boot_id(), 2**22 - 1, 1.0)
     NodeRecord(
         job="gpt", run_id="r", node="here", state=state, since=BEGAN,
@@ -99,14 +99,14 @@ class Element:
 
 @dataclass
 class Page:
-    """A page taken apart: what it holds, and the text of it."""
+    """A parsed page: its elements and its text."""
 
     html: str
     elements: list[Element] = field(default_factory=list)
     text: str = ""
 
     def one(self, name: str) -> Element:
-        """The element with an id."""
+        """Return the element with an id."""
         [found] = [one for one in self.elements if one.attributes.get("id") == name]
         return found
 
@@ -114,7 +114,7 @@ class Page:
         return " ".join(self.one(f"answer-{name}").text.split())
 
     def seconds(self, category: str) -> float:
-        """The exact figure of a category's row."""
+        """Return the exact value of a category's row."""
         at = self.elements.index(self.one(f"time-{category}"))
         data = next(one for one in self.elements[at:] if one.tag == "data")
         return float(data.attributes["value"] or "")
@@ -123,7 +123,7 @@ class Page:
         return int(self.one(f"{name}-count").attributes["value"] or "")
 
 
-class _Taker(HTMLParser):
+class _PageParser(HTMLParser):
     VOID = ("meta", "link", "br")
 
     def __init__(self, page: Page) -> None:
@@ -157,19 +157,19 @@ class _Taker(HTMLParser):
 
 
 def page_of(job: JobDirectory) -> Page:
-    return taken(render(collect(job)))
+    return parse(render(collect(job)))
 
 
-def taken(html: str) -> Page:
+def parse(html: str) -> Page:
     page = Page(html)
-    taker = _Taker(page)
-    taker.feed(html)
-    taker.finish()
+    parser = _PageParser(page)
+    parser.feed(html)
+    parser.finish()
     return page
 
 
 def assert_harmless(page: Page) -> None:
-    """Nothing that runs, nothing that is fetched, no control characters, and not too much."""
+    """No script, nothing to load, no control characters, and a bounded size."""
     assert len(page.html.encode()) < MOST_BYTES
     assert {one.tag for one in page.elements} <= {
         "html", "head", "meta", "link", "title", "style", "body", "a", "header", "div", "h1", "h2",
@@ -199,7 +199,7 @@ def assert_harmless(page: Page) -> None:
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:
-    """No supervisor, no journal, no checkpoint: all of it is said, nothing fails."""
+    """Without supervisor, journal or checkpoint, the page states that."""
     (tmp_path / "empty").mkdir()
     page = page_of(JobDirectory.at(tmp_path / "empty"))
     assert_harmless(page)
@@ -210,8 +210,8 @@ def test_an_empty_directory(tmp_path: Path) -> None:
 
 
 def test_a_job_that_was_preempted(job: JobDirectory) -> None:
-    """Every figure can be counted by hand from ``DISTURBED``."""
-    tell(job, [*DISTURBED, end(154, "preempted", 75)])
+    """Every number follows from ``DISTURBED``."""
+    write_journal(job, [*DISTURBED, end(154, "preempted", 75)])
     record(job, RunState.PREEMPTED, is_alive=False, exit_code=75)
     make_checkpoint(job, 100, reason="emergency")
     page = page_of(job)
@@ -220,8 +220,8 @@ def test_a_job_that_was_preempted(job: JobDirectory) -> None:
     expected = {"setup": 10, "training": 30 + 82, "lost_work": 20, "recovery": 10 + 2, "wall": 154}
     for name, seconds in expected.items():
         assert page.seconds(name) == pytest.approx(seconds, abs=1e-3), name
-    assert "preempted, and waiting to be run again" in page.text
-    assert "20 s of training 20 steps had to be done again" in page.answer("lost")
+    assert "preempted, waiting to be restarted" in page.text
+    assert "20 s of training 20 steps had to be repeated" in page.answer("lost")
     assert "1 preemption lost nothing" in page.answer("lost")
     assert "1 failure and 1 preemption" in page.answer("why")
     assert "Killed by a signal, F1: it fell." in page.answer("why")
@@ -229,7 +229,7 @@ def test_a_job_that_was_preempted(job: JobDirectory) -> None:
     assert "Yes: saved, and waiting" in page.answer("safe")
     assert "goes on from step 100" in page.answer("safe")
     assert "1 load, each verified first: 1 by every byte." in page.answer("good")
-    assert "2 of 2 saves were sealed." in page.answer("good")
+    assert "2 of 2 saves sealed." in page.answer("good")
     assert f"{100 * 112 / 154:.1f} % goodput" in page.answer("cost")
     assert "until the next step was done (median)." in page.answer("cost")
     row = " ".join(page.one("n1").text.split())
@@ -239,7 +239,9 @@ def test_a_job_that_was_preempted(job: JobDirectory) -> None:
 
 
 def test_a_job_that_finished(job: JobDirectory) -> None:
-    tell(job, [*CRASHED, saved(90, 50, "final"), ended(90, "completed"), end(91, "finished", 0)])
+    write_journal(
+        job, [*CRASHED, saved(90, 50, "final"), ended(90, "completed"), end(91, "finished", 0)]
+    )
     record(job, RunState.FINISHED, is_alive=False, exit_code=0)
     make_checkpoint(job, 50, reason="final")
     page = page_of(job)
@@ -249,46 +251,46 @@ def test_a_job_that_finished(job: JobDirectory) -> None:
 
 
 def test_a_job_that_runs(job: JobDirectory) -> None:
-    """The account goes on until now."""
+    """Its account of time lasts until now."""
     shift = time.time() - BEGAN - 100.0
     late = [Entry(one.wall + shift, one.event, one.data) for one in CRASHED]
-    tell(job, late)
+    write_journal(job, late)
     record(job, RunState.RUNNING, is_alive=True, incarnation=2)
     page = page_of(job)
     assert_harmless(page)
     assert "No: there is no checkpoint" in page.answer("safe")
     assert 100.0 <= page.seconds("wall") < 160.0
-    assert "still runs" in page.one("incarnations").text
+    assert "still running" in page.one("incarnations").text
     make_checkpoint(job, 30)
     page = page_of(job)
     assert "Yes The newest on the disk is step 30" in page.answer("safe")
 
 
 def test_a_job_whose_supervisor_was_killed(job: JobDirectory) -> None:
-    tell(job, [*CRASHED, steps(100, 60)])
+    write_journal(job, [*CRASHED, steps(100, 60)])
     record(job, RunState.RUNNING, is_alive=False)
     make_checkpoint(job, 30)
     page = page_of(job)
     assert_harmless(page)
     assert page.count("failure") == 2
-    assert "Nobody runs it" in page.answer("safe")
+    assert "No: it is not running" in page.answer("safe")
     assert "Run it again: it goes on from step 30." in page.answer("safe")
     assert "run killed" in page.one("f2").text.lower()
     assert page.seconds("lost_work") == pytest.approx(20 + 30, abs=1e-3)
 
 
 def test_a_script_without_a_supervisor(job: JobDirectory) -> None:
-    tell(job, [Entry(0, "script", {"world_size": 2}), saved(10, 5), saved(20, 10)])
+    write_journal(job, [Entry(0, "script", {"world_size": 2}), saved(10, 5), saved(20, 10)])
     make_checkpoint(job, 10)
     page = page_of(job)
     assert_harmless(page)
     assert "Not known" in page.answer("lost") and "Not known" in page.answer("cost")
     assert page.count("save") == 2 and page.count("failure") == 0
-    assert "nobody noted where the time went" in page.one("time").text
+    assert "there is no account of the time" in page.one("time").text
 
 
-def test_a_checkpoint_that_is_bad_is_named_with_its_reason(job: JobDirectory) -> None:
-    tell(job, [
+def test_a_bad_checkpoint_is_listed_with_its_reason(job: JobDirectory) -> None:
+    write_journal(job, [
         *CRASHED,
         Entry(75, "quarantined", {"path": "/a/epoch-0_step-40", "to": "/b/x", "reason": "bits"}),
     ])  # fmt: skip
@@ -312,8 +314,8 @@ NASTY = "<script>alert(1)</script>\"'`&amp;{{7*7}}{% raw %}\x00\x1b[2J\u202e</st
 SHOWN = "<script>alert(1)</script>\"'`&amp;{{7*7}}{% raw %}"
 
 
-def test_what_is_said_in_any_field_stays_text(job: JobDirectory) -> None:
-    """Of the journal, the record, a quarantine; as keys, as nodes' names, in lists."""
+def test_every_field_is_escaped(job: JobDirectory) -> None:
+    """In the journal, the record and quarantine; as keys, as node names, in lists."""
     data: dict[str, Any] = dict.fromkeys(FIELDS, NASTY)
     numbers = {"step": 7, "epoch": 0, "seconds": 1.0, "total": 2.0, "rank": 1, "exit_code": 70}
     kinds = {"ended": "crashed"}
@@ -328,7 +330,7 @@ def test_what_is_said_in_any_field_stays_text(job: JobDirectory) -> None:
         entries.append(Entry(at, name, fields | ({"state": "running"} if name == "state" else {})))
         if name == "start":
             entries.append(launch(at, 1))
-    tell(job, entries, node="a<b>c")
+    write_journal(job, entries, node="a<b>c")
     record(job, RunState.FAILED, is_alive=False, exit_code=70)
     path = job.node_record("here")
     path.write_text(path.read_text().replace('"gpt"', json.dumps(NASTY)))
@@ -345,17 +347,17 @@ def test_what_is_said_in_any_field_stays_text(job: JobDirectory) -> None:
 )
 @given(entries=journals)
 def test_any_journal_makes_a_page(job: JobDirectory, entries: list[Entry]) -> None:
-    """In JSON's limits, as what is no JSON is no line of a journal."""
+    """Within the limits of JSON, as a line that is not JSON is not read."""
     plain = json.loads(
         json.dumps([vars(one) for one in entries])
         .replace("NaN", "null").replace("-Infinity", "1").replace("Infinity", "1")
     )  # fmt: skip
-    tell(job, [Entry(**{**one, "wall": one["wall"] or 0.0}) for one in plain])
+    write_journal(job, [Entry(**{**one, "wall": one["wall"] or 0.0}) for one in plain])
     assert_harmless(page_of(job))
 
 
-def test_thousands_of_everything_make_a_page_that_opens(job: JobDirectory) -> None:
-    """Each table has the newest of them, and says how many there are."""
+def test_a_job_with_thousands_of_events_makes_a_bounded_page(job: JobDirectory) -> None:
+    """Each table lists the newest rows, and their total number."""
     entries = [Entry(0, "start")]
     tail = ["x" * 400] * 40
     for number in range(1, 1501):
@@ -370,32 +372,34 @@ def test_thousands_of_everything_make_a_page_that_opens(job: JobDirectory) -> No
             Entry(at + 63, "resize", {"before": 1, "now": 2}),
             Entry(at + 64, "quarantined", {"path": "p" * 900, "reason": "w" * 900}),
         ]  # fmt: skip
-    tell(job, entries)
+    write_journal(job, entries)
     page = page_of(job)
     assert_harmless(page)
     assert (page.count("failure"), page.count("save"), page.count("notice")) == (1500, 1500, 1500)
     assert "the newest 150 of 1,500" in page.text
 
 
-def test_a_line_is_no_longer_than_the_journal_s_own(job: JobDirectory) -> None:
-    """A message of 60 kB is cut, and the page stays readable."""
+def test_a_long_message_is_cut(job: JobDirectory) -> None:
+    """Even one of 60 kB."""
     long = "m" * (MAX_LINE_BYTES - 2000)
-    tell(job, [*CRASHED[:7], Entry(60, "crash", {"kind": "error", "message": long})])
+    write_journal(job, [*CRASHED[:7], Entry(60, "crash", {"kind": "error", "message": long})])
     page = page_of(job)
-    assert page.count("failure") == 2 and len(page.html) < 200_000  # and that it was killed
+    assert (
+        page.count("failure") == 2 and len(page.html) < 200_000
+    )  # the other is the run that was killed
 
 
 # -- the details ----------------------------------------------------------------------------------
 
 
 def test_a_night_of_disturbances_is_spread_over_rows(job: JobDirectory) -> None:
-    """Twelve in ten hours: each has its label, and no two labels of a lane are near."""
+    """Twelve in ten hours: each has its label, and labels of a lane do not overlap."""
     entries = [Entry(0, "start")]
     for number in range(12):
         at = 3000.0 * number
         entries += [launch(at + 1, number + 1), running(at + 20, 0), ended(at + 2900, "crashed"),
                     Entry(at + 2900, "crash", {"kind": "error"})]  # fmt: skip
-    tell(job, entries)
+    write_journal(job, entries)
     from elastic_ckpt.cli.report.timeline import timeline
 
     found = timeline(material_of(job))
@@ -408,10 +412,10 @@ def test_a_night_of_disturbances_is_spread_over_rows(job: JobDirectory) -> None:
             assert all(b - a >= 5 for a, b in pairwise(places))
 
 
-def test_rows_in_which_nothing_ran_become_one(job: JobDirectory) -> None:
+def test_adjacent_empty_rows_become_one(job: JobDirectory) -> None:
     entries = [*CRASHED[:8], end(61, "failed", 70)]
     again = [Entry(one.wall + 30 * 86400, one.event, one.data) for one in entries]
-    tell(job, [*entries, *again])
+    write_journal(job, [*entries, *again])
     page = page_of(job)
     assert_harmless(page)
     assert page.text.count("nothing ran") == 1
@@ -421,14 +425,14 @@ def material_of(job: JobDirectory) -> Material:
     return collect(job)
 
 
-def test_the_seconds_that_are_shown_add_up() -> None:
+def test_rounded_seconds_add_up() -> None:
     assert rounded([0.04, 0.04, 0.04], 0.1) == pytest.approx([0.1, 0.0, 0.0])
     shown = rounded([1 / 3, 1 / 3, 1 / 3, 98.0], 0.1)
     assert sum(shown) == pytest.approx(99.0)
     assert all(abs(a - b) <= 0.1 for a, b in zip(shown, [1 / 3] * 3 + [98.0], strict=True))
 
 
-def test_words() -> None:
+def test_formats() -> None:
     assert moment(0.0).iso == "1970-01-01T00:00:00.000Z"
     assert [offset(each) for each in (0, 0.25, 30, 75, 3600, 5400, 7 * 86400)] == [
         "0 s", "0.25 s", "30 s", "1 min 15", "1 h", "1 h 30", "7 d",
@@ -438,9 +442,9 @@ def test_words() -> None:
     ]  # fmt: skip
 
 
-def test_each_category_has_a_row_and_its_own_form(job: JobDirectory) -> None:
-    """Colour alone tells nothing apart: every category has its words, and another shape."""
-    tell(job, DISTURBED)
+def test_the_page_is_accessible(job: JobDirectory) -> None:
+    """Every category has a row, every table a caption, every drawing a label."""
+    write_journal(job, DISTURBED)
     page = page_of(job)
     for category in Category:
         assert page.one(f"time-{category.value}").text.strip()
@@ -468,7 +472,7 @@ Command = Callable[..., tuple[int, str, str]]
 def cli(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
-    """In a directory of its own, through the same ``main`` as the installed script."""
+    """Call the installed script's ``main`` in an empty directory."""
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -485,8 +489,8 @@ def cli(
     return call
 
 
-def test_it_says_where_the_page_is(cli: Command, job: JobDirectory) -> None:
-    tell(job, DISTURBED)
+def test_the_command_prints_the_path(cli: Command, job: JobDirectory) -> None:
+    write_journal(job, DISTURBED)
     code, out, err = cli("report", job.root)
     assert (code, err) == (0, "")
     path = Path.cwd() / "report.html"
@@ -495,7 +499,7 @@ def test_it_says_where_the_page_is(cli: Command, job: JobDirectory) -> None:
     assert os.listdir() == ["report.html"]
 
 
-def test_a_page_that_is_there_is_replaced(cli: Command, job: JobDirectory) -> None:
+def test_an_existing_page_is_replaced(cli: Command, job: JobDirectory) -> None:
     Path("old.html").write_text("old")
     assert cli("report", job.root, "-o", "old.html")[0] == 0
     assert Path("old.html").read_text().startswith("<!DOCTYPE html>")
@@ -504,11 +508,11 @@ def test_a_page_that_is_there_is_replaced(cli: Command, job: JobDirectory) -> No
 def test_the_page_goes_to_standard_output(cli: Command, job: JobDirectory) -> None:
     code, out, err = cli("report", job.root, "--output", "-")
     assert (code, err) == (0, "") and os.listdir() == []
-    assert_harmless(taken(out))
+    assert_harmless(parse(out))
 
 
 @pytest.mark.parametrize("what", ["link", "broken", "fifo", "directory"])
-def test_what_is_no_file_is_not_replaced(cli: Command, job: JobDirectory, what: str) -> None:
+def test_only_regular_files_are_replaced(cli: Command, job: JobDirectory, what: str) -> None:
     place = Path("there.html")
     if what == "fifo":
         os.mkfifo(place)
@@ -525,7 +529,7 @@ def test_what_is_no_file_is_not_replaced(cli: Command, job: JobDirectory, what: 
 
 
 @pytest.mark.parametrize("place", ["no/such/place.html", "x" * 300])
-def test_a_place_that_cannot_be_written_is_one_line(
+def test_a_path_that_cannot_be_written_is_one_line_of_error(
     cli: Command, job: JobDirectory, place: str
 ) -> None:
     code, out, err = cli("report", job.root, "-o", place)
@@ -533,23 +537,23 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert "cannot write" in err and ".tmp-" not in err and os.listdir() == []
 
 
-def test_a_directory_that_is_not_there_is_73(cli: Command, tmp_path: Path) -> None:
+def test_a_missing_job_directory_is_73(cli: Command, tmp_path: Path) -> None:
     code, out, err = cli("report", tmp_path / "nothing")
     assert (code, out) == (73, "") and err.count("\n") == 1 and os.listdir() == []
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """Somewhere that all may enter; pytest's own directories are closed to others."""
+    """A directory that any user may enter; pytest's own are private."""
     place = Path(tempfile.mkdtemp())
     place.chmod(stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
     yield place
     shutil.rmtree(place)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
-def test_the_group_makes_a_report_of_a_job_that_lets_it_in(place: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_the_group_can_report_on_a_job_with_group_access(place: Path) -> None:
     said = as_user(make_job(place, group_access=True), GROUP, "report", "-o", "-")
     assert said.returncode == 0, said.stderr
-    page = taken(said.stdout)
+    page = parse(said.stdout)
     assert page.count("save") == 1 and "epoch-0_step-20" in page.text
