@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from enum import Enum
 
 import msgspec
+
+from elastic_ckpt.protocol.slot import Outcome
 
 
 class EndKind(Enum):
@@ -62,6 +65,25 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def what(self) -> str:
         """What happened, for people; empty where there is nothing to be said."""
         return f"rank {self.rank} failed: {self.message}" if self.rank >= 0 else self.message
+
+
+def end_kind(outcomes: Set[Outcome], *, cut_short: bool, not_begun: bool) -> EndKind:
+    """Return how an incarnation ended on a node.
+
+    Args:
+        outcomes: of the node's ranks.
+        cut_short: the workers were killed because of another node.
+        not_begun: they were stopped before any rank had begun a step.
+    """
+    if outcomes == {Outcome.COMPLETED}:
+        return EndKind.COMPLETED
+    if outcomes <= {Outcome.STOPPED, Outcome.COMPLETED}:
+        return EndKind.STOPPED
+    if cut_short:
+        return EndKind.CUT_SHORT
+    if not_begun or outcomes <= {Outcome.STOPPED_UNSAVED, Outcome.COMPLETED}:
+        return EndKind.NOT_BEGUN
+    return EndKind.CRASHED
 
 
 def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:

@@ -28,7 +28,7 @@ from elastic_ckpt.jobdir.process_log import ProcessLog
 from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind, answer_step
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS, NodeAnswer
-from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.ended import Ended, EndKind, end_kind
 from elastic_ckpt.protocol.messages import (
     AgentEvent,
     Ask,
@@ -40,11 +40,12 @@ from elastic_ckpt.protocol.messages import (
     WorkerSpec,
     encode_line,
 )
-from elastic_ckpt.protocol.slot import Outcome, Slot
+from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.agent import launch
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
 from elastic_ckpt.supervisor.agent.launch import ElasticLaunch, NodeRank
 from elastic_ckpt.supervisor.agent.output import Output
+from elastic_ckpt.supervisor.agent.store_link import TorchNetwork
 from elastic_ckpt.supervisor.agent.template_process import Template
 from elastic_ckpt.supervisor.agent.workers import Workers
 from elastic_ckpt.util.processes import (
@@ -94,7 +95,7 @@ class Agent:
         self._nodes: Membership | None = None
         if self._spec.rendezvous is not None:
             self._nodes = Membership(
-                self._spec, self._spec.rendezvous, self, self._send, self._wake
+                self._spec, self._spec.rendezvous, self, self._send, TorchNetwork(self._wake)
             )
 
     def run(self) -> None:
@@ -273,18 +274,8 @@ class Agent:
 
     def _verdict(self, incarnation: ElasticLaunch, slots: list[Slot]) -> Ended:
         outcomes = {slot.outcome for slot in slots}
-        failed = None
-        if outcomes == {Outcome.COMPLETED}:
-            kind = EndKind.COMPLETED
-        elif outcomes <= {Outcome.STOPPED, Outcome.COMPLETED}:
-            kind = EndKind.STOPPED
-        elif self._cut_short_at:
-            kind = EndKind.CUT_SHORT
-        elif self._not_begun or outcomes <= {Outcome.STOPPED_UNSAVED, Outcome.COMPLETED}:
-            kind = EndKind.NOT_BEGUN
-        else:
-            kind = EndKind.CRASHED
-            failed = self._workers.first_failed(slots)
+        kind = end_kind(outcomes, cut_short=bool(self._cut_short_at), not_begun=self._not_begun)
+        failed = self._workers.first_failed(slots) if kind is EndKind.CRASHED else None
         exit_code, message = 0, ""
         tail: tuple[str, ...] = ()
         if failed is not None:

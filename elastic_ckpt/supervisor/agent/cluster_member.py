@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -23,6 +22,7 @@ from elastic_ckpt.protocol.cluster import (
     JobState,
     MemberState,
     NodeAnswer,
+    Seen,
 )
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
@@ -45,9 +45,7 @@ from elastic_ckpt.protocol.messages import (
     WorkerSpec,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.supervisor.agent import launch
 from elastic_ckpt.supervisor.agent.launch import NodeRank
-from elastic_ckpt.supervisor.agent.store_link import StoreLink
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ EXPLAIN_SECONDS: Final = 60.0
 """How long the nodes may take to look at the stacks of their ranks, after the first one has."""
 
 REDIAL_SECONDS: Final = 0.3
-_AWAY_SECONDS: Final = 1.0
+AWAY_SECONDS: Final = 1.0
 """Between two looks: this process was stopped meanwhile, and what it heard last is old for that."""
 
 
@@ -94,6 +92,35 @@ class LocalWorkers(Protocol):
         """The newest request that all of them have taken up."""
 
 
+class Link(Protocol):
+    """This node's connection to the job's store; see :class:`store_link.StoreLink`."""
+
+    number: int
+    job: JobState | None
+    heard: tuple[dict[int, Seen], float]
+    broken: str
+
+    @property
+    def heard_at(self) -> float:
+        """When the head was heard last, in monotonic seconds."""
+
+    def say(self, mine: MemberState, job: JobState | None) -> None:
+        """Report this from now on."""
+
+    def close(self) -> None:
+        """Send the last report, and end; does not wait."""
+
+
+class Network(Protocol):
+    """What joins the nodes of a job."""
+
+    def host_workers(self, address: str) -> Any:
+        """Return a store for the workers of one incarnation; its ``port`` is where it listens."""
+
+    def connect(self, rendezvous: Rendezvous, mine: MemberState, job: JobState | None) -> Link:
+        """Return a connection that is being made to the job's store."""
+
+
 class Membership:
     """One for an agent's life; :meth:`serve` is called at each turn of its loop."""
 
@@ -103,12 +130,19 @@ class Membership:
         rendezvous: Rendezvous,
         local: LocalWorkers,
         send: Callable[[AgentEvent], None],
-        wake: Callable[[], None],
+        network: Network,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """
+        Args:
+            send: reports to this node's supervisor.
+            clock: monotonic seconds.
+        """
         self._rendezvous = rendezvous
         self._local = local
         self._send = send
-        self._wake = wake
+        self._network = network
+        self._clock = clock
         self._head: HeadRules | None = None
         if rendezvous.leads:
             about = JobState(
@@ -117,14 +151,14 @@ class Membership:
             )  # fmt: skip
             self._head = HeadRules(about)
         self._mine = MemberState(node=spec.node)
-        self._link: StoreLink | None = None
+        self._link: Link | None = None
         self._redial_at = 0.0
         self._joined, self._reported = False, True
         self._all_idle = False
         self._nodes: Nodes | None = None
         self._workers_store: object = None
         self._dismiss_by = self._stuck_since = 0.0
-        self._looked = self._back = time.monotonic()
+        self._looked = self._back = self._clock()
 
     # -- what the supervisor and the workers bring about ------------------------------------
 
@@ -143,10 +177,10 @@ class Membership:
                 self._head.state.over = True
             case Finish() if self._head is not None:
                 self._head.state.end = JobEnd(command.exit_code, command.message)
-                self._dismiss_by = time.monotonic() + DISMISS_SECONDS
+                self._dismiss_by = self._clock() + DISMISS_SECONDS
 
     def _launch(self, head: HeadRules, command: Launch) -> None:
-        store = launch.host_workers(self._rendezvous.host)
+        store = self._network.host_workers(self._rendezvous.host)
         self._workers_store = store
         head.launch(command.incarnation, command.nodes, store.port)
 
@@ -169,8 +203,8 @@ class Membership:
 
     def serve(self) -> None:
         """Hear what there is to be heard, do what follows, and say how it stands."""
-        now = time.monotonic()
-        if now - self._looked > _AWAY_SECONDS:
+        now = self._clock()
+        if now - self._looked > AWAY_SECONDS:
             self._back = now
         self._looked = now
         link = self._link
@@ -201,10 +235,10 @@ class Membership:
         self._redial_at = now + REDIAL_SECONDS
         mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
         self._mine, self._joined, self._reported = mine, False, True
-        connect = partial(launch.connect, self._rendezvous)
-        self._link = StoreLink(connect, mine, self._head.state if self._head else None, self._wake)
+        job = self._head.state if self._head else None
+        self._link = self._network.connect(self._rendezvous, mine, job)
 
-    def _silence(self, link: StoreLink, now: float) -> str:
+    def _silence(self, link: Link, now: float) -> str:
         """Why nothing more is to be hoped for from this line; empty if it is well."""
         if link.broken:
             return link.broken
@@ -213,7 +247,7 @@ class Membership:
         since = max(link.heard_at, self._back)
         return f"no word for {now - since:.1f} s" if now - since > LOST_SECONDS else ""
 
-    def _hang_up(self, link: StoreLink, why: str) -> None:
+    def _hang_up(self, link: Link, why: str) -> None:
         if self._head is not None:  # its own store: the supervisor begins anew with another agent
             raise SystemExit(f"elastic-ckpt agent: the job's store has failed: {why}")
         self._link = None
@@ -227,7 +261,7 @@ class Membership:
             log.warning("the head is lost: %s", why)
             self._send(HeadLost(why))
 
-    def _lead(self, head: HeadRules, link: StoreLink) -> None:
+    def _lead(self, head: HeadRules, link: Link) -> None:
         members, heard_until = link.heard
         head.take_in(members, heard_until)
         running = len(head.state.roster) if head.running else 0
@@ -239,7 +273,7 @@ class Membership:
         self._look_for_hang(head)
         if self._dismiss_by:
             others = [number for number in head.present() if number != link.number]
-            if not others or time.monotonic() > self._dismiss_by:
+            if not others or self._clock() > self._dismiss_by:
                 self._dismiss_by = 0.0
                 self._send(Dismissed())
 
@@ -249,7 +283,7 @@ class Membership:
         if not stuck or state.over:
             self._stuck_since = 0.0
             return
-        now = time.monotonic()
+        now = self._clock()
         self._stuck_since = self._stuck_since or now
         if whole or now - self._stuck_since > EXPLAIN_SECONDS:
             log.warning("incarnation %d hangs", state.incarnation)

@@ -10,11 +10,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS, JobState, MemberState, Seen
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.supervisor.agent import launch
 
 AWAY_SECONDS: Final = 1.0
 """Between two turns, of which there are twenty a second."""
@@ -157,6 +160,25 @@ class StoreLink:
                 news = True
             found[number] = Seen(state, self._said_at[key])
         return found, news
+
+
+class TorchNetwork:
+    """The real ``Network`` of a cluster member: torch's stores."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """
+        Args:
+            wake: called from a connection's thread when something new arrived.
+        """
+        self._wake = wake
+
+    def host_workers(self, address: str) -> Any:
+        """Return a store for the workers of one incarnation."""
+        return launch.host_workers(address)
+
+    def connect(self, rendezvous: Rendezvous, mine: MemberState, job: JobState | None) -> StoreLink:
+        """Return a connection that is being made to the job's store."""
+        return StoreLink(partial(launch.connect, rendezvous), mine, job, self._wake)
 
 
 def _encode(word: MemberState | JobState | None) -> str:
