@@ -142,7 +142,7 @@ def test_preempted_job_is_requeued_and_resumes_exactly(
     graces = [e["data"]["seconds"] for e in job.job.events() if e["event"] == "notice"]
     assert 0 < min(graces) <= 10
     output = cluster.output(job.number)
-    assert "queued again" in output and "finished" in output  # one file, which was not cut
+    assert "requeued" in output and "finished" in output  # one file, which was not cut
     print(
         f"\npreempted with a grace of 10 s: notice to sealed {saved - notice:.2f} s; "
         f"sealed to started again {second - saved:.1f} s; "

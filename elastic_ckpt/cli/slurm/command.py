@@ -1,30 +1,28 @@
-"""``elastic-ckpt slurm``: submit a job file, and queue a job again that asks for it."""
+"""``elastic-ckpt slurm``: submit a job file, and requeue a job that asks for it."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from elastic_ckpt.cli.slurm.requeue import Verdict, judge
+from elastic_ckpt.cli.slurm.requeue import RequeueDecision, decide_requeue
 from elastic_ckpt.errors import ElasticCkptError, ExitCode, SlurmRefused, UsageError
 from elastic_ckpt.jobdir.slurm_jobs import find_job, remember_job
 from elastic_ckpt.util.text import printable
 
 _ANSWER_SECONDS = 60.0
 _PATIENCE_SECONDS = 300.0
-_AGAIN_SECONDS = 5.0
 
 
 @click.group("slurm")
 def command() -> None:
-    """Submit a job to SLURM, and have it queued again.
+    """Submit a job to SLURM, and requeue it.
 
     \b
       elastic-ckpt slurm submit job.toml -- --time=24:00:00 --gres=gpu:8
@@ -35,17 +33,17 @@ def command() -> None:
 
 @command.command("submit")
 @click.argument("job_file", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Print the batch script, and submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the batch script without submitting it.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
-    """Submit JOB_FILE as a batch job that is queued again.
+    """Submit JOB_FILE as a batch job that is requeued.
 
     \b
       elastic-ckpt slurm submit job.toml -- --partition=low --time=24:00:00
       elastic-ckpt slurm submit job.toml --dry-run > job.sbatch
 
-    It saves when it is preempted and when its time is nearly over. Everything behind -- goes to
-    sbatch. With --array each task has a directory of its own.
+    It saves when it is preempted and before its time limit. Everything after -- goes to sbatch.
+    With --array each task has its own directory.
 
     Exits with 0, with 70 if SLURM refuses it.
     """
@@ -59,7 +57,7 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
         return 0
     check_script(params["script"])
     number = _sbatch(options, script)
-    if not is_array(options):  # whose tasks have directories of their own
+    if not is_array(options):  # tasks of an array have their own directories
         remember_job(number, Path(params["directory"]).absolute())
     task = "_TASK" if is_array(options) else ""
     click.echo(f"submitted job {number}: elastic-ckpt status {number}{task}")
@@ -69,17 +67,17 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 @command.command("requeue-hook")
 @click.argument("code", type=int)
 def requeue_hook(code: int) -> int:
-    """Queue this job again if exit code CODE asks for it.
+    """Requeue this job if exit code CODE asks for it.
 
     \b
       srun elastic-ckpt run --config job.toml
       elastic-ckpt slurm requeue-hook $?
 
-    The last line of a batch script: CODE is the one of elastic-ckpt run, and 75 and 76 ask for
-    it. A job that somebody cancelled is left alone.
+    The last line of a batch script: CODE is the exit code of elastic-ckpt run, and 75 and 76 ask
+    for it. A cancelled job is left alone.
 
-    Exits with CODE, or with 70 if ten runs in a row have made no checkpoint: then nobody queues
-    it again.
+    Exits with CODE, or with 70 if ten consecutive runs made no checkpoint, so that SLURM does not
+    requeue it either.
     """
     from elastic_ckpt.notices.slurm import (
         grace_seconds,
@@ -91,11 +89,11 @@ def requeue_hook(code: int) -> int:
 
     job = job_id()
     if not job:
-        raise UsageError("requeue-hook is for a batch script: SLURM_JOB_ID is not set")
+        raise UsageError("SLURM_JOB_ID is not set: use requeue-hook in a batch script")
 
-    def look_and_act() -> Verdict:
+    def requeue_if_asked() -> RequeueDecision:
         shown = show_job(job)
-        verdict = judge(
+        decision = decide_requeue(
             code,
             shown,
             restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
@@ -103,30 +101,30 @@ def requeue_hook(code: int) -> int:
             grace=grace_seconds(shown.get("Partition", "")),
             fruitless=_fruitless_runs(job),
         )
-        if verdict.requeue:
+        if decision.requeue:
             scontrol("requeue", job)
-        return verdict
+        return decision
 
     try:
-        verdict = _patiently(look_and_act, job)
+        decision = _retry(requeue_if_asked, job)
     except SlurmRefused as error:
         click.echo(f"elastic-ckpt: error: {error}", err=True)
-        return code  # on which SLURM may act by itself
-    what = "queued again" if verdict.requeue else "not queued again from here"
-    hint = f": see elastic-ckpt status {job}" if verdict.gave_up else ""
-    click.echo(f"elastic-ckpt: job {job} is {what}: {verdict.why}{hint}", err=True)
-    return int(ExitCode.FAILED) if verdict.gave_up else code
+        return code  # SLURM itself may act on it
+    what = "requeued" if decision.requeue else "not requeued from here"
+    hint = f": see elastic-ckpt status {job}" if decision.gave_up else ""
+    click.echo(f"elastic-ckpt: job {job} is {what}: {decision.why}{hint}", err=True)
+    return int(ExitCode.FAILED) if decision.gave_up else code
 
 
 def _fruitless_runs(job: str) -> int:
-    """Runs in a row without a checkpoint, by the journal; 0 where nobody knows."""
+    """Return the number of consecutive runs without a checkpoint, by the journal; 0 if unknown."""
     from elastic_ckpt.jobdir.paths import JobDirectory
     from elastic_ckpt.journal.journal import read_journal
 
     directory = find_job(job)
     if directory is None:
         return 0
-    runs: set[str] = set()  # each of whose nodes writes of its own start
+    runs: set[str] = set()  # each node of a run writes its own start
     try:
         for event in read_journal(JobDirectory.at(directory)):
             if event.event in ("saved", "drained"):
@@ -138,22 +136,34 @@ def _fruitless_runs(job: str) -> int:
     return len(runs)
 
 
-def _patiently(look_and_act: Callable[[], Verdict], job: str) -> Verdict:
-    """Once more, and again, if the controller does not answer: it may be on its way to another
-    host, and nothing ends the job meanwhile."""
+def _retry(call: Callable[[], RequeueDecision], job: str) -> RequeueDecision:
+    """Retry while the controller does not answer: it may be moving to another host.
+
+    Raises:
+        SlurmRefused: the controller refused, or did not answer for ``_PATIENCE_SECONDS``.
+    """
+    import stamina
+    from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+
     from elastic_ckpt.notices.slurm import SlurmUnanswered
 
-    limit = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return look_and_act()
-        except SlurmUnanswered as error:
-            final = "disabled" in str(error) or "Invalid" in str(error)
-            if final or time.monotonic() > limit:
-                hint = "; submit it with --requeue" if "disabled" in str(error) else ""
-                raise SlurmRefused(f"job {job} cannot be queued again: {error}{hint}") from None
-            click.echo(f"elastic-ckpt: {error}: trying again", err=True)
-            time.sleep(_AGAIN_SECONDS)
+    def is_unanswered(error: Exception) -> bool:
+        is_final = "disabled" in str(error) or "Invalid" in str(error)
+        return isinstance(error, SlurmUnanswered) and not is_final
+
+    def report(details: RetryDetails) -> None:
+        wait = f"retrying in {details.wait_for:.0f} s"
+        click.echo(f"elastic-ckpt: {details.caused_by}: {wait}", err=True)
+
+    set_on_retry_hooks([report])  # instead of a log message and a Prometheus counter
+    retrying = stamina.RetryingCaller(
+        attempts=None, timeout=_PATIENCE_SECONDS, wait_initial=1.0, wait_max=15.0
+    )
+    try:
+        return retrying(is_unanswered, call)
+    except SlurmUnanswered as error:
+        hint = "; submit it with --requeue" if "disabled" in str(error) else ""
+        raise SlurmRefused(f"cannot requeue job {job}: {error}{hint}") from None
 
 
 def _sbatch(options: Sequence[str], script: str) -> str:
@@ -163,7 +173,7 @@ def _sbatch(options: Sequence[str], script: str) -> str:
             input=script, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SlurmRefused(f"sbatch: {error}: is this a node of a SLURM cluster?") from None
+        raise SlurmRefused(f"sbatch: {error}: run this on a node of a SLURM cluster") from None
     if done.returncode != 0:
         raise SlurmRefused(printable(" ".join(done.stderr.split())) or "sbatch failed")
     return done.stdout.strip().partition(";")[0]
@@ -178,27 +188,27 @@ _SCRIPT: Final = """\
 #SBATCH --open-mode=append
 #SBATCH --output={output}
 
-# When a job is cancelled or out of time this shell is told, too, and has to stay until the save is
+# On a cancellation or time limit this shell is signalled as well, and must live until the save is
 # done. It must not pass the signal on: srun would kill its tasks.
 trap : TERM
 
-# One supervisor on each node; it launches the workers. Since 22.05 srun does not take the number of
-# processors over by itself.
+# One supervisor per node; it launches the workers. Since 22.05 srun does not inherit the number of
+# processors.
 srun ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     elastic-ckpt run --config {config}{directory}
 code=$?
 
-# 75 and 76 ask for another run. Whether the job was cancelled meanwhile, SLURM knows.
+# 75 and 76 ask for another run, unless the job was cancelled meanwhile.
 elastic-ckpt slurm requeue-hook "$code"
 """
 
 
 def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[str] = ()) -> str:
-    """The text for sbatch.
+    """Return the batch script for sbatch.
 
     Args:
-        params: of the job file, as ``run`` has them.
-        options: for sbatch; with an array each task has a directory of its own.
+        params: the options of ``run`` from the job file.
+        options: for sbatch; with an array each task has its own directory.
     """
     from elastic_ckpt.protocol.rendezvous import parse_nodes
 
@@ -216,12 +226,12 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
 
 
 def is_array(options: Sequence[str]) -> bool:
-    """Whether these options of sbatch make an array of jobs."""
+    """Whether these sbatch options submit a job array."""
     return "SBATCH_ARRAY_INX" in os.environ or any(
         option.startswith(("--ar", "-a")) for option in options
     )
 
 
 def _word(text: str) -> str:
-    """A name that can stand in a line of sbatch."""
+    """Return a text that is safe in an #SBATCH line."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text) or "job"

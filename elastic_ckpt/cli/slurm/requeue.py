@@ -1,4 +1,4 @@
-"""Whether a SLURM job that has ended is to be queued again; by the fields of ``scontrol``."""
+"""Whether to requeue a SLURM job, from the fields of ``scontrol``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 RUN_AGAIN: Final = frozenset({75, 76})
 
 MAX_FRUITLESS: Final = 10
-"""Runs in a row without a checkpoint: something else is wrong than machines that are taken away."""
+"""Consecutive runs without a checkpoint at which preemptions cannot be the only problem."""
 
 _CLOCK_SECONDS: Final = 2.0
-"""What SLURM's whole seconds may be apart."""
+"""Tolerance for SLURM's times, which are whole seconds."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What to do, and one sentence on why.
+class RequeueDecision:
+    """Whether to requeue, and one sentence on why.
 
     Attributes:
-        gave_up: nobody else must queue it again either.
+        gave_up: SLURM must not requeue it by itself either.
     """
 
     requeue: bool
@@ -28,7 +28,7 @@ class Verdict:
     gave_up: bool = False
 
 
-def judge(
+def decide_requeue(
     code: int,
     job: Mapping[str, str],
     *,
@@ -36,43 +36,44 @@ def judge(
     requeue_exit: Collection[int] = (),
     grace: float = 0.0,
     fruitless: int = 0,
-) -> Verdict:
-    """What becomes of a job whose step has ended with ``code``.
+) -> RequeueDecision:
+    """Decide whether to requeue a job whose step ended with ``code``.
 
-    A job that is preempted is RUNNING until its grace is over, and where preemption cancels jobs it
-    then ends as one that is cancelled does, but not before. One that SLURM has queued again already
-    has one restart more than this run knows of. Anything else that is not RUNNING was ended by
-    somebody, unless by its time limit.
+    A preempted job is RUNNING until its grace is over; if preemption cancels jobs, it then looks
+    like a cancelled one, but not earlier. A job that SLURM has already requeued has one restart
+    more than this run. Any other job that is not RUNNING was cancelled, or reached its time limit.
 
     Args:
-        code: what ``elastic-ckpt run`` ended with.
+        code: exit code of ``elastic-ckpt run``.
         job: fields of ``scontrol show job``, times in seconds since the epoch.
         restarts: SLURM_RESTART_COUNT of this run.
-        requeue_exit: exit codes on which SLURM queues a job again by itself.
+        requeue_exit: exit codes on which SLURM requeues a job by itself.
         grace: the partition's GraceTime in seconds.
-        fruitless: runs in a row that have made no checkpoint, this one among them.
+        fruitless: consecutive runs without a checkpoint, including this one.
     """
     state, reason = job.get("JobState", ""), job.get("Reason", "")
     if code not in RUN_AGAIN:
-        return Verdict(False, f"it ended with {code}, which does not ask for another run")
+        return RequeueDecision(False, f"exit code {code} does not ask for another run")
     if fruitless >= MAX_FRUITLESS:
-        return Verdict(False, f"{fruitless} runs in a row have made no checkpoint", gave_up=True)
+        return RequeueDecision(
+            False, f"{fruitless} consecutive runs made no checkpoint", gave_up=True
+        )
     if int(job.get("Restarts") or 0) > restarts:
-        return Verdict(False, "SLURM has queued it again")
+        return RequeueDecision(False, "SLURM has already requeued it")
     timed_out = state == "TIMEOUT" or reason == "TimeLimit"
     taken = _seconds(job, "PreemptTime")
     late = _seconds(job, "EndTime") - (taken + grace)
     preempted = taken > 0 and abs(late) <= _CLOCK_SECONDS
     if state != "RUNNING" and not (timed_out or preempted):
-        return Verdict(False, f"somebody ended it ({state})")
-    if code in requeue_exit and not preempted:  # a job that preemption cancels has no exit code
-        return Verdict(False, f"SLURM queues it again on {code} (RequeueExit)")
+        return RequeueDecision(False, f"it was cancelled ({state})")
+    if code in requeue_exit and not preempted:  # a job cancelled by preemption has no exit code
+        return RequeueDecision(False, f"SLURM itself requeues it on {code} (RequeueExit)")
     if state == "RUNNING":
-        return Verdict(True, f"it ended with {code}")
-    return Verdict(True, "its time limit came" if timed_out else "it was preempted")
+        return RequeueDecision(True, f"exit code {code}")
+    return RequeueDecision(True, "it reached its time limit" if timed_out else "it was preempted")
 
 
 def _seconds(job: Mapping[str, str], name: str) -> float:
-    """A time; 0 for None and Unknown."""
+    """Parse a time; 0 for None and Unknown."""
     text = job.get(name, "")
     return float(text) if text.isdecimal() else 0.0

@@ -1,10 +1,12 @@
-"""The hook at the end of a batch script, with a scontrol that a test speaks for."""
+"""The hook at the end of a batch script, with a fake scontrol."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import stamina
 from click.testing import CliRunner, Result
 
 from elastic_ckpt.cli.slurm import command as cli
@@ -16,15 +18,15 @@ from tests.checkpoints import open_job
 
 
 class Controller:
-    """Says what scontrol says; silent for so many questions first."""
+    """A fake scontrol that fails to answer the first ``silent`` calls."""
 
     def __init__(self) -> None:
         self.silent = 0
-        self.asked: list[tuple[str, ...]] = []
+        self.calls: list[tuple[str, ...]] = []
         self.refusal = ""
 
     def __call__(self, *arguments: str) -> str:
-        self.asked.append(arguments)
+        self.calls.append(arguments)
         if self.silent:
             self.silent -= 1
             raise SlurmUnanswered("Unable to contact slurm controller (connect failure)")
@@ -36,58 +38,60 @@ class Controller:
 
     @property
     def requeued(self) -> bool:
-        return ("requeue", "7") in self.asked
+        return ("requeue", "7") in self.calls
 
 
 @pytest.fixture
-def controller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Controller:
+def controller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Controller]:
     found = Controller()
     monkeypatch.setattr(slurm, "scontrol", found)
-    monkeypatch.setattr(cli, "_AGAIN_SECONDS", 0.01)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
-    return found
+    with stamina.set_testing(True, attempts=5):  # without waiting
+        yield found
 
 
 def hook(code: int) -> Result:
-    # Not in standalone mode: what a command returns is the exit code, as in the real program.
+    # Not in standalone mode: the return value is the exit code, as in the real program.
     return CliRunner().invoke(
         cli.requeue_hook, [str(code)], catch_exceptions=False, standalone_mode=False
     )
 
 
-def test_75_is_queued_again_and_is_the_exit_code(controller: Controller) -> None:
+def test_a_job_that_exits_with_75_is_requeued(controller: Controller) -> None:
     found = hook(75)
     assert (found.return_value, controller.requeued) == (75, True)
 
 
-def test_what_does_not_ask_for_it_is_not(controller: Controller) -> None:
+def test_a_job_that_does_not_ask_is_not_requeued(controller: Controller) -> None:
     assert (hook(70).return_value, controller.requeued) == (70, False)
 
 
-def test_a_controller_that_does_not_answer_is_asked_again(controller: Controller) -> None:
+def test_an_unanswered_call_is_retried(controller: Controller) -> None:
     controller.silent = 3
     found = hook(76)
     assert (found.return_value, controller.requeued) == (76, True)
-    assert found.output.count("trying again") == 3
+    assert found.output.count("retrying in") == 3
 
 
-def test_one_that_never_answers_leaves_it_to_slurm(controller: Controller, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "_PATIENCE_SECONDS", 0.05)
+def test_after_the_last_retry_it_is_left_to_slurm(controller: Controller) -> None:
     controller.silent = 10**6
     found = hook(75)
-    assert found.return_value == 75 and "cannot be queued again" in found.output
+    assert found.return_value == 75 and "cannot requeue job 7" in found.output
 
 
-def test_a_refusal_is_final_and_says_what_to_do(controller: Controller) -> None:
+def test_a_refusal_is_not_retried(controller: Controller) -> None:
     controller.refusal = "Requested operation is presently disabled for job 7"
     found = hook(75)
     assert found.return_value == 75 and "submit it with --requeue" in found.output
+    assert "retrying" not in found.output
 
 
-def test_ten_runs_without_a_checkpoint_are_enough(controller: Controller, tmp_path: Path) -> None:
+def test_after_ten_runs_without_a_checkpoint_it_gives_up(
+    controller: Controller, tmp_path: Path
+) -> None:
     job = open_job(tmp_path / "job")
     remember_job("7", job.root)
     journal = Journal(job, "here")
@@ -96,10 +100,10 @@ def test_ten_runs_without_a_checkpoint_are_enough(controller: Controller, tmp_pa
         for node in ("here", "there"):  # two nodes of one run
             Journal(job, node, follows=True).write("start", slurm_restarts=restart or None)
     assert (hook(76).return_value, controller.requeued) == (76, True)
-    controller.asked.clear()
+    controller.calls.clear()
     journal.write("start", slurm_restarts="9")
     found = hook(76)
     assert (found.return_value, controller.requeued) == (70, False)
-    assert "10 runs in a row have made no checkpoint: see elastic-ckpt status 7" in found.output
+    assert "10 consecutive runs made no checkpoint: see elastic-ckpt status 7" in found.output
     journal.write("saved", step=4)
     assert hook(76).return_value == 76

@@ -1,4 +1,4 @@
-"""What is submitted, and the files to copy that hold the same."""
+"""The submitted batch script, and the examples in scripts/slurm that must equal it."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "options"), [("job", []), ("array", ["--array=1-4"])])
-def test_the_files_to_copy_are_what_is_submitted(file: Path, name: str, options: list[str]) -> None:
+def test_the_examples_equal_the_submitted_script(file: Path, name: str, options: list[str]) -> None:
     expected = (SCRIPTS / f"{name}.sbatch").read_text()
     assert dry_run(file, *options).replace(str(file.parent), "/data/gpt") == expected
     check = subprocess.run(["bash", "-n"], input=expected, capture_output=True, text=True)
     assert (check.returncode, check.stderr) == (0, "")
 
 
-def test_nodes_are_asked_for_as_slurm_writes_them(file: Path) -> None:
+def test_a_range_of_nodes_is_written_for_slurm(file: Path) -> None:
     file.write_text(file.read_text() + 'nnodes = "2:4"\n')
     assert "#SBATCH --nodes=2-4\n" in dry_run(file)
 
 
-def test_nodes_are_numbers_and_nothing_else(file: Path) -> None:
+def test_invalid_nodes_are_refused(file: Path) -> None:
     file.write_text(file.read_text() + r'nnodes = "2\nrm -rf / #"' + "\n")
     with pytest.raises(UsageError, match="--nnodes"):
         dry_run(file)
 
 
-def test_a_name_or_path_cannot_leave_its_line(file: Path, tmp_path: Path) -> None:
+def test_names_and_paths_are_quoted(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "a b'c;$(d).toml"
     text = file.read_text().replace('name = "gpt"', r'name = "x\nrm -rf /"')
     other.write_text(text)
@@ -64,12 +64,12 @@ def test_a_name_or_path_cannot_leave_its_line(file: Path, tmp_path: Path) -> Non
     assert words[-1] == str(other)
 
 
-def test_a_script_that_is_not_there_is_not_submitted(file: Path) -> None:
+def test_a_missing_script_is_not_submitted(file: Path) -> None:
     with pytest.raises(UsageError, match=r"no script .*train\.py"):
         CliRunner().invoke(submit, [str(file)], catch_exceptions=False)
 
 
-def test_a_job_file_that_is_wrong_is_not_submitted(file: Path) -> None:
+def test_an_invalid_job_file_is_not_submitted(file: Path) -> None:
     file.write_text(file.read_text() + "nproks = 2\n")
     with pytest.raises(UsageError, match="did you mean nproc"):
         dry_run(file)
