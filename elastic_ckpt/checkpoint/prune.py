@@ -22,6 +22,7 @@ from elastic_ckpt.checkpoint.read_lock import removing
 from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, unmark, verify_full
 from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.journal.events import CheckpointPruned, PruneFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.retention import Candidate, Retention, RetentionVerdict, judge
 from elastic_ckpt.util.files import remove_tree, sync_directory
@@ -251,10 +252,12 @@ class Retainer:
         try:
             done = prune(self._job, self.rule, watch=in_lines(self._say))
         except (OSError, RuntimeError) as error:  # RuntimeError: Python ends, and hashing with it
-            self._journal.write("prune_failed", error=str(error))
+            self._journal.write(PruneFailed(error=str(error)))
             return
         for one in done:
             if one.failed:
-                self._journal.write("prune_failed", path=str(one.path), error=one.why)
+                self._journal.write(PruneFailed(path=str(one.path), error=one.why))
             elif not one.keep:
-                self._journal.write("pruned", path=str(one.path), step=one.step, bytes=one.bytes)
+                self._journal.write(
+                    CheckpointPruned(path=str(one.path), step=one.step, bytes=one.bytes)
+                )

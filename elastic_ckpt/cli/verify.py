@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -20,6 +19,7 @@ from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.journal.events import CheckpointVerified, JournalEvent, Quarantined
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.util.progress import Watch
 from elastic_ckpt.util.text import encodable, shown_json
@@ -75,10 +75,10 @@ def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> Checkpo
     began = time.monotonic()
     found = view(path, watch(f"verifying {path.name}", found.manifest.total_bytes))
     seconds = time.monotonic() - began
-    _tell(
-        job, "verified", path=str(path), intact=found.intact, why=found.why, how="every byte",
-        seconds=seconds,
-    )  # fmt: skip
+    event = CheckpointVerified(
+        path=str(path), intact=found.intact, why=found.why, how="every byte", seconds=seconds
+    )
+    _tell(job, event)
     if found.intact and found.manifest is not None:
         mark_verified(job, path, found.manifest)
     elif not found.foreign:
@@ -86,11 +86,11 @@ def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> Checkpo
     return found
 
 
-def _tell(job: JobDirectory, event: str, **data: Any) -> None:
+def _tell(job: JobDirectory, event: JournalEvent) -> None:
     """Journal it, if the job is this user's: a file of another one's would be in its way."""
     with contextlib.suppress(OSError):
         if job.root.stat().st_uid == os.geteuid():
-            Journal(job, node_name()).write(event, **data)
+            Journal(job, node_name()).write(event)
 
 
 def _print(views: list[CheckpointView], full: bool) -> None:
@@ -108,5 +108,5 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
     if not found.intact and not found.foreign:
         target = set_aside(job, found.path, found.why)
-        _tell(job, "quarantined", path=str(found.path), to=str(target), reason=found.why)
+        _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
         click.echo(f"{found.path.name}: set aside as {encodable(str(target))}", err=True)

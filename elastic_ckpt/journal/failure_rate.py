@@ -8,7 +8,21 @@ save more often.
 from __future__ import annotations
 
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.journal.fields import Entry
+from elastic_ckpt.journal.events import (
+    Crashed,
+    IncarnationEnded,
+    NoticeReceived,
+    RunEnded,
+    RunStarted,
+    Saved,
+    StateChanged,
+)
+from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.protocol.ended import EndKind
+from elastic_ckpt.protocol.run_state import RunState
+
+_REGROUPED = (EndKind.STOPPED.value, EndKind.NOT_BEGUN.value)
+"""All ranks left for an incarnation of other nodes, a checkpoint sealed."""
 
 
 class FailureHistory:
@@ -32,34 +46,33 @@ class FailureHistory:
         running = 0.0 if self._since is None else max(0.0, now - self._since)
         return self._trained + running
 
-    def observe(self, event: Entry) -> None:
-        """Take the next event into account."""
-        if event.data.get("follows"):
-            return  # of a node that follows another one
-        before = event.wall if self._last is None else self._last
-        self._last = event.wall
-        match event.event:
-            case "state" if event.data.get("state") == "running":
-                self._since = event.wall
-            case "notice":
+    def observe(self, entry: JournalEntry) -> None:
+        """Take the next entry into account, unless a node wrote it that does not lead."""
+        wall, event = entry.wall, entry.event
+        if event.follows:
+            return
+        before = wall if self._last is None else self._last
+        self._last = wall
+        match event:
+            case StateChanged(state=RunState.RUNNING.value):
+                self._since = wall
+            case NoticeReceived():
                 self._noticed = True
-            case "saved":
+            case Saved():
                 self._saved = self._noticed
-            case "ended" if event.data.get("kind") == "completed" or self._regroups(event):
-                self._stop(event.wall, failed=False)
-            case "ended" | "crash":
-                self._stop(event.wall, failed=True)
-            case "end":
-                self._stop(event.wall, failed=True)
-                self._settle(saved=event.data.get("exit_code") != ExitCode.PREEMPTED_UNSAVED)
-            case "start":
-                # Without an end before it: the last run was killed after its last event.
+            case IncarnationEnded(kind=EndKind.COMPLETED.value):
+                self._stop(wall, failed=False)
+            case IncarnationEnded() if event.kind in _REGROUPED and not self._noticed:
+                self._stop(wall, failed=False)
+            case IncarnationEnded() | Crashed():
+                self._stop(wall, failed=True)
+            case RunEnded():
+                self._stop(wall, failed=True)
+                self._settle(saved=event.exit_code != ExitCode.PREEMPTED_UNSAVED)
+            case RunStarted():
+                # Without an end before it: the last run was killed after its last entry.
                 self._stop(before, failed=True)
                 self._settle(saved=self._saved)
-
-    def _regroups(self, event: Entry) -> bool:
-        """Whether all ranks left for an incarnation of other nodes, a checkpoint sealed."""
-        return not self._noticed and event.data.get("kind") in ("stopped", "not-begun")
 
     def _stop(self, at: float, *, failed: bool) -> None:
         """Training has come to an end; after a notice it is open whether it was a failure."""

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-from elastic_ckpt.journal.fields import Entry, Fields
+from elastic_ckpt.journal.events import (
+    CheckpointLoaded,
+    CheckpointVerified,
+    Crashed,
+    Drained,
+    EmergencyChosen,
+    EmergencySaved,
+    HangFound,
+    IncarnationEnded,
+    JournalEvent,
+    MemoryRefused,
+    NoticeReceived,
+    Quarantined,
+    RecoveryMeasured,
+    RunEnded,
+    RunStarted,
+    Saved,
+    SaveFailed,
+    ScriptStarted,
+    StartHeld,
+    StateChanged,
+    StepMark,
+    WarningReceived,
+    WorkersLaunched,
+)
 from elastic_ckpt.journal.history_types import (
     Cause,
     Check,
@@ -20,7 +43,8 @@ from elastic_ckpt.journal.history_types import (
     Sample,
     Save,
 )
-from elastic_ckpt.journal.incidents import SENTENCES
+from elastic_ckpt.journal.incidents import sentence
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.protocol.ended import EndKind
 from elastic_ckpt.protocol.run_state import RunState
@@ -65,25 +89,26 @@ class History:
         """Whether a supervisor ever ran: without one nobody knows where the time went."""
         return any(run.supervised for run in self.runs)
 
-    def observe(self, event: Entry) -> None:
-        """Take the next event into account."""
-        if not 0 <= event.wall <= LATEST:
+    def observe(self, entry: JournalEntry) -> None:
+        """Take the next entry into account."""
+        at, event = entry.wall, entry.event
+        if not 0 <= at <= LATEST:
             return
-        fields = Fields(event.data)
-        if fields.flag("follows"):
-            if event.event == NoticeKind.NOTICE.value:
-                self._notice(event, fields, follows=True)
+        if event.follows:
+            if isinstance(event, NoticeReceived):
+                self._notice(entry, event)
             return
-        self.account.observe(event)
+        self.account.observe(entry)
         if self.first is None:
-            self.first = event.wall
-        handle = _HANDLERS.get(event.event)
-        if handle is not None:
-            handle(self, event, fields)
-        elif event.event in SENTENCES:
-            text = SENTENCES[event.event](fields)
-            self.incidents.append(Incident(event.wall, event.event, text))
-        self.last = max(self.last or event.wall, event.wall)
+            self.first = at
+        self._observe_run(entry, event)
+        self._observe_save(at, event)
+        self._observe_checkpoint(at, event)
+        if isinstance(event, NoticeReceived | WarningReceived | StartHeld):
+            self._notice(entry, event)
+        elif (text := sentence(event)) is not None:
+            self.incidents.append(Incident(at, entry.name, text))
+        self.last = max(self.last or at, at)
 
     def close(self, *, running: bool) -> None:
         """The journal has ended.
@@ -95,6 +120,76 @@ class History:
             self._end_unsaid(self.last)
 
     # -- inside -------------------------------------------------------------------------------
+
+    def _observe_run(self, entry: JournalEntry, event: JournalEvent) -> None:
+        at = entry.wall
+        match event:
+            case RunStarted():
+                self._begin(at, Run(at, _short(event.run_id), printable(event.script)))
+            case ScriptStarted():
+                self._begin_script(entry, event)
+            case WorkersLaunched():
+                self._launch(entry, event)
+            case StateChanged(state=RunState.RUNNING.value):
+                self._train(at, event)
+            case StepMark():
+                self._sample(at - event.age_seconds, event)
+            case HangFound():
+                self._stacks = tuple(
+                    f"rank {rank}: {printable(frame, 200)}"
+                    for rank in map(str, range(8))
+                    for frame in event.stacks.get(rank, ())[-64:][:12]
+                )
+            case IncarnationEnded():
+                self._ended(at, event)
+            case Crashed():
+                self._crash(at, event)
+            case RunEnded():
+                self._end(at, event)
+            case RecoveryMeasured():
+                number = event.incarnation or entry.incarnation
+                stages = {printable(name, 80): value for name, value in event.stages.items()}
+                tier = _short(event.tier)
+                self.recoveries.append(
+                    Recovery(at, number, event.total, stages, _count(event.step), tier)
+                )
+
+    def _observe_save(self, at: float, event: JournalEvent) -> None:
+        notice = self._noticed
+        match event:
+            case Saved(epoch=epoch, step=step, bytes=size, seconds=seconds, stall_seconds=stall):
+                reason, tier = _short(event.reason), _short(event.tier)
+                self.saves.append(Save(at, epoch, step, reason, tier, size, seconds, stall or 0.0))
+                self._sample(at - seconds, event)
+                if notice is not None:
+                    notice.saved_step = step
+            case SaveFailed(stall_seconds=stall):
+                reason, error = _short(event.reason), printable(event.error) or "it failed"
+                self.saves.append(Save(at, None, event.step, reason, "", None, 0.0, stall, error))
+            case Drained() if notice is not None and notice.saved_step is None:
+                # What was in memory when the notice came may be all that is saved on it.
+                notice.saved_step = event.step
+            case EmergencyChosen() if notice is not None:
+                notice.choice, notice.why = _short(event.kind), printable(event.why)
+                notice.predicted_seconds = event.predicted_seconds
+            case EmergencySaved() if notice is not None:
+                notice.saved_step = event.step
+                notice.predicted_seconds = event.predicted_seconds
+                notice.actual_seconds = event.actual_seconds
+
+    def _observe_checkpoint(self, at: float, event: JournalEvent) -> None:
+        match event:
+            case CheckpointLoaded():
+                self._loaded(event)
+            case CheckpointVerified(intact=intact, seconds=seconds):
+                path, why = printable(event.path), printable(event.why)
+                self.checks.append(Check(at, path, intact, why, _short(event.how), seconds))
+            case Quarantined():
+                path, to = printable(event.path), printable(event.to)
+                self.refused.append(Refused(at, path, to, printable(event.reason)))
+            case MemoryRefused():
+                path = printable(event.path)
+                self.refused.append(Refused(at, path, "", printable(event.reason)))
 
     @property
     def _run(self) -> Run | None:
@@ -114,20 +209,18 @@ class History:
             found.ended, found.kind = at, kind
         return found
 
-    def _start(self, event: Entry, fields: Fields) -> None:
-        self._end_unsaid(event.wall if self.last is None else self.last)
+    def _begin(self, at: float, run: Run) -> None:
+        self._end_unsaid(at if self.last is None else self.last)
         self._noticed = None
-        self.runs.append(Run(event.wall, fields.text("run_id", 80), fields.text("script")))
+        self.runs.append(run)
 
-    def _script(self, event: Entry, fields: Fields) -> None:
-        """A script without a supervisor is its own launch."""
-        self._end_unsaid(event.wall if self.last is None else self.last)
-        self._noticed = None
-        self.runs.append(Run(event.wall, supervised=False))
+    def _begin_script(self, entry: JournalEntry, event: ScriptStarted) -> None:
+        """Take a script without a supervisor, which is its own launch, into account."""
+        self._begin(entry.wall, Run(entry.wall, supervised=False))
         self.incarnations.append(
             Incarnation(
-                event.incarnation, len(self.runs) - 1, event.wall,
-                nproc=fields.count("world_size") or 0, nodes=1, first_step_at=event.wall,
+                entry.incarnation, len(self.runs) - 1, entry.wall,
+                nproc=event.world_size, nodes=1, first_step_at=entry.wall,
             )
         )  # fmt: skip
 
@@ -147,141 +240,86 @@ class History:
             message = "the node was gone before the run had ended"
             self._interrupt(Cause.PREEMPTION, at, kind=self._noticed.source, message=message)
 
-    def _launch(self, event: Entry, fields: Fields) -> None:
-        self._close_incarnation(event.wall, KILLED)
-        number = fields.count("incarnation")
+    def _launch(self, entry: JournalEntry, event: WorkersLaunched) -> None:
+        self._close_incarnation(entry.wall, KILLED)
+        number = entry.incarnation if event.incarnation is None else event.incarnation
+        run = len(self.runs) - 1
         self.incarnations.append(
-            Incarnation(
-                event.incarnation if number is None else number,
-                len(self.runs) - 1,
-                event.wall,
-                nproc=fields.count("nproc") or 0,
-                nodes=fields.count("nodes") or 0,
-            )
+            Incarnation(number, run, entry.wall, nproc=event.nproc, nodes=event.nodes)
         )
 
-    def _loaded(self, event: Entry, fields: Fields) -> None:
-        epoch, step = fields.count("epoch"), fields.count("step")
+    def _loaded(self, event: CheckpointLoaded) -> None:
+        epoch, step, found = event.epoch, event.step, self._incarnation
+        if found is None:
+            return
+        found.from_epoch, found.from_step, found.tier = epoch, step, _short(event.tier)
+        found.since = self.account.moment_of(epoch or 0, -1 if step is None else step)
+
+    def _train(self, at: float, event: StateChanged) -> None:
         found = self._incarnation
         if found is None:
             return
-        found.from_epoch, found.from_step, found.tier = epoch, step, fields.text("tier", 80)
-        found.since = self.account.moment_of(epoch or 0, -1 if step is None else step)
-
-    def _state(self, event: Entry, fields: Fields) -> None:
-        found = self._incarnation
-        if fields.text("state", 80) != RunState.RUNNING.value or found is None:
-            return
         if found.first_step_at is None:
-            found.first_step_at = event.wall
+            found.first_step_at = at
         if found.from_step is None:
-            found.from_step = fields.count("step")
+            found.from_step = event.step
 
-    def _steps(self, event: Entry, fields: Fields) -> None:
-        at = event.wall - (fields.seconds("age_seconds") or 0.0)
-        self._sample(at, fields)
-
-    def _sample(self, at: float, fields: Fields) -> None:
-        step, epoch, found = fields.count("step"), fields.count("epoch") or 0, self._incarnation
-        if step is None:
-            return
+    def _sample(self, at: float, event: StepMark | Saved) -> None:
+        found = self._incarnation
         index = None if found is None else len(self.incarnations) - 1
         if found is not None:
-            found.reached_epoch, found.reached_step = epoch, step
-        count, metrics = fields.count("samples_per_step") or 0, fields.values("metrics")
-        self.samples.append(Sample(at, index, epoch, step, count, metrics))
+            found.reached_epoch, found.reached_step = event.epoch, event.step
+        count = event.samples_per_step if isinstance(event, StepMark) else 0
+        metrics = {printable(name, 80): value for name, value in event.metrics.items()}
+        self.samples.append(Sample(at, index, event.epoch, event.step, count, metrics))
 
-    def _saved(self, event: Entry, fields: Fields) -> None:
-        save = Save(
-            event.wall, fields.count("epoch"), fields.count("step"), fields.text("reason", 80),
-            fields.text("tier", 80), fields.count("bytes"), fields.seconds("seconds") or 0.0,
-            fields.seconds("stall_seconds") or 0.0,
-        )  # fmt: skip
-        self.saves.append(save)
-        if self._noticed is not None:
-            self._noticed.saved_step = save.step
-        self._sample(event.wall - save.seconds, fields)
-
-    def _drained(self, event: Entry, fields: Fields) -> None:
-        """What was in memory when the notice came may be all that is saved on it."""
-        if self._noticed is not None and self._noticed.saved_step is None:
-            self._noticed.saved_step = fields.count("step")
-
-    def _save_failed(self, event: Entry, fields: Fields) -> None:
-        self.saves.append(
-            Save(
-                event.wall, None, fields.count("step"), fields.text("reason", 80), "", None,
-                0.0, fields.seconds("stall_seconds") or 0.0, fields.text("error") or "it failed",
-            )
-        )  # fmt: skip
-
-    def _notice(self, event: Entry, fields: Fields, *, follows: bool = False) -> None:
+    def _notice(
+        self, entry: JournalEntry, event: NoticeReceived | WarningReceived | StartHeld
+    ) -> None:
         run = len(self.runs) - 1 if self._run is not None else None
+        seconds = None if isinstance(event, WarningReceived) else event.seconds
         notice = Notice(
-            event.wall, run, NoticeKind(event.event), fields.text("source", 80),
-            fields.text("reason"), printable(event.node, 80), follows, fields.seconds("seconds"),
+            entry.wall, run, NoticeKind(entry.name), _short(event.source),
+            printable(event.reason), _short(entry.node), event.follows, seconds,
         )  # fmt: skip
         self.notices.append(notice)
-        if self._noticed is None and notice.kind is NoticeKind.NOTICE and not follows:
+        if self._noticed is None and isinstance(event, NoticeReceived) and not event.follows:
             self._noticed = notice
 
-    def _choice(self, event: Entry, fields: Fields) -> None:
-        notice = self._noticed
-        if notice is not None:
-            notice.choice, notice.why = fields.text("kind", 80), fields.text("why")
-            notice.predicted_seconds = fields.seconds("predicted_seconds")
-
-    def _emergency_save(self, event: Entry, fields: Fields) -> None:
-        notice = self._noticed
-        if notice is not None:
-            notice.saved_step = fields.count("step")
-            notice.predicted_seconds = fields.seconds("predicted_seconds")
-            notice.actual_seconds = fields.seconds("actual_seconds")
-
-    def _hang(self, event: Entry, fields: Fields) -> None:
-        stacks = event.data.get("stacks")
-        ranks = Fields(stacks) if isinstance(stacks, dict) else Fields({})
-        self._stacks = tuple(
-            f"rank {rank}: {frame}"
-            for rank in (map(str, range(8)))
-            for frame in ranks.texts(rank, 200)[:12]
-        )
-
-    def _ended(self, event: Entry, fields: Fields) -> None:
-        kind, rank = fields.text("kind", 80), fields.code("rank")
-        found = self._close_incarnation(event.wall, kind)
+    def _ended(self, at: float, event: IncarnationEnded) -> None:
+        message = printable(event.message)
+        found = self._close_incarnation(at, _short(event.kind))
         if found is not None:
-            found.rank, found.message = -1 if rank is None else rank, fields.text("message")
-        if kind in _REGROUPED and self._noticed is None:
-            self._interrupt(Cause.REGROUPING, event.wall, message=fields.text("message"))
+            found.rank, found.message = event.rank, message
+        if event.kind in _REGROUPED and self._noticed is None:
+            self._interrupt(Cause.REGROUPING, at, message=message)
 
-    def _crash(self, event: Entry, fields: Fields) -> None:
-        kind, rank = fields.text("kind", 80), fields.code("rank")
+    def _crash(self, at: float, event: Crashed) -> None:
+        kind, message = _short(event.kind), printable(event.message)
         stacks, self._stacks = self._stacks if kind == "hang" else (), ()
-        found = self._close_incarnation(event.wall, EndKind.CRASHED.value)
-        if found is not None:  # the agent went, who would have said that it ended
-            found.message = fields.text("message")
-        at = event.wall
+        found = self._close_incarnation(at, EndKind.CRASHED.value)
+        if found is not None:  # the agent is gone, which would have reported its end
+            found.message = message
         if self.incarnations and self.incarnations[-1].ended is not None:
             at = min(at, self.incarnations[-1].ended)
         self._interrupt(
-            Cause.FAILURE, at, kind=kind or "unknown", rank=-1 if rank is None else rank,
-            exit_code=fields.code("exit_code"), message=fields.text("message"),
-            tail=fields.texts("tail", 200), stacks=stacks,
+            Cause.FAILURE, at, kind=kind or "unknown", rank=event.rank,
+            exit_code=event.exit_code, message=message,
+            tail=tuple(printable(line, 200) for line in event.tail[-64:]), stacks=stacks,
         )  # fmt: skip
 
-    def _end(self, event: Entry, fields: Fields) -> None:
+    def _end(self, at: float, event: RunEnded) -> None:
         run = self._run
         if run is None:
             return
-        run.ended, run.state = event.wall, fields.text("state", 80)
-        run.exit_code, run.message = fields.code("exit_code"), fields.text("message")
-        self._close_incarnation(event.wall, KILLED)
+        run.ended, run.state = at, _short(event.state)
+        run.exit_code, run.message = event.exit_code, printable(event.message)
+        self._close_incarnation(at, KILLED)
         if run.state == RunState.FINISHED.value:
             return
         last = self.incarnations[-1] if self.incarnations else None
-        own = last is not None and last.run == len(self.runs) - 1
-        at = last.ended if own and last is not None and last.ended is not None else event.wall
+        if last is not None and last.run == len(self.runs) - 1 and last.ended is not None:
+            at = last.ended
         if run.state == RunState.PREEMPTED.value:
             source = self._noticed.source if self._noticed is not None else ""
             self._interrupt(Cause.PREEMPTION, at, kind=source, message=run.message)
@@ -303,55 +341,10 @@ class History:
         number = self.incarnations[-1].number if own else 0
         self.interruptions.append(Interruption(cause, at, len(self.runs) - 1, number, **fields))
 
-    def _recovery(self, event: Entry, fields: Fields) -> None:
-        total = fields.seconds("total")
-        if total is None:
-            return
-        stages = {name: max(0.0, value) for name, value in fields.values("stages").items()}
-        self.recoveries.append(
-            Recovery(
-                event.wall, fields.count("incarnation") or event.incarnation, total, stages,
-                fields.count("step"), fields.text("tier", 80),
-            )
-        )  # fmt: skip
 
-    def _verified(self, event: Entry, fields: Fields) -> None:
-        intact = fields.flag("intact") or fields.flag("valid")  # the latter in old journals
-        self.checks.append(
-            Check(
-                event.wall, fields.text("path"), intact, fields.text("why"),
-                fields.text("how", 80), fields.seconds("seconds") or 0.0,
-            )
-        )  # fmt: skip
-
-    def _refuse(self, event: Entry, fields: Fields) -> None:
-        path, to, reason = fields.text("path"), fields.text("to"), fields.text("reason")
-        self.refused.append(Refused(event.wall, path, to, reason))
+def _short(text: str) -> str:
+    return printable(text, 80)
 
 
-_Handler = Callable[[History, Entry, Fields], None]
-
-_HANDLERS: Final[dict[str, _Handler]] = {
-    "start": History._start,
-    "script": History._script,
-    "launch": History._launch,
-    "loaded": History._loaded,
-    "state": History._state,
-    "steps": History._steps,
-    "saved": History._saved,
-    "save_failed": History._save_failed,
-    "drained": History._drained,
-    "notice": History._notice,
-    "warning": History._notice,
-    "held": History._notice,
-    "choice": History._choice,
-    "emergency_save": History._emergency_save,
-    "hang": History._hang,
-    "ended": History._ended,
-    "crash": History._crash,
-    "end": History._end,
-    "recovery": History._recovery,
-    "verified": History._verified,
-    "quarantined": History._refuse,
-    "memory_refused": History._refuse,
-}
+def _count(step: int | None) -> int | None:
+    return step if step is not None and step >= 0 else None

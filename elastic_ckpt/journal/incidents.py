@@ -1,47 +1,61 @@
-"""One sentence for each of those events of the journal that need no more."""
+"""One sentence for each of those events that need no more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from elastic_ckpt.journal.events import (
+    AttemptRecovered,
+    DrainFailed,
+    HeadNodeLost,
+    JobFileReloaded,
+    JournalEvent,
+    MemoryAdopted,
+    NodeJoined,
+    NodeLeft,
+    NoticeSourceFailed,
+    PruneFailed,
+    RestoredInexactly,
+    SaveIntervalChanged,
+    WaitingForNodes,
+    WorldResized,
+)
+from elastic_ckpt.util.text import printable
 
-from elastic_ckpt.journal.fields import Fields
+
+def sentence(event: JournalEvent) -> str | None:
+    """Return what an incident's line says; None if the event is not an incident."""
+    text: str | None = None
+    match event:
+        case MemoryAdopted():
+            text = f"step {_known(event.step)}, left in memory by a killed run"
+        case DrainFailed():
+            text = f"step {_known(event.step)}: {event.error}"
+        case HeadNodeLost():
+            text = f"{event.head}: {event.why}"
+        case RestoredInexactly():
+            text = f"{_name(event.path)}: {event.reason}"
+        case NodeJoined() | NodeLeft():
+            text = event.name
+        case NoticeSourceFailed():
+            text = f"{event.source}: {event.what}"
+        case PruneFailed():
+            text = f"{_name(event.path)}: {event.error}"
+        case AttemptRecovered():
+            text = f"{_name(event.path)}: {event.what}"
+        case JobFileReloaded():
+            text = event.said
+        case WorldResized(before=before, now=now, step=step):
+            text = f"from {_known(before)} to {_known(now)} ranks, at step {_known(step)}"
+        case SaveIntervalChanged():
+            text = event.why
+        case WaitingForNodes(present=present, needed=needed):
+            text = f"{_known(present)} of {_known(needed)} nodes are here"
+    return None if text is None else printable(text)
 
 
-def _of(found: int | None) -> str:
+def _known(found: int | None) -> str:
     return "?" if found is None else str(found)
 
 
-def _name(fields: Fields, field: str = "path") -> str:
-    """The last part of a path."""
-    return fields.text(field).rstrip("/").rpartition("/")[2] or "a checkpoint"
-
-
-def _resize(fields: Fields) -> str:
-    before, now = _of(fields.count("before")), _of(fields.count("now"))
-    return f"from {before} to {now} ranks, at step {_of(fields.count('step'))}"
-
-
-def _source(fields: Fields) -> str:
-    return f"{fields.text('source', 80)}: {fields.text('what')}"
-
-
-def _waiting(fields: Fields) -> str:
-    return f"{_of(fields.count('present'))} of {_of(fields.count('needed'))} nodes are here"
-
-
-SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = {
-    "adopted": lambda fields: f"step {_of(fields.count('step'))}, left in memory by a killed run",
-    "drain_failed": lambda fields: f"step {_of(fields.count('step'))}: {fields.text('error')}",
-    "head_lost": lambda fields: f"{fields.text('head', 80)}: {fields.text('why')}",
-    "inexact": lambda fields: f"{_name(fields)}: {fields.text('reason')}",
-    "node_joined": lambda fields: fields.text("name", 80),
-    "node_left": lambda fields: fields.text("name", 80),
-    "notice_source": _source,
-    "prune_failed": lambda fields: f"{_name(fields)}: {fields.text('error')}",
-    "recovered": lambda fields: f"{_name(fields)}: {fields.text('what')}",
-    "reload": lambda fields: fields.text("said"),
-    "resize": _resize,
-    "save_interval": lambda fields: fields.text("why"),
-    "waiting": _waiting,
-}
+def _name(path: str) -> str:
+    """Return the last part of a path."""
+    return path.rstrip("/").rpartition("/")[2] or "a checkpoint"

@@ -22,14 +22,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import JournalEvent, RunStarted
+from elastic_ckpt.journal.line import MAX_LINE_BYTES, JournalEntry, decode_line, encode_line
 from elastic_ckpt.util.files import create_file, open_regular, read_tail
 
-MAX_LINE_BYTES: Final = 64 * 1024
 MAX_TAIL_BYTES: Final = 1024 * 1024
 """Read at a time by who follows a journal; the rest comes the next time."""
 
@@ -50,30 +51,6 @@ PATIENCE_SECONDS: Final = 0.25
 
 CLOCK_STEP_SECONDS: Final = 1.0
 """By which the two clocks may drift apart within a run before one of them was set."""
-
-
-class JournalEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One event.
-
-    Attributes:
-        event: what happened.
-        wall: seconds since the epoch, for people.
-        monotonic: seconds on the host's monotonic clock, for durations.
-        node: whose journal.
-        pid: of the process that wrote it.
-        rank: the worker's; -1 where it was none.
-        incarnation: the one that ran, or was about to; 0 before the first.
-        data: the event's own fields.
-    """
-
-    event: str
-    wall: float
-    monotonic: float
-    node: str
-    pid: int = 0
-    rank: int = -1
-    incarnation: int = 0
-    data: dict[str, Any] = {}
 
 
 class Journal:
@@ -105,30 +82,29 @@ class Journal:
         self._node = node
         self._rank = rank
         self.incarnation = incarnation
-        self._mark = {"follows": True} if follows else {}
+        self._follows = follows
         self._writer = _Writer(self._file.append)
 
-    def write(self, event: str, **data: Any) -> None:
+    def write(self, event: JournalEvent) -> None:
         """Append one event."""
-        self._writer.put(self._line(event, data), wait=True)
+        self._writer.put(self._line(event), wait=True)
 
-    def note(self, event: str, **data: Any) -> None:
-        """Append one event soon: for who has no time, and loses little if it is lost."""
-        self._writer.put(self._line(event, data), wait=False)
+    def note(self, event: JournalEvent) -> None:
+        """Append one event soon: for a caller without time, to whom its loss is small."""
+        self._writer.put(self._line(event), wait=False)
 
-    def _line(self, event: str, data: dict[str, Any]) -> bytes:
-        record = JournalEvent(
-            event=event,
+    def _line(self, event: JournalEvent) -> bytes:
+        entry = JournalEntry(
+            event=replace(event, follows=True) if self._follows else event,
             wall=time.time(),
             monotonic=time.monotonic(),
             node=self._node,
             pid=os.getpid(),
             rank=self._rank,
             incarnation=self.incarnation,
-            data={**data, **self._mark},
         )
         # The newline in front keeps a line that a full disk tore from taking this one with it.
-        return b"\n" + _encode(record) + b"\n"
+        return b"\n" + encode_line(entry) + b"\n"
 
 
 class _Writer:
@@ -231,17 +207,6 @@ def _older(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}") if number else path
 
 
-def _encode(record: JournalEvent) -> bytes:
-    """An event as JSON; what JSON cannot hold, or is too long, is cut to its beginning."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        line = msgspec.json.encode(record)
-        if len(line) <= MAX_LINE_BYTES:
-            return line
-    return msgspec.json.encode(
-        msgspec.structs.replace(record, data={"cut": ascii(record.data)[:1000]})
-    )
-
-
 class JournalTail:
     """What is appended to a node's journal from now on, each event once, in order."""
 
@@ -250,7 +215,7 @@ class JournalTail:
         self._path = job.journal(node)
         self._inode, self._offset = self._look()
 
-    def read(self) -> list[JournalEvent]:
+    def read(self) -> list[JournalEntry]:
         """The events since the last call; none while the disk does not answer.
 
         A line that is still being written comes the next time. Looking costs one system call as
@@ -259,7 +224,7 @@ class JournalTail:
         inode, size = self._look()
         if (inode, size) == (self._inode, self._offset):
             return []
-        events: list[JournalEvent] = []
+        events: list[JournalEntry] = []
         if inode != self._inode or size < self._offset:
             events = self._rest_of_older()
             self._inode, self._offset = inode, 0
@@ -270,7 +235,7 @@ class JournalTail:
         self._offset += whole
         return events + list(_decode(data[:whole]))
 
-    def _rest_of_older(self) -> list[JournalEvent]:
+    def _rest_of_older(self) -> list[JournalEntry]:
         """What came into the file that was read, until a new one was begun."""
         older = _older(self._path, 1)
         with contextlib.suppress(OSError):
@@ -297,7 +262,7 @@ class JournalTail:
             return b""
 
 
-def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEvent]:
+def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEntry]:
     """All nodes' events, in order of time; unreadable lines are skipped.
 
     Within a run the monotonic clock tells the time: where somebody set the other one, ``wall`` is
@@ -308,7 +273,7 @@ def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEvent]
             the first and the last are read, and some more at a node's end: all that time and rate
             depend on.
     """
-    events: deque[JournalEvent] = deque(maxlen=MAX_EVENTS)
+    events: deque[JournalEntry] = deque(maxlen=MAX_EVENTS)
     budget = MAX_READ_BYTES
     found = islice(job.found(job.control / "journal", "*.jsonl"), _MAX_FILES)
     for path in sorted(found):
@@ -320,15 +285,19 @@ def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEvent]
     return sorted(events, key=lambda event: event.wall)
 
 
-def _steady(events: Iterable[JournalEvent]) -> Iterator[JournalEvent]:
+def _steady(events: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
     """One node's events, with times that go on as the monotonic clock does within each run."""
-    start: JournalEvent | None = None
+    start: JournalEntry | None = None
     for event in events:
-        if event.event == "start" or start is None or event.monotonic < start.monotonic:
+        if (
+            isinstance(event.event, RunStarted)
+            or start is None
+            or event.monotonic < start.monotonic
+        ):
             start = event
         wall = start.wall + event.monotonic - start.monotonic
         if abs(wall - event.wall) > CLOCK_STEP_SECONDS:
-            yield msgspec.structs.replace(event, wall=wall)
+            yield replace(event, wall=wall)
         else:
             yield event
 
@@ -355,10 +324,8 @@ def _lines(parts: Iterable[bytes], *, marks: bool) -> Iterator[bytes]:
     yield from in_a_row
 
 
-def _decode(*parts: bytes, marks: bool = True) -> Iterator[JournalEvent]:
-    decoder = msgspec.json.Decoder(JournalEvent)
+def _decode(*parts: bytes, marks: bool = True) -> Iterator[JournalEntry]:
     for line in _lines(parts, marks=marks):
-        try:
-            yield decoder.decode(line)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            continue
+        entry = decode_line(line)
+        if entry is not None:
+            yield entry

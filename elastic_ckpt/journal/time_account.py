@@ -11,11 +11,25 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from elastic_ckpt.journal.fields import Entry
-
-_Other = TypeVar("_Other", float, None)
+from elastic_ckpt.journal.events import (
+    CheckpointLoaded,
+    Crashed,
+    IncarnationEnded,
+    RunEnded,
+    RunStarted,
+    Saved,
+    SaveFailed,
+    StartHeld,
+    StateChanged,
+    StepMark,
+    WaitingForNodes,
+    WorkersLaunched,
+)
+from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.protocol.ended import EndKind
+from elastic_ckpt.protocol.run_state import RunState
 
 
 class Category(Enum):
@@ -70,20 +84,14 @@ class Goodput:
         return found
 
 
-def number(value: Any, otherwise: _Other) -> float | _Other:
-    """A number of a journal that another version may have written."""
-    try:
-        return float(value) if isinstance(value, int | float) else otherwise
-    except OverflowError:
-        return otherwise
+_LEFT_WELL: Final = (EndKind.COMPLETED.value, EndKind.STOPPED.value, EndKind.NOT_BEGUN.value)
+"""How an incarnation ends whose ranks left by themselves."""
 
 
-_LEFT_WELL: Final = ("completed", "stopped", "not-begun")
-"""Kinds of ``ended`` behind which the ranks had left by themselves."""
-
-
-SUPERVISED: Final = ("start", "launch", "state", "steps", "ended", "crash", "end")
-"""What a supervisor says; of a script that runs by itself nobody knows where its time goes."""
+SUPERVISED: Final = (
+    RunStarted, WorkersLaunched, StateChanged, StepMark, IncarnationEnded, Crashed, RunEnded
+)  # fmt: skip
+"""What a supervisor writes. Where the time of a script without one went is unknown."""
 
 
 class TimeAccount:
@@ -94,43 +102,43 @@ class TimeAccount:
         self._category = Category.SETUP
         self._since: float | None = None  # the open span's begin
         self._last = 0.0  # the newest event
-        self._saves: dict[tuple[float, float], float] = {}  # (epoch, step): of what moment it is
+        self._saves: dict[tuple[int, int], float] = {}  # (epoch, step): of what moment it is
         self._saved_at = -math.inf  # a restart from the newest loses nothing before this
         self._loaded: float | None = None  # as above, of what this incarnation goes on from
         self._trained = False
         self._unsettled = False  # an incarnation ended badly, and the next has not begun
         self._running = False  # a supervisor is, as far as it said
 
-    def observe(self, event: Entry) -> None:
-        """Take the next event into account."""
-        begins = self._since is None
-        if event.data.get("follows") or (begins and event.event not in SUPERVISED):
-            return  # of a node that follows another one, whose word counts
-        wall = event.wall
+    def observe(self, entry: JournalEntry) -> None:
+        """Take the next entry into account, unless a node wrote it that does not lead."""
+        wall, event = entry.wall, entry.event
+        if event.follows or (self._since is None and not isinstance(event, SUPERVISED)):
+            return
         self._since = wall if self._since is None else self._since
-        match event.event:
-            case "start":
+        match event:
+            case RunStarted():
                 self._start(wall)
-            case "launch":
+            case WorkersLaunched():
                 self._loaded = None
                 if self._category is Category.WAITING:
                     self._turn_to(self._restart, wall)
-            case "loaded":
-                self._loaded = self._saves.get(_key(event), self._saved_at)
-            case "state" if event.data.get("state") == "running":
-                self._train(event)
-            case "steps" if not (self._running or self._trained):
+            case CheckpointLoaded():
+                key = event.epoch or 0, -1 if event.step is None else event.step
+                self._loaded = self._saves.get(key, self._saved_at)
+            case StateChanged(state=RunState.RUNNING.value):
+                self._train(wall, event.step)
+            case StepMark() if not (self._running or self._trained):
                 # The journal's beginning is gone, and with it that of this incarnation.
                 self._turn_to(Category.TRAINING, wall)
                 self._trained = self._running = True
-            case "saved" | "save_failed":
-                self._stand_still(event)
-            case "waiting" | "held":
+            case Saved() | SaveFailed():
+                self._stand_still(wall, event)
+            case WaitingForNodes() | StartHeld():
                 self._turn_to(Category.WAITING, wall)
-            case "ended" | "crash":
-                self._stop(event)
-            case "end":
-                self._stop(event)
+            case IncarnationEnded() | Crashed():
+                self._stop(wall, event.kind)
+            case RunEnded():
+                self._stop(wall, "")
                 self._turn_to(Category.WAITING, wall)
                 self._running = False
         self._last = max(self._last, wall)
@@ -186,12 +194,12 @@ class TimeAccount:
         self._turn_to(self._restart, wall)
         self._running = True
 
-    def _train(self, event: Entry) -> None:
+    def _train(self, wall: float, step: int | None) -> None:
         """The first step of an incarnation; what is newer than it went on from is lost."""
         since = self._saved_at if self._loaded is None else self._loaded
-        if self._loaded is None and event.data.get("step") == 0:
+        if self._loaded is None and step == 0:
             since = -math.inf  # it begins anew
-        self._turn_to(Category.TRAINING, event.wall)
+        self._turn_to(Category.TRAINING, wall)
         keep = len(self._spans)
         while keep and self._spans[keep - 1].ended > since:
             keep -= 1
@@ -199,34 +207,27 @@ class TimeAccount:
         self._saved_at = since
         self._trained, self._unsettled = True, False
 
-    def _stand_still(self, event: Entry) -> None:
+    def _stand_still(self, wall: float, event: Saved | SaveFailed) -> None:
         """A save ends, which training stood still for."""
-        wall, data = event.wall, event.data
         if self._category is Category.TRAINING and self._since is not None:
-            stall = max(0.0, number(data.get("stall_seconds"), 0.0))
-            self._turn_to(Category.STALL, max(self._since, wall - stall))
+            self._turn_to(Category.STALL, max(self._since, wall - (event.stall_seconds or 0.0)))
             self._turn_to(Category.TRAINING, wall)
-        if event.event == "saved":
+        if isinstance(event, Saved):
             # A device may have copied beside the next step, which the checkpoint does not hold.
-            moment = wall - max(0.0, number(data.get("seconds"), 0.0))
-            self._saves[_key(event)] = moment
+            moment = wall - event.seconds
+            self._saves[event.epoch, event.step] = moment
             self._saved_at = max(self._saved_at, moment)
 
-    def _stop(self, event: Entry) -> None:
+    def _stop(self, wall: float, kind: str) -> None:
         """An incarnation is over, or the run that it was of."""
-        kind = event.data.get("kind")
         if self._category is Category.TRAINING:
             self._unsettled = kind not in _LEFT_WELL
-        if kind == "stopped":  # nothing was trained since the save that it left behind
+        if kind == EndKind.STOPPED.value:  # nothing was trained since the save that it left behind
             self._category = Category.RECOVERY
-        if kind == "completed":
-            self._turn_to(Category.SETUP, event.wall)
+        if kind == EndKind.COMPLETED.value:
+            self._turn_to(Category.SETUP, wall)
         elif self._category is Category.TRAINING:
-            self._turn_to(Category.RECOVERY, event.wall)
-
-
-def _key(event: Entry) -> tuple[float, float]:
-    return number(event.data.get("epoch"), 0.0), number(event.data.get("step"), -1.0)
+            self._turn_to(Category.RECOVERY, wall)
 
 
 def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
@@ -240,11 +241,11 @@ def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
         yield Span(Category.LOST_WORK, max(span.began, moment), span.ended)
 
 
-def fold(events: Iterable[Entry]) -> TimeAccount:
+def fold(entries: Iterable[JournalEntry]) -> TimeAccount:
     """The account of a whole journal."""
     found = TimeAccount()
-    for event in events:
-        found.observe(event)
+    for entry in entries:
+        found.observe(entry)
     return found
 
 

@@ -23,7 +23,9 @@ from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
-from elastic_ckpt.journal.journal import Journal, JournalEvent, JournalTail, read_journal
+from elastic_ckpt.journal.events import AttemptRecovered, Drained, Quarantined, Saved
+from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.util.progress import in_lines
@@ -34,7 +36,7 @@ REQUESTS_SECONDS: Final = 0.25
 EVENTS_SECONDS: Final = 1.0
 """How often the thread looks for save requests, and into the journal."""
 
-_SEALS: Final = frozenset({"saved", "drained"})
+_SEALS: Final = (Saved, Drained)
 """Events after which the disk may have a newer checkpoint."""
 
 
@@ -67,7 +69,7 @@ class JobFiles:
         self._scanned = False  # the last one worked
         self._record: NodeRecord | None = None
         self._requested = False
-        self._events: deque[JournalEvent] = deque()
+        self._events: deque[JournalEntry] = deque()
         self._work: deque[Callable[[], None]] = deque()
         self._cleaning: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -124,7 +126,7 @@ class JobFiles:
         def work() -> None:
             with contextlib.suppress(OSError):
                 for path, what in recover(self._job, hurry, in_lines(self._say), spare):
-                    self._journal.write("recovered", path=str(path), what=what)
+                    self._journal.write(AttemptRecovered(path=str(path), what=what))
                 forget_old_logs(self._job)
             self._scan()
             self._wake()
@@ -146,12 +148,12 @@ class JobFiles:
                 return ""
             newest, older = found
             target = bypass(self._job, newest, why)
-            self._journal.write("quarantined", path=str(newest), to=str(target), reason=why)
+            self._journal.write(Quarantined(path=str(newest), to=str(target), reason=why))
             self._scan()
             return f"{why}: setting {newest.name} aside, resuming from {older.name}"
         return ""
 
-    def events(self) -> list[JournalEvent]:
+    def events(self) -> list[JournalEntry]:
         """Return this node's journal events since the last call."""
         found = []
         with contextlib.suppress(IndexError):
@@ -163,7 +165,7 @@ class JobFiles:
         """Read the journal to its end, bounded."""
         self._within(self._read_events, seconds)
 
-    def history(self) -> Iterable[JournalEvent]:
+    def history(self) -> Iterable[JournalEntry]:
         """Return the whole job's journal."""
         return read_journal(self._job, marks=False)
 
@@ -248,7 +250,7 @@ class JobFiles:
     def _read_events(self) -> None:
         found = self._tail.read()
         self._events.extend(found)
-        if any(event.event in _SEALS for event in found):
+        if any(isinstance(entry.event, _SEALS) for entry in found):
             self._scan()
 
     def _scan(self) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from elastic_ckpt.journal.events import NoticeSourceFailed, WarningReceived
 from elastic_ckpt.notices import NoticeSource, SourceEvent
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.policy.deadline import (
@@ -88,11 +89,11 @@ class Listener:
             log.info("heard: %s", word)
             match word:
                 case SourceStatus():
-                    self._journal.write("notice_source", source=word.source, what=word.what)
+                    self._journal.write(NoticeSourceFailed(source=word.source, what=word.what))
                 case TimeLimit():
                     self._limits[word.source, word.reason] = word, now
                 case EarlyWarning():
-                    self._journal.write("warning", source=word.source, reason=word.reason)
+                    self._journal.write(WarningReceived(source=word.source, reason=word.reason))
                     yield word
                 case StopNow() | Reload():
                     yield word
@@ -101,7 +102,7 @@ class Listener:
                     limit = TimeLimit(word.source, word.reason, word.deadline)
                     self._limits[word.source, word.reason] = limit, now
                     left = f"{word.reason} in {human_duration(word.deadline - now)}"
-                    self._journal.write("warning", source=word.source, reason=left)
+                    self._journal.write(WarningReceived(source=word.source, reason=left))
                     yield EarlyWarning(word.source, left)
                 case Notice():
                     if word.source == self._signals.name:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from elastic_ckpt.checkpoint.memory.tier import Sealed
 from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.journal.events import JournalEvent
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.deadline import Incoming
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.protocol.agreement import RequestAnswer
@@ -148,10 +149,10 @@ class DirectoryPort(Protocol):
             One line for people; empty if nothing was set aside.
         """
 
-    def events(self) -> list[JournalEvent]:
+    def events(self) -> list[JournalEntry]:
         """Return this node's journal events since the last call, up to a second old."""
 
-    def history(self) -> Iterable[JournalEvent]:
+    def history(self) -> Iterable[JournalEntry]:
         """Return the whole job's journal; blocks, so only at the start of a run or a reload."""
 
     def read_predictor(self) -> Predictor:
@@ -255,10 +256,10 @@ class JournalPort(Protocol):
 
     incarnation: int
 
-    def write(self, event: str, **data: Any) -> None:
+    def write(self, event: JournalEvent) -> None:
         """Append an event; waits a moment for the disk."""
 
-    def note(self, event: str, **data: Any) -> None:
+    def note(self, event: JournalEvent) -> None:
         """Append an event soon; never waits."""
 
 

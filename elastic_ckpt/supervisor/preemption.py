@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.jobdir.node_record import NoticeRecord
+from elastic_ckpt.journal.events import NoticeReceived, StartHeld
 from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
 from elastic_ckpt.supervisor.ports import BoardPort, Clock, JournalPort
 from elastic_ckpt.supervisor.run_record import RunRecord
@@ -56,7 +57,9 @@ class Preemption:
         self.notice = chosen
         self.grace = max(0.0, chosen.deadline - now)
         self._board.deadline = chosen.deadline
-        self._journal.note("notice", source=notice.source, reason=notice.reason, seconds=self.grace)
+        self._journal.note(
+            NoticeReceived(source=notice.source, reason=notice.reason, seconds=self.grace)
+        )
         self._record.node.notice = NoticeRecord(chosen.source, chosen.reason, chosen.deadline)
         return True
 
@@ -64,7 +67,7 @@ class Preemption:
         """Start nothing until the node has gone, or has outlived the notice's deadline."""
         self.held_until = max(self.held_until, notice.deadline + CALLED_OFF_SECONDS)
         left = notice.deadline - self._clock.monotonic()
-        self._journal.write("held", source=notice.source, reason=notice.reason, seconds=left)
+        self._journal.write(StartHeld(source=notice.source, reason=notice.reason, seconds=left))
         message = (
             f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s; "
             "not starting anything"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from elastic_ckpt.jobdir.node_record import FailureRecord
+from elastic_ckpt.journal.events import Crashed
 from elastic_ckpt.policy.failure import Failure
 from elastic_ckpt.policy.restart import RestartAction, RestartDecision, RestartPolicy
 from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, JournalPort, MemoryPort
@@ -45,13 +46,14 @@ class Restarts:
             failure.rank, failure.kind.value, failure.message, failure.tail, self._clock.wall()
         )
         self._journal.write(
-            "crash",
-            rank=failure.rank,
-            kind=failure.kind.value,
-            exit_code=failure.exit_code,
-            message=failure.message,
-            tail=failure.tail,
-            restart_step=restart_step,
+            Crashed(
+                rank=failure.rank,
+                kind=failure.kind.value,
+                exit_code=failure.exit_code,
+                message=failure.message,
+                tail=failure.tail,
+                restart_step=restart_step,
+            )
         )
 
     def decide(self, failure: Failure) -> tuple[RestartDecision, float]:

@@ -12,6 +12,7 @@ import msgspec
 
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import StateChanged
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
 from elastic_ckpt.supervisor.ports import JournalPort
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -92,10 +93,8 @@ class RunRecord:
             self.say(message)
         if self.state is not before:
             log.info("%s -> %s", before.value, self.state.value)
-            resumed = {"step": step} if step >= 0 else {}
-            self._journal.note(
-                "state", state=self.state.value, message=self.node.message, **resumed
-            )
+            resumed, message = step if step >= 0 else None, self.node.message
+            self._journal.note(StateChanged(state=self.state.value, message=message, step=resumed))
         self.update(**changes)
 
     def update(self, **changes: Any) -> None:

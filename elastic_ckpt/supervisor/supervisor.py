@@ -21,6 +21,13 @@ from typing import Final
 from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.jobdir.node_record import IntervalRecord
+from elastic_ckpt.journal.events import (
+    IncarnationEnded,
+    JobFileReloaded,
+    RunEnded,
+    RunStarted,
+    WorkersLaunched,
+)
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, may_wait
 from elastic_ckpt.policy.emergency import ChoiceKind
 from elastic_ckpt.policy.failure import Failure
@@ -126,12 +133,13 @@ class Supervisor:
         self.ports.listener.start(now)
         self.ports.host.start()
         self.ports.journal.write(
-            "start",
-            run_id=self.record.node.run_id,
-            script=str(self.settings.script),
-            nproc=self.settings.nproc,
-            version=__version__,
-            slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
+            RunStarted(
+                run_id=self.record.node.run_id,
+                script=str(self.settings.script),
+                nproc=self.settings.nproc,
+                version=__version__,
+                slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
+            )
         )
         self.record.update()
         self.role.begin(self)
@@ -166,7 +174,11 @@ class Supervisor:
         self.ports.listener.stop()
         end = self.record.node
         self.ports.journal.write(
-            "end", state=end.state.value, exit_code=end.exit_code, message=end.message
+            RunEnded(
+                state=end.state.value,
+                exit_code=end.exit_code,
+                message=end.message,
+            )
         )
         self.record.update()
         self.ports.memory.close()
@@ -412,7 +424,7 @@ class Supervisor:
             said, self.settings = found.said, found.settings
             self._saves.change(found.settings, self.now)
             self.record.update(save_interval=self._interval())
-        self.ports.journal.write("reload", said=said)
+        self.ports.journal.write(JobFileReloaded(said=said))
         self.record.say(f"reload: {said}")
         self.ports.service.reloaded()
 
@@ -424,13 +436,14 @@ class Supervisor:
         if ended.kind is EndKind.COMPLETED and not ended.attached:
             self.record.node.sessionless = True
         self.ports.journal.write(
-            "ended",
-            incarnation=ended.incarnation,
-            kind=ended.kind.value,
-            rank=ended.rank,
-            exit_code=ended.exit_code,
-            message=ended.message,
-            finished=ended.finished,
+            IncarnationEnded(
+                incarnation=ended.incarnation,
+                kind=ended.kind.value,
+                rank=ended.rank,
+                exit_code=ended.exit_code,
+                message=ended.message,
+                finished=ended.finished,
+            )
         )
         self.role.on_ended(self)
         if self._is_outdated:
@@ -555,7 +568,7 @@ class Supervisor:
         self.hangs.begin()
         self._marks.begin()
         journal.incarnation = number
-        journal.write("launch", incarnation=number, nproc=nproc, nodes=nodes)
+        journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
         message = f"launching incarnation {number}"
         where = f" on each of {nodes} nodes" if nodes > 1 else ""
         self.record.say(f"{message}: {nproc} worker(s){where}")

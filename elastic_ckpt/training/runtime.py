@@ -16,6 +16,7 @@ from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import ScriptStarted
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
@@ -216,7 +217,7 @@ def _join_alone(directory: Path) -> Runtime:
     SoloWatcher(board, peers).start()
     journal = Journal(job, node_name(), rank=peers.rank, incarnation=1, rotates=peers.is_leader)
     if peers.is_leader:
-        journal.write("script", world_size=peers.world_size)
+        journal.write(ScriptStarted(world_size=peers.world_size))
     return Runtime(
         job=job,
         name=directory.name,

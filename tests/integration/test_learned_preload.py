@@ -50,10 +50,10 @@ class Imports(Job):
         write_preload(self.job, Preload(modules))
 
     def told_harmful(self) -> list[dict[str, str]]:
-        return [e["data"]["modules"] for e in self.events() if e["event"] == "preload-harmful"]
+        return [e["data"]["modules"] for e in self.events() if e["event"] == "preload_harmful"]
 
     def refusals(self) -> list[str]:
-        return [e["data"]["reason"] for e in self.events() if e["event"] == "preload-refused"]
+        return [e["data"]["reason"] for e in self.events() if e["event"] == "preload_refused"]
 
 
 def test_second_run_preloads_the_imports_of_the_first(tmp_path):

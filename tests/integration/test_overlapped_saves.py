@@ -111,7 +111,7 @@ def intervals(*steps: int) -> list[tuple[int, str, bool]]:
 def journal(directory: Path) -> list[tuple[str, int]]:
     events = read_journal(JobDirectory(directory))
     told = ("saved", "save_failed")
-    return [(event.event, int(event.data["step"])) for event in events if event.event in told]
+    return [(event.name, int(event.data["step"])) for event in events if event.name in told]
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import Category, fold
 from tests.browser import Browser, why_not
 from tests.job import SCRIPTS, Job, environment
@@ -31,10 +32,10 @@ class Made:
     """A report, and the journal that it was made from."""
 
     page: Path
-    events: list[JournalEvent]
+    events: list[JournalEntry]
 
     def count(self, *names: str) -> int:
-        return sum(event.event in names for event in self.events)
+        return sum(event.name in names for event in self.events)
 
 
 @pytest.fixture(scope="module")

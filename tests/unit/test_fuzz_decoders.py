@@ -54,6 +54,7 @@ from elastic_ckpt.jobdir.node_record import (
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal import journal as journals
+from elastic_ckpt.journal.events import Unknown
 from elastic_ckpt.journal.journal import MAX_LINE_BYTES, Journal, read_journal
 from elastic_ckpt.journal.time_account import fold
 from elastic_ckpt.util.files import MAX_DEPTH, files_below, read_bounded
@@ -436,8 +437,8 @@ def test_journal_of_empty_lines_takes_little_memory(job: JobDirectory) -> None:
 
 def test_oversized_event_is_still_written(tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
-    Journal(job, "here").write("event", deep=VALUES, name="\udce9")
-    assert [event.event for event in read_journal(job)] == ["event"]
+    Journal(job, "here").write(Unknown(name="event", data={"deep": VALUES, "name": "\udce9"}))
+    assert [event.name for event in read_journal(job)] == ["event"]
 
 
 @fuzz()

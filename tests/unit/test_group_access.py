@@ -14,6 +14,7 @@ import pytest
 
 from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import Saved
 from elastic_ckpt.journal.journal import Journal
 from tests.checkpoints import make_checkpoint, open_job, tree
 
@@ -80,7 +81,7 @@ def make_job(place: Path, *, group_access: bool) -> JobDirectory:
         job.prepare(group_access=group_access)
         make_checkpoint(job, 10)
         make_checkpoint(job, 20)
-        Journal(job, "here").write("saved", step=20, reason="interval", seconds=1.5)
+        Journal(job, "here").write(Saved(step=20, reason="interval", seconds=1.5))
     finally:
         os.umask(before)
     return job

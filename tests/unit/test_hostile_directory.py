@@ -42,6 +42,7 @@ from elastic_ckpt.errors import (
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.journal.events import RunStarted, Saved, SaveFailed, Unknown
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.run_state import RunState
@@ -164,7 +165,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sign(part.read_bytes().replace(attempt.identity.encode(), IDENTITY.encode()))
         )
     attempt.path.rename(job.root / OPEN)
-    Journal(job, "here").write("saved", reason="interval", seconds=1.0)
+    Journal(job, "here").write(Saved(step=1, reason="interval", seconds=1.0))
     record().write(job.node_record("here"))
     RunLocks(job, "here", "run").release()
     job.lock.with_name("lock.owner").write_bytes(b"{}")
@@ -227,7 +228,7 @@ def run_and_recover(job: JobDirectory) -> None:
     locks = RunLocks(job, "here", "run")
     try:
         recover(job)
-        Journal(job, "here").write("start")
+        Journal(job, "here").write(RunStarted())
         read_record(job.node_record("here"))
         with contextlib.suppress(OSError):
             record().write(job.node_record("here"))
@@ -242,7 +243,7 @@ def everything(job: JobDirectory) -> None:
     calls: list[Callable[[], object]] = [
         lambda: take_requests(job),
         lambda: ask_for_save(job),
-        lambda: Journal(job, "here").write("event"),
+        lambda: Journal(job, "here").write(Unknown(name="event")),
         lambda: read_journal(job),
         lambda: prune(job, Retention(last=1)),
         lambda: recover(job),
@@ -421,7 +422,7 @@ def test_names_cannot_steer_a_terminal(job: JobDirectory, name: str) -> None:
     (job.quarantine / f"{name[:240]}.json").write_bytes(b"{}")
     hostile = name.encode(errors="replace").decode()
     record(message=hostile, incarnation=2).write(job.node_record(name[:200]))
-    Journal(job, "here").write("save_failed", reason=hostile, error=f"{hostile}\x1b[31m")
+    Journal(job, "here").write(SaveFailed(reason=hostile, error=f"{hostile}\x1b[31m"))
     for arguments in (["list"], ["list", "--json"], ["status"], ["status", "--json"],
                       ["verify"], ["verify", "--json"], ["prune", "--keep-last", "1"]):  # fmt: skip
         command(*arguments, job.root)

@@ -15,7 +15,8 @@ from elastic_ckpt.journal.cost import Cost, costs
 from elastic_ckpt.journal.curve import Steps
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause, Interruption
-from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import Goodput, Span, total
 
 MAX_CHECKPOINTS = 100
@@ -110,7 +111,7 @@ def collect(job: JobDirectory) -> Material:
     return Material(str(job.root), at, status, history, kept, older, quarantined(job))
 
 
-def fold(events: Iterable[JournalEvent], *, running: bool) -> History:
+def fold(events: Iterable[JournalEntry], *, running: bool) -> History:
     """Return the history of a whole journal."""
     history = History()
     for event in events:

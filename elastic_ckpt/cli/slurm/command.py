@@ -119,6 +119,7 @@ def requeue_hook(code: int) -> int:
 def _fruitless_runs(job: str) -> int:
     """Return the number of consecutive runs without a checkpoint, by the journal; 0 if unknown."""
     from elastic_ckpt.jobdir.paths import JobDirectory
+    from elastic_ckpt.journal.events import Drained, RunStarted, Saved
     from elastic_ckpt.journal.journal import read_journal
 
     directory = find_job(job)
@@ -126,11 +127,12 @@ def _fruitless_runs(job: str) -> int:
         return 0
     runs: set[str] = set()  # each node of a run writes its own start
     try:
-        for event in read_journal(JobDirectory.at(directory)):
-            if event.event in ("saved", "drained"):
-                runs.clear()
-            elif event.event == "start":
-                runs.add(str(event.data.get("slurm_restarts")))
+        for entry in read_journal(JobDirectory.at(directory)):
+            match entry.event:
+                case Saved() | Drained():
+                    runs.clear()
+                case RunStarted(slurm_restarts=restarts):
+                    runs.add(str(restarts))
     except (OSError, ElasticCkptError):
         return 0
     return len(runs)

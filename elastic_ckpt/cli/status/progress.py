@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
-from elastic_ckpt.journal.journal import JournalEvent
-from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount, number
+from elastic_ckpt.journal.events import StepMark, WorkersLaunched
+from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount
 from elastic_ckpt.protocol.slot import Slot
 
 RATE_SECONDS: Final = 300.0
@@ -69,7 +70,7 @@ def time_view(found: Goodput) -> TimeView:
 
 
 def progress(
-    step: int | None, slots: Sequence[Slot], events: Sequence[JournalEvent], *, running: bool
+    step: int | None, slots: Sequence[Slot], events: Sequence[JournalEntry], *, running: bool
 ) -> ProgressView | None:
     """How far and how fast.
 
@@ -81,12 +82,12 @@ def progress(
     if step is None:
         return None
     marks = _marks(events)
-    last = marks[-1] if marks else None
+    last = marks[-1][1] if marks else None
     per_step = max((slot.samples_per_step for slot in slots), default=0)
-    per_step = per_step or int(_field(last, "samples_per_step"))
+    per_step = per_step or (last.samples_per_step if last else 0)
     total = max((slot.total_steps for slot in slots), default=0)
-    total = total or int(_field(last, "total_steps"))
-    rate = _rate(slots, marks, events) if running else None
+    total = total or (last.total_steps if last else 0)
+    rate = _rate(slots, marks) if running else None
     return ProgressView(
         step=step,
         total_steps=total if total >= step and total else None,
@@ -117,31 +118,26 @@ def at_risk(
     return AtRiskView(ahead, account.training_since(moment, now) if ahead else 0.0)
 
 
-def _marks(events: Iterable[JournalEvent]) -> list[JournalEvent]:
-    """The step marks of the newest incarnation."""
-    found: list[JournalEvent] = []
-    for event in events:
-        if event.event == "launch":
-            found.clear()
-        elif event.event == "steps" and not event.data.get("follows"):
-            found.append(event)
+def _marks(entries: Iterable[JournalEntry]) -> list[tuple[float, StepMark]]:
+    """The step marks of the newest incarnation, and when each was written."""
+    found: list[tuple[float, StepMark]] = []
+    for entry in entries:
+        match entry.event:
+            case WorkersLaunched():
+                found.clear()
+            case StepMark(follows=False) as mark:
+                found.append((entry.wall, mark))
     return found
 
 
-def _rate(
-    slots: Sequence[Slot], marks: Sequence[JournalEvent], events: Sequence[JournalEvent]
-) -> float | None:
+def _rate(slots: Sequence[Slot], marks: Sequence[tuple[float, StepMark]]) -> float | None:
     now = time.time()
-    recent = [mark for mark in marks if now - mark.wall < RATE_SECONDS]
+    recent = [(wall, mark.step) for wall, mark in marks if now - wall < RATE_SECONDS]
     if recent:
         steps = [slot.shown_step for slot in slots if slot.attached]
-        newest = (now, min(steps)) if steps else (recent[-1].wall, int(_field(recent[-1], "step")))
-        seconds, done = newest[0] - recent[0].wall, newest[1] - _field(recent[0], "step")
+        newest = (now, min(steps)) if steps else recent[-1]
+        seconds, done = newest[0] - recent[0][0], newest[1] - recent[0][1]
         if seconds > _LEAST_SECONDS and done > 0:
             return done / seconds
     step_ns = max((slot.step_ns for slot in slots), default=0)
     return 1e9 / step_ns if step_ns else None
-
-
-def _field(mark: JournalEvent | None, name: str) -> float:
-    return number(mark.data.get(name), 0.0) if mark is not None else 0.0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.journal.journal import JournalEvent
-from elastic_ckpt.journal.time_account import number
+from elastic_ckpt.journal.events import Drained, DrainFailed, EmergencySaved, Saved, SaveFailed
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.util.text import printable
 
 
@@ -39,42 +37,39 @@ class SaveIntervalView(msgspec.Struct):
     why: str
 
 
-def last_save(events: list[JournalEvent]) -> LastSaveView | None:
+def last_save(entries: list[JournalEntry]) -> LastSaveView | None:
     """The newest save of a journal."""
-    emergency = drain = None
-    for event in reversed(events):
-        if event.event == "emergency_save":
-            emergency = event  # journaled behind the save that it tells of
-        if event.event in ("drained", "drain_failed") and drain is None:
-            drain = event
-        if event.event in ("saved", "save_failed"):
-            data: dict[str, Any] = event.data
-            told = data if emergency is None else emergency.data
-            return LastSaveView(
-                _text(data.get("reason")),
-                number(told.get("predicted_seconds"), None),
-                number(data.get("seconds"), 0.0),
-                number(data.get("stall_seconds"), 0.0),
-                _text(data.get("error")) or _why_not_drained(drain),
-            )
+    emergency: EmergencySaved | None = None
+    drain: Drained | DrainFailed | None = None
+    for entry in reversed(entries):
+        match entry.event:
+            case EmergencySaved() as emergency:  # written after the save that it is about
+                pass
+            case Drained() | DrainFailed() as event:
+                drain = drain or event
+            case Saved(seconds=seconds, stall_seconds=stall) as event:
+                predicted = emergency.predicted_seconds if emergency else None
+                reason, why = printable(event.reason), _why_not_drained(drain)
+                return LastSaveView(reason, predicted, seconds, stall or 0.0, why)
+            case SaveFailed(stall_seconds=stall) as event:
+                predicted = emergency.predicted_seconds if emergency else None
+                reason, why = printable(event.reason), printable(event.error)
+                return LastSaveView(reason, predicted, 0.0, stall, why or _why_not_drained(drain))
     return None
 
 
-def _why_not_drained(drain: JournalEvent | None) -> str:
+def _why_not_drained(drain: Drained | DrainFailed | None) -> str:
     """Empty if the newest drain came to its end, or there was none."""
-    if drain is None or drain.event == "drained":
+    if not isinstance(drain, DrainFailed):
         return ""
-    return f"in memory, and not on the disk: {_text(drain.data.get('error'))}"
+    return f"in memory, and not on the disk: {printable(drain.error)}"
 
 
-def last_emergency_save(events: list[JournalEvent]) -> EmergencySaveView | None:
+def last_emergency_save(entries: list[JournalEntry]) -> EmergencySaveView | None:
     """The newest emergency save of a journal."""
-    for event in reversed(events):
-        if event.event == "emergency_save":
-            return EmergencySaveView(
-                number(event.data.get("predicted_seconds"), None),
-                number(event.data.get("actual_seconds"), 0.0),
-            )
+    for entry in reversed(entries):
+        if isinstance(entry.event, EmergencySaved):
+            return EmergencySaveView(entry.event.predicted_seconds, entry.event.actual_seconds)
     return None
 
 
@@ -83,7 +78,3 @@ def save_interval(record: NodeRecord | None) -> SaveIntervalView | None:
     if record is None or record.save_interval is None:
         return None
     return SaveIntervalView(record.save_interval.seconds, record.save_interval.why)
-
-
-def _text(value: Any) -> str:
-    return printable(value) if isinstance(value, str) else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import msgspec
 
@@ -30,7 +29,9 @@ from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, RecoveryRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import JournalEvent, read_journal
+from elastic_ckpt.journal.events import Crashed
+from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import fold
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.board import Board
@@ -219,13 +220,11 @@ def gather(job: JobDirectory) -> StatusView:
     )
 
 
-def _crashes(events: list[JournalEvent]) -> int:
+def _crashes(entries: list[JournalEntry]) -> int:
     """Failures of all runs of the job; a record knows those of the last."""
-    return sum(event.event == "crash" and _is_failure(event.data) for event in events)
-
-
-def _is_failure(data: dict[str, Any]) -> bool:
-    return not data.get("follows") and data.get("kind") != FailureClass.MEMBERSHIP.value
+    crashes = [one.event for one in entries if isinstance(one.event, Crashed)]
+    member = FailureClass.MEMBERSHIP.value
+    return sum(not crash.follows and crash.kind != member for crash in crashes)
 
 
 def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:

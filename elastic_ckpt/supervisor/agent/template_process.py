@@ -15,6 +15,7 @@ import msgspec
 
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.preload_file import Preload, read_preload, write_preload
+from elastic_ckpt.journal.events import PreloadHarmful, PreloadRefused
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.messages import WorkerSpec
 from elastic_ckpt.supervisor.agent.launch import WORKER_ENTRY
@@ -125,10 +126,10 @@ class Template:
         journal = Journal(self._job, self._spec.node)
         if verdict.harmful:
             log.warning("preload without %s", verdict.harmful)
-            journal.write("preload-harmful", modules=verdict.harmful)
+            journal.write(PreloadHarmful(modules=verdict.harmful))
         if verdict.refused:
             log.warning("no preload of what was learned: %s", verdict.refused)
-            journal.write("preload-refused", reason=verdict.refused)
+            journal.write(PreloadRefused(reason=verdict.refused))
 
     def _outcome(self) -> Verdict:
         limit = time.monotonic() + IMPORT_SECONDS

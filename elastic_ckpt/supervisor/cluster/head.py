@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from elastic_ckpt.journal.events import NodeJoined, NodeLeft, WaitingForNodes
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import Gathering
@@ -61,8 +62,9 @@ class HeadRole(ClusterRole):
     def _on_nodes(self, run: Supervisor, nodes: Nodes) -> None:
         before, self._nodes = self._nodes, nodes
         for name in sorted(set(nodes.present) ^ set(before.present)):
-            what = "joined" if name in nodes.present else "left"
-            run.ports.journal.write(f"node_{what}", name=name)
+            joined = name in nodes.present
+            event, what = (NodeJoined, "joined") if joined else (NodeLeft, "left")
+            run.ports.journal.write(event(name=name))
             run.record.say(f"node {name} {what}: {len(nodes.present)} here")
         run.record.update(present=nodes.present)
 
@@ -90,7 +92,7 @@ class HeadRole(ClusterRole):
             run.record.say(
                 f"waiting up to {limit} for nodes: {present} of at least {self._min} are here"
             )
-            run.ports.journal.write("waiting", present=present, needed=self._min)
+            run.ports.journal.write(WaitingForNodes(present=present, needed=self._min))
             run.record.update(message=f"waiting for nodes: at least {self._min} are needed")
         elif now - self._waiting_since > run.settings.gather_seconds:
             waited = f"fewer than {self._min} nodes for {run.settings.gather_seconds:.0f} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.journal.events import HeadNodeLost
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
@@ -113,7 +114,7 @@ class MemberRole(ClusterRole):
         run.is_launched = False
         self._apart_since = run.now
         head = run.record.node.head
-        run.ports.journal.write("head_lost", head=head, why=why)
+        run.ports.journal.write(HeadNodeLost(head=head, why=why))
         if run.shutdown.is_decided:
             return
         message = f"{head} does not answer ({why})"

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, product
-from pathlib import Path
-from typing import Any, Final, get_args
+from pathlib import PurePath
+from typing import Final, get_args
 
-import msgspec
+from msgspec.structs import replace
 
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.paths import checkpoint_key
-from elastic_ckpt.journal.journal import JournalEvent
-from elastic_ckpt.journal.time_account import TimeAccount, number
+from elastic_ckpt.journal.events import (
+    AttemptRecovered,
+    Crashed,
+    Drained,
+    DrainFailed,
+    JournalEvent,
+    MemoryRefused,
+    Quarantined,
+    RunEnded,
+    RunStarted,
+    Saved,
+    SaveFailed,
+    WorkersLaunched,
+)
+from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.policy.failure import FailureClass
 
 BOUNDS_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -37,7 +50,7 @@ _PREEMPTED: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED)
 _REMEMBERED: Final = 64
 """Checkpoints of a tier: those behind the newest count only once that is set aside."""
 
-_Key = tuple[float, float]
+_Key = tuple[int, int]
 
 
 class Durations:
@@ -68,9 +81,9 @@ class Newest:
         bytes: None where nobody has said.
     """
 
-    step: float
+    step: int
     wall: float
-    bytes: float | None
+    bytes: int | None
 
 
 class JobHistory:
@@ -95,32 +108,40 @@ class JobHistory:
         self.stall_seconds = 0.0
         self._sealed: dict[str, dict[_Key, Newest]] = {tier: {} for tier in TIERS}
         self._launched = self._running = False
-        self._exit_code: Any = None  # of the last run
+        self._exit_code: int | None = None  # of the last run
         self._cause = ""  # of the next launch; empty if nobody has said why there should be one
 
-    def observe(self, event: JournalEvent, wall: float | None = None) -> None:
-        """Take the next event into account.
+    def observe(self, entry: JournalEntry, wall: float | None = None) -> None:
+        """Take the next entry into account.
 
         Args:
-            wall: when it was, for the account of time; as it says itself if not given.
+            wall: when it was, for the account of time; the entry's own time by default.
         """
-        if event.data.get("follows"):
+        event = entry.event
+        if event.follows:
             return
-        self.time.observe(event if wall is None else msgspec.structs.replace(event, wall=wall))
-        match event.event:
-            case "start" | "launch" | "crash" | "end":
-                self._count_restart(event.event, event.data)
-            case "saved" | "save_failed":
-                self._count_save(event)
-            case "drained" | "drain_failed":
-                self._count_drain(event)
-            case "recovered" if event.data.get("what") == "sealed":
-                self._seal("disk", _named(event.data), event.wall, None)
-            case "quarantined":
+        self.time.observe(entry if wall is None else replace(entry, wall=wall))
+        self._count_restart(event)
+        match event:
+            case Saved():
+                self._count_save(entry.wall, event)
+            case SaveFailed():
+                self.stall_seconds += event.stall_seconds
+                self.save_failures += 1
+            case Drained(bytes=size):
+                self.drain_durations.add(event.seconds)
+                self._seal("disk", checkpoint_key(PurePath(event.path).name), entry.wall, size)
+            case DrainFailed():
+                self.drain_failures += 1
+            case AttemptRecovered(what="sealed"):
+                self._seal("disk", checkpoint_key(PurePath(event.path).name), entry.wall, None)
+            case Quarantined():
                 self.quarantined += 1
+                key = checkpoint_key(PurePath(event.path).name)
                 for found in self._sealed.values():
-                    found.pop(_named(event.data), None)
-            case "memory_refused":
+                    if key is not None:
+                        found.pop(key, None)
+            case MemoryRefused():
                 self._sealed["memory"].clear()
 
     def newest(self, tier: str) -> Newest | None:
@@ -130,23 +151,23 @@ class JobHistory:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _count_restart(self, what: str, data: dict[str, Any]) -> None:
-        match what:
-            case "start":
+    def _count_restart(self, event: JournalEvent) -> None:
+        match event:
+            case RunStarted():
                 self._cause = self._why_again()
                 self._running = True
                 self._sealed["memory"].clear()  # it ends with a run
-            case "crash":
-                kind = _known(data.get("kind"), CRASHES)
+            case Crashed():
+                kind = _known(event.kind, CRASHES)
                 self.crashes[kind] += 1
                 self._cause = "resize" if kind == FailureClass.MEMBERSHIP.value else "failure"
-            case "launch":
+            case WorkersLaunched():
                 if self._launched:
                     self.restarts[self._cause or "resize"] += 1
                 self._launched, self._cause = True, ""
-            case "end":
+            case RunEnded():
                 self._running = False
-                self._exit_code = data.get("exit_code")
+                self._exit_code = event.exit_code
 
     def _why_again(self) -> str:
         """Why there is another run."""
@@ -154,29 +175,16 @@ class JobHistory:
             return "failure"  # the one before was killed, and could not say that it ends
         return "preemption" if self._exit_code in _PREEMPTED else OTHER
 
-    def _count_save(self, event: JournalEvent) -> None:
-        data = event.data
-        self.stall_seconds += _amount(data.get("stall_seconds"))
-        if event.event == "save_failed":
-            self.save_failures += 1
+    def _count_save(self, wall: float, event: Saved) -> None:
+        self.stall_seconds += event.stall_seconds or 0.0
+        if event.tier not in TIERS:
             return
-        tier = data.get("tier")
-        if tier not in TIERS:
-            return
-        self.saves[_known(data.get("reason"), REASONS), tier] += 1
-        self.save_durations[tier].add(_amount(data.get("seconds")))
-        key = _amount(data.get("epoch")), _amount(data.get("step"))
-        self._seal(tier, key, event.wall, _amount(data.get("bytes")))
+        self.saves[_known(event.reason, REASONS), event.tier] += 1
+        self.save_durations[event.tier].add(event.seconds)
+        self._seal(event.tier, (event.epoch, event.step), wall, event.bytes or 0)
 
-    def _count_drain(self, event: JournalEvent) -> None:
-        if event.event == "drain_failed":
-            self.drain_failures += 1
-            return
-        self.drain_durations.add(_amount(event.data.get("seconds")))
-        self._seal("disk", _named(event.data), event.wall, _amount(event.data.get("bytes")))
-
-    def _seal(self, tier: str, key: _Key, wall: float, size: float | None) -> None:
-        if key == _NO_KEY:
+    def _seal(self, tier: str, key: _Key | None, wall: float, size: int | None) -> None:
+        if key is None:
             return
         found = self._sealed[tier]
         found[key] = Newest(key[1], wall, size)
@@ -184,21 +192,5 @@ class JobHistory:
             del found[min(found)]
 
 
-_NO_KEY: Final = (-1.0, -1.0)
-
-
-def _named(data: dict[str, Any]) -> _Key:
-    """(epoch, step) of the checkpoint that an event is about, by its name."""
-    path = data.get("path")
-    found = checkpoint_key(Path(path).name) if isinstance(path, str) else None
-    return _NO_KEY if found is None else (float(found[0]), float(found[1]))
-
-
-def _known(word: Any, words: Iterable[str]) -> str:
-    return word if isinstance(word, str) and word in words else OTHER
-
-
-def _amount(value: Any) -> float:
-    """A number that can be added up, whatever stands there."""
-    found = number(value, 0.0)
-    return found if 0.0 <= found < math.inf else 0.0
+def _known(word: str, words: Iterable[str]) -> str:
+    return word if word in words else OTHER

@@ -11,10 +11,10 @@ from typing import Final, TypeVar
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import (
     CLOCK_STEP_SECONDS,
-    JournalEvent,
     JournalTail,
     read_journal,
 )
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.supervisor.metrics.counts import JobHistory
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class JournalFeed:
             self._done = asked
             self._changed.notify_all()
 
-    def _take(self, events: list[JournalEvent]) -> None:
+    def _take(self, events: list[JournalEntry]) -> None:
         if self._history is None:
             return
         for event in events:
@@ -119,13 +119,13 @@ class JournalFeed:
             self._history.observe(event, steady if was_set else None)
 
 
-def _rest(tail: JournalTail) -> list[JournalEvent]:
+def _rest(tail: JournalTail) -> list[JournalEntry]:
     """All that there is by now."""
-    events: list[JournalEvent] = []
+    events: list[JournalEntry] = []
     while found := tail.read():
         events += found
     return events
 
 
-def _identity(event: JournalEvent) -> tuple[str, str, int, int, float]:
-    return event.event, event.node, event.pid, event.rank, event.monotonic
+def _identity(event: JournalEntry) -> tuple[str, str, int, int, float]:
+    return event.name, event.node, event.pid, event.rank, event.monotonic

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
 from elastic_ckpt.policy.emergency import Choice
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.slot import Slot
@@ -80,11 +81,12 @@ class SaveAdviser:
         outlook = self._forecast.outlook(grace_left, slots, now, undrained)
         choice = self._forecast.noticed(outlook, now)
         self._journal.note(
-            "choice",
-            kind=choice.kind.value,
-            predicted_seconds=choice.predicted_seconds,
-            seconds_left=grace_left,
-            why=choice.why,
+            EmergencyChosen(
+                kind=choice.kind.value,
+                predicted_seconds=choice.predicted_seconds,
+                seconds_left=grace_left,
+                why=choice.why,
+            )
         )
         return choice
 
@@ -110,4 +112,4 @@ class SaveAdviser:
     def _tell(self, before: OptimalInterval | None) -> None:
         after = self.interval
         if before is not None and after is not None and after.seconds != before.seconds:
-            self._journal.write("save_interval", seconds=after.seconds, why=after.why)
+            self._journal.write(SaveIntervalChanged(seconds=after.seconds, why=after.why))

@@ -24,6 +24,7 @@ from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import Drained, DrainFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.util.progress import Advance, in_lines
 from elastic_ckpt.util.text import printable
@@ -243,12 +244,13 @@ class Drainer:
         log.info("step %d to the disk: %s, %.3f s", seal.step, error or "done", seconds)
         if error is None:
             self._journal.write(
-                "drained",
-                path=str(self._job.checkpoint(seal.epoch, seal.step)),
-                step=seal.step,
-                bytes=task.bytes,
-                seconds=seconds,
-                cpu_seconds=task.cpu_seconds,
+                Drained(
+                    path=str(self._job.checkpoint(seal.epoch, seal.step)),
+                    step=seal.step,
+                    bytes=task.bytes,
+                    seconds=seconds,
+                    cpu_seconds=task.cpu_seconds,
+                )
             )
             self._retainer.after_save()
             return
@@ -256,7 +258,7 @@ class Drainer:
         if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):
             task.sealed.generation.clear()  # nobody can make it whole again
         why = printable(str(error)) or type(error).__name__
-        self._journal.write("drain_failed", step=seal.step, seconds=seconds, error=why)
+        self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:
             self._said = why
             self._say(f"step {seal.step} stays in memory, it cannot be written to the disk: {why}")

@@ -7,19 +7,15 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.journal.journal import JournalEvent
-from elastic_ckpt.journal.time_account import number
+from elastic_ckpt.journal.events import Drained, EmergencySaved, Saved
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.emergency import Choice, Outlook, choose, save_seconds
 from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.ports import DirectoryPort, JournalPort
 
-_ROUTES: Final = {
-    ("saved", "memory"): Route.MEMORY,
-    ("saved", "disk"): Route.DISK,
-    ("drained", None): Route.DRAIN,
-}
-"""Which events measure which route: the event's name and its ``tier``."""
+_ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK}
+"""Which route a save measures, by its tier."""
 
 
 class SaveForecast:
@@ -68,17 +64,15 @@ class SaveForecast:
         size = self.predictor.last_bytes
         return save_seconds(self.predictor, Outlook(math.inf, 0.0, size)) if size else None
 
-    def learn(self, event: JournalEvent) -> None:
-        """Take a new event of this node's journal into account."""
-        tier = event.data.get("tier")
-        route = _ROUTES.get((event.event, tier if isinstance(tier, str) else None))
-        if route is None:
-            return
-        size, seconds = (number(event.data.get(name), 0.0) for name in ("bytes", "seconds"))
-        self.predictor.observe(route, size, seconds)
-        self._learned = True
-        if self._waiting and event.data.get("reason") == "emergency":
-            self._compare(event)
+    def learn(self, entry: JournalEntry) -> None:
+        """Take a new entry of this node's journal into account."""
+        match entry.event:
+            case Saved(tier="memory" | "disk" as tier, bytes=size, seconds=seconds) as event:
+                self._observe(_ROUTES[tier], size, seconds)
+                if self._waiting and event.reason == "emergency":
+                    self._compare(event.step, entry.monotonic)
+            case Drained(bytes=size, seconds=seconds):
+                self._observe(Route.DRAIN, size, seconds)
 
     def keep(self) -> None:
         """Keep what was learned for the next run, if anything was."""
@@ -86,13 +80,18 @@ class SaveForecast:
             self._directory.write_predictor(copy.deepcopy(self.predictor))
             self._learned = False
 
-    def _compare(self, event: JournalEvent) -> None:
+    def _observe(self, route: Route, size: int | None, seconds: float) -> None:
+        self.predictor.observe(route, size or 0, seconds)
+        self._learned = True
+
+    def _compare(self, step: int, saved_at: float) -> None:
         """Journal how long the emergency save took, from the notice until it was on the disk."""
         self._journal.write(
-            "emergency_save",
-            step=event.data.get("step"),
-            predicted_seconds=self._predicted,
-            actual_seconds=event.monotonic - self._noticed,
+            EmergencySaved(
+                step=step,
+                predicted_seconds=self._predicted,
+                actual_seconds=saved_at - self._noticed,
+            )
         )
 
 

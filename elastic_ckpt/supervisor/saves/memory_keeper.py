@@ -18,6 +18,7 @@ from elastic_ckpt.checkpoint.memory.tier import (
     sweep,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -58,7 +59,7 @@ class MemoryKeeper:
         if place is None:
             return cls(None, None)
         for path in sweep(place):
-            journal.write("memory_removed", path=str(path))
+            journal.write(MemoryRemoved(path=str(path)))
         try:
             owned = OwnedTier(place, job, settings.node)
         except MemoryUnusable as error:
@@ -69,7 +70,7 @@ class MemoryKeeper:
         adopted = drainer.adopt()
         for one in adopted:
             say(f"step {one.seal.step} of a killed run is in memory: bringing it to the disk")
-            journal.write("adopted", step=one.seal.step, path=str(one.generation.slot))
+            journal.write(MemoryAdopted(step=one.seal.step, path=str(one.generation.slot)))
         drainer.hurry()
         return cls(owned, drainer)
 

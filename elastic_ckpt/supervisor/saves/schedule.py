@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
+from elastic_ckpt.journal.events import Saved
 from elastic_ckpt.journal.failure_rate import FailureHistory
-from elastic_ckpt.journal.journal import JournalEvent
-from elastic_ckpt.journal.time_account import number
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.interval import (
     FIRST_INTERVAL,
     SaveInterval,
@@ -33,7 +33,7 @@ class SaveSchedule:
     """
 
     def __init__(
-        self, interval: SaveInterval, mtbf: float, history: Iterable[JournalEvent] = ()
+        self, interval: SaveInterval, mtbf: float, history: Iterable[JournalEntry] = ()
     ) -> None:
         """Begin with what earlier runs of the job show.
 
@@ -47,8 +47,8 @@ class SaveSchedule:
         self._costs: deque[float] = deque(maxlen=_COSTS)
         self._failures = FailureHistory()
         self._next = math.inf
-        for event in history:
-            self._take_in(event)
+        for entry in history:
+            self._take_in(entry)
 
     def begin(self, now: float, wall: float) -> None:
         """An incarnation has begun to train; ``wall`` is ``now`` in seconds since the epoch."""
@@ -62,24 +62,23 @@ class SaveSchedule:
         self._arm(now)
         return True
 
-    def learn(self, event: JournalEvent) -> None:
+    def learn(self, entry: JournalEntry) -> None:
         """Take a new event of this node's journal into account.
 
         With ``auto`` a save that was made for whatever reason is as good as one that was due.
         """
         if self.optimal is None:
             return
-        self._take_in(event)
-        if event.event == "saved":
-            self._estimate(event.wall)
-            self._arm(event.monotonic - number(event.data.get("seconds"), 0.0))
+        self._take_in(entry)
+        if isinstance(entry.event, Saved):
+            self._estimate(entry.wall)
+            self._arm(entry.monotonic - entry.event.seconds)
 
-    def _take_in(self, event: JournalEvent) -> None:
-        self._failures.observe(event)
-        if event.event == "saved":
-            cost = number(event.data.get("stall_seconds"), None)
-            if cost is not None and 0 <= cost <= _MAX_COST_SECONDS:
-                self._costs.append(cost)
+    def _take_in(self, entry: JournalEntry) -> None:
+        self._failures.observe(entry)
+        cost = entry.event.stall_seconds if isinstance(entry.event, Saved) else None
+        if cost is not None and cost <= _MAX_COST_SECONDS:
+            self._costs.append(cost)
 
     def _estimate(self, wall: float) -> None:
         if self.optimal is None or not self._costs:

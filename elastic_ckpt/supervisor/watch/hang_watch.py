@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from elastic_ckpt.journal.events import HangFound
 from elastic_ckpt.policy.hang import Hang, HangDetector, Silence, StalledNode
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.ports import BoardPort, Clock, HostPort, JournalPort
@@ -99,12 +100,13 @@ class HangWatch:
             {number: stack.own for number, stack in stacks.items() if stack.own},
         )
         self._journal.write(
-            "hang",
-            rank=Hang.of([stuck]).rank,
-            step=max(silence.entered for silence in silences),
-            idle_seconds=min(silence.idle_seconds for silence in silences),
-            phases={str(silence.rank): silence.phase for silence in silences},
-            stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
+            HangFound(
+                rank=Hang.of([stuck]).rank,
+                step=max(silence.entered for silence in silences),
+                idle_seconds=min(silence.idle_seconds for silence in silences),
+                phases={str(silence.rank): silence.phase for silence in silences},
+                stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
+            )
         )
         if incarnation == self._incarnations:
             self._found = stuck

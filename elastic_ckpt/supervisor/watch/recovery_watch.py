@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elastic_ckpt.jobdir.node_record import RecoveryRecord
+from elastic_ckpt.journal.events import RecoveryMeasured
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.start_marks import breakdown
 from elastic_ckpt.supervisor.ports import BoardPort, JournalPort
@@ -51,12 +52,13 @@ class RecoveryWatch:
         self._failure = None
         self.last = _record(incarnation, failure, slots)
         self._journal.write(
-            "recovery",
-            incarnation=incarnation,
-            total=self.last.total_seconds,
-            stages=self.last.stages,
-            step=self.last.step,
-            tier=self.last.tier,
+            RecoveryMeasured(
+                incarnation=incarnation,
+                total=self.last.total_seconds,
+                stages=self.last.stages,
+                step=self.last.step,
+                tier=self.last.tier,
+            )
         )
         return True
 

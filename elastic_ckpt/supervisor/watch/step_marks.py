@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from elastic_ckpt.journal.events import StepAgreed, StepMark
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.ports import BoardPort, Clock, JournalPort
 
@@ -60,14 +61,15 @@ class StepMarks:
         self._step = slot.finished
         # What rank 0 reports counts, and it is the first of the node that leads.
         self._journal.note(
-            "steps",
-            step=slot.shown_step,
-            epoch=slot.epoch,
-            sample_start_index=slot.sample_start_index,
-            samples_per_step=slot.samples_per_step,
-            total_steps=slot.total_steps,
-            age_seconds=self._clock.monotonic() - slot.beat / 1e9,
-            metrics=self._board.read_slot(0).metrics,
+            StepMark(
+                step=slot.shown_step,
+                epoch=slot.epoch,
+                sample_start_index=slot.sample_start_index,
+                samples_per_step=slot.samples_per_step,
+                total_steps=slot.total_steps,
+                age_seconds=self._clock.monotonic() - slot.beat / 1e9,
+                metrics=self._board.read_slot(0).metrics,
+            )
         )
 
     def _note_answers(self) -> None:
@@ -76,5 +78,9 @@ class StepMarks:
             if number > self._answered:
                 self._answered = number
                 self._journal.note(
-                    "agreed", request=answer.kind.name.lower(), number=number, step=answer.step
+                    StepAgreed(
+                        request=answer.kind.name.lower(),
+                        number=number,
+                        step=answer.step,
+                    )
                 )

@@ -25,6 +25,7 @@ from elastic_ckpt.checkpoint.verify import (
     verify_quick,
 )
 from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.journal.events import CheckpointVerified
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.util.progress import in_lines, unwatched
@@ -83,12 +84,13 @@ class Candidate(ABC):
         log.info("%s, after %.3f s", f"rejected: {reason}" if reason else "verified", seconds)
         if peers.is_leader:
             self._runtime.journal.write(
-                "verified",
-                path=str(self._path),
-                intact=not reason,
-                why=reason,
-                how="sizes, in memory" if self.in_memory else "every byte",
-                seconds=seconds,
+                CheckpointVerified(
+                    path=str(self._path),
+                    intact=not reason,
+                    why=reason,
+                    how="sizes, in memory" if self.in_memory else "every byte",
+                    seconds=seconds,
+                )
             )
         return reason
 

@@ -12,6 +12,7 @@ from elastic_ckpt.checkpoint.memory.tier import Sealed, check_covers
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.errors import CheckpointRejected, NotSealed, NoUsableCheckpoint
 from elastic_ckpt.jobdir.paths import checkpoint_key
+from elastic_ckpt.journal.events import MemoryRefused, Quarantined
 from elastic_ckpt.training.runtime import Runtime
 
 MAX_QUARANTINED: Final = 2
@@ -44,7 +45,7 @@ class Choice:
 
         def reject() -> None:
             if in_memory:
-                self._runtime.journal.write("memory_refused", path=str(path), reason=reason)
+                self._runtime.journal.write(MemoryRefused(path=str(path), reason=reason))
             elif os.path.lexists(path):  # it may have been deleted meanwhile
                 self._quarantine(path, reason)
                 self._set_aside += 1
@@ -95,7 +96,7 @@ class Choice:
 
     def _quarantine(self, path: Path, reason: str) -> None:
         target = set_aside(self._runtime.job, path, reason)
-        self._runtime.journal.write("quarantined", path=str(path), to=str(target), reason=reason)
+        self._runtime.journal.write(Quarantined(path=str(path), to=str(target), reason=reason))
 
 
 def locate(runtime: Runtime, path: Path) -> Path:

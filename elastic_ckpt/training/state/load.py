@@ -18,6 +18,7 @@ from elastic_ckpt.errors import (
     CheckpointRejected,
     ElasticCkptError,
 )
+from elastic_ckpt.journal.events import CheckpointLoaded, RestoredInexactly, WorldResized
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.candidate import Candidate, Loaded, open_candidate
@@ -134,7 +135,7 @@ def _load(runtime: Runtime, engine: Engine, candidate: Candidate) -> Loaded:
     name, path = loaded.seal.checkpoint_name, str(loaded.path)
     if inexact and peers.is_leader:
         runtime.say(f"{name} is not restored bit for bit: {inexact}")
-        runtime.journal.write("inexact", path=path, reason=inexact)
+        runtime.journal.write(RestoredInexactly(path=path, reason=inexact))
     seconds, size = time.monotonic() - started, loaded.seal.total_bytes
     log.info("loaded %s from %s: %d bytes, %.3f s", name, path, size, seconds)
     if peers.is_leader:
@@ -146,17 +147,18 @@ def _load(runtime: Runtime, engine: Engine, candidate: Candidate) -> Loaded:
 def _write_journal(runtime: Runtime, loaded: Loaded, seconds: float) -> None:
     seal, ranks = loaded.seal, runtime.peers.world_size
     runtime.journal.write(
-        "loaded",
-        path=str(runtime.job.checkpoint(seal.epoch, seal.step)),
-        step=seal.step,
-        epoch=seal.epoch,
-        sample_start_index=seal.sample_start_index,
-        tier=loaded.source.name.lower(),
-        bytes=seal.total_bytes,
-        seconds=seconds,
+        CheckpointLoaded(
+            path=str(runtime.job.checkpoint(seal.epoch, seal.step)),
+            step=seal.step,
+            epoch=seal.epoch,
+            sample_start_index=seal.sample_start_index,
+            tier=loaded.source.name.lower(),
+            bytes=seal.total_bytes,
+            seconds=seconds,
+        )
     )
     if seal.world_size != ranks:
-        runtime.journal.write("resize", before=seal.world_size, now=ranks, step=seal.step)
+        runtime.journal.write(WorldResized(before=seal.world_size, now=ranks, step=seal.step))
 
 
 def _layout(engine: EngineInfo, world_size: int) -> str:

@@ -19,6 +19,7 @@ from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
+from elastic_ckpt.journal.events import SaveBegun, Saved, SaveFailed
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -117,10 +118,10 @@ class Save:
         log.info("saving step %d: %s", step, self.reason, extra={"step": step})
         with self._standing_still():
             if self._runtime.peers.is_leader:
+                position, reason = self.position, self._snapshot.reason
                 self._runtime.journal.note(
-                    "save_begun", step=self.position.step, epoch=self.position.epoch,
-                    reason=self._snapshot.reason,
-                )  # fmt: skip
+                    SaveBegun(step=position.step, epoch=position.epoch, reason=reason)
+                )
             while not self._try(overlap):
                 pass
 
@@ -209,11 +210,12 @@ class Save:
             log.warning("step %d could not be saved: %s", self.position.step, error)
             if runtime.peers.is_leader:
                 runtime.journal.write(
-                    "save_failed",
-                    step=self.position.step,
-                    reason=self._snapshot.reason,
-                    error=str(error),
-                    stall_seconds=self._stall + time.monotonic() - self._standing_since,
+                    SaveFailed(
+                        step=self.position.step,
+                        reason=self._snapshot.reason,
+                        error=str(error),
+                        stall_seconds=self._stall + time.monotonic() - self._standing_since,
+                    )
                 )
             raise
         finally:
@@ -233,19 +235,20 @@ class Save:
         if not runtime.peers.is_leader:
             return
         runtime.journal.write(
-            "saved",
-            path=str(runtime.job.checkpoint(self.position.epoch, step)),
-            step=step,
-            epoch=self.position.epoch,
-            sample_start_index=self.position.sample_start_index,
-            reason=reason,
-            tier=target.tier,
-            attempt=target.identity,
-            bytes=size,
-            seconds=seconds,
-            stall_seconds=stall,
-            world_size=runtime.peers.world_size,
-            metrics=self._snapshot.metrics,
+            Saved(
+                path=str(runtime.job.checkpoint(self.position.epoch, step)),
+                step=step,
+                epoch=self.position.epoch,
+                sample_start_index=self.position.sample_start_index,
+                reason=reason,
+                tier=target.tier,
+                attempt=target.identity,
+                bytes=size,
+                seconds=seconds,
+                stall_seconds=stall,
+                world_size=runtime.peers.world_size,
+                metrics=self._snapshot.metrics,
+            )
         )
         # An emergency save ends this process; what is in memory is pruned behind its drain.
         if reason != "emergency" and target.tier == "disk":

@@ -43,7 +43,7 @@ def names(job: JobDirectory) -> list[str]:
 
 
 def events(job: JobDirectory) -> list[tuple[str, object]]:
-    return [(event.event, event.data.get("step")) for event in read_journal(job)]
+    return [(event.name, event.data.get("step")) for event in read_journal(job)]
 
 
 def never() -> bool:
@@ -178,7 +178,7 @@ def test_what_cannot_be_removed_is_journaled_with_the_reason(
     monkeypatch.setattr(os, "rename", refuse)
     retainer.make_room()
     [event] = read_journal(job)
-    assert event.event == "prune_failed"
+    assert event.name == "prune_failed"
     assert event.data["error"] == f"cannot be removed: {os.strerror(errno.EACCES)}"
 
 

@@ -28,6 +28,7 @@ from elastic_ckpt.jobdir.node_record import (
     ProcessIdentity,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import EmergencySaved, Saved, StateChanged, Unknown
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
@@ -512,7 +513,7 @@ def test_what_verify_found_stands_in_the_journal(cli: Command, job: JobDirectory
     flip_bit(make_checkpoint(job, 20) / MODEL)
     assert cli("verify", job.root).code == 0 and read_journal(job) == []  # sizes alone
     assert cli("verify", "--full", "--quarantine", job.root).code == 65
-    told = [(event.event, event.data.get("intact")) for event in read_journal(job)]
+    told = [(event.name, event.data.get("intact")) for event in read_journal(job)]
     assert told == [("verified", False), ("verified", True), ("quarantined", None)]
 
 
@@ -531,7 +532,7 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
         slot.step(15 + rank, 14 + rank, 1, 8 * (14 + rank))
     make_checkpoint(job, 10)
     (make_checkpoint(job, 12) / MODEL).unlink()
-    Journal(job, "here").write("saved", step=10, reason="interval", seconds=1.5, stall_seconds=0.5)
+    Journal(job, "here").write(Saved(step=10, reason="interval", seconds=1.5, stall_seconds=0.5))
     me = ProcessIdentity.current()
     write_record(
         job, RunState.RUNNING, me, board=board.path, incarnation=3, failures=1, preemptions=2,
@@ -595,15 +596,15 @@ def test_status_compares_the_last_emergency_save_with_its_prediction(
 ) -> None:
     """Beside the newest save, which a later run may have made since."""
     journal = Journal(job, "here")
-    journal.write("saved", step=10, reason="emergency", seconds=2.5, stall_seconds=2.5)
-    journal.write("emergency_save", step=10, predicted_seconds=predicted, actual_seconds=2.8)
+    journal.write(Saved(step=10, reason="emergency", seconds=2.5, stall_seconds=2.5))
+    journal.write(EmergencySaved(step=10, predicted_seconds=predicted, actual_seconds=2.8))
     write_record(job, RunState.PREEMPTED, ProcessIdentity.current())
     view = cli("status", "--json", job.root).json
     assert view["last_emergency_save"] == {"predicted_seconds": predicted, "actual_seconds": 2.8}
     save = view["last_save"]
     assert (save["predicted_seconds"], save["actual_seconds"]) == (predicted, 2.5)
     assert text in cli("status", job.root).out
-    journal.write("saved", step=20, reason="interval", seconds=1.0, stall_seconds=1.0)
+    journal.write(Saved(step=20, reason="interval", seconds=1.0, stall_seconds=1.0))
     view = cli("status", "--json", job.root).json
     assert view["last_save"]["predicted_seconds"] is None
     assert text in cli("status", job.root).out
@@ -686,8 +687,9 @@ def test_status_of_a_torn_record(cli: Command, job: JobDirectory) -> None:
 def test_status_of_a_journal_with_odd_values(cli: Command, job: JobDirectory) -> None:
     """What another version wrote there is no traceback."""
     journal = Journal(job, "here")
-    journal.write("state", state="running")
-    journal.write("saved", reason=None, seconds=None, stall_seconds=None, predicted_seconds="?")
+    journal.write(StateChanged(state="running"))
+    odd = {"step": 1, "reason": None, "seconds": None, "predicted_seconds": "?"}
+    journal.write(Unknown(name="saved", data=odd))
     assert cli("status", "--json", job.root).json["last_save"] is not None
     assert cli("status", job.root).code == 2
 
@@ -716,7 +718,7 @@ def shown(job: JobDirectory) -> Iterator[JobDirectory]:
     slot = board.rank_slot(0)
     slot.launched(0, os.getpid())
     slot.attach(0)
-    Journal(job, "here").write("saved", step=10, reason="interval", seconds=1.5, stall_seconds=0.5)
+    Journal(job, "here").write(Saved(step=10, reason="interval", seconds=1.5, stall_seconds=0.5))
     notice = NoticeRecord("signal", "SIGTERM", time.monotonic() + 100.0)
     write_record(
         job, RunState.DRAINING, ProcessIdentity.current(), board=board.path, notice=notice,

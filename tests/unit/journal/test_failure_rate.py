@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 
 from elastic_ckpt.journal.failure_rate import FailureHistory
+from elastic_ckpt.journal.line import JournalEntry
+from tests.journals import happened
+
+START, NOTICE = happened(0, "start"), happened(50, "notice")
+RUNNING = happened(10, "state", {"state": "running"})
 
 
-@dataclass
-class Entry:
-    """A line of a journal: seconds on the wall clock, what happened, its fields."""
-
-    wall: float
-    event: str
-    data: dict[str, Any] = field(default_factory=dict)
+def saved(wall: float) -> JournalEntry:
+    return happened(wall, "saved", {"step": 1, "reason": "emergency"})
 
 
-START, NOTICE = Entry(0, "start"), Entry(50, "notice")
-RUNNING = Entry(10, "state", {"state": "running"})
+def ended(wall: float, kind: str) -> JournalEntry:
+    return happened(wall, "ended", {"kind": kind})
 
 
-def saved(wall: float) -> Entry:
-    return Entry(wall, "saved", {"reason": "emergency"})
-
-
-def ended(wall: float, kind: str) -> Entry:
-    return Entry(wall, "ended", {"kind": kind})
-
-
-def end(wall: float, code: int | None) -> Entry:
-    return Entry(wall, "end", {"exit_code": code})
+def end(wall: float, code: int | None) -> JournalEntry:
+    return happened(wall, "end", {"exit_code": code})
 
 
 @pytest.mark.parametrize(
@@ -44,9 +33,9 @@ def end(wall: float, code: int | None) -> Entry:
             [START, RUNNING, ended(100, "completed"), end(101, 0)], 0, 90.0, id="it finished"
         ),
         pytest.param(
-            [START, RUNNING, ended(60, "crashed"), Entry(60, "crash")], 1, 50.0, id="a crash"
+            [START, RUNNING, ended(60, "crashed"), happened(60, "crash")], 1, 50.0, id="a crash"
         ),
-        pytest.param([START, RUNNING, Entry(60, "crash")], 1, 50.0, id="the agent died"),
+        pytest.param([START, RUNNING, happened(60, "crash")], 1, 50.0, id="the agent died"),
         pytest.param(
             [START, RUNNING, NOTICE, saved(55), ended(56, "stopped"), end(57, 75)], 0, 46.0,
             id="a preemption that was saved",
@@ -64,27 +53,27 @@ def end(wall: float, code: int | None) -> Entry:
             [START, NOTICE, end(51, 76)], 0, 0.0, id="a notice before the first step",
         ),
         pytest.param(
-            [START, RUNNING, ended(40, "crashed"), Entry(40, "crash"), NOTICE, end(51, 76)], 1,
+            [START, RUNNING, ended(40, "crashed"), happened(40, "crash"), NOTICE, end(51, 76)], 1,
             30.0, id="a notice between two incarnations",
         ),
         pytest.param(
-            [START, RUNNING, saved(40), Entry(1000, "start")], 1, 30.0, id="gone without notice"
+            [START, RUNNING, saved(40), happened(1000, "start")], 1, 30.0, id="gone without notice"
         ),
         pytest.param(
-            [START, RUNNING, NOTICE, saved(55), Entry(1000, "start")], 0, 45.0,
+            [START, RUNNING, NOTICE, saved(55), happened(1000, "start")], 0, 45.0,
             id="gone during the notice, behind the save",
         ),
         pytest.param(
-            [START, RUNNING, NOTICE, Entry(1000, "start")], 1, 40.0,
+            [START, RUNNING, NOTICE, happened(1000, "start")], 1, 40.0,
             id="gone during the notice, before the save",
         ),
         pytest.param(
-            [START, RUNNING, saved(40), NOTICE, Entry(1000, "start")], 1, 40.0,
+            [START, RUNNING, saved(40), NOTICE, happened(1000, "start")], 1, 40.0,
             id="a save before the notice does not hold what came behind it",
         ),
     ],
 )  # fmt: skip
-def test_what_counts(entries: list[Entry], failures: int, seconds: float) -> None:
+def test_what_counts(entries: list[JournalEntry], failures: int, seconds: float) -> None:
     history = FailureHistory()
     for entry in entries:
         history.observe(entry)
@@ -102,8 +91,8 @@ def test_the_incarnation_that_runs_counts_up_to_now() -> None:
 def test_a_night_in_the_queue_is_no_time_to_fail_in() -> None:
     history = FailureHistory()
     entries = [START, RUNNING, NOTICE, saved(55), ended(56, "stopped"), end(57, 75),
-               Entry(9000, "start"), Entry(9010, "state", {"state": "running"}),
-               ended(9030, "crashed"), Entry(9030, "crash")]  # fmt: skip
+               happened(9000, "start"), happened(9010, "state", {"state": "running"}),
+               ended(9030, "crashed"), happened(9030, "crash")]  # fmt: skip
     for entry in entries:
         history.observe(entry)
     assert (history.failures, history.trained_seconds(now=9999.0)) == (1, 46.0 + 20.0)

@@ -13,6 +13,7 @@ import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal import journal as journals
+from elastic_ckpt.journal.events import Crashed, RunStarted, Saved, StateChanged, StepMark, Unknown
 from elastic_ckpt.journal.journal import (
     MAX_LINE_BYTES,
     MAX_TAIL_BYTES,
@@ -27,13 +28,15 @@ from tests.checkpoints import open_job
 WRITER = """
 import sys
 from pathlib import Path
+from elastic_ckpt.journal.events import Unknown
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.jobdir.paths import JobDirectory
 
 journal = Journal(JobDirectory(Path(sys.argv[1])), "here")
 sys.stdin.read(1)
 for number in range(int(sys.argv[2])):
-    journal.write("event", number=number, filler="x" * (number * 37 % 5000))
+    data = {"number": number, "filler": "x" * (number * 37 % 5000)}
+    journal.write(Unknown(name="event", data=data))
 """
 
 
@@ -43,15 +46,15 @@ def job(tmp_path: Path) -> JobDirectory:
 
 
 def names(job: JobDirectory) -> list[str]:
-    return [event.event for event in read_journal(job)]
+    return [event.name for event in read_journal(job)]
 
 
 def test_events_are_read_as_they_were_written(job: JobDirectory) -> None:
     """With node, pid, both clocks and the event's own fields."""
-    Journal(job, "here").write("saved", step=10, reason="interval", path=None)
+    Journal(job, "here").write(Saved(step=10, reason="interval", bytes=None))
     [event] = read_journal(job)
-    assert (event.event, event.node) == ("saved", "here")
-    assert event.data == {"step": 10, "reason": "interval", "path": None}
+    assert (event.name, event.node) == ("saved", "here")
+    assert event.event == Saved(step=10, reason="interval", bytes=None)
     assert event.pid > 0 and event.wall > 1e9 and event.monotonic > 0
 
 
@@ -59,20 +62,20 @@ def test_the_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None
     """A node's own order is kept."""
     one, two = Journal(job, "one"), Journal(job, "two")
     for number in range(3):
-        one.write(f"one-{number}")
-        two.write(f"two-{number}")
+        one.write(Unknown(name=f"one-{number}"))
+        two.write(Unknown(name=f"two-{number}"))
     events = read_journal(job)
     assert len(events) == 6
     assert [event.wall for event in events] == sorted(event.wall for event in events)
-    assert [event.event for event in events if event.node == "two"] == ["two-0", "two-1", "two-2"]
+    assert [event.name for event in events if event.node == "two"] == ["two-0", "two-1", "two-2"]
 
 
 @pytest.mark.parametrize("lost", [1, 2, 20])
 def test_a_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
     """A power cut costs the event that it tore; a lost newline alone costs nothing."""
     journal = Journal(job, "here")
-    journal.write("first")
-    journal.write("second")
+    journal.write(Unknown(name="first"))
+    journal.write(Unknown(name="second"))
     path = job.journal("here")
     path.write_bytes(path.read_bytes()[:-lost])
     assert names(job) == (["first", "second"] if lost == 1 else ["first"])
@@ -82,21 +85,21 @@ def test_a_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
 def test_what_follows_a_torn_line_is_not_lost_with_it(job: JobDirectory, lost: int) -> None:
     """The next run's first event begins on a line of its own."""
     journal = Journal(job, "here")
-    journal.write("first")
-    journal.write("torn")
+    journal.write(Unknown(name="first"))
+    journal.write(Unknown(name="torn"))
     path = job.journal("here")
     path.write_bytes(path.read_bytes()[:-lost])
-    journal.write("third")
+    journal.write(Unknown(name="third"))
     assert names(job) == (["first", "torn", "third"] if lost == 1 else ["first", "third"])
 
 
 def test_lines_that_are_no_events_are_skipped(job: JobDirectory) -> None:
     """Whatever stands there, the events around it are read."""
     journal = Journal(job, "here")
-    journal.write("first")
+    journal.write(Unknown(name="first"))
     with job.journal("here").open("ab") as file:
         file.write(b'\n\0\0\0\n{"event": 3}\n[]\n\xff\xfe\n{"event": "no time"}\n')
-    journal.write("last")
+    journal.write(Unknown(name="last"))
     assert names(job) == ["first", "last"]
 
 
@@ -127,9 +130,9 @@ def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
 def test_a_full_disk_never_raises(job: JobDirectory) -> None:
     """The training goes on without a journal."""
     job.journal("here").symlink_to("/dev/full")
-    Journal(job, "here").write("lost")
-    Journal(job, "there").write("kept")
-    assert [event.event for event in read_journal(job)] == ["kept"]
+    Journal(job, "here").write(Unknown(name="lost"))
+    Journal(job, "there").write(Unknown(name="kept"))
+    assert [event.name for event in read_journal(job)] == ["kept"]
 
 
 @pytest.mark.parametrize("place", ["a directory", "below a file", "gone"])
@@ -142,7 +145,7 @@ def test_an_unwritable_journal_never_raises(job: JobDirectory, place: str) -> No
         path.parent.rmdir()
         if place == "below a file":
             path.parent.write_bytes(b"")
-    Journal(job, "here").write("lost")
+    Journal(job, "here").write(Unknown(name="lost"))
     assert read_journal(job) == []
 
 
@@ -150,49 +153,49 @@ def test_an_unwritable_journal_never_raises(job: JobDirectory, place: str) -> No
 def test_what_json_cannot_hold_never_raises(job: JobDirectory, value: object) -> None:
     """A file name that is not UTF-8 in a message must not end the supervisor."""
     journal = Journal(job, "here")
-    journal.write("crash", message=value)
-    journal.write("after")
+    journal.write(Crashed(message=value))
+    journal.write(Unknown(name="after"))
     assert names(job)[-1] == "after"
 
 
 def test_an_event_that_is_too_long_is_not_lost(job: JobDirectory) -> None:
     """That it happened is kept, whatever becomes of its text."""
     journal = Journal(job, "here")
-    journal.write("crash", message="x" * (2 * MAX_LINE_BYTES))
-    journal.write("after")
+    journal.write(Crashed(message="x" * (2 * MAX_LINE_BYTES)))
+    journal.write(Unknown(name="after"))
     assert names(job) == ["crash", "after"]
     assert max(map(len, job.journal("here").read_bytes().splitlines())) <= MAX_LINE_BYTES
 
 
 def heard(tail: JournalTail) -> list[str]:
-    return [event.event for event in tail.read()]
+    return [event.name for event in tail.read()]
 
 
 def test_a_tail_tells_each_new_event_once_and_none_of_before(job: JobDirectory) -> None:
     journal = Journal(job, "here")
-    journal.write("before")
+    journal.write(Unknown(name="before"))
     tail = JournalTail(job, "here")
     assert heard(tail) == []
-    journal.write("one")
-    journal.write("two")
-    Journal(job, "there").write("another node's")
+    journal.write(Unknown(name="one"))
+    journal.write(Unknown(name="two"))
+    Journal(job, "there").write(Unknown(name="another node's"))
     assert heard(tail) == ["one", "two"]
     assert heard(tail) == []
-    journal.write("three")
+    journal.write(Unknown(name="three"))
     assert heard(tail) == ["three"]
 
 
 def test_a_tail_may_be_older_than_its_journal(job: JobDirectory) -> None:
     tail = JournalTail(job, "here")
     assert heard(tail) == []
-    Journal(job, "here").write("first")
+    Journal(job, "here").write(Unknown(name="first"))
     assert heard(tail) == ["first"]
 
 
 def test_a_tail_waits_for_the_rest_of_a_line(job: JobDirectory) -> None:
     journal, path = Journal(job, "here"), job.journal("here")
     tail = JournalTail(job, "here")
-    journal.write("whole")
+    journal.write(Unknown(name="whole"))
     data = path.read_bytes()
     path.write_bytes(data[:-9])
     assert heard(tail) == []
@@ -202,10 +205,10 @@ def test_a_tail_waits_for_the_rest_of_a_line(job: JobDirectory) -> None:
 
 def test_a_tail_begins_anew_with_a_shorter_journal(job: JobDirectory) -> None:
     journal, path = Journal(job, "here"), job.journal("here")
-    journal.write("long", text="x" * 1000)
+    journal.write(Unknown(name="long", data={"text": "x" * 1000}))
     tail = JournalTail(job, "here")
     path.unlink()
-    journal.write("new")
+    journal.write(Unknown(name="new"))
     assert heard(tail) == ["new"]
 
 
@@ -214,10 +217,10 @@ def test_a_tail_reads_much_in_pieces_and_steps_over_what_is_no_line(job: JobDire
     tail = JournalTail(job, "here")
     count = 3 * MAX_TAIL_BYTES // 50_000
     for _ in range(count):
-        journal.write("event", filler="x" * 50_000)
+        journal.write(Unknown(name="event", data={"filler": "x" * 50_000}))
     with path.open("ab") as file:
         file.write(b"x" * (2 * MAX_TAIL_BYTES))
-    journal.write("last")
+    journal.write(Unknown(name="last"))
     pieces = [heard(tail) for _ in range(8)]
     assert [name for piece in pieces for name in piece] == ["event"] * count + ["last"]
     assert len([piece for piece in pieces if piece]) >= 4
@@ -231,7 +234,7 @@ def test_a_tail_reads_nothing_that_is_not_a_journal_of_ours(
     path = job.journal("here")
     other = tmp_path / "other"
     other.mkdir()
-    Journal(job, "here").write("foreign")
+    Journal(job, "here").write(Unknown(name="foreign"))
     path.rename(other / path.name)
     tail = JournalTail(job, "here")
     if what == "a link":
@@ -259,11 +262,11 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(
     journal = Journal(job, "here")
     began = time.monotonic()
     for number in range(200):
-        journal.write("event", number=number)
+        journal.write(Unknown(name="event", data={"number": number}))
     assert time.monotonic() - began < 20 * PATIENCE_SECONDS
     assert read_journal(job) == []
     answers.set()
-    journal.write("last")
+    journal.write(Unknown(name="last"))
     limit = time.monotonic() + 30
     while len(read_journal(job)) < 201 and time.monotonic() < limit:
         time.sleep(0.01)
@@ -275,16 +278,16 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(
 def test_a_child_that_forked_writes_its_own_events(job: JobDirectory) -> None:
     """The writing thread is the parent's; a DataLoader's worker has none."""
     journal = Journal(job, "here")
-    journal.write("parent")
+    journal.write(Unknown(name="parent"))
     pid = os.fork()
     if pid == 0:
         try:
-            journal.write("child")
+            journal.write(Unknown(name="child"))
         finally:
             os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     events = read_journal(job)
-    assert [(event.event, event.pid == pid) for event in events] == [
+    assert [(event.name, event.pid == pid) for event in events] == [
         ("parent", False), ("child", True),
     ]  # fmt: skip
 
@@ -299,7 +302,8 @@ def test_a_long_file_makes_room_for_a_new_one(
     tail = JournalTail(job, "here")
     told = []
     for number in range(60):
-        (journal if number % 3 else other).write("event", number=number, filler="x" * 100)
+        data = {"number": number, "filler": "x" * 100}
+        (journal if number % 3 else other).write(Unknown(name="event", data=data))
         told += [event.data["number"] for event in tail.read()]
     assert told == list(range(60))
     kept = [event.data["number"] for event in read_journal(job)]
@@ -325,17 +329,19 @@ def test_a_clock_that_is_set_moves_no_event(
     ):
         clock[:] = [wall, monotonic]
         # Not through the thread, whose waiting looks at the clock, too.
-        journal._file.append(journal._line(event, {}))
+        journal._file.append(
+            journal._line(Unknown(name=event) if event != "start" else RunStarted())
+        )
     assert [event.wall for event in read_journal(job)] == [1000.0, 1010.0, 1020.0, 1030.0, 4640.0]
 
 
 def test_rank_and_incarnation_stand_in_each_event(job: JobDirectory) -> None:
     journal = Journal(job, "here", rank=3, incarnation=2)
-    journal.write("one")
+    journal.write(Unknown(name="one"))
     journal.incarnation = 4
-    journal.note("two")
-    journal.write("three")  # which comes behind the note
-    found = [(one.event, one.rank, one.incarnation) for one in read_journal(job)]
+    journal.note(Unknown(name="two"))
+    journal.write(Unknown(name="three"))  # which comes behind the note
+    found = [(one.name, one.rank, one.incarnation) for one in read_journal(job)]
     assert found == [("one", 3, 2), ("two", 3, 4), ("three", 3, 4)]
 
 
@@ -345,25 +351,25 @@ def test_without_the_marks_the_account_of_time_is_the_same(
 ) -> None:
     """Of marks in a row the ends are read: a killed run had trained until the last."""
     if rotates:
-        monkeypatch.setattr(journals, "MAX_FILE_BYTES", 4000)
+        monkeypatch.setattr(journals, "MAX_FILE_BYTES", 10_000)
     journal = Journal(job, "here", rotates=rotates)
 
     def train(first: int, last: int) -> None:
         for step in range(first, last):
-            journal.write("steps", step=step, note='{"event":"steps",')
+            journal.write(StepMark(step=step, metrics={'{"event":"steps",': 1.0}))
 
-    journal.write("start")
-    journal.write("state", state="running")
+    journal.write(RunStarted())
+    journal.write(StateChanged(state="running"))
     train(0, 40)
-    journal.write("saved", step=40, stall_seconds=0.0)
+    journal.write(Saved(step=40, stall_seconds=0.0))
     train(40, 80)
-    journal.write("start")  # it was killed
-    journal.write("state", state="running")
+    journal.write(RunStarted())  # it was killed
+    journal.write(StateChanged(state="running"))
     train(40, 140)
     every, few = read_journal(job), read_journal(job, marks=False)
     assert len(few) < len(every) * 0.8
-    assert [one for one in every if one.event != "steps"] == [
-        one for one in few if one.event != "steps"
+    assert [one for one in every if one.name != "steps"] == [
+        one for one in few if one.name != "steps"
     ]
     assert few[-20:] == every[-20:]  # what the rate is made from
     assert fold(few).goodput() == fold(every).goodput()
@@ -378,19 +384,19 @@ def test_without_threads_it_writes_by_itself(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    Journal(job, "here").write("alone")
+    Journal(job, "here").write(Unknown(name="alone"))
     monkeypatch.undo()
     assert names(job) == ["alone"]
 
 
 def test_a_fork_while_the_thread_holds_the_lock_writes_all_the_same(job: JobDirectory) -> None:
     journal = Journal(job, "here")
-    journal.write("parent")
+    journal.write(Unknown(name="parent"))
     with journal._writer._changed:
         pid = os.fork()
         if pid == 0:
             try:
-                journal.write("child")
+                journal.write(Unknown(name="child"))
             finally:
                 os._exit(0)
     limit = time.monotonic() + 20

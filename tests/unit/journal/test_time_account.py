@@ -3,65 +3,56 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import SUPERVISED, Category, Goodput, TimeAccount, fold
+from tests.journals import happened
 
 pytestmark = pytest.mark.one_torch
 
 
-@dataclass
-class Entry:
-    """A line of a journal: seconds on the wall clock, what happened, its fields."""
-
-    wall: float
-    event: str
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def account(entries: list[Entry], now: float | None = None) -> Goodput:
+def account(entries: list[JournalEntry], now: float | None = None) -> Goodput:
     return fold(entries).goodput(now)
 
 
-def state(wall: float, name: str) -> Entry:
-    return Entry(wall, "state", {"state": name})
+def state(wall: float, name: str) -> JournalEntry:
+    return happened(wall, "state", {"state": name})
 
 
-def running(wall: float) -> Entry:
+def running(wall: float) -> JournalEntry:
     return state(wall, "running")
 
 
-def loaded(wall: float, step: int) -> Entry:
-    return Entry(wall, "loaded", {"epoch": 0, "step": step})
+def loaded(wall: float, step: int) -> JournalEntry:
+    return happened(wall, "loaded", {"epoch": 0, "step": step})
 
 
-def saved(wall: float, step: int, stall: float = 0.0, seconds: float = 0.0) -> Entry:
+def saved(wall: float, step: int, stall: float = 0.0, seconds: float = 0.0) -> JournalEntry:
     data = {"epoch": 0, "step": step, "stall_seconds": stall, "seconds": seconds or stall}
-    return Entry(wall, "saved", data)
+    return happened(wall, "saved", data)
 
 
-def resumed(wall: float, step: int) -> list[Entry]:
+def resumed(wall: float, step: int) -> list[JournalEntry]:
     return [loaded(wall - 0.5, step), running(wall)]
 
 
-def steps(wall: float, step: int) -> Entry:
-    return Entry(wall, "steps", {"step": step})
+def steps(wall: float, step: int) -> JournalEntry:
+    return happened(wall, "steps", {"step": step})
 
 
-def ended(wall: float, kind: str) -> Entry:
-    return Entry(wall, "ended", {"kind": kind})
+def ended(wall: float, kind: str) -> JournalEntry:
+    return happened(wall, "ended", {"kind": kind})
 
 
-def end(wall: float, exit_code: int = 0) -> Entry:
-    return Entry(wall, "end", {"exit_code": exit_code})
+def end(wall: float, exit_code: int = 0) -> JournalEntry:
+    return happened(wall, "end", {"exit_code": exit_code})
 
 
-def of(entries: list[Entry], now: float | None = None) -> dict[str, float]:
+def of(entries: list[JournalEntry], now: float | None = None) -> dict[str, float]:
     """The categories that have any time."""
     found = account(entries, now)
     return {one.value: found.seconds(one) for one in Category if found.seconds(one)}
@@ -73,7 +64,7 @@ def test_an_empty_journal_is_no_time_at_all() -> None:
 
 
 def test_a_job_that_never_trained() -> None:
-    entries = [Entry(10, "start"), Entry(12, "launch"), ended(20, "crashed"), end(20, 70)]
+    entries = [happened(10, "start"), happened(12, "launch"), ended(20, "crashed"), end(20, 70)]
     assert of(entries) == {"setup": 10.0}
     assert account(entries).fraction == 0.0
 
@@ -81,7 +72,7 @@ def test_a_job_that_never_trained() -> None:
 def test_a_run_without_a_disturbance() -> None:
     """10 s to start, 90 s of training, 2 + 3 of them in saves, 1 s to end."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30, 2.0),
         saved(70, 60, 3.0),
@@ -95,11 +86,11 @@ def test_a_run_without_a_disturbance() -> None:
 def test_a_crash_loses_what_came_behind_the_last_save() -> None:
     """10..60 with a save at 40 and 1 s of stall, so 29 s count; back at 70, then 40 s more."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30, 1.0),
         ended(60, "crashed"),
-        Entry(60, "crash"),
+        happened(60, "crash"),
         state(60, "backing-off"),
         state(65, "starting"),
         *resumed(70, 30),
@@ -111,9 +102,9 @@ def test_a_crash_loses_what_came_behind_the_last_save() -> None:
 
 
 def test_a_crash_before_any_save_loses_everything_since_the_first_step() -> None:
-    entries = [Entry(0, "start"), running(10), ended(30, "crashed")]
+    entries = [happened(0, "start"), running(10), ended(30, "crashed")]
     assert of(entries) == {"lost_work": 20.0, "setup": 10.0}
-    again = [*entries, Entry(35, "state", {"state": "running", "step": 0})]
+    again = [*entries, happened(35, "state", {"state": "running", "step": 0})]
     assert of(again, now=45.0) == {
         "lost_work": 20.0, "setup": 10.0, "recovery": 5.0, "training": 10.0,
     }  # fmt: skip
@@ -121,7 +112,7 @@ def test_a_crash_before_any_save_loses_everything_since_the_first_step() -> None
 
 def test_a_second_crash_loses_from_where_its_incarnation_began() -> None:
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(20, 10),
         ended(25, "crashed"),
@@ -135,7 +126,7 @@ def test_a_second_crash_loses_from_where_its_incarnation_began() -> None:
 def test_who_goes_back_to_an_older_checkpoint_loses_what_the_newer_one_held() -> None:
     """Saved at 20 and 30; the one at 30 turns out to be bad, and 20 is gone on from."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(0),
         saved(20, 20),
         saved(30, 30),
@@ -149,21 +140,21 @@ def test_who_goes_back_to_an_older_checkpoint_loses_what_the_newer_one_held() ->
 
 def test_who_begins_anew_loses_all() -> None:
     """The checkpoints were deleted, as the first step of the new incarnation shows."""
-    anew = Entry(50, "state", {"state": "running", "step": 0})
-    entries = [Entry(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), anew]
+    anew = happened(50, "state", {"state": "running", "step": 0})
+    entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), anew]
     assert of(entries, now=51.0) == {"lost_work": 40.0, "recovery": 10.0, "training": 1.0}
 
 
 def test_a_script_that_loads_by_itself_is_taken_to_go_on_from_the_newest() -> None:
     """Of it nobody tells what it loaded, nor the step that it counts from."""
-    entries = [Entry(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), running(50)]
+    entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), running(50)]
     assert of(entries, now=51.0)["lost_work"] == 20.0
 
 
 def test_what_trained_beside_a_copy_is_not_in_the_checkpoint() -> None:
     """A save of 10 s that training stood still for 1 s of: the state is that of 30 s."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(0),
         saved(40, 30, stall=1.0, seconds=10.0),
         ended(50, "crashed"),
@@ -177,15 +168,15 @@ def test_what_trained_beside_a_copy_is_not_in_the_checkpoint() -> None:
 def test_a_preemption_loses_nothing_and_the_time_in_the_queue_is_waiting() -> None:
     """46 s with 5 s of stall, a night in the queue, 40 s that go on."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
-        Entry(50, "notice"),
+        happened(50, "notice"),
         state(50, "draining"),
         saved(55, 40, 5.0),
         ended(56, "stopped"),
         state(56, "preempted"),
         end(57, 75),
-        Entry(1000, "start"),
+        happened(1000, "start"),
         *resumed(1010, 40),
     ]
     assert of(entries, now=1050.0) == {
@@ -196,18 +187,18 @@ def test_a_preemption_loses_nothing_and_the_time_in_the_queue_is_waiting() -> No
 
 
 def test_a_save_before_the_first_step_stalls_no_training() -> None:
-    entries = [Entry(0, "start"), saved(5, 0, 4.0), running(10)]
+    entries = [happened(0, "start"), saved(5, 0, 4.0), running(10)]
     assert of(entries, now=20.0) == {"setup": 10.0, "training": 10.0}
 
 
 def test_a_supervisor_that_was_killed_trained_until_its_last_word() -> None:
     """The restart goes on from step 30, so what the marks tell behind it is lost."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30),
         steps(60, 50),
-        Entry(1000, "start"),
+        happened(1000, "start"),
         *resumed(1010, 30),
         ended(1110, "completed"),
         end(1110),
@@ -227,17 +218,17 @@ def test_a_journal_whose_beginning_is_gone_begins_within_the_training() -> None:
 
 
 def test_of_a_script_without_a_supervisor_there_is_no_account() -> None:
-    entries = [Entry(0, "script"), saved(10, 10, 1.0), saved(20, 20, 1.0)]
+    entries = [happened(0, "script"), saved(10, 10, 1.0), saved(20, 20, 1.0)]
     assert account(entries) == Goodput()
 
 
 def test_an_agent_that_died_ends_its_incarnation() -> None:
     """The supervisor itself writes the crash; there is no agent to say that it ended."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30),
-        Entry(50, "crash"),
+        happened(50, "crash"),
         state(50, "backing-off"),
         *resumed(60, 30),
         ended(100, "completed"),
@@ -248,7 +239,7 @@ def test_an_agent_that_died_ends_its_incarnation() -> None:
 
 def test_an_incarnation_that_the_deadline_cut_off_loses_what_it_had_not_saved() -> None:
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30),
         state(50, "draining"),
@@ -261,12 +252,12 @@ def test_an_incarnation_that_the_deadline_cut_off_loses_what_it_had_not_saved() 
 def test_waiting_for_nodes_is_no_recovery() -> None:
     """Two of three nodes are left at 50; the third comes back at 90."""
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30),
         ended(50, "crashed"),
-        Entry(52, "waiting"),
-        Entry(90, "launch"),
+        happened(52, "waiting"),
+        happened(90, "launch"),
         *resumed(95, 30),
     ]
     assert of(entries, now=100.0) == {
@@ -276,7 +267,7 @@ def test_waiting_for_nodes_is_no_recovery() -> None:
 
 def test_another_number_of_nodes_costs_recovery_and_no_work() -> None:
     entries = [
-        Entry(0, "start"),
+        happened(0, "start"),
         running(10),
         saved(40, 30, 1.0),
         ended(40, "stopped"),
@@ -288,13 +279,13 @@ def test_another_number_of_nodes_costs_recovery_and_no_work() -> None:
 
 
 def test_what_a_follower_says_counts_nowhere() -> None:
-    entries = [Entry(0, "start"), running(10), Entry(20, "crash", {"follows": True})]
+    entries = [happened(0, "start"), running(10), happened(20, "crash", {"follows": True})]
     assert of(entries, now=30.0) == {"setup": 10.0, "training": 20.0}
 
 
 _KINDS = ["completed", "stopped", "not-begun", "crashed", "cut-short", 7, None]
 _entries = st.builds(
-    Entry,
+    happened,
     st.floats(0, 1000),
     st.sampled_from(
         ["start", "state", "saved", "loaded", "save_failed", "steps", "waiting", "held", "launch",
@@ -318,15 +309,15 @@ _entries = st.builds(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(_entries, max_size=30), st.one_of(st.none(), st.floats(0, 2000)))
-def test_every_second_counts_once(entries: list[Entry], now: float | None) -> None:
+def test_every_second_counts_once(entries: list[JournalEntry], now: float | None) -> None:
     """Whatever the journal says: spans without a gap, categories that add up to the time."""
     entries.sort(key=lambda entry: entry.wall)
     found = TimeAccount()
     for entry in entries:
         found.observe(entry)
     spans = found.spans(now)
-    told = [entry for entry in entries if not entry.data.get("follows")]
-    counted = itertools.dropwhile(lambda entry: entry.event not in SUPERVISED, told)
+    told = [entry for entry in entries if not entry.event.follows]
+    counted = itertools.dropwhile(lambda entry: not isinstance(entry.event, SUPERVISED), told)
     own = [entry.wall for entry in counted]
     lasted = max(own[-1], now or 0.0) - own[0] if own else 0.0
     assert sum(span.seconds for span in spans) == pytest.approx(lasted, abs=1e-6)

@@ -61,7 +61,7 @@ def test_notices_and_warnings_come_in_order_and_the_rest_goes_to_the_journal(sce
     assert len(scene.woken) == 3
     assert scene.heard(100.0) == [warning, notice]
     assert scene.heard(101.0) == []
-    assert [event.event for event in read_journal(scene.job)] == ["notice_source", "warning"]
+    assert [event.name for event in read_journal(scene.job)] == ["notice_source", "warning"]
 
 
 def test_a_signal_makes_the_others_look_and_theirs_do_not(scene) -> None:

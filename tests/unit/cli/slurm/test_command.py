@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from elastic_ckpt.cli.slurm import command as cli
 from elastic_ckpt.jobdir.slurm_jobs import remember_job
+from elastic_ckpt.journal.events import RunStarted, Saved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import slurm
 from elastic_ckpt.notices.slurm import SlurmUnanswered
@@ -95,15 +96,17 @@ def test_after_ten_runs_without_a_checkpoint_it_gives_up(
     job = open_job(tmp_path / "job")
     remember_job("7", job.root)
     journal = Journal(job, "here")
-    journal.write("saved", step=3)
+    journal.write(Saved(step=3))
     for restart in range(9):
         for node in ("here", "there"):  # two nodes of one run
-            Journal(job, node, follows=True).write("start", slurm_restarts=restart or None)
+            Journal(job, node, follows=True).write(
+                RunStarted(slurm_restarts=str(restart) if restart else None)
+            )
     assert (hook(76).return_value, controller.requeued) == (76, True)
     controller.calls.clear()
-    journal.write("start", slurm_restarts="9")
+    journal.write(RunStarted(slurm_restarts="9"))
     found = hook(76)
     assert (found.return_value, controller.requeued) == (70, False)
     assert "10 consecutive runs made no checkpoint: see elastic-ckpt status 7" in found.output
-    journal.write("saved", step=4)
+    journal.write(Saved(step=4))
     assert hook(76).return_value == 76

@@ -29,12 +29,15 @@ from elastic_ckpt.jobdir.node_record import (
     RecoveryRecord,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.journal.events import Saved
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.journal.line import encode_line
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import MAX_METRICS, Phase
 from scripts.schemas import status_schema
 from tests.checkpoints import MODEL, make_checkpoint, open_job
+from tests.journals import happened
 
 pytestmark = pytest.mark.one_torch
 
@@ -58,9 +61,7 @@ def write_events(job: JobDirectory, *events: tuple[float, str, dict[str, Any]]) 
     """A journal whose events happened so many seconds ago."""
     now, mono = time.time(), time.monotonic()
     lines = [
-        msgspec.json.encode(
-            JournalEvent(event=name, wall=now - ago, monotonic=mono - ago, node="here", data=data)
-        )
+        encode_line(happened(now - ago, name, data, monotonic=mono - ago, node="here"))
         for ago, name, data in events
     ]
     job.journal("here").write_bytes(b"\n".join(lines) + b"\n")
@@ -260,7 +261,7 @@ def test_a_script_that_runs_by_itself_is_seen(job: JobDirectory) -> None:
         assert f"without a supervisor, pid {os.getpid()}" in view.message
     finally:
         held.release()
-    Journal(job, "here").write("saved", step=1, epoch=0, seconds=1.0, stall_seconds=1.0)
+    Journal(job, "here").write(Saved(step=1, epoch=0, seconds=1.0, stall_seconds=1.0))
     assert gather(job).goodput is None and "goodput" not in shown(gather(job))
 
 

@@ -28,7 +28,9 @@ from elastic_ckpt.jobdir.node_record import (
     RecoveryRecord,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.journal.events import Crashed, RunStarted, Saved, StateChanged
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.journal.line import JournalEntry, encode_line
 from elastic_ckpt.journal.time_account import Category, fold
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
@@ -40,6 +42,7 @@ from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
 from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
 from elastic_ckpt.supervisor.run_record import RunRecord
 from tests.checkpoints import open_job
+from tests.journals import happened
 
 pytestmark = pytest.mark.one_torch
 
@@ -51,18 +54,18 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="ne
 Labels = dict[str, str]
 
 
-def event(name: str, wall: float = 0.0, node: str = "here", **data: Any) -> JournalEvent:
-    return JournalEvent(event=name, wall=wall, monotonic=wall, node=node, data=data)
+def event(name: str, wall: float = 0.0, node: str = "here", **data: Any) -> JournalEntry:
+    return happened(wall, name, data, monotonic=wall, node=node)
 
 
-def history(*events: JournalEvent) -> JobHistory:
+def history(*events: JournalEntry) -> JobHistory:
     found = JobHistory()
     for one in events:
         found.observe(one)
     return found
 
 
-def saved(wall: float, step: int, tier: str = "disk", **data: Any) -> JournalEvent:
+def saved(wall: float, step: int, tier: str = "disk", **data: Any) -> JournalEntry:
     path = f"/jobs/epoch-0_step-{step}"
     fields = {"path": path, "step": step, "epoch": 0, "reason": "interval", "bytes": 100}
     return event("saved", wall, tier=tier, **(fields | {"seconds": 1.0} | data))
@@ -85,7 +88,7 @@ def saved(wall: float, step: int, tier: str = "disk", **data: Any) -> JournalEve
         ([event("end", exit_code=[75]), event("start")], "other"),
     ],
 )
-def test_why_it_was_launched_again(between: list[JournalEvent], cause: str) -> None:
+def test_why_it_was_launched_again(between: list[JournalEntry], cause: str) -> None:
     found = history(event("start"), event("launch"), *between, event("launch"))
     assert found.restarts == dict.fromkeys(CAUSES, 0) | {cause: 1}
 
@@ -316,8 +319,8 @@ def test_the_journal_of_all_runs_is_counted(node: Node) -> None:
     assert node.value("checkpoint_step", tier="disk") == 40
     assert node.value("checkpoint_timestamp_seconds", tier="disk") == pytest.approx(now - 50)
     assert node.value("save_stall_seconds_total") == 1
-    node.journal.write("start")
-    node.journal.write("saved", **saved(0, 50, "memory").data)
+    node.journal.write(RunStarted())
+    node.journal.write(Saved(**saved(0, 50, "memory").data))
     assert node.value("saves_total", reason="interval", tier="memory") == 1
     assert node.value("checkpoint_step", tier="memory") == 50
     assert node.value("save_duration_seconds_count", tier="memory") == 1
@@ -352,17 +355,17 @@ def test_there_are_no_counts_before_the_journal_was_read(node: Node) -> None:
 def test_what_is_written_while_the_journal_is_read_counts_once(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_late(job: JobDirectory, **how: bool) -> list[JournalEvent]:
-        node.journal.write("crash", kind="error")
+    def read_late(job: JobDirectory, **how: bool) -> list[JournalEntry]:
+        node.journal.write(Crashed(kind="error"))
         return read_journal(job, **how)
 
-    node.journal.write("crash", kind="error")
+    node.journal.write(Crashed(kind="error"))
     monkeypatch.setattr(metrics_feed, "read_journal", read_late)
     assert node.feed is not None
     node.feed.start()
     node.until_read()
     assert node.value("crashes_total", kind="error") == 2
-    node.journal.write("crash", kind="error")
+    node.journal.write(Crashed(kind="error"))
     assert node.value("crashes_total", kind="error") == 3
 
 
@@ -371,7 +374,7 @@ def test_storage_that_hangs_holds_nobody_up(node: Node, monkeypatch: pytest.Monk
     answers, asked = threading.Event(), threading.Event()
     real = metrics_feed.JournalTail.read
 
-    def read(tail: Any) -> list[JournalEvent]:
+    def read(tail: Any) -> list[JournalEntry]:
         asked.set()
         answers.wait(60)
         return real(tail)
@@ -381,7 +384,7 @@ def test_storage_that_hangs_holds_nobody_up(node: Node, monkeypatch: pytest.Monk
     node.until_read()
     node.train(0, 5)
     monkeypatch.setattr(metrics_feed.JournalTail, "read", read)
-    node.journal.write("crash", kind="error")
+    node.journal.write(Crashed(kind="error"))
     assert (node.value("crashes_total", kind="error"), node.value("step")) == (0, 5)
     assert asked.is_set()
     answers.set()
@@ -392,19 +395,17 @@ def test_a_clock_that_is_set_changes_no_time(node: Node, monkeypatch: pytest.Mon
     assert node.feed is not None
     node.feed.start()
     node.until_read()
-    node.journal.write("start")
+    node.journal.write(RunStarted())
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
-    node.journal.write("state", state="running", step=0)
+    node.journal.write(StateChanged(state="running", step=0))
     total = sum(value for _, value in node.exposed()["elastic_ckpt_time_seconds"])
     assert total < 600
 
 
-def write(job: JobDirectory, events: list[JournalEvent]) -> None:
-    import msgspec
-
+def write(job: JobDirectory, events: list[JournalEntry]) -> None:
     path = job.journal("here")
-    path.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in events))
+    path.write_bytes(b"".join(encode_line(one) + b"\n" for one in events))
 
 
 # -- Prometheus's conventions, and the page that lists them --------------------------------------

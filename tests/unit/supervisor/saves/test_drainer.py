@@ -93,7 +93,7 @@ class Noticed(threading.Event):
 
 
 def events(job: JobDirectory, name: str) -> list[dict[str, Any]]:
-    return [event.data for event in read_journal(job) if event.event == name]
+    return [event.data for event in read_journal(job) if event.name == name]
 
 
 def on_disk(job: JobDirectory) -> list[int]:

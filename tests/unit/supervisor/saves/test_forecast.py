@@ -9,12 +9,14 @@ import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
-from elastic_ckpt.journal.journal import Journal, JournalEvent, read_journal
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast
 from tests.checkpoints import open_job
+from tests.journals import happened
 
 GB = 10**9
 
@@ -42,15 +44,15 @@ def forecast(job: JobDirectory) -> SaveForecast:
     return SaveForecast(Predictions(job), Journal(job, "here"))
 
 
-def event(name: str, at: float = 0.0, **data: Any) -> JournalEvent:
-    return JournalEvent(event=name, wall=1e9 + at, monotonic=at, node="here", data=data)
+def event(name: str, at: float = 0.0, **data: Any) -> JournalEntry:
+    return happened(1e9 + at, name, data, monotonic=at, node="here")
 
 
-def saved(seconds: float, tier: str = "disk", at: float = 0.0, **data: Any) -> JournalEvent:
-    return event("saved", at, tier=tier, bytes=GB, seconds=seconds, **data)
+def saved(seconds: float, tier: str = "disk", at: float = 0.0, **data: Any) -> JournalEntry:
+    return event("saved", at, **{"step": 1} | data, tier=tier, bytes=GB, seconds=seconds)
 
 
-def drained(seconds: float, at: float = 0.0, **data: Any) -> JournalEvent:
+def drained(seconds: float, at: float = 0.0, **data: Any) -> JournalEntry:
     return event("drained", at, bytes=GB, seconds=seconds, **data)
 
 
@@ -67,7 +69,7 @@ def notice(forecast: SaveForecast, at: float, slots: Iterable[Slot] = ()) -> Non
 
 
 def compared(job: JobDirectory) -> list[dict[str, Any]]:
-    return [each.data for each in read_journal(job) if each.event == "emergency_save"]
+    return [each.data for each in read_journal(job) if each.name == "emergency_save"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def compared(job: JobDirectory) -> list[dict[str, Any]]:
     ],
 )
 def test_each_tier_is_measured_by_its_own_events(
-    forecast: SaveForecast, told: JournalEvent, route: Route
+    forecast: SaveForecast, told: JournalEntry, route: Route
 ) -> None:
     forecast.learn(told)
     assert list(forecast.predictor.routes) == [route]
@@ -88,11 +90,17 @@ def test_each_tier_is_measured_by_its_own_events(
 
 @pytest.mark.parametrize(
     "told",
-    [event("launch"), event("saved"), saved(2.0, "tape"), event("saved", tier=["disk"]),
-     event("saved", tier="disk", bytes="x", seconds=1.0), event("drained", tier="disk", bytes=GB),
-     event("saved", tier="disk", bytes=float("inf"), seconds=1.0)],
-)  # fmt: skip
-def test_what_tells_of_no_save_teaches_nothing(forecast: SaveForecast, told: JournalEvent) -> None:
+    [
+        event("launch"),
+        event("saved", step=1),
+        saved(2.0, "tape"),
+        event("saved", step=1, tier=["disk"]),
+        event("saved", step=1, tier="disk", bytes="x", seconds=1.0),
+        event("drained", tier="disk", bytes=GB),
+        event("saved", step=1, tier="disk", bytes=float("inf"), seconds=1.0),
+    ],
+)
+def test_what_tells_of_no_save_teaches_nothing(forecast: SaveForecast, told: JournalEntry) -> None:
     forecast.learn(told)
     assert forecast.predictor.routes == {}
 

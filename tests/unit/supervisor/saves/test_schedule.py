@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.interval import FIRST_SAVE_SECONDS, SaveInterval, daly_interval
 from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
+from tests.journals import happened
 
 HOUR = 3600.0
 AUTO = SaveInterval(auto=True)
@@ -16,15 +17,15 @@ WALL = 1e9
 """Seconds since the epoch at which the monotonic clock of these tests is 0."""
 
 
-def event(name: str, at: float, **data: Any) -> JournalEvent:
-    return JournalEvent(event=name, wall=WALL + at, monotonic=at, node="here", data=data)
+def event(name: str, at: float, **data: Any) -> JournalEntry:
+    return happened(WALL + at, name, data, monotonic=at, node="here")
 
 
-def saved(at: float, cost: float) -> JournalEvent:
-    return event("saved", at, seconds=cost, stall_seconds=cost)
+def saved(at: float, cost: float) -> JournalEntry:
+    return event("saved", at, step=1, seconds=cost, stall_seconds=cost)
 
 
-def running(at: float) -> JournalEvent:
+def running(at: float) -> JournalEntry:
     return event("state", at, state="running")
 
 
@@ -34,7 +35,7 @@ def asked(schedule: SaveSchedule, since: float, until: float, step: float = 1.0)
     return [since + step * n for n in range(looks) if schedule.due(since + step * n)]
 
 
-def begun(interval: SaveInterval, mtbf: float = HOUR, *events: JournalEvent) -> SaveSchedule:
+def begun(interval: SaveInterval, mtbf: float = HOUR, *events: JournalEntry) -> SaveSchedule:
     schedule = SaveSchedule(interval, mtbf, events)
     schedule.begin(0.0, WALL)
     return schedule
@@ -99,7 +100,7 @@ def test_what_earlier_runs_journaled_is_known_from_the_start() -> None:
 
 
 def test_crashes_shorten_the_interval_and_saved_preemptions_do_not() -> None:
-    def after(*events: JournalEvent) -> float:
+    def after(*events: JournalEntry) -> float:
         schedule = begun(AUTO, HOUR, saved(-10, 2.0), running(0))
         for each in events:
             schedule.learn(each)
@@ -131,6 +132,6 @@ def test_one_slow_save_moves_nothing() -> None:
 @pytest.mark.parametrize("cost", [None, "2", -1.0, float("nan"), float("inf"), 1e300, []])
 def test_a_cost_that_makes_no_sense_is_not_counted(cost: Any) -> None:
     schedule = begun(AUTO)
-    schedule.learn(event("saved", 10, stall_seconds=cost))
+    schedule.learn(event("saved", 10, step=1, stall_seconds=cost))
     assert schedule.optimal is not None
     assert schedule.optimal.seconds == FIRST_SAVE_SECONDS

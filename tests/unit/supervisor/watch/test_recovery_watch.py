@@ -34,7 +34,7 @@ def start(board: Board, incarnation: int, *stepped: int, step: int = 40) -> None
 
 
 def recoveries(job: JobDirectory) -> list[dict[str, object]]:
-    return [event.data for event in read_journal(job) if event.event == "recovery"]
+    return [event.data for event in read_journal(job) if event.name == "recovery"]
 
 
 def test_it_ends_with_the_first_step_of_the_last_rank(job: JobDirectory) -> None:

@@ -96,7 +96,7 @@ def test_a_bad_one_is_set_aside_and_the_next_one_is_taken(job: JobDirectory, run
     [record] = rejected(job)
     assert MODEL in record.reason
     events = read_journal(job)
-    names = [event.event for event in events]
+    names = [event.name for event in events]
     assert names == ["verified", "quarantined", "verified", "loaded", "resize"]
     assert [event.data.get("intact") for event in events] == [False, None, True, None, None]
     assert MODEL in events[0].data["why"] and events[3].data["step"] == 30
@@ -129,7 +129,7 @@ def test_what_is_deleted_behind_the_choice_is_no_bad_one(
     load_newest(runtime, engine)
     assert engine.loaded == ["epoch-0_step-10"]
     assert rejected(job) == []
-    assert not [event for event in read_journal(job) if event.event == "quarantined"]
+    assert not [event for event in read_journal(job) if event.name == "quarantined"]
 
 
 def test_what_is_being_loaded_is_not_deleted(job: JobDirectory, runtime: Any) -> None:
