@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def why_not() -> str:
-    """Why there is no browser; empty if there is one."""
+    """Return why a browser is missing; empty if one is installed."""
     return "" if program() else f"no browser: install one of {', '.join(NAMES)}"
 
 
@@ -34,8 +34,8 @@ class Browser:
     """One page of one browser, which ends with the block, and its profile with it.
 
     Attributes:
-        console: what the page said, errors of the engine among them.
-        requests: the URLs that it asked for.
+        console: what the page printed, with errors of the engine.
+        requests: the URLs that it requested.
     """
 
     def __init__(self) -> None:

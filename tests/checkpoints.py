@@ -46,7 +46,7 @@ FILES: dict[str, bytes] = {
     "lr_scheduler": b"gamma",
     "running_states.json": b'{"epoch":0,"step":10,"sample_start_index":80}',
 }
-"""What rank 0 writes unless a test says otherwise; each rank adds ``ranks/<rank>.json``."""
+"""What rank 0 writes by default; each rank adds ``ranks/<rank>.json``."""
 
 HOLDER = """
 import sys
@@ -70,14 +70,14 @@ sys.stdin.read()
 
 
 def open_job(root: Path) -> JobDirectory:
-    """A prepared job directory."""
+    """Prepare a job directory."""
     job = JobDirectory.at(root)
     job.prepare()
     return job
 
 
 def make_header(attempt: Attempt, *, epoch: int = 0, world_size: int = 2, **changes: Any) -> Any:
-    """What rank 0 says of a checkpoint; ``changes`` replace single fields."""
+    """Return rank 0's header of a checkpoint; ``changes`` replace single fields."""
     header = SealHeader(
         job="tested",
         attempt=attempt.identity,
@@ -130,7 +130,7 @@ def make_attempt(
     ranks: Iterable[int] | None = None,
     **changes: Any,
 ) -> Attempt:
-    """An attempt with all its parts, or only those of ``ranks``, that nobody has sealed."""
+    """Make an unsealed attempt with all its parts, or only those of ``ranks``."""
     attempt = Attempt.begin(job, step)
     header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
     fill(attempt, header, contents=contents, ranks=ranks)
@@ -147,7 +147,7 @@ def make_checkpoint(
     durable: bool = False,
     **changes: Any,
 ) -> Path:
-    """A sealed checkpoint; not ``durable``, because few tests are about power cuts."""
+    """Make a sealed checkpoint; not ``durable``, because few tests are about power cuts."""
     unsynced = mock.patch.object(os, "fsync", lambda fd: None)
     with contextlib.nullcontext() if durable else unsynced:
         attempt = Attempt.begin(job, step)
@@ -185,7 +185,7 @@ def tick() -> None:
 
 
 def tree(root: Path) -> dict[str, bytes | str]:
-    """Contents of every file below a directory; ``dir`` for directories, ``-> x`` for links."""
+    """Map each path below a directory to its contents, ``dir``, or ``-> target``."""
     found: dict[str, bytes | str] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -199,9 +199,9 @@ def tree(root: Path) -> dict[str, bytes | str]:
 
 
 def bounded(call: Callable[[], T], fifo: Path, seconds: float = 10.0) -> T:
-    """The result of a call that must not wait for a FIFO's other end.
+    """Return the result of a call that must not wait for a FIFO's other end.
 
-    If it does wait, the FIFO is fed until the call returns, so that nothing is left behind.
+    If it does wait, the FIFO is fed until the call returns, so that no thread stays.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
@@ -216,14 +216,14 @@ def bounded(call: Callable[[], T], fifo: Path, seconds: float = 10.0) -> T:
 
 
 def held_elsewhere(path: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-    """Another process that holds a lock until the block ends or the test kills it."""
+    """Hold a lock in another process until the block ends or the test kills it."""
     return _holding(HOLDER, path)
 
 
 def read_locked_elsewhere(
     checkpoint: Path,
 ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-    """Another process that has a checkpoint open, as :func:`held_elsewhere`."""
+    """Keep a checkpoint open in another process, as :func:`held_elsewhere`."""
     return _holding(READER, checkpoint)
 
 
@@ -245,7 +245,7 @@ def _holding(program: str, path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def seal_again(checkpoint: Path) -> None:
-    """As somebody does who may write the directory: sizes, digests, fingerprint, all right."""
+    """Seal changed files as an attacker with write access would: sizes, digests, fingerprint."""
     old = decode_manifest((checkpoint / MANIFEST_NAME).read_bytes())
     files = [
         FileEntry(entry.path, *hash_file(checkpoint / entry.path), entry.rank)

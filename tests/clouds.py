@@ -18,7 +18,7 @@ class Cloud(ABC):
 
     Attributes:
         fault: "" or one of "500", "hang", "garbage", "drip", "reset".
-        asked: (method, path, headers, body) of each request.
+        requests: (method, path, headers, body) of each request.
         skew: seconds that this service's clock is ahead of the host's.
     """
 
@@ -195,7 +195,7 @@ def _handler(cloud: Cloud):
         do_GET = do_PUT = do_POST = serve
 
         def handle(self) -> None:
-            with contextlib.suppress(OSError):  # who asked has gone
+            with contextlib.suppress(OSError):  # the client has gone
                 super().handle()
 
     return Handler

@@ -56,7 +56,7 @@ class Cluster:
         return self.nodes[name]
 
     def start(self, *names: str) -> None:
-        """Where none runs yet the first one leads: it is waited for."""
+        """Start nodes; the first one leads where none runs yet, and the others wait for it."""
         for name in names:
             alone = all(node.process.poll() is not None for node in self.nodes.values())
             node = self.nodes[name] = self.make(name)
@@ -76,7 +76,7 @@ class Cluster:
         return next(iter(self.nodes.values()))
 
     def until_training(self, nodes: int, beyond: int = 0):
-        """Wait until so many nodes train in an incarnation after ``beyond``."""
+        """Wait until ``nodes`` nodes train in an incarnation after ``beyond``."""
         return self.head.until(
             lambda view: (
                 view.incarnation > beyond
@@ -88,7 +88,7 @@ class Cluster:
         )
 
     def until_stepped(self, incarnation: int) -> float:
-        """When all ranks of an incarnation had finished a step, on the monotonic clock."""
+        """Return when all ranks of an incarnation had finished a step, on the monotonic clock."""
 
         def stepped(_) -> list[int]:
             records = job_records(JobDirectory.at(self.head.directory))
@@ -103,7 +103,7 @@ class Cluster:
         return max(stepped(None)) / 1e9
 
     def until_step(self, nodes: int, step: int):
-        """Wait until all ranks of so many nodes have finished ``step``."""
+        """Wait until all ranks of ``nodes`` nodes have finished ``step``."""
         return self.head.until(
             lambda view: (
                 len(view.workers) == nodes * self.nproc
@@ -119,19 +119,19 @@ class Cluster:
             assert self.nodes[name].wait(240) == 0, self.output()
 
     def lose(self, name: str) -> None:
-        """Its machine is switched off, as far as processes go.
+        """Kill all processes of a node, as when its machine is switched off.
 
-        Trackers of semaphores are spared: they remove what the others leave in this host's memory.
+        Semaphore trackers are spared: they remove what the others leave in this host's memory.
         """
         tree = [process for process in self.nodes[name].tree() if not is_tracker(process)]
         for process in tree:
-            process.send_signal(signal.SIGSTOP)  # or the first to die would have the others tell
+            process.send_signal(signal.SIGSTOP)  # so that no process reports the death of another
         for process in tree:
             process.send_signal(signal.SIGKILL)
         self.nodes[name].process.wait(10)
 
     def used_per_epoch(self) -> list[Counter]:
-        """How often each sample was used, by epoch, in the steps that counted in the end."""
+        """Count how often each sample was used, by epoch, in the steps of the final history."""
         newest: dict[int, int] = {}
         lines = []
         for path in self.root.glob("trace.*"):
@@ -150,7 +150,7 @@ class Cluster:
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def assert_each_sample_once(self, ranks: int) -> None:
-        """At an epoch's end fewer are used twice than there are ranks."""
+        """At the end of an epoch, fewer samples are used twice than there are ranks."""
         used = self.used_per_epoch()
         assert len(used) == EPOCHS
         for counter in used:
@@ -162,7 +162,7 @@ class Cluster:
 
 
 def small_cluster(root: Path, nnodes: str, *options: str, nproc: int = 1) -> Cluster:
-    """Some ten steps a second, until a test has seen enough."""
+    """Return a cluster that makes ten steps a second until a test calls ``finish``."""
     arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
     options = ("--save-interval", "10", *options)
     return Cluster(root, nnodes, *arguments, nproc=nproc, options=options)

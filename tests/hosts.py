@@ -59,7 +59,7 @@ class Hosts(Cluster):
             hosts += [f"{address(other)} {other}", f"::ffff:{address(other)} {other}"]
         (etc / "hosts").write_text("\n".join(hosts) + "\n")
         (etc / "nsswitch.conf").write_text("hosts: files\npasswd: files\ngroup: files\n")
-        (etc / "resolv.conf").write_text("")  # a question to a server nobody reaches takes long
+        (etc / "resolv.conf").write_text("")  # a query to an unreachable server takes long
         run("ip", "netns", "add", space)
         run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
         run("ip", "link", "set", cable, "master", self.tag, "up")

@@ -1,4 +1,4 @@
-"""A real job for tests: started as a user would, looked at through its files and its board."""
+"""A real job for tests: started as a user would, observed through its files and its board."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ class Job:
         self.script = script
         self.arguments = list(arguments)
         self.options: list[str] = []
-        self.prefix: list[str] = []  # of the command: what runs it elsewhere
+        self.prefix: list[str] = []  # put before the command, to run it elsewhere
         self.packages: list[Path] = []
         self.log = directory / "log"
         self.process: subprocess.Popen | None = None
@@ -59,7 +59,7 @@ class Job:
         return self
 
     def wait(self, seconds: float = START_SECONDS) -> int:
-        """The supervisor's exit code."""
+        """Return the supervisor's exit code."""
         assert self.process is not None
         try:
             return self.process.wait(seconds)
@@ -67,7 +67,7 @@ class Job:
             raise AssertionError(f"still running after {seconds} s:\n{self.output()}") from None
 
     def finish(self, seconds: float = 120.0) -> int:
-        """Run again, as a requeue hook does, until the job does not ask for it."""
+        """Rerun, as a requeue hook does, until the exit code no longer asks for it."""
         limit = time.monotonic() + seconds
         while True:
             code = self.start().wait(max(1.0, limit - time.monotonic()))
@@ -75,7 +75,7 @@ class Job:
                 return code
 
     def close(self) -> None:
-        """End everything of this job by process id."""
+        """Kill every process of this job, by process id."""
         if self.process is not None:
             with contextlib.suppress(psutil.Error):
                 kill_tree(psutil.Process(self.process.pid))
@@ -163,7 +163,7 @@ class Job:
         return lines
 
     def tiers(self) -> list[Path]:
-        """What this job has in memory."""
+        """Return the job's directories in shared memory."""
         roots = {str(self.directory), str(self.directory.resolve())}
         return [
             owner.parent
@@ -188,7 +188,7 @@ def catch_ignored_signals() -> None:
 
 
 def environment(*packages: Path) -> dict[str, str]:
-    """This process's environment, without what would change a job's meaning.
+    """Return this process's environment, without variables that change a job.
 
     Args:
         packages: directories of further packages.
@@ -199,7 +199,7 @@ def environment(*packages: Path) -> dict[str, str]:
 
 
 def remove_orphaned_batches() -> None:
-    """What a DataLoader's child that was killed leaves of the batch that it handed over.
+    """Remove the batches that killed DataLoader children had handed over.
 
     Torch names such a file after its maker and unlinks it a moment later.
     """
@@ -231,17 +231,17 @@ def is_tracker(process: psutil.Process) -> bool:
 
 
 def survivors(processes: list[psutil.Process], seconds: float = 2.0) -> list[psutil.Process]:
-    """Which of these still run after so many seconds."""
+    """Return those that still run after ``seconds``."""
     _, left = psutil.wait_procs(processes, timeout=seconds)
     return [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def used_samples(trace: Path, ranks: int) -> dict[tuple[int, int], list]:
-    """(step, rank) -> what the last incarnation that did this step used, and its loss."""
+    """Map (step, rank) to the samples and loss of the last incarnation that did the step."""
     used: dict[tuple[int, int], list] = {}
     for rank in range(ranks):
         for line in Path(f"{trace}.{rank}").read_text().splitlines():
-            with contextlib.suppress(ValueError):  # a rank was killed while it wrote
+            with contextlib.suppress(ValueError):  # a rank was killed while writing
                 step, *rest = json.loads(line)
                 used[step, rank] = rest
     return used

@@ -303,7 +303,7 @@ class Machine:
             time.sleep(0.05)
 
     def journal(self, unit: str) -> str:
-        """All that a unit has printed, and what PID 1 says of it, each at its monotonic time."""
+        """Return a unit's output and PID 1's messages about it, with monotonic times."""
         self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "--output=short-monotonic", f"--unit={unit}")
 

@@ -18,7 +18,7 @@ _CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, what else its first line says, its text, its line's number."""
+    """A fenced block: its language, the rest of its first line, its text, its line number."""
 
     language: str
     name: str
@@ -58,7 +58,7 @@ def prose(page: Path) -> str:
 
 
 def steps(block: Block) -> Iterator[Step]:
-    """What is typed behind ``$ `` in a console block, and the lines that follow each."""
+    """Yield the commands after ``$ `` in a console block, each with its output lines."""
     command, output = None, []
     for line in block.text.splitlines():
         if line.startswith("$ "):

@@ -16,12 +16,12 @@ from typing import Any
 BATCH = 4
 LENGTH = 16
 VOCABULARY = 128
-STEPS = 2  # before the save, and as many behind it
+STEPS = 2  # before the save, and the same number after it
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A plugin with its arguments, and the model that it trains on so many ranks.
+    """A plugin with its arguments, the model that it trains, and the number of ranks.
 
     Attributes:
         exact: whether ColossalAI's own files suffice for a resume that is exact.
@@ -244,7 +244,7 @@ def build(setup: Setup, seed: int = 1, leave_out: str = "") -> Built:
 
 @contextlib.contextmanager
 def quiet():
-    """ColossalAI says a lot, through a logger that writes where nobody asked it to."""
+    """Silence ColossalAI's logger, which writes to standard output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
@@ -276,7 +276,7 @@ def train(built: Built, first: int, last: int) -> None:
 
 
 def digests(built: Built) -> dict[str, Any]:
-    """What must be equal, bit for bit, for two runs to go on as one."""
+    """Return digests of all state that must be equal, bit for bit, in two equivalent runs."""
     import torch
 
     from elastic_ckpt.training.engines.colossalai.loss_scale import find_loss_scale
@@ -331,7 +331,7 @@ def train_and_save(rank: int, setup: Setup, directory: str, leave_out: str = "")
 
 
 def load_and_train(rank: int, setup: Setup, directory: str) -> Any:
-    """The run that goes on; state behind the load and at its end."""
+    """Resume; return the state after the load and at the end."""
     from elastic_ckpt import load_checkpoint
 
     built = build(setup, seed=2)

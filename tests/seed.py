@@ -82,7 +82,7 @@ class SeedLoop:
         self.loader = DataLoader(list(range(SAMPLES)), BATCH, sampler=self.sampler)
 
     def run(self, epochs: int, stop_after: int = 10**6) -> Used:
-        """Train; be taken away after so many steps."""
+        """Train; end without notice after a number of steps."""
         first_epoch, steps = self.resume()
         for epoch in range(first_epoch, epochs):
             for batch in self.loader:
@@ -130,7 +130,7 @@ class SeedLoop:
         self.save(epoch, steps + 1)
 
     def save(self, epoch: int, step: int) -> None:
-        """File after file, and nobody waits for anybody."""
+        """Write file after file, without waiting for the other ranks."""
         booster, model, optimizer, scheduler = self.state
         place = os.path.join(self.directory, f"epoch-{epoch}_step-{step}")
         os.makedirs(os.path.join(place, "modeling"), exist_ok=True)
@@ -145,7 +145,7 @@ class SeedLoop:
 
 
 class OurLoop(SeedLoop):
-    """The same with elastic-ckpt's functions and sampler; saves when it is asked to, too."""
+    """The same with elastic-ckpt's functions and sampler; also saves on request."""
 
     def __init__(self, directory: str, every: int = 0, notice_at: int = 0) -> None:
         from elastic_ckpt import StatefulDistributedSampler
@@ -181,7 +181,7 @@ class OurLoop(SeedLoop):
         self.save(epoch, steps)
 
     def save(self, epoch: int, step: int) -> None:
-        """Returns behind the seal."""
+        """Return after the seal."""
         from elastic_ckpt import save_checkpoint
 
         self.used.steps_saved.append(step)

@@ -214,7 +214,7 @@ class Slurm:
     # -- nodes ------------------------------------------------------------------------------
 
     def kill_node(self, name: str) -> None:
-        """Lose a node: nothing on it runs any more, and nobody is told."""
+        """Lose a node: all its processes end, without a message to any other."""
         self.end(name)
         self.kill(lambda process: _variable(process, "SLURMD_NODENAME") == name)
 
@@ -225,7 +225,7 @@ class Slurm:
         self.until_node(name, "idle", "mixed", "allocated", "completing")
 
     def node_state(self, name: str) -> str:
-        """As sinfo has it; a star after it says that the node does not answer."""
+        """Return sinfo's state; a trailing star means that the node does not answer."""
         return self.run("sinfo", "--noheader", "--nodes", name, "--format=%T").split("\n")[0]
 
     def until_node(self, name: str, *states: str) -> None:
@@ -277,7 +277,7 @@ class Slurm:
         self.run("scancel", *options, job)
 
     def show(self, job: str) -> dict[str, str]:
-        """What scontrol says about one job or one task of an array."""
+        """Return what scontrol shows about one job or one task of an array."""
         lines = self.run("scontrol", "-o", "show", "job", job).strip().splitlines()
         assert len(lines) == 1, f"name one task of the array {job}"
         return dict(_FIELD.findall(lines[0]))

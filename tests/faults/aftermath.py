@@ -137,7 +137,7 @@ class Aftermath:
         job = self._job
         self._complain_of("attempts", job.attempts.iterdir())
         self._complain_of("temporary files", job.root.rglob(".tmp-*"))
-        # A reason without its entry is what a cut before the move leaves; nobody lists it.
+        # A power cut before the move leaves a reason without its entry, which no command lists.
         entries = [path for path in job.quarantine.iterdir() if path.is_dir()]
         unknown = (path for path in entries if tree(path) != self._broken)
         self._complain_of("quarantine entries", unknown)

@@ -1,4 +1,4 @@
-"""What may happen to a job at any moment; each leaves it running, or started again."""
+"""Disturbances of a running job; each leaves it running, or starts it again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def term_supervisor(job: Job, dice: random.Random) -> None:
 
 
 def notice_on_the_heels_of_a_notice(job: Job, dice: random.Random) -> None:
-    """The second one falls into the save, or into the way out."""
+    """Send the second notice during the save or the shutdown."""
     job.process.send_signal(signal.SIGTERM)
     time.sleep(dice.uniform(0.0, 0.1))
     with contextlib.suppress(ProcessLookupError):
@@ -38,7 +38,7 @@ def notice_on_the_heels_of_a_notice(job: Job, dice: random.Random) -> None:
 
 
 def notice_while_it_starts(job: Job, dice: random.Random) -> None:
-    """Before, while, or just after the workers load."""
+    """Send a notice before, while or just after the workers load."""
     term_supervisor(job, dice)
     time.sleep(dice.uniform(0.3, 2.5))
     job.process.send_signal(signal.SIGTERM)
@@ -52,7 +52,7 @@ def notice_during_a_save(job: Job, dice: random.Random) -> None:
 
 
 def notice_during_a_load(job: Job, dice: random.Random) -> None:
-    """In the incarnation behind a crash, or in the next run."""
+    """In the incarnation after a crash, or in the next run."""
     if dice.random() < 0.5:
         dice.choice(job.workers()).send_signal(signal.SIGKILL)
     else:
@@ -64,7 +64,7 @@ def notice_during_a_load(job: Job, dice: random.Random) -> None:
 
 
 def catch(job: Job, phase: Phase, seconds: float = 5.0) -> None:
-    """Wait for the moment at which a rank is in a phase; it may pass unseen."""
+    """Wait until a rank is in a phase; a short phase can be missed."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         with contextlib.suppress(OSError, IndexError):
@@ -76,7 +76,7 @@ def catch(job: Job, phase: Phase, seconds: float = 5.0) -> None:
 
 
 def full_disk(job: Job, dice: random.Random) -> None:
-    """Nothing more can be written to the job directory for some seconds."""
+    """Fill the file system of the job directory for some seconds."""
     before = job.view().incarnation
     filler = job.directory / "filler"
     with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def kill_supervisor(job: Job, dice: random.Random) -> None:
 
 
 def corrupt_the_newest_checkpoint(job: Job, dice: random.Random) -> None:
-    """While nobody runs; the memory tier is lost with it, as with the machine."""
+    """Flip a bit while no process runs; the memory tier is lost as well, as with the machine."""
     end_all(job)
     for tier in job.tiers():
         for slot in tier.glob("?"):
@@ -113,7 +113,7 @@ def flip_a_bit(path: Path, dice: random.Random) -> None:
 
 
 def end_all(job: Job) -> None:
-    """Kill the supervisor; what is below it must go with it."""
+    """Kill the supervisor; all its descendants must end with it."""
     tree = job.tree()
     job.process.send_signal(signal.SIGKILL)
     job.process.wait(10)
@@ -133,7 +133,7 @@ def kill_worker(job: Job, dice: random.Random) -> None:
 
 
 def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
-    """Its rank fails for it, unless the epoch was over and the child on its way out."""
+    """Its rank fails, unless the epoch was over and the child was ending anyway."""
     before = job.view()
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         children = [child for worker in job.workers() for child in worker.children()]
@@ -148,7 +148,7 @@ def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
 
 
 def term_agent_and_worker(job: Job, dice: random.Random) -> None:
-    """Such signals reach everybody under SLURM, and must change nothing."""
+    """Under SLURM such signals reach every process, and must be ignored."""
     before = job.view().incarnation
     for process in (job.agent(), *job.workers()):
         for child in process.children():
@@ -162,7 +162,7 @@ def term_agent_and_worker(job: Job, dice: random.Random) -> None:
 
 
 def stop_and_continue(job: Job, dice: random.Random) -> None:
-    """Somebody is put to sleep, as under a debugger or on a crowded machine."""
+    """Pause a process, as a debugger or a busy machine does."""
     workers = job.workers()
     children = [child for worker in workers for child in worker.children()]
     victim = dice.choice([job.supervisor(), job.agent(), *workers, *children[:1]])

@@ -1,4 +1,4 @@
-"""A disk that loses power: which trees may a recorded save leave behind?
+"""A disk that loses power: which trees can a recorded save leave?
 
 The model is meaner than a journaling file system and no meaner than POSIX:
 
@@ -349,7 +349,7 @@ class _Recorder:
         self.recording.log.append(Resize(inode, size))
 
     def _of_descriptor(self, call: Call, path: str) -> _Open:
-        """What a descriptor stands for, which must be what strace says that it is."""
+        """Return what a descriptor refers to, which must match strace's output."""
         number = int(call.rest.split(",", 1)[0])
         found = self._open.get(number)
         if found is None or self._find(path, missing_ok=True) != found.inode:

@@ -1,7 +1,7 @@
 """Real ranks over gloo, forked from a process that has imported torch once.
 
 A rank saves the old checkpoint together with the others; the one that is to be traced then stops
-itself, and all go on to the new one. What each save came to it writes to a file of its own.
+itself, and all continue with the new one. Each rank writes the outcome of its saves to a file.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def fork(said: str, act: Callable[[], int]) -> int:
     pid = os.fork()
     if pid == 0:
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        library.prctl(_PR_SET_PTRACER, -1, 0, 0, 0)  # any: the tracer is no ancestor
+        library.prctl(_PR_SET_PTRACER, -1, 0, 0, 0)  # any process: the tracer is not an ancestor
         if os.getppid() != parent:
             os._exit(1)
         out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -130,7 +130,7 @@ def _call(pid: int, name: str, count: int, arguments: str, result: str) -> Call:
             raise ValueError(f"strace cut an argument of {name} short")
         if of_descriptor is not None:
             base = _decode(of_descriptor).decode()
-            # A directory that only says where a relative path begins is no path of the call.
+            # The directory of a relative path is not a path of the call.
             if not arguments[match.end() :].startswith(', "') or name in FAMILIES["write"]:
                 paths.append(base)
         elif name in FAMILIES["write"]:
@@ -164,7 +164,7 @@ def injection(call: Call, mode: str) -> str:
 
 
 def hit(log: Path, mode: str) -> list[Call]:
-    """The calls at which it happened; of several, where it goes on happening, the first."""
+    """Return the calls that were hit; only the first one where all later calls fail, too."""
     calls = parse(log)
     if mode == KILL:
         return calls[-1:] if log.read_text().endswith("+++ killed by SIGKILL +++\n") else []
@@ -191,7 +191,7 @@ def attached(
     threads: bool = True,
     also: Sequence[str] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """strace on a process that has stopped itself; it goes on once strace has hold of it.
+    """Attach strace to a process that has stopped itself; it continues once strace is attached.
 
     strace counts per process (and thread) from here on, so ``when=N`` is the N-th call of what
     follows and of nothing before.
@@ -206,7 +206,7 @@ def attached(
     try:
         said = _line(tracer)
         if b"attached" not in said:
-            os.kill(pid, signal.SIGKILL)  # nobody would ever wake it
+            os.kill(pid, signal.SIGKILL)  # no other process would continue it
             raise CannotTrace(said.decode(errors="replace").strip())
         os.kill(pid, signal.SIGCONT)
         yield tracer
@@ -221,7 +221,7 @@ class CannotTrace(Exception):
 
 
 def _line(tracer: subprocess.Popen[bytes]) -> bytes:
-    """Its first line; empty if it ended or said nothing in time."""
+    """Return its first line; empty if it ended or printed nothing in time."""
     assert tracer.stderr is not None
     said, limit = b"", time.monotonic() + PATIENCE
     while not said.endswith(b"\n"):

@@ -134,13 +134,13 @@ class Bench:
         with without_waiting_for_the_disk():
             after.newest({NEW} if code == 0 and not recovers else {OLD, NEW})
             after.go_on(
-                # After a kill there is a new start; after an error the job goes on.
+                # After a kill the job starts again; after an error it continues.
                 clean_first=recovers or case.mode == KILL,
                 # What one recovery could not seal is left to the next one.
                 allowed={NEW} if recovers else {OLD, NEW},
             )
         if self.farm.children():
-            after.complaints.append("a process is left behind")
+            after.complaints.append("a process still runs")
         return after.complaints
 
     def _missed(self, case: Case, root: Path, log: Path) -> str:

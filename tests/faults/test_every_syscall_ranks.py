@@ -1,7 +1,7 @@
 """Real ranks, one of which is killed or fails at some system call of a save.
 
 ``test_every_syscall`` tries every call of the store with one process; here the calls are drawn,
-and what counts is that every rank hears of it.
+and every rank must learn about it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 MODES = (KILL, EIO, ENOSPC)
 RUNS, FULL_RUNS = 2, 20
 BOUND = 30.0
-"""Within so many seconds every rank must have heard that a peer failed."""
+"""Seconds within which every rank must have learned that a peer failed."""
 
 AFTERWARDS = 40
 """Step of the save that the test itself makes once all ranks have ended."""
@@ -152,7 +152,7 @@ class Bench:
         steps = [NEW] if killed else [NEW, NEXT]
         launch = Launch(self.farm, self._scratch, case.rank, steps)
         inject = syscalls.injection(case.call, case.mode)
-        # Who dies without a word is missed by the agent, which then kills the others. A leader
+        # A rank that dies silently is noticed by the agent, which then kills the others. A leader
         # takes the store along with it, which the others notice by themselves.
         ranks = launch.run(inject, BOUND, alone=killed and case.rank != 0)
         complaints = [*self._missed(case, launch), *_judge(case, ranks)]
@@ -181,7 +181,7 @@ class Bench:
             ]
             after.go_on(clean_first=True, step=AFTERWARDS, allowed={OLD, NEW, NEXT})
         if self.farm.children():
-            after.complaints.append("a process is left behind")
+            after.complaints.append("a process still runs")
         return after.complaints
 
     def _contents_of(self, step: int) -> State:
@@ -193,7 +193,7 @@ def _sealed(rank: Rank) -> list[int]:
 
 
 def _judge(case: Case, ranks: list[Rank]) -> list[str]:
-    """Whether every rank heard of it in time, and all of them the same."""
+    """Return complaints unless every rank learned the same outcome in time."""
     if case.mode == KILL:
         return _judge_killed(case, ranks)
     said = [rank.outcomes for rank in ranks]

@@ -1,4 +1,4 @@
-"""Each class of failures on a real job: what it is called, and what follows from it."""
+"""Each class of failure on a real job: its name and how it is handled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def failing(directory: Path, how: str, *, times: int = 99, nproc: int = 1) -> Jo
 
 
 def crashes(job: Job) -> list[tuple[str, int]]:
-    """Class of each failure, and the step that the next start goes on from."""
+    """Return the kind of each failure and the step that the next start resumes from."""
     found = [event["data"] for event in job.events() if event["event"] == "crash"]
     return [(crash["kind"], crash["restart_step"]) for crash in found]
 
@@ -49,7 +49,7 @@ def test_step_that_always_fails_falls_back_once_and_then_stops(
         assert job.view().rejected[0].reason == "bypassed: step 7 failed twice"
         assert job.view().message.startswith("step 7 failed 3 times")
         assert said in job.view().message
-        assert job.view().newest_intact.step == 6  # made again, on the way to the third failure
+        assert job.view().newest_intact.step == 6  # saved again before the third failure
         assert job.tiers() == []
 
 
@@ -70,7 +70,7 @@ def test_external_kills_are_not_counted_against_the_step(tmp_path: Path) -> None
 
 
 def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None:
-    """Rank 0 waits for rank 1 in a collective, and is not to blame."""
+    """Rank 0 waits for rank 1 in a collective and is not blamed."""
     with failing(tmp_path, "hang", times=1, nproc=2) as job:
         job.arguments += ["--rank", "1"]
         assert job.start("--hang-seconds", "2").wait() == 0, job.output()
@@ -88,7 +88,7 @@ def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["1", "9"])
 def test_slow_step_is_not_a_hang(tmp_path: Path, step: str) -> None:
-    """The first one compiles; and of the others ten times the longest is allowed."""
+    """The first step compiles; later ones may take ten times the longest so far."""
     with failing(tmp_path, "pause", times=1, nproc=2) as job:
         job.arguments += ["--step", step, "--pace", "0.5" if step == "9" else "0.05"]
         assert job.start("--hang-seconds", "1").wait() == 0, job.output()

@@ -1,4 +1,4 @@
-"""What is in memory only: kept through every death but the machine's, then on the disk."""
+"""Snapshots that are only in memory survive every crash but the machine's."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a sma
 
 @pytest.fixture
 def full(tmp_path):
-    """A file system of 9 MiB with room for the job's own files and for no checkpoint."""
+    """Mount 9 MiB with space for the job's own files but not for a checkpoint."""
     place = tmp_path / "small"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)], check=True)
@@ -56,7 +56,7 @@ def event(job, name):
 
 
 def board_flag(job):
-    """How many times the ranks were asked."""
+    """Return how many requests the ranks have received."""
     [record] = job_records(JobDirectory.at(job.directory))
     return Board.open(record.board, writable=False).flag
 
@@ -172,7 +172,7 @@ def test_next_run_of_any_job_removes_the_tier_of_a_deleted_job(tmp_path):
 @pytest.mark.slow
 @needs_root
 def test_newest_snapshot_is_drained_where_a_save_does_not_fit(tmp_path, full):
-    """A step of 3 s, two seconds' notice, and step 2 in memory."""
+    """A step takes 3 s, the notice is 2 s, and step 2 is in memory."""
     with Job(tmp_path, "--interval", "1", "--pause", "1.5", nproc=1) as job:
         job.directory = full / "job"
         job.start("--grace", "2").until(

@@ -1,4 +1,4 @@
-"""Ends and signals at awkward moments: the exit code and the reason are still the right ones."""
+"""Ends and signals at awkward moments: exit code and reason are still right."""
 
 import os
 import pty
@@ -138,7 +138,7 @@ main()
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 60])
 def test_temporary_directory_is_clean_after_a_run(tmp_path, monkeypatch, depth):
-    # Deep ones are common on clusters, and the path of a socket is short.
+    # Deep paths are common on clusters, and the path of a socket is limited.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as scratch:
         directory = Path(scratch) / ("d" * depth)
         directory.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def test_temporary_directory_is_clean_after_a_run(tmp_path, monkeypatch, depth):
             assert depth or list(directory.iterdir())
             job.process.send_signal(signal.SIGTERM)
             assert job.wait(30) == 75, job.output()
-        # Torch keeps its compiler's cache there, for the next run.
+        # Torch keeps its compiler's cache there.
         assert not [p for p in directory.iterdir() if not p.name.startswith("torchinductor")]
 
 
@@ -158,10 +158,10 @@ def test_notice_is_served_after_the_directory_was_moved(tmp_path):
         job.start("--grace", "10").until_step(3)
         tree = job.tree()
         job.directory.rename(tmp_path / "elsewhere")
-        time.sleep(0.6)  # the supervisor has looked for requests meanwhile
+        time.sleep(0.6)  # the supervisor has polled for requests meanwhile
         assert job.process.poll() is None, job.output()
         job.process.send_signal(signal.SIGTERM)
-        # The leader makes the directory anew, and seals in it.
+        # The leader creates the directory again and seals in it.
         assert job.wait(20) == 75, job.output()
         assert len(job.checkpoints()) == 1
         assert not survivors(tree)

@@ -1,4 +1,4 @@
-"""SIGKILL supervisor, agent or template: nothing of the job is left, and the job goes on."""
+"""SIGKILL to supervisor, agent or template: no process stays, and the job resumes."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.one_torch
 
 
 def shared_memory(job: Job) -> set[str]:
-    """Files in shared memory that any process of the job has mapped, semaphores mostly."""
+    """Return files in shared memory that the job has mapped, mostly semaphores."""
     found: set[str] = set()
     for process in job.tree():
         with contextlib.suppress(OSError):
@@ -35,7 +35,7 @@ def test_killed_process_takes_its_children_along(tmp_path, victim):
         # 2 workers with 2 DataLoader children each, the template, torch's helpers, the agent
         assert len(doomed) >= 8
         if victim != "supervisor":
-            # The resource tracker serves the agent: it may live as long as that does.
+            # The resource tracker serves the agent and may live as long.
             doomed = [p for p in doomed if victim == "agent" or p in job.workers()]
             getattr(job, victim)().send_signal(signal.SIGKILL)
             assert not survivors(doomed)

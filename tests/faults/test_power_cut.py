@@ -1,6 +1,6 @@
 """A power cut at any moment of a save, on the simulated disk of ``power_cut``.
 
-The save's own system calls are recorded once; the disk then says which trees may be found after
+The save's system calls are recorded once; the model of the disk then yields the trees after
 a cut, and each is made real and looked at as a restart would.
 """
 

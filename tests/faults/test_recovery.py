@@ -1,4 +1,4 @@
-"""SIGKILL a worker: the way back to the next step is in the journal and in ``status``."""
+"""SIGKILL to a worker: the stages of the recovery are in the journal and in ``status``."""
 
 import os
 import signal
@@ -28,11 +28,11 @@ def test_recovery_stages_add_up(tmp_path):
         assert found["total"] == pytest.approx(sum(stages.values()))
         assert 0 < found["total"] < seen - killed
         assert all(seconds >= 0 for seconds in stages.values())
-        # every stage but these two takes time on any machine
+        # every other stage takes time on any machine
         happened = {name for name, seconds in stages.items() if seconds > 0}
         assert happened >= set(stages) - {"detect", "stop"}
         assert found["incarnation"] == 2
-        assert found["tier"] in ("memory", "disk")  # the disk's, if no generation was free
+        assert found["tier"] in ("memory", "disk")  # disk, if no generation was free
         assert found["step"] >= 4
         told = subprocess.run(
             [sys.executable, "-m", "elastic_ckpt", "status", str(job.directory)],

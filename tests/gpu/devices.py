@@ -17,7 +17,7 @@ _CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # or its sums depend on what e
 
 
 def gpus() -> int:
-    """How many there are; asked without using them, as ranks are not forked from here."""
+    """Return the number of GPUs without initializing CUDA."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -63,7 +63,7 @@ def failure(results: list[Any]) -> str:
 
 
 def check_resume(setup: Setup, place: Path, backend: str = NCCL) -> None:
-    """Train, save, and go on in new processes; nothing may differ from the run that did not stop.
+    """Train, save, and resume in new processes; the result must equal an uninterrupted run's.
 
     Raises:
         AssertionError: something does, or a rank failed.

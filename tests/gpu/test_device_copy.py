@@ -94,7 +94,7 @@ def test_work_queued_before_the_call_is_in_the_file(sink):
 
 
 def busy(seconds=0.2):
-    """Work that keeps the current stream from what is queued behind it."""
+    """Queue work that delays everything queued after it on the current stream."""
     torch.cuda._sleep(int(seconds * 1.5e9))
 
 

@@ -1,4 +1,4 @@
-"""What status and doctor say of a real GPU: the driver answers, and the numbers can be true."""
+"""What status and doctor report about a real GPU: the driver answers with plausible numbers."""
 
 import os
 

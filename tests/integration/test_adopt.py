@@ -1,4 +1,4 @@
-"""``elastic-ckpt adopt``: from plain ColossalAI to a job that goes on from there."""
+"""``elastic-ckpt adopt``: a job resumes from a checkpoint of plain ColossalAI."""
 
 from __future__ import annotations
 

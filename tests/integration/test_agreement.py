@@ -1,4 +1,4 @@
-"""Real ranks that learn of a notice at different places save the same step and lose nothing."""
+"""Ranks that notice a preemption at different points save the same step."""
 
 import pytest
 
@@ -8,7 +8,14 @@ from tests.marks import slow
 pytestmark = pytest.mark.one_torch
 
 EPOCHS, LAST_OF_EPOCH = 3, 13
-ARGUMENTS = ("--epochs", str(EPOCHS), "--workers", "2", "--pause", "0.01")  # or it is done first
+ARGUMENTS = (
+    "--epochs",
+    str(EPOCHS),
+    "--workers",
+    "2",
+    "--pause",
+    "0.01",
+)  # so that it does not finish first
 
 
 def job_in(directory, *arguments) -> Job:
@@ -30,7 +37,7 @@ def calm(tmp_path_factory):
     ("notice", "arguments"),
     [
         slow("3:step:0", ()),
-        ("3:step:1", ("--slow-rank", "0", "--pause", "0.3")),  # one is ahead of the other
+        ("3:step:1", ("--slow-rank", "0", "--pause", "0.3")),  # one rank is ahead
         slow("4:step:0", ("--pause", "1.0")),  # a long step
         slow(f"{LAST_OF_EPOCH}:step:0", ()),  # at the last batch of an epoch
         slow(f"{LAST_OF_EPOCH}:step:1", ("--workers", "0")),
@@ -46,12 +53,12 @@ def test_all_ranks_save_the_same_step(tmp_path, calm, notice, arguments):
         assert stop_file.exists()
         step = int(notice.split(":")[0])
         if code == 0:
-            # The notice came when no step was left: the job is finished rather than preempted.
+            # The notice came after the last step: the job is finished, not preempted.
             assert step == EPOCHS * LAST_OF_EPOCH
         else:
             assert code == 75, job.output()
             view = job.view()
-            assert view.newest_intact.step >= step  # how many more, the signal's way decides
+            assert view.newest_intact.step >= step  # later steps depend on when the signal arrived
             assert view.newest_intact.reason == "emergency"
             job.arguments += ["--pause", "0", "--slow-eval", "0"]
             assert job.finish() == 0, job.output()
@@ -67,7 +74,7 @@ def test_three_preemptions_in_a_row(tmp_path, calm):
         for _ in range(3):
             job.start().until_training()
             job.process.terminate()
-            job.process.terminate()  # a repeat changes nothing
+            job.process.terminate()  # a repeated notice is ignored
             assert job.wait(60) == 75, job.output()
             steps.append(job.view().newest_intact.step)
         assert job.finish() == 0, job.output()
@@ -82,7 +89,7 @@ def test_notice_before_the_first_step_keeps_the_previous_checkpoint(tmp_path):
         job.start()
         job.until(lambda view: view.state == "starting" and view.incarnation == 1, "launch")
         job.process.terminate()
-        assert job.wait(60) == 76, job.output()  # there is no checkpoint at all
+        assert job.wait(60) == 76, job.output()  # no checkpoint exists
         job.start().until_step(2)
         job.process.terminate()
         assert job.wait(60) == 75, job.output()

@@ -1,4 +1,4 @@
-"""Saves that TensorNVMe writes: nothing is sealed before it is through, nothing it wrote is run."""
+"""Saves written by TensorNVMe: sealed only when complete, and never unpickled."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ STANDINS = str(Path(__file__).parents[1] / "standins")
 
 
 def with_writer():
-    """TensorNVMe's release on PyPI has none: a stand-in takes the place of its writer."""
+    """Install a stand-in for the writer, which TensorNVMe's release on PyPI lacks."""
     sys.path.insert(0, STANDINS)
     from colossalai.utils import safetensors
     from tensornvme.async_file_io import AsyncFileWriter
@@ -26,7 +26,7 @@ def with_writer():
     safetensors.AsyncFileWriter = AsyncFileWriter
     import torch
 
-    if not torch.cuda.is_available():  # there is no pinned memory
+    if not torch.cuda.is_available():  # pinned memory needs CUDA
         plain = torch.empty_like
         torch.empty_like = lambda *args, pin_memory=False, **options: plain(*args, **options)
     return AsyncFileWriter
@@ -79,7 +79,7 @@ def save_without_waiting(rank, setup, directory):
 
 @pytest.mark.slow
 def test_seal_without_the_wait_fails(tmp_path):
-    """Indexes are written at once; the files that they name are not there yet."""
+    """Indexes are written at once, before the files that they name."""
     setup = named("LowLevelZero 1 bf16")
     for name, text in run_ranks(save_without_waiting, 2, setup, str(tmp_path)):
         assert name == "SaveFailed" and "ColossalAI left out" in text
@@ -87,7 +87,7 @@ def test_seal_without_the_wait_fails(tmp_path):
 
 
 class Hostile:
-    """Unpickling it makes a directory."""
+    """Creates a directory when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -99,7 +99,7 @@ class Hostile:
 
 
 def load_hostile(rank, setup, directory, mark):
-    """An optimizer's number that is a pickle, in a checkpoint that verifies."""
+    """Put a pickle into an optimizer's number, in a checkpoint that verifies."""
     import pickle
 
     import torch

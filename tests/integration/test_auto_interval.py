@@ -1,4 +1,4 @@
-"""A job that finds out by itself how often to save, and says so."""
+"""A job that chooses its own save interval and reports it."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""What can be foreseen ends with its own exit code and one line that says how to mend it."""
+"""Foreseeable errors end with their own exit code and one line on how to fix them."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ if not mark.exists() and os.environ["RANK"] == "0":
     with Job(tmp_path, script=script(tmp_path, text)) as job:
         assert job.start().wait() == 0, job.output()
         view = job.view()
-        assert view.incarnation == 2  # it was restarted
+        assert view.incarnation == 2  # after a restart
         assert "no checkpoints" in view.warnings[0]
         assert view.exit_code == 0
 
@@ -103,7 +103,7 @@ def test_corrupt_newest_checkpoint_is_quarantined(tmp_path):
         assert job.start().wait() == 0, job.output()
         (bad,) = [entry for entry in job.view().rejected if newest.name in entry.path]
         assert "does not match its checksum" in bad.reason
-        assert newest.exists()  # made anew from the older one
+        assert newest.exists()  # saved again after resuming from the previous one
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ with Session(model=torch.nn.Linear(1, 1)):
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
 def test_full_disk_fails_saves_but_not_training(tmp_path):
-    """To its end, where the last save counts; what was sealed before stays."""
+    """Training reaches its end, where the last save fails; sealed checkpoints stay."""
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=True)

@@ -1,4 +1,4 @@
-"""``status`` as somebody types it who is on another machine: only the files are to be seen."""
+"""``status`` on another machine, where only the files are visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of ColossalChat's shape, preempted and killed, end as if nothing had happened."""
+"""The ColossalChat examples, preempted and killed, end like undisturbed ones."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ ARGUMENTS = ("--max-epochs", "2", "--samples", "161", "--save-interval", "10")
 
 
 def record(place: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
-    """Each rank's batches with their losses, however often, and its final parameters."""
+    """Return each rank's distinct batches with losses, and its final parameters."""
     samples = {path.name: set(path.read_text().splitlines()) for path in place.glob("samples.*")}
     return samples, {path.name: path.read_text() for path in place.glob("parameters.*")}
 
@@ -52,7 +52,7 @@ def test_disturbed_example_ends_like_an_undisturbed_one(tmp_path, script, option
     lines = [json.loads(line) for rank in samples.values() for line in rank]
     for epoch in (0, 1):
         used = {sample for at, batch, _ in lines if at == epoch for sample in batch}
-        assert len(used) >= 160  # one sample is left over by two ranks
+        assert len(used) >= 160  # two ranks leave one sample over
 
 
 def test_lora_adapter_is_read_by_peft(tmp_path):
@@ -83,7 +83,7 @@ def config():
 
 
 def test_saved_model_is_read_by_transformers(tmp_path):
-    """As far as what ColossalAI writes is: weights and configuration."""
+    """ColossalAI writes weights and configuration only."""
     import torch
     from transformers import AutoModelForCausalLM
 

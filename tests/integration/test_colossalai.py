@@ -101,7 +101,7 @@ def load_from_others(rank, directory):
 
 
 def needs_mending(rank):
-    """Fails where ColossalAI's CPU accelerator has been mended upstream."""
+    """Fails when ColossalAI's CPU accelerator has been fixed upstream."""
     import torch
     from colossalai.accelerator.cpu_accelerator import CpuAccelerator
 
@@ -123,7 +123,7 @@ class Hostile:
 
 
 def load_hostile(rank, directory, part):
-    """A checkpoint that verifies, because whoever wrote the pickle sealed it too."""
+    """A checkpoint that verifies, because the attacker sealed it as well."""
     import torch.distributed as dist
 
     from elastic_ckpt import load_checkpoint
@@ -371,7 +371,7 @@ def old_pickle(path, mark):
 
 
 def script(path, mark):
-    """TorchScript, which torch 2.5 hands to torch.jit.load whatever weights_only says."""
+    """TorchScript, which torch 2.5 hands to torch.jit.load even with weights_only."""
     import torch
 
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))

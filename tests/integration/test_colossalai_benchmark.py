@@ -1,4 +1,4 @@
-"""The benchmark of ColossalAI's save runs, measures everything, and leaves nothing behind."""
+"""The benchmark of ColossalAI's save measures everything and leaves no files."""
 
 import json
 import os

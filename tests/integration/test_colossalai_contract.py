@@ -64,7 +64,7 @@ def follow(thing: Any, path: str, reader: str) -> Any:
     """Walk ``a.b()[].c[key]``, where ``[]`` takes the first of a collection.
 
     Raises:
-        Changed: there is no such way.
+        Changed: the path does not exist.
     """
     for name, marks in STEPS.findall(path):
         owner = owner_name(thing)
@@ -114,7 +114,7 @@ def check_call(function: Any, shown: str, given: str, options: Mapping[str, Any]
     except TypeError as error:
         said = [*given.split(), *(f"{key}={value}" for key, value in options.items())]
         call = f"{shown}({', '.join(said)})"
-        raise Changed(f"{call} is no call any more ({error}), and {reader} makes it") from None
+        raise Changed(f"{call} is not a valid call ({error}), and {reader} makes it") from None
 
 
 def imports(source: str) -> Iterator[tuple[str, str]]:
@@ -216,7 +216,7 @@ def test_removed_argument_is_named():
     with pytest.raises(Changed) as caught:
         check_call(save_model, "Booster.save_model", "self model path", {"shard": True}, ENGINE)
     assert str(caught.value).endswith(
-        "Booster.save_model(self, model, path, shard=True) is no call any more (got an unexpected "
+        "Booster.save_model(self, model, path, shard=True) is not a valid call (got an unexpected "
         f"keyword argument 'shard'), and {ENGINE} makes it"
     )
 
@@ -272,7 +272,7 @@ MENDED = {("utils/safetensors.py", "_unpickler")}
 
 
 def check_reads(name: str, source: str) -> None:
-    """See that a module of ColossalAI's unpickles by ``torch.load`` alone, or what is mended.
+    """Check that a module of ColossalAI's unpickles only by ``torch.load`` or a patched function.
 
     Raises:
         Changed: it knows another way.
@@ -514,7 +514,7 @@ def masters_of_gemini(built: Built) -> None:
         shards = 1 if chunk.keep_gathered else dist.get_world_size(module.zero_group)
         master = chunk.paired_chunk.payload
         if master.numel() * shards != chunk.chunk_size or master.dtype is not torch.float32:
-            raise Changed(f"a paired chunk is no shard of fp32, as {MASTERS} takes it to be")
+            raise Changed(f"a paired chunk is not a shard of fp32, as {MASTERS} takes it to be")
 
 
 def numbers(built: Built) -> None:
@@ -791,11 +791,11 @@ SPOILT = {
     ],
     GEMINI: [
         (no_chunks, f"GeminiOptimizer.chunk16_set[] ends with StopIteration, and {MASTERS} reads"),
-        (longer_chunks, f"a paired chunk is no shard of fp32, as {MASTERS} takes it to be"),
+        (longer_chunks, f"a paired chunk is not a shard of fp32, as {MASTERS} takes it to be"),
     ],
     HYBRID: [(numbers_by_name, f"param2id does not go by id(parameter), as {COVERAGE} does")],
 }
-"""What ColossalAI might change one day, and what is said then."""
+"""Possible changes in ColossalAI, and the error for each."""
 
 
 def look_at_spoilt(rank: int, name: str) -> list[list[str]]:

@@ -29,7 +29,7 @@ def test_drill_reports_whether_a_save_fits_the_grace(tmp_path, grace, code):
         assert found["measured_seconds"] > 0.001 and found["bytes"] > 0
         saved = [e["data"] for e in job.events() if e["event"] == "saved"]
         reasons = {(one["tier"], one["reason"]) for one in saved if one["step"] == found["step"]}
-        # As on a notice: not through memory, unless the step is due for a save of its own.
+        # As on a notice: not through memory, unless a save of that step is due anyway.
         assert reasons == {
             ("memory", "interval") if found["step"] % 10 == 0 else ("disk", "manual")
         }

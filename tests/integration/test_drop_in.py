@@ -37,7 +37,7 @@ def test_preempted_and_killed_job_ends_with_the_same_parameters(tmp_path, engine
         assert saved.reason == "emergency"
         assert saved.step >= 5
         job.start().until_training()
-        # Steps are counted from this incarnation's start; some way behind the interval's save.
+        # Steps count from this incarnation's start; wait for some after the interval's save.
         job.until(lambda view: view.newest_intact.reason == "interval", "an interval's save")
         job.workers()[0].kill()
         assert job.wait(90) == 0, job.output()
@@ -52,7 +52,7 @@ def test_preempted_and_killed_job_ends_with_the_same_parameters(tmp_path, engine
 
 @pytest.mark.slow
 def test_stop_after_a_requested_save_finds_all_ranks_at_one_step(tmp_path):
-    """The loop does not come back between the save and the next step: that step counts."""
+    """The loop cannot stop between the save and the next step, so that step counts."""
     arguments = ("--engine", "torch", "--steps", "200", "--every", "0", "--pause", "0.05")
     with Job(tmp_path, *arguments, script=SCRIPTS / "seed_shape.py") as job:
         job.start().until_step(3)

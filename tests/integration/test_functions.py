@@ -1,4 +1,4 @@
-"""The seed's functions on real ranks: errors reach every rank, nothing half-written remains."""
+"""The seed's functions on real ranks: errors reach every rank, no partial files remain."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ def save_and_load(rank, directory):
 
 
 def save_sharded(rank, directory):
-    """An engine whose ranks write files of their own: through the part, and past it."""
+    """Save with an engine whose ranks write their own files, some of them not through the part."""
     from elastic_ckpt.training.engines.torch import engine as engines
 
     def sharded(self, path, part, copies):
@@ -53,7 +53,7 @@ def save_sharded(rank, directory):
         import torch.distributed as dist
 
         dist.barrier()
-        if rank == 1:  # as an index is written, and a file that goes away again
+        if rank == 1:  # an index, and a temporary file
             (path / "modeling" / "temporary.json").write_bytes(b"{}")
             (path / "modeling" / "index.json").write_bytes(b'{"shards": 2}')
             (path / "modeling" / "temporary.json").unlink()
@@ -85,13 +85,13 @@ def save_over_half_written(rank, directory):
 
 
 def fail_on_one_rank(rank, directory, failing_rank):
-    """One rank's disk is full once; then saving works again."""
+    """Fill one rank's disk for one save."""
     from elastic_ckpt.training.engines.torch import engine as engines
 
     original = engines.TorchEngine.save
 
     def full(self, path, part, copies):
-        original(self, path, part, copies)  # its collectives are behind it
+        original(self, path, part, copies)  # after its collectives
         if rank == failing_rank:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state")
 
@@ -107,7 +107,7 @@ def fail_on_one_rank(rank, directory, failing_rank):
 
 
 def fail_inside_a_collective(rank, directory):
-    """Rank 1 raises where rank 0 waits for it in somebody else's collective."""
+    """Rank 1 raises while rank 0 waits for it in the engine's collective."""
     import torch.distributed as dist
 
     from elastic_ckpt.training.engines.torch import engine as engines
@@ -127,7 +127,7 @@ def fail_inside_a_collective(rank, directory):
 
 
 def fail_to_load(rank, directory, error):
-    """Rank 1 cannot take the state, while rank 0 is inside a collective of the load or through."""
+    """Rank 1 fails to load while rank 0 is inside a collective or has loaded."""
     from elastic_ckpt import load_checkpoint
     from elastic_ckpt.training.engines.torch import engine as engines
 
@@ -205,7 +205,7 @@ def test_newest_checkpoint_is_loaded(tmp_path):
 
 
 def test_part_manifest_lists_the_files_of_its_rank(tmp_path):
-    """What was written past the part is claimed by the first rank that sees it."""
+    """Files not written through the part are claimed by the first rank that sees them."""
     assert run_ranks(save_sharded, 2, str(tmp_path)) == [None, None]
     manifest = verify_full(tmp_path / "epoch-0_step-5")
     assert {entry.path: entry.rank for entry in manifest.files} == {

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, as far as one without can go: the same code, over gloo."""
+"""The code of the GPU tests, run over gloo on a machine without a GPU."""
 
 import importlib.util
 import subprocess
@@ -16,7 +16,7 @@ from tests.plugins import SETUPS, named
 ROOT = Path(__file__).parents[2]
 
 GLOO_AFRESH = "cpu:gloo"
-"""Not the default of ``run_ranks``, so that its ranks start as those on GPUs do."""
+"""Differs from the default of ``run_ranks``, so that ranks start as on GPUs."""
 
 without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 colossalai = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def test_gpu_checks_notice_a_difference(tmp_path, monkeypatch):
 @pytest.mark.slow
 @without_a_gpu
 def test_nccl_ranks_select_their_gpu_first(capfd):
-    """Here it ends there, on each rank."""
+    """Without a GPU each rank fails at that call."""
     setup = named("LowLevelZero 1 bf16")
     assert devices.failure(devices.run(plugins.train_and_save, setup, "nowhere")) == "exit code 1"
     said = capfd.readouterr().err

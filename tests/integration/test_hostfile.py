@@ -1,4 +1,4 @@
-"""One command on the first host of a hostfile; a fake ssh has the others be this host, too."""
+"""One command on the first host of a hostfile; a fake ssh makes this host all others, too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ exec sh -c "$line"
 
 
 class First(Node):
-    """The host on which the command is typed."""
+    """The host on which the command runs."""
 
     def __init__(self, cluster: Cluster, name: str):
         super().__init__(cluster, name)
@@ -45,7 +45,7 @@ class First(Node):
 
 
 def marked(root: Path) -> list[psutil.Process]:
-    """Everything that the command started, on whichever host."""
+    """Return all processes that the command started, on any host."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -63,7 +63,7 @@ def wait_for_nobody(root: Path, seconds: float = 60.0) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three hosts, n1 the first of them."""
+    """Three hosts; n1 is the first."""
     bin_directory = tmp_path / "bin"
     bin_directory.mkdir()
     (bin_directory / "ssh").write_text(SSH.format(root=tmp_path))
@@ -85,7 +85,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 def printed(cluster: Cluster, host: str) -> str:
-    """What was printed on a host that was started over ssh."""
+    """Return the output of a host that was started over ssh."""
     return (cluster.head.directory / ".elastic-ckpt" / "hosts" / f"{host}.log").read_text()
 
 
@@ -134,7 +134,7 @@ def test_unreachable_host_is_an_error(
     assert "; n2 will give up after 2 s: fix this, then rerun the same command" in cluster.output()
     wait_for_nobody(cluster.root)
     assert exit_codes(cluster)["n2"] == 76, printed(cluster, "n2")
-    assert " 2 s\n" in printed(cluster, "n2")  # here it may lead: the address is this host's
+    assert " 2 s\n" in printed(cluster, "n2")  # it may lead, as the address is this host's
 
 
 def test_unreachable_host_is_skipped_where_fewer_suffice(

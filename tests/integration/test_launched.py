@@ -1,4 +1,4 @@
-"""What a script learns from its launcher: torchrun's variables, and those of a rank of srun."""
+"""What a script gets from its launcher: the variables of torchrun and of srun."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def told(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
     "outer", [slow(()), ("SLURM_PROCID=7", "SLURM_NPROCS=9", "SLURM_LOCALID=5")]
 )
 def test_workers_get_the_variables_of_torchrun_and_srun(tmp_path, outer) -> None:
-    """Also where the supervisor is a task of srun itself, with other values."""
+    """Even if the supervisor is itself a task of srun, with other values."""
     with Job(tmp_path, "--out", str(tmp_path), "--restart", script=SCRIPT) as job:
         job.prefix = ["env", "-u", "OMP_NUM_THREADS", *outer]
         assert job.start("--name", "told").wait() == 0, job.output()
@@ -50,6 +50,6 @@ def test_workers_get_the_variables_of_torchrun_and_srun(tmp_path, outer) -> None
 def test_colossalai_launches_from_torch_and_slurm_variables(tmp_path: Path, by: str) -> None:
     pytest.importorskip("colossalai", reason="ColossalAI is not installed")
     with Job(tmp_path, "--by", by, "--out", str(tmp_path), script=SCRIPT) as job:
-        job.prefix = ["env", "SLURM_PROCID=0", "SLURM_NPROCS=1"]  # of the supervisor's task
+        job.prefix = ["env", "SLURM_PROCID=0", "SLURM_NPROCS=1"]  # of the supervisor's own task
         assert job.start().wait(120) == 0, job.output()
     assert told(tmp_path, 0) == [{"rank": rank, "size": 2, "total": 3.0} for rank in (0, 1)]

@@ -1,4 +1,4 @@
-"""The second run is forked with what the first one imported, where that does no harm."""
+"""The second run forks workers with the first one's imports, unless that does harm."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ THREAD = (
     "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
 )
 IN_TEMPLATE = "import os\nif 'RANK' not in os.environ:\n    "
-"""A package that behaves in a worker cannot be told beforehand from one that does not here."""
+"""Such a package looks harmless in a worker and does harm only in the template."""
 
 
 class Imports(Job):
@@ -38,14 +38,14 @@ class Imports(Job):
         self.job = JobDirectory.at(self.directory)
 
     def once(self, *options: str) -> dict:
-        """Run to the end, from the beginning; what the script found at its entry."""
+        """Run from the start to the end; return what the script recorded at its entry."""
         for checkpoint in self.checkpoints():
             shutil.rmtree(checkpoint)
         assert self.start(*options).wait() == 0, self.output()
         return json.loads(self.entry.read_text())
 
     def knows(self, *modules: str) -> None:
-        """As if an earlier run had imported these."""
+        """Store modules as an earlier run's imports."""
         self.job.prepare()
         write_preload(self.job, Preload(modules))
 
@@ -57,7 +57,7 @@ class Imports(Job):
 
 
 def test_second_run_preloads_the_imports_of_the_first(tmp_path):
-    """Whatever a module sets in the environment stays: the script would get that by importing."""
+    """Environment variables set by a module stay, as if the script had imported it."""
     with Imports(tmp_path, {"harmless": HARMLESS}) as job:
         first = job.once()
         assert first["there"] == []
@@ -110,13 +110,13 @@ def test_harmful_module_and_its_importers_are_not_preloaded(tmp_path):
         assert job.told_harmful() == [expected]
 
         assert job.once()["there"] == ["harmless"]
-        assert len(job.told_harmful()) == 1  # it was not tried again
+        assert len(job.told_harmful()) == 1  # not tried again
         assert job.refusals() == []
 
 
 @pytest.mark.slow
 def test_harm_after_the_trial_disables_the_preload(tmp_path):
-    """The template is started once more, without any of them, and again until they change."""
+    """The template restarts without any of them, until the modules change."""
     tried = tmp_path / "tried"
     source = (
         f"import os, pathlib, random\ntried = pathlib.Path({str(tried)!r})\n"

@@ -1,4 +1,4 @@
-"""What workers print is kept by incarnation and rank, and what our processes do by process."""
+"""Logs: the workers' output by incarnation and rank, our processes' actions by process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_output_of_the_failed_rank_is_kept(tmp_path: Path, how: str) -> None:
     job = Job(tmp_path, *arguments, "--count", str(tmp_path / "count"), script=FAILING)
     with job:
         assert job.start().wait() == 0, job.output()
-        assert "so it goes" in job.output()  # the terminal shows it, too
+        assert "so it goes" in job.output()  # also on the terminal
         crash = next(e["data"] for e in job.events() if e["event"] == "crash")
         assert crash["rank"] == 1
         wanted = {"raise": "ValueError: the data of this step", "fault": "in fail"}[how]
@@ -55,7 +55,7 @@ def test_output_of_the_failed_rank_is_kept(tmp_path: Path, how: str) -> None:
         assert "rank 0" not in first.stdout
         last = run("logs", str(job.directory), "--last")
         assert "so it goes" not in last.stdout
-        assert "or none of incarnation 2" in last.stderr  # which had nothing to say
+        assert "or none of incarnation 2" in last.stderr  # which printed nothing
 
 
 def test_logs_of_a_silent_job_are_an_error(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def logged(job: Job, name: str) -> list[dict[str, Any]]:
 
 
 def says(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
-    """The first line with this in it."""
+    """Return the first line that contains this text."""
     found = [line for line in lines if text in line["message"]]
     assert found, (text, [line["message"] for line in lines])
     return found[0]
@@ -97,7 +97,7 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
             assert (line["process"], line["node"]) == ("supervisor", "n1")
         assert {line["pid"] for line in supervisor} == {job.process.pid}
         said = [line["message"] for line in supervisor]
-        for shown in job.output().splitlines():  # every line of its own
+        for shown in job.output().splitlines():  # every line of the supervisor's own
             own = shown.removeprefix("elastic-ckpt: ")
             if own != shown and not re.match(r"the memory tier takes|rank \d: the script", own):
                 assert own in said
@@ -121,7 +121,7 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
         assert "exit code 1, ValueError" in failed[-1]["message"]
 
         for path in (job.directory / ".elastic-ckpt" / "logs").rglob("*.jsonl"):
-            assert str(tmp_path / "count") not in path.read_text()  # an argument may be a secret
+            assert str(tmp_path / "count") not in path.read_text()  # an argument can be a secret
 
         next_one = logged(job, "000002/00000.jsonl")
         assert "loaded epoch-0_step-4" in says(next_one, "loaded ")["message"]

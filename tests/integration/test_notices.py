@@ -1,4 +1,4 @@
-"""A job on a node whose platform says that it goes away."""
+"""A job on a node whose platform announces its end."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_warning_stops_or_is_ignored_by_option(tmp_path: Path) -> None:
 def test_start_under_a_pending_notice_waits_and_obeys_a_signal(
     tmp_path: Path, cloud_environment
 ) -> None:
-    """As systemd starts a job again on a spot node that it has just left."""
+    """As systemd restarts a job on a spot node that it has just left."""
     with Aws() as aws, Job(tmp_path, *LONG) as job:
         cloud_environment(aws)
         job.options = ["--notice-source", "aws"]
@@ -95,7 +95,7 @@ def test_start_under_a_pending_notice_waits_and_obeys_a_signal(
 
 @pytest.mark.slow
 def test_node_that_outlives_its_deadline_trains_again(tmp_path: Path) -> None:
-    """The notice was called off; nobody says so."""
+    """The preemption was cancelled, which no platform announces."""
     sooner = tmp_path / "sooner"
     sooner.mkdir()
     (sooner / "sitecustomize.py").write_text(
@@ -112,7 +112,7 @@ def test_node_that_outlives_its_deadline_trains_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_save_is_tried_after_a_passed_deadline(tmp_path: Path) -> None:
-    """AWS hibernates a machine at once, and says so afterwards."""
+    """AWS hibernates a machine at once and announces it afterwards."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with Job(tmp_path, *LONG) as job:

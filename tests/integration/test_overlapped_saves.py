@@ -1,4 +1,4 @@
-"""Saves whose copies go on beside the next step, on real ranks, with a device as late as can be.
+"""Saves whose copies overlap the next step, on real ranks, with the latest possible device.
 
 There is no device: what the ranks hold in their own memory is taken for a device's, and the copies
 are made at the last moment at which a device would have to have made them.

@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def contained(directory: Path, *arguments: str) -> Job:
-    """A job with processes and shared memory of its own, which go with its first process."""
+    """Return a job in its own PID and mount namespace, which ends with its first process."""
     job = Job(directory, *arguments)
     enter = 'mount -t tmpfs -o size=256m tmpfs /dev/shm; exec "$@"'
     job.prefix = [
@@ -33,16 +33,16 @@ def contained(directory: Path, *arguments: str) -> Job:
 
 
 def first_process(job: Job) -> psutil.Process:
-    """PID 1, by the number that it has outside."""
+    """Return PID 1, by its number outside."""
     limit = time.monotonic() + 20
     while not (children := job.supervisor().children()):
-        assert time.monotonic() < limit, "nobody is there"
+        assert time.monotonic() < limit, "no process started"
         time.sleep(0.01)
     return children[0]
 
 
 def training(job: Job) -> psutil.Process:
-    """PID 1 of a job that trains; its pids are of no use here, its files are."""
+    """Return PID 1 of a training job; its files are visible here, its pids are not."""
     job.start("--save-interval", "5")
     job.until(lambda view: view.newest_intact is not None, "a save")
     return first_process(job)
@@ -62,7 +62,7 @@ def test_sigterm_to_pid_1_saves_and_ends_all_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pid_1_reaps_orphans(tmp_path: Path) -> None:
-    """As after ``docker exec``: the shell ends, and what it started becomes PID 1's child."""
+    """As after ``docker exec``: the shell ends, and its children become PID 1's."""
     with contained(tmp_path, *LONG) as job:
         init = training(job)
         enter = ["nsenter", "-t", str(init.pid), "--pid", "--mount", "setsid", "sh", "-c"]
@@ -72,7 +72,7 @@ def test_pid_1_reaps_orphans(tmp_path: Path) -> None:
         assert len(strangers) == 3
         gone, left = psutil.wait_procs(strangers, timeout=10)
         assert (len(gone), left) == (3, []), [p.status() for p in left]
-        # Its own are waited for by those who started them: the job still counts a crash once.
+        # Its own children are reaped by their parents: the job still counts a crash once.
         agent = next(p for p in init.children() if "agent" in " ".join(p.cmdline()))
         agent.send_signal(signal.SIGKILL)
         job.until(lambda view: view.restarts.failures == 1 and view.state == "running", "again")
@@ -90,7 +90,7 @@ def test_killed_pid_1_takes_all_processes_and_the_next_container_resumes(tmp_pat
         job.wait()
         assert not survivors(tree)
         again = training(job)
-        job.until(lambda view: view.newest_intact.step > step, "it goes on")
+        job.until(lambda view: view.newest_intact.step > step, "it resumes")
         assert job.view().incarnation == 2
         again.send_signal(signal.SIGTERM)
         assert job.wait() == 75, job.output()

@@ -1,4 +1,4 @@
-"""Every plugin of ColossalAI's: a resume is exact where its own is not."""
+"""Every ColossalAI plugin: a resume is exact where ColossalAI's own is not."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_a_resume_is_exact(setup, tmp_path):
     ["LowLevelZero 1 bf16", "Hybrid dp2 fp16 (llama)", "Gemini bf16, in chunks"],
 )
 def test_plain_colossalai_resumes_with_other_masters(name, tmp_path):
-    """What is saved beside its files is needed; when this fails, it no longer is."""
+    """The extra files are needed; when this fails, they no longer are."""
     setup = named(name)
     directory = str(tmp_path / "job")
     undisturbed = run(plugins.train_and_save, setup, directory)
@@ -78,7 +78,7 @@ def test_plain_colossalai_resumes_with_other_masters(name, tmp_path):
     ],
 )
 def test_other_world_size_loads_the_same_bits(name, ranks, tmp_path):
-    """The masters are cut anew; with 3 ranks no parameter divides."""
+    """Masters are split again; with 3 ranks no parameter divides evenly."""
     setup = named(name)
     assert differing(setup, setup.at(ranks, {}), tmp_path / "job") == []
 
@@ -108,7 +108,7 @@ def differing(setup: Setup, other: Setup, job) -> list[str]:
 
 
 def spoil_and_load(rank, setup, directory, spoil):
-    """The typed error that a load ends with; None if it is content."""
+    """Return the typed error that a load ends with, or None."""
     from elastic_ckpt import load_checkpoint
     from elastic_ckpt.errors import ElasticCkptError
     from tests.checkpoints import seal_again
@@ -157,7 +157,7 @@ def of_another_size(place):
     ],
 )
 def test_incomplete_checkpoint_is_an_error(spoil, error, text, tmp_path):
-    """A checkpoint that verifies, for whoever spoilt it has sealed it too."""
+    """A damaged checkpoint that verifies, because it was sealed again."""
     setup = named("Hybrid pp2 bf16 (llama)")
     run(plugins.train_and_save, setup, str(tmp_path))
     for found, said in run_ranks(spoil_and_load, 2, setup, str(tmp_path), spoil):
@@ -165,7 +165,7 @@ def test_incomplete_checkpoint_is_an_error(spoil, error, text, tmp_path):
 
 
 def save_without(rank, setup, directory, kind):
-    """The booster forgets something; what ``save_checkpoint`` raises."""
+    """Return the error of ``save_checkpoint`` with a booster that leaves something out."""
     from elastic_ckpt import save_checkpoint
 
     built = plugins.build(setup)
@@ -214,7 +214,7 @@ NEEDED_BY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", NEEDED_BY)
 def test_each_piece_of_the_shim_is_needed(piece, tmp_path):
-    """Fails where ColossalAI or torch has mended it: then the piece goes."""
+    """Fails when ColossalAI or torch has fixed it: then the piece can be removed."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A job directory on a file system that was mounted for reading alone."""
+"""A job directory on a read-only file system."""
 
 import os
 import subprocess

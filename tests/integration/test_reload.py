@@ -20,7 +20,7 @@ def told(job: Job) -> list[str]:
 def with_file(directory: Path) -> tuple[Job, Path]:
     job = Job(directory)
     job.script, job.arguments = TINY, ["--epochs", "1000", "--pause", "0.01"]
-    job.prefix = ["setsid"]  # no terminal, or a hang-up is a notice
+    job.prefix = ["setsid"]  # with a terminal a hang-up would be a notice
     file = directory / "job.toml"
     job.options = ["--config", str(file)]
     return job, file
@@ -33,7 +33,7 @@ def reload(job: Job, count: int) -> str:
 
 
 def test_reload_changes_the_save_interval(tmp_path: Path) -> None:
-    """In seconds at once; in steps with a new incarnation, for all ranks must agree."""
+    """An interval in seconds applies at once, one in steps with a new incarnation."""
     job, file = with_file(tmp_path)
     with job:
         file.write_text('save-interval = "100000s"\n')

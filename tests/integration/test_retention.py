@@ -1,4 +1,4 @@
-"""Real jobs that keep only what they were told to, and go on where there is no room."""
+"""Retention of real jobs, and training on a full disk."""
 
 import os
 import re
@@ -19,7 +19,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a sma
 
 
 def steps(job: Job) -> list[int]:
-    """Of all checkpoints, newest first; each is read in full."""
+    """Verify all checkpoints in full and return their steps, newest first."""
     found = scan(JobDirectory(job.directory))
     return [verify_full(path).step for path in found]
 
@@ -29,7 +29,7 @@ def pruned(job: Job) -> list[int]:
 
 
 def test_command_line_retention_overrides_the_script_and_survives_a_restart(tmp_path):
-    """``--keep-last 2`` through a kill and a restart: the newest two, and what was verified."""
+    """``--keep-last 2`` keeps the newest two, and the one that the restart verified."""
     hold = tmp_path / "go"
     arguments = ("--steps", "13", "--keep-last", "9", "--hold", f"9:{hold}")
     with Job(tmp_path, *arguments, script=KEEPER) as job:
@@ -45,9 +45,9 @@ def test_command_line_retention_overrides_the_script_and_survives_a_restart(tmp_
         assert job.wait() == 0, job.output()
         assert "resumed from" in job.output() and "epoch-0_step-8\n" in job.output()
         assert steps(job)[:2] == [13, 12] and len(steps(job)) == 3
-        # What the restart resumed from was verified in full by that, and is the last such.
+        # The restart verified the checkpoint it resumed from, and it is the last verified one.
         assert steps(job)[2] == 8
-        assert set(pruned(job)) <= {2, 4, 6, 10}  # the kill may cut off a line
+        assert set(pruned(job)) <= {2, 4, 6, 10}  # the kill can cut off a line
         assert job.view().newest_intact.step == 13
         assert list((job.directory / ".trash").iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_best_checkpoint_by_reported_loss_is_kept(tmp_path):
 
 @pytest.fixture
 def small(tmp_path):
-    """A file system of 9 MiB."""
+    """Mount a file system of 9 MiB."""
     place = tmp_path / "small"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)], check=True)
@@ -87,7 +87,7 @@ def small(tmp_path):
 @pytest.mark.slow
 @needs_root
 def test_job_trains_on_a_full_disk_and_saves_again_when_there_is_space(tmp_path, small):
-    """Checkpoints of 2 MB: four fit, the fifth is refused before it writes anything."""
+    """Checkpoints of 2 MB: four fit, the fifth is rejected before it writes anything."""
     hold = tmp_path / "go"
     with Job(
         tmp_path, "--kilobytes", "2000", "--hold", f"11:{hold}", nproc=1, script=KEEPER
@@ -115,7 +115,7 @@ def test_job_trains_on_a_full_disk_and_saves_again_when_there_is_space(tmp_path,
 @pytest.mark.slow
 @needs_root
 def test_retention_frees_the_space_that_a_save_needs(tmp_path, small):
-    """A rule that leaves one or two: every save succeeds where six would not fit."""
+    """With one or two kept, every save succeeds on a disk too small for six."""
     with Job(tmp_path, "--kilobytes", "2000", "--keep-last", "1", nproc=1, script=KEEPER) as job:
         job.directory = small / "job"
         assert job.start().wait() == 0, job.output()
@@ -128,7 +128,7 @@ def test_retention_frees_the_space_that_a_save_needs(tmp_path, small):
 @pytest.mark.slow
 @needs_root
 def test_last_save_on_a_full_disk_is_an_error(tmp_path, small):
-    """A final one ends the job with 70, one on a notice with 76; what there is stays."""
+    """A final one ends the job with 70, one on a notice with 76; old checkpoints stay."""
     hold = tmp_path / "go"
     arguments = ("--kilobytes", "2000", "--interval", "4", "--steps", "6", "--hold", f"5:{hold}")
     with Job(tmp_path, *arguments, nproc=1, script=KEEPER) as job:

@@ -1,4 +1,4 @@
-"""What ColossalChat's applications get wrong: shown on a loop like theirs, and not so on ours."""
+"""Mistakes of ColossalChat's applications: shown on a loop like theirs, absent in ours."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def loop(rank, kind, directory, epochs, stop_after=10**6, **options):
 
 
 def run(kind, directory, epochs, ranks=1, stop_after=10**6, **options):
-    """What each rank used."""
+    """Return what each rank used."""
     results = run_ranks(_loop, ranks, kind, str(directory), epochs, stop_after, options)
     assert not any(isinstance(result, int | tuple) for result in results), results
     return results
@@ -44,14 +44,14 @@ EVERY = list(range(SAMPLES))
 
 
 def used_across_a_resume(kind, directory):
-    """Saved behind step 4, taken away behind step 6, and run to the epoch's end."""
+    """Save after step 4, end after step 6, and resume to the end of the epoch."""
     (before,) = run(kind, directory, 1, stop_after=6, every=4)
     (after,) = run(kind, directory, 1)
     return before.in_epoch(0)[: 4 * BATCH] + after.in_epoch(0)
 
 
 def test_no_batch_is_skipped(tmp_path):
-    """The step is counted on before it is saved."""
+    """The step is incremented before it is saved."""
     assert len(used_across_a_resume("SeedLoop", tmp_path / "seed")) == SAMPLES - BATCH
     assert sorted(used_across_a_resume("OurLoop", tmp_path / "ours")) == EVERY
 
@@ -71,7 +71,7 @@ def test_later_epochs_use_every_sample(tmp_path):
 
 @pytest.mark.slow
 def test_a_save_in_a_later_epoch_is_in_that_epoch(tmp_path):
-    """Steps that are counted from the job's begin lie behind every epoch's end but the first's."""
+    """Steps counted from the start of the job exceed every epoch but the first."""
     resumed = {}
     for kind in ("SeedLoop", "OurLoop"):
         run(kind, tmp_path / kind, 2, stop_after=14, every=14)  # two steps into epoch 1
@@ -122,7 +122,7 @@ def test_step_count_continues_after_a_resume(tmp_path):
 
 @pytest.mark.slow
 def test_random_state_continues_after_a_resume(tmp_path):
-    """What a step draws is what it would have drawn."""
+    """A resumed step draws the same numbers."""
     for kind, exact in (("SeedLoop", False), ("OurLoop", True)):
         (whole,) = run(kind, tmp_path / f"{kind}-whole", 2)
         run(kind, tmp_path / kind, 2, stop_after=4, every=4)
@@ -135,7 +135,7 @@ def test_random_state_continues_after_a_resume(tmp_path):
 
 @pytest.mark.slow
 def test_notice_within_an_epoch_loses_no_step(tmp_path):
-    """Only ours has anything to resume from."""
+    """Only our loop has a checkpoint to resume from."""
     run("SeedLoop", tmp_path / "seed", 1, stop_after=7)
     assert not (tmp_path / "seed").exists()
     ended = run_ranks(_loop, 1, "OurLoop", str(tmp_path / "ours"), 1, 10**6, {"notice_at": 7})
@@ -143,11 +143,11 @@ def test_notice_within_an_epoch_loses_no_step(tmp_path):
     assert [path.name for path in (tmp_path / "ours").glob("epoch-*")] == ["epoch-0_step-7"]
 
 
-# -- whether it is whole ----------------------------------------------------------------------
+# -- whether it is complete -------------------------------------------------------------------
 
 
 def save_and_die(rank, kind, directory):
-    """Rank 1 of two dies where it comes to its optimizer; what it would write, nobody else does."""
+    """The rank dies when it reaches its optimizer, after it wrote the model."""
     from tests import seed
 
     running = getattr(seed, kind)(directory)
@@ -172,7 +172,7 @@ def save_and_die(rank, kind, directory):
 
 @pytest.mark.parametrize("kind", [slow("SeedLoop"), "OurLoop"])
 def test_killed_save_over_an_older_one_does_not_mix_them(tmp_path, kind):
-    """The seed's has the new weights beside the old moments, and loads without a word."""
+    """The seed's mixes new weights with old moments, and loads without an error."""
     place = tmp_path / "epoch-0_step-5"
     run(kind, tmp_path, 1, stop_after=5, every=4 if kind == "SeedLoop" else 5)
     before = content(place)
@@ -197,7 +197,7 @@ def content(place: Path) -> dict[str, bytes]:
 
 
 def fail_while_saving(rank, kind, directory):
-    """Rank 0 cannot write; how long rank 1 waits for it in the next step, and with what end."""
+    """Fail rank 0's save; return how rank 1's wait in the next step ends."""
     import torch.distributed as dist
 
     from tests import seed
@@ -231,4 +231,4 @@ def test_failed_save_of_one_rank_does_not_block_the_other(tmp_path):
     _, other = run_ranks(fail_while_saving, 2, "OurLoop", str(tmp_path / "ours"))
     assert other[0] in ("SaveFailed", "StorageFailed") and other[1]
     _, waiting = run_ranks(fail_while_saving, 2, "SeedLoop", str(tmp_path / "seed"), seconds=6)
-    assert waiting is None  # it was there until it was killed
+    assert waiting is None  # it waited until it was killed

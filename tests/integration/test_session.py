@@ -1,4 +1,4 @@
-"""A session resumes bit for bit from every place where it can have been stopped."""
+"""A session resumes bit for bit from every point where it can be stopped."""
 
 import contextlib
 import hashlib
@@ -45,7 +45,7 @@ def run(function, *args: Any, seconds: float = 60.0) -> Any:
     sender.close()
     try:
         if not receiver.poll(seconds):
-            raise AssertionError(f"{function.__name__} said nothing within {seconds} s")
+            raise AssertionError(f"{function.__name__} returned nothing within {seconds} s")
         result = receiver.recv()
         process.join(10)
         return result
@@ -72,7 +72,7 @@ def enter(sender, function, args) -> None:
 
 
 class Numbers(Dataset):
-    """Samples that know their index; with noise from the global generators, if asked for."""
+    """Samples with their index; on request with noise from the global generators."""
 
     def __init__(self, size: int, augmented: bool = False, seed: int = 11):
         generator = torch.Generator().manual_seed(seed)
@@ -113,9 +113,9 @@ class Plan:
     """One run of the script.
 
     Attributes:
-        notice: (step, place): a SIGTERM while that step, or the evaluation behind it, is under
-            way; it goes on only when the notice has arrived.
-        leave: (step, place): the script ends its loops by ``break`` behind or before that step's
+        notice: (step, place): a SIGTERM while that step, or the evaluation after it, is under
+            way; it continues only when the notice has arrived.
+        leave: (step, place): the script ends its loops by ``break`` after or before that step's
             call of the optimizer, or in the middle of its micro-batches.
         fail: (step, exception's name): raised within that step.
     """
@@ -144,7 +144,7 @@ class Plan:
 
 
 def give_notice(session) -> None:
-    """A SIGTERM, and the moment in which the session has heard of it."""
+    """Send SIGTERM and wait until the session has noticed it."""
 
     def ticks():
         limit = time.monotonic() + 20
@@ -217,7 +217,7 @@ def train(plan: Plan) -> dict:
                     average.update(bare)
                     used.append((step, epoch, group))
                     group = []
-                    if plan.leave == (step, "behind"):
+                    if plan.leave == (step, "after"):
                         left = True
                         break
             if left:
@@ -340,9 +340,9 @@ def test_resume_after_a_notice_at_every_step_is_exact(tmp_path, place, accumulat
         noticed = replace(plan, directory=str(tmp_path / f"{step}"), notice=(step, place))
         assert run(train, noticed) == 75
         manifest = newest(noticed.directory)
-        # The next step may have begun before the answer came: then it is the one that counts.
+        # The next step may have started before the answer came: then that step counts.
         assert manifest.step in (step, step + 1)
-        # Behind the last step of an epoch, what the script does at the epoch's end is done.
+        # After the last step of an epoch, the script's work at the end of the epoch is done.
         assert (manifest.epoch, manifest.step_in_epoch) == divmod(manifest.step, per_epoch)
         assert manifest.reason == "emergency"
         result = run(train, replace(noticed, notice=None))
@@ -378,7 +378,7 @@ def test_notice_after_the_last_step_still_finishes_the_job(tmp_path):
 
 
 def test_unsaved_end_of_an_epoch_is_repeated_once(tmp_path):
-    """The process dies behind the epoch's end; the checkpoint is that of its last step."""
+    """The process dies after the end of the epoch; the checkpoint is that of its last step."""
     plan = Plan(str(tmp_path / "calm"), augmented=True)
     calm = run(train, plan)
     last = plan.steps_per_epoch
@@ -449,7 +449,7 @@ def test_break_after_an_optimizer_step_counts_it(tmp_path, accumulation):
     calm = run(train, plan)
     per_epoch = plan.steps_per_epoch
     for step in range(1, plan.epochs * per_epoch + 1):
-        left = replace(plan, directory=str(tmp_path / f"{step}"), leave=(step, "behind"))
+        left = replace(plan, directory=str(tmp_path / f"{step}"), leave=(step, "after"))
         result = run(train, left)
         epoch = (step - 1) // per_epoch
         assert result["place"] == (epoch, step)
@@ -475,7 +475,7 @@ def test_break_before_the_optimizer_step_repeats_it(tmp_path, place, accumulatio
 
 
 def short_epochs(directory: str, interval: int, kept: bool) -> dict:
-    """Three epochs that end by ``break`` behind their second step."""
+    """Three epochs that end by ``break`` after their second step."""
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = torch.arange(8.0).view(8, 1)
@@ -531,7 +531,7 @@ def test_extra_objects_are_saved_and_restored(tmp_path):
     assert calm["average"][0] == 10
     assert calm["scaler"]["scale"] > 64.0
     for step in (1, 5, 7):
-        job = replace(plan, directory=str(tmp_path / f"{step}"), leave=(step, "behind"))
+        job = replace(plan, directory=str(tmp_path / f"{step}"), leave=(step, "after"))
         run(train, job)
         result = run(train, replace(job, leave=None))
         assert_same_end(result, calm)
@@ -540,12 +540,12 @@ def test_extra_objects_are_saved_and_restored(tmp_path):
 
 
 def test_extra_object_missing_from_the_checkpoint_is_an_error(tmp_path):
-    plan = Plan(str(tmp_path), extra=("average",), leave=(1, "behind"))
+    plan = Plan(str(tmp_path), extra=("average",), leave=(1, "after"))
     run(train, plan)
     kind, text = run(train, replace(plan, extra=("average", "late")))
     assert kind == "ElasticCkptError"
     assert "epoch-0_step-1 holds no state for extra='late'" in text
-    fewer = run(train, replace(plan, extra=(), leave=None))  # to leave one out is no error
+    fewer = run(train, replace(plan, extra=(), leave=None))  # leaving one out is not an error
     assert fewer["resumed"] == "epoch-0_step-1"
 
 
@@ -585,7 +585,7 @@ def test_extra_object_that_cannot_be_saved_is_an_error(tmp_path):
     ],
 )
 def test_other_data_or_order_is_rejected(tmp_path, change, why):
-    plan = Plan(str(tmp_path), leave=(2, "behind"))
+    plan = Plan(str(tmp_path), leave=(2, "after"))
     run(train, plan)
     kind, text = run(train, replace(plan, **change))
     assert kind == "DataMismatch"
@@ -689,13 +689,13 @@ def test_uninterruptible_evaluation_runs_to_its_end(tmp_path):
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_each_sample_is_used_once_from_two_ranks_to_one_and_back(tmp_path, drop_last):
     plan = Plan(str(tmp_path), size=41, batch=3, epochs=1, drop_last=drop_last)
-    ranks = run_ranks(train_on_rank, 2, replace(plan, leave=(3, "behind")))
+    ranks = run_ranks(train_on_rank, 2, replace(plan, leave=(3, "after")))
     manifest = newest(tmp_path)
     assert (manifest.world_size, manifest.data_parallel_size) == (2, 2)
     assert (manifest.step, manifest.sample_start_index) == (3, 18)
     states = json.loads((checkpoints(tmp_path)[-1] / "running_states.json").read_text())
     assert states == {"epoch": 0, "step": 3, "sample_start_index": 9}  # per rank
-    ranks.append(run(train, replace(plan, leave=(5, "behind"))))
+    ranks.append(run(train, replace(plan, leave=(5, "after"))))
     manifest = newest(tmp_path)
     assert (manifest.world_size, manifest.sample_start_index) == (1, 24)
     if drop_last:

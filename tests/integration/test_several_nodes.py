@@ -1,4 +1,4 @@
-"""One job on several nodes, which are processes of this host: who comes, who goes, who is lost."""
+"""One multi-node job, with processes of this host as nodes: joining, leaving, lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_preempted_node_saves_with_all_ranks_and_the_others_continue(tmp_path: P
         cluster.start("n1", "n2")
         cluster.until_step(2, 15)
         cluster["n2"].process.send_signal(signal.SIGTERM)
-        assert cluster["n2"].wait(20) == 75, cluster.output()  # not at the end of its grace
+        assert cluster["n2"].wait(20) == 75, cluster.output()  # well before the end of its grace
         assert "all ranks left together" in cluster["n2"].output()
         cluster.until_training(1, beyond=1)
         cluster.finish("n1")

@@ -1,4 +1,4 @@
-"""Signals that SLURM sends to every process of a step must not kill what has yet to be saved."""
+"""Signals that SLURM sends to every process of a step must not kill workers."""
 
 import contextlib
 import signal
@@ -28,6 +28,6 @@ def test_sigterm_to_workers_and_loader_children_is_ignored(tmp_path):
                     sent += 1
         assert job.wait(5) == 0, job.output()
         assert (tmp_path / "digest").exists()
-        # Two ranks with two DataLoader children in each epoch that was still to come.
+        # Two ranks with two DataLoader children in each remaining epoch.
         assert sent > 20 and len(children) >= 8
         assert job.view().incarnation == 1

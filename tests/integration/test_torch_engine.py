@@ -110,7 +110,7 @@ def save_while_the_structure_changes(rank: int, directory: str) -> list[str]:
 
 
 def fail_on_rank_1(rank: int, directory: str, how: str) -> list[Any]:
-    """One rank's state cannot be kept, or is not what the others have; then it is mended."""
+    """One rank's state cannot be saved or differs from the others'; then it is repaired."""
     from elastic_ckpt import save_checkpoint
 
     trainer = Trainer("ddp")
@@ -206,7 +206,7 @@ def test_safetensors_and_the_index_restore_every_tensor(saved: Path, kind: str) 
 
 
 def test_shard_records_its_position(saved: Path) -> None:
-    """So that somebody with the files alone knows it."""
+    """Which makes the files self-describing."""
     shards = index_of(saved / "fsdp" / "modeling")["embedding.weight"]["shards"]
     assert [(one["name"], one["sizes"]) for one in shards] == [
         ("embedding.weight@0,0", [4, 33]),

@@ -1,4 +1,4 @@
-"""The same script alone and under plain torchrun: a SIGTERM is the notice, 75 the answer."""
+"""The same script alone and under plain torchrun: SIGTERM is the notice, 75 the exit code."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Workers come and go between runs; each sample of an epoch is used exactly once all the same."""
+"""The number of workers changes between runs; each sample of an epoch is still used once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPOCHS = 3
 
 
 class Changing(Job):
-    """A job that is run on another number of workers each time."""
+    """A job that runs on another number of workers each time."""
 
     def __init__(self, directory: Path, *arguments: str):
         super().__init__(directory, script=STEADY)
@@ -51,7 +51,7 @@ class Changing(Job):
 
 
 def disturb(job: Changing, how: int) -> None:
-    """A notice, a worker's death, and the supervisor's, in turns; the run is over then."""
+    """End the run by a notice, after a worker's death, or by the supervisor's, in turn."""
     if how % 3 == 1:
         before = job.view().incarnation
         os.kill(job.view().workers[-1].pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ def used_per_epoch(steps: dict[int, list]) -> list[Counter[int]]:
 def test_each_sample_is_used_once_at_changing_world_sizes(
     tmp_path: Path, workers: int, accumulation: int
 ) -> None:
-    """Fewer are used twice, at an epoch's end, than there are ranks."""
+    """At the end of an epoch, fewer samples are used twice than there are ranks."""
     arguments = ["--workers", str(workers), "--accumulation", str(accumulation), "--size", "203"]
     with Changing(tmp_path, *arguments, "--pause", "0.01") as job:
         run_through_sizes(job, "--save-interval", "5")
@@ -109,7 +109,7 @@ def test_drop_last_skips_only_the_end_of_an_epoch(
 
 
 def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Path) -> None:
-    """The same samples in each step, exactly once in all; losses differ by rounding alone."""
+    """The same samples in each step, exactly once in all; losses differ only by rounding."""
     options = ("--global-batch", "24", "--save-interval", "5")
     with Changing(tmp_path / "fixed") as job:
         assert job.run_on(2, *options).wait() == 0, job.output()
@@ -123,7 +123,7 @@ def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Pat
         other_epoch, other_samples, other_loss = changing[step]
         assert (epoch, sorted(samples)) == (other_epoch, sorted(other_samples))
         assert other_loss == pytest.approx(loss, rel=1e-9)
-    assert fixed[60][2] < fixed[1][2] / 10  # and it did learn something
+    assert fixed[60][2] < fixed[1][2] / 10  # and the model learned
 
 
 @pytest.mark.slow

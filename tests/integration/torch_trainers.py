@@ -1,4 +1,4 @@
-"""Trainers that differ in nothing but how they are spread over the ranks, and their state whole."""
+"""Trainers that differ only in how they are spread over ranks, and their gathered state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that fails in a step that a test names, in the way that it names, so many times."""
+"""A job that fails in a given step, in a given way, a given number of times."""
 
 import argparse
 import os

@@ -18,7 +18,7 @@ from elastic_ckpt import ElasticSampler, Session
 
 
 class Note:
-    """An object that keeps what JSON has no word for."""
+    """An object with state that JSON cannot represent."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {"words": ("a", b"b", 0.1)}

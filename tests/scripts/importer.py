@@ -1,4 +1,4 @@
-"""A job that imports the modules that a test names, and says first which of them are there.
+"""A job that imports given modules, after recording which of them are already imported.
 
 Rank 0 writes to --entry: the modules found, the files that they came from at last, and the
 environment.

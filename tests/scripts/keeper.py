@@ -1,4 +1,4 @@
-"""A job whose checkpoints are as large, as many and as good as a test says; no randomness.
+"""A job with checkpoints of a given size, number and loss, without randomness.
 
 Reports ``loss``, which is lowest at step --best. ``--hold STEP:FILE`` waits before a step, bounded,
 until a file is there.

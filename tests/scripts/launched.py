@@ -1,6 +1,6 @@
-"""Says what its launcher told it, one file per rank and launch; with --by, ColossalAI starts it.
+"""Record the launcher's variables, one file per rank and launch; with --by, use ColossalAI.
 
-The first launch ends with a kill of rank 1, so that there is a restart to be told of.
+The first launch ends with a kill of rank 1, so that a restart is recorded, too.
 """
 
 import argparse

@@ -145,7 +145,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
 
 
 def address(job: Job) -> str:
-    """As ``run`` has said."""
+    """Return the address that ``run`` has printed."""
     found = re.findall(r"metrics: http://(\S+)/metrics", job.log.read_text())
     assert found, job.output()
     return str(found[-1])

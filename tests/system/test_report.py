@@ -77,7 +77,7 @@ def figure(browser: Browser, selector: str) -> float:
 
 
 def test_page_renders_without_errors_and_requests(made: Made, browser: Browser) -> None:
-    """The console is empty, and nothing but the file itself was asked for."""
+    """The console is empty, and only the file itself was requested."""
     assert browser.value("document.querySelector('h1').getClientRects().length") == 1
     assert browser.value("document.scripts.length") == 0
     assert browser.console == []
@@ -166,7 +166,7 @@ def contrast(browser: Browser, selector: str) -> float:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_text_has_contrast_in_both_colour_schemes(browser: Browser, dark: bool) -> None:
-    """4.5 to 1 at the least; and the two schemes are two."""
+    """A contrast of at least 4.5 to 1; and the two schemes differ."""
     browser.look_like(*DESKTOP, dark=dark)
     page = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", page)[:3])) < 200) is dark
@@ -195,7 +195,7 @@ def test_page_has_headings_and_labels(browser: Browser) -> None:
 
 
 def test_page_prints_on_a_few_pages(browser: Browser) -> None:
-    """With the last lines of each failure open, and no background but what is asked for."""
+    """With the last lines of each failure open, and only the requested backgrounds."""
     data = browser.print()
     assert data.startswith(b"%PDF-") and data.rstrip().endswith(b"%%EOF")
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", data)) <= MOST_PAGES

@@ -23,7 +23,7 @@ def make(root: Path, count: int, nnodes: str, *options: str) -> Hosts:
 
 
 def tell(hosts: Hosts, what: str, began: float, sign: str, incarnation: int) -> None:
-    """Print what it took until the head knew, launched, and had a step of all ranks behind it."""
+    """Print the seconds until the head noticed, launched, and saw a step of all ranks."""
     stepped = hosts.until_stepped(incarnation)
     events = [one for one in hosts.head.events() if not one["data"].get("follows")]
     behind = [one for one in events if one["monotonic"] >= began]
@@ -82,7 +82,7 @@ def test_joining_and_leaving_hosts_use_every_sample_once(tmp_path: Path) -> None
 def test_losing_the_head_host_makes_the_others_ask_for_a_rerun(
     tmp_path: Path,
 ) -> None:
-    """It goes on alone where one node is enough; the others must not, and do not hang."""
+    """It continues alone where one node suffices; the others must stop, and do not hang."""
     with make(tmp_path, 2, "1:2", "--rdzv-timeout", "6") as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 25)

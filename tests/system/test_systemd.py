@@ -61,7 +61,7 @@ class Service:
         return self.machine.show(self.name)
 
     def view(self) -> StatusView:
-        """As somebody sees it who is logged in there: the board is in the machine's memory."""
+        """As a user logged in there sees it: the board is in the machine's memory."""
         command = [sys.executable, "-m", "elastic_ckpt", "status", "--json", str(self.keys["dir"])]
         path = f"PYTHONPATH={REPOSITORY}"
         shown = self.machine.run("env", path, *command, check=False)
@@ -107,7 +107,7 @@ def machine(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
 
 
 def install(machine: Machine, root: Path) -> None:
-    """As systemd/README.md says, and where things lie in a test."""
+    """Install as systemd/README.md describes, with the paths of a test."""
     machine.write("/etc/systemd/system/elastic-ckpt@.service", UNIT.read_text())
     machine.run("systemd-sysusers", str(UNITS / "elastic-ckpt.sysusers"))
     machine.run("systemd-tmpfiles", "--create", str(UNITS / "elastic-ckpt.tmpfiles"))

@@ -1,4 +1,4 @@
-"""The tutorials as a reader follows them: their scripts, their commands, what they say comes out.
+"""The tutorials as a reader follows them: scripts, commands, and the output that they show.
 
 A console block's commands are typed into one bash. What stands below a command has to come, in
 whatever time it takes: digits aside, and only what a line of ``status`` is about.
@@ -127,7 +127,7 @@ def shorter(text: str) -> str:
 
 
 def label(line: str) -> str:
-    """What a line of ``status`` is about; empty for one that goes on, or for a row of a table."""
+    """Return the label of a line of ``status``; empty for a continuation or a row of a table."""
     return "" if line[:1] in (" ", "", ".") else re.split(r"  +|, ", line)[0]
 
 
@@ -168,7 +168,7 @@ def test_tutorial_output_matches_the_page(page: str, tmp_path: Path, terminal: T
 
 @pytest.mark.parametrize("page", ["tutorial-torch", "tutorial-colossalai"])
 def test_tutorial_scripts_differ_only_in_the_added_lines(page: str) -> None:
-    """Taken back from the script that is run, they leave the one of before, but for indentation."""
+    """Without the added lines, the script equals the original but for indentation."""
     found = blocks(DOCS / f"{page}.md")
     scripts = {block.name: block.text for block in found if block.language == "python"}
     (diff,) = (block for block in found if block.language == "diff")

@@ -1,4 +1,4 @@
-"""The pages say what is there: links, options, variables, the generated reference, the diagrams."""
+"""The pages match the code: links, options, variables, the generated reference, the diagrams."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_links_resolve(page: Path) -> None:
 
 @each_page
 def test_commands_and_options_exist(page: Path) -> None:
-    """Whatever a page has one type behind ``elastic-ckpt``."""
+    """Yield every command line of ``elastic-ckpt`` on a page."""
     wrong = [
         f"{typed}: {problem}"
         for typed in typed_commands(page)
@@ -83,7 +83,7 @@ def test_unknown_option_is_found() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    """So that somebody finds it."""
+    """So that every page can be found."""
     linked = {link.partition("#")[0] for link in links(DOCS / "README.md")}
     assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= linked
 
@@ -103,7 +103,7 @@ def test_reference_is_built_without_torch() -> None:
 
 
 def test_reference_lists_every_exit_code() -> None:
-    """None was added without a word on it."""
+    """Every variable has a description."""
     assert set(reference.CODES) == set(ExitCode)
 
 
@@ -130,7 +130,7 @@ def test_state_table_matches_the_code() -> None:
 
 
 def test_diagrams_are_balanced() -> None:
-    """What can be said of them without a browser: a known kind, every bracket and block closed."""
+    """Check diagrams without a browser: a known kind, every bracket and block closed."""
     drawn = [block for block in blocks(DOCS / "design.md") if block.language == "mermaid"]
     assert len(drawn) == 5
     for block in drawn:

@@ -1,8 +1,8 @@
 """Every decoder of the job directory: a value that keeps its promises, or the typed error.
 
 What is fed to them: any bytes at all, and valid documents with values replaced, removed, added and
-repeated, then with bits flipped or the end cut off. Manifests are signed again behind that, so that
-what lies behind their digest is reached, too.
+repeated, then with bits flipped or the end cut off. Manifests are signed again after that, so that
+the code after the digest check is reached, too.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def assert_files(files: list[FileEntry]) -> None:
 
 
 def with_fingerprint(data: bytes) -> bytes:
-    """The fingerprint that the list of files has, where there is one to be had."""
+    """Return the fingerprint of the list of files, if it has one."""
     try:
         content = json.loads(data)
         files = msgspec.convert(content["files"], list[FileEntry])
@@ -334,7 +334,7 @@ def test_node_name_in_a_record_cannot_leave_the_directory(
 
 
 def test_record_can_name_only_its_owners_board(job: JobDirectory, tmp_path: Path) -> None:
-    """Status opens it: another path may be a FIFO, or somebody else's file."""
+    """Status opens it: another path may be a FIFO, or a file of another user."""
     path = job.node_record("here")
     for board in (str(tmp_path / "fifo"), "/proc/13/fd/7", "/proc/12/fd/7/../8", "/proc/12/mem"):
         path.write_bytes(msgspec.json.encode(msgspec.structs.replace(RECORD, board=board)))
@@ -549,7 +549,7 @@ def test_empty_tensor_of_a_huge_shape_is_rejected(tmp_path: Path, shape: list[in
 
 
 def test_state_tree_depth_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that went further would leave what nobody reads."""
+    """A writer without the limit would leave a file that no reader accepts."""
     from elastic_ckpt.errors import UsageError
     from elastic_ckpt.training.tensors import state_codec
 

@@ -20,7 +20,7 @@ from tests.checkpoints import make_checkpoint, open_job, tree
 
 USER, GROUP, OTHER_GROUP = 54321, 54322, 54323
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")
 
 
 AS_USER = """
@@ -48,7 +48,7 @@ call(command, directory, *more)
 def as_user(
     job: JobDirectory, group: int, command: str, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
-    """A command as a user who is nobody to us but by his group."""
+    """Run a command as a user who shares only a group with the owner."""
     directory = f"--dir={job.root}" if command == "run" else job.root
     warm_up = job.root.with_name("warm-up")
     if not warm_up.exists():

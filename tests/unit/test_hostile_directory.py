@@ -207,7 +207,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 def command(*arguments: str | Path) -> tuple[int, str]:
-    """A command line's exit code; what it says must be fit for a terminal, and no traceback."""
+    """Return exit code and output; the output must be printable and without a traceback."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["elastic-ckpt", *map(str, arguments)]
     try:
@@ -442,7 +442,7 @@ def test_status_opens_no_path_named_in_a_record(job: JobDirectory, outside: Path
 
 
 def test_fifo_as_a_board_does_not_block(job: JobDirectory) -> None:
-    """The owner's own descriptor is looked at, and is no board."""
+    """The owner's descriptor is opened, and is not a board."""
     reader, writer = os.pipe()
     try:
         board = f"/proc/{os.getpid()}/fd/{reader}"
@@ -465,7 +465,7 @@ def test_unreadable_attempt_is_not_sealed_by_the_next_run(
     assert read_record(path) is None
 
 
-# -- attempts and checkpoints that say what is not so ---------------------------------------------
+# -- attempts and checkpoints with false claims ---------------------------------------------------
 
 
 def rewrite_part(job: JobDirectory, rank: int, change: Callable[[PartManifest], Any]) -> None:
@@ -558,7 +558,7 @@ def test_unlisted_file_is_rejected_where_it_would_be_read(tmp_path: Path, name: 
 
 
 def test_stray_manifest_does_not_hide_checkpoints(job: JobDirectory) -> None:
-    """A whole checkpoint in the job's own place would else be all that is verified."""
+    """Otherwise only that checkpoint in the job's own directory would be verified."""
     shutil.copytree(job.checkpoint(0, 10), job.root, dirs_exist_ok=True)
     (job.checkpoint(0, 20) / MODEL).unlink()
     code, said = command("verify", job.root)
@@ -701,7 +701,7 @@ def test_change_between_verification_and_load_is_detected(
 def test_lock_of_a_reader_does_not_block_pruning(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everybody who may read a manifest may lock it; that says nothing about the checkpoint."""
+    """Any reader of a manifest may lock it; the lock must not protect the checkpoint."""
     pytest.importorskip("torch")
     import fcntl
 
@@ -720,7 +720,7 @@ def test_lock_of_a_reader_does_not_block_pruning(
 
 
 class Bomb:
-    """Unpickling it makes a directory."""
+    """Creates a directory when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = str(mark)
@@ -739,7 +739,7 @@ BOMB_PLACES = [
 @pytest.mark.parametrize("seal", ["none", "wrong", "right"])
 @pytest.mark.parametrize("place", BOMB_PLACES)
 def test_without_a_booster_nothing_is_unpickled(tmp_path: Path, place: str, seal: str) -> None:
-    """Not even of a checkpoint that whoever planted the pickle has sealed."""
+    """Not even if the attacker who planted the pickle has sealed the checkpoint."""
     torch = pytest.importorskip("torch")
     from elastic_ckpt.checkpoint.colossalai_layout import read_running_states
     from elastic_ckpt.training.engines.torch.engine import TorchEngine
