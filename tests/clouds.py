@@ -24,7 +24,7 @@ class Cloud(ABC):
 
     def __init__(self):
         self.fault = ""
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.skew = 0.0
         self.over = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -161,7 +161,7 @@ def _handler(cloud: Cloud):
         def serve(self) -> None:
             address = urlparse(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            cloud.asked.append((self.command, self.path, dict(self.headers), body))
+            cloud.requests.append((self.command, self.path, dict(self.headers), body))
             if cloud.fault and self.misbehave():
                 return
             query = parse_qs(address.query)

@@ -230,7 +230,7 @@ def is_tracker(process: psutil.Process) -> bool:
     return False
 
 
-def survivors(processes: list[psutil.Process], seconds: float = 2.0) -> list[psutil.Process]:
+def survivors(processes: list[psutil.Process], seconds: float = 10.0) -> list[psutil.Process]:
     """Return those that still run after ``seconds``."""
     _, left = psutil.wait_procs(processes, timeout=seconds)
     return [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

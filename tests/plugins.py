@@ -417,8 +417,8 @@ def _masters(checkpoint: Path) -> dict[str, str]:
         place = path.name.rpartition("-of-")[0].rpartition("-")[0]
         for name, tensor in safetensors.torch.load_file(path).items():
             pieces.setdefault(f"{place} {name}", []).append(tensor.flatten())
-    whole = {name: torch.cat(parts) for name, parts in pieces.items()}
-    return {name: digest([tensor[: _end(tensor)]]) for name, tensor in whole.items()}
+    joined = {name: torch.cat(parts) for name, parts in pieces.items()}
+    return {name: digest([tensor[: _end(tensor)]]) for name, tensor in joined.items()}
 
 
 def _end(tensor: Any) -> int:

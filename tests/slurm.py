@@ -243,8 +243,8 @@ class Slurm:
     def run(self, *command: str, seconds: float = 20.0) -> str:
         """What a command of the cluster prints; it must succeed."""
         found = self.call(*command, seconds=seconds)
-        said = f"{' '.join(command)}: {found.returncode}: {found.stderr}{found.stdout}"
-        assert found.returncode == 0, said
+        reported = f"{' '.join(command)}: {found.returncode}: {found.stderr}{found.stdout}"
+        assert found.returncode == 0, reported
         return found.stdout
 
     def call(

@@ -83,9 +83,9 @@ def live(rank: int, port: int, root: Path, outcomes: Path, traced: bool, steps: 
 
 
 def _start(
-    rank: int, port: int, root: str, outcomes: str, said: str, traced: bool, steps: list[int]
+    rank: int, port: int, root: str, outcomes: str, printed: str, traced: bool, steps: list[int]
 ) -> int:
-    return fork(said, lambda: live(rank, port, Path(root), Path(outcomes), traced, steps))
+    return fork(printed, lambda: live(rank, port, Path(root), Path(outcomes), traced, steps))
 
 
 def _warm(root: Path) -> None:

@@ -96,7 +96,7 @@ def serve(warm: Callable[[Path], None], start: Callable[..., int]) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def fork(said: str, act: Callable[[], int]) -> int:
+def fork(printed: str, act: Callable[[], int]) -> int:
     """A child that does one thing and ends with what that returns."""
     library, parent = libc(), os.getpid()
     pid = os.fork()
@@ -105,7 +105,7 @@ def fork(said: str, act: Callable[[], int]) -> int:
         library.prctl(_PR_SET_PTRACER, -1, 0, 0, 0)  # any process: the tracer is not an ancestor
         if os.getppid() != parent:
             os._exit(1)
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         try:
@@ -128,8 +128,8 @@ def _warm(root: Path) -> None:
         act(root)
 
 
-def _start(act: str, root: str, said: str) -> int:
-    pid = fork(said, lambda: _act(ACTS[act], Path(root)))
+def _start(act: str, root: str, printed: str) -> int:
+    pid = fork(printed, lambda: _act(ACTS[act], Path(root)))
     os.waitpid(pid, os.WUNTRACED)
     return pid
 
@@ -166,9 +166,9 @@ class Farm:
             self.close()
             raise
 
-    def start(self, act: str, root: Path, said: Path) -> int:
+    def start(self, act: str, root: Path, printed: Path) -> int:
         """A child that has stopped before its act."""
-        return int(self.ask(act=act, root=str(root), said=str(said))["pid"])
+        return int(self.ask(act=act, root=str(root), printed=str(printed))["pid"])
 
     def wait(self, pid: int, seconds: float = PATIENCE) -> int:
         """Its exit code; negative: the signal that killed it. Killed if it takes too long."""
@@ -202,16 +202,16 @@ class Farm:
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        said, limit = b"", time.monotonic() + seconds
-        while not said.endswith(b"\n"):
+        printed, limit = b"", time.monotonic() + seconds
+        while not printed.endswith(b"\n"):
             left = max(0.0, limit - time.monotonic())
             if not select.select([self._process.stdout], [], [], left)[0]:
                 raise TimeoutError(f"no answer within {seconds:.0f} s")
             more = os.read(self._process.stdout.fileno(), 4096)
             if not more:
                 raise EOFError("the farm has ended")
-            said += more
-        return dict(json.loads(said))
+            printed += more
+        return dict(json.loads(printed))
 
 
 if __name__ == "__main__":

@@ -204,10 +204,10 @@ def attached(
     command += ["-e", f"inject={inject}"] if inject else []
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        said = _line(tracer)
-        if b"attached" not in said:
+        printed = _line(tracer)
+        if b"attached" not in printed:
             os.kill(pid, signal.SIGKILL)  # no other process would continue it
-            raise CannotTrace(said.decode(errors="replace").strip())
+            raise CannotTrace(printed.decode(errors="replace").strip())
         os.kill(pid, signal.SIGCONT)
         yield tracer
         tracer.wait(PATIENCE)
@@ -223,14 +223,14 @@ class CannotTrace(Exception):
 def _line(tracer: subprocess.Popen[bytes]) -> bytes:
     """Return its first line; empty if it ended or printed nothing in time."""
     assert tracer.stderr is not None
-    said, limit = b"", time.monotonic() + PATIENCE
-    while not said.endswith(b"\n"):
+    printed, limit = b"", time.monotonic() + PATIENCE
+    while not printed.endswith(b"\n"):
         ready, _, _ = select.select([tracer.stderr], [], [], max(0.0, limit - time.monotonic()))
         more = os.read(tracer.stderr.fileno(), 4096) if ready else b""
         if not more:
             break
-        said += more
-    return said
+        printed += more
+    return printed
 
 
 def have_strace() -> bool:

@@ -103,8 +103,8 @@ class Bench:
 
     def _undisturbed(self) -> list[Call]:
         root, log = self._fresh(), self._scratch / "log"
-        code, said = self._run(root, log, "", also=syscalls.UNKNOWN_TO_US)
-        assert (code, said) == (0, "")
+        code, printed = self._run(root, log, "", also=syscalls.UNKNOWN_TO_US)
+        assert (code, printed) == (0, "")
         calls = syscalls.parse(log)
         assert not [call for call in calls if call.name in syscalls.UNKNOWN_TO_US]
         assert len({call.pid for call in calls}) == 1, "strace counts each thread's calls apart"
@@ -121,10 +121,10 @@ class Bench:
         """Whether the case hit the call that it was meant for, and what was wrong afterwards."""
         root, log = self._fresh(), self._scratch / "log"
         inject = syscalls.injection(case.call, case.mode)
-        code, said = self._run(root, log, inject)
+        code, printed = self._run(root, log, inject)
         missed = self._missed(case, root, log)
         complaints = [missed] if missed else []
-        complaints += [*_outcome(case.mode, code, said), *self._aftermath(case, root, code)]
+        complaints += [*_outcome(case.mode, code, printed), *self._aftermath(case, root, code)]
         shutil.rmtree(root)
         return not missed, complaints
 
@@ -157,14 +157,14 @@ class Bench:
         return root
 
     def _run(self, root: Path, log: Path, inject: str, also: tuple[str, ...] = ()):
-        heard = self._scratch / "said"
-        pid = self.farm.start(self.scene.act, root, heard)
+        output = self._scratch / "said"
+        pid = self.farm.start(self.scene.act, root, output)
         try:
             with syscalls.attached(pid, log, inject, also=also):
                 pass
         finally:
             code = self.farm.wait(pid)
-        return code, heard.read_text()
+        return code, output.read_text()
 
 
 def normalised(call: Call, root: Path) -> Call:
@@ -178,15 +178,15 @@ def normalised(call: Call, root: Path) -> Call:
     return replace(call, paths=paths)
 
 
-def _outcome(mode: str, code: int, said: str) -> list[str]:
+def _outcome(mode: str, code: int, printed: str) -> list[str]:
     """Whether the process ended as it should have."""
     if mode == KILL:
         return [] if code == -9 else [f"it ended with {code} instead of being killed"]
     if code == 0:
-        return [] if not said else [f"it said {said!r}"]
-    lines = said.splitlines()
+        return [] if not printed else [f"it printed {printed!r}"]
+    lines = printed.splitlines()
     if code != FAILED or len(lines) != 1 or not lines[0].startswith("FAILED: "):
-        return [f"it ended with {code} and said {said!r}"]
+        return [f"it ended with {code} and printed {printed!r}"]
     return []
 
 
@@ -266,7 +266,7 @@ def test_missed_call_is_reported(benches: dict[str, Bench]) -> None:
     for mode in MODES:
         hit, complaints = bench.run(Case(call, mode))
         assert not hit
-        assert any(said.startswith("not hit") for said in complaints)
+        assert any(printed.startswith("not hit") for printed in complaints)
 
 
 def test_save_that_deletes_the_previous_one_first_is_detected(

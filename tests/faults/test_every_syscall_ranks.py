@@ -65,7 +65,7 @@ class Launch:
         self.farm, self.traced = farm, traced
         self.root, self.log = scratch / "job", scratch / "log"
         self.outcomes = [scratch / f"outcomes-{rank}" for rank in range(WORLD_SIZE)]
-        self._said = [scratch / f"said-{rank}" for rank in range(WORLD_SIZE)]
+        self._printed = [scratch / f"said-{rank}" for rank in range(WORLD_SIZE)]
         self._port, self._steps = free_port(), steps
         self.pids: list[int] = []
 
@@ -73,14 +73,14 @@ class Launch:
         """All ranks' fates. ``alone``: the survivor is killed too, as an agent does."""
         for rank in range(WORLD_SIZE):
             made = self.farm.ask(
-                rank=rank, port=self._port, root=str(self.root), said=str(self._said[rank]),
+                rank=rank, port=self._port, root=str(self.root), printed=str(self._printed[rank]),
                 outcomes=str(self.outcomes[rank]), traced=rank == self.traced, steps=self._steps,
             )  # fmt: skip
             self.pids.append(int(made["pid"]))
         found: dict[int, Rank] = {}
         try:
             victim = self.pids[self.traced]
-            assert self.farm.ask(stopped=victim)["stopped"], self.said()
+            assert self.farm.ask(stopped=victim)["stopped"], self.printed()
             with syscalls.attached(victim, self.log, inject, threads=False):
                 pass
             order_of_ends = sorted(range(WORLD_SIZE), key=lambda rank: rank != self.traced)
@@ -95,9 +95,9 @@ class Launch:
                 self.farm.wait(self.pids[rank])
         return [found[rank] for rank in range(WORLD_SIZE)]
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """What the ranks printed, without torch's own stacks."""
-        texts = [path.read_text() for path in self._said if path.exists()]
+        texts = [path.read_text() for path in self._printed if path.exists()]
         lines = [line for text in texts for line in text.splitlines()]
         return "\n    ".join(line for line in lines if not line.startswith(_NOISE))
 
@@ -128,12 +128,14 @@ class Bench:
         launch = Launch(self.farm, self._scratch, rank, [NEW, NEXT])
         ranks = launch.run("", PATIENCE)
         sealed = Rank(0, {NEW: "sealed", NEXT: "sealed"}, ended=True)
-        assert ranks == [sealed, sealed], f"{ranks}\n{launch.said()}"
+        assert ranks == [sealed, sealed], f"{ranks}\n{launch.printed()}"
         for step in (OLD, NEW, NEXT):
             self._contents[step] = state_of(launch.root / f"epoch-0_step-{step}")
         calls = syscalls.parse(launch.log)
-        said = [call.name == "write" and str(launch.outcomes[rank]) in call.paths for call in calls]
-        of_new = syscalls.inside(calls[: said.index(True)], launch.root)
+        printed = [
+            call.name == "write" and str(launch.outcomes[rank]) in call.paths for call in calls
+        ]
+        of_new = syscalls.inside(calls[: printed.index(True)], launch.root)
         self.calls[rank] = [normalised(call, launch.root) for call in of_new]
         assert self.calls[rank]
         shutil.rmtree(launch.root)
@@ -157,8 +159,8 @@ class Bench:
         ranks = launch.run(inject, BOUND, alone=killed and case.rank != 0)
         complaints = [*self._missed(case, launch), *_judge(case, ranks)]
         complaints += self._aftermath(case, launch.root, ranks)
-        if complaints and launch.said():
-            complaints.append(launch.said())
+        if complaints and launch.printed():
+            complaints.append(launch.printed())
         shutil.rmtree(launch.root)
         return complaints
 
@@ -189,19 +191,19 @@ class Bench:
 
 
 def _sealed(rank: Rank) -> list[int]:
-    return [step for step, said in rank.outcomes.items() if said == "sealed"]
+    return [step for step, printed in rank.outcomes.items() if printed == "sealed"]
 
 
 def _judge(case: Case, ranks: list[Rank]) -> list[str]:
     """Return complaints unless every rank learned the same outcome in time."""
     if case.mode == KILL:
         return _judge_killed(case, ranks)
-    said = [rank.outcomes for rank in ranks]
+    printed = [rank.outcomes for rank in ranks]
     wrong = [f"{index}: {rank}" for index, rank in enumerate(ranks) if not rank.ended]
-    if any(outcomes != said[0] for outcomes in said):
-        wrong.append(f"the ranks do not agree: {said}")
-    if said[0].get(NEXT) != "sealed":
-        wrong.append(f"the next save of the same ranks: {said[0].get(NEXT)}")
+    if any(outcomes != printed[0] for outcomes in printed):
+        wrong.append(f"the ranks do not agree: {printed}")
+    if printed[0].get(NEXT) != "sealed":
+        wrong.append(f"the next save of the same ranks: {printed[0].get(NEXT)}")
     return wrong
 
 
@@ -232,7 +234,7 @@ def check(bench: Bench, cases: list[Case], capsys: pytest.CaptureFixture[str]) -
     injected, bad = 0, []
     for case in cases:
         complaints = bench.run(case)
-        injected += not any(said.startswith("not hit") for said in complaints)
+        injected += not any(printed.startswith("not hit") for printed in complaints)
         if complaints:
             bad.append(f"{case}:\n    " + "\n    ".join(complaints))
     with capsys.disabled():

@@ -32,7 +32,7 @@ def set_aside(job: Job) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "kind", "said"),
+    ("how", "kind", "printed"),
     [
         ("raise", "error", "ValueError: the data of this step"),
         ("nan", "non-finite", "NonFiniteLoss: the loss of step 7 is nan"),
@@ -40,7 +40,7 @@ def set_aside(job: Job) -> list[str]:
     ],
 )
 def test_step_that_always_fails_falls_back_once_and_then_stops(
-    tmp_path: Path, how: str, kind: str, said: str
+    tmp_path: Path, how: str, kind: str, printed: str
 ) -> None:
     with failing(tmp_path, how) as job:
         assert job.start("--max-failures", "9").wait() == 70, job.output()
@@ -48,7 +48,7 @@ def test_step_that_always_fails_falls_back_once_and_then_stops(
         assert [name[: len("epoch-0_step-6")] for name in set_aside(job)] == ["epoch-0_step-6"]
         assert job.view().rejected[0].reason == "bypassed: step 7 failed twice"
         assert job.view().message.startswith("step 7 failed 3 times")
-        assert said in job.view().message
+        assert printed in job.view().message
         assert job.view().newest_intact.step == 6  # saved again before the third failure
         assert job.tiers() == []
 

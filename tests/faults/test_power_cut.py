@@ -86,9 +86,9 @@ class Scene:
 
 
 def describe(recording: Recording, end: int, fates: Fates) -> str:
-    said = [f"{fate.value}: {_brief(recording.log[at])}" for at, fate in sorted(fates.items())]
+    printed = [f"{fate.value}: {_brief(recording.log[at])}" for at, fate in sorted(fates.items())]
     before = "the end" if end == len(recording.log) else _brief(recording.log[end])
-    return f"power cut before step {end} ({before}); " + ("; ".join(said) or "nothing lost")
+    return f"power cut before step {end} ({before}); " + ("; ".join(printed) or "nothing lost")
 
 
 def _brief(step: object) -> str:

@@ -34,10 +34,10 @@ def test_recovery_stages_add_up(tmp_path):
         assert found["incarnation"] == 2
         assert found["tier"] in ("memory", "disk")  # disk, if no generation was free
         assert found["step"] >= 4
-        told = subprocess.run(
+        printed = subprocess.run(
             [sys.executable, "-m", "elastic_ckpt", "status", str(job.directory)],
             capture_output=True, text=True, env=environment() | {"COLUMNS": "200"}, timeout=60,
         ).stdout  # fmt: skip
-        line = next(line for line in told.splitlines() if line.startswith("last recovery"))
+        line = next(line for line in printed.splitlines() if line.startswith("last recovery"))
         assert f"from step {found['step']} ({found['tier']})" in line
         assert "first step" in line and "rendezvous" in line

@@ -135,7 +135,7 @@ def test_unguarded_write_is_detected_or_too_late(pinned):
         if turn:
             busy(turn * 0.001)
         tensor.add_(1.0)
-        whole = copies.finish()
-        noticed += not whole
-        assert not whole or bytes(pinned) == bits(torch.ones(SIZE // 4))
+        complete = copies.finish()
+        noticed += not complete
+        assert not complete or bytes(pinned) == bits(torch.ones(SIZE // 4))
     assert noticed

@@ -124,12 +124,12 @@ def test_save_on_request_and_by_the_clock(tmp_path):
 
     with job_in(tmp_path, "--pause", "0.05") as job:
         job.start().until_step(2)
-        asked = subprocess.run(
+        saved = subprocess.run(
             [sys.executable, "-m", "elastic_ckpt", "save", str(job.directory)],
             capture_output=True, text=True, timeout=60, env=environment(), check=False,
         )  # fmt: skip
-        assert asked.returncode == 0, asked.stderr
-        assert asked.stdout.strip().startswith(str(job.directory / "epoch-"))
+        assert saved.returncode == 0, saved.stderr
+        assert saved.stdout.strip().startswith(str(job.directory / "epoch-"))
         assert job.view().newest_intact.reason == "manual"
         job.process.terminate()
         assert job.wait(60) == 75

@@ -141,15 +141,15 @@ def save_without_tensornvme(rank, setup, directory):
     from elastic_ckpt import save_checkpoint
 
     built = plugins.build(setup)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as printed:
         warnings.simplefilter("always")
         save_checkpoint(directory, *built.state, 0, 0, plugins.BATCH, None, use_async=True)
-    return [str(one.message) for one in said if "use_async" in str(one.message)]
+    return [str(one.message) for one in printed if "use_async" in str(one.message)]
 
 
 @pytest.mark.slow
 def test_without_tensornvme_it_warns_and_saves_synchronously(tmp_path):
     setup = named("TorchDDP fp32").at(1, {})
-    [(said,)] = run_ranks(save_without_tensornvme, 1, setup, str(tmp_path))
-    assert "TensorNVMe's async_file_io, which is not installed" in said
+    [(printed,)] = run_ranks(save_without_tensornvme, 1, setup, str(tmp_path))
+    assert "TensorNVMe's async_file_io, which is not installed" in printed
     assert list(tmp_path.glob("epoch-0_step-0/optimizer/pytorch_optim*.bin"))

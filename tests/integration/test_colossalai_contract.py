@@ -75,9 +75,9 @@ def follow(thing: Any, path: str, reader: str) -> Any:
             for mark in re.findall(r"\(\)|\[\w*\]", marks):
                 thing = step(thing, mark)
         except Exception as error:
-            said = f"{type(error).__name__} {error}".strip()
+            message = f"{type(error).__name__} {error}".strip()
             raise Changed(
-                f"{owner}.{name}{marks} ends with {said}, and {reader} reads it"
+                f"{owner}.{name}{marks} ends with {message}, and {reader} reads it"
             ) from None
     return thing
 
@@ -112,8 +112,8 @@ def check_call(function: Any, shown: str, given: str, options: Mapping[str, Any]
     try:
         inspect.signature(function).bind(*given.split(), **options)
     except TypeError as error:
-        said = [*given.split(), *(f"{key}={value}" for key, value in options.items())]
-        call = f"{shown}({', '.join(said)})"
+        message = [*given.split(), *(f"{key}={value}" for key, value in options.items())]
+        call = f"{shown}({', '.join(message)})"
         raise Changed(f"{call} is not a valid call ({error}), and {reader} makes it") from None
 
 
@@ -452,8 +452,10 @@ def complaints(built: Built, reads: list[Reads]) -> list[str]:
         except Changed as changed:
             found.append(str(changed))
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            found.append(str(Changed(f"{check.__name__} of {built.setup.name} ends with {said}")))
+            message = f"{type(error).__name__}: {error}"
+            found.append(
+                str(Changed(f"{check.__name__} of {built.setup.name} ends with {message}"))
+            )
     return list(dict.fromkeys(found))
 
 
@@ -801,21 +803,21 @@ SPOILT = {
 def look_at_spoilt(rank: int, name: str) -> list[list[str]]:
     built = plugins.build(setup_named(name))
     reads = [reads for reads in READS if reads.setup == name]
-    said = []
+    message = []
     for spoil, _ in SPOILT[name]:
         with pytest.MonkeyPatch.context() as patch:
             spoil(built, patch)
-            said.append(complaints(built, reads))
-    return [*said, complaints(built, reads)]
+            message.append(complaints(built, reads))
+    return [*message, complaints(built, reads)]
 
 
 @pytest.mark.parametrize("name", slow_unless({ZERO}, list(SPOILT)))
 def test_changes_in_a_built_optimizer_are_named(name):
     (result,) = run_ranks(look_at_spoilt, 1, name)
     assert isinstance(result, list), result
-    *said, untouched = result
+    *message, untouched = result
     assert untouched == []
-    for (spoil, text), lines in zip(SPOILT[name], said, strict=True):
+    for (spoil, text), lines in zip(SPOILT[name], message, strict=True):
         start = f"ColossalAI {metadata.version('colossalai')}: "
         assert all(line.startswith(start) for line in lines), lines
         assert any(text in line for line in lines), (spoil.__name__, lines)

@@ -261,8 +261,8 @@ def test_rank_stuck_in_a_collective_ends_with_an_error(tmp_path, capfd):
     ],
 )
 def test_failed_load_on_one_rank_is_the_same_error_on_all(tmp_path, error, name, text):
-    for found, said, seconds in run_ranks(fail_to_load, 2, str(tmp_path), error):
-        assert found == name and text in said
+    for found, message, seconds in run_ranks(fail_to_load, 2, str(tmp_path), error):
+        assert found == name and text in message
         assert seconds < 60
     assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
 

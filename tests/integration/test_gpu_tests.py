@@ -49,9 +49,9 @@ def test_nccl_ranks_select_their_gpu_first(capfd):
     """Without a GPU each rank fails at that call."""
     setup = named("LowLevelZero 1 bf16")
     assert devices.failure(devices.run(plugins.train_and_save, setup, "nowhere")) == "exit code 1"
-    said = capfd.readouterr().err
-    assert said.count("torch.cuda.set_device(rank)") == 2
-    assert "init_process_group" not in said
+    message = capfd.readouterr().err
+    assert message.count("torch.cuda.set_device(rank)") == 2
+    assert "init_process_group" not in message
 
 
 def test_setups_fit_the_available_gpus():

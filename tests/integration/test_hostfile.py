@@ -54,7 +54,7 @@ def marked(root: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for_nobody(root: Path, seconds: float = 60.0) -> None:
+def wait_until_all_ended(root: Path, seconds: float = 60.0) -> None:
     limit = time.monotonic() + seconds
     while left := marked(root):
         assert time.monotonic() < limit, [process.cmdline() for process in left]
@@ -98,7 +98,7 @@ def test_one_command_trains_on_all_hosts(cluster: Cluster) -> None:
     cluster.start("n1")
     cluster.finish("n1")
     cluster.assert_each_sample_once(3)
-    wait_for_nobody(cluster.root)
+    wait_until_all_ended(cluster.root)
     assert exit_codes(cluster) == {"n1": 0, "n2": 0, "n3": 0}
     assert "started n2, n3 over ssh" in cluster.output()
     for host in ("n2", "n3"):
@@ -118,7 +118,7 @@ def test_notice_to_the_command_preempts_all_hosts(cluster: Cluster) -> None:
     cluster.until_training(3, beyond=1)
     cluster["n1"].process.send_signal(signal.SIGINT)
     assert cluster["n1"].wait(30) == 75, cluster.output()
-    wait_for_nobody(cluster.root)
+    wait_until_all_ended(cluster.root)
     assert exit_codes(cluster) == {"n1": 75, "n2": 75, "n3": 75}
 
 
@@ -132,7 +132,7 @@ def test_unreachable_host_is_an_error(
     refused = "n3 was not started: ssh exited with 255: ssh: connect to host n3 port 22: "
     assert refused in cluster.output()
     assert "; n2 will give up after 2 s: fix this, then rerun the same command" in cluster.output()
-    wait_for_nobody(cluster.root)
+    wait_until_all_ended(cluster.root)
     assert exit_codes(cluster)["n2"] == 76, printed(cluster, "n2")
     assert " 2 s\n" in printed(cluster, "n2")  # it may lead, as the address is this host's
 
@@ -146,5 +146,5 @@ def test_unreachable_host_is_skipped_where_fewer_suffice(
     cluster.finish("n1")
     assert "n3 was not started: ssh exited with 255: " in cluster.output()
     cluster.assert_each_sample_once(2)
-    wait_for_nobody(cluster.root)
+    wait_until_all_ended(cluster.root)
     assert exit_codes(cluster) == {"n1": 0, "n2": 0}

@@ -14,7 +14,7 @@ from tests.marks import slow
 SCRIPT = SCRIPTS / "launched.py"
 
 
-def told(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
+def recorded(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
     return [json.loads((place / f"{launch}.{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -28,10 +28,10 @@ def test_workers_get_the_variables_of_torchrun_and_srun(tmp_path, outer) -> None
         assert job.start("--name", "told").wait() == 0, job.output()
     for launch in (0, 1):
         ports = set()
-        for rank, said in enumerate(told(tmp_path, launch)):
-            ports.add(said.pop("MASTER_PORT"))
-            said.pop("TORCHELASTIC_ERROR_FILE", None)
-            assert said == {
+        for rank, message in enumerate(recorded(tmp_path, launch)):
+            ports.add(message.pop("MASTER_PORT"))
+            message.pop("TORCHELASTIC_ERROR_FILE", None)
+            assert message == {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
                 "ROLE_RANK": str(rank), "ROLE_NAME": "default_role",
                 "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1",
@@ -52,4 +52,4 @@ def test_colossalai_launches_from_torch_and_slurm_variables(tmp_path: Path, by: 
     with Job(tmp_path, "--by", by, "--out", str(tmp_path), script=SCRIPT) as job:
         job.prefix = ["env", "SLURM_PROCID=0", "SLURM_NPROCS=1"]  # of the supervisor's own task
         assert job.start().wait(120) == 0, job.output()
-    assert told(tmp_path, 0) == [{"rank": rank, "size": 2, "total": 3.0} for rank in (0, 1)]
+    assert recorded(tmp_path, 0) == [{"rank": rank, "size": 2, "total": 3.0} for rank in (0, 1)]

@@ -49,7 +49,7 @@ class Imports(Job):
         self.job.prepare()
         write_preload(self.job, Preload(modules))
 
-    def told_harmful(self) -> list[dict[str, str]]:
+    def harmful(self) -> list[dict[str, str]]:
         return [e["data"]["modules"] for e in self.events() if e["event"] == "preload_harmful"]
 
     def refusals(self) -> list[str]:
@@ -73,7 +73,7 @@ def test_second_run_preloads_the_imports_of_the_first(tmp_path):
             assert only_while_importing not in second["environment"]
         tried = read_preload(job.job)
         assert (tried.modules, tried.harmful, tried.refused) == (learned.modules, {}, "")
-        assert job.told_harmful() == job.refusals() == []
+        assert job.harmful() == job.refusals() == []
 
 
 @pytest.mark.slow
@@ -107,10 +107,10 @@ def test_harmful_module_and_its_importers_are_not_preloaded(tmp_path):
         assert job.once()["there"] == ["harmless"]
         expected = {"threaded": "its import starts a thread"}
         assert read_preload(job.job).harmful == expected
-        assert job.told_harmful() == [expected]
+        assert job.harmful() == [expected]
 
         assert job.once()["there"] == ["harmless"]
-        assert len(job.told_harmful()) == 1  # not tried again
+        assert len(job.harmful()) == 1  # not tried again
         assert job.refusals() == []
 
 
@@ -149,7 +149,7 @@ def test_modules_unsafe_to_fork_are_not_preloaded(tmp_path, source, reason):
     with Imports(tmp_path, {"harmless": HARMLESS, "harmful": source}) as job:
         job.knows("harmless", "harmful")
         assert job.once()["there"] == ["harmless"]
-        assert job.told_harmful() == [{"harmful": reason}] and job.refusals() == []
+        assert job.harmful() == [{"harmful": reason}] and job.refusals() == []
         assert [e["data"]["incarnation"] for e in job.events() if e["event"] == "launch"] == [1]
 
 

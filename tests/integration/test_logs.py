@@ -80,7 +80,7 @@ def logged(job: Job, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
-def says(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
+def find(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
     """Return the first line that contains this text."""
     found = [line for line in lines if text in line["message"]]
     assert found, (text, [line["message"] for line in lines])
@@ -96,26 +96,26 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
         for line in supervisor:
             assert (line["process"], line["node"]) == ("supervisor", "n1")
         assert {line["pid"] for line in supervisor} == {job.process.pid}
-        said = [line["message"] for line in supervisor]
+        reported = [line["message"] for line in supervisor]
         for shown in job.output().splitlines():  # every line of the supervisor's own
             own = shown.removeprefix("elastic-ckpt: ")
             if own != shown and not re.match(r"the memory tier takes|rank \d: the script", own):
-                assert own in said
-        says(supervisor, "to the agent: Launch incarnation=1")
-        says(supervisor, "from the agent: Ended incarnation=1 kind=CRASHED rank=1")
-        says(supervisor, "error, restart: within the budget")
-        assert said[0].startswith("begins: ") and said[-1] == "ends: finished, exit code 0"
+                assert own in reported
+        find(supervisor, "to the agent: Launch incarnation=1")
+        find(supervisor, "from the agent: Ended incarnation=1 kind=CRASHED rank=1")
+        find(supervisor, "error, restart: within the budget")
+        assert reported[0].startswith("begins: ") and reported[-1] == "ends: finished, exit code 0"
 
-        assert says(agent, "rank 1 ended: ")["rank"] == 1
-        assert "exit code 1, failed" in says(agent, "rank 1 ended: ")["message"]
-        assert "rank 1 failed: ValueError" in says(agent, "incarnation 1 is over: ")["message"]
+        assert find(agent, "rank 1 ended: ")["rank"] == 1
+        assert "exit code 1, failed" in find(agent, "rank 1 ended: ")["message"]
+        assert "rank 1 failed: ValueError" in find(agent, "incarnation 1 is over: ")["message"]
 
         failed = logged(job, "000001/00001.jsonl")
         for line in failed:
             assert (line["process"], line["incarnation"], line["rank"]) == ("worker", 1, 1)
         assert "step" not in failed[0] and "torch" in failed[0]["message"]
-        assert says(failed, "sealed step 4: memory")["step"] == 4
-        raised = says(failed, "the script raised")
+        assert find(failed, "sealed step 4: memory")["step"] == 4
+        raised = find(failed, "the script raised")
         assert (raised["level"], raised["step"]) == ("ERROR", 4)
         assert raised["error"].endswith("ValueError: the data of this step")
         assert "exit code 1, ValueError" in failed[-1]["message"]
@@ -124,7 +124,7 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
             assert str(tmp_path / "count") not in path.read_text()  # an argument can be a secret
 
         next_one = logged(job, "000002/00000.jsonl")
-        assert "loaded epoch-0_step-4" in says(next_one, "loaded ")["message"]
+        assert "loaded epoch-0_step-4" in find(next_one, "loaded ")["message"]
         assert next_one[-1]["message"] == "the script is over: exit code 0"
 
         shown = run("logs", str(job.directory), "--processes").stdout.splitlines()
@@ -176,7 +176,7 @@ def test_logging_of_the_script_is_untouched(tmp_path: Path) -> None:
         mine = [line for line in output.splitlines() if line.startswith("mine")]
         assert mine == ["mine theirs hello"]
         assert "root ['StreamHandler']" in output
-        says(logged(job, "000001/00000.jsonl"), "sealed step 4")
+        find(logged(job, "000001/00000.jsonl"), "sealed step 4")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def cloud_environment(monkeypatch: pytest.MonkeyPatch):
     return point_at
 
 
-def told(job: Job, event: str) -> list[dict]:
+def event_data(job: Job, event: str) -> list[dict]:
     return [one["data"] for one in job.events() if one["event"] == event]
 
 
@@ -36,7 +35,7 @@ def test_spot_notice_saves_within_its_deadline(tmp_path: Path, cloud_environment
         job.start("--notice-source", "aws", "--grace", "7").until_training()
         aws.interrupt("terminate", 120)
         assert job.wait() == 75, job.output()
-        [notice] = told(job, "notice")
+        [notice] = event_data(job, "notice")
         assert (notice["source"], notice["reason"]) == ("aws", "spot instance: terminate")
         assert 100 < notice["seconds"] <= 121
         assert job.view().newest_intact.reason == "emergency"
@@ -51,7 +50,9 @@ def test_rebalance_recommendation_saves_without_a_stop(tmp_path: Path, cloud_env
         job.until(lambda view: view.newest_intact is not None, "an early save")
         before = job.view()
         assert before.state == "running"
-        assert told(job, "warning") == [{"source": "aws", "reason": "rebalance recommendation"}]
+        assert event_data(job, "warning") == [
+            {"source": "aws", "reason": "rebalance recommendation"}
+        ]
         job.until_step(before.newest_intact.step + 5)
 
 
@@ -63,7 +64,7 @@ def test_warning_stops_or_is_ignored_by_option(tmp_path: Path) -> None:
             job.options = ["--notice-file", str(notice), "--on-warning", how]
             job.start("--save-interval", "100000").until_training()
             notice.write_text("warning of a storm\n")
-            job.until(lambda view, job=job: told(job, "warning"), "the warning")
+            job.until(lambda view, job=job: event_data(job, "warning"), "the warning")
             if code is None:
                 job.until_step(job.view().position.step + 20)
                 assert job.checkpoints() == []
@@ -84,11 +85,11 @@ def test_start_under_a_pending_notice_waits_and_obeys_a_signal(
         assert job.wait() == 75, job.output()
         job.start()
         job.until(lambda view: "waiting" in view.message, "the wait")
-        time.sleep(1.0)
-        view = job.view()
+        polled = len(aws.requests)
+        view = job.until(lambda view: len(aws.requests) > polled + 4, "further polls of the notice")
         assert (view.state, view.workers) == ("starting", [])
         assert "goes away in 1" in view.message, view.message
-        assert len(told(job, "held")) == 1
+        assert len(event_data(job, "held")) == 1
         job.process.send_signal(signal.SIGTERM)
         assert job.wait() == 75, job.output()
 
@@ -129,7 +130,7 @@ def test_failing_metadata_service_does_not_disturb_the_job(
         aws.fault = "500"
         cloud_environment(aws)
         assert job.start("--notice-source", "aws").wait() == 0, job.output()
-        assert aws.asked and job.view().restarts.failures == 0
+        assert aws.requests and job.view().restarts.failures == 0
 
 
 def test_azure_event_is_acknowledged_after_the_seal(tmp_path: Path, cloud_environment) -> None:
@@ -150,5 +151,5 @@ def test_second_notice_with_less_time_shortens_the_deadline(tmp_path: Path) -> N
         job.start("--notice-file", str(fifo)).until_training()
         fifo.write_text("300 the first\n30 the second\n")
         assert job.wait() == 75, job.output()
-        reasons = [notice["reason"] for notice in told(job, "notice")]
+        reasons = [notice["reason"] for notice in event_data(job, "notice")]
         assert reasons == ["the first", "the second"]

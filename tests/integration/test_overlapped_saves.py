@@ -76,9 +76,9 @@ def train(rank: int, directory: str, place: str, writes_at: int, stop_at: int) -
         for held in tier.sealed():
             if rank == 0 and not held.settled:
                 held.generation.settle(held.seal)  # as if the disk had it by now
-                found.append((held.seal.step, held.seal.reason, whole(held)))
+                found.append((held.seal.step, held.seal.reason, is_intact(held)))
 
-    def whole(held: Sealed) -> bool:
+    def is_intact(held: Sealed) -> bool:
         model, optimizer = build(seed=9)
         TorchEngine(model, optimizer, None).load(held.generation.path)
         return state(model, optimizer) == expected[held.seal.step]
@@ -110,8 +110,8 @@ def intervals(*steps: int) -> list[tuple[int, str, bool]]:
 
 def journal(directory: Path) -> list[tuple[str, int]]:
     events = read_journal(JobDirectory(directory))
-    told = ("saved", "save_failed")
-    return [(event.name, int(event.data["step"])) for event in events if event.name in told]
+    kinds = ("saved", "save_failed")
+    return [(event.name, int(event.data["step"])) for event in events if event.name in kinds]
 
 
 @pytest.fixture

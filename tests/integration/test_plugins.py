@@ -88,11 +88,11 @@ def test_other_tensor_parallel_size_rebuilds_masters_with_a_warning(tmp_path, ca
     setup = named("Hybrid tp2 bf16 (llama)")
     other = setup.at(1, {"tp_size": 1})
     assert differing(setup, other, tmp_path / "job") == ["masters"]
-    said = [
+    message = [
         line for line in capfd.readouterr().err.splitlines() if "not restored bit for bit" in line
     ]
-    assert len(said) == 1
-    assert "step-2 is not restored bit for bit: the fp32 master weights were made" in said[0]
+    assert len(message) == 1
+    assert "step-2 is not restored bit for bit: the fp32 master weights were made" in message[0]
 
 
 @pytest.mark.slow
@@ -160,8 +160,8 @@ def test_incomplete_checkpoint_is_an_error(spoil, error, text, tmp_path):
     """A damaged checkpoint that verifies, because it was sealed again."""
     setup = named("Hybrid pp2 bf16 (llama)")
     run(plugins.train_and_save, setup, str(tmp_path))
-    for found, said in run_ranks(spoil_and_load, 2, setup, str(tmp_path), spoil):
-        assert issubclass(found, error) and text in said
+    for found, message in run_ranks(spoil_and_load, 2, setup, str(tmp_path), spoil):
+        assert issubclass(found, error) and text in message
 
 
 def save_without(rank, setup, directory, kind):
@@ -189,8 +189,8 @@ def save_without(rank, setup, directory, kind):
 @pytest.mark.parametrize("kind", ["modeling", slow("optimizer")])
 def test_incomplete_save_is_not_sealed(kind, tmp_path):
     setup = named("LowLevelZero 1 bf16")
-    for (said,) in run_ranks(save_without, 2, setup, str(tmp_path), kind):
-        assert "ColossalAI left out" in said and f"in {kind}/" in said
+    for (message,) in run_ranks(save_without, 2, setup, str(tmp_path), kind):
+        assert "ColossalAI left out" in message and f"in {kind}/" in message
     assert not list(tmp_path.glob("epoch-*"))
     assert not list((tmp_path / ".attempts").iterdir())
 

@@ -13,7 +13,7 @@ from tests.job import TINY, Job
 pytestmark = pytest.mark.one_torch
 
 
-def told(job: Job) -> list[str]:
+def reloads(job: Job) -> list[str]:
     return [one["data"]["said"] for one in job.events() if one["event"] == "reload"]
 
 
@@ -28,8 +28,8 @@ def with_file(directory: Path) -> tuple[Job, Path]:
 
 def reload(job: Job, count: int) -> str:
     os.kill(job.view().supervisor.pid, signal.SIGHUP)
-    job.until(lambda view: len(told(job)) == count, "the reload")
-    return told(job)[-1]
+    job.until(lambda view: len(reloads(job)) == count, "the reload")
+    return reloads(job)[-1]
 
 
 def test_reload_changes_the_save_interval(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_invalid_job_file_changes_nothing(tmp_path: Path) -> None:
         file.write_text("grace = 20\n")
         job.start().until_training()
         file.write_text("grace = 20\nsave-intervall = 5\n")
-        said = reload(job, 1)
-        assert said.startswith("nothing changed: ") and "did you mean save-interval" in said
+        message = reload(job, 1)
+        assert message.startswith("nothing changed: ") and "did you mean save-interval" in message
         file.write_text('grace = 20\nmemory-dir = "a\\u0000b"\nname = "c\\u0000"\n')
         reload(job, 2)
         (tmp_path / "loop").symlink_to("loop")

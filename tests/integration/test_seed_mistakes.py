@@ -90,10 +90,10 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_order_of_an_epoch_is_the_same_after_a_resume(tmp_path):
-    (whole,) = run("OurLoop", tmp_path / "whole", 3)
+    (unbroken,) = run("OurLoop", tmp_path / "whole", 3)
     run("OurLoop", tmp_path / "broken", 3, stop_after=17, every=5)
     (after,) = run("OurLoop", tmp_path / "broken", 3)
-    assert whole.samples[15 * BATCH :] == after.samples
+    assert unbroken.samples[15 * BATCH :] == after.samples
 
 
 @pytest.mark.slow
@@ -124,10 +124,10 @@ def test_step_count_continues_after_a_resume(tmp_path):
 def test_random_state_continues_after_a_resume(tmp_path):
     """A resumed step draws the same numbers."""
     for kind, exact in (("SeedLoop", False), ("OurLoop", True)):
-        (whole,) = run(kind, tmp_path / f"{kind}-whole", 2)
+        (unbroken,) = run(kind, tmp_path / f"{kind}-whole", 2)
         run(kind, tmp_path / kind, 2, stop_after=4, every=4)
         (after,) = run(kind, tmp_path / kind, 2)
-        assert (whole.draws[4:] == after.draws) is exact
+        assert (unbroken.draws[4:] == after.draws) is exact
 
 
 # -- when it is saved -------------------------------------------------------------------------

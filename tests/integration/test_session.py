@@ -270,8 +270,8 @@ def assert_same_end(result, calm) -> None:
     assert isinstance(result, dict), result
     for name in ("digest", "draws", "place"):
         assert result[name] == calm[name], name
-    behind = [step for step in calm["used"] if step[0] > calm["place"][1] - len(result["used"])]
-    assert result["used"] == behind
+    later = [step for step in calm["used"] if step[0] > calm["place"][1] - len(result["used"])]
+    assert result["used"] == later
 
 
 # -- bit for bit, from everywhere ---------------------------------------------------------------
@@ -629,9 +629,9 @@ def misuse(directory: str, how: str) -> None:
     ],
 )
 def test_misuse_is_an_error(tmp_path, how, text):
-    kind, said = run(misuse, str(tmp_path), how)
+    kind, message = run(misuse, str(tmp_path), how)
     assert kind == "UsageError"
-    assert text in said
+    assert text in message
     assert checkpoints(tmp_path) == []
 
 

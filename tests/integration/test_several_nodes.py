@@ -152,11 +152,11 @@ def test_nodes_with_different_worker_counts_save_on_request(tmp_path: Path) -> N
             lambda view: len(view.workers) == 3 and all(w.step > 5 for w in view.workers), "3 ranks"
         )
         assert [worker.node for worker in view.workers] == ["n1", "n2", "n2"]
-        asked = subprocess.run(
+        saved_now = subprocess.run(
             [sys.executable, "-m", "elastic_ckpt", "save", str(cluster.head.directory)],
             capture_output=True, text=True, timeout=60, env=environment(), check=False,
         )  # fmt: skip
-        assert asked.returncode == 0, asked.stderr + cluster.output()
+        assert saved_now.returncode == 0, saved_now.stderr + cluster.output()
         cluster.finish("n1", "n2")
         cluster.assert_each_sample_once(3)
         assert "manual" in {e["data"].get("reason") for e in cluster.head.events()}

@@ -72,7 +72,7 @@ def save_while_everything_changes(rank: int, directory: str, tier: str) -> list[
     if tier:
         runtime.memory = WorkerMemory(MemoryTier(Path(tier)))
     trainer = Trainer("ddp").train(0, STEPS)
-    expected = trainer.whole()
+    expected = trainer.gathered()
     snapshot = Snapshot("interval", Position(epoch=0, step=STEPS, step_in_epoch=STEPS), {})
     write_checkpoint(runtime, trainer.engine, snapshot)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def save_while_everything_changes(rank: int, directory: str, tier: str) -> list[
         place = newest.generation.path
     other = Trainer("ddp", seed=9)
     other.engine.load(place)
-    return differing(other.whole(), expected)
+    return differing(other.gathered(), expected)
 
 
 def save_while_the_structure_changes(rank: int, directory: str) -> list[str]:
@@ -120,15 +120,15 @@ def fail_on_rank_1(rank: int, directory: str, how: str) -> list[Any]:
         model.module.register_buffer("odd", torch.ones(1, device="meta"))
     if rank == 1 and how == "another shape":
         added.data = torch.zeros(3)
-    told: list[Any] = []
+    error_found: list[Any] = []
     try:
         save_checkpoint(directory, None, model, trainer.optimizer, None, 0, 1, 4, None)
     except Exception as error:
-        told = [type(error).__name__, str(error)]
+        error_found = [type(error).__name__, str(error)]
     added.data = before
     model.module._buffers.pop("odd", None)
     save_checkpoint(directory, None, model, trainer.optimizer, None, 0, 2, 4, None)
-    return told
+    return error_found
 
 
 def load_what_does_not_fit(rank: int, directory: str, damage: str) -> None:
@@ -156,7 +156,9 @@ def step_for_real(rank: int, directory: str, load: bool) -> dict[str, str]:
         steps(0, 2)
         trainer.engine.save(place, PartWriter(place, "tested", rank))
     steps(2, 4)
-    return {name: sha256(bits(tensor)[2]).hexdigest() for name, tensor in trainer.whole().items()}
+    return {
+        name: sha256(bits(tensor)[2]).hexdigest() for name, tensor in trainer.gathered().items()
+    }
 
 
 # -- what a checkpoint holds --------------------------------------------------------------------
@@ -193,13 +195,13 @@ def test_safetensors_and_the_index_restore_every_tensor(saved: Path, kind: str) 
     found = {}
     for part in PARTS:
         for name, entry in index_of(saved / kind / part).items():
-            whole = torch.full(entry["shape"], 77, dtype=torch.float32)
+            gathered = torch.full(entry["shape"], 77, dtype=torch.float32)
             for shard in entry["shards"]:
                 with safe_open(saved / kind / part / shard["file"], "pt") as file:
                     box = zip(shard["offsets"], shard["sizes"], strict=True)
                     where = tuple(slice(begin, begin + size) for begin, size in box)
-                    whole[where] = file.get_tensor(shard["name"])
-            found[name.removeprefix("state.")] = whole
+                    gathered[where] = file.get_tensor(shard["name"])
+            found[name.removeprefix("state.")] = gathered
     del expected["head.weight"]  # tied to the embedding
     expected = {name: one for name, one in expected.items() if not name.startswith("head.weight.")}
     assert differing(found, expected) == []
@@ -324,10 +326,10 @@ def test_index_that_does_not_match_the_files_is_an_error(
     index["tensors"]["embedding.weight"]["shards"][0].update(shard)
     path.write_text(json.dumps(index))
     trainer = Trainer("plain")
-    before = trainer.whole()
+    before = trainer.gathered()
     with pytest.raises((CheckpointRejected, FileNotFoundError)):
         trainer.engine.load(place)
-    assert differing(trainer.whole(), before) == []
+    assert differing(trainer.gathered(), before) == []
 
 
 def test_mismatched_index_is_an_error_on_every_rank(saved: Path, tmp_path: Path) -> None:

@@ -130,6 +130,6 @@ def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Pat
 def test_global_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
     with Changing(tmp_path) as job:
         assert job.run_on(3, "--global-batch", "16").wait() == 64
-        said = "a global batch of 16 is not a multiple of micro-batches of 2 on 3 ranks"
-        assert f"{said}: use 1, 2, 4, 8 ranks" in job.output()
+        message = "a global batch of 16 is not a multiple of micro-batches of 2 on 3 ranks"
+        assert f"{message}: use 1, 2, 4, 8 ranks" in job.output()
         assert job.view().incarnation == 1

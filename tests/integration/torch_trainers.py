@@ -68,7 +68,7 @@ class Trainer:
             bare(self.model).seen += step
         return self
 
-    def whole(self) -> dict[str, torch.Tensor]:
+    def gathered(self) -> dict[str, torch.Tensor]:
         """Every tensor of the state, put together. Collective for ``fsdp``."""
         state = self.model.state_dict(keep_vars=True)
         names = canonical_names(self.model, state)
@@ -102,21 +102,21 @@ def gradient(parameter: torch.Tensor, of: str) -> torch.Tensor:
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().clone()
+    gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered.detach().clone()
 
 
 def save(trainer: Trainer, directory: Path, rank: int) -> None:
     """What a checkpoint holds, and beside it the same by other means, for :func:`differences`."""
     trainer.engine.save(directory, PartWriter(directory, "tested", rank))
-    whole = trainer.whole()
+    gathered = trainer.gathered()
     if rank == 0:
-        save_file(whole, directory / "expected")
+        save_file(gathered, directory / "expected")
 
 
 def differences(trainer: Trainer, directory: Path) -> list[str]:
     """Names of the tensors whose bits are not those that were saved. Collective for ``fsdp``."""
-    return differing(trainer.whole(), load_file(directory / "expected"))
+    return differing(trainer.gathered(), load_file(directory / "expected"))
 
 
 def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:

@@ -28,9 +28,9 @@ if args.by:
         colossalai.launch_from_slurm(host=os.environ["MASTER_ADDR"], port=port, verbose=False)
     total = torch.tensor(dist.get_rank() + 1.0)
     dist.all_reduce(total)
-    told = {"rank": dist.get_rank(), "size": dist.get_world_size(), "total": total.item()}
+    recorded = {"rank": dist.get_rank(), "size": dist.get_world_size(), "total": total.item()}
 else:
-    told = {
+    recorded = {
         name: value
         for name, value in os.environ.items()
         if name.startswith(("SLURM", "TORCHELASTIC", "MASTER"))
@@ -38,7 +38,7 @@ else:
     }
 launch = os.environ["TORCHELASTIC_RESTART_COUNT"]
 temporary = args.out / f".{launch}.{os.environ['RANK']}"
-temporary.write_text(json.dumps(told))
+temporary.write_text(json.dumps(recorded))
 temporary.rename(args.out / f"{launch}.{os.environ['RANK']}.json")
 if args.restart and launch == "0":
     while len(list(args.out.glob("0.*.json"))) < int(os.environ["WORLD_SIZE"]):

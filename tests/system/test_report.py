@@ -157,9 +157,9 @@ def contrast(browser: Browser, selector: str) -> float:
             .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
         let one = document.querySelector(selector);
         const ink = shine(getComputedStyle(one).color);
-        const behind = (one) => getComputedStyle(one).backgroundColor;
-        while (parts(behind(one))[3] === 0) one = one.parentElement;
-        const page = shine(behind(one));
+        const background = (one) => getComputedStyle(one).backgroundColor;
+        while (parts(background(one))[3] === 0) one = one.parentElement;
+        const page = shine(background(one));
         return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
     })(""" + repr(selector) + ")"))  # fmt: skip
 

@@ -26,10 +26,10 @@ def tell(hosts: Hosts, what: str, began: float, sign: str, incarnation: int) -> 
     """Print the seconds until the head noticed, launched, and saw a step of all ranks."""
     stepped = hosts.until_stepped(incarnation)
     events = [one for one in hosts.head.events() if not one["data"].get("follows")]
-    behind = [one for one in events if one["monotonic"] >= began]
-    known = next(one["monotonic"] for one in behind if one["event"] == sign)
+    later = [one for one in events if one["monotonic"] >= began]
+    known = next(one["monotonic"] for one in later if one["event"] == sign)
     launched = next(
-        one["monotonic"] for one in behind
+        one["monotonic"] for one in later
         if one["event"] == "launch" and one["data"]["incarnation"] == incarnation
     )  # fmt: skip
     print(

@@ -75,8 +75,8 @@ class Submitted:
                     if condition(view):
                         return view
             if time.monotonic() > limit:
-                said = self.cluster.output(self.number)
-                self.cluster.fail(f"not within {seconds} s: {what}\n{said}")
+                message = self.cluster.output(self.number)
+                self.cluster.fail(f"not within {seconds} s: {what}\n{message}")
             time.sleep(0.1)
 
     def until_step(self, step: int) -> StatusView:

@@ -71,8 +71,8 @@ class Service:
         limit = time.monotonic() + seconds
         while not condition(view := self.view()):
             if time.monotonic() > limit:
-                said = self.machine.journal(self.name)[-6000:]
-                raise AssertionError(f"not within {seconds} s: {what}; {view}\n{said}")
+                message = self.machine.journal(self.name)[-6000:]
+                raise AssertionError(f"not within {seconds} s: {what}; {view}\n{message}")
         return view
 
     def until_step(self, step: int) -> StatusView:

@@ -71,8 +71,8 @@ class Terminal:
         """What was printed of each step's loss, however often."""
         found: dict[str, set[str]] = {}
         for line in self._lines:
-            if said := re.match(r"epoch \d+, (step \d+): loss (\S+)", line):
-                found.setdefault(said[1], set()).add(said[2])
+            if message := re.match(r"epoch \d+, (step \d+): loss (\S+)", line):
+                found.setdefault(message[1], set()).add(message[2])
         return found
 
     def text(self) -> str:
@@ -158,8 +158,8 @@ def test_tutorial_output_matches_the_page(page: str, tmp_path: Path, terminal: T
     shutil.copytree(DOCS.parent / "examples", tmp_path / "examples")
     typed = [step for block in found if block.language == "console" for step in steps(block)]
     assert any("kill" in step.command for step in typed)
-    whole = (DOCS / f"{page}.md").read_text()
-    assert shorter(whole) != whole
+    complete = (DOCS / f"{page}.md").read_text()
+    assert shorter(complete) != complete
     for step in typed:
         terminal.follow(step)
     losses = terminal.losses()

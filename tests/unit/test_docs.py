@@ -138,8 +138,8 @@ def test_diagrams_are_balanced() -> None:
         for opened, closed in ("()", "[]", "{}"):
             assert block.text.count(opened) == block.text.count(closed), block.line
         assert block.text.count('"') % 2 == 0, block.line
-        begun = re.findall(r"^ *(?:subgraph|par|alt|loop) ", block.text, re.MULTILINE)
-        assert len(begun) == len(re.findall(r"^ *end$", block.text, re.MULTILINE)), block.line
+        opened = re.findall(r"^ *(?:subgraph|par|alt|loop) ", block.text, re.MULTILINE)
+        assert len(opened) == len(re.findall(r"^ *end$", block.text, re.MULTILINE)), block.line
         if block.text.startswith("flowchart"):
             known = set(
                 re.findall(

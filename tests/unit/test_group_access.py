@@ -106,10 +106,10 @@ def test_group_can_read_but_not_write(place: Path) -> None:
 def test_group_cannot_delete(place: Path) -> None:
     job = make_job(place, group_access=True)
     before = tree(job.root)
-    said = as_user(job, GROUP, "prune", "--keep-last", "1")
-    assert said.returncode == 73
-    assert "kept      epoch-0_step-10" in said.stdout
-    assert "cannot be removed: Permission denied" in said.stdout and said.stderr == ""
+    message = as_user(job, GROUP, "prune", "--keep-last", "1")
+    assert message.returncode == 73
+    assert "kept      epoch-0_step-10" in message.stdout
+    assert "cannot be removed: Permission denied" in message.stdout and message.stderr == ""
     assert tree(job.root) == before
 
 
@@ -126,10 +126,10 @@ def test_user_without_access_gets_one_line_and_73(
     """The group without --group-access, and others always."""
     job = make_job(place, group_access=group_access)
     group = OTHER_GROUP if group_access else GROUP
-    said = as_user(job, group, command[0], *command[1:])
-    assert said.returncode == 73, said
-    assert said.stdout == "" and said.stderr.count("\n") == 1
-    assert "Permission denied" in said.stderr and str(job.root) in said.stderr
+    message = as_user(job, group, command[0], *command[1:])
+    assert message.returncode == 73, message
+    assert message.stdout == "" and message.stderr.count("\n") == 1
+    assert "Permission denied" in message.stderr and str(job.root) in message.stderr
 
 
 @pytest.mark.parametrize("group_access", [True, False])
@@ -139,8 +139,8 @@ def test_run_in_another_users_directory_exits_73(place: Path, group_access: bool
     script = place / "train.py"
     script.write_text("")
     script.chmod(0o644)
-    said = as_user(job, GROUP, "run", "--nproc", "1", "--", script)
-    assert said.returncode == 73, said
-    assert "error: " in said.stderr and str(job.root) in said.stderr
-    assert "Traceback" not in said.stderr
+    message = as_user(job, GROUP, "run", "--nproc", "1", "--", script)
+    assert message.returncode == 73, message
+    assert "error: " in message.stderr and str(job.root) in message.stderr
+    assert "Traceback" not in message.stderr
     assert tree(job.root) == before

@@ -215,11 +215,11 @@ def command(*arguments: str | Path) -> tuple[int, str]:
             code = app._run()
     finally:
         sys.argv = argv
-    said = out.getvalue() + err.getvalue()
-    assert "Traceback" not in said
-    assert all(line.isprintable() for line in said.splitlines())
-    assert sum(line.startswith("elastic-ckpt: error") for line in said.splitlines()) <= 1
-    return code, said
+    text = out.getvalue() + err.getvalue()
+    assert "Traceback" not in text
+    assert all(line.isprintable() for line in text.splitlines())
+    assert sum(line.startswith("elastic-ckpt: error") for line in text.splitlines()) <= 1
+    return code, text
 
 
 def run_and_recover(job: JobDirectory) -> None:
@@ -363,8 +363,8 @@ def test_link_in_place_of_a_directory_is_named(job: JobDirectory, outside: Path)
     with pytest.raises(DirectoryUnusable, match="is a link"):
         set_aside(job, job.checkpoint(0, 10), "bad")
     (job.checkpoint(0, 10) / MODEL).unlink()
-    code, said = command("verify", "--quarantine", job.root)
-    assert code == 73 and said.count("elastic-ckpt: error") == 1
+    code, text = command("verify", "--quarantine", job.root)
+    assert code == 73 and text.count("elastic-ckpt: error") == 1
 
 
 def test_group_access_is_not_given_through_a_link(job: JobDirectory, outside: Path) -> None:
@@ -426,8 +426,8 @@ def test_names_cannot_steer_a_terminal(job: JobDirectory, name: str) -> None:
     for arguments in (["list"], ["list", "--json"], ["status"], ["status", "--json"],
                       ["verify"], ["verify", "--json"], ["prune", "--keep-last", "1"]):  # fmt: skip
         command(*arguments, job.root)
-    code, said = command("verify", "--quarantine", job.root)
-    assert code == 65 and "is not in the manifest" in said
+    code, text = command("verify", "--quarantine", job.root)
+    assert code == 65 and "is not in the manifest" in text
 
 
 def test_status_opens_no_path_named_in_a_record(job: JobDirectory, outside: Path) -> None:
@@ -447,8 +447,8 @@ def test_fifo_as_a_board_does_not_block(job: JobDirectory) -> None:
     try:
         board = f"/proc/{os.getpid()}/fd/{reader}"
         record(board=board).write(job.node_record("here"))
-        code, said = command("status", "--json", job.root)
-        assert code in (0, 1, 2) and '"workers":[]' in said
+        code, text = command("status", "--json", job.root)
+        assert code in (0, 1, 2) and '"workers":[]' in text
     finally:
         os.close(reader)
         os.close(writer)
@@ -561,8 +561,8 @@ def test_stray_manifest_does_not_hide_checkpoints(job: JobDirectory) -> None:
     """Otherwise only that checkpoint in the job's own directory would be verified."""
     shutil.copytree(job.checkpoint(0, 10), job.root, dirs_exist_ok=True)
     (job.checkpoint(0, 20) / MODEL).unlink()
-    code, said = command("verify", job.root)
-    assert code == 65 and f"{NEWEST}: FAILED" in said
+    code, text = command("verify", job.root)
+    assert code == 65 and f"{NEWEST}: FAILED" in text
 
 
 def test_owned_paths_are_below_the_job(job: JobDirectory, outside: Path) -> None:

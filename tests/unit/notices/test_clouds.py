@@ -91,8 +91,8 @@ def test_aws_tells_the_action_of_a_spot_instance_once(aws: Aws, ear, action: str
     aws.interrupt(action, 120)
     assert 115 < seconds_left(heard.one()) <= 120
     assert heard.one().reason == f"spot instance: {action}"
-    asked = len(aws.asked)
-    heard.until(lambda _: len(aws.asked) > asked + 10, "it asks on")
+    asked = len(aws.requests)
+    heard.until(lambda _: len(aws.requests) > asked + 10, "it asks on")
     assert len(heard.words) == 1
 
 
@@ -116,7 +116,7 @@ def test_aws_takes_a_token_away_and_the_source_gets_another(aws: Aws, ear) -> No
     aws.token = "two"
     aws.interrupt("terminate", 120)
     heard.one()
-    tokens = [path for method, path, _, _ in aws.asked if method == "PUT"]
+    tokens = [path for method, path, _, _ in aws.requests if method == "PUT"]
     assert len(tokens) == 2
     assert all(isinstance(word, Notice) for word in heard.words)
 
@@ -151,9 +151,9 @@ def test_a_services_own_clock_counts(aws: Aws, ear) -> None:
 def test_gcp_holds_its_answer_back_until_the_machine_is_preempted(gcp: Gcp, ear) -> None:
     heard = ear(GcpPreempted())
     heard.settled()
-    heard.until(lambda _: len(gcp.asked) == 2, "the long poll")
+    heard.until(lambda _: len(gcp.requests) == 2, "the long poll")
     time.sleep(0.2)
-    assert len(gcp.asked) == 2 and heard.words == []
+    assert len(gcp.requests) == 2 and heard.words == []
     gcp.values["preempted"] = "TRUE"
     assert 25 < seconds_left(heard.one()) <= 30
 
@@ -237,8 +237,8 @@ def test_a_service_that_misbehaves_costs_one_line_and_is_heard_again(
     trouble = heard.one()
     assert isinstance(trouble, SourceStatus) and trouble.what.startswith("does not answer: ")
     assert trouble.what.isprintable()
-    asked = sum(len(cloud.asked) for cloud in clouds)
-    heard.until(lambda _: sum(len(cloud.asked) for cloud in clouds) > asked + 2, "it asks on")
+    asked = sum(len(cloud.requests) for cloud in clouds)
+    heard.until(lambda _: sum(len(cloud.requests) for cloud in clouds) > asked + 2, "it asks on")
     assert heard.words == [trouble]
     for cloud in clouds:
         cloud.fault = ""
