@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.checkpoints import open_job
 from tests.job import Job, environment
 from tests.marks import slow
 
@@ -39,7 +40,7 @@ def test_drill_reports_whether_a_save_fits_the_grace(tmp_path, grace, code):
 
 
 def test_drill_without_a_running_job_is_a_usage_error(tmp_path):
-    with Job(tmp_path, "--epochs", "1", nproc=1) as job:
-        assert job.start().wait() == 0, job.output()
-        done = drill(job)
-        assert done.returncode == 64 and "no job is running" in done.stderr
+    job = Job(tmp_path)
+    open_job(job.directory)
+    done = drill(job)
+    assert done.returncode == 64 and "no job is running" in done.stderr
