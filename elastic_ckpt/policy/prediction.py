@@ -130,16 +130,6 @@ class Predictor(msgspec.Struct):
         model = self._model(route)
         return None if model is None else model.expected(size)
 
-    def predict(self, route: Route, size: float, rest_of_step: float = 0.0) -> float | None:
-        """Return the seconds including the margin; None if nothing was measured.
-
-        Args:
-            size: bytes to write.
-            rest_of_step: seconds until the current step is finished.
-        """
-        model = self._model(route)
-        return None if model is None else rest_of_step + model.margin * model.expected(size)
-
     def margin(self, route: Route) -> float:
         """Return the margin of a route, or of its stand-in."""
         model = self._model(route)

@@ -24,7 +24,7 @@ _S_SEQUENCE, ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
-_S_SOURCE, _S_SAVED_BYTES, _S_SAVED_NS, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = range(22, 28)
+_S_SOURCE, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = 22, 25, 26, 27
 _S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP = range(28, 31)
 _S_REASON: Final = 32
 _S_METRICS: Final = 80
@@ -89,8 +89,6 @@ class Slot:
         reason: one line on why it failed; may be empty.
         marks: the moments of its start.
         source: where the state came from.
-        saved_bytes: size of the last checkpoint, all ranks together; on the leader alone.
-        saved_ns: nanoseconds that its save took.
         declares: it says when it does something else than train, as a Session does.
         busy_ns, step_ns: moving means of a step, its own work in it and the whole; 0 for unknown.
         total_steps: at which the script will be done; 0 for unknown.
@@ -118,8 +116,6 @@ class Slot:
     reason: str = ""
     marks: Marks = field(default_factory=Marks)
     source: Source = Source.NOTHING
-    saved_bytes: int = 0
-    saved_ns: int = 0
     declares: bool = False
     busy_ns: int = 0
     step_ns: int = 0
@@ -173,8 +169,6 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         reason=_text(words[_S_REASON:_S_METRICS]),
         marks=Marks(*words[_S_ENTRY : _S_STEPPED + 1]),
         source=Source(words[_S_SOURCE]),
-        saved_bytes=words[_S_SAVED_BYTES],
-        saved_ns=words[_S_SAVED_NS],
         declares=bool(words[_S_DECLARES]),
         busy_ns=words[_S_BUSY_NS],
         step_ns=words[_S_STEP_NS],
@@ -295,10 +289,8 @@ class SlotWriter:
         """Every request up to ``number`` is on this rank's agenda."""
         self._words[self._base + _S_SEEN] = number
 
-    def saved(self, step: int, size: int = 0, nanoseconds: int = 0) -> None:
-        """A checkpoint of ``step`` is sealed: so many bytes, in so many nanoseconds."""
-        self._words[self._base + _S_SAVED_BYTES] = size
-        self._words[self._base + _S_SAVED_NS] = nanoseconds
+    def saved(self, step: int) -> None:
+        """Report that a checkpoint of ``step`` is sealed."""
         self._words[self._base + _S_SAVED_STEP] = step
 
     def leave(self, outcome: Outcome, exit_code: int = 0, reason: str = "") -> None:

@@ -13,7 +13,6 @@ from collections.abc import Hashable, MutableMapping
 from typing import Final
 
 from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.util.progress import Advance, Watch
 from elastic_ckpt.util.text import printable
 
 START_SECONDS: Final = 30.0
@@ -67,20 +66,6 @@ class Service:
             self._send("WATCHDOG=1")
         if not self._is_ready and not self._is_stopping:
             self._extend(now, START_SECONDS)
-
-    def watched(self, watch: Watch) -> Watch:
-        """The same ``watch``; while it is told of progress, the loop counts as alive."""
-
-        def begin(what: str, total: int) -> Advance:
-            told = watch(what, total)
-
-            def advance(done: int) -> None:
-                self.alive(time.monotonic())
-                told(done)
-
-            return advance
-
-        return begin
 
     def stopping(self, now: float, seen: Hashable, step_seconds: float = 0.0) -> None:
         """The run ends; it may take as long as it gets on, which ``seen`` shows by changing.

@@ -227,7 +227,7 @@ class Save:
         now = time.monotonic()
         stall = self._stall + now - self._standing_since
         runtime.last_bytes = size
-        runtime.slot.saved(step, size, int(stall * 1e9))
+        runtime.slot.saved(step)
         seconds = now - self._began
         bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # who alone knows
         said = f"{target.tier}, {seconds:.3f} s{bytes_too}"

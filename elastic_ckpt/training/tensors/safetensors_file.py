@@ -143,11 +143,6 @@ def _write_joined(file: Sink, small: list[torch.Tensor]) -> None:
         file.write(_memory(torch.cat(small)))
 
 
-def write_tensors(file: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Header and tensors at once; see :func:`make_header` for what is taken."""
-    write_file(file, make_header(layout_of(tensors)), tensors)
-
-
 def layout_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
     """What :func:`make_header` asks for."""
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}

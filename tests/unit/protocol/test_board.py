@@ -206,7 +206,7 @@ def fill(board: Board, index: int) -> None:
     slot.phase(Phase.SAVING)
     slot.seen(3)
     slot.stepped()
-    slot.saved(30, 4096, 250)
+    slot.saved(30)
     slot.leave(Outcome.FAILED, 7)
 
 
@@ -234,8 +234,6 @@ def test_a_rank_writes_its_own_slot_and_no_other(board: Board) -> None:
         saved_step=30,
         first_entry=0,
         source=Source.MEMORY,
-        saved_bytes=4096,
-        saved_ns=250,
         declares=True,
     )
     assert slot.attached

@@ -81,14 +81,6 @@ def test_stopping_is_said_once(manager: Manager) -> None:
     assert manager.told().count("STOPPING=1") == 1
 
 
-def test_long_work_that_gets_on_counts_as_alive(manager: Manager) -> None:
-    shown: list[int] = []
-    advance = manager.service.watched(lambda what, total: shown.append)("hashing", 10)
-    advance(5)
-    assert shown == [5]
-    assert manager.told() == ["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000"]
-
-
 def test_a_watchdog_of_another_process_is_not_ours(tmp_path: Path) -> None:
     manager = Manager(tmp_path, WATCHDOG_USEC="4000000", WATCHDOG_PID="1")
     manager.service.alive(100.0)

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.training.tensors.safetensors_file import TensorFile, write_tensors
+from elastic_ckpt.training.tensors.safetensors_file import TensorFile
 from elastic_ckpt.training.tensors.shard_index import (
     MAX_SHARDS,
     check_files,
     read_index,
     shard_file,
 )
+from tests.unit.training.tensors.write_tensors import write_tensors
 
 FILE = "00000.safetensors"
 

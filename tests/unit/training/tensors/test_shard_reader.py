@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
 from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.training.tensors.safetensors_file import DTYPES, write_tensors
+from elastic_ckpt.training.tensors.safetensors_file import DTYPES
 from elastic_ckpt.training.tensors.shard_index import ShardReader
+from tests.unit.training.tensors.write_tensors import write_tensors
 
 dist: Any = distributed
 
