@@ -30,6 +30,7 @@ def set_aside(job: Job) -> list[str]:
     return [Path(entry.path).name for entry in job.view().rejected]
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "kind", "printed"),
@@ -61,6 +62,7 @@ def test_step_that_fails_twice_resumes_from_the_previous_checkpoint(tmp_path: Pa
         assert job.view().newest_intact.step == 20
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_external_kills_are_not_counted_against_the_step(tmp_path: Path) -> None:
     with failing(tmp_path, "kill", times=4) as job:
@@ -85,6 +87,7 @@ def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None
         assert "no progress for" in crash["message"] and "failing.py" in crash["message"]
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["1", "9"])
 def test_slow_step_is_not_a_hang(tmp_path: Path, step: str) -> None:
@@ -95,6 +98,7 @@ def test_slow_step_is_not_a_hang(tmp_path: Path, step: str) -> None:
         assert crashes(job) == []
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or not os.access(CGROUPS, os.W_OK),

@@ -45,6 +45,7 @@ def test_failed_rank_with_a_live_thread_does_not_block_the_job(tmp_path):
         assert job.view().message == "1 failure: rank 1 failed: ValueError: a thread lives on"
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_forked_child_does_not_act_for_its_rank(tmp_path):
     with odd(tmp_path, "fork") as job:
@@ -53,6 +54,7 @@ def test_forked_child_does_not_act_for_its_rank(tmp_path):
         assert job.wait(30) == 75, job.output()
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_script_that_stops_on_a_notice_exits_76(tmp_path):
     with odd(tmp_path, "stop-by-itself") as job:
@@ -69,6 +71,7 @@ def test_children_and_exit_hooks_work_as_in_a_plain_script(tmp_path):
         assert done.exists()
 
 
+@pytest.mark.one_torch
 def test_repeated_signals_do_not_change_the_exit_code(tmp_path):
     with odd(tmp_path, "train") as job:
         job.start().until_step(3)
@@ -79,6 +82,7 @@ def test_repeated_signals_do_not_change_the_exit_code(tmp_path):
         assert job.wait(5) == 75, job.output()
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_hangup_of_the_terminal_is_a_notice(tmp_path):
     with odd(tmp_path, "train") as job:
@@ -99,6 +103,7 @@ def test_hangup_of_the_terminal_is_a_notice(tmp_path):
         assert job.view().newest_intact.reason == "emergency"
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_closed_output_pipe_does_not_stop_the_run(tmp_path):
     with odd(tmp_path, "train") as job:
@@ -119,6 +124,7 @@ def test_closed_output_pipe_does_not_stop_the_run(tmp_path):
         assert not survivors(tree)
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_closed_standard_streams_do_not_alias_locks_or_boards(tmp_path):
     with odd(tmp_path, "train") as job:
@@ -152,6 +158,7 @@ def test_temporary_directory_is_clean_after_a_run(tmp_path, monkeypatch, depth):
         assert not [p for p in directory.iterdir() if not p.name.startswith("torchinductor")]
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_notice_is_served_after_the_directory_was_moved(tmp_path):
     with odd(tmp_path, "train") as job:
@@ -167,6 +174,7 @@ def test_notice_is_served_after_the_directory_was_moved(tmp_path):
         assert not survivors(tree)
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_save_request_fails_when_the_job_ends(tmp_path):
     with odd(tmp_path, "stop-by-itself") as job:

@@ -15,6 +15,7 @@ def recoveries(job):
     return [event["data"] for event in job.events() if event["event"] == "recovery"]
 
 
+@pytest.mark.one_torch
 def test_recovery_stages_add_up(tmp_path):
     with Job(tmp_path, "--epochs", "40", "--interval", "2", "--workers", "0") as job:
         job.start().until_step(5)

@@ -50,6 +50,7 @@ def test_preempted_and_killed_job_ends_with_the_same_parameters(tmp_path, engine
     assert digest == same
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_stop_after_a_requested_save_finds_all_ranks_at_one_step(tmp_path):
     """The loop cannot stop between the save and the next step, so that step counts."""
@@ -67,6 +68,7 @@ def test_stop_after_a_requested_save_finds_all_ranks_at_one_step(tmp_path):
         assert job.wait(25) == 75, job.output()
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "steps"),
@@ -85,6 +87,7 @@ def test_command_line_interval_overrides_the_loop(tmp_path, options, steps):
         assert found == steps
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "found"), [(["--save-interval", "100000s"], {"final"}), ([], {"interval", "final"})]

@@ -66,6 +66,7 @@ def test_setups_fit_the_available_gpus():
     )
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @without_a_gpu
 @colossalai

@@ -79,6 +79,7 @@ def test_sigterm_saves_and_the_next_run_resumes(tmp_path, ranks):
     assert (wild / "digest").read_text() == (calm / "digest").read_text()
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_second_script_in_a_directory_is_rejected(tmp_path):
     first = launch(tmp_path, 1, "--trace", str(tmp_path / "trace"), "--epochs", "500")

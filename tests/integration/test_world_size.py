@@ -6,11 +6,13 @@ import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.job import SCRIPTS, Job
+from tests.marks import slow
 
 STEADY = SCRIPTS / "steady.py"
 SIZES = (4, 2, 3, 1, 4)
@@ -65,13 +67,14 @@ def disturb(job: Changing, how: int) -> None:
     assert job.wait() == 75, job.output()
 
 
-def run_through_sizes(job: Changing, *options: str) -> None:
+def run_through(sizes: Sequence[int], job: Changing, *options: str) -> None:
+    """Run on each number of workers in turn, the last one to the end."""
     step = 0
-    for turn, workers in enumerate(SIZES[:-1]):
+    for turn, workers in enumerate(sizes[:-1]):
         job.run_on(workers, *options).until_step(step + 6)
         disturb(job, turn)
         step = job.view().newest_intact.step
-    assert job.run_on(SIZES[-1], *options).wait() == 0, job.output()
+    assert job.run_on(sizes[-1], *options).wait() == 0, job.output()
 
 
 def used_per_epoch(steps: dict[int, list]) -> list[Counter[int]]:
@@ -82,6 +85,7 @@ def used_per_epoch(steps: dict[int, list]) -> list[Counter[int]]:
     return epochs
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 2)])
 def test_each_sample_is_used_once_at_changing_world_sizes(
@@ -90,32 +94,36 @@ def test_each_sample_is_used_once_at_changing_world_sizes(
     """At the end of an epoch, fewer samples are used twice than there are ranks."""
     arguments = ["--workers", str(workers), "--accumulation", str(accumulation), "--size", "203"]
     with Changing(tmp_path, *arguments, "--pause", "0.01") as job:
-        run_through_sizes(job, "--save-interval", "5")
+        run_through(SIZES, job, "--save-interval", "5")
         for used in used_per_epoch(job.steps()):
             assert set(used) == set(range(203))
             assert used.total() - 203 < max(SIZES)
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_drop_last_skips_only_the_end_of_an_epoch(
     tmp_path: Path,
 ) -> None:
     arguments = ["--drop-last", "--accumulation", "2", "--size", "203", "--pause", "0.01"]
     with Changing(tmp_path, *arguments) as job:
-        run_through_sizes(job, "--save-interval", "5")
+        run_through(SIZES, job, "--save-interval", "5")
         for used in used_per_epoch(job.steps()):
             assert max(used.values()) == 1
             assert 203 - used.total() < max(SIZES) * 2 * 2  # an optimizer step of all ranks
 
 
-def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [(3, 1, 2), slow(SIZES)], ids=len)
+def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(
+    tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
     """The same samples in each step, exactly once in all; losses differ only by rounding."""
     options = ("--global-batch", "24", "--save-interval", "5")
     with Changing(tmp_path / "fixed") as job:
         assert job.run_on(2, *options).wait() == 0, job.output()
         fixed = job.steps()
     with Changing(tmp_path / "changing", "--pause", "0.01") as job:
-        run_through_sizes(job, *options)
+        run_through(sizes, job, *options)
         changing = job.steps()
     assert len(fixed) == EPOCHS * 480 // 24
     assert used_per_epoch(changing) == [Counter(range(480))] * EPOCHS
@@ -126,6 +134,7 @@ def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(tmp_path: Pat
     assert fixed[60][2] < fixed[1][2] / 10  # and the model learned
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 def test_global_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
     with Changing(tmp_path) as job:
