@@ -69,7 +69,8 @@ test-look: .venv-latest/.ready
 # The newest torch, beside ColossalAI whose pins forbid it: what depends on torch, with fewer
 # disturbances.
 LATEST = not faults_full and not hosts and not benchmarks and not one_torch
-ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util,--ignore=tests/unit/$(part))
+ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util \
+	supervisor/metrics supervisor/saves supervisor/watch,--ignore=tests/unit/$(part))
 
 test-latest: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH))

@@ -38,6 +38,8 @@ from tests.faults.power_cut import (
 from tests.faults.store_writer import NEW, OLD, Farm, save
 from tests.faults.syscalls import RECORDED_TOO, UNKNOWN_TO_US, CannotTrace
 
+pytestmark = pytest.mark.one_torch
+
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 SAMPLE = 400
 """Of the states in which the save has not returned; those after it are all tried always."""

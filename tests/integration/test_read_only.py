@@ -10,7 +10,10 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import make_checkpoint, open_job, tree
 from tests.job import TINY, environment
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a mount")
+pytestmark = [
+    pytest.mark.one_torch,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a mount"),
+]
 
 
 def command(*arguments) -> subprocess.CompletedProcess:

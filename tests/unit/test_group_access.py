@@ -20,7 +20,10 @@ from tests.checkpoints import make_checkpoint, open_job, tree
 
 USER, GROUP, OTHER_GROUP = 54321, 54322, 54323
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")
+pytestmark = [
+    pytest.mark.one_torch,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user"),
+]
 
 
 AS_USER = """

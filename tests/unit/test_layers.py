@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "elastic_ckpt"
 
