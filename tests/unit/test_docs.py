@@ -42,6 +42,32 @@ def test_links_resolve(page: Path) -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_named_paths_exist(page: Path) -> None:
+    assert missing_paths(page.read_text(encoding="utf-8")) == []
+
+
+def missing_paths(text: str) -> list[str]:
+    """Return paths in inline code that are neither in the repository nor in the package."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    roots = (ROOT, ROOT / "elastic_ckpt")
+    folders = {path.name for root in roots for path in root.iterdir() if path.is_dir()}
+    named = re.findall(r"`([\w.-]+/[\w./-]*)`", prose)
+    return [
+        path
+        for path in named
+        if path.partition("/")[0] in folders and not any((root / path).exists() for root in roots)
+    ]
+
+
+def test_a_missing_path_is_found() -> None:
+    """The test above can fail."""
+    text = "`policy/restart.py`, `tests/unit/`, `tests/nowhere.py`, `cli/nothing/`, `a/b`"
+    assert missing_paths(text) == ["tests/nowhere.py", "cli/nothing/"]
+
+
 @each_page
 def test_commands_and_options_exist(page: Path) -> None:
     """Yield every command line of ``elastic-ckpt`` on a page."""
