@@ -56,7 +56,7 @@ from corruption_peers import (
 
 import elastic_ckpt
 from elastic_ckpt import save_checkpoint
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
 from elastic_ckpt.errors import CheckpointError
@@ -324,7 +324,7 @@ def save_by_store(job: Path, rng: random.Random, step: int, world_size: int) -> 
     """A checkpoint of several ranks with contents that are made up, sealed by the store."""
     directory = JobDirectory.at(job)
     directory.prepare()
-    attempt = Attempt.begin(directory, step)
+    attempt = DiskAttempt.begin(directory, step)
     header = _header(attempt.identity, step, world_size)
     running = {"epoch": 0, "step": step, "sample_start_index": step * 8}
     contents = {

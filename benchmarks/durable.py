@@ -19,13 +19,13 @@ from pathlib import Path
 
 from harness import Options, Places, Report, goal, places, ratios, read_options, summary
 
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
 from elastic_ckpt.checkpoint.memory.tier import Generation, OwnedTier, Sealed
-from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 
@@ -102,7 +102,7 @@ def _write_window(fd: int, window: mmap.mmap, length: int) -> None:
 
 def save_straight(job: JobDirectory, sealed: Sealed, step: int) -> None:
     """What a save without a memory tier does with the same bytes."""
-    attempt = Attempt.begin(job, step)
+    attempt = DiskAttempt.begin(job, step)
     head = header(step)
     files = []
     for rank in range(WORLD_SIZE):
@@ -114,7 +114,7 @@ def save_straight(job: JobDirectory, sealed: Sealed, step: int) -> None:
     attempt.seal(head, files)
 
 
-def _copy(generation: Generation, path: str, size: int, part: PartWriter) -> None:
+def _copy(generation: Generation, path: str, size: int, part: DiskPart) -> None:
     with open(generation.path / path, "rb") as source, part.open(path, size) as target:
         for offset in range(0, size, CHUNK_BYTES):
             length = min(CHUNK_BYTES, size - offset)

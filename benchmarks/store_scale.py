@@ -27,8 +27,9 @@ from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_intact
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.part import part_name
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
@@ -37,7 +38,6 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.checkpoint.part import part_name
 from elastic_ckpt.jobdir.paths import JobDirectory
 
 GOALS = {"newest intact": 1.0, "seal": 1.0}
@@ -61,7 +61,7 @@ def write_plain(path: Path, data: bytes, rank: int) -> FileEntry:
     return FileEntry("", size, digest, rank)
 
 
-def fill_parts(attempt: Attempt, ranks: int) -> list[FileEntry]:
+def fill_parts(attempt: DiskAttempt, ranks: int) -> list[FileEntry]:
     """Two files and a part manifest for each rank."""
     entries: list[FileEntry] = []
     for rank in range(ranks):
@@ -125,13 +125,13 @@ def measure_parts(place: Path, ranks: int, rounds: int) -> dict[str, float]:
     seals, finds, recoveries = [], [], []
     for _ in range(rounds):
         job = fresh_job(place)
-        attempt = Attempt.begin(job, 1)
+        attempt = DiskAttempt.begin(job, 1)
         entries = fill_parts(attempt, ranks)
         os.sync()
         sealed = header(attempt.identity, 1, ranks)
         seals.append(seconds(lambda a=attempt, h=sealed, e=entries: a.seal(h, e), 1))
         finds.append(seconds(lambda j=job: newest_intact(j), 1))
-        fill_parts(Attempt.begin(job, 2), ranks)
+        fill_parts(DiskAttempt.begin(job, 2), ranks)
         os.sync()
         recoveries.append(seconds(lambda j=job: recover(j), 1))
         newest = newest_intact(job)

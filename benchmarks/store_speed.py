@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES, HashedFile
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES, HashedFile
 from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -105,7 +105,7 @@ def make_checkpoint(root: Path, data: bytes, files: int, blocks: int) -> Path:
     """A sealed checkpoint of ``files`` files."""
     job = JobDirectory.at(root)
     job.prepare()
-    attempt = Attempt.begin(job, 1)
+    attempt = DiskAttempt.begin(job, 1)
     part = attempt.part(0)
     for index in range(files):
         with part.open(f"modeling/{index:05d}.bin") as file:

@@ -20,8 +20,8 @@ from unittest import mock
 
 import msgspec
 
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
@@ -76,7 +76,9 @@ def open_job(root: Path) -> JobDirectory:
     return job
 
 
-def make_header(attempt: Attempt, *, epoch: int = 0, world_size: int = 2, **changes: Any) -> Any:
+def make_header(
+    attempt: DiskAttempt, *, epoch: int = 0, world_size: int = 2, **changes: Any
+) -> Any:
     """Return rank 0's header of a checkpoint; ``changes`` replace single fields."""
     header = SealHeader(
         job="tested",
@@ -101,7 +103,7 @@ def make_header(attempt: Attempt, *, epoch: int = 0, world_size: int = 2, **chan
 
 
 def fill(
-    attempt: Attempt,
+    attempt: DiskAttempt,
     header: SealHeader,
     *,
     contents: Mapping[str, bytes] = FILES,
@@ -129,9 +131,9 @@ def make_attempt(
     contents: Mapping[str, bytes] = FILES,
     ranks: Iterable[int] | None = None,
     **changes: Any,
-) -> Attempt:
+) -> DiskAttempt:
     """Make an unsealed attempt with all its parts, or only those of ``ranks``."""
-    attempt = Attempt.begin(job, step)
+    attempt = DiskAttempt.begin(job, step)
     header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
     fill(attempt, header, contents=contents, ranks=ranks)
     return attempt
@@ -150,12 +152,12 @@ def make_checkpoint(
     """Make a sealed checkpoint; not ``durable``, because few tests are about power cuts."""
     unsynced = mock.patch.object(os, "fsync", lambda fd: None)
     with contextlib.nullcontext() if durable else unsynced:
-        attempt = Attempt.begin(job, step)
+        attempt = DiskAttempt.begin(job, step)
         header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
         return attempt.seal(header, fill(attempt, header, contents=contents))
 
 
-def seal_in_place(attempt: Attempt, *, epoch: int = 0) -> None:
+def seal_in_place(attempt: DiskAttempt, *, epoch: int = 0) -> None:
     """Put the seal into an attempt and stop there, as a kill before the rename leaves it."""
     entries = fill(attempt, make_header(attempt, epoch=epoch))
     manifest = make_manifest(make_header(attempt, epoch=epoch), entries)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
@@ -38,7 +38,7 @@ def snapshot(
         return None
     generation.begin()
     identity = f"{step:016x}"
-    header = make_header(Attempt(job, identity, step), world_size=world_size, **changes)
+    header = make_header(DiskAttempt(job, identity, step), world_size=world_size, **changes)
     files: list[FileEntry] = []
     for rank in range(world_size):
         part = MemoryPart(generation, rank, mappings or Mappings())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.colossalai_layout import RunningStates, read_index, read_running_states
+from elastic_ckpt.checkpoint.disk.part import DiskPart, part_name
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     Manifest,
@@ -23,7 +24,6 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.checkpoint.part import PartWriter, part_name
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
 from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
@@ -73,7 +73,7 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
         advance(_check_archive(path, name))
     header = _header(job, running, ranks or 1)
     (path / _PARTS).mkdir(exist_ok=True)
-    part = PartWriter(path, header.attempt, 0)
+    part = DiskPart(path, header.attempt, 0)
     for name in files:
         part.claim(name)
     data = encode(make_manifest(header, part.finish(1, header)))

@@ -10,7 +10,8 @@ from typing import Final
 
 import xxhash
 
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.part import part_name
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -22,7 +23,6 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.checkpoint.part import part_name
 from elastic_ckpt.checkpoint.prune import empty_trash
 from elastic_ckpt.checkpoint.quarantine import forget_unfinished
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_files, verify_sizes
@@ -72,7 +72,7 @@ def recover(
         match = _NAME.fullmatch(entry.name)
         if match is None or match[2] == spare or not entry.is_dir(follow_symlinks=False):
             continue
-        attempt = Attempt(job, match[2], int(match[1]))
+        attempt = DiskAttempt(job, match[2], int(match[1]))
         try:
             done.append(_settle(attempt, hurry, watch))
         except _Interrupted:
@@ -80,7 +80,7 @@ def recover(
     return done
 
 
-def _settle(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> tuple[Path, str]:
+def _settle(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> tuple[Path, str]:
     try:
         manifest = _complete(attempt, hurry, watch)
         return attempt.seal(manifest, manifest.files), "sealed"
@@ -91,7 +91,7 @@ def _settle(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> tuple[
         return attempt.path, f"removed: {error}"
 
 
-def _complete(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> Manifest:
+def _complete(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> Manifest:
     """The manifest of an attempt whose parts are all there and verified in full."""
     for directory in (attempt.path, attempt.path / "parts"):
         remove_temporaries(directory)
@@ -114,7 +114,7 @@ def _complete(attempt: Attempt, hurry: Callable[[], bool], watch: Watch) -> Mani
     return manifest
 
 
-def _from_parts(attempt: Attempt) -> Manifest:
+def _from_parts(attempt: DiskAttempt) -> Manifest:
     files: list[FileEntry] = []
     if (attempt.path / "parts").is_symlink():
         raise CheckpointRejected("parts is a link")
@@ -133,7 +133,7 @@ def _from_parts(attempt: Attempt) -> Manifest:
     return decode_manifest(encode(make_manifest(first.header, files)))
 
 
-def _read_part(attempt: Attempt, rank: int, files: list[FileEntry]) -> PartManifest:
+def _read_part(attempt: DiskAttempt, rank: int, files: list[FileEntry]) -> PartManifest:
     name = part_name(rank)
     path = attempt.path / name
     if not path.is_file() or path.is_symlink():

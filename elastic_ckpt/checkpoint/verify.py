@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import LARGE_BYTES, hash_file
 from elastic_ckpt.checkpoint.manifest import (
     MAX_MANIFEST_BYTES,
     FileEntry,

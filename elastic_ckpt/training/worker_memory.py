@@ -59,7 +59,7 @@ class WorkerMemory:
 
 @dataclass(frozen=True)
 class MemoryTarget:
-    """One save into one generation; what ``Attempt`` is on disk."""
+    """One save into one generation; what ``DiskAttempt`` is on disk."""
 
     memory: WorkerMemory
     generation: Generation

@@ -149,12 +149,12 @@ def fail_to_load(rank, directory, error):
 
 
 def fail_to_seal(rank, directory):
-    from elastic_ckpt.checkpoint.commit import Attempt
+    from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 
     def broken(self, header, files):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    Attempt.seal = broken
+    DiskAttempt.seal = broken
     save(directory, 5)
 
 

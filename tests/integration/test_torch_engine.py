@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import distributed, nn
 
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.runtime import join
@@ -154,7 +154,7 @@ def step_for_real(rank: int, directory: str, load: bool) -> dict[str, str]:
         trainer.engine.load(place)
     else:
         steps(0, 2)
-        trainer.engine.save(place, PartWriter(place, "tested", rank))
+        trainer.engine.save(place, DiskPart(place, "tested", rank))
     steps(2, 4)
     return {
         name: sha256(bits(tensor)[2]).hexdigest() for name, tensor in trainer.gathered().items()

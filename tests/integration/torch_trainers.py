@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.training.engines.torch.engine import TorchEngine
 from elastic_ckpt.training.engines.torch.state import bare, canonical_names
 
@@ -108,7 +108,7 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 def save(trainer: Trainer, directory: Path, rank: int) -> None:
     """What a checkpoint holds, and beside it the same by other means, for :func:`differences`."""
-    trainer.engine.save(directory, PartWriter(directory, "tested", rank))
+    trainer.engine.save(directory, DiskPart(directory, "tested", rank))
     gathered = trainer.gathered()
     if rank == 0:
         save_file(gathered, directory / "expected")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from elastic_ckpt.checkpoint import colossalai_layout as running_states
 from elastic_ckpt.checkpoint import quarantine
 from elastic_ckpt.checkpoint.colossalai_layout import decode_running_states
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.job_lock import LockOwner, read_owner
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
@@ -41,7 +42,6 @@ from elastic_ckpt.checkpoint.manifest import (
     make_manifest,
     sign,
 )
-from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected
 from elastic_ckpt.checkpoint.verify import is_verified
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
@@ -486,7 +486,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[str
         "empty": torch.zeros(0, 5),
         "array": torch.arange(3).numpy(),
     }
-    write_state(PartWriter(directory, "a", 0), "s", tree)
+    write_state(DiskPart(directory, "a", 0), "s", tree)
     assert read_state(directory, "s")["plain"] == tree["plain"]
     data = (directory / "s.safetensors").read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -554,7 +554,7 @@ def test_state_tree_depth_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from elastic_ckpt.training.tensors import state_codec
 
     monkeypatch.setattr(state_codec, "MAX_JSON_BYTES", 100)
-    part = PartWriter(tmp_path, "a", 0)
+    part = DiskPart(tmp_path, "a", 0)
     state_codec.write_state(part, "fits", "x" * 98)
     assert state_codec.read_state(tmp_path, "fits") == "x" * 98
     with pytest.raises(UsageError, match="101 bytes"):

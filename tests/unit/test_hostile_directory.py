@@ -25,7 +25,7 @@ import pytest
 from elastic_ckpt.checkpoint import verify
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.checkpoint.prune import prune
@@ -531,7 +531,7 @@ def test_attempt_named_for_another_step_is_removed(job: JobDirectory) -> None:
 
 def test_sealed_attempt_of_another_step_is_removed(job: JobDirectory) -> None:
     clear(job.root / OPEN)
-    attempt = Attempt.begin(job, 50)
+    attempt = DiskAttempt.begin(job, 50)
     seal_in_place(attempt)
     change_manifest(attempt.path, step=51)
     [(_, what)] = recover(job)
@@ -579,7 +579,7 @@ def test_link_inside_a_checkpoint_is_rejected(job: JobDirectory) -> None:
 
 @pytest.mark.parametrize("size", [100, verify._OPENING_BYTES, 5 * 1024 * 1024])
 def test_growing_file_is_read_up_to_a_limit(tmp_path: Path, size: int) -> None:
-    from elastic_ckpt.checkpoint.hashed_file import hash_file
+    from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
 
     path = tmp_path / "grows"
     path.write_bytes(b"x" * size)
@@ -751,7 +751,7 @@ def test_without_a_booster_nothing_is_unpickled(tmp_path: Path, place: str, seal
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     plain = {"modeling": model, "optimizer": optimizer, "lr_scheduler": scheduler}
-    made = Attempt.begin(job, 10)
+    made = DiskAttempt.begin(job, 10)
     part = made.part(0)
     for name, thing in plain.items():
         write_state(part, f"{name}/state", thing.state_dict())
@@ -767,7 +767,7 @@ def test_without_a_booster_nothing_is_unpickled(tmp_path: Path, place: str, seal
         read_running_states(checkpoint)
 
     def sealed(contents: dict[str, bytes]) -> Path:
-        attempt = Attempt.begin(job, 10)
+        attempt = DiskAttempt.begin(job, 10)
         header = make_header(attempt, world_size=1)
         part = attempt.part(0)
         for name, data in contents.items():

@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.part import DiskPart, Sink
+from elastic_ckpt.checkpoint.disk.space import ensure_space
 from elastic_ckpt.checkpoint.manifest import FileEntry, MemorySeal, header_of
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
-from elastic_ckpt.checkpoint.part import PartWriter, Sink
-from elastic_ckpt.checkpoint.space import ensure_space
 from elastic_ckpt.checkpoint.verify import verify_quick
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -55,7 +55,7 @@ def drain(
         if is_on_disk(job, seal):
             return
         ensure_space(job.root, seal.total_bytes, make_room)
-        attempt = Attempt.begin(job, seal.step, seal.attempt)
+        attempt = DiskAttempt.begin(job, seal.step, seal.attempt)
         try:
             files: list[FileEntry] = []
             for rank in range(seal.world_size):
@@ -70,7 +70,7 @@ def drain(
         lock.release()
 
 
-def _copy_part(sealed: Sealed, writer: PartWriter) -> Iterator[int]:
+def _copy_part(sealed: Sealed, writer: DiskPart) -> Iterator[int]:
     for entry in sealed.seal.files:
         if entry.rank == writer.rank:
             source = sealed.generation.path / entry.path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.space import free_bytes
+from elastic_ckpt.checkpoint.disk.space import free_bytes
 
 SPARE_SHARE: Final = 0.1
 """Of what is free, left to the training: a batch larger than the last one must not be killed."""

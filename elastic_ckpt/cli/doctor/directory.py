@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.checkpoint.memory.tier import tier_of, tier_path
-from elastic_ckpt.checkpoint.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.errors import DirectoryUnusable, UsageError
 from elastic_ckpt.jobdir.node_record import node_name

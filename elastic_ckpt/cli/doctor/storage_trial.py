@@ -20,7 +20,7 @@ from typing import Final
 import filelock
 import msgspec
 
-from elastic_ckpt.checkpoint.hashed_file import HashedFile
+from elastic_ckpt.checkpoint.disk.hashed_file import HashedFile
 from elastic_ckpt.util.files import create_file, remove_tree, sync_directory
 
 PREFIX: Final = ".elastic-ckpt-trial-"

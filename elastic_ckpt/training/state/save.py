@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.checkpoint.disk.part import Part
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
-from elastic_ckpt.checkpoint.part import Part
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
 from elastic_ckpt.journal.events import SaveBegun, Saved, SaveFailed

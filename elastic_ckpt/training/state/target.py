@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.part import Part
+from elastic_ckpt.checkpoint.disk.space import ensure_space
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader
-from elastic_ckpt.checkpoint.part import Part
-from elastic_ckpt.checkpoint.space import ensure_space
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -25,7 +25,7 @@ _MARGIN: Final = 1.05
 class DiskTarget:
     """One save straight to the disk; as :class:`MemoryTarget`."""
 
-    attempt: Attempt
+    attempt: DiskAttempt
     tier: ClassVar[str] = "disk"
 
     @property
@@ -79,7 +79,7 @@ def choose_target(
             if target is not None:
                 return target
         ensure_space(runtime.job.root, needed, runtime.retain.make_room)
-        return DiskTarget(Attempt.begin(runtime.job, step))
+        return DiskTarget(DiskAttempt.begin(runtime.job, step))
 
     made = runtime.peers.leader_does("begin", begin)
     told = runtime.peers.tell("attempt", (made.told if made else "").encode()).decode()
@@ -88,7 +88,7 @@ def choose_target(
     tier, slot, identity = told.split(" ")
     if tier == "memory" and memory is not None:
         return memory.target(slot, identity)
-    return DiskTarget(Attempt(runtime.job, identity, step))
+    return DiskTarget(DiskAttempt(runtime.job, identity, step))
 
 
 def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from elastic_ckpt.checkpoint.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
 from elastic_ckpt.util.files import files_below, write_atomic
 
 

@@ -113,7 +113,7 @@ def test_a_hang_during_the_measurement_keeps_the_earlier_findings(
 ) -> None:
     monkeypatch.setattr(storage_findings, "TRIAL_SECONDS", 2.0)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr("elastic_ckpt.checkpoint.hashed_file.HashedFile.sync", hang)
+    monkeypatch.setattr("elastic_ckpt.checkpoint.disk.hashed_file.HashedFile.sync", hang)
     found = found_in(place_at(tmp_path))
     *_, problem = found.values()
     assert problem.text == "did not answer within 2 s" and "write speed" not in found

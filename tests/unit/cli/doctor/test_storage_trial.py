@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.checkpoint import hashed_file as hashing
+from elastic_ckpt.checkpoint.disk import hashed_file as hashing
 from elastic_ckpt.cli.doctor import storage_trial as trial
 from elastic_ckpt.cli.doctor.storage_trial import (
     CHUNK_BYTES,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, preserved_rng, restore_rng
 from elastic_ckpt.training.tensors.state_codec import read_state, write_state
 
@@ -59,19 +59,19 @@ def test_a_captured_state_is_a_copy():
 
 
 def test_it_survives_being_written_down(tmp_path):
-    write_state(PartWriter(tmp_path, "tested", 0), "rng", capture_rng())
+    write_state(DiskPart(tmp_path, "tested", 0), "rng", capture_rng())
     first = [draw() for _ in range(5)]
     restore_rng(read_state(tmp_path, "rng"))
     assert [draw() for _ in range(5)] == first
 
 
 def test_another_process_draws_the_same(tmp_path):
-    write_state(PartWriter(tmp_path, "tested", 0), "rng", capture_rng())
+    write_state(DiskPart(tmp_path, "tested", 0), "rng", capture_rng())
     code = f"""
 import pathlib, random
 import torch
 from elastic_ckpt.training.state.rng import restore_rng
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.training.tensors.state_codec import read_state
 restore_rng(read_state(pathlib.Path({str(tmp_path)!r}), "rng"))
 import numpy as np

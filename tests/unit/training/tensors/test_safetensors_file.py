@@ -13,7 +13,7 @@ import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES, HashedFile
+from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES, HashedFile
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES, METADATA_KEY
 from tests.unit.training.tensors.write_tensors import write_tensors
 

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES
 from elastic_ckpt.training.tensors.shard_index import ShardReader
@@ -51,7 +51,7 @@ def save(directory: Path, tensors: dict[str, tuple[torch.Tensor, list[Box]]]) ->
         index[name] = {
             "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "shards": shards,
         }  # fmt: skip
-    part = PartWriter(directory, "tested", 0)
+    part = DiskPart(directory, "tested", 0)
     for number, held in files.items():
         with part.open(FILES[number]) as file:
             write_tensors(file, held)

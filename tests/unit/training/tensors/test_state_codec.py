@@ -12,13 +12,13 @@ from safetensors import safe_open
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.training.tensors.state_codec import read_state, write_state
 
 
 def round_trip(directory, state):
-    write_state(PartWriter(directory, "tested", 0), "s", state)
+    write_state(DiskPart(directory, "tested", 0), "s", state)
     return read_state(directory, "s")
 
 
@@ -262,7 +262,7 @@ def test_names_that_the_file_format_does_not_take_come_back(tmp_path):
 def test_writing_leaves_the_state_as_it_was(tmp_path):
     weight = nn.Parameter(torch.randn(3, 4).t())
     state = {"weight": weight, "numbers": [1, 2]}
-    write_state(PartWriter(tmp_path, "tested", 0), "s", state)
+    write_state(DiskPart(tmp_path, "tested", 0), "s", state)
     assert state["weight"] is weight
     assert weight.requires_grad
     assert not weight.is_contiguous()
@@ -401,18 +401,18 @@ class Something:
 def test_what_cannot_be_kept_is_refused_with_its_place(tmp_path, value, what):
     state = {"fine": [1], "optimizer": {"groups": [0, {"odd": value}]}}
     with pytest.raises(UsageError, match=rf"at 'optimizer.groups.1.odd' is a {what}"):
-        write_state(PartWriter(tmp_path, "tested", 0), "s", state)
+        write_state(DiskPart(tmp_path, "tested", 0), "s", state)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_kept_at_the_top_is_refused(tmp_path):
     with pytest.raises(UsageError, match="at 'the top' is a Something"):
-        write_state(PartWriter(tmp_path, "tested", 0), "s", Something())
+        write_state(DiskPart(tmp_path, "tested", 0), "s", Something())
 
 
 def test_a_key_that_cannot_be_kept_is_refused_with_its_place(tmp_path):
     with pytest.raises(UsageError, match="at 'table' is a Something"):
-        write_state(PartWriter(tmp_path, "tested", 0), "s", {"table": {Something(): 1}})
+        write_state(DiskPart(tmp_path, "tested", 0), "s", {"table": {Something(): 1}})
 
 
 @pytest.mark.parametrize("wrap", [list, tuple, "a", 0, (1, 2)], ids=repr)
@@ -423,7 +423,7 @@ def test_what_was_written_can_be_read_however_deep(tmp_path, wrap, depth):
         state = wrap([state]) if isinstance(wrap, type) else {wrap: state}
     if depth > 64:
         with pytest.raises(UsageError, match="nested deeper than 64"):
-            write_state(PartWriter(tmp_path, "tested", 0), "s", state)
+            write_state(DiskPart(tmp_path, "tested", 0), "s", state)
     else:
         assert round_trip(tmp_path, state) == state
 
@@ -432,7 +432,7 @@ def test_a_state_that_holds_itself_is_refused(tmp_path):
     state = {}
     state["self"] = state
     with pytest.raises(UsageError, match="nested deeper"):
-        write_state(PartWriter(tmp_path, "tested", 0), "s", state)
+        write_state(DiskPart(tmp_path, "tested", 0), "s", state)
 
 
 # -- damage -------------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ def test_a_state_that_holds_itself_is_refused(tmp_path):
 @pytest.fixture
 def written(tmp_path):
     write_state(
-        PartWriter(tmp_path, "tested", 0),
+        DiskPart(tmp_path, "tested", 0),
         "s",
         {"a": torch.arange(5.0), "b": {1: b"x", (2,): np.arange(2)}},
     )
@@ -511,7 +511,7 @@ def test_the_files_hold_json_and_raw_tensors_and_nothing_else(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    write_state(PartWriter(tmp_path, "tested", 0), "s", optimizer.state_dict())
+    write_state(DiskPart(tmp_path, "tested", 0), "s", optimizer.state_dict())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "s.safetensors"]
     tree = json.loads((tmp_path / "s.json").read_text(encoding="ascii"))
     assert set(tree) == {"state", "param_groups"}
@@ -546,7 +546,7 @@ def test_nothing_is_pickled_or_unpickled(tmp_path, monkeypatch):
 
 def test_any_safetensors_reader_finds_the_parameters_by_name(tmp_path):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1, bias=False))
-    write_state(PartWriter(tmp_path, "tested", 0), "s", model.state_dict())
+    write_state(DiskPart(tmp_path, "tested", 0), "s", model.state_dict())
     with safe_open(tmp_path / "s.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(model.state_dict())
         for name, value in model.state_dict().items():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.engines.colossalai.loss_scale import (
     find_loss_scale,
@@ -45,7 +45,7 @@ class TorchScaler:
 def test_colossalais_goes_on_with_its_counts(tmp_path: Path) -> None:
     scale = find_loss_scale(colossal(32.0, 7, 1))
     assert scale is not None
-    save_loss_scale(PartWriter(tmp_path, "0" * 16, 0), scale)
+    save_loss_scale(DiskPart(tmp_path, "0" * 16, 0), scale)
     fresh = colossal()
     found = find_loss_scale(fresh)
     assert found is not None and load_loss_scale(tmp_path, found) == ""
@@ -58,7 +58,7 @@ def test_torchs_goes_on_with_its_settings_kept(tmp_path: Path) -> None:
     before.state |= {"scale": 512.0, "_growth_tracker": 9}
     scale = find_loss_scale(SimpleNamespace(scaler=before))
     assert scale is not None
-    save_loss_scale(PartWriter(tmp_path, "0" * 16, 0), scale)
+    save_loss_scale(DiskPart(tmp_path, "0" * 16, 0), scale)
     after = TorchScaler()
     after.state["growth_factor"] = 4.0
     found = find_loss_scale(SimpleNamespace(scaler=after))

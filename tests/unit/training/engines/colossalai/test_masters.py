@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.engines.colossalai.masters import Piece, load_masters, save_masters
 
@@ -36,7 +36,7 @@ def piece(
 
 def save(directory: Path, values: dict[str, torch.Tensor], shards: int) -> None:
     for shard in range(shards):
-        save_masters(PartWriter(directory, "0" * 16, shard), [piece(values, shard, shards)])
+        save_masters(DiskPart(directory, "0" * 16, shard), [piece(values, shard, shards)])
 
 
 def blank(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def test_any_number_of_shards_is_read_by_any_other(
 
 
 def test_a_replica_writes_nothing(tmp_path: Path) -> None:
-    part = PartWriter(tmp_path, "0" * 16, 1)
+    part = DiskPart(tmp_path, "0" * 16, 1)
     save_masters(part, [piece({"w": torch.ones(3)}, 0, 1, written=False)])
     assert part.paths == []
 
@@ -80,7 +80,7 @@ def test_a_parameter_is_found_in_another_stage(tmp_path: Path) -> None:
     values = {"first": torch.randn(5), "last": torch.randn(7)}
     for stage, name in enumerate(values):
         one = piece({name: values[name]}, 0, 1, f"pp{stage}of2-tp0of1")
-        save_masters(PartWriter(tmp_path, "0" * 16, stage), [one])
+        save_masters(DiskPart(tmp_path, "0" * 16, stage), [one])
     whole = piece(blank(values), 0, 1, "pp0of1-tp0of1")
     assert load_masters(tmp_path, [whole]) == ""
     assert torch.equal(whole.masters["last"], values["last"])

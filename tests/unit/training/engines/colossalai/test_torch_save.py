@@ -9,8 +9,8 @@ import pytest
 import torch
 import xxhash
 
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.training.engines.colossalai.torch_archive import torch_save_through
 from tests.checkpoints import open_job
 
@@ -24,12 +24,12 @@ STATE = {
 
 
 @pytest.fixture
-def part(tmp_path: Path) -> PartWriter:
-    return Attempt.begin(open_job(tmp_path / "job"), 1).part(0)
+def part(tmp_path: Path) -> DiskPart:
+    return DiskAttempt.begin(open_job(tmp_path / "job"), 1).part(0)
 
 
 @pytest.fixture
-def attempt(part: PartWriter) -> Path:
+def attempt(part: DiskPart) -> Path:
     return part._directory
 
 
@@ -41,9 +41,7 @@ def same(found: dict[str, object]) -> bool:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_holds_what_a_plain_save_holds(
-    part: PartWriter, attempt: Path, zipped: bool
-) -> None:
+def test_a_file_holds_what_a_plain_save_holds(part: DiskPart, attempt: Path, zipped: bool) -> None:
     """And its digest is that of its bytes, in both of torch's formats."""
     with torch_save_through(attempt, part):
         torch.save(STATE, attempt / "model.bin", _use_new_zipfile_serialization=zipped)
@@ -54,16 +52,14 @@ def test_a_file_holds_what_a_plain_save_holds(
     assert entry.xxh3_128 == xxhash.xxh3_128_hexdigest(data)
 
 
-def test_a_path_as_text_and_a_missing_directory_will_do(part: PartWriter, attempt: Path) -> None:
+def test_a_path_as_text_and_a_missing_directory_will_do(part: DiskPart, attempt: Path) -> None:
     with torch_save_through(attempt, part):
         torch.save(STATE, str(attempt / "optimizer" / "deep" / "state.bin"))
     assert part.paths == ["optimizer/deep/state.bin"]
     assert same(torch.load(attempt / "optimizer/deep/state.bin", weights_only=True))
 
 
-def test_what_goes_elsewhere_goes_as_before(
-    part: PartWriter, attempt: Path, tmp_path: Path
-) -> None:
+def test_what_goes_elsewhere_goes_as_before(part: DiskPart, attempt: Path, tmp_path: Path) -> None:
     """Another directory, one whose name only begins alike, an open file, a file that is there."""
     (attempt / "there").write_bytes(b"")
     beside = attempt.with_name(attempt.name + "-more")
@@ -80,7 +76,7 @@ def test_what_goes_elsewhere_goes_as_before(
     assert same(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
 
 
-def test_a_file_of_another_rank_is_not_touched(part: PartWriter, attempt: Path) -> None:
+def test_a_file_of_another_rank_is_not_touched(part: DiskPart, attempt: Path) -> None:
     """It may be half written by then: to write into it is to pull the ground from under a rank."""
     asked = []
 
@@ -99,7 +95,7 @@ def test_a_file_of_another_rank_is_not_touched(part: PartWriter, attempt: Path) 
     assert asked == [(name, 12_000_006) for name in ("theirs.bin", "not there.bin", "mine.bin")]
 
 
-def test_torch_save_is_itself_again_whatever_happens(part: PartWriter, attempt: Path) -> None:
+def test_torch_save_is_itself_again_whatever_happens(part: DiskPart, attempt: Path) -> None:
     plain = torch.save
 
     def fail() -> None:
@@ -114,7 +110,7 @@ def test_torch_save_is_itself_again_whatever_happens(part: PartWriter, attempt: 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_disk_that_is_full_is_an_error_of_the_disk(
-    part: PartWriter, attempt: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+    part: DiskPart, attempt: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
     """Torch makes a RuntimeError of it; the caller must know that the storage said no."""
     import errno

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from elastic_ckpt.checkpoint.part import PartWriter
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.training.engines.torch.engine import TorchEngine
 from elastic_ckpt.training.engines.torch.state import module_state, optimizer_state
@@ -85,7 +85,7 @@ def trainer(kind: str, seed: int, steps: int = 0) -> tuple[Tied, torch.optim.Opt
 
 
 def save(directory: Path, model: Any, optimizer: Any = None) -> Path:
-    TorchEngine(model, optimizer, None).save(directory, PartWriter(directory, "tested", 0))
+    TorchEngine(model, optimizer, None).save(directory, DiskPart(directory, "tested", 0))
     return directory
 
 

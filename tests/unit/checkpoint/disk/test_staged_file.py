@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import xxhash
 
-from elastic_ckpt.checkpoint import hashed_file as hashing
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, STAGE_BYTES, HashedFile, StagedFile
+from elastic_ckpt.checkpoint.disk import hashed_file as hashing
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.hashed_file import (
+    LARGE_BYTES,
+    STAGE_BYTES,
+    HashedFile,
+    StagedFile,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import open_job
 
@@ -32,7 +37,7 @@ def pieces(data: bytes, seed: int) -> list[bytes]:
 @pytest.mark.parametrize("size", SIZES)
 def test_any_pieces_make_the_same_file_and_digest(job: JobDirectory, size: int) -> None:
     data = np.random.default_rng(size).bytes(size)
-    attempt = Attempt.begin(job, 1)
+    attempt = DiskAttempt.begin(job, 1)
     part = attempt.part(0)
     with part.open("modeling/0", size) as file:
         assert isinstance(file, StagedFile)
@@ -44,7 +49,7 @@ def test_any_pieces_make_the_same_file_and_digest(job: JobDirectory, size: int) 
 
 
 def test_the_caller_may_reuse_its_buffer_at_once(job: JobDirectory) -> None:
-    part = Attempt.begin(job, 1).part(0)
+    part = DiskAttempt.begin(job, 1).part(0)
     buffer = bytearray(STAGE_BYTES)
     expected = xxhash.xxh3_128()
     with part.open("state", 6 * STAGE_BYTES) as file:
@@ -58,7 +63,7 @@ def test_the_caller_may_reuse_its_buffer_at_once(job: JobDirectory) -> None:
 
 def test_less_than_was_announced_is_no_longer_than_it_was(job: JobDirectory) -> None:
     """The blocks are reserved beforehand: what was not written must not stand there as zeros."""
-    attempt = Attempt.begin(job, 1)
+    attempt = DiskAttempt.begin(job, 1)
     part = attempt.part(0)
     with part.open("state", 4 * LARGE_BYTES) as file:
         file.write(b"x" * (LARGE_BYTES + 5))
@@ -73,7 +78,7 @@ def test_a_disk_that_fills_in_the_background_is_an_error_of_the_block(
         self.error = OSError(errno.ENOSPC, "full")
         raise self.error
 
-    part = Attempt.begin(job, 1).part(0)
+    part = DiskAttempt.begin(job, 1).part(0)
     monkeypatch.setattr(HashedFile, "write", full)
     with pytest.raises(OSError, match="full"), part.open("state", 4 * STAGE_BYTES) as file:
         file.write(b"x" * STAGE_BYTES)
@@ -84,7 +89,7 @@ def test_a_file_system_without_direct_writes_takes_the_usual_way(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashing, "_write_directly", lambda fd, size: False)
-    part = Attempt.begin(job, 1).part(0)
+    part = DiskAttempt.begin(job, 1).part(0)
     with part.open("state", LARGE_BYTES) as file:
         assert isinstance(file, HashedFile)
         file.write(b"x" * LARGE_BYTES)

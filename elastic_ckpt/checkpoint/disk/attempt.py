@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.manifest import (
     FileEntry,
     SealHeader,
@@ -26,7 +27,6 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
-from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
@@ -41,7 +41,7 @@ from elastic_ckpt.util.files import (
 
 
 @dataclass(frozen=True)
-class Attempt:
+class DiskAttempt:
     """A directory that one attempt writes to; one process makes and seals it."""
 
     job: JobDirectory
@@ -49,7 +49,7 @@ class Attempt:
     step: int
 
     @classmethod
-    def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> Attempt:
+    def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> DiskAttempt:
         """Make a fresh directory. Leader only, or who drains what the leader sealed in memory.
 
         Args:
@@ -77,9 +77,9 @@ class Attempt:
         """The directory."""
         return self.job.attempts / f"{self.step}-{self.identity}"
 
-    def part(self, rank: int) -> PartWriter:
+    def part(self, rank: int) -> DiskPart:
         """What a rank writes its part with. Every rank."""
-        return PartWriter(self.path, self.identity, rank)
+        return DiskPart(self.path, self.identity, rank)
 
     def seal(self, header: SealHeader, files: Sequence[FileEntry]) -> Path:
         """Turn the attempt into a checkpoint. Leader only, after every part is durable.

@@ -14,7 +14,7 @@ import pytest
 from elastic_ckpt.checkpoint import verify
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.commit import Attempt
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.checkpoint.quarantine import rejected
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
@@ -42,7 +42,7 @@ def job(tmp_path: Path) -> JobDirectory:
     return open_job(tmp_path / "job")
 
 
-def seal(attempt: Attempt, contents: dict[str, bytes]) -> Path:
+def seal(attempt: DiskAttempt, contents: dict[str, bytes]) -> Path:
     header = make_header(attempt)
     return attempt.seal(header, fill(attempt, header, contents=contents))
 
@@ -68,7 +68,7 @@ def test_a_sealed_attempt_is_a_checkpoint_with_every_file(job: JobDirectory) -> 
 
 def test_a_part_of_a_missing_file_is_not_written(job: JobDirectory) -> None:
     """A rank that could not write its files leaves no part that says it did."""
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     with pytest.raises(FileNotFoundError):
         attempt.part(1).claim("ranks/00001.json")
     assert list((attempt.path / "parts").iterdir()) == []
@@ -76,7 +76,7 @@ def test_a_part_of_a_missing_file_is_not_written(job: JobDirectory) -> None:
 
 def test_two_attempts_at_one_step_do_not_share_a_directory(job: JobDirectory) -> None:
     """Each try has a directory of its own, so that a leftover blocks nothing."""
-    assert Attempt.begin(job, 10).path != Attempt.begin(job, 10).path
+    assert DiskAttempt.begin(job, 10).path != DiskAttempt.begin(job, 10).path
 
 
 def test_everything_is_on_the_disk_before_the_seal_and_the_rename(
@@ -101,7 +101,7 @@ def test_everything_is_on_the_disk_before_the_seal_and_the_rename(
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "rename", record_rename)
     monkeypatch.setattr(os, "replace", record_replace)
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     path = seal(attempt, FILES)
 
     sealed = done.index(("replace", str(attempt.path / "manifest.json")))
@@ -123,7 +123,7 @@ def test_a_valid_checkpoint_in_its_place_is_kept(job: JobDirectory) -> None:
     """The attempt is dropped; the checkpoint that stands there is not touched."""
     path = make_checkpoint(job, 10)
     before = tree(path)
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     assert seal(attempt, OTHER) == path
     assert tree(path) == before
     assert not attempt.path.exists()
@@ -143,7 +143,7 @@ def test_an_invalid_checkpoint_in_its_place_is_set_aside(job: JobDirectory, dama
     else:
         change_manifest(path, format=99)
     left = tree(path)
-    assert seal(Attempt.begin(job, 10), OTHER) == path
+    assert seal(DiskAttempt.begin(job, 10), OTHER) == path
     assert (path / MODEL).read_bytes() == OTHER[MODEL]
     verify_full(path)
     [record] = rejected(job)
@@ -161,7 +161,7 @@ def test_the_same_attempt_in_its_place_is_success(
     def hashed(path: Path) -> NoReturn:
         raise AssertionError("hashed under a deadline")
 
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     header = make_header(attempt)
     files = fill(attempt, header)
     shutil.copytree(attempt.path, tmp_path / "copy")
@@ -185,7 +185,7 @@ def test_a_rename_that_was_done_but_reported_lost_is_success(
         rename(source, target)
         raise FileNotFoundError(errno.ENOENT, "no such file", source)
 
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     header = make_header(attempt)
     files = fill(attempt, header)
     monkeypatch.setattr(os, "rename", renamed_by_another)
@@ -207,7 +207,7 @@ def test_an_attempt_that_vanished_is_no_success(
         target.symlink_to("nowhere")
     elif place == "a file":
         target.write_bytes(b"a note")
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     header = make_header(attempt)
     files = fill(attempt, header)
 
@@ -224,7 +224,7 @@ def test_a_file_in_its_place_is_set_aside(job: JobDirectory) -> None:
     """A stray file of that name must not block every save of the step."""
     target = job.checkpoint(0, 10)
     target.write_bytes(b"a note")
-    assert seal(Attempt.begin(job, 10), FILES) == target
+    assert seal(DiskAttempt.begin(job, 10), FILES) == target
     verify_full(target)
     [record] = rejected(job)
     assert Path(record.path).read_bytes() == b"a note"
@@ -239,7 +239,7 @@ def test_a_link_in_its_place_is_set_aside(job: JobDirectory, tmp_path: Path, lea
     target = job.checkpoint(0, 10)
     target.symlink_to(elsewhere)
     before = tree(tmp_path / "elsewhere")
-    assert seal(Attempt.begin(job, 10), OTHER) == target
+    assert seal(DiskAttempt.begin(job, 10), OTHER) == target
     assert not target.is_symlink()
     assert scan(job) == [target]
     verify_full(target)
@@ -250,7 +250,7 @@ def test_an_empty_directory_in_its_place_is_replaced(job: JobDirectory) -> None:
     """A directory that holds nothing is nothing to keep."""
     target = job.checkpoint(0, 10)
     target.mkdir()
-    assert seal(Attempt.begin(job, 10), FILES) == target
+    assert seal(DiskAttempt.begin(job, 10), FILES) == target
     verify_full(target)
 
 
@@ -263,7 +263,7 @@ def test_a_disk_that_refuses_the_rename_leaves_an_attempt_for_the_restart(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "rename", refuse)
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         seal(attempt, FILES)
     monkeypatch.undo()
@@ -296,7 +296,7 @@ def test_a_complete_attempt_is_sealed(job: JobDirectory) -> None:
 
 def test_a_sealed_attempt_is_published(job: JobDirectory) -> None:
     """A kill between the seal and the rename loses nothing either."""
-    attempt = Attempt.begin(job, 20)
+    attempt = DiskAttempt.begin(job, 20)
     seal_in_place(attempt)
     target = job.checkpoint(0, 20)
     assert recover(job) == [(target, "sealed")]
@@ -306,7 +306,7 @@ def test_a_sealed_attempt_is_published(job: JobDirectory) -> None:
 
 def test_a_sealed_attempt_with_a_corrupted_file_is_removed(job: JobDirectory) -> None:
     """The seal alone is not believed."""
-    attempt = Attempt.begin(job, 20)
+    attempt = DiskAttempt.begin(job, 20)
     seal_in_place(attempt)
     flip_bit(attempt.path / MODEL)
     [(path, what)] = recover(job)
@@ -448,7 +448,7 @@ def test_a_part_with_an_unsafe_path_opens_nothing(
 
 def test_an_attempt_of_a_newer_version_is_left_to_it(job: JobDirectory) -> None:
     """Nobody loads it, and after a step back and forth between versions it is still there."""
-    attempt = Attempt.begin(job, 20)
+    attempt = DiskAttempt.begin(job, 20)
     seal_in_place(attempt)
     change_manifest(attempt.path, format=99)
     before = tree(attempt.path)
@@ -492,7 +492,7 @@ def test_each_attempt_is_judged_on_its_own(job: JobDirectory) -> None:
     """One that is incomplete does not keep the others from being sealed."""
     make_attempt(job, 9)
     make_attempt(job, 20, ranks=(0,))
-    seal_in_place(Attempt.begin(job, 100))
+    seal_in_place(DiskAttempt.begin(job, 100))
     done = {path.name: what.split(":")[0] for path, what in recover(job)}
     assert done.pop("epoch-0_step-9") == done.pop("epoch-0_step-100") == "sealed"
     assert list(done.values()) == ["removed"]

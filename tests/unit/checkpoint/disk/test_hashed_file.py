@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from elastic_ckpt.checkpoint import hashed_file as hashing
-from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES, HashedFile, hash_file
+from elastic_ckpt.checkpoint.disk import hashed_file as hashing
+from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES, HashedFile, hash_file
 
 SIZES = [0, 1, 7, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES,
          2 * CHUNK_BYTES + 3]  # fmt: skip

@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from elastic_ckpt.checkpoint.commit import Attempt
-from elastic_ckpt.checkpoint.hashed_file import CHUNK_BYTES
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES
+from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.manifest import decode_part
-from elastic_ckpt.checkpoint.part import PartWriter
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import make_header, open_job
 
 
 @pytest.fixture
-def attempt(tmp_path: Path) -> Attempt:
-    return Attempt.begin(open_job(tmp_path / "job"), 10)
+def attempt(tmp_path: Path) -> DiskAttempt:
+    return DiskAttempt.begin(open_job(tmp_path / "job"), 10)
 
 
 @pytest.fixture
-def part(attempt: Attempt) -> PartWriter:
+def part(attempt: DiskAttempt) -> DiskPart:
     return attempt.part(0)
 
 
@@ -34,7 +34,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_part_lists_what_was_written_and_itself(attempt: Attempt, part: PartWriter) -> None:
+def test_the_part_lists_what_was_written_and_itself(attempt: DiskAttempt, part: DiskPart) -> None:
     part.write("modeling/model.bin", b"weights")
     with part.open("optimizer/deep/er/state.bin") as file:
         file.write(b"mom")
@@ -52,7 +52,7 @@ def test_the_part_lists_what_was_written_and_itself(attempt: Attempt, part: Part
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])
 def test_an_error_leaves_no_entry(
-    part: PartWriter, monkeypatch: pytest.MonkeyPatch, failing: str
+    part: DiskPart, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     part.write("good", b"1")
 
@@ -69,7 +69,7 @@ def test_an_error_leaves_no_entry(
 
 
 def test_an_error_that_the_block_swallows_is_raised_at_its_end(
-    part: PartWriter, monkeypatch: pytest.MonkeyPatch
+    part: DiskPart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As some writers do: the file would be torn, and listed as if it were whole."""
 
@@ -89,7 +89,7 @@ def test_an_error_that_the_block_swallows_is_raised_at_its_end(
     assert part.paths == []
 
 
-def test_an_error_of_the_block_is_the_one_that_is_seen(part: PartWriter) -> None:
+def test_an_error_of_the_block_is_the_one_that_is_seen(part: DiskPart) -> None:
     def fail() -> None:
         with part.open("file") as file:
             file.write(b"data")
@@ -100,7 +100,7 @@ def test_an_error_of_the_block_is_the_one_that_is_seen(part: PartWriter) -> None
     assert part.paths == []
 
 
-def test_a_name_is_taken_once(part: PartWriter, attempt: Attempt) -> None:
+def test_a_name_is_taken_once(part: DiskPart, attempt: DiskAttempt) -> None:
     part.write("file", b"1")
     with pytest.raises(FileExistsError):
         part.write("file", b"2")
@@ -113,7 +113,7 @@ def test_a_name_is_taken_once(part: PartWriter, attempt: Attempt) -> None:
 
 
 @pytest.mark.parametrize("path", ["../out", "/out", "a/../../out", "", "a//b", "./a"])
-def test_a_path_that_leads_out_is_refused(part: PartWriter, path: str, tmp_path: Path) -> None:
+def test_a_path_that_leads_out_is_refused(part: DiskPart, path: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointRejected, match="unsafe"):
         part.write(path, b"")
     with pytest.raises(CheckpointRejected, match="unsafe"):
@@ -123,7 +123,7 @@ def test_a_path_that_leads_out_is_refused(part: PartWriter, path: str, tmp_path:
 
 @pytest.mark.parametrize("size", [0, 5, CHUNK_BYTES, CHUNK_BYTES + 1])
 def test_a_file_of_somebody_else_s_code_is_claimed_whole(
-    part: PartWriter, attempt: Attempt, size: int
+    part: DiskPart, attempt: DiskAttempt, size: int
 ) -> None:
     data = b"x" * size
     (attempt.path / "file").write_bytes(data)
@@ -134,7 +134,7 @@ def test_a_file_of_somebody_else_s_code_is_claimed_whole(
 
 @pytest.mark.parametrize("size", [5, CHUNK_BYTES + 1])
 def test_a_claimed_file_that_cannot_be_made_durable_is_an_error(
-    part: PartWriter, attempt: Attempt, monkeypatch: pytest.MonkeyPatch, size: int
+    part: DiskPart, attempt: DiskAttempt, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     (attempt.path / "file").write_bytes(b"x" * size)
 
@@ -149,7 +149,7 @@ def test_a_claimed_file_that_cannot_be_made_durable_is_an_error(
 
 @pytest.mark.parametrize("what", ["hard link", "link", "directory", "fifo", "missing"])
 def test_what_is_no_plain_file_of_its_own_is_not_claimed(
-    part: PartWriter, attempt: Attempt, tmp_path: Path, what: str
+    part: DiskPart, attempt: DiskAttempt, tmp_path: Path, what: str
 ) -> None:
     place = attempt.path / "file"
     outside = tmp_path / "outside"
@@ -179,7 +179,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def write_all(job: JobDirectory) -> Path:
     """A checkpoint with files of ours, and files and directories that other code made."""
-    attempt = Attempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10)
     part = attempt.part(0)
     part.write("modeling/model.bin", b"weights")
     (attempt.path / "optimizer" / "deep").mkdir(parents=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from elastic_ckpt.checkpoint.hashed_file import LARGE_BYTES, HashedFile, StagedFile, hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import LARGE_BYTES, HashedFile, StagedFile, hash_file
 from elastic_ckpt.checkpoint.manifest import (
     FileEntry,
     PartManifest,
@@ -68,7 +68,7 @@ def part_name(rank: int) -> str:
     return f"parts/{rank:05d}.json"
 
 
-class PartWriter:
+class DiskPart:
     """Writes the files of one rank in one attempt. Not collective; any rank, any order.
 
     Args:

@@ -35,7 +35,7 @@ _own = local()
 
 
 class HashedFile:
-    """A new file; what is written to it is hashed on the way. Made by :class:`PartWriter`.
+    """A new file; what is written to it is hashed on the way. Made by :class:`DiskPart`.
 
     Has what ``torch.save`` asks of a file: ``write`` and ``flush``. An error stays in ``error``,
     because not every caller lets it through.

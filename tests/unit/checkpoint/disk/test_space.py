@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from elastic_ckpt.checkpoint.space import RESERVE_BYTES, ensure_space, free_bytes
+from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, ensure_space, free_bytes
 from elastic_ckpt.errors import SaveFailed, StorageFailed
 
 
