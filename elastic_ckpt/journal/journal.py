@@ -1,13 +1,12 @@
 """The journal: one line of JSON per event, appended with a single write.
 
-An append of one line is atomic among the processes of one host; each node has a file of its
-own because it is not between hosts. A torn last line, from a full disk or a power cut, is
-skipped on reading.
+Appending one line is atomic among the processes of a host, but not between hosts, so each node
+has its own file. A line torn by a full disk or a power cut is skipped on reading.
 
 ::
 
     .elastic-ckpt/journal/node0.jsonl      what happened on node0
-                          node0.jsonl.1    before that; .2 and .3 are older still
+                          node0.jsonl.1    earlier; .2 and .3 are older still
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
@@ -29,38 +26,39 @@ from msgspec.structs import replace
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import JournalEvent, RunStarted
 from elastic_ckpt.journal.line import MAX_LINE_BYTES, JournalEntry, decode_line, encode_line
-from elastic_ckpt.util.files import create_file, open_regular, read_tail
+from elastic_ckpt.util.files import open_regular, read_tail
+from elastic_ckpt.util.jsonl import AppendedFile, LineWriter, older
 
 MAX_TAIL_BYTES: Final = 1024 * 1024
-"""Read at a time by who follows a journal; the rest comes the next time."""
+"""That one call of ``JournalTail.read`` reads; the rest comes with the next call."""
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 KEPT_FILES: Final = 3
-"""Older ones of a node, besides the one that is written."""
+"""Older files of a node, besides the one that is written."""
 
 MAX_READ_BYTES: Final = 64 * 1024 * 1024
 MAX_EVENTS: Final = 250_000
-"""Of longer journals, and of those that somebody else put there, the end is read."""
+"""Of longer journals the end is read."""
 
 _MAX_FILES: Final = 4096
 _MARK: Final = b'{"event":"steps",'
 _LAST_MARKS: Final = 64
 _MAX_WAITING: Final = 4096
 PATIENCE_SECONDS: Final = 0.25
-"""How long who writes an event waits for the disk to take it."""
+"""How long :meth:`Journal.write` waits for the disk."""
 
 CLOCK_STEP_SECONDS: Final = 1.0
-"""By which the two clocks may drift apart within a run before one of them was set."""
+"""If the two clocks differ by more within a run, one of them was set."""
 
 
 class Journal:
     """A node's journal. Writing never raises: a full disk must not stop the training.
 
-    Nor does a disk that does not answer: a thread appends, and who writes waits for it
-    ``PATIENCE_SECONDS`` at most, and not at all before it has caught up.
+    Nor does a disk that hangs: a thread appends, for which a caller waits ``PATIENCE_SECONDS`` at
+    most, and not at all while the thread is late.
 
     Attributes:
-        incarnation: stands in each event from now on.
+        incarnation: stands in each entry from now on.
     """
 
     def __init__(
@@ -75,22 +73,34 @@ class Journal:
     ) -> None:
         """
         Args:
-            follows: another node leads; what is counted is counted there.
-            rotates: begin a new file when this one is long; one process of a node at a time.
+            follows: another node leads the job, and what it journals counts.
+            rotates: start a new file when this one is long; only one process of a node may.
         """
-        self._file = _File(job, job.journal(node), rotates=rotates)
+        path = job.journal(node)
+
+        def check() -> None:
+            if not job.owns(path.parent):
+                raise NotADirectoryError(str(path.parent))
+
+        # Closed after each line: another process may rotate the file, and other hosts read it.
+        file = AppendedFile(
+            path, check, limit=MAX_FILE_BYTES if rotates else None, rotations=KEPT_FILES,
+            keeps_open=False,
+        )  # fmt: skip
         self._node = node
         self._rank = rank
         self.incarnation = incarnation
         self._follows = follows
-        self._writer = _Writer(self._file.append)
+        self._writer = LineWriter(
+            "journal", file, wait_seconds=PATIENCE_SECONDS, max_waiting=_MAX_WAITING
+        )
 
     def write(self, event: JournalEvent) -> None:
-        """Append one event."""
+        """Append an event."""
         self._writer.put(self._line(event), wait=True)
 
     def note(self, event: JournalEvent) -> None:
-        """Append one event soon: for a caller without time, to whom its loss is small."""
+        """Append an event soon, without waiting; it may be lost if the process is killed."""
         self._writer.put(self._line(event), wait=False)
 
     def _line(self, event: JournalEvent) -> bytes:
@@ -103,112 +113,11 @@ class Journal:
             rank=self._rank,
             incarnation=self.incarnation,
         )
-        # The newline in front keeps a line that a full disk tore from taking this one with it.
-        return b"\n" + encode_line(entry) + b"\n"
-
-
-class _Writer:
-    """Calls ``append`` in a thread of its own, which begins with the first line."""
-
-    def __init__(self, append: Callable[[bytes], None]) -> None:
-        self._append = append
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._lines: deque[bytes] = deque(maxlen=_MAX_WAITING)
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._written = self._given = 0
-        self._late = False
-
-    def put(self, line: bytes, *, wait: bool) -> None:
-        """Have it appended; with ``wait`` back when it is, or when that takes too long."""
-        if self._pid != os.getpid():  # a fork has no thread, and maybe a lock that nobody frees
-            self._reset()
-        with self._changed:
-            if self._thread is None and not self._begin():
-                self._append(line)
-                return
-            self._lines.append(line)
-            self._given += 1
-            mine = self._given
-            self._changed.notify_all()
-            if wait and not self._late:
-                done = self._changed.wait_for(lambda: self._written >= mine, PATIENCE_SECONDS)
-                self._late = not done
-
-    def _begin(self) -> bool:
-        thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads, or no more time
-            return False
-        self._thread = thread
-        return True
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lines)
-                lines, given = list(self._lines), self._given
-                self._lines.clear()
-            for line in lines:
-                with contextlib.suppress(Exception):  # one line less, and not all that follow
-                    self._append(line)
-            with self._changed:
-                self._written = given
-                self._late = False
-                self._changed.notify_all()
-
-
-class _File:
-    """Where a node's lines go."""
-
-    def __init__(self, job: JobDirectory, path: Path, *, rotates: bool) -> None:
-        self._job = job
-        self._path = path
-        self._rotates = rotates
-
-    def append(self, line: bytes) -> None:
-        """One write; nothing if the disk does not take it."""
-        with contextlib.suppress(OSError):
-            if not self._job.owns(self._path.parent):
-                return
-            if self._rotates:
-                self._rotate()
-            self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.close(create_file(self._path))
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-        fd = os.open(self._path, flags)
-        try:
-            status = os.fstat(fd)
-            # A file with another name is somebody's who did not ask for our lines.
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                os.write(fd, line)
-        finally:
-            os.close(fd)
-
-    def _rotate(self) -> None:
-        """Begin a new file behind a long one; who has the old one open still writes there."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(self._path, follow_symlinks=False).st_size < MAX_FILE_BYTES:
-                return
-            for number in range(KEPT_FILES, 0, -1):
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(_older(self._path, number - 1), _older(self._path, number))
-
-
-def _older(path: Path, number: int) -> Path:
-    """The file that came so many files before the one that is written."""
-    return path.with_name(f"{path.name}.{number}") if number else path
+        return encode_line(entry) + b"\n"
 
 
 class JournalTail:
-    """What is appended to a node's journal from now on, each event once, in order."""
+    """Follows a node's journal from its present end: each entry once, in order."""
 
     def __init__(self, job: JobDirectory, node: str) -> None:
         self._job = job
@@ -216,35 +125,35 @@ class JournalTail:
         self._inode, self._offset = self._look()
 
     def read(self) -> list[JournalEntry]:
-        """The events since the last call; none while the disk does not answer.
+        """Return the entries since the last call; none if they cannot be read.
 
-        A line that is still being written comes the next time. Looking costs one system call as
-        long as there is nothing new.
+        A line that is still being written comes with the next call. A call costs one system call
+        while there is nothing new.
         """
         inode, size = self._look()
         if (inode, size) == (self._inode, self._offset):
             return []
-        events: list[JournalEntry] = []
+        entries: list[JournalEntry] = []
         if inode != self._inode or size < self._offset:
-            events = self._rest_of_older()
+            entries = self._rest_of_rotated()
             self._inode, self._offset = inode, 0
         data = self._read(self._path, self._offset)
         whole = data.rfind(b"\n") + 1
         if whole == 0 and len(data) == MAX_TAIL_BYTES:
-            whole = len(data)  # no line of ours is that long
+            whole = len(data)  # not a line of ours, which are shorter
         self._offset += whole
-        return events + list(_decode(data[:whole]))
+        return entries + list(_decode(data[:whole]))
 
-    def _rest_of_older(self) -> list[JournalEntry]:
-        """What came into the file that was read, until a new one was begun."""
-        older = _older(self._path, 1)
+    def _rest_of_rotated(self) -> list[JournalEntry]:
+        """Return what the file that was read got before it was rotated."""
+        rotated = older(self._path)
         with contextlib.suppress(OSError):
-            if os.stat(older, follow_symlinks=False).st_ino == self._inode:
-                return list(_decode(self._read(older, self._offset)))
+            if os.stat(rotated, follow_symlinks=False).st_ino == self._inode:
+                return list(_decode(self._read(rotated, self._offset)))
         return []
 
     def _look(self) -> tuple[int, int]:
-        """Which file is being written, and how long it is."""
+        """Return the inode of the file that is written, and its size in bytes."""
         try:
             found = os.stat(self._path, follow_symlinks=False)
         except OSError:
@@ -263,47 +172,42 @@ class JournalTail:
 
 
 def read_journal(job: JobDirectory, *, marks: bool = True) -> list[JournalEntry]:
-    """All nodes' events, in order of time; unreadable lines are skipped.
+    """Return the entries of all nodes, in order of time; invalid lines are skipped.
 
-    Within a run the monotonic clock tells the time: where somebody set the other one, ``wall`` is
-    what it would have been.
+    Within a run the monotonic clock gives the time: if the wall clock was set, ``wall`` is what it
+    would have been otherwise.
 
     Args:
-        marks: with all step marks, which are most of a long journal. Without, of those in a row
-            the first and the last are read, and some more at a node's end: all that time and rate
-            depend on.
+        marks: read all step marks, which are most of a long journal. If false, the first and last
+            of consecutive ones are read, and some more at a node's end: the account of time and
+            the rate depend on no others.
     """
-    events: deque[JournalEntry] = deque(maxlen=MAX_EVENTS)
+    entries: deque[JournalEntry] = deque(maxlen=MAX_EVENTS)
     budget = MAX_READ_BYTES
     found = islice(job.found(job.control / "journal", "*.jsonl"), _MAX_FILES)
     for path in sorted(found):
         parts: list[bytes] = []
-        for number in range(KEPT_FILES + 1):  # the newest first: it is what must not be missed
-            parts.insert(0, read_tail(_older(path, number), budget))
+        for number in range(KEPT_FILES + 1):  # the newest first: it matters most
+            parts.insert(0, read_tail(older(path, number), budget))
             budget -= len(parts[0])
-        events.extend(_steady(_decode(*parts, marks=marks)))
-    return sorted(events, key=lambda event: event.wall)
+        entries.extend(_steady(_decode(*parts, marks=marks)))
+    return sorted(entries, key=lambda entry: entry.wall)
 
 
-def _steady(events: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
-    """One node's events, with times that go on as the monotonic clock does within each run."""
+def _steady(entries: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
+    """Yield a node's entries, with wall times that follow the monotonic clock in each run."""
     start: JournalEntry | None = None
-    for event in events:
-        if (
-            isinstance(event.event, RunStarted)
-            or start is None
-            or event.monotonic < start.monotonic
-        ):
-            start = event
-        wall = start.wall + event.monotonic - start.monotonic
-        if abs(wall - event.wall) > CLOCK_STEP_SECONDS:
-            yield replace(event, wall=wall)
-        else:
-            yield event
+    for entry in entries:
+        is_start = isinstance(entry.event, RunStarted)
+        if start is None or is_start or entry.monotonic < start.monotonic:
+            start = entry
+        wall = start.wall + entry.monotonic - start.monotonic
+        was_set = abs(wall - entry.wall) > CLOCK_STEP_SECONDS
+        yield replace(entry, wall=wall) if was_set else entry
 
 
 def _lines(parts: Iterable[bytes], *, marks: bool) -> Iterator[bytes]:
-    """One at a time: a list of very many is many times the size."""
+    """Yield lines one at a time: a list of them takes many times the memory."""
     in_a_row: deque[bytes] = deque(maxlen=_LAST_MARKS)
     is_first = True
     for line in chain.from_iterable(map(io.BytesIO, parts)):

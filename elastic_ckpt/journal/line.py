@@ -38,12 +38,12 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The event's name in the journal."""
+        """Return the event's name in the journal."""
         return event_name(self.event)
 
     @property
     def data(self) -> dict[str, Any]:
-        """The event's fields, as the journal holds them."""
+        """Return the event's fields, as the journal holds them."""
         return event_data(self.event)
 
 
