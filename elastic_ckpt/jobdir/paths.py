@@ -100,11 +100,6 @@ class JobDirectory:
         """What was learned of how long saves take."""
         return self.control / "prediction.json"
 
-    @property
-    def preload(self) -> Path:
-        """What the job's workers were seen to import."""
-        return self.control / "preload.json"
-
     def known_identity(self) -> str:
         """What tells this job from another one that had the same directory before.
 

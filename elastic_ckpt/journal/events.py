@@ -387,15 +387,3 @@ class HeadNodeLost(JournalEvent, frozen=True, tag="head_lost"):
 
     head: str = ""
     why: str = ""
-
-
-class PreloadHarmful(JournalEvent, frozen=True, tag="preload_harmful"):
-    """Modules that must not be imported before the fork, and why."""
-
-    modules: dict[str, str] = {}
-
-
-class PreloadRefused(JournalEvent, frozen=True, tag="preload_refused"):
-    """Learned modules are not imported before the fork."""
-
-    reason: str = ""

@@ -58,9 +58,6 @@ class _Line(msgspec.Struct, kw_only=True):
     data: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-_RENAMED: Final = {"preload-harmful": "preload_harmful", "preload-refused": "preload_refused"}
-"""Names that version one wrote."""
-
 KINDS: Final = {
     str(kind.__struct_config__.tag): kind
     for kind in JournalEvent.__subclasses__()
@@ -89,7 +86,6 @@ def event_data(event: JournalEvent) -> dict[str, Any]:
 
 def decode_event(name: str, data: bytes | msgspec.Raw) -> JournalEvent:
     """Return the event of this name with those of these fields that fit."""
-    name = _RENAMED.get(name, name)
     kind = KINDS.get(name)
     if kind is not None:
         with contextlib.suppress(msgspec.MsgspecError, ValueError):

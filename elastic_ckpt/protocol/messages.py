@@ -9,52 +9,8 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.policy.hang import StalledNode
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.ended import Ended
-from elastic_ckpt.protocol.rendezvous import Rendezvous
-
-
-class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers run.
-
-    Attributes:
-        script: path of the training script.
-        args: its arguments.
-        directory: the job directory.
-        nproc: workers on this node.
-        preload: modules that the template process imports before workers fork from it.
-        learn_preload: it imports those that the job was seen to import, too.
-        save_interval_steps: overrides the script's interval; 0 leaves it, -1 is for none.
-        global_batch: samples of one optimizer step; 0 leaves the script's accumulation.
-        retention: goes before the script's, if it asks for anything.
-        memory: the node's memory tier; empty to save to the disk.
-        run_id, identity: of the run, and of the job directory.
-        rendezvous: where the job's nodes meet; None for a node that is alone.
-        terms: what all nodes must be told alike, by option.
-        incarnation: the one that a worker belongs to.
-        output: directory of the FIFOs that workers print to.
-    """
-
-    script: str
-    args: list[str]
-    directory: str
-    job: str
-    node: str
-    board: str
-    nproc: int
-    preload: list[str]
-    learn_preload: bool = False
-    save_interval_steps: int = 0
-    global_batch: int = 0
-    retention: Retention = Retention()
-    memory: str = ""
-    run_id: str = ""
-    identity: str = ""
-    rendezvous: Rendezvous | None = None
-    terms: dict[str, str] = {}
-    incarnation: int = 0
-    output: str = ""
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
@@ -177,7 +133,7 @@ class LineReader:
     """Reads whole lines from a descriptor without blocking on half of one."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         self._buffer = b""
         self.closed = False
         os.set_blocking(fd, False)
@@ -186,7 +142,7 @@ class LineReader:
         """Every whole line that is there now; sets ``closed`` at the end of the stream."""
         while True:
             try:
-                data = os.read(self._fd, 65536)
+                data = os.read(self.fd, 65536)
             except BlockingIOError:
                 break
             if not data:

@@ -20,10 +20,10 @@ from elastic_ckpt.protocol.messages import (
     AgentEvent,
     Command,
     LineReader,
-    WorkerSpec,
     encode_line,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
@@ -89,7 +89,6 @@ def worker_spec(
         board=board,
         nproc=settings.nproc,
         preload=list(settings.preload),
-        learn_preload=settings.learn_preload,
         save_interval_steps=settings.interval.worker_interval,
         global_batch=settings.global_batch,
         retention=settings.retention,

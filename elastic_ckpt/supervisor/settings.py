@@ -31,7 +31,6 @@ class RunSettings:
         hang_seconds: minimum silence of all ranks that counts as a hang.
         global_batch: samples per optimizer step over all ranks; 0 leaves it to the script.
         preload: modules to import before workers start.
-        learn_preload: also preload what the job imported before, and record its imports.
         retention: overrides the script's retention unless empty.
         group_access: let the group read the job directory.
         memory: directory of the memory tier; None for none.
@@ -59,7 +58,6 @@ class RunSettings:
     hang_seconds: float = MIN_HANG_SECONDS
     global_batch: int = 0
     preload: tuple[str, ...] = ()
-    learn_preload: bool = False
     retention: Retention = field(default_factory=Retention)
     group_access: bool = False
     memory: Path | None = None

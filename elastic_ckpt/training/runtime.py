@@ -21,7 +21,6 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
-from elastic_ckpt.training.import_notes import ImportNotes
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.training.worker_memory import WorkerMemory
@@ -43,7 +42,6 @@ class Supervised:
     global_batch: int = 0
     retention: Retention = field(default_factory=Retention)
     memory: MemoryTier | None = None
-    imports: ImportNotes | None = None
 
     @property
     def attached(self) -> bool:
@@ -184,9 +182,7 @@ def _join_supervised(context: Supervised) -> Runtime:
         ),
         board=context.board,
         slot=context.slot,
-        steps=StepProtocol(
-            context.board, context.slot, context.imports.write if context.imports else None
-        ),
+        steps=StepProtocol(context.board, context.slot),
         peers=peers,
         supervised=context,
         incarnation=context.board.incarnation,

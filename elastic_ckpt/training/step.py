@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 from elastic_ckpt.errors import StopAborted
@@ -26,17 +25,9 @@ class StepProtocol:
     Not collective: no call here waits for another rank.
     """
 
-    def __init__(
-        self, board: Board, slot: SlotWriter, after_first: Callable[[], None] | None = None
-    ) -> None:
-        """Take part in nothing yet.
-
-        Args:
-            after_first: called once, when the first step is finished.
-        """
+    def __init__(self, board: Board, slot: SlotWriter) -> None:
         self._board = board
         self._slot = slot
-        self._after_first = after_first
         self._agenda = Agenda()
         self._begun = False
         self._stepped = False
@@ -94,8 +85,6 @@ class StepProtocol:
             self._stepped = True
             self._slot.stepped()
             log.info("the first step is finished")
-            if self._after_first is not None:
-                self._after_first()
 
     def _begin(self) -> None:
         if not self._begun:

@@ -53,3 +53,18 @@ def test_colossalai_launches_from_torch_and_slurm_variables(tmp_path: Path, by: 
         job.prefix = ["env", "SLURM_PROCID=0", "SLURM_NPROCS=1"]  # of the supervisor's own task
         assert job.start().wait(120) == 0, job.output()
     assert recorded(tmp_path, 0) == [{"rank": rank, "size": 2, "total": 3.0} for rank in (0, 1)]
+
+
+@pytest.mark.one_torch
+def test_workers_find_the_preloaded_modules_and_no_trace_of_their_import(tmp_path: Path) -> None:
+    """What a module sets in the environment stays: the script would get it by importing it."""
+    (tmp_path / "preloaded.py").write_text("import os\nos.environ['SET_BY_IMPORT'] = '1'\n")
+    asked = ["torch", "preloaded", "not_preloaded"]
+    with Job(tmp_path, "--out", str(tmp_path), "--modules", *asked, script=SCRIPT) as job:
+        job.packages = [tmp_path]
+        assert job.start("--preload", "preloaded,missing").wait() == 0, job.output()
+    for rank in recorded(tmp_path, 0):
+        assert rank["imported"] == ["torch", "preloaded"]
+        assert "SET_BY_IMPORT" in rank["environment"]
+        for only_while_importing in ("TORCH_WARM_POOL", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+            assert only_while_importing not in rank["environment"]

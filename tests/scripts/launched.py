@@ -7,13 +7,17 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+
+AT_ENTRY = set(sys.modules)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--by", choices=["torch", "slurm"])
 parser.add_argument("--out", type=Path, required=True)
 parser.add_argument("--restart", action="store_true")
+parser.add_argument("--modules", nargs="*", help="report which of these were imported ahead")
 args = parser.parse_args()
 
 if args.by:
@@ -29,6 +33,11 @@ if args.by:
     total = torch.tensor(dist.get_rank() + 1.0)
     dist.all_reduce(total)
     recorded = {"rank": dist.get_rank(), "size": dist.get_world_size(), "total": total.item()}
+elif args.modules:
+    recorded = {
+        "imported": [name for name in args.modules if name in AT_ENTRY],
+        "environment": sorted(os.environ),
+    }
 else:
     recorded = {
         name: value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -82,8 +82,7 @@ def build_settings(
         max_failures=max_failures,
         hang_seconds=hang_seconds,
         global_batch=global_batch or 0,
-        preload=_preload(preload, script),
-        learn_preload=preload is None,
+        preload=modules_to_preload(preload, script, args),
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
         memory=None if memory_dir == "off" or endpoint else Path(memory_dir).absolute(),
@@ -180,9 +179,10 @@ def _mtbf(given: str | None, interval: SaveInterval) -> float:
     return seconds
 
 
-def _preload(given: str | None, script: Path) -> tuple[str, ...]:
+def modules_to_preload(given: str | None, script: Path, args: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules to import ahead; by default ColossalAI's if the job names it."""
     if given is not None:
         return tuple(module.strip() for module in given.split(",") if module.strip())
-    source = script.read_text(errors="replace")
-    uses = re.search(r"^\s*(?:import|from)\s+colossalai\b", source, re.MULTILINE)
+    named = [script.read_text(errors="replace"), *args]
+    uses = any(re.search(r"\bcolossalai\b", text) for text in named)
     return _COLOSSALAI_MODULES if uses else ()

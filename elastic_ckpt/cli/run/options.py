@@ -179,8 +179,8 @@ worker_options = _group(
     click.option(
         "--preload",
         metavar="MODULE,...",
-        help="Modules to import before workers start.  [default: those that the job imported "
-        "before, and ColossalAI's if the script imports it]",
+        help="Modules to import before workers start.  [default: torch, "
+        "and ColossalAI if the script or its arguments name it]",
     ),
 )
 """What workers start with."""

@@ -1,9 +1,9 @@
 """The agent: the supervisor's child that hosts torch elastic and so launches the workers.
 
-Torch elastic runs in a thread, one ``elastic_launch`` per incarnation; the main thread listens
-to the supervisor, watches the workers' lives and is the watcher of the stop-step agreement. It
-depends on no rank's progress. When the supervisor dies its pipe closes, and the agent takes
-everything below it down.
+Torch elastic runs in a thread, one ``elastic_launch`` per incarnation. The main thread serves the
+supervisor's commands, watches the workers' processes and is the watcher of the stop-step
+agreement; it depends on no rank's progress. When the supervisor dies its pipe closes, and the
+agent kills everything below itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import signal
 import sys
 import tempfile
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Final
 
@@ -37,16 +36,16 @@ from elastic_ckpt.protocol.messages import (
     Launch,
     LineReader,
     Ready,
-    WorkerSpec,
     encode_line,
 )
-from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent import launch
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
 from elastic_ckpt.supervisor.agent.launch import ElasticLaunch, NodeRank
 from elastic_ckpt.supervisor.agent.output import Output
 from elastic_ckpt.supervisor.agent.store_link import TorchNetwork
 from elastic_ckpt.supervisor.agent.template_process import Template
+from elastic_ckpt.supervisor.agent.verdict import summarize
 from elastic_ckpt.supervisor.agent.workers import Workers
 from elastic_ckpt.util.processes import (
     become_subreaper,
@@ -59,10 +58,13 @@ from elastic_ckpt.util.processes import (
 log = logging.getLogger(__name__)
 
 FENCE_SECONDS: Final = 0.001
-"""Python has no store-load fence; by then every rank's store has long reached this process."""
+"""Python has no store-load fence; within this time every rank's store reaches this process."""
 
 UNLAUNCHED_SECONDS: Final = 1.0
-"""After which workers that were not started by then count as never started."""
+"""Workers of an incarnation cut short that start later than this count as never started."""
+
+SPEC_SECONDS: Final = 30.0
+"""How long to wait for the supervisor's first line."""
 
 _IGNORED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
@@ -70,32 +72,38 @@ _IGNORED: Final = (
 
 
 class Agent:
-    """The main thread's loop."""
+    """The main thread's loop; implements :class:`~.cluster_member.LocalWorkers`."""
 
-    def __init__(self, commands: int, events: int, scratch: Path) -> None:
-        self._commands = LineReader(commands)
+    def __init__(
+        self, spec: WorkerSpec, commands: LineReader, events: int, template: Template
+    ) -> None:
+        """
+        Args:
+            events: descriptor that events are written to.
+        """
+        self._spec = spec
+        self._commands = commands
         self._events = events
-        spec = msgspec.json.decode(self._first_line(), type=WorkerSpec)
-        self._spec = msgspec.structs.replace(spec, output=str(scratch))
-        self._board = Board.open(self._spec.board)
+        self._template = template
+        self._board = Board.open(spec.board)
         job = JobDirectory(Path(spec.directory))
-        self.log = ProcessLog.of_node(job, "agent", spec.node, self._known).begin()
+        self.log = ProcessLog.of_node(job, "agent", spec.node, self._log_fields).begin()
         log.info("begins: %d workers of %s", spec.nproc, spec.script)
-        self._output = Output(job, self._board, scratch)
+        self._output = Output(job, self._board, Path(spec.output))
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
-        self._selector.register(commands, selectors.EVENT_READ)
+        self._selector.register(commands.fd, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._incarnation: ElasticLaunch | None = None
+        self._launch: ElasticLaunch | None = None
         self._workers = Workers(self._board, self._selector)
         self._not_begun = False
         self._cut_short_at = 0.0
         self._memory_kills = 0
         self._nodes: Membership | None = None
-        if self._spec.rendezvous is not None:
+        if spec.rendezvous is not None:
             self._nodes = Membership(
-                self._spec, self._spec.rendezvous, self, self._send, TorchNetwork(self._wake)
+                spec, spec.rendezvous, self, self._send, TorchNetwork(self._wake)
             )
 
     def run(self) -> None:
@@ -109,25 +117,29 @@ class Agent:
                 self._obey(msgspec.json.decode(line, type=Command))
             if self._nodes is not None:
                 self._nodes.serve()
-            if self._incarnation is None:
+            if self._launch is None:
                 continue
             self._workers.watch()
-            if self._is_over(self._incarnation):
-                self._finish(self._incarnation)
+            if self._is_over(self._launch):
+                self._finish(self._launch)
 
     def _patience(self) -> float | None:
-        patience = self._workers.patience() if self._incarnation is not None else None
+        patience = self._workers.patience() if self._launch is not None else None
         if self._nodes is None:
             return patience
         return BEAT_SECONDS if patience is None else min(BEAT_SECONDS, patience)
 
-    def _known(self) -> dict[str, int]:
-        """What each line of the log is to say."""
+    def _log_fields(self) -> dict[str, int]:
         return {"incarnation": self._board.incarnation}
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"x")
+
+    def _send(self, event: AgentEvent) -> None:
+        # The end of its commands shows that the supervisor is gone.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._events, encode_line(event))
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -142,13 +154,13 @@ class Agent:
             self._workers.kill()
 
     def _ask(self, kind: RequestKind) -> None:
-        """The watcher's part of the agreement, on a node that is alone."""
-        if self._incarnation is None:
+        """Act as the agreement's watcher for the only node of a job."""
+        if self._launch is None:
             return
         board = self._board
         waiting = any(slot.seen < board.flag for slot in board.read_slots())
         if kind is not RequestKind.STOP and waiting:
-            return  # the ranks have not taken up the last request yet: that one serves
+            return  # the ranks have yet to see the last request, which serves for this one, too
         number = board.flag + 1
         answer = self.flag(number)
         idle = kind is RequestKind.STOP and not answer.started
@@ -157,24 +169,19 @@ class Agent:
     # -- this node's workers: see LocalWorkers in cluster_member.py ---------------------------
 
     def begin(self, node_rank: NodeRank) -> None:
-        """Launch them."""
-        self._board.begin_incarnation(node_rank.number)
+        """Launch the workers of an incarnation."""
+        number = node_rank.number
+        self._board.begin_incarnation(number)
         self._not_begun = False
         self._cut_short_at = 0.0
         self._memory_kills = count_memory_kills()
-        log.info(
-            "launching incarnation %d: node %d of %d",
-            node_rank.number,
-            node_rank.node,
-            node_rank.nodes,
-        )
-        # From this thread, which lives as long as the agent: see util/processes.py.
-        forkserver.ensure_running()
-        self._incarnation = ElasticLaunch(node_rank, self._spec, self._wake_write)
-        self._incarnation.start()
+        log.info("launching incarnation %d: node %d of %d", number, node_rank.node, node_rank.nodes)
+        self._template.ensure_running()
+        self._launch = ElasticLaunch(node_rank, self._spec, self._wake_write)
+        self._launch.start()
 
     def flag(self, number: int) -> NodeAnswer:
-        """The watcher's part of the agreement; see ``protocol/agreement.py``."""
+        """Raise a request's flag and return this node's answer; see ``protocol/agreement.py``."""
         board = self._board
         board.raise_flag(number)
         time.sleep(FENCE_SECONDS)
@@ -182,11 +189,10 @@ class Agent:
         return NodeAnswer(step, any(slot.first_entry for slot in board.read_slots()))
 
     def post(self, answer: RequestAnswer, *, idle: bool) -> None:
-        """Publish the answer; ``idle`` ends at once what has nothing to save.
+        """Publish the job's answer; if it is ``idle``, end workers with nothing to save.
 
-        With the flag up nobody begins a step any more. If none was begun in this incarnation the
-        newest checkpoint is as good as a new one; a script that does not take part is told by
-        the signal that it knows.
+        While the flag is up no rank begins a step. If none has begun one in this incarnation, the
+        newest checkpoint is as good as a new one; a script that does not take part gets SIGTERM.
         """
         self._board.post_answer(answer)
         where = "where they start" if answer.step == NOTHING_ENTERED else f"at step {answer.step}"
@@ -201,10 +207,10 @@ class Agent:
             self._workers.kill(signal.SIGTERM)
 
     def cut_short(self) -> None:
-        """End them because of another node."""
-        if self._incarnation is not None and not self._cut_short_at:
+        """End the workers because of another node."""
+        if self._launch is not None and not self._cut_short_at:
             if self._workers.failed_at:
-                return  # they have failed of themselves
+                return  # they failed by themselves
             log.info("ending the workers because of another node")
             self._cut_short_at = time.monotonic()
             self._board.abort(self._board.flag)
@@ -213,52 +219,52 @@ class Agent:
 
     @property
     def busy(self) -> bool:
-        """Whether there are any."""
-        return self._incarnation is not None
+        """Whether an incarnation runs."""
+        return self._launch is not None
 
     @property
     def flagged(self) -> int:
-        """The newest request that they were made to stop for."""
+        """The newest request whose flag is raised."""
         return self._board.flag
 
     @property
     def answered(self) -> int:
-        """The newest request whose answer they know."""
+        """The newest request whose answer is posted."""
         return max(self._board.answers(), default=0)
 
     @property
     def seen(self) -> int:
-        """The newest request that all of them have taken up."""
+        """The newest request that all ranks have seen."""
         return min((slot.seen for slot in self._board.read_slots()), default=0)
 
     # -- the end of an incarnation ------------------------------------------------------------
 
-    def _is_over(self, incarnation: ElasticLaunch) -> bool:
+    def _is_over(self, started: ElasticLaunch) -> bool:
         """Whether all workers are gone.
 
-        Torch elastic may return much later: it waits for the nodes that did not come, and at the
+        Torch elastic may return much later: it waits for nodes that did not come, and at the
         end for those that are not done.
         """
-        if incarnation.over or self._nodes is None:
-            return incarnation.over
+        if started.over or self._nodes is None:
+            return started.over
         if self._workers.left_well:
             return True
         late = self._cut_short_at and time.monotonic() > self._cut_short_at + UNLAUNCHED_SECONDS
         return bool(late) and not self._workers.any_left
 
-    def _finish(self, incarnation: ElasticLaunch) -> None:
-        if incarnation.over:
-            incarnation.join(5.0)
-        self._incarnation = None
+    def _finish(self, finished: ElasticLaunch) -> None:
+        if finished.over:
+            finished.join(5.0)
+        self._launch = None
         now = time.monotonic_ns()
         failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
-        verdict = self._verdict(incarnation, self._board.read_slots())
-        said = f"{verdict.kind.value}, {verdict.what}" if verdict.what else verdict.kind.value
-        log.info("incarnation %d is over: %s", verdict.incarnation, said)
-        if incarnation.over:
-            self._workers.tell_exits()
+        verdict = self._verdict(finished)
+        shown = f"{verdict.kind.value}, {verdict.what}" if verdict.what else verdict.kind.value
+        log.info("incarnation %d is over: %s", verdict.incarnation, shown)
+        if finished.over:
+            self._workers.log_exits()
         self._board.end_incarnation()  # for workers that torch elastic has yet to start
-        self._workers.sweep()
+        self._workers.sweep(self._template.pid)
         gone_at = time.monotonic_ns()
         ended = msgspec.structs.replace(
             verdict,
@@ -269,56 +275,48 @@ class Agent:
         )
         if self._nodes is None:
             self._send(ended)
-            return
-        self._nodes.ended(ended)
+        else:
+            self._nodes.ended(ended)
 
-    def _verdict(self, incarnation: ElasticLaunch, slots: list[Slot]) -> Ended:
-        outcomes = {slot.outcome for slot in slots}
-        kind = end_kind(outcomes, cut_short=bool(self._cut_short_at), not_begun=self._not_begun)
-        failed = self._workers.first_failed(slots) if kind is EndKind.CRASHED else None
-        exit_code, message = 0, ""
-        tail: tuple[str, ...] = ()
-        if failed is not None:
-            exit_code, message = self._workers.explain(failed, incarnation.error)
-            tail = self._output.tail(failed.local_rank)
-        begun = [slot for slot in slots if slot.first_entry]
-        finished = max((slot.finished for slot in slots if slot.attached), default=0)
-        return Ended(
-            incarnation=incarnation.number,
-            kind=kind,
-            rank=failed.rank if failed else -1,
+    def _verdict(self, finished: ElasticLaunch) -> Ended:
+        slots = self._board.read_slots()
+        kind = end_kind(
+            {slot.outcome for slot in slots},
+            cut_short=bool(self._cut_short_at),
+            not_begun=self._not_begun,
+        )
+        ended = msgspec.structs.replace(
+            summarize(finished.number, kind, slots),
+            out_of_memory=count_memory_kills() > self._memory_kills,
+        )
+        if kind is not EndKind.CRASHED:
+            return ended
+        failed = self._workers.first_failed(slots)
+        exit_code, message = self._workers.explain(failed, finished.failures)
+        return msgspec.structs.replace(
+            ended,
+            rank=failed.rank,
             exit_code=exit_code,
             message=message,
-            stepped=bool(begun),
-            steps=max((slot.finished - slot.start_step for slot in begun), default=0),
-            finished=finished,
-            attached=any(slot.attached for slot in slots),
-            out_of_memory=count_memory_kills() > self._memory_kills,
-            tail=tail,
+            tail=self._output.tail(failed.local_rank),
         )
 
-    # -- plumbing -------------------------------------------------------------------------------
 
-    def _first_line(self) -> bytes:
-        limit = time.monotonic() + 30.0
-        while time.monotonic() < limit and not self._commands.closed:
-            for line in self._commands.lines():
-                return line
-            time.sleep(0.005)
-        raise SystemExit("elastic-ckpt agent: the supervisor said nothing")
-
-    def _send(self, event: AgentEvent) -> None:
-        # A supervisor that is gone is noticed by the end of its commands.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._events, encode_line(event))
+def _read_spec(commands: LineReader) -> WorkerSpec:
+    limit = time.monotonic() + SPEC_SECONDS
+    while time.monotonic() < limit and not commands.closed:
+        for line in commands.lines():
+            return msgspec.json.decode(line, type=WorkerSpec)
+        time.sleep(0.005)
+    raise SystemExit("elastic-ckpt agent: the supervisor sent no specification")
 
 
 def main() -> None:
-    """Entry point; commands come on standard input, events go to ELASTIC_CKPT_EVENTS."""
+    """Run the agent: commands come on standard input, events go to ELASTIC_CKPT_EVENTS."""
     die_with_parent()
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    commands = os.dup(0)
+    commands = LineReader(os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     # Torch elastic and multiprocessing leave directories behind; the supervisor removes this one.
@@ -326,11 +324,11 @@ def main() -> None:
     events = int(os.environ.pop("ELASTIC_CKPT_EVENTS"))
     os.set_inheritable(events, False)
     become_subreaper()
-    agent = Agent(commands, events, Path(scratch))
-    template = Template(agent._spec, Path(scratch))
-    template.start()
-    launch.prepare()  # while the template imports too
-    template.wait()
+    spec = msgspec.structs.replace(_read_spec(commands), output=scratch)
+    template = Template(spec.preload)
+    agent = Agent(spec, commands, events, template)
+    template.ensure_running()
+    launch.prepare()  # while the template imports, too
     outlive_parent()
     try:
         agent.run()

@@ -42,9 +42,9 @@ from elastic_ckpt.protocol.messages import (
     Launch,
     Launched,
     Nodes,
-    WorkerSpec,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent.launch import NodeRank
 
 log = logging.getLogger(__name__)

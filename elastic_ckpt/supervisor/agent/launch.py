@@ -1,88 +1,131 @@
-"""One launch of this node's workers by torch elastic: the agent's one file with torch in it.
+"""Launches this node's workers through torch elastic: the agent's only file that imports torch.
 
-Torch elastic's own rendezvous finds out who is there: it waits up to 0.3 s at random, looks once a
-second, and has its own idea of when a node is lost. Here the head has found that out before, see
-``protocol/cluster.py``; what is left is to meet in a store that is fresh for each incarnation.
+Torch elastic's own rendezvous discovers the nodes: it waits up to 0.3 s at random, polls once a
+second, and has its own rule for lost nodes. Here the head already knows the nodes (see
+``protocol/cluster.py``); they only meet in a store that is new for each incarnation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any, ClassVar, Final
 
 import msgspec
+import psutil
 
-from elastic_ckpt.protocol.messages import WorkerSpec
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
 WORKER_ENTRY: Final = "elastic_ckpt.training.worker.worker"
-"""Named, not imported: the worker is another process, on the other side of the board."""
+"""A name, not an import: the worker is another process, on the other side of the board."""
 
 MONITOR_SECONDS: Final = 0.02
-"""How often torch elastic looks at its workers, at about 0.2 ms a look."""
+"""Interval at which torch elastic polls its workers; a poll costs about 0.2 ms."""
 
 LOOPBACK: Final = "127.0.0.1"
 
 STORE_SECONDS: Final = 2.0
-"""Until a call of the job's store fails that is not answered."""
+"""Timeout of a call to the job's store."""
 
 _CPP_LEVEL: Final = "TORCH_CPP_LOG_LEVEL"
 _BACKEND: Final = "elastic-ckpt"
 
 
 def enter_worker(module: str, spec: bytes, restarts: int) -> None:
-    """What each forked worker runs; called by torch elastic, which has set its variables."""
+    """Run a worker in its forked process, where torch elastic has set its variables."""
     from elastic_ckpt.supervisor.agent import template
 
-    template.quiet.__exit__(None, None, None)
+    template.leave()
     _complete_environment(restarts)
     importlib.import_module(module).main(spec)
 
 
 def _complete_environment(restarts: int) -> None:
-    """What torch elastic's variables leave out, or say of its own launches alone.
+    """Set the variables that torch elastic leaves out or counts per launch.
 
-    In a job of SLURM these are the supervisor's, of which there is one on each node; here they are
-    the rank's, as if srun had started it. ``colossalai.launch_from_slurm`` reads them.
+    In a SLURM job the supervisor is the task, one on each node, and the variables describe it;
+    here they describe the rank, as if srun had started it, for ``colossalai.launch_from_slurm``.
     """
     environ = os.environ
     environ["SLURM_PROCID"] = environ["RANK"]
     environ["SLURM_LOCALID"] = environ["LOCAL_RANK"]
     environ["SLURM_NTASKS"] = environ["SLURM_NPROCS"] = environ["WORLD_SIZE"]
-    environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts)  # each incarnation is a launch of its own
+    environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts)  # each incarnation is its own launch
 
 
 def prepare() -> None:
-    """Import torch elastic, make the rendezvous known to it, and keep both quiet."""
+    """Import torch elastic, register the rendezvous with it, and silence its logs."""
     before = os.environ.get(_CPP_LEVEL)
-    os.environ.setdefault(_CPP_LEVEL, "ERROR")  # a node that has gone is told in one line, too
+    os.environ.setdefault(_CPP_LEVEL, "ERROR")  # the agent reports a lost node in one line
     import torch.distributed.launcher.api  # noqa: F401
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     if before is None:
         os.environ.pop(_CPP_LEVEL)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        # They announce, with tracebacks, what the supervisor says in one line.
+        # They print tracebacks of failures that the supervisor reports in one line.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     rendezvous_handler_registry.register(_BACKEND, _known_nodes)
+    ForkServerContext.Process = WorkerProcess
+
+
+class WorkerProcess(ForkServerProcess):
+    """The agent's handle of a worker, kept from its start: torch elastic does not expose its own.
+
+    ``exitcode`` polls a pipe that two threads must not read: before torch elastic has returned
+    only its thread may use it.
+
+    Attributes:
+        started: handles of the workers that torch elastic has started, the oldest first.
+        running: identifies the process even after the kernel has reused its pid.
+    """
+
+    started: ClassVar[list[WorkerProcess]] = []
+    running: psutil.Process | None = None
+
+    def start(self) -> None:
+        """Fork it from the template."""
+        super().start()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.running = psutil.Process(self.pid)
+        self.started.append(self)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the process runs; unlike ``is_alive`` safe in any thread."""
+        running = self.running
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return running is not None and running.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def send_signal(self, number: int) -> bool:
+        """Send a signal; whether the process was there to take it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.running is not None:
+                self.running.send_signal(number)
+                return True
+        return False
 
 
 @dataclass(frozen=True)
 class NodeRank:
-    """This node's place in an incarnation.
+    """This node's group rank in an incarnation, and where its workers meet the others'.
 
     Attributes:
-        number: of the incarnation.
-        node, nodes: this node's group rank, and how many there are.
-        address, port: of the store that the workers meet in.
+        number: the incarnation's number.
+        node, nodes: this node's group rank, and the number of nodes.
+        address, port: where the workers' store listens.
         store: that store, on the node that hosts it.
     """
 
@@ -95,17 +138,22 @@ class NodeRank:
 
     @classmethod
     def alone(cls, number: int) -> NodeRank:
-        """One node, which meets itself."""
+        """Return the rank of a job's only node."""
         store = host_workers(LOOPBACK)
         return cls(number, 0, 1, LOOPBACK, store.port, store)
 
 
 class ElasticLaunch:
-    """One launch of this node's workers, in a thread of torch elastic."""
+    """One launch of this node's workers, in a thread that torch elastic blocks.
+
+    Attributes:
+        number: the incarnation's number.
+        failures: what torch elastic recorded of failed workers, by rank: one, often not the first.
+    """
 
     def __init__(self, node_rank: NodeRank, spec: WorkerSpec, wake: int) -> None:
         self.number = node_rank.number
-        self.error: BaseException | None = None
+        self.failures: Mapping[int, Any] = {}
         self._node_rank = node_rank
         self._spec = msgspec.structs.replace(spec, incarnation=node_rank.number)
         self._wake = wake
@@ -113,7 +161,7 @@ class ElasticLaunch:
         self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)
 
     def start(self) -> None:
-        """Launch; returns at once. ``wake`` gets a byte when all is over."""
+        """Launch, without waiting; ``wake`` receives a byte when torch elastic returns."""
         self._thread.start()
 
     @property
@@ -122,7 +170,7 @@ class ElasticLaunch:
         return self._over
 
     def join(self, seconds: float) -> None:
-        """Wait, bounded, for torch elastic."""
+        """Wait up to this long for torch elastic to return."""
         self._thread.join(seconds)
 
     def _run(self) -> None:
@@ -145,31 +193,32 @@ class ElasticLaunch:
         try:
             payload = msgspec.json.encode(self._spec)
             elastic_launch(config, enter_worker)(WORKER_ENTRY, payload, self.number - 1)
-        except BaseException as error:  # every end of the launch is an end of the incarnation
-            self.error = error
-            if not hasattr(error, "failures"):  # of workers, which are told of elsewhere
+        except BaseException as error:  # however the launch ends, the incarnation is over
+            if hasattr(error, "failures"):
+                self.failures = error.failures
+            else:
                 log.exception("torch elastic failed")
         finally:
-            # Before the byte: whoever it wakes must find the incarnation over.
+            # Before the byte: the thread that it wakes must find the incarnation over.
             self._over = True
             os.write(self._wake, b"x")
 
 
 def host_workers(address: str) -> Any:
-    """A store for one incarnation's workers; it ends with the last reference to it."""
+    """Return a store for one incarnation's workers; it closes with the last reference to it."""
     return _stores().TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
 def connect(rendezvous: Rendezvous) -> Any:
-    """A connection to the job's store, which the head hosts on the socket that it listens on.
+    """Connect to the job's store, which the head hosts on its listening socket.
 
     Raises:
-        RuntimeError, OSError: nobody answers.
+        RuntimeError, OSError: the store does not answer.
     """
     host, port = rendezvous.host, rendezvous.port
     limit = timedelta(seconds=STORE_SECONDS)
     if not rendezvous.leads:
-        # Torch's own attempt prints warnings for as long as nobody listens.
+        # Torch's own attempt prints warnings until the store listens.
         socket.create_connection((host, port), timeout=STORE_SECONDS).close()
         return _stores().TCPStore(
             host, port, is_master=False, wait_for_workers=False, timeout=limit
@@ -186,7 +235,7 @@ def connect(rendezvous: Rendezvous) -> Any:
 
 
 def _known_nodes(parameters: Any) -> Any:
-    """The rendezvous of nodes that are known: each takes its place, and nobody waits.
+    """Return a rendezvous of known nodes: each takes its rank, and none waits.
 
     Workers use the same store, as they do with torch elastic's own rendezvous.
     """
@@ -222,7 +271,7 @@ def _known_nodes(parameters: Any) -> Any:
             return
 
         def num_nodes_waiting(self) -> int:
-            return 0  # the head stops the incarnation for them
+            return 0  # the head ends the incarnation to admit more nodes
 
         def shutdown(self) -> bool:
             return True

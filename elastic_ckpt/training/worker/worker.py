@@ -25,12 +25,11 @@ from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training import runtime
-from elastic_ckpt.training.import_notes import ImportNotes
 from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.state.rng import reseed_numpy
 from elastic_ckpt.training.worker.output import keep_output
@@ -44,24 +43,6 @@ from elastic_ckpt.util.text import printable
 log = logging.getLogger(__name__)
 
 
-class _Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the supervisor's ``WorkerSpec`` that a worker needs."""
-
-    script: str
-    args: list[str]
-    directory: str
-    job: str
-    node: str
-    board: str
-    save_interval_steps: int = 0
-    global_batch: int = 0
-    retention: Retention = Retention()
-    memory: str = ""
-    learn_preload: bool = False
-    incarnation: int = 0
-    output: str = ""
-
-
 def main(payload: bytes) -> None:
     """Run the script as ``python script.py`` would; called in a freshly forked process.
 
@@ -73,7 +54,7 @@ def main(payload: bytes) -> None:
     # Being forked from a forkserver made that this process's own way to start children, too.
     multiprocessing.set_start_method(None, force=True)
     reseed_numpy()
-    spec = msgspec.json.decode(payload, type=_Spec)
+    spec = msgspec.json.decode(payload, type=WorkerSpec)
     job = JobDirectory.at(spec.directory)
     board = Board.open(spec.board)
     if board.is_over(spec.incarnation):
@@ -96,7 +77,7 @@ def main(payload: bytes) -> None:
         process_log.end()
 
 
-def _begin_log(job: JobDirectory, spec: _Spec, board: Board, local_rank: int) -> ProcessLog:
+def _begin_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: int) -> ProcessLog:
     rank = int(os.environ["RANK"])
 
     def known() -> dict[str, int]:
@@ -113,9 +94,8 @@ def _begin_log(job: JobDirectory, spec: _Spec, board: Board, local_rank: int) ->
     return begun
 
 
-def _take_place(job: JobDirectory, spec: _Spec, board: Board, slot: SlotWriter) -> None:
+def _take_place(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:
     """Let a Session find what this worker is part of, and the supervisor this worker."""
-    notes = spec.learn_preload and os.environ["RANK"] == "0"
     context = runtime.Supervised(
         job=job,
         name=spec.job,
@@ -126,14 +106,13 @@ def _take_place(job: JobDirectory, spec: _Spec, board: Board, slot: SlotWriter) 
         global_batch=spec.global_batch,
         retention=spec.retention,
         memory=MemoryTier(Path(spec.memory)) if spec.memory else None,
-        imports=ImportNotes.begin(job, spec.script) if notes else None,
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)
     _let_supervisor_look(spec.board)
 
 
-def _run_script(spec: _Spec) -> None:
+def _run_script(spec: WorkerSpec) -> None:
     context, worker = runtime.supervised(), os.getpid()
     sys.argv = [spec.script, *spec.args]
     sys.path.insert(0, os.path.dirname(os.path.abspath(spec.script)))

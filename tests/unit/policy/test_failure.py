@@ -13,7 +13,7 @@ from elastic_ckpt.policy.failure import Failure, FailureClass
         (1, "ModuleNotFoundError: No module named 'missing'", False, FailureClass.START_UP),
         (2, "exit code 2", False, FailureClass.START_UP),
         (1, "ValueError: no", True, FailureClass.ERROR),
-        (0, "it left with exit code 0 before", False, FailureClass.ERROR),
+        (0, "it exited with code 0 before", False, FailureClass.ERROR),
         (70, "NonFiniteLoss: the loss of step 7 is nan", True, FailureClass.NON_FINITE),
         (1, "OutOfMemoryError: CUDA out of memory. Tried", True, FailureClass.DEVICE_MEMORY),
         (1, "RuntimeError: CUDA out of memory. Tried", True, FailureClass.DEVICE_MEMORY),

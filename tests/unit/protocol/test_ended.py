@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ckpt.protocol.ended import Ended, EndKind, merge
+from elastic_ckpt.protocol.ended import Ended, EndKind, end_kind, merge
+from elastic_ckpt.protocol.slot import Outcome
 
 
 def ended(kind: str, **about) -> Ended:
@@ -70,3 +71,35 @@ def test_only_a_rank_is_named() -> None:
     assert ended("crashed", rank=3, message="killed").what == "rank 3 failed: killed"
     assert ended("crashed", message="lost node n2").what == "lost node n2"
     assert ended("stopped").what == ""
+
+
+NONE, COMPLETED, STOPPED, UNSAVED, FAILED = Outcome
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "plain", "cut_short", "not_begun"),
+    [
+        ({COMPLETED}, EndKind.COMPLETED, EndKind.COMPLETED, EndKind.COMPLETED),
+        ({STOPPED, COMPLETED}, EndKind.STOPPED, EndKind.STOPPED, EndKind.STOPPED),
+        (
+            {UNSAVED, COMPLETED},
+            EndKind.NOT_BEGUN,
+            EndKind.CUT_SHORT,
+            EndKind.NOT_BEGUN,
+        ),
+        (
+            {UNSAVED, STOPPED},
+            EndKind.CRASHED,
+            EndKind.CUT_SHORT,
+            EndKind.NOT_BEGUN,
+        ),
+        ({NONE, COMPLETED}, EndKind.CRASHED, EndKind.CUT_SHORT, EndKind.NOT_BEGUN),
+        ({FAILED, STOPPED}, EndKind.CRASHED, EndKind.CUT_SHORT, EndKind.NOT_BEGUN),
+    ],
+)
+def test_the_kind_follows_from_all_outcomes(
+    outcomes: set[Outcome], plain: EndKind, cut_short: EndKind, not_begun: EndKind
+) -> None:
+    assert end_kind(outcomes, cut_short=False, not_begun=False) is plain
+    assert end_kind(outcomes, cut_short=True, not_begun=True) is cut_short
+    assert end_kind(outcomes, cut_short=False, not_begun=True) is not_begun

@@ -1,0 +1,50 @@
+"""What an agent and its workers run, handed down from the supervisor as one line of JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The specification of this node's workers.
+
+    Attributes:
+        script: path of the training script.
+        args: its arguments.
+        directory: the job directory.
+        job, node: names of the job and of this node.
+        board: path of the node's board.
+        nproc: workers on this node.
+        preload: modules that the template imports before workers are forked from it.
+        save_interval_steps: overrides the script's interval; 0 leaves it, -1 means none.
+        global_batch: samples of one optimizer step; 0 leaves the script's accumulation.
+        retention: overrides the script's, if it is not the default.
+        memory: directory of the node's memory tier; empty to save to the disk.
+        run_id, identity: identify the run and the job directory.
+        rendezvous: where the job's nodes meet; None for a job of one node.
+        terms: options that must be the same on all nodes, by name.
+        incarnation: the one that a worker belongs to.
+        output: directory of the FIFOs that workers print to.
+    """
+
+    script: str
+    args: list[str]
+    directory: str
+    job: str
+    node: str
+    board: str
+    nproc: int
+    preload: list[str]
+    save_interval_steps: int = 0
+    global_batch: int = 0
+    retention: Retention = Retention()
+    memory: str = ""
+    run_id: str = ""
+    identity: str = ""
+    rendezvous: Rendezvous | None = None
+    terms: dict[str, str] = {}
+    incarnation: int = 0
+    output: str = ""
