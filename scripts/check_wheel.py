@@ -1,4 +1,4 @@
-"""Does the built wheel work where there is no ColossalAI and no source tree? Run by its python."""
+"""Check that the built wheel works without ColossalAI and without the source tree."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ COMMAND = str(Path(sysconfig.get_path("scripts")) / "elastic-ckpt")
 
 
 def main() -> int:
-    """Use every command once, from a directory that is not the source tree."""
+    """Run the main commands once, outside the source tree."""
     if importlib.util.find_spec("colossalai") is not None:
-        print("this environment has ColossalAI: it proves nothing")
+        print("this environment has ColossalAI: use one without it")
         return 1
     with tempfile.TemporaryDirectory() as directory:
-        place = run(
+        path = run(
             [sys.executable, "-c", "import elastic_ckpt; print(elastic_ckpt.__file__)"], directory
         )
-        if "site-packages" not in place:
-            print(f"the package comes from {place}, not from the wheel")
+        if "site-packages" not in path:
+            print(f"the package comes from {path}, not from the wheel")
             return 1
         job = str(Path(directory) / "job")
         run([COMMAND, "--help"], directory)
@@ -39,12 +39,12 @@ def main() -> int:
 
 
 def run(command: list[str], directory: str) -> str:
-    """A command's output; ends the check if it fails."""
+    """Return a command's output; exit if it fails."""
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, timeout=120, check=False
     )
     if done.returncode != 0:
-        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr}")
+        raise SystemExit(f"{command} exited with {done.returncode}:\n{done.stderr}")
     return done.stdout.strip()
 
 

@@ -1,4 +1,4 @@
-"""The main job, end to end, on real input: preempted, killed, resumed, and none the worse for it.
+"""Show a whole job: preempted, killed, resumed, and identical to an undisturbed one.
 
 Trains the byte-level GPT of ``examples/byte_gpt.py`` twice, once undisturbed and once with a
 SIGTERM to the supervisor and a SIGKILL to a worker, and compares the two bit for bit.
@@ -33,7 +33,7 @@ console = Console(highlight=False)
 
 
 class Run:
-    """One job of the demo: a directory, and its supervisor while it runs."""
+    """One job of the demo: its directory and its supervisor."""
 
     def __init__(self, directory: Path, progress: Progress, label: str) -> None:
         self.directory = directory / "checkpoints"
@@ -45,7 +45,7 @@ class Run:
         directory.mkdir(parents=True)
 
     def start(self) -> None:
-        """``elastic-ckpt run``, its output in a file."""
+        """Start ``elastic-ckpt run``, with its output in a file."""
         command = [
             sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(self.directory),
             "--nproc", str(RANKS), "--", str(ROOT / "examples" / "byte_gpt.py"),
@@ -55,7 +55,7 @@ class Run:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def follow(self, until_step: int) -> StatusView:
-        """Move the bar until a step is finished or the supervisor ends."""
+        """Update the bar until a step is finished or the supervisor exits."""
         limit = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < limit:
             ended = self.process is None or self.process.poll() is not None
@@ -70,17 +70,17 @@ class Run:
                 break
             time.sleep(0.05)
         tail = self.log.read_text()[-2000:]
-        raise SystemExit(f"the demo's job did not get to step {until_step}:\n{tail}")
+        raise SystemExit(f"the demo's job did not reach step {until_step}:\n{tail}")
 
     def wait(self) -> int:
-        """The supervisor's exit code."""
+        """Wait for the supervisor, and return its exit code."""
         self.follow(STEPS + 1)
         if self.process is None:
             raise SystemExit("not started")
         return self.process.wait(LIMIT_SECONDS)
 
     def close(self) -> None:
-        """Leave nothing behind if the demo itself fails."""
+        """Stop the supervisor if it still runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -88,7 +88,7 @@ class Run:
 
 
 def main() -> int:
-    """Run both jobs, show what the user would look at, compare."""
+    """Run both jobs, show their status, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=ROOT / "demo-run")
     directory = parser.parse_args().dir
@@ -113,23 +113,23 @@ def main() -> int:
     show("status", wild.directory)
     show("list", wild.directory)
     same = compare(calm.record, wild.record)
-    console.print(f"\n  took {time.monotonic() - began:.0f} s; everything is in {directory}")
+    console.print(f"\n  took {time.monotonic() - began:.0f} s; files are in {directory}")
     return 0 if same else 1
 
 
 def disturb(wild: Run) -> None:
-    """Preempt the job, run it again, kill a worker."""
+    """Preempt the job, rerun it, and kill a worker."""
     wild.start()
     say(f"training on {RANKS} workers")
     wild.follow(60)
-    say("[yellow]SIGTERM[/] to the supervisor, as a spot node gets before it goes")
+    say("[yellow]SIGTERM[/] to the supervisor, as on a spot node before it is taken away")
     at = time.monotonic()
     send(wild, signal.SIGTERM)
     expect(wild.wait(), 75, wild)
     view = gather(JobDirectory.at(wild.directory))
     sealed = view.newest_intact.step if view.newest_intact else None
-    say(f"saved and sealed step {sealed}, left with 75 after {time.monotonic() - at:.1f} s")
-    say("started again, as a requeue hook or systemd does on 75")
+    say(f"saved and sealed step {sealed}, exited with 75 after {time.monotonic() - at:.1f} s")
+    say("rerun, as a requeue hook or systemd does on 75")
     wild.start()
     view = wild.follow((sealed or 0) + 30)
     victim = view.workers[-1]
@@ -142,7 +142,7 @@ def disturb(wild: Run) -> None:
         if time.monotonic() > at + LIMIT_SECONDS:
             raise SystemExit("the job did not recover")
         time.sleep(0.02)
-    say(f"training again {time.monotonic() - at:.1f} s later, by itself")
+    say(f"training again {time.monotonic() - at:.1f} s later")
     expect(wild.wait(), 0, wild)
     say("finished")
 
@@ -154,18 +154,18 @@ def send(run: Run, number: int) -> None:
 
 
 def expect(code: int, wanted: int, run: Run) -> None:
-    """End the demo if a run ended otherwise than it should."""
+    """Exit if a run has another exit code than expected."""
     if code != wanted:
         raise SystemExit(f"exit code {code} instead of {wanted}:\n{run.log.read_text()[-2000:]}")
 
 
 def say(line: str) -> None:
-    """One event of the story."""
+    """Print one event."""
     console.print(f"  [dim]•[/] {line}")
 
 
 def show(command: str, directory: Path) -> None:
-    """What the user would type, and what it prints."""
+    """Print a command and its output."""
     console.print(
         f"\n[bold]$ elastic-ckpt {command} {directory.relative_to(Path.cwd())}[/]"
         if directory.is_relative_to(Path.cwd())
@@ -186,13 +186,13 @@ def compare(calm: Path, wild: Path) -> bool:
         (f"samples and losses of all {STEPS} steps on {RANKS} ranks", same_samples),
         (f"final parameters (sha256 {parameters[1][:12]}…)", same_parameters),
     ):
-        verdict = "[green]identical[/]" if same else "[red]DIFFERENT[/]"
-        console.print(f"  {verdict}  {what}")
+        result = "[green]identical[/]" if same else "[red]DIFFERENT[/]"
+        console.print(f"  {result}  {what}")
     return same_samples and same_parameters
 
 
 def used_samples(record: Path) -> dict[tuple[int, int], list[object]]:
-    """(step, rank) -> epoch, samples and loss; a step that was done again counts once."""
+    """Return epoch, samples and loss by (step, rank); a repeated step counts once."""
     used: dict[tuple[int, int], list[object]] = {}
     for rank in range(RANKS):
         for line in (record / f"samples.{rank}").read_text().splitlines():

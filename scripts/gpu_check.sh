@@ -1,7 +1,7 @@
 #!/bin/sh
-# On a machine with a CUDA device: the tests that need one, ColossalAI's plugins among them; the
-# stall of 5, 10 and 20 GB; and what comes of each plugin, for docs/colossalai.md.
-# Elsewhere it says why it does nothing, and succeeds.
+# On a machine with a CUDA device: run the tests that need one, measure the stall for 5, 10 and 20 GB,
+# and try each of ColossalAI's plugins for docs/colossalai.md.
+# Elsewhere print why nothing is run, and succeed.
 #
 #   scripts/gpu_check.sh [PYTHON [RESULTS.json]]
 set -eu
@@ -21,7 +21,7 @@ fi
 
 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
-failed=0 # what fails keeps nothing else from being tried
+failed=0 # a failure does not stop the rest
 "$python" -m pytest -m gpu tests/gpu || failed=1
 for gigabytes in 5 10 20; do
     timeout 900 "$python" benchmarks/gpu_stall.py --size "${gigabytes}000" || failed=1
@@ -30,6 +30,6 @@ if "$python" -c 'import colossalai' 2>/dev/null; then
     mkdir -p "$(dirname "$results")"
     "$python" scripts/plugins.py try "$results" || failed=1
 else
-    echo "gpu_check: $python has no ColossalAI, whose plugins were not tried"
+    echo "gpu_check: $python has no ColossalAI: plugins skipped"
 fi
 exit $failed

@@ -1,11 +1,11 @@
-"""Try every plugin of ColossalAI's, and put what came of it into the documentation.
+"""Try every ColossalAI plugin, and write the results into the documentation.
 
     python scripts/plugins.py try RESULTS.json [NAME ...]
     python scripts/plugins.py write docs/colossalai.md RESULTS.json ...
 
-``try`` trains, saves, and goes on in new processes: with elastic-ckpt, with ColossalAI's own
-calls, and on other layouts. On GPUs it takes the setups for which there are enough of them; one
-whose ranks differ in their data alone is tried on one GPU otherwise.
+``try`` trains, saves, and resumes in new processes: with elastic-ckpt, with ColossalAI's own
+calls, and on other layouts. With GPUs it uses the setups for which there are enough; one whose
+ranks differ only in their data falls back to a single GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ END = "<!-- plugins: end -->"
 
 
 def main() -> int:
-    """Try, or write; 1 if something is not as it should be."""
+    """Try, or write; return 1 if a setup failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     trial = commands.add_parser("try")
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def try_all(path: Path, names: list[str]) -> int:
-    """Try the setups whose names hold one of ``names``; 1 if one is not exact with elastic-ckpt."""
+    """Try the setups whose names contain one of ``names``; return 1 if one is not exact."""
     rows = []
     for setup in SETUPS:
         if names and not any(name in setup.name for name in names):
@@ -65,7 +65,7 @@ def try_all(path: Path, names: list[str]) -> int:
 
 
 def machine() -> dict[str, str]:
-    """What it ran on."""
+    """Return the device and the versions."""
     import torch
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, shim"
@@ -74,14 +74,14 @@ def machine() -> dict[str, str]:
 
 
 def run(function: Callable[..., Any], setup: Setup, job: str) -> list[Any]:
-    """What each rank returned, on GPUs if there are any."""
+    """Run a function on all ranks, on GPUs if there are any; return what each returned."""
     if devices.gpus():
         return devices.run(function, setup, job)
     return run_ranks(function, setup.ranks, setup, job)
 
 
 def lacks(setup: Setup) -> str:
-    """Why it cannot be tried here; empty if it can."""
+    """Return why a setup cannot be tried here; empty if it can."""
     available = devices.gpus()
     if available and setup.ranks > available:
         return f"it needs {setup.ranks} GPUs"
@@ -89,14 +89,14 @@ def lacks(setup: Setup) -> str:
 
 
 def try_one(setup: Setup) -> dict[str, Any]:
-    """A row of the table."""
+    """Return a row of the table."""
     setup = devices.fitting(setup, devices.gpus()) or setup
     row: dict[str, Any] = {"name": setup.name, "ranks": setup.ranks, "others": []}
     lacking = lacks(setup)
     if lacking:
         return {**row, "ours": "not run", "alone": "not run", "why": lacking}
-    with tempfile.TemporaryDirectory() as place:
-        job = f"{place}/job"
+    with tempfile.TemporaryDirectory() as folder:
+        job = f"{folder}/job"
         undisturbed = run(plugins.train_and_save, setup, job)
         error = failure(undisturbed)
         if error:
@@ -105,7 +105,7 @@ def try_one(setup: Setup) -> dict[str, Any]:
             ("ours", plugins.load_and_train),
             ("alone", plugins.load_plainly_and_train),
         ):
-            row[key] = verdict(undisturbed, run(function, setup, job))
+            row[key] = compare(undisturbed, run(function, setup, job))
         for ranks, options in setup.others:
             other = setup.at(ranks, options)
             if not lacks(other):
@@ -114,7 +114,7 @@ def try_one(setup: Setup) -> dict[str, Any]:
 
 
 def try_other(setup: Setup, job: Path) -> dict[str, str]:
-    """Whether another layout can load it, and what it then has."""
+    """Return what another layout loads."""
     first, again = (job / f"epoch-{epoch}_step-{plugins.STEPS}" for epoch in (0, 1))
     found = failure(run(plugins.load_and_save_again, setup, str(job)))
     if not found:
@@ -125,7 +125,7 @@ def try_other(setup: Setup, job: Path) -> dict[str, str]:
 
 
 def layout(setup: Setup) -> str:
-    """``4 ranks``, with the sizes that are not 1."""
+    """Return, for example, ``4 ranks``, with the sizes other than 1."""
     sizes = [
         f"{key.removesuffix('_size')}{value}"
         for key, value in setup.options.items()
@@ -134,8 +134,8 @@ def layout(setup: Setup) -> str:
     return " ".join([f"{setup.ranks} rank{'s' * (setup.ranks > 1)}", *sizes])
 
 
-def verdict(undisturbed: list[Any], resumed: list[Any]) -> str:
-    """What is not equal, of the state behind the load and at the end."""
+def compare(undisturbed: list[Any], resumed: list[Any]) -> str:
+    """Return which parts of the state differ after the load or at the end."""
     error = failure(resumed)
     if error:
         return f"not: {error}"
@@ -154,7 +154,7 @@ def verdict(undisturbed: list[Any], resumed: list[Any]) -> str:
 
 
 def write(document: Path, runs: list[dict[str, Any]]) -> None:
-    """Replace what stands between the markers."""
+    """Replace the text between the markers."""
     text = document.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
@@ -162,10 +162,10 @@ def write(document: Path, runs: list[dict[str, Any]]) -> None:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """One row per setup; a cell says each run's outcome where they differ."""
-    said = [describe(run["machine"]) for run in runs]
+    """Return the table, with one row per setup; a cell lists each run's result if they differ."""
+    machines = [describe(run["machine"]) for run in runs]
     lines = [
-        *(f"{number}. {text}" for number, text in enumerate(said, 1)),
+        *(f"{number}. {text}" for number, text in enumerate(machines, 1)),
         "",
         "| setup | ranks | resume | ColossalAI alone | on another layout |",
         "|---|---|---|---|---|",
@@ -183,26 +183,26 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def describe(machine: dict[str, str]) -> str:
-    """One line on what it ran on."""
+    """Describe a machine in one line."""
     where = machine["where"].replace("CPU, shim", "a CPU, through the shim")
     versions = ", ".join(f"{k} {v}" for k, v in machine.items() if k != "where")
     return f"On {where}: {versions}."
 
 
 def cell(row: dict[str, Any], key: str) -> str:
-    """An outcome in the words of the table."""
+    """Return the text of a cell."""
     if row[key] == "not run":
         return f"not run: {row['why']}"
     return row[key].replace("not: ", "")
 
 
 def others(row: dict[str, Any]) -> str:
-    """The other layouts, each with what came of it."""
+    """Return the results of the other layouts."""
     return "; ".join(f"{other['layout']}: {other['found']}" for other in row["others"]) or "not run"
 
 
 def merge(cells: list[str]) -> str:
-    """One word if all agree, else each run's with its number."""
+    """Return one text if all agree, otherwise each with its number."""
     if len(set(cells)) == 1:
         return cells[0]
     return "<br>".join(f"({number}) {text}" for number, text in enumerate(cells, 1))

@@ -16,7 +16,7 @@ TITLE = "elastic-ckpt status --json"
 
 
 def status_schema() -> dict[str, Any]:
-    """Of the object that ``status --json`` prints; more keys may come, none goes."""
+    """Return the schema of ``status --json``; keys may be added, but never removed."""
     schema = msgspec.json.schema(StatusView)
     for part in schema["$defs"].values():
         part["description"] = inspect.cleandoc(part["description"])
@@ -24,7 +24,7 @@ def status_schema() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write it."""
+    """Write the schema."""
     Path(sys.argv[1]).write_text(json.dumps(status_schema(), indent=1, sort_keys=True) + "\n")
 
 

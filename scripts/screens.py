@@ -1,7 +1,7 @@
 """Make the pictures in the docs: python -m scripts.screens docs.
 
-A job has a bad night, some minutes long; then ``status`` and ``report`` are looked at. Needs
-Chromium for the report.
+They show ``status`` and ``report`` of a job after a few minutes of disturbances. Needs Chromium for
+the report.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ BROWSER_SECONDS = 120
 
 
 def main() -> None:
-    """Make them all."""
+    """Make all pictures."""
     target = Path(sys.argv[1])
-    place = Path(tempfile.mkdtemp(prefix="night-"))
-    night = Night(place, STEPS_BETWEEN)
+    folder = Path(tempfile.mkdtemp(prefix="night-"))
+    night = Night(folder, STEPS_BETWEEN)
     try:
         night.pass_by()
         write_svg(night.view(), "elastic-ckpt status gpt", target / "status.svg")
-        report = place / "report.html"
+        report = folder / "report.html"
         command = [sys.executable, "-m", "elastic_ckpt", "report", str(night.directory)]
         subprocess.run([*command, "-o", str(report)], check=True)
         photograph(report, target / "report.png", 1180, 2000)
         photograph(report, target / "report-phone.png", 390, 1400)
-        night.leave()  # killed, it would leave the semaphores of its processes behind
+        night.leave()  # if killed, it would leave its semaphores behind
     finally:
         night.close()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_svg(view: StatusView, title: str, path: Path) -> None:
-    """The page as a terminal shows it, without the font that rich would fetch from elsewhere."""
+    """Write the page as a terminal shows it, without the web font that rich refers to."""
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     console.print(page(view, COLUMNS))
     svg = console.export_svg(title=title)
@@ -54,7 +54,7 @@ def write_svg(view: StatusView, title: str, path: Path) -> None:
 
 
 def photograph(page_path: Path, path: Path, width: int, height: int) -> None:
-    """A picture of the top of a page."""
+    """Write a picture of the top of a page."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",

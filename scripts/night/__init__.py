@@ -1,1 +1,1 @@
-"""A job that has a bad night, for pictures and tests."""
+"""A job with a dozen disturbances, for pictures and tests."""

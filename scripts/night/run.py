@@ -1,4 +1,4 @@
-"""One night of a job, in a few minutes: a dozen disturbances, each of another kind."""
+"""A night of a job in a few minutes: a dozen different disturbances."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ HANG_SECONDS = 4
 
 
 class Night:
-    """A job below ``place`` and, while it runs, its supervisor.
+    """A job and its supervisor, with all files in one folder.
 
     Attributes:
         directory: the job directory.
-        told: what was done to it, in order.
+        done: the disturbances so far, in order.
     """
 
-    def __init__(self, place: Path, steps_between: int) -> None:
+    def __init__(self, folder: Path, steps_between: int) -> None:
         """
         Args:
-            steps_between: that it trains from one disturbance to the next.
+            steps_between: steps from one disturbance to the next.
         """
-        self.directory = place / "gpt"
-        self.told: list[str] = []
-        self.log = place / "terminal.log"
+        self.directory = folder / "gpt"
+        self.done: list[str] = []
+        self.log = folder / "terminal.log"
         self._steps_between = steps_between
-        self._trouble = place / "trouble"
+        self._trouble = folder / "trouble"
         self._trouble.mkdir(parents=True)
-        self._script = shutil.copy(TRAIN, place / "train.py")
+        self._script = shutil.copy(TRAIN, folder / "train.py")
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- the job ------------------------------------------------------------------------------
 
     def start(self, nproc: int = 2, epochs: int = 100) -> None:
-        """Run it, as a person, systemd or SLURM does."""
+        """Start the supervisor, as a user, systemd or SLURM does."""
         command = [
             sys.executable, "-m", "elastic_ckpt", "run", "--dir", str(self.directory),
             "--nproc", str(nproc), "--node-name", "node0", "--save-interval", "20",
@@ -60,11 +60,11 @@ class Night:
             )
 
     def view(self) -> StatusView:
-        """What ``status`` knows."""
+        """Return what ``status`` shows."""
         return gather(JobDirectory.at(self.directory))
 
     def until(self, condition: Callable[[StatusView], bool], what: str) -> StatusView:
-        """Wait for it, bounded."""
+        """Wait for a condition, bounded."""
         limit = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < limit:
             if self.directory.exists():
@@ -76,7 +76,7 @@ class Night:
         raise AssertionError(f"not within {PATIENCE_SECONDS:.0f} s: {what}\n{last}")
 
     def trains(self, incarnation: int) -> StatusView:
-        """Wait until that many incarnations have begun and the newest has trained for a while."""
+        """Wait until this incarnation has trained for a while."""
 
         first: list[int] = []
 
@@ -89,13 +89,13 @@ class Night:
         return self.until(does, f"incarnation {incarnation} trains")
 
     def wait(self) -> int:
-        """The run's exit code."""
+        """Wait for the supervisor, and return its exit code."""
         if self._process is None:
-            raise AssertionError("it does not run")
+            raise AssertionError("the job is not running")
         return self._process.wait(PATIENCE_SECONDS)
 
     def close(self) -> None:
-        """End everything of it."""
+        """Kill all processes of the job."""
         if self._process is not None and self._process.poll() is None:
             found = [psutil.Process(self._process.pid)]
             found += found[0].children(recursive=True)
@@ -104,30 +104,30 @@ class Night:
                     one.kill()
             self._process.wait(10)
 
-    # -- what happens to it -------------------------------------------------------------------
+    # -- the disturbances -------------------------------------------------------------------
 
     def pass_by(self) -> None:
-        """All of it, until the job trains for the last time."""
+        """Apply all disturbances, and wait until the job trains again."""
         self.start()
         for number, (what, happens) in enumerate(self._disturbances(), start=1):
             view = self.trains(number)
             happens(view)
-            self.told.append(what)
-        self.trains(len(self.told) + 1)
+            self.done.append(what)
+        self.trains(len(self.done) + 1)
 
     def _disturbances(self) -> list[tuple[str, Callable[[StatusView], None]]]:
         return [
             ("SIGKILL to rank 1", self._kill_rank),
-            ("SIGTERM to the supervisor, run again", self._notice),
-            ("a loss that is no number", lambda _: self._make("nan")),
-            ("SIGKILL to the supervisor, run again", self._kill_supervisor),
+            ("SIGTERM to the supervisor, rerun", self._notice),
+            ("a loss of nan", lambda _: self._make("nan")),
+            ("SIGKILL to the supervisor, rerun", self._kill_supervisor),
             ("a rank that raises", lambda _: self._make("raise")),
-            ("SIGTERM, run again on three ranks", lambda view: self._notice(view, nproc=3)),
+            ("SIGTERM, rerun on three ranks", lambda view: self._notice(view, nproc=3)),
             ("a rank that hangs", lambda _: self._make("hang")),
-            ("SIGTERM, run again on two ranks", self._notice),
-            ("SIGTERM, a flipped bit, run again", self._flip_bit),
+            ("SIGTERM, rerun on two ranks", self._notice),
+            ("SIGTERM, a flipped bit, rerun", self._flip_bit),
             ("SIGKILL to the agent", self._kill_agent),
-            ("SIGUSR1 to the supervisor, run again", self._signal),
+            ("SIGUSR1 to the supervisor, rerun", self._signal),
             ("SIGKILL to rank 0", lambda view: self._kill_rank(view, 0)),
         ]
 
@@ -143,13 +143,13 @@ class Night:
         self.start()
 
     def leave(self, number: int = signal.SIGTERM) -> None:
-        """Give it a notice, and wait until it has saved and gone."""
+        """Send a notice, and wait until the job has saved and exited."""
         if self._process is None:
-            raise AssertionError("it does not run")
+            raise AssertionError("the job is not running")
         self._process.send_signal(number)
         code = self.wait()
         if code != 75:
-            raise AssertionError(f"left with {code}:\n{self.log.read_text()[-3000:]}")
+            raise AssertionError(f"exited with {code}:\n{self.log.read_text()[-3000:]}")
 
     def _kill_supervisor(self, view: StatusView) -> None:
         if self._process is not None:

@@ -1,4 +1,4 @@
-"""What trains in the night: a small regression, a step every few hundredths of a second.
+"""The training script of the night: a small regression with steps of about 30 ms.
 
 A file in --trouble makes one rank misbehave once: nan, raise, hang.
 """
@@ -19,7 +19,7 @@ from elastic_ckpt import ElasticSampler, Session
 
 
 def main() -> None:
-    """Train to the end, or to the next trouble."""
+    """Train to the end, or until something is to fail."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--pause", type=float, default=0.03)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def misbehave(trouble: Path, session: Session, loss: float) -> None:
-    """Report the loss, unless there is trouble for this rank."""
+    """Report the loss, or fail as a file in ``trouble`` requests."""
     mine = dist.get_rank() == 1
     if mine and taken(trouble / "raise"):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -57,7 +57,7 @@ def misbehave(trouble: Path, session: Session, loss: float) -> None:
 
 
 def taken(path: Path) -> bool:
-    """Whether the file was there; it is not any more."""
+    """Remove a file; return whether it existed."""
     if path.exists():
         path.unlink()
         return True

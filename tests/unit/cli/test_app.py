@@ -1,4 +1,4 @@
-"""The command line as a user and a script meet it: codes, one line of error, JSON, columns."""
+"""The command line: exit codes, one-line errors, JSON, and the width of the output."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ print(msgspec.json.encode(ProcessIdentity.current()).decode())
 
 @dataclass
 class Said:
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -89,7 +89,7 @@ Command = Callable[..., Said]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process, through the same ``main`` as the installed script."""
+    """Run a command in this process, through the same ``main`` as the installed script."""
     monkeypatch.delenv("ELASTIC_CKPT_DIR", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -107,7 +107,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong call of ``run`` must be refused before anything is started."""
+    """Fail if a supervisor is started."""
 
     def started(*arguments: object) -> NoReturn:
         raise AssertionError("a supervisor was started")
@@ -128,7 +128,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a process of its own."""
+    """Run a command in its own process."""
     inherited = {key: value for key, value in os.environ.items() if key != "ELASTIC_CKPT_DIR"}
     return subprocess.run(
         [sys.executable, "-m", "elastic_ckpt", *map(str, arguments)],
@@ -142,7 +142,7 @@ def run_process(*arguments: object, **environment: str) -> subprocess.CompletedP
 
 
 def write_record(job: JobDirectory, state: RunState, owner: ProcessIdentity, **more: Any) -> None:
-    """What a supervisor last said of itself."""
+    """Write the record of a supervisor."""
     record = NodeRecord(
         job="tested", run_id="run", node="here", owner=owner, since=time.time(), state=state, **more
     )
@@ -150,7 +150,7 @@ def write_record(job: JobDirectory, state: RunState, owner: ProcessIdentity, **m
 
 
 def dead_process() -> ProcessIdentity:
-    """The identity of a process that was, and is no more."""
+    """Return the identity of a process that has exited."""
     said = subprocess.run(
         [sys.executable, "-c", SAY_WHO], check=True, capture_output=True, timeout=60
     )
@@ -193,10 +193,10 @@ def assert_one_line_of_error(said: Said) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_flag_of_run_is_64_and_one_line(
+def test_an_invalid_flag_of_run_is_64_and_one_line(
     cli: Command, job: JobDirectory, script: Path, flags: list[str], words: str
 ) -> None:
-    """The line names the flag, and nothing is made or started."""
+    """The line names the flag, and nothing is created or started."""
     before = tree(job.root)
     if flags == ["--nproc"]:
         said = cli("run", "--dir", job.root, *flags)
@@ -210,7 +210,7 @@ def test_a_wrong_flag_of_run_is_64_and_one_line(
 
 @pytest.mark.usefixtures("no_supervisor")
 def test_a_missing_script_is_64_and_makes_no_directory(cli: Command, tmp_path: Path) -> None:
-    """A typing error must not look like a new job."""
+    """A typo must not create a job."""
     for arguments in ([tmp_path / "absent.py"], [tmp_path], []):
         said = cli("run", "--dir", tmp_path / "new", "--", *arguments)
         assert said.code == 64
@@ -220,7 +220,7 @@ def test_a_missing_script_is_64_and_makes_no_directory(cli: Command, tmp_path: P
 
 @pytest.mark.usefixtures("no_supervisor")
 def test_run_without_a_directory_is_64(cli: Command, script: Path) -> None:
-    """There is no default place for checkpoints."""
+    """The job directory has no default."""
     said = cli("run", "--", script)
     assert said.code == 64
     assert_one_line_of_error(said)
@@ -232,30 +232,30 @@ def test_run_without_a_directory_is_64(cli: Command, script: Path) -> None:
     [["frobnicate"], ["--frobnicate"], ["status", "--frobnicate"], ["list", "a", "b"], ["verify"]],
     ids=" ".join,
 )
-def test_a_command_called_wrongly_is_64_and_one_line(cli: Command, arguments: list[str]) -> None:
-    """The same on every command, and never click's own 2."""
+def test_invalid_arguments_are_64_and_one_line(cli: Command, arguments: list[str]) -> None:
+    """For every command, instead of click's own 2."""
     said = cli(*arguments)
     assert said.code == 64
     assert_one_line_of_error(said)
 
 
-def test_a_wrong_call_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """The same code and the same line reach a shell."""
+def test_invalid_arguments_in_a_separate_process(tmp_path: Path) -> None:
+    """A shell gets the same code and the same line."""
     result = run_process("run", "--dir", tmp_path / "job", "--", tmp_path / "absent.py")
     assert result.returncode == 64
     assert_one_line_of_error(Said(result.returncode, result.stdout, result.stderr))
     assert not (tmp_path / "job").exists()
 
 
-def test_no_command_is_64_and_points_to_the_help(cli: Command) -> None:
-    """One line here too: a page of help in a batch job's log hides what went wrong."""
+def test_a_missing_command_is_64_and_points_to_the_help(cli: Command) -> None:
+    """One line, since a page of help would hide the error in a batch job's log."""
     said = cli()
     assert said.code == 64
     assert_one_line_of_error(said)
     assert "--help" in said.err
 
 
-def test_no_command_on_a_terminal_is_the_help(
+def test_a_missing_command_on_a_terminal_prints_the_help(
     cli: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -271,14 +271,14 @@ def test_no_command_on_a_terminal_is_the_help(
 @pytest.mark.parametrize(
     "command", [[], ["run"], ["status"], ["list"], ["verify"], ["save"]], ids=" ".join
 )
-def test_help_is_no_error(cli: Command, command: list[str]) -> None:
-    """On standard output, with code 0."""
+def test_help_exits_with_0(cli: Command, command: list[str]) -> None:
+    """On standard output."""
     said = cli(*command, "--help")
     assert said.code == 0 and said.out.startswith("Usage: elastic-ckpt") and said.err == ""
 
 
-def test_the_version_is_the_packages_either_way() -> None:
-    """``python -m`` and the installed script are one program."""
+def test_the_version_is_the_package_version() -> None:
+    """For ``python -m`` and the installed script."""
     module = run_process("--version")
     script = subprocess.run(
         [str(Path(sys.executable).with_name("elastic-ckpt")), "--version"],
@@ -292,15 +292,15 @@ def test_the_version_is_the_packages_either_way() -> None:
     assert elastic_ckpt.__version__ in module.stdout
 
 
-# -- directories that cannot be used ----------------------------------------------------------
+# -- unusable directories ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["status", "list", "verify", "save"])
 @pytest.mark.parametrize("place", ["missing", "file", "loop"])
-def test_a_directory_that_cannot_be_read_is_73_and_one_line(
+def test_an_unreadable_directory_is_73_and_one_line(
     cli: Command, tmp_path: Path, command: str, place: str
 ) -> None:
-    """The line names the place; looking does not make it."""
+    """The line names the path, which is not created."""
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "loop").symlink_to("loop")
     before = tree(tmp_path)
@@ -312,10 +312,10 @@ def test_a_directory_that_cannot_be_read_is_73_and_one_line(
 
 
 @pytest.mark.parametrize("command", ["status", "list", "verify"])
-def test_the_directory_may_come_from_the_environment(
+def test_the_directory_can_come_from_the_environment(
     cli: Command, job: JobDirectory, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """And the argument goes before it."""
+    """An argument takes precedence."""
     path = make_checkpoint(job, 10)
     monkeypatch.setenv("ELASTIC_CKPT_DIR", str(job.root))
     assert str(path) in cli(command, "--json").out
@@ -323,8 +323,8 @@ def test_the_directory_may_come_from_the_environment(
 
 
 @pytest.mark.parametrize("command", ["status", "list", "verify"])
-def test_looking_changes_nothing(cli: Command, tmp_path: Path, command: str) -> None:
-    """Not even in a directory that never held a job."""
+def test_read_only_commands_change_nothing(cli: Command, tmp_path: Path, command: str) -> None:
+    """Not even in a directory without a job."""
     make_attempt(open_job(tmp_path / "job"), 20)
     make_checkpoint(JobDirectory(tmp_path / "job"), 10)
     (tmp_path / "empty").mkdir()
@@ -335,14 +335,14 @@ def test_looking_changes_nothing(cli: Command, tmp_path: Path, command: str) -> 
 
 
 def test_a_run_in_an_unusable_directory_is_73(tmp_path: Path, script: Path) -> None:
-    """Without a traceback, in a process of its own."""
+    """Without a traceback, in its own process."""
     result = run_process("run", "--dir", script / "below", "--", script)
     assert result.returncode == 73
     assert_one_line_of_error(Said(result.returncode, result.stdout, result.stderr))
 
 
 def test_save_without_a_running_job_is_64(cli: Command, job: JobDirectory) -> None:
-    """There is nobody to ask, and no request is left for the next run."""
+    """No request is left for the next run."""
     write_record(job, RunState.RUNNING, dead_process())
     said = cli("save", job.root)
     assert said.code == 64
@@ -354,7 +354,7 @@ def test_save_without_a_running_job_is_64(cli: Command, job: JobDirectory) -> No
 
 
 def test_the_list_as_json(cli: Command, job: JobDirectory) -> None:
-    """Exactly the keys of the contract, newest first, by numbers."""
+    """Exactly the documented keys, newest first by number."""
     for step in (9, 100, 10):
         make_checkpoint(job, step, epoch=1, reason="manual")
     (job.checkpoint(1, 100) / MODEL).unlink()
@@ -372,14 +372,14 @@ def test_the_list_as_json(cli: Command, job: JobDirectory) -> None:
 
 
 def test_an_empty_list(cli: Command, job: JobDirectory) -> None:
-    """An empty array for a script, a sentence for a person, and no error."""
+    """An empty array as JSON, a sentence otherwise, and no error."""
     assert cli("list", "--json", job.root).json == []
     said = cli("list", job.root)
     assert said.code == 0 and "no checkpoints" in said.out
 
 
-def test_the_list_for_people(cli: Command, job: JobDirectory) -> None:
-    """Newest first, with what is wrong, and what was set aside at the end."""
+def test_the_list_as_text(cli: Command, job: JobDirectory) -> None:
+    """Newest first with problems, and quarantined checkpoints last."""
     for step in (9, 10, 100):
         make_checkpoint(job, step)
     (job.checkpoint(0, 100) / "manifest.json").unlink()
@@ -394,7 +394,7 @@ def test_the_list_for_people(cli: Command, job: JobDirectory) -> None:
 # -- verify -----------------------------------------------------------------------------------
 
 
-def test_verify_says_yes_with_0(cli: Command, job: JobDirectory) -> None:
+def test_verify_of_a_good_checkpoint_is_0(cli: Command, job: JobDirectory) -> None:
     """For a directory and for one checkpoint, by sizes and by every byte."""
     path = make_checkpoint(job, 10)
     for place in (job.root, path):
@@ -403,8 +403,8 @@ def test_verify_says_yes_with_0(cli: Command, job: JobDirectory) -> None:
         assert full.code == 0 and "every byte hashed" in full.out
 
 
-def test_verify_says_no_with_65(cli: Command, job: JobDirectory) -> None:
-    """One that is bad is enough; the others are still looked at."""
+def test_verify_of_a_bad_checkpoint_is_65(cli: Command, job: JobDirectory) -> None:
+    """One bad checkpoint is enough; the others are still verified."""
     make_checkpoint(job, 10)
     bad = make_checkpoint(job, 20)
     (bad / MODEL).unlink()
@@ -421,8 +421,8 @@ def test_verify_of_nothing_is_65(cli: Command, job: JobDirectory) -> None:
     assert cli("verify", job.root).code == 65
 
 
-def test_full_finds_a_flipped_bit_that_quick_does_not(cli: Command, job: JobDirectory) -> None:
-    """Sizes are all that quick looks at."""
+def test_only_full_finds_a_flipped_bit(cli: Command, job: JobDirectory) -> None:
+    """The quick check only compares sizes."""
     path = make_checkpoint(job, 10)
     flip_bit(path / MODEL)
     assert cli("verify", path).code == 0
@@ -431,7 +431,7 @@ def test_full_finds_a_flipped_bit_that_quick_does_not(cli: Command, job: JobDire
 
 
 def test_verify_as_json(cli: Command, job: JobDirectory) -> None:
-    """The rows of ``list``."""
+    """The same rows as ``list``."""
     make_checkpoint(job, 10)
     flip_bit(make_checkpoint(job, 20) / MODEL)
     said = cli("verify", "--full", "--json", job.root)
@@ -440,8 +440,8 @@ def test_verify_as_json(cli: Command, job: JobDirectory) -> None:
     assert all(set(row) == LIST_KEYS for row in said.json)
 
 
-def test_quarantine_sets_aside_what_is_bad_and_only_that(cli: Command, job: JobDirectory) -> None:
-    """What was never sealed is not ours to move; what a newer version wrote may be good."""
+def test_quarantine_moves_only_bad_checkpoints(cli: Command, job: JobDirectory) -> None:
+    """A directory without a seal is not ours, and a newer version's checkpoint may be good."""
     good = make_checkpoint(job, 10)
     bad = make_checkpoint(job, 20)
     flip_bit(bad / MODEL)
@@ -460,17 +460,15 @@ def test_quarantine_sets_aside_what_is_bad_and_only_that(cli: Command, job: JobD
 
 
 def test_quarantine_of_one_checkpoint_leaves_the_others(cli: Command, job: JobDirectory) -> None:
-    """The one that was named is the one that is moved."""
+    """Only the named checkpoint is moved."""
     for step in (10, 20):
         (make_checkpoint(job, step) / MODEL).unlink()
     assert cli("verify", "--quarantine", job.checkpoint(0, 20)).code == 65
     assert not job.checkpoint(0, 20).exists() and job.checkpoint(0, 10).exists()
 
 
-def test_a_quarantine_that_cannot_be_used_is_73_and_no_traceback(
-    cli: Command, job: JobDirectory
-) -> None:
-    """The bad checkpoint stays where it is, and the verdict is printed all the same."""
+def test_an_unusable_quarantine_is_73_without_a_traceback(cli: Command, job: JobDirectory) -> None:
+    """The bad checkpoint stays, and the result is still printed."""
     path = make_checkpoint(job, 10)
     (path / MODEL).unlink()
     job.quarantine.rmdir()
@@ -482,10 +480,10 @@ def test_a_quarantine_that_cannot_be_used_is_73_and_no_traceback(
     assert path.is_dir()
 
 
-def test_a_copy_of_a_checkpoint_can_be_verified_under_any_name(
+def test_a_copied_checkpoint_can_be_verified_under_any_name(
     cli: Command, job: JobDirectory, tmp_path: Path
 ) -> None:
-    """What has a seal is a checkpoint, wherever somebody put it."""
+    """A directory with a seal is a checkpoint, wherever it is."""
     make_checkpoint(job, 10).rename(tmp_path / "best")
     assert cli("verify", "--full", tmp_path / "best").code == 0
     flip_bit(tmp_path / "best" / MODEL)
@@ -495,10 +493,8 @@ def test_a_copy_of_a_checkpoint_can_be_verified_under_any_name(
 @pytest.mark.parametrize(
     "command", [["list"], ["list", "--json"], ["verify"], ["verify", "--json"]], ids=" ".join
 )
-def test_a_file_name_that_is_not_text_is_shown_and_is_no_crash(
-    job: JobDirectory, command: list[str]
-) -> None:
-    """It is named in the reason, in whatever way can be printed."""
+def test_a_file_name_that_is_not_utf_8_is_printed(job: JobDirectory, command: list[str]) -> None:
+    """The reason names it in a printable form."""
     path = make_checkpoint(job, 10)
     (path / "modeling" / os.fsdecode(b"caf\xe9.bin")).write_bytes(b"")
     result = run_process(*command, job.root, COLUMNS="200")
@@ -507,8 +503,8 @@ def test_a_file_name_that_is_not_text_is_shown_and_is_no_crash(
     assert "Traceback" not in result.stderr
 
 
-def test_what_verify_found_stands_in_the_journal(cli: Command, job: JobDirectory) -> None:
-    """For the report: was the checkpoint good?"""
+def test_verify_writes_its_result_to_the_journal(cli: Command, job: JobDirectory) -> None:
+    """The report uses it."""
     make_checkpoint(job, 10)
     flip_bit(make_checkpoint(job, 20) / MODEL)
     assert cli("verify", job.root).code == 0 and read_journal(job) == []  # sizes alone
@@ -521,7 +517,7 @@ def test_what_verify_found_stands_in_the_journal(cli: Command, job: JobDirectory
 
 
 def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
-    """Everything that the contract lists, from record, board, journal and checkpoints."""
+    """All documented keys, from record, board, journal and checkpoints."""
     board = Board.create(2)
     board.begin_incarnation(3)
     for rank in (0, 1):
@@ -554,7 +550,7 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
     assert (worker["local_rank"], worker["node"], worker["pid"]) == (1, "here", os.getpid())
     assert (worker["phase"], worker["step"]) == ("training", 15)
     assert worker["rss_bytes"] > 1e6 and 0 <= worker["last_beat_seconds"] < 60
-    # The job is where its slowest rank is.
+    # The position of the job is that of its slowest rank.
     assert view["position"] == {"epoch": 1, "step": 14, "sample_start_index": 112}
     newest = view["newest_intact"]
     assert set(newest) == {
@@ -571,7 +567,7 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
     assert isinstance(view["lost_work_seconds"], float)
 
 
-def test_status_shows_how_often_it_saves_and_why(cli: Command, job: JobDirectory) -> None:
+def test_status_shows_the_save_interval_and_its_reason(cli: Command, job: JobDirectory) -> None:
     why = "every 4 min: a save costs 1.3 s and the job fails every 6 h"
     write_record(
         job, RunState.RUNNING, ProcessIdentity.current(), save_interval=IntervalRecord(240.0, why)
@@ -581,7 +577,7 @@ def test_status_shows_how_often_it_saves_and_why(cli: Command, job: JobDirectory
     assert why in cli("status", job.root).out
 
 
-def test_an_interval_that_was_given_needs_no_reason(cli: Command, job: JobDirectory) -> None:
+def test_a_given_interval_has_no_reason(cli: Command, job: JobDirectory) -> None:
     write_record(job, RunState.RUNNING, ProcessIdentity.current())
     assert cli("status", "--json", job.root).json["save_interval"] is None
     assert "save interval" not in cli("status", job.root).out
@@ -594,7 +590,7 @@ def test_an_interval_that_was_given_needs_no_reason(cli: Command, job: JobDirect
 def test_status_compares_the_last_emergency_save_with_its_prediction(
     cli: Command, job: JobDirectory, predicted: float | None, text: str
 ) -> None:
-    """Beside the newest save, which a later run may have made since."""
+    """In addition to the newest save, which may be a later run's."""
     journal = Journal(job, "here")
     journal.write(Saved(step=10, reason="emergency", seconds=2.5, stall_seconds=2.5))
     journal.write(EmergencySaved(step=10, predicted_seconds=predicted, actual_seconds=2.8))
@@ -610,8 +606,8 @@ def test_status_compares_the_last_emergency_save_with_its_prediction(
     assert text in cli("status", job.root).out
 
 
-def test_status_shows_a_notice_and_what_is_left_of_it(cli: Command, job: JobDirectory) -> None:
-    """A job that saves before its node goes is degraded."""
+def test_status_shows_a_notice_and_the_time_left(cli: Command, job: JobDirectory) -> None:
+    """A job with a notice is degraded."""
     notice = NoticeRecord("signal", "SIGTERM", time.monotonic() + 100.0)
     write_record(job, RunState.DRAINING, ProcessIdentity.current(), notice=notice)
     said = cli("status", "--json", job.root)
@@ -628,7 +624,7 @@ def test_status_shows_a_notice_and_what_is_left_of_it(cli: Command, job: JobDire
 def test_status_of_a_killed_supervisor_is_dead(
     cli: Command, job: JobDirectory, state: RunState
 ) -> None:
-    """It said nothing of its end: state dead, code 2, and what a restart would take."""
+    """State dead, code 2, and the checkpoint that a restart would use."""
     make_checkpoint(job, 10)
     write_record(job, state, dead_process(), board="/proc/1/fd/0")
     said = cli("status", "--json", job.root)
@@ -646,20 +642,20 @@ def test_status_of_a_killed_supervisor_is_dead(
     ("state", "code"),
     [(RunState.FINISHED, 0), (RunState.PREEMPTED, 1), (RunState.FAILED, 2)],
 )
-def test_status_of_a_run_that_is_over(
+def test_status_of_a_run_that_has_ended(
     cli: Command, job: JobDirectory, state: RunState, code: int
 ) -> None:
-    """Its last word counts, though its process is gone."""
-    write_record(job, state, dead_process(), message="its last word")
+    """Its final record counts, although its process is gone."""
+    write_record(job, state, dead_process(), message="its final message")
     said = cli("status", "--json", job.root)
     assert (said.code, said.json["state"]) == (code, state.value)
     assert said.json["notice"] is None and said.json["workers"] == []
     people = cli("status", job.root)
-    assert people.code == code and "its last word" in people.out
+    assert people.code == code and "its final message" in people.out
 
 
 def test_status_of_a_directory_that_never_ran(cli: Command, job: JobDirectory) -> None:
-    """Nothing is known and nothing is made up."""
+    """Unknown values are null."""
     view = cli("status", "--json", job.root).json
     assert set(view) >= STATUS_KEYS
     for key in ("supervisor", "position", "newest_intact", "notice", "last_save", "goodput"):
@@ -668,8 +664,8 @@ def test_status_of_a_directory_that_never_ran(cli: Command, job: JobDirectory) -
     assert view["state"] not in {state.value for state in RunState}
 
 
-def test_status_with_a_board_that_is_none(cli: Command, job: JobDirectory, tmp_path: Path) -> None:
-    """Whatever the record points at, status answers without workers."""
+def test_status_with_an_invalid_board(cli: Command, job: JobDirectory, tmp_path: Path) -> None:
+    """Status works without workers, whatever file the record names."""
     for name, data in (("empty", b""), ("odd", b"x" * 4097), ("zeros", b"\0" * 4096)):
         (tmp_path / name).write_bytes(data)
         write_record(job, RunState.RUNNING, ProcessIdentity.current(), board=str(tmp_path / name))
@@ -678,14 +674,14 @@ def test_status_with_a_board_that_is_none(cli: Command, job: JobDirectory, tmp_p
 
 
 def test_status_of_a_torn_record(cli: Command, job: JobDirectory) -> None:
-    """An unreadable record is no traceback."""
+    """An unreadable record does not cause a traceback."""
     job.node_record("here").write_bytes(b'{"job": "x"')
     make_checkpoint(job, 10)
     assert cli("status", "--json", job.root).json["newest_intact"]["step"] == 10
 
 
-def test_status_of_a_journal_with_odd_values(cli: Command, job: JobDirectory) -> None:
-    """What another version wrote there is no traceback."""
+def test_status_of_a_journal_with_unexpected_values(cli: Command, job: JobDirectory) -> None:
+    """Values of another version do not cause a traceback."""
     journal = Journal(job, "here")
     journal.write(StateChanged(state="running"))
     odd = {"step": 1, "reason": None, "seconds": None, "predicted_seconds": "?"}
@@ -695,10 +691,8 @@ def test_status_of_a_journal_with_odd_values(cli: Command, job: JobDirectory) ->
 
 
 @pytest.mark.parametrize("command", ["status", "list", "verify"])
-def test_brackets_in_a_reason_are_shown_as_they_are(
-    cli: Command, job: JobDirectory, command: str
-) -> None:
-    """A reason is text, not mark-up, whatever a broken manifest holds."""
+def test_brackets_in_a_reason_are_not_markup(cli: Command, job: JobDirectory, command: str) -> None:
+    """A reason is plain text, whatever a broken manifest contains."""
     path = make_checkpoint(job, 10)
     files = [*read_manifest(path).files, FileEntry("[/]x/[red]y/../z", 1, "0" * 32, 0)]
     change_manifest(path, files=files, fingerprint=fingerprint(files))
@@ -711,7 +705,7 @@ def test_brackets_in_a_reason_are_shown_as_they_are(
 
 @pytest.fixture
 def shown(job: JobDirectory) -> Iterator[JobDirectory]:
-    """A job with something in every part of the pages."""
+    """A job with content for every part of the output."""
     make_checkpoint(job, 10)
     (make_checkpoint(job, 123456789) / MODEL).unlink()
     board = Board.create(1)
@@ -729,14 +723,14 @@ def shown(job: JobDirectory) -> Iterator[JobDirectory]:
 
 @pytest.mark.parametrize("command", ["status", "list"])
 @pytest.mark.parametrize("columns", ["1", "40", "80", "400", "0", "wide"])
-def test_any_width_of_the_terminal_will_do(
+def test_output_at_any_terminal_width(
     cli: Command,
     shown: JobDirectory,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
     columns: str,
 ) -> None:
-    """Lines keep to the width that there is, and no width is an error."""
+    """Lines fit the width, and no width is an error."""
     monkeypatch.setenv("COLUMNS", columns)
     said = cli(command, shown.root)
     assert said.code == (0 if command == "list" else 1)
@@ -751,8 +745,8 @@ def test_any_width_of_the_terminal_will_do(
 @pytest.mark.parametrize(
     "command", [["status"], ["status", "--json"], ["list"], ["list", "--json"]], ids=" ".join
 )
-def test_a_reader_that_has_gone_is_no_traceback(shown: JobDirectory, command: list[str]) -> None:
-    """As behind ``| head``: the pipe is closed before the first byte."""
+def test_a_closed_pipe_does_not_cause_a_traceback(shown: JobDirectory, command: list[str]) -> None:
+    """As with ``| head``: the pipe is closed before the first byte."""
     read, write = os.pipe()
     os.close(read)
     try:
@@ -770,7 +764,7 @@ def test_a_reader_that_has_gone_is_no_traceback(shown: JobDirectory, command: li
 
 
 def test_a_pipe_gets_no_colours(shown: JobDirectory) -> None:
-    """What is not a terminal gets text alone."""
+    """Only a terminal gets escape sequences."""
     for command in ("status", "list"):
         result = run_process(command, shown.root, TERM="xterm-256color")
         assert result.stdout and "\x1b" not in result.stdout
@@ -780,7 +774,7 @@ def test_a_pipe_gets_no_colours(shown: JobDirectory) -> None:
 def test_no_color_is_honoured(
     cli: Command, shown: JobDirectory, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """Where there would be colours, NO_COLOR takes them away and leaves the words."""
+    """NO_COLOR removes colours and keeps the text."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -792,16 +786,16 @@ def test_no_color_is_honoured(
 
 
 def colours(text: str) -> set[str]:
-    """The colour codes among the escape sequences."""
+    """Return the colour codes among the escape sequences."""
     codes = {code for run in text.split("\x1b[")[1:] for code in run.partition("m")[0].split(";")}
     return {code for code in codes if code[:1] in {"3", "4", "9"} and len(code) > 1}
 
 
-# -- what a command costs ---------------------------------------------------------------------
+# -- the cost of a command ---------------------------------------------------------------------
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    """A training script's import is cheap until it uses a name that needs torch."""
+    """Importing the package is cheap until a name needs torch."""
     result = subprocess.run(
         [sys.executable, "-c", "import elastic_ckpt, sys; print('torch' in sys.modules)"],
         capture_output=True,
@@ -817,7 +811,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
                 ["verify", "--full", "--json"], ["save"], ["--help"]], ids=" ".join
 )  # fmt: skip
 def test_a_command_does_not_import_torch(job: JobDirectory, command: list[str]) -> None:
-    """Nor numpy, nor the daemon, nor what a training script imports; for JSON not even rich."""
+    """Nor numpy, the supervisor or the training package; with JSON not even rich."""
     make_checkpoint(job, 10)
     place = [] if command == ["--help"] else [str(job.root)]
     result = subprocess.run(
@@ -837,7 +831,7 @@ def test_a_command_does_not_import_torch(job: JobDirectory, command: list[str]) 
 
 
 def test_status_is_not_much_slower_than_its_libraries(job: JobDirectory) -> None:
-    """Measured against the start of an interpreter that imports the same libraries."""
+    """Compared with an interpreter that imports the same libraries."""
     for step in range(10, 60, 10):
         make_checkpoint(job, step)
     write_record(job, RunState.FINISHED, ProcessIdentity.current())

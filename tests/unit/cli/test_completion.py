@@ -1,4 +1,4 @@
-"""Completion as real shells do it: a line, the tab key, and what stands there then."""
+"""Completion in real shells: a line, the tab key, and the completed line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Press = Callable[[str], str]
 
 
 class Shell:
-    """An interactive shell on a terminal of its own."""
+    """An interactive shell on its own terminal."""
 
     def __init__(self, name: str, home: Path) -> None:
         command, setup = SHELLS[name]
@@ -70,15 +70,15 @@ class Shell:
         self._wait_for(home / "ready")
 
     def press_tab(self, line: str) -> str:
-        """The line behind the tab key."""
+        """Return the line after pressing tab."""
         answer = self._home / "answer"
         answer.unlink(missing_ok=True)
-        # Control-A and -E go to the begin and the end of the line, so that it becomes a text.
+        # Control-A and -E go to the start and end of the line, to turn it into an echo command.
         self._type(f'{line}\t\x01echo "\x05" > answer\n')
-        return self._wait_for(answer).strip().removesuffix("/")  # zsh takes it away again
+        return self._wait_for(answer).strip().removesuffix("/")  # zsh removes it
 
     def close(self) -> None:
-        """End it."""
+        """Kill the shell."""
         self._process.kill()
         self._process.wait(timeout=LIMIT_SECONDS)
         os.close(self._terminal)
@@ -111,13 +111,13 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.mark.one_torch
 def test_a_shell_completes(shell: Shell) -> None:
-    """Commands, options, choices and paths; each line is one that is typed."""
+    """Commands, options, choices and paths."""
     assert {line: shell.press_tab(line) for line in LINES} == LINES
 
 
 @pytest.mark.one_torch
 def test_completion_is_light() -> None:
-    """Each press of the key starts a process: no torch in it, and nothing of the daemon."""
+    """Each press of tab starts a process, which must not import torch or the supervisor."""
     ask = """
 import sys
 from elastic_ckpt.cli.app import main

@@ -1,4 +1,4 @@
-"""The help of every command: what it does, examples that can be typed, and 80 columns."""
+"""The help of every command: its purpose, working examples, and 80 columns."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ each_command = pytest.mark.parametrize("name", list(COMMANDS))
 
 
 def help_of(name: str, width: int = 80) -> str:
-    """As a terminal of this width shows it."""
+    """Return the help as a terminal of this width shows it."""
     command = COMMANDS[name]
     with click.Context(command, info_name=name, terminal_width=width) as context:
         return command.get_help(context)
 
 
 def examples_of(name: str) -> list[str]:
-    """The lines of its help that are commands."""
+    """Return the example commands in a help text."""
     lines = [line.strip() for line in (COMMANDS[name].help or "").splitlines()]
     return [line for line in lines if line.startswith(f"{PROGRAM} ")]
 
 
 def typed(example: str) -> list[str]:
-    """Its words behind ``elastic-ckpt``, up to a pipe, another command or a comment."""
+    """Return the words after ``elastic-ckpt``, up to a pipe, another command or a comment."""
     words = shlex.split(example, comments=True)[1:]
     ends = [i for i, word in enumerate(words) if word in ("|", ">", ">>", "&&", "||", "&")]
     return words[: ends[0]] if ends else words
 
 
 def parse(words: list[str]) -> None:
-    """As click would; what is wrong with them is raised."""
+    """Parse words as click would, and raise its errors."""
     command, name = COMMANDS[PROGRAM], PROGRAM
     while isinstance(command, click.Group):
         name = f"{name} {words[0]}"
@@ -48,7 +48,7 @@ def parse(words: list[str]) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory in which the examples' files are there, and their jobs are known."""
+    """A directory with the files and jobs of the examples."""
     (tmp_path / "train.py").write_text("")
     (tmp_path / "job.toml").write_text('dir = "ckpt"\nscript = "train.py"\n')
     (tmp_path / "hosts").write_text("node0\nnode1\n")
@@ -58,16 +58,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @each_command
-def test_help_begins_with_what_the_command_does(name: str) -> None:
-    """In one sentence, which ``elastic-ckpt --help`` can show on one line."""
+def test_help_starts_with_the_purpose(name: str) -> None:
+    """In one sentence that fits a line of ``elastic-ckpt --help``."""
     first = COMMANDS[name].get_short_help_str(500)
     assert first[-1] in ".?" and "..." not in first
     assert len(first) <= 64, first
 
 
 @each_command
-def test_help_has_examples_that_can_be_typed(name: str, place: Path) -> None:
-    """At least one, and each is of this program, with options and values that there are."""
+def test_help_has_working_examples(name: str, place: Path) -> None:
+    """At least one, and each with existing options and values."""
     examples = examples_of(name)
     assert examples, f"{name} --help shows no example"
     own = name.removeprefix(PROGRAM).split()
@@ -81,8 +81,8 @@ def test_help_has_examples_that_can_be_typed(name: str, place: Path) -> None:
 
 
 @each_command
-def test_every_option_says_what_it_does(name: str) -> None:
-    """A sentence, and in words of ours what it takes: not ``FLOAT RANGE``."""
+def test_every_option_has_a_description(name: str) -> None:
+    """A sentence, and a metavar of our own instead of ``FLOAT RANGE``."""
     for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option):
             assert (
@@ -96,12 +96,12 @@ def test_every_option_says_what_it_does(name: str) -> None:
 
 @each_command
 def test_help_fits_a_terminal(name: str) -> None:
-    """80 columns, examples included, which are not wrapped."""
+    """80 columns, including the examples, which are not wrapped."""
     assert [line for line in help_of(name).splitlines() if len(line) > 80] == []
 
 
 def test_commands_are_grouped_by_purpose() -> None:
-    """Each stands once in ``elastic-ckpt --help``, in its section, with its sentence whole."""
+    """Each appears once in ``elastic-ckpt --help``, in its section, with its whole sentence."""
     shown = help_of(PROGRAM)
     for title, section in SECTIONS.items():
         part = shown.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
@@ -120,8 +120,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.one_torch
-def test_a_group_without_a_command_is_a_wrong_call() -> None:
-    """One line in a log; the page is for a terminal."""
+def test_a_group_without_a_command_is_64() -> None:
+    """One line in a log; the help is for terminals."""
     done = run("slurm")
     assert done.returncode == 64 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "elastic-ckpt slurm --help" in done.stderr
@@ -133,16 +133,15 @@ def test_a_group_without_a_command_is_a_wrong_call() -> None:
     [(["stauts"], "status"), (["pruned"], "prune"), (["slurm", "sumbit"], "submit"),
      (["list", "--jsno"], "--json"), (["run", "--nprocs", "2"], "--nproc")],
 )  # fmt: skip
-def test_a_mistyped_word_is_answered_with_the_nearest(words: list[str], meant: str) -> None:
-    """Commands, sub-commands and options."""
+def test_a_typo_gets_the_nearest_match(words: list[str], meant: str) -> None:
+    """For commands, subcommands and options."""
     done = run(*words)
     assert done.returncode == 64 and len(done.stderr.splitlines()) == 1
     assert "did you mean" in done.stderr.lower() and meant in done.stderr
 
 
 @pytest.mark.one_torch
-def test_a_word_that_is_near_to_nothing_is_answered_with_all_there_are() -> None:
-    """So that nobody has to ask once more."""
+def test_an_unknown_command_gets_the_list_of_commands() -> None:
     done = run("xyzzy")
     assert done.returncode == 64
     assert all(name in done.stderr for section in SECTIONS.values() for name in section)

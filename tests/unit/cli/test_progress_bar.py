@@ -1,4 +1,4 @@
-"""The bar on a terminal, the lines elsewhere, and nothing for what is short."""
+"""The bar on a terminal, lines elsewhere, and nothing for short work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def on_terminal(late: float) -> tuple[int, str]:
         try:
             while data := os.read(ours, 4096):
                 said.append(data)
-        except OSError:  # Linux says so when the other side has closed
+        except OSError:  # Linux raises this after the other side closed
             pass
 
     reader = threading.Thread(target=read)
@@ -57,7 +57,7 @@ def on_terminal(late: float) -> tuple[int, str]:
     return done.returncode, b"".join(said).decode()
 
 
-def test_a_terminal_gets_a_bar_that_is_gone_afterwards() -> None:
+def test_a_terminal_shows_a_bar_and_clears_it() -> None:
     code, said = on_terminal(10.0)
     assert code == 0
     assert "verifying first" in said and "\x1b[" in said
@@ -70,7 +70,7 @@ def test_short_work_shows_no_bar() -> None:
 
 
 @pytest.mark.parametrize("late", [0.0, 10.0])
-def test_elsewhere_there_are_lines_without_colours(late: float) -> None:
+def test_other_outputs_get_lines_without_colours(late: float) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(late)], stderr=subprocess.PIPE, text=True, timeout=60,
         check=True,

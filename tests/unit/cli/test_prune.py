@@ -1,4 +1,4 @@
-"""``elastic-ckpt prune``: what it says, and what it ends with."""
+"""``elastic-ckpt prune``: its output and exit codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(job: JobDirectory) -> list[str]:
     return [path.name for path in scan(job)]
 
 
-def test_what_goes_and_what_stays_is_said_with_the_reason(cli: Command, job: JobDirectory) -> None:
+def test_each_checkpoint_is_listed_with_the_reason(cli: Command, job: JobDirectory) -> None:
     said = cli("prune", job.root, "--keep-last", 2)
     assert said.code == 0 and said.err == ""
     lines = said.out.splitlines()
@@ -40,7 +40,7 @@ def test_what_goes_and_what_stays_is_said_with_the_reason(cli: Command, job: Job
     assert names(job) == ["epoch-0_step-30", "epoch-0_step-20"]
 
 
-def test_a_dry_run_says_the_same_and_changes_nothing(cli: Command, job: JobDirectory) -> None:
+def test_a_dry_run_prints_the_same_and_changes_nothing(cli: Command, job: JobDirectory) -> None:
     before = tree(job.root)
     said = cli("prune", job.root, "--keep-last", 2, "--dry-run")
     assert said.code == 0
@@ -51,7 +51,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(cli: Command, job: JobDirec
     ).replace("deleted ,", "deleted,")
 
 
-def test_the_same_for_programs(cli: Command, job: JobDirectory) -> None:
+def test_prune_as_json(cli: Command, job: JobDirectory) -> None:
     rows = cli("prune", job.root, "--keep-best", "1:loss", "--dry-run", "--json").json
     assert [(row["step"], row["keep"]) for row in rows] == [(30, True), (20, False), (10, False)]
     assert rows[1] == {
@@ -66,7 +66,7 @@ def test_the_same_for_programs(cli: Command, job: JobDirectory) -> None:
     assert names(job) == ["epoch-0_step-30"]
 
 
-def test_the_highest_may_be_the_best(cli: Command, job: JobDirectory) -> None:
+def test_the_best_can_be_the_highest(cli: Command, job: JobDirectory) -> None:
     cli("prune", job.root, "--keep-best", "1:loss:max")
     assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
 
@@ -85,7 +85,7 @@ def test_the_highest_may_be_the_best(cli: Command, job: JobDirectory) -> None:
     ],
     ids=str,
 )
-def test_no_rule_or_a_wrong_one_is_64_and_deletes_nothing(
+def test_a_missing_or_invalid_rule_is_64_and_deletes_nothing(
     cli: Command, job: JobDirectory, flags: list[str], words: str
 ) -> None:
     before = tree(job.root)
@@ -97,7 +97,7 @@ def test_no_rule_or_a_wrong_one_is_64_and_deletes_nothing(
 
 @pytest.mark.usefixtures("no_supervisor")
 @pytest.mark.parametrize("flags", [["--keep-best", ""], ["--keep-best", "x"], ["--keep-last", "x"]])
-def test_a_wrong_rule_of_run_is_64(
+def test_an_invalid_rule_of_run_is_64(
     cli: Command, tmp_path: Path, script: Path, flags: list[str]
 ) -> None:
     said = cli("run", "--dir", tmp_path / "job", *flags, "--", script)
@@ -105,23 +105,23 @@ def test_a_wrong_rule_of_run_is_64(
     assert not (tmp_path / "job").exists()
 
 
-def test_a_directory_that_is_not_there_is_73(cli: Command, tmp_path: Path) -> None:
+def test_a_missing_directory_is_73(cli: Command, tmp_path: Path) -> None:
     said = cli("prune", tmp_path / "missing", "--keep-last", 1)
     assert said.code == 73
     assert_one_line_of_error(said)
 
 
 def test_an_empty_directory_has_nothing_to_prune(cli: Command, tmp_path: Path) -> None:
-    """And gets nothing: it may not even be a job's."""
+    """Nothing is created in it: it may not be a job's."""
     said = cli("prune", tmp_path, "--keep-last", 1)
     assert (said.code, said.out) == (0, "0 of 0 deleted, 0 Bytes\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_deleted_is_73_and_said(
+def test_a_failed_deletion_is_73_and_reported(
     cli: Command, job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a file system that was mounted for reading alone."""
+    """As on a read-only file system."""
     rename = os.rename
 
     def refuse(source: Path, target: Path) -> None:
@@ -137,7 +137,7 @@ def test_what_cannot_be_deleted_is_73_and_said(
 
 
 def test_a_full_verification_is_remembered_for_retention(cli: Command, job: JobDirectory) -> None:
-    """verify --full counts, a quick one does not; the older one that is known to be whole stays."""
+    """Only verify --full counts; the newest verified checkpoint is kept."""
     path = job.checkpoint(0, 20)
     assert cli("verify", path).code == 0
     assert not is_verified(job, path, read_manifest(path))
@@ -147,10 +147,8 @@ def test_a_full_verification_is_remembered_for_retention(cli: Command, job: JobD
     assert names(job) == ["epoch-0_step-30", "epoch-0_step-20"]
 
 
-def test_what_verify_finds_bad_is_no_support_for_retention_any_more(
-    cli: Command, job: JobDirectory
-) -> None:
-    """It was whole once; then the disk lost a bit, and somebody looked."""
+def test_a_failed_verification_is_remembered_for_retention(cli: Command, job: JobDirectory) -> None:
+    """A checkpoint that was verified once loses a bit, and is verified again."""
     assert cli("verify", job.checkpoint(0, 20), "--full").code == 0
     flip_bit(job.checkpoint(0, 20) / MODEL)
     flip_bit(job.checkpoint(0, 30) / MODEL)
@@ -165,10 +163,10 @@ def test_what_verify_finds_bad_is_no_support_for_retention_any_more(
     [["prune", "--keep-last", "1"], ["list"], ["verify"], ["status", "--json"], ["save"]],
     ids=lambda command: command[0],
 )
-def test_a_directory_whose_name_is_no_text_is_refused_in_one_line(
+def test_a_directory_name_that_is_not_utf_8_is_refused(
     cli: Command, tmp_path: Path, command: list[str]
 ) -> None:
-    """No manifest and no record could hold its path."""
+    """Manifests and records cannot contain its path."""
     root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/job-\xff"))
     root.mkdir()
     said = cli(command[0], root, *command[1:])
