@@ -1,0 +1,210 @@
+"""A session's loop over its data: the remaining epochs, and the remaining batches of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from elastic_ckpt.checkpoint.manifest import SealHeader
+from elastic_ckpt.errors import DataMismatch, UnequalSteps, UsageError
+from elastic_ckpt.policy.accumulation import accumulation_steps
+from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
+from elastic_ckpt.training.data.sampler import ElasticSampler
+from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.save_points import LoopState, SavePoints
+from elastic_ckpt.training.state.rank_state import RankState
+from elastic_ckpt.training.step_timer import StepTimer
+
+
+class DataLoop:
+    """Yields batches, and counts the steps that the script makes of them.
+
+    Args:
+        global_batch: samples of one optimizer step on all ranks together, which sets the
+            accumulation; 0 keeps the script's.
+        resumed_from: whose data the script must use; None for a fresh start.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        points: SavePoints,
+        timer: StepTimer,
+        state: LoopState,
+        rank_state: RankState,
+        *,
+        global_batch: int,
+        resumed_from: SealHeader | None,
+    ) -> None:
+        self._runtime = runtime
+        self._points = points
+        self._timer = timer
+        self._state = state
+        self._rank_state = rank_state
+        self._global_batch = global_batch
+        self._unchecked = resumed_from
+        self._max_epochs = 0
+        self._group_batches = 0
+        self._batch_is_out = False
+        self._optimizer_stepped = False
+        self._dataset: Any = None
+
+    def epochs(self, max_epochs: int) -> Iterator[int]:
+        """Yield the remaining epochs; see ``Session.epochs``."""
+        self._rank_state.restore_rng(iterating=False)
+        self._max_epochs = max_epochs
+        place = self._state.place
+        while place.epoch < max_epochs:
+            yield place.epoch
+            self.settle()
+            place.next_epoch()
+            if place.epoch < max_epochs:
+                self._points.after_epoch()
+
+    def batches(self, dataloader: DataLoader[Any]) -> Iterator[Any]:
+        """Yield the remaining micro-batches of this epoch; see ``Session.batches``."""
+        sampler = self._prepare(dataloader)
+        count = len(dataloader)
+        if sampler.drop_last or dataloader.drop_last:
+            count -= count % self._state.accumulation_steps
+        self._check_equal(count)
+        self._show_remaining(dataloader, sampler, count)
+        self._rank_state.restore_rng(iterating=False)
+        if count == 0:
+            self._rank_state.restore_rng()
+            return
+        iterator = iter(dataloader)
+        self._rank_state.restore_rng()
+        in_process = dataloader.num_workers == 0
+        accumulation, slot = self._state.accumulation_steps, self._runtime.slot
+        try:
+            for index in range(count):
+                begins = index % accumulation == 0
+                if begins and in_process:
+                    self._points.before_step()
+                slot.phase(Phase.FETCHING)
+                self._timer.fetching()
+                batch = next(iterator)
+                self._timer.fetched()
+                slot.phase(Phase.TRAINING)
+                if begins and not in_process:
+                    self._points.before_step()
+                self._state.step_ends = (index + 1) % accumulation == 0 or index + 1 == count
+                self._group_batches = index % accumulation + 1
+                yield from self._hand_out(batch)
+                if self._state.step_ends:
+                    self._points.count_step(self._group_batches)
+                    self._points.after_step()
+        finally:  # the script may leave by break
+            self._timer.interrupted()
+            slot.phase(Phase.BETWEEN)
+
+    def optimizer_stepped(self) -> None:
+        """Note that the optimizer made its step with the current micro-batch."""
+        self._optimizer_stepped = True
+
+    def settle(self) -> None:
+        """Count the step of a batch that the script left by ``break``.
+
+        Python closes the generator when nothing refers to it any more, which may be late. So
+        whatever depends on the count settles it first.
+        """
+        if self._batch_is_out and self._optimizer_stepped and self._state.step_ends:
+            self._points.count_step(self._group_batches)
+        self._batch_is_out = False
+
+    def _hand_out(self, batch: Any) -> Iterator[Any]:
+        """Yield a batch; a ``break`` after an optimizer step still counts that step."""
+        epoch = self._state.place.epoch
+        self._optimizer_stepped = False
+        self._batch_is_out = True
+        self._timer.handed_out()
+        try:
+            yield batch
+        except GeneratorExit:
+            if self._state.place.epoch == epoch:
+                self.settle()
+            raise
+        self._batch_is_out = False
+        self._timer.taken_back()
+
+    def _prepare(self, dataloader: DataLoader[Any]) -> ElasticSampler:
+        sampler, state = dataloader.sampler, self._state
+        if not isinstance(sampler, ElasticSampler):
+            raise UsageError(
+                f"session.batches needs a DataLoader with an ElasticSampler, not with a "
+                f"{type(sampler).__name__}: DataLoader(dataset, sampler=ElasticSampler(dataset, "
+                "seed=0), ...)"
+            )
+        if dataloader.batch_size is None:
+            raise UsageError("session.batches needs a DataLoader with a batch_size")
+        place = state.place
+        if state.iterated_epoch == place.epoch:
+            raise UsageError("session.batches may be called once per epoch")
+        state.iterated_epoch = place.epoch
+        if self._dataset is not dataloader.dataset:  # once per data set: it reads samples
+            self._dataset = dataloader.dataset
+            place.fingerprint = dataset_fingerprint(dataloader.dataset)
+        place.dataset_size = sampler.dataset_size
+        place.order_seed = sampler.order_seed
+        self._check_data()
+        state.replicas = sampler.num_replicas
+        state.samples_per_batch = dataloader.batch_size * sampler.num_replicas
+        if self._global_batch:
+            state.accumulation_steps = accumulation_steps(
+                self._global_batch, dataloader.batch_size, sampler.num_replicas
+            )
+        sampler.set_position(place.epoch, place.samples)
+        return sampler
+
+    def _check_data(self) -> None:
+        """Check once that the data and their order are the checkpoint's."""
+        saved, place = self._unchecked, self._state.place
+        self._unchecked = None
+        if saved is None or not saved.dataset_fingerprint:
+            return
+        if saved.dataset_size != place.dataset_size:
+            what = f"it has {place.dataset_size} samples instead of {saved.dataset_size}"
+        elif saved.dataset_fingerprint != place.fingerprint:
+            what = "its samples differ"
+        elif saved.order_seed != place.order_seed:
+            what = f"its order has seed {place.order_seed} instead of {saved.order_seed}"
+        else:
+            return
+        raise DataMismatch(
+            f"the data set is not the one of {saved.checkpoint_name}: {what}; use the same data "
+            "and seed, or start over with a new --dir"
+        )
+
+    def _check_equal(self, count: int) -> None:
+        """Check that all ranks have the same number of micro-batches. Collective."""
+        peers = self._runtime.peers
+        counts = peers.collect("batches", lambda: str(count).encode())
+        found = peers.tell("equal", b" ".join(sorted(set(counts)))).decode()
+        if " " in found:
+            raise UnequalSteps(
+                f"the ranks' loaders have different numbers of batches ({found}): give every rank "
+                "the same data set, batch size and ElasticSampler arguments"
+            )
+
+    def _show_remaining(
+        self, dataloader: DataLoader[Any], sampler: ElasticSampler, count: int
+    ) -> None:
+        """Show ``status`` how many steps the script will make; ``count`` batches are left here."""
+        state = self._state
+        accumulation = state.accumulation_steps
+        dropped = sampler.drop_last or dataloader.drop_last
+        parts = (sampler.num_replicas, dataloader.batch_size or 1, accumulation)
+        steps = sampler.dataset_size
+        for part, floor in zip(
+            parts, (sampler.drop_last, dataloader.drop_last, dropped), strict=True
+        ):
+            steps = steps // part if floor else -(-steps // part)
+        epochs = max(0, self._max_epochs - state.place.epoch - 1)
+        total = state.place.step - (-count // accumulation) + epochs * steps
+        self._runtime.slot.course(
+            total if self._max_epochs else 0, state.samples_per_batch * accumulation
+        )

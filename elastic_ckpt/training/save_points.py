@@ -1,0 +1,135 @@
+"""Where a session saves and stops.
+
+Step ``s`` ends when the script requests the next batch. A save that follows from the step number
+(the interval) is made there. A save or stop that was requested is made where step ``s + 1`` would
+begin, because a rank may learn of it as late as that. Whatever the script does at the end of an
+epoch lies before that point on every rank, so the position is then the start of the next epoch.
+
+The random state is saved at the same moment, so a batch must not draw random numbers between the
+two points. With ``num_workers=0``, where fetching runs in this process, it counts as part of the
+step, and the step begins before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elastic_ckpt.checkpoint.manifest import Reason
+from elastic_ckpt.checkpoint.position import Place
+from elastic_ckpt.policy.interval import SaveInterval
+from elastic_ckpt.protocol.agreement import ActionKind
+from elastic_ckpt.training.reported_metrics import ReportedMetrics
+from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.rank_state import RankState
+from elastic_ckpt.training.state.saver import Saver
+from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
+from elastic_ckpt.training.step_timer import StepTimer
+
+
+@dataclass
+class LoopState:
+    """Where a session is in its data, and how samples make a step.
+
+    Attributes:
+        accumulation_steps: micro-batches per optimizer step.
+        samples_per_batch: of one micro-batch on all ranks together; 0 before the first loader.
+        replicas: ranks that see different samples.
+        iterated_epoch: the epoch whose DataLoader iterator exists; -1 before the first.
+        step_ends: whether the current micro-batch is the last one of its optimizer step.
+    """
+
+    accumulation_steps: int
+    place: Place = field(default_factory=Place)
+    samples_per_batch: int = 0
+    replicas: int = 1
+    iterated_epoch: int = -1
+    step_ends: bool = False
+
+
+class SavePoints:
+    """Counts steps, and saves or stops between them."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        saver: Saver,
+        interval: SaveInterval,
+        timer: StepTimer,
+        loop: LoopState,
+        rank_state: RankState,
+        metrics: ReportedMetrics,
+    ) -> None:
+        self._runtime = runtime
+        self._saver = saver
+        self._interval = interval
+        self._timer = timer
+        self._loop = loop
+        self._rank_state = rank_state
+        self._metrics = metrics
+        self._is_due = False
+
+    def before_step(self) -> None:
+        """Do what all ranks agreed to do before the next step. Collective.
+
+        Raises:
+            SystemExit: at the agreed stop step, after the seal.
+        """
+        place = self._loop.place
+        while True:
+            action = self._runtime.steps.enter(place.step, place.epoch, place.samples)
+            if action.kind is ActionKind.GO:
+                return
+            self._saver.complete()
+            if self._saver.last[-1] != place.step and place.step > 0:
+                self._save(REASONS[action.kind])
+            if action.kind is ActionKind.STOP:
+                self._runtime.leave(saved=self._saver.last[-1] >= 0)
+
+    def count_step(self, micro_batches: int) -> None:
+        """Count a finished step. Its samples count together: an incomplete step is repeated."""
+        loop = self._loop
+        self._runtime.steps.stepped()
+        loop.place.count_step(micro_batches * loop.samples_per_batch)
+        self._is_due = self._interval.due(loop.place.step)
+
+    def after_step(self) -> None:
+        """Save if the step that was counted is due for it, or completes an earlier save."""
+        self._timer.stepped()
+        if not self._saver.complete() or self._is_due:
+            self._save("interval")
+
+    def after_epoch(self) -> None:
+        """Make the save of a step at which the script left the epoch."""
+        if self._is_due:
+            self._save("interval")
+
+    def finish(self) -> None:
+        """Save the final state, and finish the deletion of old checkpoints."""
+        place, steps = self._loop.place, self._runtime.steps
+        self._saver.complete()
+        if place.step > 0 and (place.epoch, place.step) != self._saver.last:
+            self._save("final")
+        self._runtime.retain.finish(lambda: steps.asked)
+
+    def _save(self, reason: Reason) -> None:
+        self._is_due = False
+        self._timer.interrupted()
+        self._saver.save(self._snapshot(reason))
+
+    def _snapshot(self, reason: Reason) -> Snapshot:
+        loop, place = self._loop, self._loop.place
+        replicas = loop.replicas if loop.samples_per_batch else self._runtime.peers.world_size
+        iterating = loop.iterated_epoch == place.epoch
+        return Snapshot(
+            reason=reason,
+            position=place.freeze(),
+            running_states={
+                "epoch": place.epoch,
+                "step": place.step_in_epoch,
+                "sample_start_index": place.samples // replicas,
+            },
+            samples_per_step=loop.samples_per_batch * loop.accumulation_steps,
+            data_parallel_size=replicas,
+            rank_state=lambda: self._rank_state.capture(iterating=iterating),
+            metrics=self._metrics.values,
+        )
