@@ -1,4 +1,4 @@
-"""The seed's two functions, and ``should_save`` for loops that keep their own shape."""
+"""``save_checkpoint`` and ``load_checkpoint``, and ``should_save`` for a script's own loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
 
 @dataclass
 class _Loop:
-    """What ``should_save`` remembers between calls."""
+    """State of ``should_save`` between calls."""
 
     calls: int = 0
     attached: bool = False
@@ -39,15 +39,15 @@ _loop = _Loop()
 
 
 def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bool:
-    """Whether to call ``save_checkpoint`` now. Call once at the end of every optimizer step.
+    """Return whether to call ``save_checkpoint`` now. Call it after every optimizer step.
 
-    True on all ranks alike: on the interval, when a save was asked for, and at the agreed stop
-    step, after which ``save_checkpoint`` leaves the process. Not collective after the first call.
+    True on all ranks alike: on the interval, when a save was requested, and at the agreed stop
+    step, after which ``save_checkpoint`` ends the process. Not collective after the first call.
 
     Args:
-        step: the step's number in the script's own counting; only ``every`` looks at it.
-        every: steps between saves, 0 for none; the supervisor's ``--save-interval`` goes before it.
-        save_dir: needed only when neither ``ELASTIC_CKPT_DIR`` is set nor a function of this
+        step: the step's number in the script's own counting; only ``every`` uses it.
+        every: steps between saves, 0 for none. The supervisor's ``--save-interval`` overrides it.
+        save_dir: needed only if ``ELASTIC_CKPT_DIR`` is not set and no other function of this
             package was called before.
 
     Raises:
@@ -68,8 +68,8 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     action = runtime.steps.enter(_loop.calls, epoch, samples, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
-    told = runtime.supervised.save_interval_steps if runtime.supervised else 0
-    due = SaveInterval(steps=told or every).due(step)
+    interval = runtime.supervised.save_interval_steps if runtime.supervised else 0
+    due = SaveInterval(steps=interval or every).due(step)
     return _loop.stop or action.kind is not ActionKind.GO or due
 
 
@@ -87,28 +87,28 @@ def save_checkpoint(
     engine: str | None = None,
     use_async: bool = False,
 ) -> None:
-    """Save to ``save_dir/epoch-{epoch}_step-{step}``; returns once it is sealed. Collective.
+    """Save to ``save_dir/epoch-{epoch}_step-{step}``, and return once it is sealed. Collective.
 
     Safe for a step that exists already (an intact checkpoint is kept) or was left half-written.
-    When a stop was agreed upon, see ``should_save``, it leaves the process after the seal.
+    At an agreed stop, see ``should_save``, it ends the process after the seal.
 
     Args:
         booster: a ColossalAI ``Booster``, or None for plain torch.
-        epoch: the epoch that the loop is in; at its end, too.
+        epoch: the epoch that the loop is in, also at its end.
         step: optimizer steps, in the script's own counting.
-        batch_size: samples per optimizer step of one data-parallel rank: times the accumulation.
-        coordinator: not looked at, as the ranks are known; ColossalChat's function has it.
+        batch_size: samples per optimizer step of one data-parallel rank, with accumulation.
+        coordinator: ignored; ColossalChat's function has it.
         engine: as in ``Session``.
-        use_async: have TensorNVMe write, if it is installed; the seal comes behind it.
+        use_async: have TensorNVMe write, if it is installed; the seal still waits for it.
 
-    With this package's ``StatefulDistributedSampler`` the place in the data is what it has given
-    out and ``should_save`` has counted; with another one it is ``step * batch_size``, which is
-    right where steps are counted from the epoch's begin.
+    With this package's ``StatefulDistributedSampler`` the position in the data follows from what it
+    yielded and ``should_save`` counted. With another sampler it is ``step * batch_size``, which is
+    right if steps are counted from the start of the epoch.
 
     Raises:
-        UsageError: epoch or batch size are not what the sampler says.
+        UsageError: the epoch or the batch size contradicts the sampler.
         SaveFailed: on every rank, with the reason of the rank that failed. StorageFailed, if the
-            disk is full or does not answer: a loop that catches it may train on.
+            disk is full or does not answer: a loop may catch it and continue.
         SystemExit: after the seal, at the agreed stop step.
     """
     runtime = runtimes.join(save_dir)
@@ -148,31 +148,30 @@ def load_checkpoint(
     *,
     engine: str | None = None,
 ) -> tuple[int, int, int]:
-    """Verify in full, then load. Collective.
+    """Verify every byte of a checkpoint, then load it. Collective.
 
     Args:
-        load_dir: one checkpoint, or a job directory: then the newest intact one is taken, and a
-            bad one that is newer is set aside.
+        load_dir: one checkpoint, or a job directory, from which the newest intact one is loaded;
+            newer ones that fail verification are set aside.
         engine: as in ``Session``.
 
-    The random state is put back; with ``StatefulDistributedSampler`` once more when the first pass
-    begins, so that what making a DataLoader's iterator draws does not count.
+    The random state is restored; with ``StatefulDistributedSampler`` again when the first pass
+    begins, so that what creating a DataLoader's iterator draws does not matter.
 
     Returns:
-        (epoch, step, sample_start_index); the index counts samples of one data-parallel rank of
-        this run, however many there were when it was saved. (0, 0, 0), with nothing loaded, for a
-        job directory that holds no checkpoint yet.
+        (epoch, step, sample_start_index). The index counts samples of one data-parallel rank of
+        this run, whatever their number at the save. (0, 0, 0), with nothing loaded, for a job
+        directory without a checkpoint.
 
     Raises:
-        CheckpointRejected: the checkpoint is not whole.
-        NoUsableCheckpoint: ``load_dir`` does not exist, or holds checkpoints of which none can be
-            used.
+        CheckpointRejected: the checkpoint failed verification.
+        NoUsableCheckpoint: ``load_dir`` does not exist, or none of its checkpoints is usable.
     """
     path = Path(load_dir).resolve()
     single = checkpoint_key(path.name) is not None
     if not path.exists() and os.environ.get("ELASTIC_CKPT_DIR") != os.fspath(load_dir):
         raise NoUsableCheckpoint(
-            f"{path} does not exist: give a checkpoint or a job's directory; make it for a new job"
+            f"{path} does not exist: pass a checkpoint or a job directory; for a new job, create it"
         )
     runtime = runtimes.join(path.parent if single else path)
     made = make_engine(EngineInputs(booster, model, optimizer, lr_scheduler), engine)
@@ -200,10 +199,10 @@ def load_checkpoint(
 
 
 def _data_parallel_size(booster: Any, world_size: int) -> int:
-    """How many ranks see different samples: as many as a plugin's own loader makes shares.
+    """Return the number of ranks that see different samples, as the plugin's own loader has it.
 
-    A hybrid plugin's ``dp_size`` counts ranks, too, that share a sample by sequence parallelism;
-    LowLevelZero's ``dp_group`` leaves out those of ``extra_dp_size``.
+    A hybrid plugin's ``dp_size`` also counts ranks that share a sample by sequence parallelism;
+    LowLevelZero's ``dp_group`` omits those of ``extra_dp_size``.
     """
     plugin: Any = getattr(booster, "plugin", None)
     if hasattr(plugin, "pp_group"):

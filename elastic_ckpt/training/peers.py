@@ -1,8 +1,8 @@
 """Outcomes between ranks, through the job's key-value store instead of collectives.
 
-A collective hangs the healthy ranks when one has raised. Here each rank posts how it fared, the
-leader looks at all of them and gives a verdict, and everybody reads that: so an error on one
-rank becomes the same error on every rank. Every wait polls, and is bounded.
+A collective hangs the healthy ranks when one has raised. Here each rank posts its outcome, the
+leader reads all of them and posts a verdict, and every rank reads that. So an error on one rank
+becomes the same error on every rank. Every wait polls and is bounded.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from elastic_ckpt.errors import (
 )
 
 LIMIT_SECONDS: Final = 1800.0
-"""No exchange takes longer; a rank that writes for half an hour is taken for lost."""
+"""Maximum duration of an exchange; a rank that takes longer counts as lost."""
 
 FAILURE_GRACE_SECONDS: Final = 10.0
-"""After one rank failed, how long the others may take to say how they fared."""
+"""How long the other ranks may take to post their outcome after one rank failed."""
 
 _SHORTEST_PAUSE: Final = 0.00025
 _LONGEST_PAUSE: Final = 0.01
-"""Between two looks at the store, which answers one rank at a time: many ranks look less often.
-(Its own ``wait`` cannot be left before it times out, and then prints a warning.)"""
+"""Seconds between polls of the store, which serves one rank at a time: many ranks poll less often.
+(Its own ``wait`` cannot be interrupted before it times out, and then prints a warning.)"""
 
 _OK: Final = b"+"
 _BAD: Final = b"!"
@@ -44,11 +44,11 @@ _BAD: Final = b"!"
 T = TypeVar("T")
 
 dist: Any = distributed
-"""Its stores are public, but carry no types."""
+"""Its stores are public, but untyped."""
 
 
 class Peers:
-    """The ranks of this incarnation. Every method is collective and called in the same order."""
+    """The ranks of this incarnation. All ranks call the same methods in the same order."""
 
     def __init__(self, rank: int, world_size: int, store: Any, limit: float) -> None:
         self.rank = rank
@@ -57,19 +57,19 @@ class Peers:
         self._limit = limit
         self._pause_seconds = min(_SHORTEST_PAUSE * world_size, _LONGEST_PAUSE)
         self._round = 0
-        self._keys: dict[str, list[str]] = {}  # by round, of those that somebody may still read
+        self._keys: dict[str, list[str]] = {}  # by round, those that a rank may still read
         self._watching: Any = None
 
     @classmethod
     def connect(cls, limit: float = LIMIT_SECONDS) -> Peers:
-        """The default process group's ranks, or this process alone.
+        """Connect to the default process group's ranks; without one, this process is alone.
 
         Raises:
             UsageError: there are other ranks, but no process group yet.
         """
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(
-                "there is no process group yet: call colossalai.launch_from_torch() or "
+                "no process group is initialized: call colossalai.launch_from_torch() or "
                 "torch.distributed.init_process_group() before Session, load_checkpoint or "
                 "should_save"
             )
@@ -80,7 +80,7 @@ class Peers:
 
     @property
     def is_leader(self) -> bool:
-        """Rank 0 chooses, seals and speaks."""
+        """Whether this is rank 0, which chooses, seals and prints."""
         return self.rank == 0
 
     def collect(
@@ -91,17 +91,17 @@ class Peers:
         doing: str = "save",
         watched: bool = False,
     ) -> list[bytes]:
-        """Run ``produce`` on every rank; the leader gets all results, the others none.
+        """Run ``produce`` on every rank; the leader receives all results, the others none.
 
         Args:
-            doing: what a rank that raises could not do, for the message.
-            watched: ``produce`` runs collectives of somebody else's. A rank that is stuck in one
-                because a peer failed cannot raise: it says so and ends its process.
+            doing: the verb for the error message, as in "rank 3 could not save".
+            watched: ``produce`` runs collectives of other libraries. A rank that is stuck in one
+                because a peer failed cannot raise: it prints the error and ends its process.
 
         Raises:
-            ElasticCkptError: on every rank, as the first rank raised it.
-            SaveFailed: on every rank, if that rank raised anything else; StorageFailed if it was
-                the storage's.
+            ElasticCkptError: on every rank, as the first failed rank raised it.
+            SaveFailed: on every rank, if that rank raised anything else; StorageFailed if that was
+                an ``OSError``.
         """
         key = self._next(name, range(self.world_size))
         try:
@@ -109,17 +109,17 @@ class Peers:
                 mine = produce()
         except Exception as error:
             failed = _as_failure(self.rank, error, doing)
-            told = _encode_failure(failed, self.rank)
+            encoded = _encode_failure(failed, self.rank)
             with suppress(LeaderLost):
-                self._post(f"{key}/failed", _BAD, told)
-                self._post(f"{key}/{self.rank}", _BAD, told)
+                self._post(f"{key}/failed", _BAD, encoded)
+                self._post(f"{key}/{self.rank}", _BAD, encoded)
                 self._judge(key)
             raise failed from error
         self._post(f"{key}/{self.rank}", _OK, mine)
         return self._judge(key, mine)
 
     def leader_does(self, name: str, act: Callable[[], T]) -> T | None:
-        """Have the leader do something; the others wait for how it went.
+        """Run ``act`` on the leader; the other ranks wait for its outcome.
 
         Returns:
             What ``act`` returned, on the leader; None elsewhere.
@@ -141,7 +141,7 @@ class Peers:
         return result
 
     def tell(self, name: str, value: bytes) -> bytes:
-        """The leader's value, on every rank."""
+        """Return the leader's value on every rank."""
         key = self._next(name)
         if self.world_size == 1:
             return value
@@ -151,7 +151,7 @@ class Peers:
         return self._await(f"{key}/verdict", self._limit)[1:]
 
     def barrier(self, name: str) -> None:
-        """Wait, bounded, until every rank is here."""
+        """Wait, for a bounded time, until every rank has called this."""
         self.collect(name, lambda: b"")
 
     # -- inside -------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Peers:
             yield
         finally:
             done.set()
-            thread.join(FAILURE_GRACE_SECONDS)  # not to be inside the store while Python ends
+            thread.join(FAILURE_GRACE_SECONDS)  # or it could be inside the store at exit
 
     def _end_if_stuck(self, store: Any, key: str, done: threading.Event) -> None:
         try:
@@ -193,7 +193,7 @@ class Peers:
             os._exit(int(ExitCode.FAILED))
 
     def _judge(self, key: str, mine: bytes = b"") -> list[bytes]:
-        """The leader reads every outcome and tells; the others hear it."""
+        """Return all outcomes on the leader, which posts the verdict; raise it on every rank."""
         if self.world_size == 1:
             return [mine]
         if not self.is_leader:
@@ -226,7 +226,7 @@ class Peers:
             if first_failure is not None and now > first_failure + FAILURE_GRACE_SECONDS:
                 raise _decode_failure(self._read(f"{key}/failed"))
             if now > limit:
-                raise SaveFailed(rank, f"it did not answer within {self._limit:.0f} s")
+                raise SaveFailed(rank, f"no answer within {self._limit:.0f} s")
             time.sleep(self._pause_seconds)
         outcome = self._read(f"{key}/{rank}")
         if outcome[:1] == _BAD:
@@ -241,12 +241,12 @@ class Peers:
         limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
         while not self._there(key):
             if time.monotonic() > limit:
-                raise SaveFailed(0, f"the leader did not answer within {seconds:.0f} s")
+                raise SaveFailed(0, f"no answer from the leader within {seconds:.0f} s")
             time.sleep(self._pause_seconds)
         return self._read(key)
 
-    # A store whose host has gone fails with one or the other of torch's errors, each a
-    # RuntimeError; to a caller they are the same typed one.
+    # A store whose host is gone raises one of several torch errors, each a RuntimeError; callers
+    # see one typed error.
 
     def _there(self, key: str) -> bool:
         try:
@@ -269,7 +269,7 @@ class Peers:
             raise _lost(error) from None
 
     def _next(self, name: str, ranks: Iterable[int] = ()) -> str:
-        """The key of the next round, in which these ranks answer."""
+        """Return the key of the next round, in which these ranks answer."""
         self._round += 1
         key = f"{self._round}/{name}"
         if self._store is not None and self.is_leader:
@@ -277,7 +277,7 @@ class Peers:
         return key
 
     def _forget_before(self, key: str) -> None:
-        """Delete what all have read: who has answered here is past everything before it."""
+        """Delete the earlier rounds' keys: a rank that answered this round has read them all."""
         for old in list(self._keys):
             if old == key:
                 return
@@ -286,7 +286,7 @@ class Peers:
 
 
 def describe(error: BaseException) -> str:
-    """One line for an exception."""
+    """Describe an exception in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
     text = str(error).strip().splitlines()
@@ -294,12 +294,12 @@ def describe(error: BaseException) -> str:
 
 
 def private_store() -> Any:
-    """A connection of one's own to the job's store, for a thread; None where it is no TCP store.
+    """Return a separate connection to the job's store, for a thread; None if it is not a TCP store.
 
-    A client serves one call at a time: a thread that shared it would wait for the other's waits.
+    A client runs one call at a time: a thread that shared it would wait for other calls.
 
     Raises:
-        LeaderLost: it does not answer.
+        LeaderLost: the store does not answer.
     """
     store = _base_store()
     if not isinstance(store, dist.TCPStore):
@@ -309,13 +309,13 @@ def private_store() -> Any:
             store.host, store.port, is_master=False, wait_for_workers=False,
             timeout=timedelta(seconds=FAILURE_GRACE_SECONDS),
         )  # fmt: skip
-    except RuntimeError as error:  # its host has died a moment ago
+    except RuntimeError as error:  # its host has just died
         raise _lost(error) from None
     return dist.PrefixStore(_prefix(), fresh)
 
 
 def _base_store() -> Any:
-    """The store below the default process group; torch has no public name for it."""
+    """Return the store below the default process group; torch has no public name for it."""
     store = dist.distributed_c10d._get_default_store()
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
@@ -323,13 +323,13 @@ def _base_store() -> Any:
 
 
 def _prefix() -> str:
-    """Keeps one launch's keys apart from the next one's: torchrun keeps its store."""
+    """Return a key prefix of this launch: torchrun keeps its store across restarts."""
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"elastic-ckpt/{run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _as_failure(rank: int, error: Exception, doing: str) -> ElasticCkptError:
-    """What every rank raises because one of them raised ``error``."""
+    """Return what every rank raises because this one raised ``error``."""
     if isinstance(error, ElasticCkptError):
         return error
     stored = isinstance(error, OSError) and not isinstance(error, ConnectionError)
@@ -337,7 +337,7 @@ def _as_failure(rank: int, error: Exception, doing: str) -> ElasticCkptError:
 
 
 def _encode_failure(failed: ElasticCkptError, rank: int) -> bytes:
-    """Its class, and what makes it anew."""
+    """Encode an error's class, and what reconstructs it."""
     doing, reason = "", str(failed)
     if isinstance(failed, SaveFailed):
         rank, doing, reason = failed.rank, failed.doing, failed.reason
@@ -353,7 +353,7 @@ def _decode_failure(value: bytes) -> ElasticCkptError:
 
 
 def _lost(error: BaseException) -> LeaderLost:
-    return LeaderLost(0, f"the job's store has gone, and the leader with it: {describe(error)}")
+    return LeaderLost(0, f"lost the job's store, and so the leader: {describe(error)}")
 
 
 def _error_class(name: str) -> type[ElasticCkptError]:

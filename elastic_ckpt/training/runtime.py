@@ -1,4 +1,4 @@
-"""What this process is part of: a supervisor's job, a plain torchrun, or nothing but itself."""
+"""The job that this process belongs to: a supervisor's, a plain torchrun's, or its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Supervised:
-    """Handed to a worker by its supervisor, before the script runs."""
+    """What a supervisor passes to a worker before the script runs."""
 
     job: JobDirectory
     name: str
@@ -49,22 +49,22 @@ class Supervised:
         return _current is not None
 
     def finish(self, outcome: Outcome, code: int = 0, reason: str = "") -> None:
-        """Leave the last word on the board."""
+        """Write this worker's outcome to the board."""
         self.slot.leave(outcome, code, reason)
 
 
 @dataclass
 class Runtime:
-    """How this process takes part in a job; one per process.
+    """This process's part in a job; one per process.
 
     Attributes:
         job: the job directory.
         steps: the step protocol.
         peers: the other ranks.
         supervised: None when there is no supervisor.
-        retain: what deletes old checkpoints.
-        memory: this node's memory tier; None to save to the disk.
-        last_bytes: size of the newest checkpoint; None if nobody has looked.
+        retain: deletes old checkpoints.
+        memory: this node's memory tier; None to save to disk.
+        last_bytes: size of the newest checkpoint; None if it is not known yet.
     """
 
     job: JobDirectory
@@ -82,22 +82,22 @@ class Runtime:
     retain: Retainer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Keep what the supervisor was told to keep."""
+        """Apply the supervisor's retention rule."""
         self.retain = Retainer(self.job, self.journal, self.say)
         if self.supervised is not None:
             self.retain.rule = self.supervised.retention
 
     def say(self, line: str) -> None:
-        """One line for whoever looks at the job's output; an output that fails is no error."""
+        """Print a line to the job's output; a failed write is ignored."""
         with contextlib.suppress(OSError):
             print(f"elastic-ckpt: {printable(line)}", file=sys.stderr, flush=True)
 
     def leave(self, *, saved: bool) -> None:
-        """End this process at the agreed stop step. Collective where something was saved.
+        """End this process at the agreed stop step. Collective if something was saved.
 
-        Torch elastic takes the first non-zero exit for a failure, so under a supervisor the
-        outcome stands on the board and the exit code is 0. The process group is left to end with
-        the process: destroying it while a DDP model is alive can deadlock (torch 2.13, gloo).
+        Torch elastic treats a non-zero exit as a failure, so under a supervisor the outcome is on
+        the board and the exit code is 0. The process group ends with the process: destroying it
+        while a DDP model is alive can deadlock (torch 2.13, gloo).
 
         Raises:
             SystemExit: always.
@@ -116,32 +116,32 @@ _current: Runtime | None = None
 
 
 def install(context: Supervised) -> None:
-    """Called by the worker's bootstrap, before the script."""
+    """Set what the supervisor passed; called before the script runs."""
     global _supervised
     _supervised = context
 
 
 def supervised() -> Supervised:
-    """The supervisor's word to this worker."""
+    """Return what the supervisor passed to this worker."""
     if _supervised is None:
-        raise UsageError("this process was not launched by elastic-ckpt run")
+        raise UsageError("this process was not started by elastic-ckpt run")
     return _supervised
 
 
 def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
-    """Take part in the job of ``save_dir``; later calls return the same runtime. Collective.
+    """Join the job of ``save_dir``; later calls return the same runtime. Collective.
 
     Raises:
-        UsageError: the directory is not the supervisor's, or another one than before.
-        DirectoryUnusable, LockHeld: on every rank, as the leader found.
+        UsageError: the directory differs from the supervisor's or an earlier call's.
+        DirectoryUnusable, LockHeld: on every rank, from the leader.
     """
     global _current
     directory = _resolve(save_dir)
     if _current is not None:
         if _current.job.root != directory:
             raise UsageError(
-                f"this process already saves to {_current.job.root}, not {directory}: give the "
-                "same directory everywhere"
+                f"this process already saves to {_current.job.root}, not {directory}: pass the "
+                "same directory in every call"
             )
         return _current
     _current = _join_supervised(_supervised) if _supervised else _join_alone(directory)
@@ -152,19 +152,19 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
 
 
 def joined() -> Runtime:
-    """The runtime that was joined before, else that of ``ELASTIC_CKPT_DIR``."""
+    """Return the runtime that was joined before, or join that of ``ELASTIC_CKPT_DIR``."""
     return _current if _current is not None else join(None)
 
 
 def _resolve(save_dir: str | os.PathLike[str] | None) -> Path:
     given = os.environ.get("ELASTIC_CKPT_DIR") if save_dir is None else os.fspath(save_dir)
     if given is None:
-        raise UsageError("no directory to save to: give save_dir or set ELASTIC_CKPT_DIR")
+        raise UsageError("no directory to save to: pass save_dir or set ELASTIC_CKPT_DIR")
     directory = Path(given).resolve()
     if _supervised is not None and directory != _supervised.job.root:
         raise UsageError(
             f"the script saves to {directory} but the supervisor watches {_supervised.job.root}: "
-            f"start it with --dir {directory}, or give Session no save_dir"
+            f"run elastic-ckpt run --dir {directory}, or omit save_dir in the script"
         )
     return directory
 
@@ -186,7 +186,7 @@ def _join_supervised(context: Supervised) -> Runtime:
         peers=peers,
         supervised=context,
         incarnation=context.board.incarnation,
-        # What another incarnation has sealed, it has announced.
+        # An earlier incarnation that sealed something has announced the tier.
         memory=WorkerMemory(context.memory, announced=bool(context.memory.sealed()))
         if context.memory
         else None,
@@ -194,7 +194,7 @@ def _join_supervised(context: Supervised) -> Runtime:
 
 
 def _join_alone(directory: Path) -> Runtime:
-    """Without a supervisor the leader holds the job's lock and each rank watches for itself."""
+    """Without a supervisor the leader holds the job's lock, and each rank watches for signals."""
     from elastic_ckpt.training.solo import SoloWatcher
 
     peers = Peers.connect()

@@ -1,8 +1,8 @@
-"""Without a supervisor, each rank is its own watcher: a SIGTERM to any of them is the notice.
+"""A watcher in each rank for jobs without a supervisor: a SIGTERM to any rank is a notice.
 
-The same agreement with every rank for a node of its own: a thread that depends on no rank's
-progress sets the flag on the rank's private board, reads ``entered``, posts it in the job's store
-and takes the maximum over all ranks for the answer.
+It runs the same agreement as a supervisor, with each rank as a node of its own. A thread, which
+does not depend on the rank's progress, sets the flag on the rank's private board, reads
+``entered``, posts it in the job's store, and answers with the maximum over all ranks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REQUEST: Final = 1
 
 
 class SoloWatcher:
-    """Watches for SIGTERM in this process and its peers; one per process."""
+    """Watches for a SIGTERM to this process or its peers; one per process."""
 
     def __init__(self, board: Board, peers: Peers) -> None:
         self._board = board
@@ -38,11 +38,11 @@ class SoloWatcher:
         self._thread = threading.Thread(target=self._run, name="notice-watch", daemon=True)
 
     def start(self) -> None:
-        """Install the handler, where that is possible, and begin to watch."""
+        """Install the handler, in the main thread only, and start to watch."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._notice)
         self._thread.start()
-        # A thread that is inside the store while Python ends takes the process down by SIGABRT.
+        # A thread inside the store at interpreter exit aborts the process with SIGABRT.
         atexit.register(self._end)
 
     def _end(self) -> None:
@@ -58,7 +58,7 @@ class SoloWatcher:
             try:
                 if store is not None and store.check(["stop/wanted"]):
                     break
-            except Exception:  # the rank that hosts the store has left
+            except Exception:  # the rank that hosts the store has exited
                 store = None
             if self._ended.wait(POLL_SECONDS):
                 return
@@ -69,7 +69,7 @@ class SoloWatcher:
             try:
                 store.set("stop/wanted", b"1")
                 entered = self._exchange(store, entered[0])
-            except Exception:  # the store is gone, and with it the other ranks
+            except Exception:  # the store is gone, and so are the other ranks
                 self._board.abort(_REQUEST)
                 return
         self._board.post_answer(RequestAnswer(_REQUEST, RequestKind.STOP, answer_step(entered)))
@@ -86,6 +86,6 @@ class SoloWatcher:
         limit = time.monotonic() + ANSWER_SECONDS
         while not store.check(keys):
             if self._ended.is_set() or time.monotonic() > limit:
-                raise TimeoutError("not every rank posted the step that it had entered")
+                raise TimeoutError("a rank did not post the step that it entered")
             time.sleep(FENCE_SECONDS)
         return [int(store.get(key)) for key in keys]

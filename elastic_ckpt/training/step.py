@@ -1,4 +1,4 @@
-"""A rank's side of the stop-step agreement, on the board. See ``protocol/agreement.py``."""
+"""A rank's side of the stop-step agreement, on the board; see ``protocol/agreement.py``."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from elastic_ckpt.protocol.slot import Phase, SlotWriter
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS: Final = 60.0
-"""The watcher answers within milliseconds; one that has not by then is gone."""
+"""The watcher answers within milliseconds; after this long it is gone."""
 
 _POLL_SECONDS: Final = 0.0005
 
 
 class StepProtocol:
-    """Tells the board which step this rank begins, and the rank what is asked of it.
+    """Shows the board which step this rank enters, and finds the requests that it must serve.
 
-    Not collective: no call here waits for another rank.
+    Not collective: no call waits for another rank.
     """
 
     def __init__(self, board: Board, slot: SlotWriter) -> None:
         self._board = board
         self._slot = slot
         self._agenda = Agenda()
-        self._begun = False
+        self._entered = False
         self._stepped = False
 
     def attach(self, start_step: int, *, declares: bool = True) -> None:
         """Take part, having resumed from ``start_step``.
 
         Args:
-            declares: whether the phases on the board tell an evaluation from a step.
+            declares: whether the rank shows evaluations on the board as a phase.
         """
         self._slot.attach(start_step, declares=declares)
         self._slot.step(start_step, start_step, 0, 0)
 
     @property
     def asked(self) -> bool:
-        """Whether there is a request that this rank has not taken up; does not wait."""
+        """Whether there is a request that this rank has not served; does not wait."""
         return self._board.flag != self._agenda.seen or bool(self._agenda.open)
 
     def enter(
@@ -54,19 +54,19 @@ class StepProtocol:
         Args:
             finished: optimizer steps that this rank has finished.
             epoch, samples: the position, for ``status``.
-            comes_back: whether the rank calls again after a save, before it begins the step. If
-                not, the step counts as begun although it has yet to save.
+            comes_back: whether the rank calls again after a save, before the step begins. If not,
+                the step counts as started although the rank still has to save.
 
         Returns:
             GO; or SAVE or STOP, if all ranks do that at the end of step ``finished``.
 
         Raises:
-            StopAborted: a rank died during the agreement, or the watcher is gone.
+            StopAborted: a rank died during the agreement, or the supervisor is gone.
         """
         self._slot.step(finished + 1, finished, epoch, samples)
         agenda = self._agenda
         if self._board.flag == agenda.seen and not agenda.open:
-            if not self._begun:
+            if not self._entered:
                 self._begin()
             return _GO
         action = self._consult(finished)
@@ -74,21 +74,21 @@ class StepProtocol:
         if action.kind is ActionKind.GO or not stays:
             self._begin()
         else:
-            # The batch in hand is put back: this rank has begun nothing beyond what it finished.
+            # The batch is put back: this rank has started nothing beyond what it finished.
             self._slot.step(finished, finished, epoch, samples)
         self._slot.seen(agenda.seen)
         return action
 
     def stepped(self) -> None:
-        """A step is finished; the first one of an incarnation is the end of a recovery."""
+        """Note a finished step; the first one of an incarnation ends a recovery."""
         if not self._stepped:
             self._stepped = True
             self._slot.stepped()
             log.info("the first step is finished")
 
     def _begin(self) -> None:
-        if not self._begun:
-            self._begun = True
+        if not self._entered:
+            self._entered = True
             self._slot.first_entry()
             self._slot.phase(Phase.TRAINING)
 
@@ -100,7 +100,9 @@ class StepProtocol:
                 log.info("asked at step %d: %s", finished, action.kind.name)
                 return action
             if self._board.aborted > self._agenda.seen or time.monotonic() > limit:
-                raise StopAborted("the agreement on a stop step was given up: a rank died")
+                raise StopAborted(
+                    "the agreement on a stop step was aborted: a rank or the supervisor died"
+                )
             time.sleep(_POLL_SECONDS)
 
 

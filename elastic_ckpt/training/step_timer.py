@@ -1,8 +1,8 @@
-"""How long a rank takes for its own part of a step, apart from waiting for the others.
+"""The time that a rank spends on its own part of a step, without waiting for other ranks.
 
-A rank waits where gradients are brought together: between the hook of the gradient that a backward
-pass comes to last, that of the model's first parameter, and the optimizer's step. On a GPU the host
-runs ahead of the work, so there the device's own clock is read instead, of one step in sixteen.
+A rank waits where gradients are reduced: between the last gradient of a backward pass, which is
+that of the model's first parameter, and the optimizer's step. On a GPU the host runs ahead of the
+work, so the device's own clock is read instead, for one step in sixteen.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from elastic_ckpt.protocol.slot import SlotWriter
 
 SAMPLED: Final = 16
 _WEIGHT: Final = 0.2
-"""Of the newest step in the mean; the first steps, which compile, are soon forgotten."""
+"""Weight of the newest step in the mean; the first steps, which compile, fade soon."""
 
 
 class StepTimer:
-    """One rank's. The session says what it is doing; nothing here waits, or makes a system call.
+    """Times one rank's steps from the stages that a session reports, without any system call.
 
     Args:
-        slot: gets nanoseconds of own work, and of the whole step, as moving means.
-        model: with parameters that torch's autograd fills; others are timed with their waiting.
-        make_event: of the device; torch's, if the parameters are on one.
+        slot: receives the moving means of own work and of the whole step, in nanoseconds.
+        model: its parameters' gradients mark the start of the wait; without any, waiting counts
+            as work.
+        make_event: creates a timing event; by default torch's, if the parameters are on a GPU.
     """
 
     def __init__(
@@ -33,16 +34,16 @@ class StepTimer:
     ) -> None:
         self._slot = slot
         self._since = 0
-        self._reached = 0  # the last gradient of the micro-batch that is out
-        self._resumed = 0  # the optimizer's step behind it
-        self._own = 0  # of this step so far
+        self._reached = 0  # time of the micro-batch's last gradient
+        self._resumed = 0  # time of the optimizer's step after it
+        self._own = 0  # own work of this step so far
         self._step_began = 0
         self._steps = 0
         self._busy_mean = self._step_mean = 0.0
         self._events: tuple[Any, Any] | None = None
         self._fetch = 0
-        self._sampling = self._ended = False  # this step is, and has come to its last gradient
-        self._unread = -1  # fetching of the step whose events are to be read
+        self._sampling = self._ended = False  # this step is sampled, and reached its last gradient
+        self._unread = -1  # fetching time of the step whose events are not read yet
         first = next((one for one in model.parameters() if one.requires_grad), None)
         if first is None or not hasattr(first, "register_post_accumulate_grad_hook"):
             return
@@ -53,17 +54,17 @@ class StepTimer:
             self._events = make_event(), make_event()
 
     def fetching(self) -> None:
-        """The next batch is asked for."""
+        """Fetching of the next batch begins."""
         self._since = time.monotonic_ns()
 
     def fetched(self) -> None:
-        """It is there."""
+        """The batch is fetched."""
         spent = time.monotonic_ns() - self._since
         self._own += spent
         self._fetch += spent
 
     def handed_out(self) -> None:
-        """The script has it, and begins to compute."""
+        """The script receives the batch and begins to compute."""
         self._reached = self._resumed = 0
         self._since = time.monotonic_ns()
         if self._events is None or self._sampling or self._unread >= 0:
@@ -73,14 +74,14 @@ class StepTimer:
             self._record(0)
 
     def taken_back(self) -> None:
-        """The script asks for another one."""
+        """The script requests the next batch."""
         now = time.monotonic_ns()
         self._own += (self._reached or now) - self._since
         if self._reached and self._resumed:
             self._own += now - self._resumed
 
     def optimizing(self) -> None:
-        """The optimizer begins its step: the gradients are there."""
+        """The optimizer begins its step: the gradients are complete."""
         self._resumed = time.monotonic_ns()
 
     def stepped(self) -> None:
@@ -97,7 +98,7 @@ class StepTimer:
         self._own = self._fetch = 0
 
     def interrupted(self) -> None:
-        """Something else than a step came between: a save, an evaluation, another epoch."""
+        """Something other than a step came between: a save, an evaluation, a new epoch."""
         self._step_began = 0
         self._sampling, self._unread = False, -1
 
@@ -111,7 +112,7 @@ class StepTimer:
             self._record(1)
 
     def _record(self, index: int) -> None:
-        """What is only looked at must not fail the job: who refuses is not asked again."""
+        """Record an event; after an error use the host's clock: timing must not fail the job."""
         try:
             if self._events is not None:
                 self._events[index].record()
@@ -119,7 +120,7 @@ class StepTimer:
             self._events = None
 
     def _on_device(self, events: tuple[Any, Any]) -> int:
-        """Nanoseconds of the step that was sampled last, once the device has done it; else 0."""
+        """Return the nanoseconds of the last sampled step once the device finished it, else 0."""
         if self._sampling:
             self._sampling = False
             self._unread = self._fetch if self._ended else -1
@@ -134,7 +135,7 @@ class StepTimer:
 
 
 class _CudaEvent:
-    """An event on the stream of one device, whatever device is the current one."""
+    """A timing event on one device's stream, whatever the current device is."""
 
     def __init__(self, device: Any) -> None:
         import torch

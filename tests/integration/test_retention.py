@@ -107,7 +107,7 @@ def test_job_trains_on_a_full_disk_and_saves_again_when_there_is_space(tmp_path,
             subprocess.run(["rm", "-r", job.directory / f"epoch-0_step-{step}"], check=True)
         hold.touch()
         assert job.wait() == 0, job.output()
-        assert "not saved at step 10, training goes on" in job.log.read_text()
+        assert "the save at step 10 failed, training continues" in job.log.read_text()
         assert steps(job) == [13, 12, 8, 6]
         assert job.view().last_save.error in (None, "")
 

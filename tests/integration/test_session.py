@@ -544,7 +544,7 @@ def test_extra_object_missing_from_the_checkpoint_is_an_error(tmp_path):
     run(train, plan)
     kind, text = run(train, replace(plan, extra=("average", "late")))
     assert kind == "ElasticCkptError"
-    assert "epoch-0_step-1 holds no state for extra='late'" in text
+    assert "epoch-0_step-1 has no state for extra='late'" in text
     fewer = run(train, replace(plan, extra=(), leave=None))  # leaving one out is not an error
     assert fewer["resumed"] == "epoch-0_step-1"
 

@@ -1,8 +1,8 @@
-"""The pass over the data that a script's own loop is in, as its sampler and its steps tell it.
+"""The pass over the data that a script's own loop is in, from its sampler and its steps.
 
-``save_checkpoint`` is given a step and a batch size, and scripts count steps in many ways: since
-the job began, since the epoch began, in micro-batches. So the place in the data is what the
-sampler began at, and what the steps since then used; the script's numbers only have to agree.
+``save_checkpoint`` receives a step and a batch size, and scripts count steps in many ways: since
+the job began, since the epoch began, in micro-batches. So the position in the data follows from
+where the sampler began and what the steps since then used; the script's numbers only have to agree.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from elastic_ckpt.errors import DataMismatch, UsageError
 
 @dataclass
 class DataPass:
-    """One epoch's pass, from where it began.
+    """One pass over an epoch's remaining data.
 
     Attributes:
-        epoch: the epoch, as the sampler has it.
-        begin: samples of its order that were used before, all ranks together.
+        epoch: the sampler's epoch.
+        begin: samples of the order that were used before, on all ranks together.
         size: samples of the data set.
-        replicas: ranks that share the order out.
-        length: samples that this rank gets.
+        replicas: ranks among which the order is divided.
+        length: samples of this rank.
         owner: the ``id`` of the sampler.
-        steps_before: steps of this epoch that were taken before the pass began.
-        drawn: of these, how many the loader has asked for; with workers it is ahead of the steps.
+        steps_before: steps of this epoch before the pass began.
+        drawn: samples that the loader has requested; with workers it is ahead of the steps.
         steps: optimizer steps since the pass began.
     """
 
@@ -42,43 +42,44 @@ class DataPass:
     _drawn_first: int = 0
 
     def stepped(self) -> None:
-        """An optimizer step is over."""
+        """Count a finished optimizer step."""
         self.steps += 1
         if self.steps == 1:
             self._drawn_first = self.drawn
 
     @property
     def taken(self) -> int:
-        """Samples that the loaders have drawn, all ranks together: somewhat ahead of the steps."""
+        """Samples that the loaders have drawn, on all ranks together; ahead of the steps."""
         return min(self.begin + self.drawn * self.replicas, self.size)
 
     def used(self, epoch: int, batch_size: int) -> int:
-        """Samples of the order that are used by now, all ranks together.
+        """Return the samples of the order that are used by now, on all ranks together.
 
         Args:
-            epoch, batch_size: what the script says; samples per optimizer step of one rank.
+            epoch: the script's epoch.
+            batch_size: the script's samples per optimizer step of one rank.
 
         Raises:
-            UsageError: it says what cannot be.
+            UsageError: one of them contradicts the sampler.
         """
         if epoch != self.epoch:
             raise UsageError(
-                f"save_checkpoint was told epoch {epoch}, but the sampler is in epoch "
-                f"{self.epoch}: begin the loop at the epoch that load_checkpoint gave"
+                f"save_checkpoint received epoch {epoch}, but the sampler is in epoch "
+                f"{self.epoch}: start the loop at the epoch that load_checkpoint returned"
             )
         if not self.steps:
             if self.drawn < self.length:
                 raise UsageError(
-                    "call should_save(step) at the end of every optimizer step: without it nobody "
-                    "knows how many samples of the epoch were used"
+                    "call should_save(step) after every optimizer step: without it the number of "
+                    "samples used in this epoch is unknown"
                 )
             return self.size
         taken = (self.steps - 1) * batch_size
         if self.drawn < self.length and self.drawn - self._drawn_first != taken:
             real = (self.drawn - self._drawn_first) / (self.steps - 1) if self.steps > 1 else 0
             raise UsageError(
-                f"save_checkpoint was told batch_size={batch_size}, but a step takes {real:g} "
-                "samples of each rank: give the batch size times the accumulation, and call "
+                f"save_checkpoint received batch_size={batch_size}, but a step uses {real:g} "
+                "samples of each rank: pass the batch size times the accumulation, and call "
                 "should_save once per optimizer step"
             )
         return min(self.begin + self.steps * batch_size * self.replicas, self.size)
@@ -86,11 +87,11 @@ class DataPass:
 
 @dataclass
 class Resumed:
-    """Where the checkpoint was made that this process has loaded.
+    """The position of the checkpoint that this process has loaded.
 
     Attributes:
-        samples, steps: of this epoch; samples of all ranks together.
-        size, order_seed: of the data; no size if they are not known.
+        samples, steps: used in this epoch; samples on all ranks together.
+        size, order_seed: of the data; size is 0 if they are unknown.
     """
 
     epoch: int
@@ -100,75 +101,83 @@ class Resumed:
     order_seed: int | None = None
 
     def per_rank(self, replicas: int) -> int:
-        """The seed's unit; where it does not divide, some samples would be used again."""
+        """Return ColossalChat's unit, rounded down if the ranks do not divide the samples."""
         return self.samples // replicas
 
     def check(self, size: int, order_seed: int | None) -> None:
-        """See that a sampler has the same data in the same order.
+        """Check that a sampler has the same data in the same order.
 
         Raises:
-            DataMismatch: it has not.
+            DataMismatch: it does not.
         """
         if self.size and (self.size, self.order_seed) != (size, order_seed):
             raise DataMismatch(
                 f"the checkpoint was made with {self.size} samples in the order of seed "
                 f"{self.order_seed}, but the sampler has {size} and seed {order_seed}: use the "
-                "same data and seed, or another directory to start anew"
+                "same data and seed, or start over with a new --dir"
             )
 
 
 @dataclass
-class _Course:
+class PassTracker:
+    """The passes of this process.
+
+    Attributes:
+        current: the pass in progress, or the last one.
+        resumed: where the next pass begins, until a sampler takes it.
+        on_begin: called when a pass begins.
+    """
+
     current: DataPass | None = None
     resumed: Resumed | None = None
     on_begin: Callable[[], None] = lambda: None
 
 
-_course = _Course()
-"""A process trains one model."""
+tracker = PassTracker()
+"""One for the process, which trains one model."""
 
 
 def begin_pass(found: DataPass) -> None:
-    """A sampler begins to be read for training.
+    """Note that a sampler is read for training from now on.
 
     Raises:
-        UsageError: another one may be in the middle of its own.
+        UsageError: another sampler's pass is not finished.
     """
-    now = _course.current
+    now = tracker.current
     if now is not None and now.owner != found.owner:
         is_over = now.drawn == now.length and now.epoch != found.epoch
         if not is_over:
             raise UsageError(
-                "two samplers are read for training at a time: read the one for evaluation "
+                "two samplers are read for training at the same time: read the one for evaluation "
                 "under torch.no_grad()"
             )
-    _course.current = found
-    _course.on_begin()
+    tracker.current = found
+    tracker.on_begin()
 
 
 def current_pass() -> DataPass | None:
-    """The one that is under way, or was last."""
-    return _course.current
+    """Return the pass in progress, or the last one."""
+    return tracker.current
 
 
 def resume_at(place: Resumed | None, on_begin: Callable[[], None]) -> None:
-    """Where the next pass begins, and what is to be done there, once."""
+    """Set where the next pass begins, and what to call there, once."""
 
     def once() -> None:
-        _course.on_begin = lambda: None
+        tracker.on_begin = lambda: None
         on_begin()
 
-    _course.current = None
-    _course.resumed = place
-    _course.on_begin = once
+    tracker.current = None
+    tracker.resumed = place
+    tracker.on_begin = once
 
 
 def resumed() -> Resumed | None:
-    """Where the job goes on, until a sampler has gone there."""
-    return _course.resumed
+    """Return where the next pass begins; None once a sampler took it."""
+    return tracker.resumed
 
 
 def take_resumed() -> Resumed | None:
-    """Likewise; the sampler that asks goes there."""
-    place, _course.resumed = _course.resumed, None
+    """Return where the next pass begins, for the sampler that begins there."""
+    place, tracker.resumed = tracker.resumed, None
     return place

@@ -1,4 +1,4 @@
-"""Is this the data set that the checkpoint was made with?"""
+"""A fingerprint that tells whether a checkpoint was made with the same data set."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PROBES: Final = 8
 
 
 def dataset_fingerprint(dataset: Any) -> str:
-    """A digest of a data set: what it says of itself, or its length and a few samples.
+    """Return a digest of a data set: of its own fingerprint, or of its length and a few samples.
 
-    A data set with a string attribute ``fingerprint`` (or ``_fingerprint``, as Hugging Face's
-    have) is taken at its word. Otherwise eight samples, spread evenly, are read under a fixed
-    random state. If reading one twice gives two results, the length alone counts.
+    A string attribute ``fingerprint`` (or ``_fingerprint``, as in Hugging Face's data sets) is used
+    as it is. Otherwise eight samples, spread evenly, are read under a fixed random state. If
+    reading them twice gives different results, only the length counts.
     """
     for name in ("fingerprint", "_fingerprint"):
         given = getattr(dataset, name, None)
@@ -43,7 +43,7 @@ def _probe(dataset: Any, size: int) -> bytes:
 
 
 def _fix_rng(seed: int) -> None:
-    # Not torch.manual_seed: that seeds every accelerator too, and even those not in use yet.
+    # Not torch.manual_seed, which also seeds every accelerator, even one that is not in use.
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -51,7 +51,7 @@ def _fix_rng(seed: int) -> None:
 
 
 def _update(digest: xxhash.xxh3_128, value: Any) -> None:
-    """Add what has a stable form; of anything else only the name of its type."""
+    """Add a value if it has a stable form, otherwise only the name of its type."""
     digest.update(type(value).__name__.encode())
     match value:
         case torch.Tensor():
@@ -79,7 +79,7 @@ def _update(digest: xxhash.xxh3_128, value: Any) -> None:
 
 
 def _plain(value: Any) -> bytes:
-    """As plain Python writes it: NumPy's scalars write themselves differently since 2.0."""
+    """Return the plain Python value's repr: that of NumPy's scalars changed in 2.0."""
     for kind in (str, float, int):
         if isinstance(value, kind):
             return kind.__repr__(value).encode()

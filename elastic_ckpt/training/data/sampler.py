@@ -1,8 +1,8 @@
 """The order of samples: a permutation of (seed, epoch) over the whole data set.
 
-It does not depend on the world size. Ranks stride through what is left after
-``sample_start_index``, so that after any change of the world size the samples consumed are still
-a prefix of the same order, and each is used exactly once.
+It does not depend on the world size. Ranks stride through what remains after
+``sample_start_index``, so that after any change of the world size the consumed samples are still a
+prefix of the same order, and each is used exactly once.
 
 The permutation sorts the indices by a 64-bit hash of (seed, epoch, index), Steele, Lea and
 Flood's SplitMix64 (2014), rather than by a library's generator: those may change between
@@ -27,14 +27,14 @@ _MASK: Final = (1 << 64) - 1
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of one epoch: int64, shape ``[size]``, a permutation of ``range(size)``."""
+    """Return the order of one epoch: int64, shape ``[size]``, a permutation of ``range(size)``."""
     key = _mix_number(_mix_number(seed & _MASK) ^ (epoch & _MASK))
     index = torch.arange(size, dtype=torch.int64)
     return torch.argsort(_mix((index + 1) * _signed(_GOLDEN) + _signed(key)), stable=True)
 
 
 class ElasticSampler(Sampler[int]):
-    """A sampler whose place in the data is one global number.
+    """A sampler whose position in the data is one global number.
 
     Takes the arguments of ``DistributedSampler``, so that
     ``plugin.prepare_dataloader(..., distributed_sampler_cls=ElasticSampler)`` works.
@@ -45,9 +45,9 @@ class ElasticSampler(Sampler[int]):
             given.
         shuffle: whether the order is permuted.
         seed: seed of the permutation, the same on every rank.
-        drop_last: True drops the samples at the end of the epoch that do not make a sample for
-            every replica. False repeats the first samples of the order instead, fewer than there
-            are replicas, so that all ranks have the same number.
+        drop_last: True drops the last samples of the epoch if there are fewer than replicas.
+            False repeats the first samples of the order instead, so that all ranks have the same
+            number.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ElasticSampler(Sampler[int]):
         self.epoch = 0
         self.sample_start_index = 0
         if not 0 <= self.rank < self.num_replicas:
-            raise UsageError(f"rank {self.rank} is not below num_replicas {self.num_replicas}")
+            raise UsageError(f"rank {self.rank} must be below num_replicas {self.num_replicas}")
         if self.dataset_size == 0:
             raise UsageError("the data set is empty")
 
@@ -83,15 +83,15 @@ class ElasticSampler(Sampler[int]):
         self.set_position(epoch, 0)
 
     def set_position(self, epoch: int, sample_start_index: int) -> None:
-        """Begin an epoch behind ``sample_start_index`` samples of its order, all ranks together.
+        """Begin an epoch after ``sample_start_index`` samples of its order, on all ranks together.
 
-        An index beyond the end is the end: a padded epoch consumes more samples than there are.
+        An index beyond the end means the end: a padded epoch consumes more samples than exist.
 
         Raises:
-            UsageError: one of the two is negative.
+            UsageError: one of them is negative.
         """
         if sample_start_index < 0 or epoch < 0:
-            raise UsageError(f"no such place: epoch {epoch}, sample {sample_start_index}")
+            raise UsageError(f"invalid position: epoch {epoch}, sample {sample_start_index}")
         self.epoch = epoch
         self.sample_start_index = min(sample_start_index, self.dataset_size)
 
@@ -115,14 +115,14 @@ class ElasticSampler(Sampler[int]):
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finalizer on int64 that is meant as unsigned; products wrap."""
+    """Apply SplitMix64's finalizer to int64 values as unsigned ones; products wrap."""
     value = (value ^ _shift(value, 30)) * _signed(_FIRST)
     value = (value ^ _shift(value, 27)) * _signed(_SECOND)
     return value ^ _shift(value, 31)
 
 
 def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical shift to the right; torch's own keeps the sign."""
+    """Shift right logically; torch's own shift keeps the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

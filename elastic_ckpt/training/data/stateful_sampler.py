@@ -1,4 +1,4 @@
-"""ColossalChat's sampler with a place that is right, in every epoch and for any number of ranks."""
+"""ColossalChat's sampler, with an exact position in every epoch and for any number of ranks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from elastic_ckpt.training.data.sampler import ElasticSampler
 
 
 class StatefulDistributedSampler(ElasticSampler):
-    """For loops that keep their own shape, in place of the class of the same name.
+    """A replacement for ColossalChat's class of the same name, for scripts with their own loop.
 
-    After ``load_checkpoint`` the first pass goes on where the checkpoint was made, whether or not
-    ``set_start_index`` is called; the passes after it begin at the front. An epoch that nobody
-    names with ``set_epoch`` is the one after the last. The length is that of the pass that is under
-    way, until the next one begins or is named: a loader with workers is through with the sampler
-    before the loop is. What is read under ``torch.no_grad()`` is
-    an evaluation: always whole, and of no account to the training's place.
+    After ``load_checkpoint`` the first pass resumes where the checkpoint was made, whether or not
+    ``set_start_index`` is called; later passes begin at the start. Without ``set_epoch`` each pass
+    is the next epoch. The length is that of the current pass until the next one begins or is
+    named, because a loader with workers finishes reading the sampler before the loop ends.
+    Reading under ``torch.no_grad()`` is an evaluation: always complete, and without effect on the
+    training's position.
     """
 
     _is_used = False
@@ -31,20 +31,20 @@ class StatefulDistributedSampler(ElasticSampler):
             self.set_position(epoch, 0)
 
     def set_position(self, epoch: int, sample_start_index: int) -> None:
-        """As :class:`ElasticSampler`."""
+        """Begin an epoch as :class:`ElasticSampler` does."""
         self._is_used = False
         self._steps_before = 0
         super().set_position(epoch, sample_start_index)
 
     def set_start_index(self, start_index: int) -> None:
-        """Begin the next pass behind ``start_index`` samples of each rank.
+        """Begin the next pass after ``start_index`` samples of each rank.
 
-        What ``load_checkpoint`` returned means its very place, even where the number of ranks
-        that share the data has changed and does not divide it.
+        The index that ``load_checkpoint`` returned means the checkpoint's exact position, even if
+        the number of ranks changed and does not divide it.
         """
         place = resumed()
         if place is not None and place.per_rank(self.num_replicas) == start_index:
-            self._go_on()
+            self._resume()
         else:
             self.set_position(self.epoch, start_index * self.num_replicas)
             self._is_placed = True
@@ -59,7 +59,7 @@ class StatefulDistributedSampler(ElasticSampler):
         if self._is_used:
             self.set_position(self.epoch + 1, 0)
         elif not self._is_placed:
-            self._go_on()
+            self._resume()
         self._is_used = self._is_placed = True
         found = DataPass(
             self.epoch,
@@ -76,7 +76,7 @@ class StatefulDistributedSampler(ElasticSampler):
             found.drawn += 1
             yield index
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         place = take_resumed()
         if place is not None:
             place.check(self.dataset_size, self.order_seed)

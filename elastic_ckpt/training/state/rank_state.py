@@ -1,4 +1,4 @@
-"""What each rank keeps for itself: its random state, and the objects that a script adds."""
+"""Each rank's own state: its random state, and the objects that a script adds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elastic_ckpt.util.text import printable
 
 
 class RankState:
-    """Captured at a save; put back in two halves, as the random state has a moment of its own.
+    """Captured at a save; restored in two parts, as the random state follows later.
 
     Args:
         extra: objects with ``state_dict`` and ``load_state_dict``, by name.
@@ -26,19 +26,19 @@ class RankState:
         self._name = ""
 
     def capture(self, *, iterating: bool) -> dict[str, Any]:
-        """All of it now.
+        """Return the current state.
 
         Args:
-            iterating: whether the DataLoader's iterator of this epoch is made.
+            iterating: whether the DataLoader's iterator of this epoch exists.
         """
         extra = {name: thing.state_dict() for name, thing in self._extra.items()}
         return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
 
     def resume(self, loaded: Loaded, rank: int) -> None:
-        """Put back what the script added; the random state waits for :meth:`restore_rng`.
+        """Restore what the script added; the random state waits for :meth:`restore_rng`.
 
-        A rank that did not exist when the checkpoint was made takes another one's, and goes on
-        from its random state with numbers of its own.
+        A rank that did not exist when the checkpoint was made takes another rank's state, and
+        derives a random state of its own from it.
 
         Raises:
             ElasticCkptError: an object was not saved.
@@ -53,19 +53,22 @@ class RankState:
         for name, thing in self._extra.items():
             if name not in state["extra"]:
                 raise ElasticCkptError(
-                    f"{self._name} holds no state for extra={name!r}, as it was saved without it: "
-                    "leave it out, or start a new --dir"
+                    f"{self._name} has no state for extra={name!r}, as it was saved without it: "
+                    "leave it out, or start over with a new --dir"
                 )
             thing.load_state_dict(state["extra"][name])
 
     def restore_rng(self, *, iterating: bool = True, keep: bool = False) -> None:
-        """Put the random state back, once unless it is to ``keep`` for another time.
+        """Restore the random state, once unless ``keep`` is true.
 
-        Making a DataLoader's iterator draws from it. So a state that was saved behind that goes
-        back behind it, and one that was saved between two epochs goes back before it.
+        Creating a DataLoader's iterator draws from it. So a state that was saved after that is
+        restored after it, and one that was saved between two epochs is restored before it.
+
+        Args:
+            iterating: whether the iterator exists; a state of the other kind is left alone.
 
         Raises:
-            CheckpointRejected: it is none.
+            CheckpointRejected: what was saved is not a random state.
         """
         if self._rng is None or self._rng_iterating is not iterating:
             return
@@ -76,6 +79,6 @@ class RankState:
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             first = printable("".join(str(error).splitlines()[:1]))
             raise CheckpointRejected(
-                f"the random state in {self._name} cannot be put back: {first}"
+                f"the random state in {self._name} cannot be restored: {first}"
             ) from None
         self._rng = self._rng if keep else None

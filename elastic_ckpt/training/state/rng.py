@@ -13,7 +13,7 @@ import torch
 
 
 def capture_rng() -> dict[str, Any]:
-    """A copy of every generator's state, as plain values and tensors."""
+    """Return a copy of every generator's state, as plain values and tensors."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
@@ -28,7 +28,7 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Put back what :func:`capture_rng` took."""
+    """Restore what :func:`capture_rng` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(state["torch"])
@@ -41,9 +41,9 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def diverge_rng(number: int) -> None:
-    """Go on from a state that another process has, too, with numbers of one's own.
+    """Derive a different random state from one that another process has as well.
 
-    The same for the same state and number, on every machine.
+    The result depends only on the state and the number, on any machine.
     """
     drawn = int(torch.randint(2**62, ()))
     seed = int.from_bytes(hashlib.sha256(f"{drawn} {number}".encode()).digest()[:4], "big")
@@ -55,9 +55,9 @@ def diverge_rng(number: int) -> None:
 
 
 def reseed_numpy() -> None:
-    """Give NumPy a state of its own in a forked process, as at its import.
+    """Reseed NumPy in a forked process, as its import would.
 
-    Python's generator does so by itself, and torch begins with the same seed everywhere.
+    Python's generator does so by itself, and torch starts with the same seed in every process.
     """
     random_numbers: Any = sys.modules.get("numpy.random")
     if random_numbers is not None:
@@ -66,7 +66,7 @@ def reseed_numpy() -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """What is drawn inside leaves no trace outside."""
+    """Restore the random state after the body."""
     state = capture_rng()
     try:
         yield

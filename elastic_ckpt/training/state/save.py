@@ -1,6 +1,6 @@
 """One save, from all ranks' state to the seal.
 
-Collective, and an error on one rank becomes the same typed error on every rank.
+Collective; an error on one rank becomes the same typed error on every rank.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from elastic_ckpt.util.files import files_below
 
 log = logging.getLogger(__name__)
 
-_STRAIGHT: Final = ("emergency", "manual")
-"""What somebody waits for is written to the disk at once: through memory it would take longer."""
+_TO_DISK: Final = ("emergency", "manual")
+"""Saves that a process waits for go to disk at once: through memory they would take longer."""
 
 _Files = msgspec.json.Decoder(list[FileEntry])
 _Paths = msgspec.json.Decoder(list[str])
@@ -41,11 +41,11 @@ _Owners = msgspec.json.Decoder(list[list[str]])
 
 @dataclass(frozen=True)
 class _Taken:
-    """A state that is written, or on its way, and waits for its seal.
+    """A state that is written, or being copied, and not sealed yet.
 
     Attributes:
-        written: what each rank says to have written; on the leader alone.
-        copies: what a device still has to copy; None if it has nothing.
+        written: the paths that each rank has written, encoded; on the leader only.
+        copies: copies that a device has not finished; None without any.
     """
 
     target: Target
@@ -58,58 +58,58 @@ class _Taken:
 def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Path:
     """Save, and return once the checkpoint is sealed. Collective.
 
-    With a memory tier it is sealed in memory, survives any process of the job, and is on its way
-    to the disk; without one, or if somebody waits for it, it is on the disk.
+    With a memory tier it is sealed in memory, survives any process of the job, and is copied to
+    disk afterwards. Without one, or if a process waits for it, it is on disk.
 
     Raises:
         ElasticCkptError: on every rank, as the rank that failed first raised it.
-        SaveFailed: likewise, where that was another error; StorageFailed if it was the storage's.
-            The job directory is as it was before in each case.
+        SaveFailed: likewise, for any other error; StorageFailed for an ``OSError``. In each case
+            the job directory is as it was before.
     """
     Save(runtime, engine, snapshot).begin()
     return runtime.job.checkpoint(snapshot.position.epoch, snapshot.position.step)
 
 
 class Save:
-    """One save. ``begin`` and ``complete`` are collective, and called once.
+    """One save. ``begin`` and ``complete`` are collective and called once.
 
-    Behind ``begin`` all is done, unless a device may still be copying: ``under_way`` says so, on
-    all ranks alike. Then the caller computes on, calls ``guard`` before it writes to what is being
-    saved, and ``complete`` in the end.
+    After ``begin`` the save is complete, unless a device is still copying: then ``under_way`` is
+    true on all ranks alike. The caller continues to compute, calls ``guard`` before it modifies
+    what is being saved, and ``complete`` in the end.
     """
 
     def __init__(self, runtime: Runtime, engine: Engine, snapshot: Snapshot) -> None:
         self._runtime = runtime
         self._engine = engine
         self._snapshot = snapshot
-        self._straight = snapshot.reason in _STRAIGHT
+        self._to_disk = snapshot.reason in _TO_DISK
         self._taken: _Taken | None = None
         self._began = self._standing_since = time.monotonic()
         self._stall = 0.0
 
     @property
     def position(self) -> Position:
-        """What is saved."""
+        """The position that is saved."""
         return self._snapshot.position
 
     @property
     def reason(self) -> Reason:
-        """Why it is made."""
+        """Why the save is made."""
         return self._snapshot.reason
 
     @property
     def under_way(self) -> bool:
-        """Whether a device may still be copying."""
+        """Whether a device is still copying, so that ``complete`` must be called."""
         return self._taken is not None
 
     def begin(self, *, overlap: bool = False) -> None:
-        """Save; into memory where there is a tier, room and time, else to the disk.
+        """Save into memory if there is a tier, room and time, otherwise to disk.
 
-        Where one of the two refuses it goes to the other.
+        If the chosen tier fails, try the other one.
 
         Args:
-            overlap: leave to :meth:`complete` what a device can copy by itself, if it goes into
-                memory.
+            overlap: if it goes into memory, let a device copy what it can until
+                :meth:`complete`.
 
         Raises:
             ElasticCkptError: as :func:`write_checkpoint`.
@@ -126,7 +126,7 @@ class Save:
                 pass
 
     def guard(self) -> None:
-        """What a device is told from now on comes behind its copies. Not collective."""
+        """Order the device's further work after its copies. Not collective."""
         if self._taken is not None and self._taken.copies is not None:
             self._taken.copies.guard()
 
@@ -134,12 +134,12 @@ class Save:
         """Wait for the copies, and seal.
 
         Raises:
-            StateChanged: the state was written to without a ``guard``; nothing is saved.
+            StateChanged: the state was modified without a ``guard``; nothing is saved.
             ElasticCkptError: as :func:`write_checkpoint`.
         """
         taken, self._taken = self._taken, None
         if taken is None:
-            raise UsageError("complete() comes once, behind a begin() that left something")
+            raise UsageError("call complete() once, after a begin() that left the save under way")
         with self._standing_still():
             try:
                 self._finish(taken)
@@ -150,37 +150,37 @@ class Save:
     # -- inside -------------------------------------------------------------------------------
 
     def _try(self, overlap: bool) -> bool:
-        """Save to the tier whose turn it is; False if another one is to be tried.
+        """Save to the current tier; return False to try the other one.
 
-        Every rank sees the same errors, and so goes the same way.
+        Every rank sees the same errors, so all ranks do the same.
         """
-        memory = None if self._straight else self._runtime.memory
+        memory = None if self._to_disk else self._runtime.memory
         target: Target | None = None
         try:
             target = choose_target(self._runtime, self._engine, self.position.step, memory)
-            behind = overlap and target.tier == "memory" and self._engine.overlaps
-            copies = DeviceCopies() if behind else None
+            overlapped = overlap and target.tier == "memory" and self._engine.overlaps
+            copies = DeviceCopies() if overlapped else None
             taken = _write(self._runtime, self._engine, self._snapshot, target, copies)
-            if behind:
+            if overlapped:
                 self._taken = taken
             else:
                 self._finish(taken)
         except ElasticCkptError as error:
             self._drop(target)
-            if not isinstance(error, StorageFailed) or not self._turn_from(target, error):
+            if not isinstance(error, StorageFailed) or not self._switch_tier(target, error):
                 raise
             return False
         return True
 
-    def _turn_from(self, target: Target | None, refused: StorageFailed) -> bool:
-        """Whether there is another tier than the one that refused; its turn is next."""
+    def _switch_tier(self, target: Target | None, refused: StorageFailed) -> bool:
+        """Switch from the tier that failed to the other one; return False if there is none."""
         if target is not None and target.tier == "memory":
             self._runtime.memory = None
-            log.warning("no memory tier from here on: %s", refused)
-            self._say(f"no memory tier from here on: {refused}")
+            log.warning("the memory tier is off from now on: %s", refused)
+            self._say(f"the memory tier is off from now on: {refused}")
             return True
-        if self._straight and self._runtime.memory is not None:
-            self._straight = False
+        if self._to_disk and self._runtime.memory is not None:
+            self._to_disk = False
             log.warning("saving into memory instead: %s", refused)
             self._say(f"saving into memory instead: {refused}")
             return True
@@ -188,7 +188,7 @@ class Save:
 
     def _finish(self, taken: _Taken) -> None:
         files = _seal(self._runtime, self._engine, taken)
-        self._tell(taken.target, sum(entry.bytes for entry in files))
+        self._record(taken.target, sum(entry.bytes for entry in files))
 
     def _drop(self, target: Target | None) -> None:
         if target is not None and self._runtime.peers.is_leader:
@@ -200,7 +200,7 @@ class Save:
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
-        """Training stands still for what is inside."""
+        """Count the body as time in which training stands still."""
         runtime = self._runtime
         before = runtime.slot.phase(Phase.SAVING)
         self._standing_since = time.monotonic()
@@ -222,14 +222,14 @@ class Save:
             runtime.slot.phase(before)
             self._stall += time.monotonic() - self._standing_since
 
-    def _tell(self, target: Target, size: int) -> None:
+    def _record(self, target: Target, size: int) -> None:
         runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
         now = time.monotonic()
         stall = self._stall + now - self._standing_since
         runtime.last_bytes = size
         runtime.slot.saved(step)
         seconds = now - self._began
-        bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # who alone knows
+        bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # only the leader knows
         said = f"{target.tier}, {seconds:.3f} s{bytes_too}"
         log.info("sealed step %d: %s", step, said, extra={"step": step})
         if not runtime.peers.is_leader:
@@ -250,7 +250,7 @@ class Save:
                 metrics=self._snapshot.metrics,
             )
         )
-        # An emergency save ends this process; what is in memory is pruned behind its drain.
+        # An emergency save ends this process; memory is pruned after its drain.
         if reason != "emergency" and target.tier == "disk":
             runtime.retain.after_save()
 
@@ -284,10 +284,10 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
     def look() -> bytes:
         engine.check(target.path, peers.rank)
         if taken.copies is not None and not taken.copies.finish():
-            raise StateChanged(peers.rank, "a tensor was written to while it was copied")
+            raise StateChanged(peers.rank, "a tensor was modified while it was copied")
         return msgspec.json.encode(files_below(target.path))
 
-    # Behind `written` nobody makes files any more, so that none which is seen goes away again.
+    # Once all ranks have written, no file is created or removed any more.
     seen = peers.collect("seen", look)
     owners = _owners([_Paths.decode(data) for data in taken.written], map(_Paths.decode, seen))
     unclaimed = _Owners.decode(peers.tell("owners", msgspec.json.encode(owners)))[peers.rank]
@@ -303,10 +303,10 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
 
 
 def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:
-    """For each rank, the files that it claims though nobody says to have written them.
+    """Return, for each rank, the files to claim that no rank wrote through its part.
 
-    Such a file (an index, a configuration) goes to the first rank that sees it: the one that
-    wrote it does, while a network file system may show it to the others a minute later.
+    Such a file (an index, a configuration) goes to the first rank that sees it: the rank that wrote
+    it does, while a network file system may show it to the others a minute later.
     """
     taken = {path for paths in written for path in paths}
     owners: list[list[str]] = []

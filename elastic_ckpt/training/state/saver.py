@@ -1,4 +1,4 @@
-"""A session's saves, one behind the other; the last may still be under way."""
+"""A session's saves, one after the other; the last may still be under way."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from elastic_ckpt.training.state.snapshot import Snapshot
 
 
 class Saver:
-    """Saves, and knows what is saved. ``save`` and ``complete`` are collective.
+    """Makes a session's saves. ``save`` and ``complete`` are collective.
 
-    What the storage refuses is no end of the job, unless somebody relies on that very save.
+    A storage error does not end the job, unless the save is an emergency or the final one.
 
     Attributes:
-        last: (epoch, step) of the newest checkpoint; steps are below 0 if there is none.
+        last: (epoch, step) of the newest checkpoint; (-1, -1) without one.
     """
 
     def __init__(self, runtime: Runtime, engine: Engine, optimizer: Any) -> None:
@@ -27,17 +27,17 @@ class Saver:
         self._engine = engine
         self._under_way: Save | None = None
         self.last = (-1, -1)
-        # What is saved is read by the next step's passes, and written by its optimizer alone.
+        # The next step's passes only read what is saved; its optimizer modifies it.
         inner = getattr(optimizer, "optim", optimizer)
         self._may_overlap = hasattr(inner, "register_step_pre_hook")
         if self._may_overlap:
             inner.register_step_pre_hook(self._before_optimizer_step)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Save; a device may go on copying until :meth:`complete`."""
+        """Save; a device may continue to copy until :meth:`complete`."""
         self.complete()
         save = Save(self._runtime, self._engine, snapshot)
-        with self._training_on(save):
+        with self._continuing(save):
             save.begin(overlap=snapshot.reason == "interval" and self._may_overlap)
             if save.under_way:
                 self._under_way = save
@@ -45,17 +45,17 @@ class Saver:
                 self._note(save)
 
     def complete(self) -> bool:
-        """Seal what is under way; False if it could not be, and a save that waits could."""
+        """Seal a save that is under way; return False if it has to be repeated without overlap."""
         save, self._under_way = self._under_way, None
         if save is None:
             return True
         try:
-            with self._training_on(save):
+            with self._continuing(save):
                 save.complete()
                 self._note(save)
         except StateChanged as error:
             self._may_overlap = False
-            self._say(f"not saved, and from here on training waits for a save: {error}")
+            self._say(f"save failed, and training waits for saves from now on: {error}")
             return False
         return True
 
@@ -67,13 +67,13 @@ class Saver:
         self.last = (save.position.epoch, save.position.step)
 
     @contextmanager
-    def _training_on(self, save: Save) -> Iterator[None]:
+    def _continuing(self, save: Save) -> Iterator[None]:
         try:
             yield
         except StorageFailed as error:
             if save.reason in ("emergency", "final"):
                 raise
-            self._say(f"not saved at step {save.position.step}, training goes on: {error}")
+            self._say(f"the save at step {save.position.step} failed, training continues: {error}")
 
     def _say(self, line: str) -> None:
         if self._runtime.peers.is_leader:

@@ -1,4 +1,4 @@
-"""What a save is told, and what its seal says of it."""
+"""What describes a save besides the state itself, and the header of its seal."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ REASONS: Final[dict[ActionKind, Reason]] = {
     ActionKind.SAVE_NOW: "manual",
     ActionKind.STOP: "emergency",
 }
-"""Why a save is made that all ranks agreed upon."""
+"""The reason of a save that all ranks agreed on."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a save is told besides the state itself.
+    """What describes a save besides the state itself.
 
     Attributes:
-        reason: why it is made.
+        reason: why the save is made.
         position: where in the data the job is.
-        running_states: contents of ``running_states.json``, in the seed's keys and units.
+        running_states: contents of ``running_states.json``, in ColossalChat's keys and units.
         samples_per_step: samples of one step on all ranks together; 0 if unknown.
         data_parallel_size: ranks that see different samples.
-        rank_state: this rank's own state; called while saving, None to save none.
+        rank_state: returns this rank's own state, called while saving; None to save none.
         metrics: what the script reported, for retention.
     """
 
@@ -48,10 +48,10 @@ class Snapshot:
 def make_header(
     runtime: Runtime, engine: EngineInfo, snapshot: Snapshot, attempt: str
 ) -> SealHeader:
-    """What a seal says beside its files.
+    """Return what a seal contains besides its files.
 
     Args:
-        attempt: its identity.
+        attempt: the attempt's identity.
     """
     position = snapshot.position
     return SealHeader(

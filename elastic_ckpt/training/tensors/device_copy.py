@@ -1,6 +1,6 @@
-"""Tensors of an accelerator into a file, without a pageable copy of the whole.
+"""Copies an accelerator's tensors to a file, without a pageable copy of the whole.
 
-At once, or (:class:`DeviceCopies`) behind the caller's back while it computes on.
+Synchronously, or with :class:`DeviceCopies` while the caller continues to compute.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _CHUNK_BYTES: Final = 32 * 1024 * 1024
 _BUFFERS: Final = 2
 
 cuda: Any = torch.cuda
-"""Public, but without types."""
+"""Public, but untyped."""
 
 
 def is_on_device(tensor: torch.Tensor) -> bool:
-    """Whether its bytes lie elsewhere than in this process's memory."""
+    """Return whether a tensor is not in this process's memory."""
     return not tensor.is_cpu
 
 
 def write_from_device(file: Any, tensor: torch.Tensor) -> None:
     """Write a tensor's bytes in row-major order; they are in the file when this returns.
 
-    A sink with ``take(nbytes) -> memoryview`` is filled in place: the next bytes of its mapping
-    are the copy's target.
+    A sink with ``take(nbytes) -> memoryview`` is filled in place: the copy's target is the next
+    bytes of its mapping.
     """
-    # Behind everything that the current stream still has to do with the tensor.
+    # Ordered after the current stream's pending work on the tensor.
     flat = _flat(tensor)
     if hasattr(file, "take"):
         torch.frombuffer(file.take(flat.numel()), dtype=torch.uint8).copy_(flat)
@@ -40,23 +40,23 @@ def write_from_device(file: Any, tensor: torch.Tensor) -> None:
 
 
 class Lane(Protocol):
-    """An order of work of its own on a device, beside the caller's."""
+    """A queue of work on a device, parallel to the caller's."""
 
     def follow(self) -> None:
-        """What comes next begins behind all that the caller has given the device so far."""
+        """Start further work after everything that the caller has queued so far."""
 
     def run(self, act: Callable[[], None]) -> None:
-        """Give the device work; does not wait for it."""
+        """Queue work, without waiting for it."""
 
     def hold_back(self) -> None:
-        """What the caller gives the device from now on begins behind all of this lane."""
+        """Start what the caller queues from now on after all of this lane's work."""
 
     def wait(self) -> None:
-        """Until all of it is done."""
+        """Wait until all work is done."""
 
 
 class CudaLane:
-    """A stream."""
+    """A CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -81,11 +81,11 @@ class CudaLane:
 
 
 class DeviceCopies:
-    """Copies into mapped memory that go on while the caller computes.
+    """Copies tensors into mapped memory while the caller computes.
 
-    What the caller lets the device write before :meth:`guard` may come too early for a copy. So
-    each tensor's sum is taken before the caller goes on, and again behind its copy: they differ if
-    it was written in between, and :meth:`finish` says so.
+    What the caller's work modifies before :meth:`guard` may be too early for a copy. So a sum of
+    each tensor is computed before the caller continues and again after its copy. They differ if
+    the tensor was modified in between, and :meth:`finish` returns that.
     """
 
     def __init__(self, lane: Callable[[torch.device], Lane] = CudaLane) -> None:
@@ -95,7 +95,7 @@ class DeviceCopies:
         self._sums: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, space: memoryview, tensor: torch.Tensor) -> None:
-        """Begin to copy a tensor's bytes, in row-major order, to memory of that size."""
+        """Start to copy a tensor's bytes, in row-major order, to memory of that size."""
         source = _flat(tensor)
         if source.device not in self._lanes:
             self._lanes[source.device] = self._make_lane(source.device)
@@ -111,12 +111,12 @@ class DeviceCopies:
         self._sources.append(source)
 
     def guard(self) -> None:
-        """From here on the device may be told to write the tensors; the caller does not wait."""
+        """Let the caller's further work modify the tensors. Does not wait."""
         for lane in self._lanes.values():
             lane.hold_back()
 
     def finish(self) -> bool:
-        """Wait for all copies; whether each is of one moment, that of its :meth:`add`."""
+        """Wait for all copies; return whether no tensor was modified since its :meth:`add`."""
         for lane in self._lanes.values():
             lane.wait()
         unchanged = all(bool(torch.equal(before, after)) for before, after in self._sums)
@@ -126,19 +126,19 @@ class DeviceCopies:
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Its bytes in row-major order; a copy only if they lie otherwise."""
+    """Return a tensor's bytes in row-major order, copied only if they are not."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _sum(flat: torch.Tensor) -> torch.Tensor:
-    """A sum over bytes, by words where they are whole; it cannot overflow."""
+    """Return the sum of the bytes, or of the words if aligned; it cannot overflow."""
     whole = flat.numel() % 4 == 0 and flat.storage_offset() % 4 == 0
     return (flat.view(torch.int32) if whole else flat).sum(dtype=torch.int64)
 
 
 def _write_staged(file: Any, flat: torch.Tensor) -> None:
-    """Through two pinned buffers: one is filled while the other is hashed and written."""
+    """Write through two pinned buffers: one is filled while the other is written."""
     stream = cuda.Stream(flat.device)
     stream.wait_stream(cuda.current_stream(flat.device))
     size = min(_CHUNK_BYTES, flat.numel())
@@ -161,16 +161,16 @@ def _write_staged(file: Any, flat: torch.Tensor) -> None:
 
 
 def pin(mapping: mmap.mmap) -> None:
-    """Register a mapping with CUDA, if this process uses it by now.
+    """Register a mapping with CUDA, if this process uses it already.
 
-    Where that is refused a copy into the mapping is still right, and the caller waits for it.
+    If that fails, a copy into the mapping is still correct, but synchronous.
     """
     if cuda.is_initialized():
         cuda.cudart().cudaHostRegister(_address(mapping), len(mapping), 0)
 
 
 def unpin(mapping: mmap.mmap) -> None:
-    """Take it back, before the pages are unmapped."""
+    """Unregister a mapping, before its pages are unmapped."""
     if cuda.is_initialized() and torch.frombuffer(mapping, dtype=torch.uint8).is_pinned():
         cuda.cudart().cudaHostUnregister(_address(mapping))
 

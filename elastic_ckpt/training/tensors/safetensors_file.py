@@ -1,8 +1,8 @@
 """safetensors files: written from tensors in one pass, read back at an offset.
 
-The library's own writer takes a path and leaves the hash to a second pass, and its reader maps
-the file; any safetensors reader opens what is written here. Format: eight bytes of the header's
-length, a JSON header, the data.
+The library's own writer takes a path and requires a second pass for the hash, and its reader maps
+the file. Any safetensors reader opens what is written here. Format: the header's length in eight
+bytes, a JSON header, the data.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import torch
 
+from elastic_ckpt.checkpoint.part import Sink
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device, write_from_device
 from elastic_ckpt.util.files import open_regular
@@ -31,35 +32,28 @@ DTYPES: Final[dict[torch.dtype, str]] = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # fmt: skip
-"""What the format has a name for."""
+"""The format's names of dtypes."""
 
 NAMED_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 
 METADATA_KEY: Final = "__metadata__"
-"""What the format keeps for itself among the names of a file."""
+"""The name that the format reserves."""
 
 MAX_HEADER_BYTES: Final = 100_000_000
-"""The library reads no larger one."""
+"""The maximum that the library reads."""
 
 _SMALL_BYTES: Final = 32 * 1024
-"""Tensors below are joined: a call for each costs more than the copy."""
-
-
-class Sink(Protocol):
-    """Where the bytes go; one that maps its memory may offer ``take``, too."""
-
-    def write(self, data: Any) -> int:
-        """Append all of a buffer."""
+"""Smaller tensors are joined: a call for each costs more than the copy."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The beginning of a file that holds certain tensors, and the order in which they follow.
+    """The start of a file, and the order of the tensors after it.
 
     Attributes:
-        data: the bytes up to the first tensor.
+        data: the bytes before the first tensor.
         order: the tensors' names.
-        file_bytes: the whole file's size.
+        file_bytes: size of the whole file.
     """
 
     data: bytes
@@ -75,10 +69,10 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
             ``DTYPES``.
 
     Raises:
-        UsageError: there are more than a reader takes.
+        UsageError: there are more tensors than a reader accepts.
     """
     sizes = {name: prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
-    # The widest first, so that each lies at a multiple of its own width; small ones together.
+    # The widest first, so that each is aligned to its width; then by size, to join small ones.
     order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, -sizes[name], name))
     header: dict[str, Any] = {METADATA_KEY: {"format": "pt"}}
     end = 0
@@ -93,7 +87,7 @@ def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Hea
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise UsageError(f"{len(tensors)} tensors are too many for one file")
+        raise UsageError(f"{len(tensors)} tensors are too many for one safetensors file")
     data = struct.pack("<Q", len(text)) + text
     return Header(data, tuple(order), len(data) + end)
 
@@ -104,13 +98,13 @@ def write_file(
     tensors: Mapping[str, torch.Tensor],
     copies: DeviceCopies | None = None,
 ) -> None:
-    """Write tensors of any device and layout in memory under a header that was made for them.
+    """Write tensors of any device and layout after the header that was made for them.
 
-    The bytes are in the sink when this returns: the tensors may be changed then.
+    The bytes are in the sink when this returns, so the tensors may be modified.
 
     Args:
-        copies: takes the tensors of a device, if the sink maps its memory: their bytes are in the
-            sink when it is finished.
+        copies: receives the tensors of a device, if the sink maps its memory: their bytes are in
+            the sink once it has finished.
     """
     file.write(header.data)
     small: list[torch.Tensor] = []
@@ -144,12 +138,12 @@ def _write_joined(file: Sink, small: list[torch.Tensor]) -> None:
 
 
 def layout_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """What :func:`make_header` asks for."""
+    """Return the arguments of :func:`make_header`."""
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor's memory, in row-major order; copied only if it lies otherwise."""
+    """Return a CPU tensor's memory in row-major order, copied only if it is not."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     return tensor.contiguous().view(-1).view(torch.uint8)
@@ -172,7 +166,7 @@ _EntryDecoder = msgspec.json.Decoder(_Entry)
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies in its file; ``begin`` is counted in bytes from the file's start."""
+    """A tensor in its file; ``begin`` is its offset from the start of the file, in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -180,21 +174,23 @@ class Stored:
 
 
 class TensorFile:
-    """An open safetensors file. What it says of itself is checked against its size.
+    """An open safetensors file, whose header is checked against its size.
 
     Raises:
-        ValueError: it is no such file.
-        OSError: it cannot be opened, or is no regular file.
+        ValueError: it is not a safetensors file.
+        OSError: it cannot be opened, or is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
-        self._fd = open_regular(path)  # the library would follow a link, and wait for a FIFO
+        self._fd = open_regular(path)  # the library would follow a link or block on a FIFO
         try:
             self.tensors = self._read_header()
         except (struct.error, KeyError, msgspec.MsgspecError) as error:
             self.close()
-            raise ValueError(f"{path.name} has no header: {printable(str(error), 200)}") from None
+            raise ValueError(
+                f"{path.name} has no valid header: {printable(str(error), 200)}"
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -207,8 +203,8 @@ class TensorFile:
         """Fill a contiguous CPU tensor with the bytes from ``begin`` on.
 
         Raises:
-            ValueError: the file has become shorter.
-            OSError: the disk said no.
+            ValueError: the file was truncated.
+            OSError: reading failed.
         """
         if not target.numel():
             return
@@ -223,7 +219,7 @@ class TensorFile:
         size = os.fstat(self._fd).st_size
         (length,) = struct.unpack("<Q", os.pread(self._fd, 8, 0))
         if length > min(size - 8, MAX_HEADER_BYTES):
-            raise ValueError("its header is longer than the file, or than any header")
+            raise ValueError("its header is longer than the file or the maximum")
         raw = _HeaderDecoder.decode(os.pread(self._fd, length, 8))
         raw.pop(METADATA_KEY, None)
         start = 8 + length
@@ -234,7 +230,7 @@ def _stored(entry: _Entry, start: int, size: int) -> Stored:
     dtype = NAMED_DTYPES[entry.dtype]
     begin, end = entry.data_offsets
     if min((begin, *entry.shape)) < 0 or start + end > size:
-        raise ValueError("a tensor lies outside of the file")
+        raise ValueError("a tensor lies outside the file")
     if end - begin != prod(entry.shape) * dtype.itemsize:
-        raise ValueError("a tensor's size is not that of its shape")
+        raise ValueError("a tensor's size does not match its shape")
     return Stored(dtype, tuple(entry.shape), start + begin)

@@ -1,4 +1,4 @@
-"""``index.json``: which bytes of which file make up each tensor of a part."""
+"""``index.json``: which parts of which files make up each tensor."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MAX_INDEX_BYTES: Final = 256 * 1024 * 1024
 MAX_DIMENSIONS: Final = 64
 MAX_ELEMENTS: Final = 2**60
 MAX_SHARDS: Final = 16_384
-"""Of one tensor: each is compared with all others."""
+"""The maximum per tensor, as each shard is compared with all others."""
 
 _FILE: Final = re.compile(r"[0-9]{5,10}\.safetensors")
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A box of a tensor: ``sizes`` elements from ``offsets`` on, called ``name`` in ``file``."""
+    """A box of a tensor: ``sizes`` elements from ``offsets`` on, with this ``name`` in ``file``."""
 
     file: str
     name: str
@@ -46,7 +46,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class IndexedTensor(msgspec.Struct, frozen=True):
-    """A whole tensor; ``dtype`` as safetensors calls it. One without elements has no shards."""
+    """A whole tensor, with safetensors' name of its dtype. Without elements it has no shards."""
 
     dtype: str
     shape: list[int]
@@ -60,15 +60,15 @@ class ShardIndex(msgspec.Struct, frozen=True):
 
 
 def shard_file(rank: int) -> str:
-    """The file of a rank's shards, beside the index."""
+    """Return the name of a rank's file, next to the index."""
     return f"{rank:05d}.safetensors"
 
 
 def read_index(directory: Path) -> ShardIndex:
-    """The index of a part, whose shards are in its files and cover each tensor once.
+    """Read a part's index, and check that its shards cover each tensor exactly once.
 
     Raises:
-        CheckpointRejected: it is anything else.
+        CheckpointRejected: it is invalid.
     """
     with rejecting(f"{INDEX_NAME} in {directory.name}"):
         data = read_bounded(directory / INDEX_NAME, MAX_INDEX_BYTES)
@@ -81,16 +81,16 @@ def read_index(directory: Path) -> ShardIndex:
 
 
 def what_is_wrong(tensor: IndexedTensor) -> str:
-    """Why an entry describes no tensor; empty if it does."""
+    """Return why an entry is invalid; empty if it is valid."""
     shape = tensor.shape
     if tensor.dtype not in NAMED_DTYPES:
         return "its dtype is unknown"
     if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or prod(shape) > MAX_ELEMENTS:
-        return "its shape is no tensor's"
+        return "its shape is invalid"
     if len(tensor.shards) > MAX_SHARDS:
         return f"it has more than {MAX_SHARDS} shards"
     if not all(_FILE.fullmatch(shard.file) for shard in tensor.shards):
-        return "a shard is in no file of this part"
+        return "a shard is not in a file of this part"
     return _cover_fault(shape, tensor.shards)
 
 
@@ -102,9 +102,9 @@ def _cover_fault(shape: Sequence[int], shards: Sequence[Shard]) -> str:
             offset + size > length
             for offset, size, length in zip(shard.offsets, shard.sizes, shape, strict=True)
         ):
-            return "a shard lies outside of it"
+            return "a shard lies outside it"
     if sum(prod(shard.sizes) for shard in shards) != prod(shape):
-        return "its shards do not cover it once"
+        return "its shards do not cover it exactly once"
     if len(shards) > 1 and _overlap(shards):
         return "two of its shards overlap"
     return ""
@@ -120,10 +120,10 @@ def _overlap(shards: Sequence[Shard]) -> bool:
 
 
 def check_files(directory: Path, index: ShardIndex, files: dict[str, TensorFile]) -> None:
-    """Open every file that an index names, into ``files``, and look whether it holds the shards.
+    """Open every file that an index names, into ``files``, and check that it has the shards.
 
     Raises:
-        CheckpointRejected: a shard is not there, or has another dtype or shape.
+        CheckpointRejected: a shard is missing, or has another dtype or shape.
         OSError: a file cannot be read.
     """
     with rejecting(f"{INDEX_NAME} in {directory.name}"):
@@ -141,9 +141,8 @@ class ShardReader:
     """The tensors of one part, open for reading. Not collective. A context manager.
 
     Raises:
-        CheckpointRejected: index and files are not what :func:`read_index` and
-            :func:`check_files` ask for.
-        OSError: they cannot be read.
+        CheckpointRejected: :func:`read_index` or :func:`check_files` rejects it.
+        OSError: it cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -163,10 +162,10 @@ class ShardReader:
         self._close()
 
     def read(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Fill tensors in place; of a DTensor, the shard that this rank holds.
+        """Fill tensors in place; for a DTensor, this rank's shard.
 
         Args:
-            wanted: name in the index and target, of the indexed dtype and global shape, on any
+            wanted: names in the index, and targets of the indexed dtype and global shape, on any
                 device.
         """
         targets = {str(number): target.detach() for number, (_, target) in enumerate(wanted)}
@@ -180,7 +179,7 @@ class ShardReader:
                 self._copy(shard, tuple(item.storage_offsets), target)
 
     def _copy(self, shard: Shard, offsets: Sequence[int], target: torch.Tensor) -> None:
-        """Fill ``target`` with the box of the shard that begins at ``offsets``."""
+        """Fill ``target`` from the box of the shard that begins at ``offsets``."""
         file = self._files[shard.file]
         stored = file.tensors[shard.name]
         row = prod(shard.sizes[1:]) * stored.dtype.itemsize
@@ -190,7 +189,7 @@ class ShardReader:
                 file.read_into(begin, target)
                 return
             rows = torch.empty(target.shape, dtype=stored.dtype)
-        else:  # the boxes differ beyond the first dimension: whole rows, and what is wanted of them
+        else:  # the boxes differ in other dimensions: read whole rows, then narrow them
             rows = torch.empty((target.shape[0], *shard.sizes[1:]), dtype=stored.dtype)
         file.read_into(begin, rows)
         for dimension in range(1, target.dim()):
@@ -204,7 +203,7 @@ class ShardReader:
 
 
 def _described(item: tuple[str, IndexedTensor]) -> tuple[str, Any]:
-    """An entry as torch's planner knows it."""
+    """Convert an entry for torch's planner."""
     name, entry = item
     return name, TensorStorageMetadata(
         properties=TensorProperties(dtype=NAMED_DTYPES[entry.dtype]),

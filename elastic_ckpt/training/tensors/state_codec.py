@@ -1,7 +1,7 @@
 """Nested Python state as JSON plus safetensors: no pickle, exact floats, any key type.
 
-Tensors go to ``<name>.safetensors`` under their place in the tree, joined with dots, so that any
-safetensors reader opens the file; the rest goes to ``<name>.json`` with tags for what JSON lacks.
+Tensors go to ``<name>.safetensors``, named by their dotted path in the tree, so that any
+safetensors reader opens the file. The rest goes to ``<name>.json``, with tags for what JSON lacks.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from elastic_ckpt.util.text import printable
 _TAG: Final = "$"
 _MAX_DEPTH: Final = 64
 MAX_JSON_BYTES: Final = 256 * 1024 * 1024
-"""Tensors are not in it; what Python makes of it takes some ten times as much."""
+"""Without the tensors; Python needs about ten times as much memory for it."""
 
 
 def write_state(part: Part, name: str, state: Any) -> None:
     """Write a tree of dicts, lists, tuples, numbers, strings, bytes, None and tensors.
 
     Args:
-        name: the two files' path in the attempt, without their endings.
+        name: path of the two files in the attempt, without their extensions.
 
     Raises:
-        UsageError: the tree holds something else; the message names the place.
-        OSError: the disk said no.
+        UsageError: the tree contains something else; the message has its path.
+        OSError: writing failed.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = TreeEncoder(tensors).encode(state)
@@ -56,10 +56,10 @@ def write_state(part: Part, name: str, state: Any) -> None:
 
 
 def read_state(directory: Path, name: str) -> Any:
-    """Read what :func:`write_state` wrote; tensors come on the CPU.
+    """Read what :func:`write_state` wrote, with tensors on the CPU.
 
     Raises:
-        CheckpointRejected: the files are not of this form.
+        CheckpointRejected: the files are invalid.
     """
     with rejecting(f"{name} in {directory.name}"):
         tree = json.loads(read_bounded(directory / f"{name}.json", MAX_JSON_BYTES))
@@ -67,12 +67,12 @@ def read_state(directory: Path, name: str) -> Any:
 
 
 def decode_tree(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What a :class:`TreeEncoder` was given; call it within :func:`rejecting`."""
+    """Decode a tree of :class:`TreeEncoder`; call it within :func:`rejecting`."""
     return _decode(tree, tensors, 0)
 
 
 def tensor_name(tree: Any) -> str | None:
-    """The name in a tag of a tensor; None of any other tree."""
+    """Return the name in a tensor's tag; None for any other tree."""
     if isinstance(tree, dict) and tree.get(_TAG) == "tensor":
         return str(tree["name"])
     return None
@@ -80,10 +80,10 @@ def tensor_name(tree: Any) -> str | None:
 
 @contextmanager
 def rejecting(what: str) -> Iterator[None]:
-    """Turn all that data of a wrong form raises into one error; the disk's errors pass.
+    """Turn whatever invalid data raises into one error; storage errors pass through.
 
     Raises:
-        CheckpointRejected: with ``what`` is not readable, and why.
+        CheckpointRejected: "``what`` is not readable", and why.
     """
     try:
         yield
@@ -94,7 +94,7 @@ def rejecting(what: str) -> Iterator[None]:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EFBIG):
             raise
         why = str(error.strerror)
-    except Exception as error:  # what a library raises for data that nobody should give to it
+    except Exception as error:  # libraries raise anything for invalid data
         why = printable(f"{type(error).__name__}: {error}", 200)
     raise CheckpointRejected(f"{what} is not readable: {why}")
 
@@ -112,22 +112,22 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def dump_tree(tree: Any, name: str) -> bytes:
-    """A tree that a :class:`TreeEncoder` made, as the bytes of its JSON file.
+    """Encode a tree of :class:`TreeEncoder` as the bytes of its JSON file.
 
     Raises:
-        UsageError: it is larger than what is read back.
+        UsageError: it is larger than a reader accepts.
     """
     try:
         data = json.dumps(tree).encode()
-    except ValueError as error:  # an integer of more digits than Python reads back
+    except ValueError as error:  # an integer with more digits than Python reads
         raise UsageError(
-            f"the state in {name} cannot be kept: {error}; it may hold tensors, arrays, numbers, "
-            "texts, lists and dicts"
+            f"cannot save the state in {name}: {error}; it may contain tensors, arrays, numbers, "
+            "strings, lists and dicts"
         ) from None
     if len(data) > MAX_JSON_BYTES:
         raise UsageError(
-            f"the state in {name} has {len(data)} bytes apart from its tensors, and "
-            f"{MAX_JSON_BYTES} are read: keep large lists as tensors or arrays"
+            f"the state in {name} has {len(data)} bytes without its tensors, and the maximum is "
+            f"{MAX_JSON_BYTES}: store large lists as tensors or arrays"
         )
     return data
 
@@ -138,109 +138,109 @@ _SEQUENCES: Final[dict[str, type]] = {
 
 
 class TreeEncoder:
-    """Turns one tree into JSON values and puts its tensors into ``tensors``."""
+    """Turns one tree into JSON values, and collects its tensors in ``tensors``."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._seen: dict[tuple[Any, ...], str] = {}
-        self._alive: list[torch.Tensor] = []  # or an address might be used twice
+        self._alive: list[torch.Tensor] = []  # or an address might be reused
 
-    def encode(self, value: Any, place: str = "", depth: int = 0) -> Any:
-        """A tree as JSON values; ``place`` is where in the whole it stands.
+    def encode(self, value: Any, path: str = "", depth: int = 0) -> Any:
+        """Return a tree as JSON values; ``path`` is its position in the whole tree.
 
         Raises:
-            UsageError: it holds what cannot be kept.
+            UsageError: it contains something that cannot be saved.
         """
         if depth > _MAX_DEPTH:
             raise UsageError(
-                f"the state at {place[:80]!r} is nested deeper than {_MAX_DEPTH}: flatten it"
+                f"the state at {path[:80]!r} is nested deeper than {_MAX_DEPTH}: flatten it"
             )
         match value:
             case None | bool() | str():
                 return value
             case int() | float():
-                # numpy's scalars are numbers too; json writes nan and inf as Python reads them
+                # NumPy's scalars are numbers too; json reads back the nan and inf that it writes
                 return int(value) if isinstance(value, int) else float(value)
             case torch.Tensor():
-                return {_TAG: "tensor", "name": self._store(value, place)}
+                return {_TAG: "tensor", "name": self._store(value, path)}
             case bytes() | bytearray():
                 return {_TAG: "bytes", "base64": base64.b64encode(value).decode()}
             case tuple() | list() | set() | frozenset():
                 kind = next(kind for kind in _SEQUENCES if isinstance(value, _SEQUENCES[kind]))
                 items = [
-                    self.encode(item, f"{place}.{index}" if place else str(index), depth + 1)
+                    self.encode(item, f"{path}.{index}" if path else str(index), depth + 1)
                     for index, item in enumerate(value)
                 ]
                 return items if kind == "list" else {_TAG: kind, "items": items}
             case dict():
-                return self._encode_dict(value, place, depth)
+                return self._encode_dict(value, path, depth)
             case np.ndarray():
-                return {_TAG: "ndarray", "tensor": self._encode_array(value, place)}
+                return {_TAG: "ndarray", "tensor": self._encode_array(value, path)}
             case np.generic() if not isinstance(plain := value.item(), np.generic):
-                return self.encode(plain, place, depth)
-        raise _unsupported(value, place)
+                return self.encode(plain, path, depth)
+        raise _unsupported(value, path)
 
-    def _encode_dict(self, value: dict[Any, Any], place: str, depth: int) -> Any:
+    def _encode_dict(self, value: dict[Any, Any], path: str, depth: int) -> Any:
         items = [
-            (key, self.encode(item, f"{place}.{key}" if place else str(key), depth + 1))
+            (key, self.encode(item, f"{path}.{key}" if path else str(key), depth + 1))
             for key, item in value.items()
         ]
         if all(isinstance(key, str) and key != _TAG for key, _ in items) and not isinstance(
             value, Counter
         ):
             return dict(items)
-        pairs = [[self.encode(key, place, depth), item] for key, item in items]
+        pairs = [[self.encode(key, path, depth), item] for key, item in items]
         return {_TAG: "counter" if isinstance(value, Counter) else "dict", "items": pairs}
 
-    def _encode_array(self, value: Any, place: str) -> Any:
+    def _encode_array(self, value: Any, path: str) -> Any:
         try:
             tensor = torch.from_numpy(np.array(value, order="C"))
         except (TypeError, ValueError):
-            raise _unsupported(value, place, f" of {value.dtype}") from None
+            raise _unsupported(value, path, f" of {value.dtype}") from None
         self._alive.append(tensor)
-        return {_TAG: "tensor", "name": self._store(tensor, place)}
+        return {_TAG: "tensor", "name": self._store(tensor, path)}
 
-    def _store(self, tensor: torch.Tensor, place: str) -> str:
-        """Keep a tensor once, however many names it has (tied weights)."""
+    def _store(self, tensor: torch.Tensor, path: str) -> str:
+        """Collect a tensor once, however many names it has (tied weights)."""
         tensor = tensor.detach()
-        check_tensor(tensor, place)
+        check_tensor(tensor, path)
         identity = (
             tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(),
             tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg(),
         )  # fmt: skip
         if tensor.numel() and identity in self._seen:
             return self._seen[identity]
-        name = self._free_name(place)
+        name = self._free_name(path)
         self._tensors[name] = tensor
         self._seen[identity] = name
         return name
 
-    def _free_name(self, place: str) -> str:
-        name = place or "value"
+    def _free_name(self, path: str) -> str:
+        name = path or "value"
         name = name.encode(errors="replace").decode()
         while name in self._tensors or name == METADATA_KEY:
-            name += "_"  # a key with a dot in it may meet a nested one
+            name += "_"  # a key that contains a dot may collide with a nested one
         return name
 
 
-def check_tensor(tensor: torch.Tensor, place: str) -> None:
-    """Refuse a tensor that no safetensors file can hold.
+def check_tensor(tensor: torch.Tensor, path: str) -> None:
+    """Reject a tensor that safetensors cannot store.
 
     Raises:
-        UsageError: with its place in the state.
+        UsageError: with its path in the state.
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise _unsupported(tensor, place, f" ({tensor.layout}, {tensor.device})")
-    if hasattr(tensor, "__tensor_flatten__"):  # it wraps others, as a DTensor does its shard
-        raise _unsupported(tensor, place)
+        raise _unsupported(tensor, path, f" ({tensor.layout}, {tensor.device})")
+    if hasattr(tensor, "__tensor_flatten__"):  # it wraps other tensors, as a DTensor its shard
+        raise _unsupported(tensor, path)
     if tensor.dtype not in DTYPES:
-        raise _unsupported(tensor, place, f" of {tensor.dtype}")
+        raise _unsupported(tensor, path, f" of {tensor.dtype}")
 
 
-def _unsupported(value: Any, place: str, more: str = "") -> UsageError:
+def _unsupported(value: Any, path: str, more: str = "") -> UsageError:
     return UsageError(
-        f"the state at {place or 'the top'!r} is a {type(value).__name__}{more}: its state_dict "
-        "may hold dicts, lists, tuples, numbers, strings, bytes, None, arrays and tensors"
+        f"the state at {path or 'the top'!r} is a {type(value).__name__}{more}: its state_dict "
+        "may contain dicts, lists, tuples, numbers, strings, bytes, None, arrays and tensors"
     )
 
 
@@ -261,7 +261,7 @@ def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], depth: int) -> Any:
     if kind == "bytes":
         return base64.b64decode(tree["base64"], validate=True)
     if not isinstance(tree["items"], list):
-        raise ValueError("items are no list")
+        raise ValueError("items are not a list")
     if kind in ("dict", "counter"):
         pairs = {
             _decode(key, tensors, depth): _decode(item, tensors, depth + 1)

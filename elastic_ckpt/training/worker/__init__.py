@@ -1,1 +1,1 @@
-"""The process of a rank: entry point, signals, output."""
+"""A rank's process: its entry point, signals and output."""

@@ -1,7 +1,7 @@
-"""Standard output and error that outlive their reader.
+"""Standard output and error that survive the loss of their reader.
 
-A terminal that hung up, or a pipe whose reader has ended (``| tee`` and Ctrl-C), is no reason to
-fail a training that is about to be saved: from then on what is printed is lost.
+A terminal that hung up, or a pipe whose reader exited (``| tee`` and Ctrl-C), must not fail a
+training that is about to be saved. Later output is discarded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class _Lasting(io.FileIO):
-    """A descriptor that writes to nowhere once nobody can read what is written."""
+    """A descriptor that discards its output once the reader is gone."""
 
     def write(self, data: Any) -> int:
         try:
@@ -37,11 +37,11 @@ class _Lasting(io.FileIO):
 def keep_output(directory: str, local_rank: int) -> None:
     """Replace standard output and error, and ``sys.stdout`` and ``sys.stderr``.
 
-    Both write whole lines at once: a worker may be killed at any moment, and what it printed
-    until then should be seen.
+    Both flush whole lines: a worker may be killed at any moment, and what it printed until then
+    should be visible.
 
     Args:
-        directory: of the FIFOs that the agent reads; one that is not there leaves the descriptors.
+        directory: has the FIFOs that the agent reads; without one the descriptors stay.
     """
     for fd, name in ((1, "out"), (2, "err")):
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""Signals in workers.
+"""Protection of workers from signals.
 
-Notices travel on the board. A SIGTERM that reaches a worker comes from SLURM, which signals every
-process of a step, or from torch elastic, which signals on a membership change; neither may kill
-the worker before the save. Handlers here never act on the training.
+Notices reach workers through the board. A SIGTERM to a worker comes from SLURM, which signals every
+process of a step, or from torch elastic, which signals on a membership change. Neither may kill the
+worker before the save, so the handlers never affect the training.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ _NOTICES: Final = (
 
 
 def ignore_notices() -> None:
-    """Have notices do nothing here; unlike SIG_IGN this does not last through an exec."""
+    """Make notice signals do nothing in this process; unlike SIG_IGN, an exec resets that."""
     for number in _NOTICES:
         signal.signal(number, _nothing)
 
 
 def set_terminate_hook(handler: Handler) -> None:
-    """What a SIGTERM does in this worker's main process, until the script says otherwise.
+    """Set what a SIGTERM does in this worker's main process, until the script sets a handler.
 
-    A child that the script forks dies of it, as it would without us: ``Process.terminate`` is a
-    SIGTERM.
+    A child that the script forks dies of a SIGTERM as usual, as ``Process.terminate`` sends one.
     """
     signal.signal(signal.SIGTERM, handler)
     masks = threading.local()
 
     def hold() -> None:
-        # A signal between the fork and the child's first line would be taken by Python and lost.
+        # Python would lose a signal between the fork and the child's first line.
         masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def release() -> None:
@@ -53,17 +52,18 @@ def set_terminate_hook(handler: Handler) -> None:
 
 
 def shield_data_loaders() -> None:
-    """Keep a SIGTERM that is not the worker's own from killing its DataLoader children.
+    """Let only the worker's own SIGTERM end its DataLoader children.
 
-    Torch gives each child a handler that lets such a signal kill it, which fails the batch. What
-    is replaced is private to torch; ``tests/integration/test_signals.py`` fails if it moves.
+    Torch gives each child a handler that ends it on any SIGTERM, which fails the batch. The
+    replaced functions are private to torch; ``tests/integration/test_signals.py`` fails if they
+    move.
     """
     loader: Any = importlib.import_module("torch.utils.data.dataloader")
     iterator = loader._MultiProcessingDataLoaderIter
     start = iterator.__init__
 
     def started(*args: Any, **kwargs: Any) -> None:
-        # The children are born with the mask: until they listen, a SIGTERM waits.
+        # The children inherit the mask: until they listen, a SIGTERM stays pending.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             start(*args, **kwargs)
@@ -83,7 +83,7 @@ def shield_data_loaders() -> None:
 
 
 def _obey_parent_alone() -> None:
-    """In a DataLoader child: end on the parent's SIGTERM, ignore everybody else's."""
+    """End this DataLoader child on its parent's SIGTERM, and ignore any other."""
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
             os._exit(0)

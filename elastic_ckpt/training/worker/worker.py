@@ -1,4 +1,4 @@
-"""A worker under a supervisor: tie it to its parents, show it on the board, run the script."""
+"""A supervised worker: bind it to its parents, show it on the board, run the script."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ log = logging.getLogger(__name__)
 
 
 def main(payload: bytes) -> None:
-    """Run the script as ``python script.py`` would; called in a freshly forked process.
+    """Run the script as ``python script.py`` would, in a freshly forked process.
 
     Raises:
-        SystemExit: the script failed; with its exit code.
+        SystemExit: the script failed; with the script's exit code.
     """
     _die_with_template()
     ignore_notices()
-    # Being forked from a forkserver made that this process's own way to start children, too.
+    # A process forked from a forkserver would start its own children from it as well.
     multiprocessing.set_start_method(None, force=True)
     reseed_numpy()
     spec = msgspec.json.decode(payload, type=WorkerSpec)
@@ -63,11 +63,11 @@ def main(payload: bytes) -> None:
     slot = board.rank_slot(local_rank)
     slot.launched(int(os.environ["RANK"]), os.getpid())
     keep_output(spec.output, local_rank)
-    process_log = _begin_log(job, spec, board, local_rank)
+    process_log = _start_log(job, spec, board, local_rank)
     try:
-        _take_place(job, spec, board, slot)
+        _install_context(job, spec, board, slot)
         if _stop_wanted(board):
-            log.info("a stop is wanted: leaves before the script begins")
+            log.info("a stop is requested: exits before the script starts")
             slot.leave(Outcome.STOPPED_UNSAVED)
             return
         shield_data_loaders()
@@ -77,7 +77,7 @@ def main(payload: bytes) -> None:
         process_log.end()
 
 
-def _begin_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: int) -> ProcessLog:
+def _start_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: int) -> ProcessLog:
     rank = int(os.environ["RANK"])
 
     def known() -> dict[str, int]:
@@ -86,16 +86,16 @@ def _begin_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: in
         return {**about, "step": slot.finished} if slot.attached else about
 
     begun = ProcessLog.of_worker(job, spec.node, spec.incarnation, rank, known).begin()
-    log.info(  # without the arguments, which may hold what is secret
-        "begins: Python %s, torch %s, %s with %d arguments, rank %d of %s",
+    log.info(  # without the arguments, which may contain secrets
+        "starts: Python %s, torch %s, %s with %d arguments, rank %d of %s",
         platform.python_version(), torch.__version__, spec.script, len(spec.args), rank,
         os.environ.get("WORLD_SIZE", "?"),
     )  # fmt: skip
     return begun
 
 
-def _take_place(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:
-    """Let a Session find what this worker is part of, and the supervisor this worker."""
+def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:
+    """Let a Session find its job, and the supervisor inspect this worker."""
     context = runtime.Supervised(
         job=job,
         name=spec.job,
@@ -109,7 +109,7 @@ def _take_place(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWri
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)
-    _let_supervisor_look(spec.board)
+    _allow_py_spy(spec.board)
 
 
 def _run_script(spec: WorkerSpec) -> None:
@@ -119,11 +119,11 @@ def _run_script(spec: WorkerSpec) -> None:
     code, reason = _outcome(spec.script)
     if os.getpid() != worker:
         _end_interpreter()
-        os._exit(code)  # a child that the script forked: the rank's word is not its to say
+        os._exit(code)  # a child that the script forked must not report the rank's outcome
     if code:
         context.finish(Outcome.FAILED, code, reason)
-    log.info("the script is over: exit code %d%s", code, f", {reason}" if reason else "")
-    # What the script left to do at exit belongs to its work: an upload, a last log line.
+    log.info("the script ended with exit code %d%s", code, f", {reason}" if reason else "")
+    # What the script registered at exit belongs to its work: an upload, a last log line.
     _end_interpreter()
     if code:
         raise SystemExit(code)
@@ -131,13 +131,13 @@ def _run_script(spec: WorkerSpec) -> None:
 
 
 def _outcome(script: str) -> tuple[int, str]:
-    """Run the script; its exit code, and one line on why where that is not 0."""
+    """Run the script; return its exit code, and one line on why if that is not 0."""
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as leaving:
         return _exit_code(leaving)
     except ElasticCkptError as error:
-        log.exception("the script ended with an error of ours")
+        log.exception("the script ended with an elastic-ckpt error")
         print(f"elastic-ckpt: error: {printable(str(error), 4000)}", file=sys.stderr)
         return int(error.exit_code), describe(error)
     except BaseException as error:
@@ -150,7 +150,7 @@ def _outcome(script: str) -> tuple[int, str]:
 
 
 def _exit_code(leaving: SystemExit) -> tuple[int, str]:
-    """As the shell would see it: the low eight bits, or 1 for a text."""
+    """Return the exit code as a shell sees it: the low eight bits, or 1 for a text."""
     if leaving.code is None:
         return 0, ""
     if isinstance(leaving.code, int):
@@ -161,7 +161,7 @@ def _exit_code(leaving: SystemExit) -> tuple[int, str]:
 
 
 def _end_interpreter() -> None:
-    """What Python does at its end, and a forked process that ends with ``os._exit`` does not."""
+    """Do what Python does at exit, and a forked process that ends with ``os._exit`` does not."""
     threads: Any = threading
     threads._shutdown()
     hooks: Any = atexit
@@ -171,9 +171,9 @@ def _end_interpreter() -> None:
 
 
 def _stopped_itself(context: runtime.Supervised) -> bool:
-    """Whether a script without a Session took the SIGTERM of a stop into its own hands.
+    """Return whether a script without a Session handled the SIGTERM of a stop itself.
 
-    It leaves with 0, but with its work not done, as far as anybody can know.
+    It exits with 0, but must not count as finished.
     """
     ours = signal.getsignal(signal.SIGTERM) is _leave_if_idle
     return not ours and not context.attached and _stop_wanted(context.board)
@@ -184,17 +184,17 @@ def _stop_wanted(board: Board) -> bool:
 
 
 def _leave_if_idle(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a worker only if a stop is wanted and the script takes no part in it."""
+    """End the worker on a SIGTERM only if a stop is requested and the script does not take part."""
     context = runtime.supervised()
     if _stop_wanted(context.board) and not context.attached:
         context.finish(Outcome.STOPPED_UNSAVED)
         raise SystemExit(0)
 
 
-def _let_supervisor_look(board: str) -> None:
-    """Let the process that the board belongs to, and its children, read this one's stack.
+def _allow_py_spy(board: str) -> None:
+    """Let the supervisor, which owns the board, and its children read this process's stack.
 
-    Where Yama restricts that to parents (ptrace_scope 1) py-spy could not otherwise.
+    Otherwise py-spy fails where Yama restricts that to parents (ptrace_scope 1).
     """
     import ctypes
 
@@ -203,7 +203,7 @@ def _let_supervisor_look(board: str) -> None:
 
 
 def _die_with_template() -> None:
-    """Have the kernel kill this process with the template that it was forked from."""
+    """Make the kernel kill this process when the template that it was forked from dies."""
     import ctypes
 
     parent = os.getppid()
@@ -213,10 +213,10 @@ def _die_with_template() -> None:
 
 
 def mark_group(slot: SlotWriter) -> None:
-    """Note on the board when the first ``init_process_group`` begins and ends; then step aside.
+    """Record on the board when the first ``init_process_group`` begins and ends.
 
-    A module that took the function out of ``torch.distributed`` before is not seen: its time
-    counts as the building of the model.
+    A module that imported the function from ``torch.distributed`` earlier is not observed: its time
+    counts as building the model.
     """
     dist: Any = distributed
     plain = dist.init_process_group

@@ -1,1 +1,1 @@
-"""The engine for ColossalAI; no other module imports it."""
+"""The engine for ColossalAI, the only package that imports it."""

@@ -1,6 +1,6 @@
-"""Whether a checkpoint of ColossalAI's layout holds all that a rank has.
+"""Whether a checkpoint in ColossalAI's layout contains all of a rank's state.
 
-ColossalAI loads what an index names and is silent about the rest. So before a seal, and before a
+ColossalAI loads what an index names and ignores the rest silently. So before a seal and before a
 load, each rank looks for its own parameters, and before a seal for its optimizer's state.
 """
 
@@ -16,20 +16,20 @@ Kind = Literal["modeling", "optimizer"]
 
 
 def open_index(checkpoint: Path, kind: Kind) -> Index | None:
-    """What ``modeling/`` or ``optimizer/`` says of itself; None where it has no index.
+    """Read the index of ``modeling/`` or ``optimizer/``; None without one.
 
     Raises:
-        CheckpointRejected: it is not readable, or leads out of the checkpoint.
+        CheckpointRejected: it is not readable, or points outside the checkpoint.
     """
     path = next(iter(sorted((checkpoint / kind).glob("*.index.json"))), None)
     return None if path is None else read_index(path)
 
 
 def what_is_missing(checkpoint: Path, kind: Kind, index: Index, wanted: list[str]) -> str:
-    """A file that the index names, or an entry that is wanted; empty if nothing is missing."""
+    """Return the first missing file or wanted entry of an index; empty if none is missing."""
     for name in sorted(set(index.files)):
         if not (checkpoint / kind / name).is_file():
-            return f"{kind}/{printable(name, 200)}, of which its index speaks"
+            return f"{kind}/{printable(name, 200)}, which its index names"
     lacking = [name for name in wanted if name not in index.entries]
     if not lacking:
         return ""
@@ -38,12 +38,12 @@ def what_is_missing(checkpoint: Path, kind: Kind, index: Index, wanted: list[str
 
 
 def parameter_names(model: Any) -> list[str]:
-    """Those that this rank holds, as an index names them."""
+    """Return the parameters that this rank holds, as an index names them."""
     return [name for name, _ in model.named_parameters()]
 
 
 def state_numbers(optimizer: Any) -> list[str]:
-    """The numbers under which ColossalAI saves what this rank's optimizer knows."""
+    """Return the numbers under which ColossalAI saves the state of this rank's optimizer."""
     inner = optimizer.optim
     info = getattr(optimizer, "param_info", None)
     if info is None:

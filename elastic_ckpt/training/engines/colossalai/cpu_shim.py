@@ -1,8 +1,8 @@
-"""ColossalAI without a GPU, for tests and for trying a script out: not a way to train.
+"""ColossalAI without a GPU, to test and try out scripts, not to train.
 
-Its CPU accelerator refuses most calls, and some of its modules ask for a CUDA device where
-nothing about it matters. All that is put in its place is here, does nothing where there is a CUDA
-device, and a test says of each piece whether it is still needed.
+Its CPU accelerator rejects most calls, and some of its modules require a CUDA device without using
+it. All replacements are here, do nothing if there is a CUDA device, and a test checks of each piece
+that it is still needed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import distributed
 _cpu: Any = CpuAccelerator
 _torch: Any = torch
 _distributed: Any = distributed
-"""What is changed below is typed; the changes cannot be."""
+"""Untyped: the patches below do not fit the types."""
 
 
 class _NoStream:
-    """On a CPU everything has happened when a call returns."""
+    """A stream of a CPU, on which everything is done when a call returns."""
 
     def wait_stream(self, stream: Any) -> None:
         """Nothing to wait for."""
@@ -33,16 +33,16 @@ class _NoStream:
 
 
 def mend_loads() -> None:
-    """Let an optimizer's state be loaded: ``synchronize`` raises where there is nothing to do."""
+    """Let an optimizer's state be loaded: ``synchronize`` raises although it has nothing to do."""
     if not torch.cuda.is_available():
         _cpu.synchronize = lambda self, device=None: None
 
 
 def mend_training(leave_out: str = "") -> None:
-    """Let the plugins other than TorchDDP train; before ``Booster.boost``. May be repeated.
+    """Let the plugins other than TorchDDP train. Call it before ``Booster.boost``; may be repeated.
 
     Args:
-        leave_out: one of ``PIECES``, for a test of whether it is still needed.
+        leave_out: one of ``PIECES``, to test whether it is still needed.
     """
     if torch.cuda.is_available():
         return
@@ -53,7 +53,7 @@ def mend_training(leave_out: str = "") -> None:
 
 
 def _streams() -> None:
-    """LowLevelZero and Gemini make streams to overlap communication."""
+    """Provide the streams with which LowLevelZero and Gemini overlap communication."""
     _cpu.Stream = lambda self, *args, **options: _NoStream()
     _cpu.current_stream = lambda self, device=None: _NoStream()
     _cpu.default_stream = lambda self, device=None: _NoStream()
@@ -61,19 +61,19 @@ def _streams() -> None:
 
 
 def _device() -> None:
-    """Pipeline stages, loss scales and random states ask which device is theirs."""
+    """Provide the current device, which pipeline stages, loss scales and random states use."""
     _cpu.current_device = lambda self: "cpu"
     _cpu.device_count = lambda self: 1
 
 
 def _random_states() -> None:
-    """Tensor parallelism keeps random states per rank."""
+    """Provide the random states that tensor parallelism keeps per rank."""
     _cpu.manual_seed = lambda self, seed: (torch.manual_seed(seed), None)[1]
     _cpu.get_rng_state = lambda self, device=None: torch.get_rng_state()
 
 
 def _zero_device_check() -> None:
-    """ZeRO's optimizer asserts that there is a device; for the length of that check there is."""
+    """Pretend to have a device while ZeRO's optimizer asserts that there is one."""
     from colossalai.zero.low_level import LowLevelZeroOptimizer
 
     plain = LowLevelZeroOptimizer._sanity_checks
@@ -93,19 +93,19 @@ def _zero_device_check() -> None:
 
 
 def _record_stream() -> None:
-    """ZeRO marks tensors as in use by a stream, which a CPU's tensors refuse."""
+    """Accept that ZeRO marks tensors as in use by a stream, which CPU tensors do not support."""
     _torch.Tensor.record_stream = lambda self, stream: None
 
 
 def _cuda_calls() -> None:
-    """TorchFSDP, MoE and some layers of tensor parallelism call CUDA by its name."""
+    """Accept direct calls of CUDA by TorchFSDP, MoE and some layers of tensor parallelism."""
     _torch.Tensor.cuda = lambda self, *args, **options: self
     _torch.cuda.set_device = lambda device: None
     _torch.cuda.current_device = lambda: torch.device("cpu")
 
 
 def _adam_kernel() -> None:
-    """Gemini takes only optimizers that compile a kernel; in bf16 they do not call it."""
+    """Skip the kernel that Gemini's optimizers compile, and do not call in bf16."""
     from colossalai.kernel.kernel_loader import CPUAdamLoader
 
     CPUAdamLoader.load = lambda self, ext_name=None: _NoKernel
@@ -113,11 +113,11 @@ def _adam_kernel() -> None:
 
 class _NoKernel:
     def CPUAdamOptimizer(*args: Any) -> None:
-        """Whoever calls what this gives finds None."""
+        """Return None, which fails if it is called."""
 
 
 def _fsdp_host_copies() -> None:
-    """FSDP frees parameters once they are copied to the host, where they are already."""
+    """Keep FSDP from freeing parameters after a copy to the host, where they already are."""
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
     handle: Any = FlatParamHandle
@@ -125,7 +125,7 @@ def _fsdp_host_copies() -> None:
 
 
 def _gemini_chunks() -> None:
-    """Gemini tells a device's memory from the host's by its name; here all is the device's."""
+    """Treat all memory as the device's, which Gemini tells from the host's by name."""
     from colossalai.zero.gemini.chunk import Chunk
 
     plain = Chunk.close_chunk
@@ -144,7 +144,7 @@ def _gemini_chunks() -> None:
 
 
 def _huawei_backend() -> None:
-    """Pipeline stages ask for a backend of Huawei's that only its builds of torch know."""
+    """Define Huawei's backend, which pipeline stages check for and only its torch builds have."""
     if not hasattr(distributed, "is_hccl_available"):
         _distributed.is_hccl_available = lambda: False
     if not hasattr(distributed.Backend, "HCCL"):
@@ -163,4 +163,4 @@ PIECES: dict[str, Callable[[], None]] = {
     "Gemini's chunks": _gemini_chunks,
     "Huawei's backend": _huawei_backend,
 }
-"""Each is needed by a plugin that runs on a CPU; what they are needed for is tested."""
+"""A plugin that runs on a CPU needs each of them; a test checks which."""

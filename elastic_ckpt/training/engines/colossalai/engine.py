@@ -1,4 +1,4 @@
-"""ColossalAI: the booster writes its own layout, readable by plain ColossalAI."""
+"""ColossalAI: the booster writes its own layout, which plain ColossalAI can read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ColossalAIEngine(Engine):
     """Saves through a ``Booster``; optimizer and scheduler may be None.
 
     Args:
-        use_async: let TensorNVMe's threads write, where it is installed. The save waits for them.
+        use_async: let TensorNVMe's threads write, if it is installed. The save waits for them.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class ColossalAIEngine(Engine):
         self._use_async = use_async and hasattr(nested, "AsyncFileWriter")
         if use_async and not self._use_async:
             warnings.warn(
-                "use_async needs TensorNVMe's async_file_io, which is not installed: saves go "
-                "through the memory tier, where there is one",
+                "use_async needs TensorNVMe's async_file_io, which is not installed: saves use the "
+                "memory tier instead, if there is one",
                 stacklevel=2,
             )
         self._booster = booster
@@ -90,7 +90,7 @@ class ColossalAIEngine(Engine):
         )
 
     def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
-        """Collective for some plugins, so every rank calls it always; ``copies`` is not used."""
+        """Save through the booster. Collective for some plugins; ``copies`` is not used."""
         booster = self._booster
         if self._use_async:
             self._save_async(directory)
@@ -108,10 +108,10 @@ class ColossalAIEngine(Engine):
             save_loss_scale(part, scale)
 
     def check(self, directory: Path, rank: int) -> None:
-        """See that the booster left nothing out. Where the index is not seen, rank 0 judges.
+        """Check that the booster left nothing out. Only rank 0 requires that it sees the index.
 
         Raises:
-            SaveFailed: it did.
+            SaveFailed: something is missing.
         """
         for kind, wanted in self._wanted(states=True):
             index = coverage.open_index(directory, kind)
@@ -123,7 +123,7 @@ class ColossalAIEngine(Engine):
                 raise SaveFailed(rank, f"ColossalAI left out {missing}")
 
     def load(self, directory: Path) -> str:
-        """Collective for some plugins; nothing but tensors and plain values is unpickled."""
+        """Load through the booster, without code. Collective for some plugins."""
         booster = self._booster
         self._check_fits(directory)
         with weights_only(directory), plain_objects():
@@ -135,14 +135,14 @@ class ColossalAIEngine(Engine):
         lost = []
         rebuilt = load_masters(directory, self._pieces())
         if rebuilt:
-            lost.append(f"the fp32 master weights were made anew from the weights: {rebuilt}")
+            lost.append(f"the fp32 master weights were made from the rounded weights: {rebuilt}")
         scale = find_loss_scale(self._optimizer)
         if scale is not None:
             lost.append(load_loss_scale(directory, scale))
         return "; ".join(filter(None, lost))
 
     def state_bytes(self) -> int:
-        """Counts this rank's tensors; exact where every rank holds all of the state."""
+        """Count this rank's tensors; exact if every rank holds the whole state."""
         optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
         state = getattr(optimizer, "state", None) or {}
         masters = [piece.masters for piece in self._pieces() if piece.written]
@@ -152,7 +152,7 @@ class ColossalAIEngine(Engine):
         return find_pieces(self._booster.plugin, self._model, self._optimizer)
 
     def _wanted(self, *, states: bool) -> Iterator[tuple[coverage.Kind, list[str]]]:
-        """What must be in which index, as far as this rank knows."""
+        """Yield what must be in which index, as far as this rank knows."""
         flat = isinstance(self._model, TorchFSDPModel)  # has no parameters by their own names
         yield "modeling", [] if flat else coverage.parameter_names(self._model.unwrap())
         if self._optimizer is not None:
@@ -160,7 +160,7 @@ class ColossalAIEngine(Engine):
             yield "optimizer", coverage.state_numbers(self._optimizer) if known else []
 
     def _check_fits(self, directory: Path) -> None:
-        """ColossalAI would leave alone, without a word, what an index does not name."""
+        """Check the indexes first, as ColossalAI silently skips what they do not name."""
         for kind, wanted in self._wanted(states=False):
             index = coverage.open_index(directory, kind)
             if index is None:
@@ -168,17 +168,17 @@ class ColossalAIEngine(Engine):
             missing = coverage.what_is_missing(directory, kind, index, wanted)
             if missing:
                 raise CheckpointError(
-                    f"the script's model does not fit {directory.name}, which lacks {missing}: "
-                    "take the script of then, or start a new --dir"
+                    f"the script's model does not fit {directory.name}, which lacks {missing}: use "
+                    "the script that saved it, or start over with a new --dir"
                 )
 
     def _has_replicas(self) -> bool:
-        """Whether every rank holds all of the state, and the plugin lets rank 0 alone write it."""
+        """Return whether every rank holds the whole state and the plugin has rank 0 write it."""
         saver = type(self._booster.checkpoint_io)
         return saver is TorchDDPCheckpointIO and dist.is_initialized() and dist.get_world_size() > 1
 
     def _save_async(self, directory: Path) -> None:
-        """Returns when the writers are through: what they have begun is no file yet."""
+        """Save with TensorNVMe, and wait for its writers: their files are incomplete until then."""
         options = {"shard": True, "use_async": True}
         self._booster.save_model(self._model, str(directory / "modeling"), **options)
         if self._optimizer is not None:
@@ -186,13 +186,13 @@ class ColossalAIEngine(Engine):
         self._booster.checkpoint_io._sync_io()
 
     def _save_shared(self, directory: Path, part: Part) -> None:
-        """Walk through the same save on each rank, and write a share of its files."""
+        """Run the same save on each rank, and write a share of its files."""
         writers = ReplicaWriters(part.rank, count_writers())
         try:
             if writers.has_part:
                 self._write_share(directory, part, writers)
         except Exception:
-            with contextlib.suppress(RuntimeError):  # a peer has gone: this error says more
+            with contextlib.suppress(RuntimeError):  # a peer is gone: the first error says more
                 writers.compare(failed=True)
             raise
         writers.compare()
@@ -200,7 +200,7 @@ class ColossalAIEngine(Engine):
     def _write_share(self, directory: Path, part: Part, writers: ReplicaWriters) -> None:
         model = self._model.unwrap()
         optimizer = self._optimizer.unwrap() if self._optimizer is not None else None
-        # The replicas' buffers differ between one forward pass and the next.
+        # Buffers of the replicas differ between two forward passes.
         buffers = {name for name, _ in model.named_buffers()}
 
         def takes(path: str, obj: Any, size: int) -> bool:
@@ -208,7 +208,7 @@ class ColossalAIEngine(Engine):
             return writers.takes(path, size, shared=not own)
 
         with contextlib.ExitStack() as stack:
-            if part.rank != 0:  # what else the booster writes, an index, is there once
+            if part.rank != 0:  # an index, which the booster writes as well, exists once
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(torch_save_through(directory, part, takes))
             self._save_state(GeneralCheckpointIO(), model, optimizer, directory)
@@ -221,9 +221,9 @@ class ColossalAIEngine(Engine):
 
 @contextlib.contextmanager
 def plain_objects() -> Iterator[None]:
-    """Keep ColossalAI from running what it unpickles of an optimizer that was saved with use_async.
+    """Keep ColossalAI from running code when it loads an optimizer that use_async saved.
 
-    There numbers and parameter groups are pickles in tensors, which ``torch.load`` never sees.
+    Its numbers and parameter groups are pickles in tensors, which ``torch.load`` never sees.
     """
     plain, nested._unpickler = nested._unpickler, PlainUnpickler
     try:

@@ -1,6 +1,6 @@
-"""The loss scale of fp16, which ColossalAI leaves out of its checkpoints.
+"""The loss scale of fp16, which ColossalAI's checkpoints do not contain.
 
-A run that begins again with the first scale skips steps until it has found the right one.
+A run that restarts with the initial scale skips steps until it has found the right one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from elastic_ckpt.util.text import printable
 _NAME: Final = "precision/loss_scale.json"
 _MAX_BYTES: Final = 64 * 1024
 _MIXINS: Final = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
-"""What ZeRO's, the hybrid plugin's and Gemini's optimizer call what holds their scaler."""
+"""The attributes of ZeRO's, the hybrid plugin's and Gemini's optimizers with the scaler."""
 
 
 class _Saved(msgspec.Struct, frozen=True):
@@ -29,28 +29,28 @@ class _Saved(msgspec.Struct, frozen=True):
 
 
 class LossScale(Protocol):
-    """One kind of scaler."""
+    """A kind of scaler."""
 
     def state(self) -> _Saved:
-        """What it has come to."""
+        """Return the current state."""
 
     def restore(self, saved: _Saved) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
 
 
 class _OfColossalAI:
-    """Its own ``state_dict`` leaves out how many steps went well."""
+    """ColossalAI's scaler, whose own ``state_dict`` lacks the number of good steps."""
 
     def __init__(self, scaler: Any) -> None:
         self._scaler = scaler
 
     def state(self) -> _Saved:
-        """What it has come to."""
+        """Return the current state."""
         scaler = self._scaler
         return _Saved(float(scaler.scale.item()), scaler._growth_step, scaler._hysteresis_step)
 
     def restore(self, saved: _Saved) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
         scaler = self._scaler
         scaler._scale = torch.full_like(scaler.scale, saved.scale)
         scaler._growth_step, scaler._hysteresis_step = saved.growth_step, saved.hysteresis_step
@@ -63,19 +63,19 @@ class _OfTorch:
         self._scaler = scaler
 
     def state(self) -> _Saved:
-        """What it has come to."""
+        """Return the current state."""
         state = self._scaler.state_dict()
         return _Saved(float(state["scale"]), int(state["_growth_tracker"]))
 
     def restore(self, saved: _Saved) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
         own = self._scaler.state_dict()
         own.update(scale=saved.scale, _growth_tracker=saved.growth_step)
         self._scaler.load_state_dict(own)
 
 
 def find_loss_scale(optimizer: Any) -> LossScale | None:
-    """That of a boosted optimizer, if it has one that changes."""
+    """Return the scaler of a boosted optimizer, if it has a dynamic one."""
     for name in _MIXINS:
         scaler = getattr(getattr(optimizer, name, None), "grad_scaler", None)
         if hasattr(scaler, "_growth_step"):
@@ -85,26 +85,26 @@ def find_loss_scale(optimizer: Any) -> LossScale | None:
 
 
 def save_loss_scale(part: Part, scale: LossScale) -> None:
-    """Write it; by one rank, as all have the same."""
+    """Save the state; one rank does, as all have the same."""
     part.write(_NAME, msgspec.json.encode(scale.state()))
 
 
 def load_loss_scale(checkpoint: Path, scale: LossScale) -> str:
-    """Put it back.
+    """Restore the state.
 
     Returns:
-        Why it stays as it is; empty if it was put back.
+        Why it was not restored; empty if it was.
 
     Raises:
-        CheckpointRejected: what was saved is none.
+        CheckpointRejected: what was saved is not a loss scale.
     """
     try:
         saved = msgspec.json.decode(read_bounded(checkpoint / _NAME, _MAX_BYTES), type=_Saved)
     except FileNotFoundError:
-        return "there is no loss scale"
+        return "the checkpoint has no loss scale"
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CheckpointRejected(f"{_NAME} is not readable: {printable(str(error), 200)}") from None
     if not 0 < saved.scale < float("inf") or min(saved.growth_step, saved.hysteresis_step) < 0:
-        raise CheckpointRejected(f"{_NAME} holds no loss scale")
+        raise CheckpointRejected(f"{_NAME} is not a loss scale")
     scale.restore(saved)
     return ""

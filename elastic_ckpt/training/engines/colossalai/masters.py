@@ -1,9 +1,8 @@
-"""The fp32 master weights of mixed precision, which ColossalAI leaves out of its checkpoints.
+"""The fp32 master weights of mixed precision, which ColossalAI's checkpoints do not contain.
 
-Its optimizers step on an fp32 copy of each bf16 or fp16 weight, cut over the ranks by ZeRO. On a
-load it makes them anew from the weights, and what the rounding took is lost: the run goes on, but
-not as it would have. So each rank writes its pieces beside ColossalAI's files, and puts them back
-behind its load.
+Its optimizers step on an fp32 copy of each bf16 or fp16 weight, sharded by ZeRO. On a load it makes
+the copies from the weights, and the rounding is lost: the run continues, but not as it would have.
+So each rank writes its pieces next to ColossalAI's files, and restores them after its load.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ dist: Any = distributed
 
 @dataclass(frozen=True)
 class Piece:
-    """The masters of one place in the model's own parallelism, cut over ``shards`` ranks.
+    """The masters at one index of the model parallelism, sharded over ``shards`` ranks.
 
     Attributes:
-        place: which stage, which tensor rank, which experts: ``pp0of2-tp1of4``.
-        whole: elements of each parameter before it was cut, by name; a master holds one shard of
-            it, flat, with the last one padded.
-        written: whether this rank writes it; its replicas do not.
+        index: the parallel index: pipeline stage, tensor rank and experts, ``pp0of2-tp1of4``.
+        whole: elements of each parameter before sharding, by name; a master holds one flat shard
+            of it, the last one padded.
+        written: whether this rank writes the piece; its replicas do not.
     """
 
-    place: str
+    index: str
     shard: int
     shards: int
     masters: dict[str, torch.Tensor]
@@ -57,17 +56,17 @@ class Piece:
 
     @property
     def rest(self) -> str:
-        """The place without its stage: a parameter may be in another one by now."""
-        stage, _, rest = self.place.partition("-")
-        return rest if stage.startswith("pp") else self.place
+        """The index without the pipeline stage, in which a parameter may move."""
+        stage, _, rest = self.index.partition("-")
+        return rest if stage.startswith("pp") else self.index
 
     def file(self, shard: int, shards: int) -> str:
-        """The name of a shard's file."""
-        return f"{DIRECTORY}/masters-{self.place}-{shard:05d}-of-{shards:05d}.safetensors"
+        """Return the path of a shard's file."""
+        return f"{DIRECTORY}/masters-{self.index}-{shard:05d}-of-{shards:05d}.safetensors"
 
 
 def save_masters(part: Part, pieces: list[Piece]) -> None:
-    """Write what is this rank's to write. Not collective."""
+    """Write the pieces that this rank writes. Not collective."""
     for piece in pieces:
         if not piece.written:
             continue
@@ -77,10 +76,10 @@ def save_masters(part: Part, pieces: list[Piece]) -> None:
 
 
 def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
-    """Put them back, from any number of shards and stages. Not collective.
+    """Restore the pieces from any number of shards and stages. Not collective.
 
     Returns:
-        Why some stay as ColossalAI made them from the weights; empty if all are put back.
+        Why some stay as ColossalAI made them from the weights; empty if all were restored.
 
     Raises:
         CheckpointRejected: they are not this model's.
@@ -98,14 +97,14 @@ def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
     if not lacking:
         return ""
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-    return f"there is none for {lacking[0]}{more} as this rank holds it"
+    return f"none was saved for {lacking[0]}{more} as this rank holds it"
 
 
 def find_pieces(plugin: Any, model: Any, optimizer: Any) -> list[Piece]:
-    """The pieces of which this rank holds a shard; none where the weights are fp32 themselves.
+    """Return the pieces of which this rank holds a shard; none if the weights are fp32.
 
     Args:
-        plugin, model, optimizer: a booster's, and what it made.
+        plugin, model, optimizer: the booster's plugin, and the boosted objects.
     """
     if optimizer is None:
         return []
@@ -120,7 +119,7 @@ def find_pieces(plugin: Any, model: Any, optimizer: Any) -> list[Piece]:
 
 
 def _of_zero(plugin: Any, model: Any, optimizer: Any, groups: dict[Any, Any]) -> Iterator[Piece]:
-    """ZeRO cuts each parameter over its group; experts have a group of their own."""
+    """Yield ZeRO's pieces: it shards each parameter over its group; experts have their own."""
     expert_group = getattr(plugin, "moe_dp_group", None)
     for group, parameters in groups.items():
         masters, whole = _masters(model, optimizer, parameters)
@@ -129,7 +128,7 @@ def _of_zero(plugin: Any, model: Any, optimizer: Any, groups: dict[Any, Any]) ->
         store = optimizer.pg_to_bucket_store[group]
         experts = expert_group is not None and group is expert_group
         yield Piece(
-            place=_place(plugin, experts=experts),
+            index=_parallel_index(plugin, experts=experts),
             shard=int(store.local_rank),
             shards=int(store.world_size),
             masters=masters,
@@ -139,16 +138,16 @@ def _of_zero(plugin: Any, model: Any, optimizer: Any, groups: dict[Any, Any]) ->
 
 
 def _of_replicas(plugin: Any, model: Any, optimizer: Any) -> Iterator[Piece]:
-    """Without ZeRO each data-parallel rank holds all masters of its place: the first one writes."""
+    """Yield the piece that each data-parallel rank holds whole without ZeRO; the first writes."""
     masters, whole = _masters(model, optimizer, model.unwrap().parameters())
     if masters:
         group = getattr(plugin, "mixed_dp_group", None)
         first = group is None or dist.get_rank(group) == 0
-        yield Piece(_place(plugin, experts=False), 0, 1, masters, whole, written=first)
+        yield Piece(_parallel_index(plugin, experts=False), 0, 1, masters, whole, written=first)
 
 
 def _of_gemini(optimizer: Any) -> Iterator[Piece]:
-    """Gemini packs parameters into chunks and cuts those; what it packed otherwise fits nowhere."""
+    """Yield Gemini's pieces: it packs parameters into chunks, which fit only the same packing."""
     module = optimizer.module
     chunks = list(dict.fromkeys(module.chunk_manager.get_chunk(p) for p in module.param2name))
     packed = [([module.param2name[p] for p in chunk.get_tensors()], chunk) for chunk in chunks]
@@ -156,7 +155,7 @@ def _of_gemini(optimizer: Any) -> Iterator[Piece]:
     layout = repr(
         [(names, chunk.chunk_size, dist.get_world_size(group)) for names, chunk in packed]
     )
-    place = f"gemini-{xxh3_64_hexdigest(layout.encode())}-tp{optimizer.tp_rank}"
+    index = f"gemini-{xxh3_64_hexdigest(layout.encode())}-tp{optimizer.tp_rank}"
     first = extra is None or dist.get_rank(extra) == 0
     for kept_whole in (False, True):  # on every rank
         masters = {
@@ -168,7 +167,7 @@ def _of_gemini(optimizer: Any) -> Iterator[Piece]:
             continue
         shards = 1 if kept_whole else dist.get_world_size(group)
         yield Piece(
-            place=f"{place}-whole" if kept_whole else place,
+            index=f"{index}-whole" if kept_whole else index,
             shard=0 if kept_whole else dist.get_rank(group),
             shards=shards,
             masters=masters,
@@ -178,7 +177,7 @@ def _of_gemini(optimizer: Any) -> Iterator[Piece]:
 
 
 def _masters(model: Any, optimizer: Any, parameters: Any) -> tuple[dict[str, Any], dict[str, int]]:
-    """Of those parameters, by name, whose master is of another type than they are."""
+    """Return the masters whose type differs from their parameter's, and the sizes, by name."""
     names = {id(p): name for name, p in model.unwrap().named_parameters()}
     known = optimizer.get_working_to_master_map() or {}
     masters: dict[str, Any] = {}
@@ -191,7 +190,7 @@ def _masters(model: Any, optimizer: Any, parameters: Any) -> tuple[dict[str, Any
     return masters, whole
 
 
-def _place(plugin: Any, *, experts: bool) -> str:
+def _parallel_index(plugin: Any, *, experts: bool) -> str:
     axes = {"pp": "pp_group", "tp": "tp_group", **({"ep": "ep_group"} if experts else {})}
     parts = []
     for axis, name in axes.items():
@@ -202,7 +201,7 @@ def _place(plugin: Any, *, experts: bool) -> str:
 
 
 class _Shards:
-    """The shards of one place, opened when they are needed: a rank mostly needs its own."""
+    """The shards of one index, opened on demand: a rank mostly needs its own."""
 
     def __init__(self, first: Path, count: int, held: ExitStack) -> None:
         self._first, self._held = first, held
@@ -210,7 +209,7 @@ class _Shards:
         self.count = count
 
     def file(self, shard: int) -> TensorFile:
-        """One of them.
+        """Open a shard.
 
         Raises:
             CheckpointRejected: it is missing.
@@ -227,7 +226,7 @@ class _Shards:
 
 
 def _find_shards(checkpoint: Path, rest: str, held: ExitStack) -> dict[str, _Shards]:
-    """Those of each parameter, from whichever stage it was in."""
+    """Return the shards of each parameter, from whichever stage it was in."""
     found: dict[str, _Shards] = {}
     pattern = re.compile(rf"masters-(?:pp\d+of\d+-)?{re.escape(rest)}-00000-of-(\d+)\.safetensors")
     for path in sorted((checkpoint / DIRECTORY).glob("masters-*-00000-of-*.safetensors")):
@@ -239,7 +238,7 @@ def _find_shards(checkpoint: Path, rest: str, held: ExitStack) -> dict[str, _Sha
 
 
 def _fill(master: torch.Tensor, name: str, piece: Piece, shards: _Shards) -> None:
-    """Copy from the shards what of a parameter is this rank's.
+    """Copy this rank's part of a parameter from the shards.
 
     Raises:
         CheckpointRejected, KeyError, ValueError: they are not this parameter's.
@@ -248,14 +247,14 @@ def _fill(master: torch.Tensor, name: str, piece: Piece, shards: _Shards) -> Non
     if not size:
         return
     step = -(-piece.whole[name] // shards.count)
-    mine = torch.zeros(size, dtype=master.dtype)  # what lies behind a parameter's end is zero
+    mine = torch.zeros(size, dtype=master.dtype)  # the padding after a parameter's end is zero
     begin = piece.shard * size
     for index in range(begin // step, min(-(-(begin + size) // step), shards.count)):
         stored = shards.file(index).tensors[name]
         if prod(stored.shape) != step:
-            raise ValueError(f"{name} is of another size")
+            raise ValueError(f"{name} has another size")
         if stored.dtype != master.dtype:
-            raise ValueError(f"{name} is of another type")
+            raise ValueError(f"{name} has another dtype")
         start, end = max(begin, index * step), min(begin + size, (index + 1) * step)
         offset = stored.begin + (start - index * step) * master.element_size()
         shards.file(index).read_into(offset, mine[start - begin : end - begin])

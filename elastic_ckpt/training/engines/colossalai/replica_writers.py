@@ -1,4 +1,4 @@
-"""Which replica writes which file, of a save that each of them could make alone."""
+"""Which replica writes which file of a save that each of them could make alone."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import distributed
 from elastic_ckpt.errors import SaveFailed
 
 SHARED_FROM_BYTES: Final = 1024 * 1024
-"""A smaller file is rank 0's: what there is to gain is less than a replica may differ by."""
+"""Rank 0 writes smaller files: sharing them gains less than the replicas' differences cost."""
 
 dist: Any = distributed
-"""Its object collectives are public, but carry no types."""
+"""Its object collectives are public, but untyped."""
 
 
 class ReplicaWriters:
     """Assigns each file to one of the ranks of rank 0's node.
 
-    Each rank decides for itself, and all alike: they ask in the same order about files of the
-    same sizes. :meth:`compare` makes sure of that.
+    Each rank decides by itself, and all alike, as they ask in the same order about files of the
+    same sizes. :meth:`compare` checks that.
 
     Args:
-        rank: this one.
-        writers: how many ranks write, from rank 0 on; see :func:`count_writers`.
+        rank: this rank.
+        writers: number of ranks that write, from rank 0 on; see :func:`count_writers`.
     """
 
     def __init__(self, rank: int, writers: int) -> None:
@@ -34,15 +34,15 @@ class ReplicaWriters:
 
     @property
     def has_part(self) -> bool:
-        """Whether this rank may get a file at all."""
+        """Whether this rank writes any file."""
         return self._rank < len(self._taken)
 
     def takes(self, path: str, size: int, *, shared: bool = True) -> bool:
-        """Whether this rank writes the next file; the one with the fewest bytes so far does.
+        """Return whether this rank writes the next file; the one with the fewest bytes so far does.
 
         Args:
-            size: bytes of its tensors.
-            shared: False if the replicas may hold different values: rank 0's count.
+            size: bytes of the file's tensors.
+            shared: False if the replicas may hold different values: rank 0 writes its own.
         """
         writer = 0
         if shared and size >= SHARED_FROM_BYTES:
@@ -52,13 +52,13 @@ class ReplicaWriters:
         return writer == self._rank
 
     def compare(self, *, failed: bool = False) -> None:
-        """Make sure that no file was left out or written twice. Collective, on all ranks.
+        """Check that no file was left out or written twice. Collective, on all ranks.
 
         Args:
-            failed: this rank could not write its files; the others hear that elsewhere.
+            failed: this rank could not write its files; the others learn that elsewhere.
 
         Raises:
-            SaveFailed: the replicas did not see the same files, on every rank but failed ones.
+            SaveFailed: on every rank that did not fail, if the replicas saw different files.
         """
         mine = None if failed else self._files
         everyone: list[Any] = [None] * dist.get_world_size()
@@ -67,13 +67,13 @@ class ReplicaWriters:
             return
         for rank, (writes, files) in enumerate(everyone):
             if writes and files != everyone[0][1]:
-                raise SaveFailed(rank, "its replica is made of other files than rank 0's")
+                raise SaveFailed(rank, "its replica has other files than rank 0's")
 
 
 def count_writers() -> int:
-    """Ranks on rank 0's node, as far as this rank needs to know; 0 on other nodes.
+    """Return the number of ranks on rank 0's node; 0 on other nodes.
 
-    Where the launcher does not say which node is the first, rank 0 writes alone, unless there is
+    If the launcher does not tell which node is the first, rank 0 writes alone, unless there is
     only one node.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,15 +1,15 @@
-"""The archive that ``torch.save`` writes, with its layout known before a byte of it is written.
+"""The archive that ``torch.save`` writes, laid out before its first byte is written.
 
-Torch itself lays the archive out: under ``torch.serialization.skip_data`` it writes everything but
-the storages and steps over their places. What goes where is then known, and so is the size, and
-each storage is copied once, from where it lies to where it belongs.
+Torch itself lays out the archive: under ``torch.serialization.skip_data`` it writes everything but
+the storages and seeks over their places. The layout and the size are then known, and each storage
+is copied once, directly to its place.
 
-Two fields differ from a plain ``torch.save``. The CRC-32 of a storage's record is zero, as a sum
-over the bytes would take three times as long as their copy; and the archive's serialization id,
-which torch makes of the sums, tells layouts apart but not values. No version of ``torch.load``
-checks the sums (torch has ``set_crc32_options`` to leave them out, too), while ``unzip -t`` and
-Python's ``zipfile`` report a bad CRC for these records. The bytes are guarded by the digests of
-the checkpoint's manifest.
+Two fields differ from a plain ``torch.save``. The CRC-32 of a storage's record is zero, because
+computing it would take three times as long as the copy. The archive's serialization id, which torch
+derives from the checksums, identifies layouts but not values. No version of ``torch.load`` checks
+them (torch can omit them, too, with ``set_crc32_options``), while ``unzip -t`` and Python's
+``zipfile`` report a bad CRC for these records. The digests of the checkpoint's manifest protect the
+bytes.
 """
 
 from __future__ import annotations
@@ -37,37 +37,36 @@ _NAME_AT: Final = 30
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to be.
+    """One planned file.
 
     Attributes:
         pieces: its contents, in order. A storage is not copied before it is written.
-        tensor_bytes: what the storages hold, each counted once.
     """
 
     pieces: list[bytes | torch.UntypedStorage]
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return self.tensor_bytes + sum(len(p) for p in self.pieces if isinstance(p, bytes))
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the storages, each counted once."""
+        """The bytes of the storages, each counted once."""
         return sum(p.nbytes() for p in self.pieces if not isinstance(p, bytes))
 
     def write(self, file: Sink) -> None:
-        """Write all of it; a storage on another device passes through the CPU, one at a time."""
+        """Write the file; storages on another device pass through the CPU, one at a time."""
         for piece in self.pieces:
             file.write(piece if isinstance(piece, bytes) else _view(piece))
 
 
 def plan_archive(obj: Any) -> Archive | None:
-    """What ``torch.save(obj, ...)`` would write.
+    """Return what ``torch.save(obj, ...)`` would write.
 
     Returns:
-        None where torch cannot lay it out without writing it (quantised tensors, for one), or
-        does so in a way that is not known here: ``torch.save`` itself has to write that.
+        None if torch cannot lay it out without writing it (quantized tensors, for example), or does
+        so in an unknown way: then ``torch.save`` itself has to write it.
 
     Raises:
         Exception: what ``torch.save`` raises for something that cannot be pickled.
@@ -86,7 +85,7 @@ def plan_archive(obj: Any) -> Archive | None:
     except RuntimeError:
         return None
     finally:
-        storages.clear()  # a class lives until the next garbage collection, and holds them
+        storages.clear()  # the class would keep them alive until the next garbage collection
 
 
 @dataclass
@@ -105,7 +104,7 @@ class _Layout:
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Torch steps over the place of a storage, whose local header it has just written."""
+        """Record the storage whose place torch skips, just after it wrote the local header."""
         start = self._pending.rfind(_LOCAL_HEADER)
         if whence != 1 or offset <= 0 or start < 0:
             self.known = False
@@ -123,19 +122,19 @@ class _Layout:
         return self._at
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: there is no buffer."""
 
     def archive(self) -> Archive | None:
-        """The whole, if every storage has found its place."""
+        """Return the archive if every storage has found its place."""
         if not self.known or any(storage.nbytes() for storage in self.storages.values()):
             return None
         return Archive([*self.pieces, bytes(self._pending)])
 
 
 class _Pickler:
-    """Pickles as torch wants it, and notes the storages under their names in the archive.
+    """Pickles for torch, and records the storages under their names in the archive.
 
-    Torch gives ``persistent_id``, as an attribute (2.5) or in a subclass (later).
+    Torch sets ``persistent_id`` as an attribute (2.5) or in a subclass (later).
     """
 
     noted: ClassVar[dict[str, torch.UntypedStorage]]
@@ -165,20 +164,20 @@ class _NotingPickler(pickle.Pickler):
 
 
 def _record_name(header: bytearray, start: int) -> str:
-    """A record's name in the archive, without that of the archive itself."""
+    """Return a record's name in the archive, without the archive's own name."""
     (length,) = struct.unpack_from("<H", header, start + _NAME_LENGTH_AT)
     name = header[start + _NAME_AT : start + _NAME_AT + length]
     return name.decode(errors="replace").partition("/")[2]
 
 
 def _view(storage: Any) -> Any:
-    """The bytes of a storage, without a copy if it is the CPU's."""
+    """Return the bytes of a storage, without a copy if it is on the CPU."""
     flat = torch.empty(0, dtype=torch.uint8, device="cpu")
     return flat.set_(storage.cpu()).numpy()
 
 
 Takes = Callable[[str, Any, int], bool]
-"""Whether this rank writes a file: its path in the part, what it is to hold, bytes of tensors."""
+"""Returns whether this rank writes a file, by path in the part, contents and tensor bytes."""
 
 
 def _always(path: str, obj: Any, tensor_bytes: int) -> bool:
@@ -187,14 +186,14 @@ def _always(path: str, obj: Any, tensor_bytes: int) -> bool:
 
 @contextmanager
 def torch_save_through(directory: Path, part: Part, takes: Takes = _always) -> Iterator[None]:
-    """Have every ``torch.save`` to a path below ``directory`` write through ``part``.
+    """Make every ``torch.save`` to a path below ``directory`` write through ``part``.
 
-    ColossalAI names files, it does not open them. A tensor is copied once, without the passes
-    that ``torch.save`` makes over it; a call with options, or for something that cannot be laid
-    out beforehand, is left to torch.
+    ColossalAI names files and does not open them. A tensor is copied once, without the passes that
+    ``torch.save`` makes over it. Calls with options, and objects that cannot be laid out ahead, are
+    left to torch.
 
     Args:
-        takes: asked once for each file; if it says no, nothing is written.
+        takes: called once for each file; if it returns false, nothing is written.
     """
     plain = torch.save
     root = os.path.abspath(directory)
@@ -207,7 +206,7 @@ def torch_save_through(directory: Path, part: Part, takes: Takes = _always) -> I
         archive = None if args or options else plan_archive(obj)
         name = os.path.relpath(path, root)
         if not takes(name, obj, archive.tensor_bytes if archive else 0):
-            return  # it may be there by now, and must not be touched: another rank writes it
+            return  # another rank writes it, and may have already
         if os.path.lexists(path):
             plain(obj, f, *args, **options)
             return
@@ -215,7 +214,7 @@ def torch_save_through(directory: Path, part: Part, takes: Takes = _always) -> I
             if archive is not None:
                 archive.write(file)
             else:
-                stream: Any = file  # torch asks for less than a whole file
+                stream: Any = file  # torch needs less than a complete file object
                 plain(obj, stream, *args, **options)
 
     torch.save = save

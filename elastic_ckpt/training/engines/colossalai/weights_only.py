@@ -1,4 +1,4 @@
-"""``torch.load`` inside of code that is not ours, kept from running what it reads."""
+"""Protection from code in files that other libraries read with ``torch.load``."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from elastic_ckpt.util.text import printable
 
 _FORCE_WEIGHTS_ONLY: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ARCHIVE: Final = b"PK\x03\x04"
-"""How a file begins that torch has written since 1.6."""
+"""The first bytes of a file that torch 1.6 or later has written."""
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Numbers, texts, lists, dicts; nothing that has to be imported, and so no code."""
+    """Unpickles numbers, texts, lists and dicts, but nothing that is imported, and so no code."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
-        """Refuse.
+        """Reject any import.
 
         Raises:
             CheckpointRejected: always.
         """
         raise CheckpointRejected(
-            f"a file of the checkpoint holds {printable(f'{module_name}.{global_name}', 100)}, "
+            f"a file of the checkpoint contains {printable(f'{module_name}.{global_name}', 100)}, "
             "which may run code"
         )
 
 
 @contextmanager
 def weights_only(directory: Path) -> Iterator[None]:
-    """Make every ``torch.load`` inside refuse code, whatever its caller asked for.
+    """Make every ``torch.load`` in the body reject code, whatever its caller requests.
 
-    Files outside of ``directory`` are refused, too, and so are two kinds that torch 2.5 reads
-    with no regard for ``weights_only``: TorchScript, and what versions before 1.6 wrote.
+    Files outside ``directory`` are rejected as well, and so are two kinds for which torch 2.5
+    ignores ``weights_only``: TorchScript, and files of versions before 1.6.
     """
     plain, plain_script = torch.load, torch.jit.load
     root = os.path.realpath(directory)
@@ -65,14 +65,14 @@ def weights_only(directory: Path) -> Iterator[None]:
 
 def _check_archive(path: str, root: str) -> None:
     if not os.path.realpath(path).startswith(root + os.sep):
-        raise CheckpointRejected(f"{printable(path)} is outside of the checkpoint")
+        raise CheckpointRejected(f"{printable(path)} is outside the checkpoint")
     fd = open_regular(Path(path))
     try:
         if os.read(fd, len(_ARCHIVE)) != _ARCHIVE:
-            raise CheckpointRejected(f"{os.path.basename(path)} is no archive of tensors")
+            raise CheckpointRejected(f"{os.path.basename(path)} is not a torch archive")
     finally:
         os.close(fd)
 
 
 def _refuse_script(*_: Any, **__: Any) -> NoReturn:
-    raise CheckpointRejected("a file of the checkpoint holds TorchScript, which is code")
+    raise CheckpointRejected("a file of the checkpoint contains TorchScript, which is code")

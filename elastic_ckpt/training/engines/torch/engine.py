@@ -1,9 +1,9 @@
 """Plain torch: a bare module, DistributedDataParallel, or ``fully_shard`` (FSDP2).
 
-Each tensor is written once, by a rank that holds it, into safetensors files beside an index; a
-load reads from them what the rank needs, whatever the world size and the parallelism were. What
-has no tensors with known names (a scheduler, an optimizer that is not torch's, any object with a
-``state_dict``) is written by rank 0. Nothing is pickled into a file.
+Each tensor is written once, by a rank that holds it, into safetensors files with an index. A load
+reads what the rank needs, whatever the world size and the parallelism were. Rank 0 writes what has
+no tensors with known names: a scheduler, an optimizer that is not torch's, any object with a
+``state_dict``. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from elastic_ckpt.training.engines.torch.save_plan import PlanCache, PlannedFile
 from elastic_ckpt.training.engines.torch.state import (
     PartState,
     bare,
-    can_be_shared_out,
+    has_named_tensors,
     local_part,
     module_state,
     optimizer_state,
@@ -55,10 +55,10 @@ _MODEL: Final = "modeling"
 _OPTIMIZER: Final = "optimizer"
 
 _STEADY_BYTES: Final = 64 * 1024
-"""A copy of less on the device costs next to nothing."""
+"""Copying less than this on the device costs almost nothing."""
 
 _plans: WeakKeyDictionary[Any, PlanCache] = WeakKeyDictionary()
-"""By model: ``save_checkpoint`` makes an engine at every call."""
+"""By model, as ``save_checkpoint`` constructs an engine at every call."""
 
 
 class TorchEngine(Engine):
@@ -72,10 +72,10 @@ class TorchEngine(Engine):
         self._model = model
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self._shared_out = can_be_shared_out(model)
-        if self._shared_out:
+        self._named = has_named_tensors(model)
+        if self._named:
             _refuse_flat_parameters(model)
-        self._plans = _plans.setdefault(model, PlanCache()) if self._shared_out else PlanCache()
+        self._plans = _plans.setdefault(model, PlanCache()) if self._named else PlanCache()
         self.info = EngineInfo(
             name="torch",
             version=str(torch.__version__),
@@ -90,15 +90,15 @@ class TorchEngine(Engine):
 
     @property
     def overlaps(self) -> bool:
-        """Whether the parameters lie on a device."""
-        return self._shared_out and any(is_on_device(one) for one in self._model.parameters())
+        """Whether the parameters are on a device."""
+        return self._named and any(is_on_device(one) for one in self._model.parameters())
 
     def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
-        """Collective. Without ``copies`` what is saved may be changed as soon as this returns."""
+        """Write this rank's tensors; rank 0 also writes the indexes and everything else."""
         states: dict[str, PartState] | Exception
         try:
             states = self._states()
-        except Exception as error:  # the other ranks must not wait for this one
+        except Exception as error:  # the plan reports it, so that the other ranks do not wait
             states = error
         plan = self._plans.plan_for(states)
         if isinstance(states, Exception):
@@ -116,10 +116,10 @@ class TorchEngine(Engine):
                 write_state(part, f"{name}/state", bare(thing).state_dict())
 
     def load(self, directory: Path) -> str:
-        """Not collective: every rank reads what it needs, to the bit.
+        """Read what this rank needs. Not collective.
 
         Raises:
-            CheckpointError: the state is not that of this model and this optimizer.
+            CheckpointError: the state does not fit the model or the optimizer.
         """
         with ExitStack() as held:
             halves = []
@@ -136,8 +136,8 @@ class TorchEngine(Engine):
         return ""
 
     def state_bytes(self) -> int:
-        """Bytes of all tensors of all ranks; a shard counts as the whole tensor."""
-        if not self._shared_out:
+        """Count the tensors of all ranks; a shard counts as the whole tensor."""
+        if not self._named:
             return sum(tensor_bytes(thing.state_dict()) for _, thing in self._things())
         total = tensor_bytes([*self._model.parameters(), *self._model.buffers()])
         for name, thing in self._things():
@@ -148,9 +148,9 @@ class TorchEngine(Engine):
         return total
 
     def _states(self) -> dict[str, PartState]:
-        """The parts whose tensors have known names."""
+        """Return the parts whose tensors have known names."""
         states = {}
-        if self._shared_out:
+        if self._named:
             states[_MODEL] = module_state(self._model)
             found = optimizer_state(self._model, self._optimizer)
             if found is not None:
@@ -158,9 +158,9 @@ class TorchEngine(Engine):
         return states
 
     def _restoration(self, directory: Path, index: ShardIndex) -> Restoration:
-        if not self._shared_out:
+        if not self._named:
             raise UsageError(
-                "the model that was saved was a torch module: give one again, or start a new --dir"
+                "the checkpoint is of a torch module: pass one, or start over with a new --dir"
             )
         with rejecting(f"state in {directory.name}"):
             tree = json.loads(read_bounded(directory / "state.json", MAX_JSON_BYTES))
@@ -188,9 +188,9 @@ def _write(part: Part, file: PlannedFile, state: PartState, copies: DeviceCopies
 
 
 def _is_steady(part: str, tensor: torch.Tensor) -> bool:
-    """Whether only the optimizer's step writes to it.
+    """Return whether only the optimizer's step modifies a tensor.
 
-    A forward pass writes to buffers, and a scheduler may write to a learning rate, which is small.
+    A forward pass modifies buffers, and a scheduler may modify a learning rate, which is small.
     """
     return tensor.nbytes >= _STEADY_BYTES and (
         part == _OPTIMIZER or isinstance(tensor, nn.Parameter)
@@ -198,13 +198,13 @@ def _is_steady(part: str, tensor: torch.Tensor) -> bool:
 
 
 def _refuse_flat_parameters(model: nn.Module) -> None:
-    old = sys.modules.get("torch.distributed.fsdp")  # not imported for this: it takes a second
+    old = sys.modules.get("torch.distributed.fsdp")  # not imported here: that takes a second
     if old is not None and any(
         isinstance(m, old.FullyShardedDataParallel) for m in model.modules()
     ):
         raise UsageError(
-            "FullyShardedDataParallel joins parameters to flat ones, which have no names of their "
-            "own: use torch.distributed.fsdp.fully_shard"
+            "FullyShardedDataParallel flattens parameters, which then have no names of their own: "
+            "use torch.distributed.fsdp.fully_shard"
         )
 
 

@@ -1,4 +1,4 @@
-"""A saved tree put back into a module or an optimizer: which tensor is read into which memory."""
+"""Restores a saved tree to a module or an optimizer: which tensor is read into which memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from elastic_ckpt.util.text import printable
 
 @dataclass(frozen=True)
 class Restoration:
-    """Half a load: fill ``wanted`` (name in the index, memory), then call ``finish``."""
+    """A prepared load: fill ``wanted`` (name in the index, memory), then call ``finish``."""
 
     wanted: list[tuple[str, torch.Tensor]]
     finish: Callable[[], object]
 
 
 class _Placeholders(dict[str, torch.Tensor]):
-    """Memory for each tensor that is asked for, untouched until it is filled."""
+    """Memory for each tensor that is requested, filled later."""
 
     def __init__(self, index: ShardIndex) -> None:
         super().__init__()
@@ -41,25 +41,25 @@ class _Placeholders(dict[str, torch.Tensor]):
         return self[name]
 
     def name_of(self, value: Any) -> str | None:
-        """The name of a placeholder; None of anything else."""
+        """Return the name of a placeholder; None for anything else."""
         return self._names.get(id(value))
 
 
 def restore_module(model: nn.Module, tree: Any, index: ShardIndex) -> Restoration:
     """Plan to read a module's state into its own parameters and buffers.
 
-    Names that only one side has are left to ``load_state_dict``, whose hooks may know them.
+    ``load_state_dict``, whose hooks may know them, gets names that only one side has.
 
     Args:
-        tree: as :func:`module_state` made it; call this within :func:`rejecting`.
+        tree: what :func:`module_state` returned; call this within :func:`rejecting`.
 
     Raises:
-        CheckpointError: a tensor has another shape.
+        CheckpointError: a tensor has another shape in the checkpoint.
     """
     saved: dict[str, Any] = {**tree}
     places = _Placeholders(index)
     state = model.state_dict(keep_vars=True)
-    own: dict[int, tuple[str, torch.Tensor]] = {}  # by memory: tied weights are read once
+    own: dict[int, tuple[str, torch.Tensor]] = {}  # by id: tied weights are read once
     for key, name in canonical_names(model, list(state)).items():
         if name not in saved:
             del state[key]
@@ -73,17 +73,17 @@ def restore_module(model: nn.Module, tree: Any, index: ShardIndex) -> Restoratio
             own[id(state[key])] = (stored, state[key])
     for name, value in saved.items():
         state[name] = decode_tree(value, places)
-    # A parameter that is its own source costs no copy there.
+    # load_state_dict does not copy a parameter to itself.
     return Restoration([*own.values(), *places.items()], lambda: model.load_state_dict(state))
 
 
 def _target(name: str, own: torch.Tensor, saved: IndexedTensor) -> torch.Tensor:
-    """The model's memory, or other memory from which ``load_state_dict`` will cast."""
+    """Return the model's memory, or memory of another dtype, which ``load_state_dict`` casts."""
     if list(own.shape) != saved.shape:
         raise CheckpointError(
             f"the script's model does not fit the checkpoint: {printable(name, 80)} has the shape "
-            f"{list(own.shape)} and had {saved.shape}; take the script of then, or start a new "
-            "--dir"
+            f"{list(own.shape)} instead of {saved.shape}; use the script that saved it, or start "
+            "over with a new --dir"
         )
     dtype = NAMED_DTYPES[saved.dtype]
     return own if own.dtype == dtype else torch.empty_like(own.detach(), dtype=dtype)
@@ -92,13 +92,13 @@ def _target(name: str, own: torch.Tensor, saved: IndexedTensor) -> torch.Tensor:
 def restore_optimizer(
     model: nn.Module, optimizer: Any, tree: Any, index: ShardIndex
 ) -> Restoration:
-    """Plan to read an optimizer's state; memory that it has already is used again.
+    """Plan to read an optimizer's state, reusing its memory.
 
     Args:
-        tree: as :func:`optimizer_state` made it; call this within :func:`rejecting`.
+        tree: what :func:`optimizer_state` returned; call this within :func:`rejecting`.
 
     Raises:
-        CheckpointError: its groups hold other parameters than those that were saved.
+        CheckpointError: its groups have other parameters than the checkpoint's.
     """
     places = _Placeholders(index)
     saved: dict[str, Any] = decode_tree(tree, places)
@@ -107,8 +107,8 @@ def restore_optimizer(
     parameters = numbered(optimizer, own)
     if names is None or parameters is None:
         raise CheckpointError(
-            "the optimizer that was saved had all its parameters in the model: take the script of "
-            "then, or start a new --dir"
+            "the script's optimizer has parameters that its model lacks, unlike the checkpoint's: "
+            "use the script that saved it, or start over with a new --dir"
         )
     number_of = {names[id(parameter)]: number for number, parameter in parameters.items()}
     groups = _groups(saved["param_groups"], own["param_groups"], number_of)
@@ -127,7 +127,7 @@ def restore_optimizer(
 def _groups(
     saved: list[dict[str, Any]], own: list[dict[str, Any]], number_of: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """The saved groups with the parameters' numbers, in the order of the optimizer's own."""
+    """Return the saved groups with the parameters' numbers, in the optimizer's own order."""
     groups = []
     for before, now in zip(saved, own, strict=False):
         numbers = [number_of.get(name, -1) for name in before["params"]]
@@ -136,14 +136,14 @@ def _groups(
         groups.append({**before, "params": now["params"]})
     if not len(groups) == len(saved) == len(own):
         raise CheckpointError(
-            "the script's optimizer does not fit the checkpoint: its groups hold other parameters; "
-            "take the script of then, or start a new --dir"
+            "the script's optimizer does not fit the checkpoint: its groups have other parameters; "
+            "use the script that saved it, or start over with a new --dir"
         )
     return groups
 
 
 def _moment(parameter: torch.Tensor, existing: Any, value: Any, places: _Placeholders) -> Any:
-    """Where a tensor of a parameter's state is read to, like the parameter if it has its shape."""
+    """Return the memory for a tensor of a parameter's state, sharded as the parameter is."""
     name = places.name_of(value)
     if name is None or places[name] is not value:
         return value if name is None else places[name]

@@ -1,4 +1,4 @@
-"""Who writes which tensor: agreed upon once, and kept while no rank's state changes its form."""
+"""Which rank writes which tensor: agreed once, and kept while no rank's state changes its form."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FAILED: Final = 2
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file of this rank: ``names`` maps what a tensor is called in it to its name."""
+    """A file of this rank; ``names`` maps a tensor's name in the file to its own name."""
 
     part: str
     path: str
@@ -48,7 +48,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What this rank writes: its tensors' files, and on rank 0 the indexes by path."""
+    """What this rank writes: the files of its tensors, and on rank 0 the indexes by path."""
 
     files: list[PlannedFile]
     indexes: dict[str, bytes]
@@ -58,21 +58,20 @@ Form = list[tuple[Any, ...]]
 
 
 class PlanCache:
-    """The plan of the last save."""
+    """Keeps the plan of the last save."""
 
     def __init__(self) -> None:
         self._form: Form | None = None
         self._plan: RankPlan | None = None
 
     def plan_for(self, states: Mapping[str, PartState] | Exception) -> RankPlan:
-        """The plan for these states. Collective: one number per rank, more if a form changed.
+        """Return the plan for these states. Collective: one number per rank, more after a change.
 
         Args:
-            states: by part; or why this rank has none, so that the others need not wait for it.
+            states: by part; or the error for which this rank has none.
 
         Raises:
-            SaveFailed: a rank has no states, or the ranks' states do not fit together. On every
-                rank.
+            SaveFailed: on every rank, if a rank has no states or they do not fit together.
         """
         form = None if isinstance(states, Exception) else _form(states)
         mine = _FAILED if form is None else _SAME if form == self._form else _CHANGED
@@ -93,7 +92,7 @@ class PlanCache:
 
 
 def _form(states: Mapping[str, PartState]) -> Form:
-    """All that a plan depends on."""
+    """Return everything that a plan depends on."""
     return [
         (part, name, tensor.dtype, tensor.shape, name in state.alike)
         + ((tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else ())
@@ -103,7 +102,7 @@ def _form(states: Mapping[str, PartState]) -> Form:
 
 
 def _make_plan(states: Mapping[str, PartState]) -> RankPlan:
-    rank = dist.get_rank() if _several() else 0
+    rank = dist.get_rank() if _is_distributed() else 0
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(_candidates(states, rank), is_coordinator=rank == 0)
     local = planner.create_local_plan()
@@ -121,7 +120,7 @@ def _make_plan(states: Mapping[str, PartState]) -> RankPlan:
 
 
 def _candidates(states: Mapping[str, PartState], rank: int) -> dict[str, torch.Tensor]:
-    """What this rank may write; the largest first, as the planner gives each to who has least."""
+    """Return what this rank may write, largest first, as the planner balances in this order."""
     found = {
         f"{part}/{name}": tensor
         for part, state in states.items()
@@ -136,7 +135,7 @@ def _has_bytes(item: WriteItem) -> bool:
 
 
 def _check_alike(plans: list[SavePlan]) -> None:
-    """What another rank would write must be what rank 0's tree speaks of."""
+    """Check that all ranks describe a tensor as rank 0's tree does."""
     seen: dict[str, Any] = {}
     for rank, plan in enumerate(plans):
         for item in plan.items:
@@ -158,7 +157,7 @@ class _Piece:
 
 
 def _pieces(plan: SavePlan, file: str) -> list[_Piece]:
-    """What a rank writes; two shards of one tensor have different names in the file."""
+    """Return what a rank writes; shards of one tensor have different names in its file."""
     pieces: list[_Piece] = []
     used: set[tuple[str, str]] = set()
     for item in plan.items:
@@ -187,7 +186,7 @@ def _files(pieces: list[_Piece], file: str) -> list[PlannedFile]:
 
 
 def _indexes(pieces: list[list[_Piece]], states: Mapping[str, PartState]) -> dict[str, bytes]:
-    """The index of each part, by path; complete, or there is no checkpoint."""
+    """Return the index of each part, by path; an incomplete one fails the save."""
     shards: defaultdict[tuple[str, str], list[Shard]] = defaultdict(list)
     for piece in chain.from_iterable(pieces):
         shards[piece.part, piece.tensor].append(piece.shard)
@@ -202,29 +201,31 @@ def _indexes(pieces: list[list[_Piece]], states: Mapping[str, PartState]) -> dic
                 raise SaveFailed(0, f"{printable(name, 80)}: {wrong}")
         data = msgspec.json.encode(ShardIndex(tensors))
         if len(data) > MAX_INDEX_BYTES:
-            raise SaveFailed(0, f"the index of {part} has {len(data)} bytes: no reader takes it")
+            raise SaveFailed(
+                0, f"the index of {part} has {len(data)} bytes; the maximum is {MAX_INDEX_BYTES}"
+            )
         indexes[f"{part}/{INDEX_NAME}"] = data
     if shards:
         name = printable("/".join(next(iter(shards))), 80)
-        raise SaveFailed(0, f"another rank holds {name}, which this one does not")
+        raise SaveFailed(0, f"another rank has {name}, which rank 0 does not")
     return indexes
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return bool(dist.is_initialized() and dist.get_world_size() > 1)
 
 
 def _largest(number: int) -> int:
-    if not _several():
+    if not _is_distributed():
         return number
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    told = torch.tensor(number, device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return int(told)
+    worst = torch.tensor(number, device=device)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return int(worst)
 
 
 def _gather(value: Any) -> list[Any]:
-    if not _several():
+    if not _is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)

@@ -1,8 +1,8 @@
 """The state of a module and of its optimizer: a tree without tensors, and tensors by name.
 
-Parameters have the names that they have in the bare model, in the optimizer's state, too, so that
-what one kind of parallelism wrote, another one reads. torch's own ``get_optimizer_state_dict`` is
-not called: it makes a step if the optimizer has made none, which changes the training.
+Parameters have the names of the bare model, also in the optimizer's state, so that one kind of
+parallelism reads what another one wrote. torch's own ``get_optimizer_state_dict`` is not used: it
+makes a step if the optimizer has made none, which changes the training.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class PartState:
     """One part of a checkpoint, as a rank holds it.
 
     Attributes:
-        tree: JSON values; tensors stand in it as tags with their names. A module's is an object
-            of names, each with a tree of its own.
-        tensors: by name; a DTensor stands for this rank's shard.
-        alike: names of tensors that every rank holds with the same contents, so that any of them
-            may write it. Of what is neither in here nor a DTensor, rank 0's counts.
+        tree: JSON values, with tensors as tags that contain their names. A module's is an object
+            with a tree by name.
+        tensors: by name; a DTensor represents this rank's shard.
+        alike: names of tensors with the same contents on every rank, so that any rank may write
+            them. Rank 0 writes its own of those that are neither here nor DTensors.
     """
 
     tree: Any
@@ -39,7 +39,7 @@ class PartState:
 
 
 class _Collector(TreeEncoder):
-    """Leaves tensors as they are; one that is there twice is kept once."""
+    """Collects tensors without a copy; one that occurs twice is kept once."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], alike: set[int]) -> None:
         super().__init__(tensors)
@@ -47,13 +47,13 @@ class _Collector(TreeEncoder):
         self._names: dict[int, str] = {}
         self.alike: set[str] = set()
 
-    def _store(self, tensor: torch.Tensor, place: str) -> str:
+    def _store(self, tensor: torch.Tensor, path: str) -> str:
         found = self._names.get(id(tensor))
         if found is not None:
             return found
-        check_tensor(local_part(tensor), place)
-        name = self._free_name(place)
-        self._tensors[name] = tensor  # keeps it alive, and so its id its own
+        check_tensor(local_part(tensor), path)
+        name = self._free_name(path)
+        self._tensors[name] = tensor  # keeps it alive, so that its id stays unique
         self._names[id(tensor)] = name
         if id(tensor) in self._alike_ids:
             self.alike.add(name)
@@ -61,12 +61,12 @@ class _Collector(TreeEncoder):
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a DTensor; any other tensor itself."""
+    """Return this rank's shard of a DTensor; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def can_be_shared_out(model: Any) -> bool:
-    """Whether a model's state is that of a plain module, so that its tensors have known names."""
+def has_named_tensors(model: Any) -> bool:
+    """Return whether a model's state is a plain module's, so that its tensors have known names."""
     return all(
         isinstance(module, nn.Module) and type(module).state_dict is nn.Module.state_dict
         for module in (model, bare(model))
@@ -74,15 +74,15 @@ def can_be_shared_out(model: Any) -> bool:
 
 
 def bare(model: Any) -> Any:
-    """The model without DDP around it."""
+    """Return the model without its DDP wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def module_state(model: nn.Module) -> PartState:
-    """The state of a module; parameters as they are, without a copy.
+    """Return the state of a module, without copying parameters.
 
     Raises:
-        UsageError: it holds what cannot be kept.
+        UsageError: it contains something that cannot be saved.
     """
     state = model.state_dict(keep_vars=True)
     names = canonical_names(model, state)
@@ -93,13 +93,13 @@ def module_state(model: nn.Module) -> PartState:
 
 
 def optimizer_state(model: nn.Module, optimizer: Any) -> PartState | None:
-    """The state of a torch optimizer whose parameters are all in the model; None of any other.
+    """Return the state of a torch optimizer whose parameters are all in the model; None for others.
 
-    One with a ``state_dict`` of its own may have all of it on one rank only, as
+    An optimizer with its own ``state_dict`` may have all of it on one rank, as
     ``ZeroRedundancyOptimizer`` does.
 
     Raises:
-        UsageError: it holds what cannot be kept.
+        UsageError: it contains something that cannot be saved.
     """
     names = parameter_names(model, optimizer)
     if names is None:
@@ -130,7 +130,7 @@ def optimizer_state(model: nn.Module, optimizer: Any) -> PartState | None:
 
 
 def parameter_names(model: nn.Module, optimizer: Any) -> dict[int, str] | None:
-    """Names by the id of each parameter; None unless the model has all that are optimized."""
+    """Return names by parameter id; None unless all optimized parameters are in the model."""
     if getattr(type(optimizer), "state_dict", None) is not Optimizer.state_dict:
         return None
     state = model.state_dict(keep_vars=True)
@@ -142,7 +142,7 @@ def parameter_names(model: nn.Module, optimizer: Any) -> dict[int, str] | None:
 
 
 def numbered(optimizer: Any, state: Any) -> dict[int, torch.Tensor] | None:
-    """Parameters by their number in ``state``; None if it has not the form of torch's own."""
+    """Return parameters by their number in ``state``; None if it differs from torch's own form."""
     try:
         return {
             number: parameter
@@ -154,7 +154,7 @@ def numbered(optimizer: Any, state: Any) -> dict[int, torch.Tensor] | None:
 
 
 def _replicas(model: nn.Module) -> list[nn.Parameter]:
-    """What DDP keeps equal on all ranks. Buffers differ between two forward passes."""
+    """Return what DDP keeps equal on all ranks; buffers differ between two forward passes."""
     return [
         parameter
         for module in model.modules()
@@ -169,13 +169,13 @@ _CHECKPOINTED: Final = "_checkpoint_wrapped_module."
 
 
 def canonical_names(model: Any, keys: Iterable[str]) -> dict[str, str]:
-    """The name without DDP's, torch.compile's and activation checkpointing's wrappers, by key.
+    """Return names without the wrappers of DDP, compile and activation checkpointing, by key.
 
     Args:
-        keys: of the model's ``state_dict``.
+        keys: keys of the model's ``state_dict``.
 
     Raises:
-        UsageError: two keys would have one name.
+        UsageError: two keys have the same name.
     """
     outer: dict[str, tuple[Any, str]] = {"": (model, "")}
     names = {}
@@ -188,7 +188,7 @@ def canonical_names(model: Any, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _within(known: dict[str, tuple[Any, str]], path: str) -> tuple[Any, str]:
-    """The module at a path, and what the names of its tensors begin with; ``known`` grows."""
+    """Return the module at a path and its tensors' name prefix; adds them to ``known``."""
     if path not in known:
         prefix, _, part = path.rpartition(".")
         module, name = _within(known, prefix)

@@ -265,7 +265,7 @@ def test_a_place_that_does_not_exist_is_refused_and_nothing_changes(epoch, index
 
 @pytest.mark.parametrize(("replicas", "rank"), [(2, 2), (2, -1), (1, 1), (-1, 0)])
 def test_a_rank_that_does_not_exist_is_refused(replicas, rank):
-    with pytest.raises(UsageError, match=f"rank {rank} is not below num_replicas {replicas}"):
+    with pytest.raises(UsageError, match=f"rank {rank} must be below num_replicas {replicas}"):
         ElasticSampler(range(10), replicas, rank)
 
 

@@ -15,7 +15,7 @@ DATA = range(20)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_pass, "_course", data_pass._Course())
+    monkeypatch.setattr(data_pass, "tracker", data_pass.PassTracker())
 
 
 def sampler(replicas: int = 1, rank: int = 0, **options: object) -> StatefulDistributedSampler:
@@ -160,13 +160,13 @@ def test_a_batch_size_that_the_loader_contradicts_is_an_error(ahead: int, told: 
     """Micro-batches for steps, or an accumulation that was left out."""
     for step, now in enumerate(steps(2, ahead), 1):
         if 1 < step < 5:
-            with pytest.raises(UsageError, match=f"batch_size={told}, but a step takes 2 samples"):
+            with pytest.raises(UsageError, match=f"batch_size={told}, but a step uses 2 samples"):
                 now.used(epoch=0, batch_size=told)
 
 
 def test_an_epoch_that_the_sampler_is_not_in_is_an_error() -> None:
     for now in steps(2):
-        with pytest.raises(UsageError, match="told epoch 1, but the sampler is in epoch 0"):
+        with pytest.raises(UsageError, match="received epoch 1, but the sampler is in epoch 0"):
             now.used(epoch=1, batch_size=2)
 
 

@@ -82,14 +82,14 @@ WHOLE = shard([0, 0], [2, 3])
 HUGE = 2**70
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "a hole": (tensor([2, 3], shard([0, 0], [1, 3])), "cover it once"),
-    "no shards": (tensor([2, 3]), "cover it once"),
-    "a scalar without a shard": (tensor([]), "cover it once"),
-    "the same shard twice": (tensor([2, 3], WHOLE, WHOLE), "cover it once"),
+    "a hole": (tensor([2, 3], shard([0, 0], [1, 3])), "cover it exactly once"),
+    "no shards": (tensor([2, 3]), "cover it exactly once"),
+    "a scalar without a shard": (tensor([]), "cover it exactly once"),
+    "the same shard twice": (tensor([2, 3], WHOLE, WHOLE), "cover it exactly once"),
     "an overlap beside a hole": (
         tensor([4], shard([0], [2]), shard([1], [2])), "overlap",
     ),
-    "a scalar twice": (tensor([], shard([], []), shard([], [])), "cover it once"),
+    "a scalar twice": (tensor([], shard([], []), shard([], [])), "cover it exactly once"),
     "an overlap in columns": (
         tensor([2, 4], shard([0, 0], [2, 2]), shard([0, 1], [2, 2])), "overlap",
     ),
@@ -116,7 +116,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         tensor([0], *[shard([0], [0])] * (MAX_SHARDS + 1)), "shards",
     ),
     **{
-        f"the file {name!r}": (tensor([2, 3], shard([0, 0], [2, 3], file=name)), "no file")
+        f"the file {name!r}": (tensor([2, 3], shard([0, 0], [2, 3], file=name)), "not in a file")
         for name in (
             "../00000.safetensors", "/etc/00000.safetensors", "..", "", "state.safetensors",
             "a/00000.safetensors", "00000.safetensors\n", "00000.safetensors/..",

@@ -83,7 +83,7 @@ def test_without_a_scale_there_is_none(optimizer: Any) -> None:
 def test_a_checkpoint_without_one_is_told(tmp_path: Path) -> None:
     scale = find_loss_scale(colossal())
     assert scale is not None
-    assert load_loss_scale(tmp_path, scale) == "there is no loss scale"
+    assert load_loss_scale(tmp_path, scale) == "the checkpoint has no loss scale"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,9 @@ def test_a_replica_writes_nothing(tmp_path: Path) -> None:
 def test_a_place_that_was_not_there_is_named(tmp_path: Path) -> None:
     save(tmp_path, {"w": torch.ones(3)}, 2)
     other = piece({"w": torch.zeros(3), "v": torch.zeros(1)}, 0, 1, "pp0of1-tp0of2")
-    assert load_masters(tmp_path, [other]) == "there is none for w and 1 more as this rank holds it"
+    assert (
+        load_masters(tmp_path, [other]) == "none was saved for w and 1 more as this rank holds it"
+    )
     assert torch.equal(other.masters["w"], torch.zeros(3))
 
 
@@ -115,8 +117,8 @@ def test_what_is_no_shard_is_rejected(tmp_path: Path, spoil: object) -> None:
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        ({"w": torch.zeros(11)}, "of another size"),
-        ({"w": torch.zeros(8, dtype=torch.float64)}, "of another type"),
+        ({"w": torch.zeros(11)}, "has another size"),
+        ({"w": torch.zeros(8, dtype=torch.float64)}, "has another dtype"),
     ],
 )
 def test_another_models_masters_are_rejected(

@@ -279,7 +279,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
     save(tmp_path, nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)))
     other = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 5))
     before = plain(other.state_dict())
-    with pytest.raises(CheckpointError, match=r"1\.weight has the shape \[5, 2\] and had \[3, 2\]"):
+    with pytest.raises(CheckpointError, match=r"1\.weight .* \[5, 2\] instead of \[3, 2\]"):
         TorchEngine(other, None, None).load(tmp_path)
     assert plain(other.state_dict()) == before
 
@@ -316,7 +316,7 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
         torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[1].parameters()}]),
     ]
     for optimizer in others:
-        with pytest.raises(CheckpointError, match="its groups hold other parameters"):
+        with pytest.raises(CheckpointError, match="its groups have other parameters"):
             TorchEngine(model, optimizer, None).load(tmp_path)
 
 
@@ -332,7 +332,7 @@ def test_flat_parameters_are_refused(inside: bool) -> None:
 
 def test_a_plain_object_in_the_place_of_a_module_is_told(tmp_path: Path) -> None:
     save(tmp_path, nn.Linear(1, 1))
-    with pytest.raises(UsageError, match="was a torch module"):
+    with pytest.raises(UsageError, match="is of a torch module"):
         TorchEngine(Foreign(), None, None).load(tmp_path)
 
 
