@@ -1,4 +1,4 @@
-"""``elastic-ckpt drill``: what would happen if the notice came now?"""
+"""``elastic-ckpt drill``: rehearse a preemption."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from elastic_ckpt.util.units import human_bytes, human_duration
 
 
 class Drill(msgspec.Struct, frozen=True):
-    """What a rehearsal found: seconds.
+    """The result of a rehearsal, in seconds.
 
     Attributes:
-        predicted_seconds: as a notice at that moment would have had it; None if nobody knew.
+        predicted_seconds: the prediction for a notice at that moment; None if unknown.
         measured_seconds: from the request until the checkpoint was on the disk.
-        grace_seconds: between a notice and the end of the node.
-        fits: whether what was measured is within the grace.
+        grace_seconds: from a notice until the node goes away.
+        fits: whether the measured time is within the grace.
     """
 
     step: int
@@ -45,22 +45,22 @@ class Drill(msgspec.Struct, frozen=True):
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    help="Time between a notice and the end of the node.  [default: the job's own]",
+    help="Seconds from a notice until the node goes away.  [default: the job's own]",
 )
 @timeout_option
-@click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(directory: Path, grace: float | None, timeout: float, as_json: bool) -> int:
-    """Rehearse a preemption: would the save fit into the grace?
+    """Rehearse a preemption: does the save fit into the grace period?
 
     \b
       elastic-ckpt drill ckpt
       elastic-ckpt drill ckpt --grace 120
 
-    The running job saves as it would on a notice, and trains on. Measured is the time from the
-    request to the disk; a look for requests every quarter of a second is in it, which a signal
-    does not wait for.
+    The running job saves as it would on a notice, and continues to train. The measured time lasts
+    from the request until the checkpoint is on the disk. It includes up to 0.25 s until the
+    request is seen, which a signal does not need.
 
-    Exits with 0 if it fits, with 1 if it does not, with 70 if no checkpoint came in time.
+    Exits with 0 if it fits, 1 if it does not, 70 if no checkpoint was saved in time.
     """
     found = _rehearse(directory, grace, timeout)
     if as_json:
@@ -75,7 +75,10 @@ def command(directory: Path, grace: float | None, timeout: float, as_json: bool)
     )
     for name, value in (
         ("saved", f"step {found.step}, {human_bytes(found.bytes)}"),
-        ("predicted", "nothing is known yet" if known is None else human_duration(known)),
+        (
+            "predicted",
+            "unknown: no save was measured yet" if known is None else human_duration(known),
+        ),
         ("measured", human_duration(found.measured_seconds)),
         ("grace", human_duration(found.grace_seconds)),
         ("verdict", verdict),
@@ -98,7 +101,7 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
         seconds = time.monotonic() - began
         if before is None or saved.path != before.path:
             break
-        # The step was saved already, and nothing was measured.
+        # The step was already saved, so nothing was measured.
         if time.monotonic() > limit:
             raise NotAnswered(
                 "the job has finished no step since its newest checkpoint: see elastic-ckpt "
@@ -116,7 +119,7 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
 
 
 def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
-    """What a notice now would be told; None if no save was measured yet."""
+    """Return the prediction for a notice now; None before the first measured save."""
     from elastic_ckpt.supervisor.saves.forecast import seconds_to_boundary
 
     predictor = read_predictor(job)
@@ -125,6 +128,6 @@ def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
     try:
         slots = Board.open(record.board, writable=False).read_slots()
     except (OSError, ValueError, ElasticCkptError):
-        slots = []  # another host's
+        slots = []  # on another host
     rest = max((seconds_to_boundary(slot, time.monotonic()) for slot in slots), default=0.0)
     return save_seconds(predictor, Outlook(record.grace, rest, predictor.last_bytes))

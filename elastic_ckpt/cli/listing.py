@@ -17,7 +17,7 @@ from elastic_ckpt.util.units import human_bytes, human_duration
 
 @click.command("list")
 @directory_argument
-@click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, newest first.")
 def command(directory: Path, as_json: bool) -> int:
     """List the checkpoints in DIR: verified, intact, or why not.
 
@@ -43,7 +43,7 @@ def command(directory: Path, as_json: bool) -> int:
 
 
 def as_row(view: CheckpointView) -> dict[str, Any]:
-    """One checkpoint as ``--json`` shows it: bytes, seconds."""
+    """Return one checkpoint as ``--json`` prints it: bytes, seconds."""
     return {
         "path": encodable(str(view.path)),
         "epoch": view.epoch,

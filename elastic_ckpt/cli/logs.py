@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 @click.command("logs")
 @directory_argument
-@click.option("--rank", metavar="RANK", type=click.IntRange(min=0), help="That rank's alone.")
-@click.option("--last", is_flag=True, help="The newest incarnation's alone.")
+@click.option("--rank", metavar="RANK", type=click.IntRange(min=0), help="Only this rank.")
+@click.option("--last", is_flag=True, help="Only the newest incarnation.")
 @click.option(
     "--processes",
     is_flag=True,
-    help="What elastic-ckpt's own processes did, by time: supervisors, agents and workers.",
+    help="The log of elastic-ckpt's own processes by time: supervisors, agents, workers.",
 )
 def command(directory: Path, rank: int | None, last: bool, processes: bool) -> int:
-    """What the workers of the job in DIR printed, by incarnation.
+    """Print the output of the workers of the job in DIR, by incarnation.
 
     \b
       elastic-ckpt logs checkpoints --last
       elastic-ckpt logs checkpoints --rank 3 | less
       elastic-ckpt logs checkpoints --processes --last
 
-    The newest 20 incarnations are kept, of each rank 16 to 32 MB; of what the
-    processes did 4 to 8 MB each.
+    Kept are the newest 20 incarnations, with 16 to 32 MB of each rank, and 4 to 8 MB of each
+    process's log.
 
-    Exits with 0, with 64 if there is nothing.
+    Exits with 0, or with 64 if there is no output.
     """
     job = open_job(directory)
     lines = _processes(job, rank, last) if processes else _printed(job, rank, last)
@@ -56,10 +56,10 @@ def _printed(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
         logs = [log for log in logs if log.rank == rank]
     if not logs:
         raise UsageError(
-            f"no worker has printed anything that is kept in {job.logs}"
-            + (f", or none of incarnation {newest}" if last and newest else "")
-            + ("" if rank is None else f", or none of rank {rank}")
-            + ": see elastic-ckpt status"
+            "no worker output"
+            + (f" of incarnation {newest}" if last and newest else "")
+            + ("" if rank is None else f" of rank {rank}")
+            + f" in {job.logs}: see elastic-ckpt status"
         )
     for log in logs:
         yield f"== incarnation {log.incarnation}, rank {log.rank}"
@@ -77,16 +77,15 @@ def _processes(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]
         lines = [line for line in lines if line.rank == rank]
     if not lines:
         raise UsageError(
-            f"no process has logged anything that is kept in {job.logs}"
-            + ("" if rank is None else f", or nothing of rank {rank}")
+            "no process log" + ("" if rank is None else f" of rank {rank}") + f" in {job.logs}"
         )
     yield from _shown(lines)
 
 
 def _shown(lines: Iterable[LogLine]) -> Iterator[str]:
-    """``03:12:44.120  rank 1  step 240  what it says``, under a heading for each day."""
+    """Yield ``03:12:44.120  rank 1  step 240  message``, under a heading for each day."""
     lines = list(lines)
-    several = len({line.node for line in lines}) > 1
+    multi_node = len({line.node for line in lines}) > 1
     day = ""
     for line in lines:
         date, _, clock = line.time.rstrip("Z").partition("T")
@@ -94,12 +93,12 @@ def _shown(lines: Iterable[LogLine]) -> Iterator[str]:
             day = date
             yield f"== {day}, UTC"
         level = "" if line.level == "INFO" else f"{printable(line.level, 20).lower()}: "
-        yield f"{clock}  {_who(line, several):<18}  {level}{printable(line.message, 4000)}"
+        yield f"{clock}  {_who(line, multi_node):<18}  {level}{printable(line.message, 4000)}"
         for row in line.error.splitlines():
             yield f"{'':34}{printable(row)}"
 
 
-def _who(line: LogLine, several: bool) -> str:
+def _who(line: LogLine, multi_node: bool) -> str:
     if line.process == "worker" and line.rank is not None:
         return f"rank {line.rank}" + ("" if line.step is None else f"  step {line.step}")
-    return printable(f"{line.process} {line.node}" if several else line.process, 100)
+    return printable(f"{line.process} {line.node}" if multi_node else line.process, 100)

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, for what takes more than two seconds."""
+"""A progress bar with rate and time left, for work that takes more than two seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar() -> Iterator[Watch]:
-    """Bars on a terminal's standard error, which are gone afterwards; else lines."""
+    """Show bars on standard error if that is a terminal, removed at the end; else lines."""
     if not sys.stderr.isatty():
         yield in_lines(lambda line: click.echo(line, err=True))
         return
@@ -30,7 +30,7 @@ def progress_bar() -> Iterator[Watch]:
 
 
 class _Bars:
-    """Rich's bars, made and shown only once something has taken a while."""
+    """Rich's bars, created only after two seconds of work."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

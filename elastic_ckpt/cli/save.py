@@ -21,26 +21,26 @@ from elastic_ckpt.protocol.run_state import TERMINAL
 @directory_argument
 @timeout_option
 def command(directory: Path, timeout: float) -> int:
-    """Have the running job save now, and wait until the disk has it.
+    """Save a checkpoint of the running job now, and wait until it is on the disk.
 
     \b
       elastic-ckpt save ckpt
       elastic-ckpt save ckpt --timeout 60 && elastic-ckpt verify ckpt --full
 
-    All ranks save at the same step and train on. Prints the checkpoint's path.
+    All ranks save at the same step and continue to train. Prints the path of the checkpoint.
 
-    Exits with 0 if it is there, with 70 if none came in time, with 64 if no job runs in DIR.
+    Exits with 0 if it is saved, 70 if it was not saved in time, 64 if no job is running in DIR.
     """
     click.echo(str(saved_now(open_job(directory), directory, timeout).path))
     return 0
 
 
 def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointView:
-    """Ask the running job for a checkpoint, and wait, bounded, until the disk has it.
+    """Request a checkpoint, and wait for at most ``timeout`` seconds until it is on the disk.
 
     Raises:
         UsageError: no job is running.
-        NotAnswered: it made none.
+        NotAnswered: no checkpoint was saved in time.
     """
     running = running_records(job)
     if not running:
@@ -51,9 +51,11 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
-            ended = not running_records(job)  # before the look, which then sees all that it left
+            ended = not running_records(
+                job
+            )  # read first, so that the checkpoint it may have left is seen below
             newest = newest_intact(job)
-            # A request that finds its step sealed already is served by that checkpoint.
+            # If its step is sealed already, that checkpoint answers the request.
             if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
                 return newest
             if ended:
@@ -67,7 +69,7 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
 
 
 def running_records(job: JobDirectory) -> list[NodeRecord]:
-    """What the supervisors say that run now, or that are on another host and may."""
+    """Return the records of supervisors that run, or may run on another host."""
     return [
         record
         for record in job_records(job)
@@ -76,7 +78,7 @@ def running_records(job: JobDirectory) -> list[NodeRecord]:
 
 
 def step_of(record: NodeRecord) -> int:
-    """The step that the job had finished when it was asked; 0 where that cannot be seen."""
+    """Return the step that the job has finished; 0 if its board cannot be read."""
     try:
         slots = Board.open(record.board, writable=False).read_slots()
     except (OSError, ValueError, ElasticCkptError):

@@ -41,7 +41,7 @@ def test_status_from_another_host_reads_files_only(tmp_path: Path) -> None:
         job.until(lambda view: any(heart.glob("*.beat")), "a heartbeat")
         view = status(job)
         assert (view.state, view.workers, view.exit_code) == ("running", [], 0)
-        assert "seen from another host, by its files" in view.message
+        assert "seen from another host; last heartbeat of" in view.message
         assert view.supervisor.alive is None and view.supervisor.heard_seconds < 30
         assert view.newest_intact is not None
         [beat] = heart.glob("*.beat")
@@ -51,7 +51,7 @@ def test_status_from_another_host_reads_files_only(tmp_path: Path) -> None:
         assert (view.position.epoch, view.position.step) == (3, 77)
         write_heartbeat(known, beat.stem, Heartbeat(1e9, 3, 77, 5))
         view = status(job)
-        assert view.exit_code == 1 and view.warnings[0].endswith("it may be gone")
+        assert view.exit_code == 1 and view.warnings[0].endswith("it may be dead")
 
 
 @pytest.mark.slow

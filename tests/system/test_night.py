@@ -45,7 +45,7 @@ def command(night: Night, *arguments: str) -> str:
 def test_status_after_the_night(night: Night) -> None:
     view = night.view()
     assert (view.state, view.exit_code, view.warnings) == ("preempted", 1, [])
-    assert "goes on from step" in view.advice
+    assert "resumes from step" in view.advice
     assert (view.restarts.failures, view.restarts.preemptions) == (CRASHES, NOTICES + 1)
     # Is it safe now? Was the checkpoint good?
     assert view.newest_intact is not None and view.position is not None
@@ -58,7 +58,7 @@ def test_status_after_the_night(night: Night) -> None:
     assert view.last_recovery is not None and view.last_recovery.total_seconds < view.time.recovery
     page = " ".join(command(night, "status").split())
     for words in (
-        "preempted", f"goes on from step {view.position.step}", "newest intact",
+        "preempted", f"resumes from step {view.position.step}", "newest intact",
         f"{CRASHES} after failures", f"{NOTICES + 1} after preemptions", "lost work", "recovery",
         "does not match its checksum", "rank 0, signal", "killed by SIGKILL",
     ):  # fmt: skip

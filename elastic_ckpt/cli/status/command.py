@@ -24,10 +24,10 @@ _WATCH_SECONDS = 1.0
 
 @click.command("status")
 @directory_argument
-@click.option("--json", "as_json", is_flag=True, help="One object, for scripts.")
-@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
 def command(directory: Path, as_json: bool, watch: bool) -> int:
-    """How is the job in DIR, what would be lost, what is to be done?
+    """Show the health of the job in DIR, what is at risk, and what to do.
 
     \b
       elastic-ckpt status checkpoints
@@ -35,13 +35,13 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
       elastic-ckpt status checkpoints --json | jq .newest_intact.step
       elastic-ckpt status 4711
 
-    DIR may be the number of a SLURM job.
+    DIR may be the number of a SLURM job. This works even if the supervisor is dead.
 
-    Exits with 0 if it runs well or has finished, 1 if it is degraded, or preempted and waiting to
-    be run again, 2 if it is dead.
+    Exits with 0 if it is healthy or finished, 1 if it is degraded, or preempted and waiting to be
+    restarted, 2 if it is dead.
     """
     if as_json and watch:
-        raise UsageError("--json shows one moment, --watch is for people: choose one")
+        raise UsageError("--json prints once and --watch repeats: choose one")
     job = open_job(directory)
     if as_json:
         view = gather(job)
@@ -56,7 +56,7 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
 
 
 def _watch(job: JobDirectory, console: Console) -> int:
-    """Until Ctrl-C; returns the code of the last look."""
+    """Refresh until Ctrl-C; return the exit code of the last page."""
     from rich.live import Live
 
     view = gather(job)

@@ -1,4 +1,4 @@
-"""How ``status`` looks on a terminal: one page, whatever its width, with and without colours."""
+"""The page that ``status`` prints, for terminals of any width, with and without colours."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _STATES: Final = {
     "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
     "backing-off": "yellow", "preempted": "yellow", "failed": "red", "dead": "red",
 }  # fmt: skip
-_TAIL_LINES: Final = 6  # of what a rank printed before it failed; elastic-ckpt logs has the rest
+_TAIL_LINES: Final = 6  # of a failed rank's output; elastic-ckpt logs has the rest
 _MOST_RANKS: Final = 12
 _MOST_REJECTED: Final = 5
 _BAR_WIDTH: Final = 40
 _NARROW: Final = 60
-_PIPE_WIDTH: Final = 120  # where nobody looks at columns
+_PIPE_WIDTH: Final = 120  # for a pipe
 
 _PARTS: Final = {
     Category.TRAINING: ("█", "green"),
@@ -43,11 +43,11 @@ _PARTS: Final = {
     Category.WAITING: ("·", "dim"),
     Category.SETUP: ("░", "blue"),
 }
-"""How the bar shows each: what a pipe or NO_COLOR leaves must still tell them apart."""
+"""Character and colour of each in the bar; a pipe or NO_COLOR leaves the characters."""
 
 
 def make_console() -> Console:
-    """Of the terminal's width; for a pipe of a width of its own, if ``COLUMNS`` does not say."""
+    """Return a console of the terminal's width; for a pipe of ``COLUMNS``, or 120."""
     from rich.console import Console
 
     console = Console()
@@ -55,7 +55,7 @@ def make_console() -> Console:
 
 
 def show(view: StatusView, console: Console) -> None:
-    """Print the page; to a pipe without the spaces that fill a terminal's lines."""
+    """Print the page; to a pipe without trailing spaces."""
     if console.is_terminal:
         console.print(page(view, console.width))
         return
@@ -66,19 +66,15 @@ def show(view: StatusView, console: Console) -> None:
 
 
 def page(view: StatusView, width: int = 80) -> RenderableType:
-    """The whole page.
-
-    Args:
-        width: columns of the terminal.
-    """
+    """Return the whole page, for a terminal of this many columns."""
     from rich.console import Group
     from rich.text import Text
 
     colour = _STATES.get(view.state, "white")
     head = Text.assemble((view.job, "bold"), "  ", (view.state, f"bold {colour}"))
-    said = view.message.removeprefix(view.state).lstrip(", ")
-    if said:
-        head.append(f"  {said}")
+    message = view.message.removeprefix(view.state).lstrip(", ")
+    if message:
+        head.append(f"  {message}")
     parts: list[RenderableType] = [head]
     for warning in view.warnings:
         parts.append(Text(f"! {warning}", style="bold yellow"))
@@ -93,7 +89,7 @@ def page(view: StatusView, width: int = 80) -> RenderableType:
 
 
 def _laid_out(facts: list[tuple[str, Text]], width: int) -> list[RenderableType]:
-    """Labels in a column of their own, or above their texts where the terminal is narrow."""
+    """Return labels beside their texts, or above them on a narrow terminal."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -117,7 +113,7 @@ def _pipe_width() -> int:
 
 
 def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
-    """Label and text of each line; text is none that a reason could put mark-up into."""
+    """Return label and text of each line; ``Text``, so that a message cannot add mark-up."""
     from rich.text import Text
 
     room = width - (2 if width < _NARROW else 22)
@@ -192,7 +188,7 @@ def _progress(view: StatusView, found: ProgressView, width: int) -> Text:
 def _newest(view: StatusView) -> str:
     newest, on_disk = view.newest_intact, view.newest_on_disk
     if newest is None:
-        return "none: a restart would begin at step 0"
+        return "none: a restart would start at step 0"
     if newest.tier == "disk":
         return _checkpoint(newest)
     rest = _checkpoint(on_disk) if on_disk else "none on the disk"
@@ -208,7 +204,7 @@ def _checkpoint(one: NewestView) -> str:
 
 
 def _at_risk(view: StatusView) -> str:
-    """What the loss of this machine would cost now."""
+    """Return what the loss of this node would cost now."""
     risk = view.at_risk
     if risk is None or (risk.steps == 0 and risk.seconds < 1.0):
         return "nothing, if this node died now"
@@ -222,7 +218,7 @@ def _save(save: LastSaveView) -> Text:
     if save.error:
         return Text(f"{save.reason}, FAILED: {save.error}", "red")
     took = f"{save.reason}, {save.actual_seconds:.2f} s"
-    return Text(f"{took}, training stood still for {save.stall_seconds:.2f} s")
+    return Text(f"{took}; training stalled for {save.stall_seconds:.2f} s")
 
 
 def _emergency(save: EmergencySaveView) -> str:
@@ -232,7 +228,7 @@ def _emergency(save: EmergencySaveView) -> str:
 
 
 def _failure(last: FailureRecord, room: int) -> str:
-    """What it was, and the end of what the rank printed: there stands why."""
+    """Return the failure, and the end of the rank's output, which usually shows the reason."""
     who = f"rank {last.rank}, " if last.rank >= 0 else ""
     ago = human_duration(max(0.0, time.time() - last.wall))
     lines = [f"{who}{last.kind}, {ago} ago: {last.message}"]
@@ -250,7 +246,7 @@ def _recovery(last: RecoveryRecord) -> str:
 
 
 def _goodput(view: StatusView, width: int, room: int) -> Text:
-    """The share, a bar of where the time went, and its seconds."""
+    """Return the goodput, a bar of where the time went, and the seconds."""
     from rich.text import Text
 
     seconds = {one: getattr(view.time, one.value) for one in Category}
@@ -262,7 +258,7 @@ def _goodput(view: StatusView, width: int, room: int) -> Text:
         text.append(_PARTS[one][0] * round(at - filled), _PARTS[one][1])
         filled = round(at)
     column = room + 1
-    for one, value in spent.items():  # none is folded in its middle
+    for one, value in spent.items():  # break lines between parts
         words = f" {_name(one)} {human_duration(value)}"
         ends = column + len(words) + 3 > room
         column = len(words) + 1 + (0 if ends else column + 2)
@@ -278,7 +274,7 @@ def _nodes(view: StatusView) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("node", "host", "state", "what it does"):
+    for title in ("node", "host", "state", "activity"):
         table.add_column(title, overflow="fold")
     for node in view.nodes:
         name = f"{node.node} (leads)" if node.leads else node.node
@@ -288,7 +284,7 @@ def _nodes(view: StatusView) -> RenderableType:
 
 
 def _workers(workers: list[WorkerView]) -> list[RenderableType]:
-    """The ranks; of many those that stand out, and how the others are."""
+    """Return the ranks; of many, those that stand out, and a line on the others."""
     from rich.text import Text
 
     shown = sorted(workers, key=_stands_out)[:_MOST_RANKS]
@@ -311,15 +307,15 @@ def _table(workers: list[WorkerView]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    several = len({worker.node for worker in workers}) > 1
+    multi_node = len({worker.node for worker in workers}) > 1
     on_gpus = any(worker.gpu_bytes is not None for worker in workers)
-    titles = ["node"] * several + ["rank", "pid", "phase", "step", "last beat", "memory", "cpu"]
+    titles = ["node"] * multi_node + ["rank", "pid", "phase", "step", "last beat", "memory", "cpu"]
     for title in [*titles, *["gpu"] * on_gpus, "own work"]:
         justify: Literal["left", "right"] = "left" if title in ("node", "phase") else "right"
         table.add_column(title, justify=justify, overflow="fold")
     for worker in workers:
         beat, cpu = worker.last_beat_seconds, worker.cpu_percent
-        cells = [worker.node] * several + [
+        cells = [worker.node] * multi_node + [
             str(worker.rank),
             str(worker.pid),
             worker.phase,
@@ -339,7 +335,7 @@ def _gpu(worker: WorkerView) -> str:
 
 
 def _own_work(worker: WorkerView) -> str:
-    """``80 of 120 ms``: the rest it waits for the others; and whether they wait for it."""
+    """Return ``80 of 120 ms``: own work of a step, and whether the others wait for it."""
     if worker.step_seconds is None or worker.busy_seconds is None:
         return "-"
     times = f"{1000 * worker.busy_seconds:.3g} of {1000 * worker.step_seconds:.3g} ms"

@@ -1,4 +1,4 @@
-"""What ``status`` shows of the way: how far, how fast, how long still, and what is at risk."""
+"""Progress in ``status``: how far, how fast, how much longer, and what is at risk."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount
 from elastic_ckpt.protocol.slot import Slot
 
 RATE_SECONDS: Final = 300.0
-"""The rate is that of the last minutes, of the incarnation that runs, saves included."""
+"""The period of the rate, within the current incarnation; it includes saves."""
 
-_LEAST_SECONDS: Final = 0.5
+_MIN_SECONDS: Final = 0.5
 
 
 class ProgressView(msgspec.Struct):
-    """How far the training is; None for what nobody knows.
+    """How far the training is; None for what is unknown.
 
     Attributes:
         step: optimizer steps finished.
-        total_steps: at which the script will be done.
-        steps_per_second: over the last minutes, with saves.
+        total_steps: optimizer steps of the whole training.
+        steps_per_second: over the last five minutes, including saves.
         samples_per_second: of all ranks together.
-        seconds_to_end: at that rate.
+        seconds_to_end: at the current rate.
     """
 
     step: int
@@ -40,10 +40,10 @@ class ProgressView(msgspec.Struct):
 
 
 class AtRiskView(msgspec.Struct):
-    """What would have to be done again if the node died now: what the disk does not hold yet.
+    """The work that would have to be repeated if the node died now: it is not on the disk yet.
 
     Attributes:
-        steps: None where the script counts them anew in each epoch.
+        steps: None if the script restarts its count in each epoch.
         seconds: of training.
     """
 
@@ -52,7 +52,7 @@ class AtRiskView(msgspec.Struct):
 
 
 class TimeView(msgspec.Struct):
-    """Seconds since the job's first start by what they were spent on; they add up to ``wall``."""
+    """Seconds since the job's first start by category; they add up to ``wall``."""
 
     wall: float
     training: float
@@ -64,7 +64,7 @@ class TimeView(msgspec.Struct):
 
 
 def time_view(found: Goodput) -> TimeView:
-    """The same, with the words that the JSON has."""
+    """Return the account of time under the names of the JSON."""
     seconds = {one.value: found.seconds(one) for one in Category}
     return TimeView(wall=found.wall_seconds, **seconds)
 
@@ -72,11 +72,10 @@ def time_view(found: Goodput) -> TimeView:
 def progress(
     step: int | None, slots: Sequence[Slot], events: Sequence[JournalEntry], *, running: bool
 ) -> ProgressView | None:
-    """How far and how fast.
+    """Return the progress; None if the step is unknown.
 
     Args:
-        step: where the job is; None if nobody knows.
-        slots: of the ranks that can be seen here.
+        slots: of the ranks whose board can be read here.
         events: the journal.
     """
     if step is None:
@@ -100,7 +99,7 @@ def progress(
 def at_risk(
     epoch: int, step: int, on_disk: CheckpointView | None, account: TimeAccount, now: float
 ) -> AtRiskView:
-    """What the newest checkpoint on the disk does not hold.
+    """Return the work that is not in the newest checkpoint on the disk.
 
     Args:
         epoch, step: where the job is.
@@ -112,14 +111,14 @@ def at_risk(
     if moment is None:
         moment = now - (on_disk.age_seconds or 0.0)
     ahead = step - on_disk.step
-    if ahead < 0:  # counted anew in each epoch, or the checkpoint is newer than what we saw
+    if ahead < 0:  # the count restarted with the epoch, or the board is older than the checkpoint
         same = epoch == on_disk.epoch
         return AtRiskView(0 if same else None, account.training_since(moment, now))
     return AtRiskView(ahead, account.training_since(moment, now) if ahead else 0.0)
 
 
 def _marks(entries: Iterable[JournalEntry]) -> list[tuple[float, StepMark]]:
-    """The step marks of the newest incarnation, and when each was written."""
+    """Return the step marks of the newest incarnation, each with its wall time."""
     found: list[tuple[float, StepMark]] = []
     for entry in entries:
         match entry.event:
@@ -137,7 +136,7 @@ def _rate(slots: Sequence[Slot], marks: Sequence[tuple[float, StepMark]]) -> flo
         steps = [slot.shown_step for slot in slots if slot.attached]
         newest = (now, min(steps)) if steps else recent[-1]
         seconds, done = newest[0] - recent[0][0], newest[1] - recent[0][1]
-        if seconds > _LEAST_SECONDS and done > 0:
+        if seconds > _MIN_SECONDS and done > 0:
             return done / seconds
     step_ns = max((slot.step_ns for slot in slots), default=0)
     return 1e9 / step_ns if step_ns else None

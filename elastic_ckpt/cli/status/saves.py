@@ -1,4 +1,4 @@
-"""What ``status`` shows of saves: the newest one, the last emergency, how often they are made."""
+"""Saves in ``status``: the newest, the last emergency save, and the interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elastic_ckpt.util.text import printable
 
 
 class LastSaveView(msgspec.Struct):
-    """The newest save: seconds. ``error`` says why it failed, and is empty if it did not."""
+    """The newest save, in seconds; ``error`` is empty unless it failed."""
 
     reason: str
     predicted_seconds: float | None
@@ -23,7 +23,7 @@ class LastSaveView(msgspec.Struct):
 class EmergencySaveView(msgspec.Struct):
     """The last save on a notice: seconds from the notice until it was on the disk.
 
-    ``predicted_seconds`` is None where nothing was known.
+    ``predicted_seconds`` is None without earlier measurements.
     """
 
     predicted_seconds: float | None
@@ -31,19 +31,19 @@ class EmergencySaveView(msgspec.Struct):
 
 
 class SaveIntervalView(msgspec.Struct):
-    """What ``--save-interval auto`` came to: seconds between saves, and why."""
+    """The interval that ``--save-interval auto`` chose: seconds between saves, and why."""
 
     seconds: float
     why: str
 
 
 def last_save(entries: list[JournalEntry]) -> LastSaveView | None:
-    """The newest save of a journal."""
+    """Return the newest save in the journal."""
     emergency: EmergencySaved | None = None
     drain: Drained | DrainFailed | None = None
     for entry in reversed(entries):
         match entry.event:
-            case EmergencySaved() as emergency:  # written after the save that it is about
+            case EmergencySaved() as emergency:  # written after the save that it describes
                 pass
             case Drained() | DrainFailed() as event:
                 drain = drain or event
@@ -59,14 +59,14 @@ def last_save(entries: list[JournalEntry]) -> LastSaveView | None:
 
 
 def _why_not_drained(drain: Drained | DrainFailed | None) -> str:
-    """Empty if the newest drain came to its end, or there was none."""
+    """Return the error of the newest drain; empty if it succeeded, or there was none."""
     if not isinstance(drain, DrainFailed):
         return ""
-    return f"in memory, and not on the disk: {printable(drain.error)}"
+    return f"in memory but not on the disk: {printable(drain.error)}"
 
 
 def last_emergency_save(entries: list[JournalEntry]) -> EmergencySaveView | None:
-    """The newest emergency save of a journal."""
+    """Return the newest emergency save in the journal."""
     for entry in reversed(entries):
         if isinstance(entry.event, EmergencySaved):
             return EmergencySaveView(entry.event.predicted_seconds, entry.event.actual_seconds)
@@ -74,7 +74,7 @@ def last_emergency_save(entries: list[JournalEntry]) -> EmergencySaveView | None
 
 
 def save_interval(record: NodeRecord | None) -> SaveIntervalView | None:
-    """The automatic interval of the latest run."""
+    """Return the automatic interval of the latest run."""
     if record is None or record.save_interval is None:
         return None
     return SaveIntervalView(record.save_interval.seconds, record.save_interval.why)

@@ -1,4 +1,4 @@
-"""What ``status`` knows: gathered from records, board, journal and checkpoints; no printing."""
+"""The content of ``status``, gathered from records, boards, journal and checkpoints."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import encodable, printable
 
-_NO_SESSION = "the script makes no Session: there will be no checkpoints"
+_NO_SESSION = "the script does not create a Session, so it saves no checkpoints"
 
 
 class SupervisorView(msgspec.Struct):
-    """Of the node that leads.
+    """The supervisor of the node that leads.
 
     Attributes:
-        alive: None when it is on another host, and only its files can be looked at.
+        alive: None on another host, where only its files can be read.
         since: when it started, seconds since the epoch.
-        heard_seconds: since it last wrote that it lives; None if it never did.
+        heard_seconds: seconds since its last heartbeat; None before the first.
     """
 
     pid: int
@@ -60,7 +60,7 @@ class SupervisorView(msgspec.Struct):
 
 
 class NodeView(msgspec.Struct):
-    """A node of several; ``alive`` as of a supervisor."""
+    """One node of a multi-node job; ``alive`` as for a supervisor."""
 
     node: str
     host: str
@@ -71,7 +71,7 @@ class NodeView(msgspec.Struct):
 
 
 class PositionView(msgspec.Struct):
-    """Where in the data the job is."""
+    """The position of the job in its data."""
 
     epoch: int
     step: int
@@ -98,7 +98,7 @@ class RejectedView(msgspec.Struct):
 
 
 class NoticeView(msgspec.Struct):
-    """A notice that is being served."""
+    """The notice that the job is saving for."""
 
     source: str
     reason: str
@@ -106,7 +106,7 @@ class NoticeView(msgspec.Struct):
 
 
 class RestartsView(msgspec.Struct):
-    """Counts of all runs; ``failures_left`` is this run's budget, which no preemption uses up."""
+    """Counts over all runs; ``failures_left`` is the budget of this run."""
 
     failures: int
     preemptions: int
@@ -117,17 +117,17 @@ class StatusView(msgspec.Struct, kw_only=True):
     """Everything that ``status --json`` prints. Times are seconds, sizes bytes.
 
     Attributes:
-        state: a ``RunState``, or ``dead``: the supervisor was killed; or ``unknown``.
-        message: one line on it.
-        advice: what to do now; empty if nothing is.
-        warnings: what is not well; one that runs with a warning is degraded.
-        exit_code: of ``status``: 0 running well or finished, 1 degraded or waiting to be run again,
+        state: a ``RunState``; ``dead`` if the supervisor was killed; or ``unknown``.
+        message: one line about the state.
+        advice: what to do now; empty for nothing.
+        warnings: what is wrong; a running job with a warning is degraded.
+        exit_code: of ``status``: 0 healthy or finished, 1 degraded or waiting to be restarted,
             2 dead.
-        at_risk: None unless the job trains.
-        newest_on_disk: what the loss of the node would leave.
-        reported: what the script says of how well it does, by name.
-        goodput: share of the time that went into training which still counts.
-        time: where it went.
+        at_risk: None unless the job is training.
+        newest_on_disk: what remains if the node is lost.
+        reported: the metrics that the script reported, by name.
+        goodput: share of the time that was training which still counts.
+        time: where the time went.
     """
 
     job: str
@@ -160,7 +160,7 @@ class StatusView(msgspec.Struct, kw_only=True):
 
 
 def gather(job: JobDirectory) -> StatusView:
-    """Look at everything there is; works with the supervisor alive, dead or never started."""
+    """Gather everything; works with the supervisor alive, dead or never started."""
     records = job_records(job)
     record = next((one for one in records if one.leads), next(iter(records), None))
     alive = record.owner.is_alive() if record else False
@@ -221,14 +221,14 @@ def gather(job: JobDirectory) -> StatusView:
 
 
 def _crashes(entries: list[JournalEntry]) -> int:
-    """Failures of all runs of the job; a record knows those of the last."""
+    """Return the failures of all runs; a record has those of the last run."""
     crashes = [one.event for one in entries if isinstance(one.event, Crashed)]
     member = FailureClass.MEMBERSHIP.value
     return sum(not crash.follows and crash.kind != member for crash in crashes)
 
 
 def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
-    """Those that the head sees, and those of its run that are on their way out; if it leads any."""
+    """Return the nodes of a multi-node job, including those about to leave."""
     if record is None or not record.present:
         return []
     shown = [one for one in run if one.node in record.present or one.owner.is_alive()]
@@ -254,7 +254,7 @@ def _is_silent(beat: Heartbeat | None) -> bool:
 
 
 def _unsupervised(job: JobDirectory) -> tuple[str, str]:
-    """A script may be at work by itself, or under torchrun: its leader holds the job's lock."""
+    """Return the state of a job without a record: a script under torchrun holds the lock."""
     found = read_owner(job.lock) if job.owns(job.control) else None
     if found is not None and found.owner.is_alive():
         owner = found.owner
@@ -269,8 +269,8 @@ def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tu
         gone = f"the supervisor (pid {record.owner.pid}) was killed"
         return "dead", f"{gone} while it was {record.state.value}"
     if alive is None:
-        heard = f"last heard {beat.age_seconds:.0f} s ago" if beat else "never heard"
-        seen = f"seen from another host, by its files: {record.owner.host} was {heard}"
+        heard = f"{beat.age_seconds:.0f} s ago" if beat else "never"
+        seen = f"seen from another host; last heartbeat of {record.owner.host}: {heard}"
         return record.state.value, f"{record.message} ({seen})"
     return record.state.value, record.message
 
@@ -281,19 +281,19 @@ def _warnings(
     newest: CheckpointView | None,
     is_silent: bool,
 ) -> list[str]:
-    """Why a job that runs does not run well."""
+    """Return why a running job is degraded."""
     found = []
     if save is not None and save.error:
         found.append(f"the last save failed: {save.error}")
     if rejected and newest is None:
         found.append("there are checkpoints, and none is intact: a restart has nothing to load")
     if is_silent:
-        found.append("nothing was heard of its supervisor for a while: it may be gone")
+        found.append(f"no heartbeat from the supervisor for {SILENT_SECONDS:.0f} s; it may be dead")
     return found
 
 
 def _exit_code(state: str, warnings: list[str]) -> int:
-    """0 running well or finished, 1 degraded or waiting to be run again, 2 dead."""
+    """Return 0 for healthy or finished, 1 for degraded or waiting to be restarted, 2 for dead."""
     if state in ("dead", "unknown", RunState.FAILED.value):
         return 2
     if state in (RunState.STARTING.value, RunState.RUNNING.value):
@@ -302,24 +302,26 @@ def _exit_code(state: str, warnings: list[str]) -> int:
 
 
 def _advice(state: str, record: NodeRecord | None, newest: CheckpointView | None) -> str:
-    """What whoever looks at this may do."""
-    on = f"goes on from step {newest.step}" if newest else "begins at step 0"
+    """Return what to do about the state; empty for nothing."""
+    where = f"resumes from step {newest.step}" if newest else "starts at step 0"
     match state:
         case "unknown":
             return "start it with elastic-ckpt run"
         case "dead":
-            return f"run it again: it {on}"
+            return f"rerun the same command: it {where}"
         case RunState.PREEMPTED.value:
-            return f"run it again, if systemd or SLURM does not: it {on}"
+            return f"rerun the same command, unless systemd or SLURM does: it {where}"
         case RunState.FAILED.value if record is not None and record.exit_code == ExitCode.DATA:
-            return "elastic-ckpt list says what is wrong with each checkpoint"
+            return "see what is wrong with each checkpoint: elastic-ckpt list"
         case RunState.FAILED.value:
-            return f"mend what failed, as elastic-ckpt logs --last shows; the next run {on}"
+            return (
+                f"fix the failure (elastic-ckpt logs --last) and rerun the same command: it {where}"
+            )
     return ""
 
 
 def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
-    """Whether what a node's board shows belongs to the incarnation of which the head speaks."""
+    """Return whether a node's board belongs to the head's incarnation."""
     same = head is not None and member.incarnation == head.incarnation
     return same and member.state not in TERMINAL and bool(member.owner.is_alive())
 
@@ -332,7 +334,7 @@ def _slots(record: NodeRecord) -> list[Slot]:
 
 
 def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
-    """A script that has been running for a while and has not made a Session."""
+    """Return whether the script has run for a minute without creating a Session."""
     if record is None or record.state is not RunState.STARTING or not slots:
         return False
     now = time.monotonic_ns()

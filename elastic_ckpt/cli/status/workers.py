@@ -1,4 +1,4 @@
-"""What ``status`` shows of the ranks: from the board, the process table and the GPUs."""
+"""The ranks in ``status``, from the board, the process table and the GPUs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _DRIVER_SECONDS = 2.0
 
 
 class WorkerView(msgspec.Struct):
-    """One rank as the board shows it.
+    """One rank.
 
     Attributes:
-        last_beat_seconds: since it last said what it does; None if it never did.
+        last_beat_seconds: seconds since its last heartbeat; None before the first.
         cpu_percent: of one core, over the process's life.
-        gpu_bytes, gpu_percent: what the process holds of its GPU, and how busy that is; None where
-            nobody can tell.
-        step_seconds: a whole step, on average.
-        busy_seconds: the rank's own work in it: what is left it waits for others.
-        slow: how many times as long as the others' its own work takes, for a slow one.
+        gpu_bytes, gpu_percent: GPU memory of the process, and utilization of the GPU; None if
+            unknown.
+        step_seconds: duration of a step, on average.
+        busy_seconds: the rank's own work in a step; for the rest it waits for other ranks.
+        slow: its own work divided by that of the other ranks; None unless it is slow.
     """
 
     rank: int
@@ -48,7 +48,7 @@ class WorkerView(msgspec.Struct):
 
 
 def worker_views(boards: Iterable[tuple[str, list[Slot]]]) -> list[WorkerView]:
-    """All ranks of these nodes' slots, in order."""
+    """Return all ranks of these nodes, in order."""
     found = [(node, slot) for node, slots in boards for slot in slots]
     slots = [slot for _, slot in found]
     busy = {slot.rank: slot.busy_ns / 1e9 for slot in slots}
@@ -85,7 +85,7 @@ def _view(slot: Slot, node: str, slow: Mapping[int, float], gpus: Mapping[int, _
 
 
 def _process(pid: int) -> tuple[int | None, float | None]:
-    """Resident bytes, and CPU per cent of one core averaged over the process's life."""
+    """Return resident bytes, and the CPU per cent of one core over the process's life."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -97,7 +97,7 @@ def _process(pid: int) -> tuple[int | None, float | None]:
 
 
 def _gpus() -> dict[int, _Gpu]:
-    """By pid, what each process holds of its GPU; nothing if the driver does not say, or hangs."""
+    """Return each process's use of its GPU, by pid; empty if the driver fails or hangs."""
     from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
     try:
@@ -125,6 +125,6 @@ def _ask_driver() -> Generator[dict[int, _Gpu], None, None]:
 
 
 def reported(slots: Iterable[Slot]) -> dict[str, float]:
-    """What the script said last of how well it does; rank 0's word counts."""
+    """Return the metrics that rank 0's script reported last."""
     first = next((slot for slot in slots if slot.rank == 0), None)
     return {printable(name): value for name, value in first.metrics.items()} if first else {}

@@ -635,7 +635,7 @@ def test_status_of_a_killed_supervisor_is_dead(
     assert said.json["newest_intact"]["step"] == 10
     assert said.json["position"] == {"epoch": 0, "step": 10, "sample_start_index": 80}
     people = cli("status", job.root)
-    assert people.code == 2 and "run it again" in " ".join(people.out.split())
+    assert people.code == 2 and "rerun the same command" in " ".join(people.out.split())
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_a_job_that_was_preempted(job: JobDirectory) -> None:
     assert "Killed by a signal, F1: it fell." in page.answer("why")
     assert "1 notice from aws: spot." in page.answer("why")
     assert "Yes: saved, and waiting" in page.answer("safe")
-    assert "goes on from step 100" in page.answer("safe")
+    assert "resumes from step 100" in page.answer("safe")
     assert "1 load, each verified first: 1 by every byte." in page.answer("good")
     assert "2 of 2 saves sealed." in page.answer("good")
     assert f"{100 * 112 / 154:.1f} % goodput" in page.answer("cost")
@@ -277,7 +277,7 @@ def test_a_job_whose_supervisor_was_killed(job: JobDirectory) -> None:
     assert_harmless(page)
     assert page.count("failure") == 2
     assert "No: it is not running" in page.answer("safe")
-    assert "Run it again: it goes on from step 30." in page.answer("safe")
+    assert "Rerun the same command: it resumes from step 30." in page.answer("safe")
     assert "run killed" in page.one("f2").text.lower()
     assert page.seconds("lost_work") == pytest.approx(20 + 30, abs=1e-3)
 

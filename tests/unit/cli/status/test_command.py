@@ -1,4 +1,4 @@
-"""What ``status`` says of a job: its page, its JSON against the schema, its warnings and advice."""
+"""``status``: its page, its JSON against the schema, its warnings and advice."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def record(job: JobDirectory, state: RunState, **more: Any) -> None:
 
 
 def write_events(job: JobDirectory, *events: tuple[float, str, dict[str, Any]]) -> None:
-    """A journal whose events happened so many seconds ago."""
+    """Write a journal of events, given in seconds ago."""
     now, mono = time.time(), time.monotonic()
     lines = [
         encode_line(happened(now - ago, name, data, monotonic=mono - ago, node="here"))
@@ -84,7 +84,7 @@ def board() -> Board:
 
 @pytest.fixture
 def training(job: JobDirectory, board: Board) -> JobDirectory:
-    """For 80 s at a step a second, saved at step 60 on the disk."""
+    """A job that has trained for 80 s at a step per second, saved at step 60 on the disk."""
     make_checkpoint(job, 60)
     record(
         job, RunState.RUNNING, board=board.path, incarnation=1, failures_left=3,
@@ -112,7 +112,7 @@ def shown(view: StatusView, width: int = 100, **options: Any) -> str:
 # -- JSON -------------------------------------------------------------------------------------
 
 
-def test_the_published_schema_is_the_code_s() -> None:
+def test_the_published_schema_is_current() -> None:
     """python scripts/schemas.py docs/schemas/status.json writes it."""
     assert json.loads(SCHEMA.read_text()) == status_schema()
     jsonschema.Draft202012Validator.check_schema(status_schema())
@@ -124,7 +124,7 @@ def check_schema(view: StatusView) -> dict[str, Any]:
     return found
 
 
-def test_each_kind_of_job_keeps_to_the_schema(
+def test_every_kind_of_job_matches_the_schema(
     job: JobDirectory, training: JobDirectory, tmp_path: Path
 ) -> None:
     never_ran = check_schema(gather(open_job(tmp_path / "other")))
@@ -147,7 +147,7 @@ def test_each_kind_of_job_keeps_to_the_schema(
 
 
 def test_progress_rate_and_time_to_the_end(training: JobDirectory) -> None:
-    """80 steps in 80 s; 300 are left."""
+    """80 steps took 80 s; 300 are left."""
     found = gather(training).progress
     assert found is not None and (found.step, found.total_steps) == (100, 400)
     assert found.steps_per_second == pytest.approx(1.0, rel=0.05)
@@ -157,23 +157,25 @@ def test_progress_rate_and_time_to_the_end(training: JobDirectory) -> None:
     assert "step 100 of 400" in text and "5 min to the end" in text and "25%" in text
 
 
-def test_what_would_be_lost_if_the_node_died_now(training: JobDirectory) -> None:
-    """The disk holds step 60, the state of 40.5 s ago; half a second of that was the save."""
+def test_at_risk_is_the_work_since_the_save_on_the_disk(training: JobDirectory) -> None:
+    """The disk has step 60, the state of 40.5 s ago; half a second of that was the save."""
     risk = gather(training).at_risk
     assert risk is not None and risk.steps == 40
     assert risk.seconds == pytest.approx(40.0, abs=2.0)
     assert "40 steps, 40 s of training, if this node died now" in shown(gather(training))
 
 
-def test_without_a_checkpoint_all_is_at_risk(job: JobDirectory, training: JobDirectory) -> None:
+def test_without_a_checkpoint_all_training_is_at_risk(
+    job: JobDirectory, training: JobDirectory
+) -> None:
     (job.checkpoint(0, 60) / "manifest.json").unlink()
     risk = gather(training).at_risk
     assert risk is not None and risk.steps == 100
     assert risk.seconds == pytest.approx(79.5, abs=2.0)
 
 
-def test_a_script_with_steps_of_its_own_shows_those(job: JobDirectory, board: Board) -> None:
-    """As a loop of the seed's shape counts them, anew in each epoch."""
+def test_a_script_with_its_own_step_count_shows_that(job: JobDirectory, board: Board) -> None:
+    """Such as one that restarts the count in each epoch."""
     for rank in (0, 1):
         board.rank_slot(rank).attach(0, declares=False)
         board.rank_slot(rank).counts(7)
@@ -185,7 +187,7 @@ def test_a_script_with_steps_of_its_own_shows_those(job: JobDirectory, board: Bo
     assert view.at_risk is not None and view.at_risk.steps == 0  # of the same epoch
 
 
-def test_what_the_script_reports_is_shown(job: JobDirectory, board: Board) -> None:
+def test_reported_metrics_are_shown(job: JobDirectory, board: Board) -> None:
     slot = board.rank_slot(0)
     for number in range(MAX_METRICS + 3):
         slot.metric(f"metric {number}", number / 3)
@@ -209,7 +211,7 @@ def test_what_the_script_reports_is_shown(job: JobDirectory, board: Board) -> No
               (1, "drain_failed", {"step": 5, "error": "I/O error"})], "I/O error"),
     ],
 )  # fmt: skip
-def test_a_job_that_runs_and_is_not_well_says_why(
+def test_a_degraded_job_shows_why(
     job: JobDirectory, board: Board, more: Any, events: Any, warning: str
 ) -> None:
     record(job, RunState.RUNNING, board=board.path, incarnation=1)
@@ -221,26 +223,31 @@ def test_a_job_that_runs_and_is_not_well_says_why(
     assert f"! {view.warnings[0][:20]}" in shown(view)
 
 
-def test_no_valid_checkpoint_among_those_that_exist_is_a_warning(
+def test_checkpoints_of_which_none_is_intact_are_a_warning(
     job: JobDirectory, training: JobDirectory
 ) -> None:
     (job.checkpoint(0, 60) / MODEL).unlink()
     view = gather(training)
     assert view.exit_code == 1 and "none is intact" in view.warnings[0]
-    assert "none: a restart would begin at step 0" in shown(view)
+    assert "none: a restart would start at step 0" in shown(view)
     assert f"epoch-0_step-60: {MODEL} is missing" in shown(view)
 
 
 @pytest.mark.parametrize(
     ("state", "code", "exit_code", "words"),
     [
-        (RunState.PREEMPTED, 75, 1, "run it again, if systemd or SLURM does not: it goes on from"),
+        (
+            RunState.PREEMPTED,
+            75,
+            1,
+            "rerun the same command, unless systemd or SLURM does: it resumes from",
+        ),
         (RunState.FAILED, 70, 2, "elastic-ckpt logs --last"),
         (RunState.FAILED, 65, 2, "elastic-ckpt list"),
         (RunState.FINISHED, 0, 0, ""),
     ],
 )
-def test_what_to_do_about_a_job_that_is_over(
+def test_advice_for_a_job_that_has_ended(
     job: JobDirectory, state: RunState, code: int, exit_code: int, words: str
 ) -> None:
     make_checkpoint(job, 60)
@@ -251,8 +258,8 @@ def test_what_to_do_about_a_job_that_is_over(
     assert ("→" in shown(view)) == bool(words)
 
 
-def test_a_script_that_runs_by_itself_is_seen(job: JobDirectory) -> None:
-    """Under torchrun, say: its leader holds the lock, and there is no record of a supervisor."""
+def test_a_script_without_a_supervisor_is_shown(job: JobDirectory) -> None:
+    """Such as under torchrun: its leader holds the lock, and no supervisor has a record."""
     assert gather(job).exit_code == 2
     held = HeldLock(job.lock, run_id="script-1")
     try:
@@ -270,7 +277,7 @@ def test_a_script_that_runs_by_itself_is_seen(job: JobDirectory) -> None:
 
 @pytest.fixture
 def full(training: JobDirectory, board: Board) -> JobDirectory:
-    """Something in each line of the page."""
+    """A job with something in each line of the page."""
     record(
         training, RunState.DRAINING, board=board.path, incarnation=1, failures=1, failures_left=2,
         message="SIGTERM: saving, 30 s left", grace=30.0,
@@ -285,26 +292,26 @@ def full(training: JobDirectory, board: Board) -> JobDirectory:
 
 
 @pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 200])
-def test_the_page_says_all_of_it_at_any_width(full: JobDirectory, width: int) -> None:
+def test_the_page_is_complete_at_any_width(full: JobDirectory, width: int) -> None:
     text = " ".join(shown(gather(full), width).split())
     for words in (
         "draining", "SIGTERM from signal", "23 s left", "100 of 400", "newest intact", "at risk",
-        "rejected", "last save", "stood still", "last failure", "killed", "last recovery",
+        "rejected", "last save", "stalled", "last failure", "killed", "last recovery",
         "2 left", "goodput", "training", "stall", "setup", "alive", "SLOW",
     ):  # fmt: skip
-        # What a narrow terminal folds may be folded within a word.
+        # A narrow terminal may fold within a word.
         assert words.replace(" ", "") in text.replace(" ", ""), words
 
 
-def test_without_colour_the_bar_still_tells_its_parts_apart(full: JobDirectory) -> None:
+def test_the_bar_is_readable_without_colours(full: JobDirectory) -> None:
     plain = shown(gather(full), color_system=None)
     bar = next(line for line in plain.splitlines() if re.search("█+▓?░+$", line.rstrip()))
     assert bar.count("█") > bar.count("░") > 2
     assert len(bar.strip()) == 40
 
 
-def test_the_bar_is_as_long_whatever_its_parts(job: JobDirectory) -> None:
-    """Each share is rounded, and together they fill it."""
+def test_the_bar_has_a_constant_length(job: JobDirectory) -> None:
+    """The rounded parts fill it."""
     write_events(
         job,
         (100, "start", {}),
@@ -328,7 +335,7 @@ def test_the_bar_is_as_long_whatever_its_parts(job: JobDirectory) -> None:
     assert seconds.waiting == pytest.approx(11.1, abs=0.1)
 
 
-def test_of_many_ranks_those_that_stand_out_are_shown(job: JobDirectory) -> None:
+def test_of_many_ranks_the_outliers_are_shown(job: JobDirectory) -> None:
     board = Board.create(64)
     board.begin_incarnation(1)
     for rank in range(64):
@@ -352,13 +359,13 @@ def test_of_many_ranks_those_that_stand_out_are_shown(job: JobDirectory) -> None
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Any], None]]:
-    """A driver that answers; NVIDIA's is none of a test's."""
+    """A driver that answers as the test wants."""
     driver = types.ModuleType("pynvml")
 
     class NVMLError(Exception):
         pass
 
-    def say(processes: Any) -> None:
+    def answer(processes: Any) -> None:
         def running(_: int) -> list[Any]:
             if isinstance(processes, Exception):
                 raise NVMLError
@@ -378,10 +385,10 @@ def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setattr(worker_view, "_NVIDIA", str(tmp_path))
-    yield say
+    yield answer
 
 
-def test_what_a_rank_holds_of_its_gpu(training: JobDirectory, nvml: Callable[[Any], None]) -> None:
+def test_a_rank_shows_its_gpu(training: JobDirectory, nvml: Callable[[Any], None]) -> None:
     nvml([(os.getpid(), 40 * 10**9), (1, 5)])
     worker = gather(training).workers[0]
     assert (worker.gpu_bytes, worker.gpu_percent) == (40 * 10**9, 87.0)
@@ -389,7 +396,7 @@ def test_what_a_rank_holds_of_its_gpu(training: JobDirectory, nvml: Callable[[An
 
 
 @pytest.mark.parametrize("processes", [[], OSError(), "hangs"])
-def test_a_driver_that_says_nothing_is_none(
+def test_a_driver_that_fails_or_hangs_is_ignored(
     training: JobDirectory,
     nvml: Callable[[Any], None],
     processes: Any,
@@ -404,8 +411,8 @@ def test_a_driver_that_says_nothing_is_none(
 # -- a long journal ---------------------------------------------------------------------------
 
 
-def test_of_a_month_of_step_marks_few_are_read(training: JobDirectory) -> None:
-    """86,400 of them: status must answer at once, and with the same account of time."""
+def test_step_marks_of_a_month_are_skipped(training: JobDirectory) -> None:
+    """The account of time stays the same without the 86,400 marks."""
     path = training.journal("here")
     *first, start, mark, saved = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*first, start, *[mark] * 86_400, saved]) + b"\n")
