@@ -50,7 +50,7 @@ class Drill(msgspec.Struct, frozen=True):
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(directory: Path, grace: float | None, timeout: float, as_json: bool) -> int:
-    """Rehearse a preemption: does the save fit into the grace period?
+    """Rehearse a preemption: does the save fit into the grace?
 
     \b
       elastic-ckpt drill ckpt

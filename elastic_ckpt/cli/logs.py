@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     help="The log of elastic-ckpt's own processes by time: supervisors, agents, workers.",
 )
 def command(directory: Path, rank: int | None, last: bool, processes: bool) -> int:
-    """Print the output of the workers of the job in DIR, by incarnation.
+    """Print the workers' output of the job in DIR, by incarnation.
 
     \b
       elastic-ckpt logs checkpoints --last

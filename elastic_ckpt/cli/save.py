@@ -21,7 +21,7 @@ from elastic_ckpt.protocol.run_state import TERMINAL
 @directory_argument
 @timeout_option
 def command(directory: Path, timeout: float) -> int:
-    """Save a checkpoint of the running job now, and wait until it is on the disk.
+    """Save a checkpoint now, and wait until it is on the disk.
 
     \b
       elastic-ckpt save ckpt

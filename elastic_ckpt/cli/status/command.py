@@ -27,7 +27,7 @@ _WATCH_SECONDS = 1.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
 def command(directory: Path, as_json: bool, watch: bool) -> int:
-    """Show the health of the job in DIR, what is at risk, and what to do.
+    """Show the health of the job in DIR, and what to do.
 
     \b
       elastic-ckpt status checkpoints

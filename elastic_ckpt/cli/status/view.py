@@ -39,7 +39,7 @@ from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import encodable, printable
 
-_NO_SESSION = "the script does not create a Session, so it saves no checkpoints"
+_NO_SESSION = "the script creates no Session, so there are no checkpoints"
 
 
 class SupervisorView(msgspec.Struct):
