@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import socket
 import traceback
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from queue import Empty
 from typing import Any
+from unittest import mock
 
 HEAVY = [
     "pytest",
@@ -77,11 +78,12 @@ def run_ranks(
 
 def server() -> Any:
     """Return the context whose processes fork from the server with the heavy imports."""
-    os.environ.setdefault("TORCH_WARM_POOL", "0")  # no processes for torch.compile
     context: Any = multiprocessing.get_context("forkserver")
     # Looking for a module inside a package would import the package.
     installed = [name for name in HEAVY if importlib.util.find_spec(name.partition(".")[0])]
     context.set_forkserver_preload(installed)
+    with mock.patch.dict(os.environ, {"TORCH_WARM_POOL": "0"}):  # no processes for torch.compile
+        forkserver.ensure_running()
     return context
 
 

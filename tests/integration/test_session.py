@@ -29,8 +29,6 @@ from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from tests.integration.ranks import run_ranks, server
 from tests.marks import slow
 
-CONTEXT = server()
-
 
 def run(function, *args: Any, seconds: float = 60.0) -> Any:
     """``function(*args)`` in a process of its own, which forks from one that has torch loaded.
@@ -39,8 +37,9 @@ def run(function, *args: Any, seconds: float = 60.0) -> Any:
         What it returned; its exit code, if it left by SystemExit; (type name, text) of what it
         raised.
     """
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=enter, args=(sender, function, args))
+    context = server()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=enter, args=(sender, function, args))
     process.start()
     sender.close()
     try:
