@@ -58,7 +58,7 @@ def test_step_that_fails_twice_resumes_from_the_previous_checkpoint(tmp_path: Pa
     with failing(tmp_path, "raise", times=2, nproc=2) as job:
         assert job.start("--max-failures", "9").wait() == 0, job.output()
         assert crashes(job) == [("error", 6), ("error", 6)]
-        assert "setting epoch-0_step-6 aside, going on from epoch-0_step-4" in job.output()
+        assert "setting epoch-0_step-6 aside, resuming from epoch-0_step-4" in job.output()
         assert job.view().newest_intact.step == 20
 
 

@@ -104,7 +104,9 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
         find(supervisor, "to the agent: Launch incarnation=1")
         find(supervisor, "from the agent: Ended incarnation=1 kind=CRASHED rank=1")
         find(supervisor, "error, restart: within the budget")
-        assert reported[0].startswith("begins: ") and reported[-1] == "ends: finished, exit code 0"
+        assert (
+            reported[0].startswith("starting: ") and reported[-1] == "ended: finished, exit code 0"
+        )
 
         assert find(agent, "rank 1 ended: ")["rank"] == 1
         assert "exit code 1, failed" in find(agent, "rank 1 ended: ")["message"]
