@@ -24,7 +24,7 @@ from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.events import CheckpointPruned, PruneFailed
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.retention import Candidate, Retention, RetentionVerdict, judge
+from elastic_ckpt.policy.retention import Retention, RetentionCandidate, RetentionVerdict, judge
 from elastic_ckpt.util.files import remove_tree, sync_directory
 from elastic_ckpt.util.progress import Watch, in_lines, unwatched
 
@@ -79,9 +79,9 @@ def prune(
     return pruned
 
 
-def _candidate(found: CheckpointView) -> Candidate:
+def _candidate(found: CheckpointView) -> RetentionCandidate:
     metrics = found.manifest.metrics if found.manifest else {}
-    return Candidate(found.path.name, found.step, found.intact, metrics)
+    return RetentionCandidate(found.path.name, found.step, found.intact, metrics)
 
 
 def _protect(

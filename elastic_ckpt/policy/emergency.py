@@ -36,7 +36,7 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EmergencyChoice:
     """What to do, and why.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Cost:
     worst: float
 
 
-def choose(predictor: Predictor, outlook: Outlook) -> Choice:
+def choose(predictor: Predictor, outlook: Outlook) -> EmergencyChoice:
     """Return the action that keeps the most work among those that can finish in time.
 
     An action that certainly fits beats one that might, even if the latter would keep more: a save
@@ -69,15 +69,17 @@ def choose(predictor: Predictor, outlook: Outlook) -> Choice:
     for kind in (ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST):
         cost = costs.get(kind)
         if cost is not None and cost.worst <= left:
-            return Choice(kind, cost.worst, _why(kind, costs, left))
+            return EmergencyChoice(kind, cost.worst, _why(kind, costs, left))
     unknown = _unknown(predictor, outlook)
     if unknown is not None:
         return unknown
     possible = {kind: cost for kind, cost in costs.items() if cost.best <= left}
     if possible:
         kind = min(possible, key=lambda each: possible[each].worst)
-        return Choice(kind, costs[kind].worst, f"{_why(kind, costs, left)}: it may still fit")
-    return Choice(ChoiceKind.NOTHING, 0.0, _why(ChoiceKind.NOTHING, costs, left))
+        return EmergencyChoice(
+            kind, costs[kind].worst, f"{_why(kind, costs, left)}: it may still fit"
+        )
+    return EmergencyChoice(ChoiceKind.NOTHING, 0.0, _why(ChoiceKind.NOTHING, costs, left))
 
 
 def save_seconds(predictor: Predictor, outlook: Outlook) -> float | None:
@@ -104,7 +106,7 @@ def _cost(predictor: Predictor, route: Route, size: int, rest: float = 0.0) -> _
     return _Cost(rest + expected / margin, rest + expected * margin)
 
 
-def _unknown(predictor: Predictor, outlook: Outlook) -> Choice | None:
+def _unknown(predictor: Predictor, outlook: Outlook) -> EmergencyChoice | None:
     """Return the choice if the disk was never measured; None if it was.
 
     A save is tried if it can start in time; otherwise a snapshot is drained.
@@ -114,15 +116,15 @@ def _unknown(predictor: Predictor, outlook: Outlook) -> Choice | None:
         return None
     unmeasured = "no write to the disk was measured yet"
     if start <= left:
-        return Choice(
+        return EmergencyChoice(
             ChoiceKind.FULL, None, f"trying a save within {human_duration(left)}: {unmeasured}"
         )
     if outlook.undrained_bytes is None:
         why = (
             f"a save could only start in {human_duration(start)}, with {human_duration(left)} left"
         )
-        return Choice(ChoiceKind.NOTHING, 0.0, why)
-    return Choice(
+        return EmergencyChoice(ChoiceKind.NOTHING, 0.0, why)
+    return EmergencyChoice(
         ChoiceKind.DRAIN_NEWEST,
         None,
         f"trying to drain the newest snapshot within {human_duration(left)}: {unmeasured}",

@@ -43,7 +43,7 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RetentionCandidate:
     """A checkpoint to decide about; ``usable`` if a restart could use it."""
 
     name: str
@@ -73,7 +73,7 @@ def parse_best(text: str) -> tuple[int, str, bool]:
     return int(found[1]), found[2], found[3] == "max"
 
 
-def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[RetentionVerdict]:
+def judge(retention: Retention, candidates: Sequence[RetentionCandidate]) -> list[RetentionVerdict]:
     """Return a verdict for each candidate, in their order, which is newest first.
 
     Candidates that are not usable are kept: they are not ours, or ``verify --quarantine`` decides.
@@ -100,11 +100,11 @@ def judge(retention: Retention, candidates: Sequence[Candidate]) -> list[Retenti
     ]
 
 
-def _last(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
+def _last(retention: Retention, usable: Sequence[RetentionCandidate]) -> list[str]:
     return [candidate.name for candidate in usable[: retention.last]]
 
 
-def _every(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
+def _every(retention: Retention, usable: Sequence[RetentionCandidate]) -> list[str]:
     if not retention.every:
         return []
     first: list[str] = []
@@ -119,7 +119,7 @@ def _every(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
     return first
 
 
-def _best(retention: Retention, usable: Sequence[Candidate]) -> list[str]:
+def _best(retention: Retention, usable: Sequence[RetentionCandidate]) -> list[str]:
     """Return the best by the metric, newest first among equals; nan or no metric never counts."""
     sign = -1.0 if retention.highest else 1.0
     scored = [

@@ -129,7 +129,7 @@ def test_preempted_job_is_requeued_and_resumes_exactly(
     job = Submitted(cluster, ARGUMENTS, "--time=60")
     job.until_step(20)
     high = job.high()
-    cluster.until(job.number, lambda seen: seen.get("Restarts") == "1", "queued again", seconds=60)
+    cluster.until(job.number, lambda seen: seen.get("Restarts") == "1", "requeued", seconds=60)
     cluster.until_state(high, "COMPLETED", seconds=60)
     cluster.until_state(job.number, "COMPLETED", seconds=90)
     assert (job.digest.read_text(), used_samples(job.trace, 2)) == expected
@@ -185,7 +185,7 @@ def test_time_limit_gives_notice_in_time_for_a_save(slurm: Callable[..., Slurm])
     cluster = slurm(requeue_exit="75,76")
     job = Submitted(cluster, LONG, "--time=1")
     job.until_step(30)
-    cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "queued again", 90)
+    cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "requeued", 90)
     [notice] = [e["data"] for e in job.job.events() if e["event"] == "notice"]
     assert (notice["source"], notice["reason"]) == ("slurm", "time limit")
     assert job.stopped() > 30
@@ -203,7 +203,7 @@ def test_two_nodes_rendezvous_and_resume_after_a_preemption(
     view = job.until_step(20)
     assert sorted(worker.node for worker in view.workers) == ["n1", "n2"]
     job.high()
-    cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "queued again", 60)
+    cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "requeued", 60)
     cluster.until_state(job.number, "COMPLETED", seconds=90)
     assert (job.digest.read_text(), used_samples(job.trace, 2)) == expected
 
@@ -234,7 +234,7 @@ def test_array_task_is_requeued_alone(slurm: Callable[..., Slurm]) -> None:
         job.until(lambda view: view.state == "running", "training", number=task)
     # The last task bears the array's own number: to queue that again would take both.
     cluster.scancel(tasks[1], "--signal=TERM")
-    cluster.until(tasks[1], lambda seen: seen["Restarts"] == "1", "queued again")
+    cluster.until(tasks[1], lambda seen: seen["Restarts"] == "1", "requeued")
     first = cluster.show(tasks[0])
     assert (first["JobState"], first["Restarts"]) == ("RUNNING", "0")
     assert sorted(path.name for path in job.job.directory.iterdir()) == ["task-1", "task-2"]

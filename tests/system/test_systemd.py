@@ -237,7 +237,7 @@ def test_doctor_reports_unit_problems(machine: Machine, root: Path) -> None:
     machine.run("rm", dropin)
     machine.systemctl("daemon-reload")
     service.write(dir="/etc/nowhere")
-    assert problems() == ["elastic-ckpt may not write there"]
+    assert problems() == ["elastic-ckpt cannot write it"]
     service.write(nproc="many")
     assert problems() == ["--nproc 'many' is neither a number from 1 nor auto"]
     service.write(**{"nprok": 2})

@@ -7,7 +7,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.memory.tier import Sealed
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
-from elastic_ckpt.policy.emergency import Choice
+from elastic_ckpt.policy.emergency import EmergencyChoice
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, JournalPort
@@ -71,7 +71,7 @@ class SaveAdviser:
 
     def noticed(
         self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
-    ) -> Choice:
+    ) -> EmergencyChoice:
         """Return what to save on a notice, and how long it takes; reads no disk.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Final
 
 from elastic_ckpt.journal.events import Drained, EmergencySaved, Saved
 from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.policy.emergency import Choice, Outlook, choose, save_seconds
+from elastic_ckpt.policy.emergency import EmergencyChoice, Outlook, choose, save_seconds
 from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.ports import DirectoryPort, JournalPort
@@ -52,7 +52,7 @@ class SaveForecast:
             undrained_bytes=undrained_bytes,
         )
 
-    def noticed(self, outlook: Outlook, now: float) -> Choice:
+    def noticed(self, outlook: Outlook, now: float) -> EmergencyChoice:
         """What to do on a notice; the first one is compared with what will come of it."""
         if not self._waiting:
             self._waiting, self._noticed = True, now

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from elastic_ckpt.policy.emergency import Choice, ChoiceKind, Outlook, choose
+from elastic_ckpt.policy.emergency import ChoiceKind, EmergencyChoice, Outlook, choose
 from elastic_ckpt.policy.prediction import MAX_MARGIN, MIN_MARGIN, Predictor, Route, RouteModel
 
 FULL, DRAIN_NEWEST, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
@@ -235,7 +235,7 @@ def test_more_grace_never_keeps_less(situation: tuple[Predictor, Outlook], more:
     )
     worst = true_seconds(predictor, given_, {route: predictor.margin(route) for route in Route})
 
-    def saved(at: Outlook, choice: Choice) -> int:
+    def saved(at: Outlook, choice: EmergencyChoice) -> int:
         return worth(choice.kind, worst, at.grace_left * (1 + 1e-9))
 
     assert saved(longer, choose(predictor, longer)) >= saved(given_, choose(predictor, given_))

@@ -8,18 +8,20 @@ import random
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.policy.retention import Candidate, Retention, judge, parse_best
+from elastic_ckpt.policy.retention import Retention, RetentionCandidate, judge, parse_best
 
 
-def newest_first(*steps: int, **metrics: list[float]) -> list[Candidate]:
+def newest_first(*steps: int, **metrics: list[float]) -> list[RetentionCandidate]:
     """Return candidates named by their step; metric values are in the order of ``steps``."""
     return [
-        Candidate(str(step), step, metrics={name: of[index] for name, of in metrics.items()})
+        RetentionCandidate(
+            str(step), step, metrics={name: of[index] for name, of in metrics.items()}
+        )
         for index, step in enumerate(steps)
     ]
 
 
-def kept(retention: Retention, candidates: list[Candidate]) -> list[str]:
+def kept(retention: Retention, candidates: list[RetentionCandidate]) -> list[str]:
     return [verdict.name for verdict in judge(retention, candidates) if verdict.keep]
 
 
@@ -53,11 +55,13 @@ def test_the_first_in_every_span_of_steps_is_kept(
 def test_spans_restart_if_a_script_counts_its_steps_per_epoch() -> None:
     """The first epoch does not use up the spans of the later ones."""
     found = [
-        Candidate(f"{epoch}-{step}", step) for epoch in (2, 1, 0) for step in (200, 150, 100, 50)
+        RetentionCandidate(f"{epoch}-{step}", step)
+        for epoch in (2, 1, 0)
+        for step in (200, 150, 100, 50)
     ]
     names = kept(Retention(every=100), found)
     assert names == [f"{epoch}-{step}" for epoch in (2, 1, 0) for step in (200, 100)]
-    once = [Candidate(f"{epoch}-100", 100) for epoch in (2, 1, 0)]
+    once = [RetentionCandidate(f"{epoch}-100", 100) for epoch in (2, 1, 0)]
     assert kept(Retention(every=100), once) == ["2-100", "1-100", "0-100"]
 
 
@@ -93,11 +97,11 @@ def test_the_newest_wins_among_equal_metrics(highest: bool) -> None:
 @pytest.mark.parametrize("highest", [False, True])
 def test_nan_and_missing_metrics_are_never_the_best(highest: bool) -> None:
     found = [
-        Candidate("5", 5),
-        Candidate("4", 4, metrics={"score": math.nan}),
-        Candidate("3", 3, metrics={"other": 0.0}),
-        Candidate("2", 2, metrics={"score": 7.0}),
-        Candidate("1", 1),
+        RetentionCandidate("5", 5),
+        RetentionCandidate("4", 4, metrics={"score": math.nan}),
+        RetentionCandidate("3", 3, metrics={"other": 0.0}),
+        RetentionCandidate("2", 2, metrics={"score": 7.0}),
+        RetentionCandidate("1", 1),
     ]
     assert kept(Retention(best=3, metric="score", highest=highest), found) == ["5", "2"]
 
@@ -136,11 +140,11 @@ def test_the_newest_usable_checkpoint_is_always_kept(rule: Retention) -> None:
 def test_an_unusable_checkpoint_is_kept_and_does_not_count() -> None:
     """It counts neither as the newest nor as one of the last."""
     found = [
-        Candidate("40", 40, usable=False, metrics={"loss": 0.0}),
-        Candidate("30", 30, metrics={"loss": 3.0}),
-        Candidate("20", 20, usable=False),
-        Candidate("10", 10, metrics={"loss": 1.0}),
-        Candidate("5", 5, metrics={"loss": 2.0}),
+        RetentionCandidate("40", 40, usable=False, metrics={"loss": 0.0}),
+        RetentionCandidate("30", 30, metrics={"loss": 3.0}),
+        RetentionCandidate("20", 20, usable=False),
+        RetentionCandidate("10", 10, metrics={"loss": 1.0}),
+        RetentionCandidate("5", 5, metrics={"loss": 2.0}),
     ]
     assert kept(Retention(last=1), found) == ["40", "30", "20"]
     assert kept(Retention(best=1, metric="loss"), found) == ["40", "30", "20", "10"]
