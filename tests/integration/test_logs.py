@@ -110,7 +110,7 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
 
         assert find(agent, "rank 1 ended: ")["rank"] == 1
         assert "exit code 1, failed" in find(agent, "rank 1 ended: ")["message"]
-        assert "rank 1 failed: ValueError" in find(agent, "incarnation 1 is over: ")["message"]
+        assert "incarnation 1" in find(agent, "rank 1 failed: ValueError")["message"]
 
         failed = logged(job, "000001/00001.jsonl")
         for line in failed:
@@ -127,13 +127,13 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
 
         next_one = logged(job, "000002/00000.jsonl")
         assert "loaded epoch-0_step-4" in find(next_one, "loaded ")["message"]
-        assert next_one[-1]["message"] == "the script is over: exit code 0"
+        assert next_one[-1]["message"] == "the script ended with exit code 0"
 
         shown = run("logs", str(job.directory), "--processes").stdout.splitlines()
         assert shown[0].endswith(", UTC")
         assert "ValueError: the data of this step" in "".join(shown)
-        begun = next(line for line in shown if "sealed step 4" in line)
-        assert re.match(r".{12}  rank [01]  step 4 +sealed step 4: memory, ", begun)
+        sealed = next(line for line in shown if "sealed step 4" in line)
+        assert re.match(r".{12}  rank [01]  step 4 +sealed step 4: memory, ", sealed)
         clocks = [line[:12] for line in shown[1:] if not line.startswith(" ")]
         assert clocks == sorted(clocks)
 
