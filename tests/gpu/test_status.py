@@ -7,7 +7,7 @@ import torch
 
 from elastic_ckpt.cli.doctor.gpus import check_gpus
 from elastic_ckpt.cli.gpus import find_gpus
-from elastic_ckpt.cli.status.workers import _gpus
+from elastic_ckpt.cli.status.workers import gpus_by_pid
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,7 +18,7 @@ pytestmark = [
 def test_gpu_memory_of_this_process():
     held = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
-    found = _gpus()
+    found = gpus_by_pid()
     if os.getpid() not in found:
         pytest.skip("the driver counts processes in another PID namespace than this container's")
     assert found[os.getpid()].bytes >= held.numel()

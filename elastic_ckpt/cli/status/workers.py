@@ -53,7 +53,7 @@ def worker_views(boards: Iterable[tuple[str, list[Slot]]]) -> list[WorkerView]:
     slots = [slot for _, slot in found]
     busy = {slot.rank: slot.busy_ns / 1e9 for slot in slots}
     slow = stragglers(busy, max((slot.step_ns for slot in slots), default=0) / 1e9)
-    gpus = _gpus() if os.path.exists(_NVIDIA) else {}
+    gpus = gpus_by_pid() if os.path.exists(_NVIDIA) else {}
     views = [_view(slot, node, slow, gpus) for node, slot in found if slot.pid]
     return sorted(views, key=lambda worker: worker.rank)
 
@@ -96,7 +96,7 @@ def _process(pid: int) -> tuple[int | None, float | None]:
         return None, None
 
 
-def _gpus() -> dict[int, _Gpu]:
+def gpus_by_pid() -> dict[int, _Gpu]:
     """Return each process's use of its GPU, by pid; empty if the driver fails or hangs."""
     from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
