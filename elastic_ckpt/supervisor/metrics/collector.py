@@ -1,7 +1,7 @@
-"""Looks up all metrics at the moment that somebody asks for them, in that one's thread.
+"""Collects all metrics when they are requested, in the thread of the request.
 
-The supervisor's loop takes no part: the board is shared memory, the record is copied, the journal
-is followed by a thread of its own.
+The supervisor's loop takes no part: the board is shared memory, the record is copied, and a thread
+follows the journal.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.start_marks import Breakdown
 from elastic_ckpt.supervisor.metrics import table
-from elastic_ckpt.supervisor.metrics.counts import TIERS, Durations, JobHistory
-from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
+from elastic_ckpt.supervisor.metrics.counts import TIERS, Durations, JobCounts
+from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
 from elastic_ckpt.supervisor.metrics.table import Kind, Metric
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.util.text import printable
 
 LOOK_SECONDS: Final = 0.5
-"""How long who asks waits for the journal's newest lines."""
+"""How long a request waits for the journal's newest lines."""
 
 Sample = tuple[Metric, tuple[str, ...], float | Durations]
 """A metric, its labels' values, its value."""
@@ -45,27 +45,27 @@ _Value = tuple[tuple[str, ...], float | Durations]
 
 
 class NodeCollector(Collector):
-    """Of one node.
+    """The metrics of one node.
 
     Args:
-        feed: None on a node that follows: what the whole job does, the one that leads tells.
+        feed: None on a node that does not lead: the leading node has the job's metrics.
     """
 
-    def __init__(self, board: Board, record: RunRecord, feed: JournalFeed | None) -> None:
+    def __init__(self, board: Board, record: RunRecord, feed: JournalFollower | None) -> None:
         self._board = board
         self._run = record
         self._feed = feed
 
     def describe(self) -> Iterable[Family]:
-        """All metrics, without values."""
+        """Return all metrics, without values."""
         return _families("", [], table.METRICS)
 
     def collect(self) -> Iterable[Family]:
-        """Those that there are now."""
+        """Return the metrics that have a value now."""
         if self._feed is not None:
             self._feed.look(LOOK_SECONDS)
-        # One step of the interpreter: the loop changes the record meanwhile, field by field, and
-        # each of them is replaced and never written into.
+        # A copy is one step of the interpreter: the loop replaces the record's fields meanwhile,
+        # and never writes into one.
         record = copy.copy(self._run.node)
         slots = [slot for slot in self._board.read_slots() if slot.pid]
         samples = [*_of_node(record), *_of_workers(slots)]
@@ -73,12 +73,12 @@ class NodeCollector(Collector):
             samples += [*_of_job(record), *_of_training(slots)]
             now = None if record.state in TERMINAL else self._feed.now
             samples += self._feed.read(lambda history: list(_of_history(history, now))) or []
-        told = {metric for metric, _, _ in samples}
-        shown = [metric for metric in table.METRICS if metric in told]
+        present = {metric for metric, _, _ in samples}
+        shown = [metric for metric in table.METRICS if metric in present]
         return _families(record.job, samples, shown)
 
 
-# -- what there is to tell --------------------------------------------------------------------
+# -- samples ----------------------------------------------------------------------------------
 
 
 def _of_node(record: NodeRecord) -> Iterator[Sample]:
@@ -124,11 +124,11 @@ def _of_job(record: NodeRecord) -> Iterator[Sample]:
 
 
 def _of_training(slots: Sequence[Slot]) -> Iterator[Sample]:
-    """From the ranks that take part; rank 0 is of the node that leads, and its word counts."""
-    begun = [slot for slot in slots if slot.attached]
-    if not begun:
+    """Yield from the ranks of this node; the script's own metrics from rank 0."""
+    attached = [slot for slot in slots if slot.attached]
+    if not attached:
         return
-    last = min(begun, key=lambda slot: slot.finished)
+    last = min(attached, key=lambda slot: slot.finished)
     yield table.STEP, (), last.shown_step
     yield table.EPOCH, (), last.epoch
     yield table.EPOCH_SAMPLES, (), last.sample_start_index
@@ -136,13 +136,13 @@ def _of_training(slots: Sequence[Slot]) -> Iterator[Sample]:
         yield table.STEP_SAMPLES, (), last.samples_per_step
     if last.total_steps:
         yield table.FINAL_STEP, (), last.total_steps
-    first = next((slot for slot in begun if slot.rank == 0), None)
-    said = first.metrics if first is not None else {}
-    for name, value in {printable(name): value for name, value in said.items()}.items():
+    first = next((slot for slot in attached if slot.rank == 0), None)
+    reported = first.metrics if first is not None else {}
+    for name, value in {printable(name): value for name, value in reported.items()}.items():
         yield table.REPORTED, (name,), value
 
 
-def _of_history(history: JobHistory, now: float | None) -> Iterator[Sample]:
+def _of_history(history: JobCounts, now: float | None) -> Iterator[Sample]:
     """
     Args:
         now: as for :meth:`TimeAccount.spans`.
@@ -173,7 +173,7 @@ def _of_history(history: JobHistory, now: float | None) -> Iterator[Sample]:
                 yield table.CHECKPOINT_BYTES, (tier,), newest.bytes
 
 
-# -- as the library wants it ------------------------------------------------------------------
+# -- the library's types ----------------------------------------------------------------------
 
 
 def _families(job: str, samples: Iterable[Sample], shown: Iterable[Metric]) -> list[Family]:

@@ -1,4 +1,4 @@
-"""What a job's journal adds up to: counts over all of its runs, and the newest of what there is."""
+"""Counts over all runs in a job's journal, and its newest checkpoints."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.policy.failure import FailureClass
 
 BOUNDS_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Of a save's and a drain's duration: a small model in memory, and a large one on a slow disk."""
+"""Buckets of save and drain durations, from a small model in memory to a large one on disk."""
 
 OTHER: Final = "other"
-"""What a journal says that this version does not know: labels stay few, whatever stands there."""
+"""The label for values that this version does not know, so that labels stay few."""
 
 CAUSES: Final = ("failure", "preemption", "resize", OTHER)
-"""Of a restart: something failed or was killed; a notice came; nodes came or went, or ranks were to
-begin anew; somebody ran a job again that had ended otherwise."""
+"""Causes of a restart: a failure or kill; a notice; a change of nodes or settings; ``other`` if the
+job had ended and was run again."""
 
 REASONS: Final = (*get_args(Reason), OTHER)
 TIERS: Final = ("memory", "disk")
@@ -48,37 +48,37 @@ CRASHES: Final = (*(kind.value for kind in FailureClass), OTHER)
 
 _PREEMPTED: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED)
 _REMEMBERED: Final = 64
-"""Checkpoints of a tier: those behind the newest count only once that is set aside."""
+"""Checkpoints kept for each tier, in case the newer ones are set aside."""
 
 _Key = tuple[int, int]
 
 
 class Durations:
-    """How often what took how long, in seconds."""
+    """A histogram of durations, in seconds."""
 
     def __init__(self) -> None:
         self.sum = 0.0
         self._counts = [0] * (len(BOUNDS_SECONDS) + 1)
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Count one duration."""
         self.sum += seconds
         self._counts[bisect_left(BOUNDS_SECONDS, seconds)] += 1
 
     @property
     def buckets(self) -> list[tuple[str, float]]:
-        """How many took so long at most, as Prometheus counts."""
+        """Cumulative counts by upper bound, as Prometheus has them."""
         names = [*(str(bound) for bound in BOUNDS_SECONDS), "+Inf"]
         return list(zip(names, accumulate(self._counts), strict=True))
 
 
 @dataclass(frozen=True)
-class Newest:
-    """A checkpoint.
+class NewestCheckpoint:
+    """The newest checkpoint of a tier.
 
     Attributes:
         wall: when it was sealed, in seconds since the epoch.
-        bytes: None where nobody has said.
+        bytes: None if unknown.
     """
 
     step: int
@@ -86,14 +86,14 @@ class Newest:
     bytes: int | None
 
 
-class JobHistory:
-    """Folds the events of a job, in order of time; what a node wrote that follows is left out.
+class JobCounts:
+    """Counts the events of a job, in order of time; ignores those of nodes that do not lead.
 
     Attributes:
         time: where the job's time went.
-        restarts: launches behind the first, by cause.
-        crashes: by class.
-        saves: sealed, by reason and tier.
+        restarts: launches after the first, by cause.
+        crashes: failed incarnations, by class.
+        saves: sealed checkpoints, by reason and tier.
         save_durations: by tier.
     """
 
@@ -106,10 +106,10 @@ class JobHistory:
         self.save_durations = {tier: Durations() for tier in TIERS}
         self.drain_durations = Durations()
         self.stall_seconds = 0.0
-        self._sealed: dict[str, dict[_Key, Newest]] = {tier: {} for tier in TIERS}
+        self._sealed: dict[str, dict[_Key, NewestCheckpoint]] = {tier: {} for tier in TIERS}
         self._launched = self._running = False
         self._exit_code: int | None = None  # of the last run
-        self._cause = ""  # of the next launch; empty if nobody has said why there should be one
+        self._cause = ""  # of the next launch; empty if unknown
 
     def observe(self, entry: JournalEntry, wall: float | None = None) -> None:
         """Take the next entry into account.
@@ -144,8 +144,8 @@ class JobHistory:
             case MemoryRefused():
                 self._sealed["memory"].clear()
 
-    def newest(self, tier: str) -> Newest | None:
-        """What a restart would take from there; None if the journal knows of none."""
+    def newest(self, tier: str) -> NewestCheckpoint | None:
+        """Return what a restart would load from this tier; None if nothing."""
         found = self._sealed[tier]
         return found[max(found)] if found else None
 
@@ -156,7 +156,7 @@ class JobHistory:
             case RunStarted():
                 self._cause = self._why_again()
                 self._running = True
-                self._sealed["memory"].clear()  # it ends with a run
+                self._sealed["memory"].clear()  # memory is lost with a run
             case Crashed():
                 kind = _known(event.kind, CRASHES)
                 self.crashes[kind] += 1
@@ -170,9 +170,9 @@ class JobHistory:
                 self._exit_code = event.exit_code
 
     def _why_again(self) -> str:
-        """Why there is another run."""
+        """Return the cause of another run."""
         if self._running:
-            return "failure"  # the one before was killed, and could not say that it ends
+            return "failure"  # the previous run was killed: it has no end
         return "preemption" if self._exit_code in _PREEMPTED else OTHER
 
     def _count_save(self, wall: float, event: Saved) -> None:
@@ -187,7 +187,7 @@ class JobHistory:
         if key is None:
             return
         found = self._sealed[tier]
-        found[key] = Newest(key[1], wall, size)
+        found[key] = NewestCheckpoint(key[1], wall, size)
         if len(found) > _REMEMBERED:
             del found[min(found)]
 

@@ -16,7 +16,7 @@ from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.settings import RunSettings
 
 if TYPE_CHECKING:
-    from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
+    from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
     from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
 _ADDRESS: Final = re.compile(r"(?:(?:\[([0-9A-Fa-f:.]+)\]|([^][:\s]+)):)?([0-9]{1,5})")
@@ -36,18 +36,18 @@ class Metrics:
     def __init__(
         self, settings: RunSettings, job: JobDirectory, board: Board, record: RunRecord
     ) -> None:
-        self._feed: JournalFeed | None = None
-        self._parts: list[JournalFeed | MetricsServer | MetricsFile] = []  # in order of start
+        self._feed: JournalFollower | None = None
+        self._parts: list[JournalFollower | MetricsServer | MetricsFile] = []  # in order of start
         if settings.metrics is None and settings.metrics_file is None:
             return
         from prometheus_client import CollectorRegistry
 
         from elastic_ckpt.supervisor.metrics.collector import NodeCollector
-        from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
+        from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
         from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
         if record.node.leads:
-            self._feed = JournalFeed(job, settings.node)
+            self._feed = JournalFollower(job, settings.node)
             self._parts.append(self._feed)
         registry = CollectorRegistry()
         registry.register(NodeCollector(board, record, self._feed))

@@ -1,4 +1,4 @@
-"""Follows a job's journal in a thread of its own, for who looks at it must not wait for storage."""
+"""Follows a job's journal in a thread, so that reading the counts never waits for storage."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ from elastic_ckpt.journal.journal import (
     read_journal,
 )
 from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.supervisor.metrics.counts import JobHistory
+from elastic_ckpt.supervisor.metrics.counts import JobCounts
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 15.0
-"""It looks as often even where nobody asks, so that it is never far behind."""
+"""How often the journal is read without a request, so that a request has little to catch up."""
 
 T = TypeVar("T")
 
 
-class JournalFeed:
-    """One for a run, on the node that leads."""
+class JournalFollower:
+    """The follower of a run's journal, on the node that leads."""
 
     def __init__(self, job: JobDirectory, node: str) -> None:
         self._job = job
         self._node = node
         self._clocks = time.time() - time.monotonic()
         self._changed = threading.Condition()
-        self._history: JobHistory | None = None  # until the journal was read
-        self._asked = self._done = 0
+        self._history: JobCounts | None = None  # until the journal was read
+        self._requested = self._done = 0
         self._over = False
         self._thread = threading.Thread(target=self._run, name="metrics-feed", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start to read."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Read no more; does not wait for storage that hangs."""
+        """Stop reading, without waiting for storage that hangs."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
 
     def look(self, seconds: float) -> None:
-        """Have what is new taken in; waits for it, but not for long."""
+        """Read what is new; wait at most this many seconds for it."""
         if not self._thread.is_alive():
-            return  # it has not begun, or has failed
+            return  # not started, or failed
         with self._changed:
-            self._asked += 1
-            mine = self._asked
+            self._requested += 1
+            mine = self._requested
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._done >= mine or self._over, seconds)
 
-    def read(self, use: Callable[[JobHistory], T]) -> T | None:
-        """What ``use`` makes of the history; None before the journal was read.
+    def read(self, use: Callable[[JobCounts], T]) -> T | None:
+        """Return the result of ``use`` on the counts; None until the journal was read.
 
-        Until then there must be no counts at all: Prometheus would take those of the runs before
-        for what has happened since.
+        Until then there must be no counts: Prometheus would take those of earlier runs for new
+        events.
         """
         with self._changed:
             return None if self._history is None else use(self._history)
 
     @property
     def now(self) -> float:
-        """Seconds since the epoch, by the clock of this run's events."""
+        """Seconds since the epoch by the monotonic clock, as for this run's events."""
         return time.monotonic() + self._clocks
 
     # -- inside -------------------------------------------------------------------------------
@@ -80,12 +80,12 @@ class JournalFeed:
             self._begin(tail)
             while self._wait():
                 self._follow(tail)
-        except Exception:  # whatever it is, the job trains on
-            log.exception("the journal is not followed any more: metrics stand still")
+        except Exception:  # the job must train on
+            log.exception("stopped following the journal: its metrics are frozen")
 
     def _begin(self, tail: JournalTail) -> None:
-        history, found = JobHistory(), read_journal(self._job, marks=False)
-        # What was written meanwhile is in both.
+        history, found = JobCounts(), read_journal(self._job, marks=False)
+        # What was written in the meantime is in both.
         fresh = _rest(tail)
         twice = {_identity(event) for event in fresh}
         for event in found:
@@ -96,14 +96,14 @@ class JournalFeed:
             self._take(fresh)
 
     def _wait(self) -> bool:
-        """Until somebody asks, or for a while; False when it is over."""
+        """Wait for a request or the next turn; return False after ``stop``."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or self._asked > self._done, IDLE_SECONDS)
+            self._changed.wait_for(lambda: self._over or self._requested > self._done, IDLE_SECONDS)
             return not self._over
 
     def _follow(self, tail: JournalTail) -> None:
         with self._changed:
-            asked = self._asked
+            asked = self._requested
         events = _rest(tail)
         with self._changed:
             self._take(events)
@@ -120,7 +120,7 @@ class JournalFeed:
 
 
 def _rest(tail: JournalTail) -> list[JournalEntry]:
-    """All that there is by now."""
+    """Return all entries up to now."""
     events: list[JournalEntry] = []
     while found := tail.read():
         events += found

@@ -1,9 +1,8 @@
-"""Every metric that there is: its name as a query has it, what it means, its labels.
+"""All metrics: name, meaning, labels.
 
-Names and units are after Prometheus's conventions: seconds and bytes, ``_total`` behind what only
-grows, moments as seconds since the epoch. ``job`` and ``instance`` are labels of the target that
-Prometheus itself sets, so the job's name is ``job_name``; each metric has it, for files of several
-jobs may be collected on one node.
+Names and units follow Prometheus's conventions: seconds and bytes, ``_total`` for counters, moments
+as seconds since the epoch. Prometheus sets the labels ``job`` and ``instance`` itself, so the job's
+name is ``job_name``. Every metric has it, because a node may collect the files of several jobs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Final
 
 
 class Kind(str, Enum):
-    """The values are those of the format's ``# TYPE`` lines."""
+    """The type of a metric, as in the format's ``# TYPE`` lines."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -24,10 +23,11 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Metric:
-    """
+    """One metric.
+
     Attributes:
-        labels: besides ``job_name``.
-        of_job: said of the whole job, by the node that leads; else of each node.
+        labels: in addition to ``job_name``.
+        of_job: about the whole job, from the leading node only; otherwise about each node.
     """
 
     name: str
@@ -57,50 +57,48 @@ INFO: Final = _node(
     "info", "1: which run of which version this is", "node_name", "run_id", "version",
     kind=Kind.INFO,
 )  # fmt: skip
-WRITTEN: Final = _node("written_timestamp_seconds", "When these values were looked up")
+WRITTEN: Final = _node("written_timestamp_seconds", "When these values were collected")
 STARTED: Final = _node("start_time_seconds", "When this supervisor started")
 STATE: Final = _node("state", "1 for what the supervisor is doing, 0 for the other states", "state")
 DEADLINE: Final = _node(
     "notice_deadline_timestamp_seconds", "When this node goes away; absent without a notice"
 )
 STEP_SECONDS: Final = _node(
-    "worker_step_seconds", "How long a step of this rank takes, a moving mean", "rank"
+    "worker_step_seconds", "Duration of a step of this rank, a moving average", "rank"
 )
 BUSY_SECONDS: Final = _node(
     "worker_busy_seconds",
-    "The rank's own work in a step; for the rest of it, it waits for others",
+    "The rank's own work in a step; for the rest it waits for other ranks",
     "rank",
 )
 MEMORY: Final = _node("worker_resident_memory_bytes", "Resident memory of the rank", "rank")
 BEAT: Final = _node(
-    "worker_last_beat_timestamp_seconds", "When the rank last said what it does", "rank"
+    "worker_last_beat_timestamp_seconds", "When the rank sent its last heartbeat", "rank"
 )
 
-INCARNATION: Final = _job("incarnation", "Launches of all workers, counted on through all runs")
-NODES: Final = _job("nodes", "Nodes that are here")
-STEP: Final = _job("step", "Optimizer steps finished, of the rank that is behind all others")
-FINAL_STEP: Final = _job("final_step", "The step at which the script will be done")
-EPOCH: Final = _job("epoch", "The epoch that is under way")
-EPOCH_SAMPLES: Final = _job("epoch_samples", "Samples of this epoch that are used up")
+INCARNATION: Final = _job("incarnation", "Launches of all workers, over all runs")
+NODES: Final = _job("nodes", "Nodes that take part")
+STEP: Final = _job("step", "Optimizer steps finished, by the slowest rank")
+FINAL_STEP: Final = _job("final_step", "Optimizer steps of the whole training")
+EPOCH: Final = _job("epoch", "The current epoch")
+EPOCH_SAMPLES: Final = _job("epoch_samples", "Samples of this epoch used so far")
 STEP_SAMPLES: Final = _job("step_samples", "Samples of one step, all ranks together")
-REPORTED: Final = _job("reported", "What the script says of how well it does, by name", "metric")
+REPORTED: Final = _job("reported", "Metrics that the script reports, by name", "metric")
 FAILURES_LEFT: Final = _job("failures_left", "Failures that will still be retried")
 
-TIME: Final = _job(
-    "time_seconds", "Seconds since the job's first start, by what they were spent on", "category"
-)
+TIME: Final = _job("time_seconds", "Seconds since the job's first start, by category", "category")
 GOODPUT: Final = _job("goodput_ratio", "Training that still counts over all time")
-RESTARTS: Final = _counter("restarts_total", "Launches behind the first one, by cause", "cause")
+RESTARTS: Final = _counter("restarts_total", "Launches after the first one, by cause", "cause")
 CRASHES: Final = _counter("crashes_total", "Incarnations that failed, by class", "kind")
 SAVES: Final = _counter("saves_total", "Checkpoints sealed", "reason", "tier")
-SAVE_FAILURES: Final = _counter("save_failures_total", "Checkpoints that could not be")
+SAVE_FAILURES: Final = _counter("save_failures_total", "Saves that failed")
 SAVE_DURATION: Final = _durations(
-    "save_duration_seconds", "From the beginning of a save to its seal", "tier"
+    "save_duration_seconds", "From the start of a save to its seal", "tier"
 )
-STALL: Final = _counter("save_stall_seconds_total", "Training stood still for saves")
-DRAIN_DURATION: Final = _durations("drain_duration_seconds", "From memory to the disk")
+STALL: Final = _counter("save_stall_seconds_total", "Seconds that training stalled for saves")
+DRAIN_DURATION: Final = _durations("drain_duration_seconds", "Copying from memory to the disk")
 DRAIN_FAILURES: Final = _counter(
-    "drain_failures_total", "Tries to bring a checkpoint from memory to the disk that failed"
+    "drain_failures_total", "Failed attempts to copy a checkpoint from memory to the disk"
 )
 CHECKPOINT_STEP: Final = _job("checkpoint_step", "Step of the newest checkpoint", "tier")
 CHECKPOINT_TIME: Final = _job(

@@ -1,4 +1,4 @@
-"""The metrics of a made-up board, record and journal; what each counts, and what is left out."""
+"""The metrics of a given board, record and journal."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from elastic_ckpt.journal.time_account import Category, fold
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.start_marks import Breakdown
-from elastic_ckpt.supervisor.metrics import journal_follower as metrics_feed
+from elastic_ckpt.supervisor.metrics import journal_follower
 from elastic_ckpt.supervisor.metrics.collector import NodeCollector
-from elastic_ckpt.supervisor.metrics.counts import CAUSES, CRASHES, REASONS, TIERS, JobHistory
-from elastic_ckpt.supervisor.metrics.journal_follower import JournalFeed
+from elastic_ckpt.supervisor.metrics.counts import CAUSES, CRASHES, REASONS, TIERS, JobCounts
+from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
 from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
 from elastic_ckpt.supervisor.run_record import RunRecord
 from tests.checkpoints import open_job
@@ -58,8 +58,8 @@ def event(name: str, wall: float = 0.0, node: str = "here", **data: Any) -> Jour
     return happened(wall, name, data, monotonic=wall, node=node)
 
 
-def history(*events: JournalEntry) -> JobHistory:
-    found = JobHistory()
+def history(*events: JournalEntry) -> JobCounts:
+    found = JobCounts()
     for one in events:
         found.observe(one)
     return found
@@ -84,22 +84,22 @@ def saved(wall: float, step: int, tier: str = "disk", **data: Any) -> JournalEnt
         ([event("crash", kind="hang"), event("end", exit_code=76), event("start")], "preemption"),
         ([event("end", exit_code=0), event("start")], "other"),
         ([event("crash", kind="error"), event("end", exit_code=70), event("start")], "other"),
-        ([event("start")], "failure"),  # without an end: it was killed
+        ([event("start")], "failure"),  # killed: it has no end
         ([event("end", exit_code=[75]), event("start")], "other"),
     ],
 )
-def test_why_it_was_launched_again(between: list[JournalEntry], cause: str) -> None:
+def test_cause_of_a_restart(between: list[JournalEntry], cause: str) -> None:
     found = history(event("start"), event("launch"), *between, event("launch"))
     assert found.restarts == dict.fromkeys(CAUSES, 0) | {cause: 1}
 
 
-def test_a_failure_that_ends_the_job_is_no_restart() -> None:
+def test_a_failure_that_ends_the_job_is_not_a_restart() -> None:
     found = history(event("start"), event("launch"), event("crash", kind="start-up"))
     assert found.crashes["start-up"] == 1
     assert sum(found.restarts.values()) == 0
 
 
-def test_saves_their_stalls_and_their_failures() -> None:
+def test_saves_stalls_and_failures_are_counted() -> None:
     found = history(
         saved(1, 10, "memory", seconds=0.02, stall_seconds=0.01),
         saved(2, 20, "memory", seconds=5.0, stall_seconds=0.5),
@@ -120,7 +120,7 @@ def test_saves_their_stalls_and_their_failures() -> None:
     assert dict(found.drain_durations.buckets)["0.3"] == 1
 
 
-def test_the_newest_is_what_a_restart_would_take() -> None:
+def test_the_newest_checkpoint_is_what_a_restart_would_load() -> None:
     found = history(saved(1, 10), saved(2, 20, "memory"), saved(3, 30, "memory", bytes=7))
     newest = found.newest("memory")
     assert newest is not None and (newest.step, newest.wall, newest.bytes) == (30, 3, 7)
@@ -141,12 +141,12 @@ def test_the_newest_is_what_a_restart_would_take() -> None:
     assert newest is not None and (newest.step, newest.bytes) == (20, None)
 
 
-def test_a_refused_memory_tier_has_no_newest() -> None:
+def test_a_refused_memory_tier_has_no_newest_checkpoint() -> None:
     found = history(saved(1, 10, "memory"), event("memory_refused", path="/dev/shm/x/a"))
     assert found.newest("memory") is None
 
 
-def test_what_a_node_wrote_that_follows_is_not_counted() -> None:
+def test_events_of_nodes_that_do_not_lead_are_ignored() -> None:
     found = history(event("start"), event("launch"), event("launch", follows=True))
     assert sum(found.restarts.values()) == 0
 
@@ -165,7 +165,9 @@ keys = ["kind", "exit_code", "reason", "tier", "step", "epoch", "bytes", "second
         )
     )
 )
-def test_any_journal_makes_few_labels_and_numbers(entries: list[tuple[str, Labels]]) -> None:
+def test_any_journal_gives_known_labels_and_finite_numbers(
+    entries: list[tuple[str, Labels]],
+) -> None:
     found = history(*(event(name, i, **data) for i, (name, data) in enumerate(entries)))
     assert set(found.restarts) == set(CAUSES)
     assert set(found.crashes) == set(CRASHES)
@@ -176,18 +178,20 @@ def test_any_journal_makes_few_labels_and_numbers(entries: list[tuple[str, Label
         assert newest is None or math.isfinite(newest.step)
 
 
-def test_what_is_remembered_of_a_long_job_is_bounded() -> None:
+def test_remembered_checkpoints_are_bounded() -> None:
     found = history(*(saved(step, step) for step in range(1, 1000)))
-    assert len(found._sealed["disk"]) <= 64
     newest = found.newest("disk")
     assert newest is not None and newest.step == 999
+    for step in range(999, 999 - 64, -1):
+        found.observe(event("quarantined", path=f"/jobs/epoch-0_step-{step}"))
+    assert found.newest("disk") is None
 
 
 # -- the collector ----------------------------------------------------------------------------
 
 
 class Node:
-    """One node's board, record and journal, with a collector that looks at them."""
+    """A node's board, record and journal, with a collector."""
 
     def __init__(self, directory: Path, *, head: str = "here", slots: int = 2) -> None:
         self.job: JobDirectory = open_job(directory / "job")
@@ -198,7 +202,7 @@ class Node:
             since=1000.5, state=RunState.RUNNING, incarnation=3, failures_left=2, head=head,
         )  # fmt: skip
         self.run = RunRecord(record, self.journal, lambda record: None, lambda line: None)
-        self.feed = JournalFeed(self.job, "here") if head == "here" else None
+        self.feed = JournalFollower(self.job, "here") if head == "here" else None
         self.collector = NodeCollector(self.board, self.run, self.feed)
         self.registry = CollectorRegistry()
         self.registry.register(self.collector)
@@ -212,7 +216,7 @@ class Node:
         slot.pace(busy_ns=250_000_000, step_ns=1_500_000_000)
 
     def exposed(self) -> dict[str, list[tuple[Labels, float]]]:
-        """All series by their names; every one has the job's name, which is left out here."""
+        """Return all series by name, without the label of the job's name, which each must have."""
         text = generate_latest(self.registry).decode()
         found: dict[str, list[tuple[Labels, float]]] = {}
         for family in text_string_to_metric_families(text):
@@ -242,15 +246,16 @@ def node(tmp_path: Path):
     yield found
     assert found.feed is not None
     found.feed.stop()
-    if found.feed._thread.is_alive():
-        found.feed._thread.join(5)
+    for thread in threading.enumerate():
+        if thread.name == "metrics-feed":
+            thread.join(5)
 
 
-def test_what_the_board_and_the_record_say(node: Node) -> None:
+def test_metrics_of_the_board_and_the_record(node: Node) -> None:
     node.train(0, 12)
-    node.train(1, 11, pid=2**22 + 1)  # there is no such process
+    node.train(1, 11, pid=2**22 + 1)  # no such process
     node.board.rank_slot(0).metric("loss", 0.75)
-    node.board.rank_slot(1).metric("loss", 9.0)  # rank 0's word counts
+    node.board.rank_slot(1).metric("loss", 9.0)  # ignored: only rank 0's count
     node.run.node.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5, "odd": 2.0}, 7, "disk")
     assert node.value("step") == 11
     assert node.value("final_step") == 500
@@ -279,22 +284,22 @@ def test_what_the_board_and_the_record_say(node: Node) -> None:
     assert node.value("nodes") == 2
 
 
-def test_what_is_not_known_is_not_there(node: Node) -> None:
+def test_unknown_values_are_left_out(node: Node) -> None:
     shown = node.exposed()
     for name in ("step", "reported", "worker_step_seconds", "checkpoint_step", "final_step"):
         assert f"elastic_ckpt_{name}" not in shown
-    node.board.rank_slot(0).launched(0, os.getpid())  # and has not begun to train
+    node.board.rank_slot(0).launched(0, os.getpid())  # has not started to train
     assert "elastic_ckpt_step" not in node.exposed()
 
 
-def test_a_notice_has_a_deadline_and_others_have_none(node: Node) -> None:
+def test_the_deadline_is_present_only_with_a_notice(node: Node) -> None:
     assert node.value("notice_deadline_timestamp_seconds") is None
     node.run.node.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
     deadline = node.value("notice_deadline_timestamp_seconds")
     assert deadline is not None and 90 < deadline - time.time() <= 100
 
 
-def test_a_node_that_follows_says_nothing_of_the_job(tmp_path: Path) -> None:
+def test_a_node_that_does_not_lead_has_no_metrics_of_the_job(tmp_path: Path) -> None:
     node = Node(tmp_path, head="there")
     node.train(0, 12)
     of_node = {metric.name for metric in METRICS if not metric.of_job}
@@ -302,8 +307,8 @@ def test_a_node_that_follows_says_nothing_of_the_job(tmp_path: Path) -> None:
     assert set(node.exposed()) == of_node - absent
 
 
-def test_the_journal_of_all_runs_is_counted(node: Node) -> None:
-    """Those before, and what is written from now on."""
+def test_events_of_all_runs_are_counted(node: Node) -> None:
+    """Those of earlier runs, and those written from now on."""
     now = time.time()
     lines = [
         event("start", now - 100), event("launch", now - 99),
@@ -331,7 +336,7 @@ def test_the_journal_of_all_runs_is_counted(node: Node) -> None:
     assert node.value("goodput_ratio") == pytest.approx(expected.fraction, abs=0.05)
 
 
-def test_a_run_that_is_over_gets_no_older(node: Node) -> None:
+def test_the_time_of_a_finished_run_stands_still(node: Node) -> None:
     now = time.time()
     write(node.job, [event("start", now - 5000), event("end", now - 4990, exit_code=0)])
     assert node.feed is not None
@@ -343,7 +348,7 @@ def test_a_run_that_is_over_gets_no_older(node: Node) -> None:
 
 
 def test_there_are_no_counts_before_the_journal_was_read(node: Node) -> None:
-    """A count that begins with 0 and then is 57 would be 57 new failures to Prometheus."""
+    """Prometheus would take a count that starts at 0 and then is 57 for 57 new failures."""
     write(node.job, [event("crash", 1, kind="error")])
     assert "elastic_ckpt_crashes_total" not in node.exposed()
     assert node.feed is not None
@@ -352,7 +357,7 @@ def test_there_are_no_counts_before_the_journal_was_read(node: Node) -> None:
     assert node.value("crashes_total", kind="error") == 1
 
 
-def test_what_is_written_while_the_journal_is_read_counts_once(
+def test_events_written_during_the_first_read_count_once(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_late(job: JobDirectory, **how: bool) -> list[JournalEntry]:
@@ -360,7 +365,7 @@ def test_what_is_written_while_the_journal_is_read_counts_once(
         return read_journal(job, **how)
 
     node.journal.write(Crashed(kind="error"))
-    monkeypatch.setattr(metrics_feed, "read_journal", read_late)
+    monkeypatch.setattr(journal_follower, "read_journal", read_late)
     assert node.feed is not None
     node.feed.start()
     node.until_read()
@@ -369,10 +374,12 @@ def test_what_is_written_while_the_journal_is_read_counts_once(
     assert node.value("crashes_total", kind="error") == 3
 
 
-def test_storage_that_hangs_holds_nobody_up(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known is told; the rest comes when it answers."""
+def test_a_request_does_not_wait_for_storage_that_hangs(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returns what is known; the rest follows when the storage answers."""
     answers, asked = threading.Event(), threading.Event()
-    real = metrics_feed.JournalTail.read
+    real = journal_follower.JournalTail.read
 
     def read(tail: Any) -> list[JournalEntry]:
         asked.set()
@@ -383,7 +390,7 @@ def test_storage_that_hangs_holds_nobody_up(node: Node, monkeypatch: pytest.Monk
     node.feed.start()
     node.until_read()
     node.train(0, 5)
-    monkeypatch.setattr(metrics_feed.JournalTail, "read", read)
+    monkeypatch.setattr(journal_follower.JournalTail, "read", read)
     node.journal.write(Crashed(kind="error"))
     assert (node.value("crashes_total", kind="error"), node.value("step")) == (0, 5)
     assert asked.is_set()
@@ -391,7 +398,9 @@ def test_storage_that_hangs_holds_nobody_up(node: Node, monkeypatch: pytest.Monk
     assert node.value("crashes_total", kind="error") == 1
 
 
-def test_a_clock_that_is_set_changes_no_time(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_clock_changes_no_durations(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert node.feed is not None
     node.feed.start()
     node.until_read()
@@ -412,7 +421,7 @@ def write(job: JobDirectory, events: list[JournalEntry]) -> None:
 
 
 def full(tmp_path: Path) -> Node:
-    """A node that has something to say for every metric."""
+    """Return a node with a value for every metric."""
     node = Node(tmp_path)
     node.train(0, 3)
     node.board.rank_slot(0).metric("a\nb", 1.0)
@@ -439,18 +448,18 @@ def test_every_metric_is_exposed_with_its_labels(tmp_path: Path) -> None:
     assert described == [family.name for family in node.collector.collect()]
 
 
-def test_openmetrics_as_prometheus_asks_for_it_can_be_parsed(tmp_path: Path) -> None:
+def test_the_openmetrics_format_can_be_parsed(tmp_path: Path) -> None:
     text = openmetrics.generate_latest(full(tmp_path).registry).decode()
     assert len(list(openmetrics_parser.text_string_to_metric_families(text))) == len(METRICS)
 
 
-def test_no_label_clashes_with_those_of_a_target() -> None:
+def test_no_label_clashes_with_prometheus_own() -> None:
     for metric in METRICS:
         assert not {"job", "instance", "le", "quantile"} & set(metric.labels)
 
 
 @needs_promtool
-def test_promtool_has_no_complaint(tmp_path: Path) -> None:
+def test_promtool_accepts_the_metrics(tmp_path: Path) -> None:
     text = generate_latest(full(tmp_path).registry)
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
@@ -461,11 +470,11 @@ def rows(page: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_page_lists_every_metric_as_it_is() -> None:
+def test_the_page_lists_every_metric() -> None:
     of_node, of_job = DOCS.read_text().split("Of the whole job;")
     for page, wanted in ((of_node, False), (of_job, True)):
-        told = [row[:3] for row in rows(page) if "`elastic_ckpt_" in row[0]]
-        assert told == [
+        listed = [row[:3] for row in rows(page) if "`elastic_ckpt_" in row[0]]
+        assert listed == [
             [
                 f"`{metric.name}`",
                 metric.kind.value,
@@ -476,15 +485,15 @@ def test_the_page_lists_every_metric_as_it_is() -> None:
         ]
 
 
-def test_the_page_lists_the_values_of_labels() -> None:
-    told = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[1]) for row in rows(DOCS.read_text())}
-    assert told["state"] == [state.value for state in RunState]
-    assert told["category"] == [category.value for category in Category]
-    assert told["cause"] == list(CAUSES)
-    assert told["kind"] == list(CRASHES)
-    assert told["reason"] == list(REASONS)
-    assert told["tier"] == list(TIERS)
-    assert told["stage"] == list(Breakdown().stages)
+def test_the_page_lists_all_label_values() -> None:
+    listed = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[1]) for row in rows(DOCS.read_text())}
+    assert listed["state"] == [state.value for state in RunState]
+    assert listed["category"] == [category.value for category in Category]
+    assert listed["cause"] == list(CAUSES)
+    assert listed["kind"] == list(CRASHES)
+    assert listed["reason"] == list(REASONS)
+    assert listed["tier"] == list(TIERS)
+    assert listed["stage"] == list(Breakdown().stages)
 
 
 def block(language: str) -> str:
@@ -494,21 +503,21 @@ def block(language: str) -> str:
 
 
 @needs_promtool
-def test_the_page_s_scrape_configuration_is_one(tmp_path: Path) -> None:
+def test_the_scrape_configuration_of_the_page_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "prometheus.yml"
     path.write_text(block("yaml"))
     subprocess.run(["promtool", "check", "config", path], check=True, capture_output=True)
 
 
 @needs_promtool
-def test_the_alerts_are_rules_and_pass_their_own_tests() -> None:
+def test_the_alerts_pass_their_own_tests() -> None:
     place = REPOSITORY / "scripts" / "prometheus"
     for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
         done = subprocess.run(["promtool", *command], cwd=place, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_alerts_ask_for_metrics_that_there_are() -> None:
+def test_the_alerts_use_existing_metrics() -> None:
     text = (REPOSITORY / "scripts" / "prometheus" / "alerts.yml").read_text()
     asked = set(re.findall(r"elastic_ckpt_\w+", text + block("promql")))
     known = {metric.name for metric in METRICS}

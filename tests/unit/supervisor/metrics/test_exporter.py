@@ -409,9 +409,11 @@ def test_the_library_is_imported_only_by_a_run_with_metrics(
     (tmp_path / "train.py").touch()
     place, script = str(tmp_path / "job"), str(tmp_path / "train.py")
     code = (
-        "import sys, elastic_ckpt.cli.run.command as run\n"
-        "settings = run.settings_of(sys.argv[1:])\n"
-        "supervisor = run._supervisor(settings, lambda: settings)\n"
+        "import sys\n"
+        "from elastic_ckpt.cli.run.command import settings_of\n"
+        "from elastic_ckpt.supervisor.wiring import make_supervisor\n"
+        "settings = settings_of(sys.argv[1:])\n"
+        "supervisor = make_supervisor(settings, lambda line: None, lambda: settings)\n"
         "print('prometheus_client' in sys.modules)"
     )
     done = subprocess.run(
