@@ -128,7 +128,7 @@ class Cluster:
             process.send_signal(signal.SIGSTOP)  # so that no process reports the death of another
         for process in tree:
             process.send_signal(signal.SIGKILL)
-        self.nodes[name].process.wait(10)
+        self.nodes[name].process.wait(30)
 
     def used_per_epoch(self) -> list[Counter]:
         """Count how often each sample was used, by epoch, in the steps of the final history."""

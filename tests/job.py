@@ -79,7 +79,7 @@ class Job:
         if self.process is not None:
             with contextlib.suppress(psutil.Error):
                 kill_tree(psutil.Process(self.process.pid))
-            self.process.wait(10)
+            self.process.wait(30)
         for tier in self.tiers():
             shutil.rmtree(tier)
         remove_orphaned_batches()
@@ -217,11 +217,11 @@ def kill_tree(process: psutil.Process) -> None:
         if victim not in trackers:
             with contextlib.suppress(psutil.Error):
                 victim.send_signal(signal.SIGKILL)
-    _, left = psutil.wait_procs(tree, timeout=10)
+    _, left = psutil.wait_procs(tree, timeout=30)
     for victim in left:
         with contextlib.suppress(psutil.Error):
             victim.send_signal(signal.SIGKILL)
-    psutil.wait_procs(left, timeout=10)
+    psutil.wait_procs(left, timeout=30)
 
 
 def is_tracker(process: psutil.Process) -> bool:

@@ -116,7 +116,7 @@ def end_all(job: Job) -> None:
     """Kill the supervisor; all its descendants must end with it."""
     tree = job.tree()
     job.process.send_signal(signal.SIGKILL)
-    job.process.wait(10)
+    job.process.wait(30)
     assert not survivors(tree), job.output()
 
 

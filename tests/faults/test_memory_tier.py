@@ -162,7 +162,7 @@ def test_next_run_of_any_job_removes_the_tier_of_a_deleted_job(tmp_path):
     ):
         killed.start().until_step(5)
         killed.process.kill()
-        killed.process.wait(10)
+        killed.process.wait(30)
         [tier] = killed.tiers()
         shutil.rmtree(killed.directory)
         assert other.start().wait() == 0, other.output()
@@ -180,7 +180,7 @@ def test_newest_snapshot_is_drained_where_a_save_does_not_fit(tmp_path, full):
         )
         (full / "filler").unlink()
         job.process.terminate()
-        assert job.wait(20) == 75, job.output()
+        assert job.wait(50) == 75, job.output()
         choice = event(job, "choice")
         assert choice["kind"] == "drain-newest" and choice["why"] in job.view().message
         assert max(steps(job)) == 2 and job.tiers() == []

@@ -111,7 +111,7 @@ def test_crash_after_a_notice_does_not_restart(tmp_path):
         job.process.terminate()
         job.until(lambda view: view.state == "draining", "draining")
         worker.kill()
-        assert job.wait(30) == 76, job.output()
+        assert job.wait(50) == 76, job.output()
         assert job.view().incarnation == 1
 
 
@@ -145,4 +145,4 @@ def test_notice_without_enough_time_exits_76_and_leaves_no_files(tmp_path):
     with job_in(tmp_path, "--pause", "5") as job:
         job.start("--grace", "1").until_step(0)
         job.process.terminate()
-        assert job.wait(20) == 76, job.output()
+        assert job.wait(50) == 76, job.output()

@@ -51,7 +51,7 @@ def test_script_without_a_session_ends_on_a_notice(tmp_path):
     with Job(tmp_path, script=script(tmp_path, "import time\ntime.sleep(600)\n")) as job:
         job.start().until(lambda view: len(view.workers) == 2, "two workers")
         job.process.terminate()
-        assert job.wait(20) == 76, job.output()
+        assert job.wait(50) == 76, job.output()
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_stop_after_a_requested_save_finds_all_ranks_at_one_step(tmp_path):
             )
         (job.directory / ".elastic-ckpt" / "requests" / "save-now").touch()
         job.process.terminate()
-        assert job.wait(25) == 75, job.output()
+        assert job.wait(50) == 75, job.output()
 
 
 @pytest.mark.one_torch

@@ -112,12 +112,12 @@ def test_notice_to_the_command_preempts_all_hosts(cluster: Cluster) -> None:
     cluster.start("n1")
     cluster.until_step(3, 12)
     cluster["n1"].process.send_signal(signal.SIGTERM)
-    assert cluster["n1"].wait(30) == 75, cluster.output()
+    assert cluster["n1"].wait(50) == 75, cluster.output()
     assert cluster.head.view().newest_intact.reason == "emergency"
     cluster.start("n1")  # at once, as a service manager does
     cluster.until_training(3, beyond=1)
     cluster["n1"].process.send_signal(signal.SIGINT)
-    assert cluster["n1"].wait(30) == 75, cluster.output()
+    assert cluster["n1"].wait(50) == 75, cluster.output()
     wait_until_all_ended(cluster.root)
     assert exit_codes(cluster) == {"n1": 75, "n2": 75, "n3": 75}
 

@@ -70,7 +70,7 @@ def test_pid_1_reaps_orphans(tmp_path: Path) -> None:
         subprocess.run([*enter, orphans], check=True, timeout=20)
         strangers = [p for p in init.children() if p.name() in ("sleep", "sh", "setsid")]
         assert len(strangers) == 3
-        gone, left = psutil.wait_procs(strangers, timeout=10)
+        gone, left = psutil.wait_procs(strangers, timeout=30)
         assert (len(gone), left) == (3, []), [p.status() for p in left]
         # Its own children are reaped by their parents: the job still counts a crash once.
         agent = next(p for p in init.children() if "agent" in " ".join(p.cmdline()))

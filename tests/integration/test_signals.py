@@ -17,7 +17,7 @@ def test_sigterm_to_workers_and_loader_children_is_ignored(tmp_path):
         job.start().until_training()
         children: set[int] = set()
         sent = 0
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 150
         while job.process.poll() is None and time.monotonic() < limit:
             with contextlib.suppress(psutil.Error, IndexError):
                 for worker in job.workers():
@@ -26,7 +26,7 @@ def test_sigterm_to_workers_and_loader_children_is_ignored(tmp_path):
                         child.send_signal(signal.SIGTERM)
                     worker.send_signal(signal.SIGTERM)
                     sent += 1
-        assert job.wait(5) == 0, job.output()
+        assert job.wait(60) == 0, job.output()
         assert (tmp_path / "digest").exists()
         # Two ranks with two DataLoader children in each remaining epoch.
         assert sent > 20 and len(children) >= 8

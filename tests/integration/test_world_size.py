@@ -61,7 +61,7 @@ def disturb(job: Changing, how: int) -> None:
         job.until_training()
     if how % 3 == 2:
         job.process.kill()
-        job.process.wait(10)
+        job.process.wait(30)
         return
     job.process.terminate()
     assert job.wait() == 75, job.output()
