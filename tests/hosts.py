@@ -86,7 +86,7 @@ class Hosts(Cluster):
         """Pull the host's cable."""
         run("ip", "link", "set", self.cable(name), "down")
 
-    def mend(self, name: str) -> None:
+    def repair(self, name: str) -> None:
         run("ip", "link", "set", self.cable(name), "up")
 
     def cable(self, name: str) -> str:

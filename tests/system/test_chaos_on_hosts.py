@@ -28,7 +28,7 @@ def cut_off(hosts: Hosts, name: str, dice: random.Random) -> None:
     """For less than it takes to be given up, or for more."""
     hosts.cut(name)
     time.sleep(dice.choice((0.3, 1.5, 5.0)))
-    hosts.mend(name)
+    hosts.repair(name)
 
 
 def lose(hosts: Hosts, name: str, dice: random.Random) -> None:

@@ -91,7 +91,7 @@ def test_losing_the_head_host_makes_the_others_ask_for_a_rerun(
         assert hosts["h2"].wait(60) == 75, hosts.output()
         lost = next(e for e in hosts["h2"].events() if e["event"] == "head_lost")
         print(f"\nthe head is cut off: detect {lost['monotonic'] - began:.2f} s")
-        hosts.mend("h1")
+        hosts.repair("h1")
         hosts.start("h2")
         hosts.until_training(2, beyond=2)
         hosts.finish("h1", "h2")
