@@ -13,6 +13,7 @@ and decides the exit code.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -191,14 +192,14 @@ class Supervisor:
         """Monotonic seconds."""
         return self.ports.clock.monotonic()
 
-    def patience(self) -> float:
-        """Return the seconds until a turn is due, whatever happens."""
-        due = [TICK_SECONDS]
+    def next_due(self) -> float:
+        """Return the seconds until a turn must come, by what is known beforehand."""
+        now = self.now
         if self.state is RunState.DRAINING:
-            due.append(self.preemption.left(self.now))
-        elif self.state is RunState.BACKING_OFF and self._restarts.next_at > self.now:
-            due.append(self._restarts.next_at - self.now)
-        return max(0.0, min(due))
+            return max(0.0, self.preemption.left(now))
+        if self.state is RunState.BACKING_OFF and self._restarts.next_at > now:
+            return self._restarts.next_at - now
+        return TICK_SECONDS if self.state in TERMINAL else math.inf
 
     def _patience(self, seconds: float) -> float:
         """Return how long the last writes may take, of which a deadline leaves little."""
@@ -206,7 +207,7 @@ class Supervisor:
 
     def _wait(self) -> None:
         agent = self.agent.fd if self.agent else None
-        self.ports.host.wait((self.ports.memory.bell, agent), self.patience())
+        self.ports.host.wait((self.ports.memory.bell, agent), min(TICK_SECONDS, self.next_due()))
 
     def _serve_notices(self) -> None:
         def lead() -> float:

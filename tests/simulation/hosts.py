@@ -1,0 +1,413 @@
+"""Hosts, and on each a run: the real supervisor in its loop, and an agent."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity
+from elastic_ckpt.notices import NoticeSource, Report
+from elastic_ckpt.policy.deadline import Notice, StopNow
+from elastic_ckpt.policy.interval import SaveInterval
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
+from elastic_ckpt.protocol.cluster import BEAT_SECONDS
+from elastic_ckpt.protocol.ended import Ended
+from elastic_ckpt.protocol.messages import AgentEvent, Ask, Command, Kill, Launch, Ready, WorkerSpec
+from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.supervisor.agent.cluster_member import Membership
+from elastic_ckpt.supervisor.agent.launch import NodeRank
+from elastic_ckpt.supervisor.cluster.head import HeadRole
+from elastic_ckpt.supervisor.cluster.member import MemberRole
+from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
+from elastic_ckpt.supervisor.listener import Listener
+from elastic_ckpt.supervisor.ports import Ports
+from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.supervisor.supervisor import Supervisor
+from elastic_ckpt.supervisor.watch.stacks import Stack
+from tests.simulation.kernel import HostClock, Kernel
+from tests.simulation.ranks import SimBoard, SimWorkers
+from tests.simulation.storage import Directory, HostMemory, Tier
+
+if TYPE_CHECKING:
+    from tests.simulation.network import SimLink, SimStore
+    from tests.simulation.world import World
+
+TICK = 1.7
+"""Between two turns of a loop that nothing wakes; the real one turns more often for nothing."""
+
+
+class Host:
+    """A machine: its clock, its shared memory, and the run on it, if there is one."""
+
+    def __init__(self, kernel: Kernel, number: int) -> None:
+        self.number = number
+        self.name = f"n{number}"
+        self.clock = HostClock(kernel)
+        self.memory = HostMemory()
+        self.run: Run | None = None
+        self.is_down = False
+        self.is_cut = False
+
+
+class Signals(NoticeSource):
+    """Signals to a supervisor, as ``SignalSource`` has them."""
+
+    name = "signal"
+
+    def __init__(self) -> None:
+        self._arrived: deque[Any] = deque()
+        self._report: Report = lambda event: None
+
+    def start(self, report: Report) -> None:
+        self._report = report
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._arrived)
+
+    def arrive(self, event: Any) -> None:
+        self._arrived.append(event)
+
+    def deliver(self) -> None:
+        while self._arrived:
+            self._report(self._arrived.popleft())
+
+
+class Platform(NoticeSource):
+    """A cloud's notices, which arrive in a thread."""
+
+    name = "cloud"
+
+    def __init__(self) -> None:
+        self.report: Report = lambda event: None
+
+    def start(self, report: Report) -> None:
+        self.report = report
+
+
+class Events:
+    """A journal that keeps only what the invariants need."""
+
+    def __init__(self, run: Run) -> None:
+        self.incarnation = 0
+        self._run = run
+
+    def write(self, *event: Any, **data: Any) -> None:
+        return
+
+    note = write
+
+
+class Service:
+    is_there = False
+
+    def _nothing(self, *arguments: Any) -> None:
+        return
+
+    serve = alive = stopping = reloading = reloaded = _nothing
+
+
+class AgentHandle:
+    """The supervisor's end of an agent (``AgentPort``)."""
+
+    fd = -1
+    pid = 1
+
+    def __init__(self, agent: SimAgent, interval_steps: int) -> None:
+        self.interval_steps = interval_steps
+        self.said: deque[AgentEvent] = deque()
+        self._agent = agent
+
+    @property
+    def gone(self) -> bool:
+        return self._agent.is_dead
+
+    def send(self, command: Command) -> None:
+        agent = self._agent
+        if not agent.is_dead:
+            later = agent.run.host.clock.blocked + agent.run.kernel.between(0.0005, 0.01)
+            agent.run.kernel.after(later, lambda: agent.obey(command))
+
+    def events(self) -> Iterator[AgentEvent]:
+        while self.said:
+            yield self.said.popleft()
+
+    def end(self) -> None:
+        self._agent.die()
+
+
+class SimAgent:
+    """The agent: real cluster rules on several nodes, and a short stand-in for one that is alone."""
+
+    def __init__(self, run: Run, settings: RunSettings) -> None:
+        self.run = run
+        self.kernel = run.kernel
+        self.is_dead = False
+        self.link: SimLink | None = None
+        self.store: SimStore | None = None
+        self.workers = SimWorkers(self, run.world)
+        self.handle = AgentHandle(self, settings.interval.worker_interval)
+        self.membership: Membership | None = None
+        self._turn_is_due = False
+        self._alert_until = 0.0
+        if run.world.size > 1:
+            rendezvous = Rendezvous("head", 1, 3 if run.leads else -1)
+            spec = WorkerSpec(
+                script="x", args=[], directory="d", job="job", node=run.host.name, board="",
+                nproc=1, preload=[], run_id=run.name, identity="job", rendezvous=rendezvous,
+                terms=settings.terms,
+            )  # fmt: skip
+            self.membership = Membership(
+                spec, rendezvous, self.workers, self.send, run.world.network.of(self),
+                run.host.clock.monotonic,
+            )  # fmt: skip
+        self.kernel.after(self.kernel.between(0.2, 2.0), self._ready)
+
+    def _ready(self) -> None:
+        if not self.is_dead:
+            self.send(Ready())
+            self._tick()
+
+    def _tick(self) -> None:
+        """The loop's own turns: seldom, and often enough while a link is down."""
+        if self.is_dead or self.membership is None:
+            return
+        self.turn()
+        alert = self.kernel.now < self._alert_until
+        self.kernel.after(0.3 if alert else 2.0, self._tick)
+
+    def be_alert(self) -> None:
+        """A link has changed: turn as often as the real loop must to find out."""
+        if self.membership is not None and self._alert_until < self.kernel.now:
+            self._alert_until = self.kernel.now + 6.0
+            self._tick()
+
+    def changed(self) -> None:
+        """There is something to look at: turn soon, once."""
+        if not self._turn_is_due and not self.is_dead and self.membership is not None:
+            self._turn_is_due = True
+            self.kernel.after(self.kernel.between(0.0, BEAT_SECONDS), self._woken)
+
+    def _woken(self) -> None:
+        self._turn_is_due = False
+        self.turn()
+
+    def turn(self) -> None:
+        if self.is_dead or self.membership is None:
+            return
+        try:
+            self.membership.serve()
+        except SystemExit:  # the head's store has failed
+            self.die()
+
+    def obey(self, command: Command) -> None:
+        if self.is_dead:
+            return
+        if self.membership is not None:
+            self.membership.obey(command)
+        elif isinstance(command, Launch):
+            self.workers.begin(NodeRank(command.incarnation, 0, 1, "", 0))
+        elif isinstance(command, Ask):
+            self._ask(command.kind)
+        if isinstance(command, Kill):
+            self.workers.kill()
+        self.turn()
+
+    def _ask(self, kind: RequestKind) -> None:
+        """As ``Agent._ask``."""
+        workers = self.workers
+        if not workers.busy:
+            return
+        if kind is not RequestKind.STOP and workers.seen < workers.flagged:
+            return
+        number = workers.flagged + 1
+        answer = workers.flag(number)
+        idle = kind is RequestKind.STOP and not answer.started
+        assert answer.step >= 0 or answer.step == NOTHING_ENTERED
+        workers.post(RequestAnswer(number, kind, answer.step), idle=idle)
+
+    def ended(self, verdict: Ended) -> None:
+        """The workers are gone."""
+        if self.membership is None:
+            self.send(verdict)
+        else:
+            self.membership.ended(verdict)
+            self.changed()
+
+    def send(self, event: AgentEvent) -> None:
+        self.handle.said.append(event)
+        self.run.wake(self.kernel.between(0.0005, 0.01))
+
+    def die(self) -> None:
+        """SIGKILL, or its supervisor's end: it takes the workers with it."""
+        if self.is_dead:
+            return
+        self.is_dead = True
+        self.workers.kill()
+        self.run.world.network.changed()
+        self.run.wake(0.001)
+
+
+class Run:
+    """One ``elastic-ckpt run`` on a host: a supervisor whose turns are events."""
+
+    def __init__(self, world: World, host: Host, number: int) -> None:
+        self.world = world
+        self.kernel = world.kernel
+        self.host = host
+        self.name = f"run {number} on {host.name}"
+        self.leads = world.size == 1 or host.number == 0
+        self.is_gone = False
+        self.code: ExitCode | None = None
+        self.failures_injected = 0
+        self.board = SimBoard()
+        self.agent: SimAgent | None = None
+        self.signals, self.cloud = Signals(), Platform()
+        self.deadline = float("inf")
+        self.deadline_counts = True
+        self.newest_at_notice: tuple[int, int] | None = None
+        self._due: float | None = None
+        self._number = 0
+        if self.leads:
+            world.disk.owner = self
+        memory = host.memory if world.size == 1 and world.has_memory else None
+        self.tier = Tier(self, memory, world.disk)
+        events = Events(self)
+        first = NodeRecord(
+            job="job", run_id=self.name, node=host.name, owner=world.identity, since=0.0,
+            state=RunState.STARTING, incarnation=world.disk.incarnations,
+            head=host.name if self.leads else "?",
+        )  # fmt: skip
+        self.record = RunRecord(first, events, lambda record: None, self._show)
+        settings = RunSettings(
+            directory=Path("d"), script=Path("x"), args=(), name="job", node=host.name,
+            grace=world.grace, max_failures=8, hang_seconds=12.0,
+            interval=SaveInterval(seconds=world.interval_seconds),
+            nodes=world.nodes, endpoint="head:1" if world.size > 1 else "", gather_seconds=60.0,
+        )  # fmt: skip
+        ports = Ports(
+            clock=host.clock, board=self.board, directory=Directory(self, world.disk),
+            journal=events, memory=self.tier,
+            listener=Listener(self.signals, [self.cloud], events, lambda: self.wake(0.0)),
+            host=self, service=Service(), start_agent=self._start_agent,
+        )  # fmt: skip
+        self.supervisor = Supervisor(settings, ports, self.record, self._role(), lambda: settings)
+        self.supervisor.begin()
+        self._settle_turn()
+
+    def _role(self) -> Role:
+        if self.world.size == 1:
+            return AloneRole()
+        return HeadRole(self.world.nodes) if self.leads else MemberRole("head:1")
+
+    def _show(self, line: str) -> None:
+        self.kernel.say(f"{self.name}: {line}")
+
+    def _start_agent(self, settings: RunSettings) -> AgentHandle:
+        self.agent = SimAgent(self, settings)
+        return self.agent.handle
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def wake(self, seconds: float) -> None:
+        """Have the loop turn by then."""
+        at = self.kernel.now + seconds
+        if self.is_gone or (self._due is not None and self._due <= at):
+            return
+        self._due = at
+        self._number += 1
+        number = self._number
+        self.kernel.after(seconds, lambda: self._turn(number))
+
+    def _turn(self, number: int) -> None:
+        if self.is_gone or number != self._number:
+            return
+        self._due = None
+        self.supervisor.turn()
+        self._settle_turn()
+
+    def _settle_turn(self) -> None:
+        """The turn is over, with the time that it was blocked; the next one is due."""
+        supervisor, clock = self.supervisor, self.host.clock
+        if supervisor.is_over:
+            supervisor.finish()
+            blocked, clock.blocked = clock.blocked, 0.0
+            self._due = 0.0  # no more turns
+            self.kernel.after(blocked, self._exit)
+            return
+        due = supervisor.next_due()
+        blocked, clock.blocked = clock.blocked, 0.0
+        self._due = None
+        self.wake(blocked + min(due, TICK))
+
+    def _exit(self) -> None:
+        if self.is_gone:
+            return
+        code = self.record.node.exit_code
+        self.code = ExitCode.FAILED if code is None else ExitCode(code)
+        self.is_gone = True
+        self.world.on_exit(self)
+
+    # -- what happens to it -----------------------------------------------------------------------
+
+    def notice(self, source: str, grace: float, *, is_guess: bool = False) -> None:
+        """Its node will go away."""
+        if self.is_gone:
+            return
+        deadline = self.host.clock.monotonic() + grace
+        notice = Notice(source, "preempted", deadline, is_guess=is_guess)
+        if source == "signal":
+            self.signals.arrive(notice)
+        else:
+            self.cloud.report(notice)
+        if self.newest_at_notice is None:
+            self.newest_at_notice = self.world.disk.newest
+        self.wake(0.0)
+
+    def stop_now(self) -> None:
+        """A second Ctrl-C."""
+        if not self.is_gone:
+            self.signals.arrive(StopNow())
+            self.notice("signal", 300.0)
+
+    def die(self) -> None:
+        """SIGKILL of the supervisor; the kernel lets go of its locks, its agent follows."""
+        if self.is_gone:
+            return
+        self.is_gone = True
+        if self.world.disk.owner is self:
+            self.world.disk.owner = None
+        agent = self.agent
+        if agent is not None:
+            agent.die()
+        self.world.on_death(self)
+
+    # -- HostPort -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        return
+
+    def wait(self, fds: Iterable[int | None], seconds: float) -> None:
+        raise AssertionError("the simulation waits")
+
+    def turn(self, agent_pid: int) -> None:
+        return
+
+    def activity(self, pids: Iterable[int]) -> object:
+        return None
+
+    def aside(self, work: Callable[[], None]) -> None:
+        self.kernel.after(self.kernel.between(0.1, 1.0), lambda: (work(), self.wake(0.0))[0])
+
+    def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
+        return {rank: Stack(("train (x:1)",)) for rank in pids}
+
+    def stop(self) -> None:
+        return
+
+

@@ -1,0 +1,311 @@
+"""The disk that all hosts share, a host's memory tier, and the job directory as the loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from tests.simulation.kernel import Kernel, Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.hosts import Run
+
+BYTES = 10**9
+
+
+class Disk:
+    """Sealed checkpoints by key, and who may seal.
+
+    Attributes:
+        owner: the run that holds the job's lock; None while no run does.
+        answers_at: until then nothing that needs the disk returns.
+        full_until: until then nothing can be written.
+        incarnations: how many have been launched in the job; records count on from it.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.sealed: dict[Key, str] = {}
+        self.set_aside: set[Key] = set()
+        self.owner: Run | None = None
+        self.answers_at = self.full_until = 0.0
+        self.incarnations = 0
+        self.requested = False
+        self.predictor = Predictor()
+
+    @property
+    def newest(self) -> Key:
+        return max(self.sealed, default=NO_CHECKPOINT)
+
+    @property
+    def hangs(self) -> bool:
+        return self.kernel.now < self.answers_at
+
+    @property
+    def is_full(self) -> bool:
+        return self.kernel.now < self.full_until
+
+    def when_it_answers(self, act: Callable[[], None], least: float = 0.0) -> None:
+        """Have something happen after ``least`` seconds, and not before the disk answers."""
+        self.kernel.after(max(least, self.answers_at - self.kernel.now), act)
+
+    def seal(self, key: Key, run: Run, incarnation: int) -> None:
+        """Publish a checkpoint; the one place where the fence is checked."""
+        if self.owner is not run:
+            raise Violation(f"{run.name} seals step {key[1]}, and is not the owner")
+        if incarnation and incarnation != self.incarnations:
+            raise Violation(
+                f"incarnation {incarnation} seals step {key[1]}, {self.incarnations} is launched"
+            )
+        self.kernel.say(f"sealed on disk: step {key[1]}, by {run.name}")
+        self.sealed.setdefault(key, run.name)
+
+
+@dataclass
+class Seal:
+    step: int
+    total_bytes: int = BYTES
+
+
+@dataclass
+class Place:
+    slot: str
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A generation in memory, as ``memory.tier.Sealed`` is to the supervisor."""
+
+    key: Key
+    seal: Seal
+    generation: Place
+    settled: bool = False
+
+
+@dataclass
+class HostMemory:
+    """What a host's shared memory holds, whatever run or process is there."""
+
+    generations: list[Snapshot] = field(default_factory=list)
+
+    @property
+    def newest(self) -> Snapshot | None:
+        return max(self.generations, key=lambda one: one.key, default=None)
+
+    @property
+    def has_room(self) -> bool:
+        return sum(not one.settled for one in self.generations) < 2
+
+
+class Tier:
+    """The ``MemoryPort`` of one run: drains what is sealed, one generation at a time."""
+
+    bell = None
+    attempt = ""
+
+    def __init__(self, run: Run, memory: HostMemory | None, disk: Disk) -> None:
+        self.run = run
+        self.memory = memory
+        self.disk = disk
+        self.kernel = run.kernel
+        self.root = "" if memory is None else "/dev/shm/x"
+        self._draining: Snapshot | None = None
+        self._held = self._hurried = False
+        self._failed_at: dict[int, float] = {}
+        self._number = 0
+        for one in list(memory.generations) if memory else []:
+            one.settled = one.settled or one.key in disk.sealed
+        self.hurry()
+
+    def sealed(self, key: Key) -> None:
+        """A rank has sealed a generation."""
+        if self.memory is None:
+            return
+        kept = [one for one in self.memory.generations if not one.settled]
+        self.memory.generations = [*kept[-1:], Snapshot(key, Seal(key[1]), Place("generation-0"))]
+        self.kernel.say(f"sealed in memory of {self.run.host.name}: step {key[1]}")
+        if self._held:
+            self.hurry()
+        self._look()
+        self.run.wake(0.001)
+
+    @property
+    def over(self) -> bool:
+        return self._draining is None and not self._due()
+
+    def serve(self) -> None:
+        self._look()
+
+    def hold(self) -> None:
+        self._held = True
+
+    def hurry(self) -> None:
+        self._held, self._hurried = False, True
+        self._failed_at.clear()
+        self._look()
+
+    def hurry_once(self) -> None:
+        self.hurry()
+
+    def calm(self) -> None:
+        self._hurried = False
+
+    def newest_key(self) -> Key:
+        newest = self.memory.newest if self.memory else None
+        return newest.key if newest else NO_CHECKPOINT
+
+    def forget(self, key: Key | None) -> bool:
+        if self.memory is None:
+            return True
+        newest = self.memory.newest
+        if newest is not None and not newest.settled:
+            return False
+        self.memory.generations = [one for one in self.memory.generations if one.key != key]
+        return True
+
+    def not_on_disk(self) -> Any:
+        newest = self.memory.newest if self.memory else None
+        return newest if newest is not None and not newest.settled else None
+
+    def finish_pruning(self, hurry: Callable[[], bool]) -> None:
+        return
+
+    def close(self) -> None:
+        self._number += 1
+
+    def _due(self) -> list[Snapshot]:
+        if self.memory is None:
+            return []
+        now = self.kernel.now
+        found = [
+            one
+            for one in self.memory.generations
+            if not one.settled and self._failed_at.get(id(one), 0.0) <= now
+        ]
+        return sorted(found, key=lambda one: one.key)
+
+    def _look(self) -> None:
+        due = self._due()
+        if self._draining is not None or not due or self._held or self.run.is_gone:
+            return
+        chosen = due[-1] if self._hurried else due[0]
+        self._draining = chosen
+        self._number += 1
+        number = self._number
+        low, high = (0.2, 2.0) if self._hurried else (0.5, 6.0)
+        self.disk.when_it_answers(
+            lambda: self._drained(chosen, number), self.kernel.between(low, high)
+        )
+
+    def _drained(self, one: Snapshot, number: int) -> None:
+        if self.run.is_gone or number != self._number:
+            return
+        if self._held or self.disk.hangs:  # not a chunk more until it goes on
+            self.disk.when_it_answers(lambda: self._drained(one, number), 0.2)
+            return
+        self._draining = None
+        if self.disk.is_full:
+            self._failed_at[id(one)] = self.kernel.now + 30.0
+        else:
+            self.disk.seal(one.key, self.run, 0)
+            one.settled = True
+        self._look()
+        self.run.wake(0.001)
+
+
+class Directory:
+    """The ``DirectoryPort`` of one run. Each scan takes a moment, and the disk may not answer."""
+
+    def __init__(self, run: Run, disk: Disk) -> None:
+        self._run = run
+        self._disk = disk
+        self._known = disk.newest
+        self._cleaned_at = 0.0
+
+    def write_record(self, record: object) -> None:
+        return
+
+    def record_incarnation(self, number: int) -> None:
+        return
+
+    def take_save_request(self) -> bool:
+        if self._disk.hangs:
+            return False
+        requested, self._disk.requested = self._disk.requested, False
+        return requested
+
+    def request_save(self) -> None:
+        self._disk.requested = True
+
+    def newest(self) -> Key:
+        return self._known
+
+    def scan(self) -> None:
+        self._disk.when_it_answers(self._scan, 0.01)
+
+    def scan_now(self, seconds: float) -> Key | None:
+        if not self._wait_for_disk(seconds):
+            return None
+        self._scan()
+        return self._known
+
+    def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
+        kernel = self._run.kernel
+        takes = max(self._disk.answers_at - kernel.now, kernel.between(0.0, 1.5))
+        self._cleaned_at = kernel.now + takes
+        self._run.wake(takes)
+        kernel.after(takes, self._scan)
+
+    @property
+    def cleaned(self) -> bool:
+        return self._run.kernel.now >= self._cleaned_at
+
+    def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
+        disk = self._disk
+        if disk.hangs or len(disk.sealed) < 2 or not forget(disk.newest):
+            return ""
+        newest = disk.newest
+        del disk.sealed[newest]
+        disk.set_aside.add(newest)
+        self._known = disk.newest
+        return f"{why}: setting step {newest[1]} aside"
+
+    def events(self) -> list[JournalEvent]:
+        return []
+
+    def catch_up(self, seconds: float) -> None:
+        self._wait_for_disk(seconds)
+
+    def history(self) -> Iterable[JournalEvent]:
+        return ()
+
+    def read_predictor(self) -> Predictor:
+        return self._disk.predictor
+
+    def write_predictor(self, predictor: Predictor) -> None:
+        return
+
+    def identity(self) -> str:
+        return "job"
+
+    def known_identity(self) -> str:
+        return "job"
+
+    def close(self, seconds: float) -> None:
+        self._wait_for_disk(seconds)
+        if self._disk.owner is self._run:
+            self._disk.owner = None
+
+    def _scan(self) -> None:
+        self._known = self._disk.newest
+
+    def _wait_for_disk(self, seconds: float) -> bool:
+        """Block the turn until the disk answers, or for ``seconds``."""
+        clock = self._run.host.clock
+        left = max(0.0, self._disk.answers_at - self._run.kernel.now - clock.blocked)
+        clock.blocked += min(left, seconds)
+        return left <= seconds

@@ -1,0 +1,146 @@
+"""A job from its first run to its last: restarts it as a requeue would, and checks the invariants."""
+
+from __future__ import annotations
+
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from tests.simulation.hosts import Host, Run
+from tests.simulation.kernel import Kernel, Violation
+from tests.simulation.network import SimNetwork
+from tests.simulation.ranks import Gang
+from tests.simulation.storage import Disk
+
+LIMIT_SECONDS = 3000.0
+"""Virtual time by which any job must have finished; faults end long before."""
+
+
+class World:
+    """One schedule.
+
+    Attributes:
+        size: hosts of the job.
+        nodes: the minimum and the maximum of an incarnation.
+        deadly_step: fails ``deaths_left`` times, whatever it resumes from; 0 for none.
+    """
+
+    def __init__(self, seed: int) -> None:
+        kernel = self.kernel = Kernel(seed)
+        draw = kernel.random
+        self.size = draw.choices((1, 2, 3, 4, 5), (10, 4, 3, 2, 1))[0]
+        self.nodes = (draw.randint(1, self.size), self.size)
+        self.has_memory = kernel.chance(0.7)
+        self.total_steps = draw.randint(3, 12)
+        self.step_seconds = kernel.between(0.3, 4.0)
+        slow = kernel.between(0.1, 20.0)
+        self.save_seconds = (0.5 * slow, 1.5 * slow)
+        self.interval_steps = draw.choice((0, 0, 1, 2, 5))
+        self.interval_seconds = draw.choice((0.0, 3.0, 10.0))
+        self.grace = draw.choice((2.0, 5.0, 15.0, 30.0))
+        self.deadly_step = self.deaths_left = 0
+        self.identity = ProcessIdentity.current()
+        self.disk = Disk(kernel)
+        self.network = SimNetwork(self)
+        self.gangs: list[Gang] = []
+        self.hosts = [Host(kernel, number) for number in range(self.size)]
+        self.has_finished = False
+        self.fell_back = 0
+        self._runs = 0
+
+    def begin(self) -> None:
+        """Start the runs of all hosts, at about the same time."""
+        for host in self.hosts:
+            self.kernel.after(self.kernel.between(0.0, 3.0), lambda host=host: self.start(host))
+
+    def go(self) -> None:
+        """Run to the end; raises Violation."""
+        self.kernel.run(LIMIT_SECONDS, lambda: self.has_finished)
+        if not self.has_finished:
+            raise Violation("the job has not finished")
+
+    # -- runs -------------------------------------------------------------------------------------
+
+    def start(self, host: Host) -> None:
+        """Start a run on a host that is up, as a service manager or a requeue would."""
+        if self.has_finished or host.is_down or (host.run is not None and not host.run.is_gone):
+            return
+        self._runs += 1
+        self.kernel.say(f"run {self._runs} starts on {host.name}")
+        host.run = Run(self, host, self._runs)
+
+    def restart(self, host: Host, low: float = 1.0, high: float = 5.0) -> None:
+        """Start the next run there after a while."""
+        self.kernel.after(self.kernel.between(low, high), lambda: self.start(host))
+
+    def gang(self, number: int, size: int, run: Run) -> Gang:
+        """Return the ranks of an incarnation, which this node's are about to join."""
+        if self.gangs and self.gangs[-1].number == number:
+            return self.gangs[-1]
+        if number <= self.disk.incarnations:
+            raise Violation(f"incarnation {number} is launched after {self.disk.incarnations}")
+        self.disk.incarnations = number
+        owner = self.hosts[0].run
+        assert owner is not None
+        found = Gang(self, number, size, owner)
+        self.gangs.append(found)
+        return found
+
+    def count_failure(self) -> None:
+        """A failure was injected that uses up the budget."""
+        for host in self.hosts:
+            if host.run is not None:
+                host.run.failures_injected += 1
+
+    # -- invariants -------------------------------------------------------------------------------
+
+    def check_load(self, gang: Gang) -> int:
+        """Return the step that ranks load; nothing sealed may be left out."""
+        newest = self.disk.newest
+        if self.size == 1:
+            kept = self.hosts[0].memory.newest
+            if kept is not None and kept.key > newest and self.has_memory:
+                newest = kept.key
+        if self.disk.owner is not gang.run:
+            raise Violation(f"incarnation {gang.number} loads, and its run is not the owner")
+        return max(0, newest[1])
+
+    def on_death(self, run: Run) -> None:
+        """A supervisor was killed."""
+        self.kernel.say(f"{run.name} was killed")
+        self.network.changed()
+
+    def on_exit(self, run: Run) -> None:
+        """A supervisor has ended by itself."""
+        assert run.code is not None
+        self.kernel.say(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
+        self._check_exit(run, run.code)
+        self.network.changed()
+        if run.code is ExitCode.FINISHED and run.leads:
+            self.has_finished = True
+        elif run.code is ExitCode.FAILED:
+            raise Violation(f"{run.name} gave up: {run.record.node.message}")
+        elif run.code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED):
+            if not run.host.is_down:
+                self.restart(run.host)
+        elif run.code is not ExitCode.FINISHED:
+            raise Violation(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
+
+    def _check_exit(self, run: Run, code: ExitCode) -> None:
+        gang = next((one for one in reversed(self.gangs) if one.run is run), None)
+        done = self.disk.newest[1] >= self.total_steps
+        if code is ExitCode.FINISHED and not (done and any(one.has_completed for one in self.gangs)):
+            raise Violation(f"{run.name} says that the job is done")
+        if run.leads and gang is not None and gang.has_completed and done and code != 0:
+            raise Violation(f"the job is done, and {run.name} exits with {int(code)}")
+        if run.record.node.failures > run.failures_injected:
+            raise Violation(f"{run.name} counts {run.record.node.failures} failures")
+        if code is ExitCode.PREEMPTED_SAVED and run.leads:
+            kept = run.tier.not_on_disk()
+            if kept is not None and kept.key > self.disk.newest:
+                raise Violation(f"{run.name} says saved, step {kept.key[1]} is in memory only")
+            before = run.newest_at_notice
+            new = before is not None and self.disk.newest > before
+            if gang is not None and gang.finished > max(0, self.disk.newest[1]) and not new:
+                raise Violation(f"{run.name} says saved, step {gang.finished} is lost")
+        now, due = run.host.clock.monotonic(), run.deadline
+        if now > due and run.deadline_counts:
+            raise Violation(f"{run.name} ends {now - due:.2f} s after its deadline")
