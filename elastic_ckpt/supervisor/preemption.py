@@ -17,6 +17,9 @@ CALLED_OFF_SECONDS: Final = 60.0
 MIN_SECONDS: Final = 5.0
 """Left where a platform reports a deadline as past: to kill at once would surely save nothing."""
 
+MIN_PATIENCE_SECONDS: Final = 0.02
+"""What a wait may take even after the deadline: storage that is well answers within it."""
+
 
 class Preemption:
     """State of the notice being served in one run. Times are monotonic seconds.
@@ -68,12 +71,20 @@ class Preemption:
         self.held_until = max(self.held_until, notice.deadline + CALLED_OFF_SECONDS)
         left = notice.deadline - self._clock.monotonic()
         self._journal.write(StartHeld(source=notice.source, reason=notice.reason, seconds=left))
-        message = (
-            f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s; "
-            "not starting anything"
-        )
+        message = f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s: waiting"
         self._record.say(message)
         self._record.update(message=message)
+
+    def patience(self, seconds: float) -> float:
+        """Return how long a wait may take, of which a deadline leaves less than ``seconds``.
+
+        It is a quarter of the time until the deadline at most: a run that ends has up to three
+        waits, and must be gone by then.
+        """
+        if self.notice is None:
+            return seconds
+        until = self.notice.deadline - self._clock.monotonic()
+        return max(MIN_PATIENCE_SECONDS, min(seconds, until / 4))
 
     def left(self, now: float) -> float:
         """Return the seconds until what still runs must be killed; infinite without a notice."""

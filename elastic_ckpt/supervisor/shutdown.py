@@ -12,20 +12,29 @@ from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, DirectoryPort, Key, Mem
 from elastic_ckpt.supervisor.run_record import RunRecord
 
 SCAN_SECONDS: Final = 5.0
-"""How long the disk may take to answer what its newest checkpoint is, where no deadline is near."""
-
-LAST_SCAN_SECONDS: Final = 0.5
-"""The same once the deadline has come: there is a second left to report in."""
+"""How long the disk may take to say what its newest checkpoint is, if no deadline is near."""
 
 
 class Shutdown:
     """Every way to end but ``preempt_now`` waits until the memory tier is drained or has failed."""
 
-    def __init__(self, directory: DirectoryPort, memory: MemoryPort, record: RunRecord) -> None:
+    def __init__(
+        self,
+        directory: DirectoryPort,
+        memory: MemoryPort,
+        record: RunRecord,
+        patience: Callable[[float], float],
+    ) -> None:
+        """
+        Args:
+            patience: returns how long a wait may take, given how long it should at most.
+        """
         self._directory = directory
         self._memory = memory
         self._record = record
+        self._patience = patience
         self._before_notice = NO_CHECKPOINT
+        self._saved_before = -1
         self._then: Callable[[], None] | None = None
 
     @property
@@ -33,9 +42,17 @@ class Shutdown:
         """Whether the job is over, and only the memory tier is waited for."""
         return self._then is not None
 
-    def notice_arrived(self) -> None:
-        """Count what the disk gets from now on as saved because of the notice; reads no disk."""
-        self._before_notice = self._directory.newest()
+    def notice_arrived(self, saved_step: int) -> None:
+        """Count what the disk gets from now on as saved because of the notice; reads no disk.
+
+        Args:
+            saved_step: the newest that a rank has saved, in whichever tier; -1 for none.
+        """
+        self._before_notice, self._saved_before = self._directory.newest(), -1
+        if self._memory.not_on_disk() is None:
+            # The last scan may be older than the last drain, or the last save to the disk.
+            self._before_notice = max(self._before_notice, self._memory.newest_key())
+            self._saved_before = saved_step
 
     def serve(self) -> None:
         """End the run if all that the memory tier holds is on the disk, or cannot get there."""
@@ -51,7 +68,7 @@ class Shutdown:
         """
 
         def end() -> None:
-            kept = self._only_in_memory(self._on_disk(SCAN_SECONDS))
+            kept = self._only_in_memory(self._on_disk())
             if kept is not None:
                 why = f"{_where(kept)}: fix the storage, then rerun the same command on this node"
                 self._end(Event.GIVE_UP, ExitCode.FAILED, f"the work is done, but {why}")
@@ -65,7 +82,7 @@ class Shutdown:
         """End a run that no restart fixes."""
 
         def end() -> None:
-            kept = self._only_in_memory(self._on_disk(SCAN_SECONDS))
+            kept = self._only_in_memory(self._on_disk())
             self._end(Event.GIVE_UP, code, message + (f"; {_where(kept)}" if kept else ""))
 
         self._when_on_disk(end)
@@ -75,9 +92,7 @@ class Shutdown:
     ) -> None:
         """End on a notice once the memory tier is drained; arguments as in :meth:`preempt_now`."""
         self._when_on_disk(
-            lambda: self.preempt_now(
-                event, detail, stopped=stopped, stepped=stepped, patience=SCAN_SECONDS
-            )
+            lambda: self.preempt_now(event, detail, stopped=stopped, stepped=stepped)
         )
 
     def preempt_now(
@@ -87,20 +102,18 @@ class Shutdown:
         *,
         stopped: bool = False,
         stepped: bool = True,
-        patience: float = LAST_SCAN_SECONDS,
     ) -> None:
         """End on a notice, with 75 if all finished work is on the disk, else with 76.
 
         Args:
             stopped: the ranks left together at the agreed step, where they saved.
             stepped: a step was begun since the ranks resumed; if not, the old checkpoint counts.
-            patience: seconds that the disk may take to answer.
         """
         self._then = None
-        key = self._on_disk(patience)
+        key = self._on_disk()
         kept = self._only_in_memory(key)
         there = key is not None and key > NO_CHECKPOINT
-        new = there and key is not None and key > self._before_notice
+        new = key is not None and key > self._before_notice and key[1] != self._saved_before
         saved = kept is None and (new or (there and (stopped or not stepped)))
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
         step = f" (newest intact: step {key[1]})" if key is not None and there else ""
@@ -113,8 +126,10 @@ class Shutdown:
         )
 
     def newest_key(self) -> Key:
-        """Return the newest checkpoint of either tier, as of the last scan."""
-        return max(self._directory.newest(), self._memory.newest_key())
+        """Return the newest checkpoint of either tier; waits for a scan, bounded."""
+        on_disk = self._on_disk()
+        known = self._directory.newest() if on_disk is None else on_disk
+        return max(known, self._memory.newest_key())
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -129,9 +144,9 @@ class Shutdown:
     def _end(self, event: Event, code: ExitCode, message: str, **changes: Any) -> None:
         self._record.move(event, message, exit_code=int(code), **changes)
 
-    def _on_disk(self, seconds: float) -> Key | None:
+    def _on_disk(self) -> Key | None:
         """Return the newest intact checkpoint on disk; None if the storage does not answer."""
-        return self._directory.scan_now(seconds)
+        return self._directory.scan_now(self._patience(SCAN_SECONDS))
 
     def _only_in_memory(self, on_disk: Key | None) -> Sealed | None:
         """Return what would be lost with this machine: newer than all that the disk has."""

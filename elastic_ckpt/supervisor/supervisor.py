@@ -94,8 +94,8 @@ class Supervisor:
         self.agent: AgentPort | None = None
         self.is_launched = False
         self.hangs = HangWatch(board, journal, settings.hang_seconds, ports.host, clock)
-        self.shutdown = Shutdown(ports.directory, memory, record)
         self.preemption = Preemption(settings.grace, clock, board, journal, record)
+        self.shutdown = Shutdown(ports.directory, memory, record, self.preemption.patience)
         self._reread = reread
         self._restarts = Restarts(settings.max_failures, clock, ports.directory, memory, journal)
         self._recovery = RecoveryWatch(board, journal, record.node.last_recovery)
@@ -170,7 +170,7 @@ class Supervisor:
         self._end_agent()
         if self.settings.acknowledge and self.record.node.exit_code == ExitCode.PREEMPTED_SAVED:
             self.ports.listener.acknowledge()
-        self.ports.directory.catch_up(self._patience(1.0))
+        self.ports.directory.catch_up(self.preemption.patience(1.0))
         self._saves.close()
         self.ports.listener.stop()
         end = self.record.node
@@ -184,7 +184,7 @@ class Supervisor:
         self.record.update()
         self.ports.memory.close()
         log.info("ended: %s, exit code %s", end.state.value, end.exit_code)
-        self.ports.directory.close(self._patience(CLOSE_SECONDS))
+        self.ports.directory.close(self.preemption.patience(CLOSE_SECONDS))
         self.ports.host.stop()
 
     @property
@@ -199,11 +199,7 @@ class Supervisor:
             return max(0.0, self.preemption.left(now))
         if self.state is RunState.BACKING_OFF and self._restarts.next_at > now:
             return self._restarts.next_at - now
-        return TICK_SECONDS if self.state in TERMINAL else math.inf
-
-    def _patience(self, seconds: float) -> float:
-        """Return how long the last writes may take, of which a deadline leaves little."""
-        return max(0.2, min(seconds, self.preemption.left(self.now)))
+        return self.role.seconds_to_leave(self) if self.state in TERMINAL else math.inf
 
     def _wait(self) -> None:
         agent = self.agent.fd if self.agent else None
@@ -282,10 +278,13 @@ class Supervisor:
 
     def _note_saves(self) -> None:
         """Have the disk scanned when the ranks have saved: a notice must not wait for a scan."""
-        saved = max(slot.saved_step for slot in self.ports.board.read_slots())
+        saved = self._newest_saved_step()
         if saved != self._saved_step:
             self._saved_step = saved
             self.ports.directory.scan()
+
+    def _newest_saved_step(self) -> int:
+        return max(slot.saved_step for slot in self.ports.board.read_slots())
 
     def _start_when_calm(self, now: float) -> None:
         """Start, unless the node is about to go: a requeued run would only start the same again."""
@@ -350,7 +349,7 @@ class Supervisor:
             return
         drains = ""
         if first:
-            self.shutdown.notice_arrived()
+            self.shutdown.notice_arrived(self._newest_saved_step())
         if self.is_launched and self.agent is not None and not self.shutdown.is_decided:
             drains = self._save_or_drain(self.agent, first=first)
         if first:

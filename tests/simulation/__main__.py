@@ -22,7 +22,8 @@ def main() -> None:
             print(f"seed {seed}: {error}", flush=True)
     seconds = time.perf_counter() - began
     count = last - first + 1
-    print(f"{count} schedules in {seconds:.1f} s, {count / seconds:.0f} a second: {len(failed)} failed")
+    rate = f"{count} schedules in {seconds:.1f} s, {count / seconds:.0f} a second"
+    print(f"{rate}: {len(failed)} failed")
     sys.exit(bool(failed))
 
 

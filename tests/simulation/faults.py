@@ -64,13 +64,18 @@ def kill_supervisor(world: World, host: Host) -> None:
 
 
 def lose_power(world: World, host: Host) -> None:
-    """The node vanishes with its memory, and comes back some time later."""
+    """The node vanishes with its memory; it comes back, unless the job can do without it."""
     host.is_down = True
     world.network.changed()
     if host.run is not None:
         host.run.die()
     host.memory.generations.clear()
-    _come_back(world, host)
+    if host.number == 0 or world.nodes[0] >= sum(not one.is_down for one in world.hosts) + 1:
+        _come_back(world, host)
+    elif world.kernel.chance(0.5):
+        _come_back(world, host)
+    else:
+        world.kernel.say(f"{host.name} is gone for good")
 
 
 def preempt_by_signal(world: World, host: Host) -> None:

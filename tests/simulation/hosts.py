@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity
+from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.notices import NoticeSource, Report
 from elastic_ckpt.policy.deadline import Notice, StopNow
 from elastic_ckpt.policy.interval import SaveInterval
@@ -24,7 +24,7 @@ from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
 from elastic_ckpt.supervisor.listener import Listener
-from elastic_ckpt.supervisor.ports import Ports
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -142,7 +142,7 @@ class AgentHandle:
 
 
 class SimAgent:
-    """The agent: real cluster rules on several nodes, and a short stand-in for one that is alone."""
+    """The agent: real cluster rules on several nodes, a short stand-in on one that is alone."""
 
     def __init__(self, run: Run, settings: RunSettings) -> None:
         self.run = run
@@ -269,8 +269,7 @@ class Run:
         self.agent: SimAgent | None = None
         self.signals, self.cloud = Signals(), Platform()
         self.deadline = float("inf")
-        self.deadline_counts = True
-        self.newest_at_notice: tuple[int, int] | None = None
+        self.newest_at_notice: tuple[Key, float] = (NO_CHECKPOINT, float("inf"))
         self._due: float | None = None
         self._number = 0
         if self.leads:
@@ -278,6 +277,7 @@ class Run:
         memory = host.memory if world.size == 1 and world.has_memory else None
         self.tier = Tier(self, memory, world.disk)
         events = Events(self)
+        self.directory = Directory(self, world.disk)
         first = NodeRecord(
             job="job", run_id=self.name, node=host.name, owner=world.identity, since=0.0,
             state=RunState.STARTING, incarnation=world.disk.incarnations,
@@ -291,7 +291,7 @@ class Run:
             nodes=world.nodes, endpoint="head:1" if world.size > 1 else "", gather_seconds=60.0,
         )  # fmt: skip
         ports = Ports(
-            clock=host.clock, board=self.board, directory=Directory(self, world.disk),
+            clock=host.clock, board=self.board, directory=self.directory,
             journal=events, memory=self.tier,
             listener=Listener(self.signals, [self.cloud], events, lambda: self.wake(0.0)),
             host=self, service=Service(), start_agent=self._start_agent,
@@ -365,8 +365,8 @@ class Run:
             self.signals.arrive(notice)
         else:
             self.cloud.report(notice)
-        if self.newest_at_notice is None:
-            self.newest_at_notice = self.world.disk.newest
+        if self.kernel.now < self.newest_at_notice[1]:
+            self.newest_at_notice = self.world.disk.newest, self.kernel.now
         self.wake(0.0)
 
     def stop_now(self) -> None:
@@ -409,5 +409,3 @@ class Run:
 
     def stop(self) -> None:
         return
-
-

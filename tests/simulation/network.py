@@ -132,7 +132,7 @@ class SimLink:
         self._kernel.after(0.0 if self._leads else self._delay(), self._flush)
 
     def _flush(self) -> None:
-        if self.broken or self._agent.is_dead and not self._closed:
+        if self.broken or (self._agent.is_dead and not self._closed):
             return
         if not self._network.is_up(self._agent):
             return  # until it heals or breaks

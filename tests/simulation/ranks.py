@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
+    ActionKind,
     Agenda,
     RequestAnswer,
-    ActionKind,
     answer_step,
 )
 from elastic_ckpt.protocol.cluster import NodeAnswer
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from elastic_ckpt.supervisor.agent.launch import NodeRank
     from tests.simulation.hosts import SimAgent
     from tests.simulation.world import World
+
+
+NO_MARKS = Marks()
 
 
 @dataclass
@@ -44,7 +47,7 @@ class SimSlot:
     saved_step: int = -1
     first_entry: int = 0
     left: int = 0
-    marks: Marks = Marks()
+    marks: Marks = NO_MARKS
     source: Source = Source.NOTHING
     declares: bool = True
     samples_per_step: int = 1
@@ -102,6 +105,7 @@ class SimWorkers:
         self.not_begun = False
         self.hangs = False
         self.number = 0
+        self.message = ""
 
     # -- what the agent does --------------------------------------------------------------------
 
@@ -161,12 +165,12 @@ class SimWorkers:
         if not self.is_dead:
             self.leave(self.board.slot.outcome)
 
-    def fail(self, exit_code: int, message: str = "") -> None:
+    def fail(self, exit_code: int, message: str = "it failed") -> None:
         """The rank fails by itself: with a code after an exception, or by a signal."""
         if self.is_dead or self.board.slot.outcome is not Outcome.NONE:
             return
         slot = self.board.slot
-        slot.exit_code = exit_code
+        slot.exit_code, self.message = exit_code, message
         self.leave(Outcome.FAILED if exit_code > 0 else Outcome.NONE)
 
     def leave(self, outcome: Outcome) -> None:
@@ -174,8 +178,8 @@ class SimWorkers:
         self.is_dead = True
         slot, gang = self.board.slot, self.gang
         slot.outcome, slot.left = outcome, self.clock.monotonic_ns()
-        if gang is not None and outcome in (Outcome.NONE, Outcome.FAILED):
-            gang.is_broken = True
+        if gang is not None and outcome in (Outcome.NONE, Outcome.FAILED) and not gang.is_broken:
+            gang.is_broken, gang.broken_at = True, self.kernel.now
         self.kernel.after(self.kernel.between(0.005, 0.05), lambda: self._over(gang))
 
     def _over(self, gang: Gang | None) -> None:
@@ -192,7 +196,7 @@ class SimWorkers:
             kind=kind,
             rank=slot.rank if crashed else -1,
             exit_code=exit_code,
-            message="it failed" if crashed else "",
+            message=self.message if crashed else "",
             stepped=bool(slot.first_entry),
             steps=max(0, slot.finished - slot.start_step) if slot.first_entry else 0,
             finished=slot.finished,
@@ -222,8 +226,8 @@ class Gang:
         self.run = run
         self.members: list[SimWorkers] = []
         self.finished = self.start_step = 0
-        self.is_broken = self.has_completed = self.is_loaded = False
-        self.deadly_step = 0
+        self.is_broken = self.has_completed = self.is_loaded = self.has_stopped = False
+        self.broken_at = float("inf")
 
     def join(self, workers: SimWorkers) -> None:
         self.members.append(workers)
@@ -274,6 +278,9 @@ class Gang:
         elif action.kind is ActionKind.GO:
             self._enter(one)
         else:
+            if action.kind is ActionKind.STOP and self.has_stopped:
+                self._stop(one)  # the others have saved with it, and left
+                return
             one.action = action.kind
             if any(other.board.slot.entered > self.finished for other in self.members):
                 raise Violation(f"a rank stops at step {self.finished}, another has begun the next")
@@ -282,7 +289,7 @@ class Gang:
 
     def _enter(self, one: SimWorkers) -> None:
         slot = one.board.slot
-        if any(other.action is not None for other in self.members):
+        if self.has_stopped or any(other.action is not None for other in self.members):
             raise Violation(f"a rank begins step {self.finished + 1}, another stops before it")
         slot.entered = self.finished + 1
         slot.beat = one.clock.monotonic_ns()
@@ -318,12 +325,10 @@ class Gang:
     # -- saves ----------------------------------------------------------------------------------
 
     def _act(self) -> None:
-        kinds = {one.action for one in self.members}
-        if len(kinds) > 1:
-            raise Violation(f"at step {self.finished} ranks do different things: {kinds}")
-        kind = kinds.pop()
-        assert kind is not None
-        self._save(kind)
+        """All ranks act at this boundary; one may have learned of the stop, another yet has to."""
+        kinds = [one.action for one in self.members if one.action is not None]
+        order = (ActionKind.STOP, ActionKind.SAVE_NOW, ActionKind.SAVE)
+        self._save(min(kinds, key=order.index))
 
     def _save(self, kind: ActionKind) -> None:
         for one in self.members:
@@ -373,20 +378,20 @@ class Gang:
             return
         if kind is ActionKind.GO:
             self.has_completed = True
-        leaves = {
-            ActionKind.GO: Outcome.COMPLETED,
-            ActionKind.STOP: Outcome.STOPPED if self.finished else Outcome.STOPPED_UNSAVED,
-        }.get(kind)
-        for one in list(self.members):
+        for one in self.members:
             slot = one.board.slot
-            slot.phase, slot.beat, one.action = Phase.TRAINING, one.clock.monotonic_ns(), None
+            slot.phase, slot.beat = Phase.TRAINING, one.clock.monotonic_ns()
             if sealed:
                 slot.saved_step = self.finished
-            if leaves is not None:
-                one.leave(leaves)
-        if leaves is None:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        for one in self.members:
+        for one in list(self.members):
+            action, one.action = one.action, None
+            if kind is ActionKind.GO:
+                one.leave(Outcome.COMPLETED)
+            elif action is ActionKind.STOP:
+                self._stop(one)
+        for one in list(self.members):
             self.try_to_enter(one)
+
+    def _stop(self, one: SimWorkers) -> None:
+        self.has_stopped = True
+        one.leave(Outcome.STOPPED if self.finished else Outcome.STOPPED_UNSAVED)

@@ -1,4 +1,4 @@
-"""The disk that all hosts share, a host's memory tier, and the job directory as the loop sees it."""
+"""The disk that all hosts share, a host's memory tier, the job directory as the loop sees it."""
 
 from __future__ import annotations
 
@@ -213,6 +213,7 @@ class Tier:
         else:
             self.disk.seal(one.key, self.run, 0)
             one.settled = True
+            self.kernel.after(self.kernel.between(0.0, 1.0), self.run.directory.scan)
         self._look()
         self.run.wake(0.001)
 

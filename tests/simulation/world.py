@@ -1,4 +1,4 @@
-"""A job from its first run to its last: restarts it as a requeue would, and checks the invariants."""
+"""A job from its first run to its last: restarts it as a requeue would, checks the invariants."""
 
 from __future__ import annotations
 
@@ -114,8 +114,12 @@ class World:
         self.kernel.say(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
         self._check_exit(run, run.code)
         self.network.changed()
-        if run.code is ExitCode.FINISHED and run.leads:
+        if run.code is ExitCode.FINISHED:  # a member says so only if the head has
             self.has_finished = True
+        elif run.code is ExitCode.FAILED and run.tier.not_on_disk() and self.disk.full_until:
+            self.restart(run.host, 40.0, 60.0)  # the user has made room
+        elif run.code is ExitCode.FAILED and self.deadly_step and run.failures_injected >= 3:
+            self.has_finished = True  # the same step failed three times: the policy gives up
         elif run.code is ExitCode.FAILED:
             raise Violation(f"{run.name} gave up: {run.record.node.message}")
         elif run.code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED):
@@ -127,20 +131,27 @@ class World:
     def _check_exit(self, run: Run, code: ExitCode) -> None:
         gang = next((one for one in reversed(self.gangs) if one.run is run), None)
         done = self.disk.newest[1] >= self.total_steps
-        if code is ExitCode.FINISHED and not (done and any(one.has_completed for one in self.gangs)):
+        completed = any(one.has_completed for one in self.gangs)
+        if code is ExitCode.FINISHED and not (done and completed):
             raise Violation(f"{run.name} says that the job is done")
         if run.leads and gang is not None and gang.has_completed and done and code != 0:
             raise Violation(f"the job is done, and {run.name} exits with {int(code)}")
         if run.record.node.failures > run.failures_injected:
             raise Violation(f"{run.name} counts {run.record.node.failures} failures")
         if code is ExitCode.PREEMPTED_SAVED and run.leads:
-            kept = run.tier.not_on_disk()
-            if kept is not None and kept.key > self.disk.newest:
-                raise Violation(f"{run.name} says saved, step {kept.key[1]} is in memory only")
-            before = run.newest_at_notice
-            new = before is not None and self.disk.newest > before
-            if gang is not None and gang.finished > max(0, self.disk.newest[1]) and not new:
-                raise Violation(f"{run.name} says saved, step {gang.finished} is lost")
+            self._check_saved(run, gang)
         now, due = run.host.clock.monotonic(), run.deadline
-        if now > due and run.deadline_counts:
+        if now > due:
             raise Violation(f"{run.name} ends {now - due:.2f} s after its deadline")
+
+    def _check_saved(self, run: Run, gang: Gang | None) -> None:
+        """A run says that its work is saved: all that a notice could have lost is on the disk."""
+        newest = self.disk.newest
+        kept = run.tier.not_on_disk()
+        if kept is not None and kept.key > newest:
+            raise Violation(f"{run.name} says saved, step {kept.key[1]} is in memory only")
+        before, at = run.newest_at_notice
+        if gang is None or gang.broken_at <= at:  # what a crash lost is not the notice's
+            return
+        if gang.finished > max(0, newest[1]) and newest <= before:
+            raise Violation(f"{run.name} says saved, step {gang.finished} is lost")

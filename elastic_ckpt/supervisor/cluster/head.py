@@ -20,7 +20,7 @@ DISMISS_SECONDS: Final = 5.0
 """How long the agent may take to tell the other nodes that the job is over."""
 
 HURRIED_SECONDS: Final = 0.5
-"""The same where this node's time is up."""
+"""The same where the user does not want to wait."""
 
 _NO_NODES: Final = Nodes((), 0)
 
@@ -115,11 +115,15 @@ class HeadRole(ClusterRole):
         if code is None or run.agent is None:
             return
         run.agent.send(Finish(code, run.record.node.message))
-        hurried = run.preemption.left(run.now) < 1.0 or run.stops_at_once
         self._dismissed = False
-        self._leave_by = run.now + (HURRIED_SECONDS if hurried else DISMISS_SECONDS)
+        seconds = HURRIED_SECONDS if run.stops_at_once else DISMISS_SECONDS
+        self._leave_by = run.now + run.preemption.patience(seconds)
 
     def has_left(self, run: Supervisor) -> bool:
         """Return whether all nodes know, or it is too late for them."""
         gone = run.agent is None or run.agent.gone
         return self._dismissed or gone or run.now >= self._leave_by
+
+    def seconds_to_leave(self, run: Supervisor) -> float:
+        """Return the seconds until the other nodes have had the time to hear of the end."""
+        return max(0.0, self._leave_by - run.now)

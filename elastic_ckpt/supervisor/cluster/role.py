@@ -60,6 +60,10 @@ class Role:
         """Return whether they know, or have had the time to."""
         return True
 
+    def seconds_to_leave(self, run: Supervisor) -> float:
+        """Return the seconds until :meth:`has_left` is true at the latest."""
+        return 0.0
+
 
 class AloneRole(Role):
     """A node that is alone."""

@@ -1,0 +1,105 @@
+"""Whole jobs in virtual time: all invariants hold, and each of some known bugs breaks one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.policy import restart
+from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.protocol import cluster, run_state
+from elastic_ckpt.protocol.run_state import Event, RunState
+from elastic_ckpt.supervisor.preemption import Preemption
+from elastic_ckpt.supervisor.shutdown import Shutdown
+from elastic_ckpt.supervisor.supervisor import Supervisor
+from tests.simulation.run import simulate
+
+SCHEDULES = int(os.environ.get("ELASTIC_CKPT_SCHEDULES", "600"))
+"""``make simulate`` runs 10,000."""
+
+PART = 100
+UNCAUGHT = 2000
+"""A bug that so many schedules do not find is one that the simulation does not see."""
+
+
+@pytest.mark.parametrize("first", range(1, SCHEDULES + 1, PART))
+def test_every_invariant_holds_whatever_goes_wrong(first: int) -> None:
+    found = {seed: simulate(seed) for seed in range(first, first + PART)}
+    wrong = {seed: error for seed, error in found.items() if error is not None}
+    assert not wrong, f"replay with: python -m tests.simulation {min(wrong)}"
+
+
+@pytest.mark.parametrize("seed", [3, 7, 2352])
+def test_seed_replays_the_same_schedule(seed: int) -> None:
+    logs: list[list[str]] = [[], []]
+    for log in logs:
+        simulate(seed, log)
+    assert logs[0] == logs[1]
+    assert len(logs[0]) > 5
+
+
+# -- bugs put in ------------------------------------------------------------------------------
+
+
+def deadline_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Preemption, "left", lambda self, now: math.inf)
+
+
+def crash_during_a_notice_restarts(patch: pytest.MonkeyPatch) -> None:
+    changed = {**run_state.TRANSITIONS, (RunState.DRAINING, Event.CRASH): RunState.BACKING_OFF}
+    patch.setattr(run_state, "TRANSITIONS", changed)
+
+
+def lost_node_is_charged(patch: pytest.MonkeyPatch) -> None:
+    charged = dataclasses.replace(restart.RULES[FailureClass.MEMBERSHIP], counts=True)
+    patch.setattr(restart, "RULES", {**restart.RULES, FailureClass.MEMBERSHIP: charged})
+
+
+def finished_before_the_memory_is_drained(patch: pytest.MonkeyPatch) -> None:
+    def finish(self: Any, hurry: Callable[[], bool], record: Any) -> None:
+        record.move(Event.COMPLETED, "finished", exit_code=int(ExitCode.FINISHED))
+
+    whole = Supervisor.follow_up
+
+    def follow_up(self: Supervisor, ended: Any) -> None:
+        self.shutdown.finish = lambda hurry: finish(self, hurry, self.record)  # type: ignore
+        whole(self, ended)
+
+    patch.setattr(Supervisor, "follow_up", follow_up)
+
+
+def silent_node_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cluster, "LOST_SECONDS", 1e9)
+
+
+def nodes_stop_at_the_earliest_step(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cluster, "answer_step", lambda entered: min(entered, default=-1))
+
+
+def every_preemption_counts_as_saved(patch: pytest.MonkeyPatch) -> None:
+    whole = Shutdown.preempt_now
+
+    def preempt_now(self: Shutdown, event: Event, detail: str, **kinds: bool) -> None:
+        whole(self, event, detail, stopped=True, stepped=False)
+
+    patch.setattr(Shutdown, "preempt_now", preempt_now)
+
+
+BUGS = [
+    deadline_is_ignored, crash_during_a_notice_restarts, lost_node_is_charged,
+    finished_before_the_memory_is_drained, silent_node_is_waited_for,
+    nodes_stop_at_the_earliest_step, every_preemption_counts_as_saved,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_bug_is_caught(bug: Callable[[pytest.MonkeyPatch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        bug(patch)
+        assert any(simulate(seed) is not None for seed in range(1, UNCAUGHT))
