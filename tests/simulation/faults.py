@@ -70,9 +70,11 @@ def lose_power(world: World, host: Host) -> None:
     if host.run is not None:
         host.run.die()
     host.memory.generations.clear()
-    if host.number == 0 or world.nodes[0] >= sum(not one.is_down for one in world.hosts) + 1:
-        _come_back(world, host)
-    elif world.kernel.chance(0.5):
+    if (
+        host.number == 0
+        or world.nodes[0] >= sum(not one.is_down for one in world.hosts) + 1
+        or world.kernel.chance(0.5)
+    ):
         _come_back(world, host)
     else:
         world.kernel.say(f"{host.name} is gone for good")

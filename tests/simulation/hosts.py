@@ -15,9 +15,10 @@ from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS
 from elastic_ckpt.protocol.ended import Ended
-from elastic_ckpt.protocol.messages import AgentEvent, Ask, Command, Kill, Launch, Ready, WorkerSpec
+from elastic_ckpt.protocol.messages import AgentEvent, Ask, Command, Kill, Launch, Ready
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
 from elastic_ckpt.supervisor.agent.launch import NodeRank
 from elastic_ckpt.supervisor.cluster.head import HeadRole

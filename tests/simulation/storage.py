@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from elastic_ckpt.journal.journal import JournalEvent
+from elastic_ckpt.journal.events import JournalEvent
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from tests.simulation.kernel import Kernel, Violation
