@@ -31,7 +31,7 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.training.engines import Engine, EngineInputs, make_engine
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.state.save import Save
+from elastic_ckpt.training.state.save import SaveOperation
 from elastic_ckpt.training.state.snapshot import Snapshot
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.training.worker_memory import WorkerMemory
@@ -146,11 +146,11 @@ class Ours(Saver):
     def save(self, step: int) -> None:
         self.new_save(step).begin()
 
-    def new_save(self, step: int) -> Save:
+    def new_save(self, step: int) -> SaveOperation:
         """One that was not begun."""
         position = Position(step=step, step_in_epoch=step)
         snapshot = Snapshot("interval", position, {"epoch": 0, "step": step})
-        return Save(self.runtime, self.engine, snapshot)
+        return SaveOperation(self.runtime, self.engine, snapshot)
 
     def settle(self) -> None:
         """Nothing is drained: that is measured elsewhere."""

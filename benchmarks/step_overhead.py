@@ -51,7 +51,7 @@ class Step:
         timer.fetched()
         slot.phase(Phase.TRAINING)
         timer.handed_out()
-        timer._on_gradient(None)
+        timer.gradient_ready()
         timer.optimizing()
         timer.taken_back()
         timer.stepped()

@@ -1,7 +1,7 @@
 """elastic-ckpt: training that survives its machines.
 
-The names below are imported when they are first used, so that ``import elastic_ckpt`` and the
-command line never import torch.
+The names below are imported on first use, so that ``import elastic_ckpt`` and the command line
+never import torch.
 """
 
 from __future__ import annotations

@@ -1,28 +1,28 @@
-"""The error tree. Each class owns the exit code that ``elastic-ckpt`` ends with.
+"""The error tree. Each class has the exit code with which ``elastic-ckpt`` ends.
 
 ::
 
     ElasticCkptError                70
-    ├── UsageError                  64  wrong flags, a missing script, a wrong call of the API
+    ├── UsageError                  64  wrong options, a missing script, a wrong call of the API
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
     │   └── LockHeld                73  another supervisor owns the job or this node
     ├── CheckpointError             65
-    │   ├── NoUsableCheckpoint      65  checkpoints exist, none can be used
+    │   ├── NoUsableCheckpoint      65  checkpoints exist, but none is usable
     │   ├── CannotReshard           65  this plugin on this number of ranks cannot load it
     │   ├── UnsupportedFormat       65  written by a newer elastic-ckpt
     │   └── CheckpointRejected      65  one checkpoint, one reason
-    │       └── NotSealed           65  it has no manifest: not ours, or never finished
-    ├── DataMismatch                65  the data set or its order is not the one of the checkpoint
-    ├── UnequalSteps                70  ranks would run different numbers of steps
-    ├── NonFiniteLoss               70  the script reported a loss that is no number
-    ├── SaveFailed                  70  a save failed on some rank; raised on every rank
+    │       └── NotSealed           65  it has no manifest: unfinished, or another program's
+    ├── DataMismatch                65  the data set or its order differs from the checkpoint's
+    ├── UnequalSteps                70  the ranks would run different numbers of steps
+    ├── NonFiniteLoss               70  the script reported an infinite or NaN loss
+    ├── SaveFailed                  70  a save failed on a rank; raised on every rank
     │   ├── StorageFailed           70  because the disk is full or does not answer
-    │   ├── StateChanged            70  because the script wrote to the state meanwhile
+    │   ├── StateModified           70  because the script modified the state meanwhile
     │   └── LeaderLost              70  because the process that hosts the job's store is gone
-    ├── StopAborted                 76  the agreement on a stop step was given up
-    ├── NotAnswered                 70  a running job did not do what it was asked to
-    ├── HostsNotStarted             70  fewer hosts of a hostfile could be started than it takes
-    └── SlurmRefused                70  SLURM would not submit a job, or queue it again
+    ├── StopAborted                 76  the agreement on a stop step was aborted
+    ├── NotAnswered                 70  a running job did not serve a request in time
+    ├── HostsNotStarted             70  too few hosts of a hostfile could be started
+    └── SlurmRefused                70  SLURM rejected a submission or a requeue
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``run``; SLURM hooks and systemd units act on these alone."""
+    """Exit codes of ``run``; SLURM hooks and systemd units depend on them alone."""
 
     FINISHED = 0
     USAGE = 64
@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
 
 
 class ElasticCkptError(Exception):
-    """Base of every error that a user can foresee: one line, with what to do."""
+    """Base of every expected error; its message is one line that says what to do."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
@@ -92,24 +92,26 @@ class NotSealed(CheckpointRejected):
 
 
 class DataMismatch(ElasticCkptError):
-    """The data set, or its order, is not the one that the checkpoint was made with."""
+    """The data set or its order differs from the one that the checkpoint was made with."""
 
     exit_code = ExitCode.DATA
 
 
 class UnequalSteps(ElasticCkptError):
-    """The ranks' loaders would give them different numbers of steps in this epoch."""
+    """The ranks' loaders have different numbers of steps in this epoch."""
 
 
 class NonFiniteLoss(ElasticCkptError):
-    """The script reported a loss that is infinite or no number; training on would be in vain."""
+    """The script reported an infinite or NaN loss; to continue would be useless."""
 
 
 class SaveFailed(ElasticCkptError):
     """A save failed on at least one rank; every rank raises it with that rank's reason.
 
-    ``rank`` is the rank that failed first, ``reason`` what it said, ``doing`` what it could not
-    do: the storage may fail a load, too.
+    Attributes:
+        rank: the rank that failed first.
+        reason: its error.
+        doing: the verb for the message; a load may fail as well.
     """
 
     def __init__(self, rank: int, reason: str, doing: str = "save") -> None:
@@ -120,30 +122,30 @@ class SaveFailed(ElasticCkptError):
 
 
 class StorageFailed(SaveFailed):
-    """The storage said no; nothing is wrong with the job, and a later save may work."""
+    """The storage failed; the job itself is fine, and a later save may succeed."""
 
 
-class StateChanged(SaveFailed):
-    """The script wrote to a tensor while it was being copied; a save that waits does not fail."""
+class StateModified(SaveFailed):
+    """The script modified a tensor while it was copied; a save without overlap does not fail."""
 
 
 class LeaderLost(SaveFailed):
-    """The job's key-value store does not answer: the process that hosts it has gone."""
+    """The job's key-value store does not answer: the process that hosts it is gone."""
 
 
 class StopAborted(ElasticCkptError):
-    """A rank died or the time ran out before a stop step was agreed upon."""
+    """A rank died or the time ran out before the ranks agreed on a stop step."""
 
     exit_code = ExitCode.PREEMPTED_UNSAVED
 
 
 class NotAnswered(ElasticCkptError):
-    """A running job did not do in time what it was asked to."""
+    """A running job did not serve a request in time."""
 
 
 class HostsNotStarted(ElasticCkptError):
-    """So many hosts of a hostfile could not be reached that the job cannot begin."""
+    """Too few hosts of a hostfile could be started for the job to begin."""
 
 
 class SlurmRefused(ElasticCkptError):
-    """SLURM would not do it; the message holds what it said."""
+    """SLURM rejected the request; the message contains its error."""

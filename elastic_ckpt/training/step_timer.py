@@ -47,7 +47,7 @@ class StepTimer:
         first = next((one for one in model.parameters() if one.requires_grad), None)
         if first is None or not hasattr(first, "register_post_accumulate_grad_hook"):
             return
-        first.register_post_accumulate_grad_hook(self._on_gradient)
+        first.register_post_accumulate_grad_hook(self.gradient_ready)
         if make_event is None and first.is_cuda:
             make_event = partial(_CudaEvent, first.device)
         if make_event is not None:
@@ -105,7 +105,8 @@ class StepTimer:
     def _mean(self, before: float, new: float) -> float:
         return new if not before else before + _WEIGHT * (new - before)
 
-    def _on_gradient(self, _: Any) -> None:
+    def gradient_ready(self, _: Any = None) -> None:
+        """A gradient is complete that the backward pass computes last: the hook of a parameter."""
         self._reached = time.monotonic_ns()
         if self._sampling:
             self._ended = True

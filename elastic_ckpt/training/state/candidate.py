@@ -49,7 +49,7 @@ class Loaded:
     source: Source
 
 
-class Candidate(ABC):
+class LoadCandidate(ABC):
     """A checkpoint from its choice to the end of its load. No process deletes it meanwhile.
 
     A context manager. Every method but ``look`` is collective.
@@ -62,7 +62,7 @@ class Candidate(ABC):
         self._path = path
         self._held = ExitStack()
 
-    def __enter__(self) -> Candidate:
+    def __enter__(self) -> LoadCandidate:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,14 +123,14 @@ class Candidate(ABC):
         """
 
 
-class MemoryCandidate(Candidate):
+class MemoryCandidate(LoadCandidate):
     """A generation of the memory tier. Its seal has only sizes: memory loses no single bytes."""
 
     in_memory = True
     _seal: MemorySeal | None = None
 
     def look(self) -> None:
-        """See :class:`Candidate`."""
+        """See :class:`LoadCandidate`."""
         generation = Generation(self._path)
         self._held.callback(generation.lock().release)
         self._seal = generation.seal()
@@ -140,16 +140,16 @@ class MemoryCandidate(Candidate):
 
     @property
     def verified(self) -> Loaded:
-        """See :class:`Candidate`."""
+        """See :class:`LoadCandidate`."""
         if self._seal is None:
             raise CheckpointRejected("it was not verified")  # a bug
         return Loaded(Generation(self._path).path, self._seal, Source.MEMORY)
 
     def confirm(self) -> None:
-        """See :class:`Candidate`; only workers write to a generation, and they are loading it."""
+        """See :class:`LoadCandidate`; only workers write to memory, and they are loading."""
 
 
-class DiskCandidate(Candidate):
+class DiskCandidate(LoadCandidate):
     """A checkpoint on disk, of which every byte is hashed before it is loaded."""
 
     in_memory = False
@@ -157,7 +157,7 @@ class DiskCandidate(Candidate):
     _manifest: Manifest
 
     def look(self) -> None:
-        """See :class:`Candidate`."""
+        """See :class:`LoadCandidate`."""
         peers, path = self._runtime.peers, self._path
         read_manifest(path)  # reports a bad manifest, where the lock only finds it missing
         self._held.callback(_lock(path).release)
@@ -171,11 +171,11 @@ class DiskCandidate(Candidate):
 
     @property
     def verified(self) -> Loaded:
-        """See :class:`Candidate`."""
+        """See :class:`LoadCandidate`."""
         return Loaded(self._path, self._manifest, Source.DISK)
 
     def confirm(self) -> None:
-        """See :class:`Candidate`; from then on the checkpoint counts as verified."""
+        """See :class:`LoadCandidate`; from then on the checkpoint counts as verified."""
         peers = self._runtime.peers
 
         def check() -> bytes:
@@ -193,7 +193,7 @@ class DiskCandidate(Candidate):
             mark_verified(self._runtime.job, self._path, self._manifest)
 
 
-def open_candidate(runtime: Runtime, path: Path) -> Candidate:
+def open_candidate(runtime: Runtime, path: Path) -> LoadCandidate:
     """Return the checkpoint at a path, on disk or in the memory tier. Not collective."""
     held = runtime.memory is not None and path.parent == runtime.memory.tier.root
     return MemoryCandidate(runtime, path) if held else DiskCandidate(runtime, path)

@@ -19,7 +19,7 @@ MAX_QUARANTINED: Final = 2
 """After this many bad checkpoints in a row the job stops: something else is wrong."""
 
 
-class Choice:
+class CheckpointChoice:
     """Chooses the newest checkpoint, and the next older one after each that is rejected."""
 
     def __init__(self, runtime: Runtime) -> None:

@@ -21,8 +21,8 @@ from elastic_ckpt.errors import (
 from elastic_ckpt.journal.events import CheckpointLoaded, RestoredInexactly, WorldResized
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.state.candidate import Candidate, Loaded, open_candidate
-from elastic_ckpt.training.state.choice import Choice, locate
+from elastic_ckpt.training.state.candidate import LoadCandidate, Loaded, open_candidate
+from elastic_ckpt.training.state.choice import CheckpointChoice, locate
 from elastic_ckpt.training.tensors.state_codec import read_state
 from elastic_ckpt.util.text import printable
 
@@ -44,7 +44,7 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
         CheckpointError: the state does not fit the script's model or optimizer. CannotReshard, if
             another plugin or number of ranks wrote it.
     """
-    choice = Choice(runtime)
+    choice = CheckpointChoice(runtime)
     while True:
         path = choice.newest()
         if path is None:
@@ -123,7 +123,7 @@ def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
         ) from error
 
 
-def _load(runtime: Runtime, engine: Engine, candidate: Candidate) -> Loaded:
+def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate) -> Loaded:
     """Put the verified state in place. Collective: an error on one rank is raised on all."""
     peers, started, loaded = runtime.peers, time.monotonic(), candidate.verified
 

@@ -18,7 +18,7 @@ import msgspec
 from elastic_ckpt.checkpoint.disk.part import Part
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.errors import ElasticCkptError, StateChanged, StorageFailed, UsageError
+from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
 from elastic_ckpt.journal.events import SaveBegun, Saved, SaveFailed
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
@@ -66,11 +66,11 @@ def write_checkpoint(runtime: Runtime, engine: Engine, snapshot: Snapshot) -> Pa
         SaveFailed: likewise, for any other error; StorageFailed for an ``OSError``. In each case
             the job directory is as it was before.
     """
-    Save(runtime, engine, snapshot).begin()
+    SaveOperation(runtime, engine, snapshot).begin()
     return runtime.job.checkpoint(snapshot.position.epoch, snapshot.position.step)
 
 
-class Save:
+class SaveOperation:
     """One save. ``begin`` and ``complete`` are collective and called once.
 
     After ``begin`` the save is complete, unless a device is still copying: then ``under_way`` is
@@ -134,7 +134,7 @@ class Save:
         """Wait for the copies, and seal.
 
         Raises:
-            StateChanged: the state was modified without a ``guard``; nothing is saved.
+            StateModified: the state was modified without a ``guard``; nothing is saved.
             ElasticCkptError: as :func:`write_checkpoint`.
         """
         taken, self._taken = self._taken, None
@@ -284,7 +284,7 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
     def look() -> bytes:
         engine.check(target.path, peers.rank)
         if taken.copies is not None and not taken.copies.finish():
-            raise StateChanged(peers.rank, "a tensor was modified while it was copied")
+            raise StateModified(peers.rank, "a tensor was modified while it was copied")
         return msgspec.json.encode(files_below(target.path))
 
     # Once all ranks have written, no file is created or removed any more.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from elastic_ckpt.errors import StateChanged, StorageFailed
+from elastic_ckpt.errors import StateModified, StorageFailed
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.state.save import Save
+from elastic_ckpt.training.state.save import SaveOperation
 from elastic_ckpt.training.state.snapshot import Snapshot
 
 
@@ -25,7 +25,7 @@ class Saver:
     def __init__(self, runtime: Runtime, engine: Engine, optimizer: Any) -> None:
         self._runtime = runtime
         self._engine = engine
-        self._under_way: Save | None = None
+        self._under_way: SaveOperation | None = None
         self.last = (-1, -1)
         # The next step's passes only read what is saved; its optimizer modifies it.
         inner = getattr(optimizer, "optim", optimizer)
@@ -36,7 +36,7 @@ class Saver:
     def save(self, snapshot: Snapshot) -> None:
         """Save; a device may continue to copy until :meth:`complete`."""
         self.complete()
-        save = Save(self._runtime, self._engine, snapshot)
+        save = SaveOperation(self._runtime, self._engine, snapshot)
         with self._continuing(save):
             save.begin(overlap=snapshot.reason == "interval" and self._may_overlap)
             if save.under_way:
@@ -53,7 +53,7 @@ class Saver:
             with self._continuing(save):
                 save.complete()
                 self._note(save)
-        except StateChanged as error:
+        except StateModified as error:
             self._may_overlap = False
             self._say(f"save failed, and training waits for saves from now on: {error}")
             return False
@@ -63,11 +63,11 @@ class Saver:
         if self._under_way is not None:
             self._under_way.guard()
 
-    def _note(self, save: Save) -> None:
+    def _note(self, save: SaveOperation) -> None:
         self.last = (save.position.epoch, save.position.step)
 
     @contextmanager
-    def _continuing(self, save: Save) -> Iterator[None]:
+    def _continuing(self, save: SaveOperation) -> Iterator[None]:
         try:
             yield
         except StorageFailed as error:

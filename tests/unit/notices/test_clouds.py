@@ -84,7 +84,7 @@ def seconds_left(word: SourceEvent) -> float:
 
 
 @pytest.mark.parametrize("action", ["terminate", "stop", "hibernate"])
-def test_aws_tells_the_action_of_a_spot_instance_once(aws: Aws, ear, action: str) -> None:
+def test_aws_action_of_a_spot_instance_is_reported_once(aws: Aws, ear, action: str) -> None:
     heard = ear(AwsSource())
     heard.settled()
     assert heard.words == []
@@ -96,7 +96,7 @@ def test_aws_tells_the_action_of_a_spot_instance_once(aws: Aws, ear, action: str
     assert len(heard.words) == 1
 
 
-def test_aws_says_so_again_when_the_time_is_another_one(aws: Aws, ear) -> None:
+def test_aws_action_with_a_new_time_is_reported_again(aws: Aws, ear) -> None:
     aws.interrupt("stop", 120)
     heard = ear(AwsSource())
     heard.one()
@@ -105,12 +105,12 @@ def test_aws_says_so_again_when_the_time_is_another_one(aws: Aws, ear) -> None:
     assert heard.words[1].deadline < heard.words[0].deadline
 
 
-def test_aws_recommends_to_rebalance_which_is_no_notice(aws: Aws, ear) -> None:
+def test_aws_rebalance_recommendation_is_a_warning(aws: Aws, ear) -> None:
     aws.recommend()
     assert ear(AwsSource()).one() == EarlyWarning("aws", "rebalance recommendation")
 
 
-def test_aws_takes_a_token_away_and_the_source_gets_another(aws: Aws, ear) -> None:
+def test_aws_revoked_token_is_renewed(aws: Aws, ear) -> None:
     heard = ear(AwsSource())
     heard.settled()
     aws.token = "two"
@@ -121,7 +121,7 @@ def test_aws_takes_a_token_away_and_the_source_gets_another(aws: Aws, ear) -> No
     assert all(isinstance(word, Notice) for word in heard.words)
 
 
-def test_a_notice_counts_though_the_next_question_fails(aws: Aws, ear) -> None:
+def test_a_notice_is_reported_even_if_the_next_request_fails(aws: Aws, ear) -> None:
     aws.documents["events/recommendations/rebalance"] = "no JSON"
     aws.interrupt("terminate", 120)
     heard = ear(AwsSource())
@@ -130,7 +130,7 @@ def test_a_notice_counts_though_the_next_question_fails(aws: Aws, ear) -> None:
     assert isinstance(heard.words[1], SourceStatus)
 
 
-def test_what_was_told_first_is_forgotten_first(aws: Aws, ear, monkeypatch) -> None:
+def test_the_oldest_reported_events_are_forgotten_first(aws: Aws, ear, monkeypatch) -> None:
     monkeypatch.setattr(polling, "MAX_REMEMBERED", 2)
     heard = ear(AwsSource())
     for count, seconds in enumerate((120, 110, 100, 90), start=1):
@@ -138,7 +138,7 @@ def test_what_was_told_first_is_forgotten_first(aws: Aws, ear, monkeypatch) -> N
         heard.until(lambda words, count=count: len(words) == count, "one more")
 
 
-def test_a_services_own_clock_counts(aws: Aws, ear) -> None:
+def test_the_deadline_uses_the_services_clock(aws: Aws, ear) -> None:
     """This host's is an hour off, as after a machine was resumed from a snapshot."""
     aws.skew = 3600.0
     aws.interrupt("terminate", 120)
@@ -148,7 +148,7 @@ def test_a_services_own_clock_counts(aws: Aws, ear) -> None:
 # -- GCP ----------------------------------------------------------------------------------------
 
 
-def test_gcp_holds_its_answer_back_until_the_machine_is_preempted(gcp: Gcp, ear) -> None:
+def test_gcp_long_poll_returns_on_preemption(gcp: Gcp, ear) -> None:
     heard = ear(GcpPreempted())
     heard.settled()
     heard.until(lambda _: len(gcp.requests) == 2, "the long poll")
@@ -158,14 +158,14 @@ def test_gcp_holds_its_answer_back_until_the_machine_is_preempted(gcp: Gcp, ear)
     assert 25 < seconds_left(heard.one()) <= 30
 
 
-def test_gcp_says_that_it_was_preempted_before_the_run_began(gcp: Gcp, ear) -> None:
+def test_gcp_preemption_before_the_run_is_reported(gcp: Gcp, ear) -> None:
     gcp.values["preempted"] = "TRUE"
     heard = ear(GcpPreempted())
     heard.settled()
     assert isinstance(heard.words[0], Notice)
 
 
-def test_gcp_ends_a_machine_or_migrates_it_for_maintenance(gcp: Gcp, ear) -> None:
+def test_gcp_maintenance_migrates_or_terminates_the_machine(gcp: Gcp, ear) -> None:
     heard = ear(GcpMaintenance())
     heard.settled()
     gcp.values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"
@@ -179,9 +179,7 @@ def test_gcp_ends_a_machine_or_migrates_it_for_maintenance(gcp: Gcp, ear) -> Non
 
 
 @pytest.mark.parametrize("kind", ["Preempt", "Reboot", "Redeploy", "Terminate"])
-def test_azure_schedules_an_event_and_is_told_when_it_may_begin(
-    azure: Azure, ear, kind: str
-) -> None:
+def test_azure_event_is_reported_and_approved(azure: Azure, ear, kind: str) -> None:
     heard = ear(AzureSource())
     heard.settled()
     azure.schedule(kind, 30)
@@ -191,7 +189,7 @@ def test_azure_schedules_an_event_and_is_told_when_it_may_begin(
     assert azure.events[0]["EventStatus"] == "Started"
 
 
-def test_azure_freezes_a_machine_which_is_no_notice(azure: Azure, ear) -> None:
+def test_azure_freeze_is_a_warning(azure: Azure, ear) -> None:
     azure.schedule("Freeze", 900)
     heard = ear(AzureSource())
     assert heard.one() == EarlyWarning("azure", "Freeze")
@@ -199,7 +197,7 @@ def test_azure_freezes_a_machine_which_is_no_notice(azure: Azure, ear) -> None:
     assert azure.events[0]["EventStatus"] == "Scheduled"
 
 
-def test_azure_tells_of_other_machines_of_the_set(azure: Azure, ear) -> None:
+def test_azure_events_of_other_machines_are_ignored(azure: Azure, ear) -> None:
     azure.schedule("Preempt", 30, "vm_1", "vm_2")
     heard = ear(AzureSource())
     heard.settled()
@@ -207,13 +205,13 @@ def test_azure_tells_of_other_machines_of_the_set(azure: Azure, ear) -> None:
     assert heard.one().reason == "Terminate"
 
 
-def test_azure_says_no_time_that_makes_sense_and_is_believed(azure: Azure, ear) -> None:
+def test_azure_event_without_a_valid_time_gets_the_minimum_notice(azure: Azure, ear) -> None:
     azure.schedule("Preempt", 300)
     azure.events[0]["NotBefore"] = "soon"
     assert 25 < seconds_left(ear(AzureSource()).one()) <= 30
 
 
-def test_azure_is_believed_where_it_does_not_say_which_machine_this_is(azure: Azure, ear) -> None:
+def test_azure_event_counts_if_the_machines_name_is_unknown(azure: Azure, ear) -> None:
     azure.machine = ""
     azure.schedule("Preempt", 30, "vm_1")
     assert ear(AzureSource()).one().reason == "Preempt"
@@ -226,7 +224,7 @@ SOURCES = [AwsSource, GcpPreempted, GcpMaintenance, AzureSource]
 
 @pytest.mark.parametrize("fault", ["500", "hang", "garbage", "drip", "reset"])
 @pytest.mark.parametrize("make", SOURCES)
-def test_a_service_that_misbehaves_costs_one_line_and_is_heard_again(
+def test_a_failing_service_causes_one_warning_and_recovers(
     aws: Aws, gcp: Gcp, azure: Azure, ear, monkeypatch, make, fault: str
 ) -> None:
     monkeypatch.setattr(metadata, "TIMEOUT_SECONDS", 0.3)
@@ -247,7 +245,7 @@ def test_a_service_that_misbehaves_costs_one_line_and_is_heard_again(
 
 
 @pytest.mark.parametrize("make", SOURCES)
-def test_where_nobody_listens_a_start_does_not_wait_long(ear, monkeypatch, make) -> None:
+def test_a_missing_service_does_not_delay_the_start(ear, monkeypatch, make) -> None:
     for name in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "AZURE_METADATA_SERVICE_ENDPOINT"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")

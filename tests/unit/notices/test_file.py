@@ -35,7 +35,7 @@ def words(source: FileSource) -> list:
         ("10 \x1b[31mred\n", 10, r"\x1b[31mred"),
     ],
 )
-def test_the_first_line_says_how_long_and_why(path, text, seconds, reason) -> None:
+def test_the_first_line_has_seconds_and_reason(path, text, seconds, reason) -> None:
     source = FileSource(path, 30.0)
     assert words(source) == []
     path.write_text(text)
@@ -46,31 +46,31 @@ def test_the_first_line_says_how_long_and_why(path, text, seconds, reason) -> No
     assert word.reason == (reason or str(path))
 
 
-def test_a_warning_is_no_notice(path: Path) -> None:
+def test_a_warning_is_not_a_notice(path: Path) -> None:
     path.write_text("warning a storm comes\n")
     assert words(FileSource(path, 30.0)) == [EarlyWarning("file", "a storm comes")]
 
 
-def test_the_seconds_count_from_when_it_was_written(path: Path) -> None:
+def test_seconds_count_from_the_time_of_writing(path: Path) -> None:
     path.write_text("100\n")
     os.utime(path, (time.time() - 60, time.time() - 60))
     [word] = words(FileSource(path, 30.0))
     assert word.deadline - time.monotonic() == pytest.approx(40, abs=2)
 
 
-def test_a_file_of_yesterday_says_nothing_of_today(path: Path) -> None:
+def test_an_old_notice_file_is_ignored(path: Path) -> None:
     path.write_text("100\n")
     os.utime(path, (time.time() - 86400, time.time() - 86400))
     assert words(FileSource(path, 30.0)) == []
 
 
-def test_a_warning_of_yesterday_says_nothing_either(path: Path) -> None:
+def test_an_old_warning_file_is_ignored(path: Path) -> None:
     path.write_text("warning of a storm\n")
     os.utime(path, (time.time() - 86400, time.time() - 86400))
     assert words(FileSource(path, 30.0)) == []
 
 
-def test_one_file_has_one_key_until_it_is_written_again(path: Path) -> None:
+def test_a_file_has_one_key_until_it_is_rewritten(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.write_text("100\n")
     [(first, _)] = source.poll()
@@ -80,7 +80,7 @@ def test_one_file_has_one_key_until_it_is_written_again(path: Path) -> None:
     assert first == again != later
 
 
-def test_each_line_through_a_fifo_is_a_word_and_nobody_waits_for_one(path: Path) -> None:
+def test_each_line_through_a_fifo_is_an_event_and_reading_does_not_block(path: Path) -> None:
     os.mkfifo(path)
     source = FileSource(path, 30.0)
     assert words(source) == []
@@ -95,12 +95,12 @@ def test_each_line_through_a_fifo_is_a_word_and_nobody_waits_for_one(path: Path)
     assert words(source) == []
 
 
-def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+def test_a_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a file nor a FIFO"):
         words(FileSource(tmp_path, 30.0))
 
 
-def test_no_time_at_all_is_a_notice(path: Path) -> None:
+def test_zero_seconds_is_a_notice(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.write_text("0 the power fails\n")
     os.utime(path, (time.time() + 0.1, time.time() + 0.1))
@@ -108,7 +108,7 @@ def test_no_time_at_all_is_a_notice(path: Path) -> None:
     assert word.reason == "the power fails"
 
 
-def test_a_writer_that_is_slow_has_time_to_write(path: Path) -> None:
+def test_a_slow_writer_has_time_to_write(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.touch()
     assert words(source) == []
@@ -116,7 +116,7 @@ def test_a_writer_that_is_slow_has_time_to_write(path: Path) -> None:
     assert words(source) == [EarlyWarning("file", "of a storm")]
 
 
-def test_another_fifo_of_the_name_is_heard(path: Path) -> None:
+def test_a_fifo_that_replaces_another_is_read(path: Path) -> None:
     source = FileSource(path, 30.0)
     os.mkfifo(path)
     assert words(source) == []

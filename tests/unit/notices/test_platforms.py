@@ -24,20 +24,20 @@ AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
         ({"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine"}, []),
     ],
 )
-def test_the_firmware_says_which_cloud_it_is(tmp_path, monkeypatch, firmware, found) -> None:
+def test_firmware_identifies_the_cloud(tmp_path, monkeypatch, firmware, found) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     for name, text in firmware.items():
         (tmp_path / name).write_text(f"{text}\n")
     assert detect(tmp_path) == found
 
 
-def test_a_job_of_slurm_may_run_in_a_cloud(tmp_path: Path, monkeypatch) -> None:
+def test_a_slurm_job_may_run_in_a_cloud(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
     assert detect(tmp_path) == ["slurm", "aws"]
 
 
-def test_names_are_chosen_once_and_none_is_none(monkeypatch) -> None:
+def test_each_name_is_chosen_once_and_none_selects_nothing(monkeypatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert choose(["aws", "gcp", "aws", "none"]) == ("aws", "gcp")
     assert choose(["none"]) == ()
@@ -46,7 +46,7 @@ def test_names_are_chosen_once_and_none_is_none(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["oracle", "slurm"])
-def test_what_cannot_be_is_an_error(monkeypatch, name: str) -> None:
+def test_an_unavailable_source_is_a_usage_error(monkeypatch, name: str) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UsageError, match="--notice-source"):
         choose([name])

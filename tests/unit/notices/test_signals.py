@@ -24,7 +24,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
+def test_an_early_signal_is_held_and_counts_from_its_arrival() -> None:
     hold_signals()
     began = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -40,7 +40,7 @@ def test_it_waits_for_the_source_and_counts_from_when_it_came() -> None:
     assert len(told) == 1
 
 
-def test_one_that_comes_later_is_told_as_ever() -> None:
+def test_a_later_signal_is_reported_as_usual() -> None:
     hold_signals()
     told: list[SourceEvent] = []
     source = SignalSource(30.0)

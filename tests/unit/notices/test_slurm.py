@@ -50,20 +50,22 @@ def asked(source: SlurmSource) -> list[tuple[type, str, float]]:
     ]
 
 
-def test_a_time_limit_is_known_from_the_start(controller: Controller) -> None:
+def test_a_time_limit_is_reported_from_the_start(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "01:00:00", "EndTime": 3600.0}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     assert asked(source) == [(TimeLimit, "time limit", 3600)]
 
 
-def test_no_limit_is_none(controller: Controller) -> None:
+def test_an_unlimited_job_has_no_limit(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
     assert asked(SlurmSource({"SLURM_JOB_ID": "7"})) == []
 
 
 @pytest.mark.parametrize("skew", [0.0, 1000.0, -1000.0])
 @pytest.mark.parametrize("limited", [True, False])
-def test_a_preempted_job_has_its_grace(controller: Controller, limited: bool, skew: float) -> None:
+def test_a_preempted_job_gets_its_grace_period(
+    controller: Controller, limited: bool, skew: float
+) -> None:
     """One without a limit has no end for as long as the grace lasts; whatever this node's clock."""
     end = skew + 50.0 if limited else "Unknown"
     controller.job |= {"PreemptTime": skew, "EndTime": end, "TimeLimit": "UNLIMITED"}
@@ -75,21 +77,21 @@ def test_a_preempted_job_has_its_grace(controller: Controller, limited: bool, sk
 @pytest.mark.parametrize(
     ("reason", "what"), [("None", "cancelled or requeued"), ("TimeLimit", "time limit")]
 )
-def test_one_that_ends_has_kill_wait(controller: Controller, reason: str, what: str) -> None:
+def test_a_job_that_ends_gets_kill_wait(controller: Controller, reason: str, what: str) -> None:
     controller.job |= {"JobState": "COMPLETING", "Reason": reason, "EndTime": 0.0}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.poll_now()
     assert asked(source) == [(Notice, what, 20)]
 
 
-def test_a_signal_from_somebody_says_nothing_of_the_node(controller: Controller) -> None:
+def test_a_signal_to_a_job_that_continues_is_not_a_notice(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.poll_now()
     assert asked(source) == []
 
 
-def test_without_a_controller_a_signal_leaves_the_shortest_time(controller: Controller) -> None:
+def test_without_a_controller_a_signal_gets_the_shortest_deadline(controller: Controller) -> None:
     controller.dead = True
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     with pytest.raises(SlurmUnanswered):
@@ -98,33 +100,33 @@ def test_without_a_controller_a_signal_leaves_the_shortest_time(controller: Cont
     assert asked(source) == [(Notice, "SIGTERM, and the controller does not answer", 30)]
 
 
-def test_the_grace_of_a_signal_is_the_longest_that_it_may_be(controller, monkeypatch) -> None:
+def test_the_grace_of_a_signal_is_the_longest_possible(controller, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_PARTITION", "low")
     assert slurm.signal_grace() == 50
     controller.dead = True
     assert slurm.signal_grace() is None
 
 
-def test_a_task_of_an_array_is_named_as_one() -> None:
+def test_an_array_task_has_its_own_job_id() -> None:
     array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
     assert job_id(array) == "7_2"
     assert job_id({"SLURM_JOB_ID": "7"}) == "7"
     assert job_id({}) == ""
 
 
-def test_a_value_may_hold_blanks() -> None:
+def test_a_field_may_contain_spaces() -> None:
     line = "JobId=7 JobName=a b c Comment=x=y Reason=None ReqB:S:C:T=0:0:*:* TRES=cpu=2,node=1"
     found = fields(line)
     assert found["JobName"] == "a b c"
     assert (found["JobId"], found["Reason"]) == ("7", "None")
 
 
-def test_exit_codes_may_be_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requeue_exit_codes_may_be_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "scontrol", lambda *_: "RequeueExit = 3,70-76\n")
     assert slurm.requeue_exit_codes() == {3, *range(70, 77)}
 
 
-def test_it_looks_more_often_as_the_limit_comes_near(controller: Controller) -> None:
+def test_it_polls_more_often_as_the_limit_approaches(controller: Controller) -> None:
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     for left, interval in ((7200.0, 300.0), (400.0, 100.0), (20.0, 15.0)):
         controller.job |= {"TimeLimit": "01:00:00", "EndTime": left}

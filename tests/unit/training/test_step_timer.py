@@ -50,7 +50,7 @@ def a_step(timer: StepTimer, clock: Clock, model: nn.Module, micro_batches: int 
     timer.stepped()
 
 
-def test_waiting_is_left_out(clock: Clock) -> None:
+def test_waiting_is_not_counted(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
     timer = StepTimer(board.rank_slot(0), model)
     for _ in range(3):
@@ -67,7 +67,7 @@ def test_micro_batches_add_up(clock: Clock) -> None:
     assert slot_of(board).busy_ns == pytest.approx(18e6)
 
 
-def test_a_save_between_two_steps_is_no_part_of_one(clock: Clock) -> None:
+def test_a_save_between_two_steps_is_not_counted(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
     timer = StepTimer(board.rank_slot(0), model)
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_save_between_two_steps_is_no_part_of_one(clock: Clock) -> None:
     assert slot_of(board).step_ns == pytest.approx(30e6)
 
 
-def test_without_gradients_to_see_all_counts_as_work(clock: Clock) -> None:
+def test_without_gradients_everything_counts_as_work(clock: Clock) -> None:
     board = Board.private()
     timer = StepTimer(board.rank_slot(0), nn.Identity())
     for _ in range(3):
@@ -108,7 +108,7 @@ class Event:
         return (other.at - self.at) / 1e6
 
 
-def test_on_a_device_its_own_clock_counts_of_one_step_in_some(clock: Clock) -> None:
+def test_on_a_device_some_steps_are_timed_by_its_clock(clock: Clock) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
     events = []
 
@@ -125,7 +125,7 @@ def test_on_a_device_its_own_clock_counts_of_one_step_in_some(clock: Clock) -> N
     assert events[1].records == 6
 
 
-def test_a_device_that_is_behind_is_asked_again_later(clock: Clock, monkeypatch) -> None:
+def test_a_device_that_lags_is_read_later(clock: Clock, monkeypatch) -> None:
     board, model = Board.private(), nn.Linear(2, 1)
     timer = StepTimer(board.rank_slot(0), model, lambda: Event(clock))
     monkeypatch.setattr(Event, "done", False)
@@ -137,7 +137,7 @@ def test_a_device_that_is_behind_is_asked_again_later(clock: Clock, monkeypatch)
     assert slot_of(board).busy_ns == pytest.approx(8e6)
 
 
-def test_a_device_that_refuses_is_no_failure_of_the_job(clock: Clock) -> None:
+def test_a_device_error_does_not_fail_the_job(clock: Clock) -> None:
     class Broken(Event):
         def elapsed_time(self, other: Event) -> float:
             raise RuntimeError("CUDA error: invalid resource handle")

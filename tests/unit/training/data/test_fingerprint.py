@@ -105,24 +105,24 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("left", "right"), DIFFERENT, ids=lambda value: type(value).__name__)
-def test_samples_that_differ_are_told_apart(left, right):
+def test_different_samples_have_different_fingerprints(left, right):
     assert dataset_fingerprint(Listed([left])) != dataset_fingerprint(Listed([right]))
     assert dataset_fingerprint(Listed([left])) == dataset_fingerprint(Listed([left]))
 
 
-def test_the_order_of_a_dictionary_says_nothing():
+def test_the_order_of_a_dictionary_does_not_matter():
     left, right = {"a": 1, "b": 2}, {"b": 2, "a": 1}
     assert dataset_fingerprint(Listed([left])) == dataset_fingerprint(Listed([right]))
 
 
-def test_strides_say_nothing():
+def test_strides_do_not_matter():
     table = torch.arange(6.0).view(2, 3)
     assert dataset_fingerprint(Listed([table.t()])) == dataset_fingerprint(
         Listed([table.t().contiguous()])
     )
 
 
-def test_what_has_no_stable_form_counts_by_its_type():
+def test_a_value_without_a_stable_form_counts_by_its_type():
     class Left:
         pass
 
@@ -232,7 +232,7 @@ def test_a_data_set_with_its_own_generator_counts_by_its_length():
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "_fingerprint"])
-def test_a_data_set_is_taken_at_its_word(name):
+def test_a_data_sets_own_fingerprint_is_used(name):
     data = Listed(numbers())
     plain = dataset_fingerprint(data)
     setattr(data, name, "abc")
@@ -244,7 +244,7 @@ def test_a_data_set_is_taken_at_its_word(name):
     assert dataset_fingerprint(data) != first
 
 
-def test_a_data_set_that_speaks_is_not_read():
+def test_a_data_set_with_a_fingerprint_is_not_read():
     class Unreadable(Listed):
         _fingerprint = "abc"
 
@@ -255,7 +255,7 @@ def test_a_data_set_that_speaks_is_not_read():
 
 
 @pytest.mark.parametrize("value", [None, 7, lambda: "abc"])
-def test_what_is_no_text_is_no_fingerprint(value):
+def test_a_fingerprint_must_be_a_string(value):
     data = Listed(numbers())
     plain = dataset_fingerprint(data)
     data.fingerprint = value

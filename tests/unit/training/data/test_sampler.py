@@ -229,7 +229,7 @@ def test_without_shuffling_it_pads_as_a_distributed_sampler_does(size):
         assert list(ours) == list(theirs)
 
 
-def test_alone_it_takes_everything():
+def test_a_single_rank_gets_everything():
     sampler = ElasticSampler(range(9))
     assert (sampler.num_replicas, sampler.rank) == (1, 0)
     assert list(sampler) == epoch_order(9, 0, 0).tolist()
@@ -255,7 +255,7 @@ def test_the_end_of_a_padded_epoch_is_the_end():
 
 
 @pytest.mark.parametrize(("epoch", "index"), [(-1, 0), (0, -1)])
-def test_a_place_that_does_not_exist_is_refused_and_nothing_changes(epoch, index):
+def test_an_invalid_position_is_rejected_and_nothing_changes(epoch, index):
     sampler = ElasticSampler(range(10), seed=5)
     sampler.set_position(3, 4)
     with pytest.raises(UsageError, match=f"epoch {epoch}, sample {index}"):
@@ -264,11 +264,11 @@ def test_a_place_that_does_not_exist_is_refused_and_nothing_changes(epoch, index
 
 
 @pytest.mark.parametrize(("replicas", "rank"), [(2, 2), (2, -1), (1, 1), (-1, 0)])
-def test_a_rank_that_does_not_exist_is_refused(replicas, rank):
+def test_an_invalid_rank_is_rejected(replicas, rank):
     with pytest.raises(UsageError, match=f"rank {rank} must be below num_replicas {replicas}"):
         ElasticSampler(range(10), replicas, rank)
 
 
-def test_an_empty_data_set_is_refused():
+def test_an_empty_data_set_is_rejected():
     with pytest.raises(UsageError, match="empty"):
         ElasticSampler([])

@@ -33,7 +33,7 @@ def test_each_pass_is_the_next_epoch() -> None:
     assert [list(plain) for _ in range(3)] == [order(0), order(1), order(2)]
 
 
-def test_an_epoch_that_is_named_is_that_one() -> None:
+def test_set_epoch_names_the_next_pass() -> None:
     named = sampler()
     for epoch in (4, 4, 7):
         named.set_epoch(epoch)
@@ -59,7 +59,7 @@ def test_the_length_is_that_of_the_pass_until_another_one_is_named() -> None:
 
 
 @pytest.mark.parametrize("says", ["nothing", "epoch", "index", "epoch, index", "index, epoch"])
-def test_the_first_pass_goes_on_whatever_the_script_says(says: str) -> None:
+def test_the_first_pass_resumes_whatever_the_script_sets(says: str) -> None:
     resume_at(Resumed(epoch=2, samples=14), lambda: None)
     found = sampler()
     for word in says.split(", "):
@@ -71,7 +71,7 @@ def test_the_first_pass_goes_on_whatever_the_script_says(says: str) -> None:
     assert list(found) == order(3)
 
 
-def test_a_place_that_does_not_divide_is_exact_all_the_same() -> None:
+def test_a_position_that_the_ranks_do_not_divide_is_exact() -> None:
     """14 samples were used; three ranks have used 4 2/3 of them each."""
     used: list[int] = []
     for rank in range(3):
@@ -90,7 +90,7 @@ def test_other_data_or_another_order_is_an_error(options: dict[str, object]) -> 
             next(iter(sampler(**options)))
 
 
-def test_the_steps_of_an_epoch_go_on() -> None:
+def test_the_steps_of_an_epoch_continue() -> None:
     resume_at(Resumed(epoch=1, samples=6, steps=3, size=20, order_seed=0), lambda: None)
     found = sampler()
     assert list(found) == order(1)[6:]
@@ -99,7 +99,7 @@ def test_the_steps_of_an_epoch_go_on() -> None:
     assert current_pass().steps_before == 0  # type: ignore[union-attr]
 
 
-def test_an_evaluation_is_whole_and_moves_nothing() -> None:
+def test_an_evaluation_is_complete_and_does_not_move_the_position() -> None:
     training, evaluation = sampler(), sampler(shuffle=False)
     training.set_start_index(3)
     reading = iter(training)
@@ -111,7 +111,7 @@ def test_an_evaluation_is_whole_and_moves_nothing() -> None:
     assert current_pass().drawn == 2  # type: ignore[union-attr]
 
 
-def test_the_random_state_is_put_back_once_when_the_first_pass_begins() -> None:
+def test_the_random_state_is_restored_once_when_the_first_pass_begins() -> None:
     began: list[int] = []
     resume_at(None, lambda: began.append(1))
     found = sampler()
@@ -138,7 +138,7 @@ def steps(batch: int, ahead: int = 0, replicas: int = 1) -> Iterator[data_pass.D
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_the_place_is_what_the_steps_used_however_far_the_loader_is_ahead(
+def test_the_position_follows_from_the_steps_however_far_the_loader_is_ahead(
     ahead: int, replicas: int
 ) -> None:
     for step, now in enumerate(steps(2, ahead, replicas), 1):
@@ -170,13 +170,13 @@ def test_an_epoch_that_the_sampler_is_not_in_is_an_error() -> None:
             now.used(epoch=1, batch_size=2)
 
 
-def test_a_save_in_the_middle_of_an_epoch_needs_the_steps_counted() -> None:
+def test_a_save_within_an_epoch_needs_counted_steps() -> None:
     next(iter(sampler()))
     with pytest.raises(UsageError, match="call should_save"):
         current_pass().used(epoch=0, batch_size=1)  # type: ignore[union-attr]
 
 
-def test_a_save_at_an_epochs_end_does_not() -> None:
+def test_a_save_at_an_epochs_end_does_not_need_the_steps() -> None:
     list(sampler())
     assert current_pass().used(epoch=0, batch_size=1) == 20  # type: ignore[union-attr]
 
@@ -188,7 +188,7 @@ def test_two_samplers_at_a_time_are_an_error() -> None:
         next(iter(evaluation))
 
 
-def test_another_sampler_for_the_next_epoch_is_none() -> None:
+def test_another_sampler_for_the_next_epoch_is_accepted() -> None:
     first, second = sampler(), sampler()
     list(first)
     second.set_epoch(1)

@@ -88,7 +88,9 @@ def test_the_newest_is_loaded_and_counts_as_verified(job: JobDirectory, runtime:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_bad_one_is_set_aside_and_the_next_one_is_taken(job: JobDirectory, runtime: Any) -> None:
+def test_a_bad_checkpoint_is_set_aside_and_the_next_one_is_loaded(
+    job: JobDirectory, runtime: Any
+) -> None:
     flip_bit(job.checkpoint(0, 40) / MODEL)
     engine = Engine()
     load_newest(runtime, engine)
@@ -102,9 +104,7 @@ def test_a_bad_one_is_set_aside_and_the_next_one_is_taken(job: JobDirectory, run
     assert MODEL in events[0].data["why"] and events[3].data["step"] == 30
 
 
-def test_two_bad_ones_in_a_row_end_it_before_anything_is_loaded(
-    job: JobDirectory, runtime: Any
-) -> None:
+def test_two_bad_checkpoints_in_a_row_end_the_load(job: JobDirectory, runtime: Any) -> None:
     for step in (30, 40):
         flip_bit(job.checkpoint(0, step) / MODEL)
     engine = Engine()
@@ -113,7 +113,7 @@ def test_two_bad_ones_in_a_row_end_it_before_anything_is_loaded(
     assert engine.loaded == [] and steps(job) == [20, 10]
 
 
-def test_what_is_deleted_behind_the_choice_is_no_bad_one(
+def test_a_checkpoint_deleted_after_its_choice_is_not_set_aside(
     job: JobDirectory, runtime: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many go, none is set aside, and the job does not end."""
@@ -132,7 +132,7 @@ def test_what_is_deleted_behind_the_choice_is_no_bad_one(
     assert not [event for event in read_journal(job) if event.name == "quarantined"]
 
 
-def test_what_is_being_loaded_is_not_deleted(job: JobDirectory, runtime: Any) -> None:
+def test_a_checkpoint_is_not_deleted_during_its_load(job: JobDirectory, runtime: Any) -> None:
     """A newer one is saved by somebody else meanwhile; what is open stays until it is loaded."""
 
     def save_and_prune(directory: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_is_being_loaded_is_not_deleted(job: JobDirectory, runtime: Any) ->
     assert 50 in steps(job)
 
 
-def test_what_changes_while_it_is_loaded_is_refused_and_does_not_count_as_verified(
+def test_a_checkpoint_that_changes_during_its_load_is_rejected(
     job: JobDirectory, runtime: Any
 ) -> None:
     def change(directory: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_changes_while_it_is_loaded_is_refused_and_does_not_count_as_verifi
     assert not is_verified(job, path, read_manifest(path))
 
 
-def test_a_backup_meanwhile_changes_nothing(job: JobDirectory, runtime: Any) -> None:
+def test_a_backup_during_a_load_is_harmless(job: JobDirectory, runtime: Any) -> None:
     def backup(directory: Path) -> None:
         os.link(directory / MODEL, job.root / "backup")
         os.utime(directory / MODEL, (1, 1))
@@ -169,12 +169,12 @@ def test_a_backup_meanwhile_changes_nothing(job: JobDirectory, runtime: Any) -> 
     assert rejected(job) == []
 
 
-def test_no_checkpoint_is_no_error(tmp_path: Path, runtime: Any) -> None:
+def test_a_job_without_checkpoints_starts_fresh(tmp_path: Path, runtime: Any) -> None:
     runtime.job = open_job(tmp_path / "new")
     assert load_newest(runtime, Engine()) is None
 
 
-def test_one_that_the_caller_chose_is_left_where_it_is(job: JobDirectory, runtime: Any) -> None:
+def test_a_given_checkpoint_is_never_set_aside(job: JobDirectory, runtime: Any) -> None:
     flip_bit(job.checkpoint(0, 20) / MODEL)
     with pytest.raises(CheckpointRejected, match=r"epoch-0_step-20: .*checksum"):
         load_given(runtime, Engine(), job.checkpoint(0, 20))
@@ -189,7 +189,7 @@ def test_one_that_the_caller_chose_is_left_where_it_is(job: JobDirectory, runtim
         ("GeminiPlugin", 1, "GeminiPlugin on 1 rank"),
     ],
 )
-def test_what_cannot_be_cut_up_anew_names_plugins_and_sizes(
+def test_a_failed_reshard_names_plugins_and_sizes(
     job: JobDirectory, plugin: str, ranks: int, why: str
 ) -> None:
     def refuse(_: Path) -> None:
@@ -204,7 +204,7 @@ def test_what_cannot_be_cut_up_anew_names_plugins_and_sizes(
     assert f"cannot be loaded by {why}: shapes differ; run with that layout" in str(caught.value)
 
 
-def test_what_does_not_fit_at_the_same_size_is_the_scripts_doing(job: JobDirectory) -> None:
+def test_a_mismatch_at_the_same_size_is_the_scripts_fault(job: JobDirectory) -> None:
     def refuse(_: Path) -> None:
         raise AssertionError("shapes differ")
 

@@ -39,7 +39,7 @@ def seeded():
     torch.set_rng_state(before[2])
 
 
-def test_what_was_captured_draws_the_same_again():
+def test_a_restored_state_draws_the_same_numbers():
     state = capture_rng()
     first = [draw() for _ in range(300)]
     random.seed(7)
@@ -58,7 +58,7 @@ def test_a_captured_state_is_a_copy():
         assert draw() == first
 
 
-def test_it_survives_being_written_down(tmp_path):
+def test_it_survives_serialization(tmp_path):
     write_state(DiskPart(tmp_path, "tested", 0), "rng", capture_rng())
     first = [draw() for _ in range(5)]
     restore_rng(read_state(tmp_path, "rng"))
@@ -93,7 +93,7 @@ def test_a_state_without_numpy_leaves_numpy_alone():
     assert np.random.rand() == expected
 
 
-def test_what_is_drawn_inside_leaves_no_trace():
+def test_draws_in_the_body_have_no_effect_afterwards():
     state = capture_rng()
     expected = draw()
     restore_rng(state)
@@ -106,7 +106,7 @@ def test_what_is_drawn_inside_leaves_no_trace():
     assert draw() == expected
 
 
-def test_no_trace_behind_an_error_either():
+def test_the_random_state_is_restored_after_an_error():
     state = capture_rng()
     expected = draw()
     restore_rng(state)
@@ -128,7 +128,7 @@ def test_it_may_be_nested():
     assert draw() == first
 
 
-def test_forked_processes_draw_numbers_of_their_own():
+def test_forked_processes_draw_different_numbers():
     """From NumPy as from Python; torch begins with the same seed in every process anyway."""
     code = (
         "import os, random, numpy; from elastic_ckpt.training.state.rng import reseed_numpy\n"
@@ -146,7 +146,7 @@ def test_forked_processes_draw_numbers_of_their_own():
     assert set(first).isdisjoint(second)
 
 
-def test_who_goes_on_from_another_one_s_state_draws_numbers_of_its_own() -> None:
+def test_a_derived_state_draws_different_numbers() -> None:
     """The same ones each time, and others than the next one."""
     state = capture_rng()
 

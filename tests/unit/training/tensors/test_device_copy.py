@@ -67,7 +67,7 @@ def tensors() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("lane", [LateLane, EagerLane])
-def test_behind_a_guard_the_tensors_may_be_written(lane: type[LateLane]) -> None:
+def test_after_a_guard_the_tensors_may_be_modified(lane: type[LateLane]) -> None:
     sources = tensors()
     copies, targets = begin(lane, *sources)
     copies.guard()
@@ -78,7 +78,7 @@ def test_behind_a_guard_the_tensors_may_be_written(lane: type[LateLane]) -> None
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_one_that_is_written_without_a_guard_is_noticed(number: int) -> None:
+def test_a_modification_without_a_guard_is_detected(number: int) -> None:
     """Each kind, contiguous or not, whatever its width; one that was copied first is no loss."""
     sources = tensors()
     copies, _ = begin(LateLane, *sources)
@@ -97,20 +97,20 @@ def test_one_that_is_written_without_a_guard_is_noticed(number: int) -> None:
         lambda tensor: tensor.view(-1)[0].nextafter_(torch.tensor(9.0)),
     ],
 )
-def test_any_way_to_write_is_noticed(change: Callable[[torch.Tensor], object]) -> None:
+def test_any_kind_of_modification_is_detected(change: Callable[[torch.Tensor], object]) -> None:
     tensor = torch.randn(999, 3)
     copies, _ = begin(LateLane, tensor)
     change(tensor)
     assert not copies.finish()
 
 
-def test_what_is_not_a_number_is_no_change() -> None:
+def test_nan_is_not_a_modification() -> None:
     tensor = torch.full((8,), torch.nan)
     copies, [(memory, expected)] = begin(LateLane, tensor)
     assert copies.finish() and memory[:] == expected
 
 
-def test_after_it_is_finished_there_is_nothing_left_to_compare() -> None:
+def test_finish_forgets_the_tensors() -> None:
     tensor = torch.ones(4)
     copies, _ = begin(LateLane, tensor)
     assert copies.finish()

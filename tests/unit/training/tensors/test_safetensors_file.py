@@ -95,9 +95,7 @@ def test_tensors_of_all_dtypes_share_one_file(tmp_path: Path) -> None:
     ],
     ids=["nothing", "empty", "scalar", "several", "odd names"],
 )
-def test_the_header_means_what_the_library_s_own_means(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
+def test_the_header_equals_the_librarys(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Same names, dtypes, shapes and sizes, and no byte of the data is left uncovered."""
     ours = written(tmp_path / "file", tensors)
     theirs = save(tensors, metadata={"format": "pt"})
@@ -128,7 +126,7 @@ def test_a_tensor_larger_than_a_chunk_is_written_whole(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "file")["large"], tensor)
 
 
-def test_a_tensor_is_written_as_it_is_seen_not_as_it_lies(tmp_path: Path) -> None:
+def test_a_tensor_is_written_in_logical_order(tmp_path: Path) -> None:
     """Transposed, with gaps, expanded: what the tensor says counts."""
     base = torch.arange(24.0).reshape(4, 6)
     tensors = {

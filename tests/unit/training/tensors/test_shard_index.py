@@ -127,9 +127,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_an_index_of_anything_else_is_rejected_with_the_tensor_s_name(
-    tmp_path: Path, case: str
-) -> None:
+def test_an_invalid_index_is_rejected_with_the_tensors_name(tmp_path: Path, case: str) -> None:
     entry, reason = HOSTILE[case]
     with pytest.raises(CheckpointRejected, match=reason or None) as caught:
         read_index(written(tmp_path, {"fine": tensor([2, 3], WHOLE), "the bad": entry}))
@@ -148,7 +146,7 @@ def test_an_index_of_anything_else_is_rejected_with_the_tensor_s_name(
     ids=["nothing", "torn", "a list", "null", "tensors a list", "an entry a number", "no tensors",
          "no text", "deep", "deep in what is ignored", "a number of 5000 digits"],
 )  # fmt: skip
-def test_what_is_no_index_is_rejected(tmp_path: Path, text: bytes) -> None:
+def test_an_unreadable_index_is_rejected(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(CheckpointRejected, match=r"index\.json in"):
         read_index(written(tmp_path, text))
 
@@ -159,7 +157,7 @@ def test_a_key_of_a_later_version_is_ignored(tmp_path: Path) -> None:
     assert list(read_index(tmp_path).tensors) == ["w"]
 
 
-def test_a_link_in_the_index_s_place_is_rejected_and_a_missing_one_is_the_disk_s(
+def test_a_linked_index_is_rejected_and_a_missing_one_is_an_os_error(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(FileNotFoundError):
@@ -196,7 +194,7 @@ def opened(directory: Path) -> dict[str, TensorFile]:
     return files
 
 
-def test_files_that_hold_the_shards_are_opened_once(tmp_path: Path) -> None:
+def test_each_file_is_opened_once(tmp_path: Path) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"a": torch.ones(2, 3), "b": torch.ones(1)})
     index = {
         "a": tensor([2, 3], shard([0, 0], [2, 3], "a")),
@@ -210,7 +208,7 @@ def test_files_that_hold_the_shards_are_opened_once(tmp_path: Path) -> None:
     [torch.ones(3, 2), torch.ones(6), torch.ones(2, 3, dtype=torch.int32), torch.ones(2, 4)],
     ids=["transposed", "flat", "another dtype", "larger"],
 )
-def test_a_shard_that_is_not_what_the_index_says_is_rejected(
+def test_a_shard_that_differs_from_the_index_is_rejected(
     tmp_path: Path, held: torch.Tensor
 ) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"w": held})
@@ -218,14 +216,14 @@ def test_a_shard_that_is_not_what_the_index_says_is_rejected(
         opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
 
 
-def test_a_shard_of_another_name_is_rejected(tmp_path: Path) -> None:
+def test_a_missing_shard_is_rejected(tmp_path: Path) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"v": torch.ones(2, 3)})
     with pytest.raises(CheckpointRejected, match="w is not in 00000"):
         opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
 
 
 @pytest.mark.parametrize("cut", [0, 7, 8, 40, -1])
-def test_a_file_that_is_torn_is_rejected(tmp_path: Path, cut: int) -> None:
+def test_a_torn_file_is_rejected(tmp_path: Path, cut: int) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"w": torch.ones(2, 3)})
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:cut])
     with pytest.raises(CheckpointRejected):
@@ -233,7 +231,7 @@ def test_a_file_that_is_torn_is_rejected(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 7, 99_999, 100_000])
-def test_a_rank_s_file_is_one_that_an_index_may_name(tmp_path: Path, rank: int) -> None:
+def test_a_ranks_file_name_is_valid_in_an_index(tmp_path: Path, rank: int) -> None:
     entry = tensor([2, 3], shard([0, 0], [2, 3], file=shard_file(rank)))
     assert read_index(written(tmp_path, {"w": entry})).tensors["w"].shards[0].file == (
         f"{rank:05d}.safetensors"

@@ -65,7 +65,9 @@ def table(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool], ids=str)
-def test_a_whole_tensor_is_put_together(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+def test_a_whole_tensor_is_assembled_from_its_shards(
+    tmp_path: Path, layout: str, dtype: torch.dtype
+) -> None:
     save(tmp_path, {"w": (table(dtype), LAYOUTS[layout])})
     target = torch.zeros(5, 6, dtype=dtype)
     with ShardReader(tmp_path) as reader:
@@ -79,7 +81,7 @@ def test_a_whole_tensor_is_put_together(tmp_path: Path, layout: str, dtype: torc
     [torch.zeros(6, 5).t(), torch.zeros(10, 12)[::2, ::2], torch.zeros(6, 6)[1:]],
     ids=["transposed", "with gaps", "behind something"],
 )
-def test_a_target_is_filled_whatever_its_layout_in_memory(
+def test_a_target_of_any_memory_layout_is_filled(
     tmp_path: Path, layout: str, target: torch.Tensor
 ) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS[layout])})
@@ -88,7 +90,7 @@ def test_a_target_is_filled_whatever_its_layout_in_memory(
     assert torch.equal(target, table())
 
 
-def test_a_tensor_of_three_dimensions_is_cut_in_each_of_them(tmp_path: Path) -> None:
+def test_a_tensor_may_be_sharded_in_all_three_dimensions(tmp_path: Path) -> None:
     cube = torch.arange(3 * 4 * 5.0).reshape(3, 4, 5)
     boxes: list[Box] = [
         ([i, j, k], [size_i, size_j, size_k])
@@ -120,7 +122,7 @@ def test_a_scalar_is_read(tmp_path: Path) -> None:
     assert target == 7.5
 
 
-def test_a_parameter_is_filled_in_place_and_keeps_its_gradient_s_promise(tmp_path: Path) -> None:
+def test_a_parameter_is_filled_in_place_and_still_requires_grad(tmp_path: Path) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS["boxes"])})
     parameter = torch.nn.Parameter(torch.zeros(5, 6))
     where = parameter.data_ptr()
@@ -138,7 +140,7 @@ def test_one_tensor_may_fill_several_targets(tmp_path: Path) -> None:
     assert all(torch.equal(target, table()) for target in targets)
 
 
-def test_a_file_that_becomes_shorter_meanwhile_is_rejected(tmp_path: Path) -> None:
+def test_a_file_truncated_meanwhile_is_rejected(tmp_path: Path) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
     with ShardReader(tmp_path) as reader:
         with (tmp_path / FILES[1]).open("r+b") as file:
@@ -147,7 +149,7 @@ def test_a_file_that_becomes_shorter_meanwhile_is_rejected(tmp_path: Path) -> No
             reader.read([("w", torch.zeros(5, 6))])
 
 
-def test_no_file_stays_open_behind_a_rejected_index(tmp_path: Path) -> None:
+def test_a_rejected_index_leaves_no_file_open(tmp_path: Path) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
     (tmp_path / FILES[1]).unlink()
     with pytest.raises(FileNotFoundError):
@@ -181,7 +183,7 @@ def world_of_four() -> Iterator[None]:
     ],
     ids=["rows", "columns", "all"],
 )
-def test_of_a_distributed_tensor_this_rank_s_shard_is_read(
+def test_only_this_ranks_shard_of_a_dtensor_is_read(
     tmp_path: Path, layout: str, placements: list[Any], rows: slice, columns: slice
 ) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS[layout])})

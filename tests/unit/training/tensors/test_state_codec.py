@@ -94,7 +94,7 @@ def same(left, right) -> bool:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, set | frozenset) else repr(value),
 )
-def test_plain_values_come_back(tmp_path, value):
+def test_plain_values_are_restored(tmp_path, value):
     back = round_trip(tmp_path, {"value": value})["value"]
     assert same(value, back)
     assert type(back) is type(value)
@@ -122,7 +122,7 @@ def test_the_order_of_keys_is_kept(tmp_path):
 @pytest.mark.parametrize(
     "value", [np.float64(0.1), np.float32(0.1), np.int64(-7), np.uint8(255), np.bool_(True)]
 )
-def test_numpy_scalars_come_back_as_numbers(tmp_path, value):
+def test_numpy_scalars_are_restored_as_numbers(tmp_path, value):
     back = round_trip(tmp_path, {"value": value})["value"]
     assert back == value
     assert type(back) in (bool, int, float)
@@ -143,20 +143,20 @@ def test_numpy_scalars_come_back_as_numbers(tmp_path, value):
     ],
     ids=lambda array: f"{array.dtype}{array.shape}{array.strides}",
 )
-def test_numpy_arrays_come_back_as_arrays(tmp_path, array):
+def test_numpy_arrays_are_restored_as_arrays(tmp_path, array):
     back = round_trip(tmp_path, {"array": array})["array"]
     assert isinstance(back, np.ndarray)
     assert same(array, back)
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_array_that_is_read_only_comes_back(tmp_path):
+def test_a_read_only_array_is_restored(tmp_path):
     array = np.arange(3)
     array.flags.writeable = False
     assert same(array, round_trip(tmp_path, [array])[0])
 
 
-def test_numpys_generators_come_back(tmp_path):
+def test_numpys_generators_are_restored(tmp_path):
     generator = np.random.default_rng(3)
     generator.random(5)
     legacy = np.random.RandomState(4)
@@ -180,7 +180,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0, 3), (3, 4)], ids=str)
-def test_tensors_of_any_shape_and_type_come_back(tmp_path, dtype, shape):
+def test_tensors_of_any_shape_and_dtype_are_restored(tmp_path, dtype, shape):
     generator = torch.Generator().manual_seed(1)
     tensor = torch.randn(shape, generator=generator).mul(5).to(dtype)
     back = round_trip(tmp_path, {"tensor": tensor})["tensor"]
@@ -189,13 +189,13 @@ def test_tensors_of_any_shape_and_type_come_back(tmp_path, dtype, shape):
         assert torch.equal(back.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
-def test_special_numbers_in_tensors_come_back_bit_for_bit(tmp_path):
+def test_special_numbers_in_tensors_are_restored_bit_for_bit(tmp_path):
     bits = torch.tensor([0x7FC00001, -1, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
     back = round_trip(tmp_path, [bits.view(torch.float32)])[0]
     assert torch.equal(back.view(torch.int32), bits)
 
 
-def test_views_and_odd_strides_come_back_without_their_neighbours(tmp_path):
+def test_views_and_odd_strides_are_restored_without_their_neighbours(tmp_path):
     whole = torch.arange(1000.0)
     state = {
         "slice": whole[3:6],
@@ -209,7 +209,7 @@ def test_views_and_odd_strides_come_back_without_their_neighbours(tmp_path):
     assert (tmp_path / "s.safetensors").stat().st_size < 4 * 600
 
 
-def test_views_of_one_storage_in_other_shapes_and_types_come_back(tmp_path):
+def test_views_of_one_storage_in_other_shapes_and_dtypes_are_restored(tmp_path):
     tensor = torch.arange(6.0)
     state = {"flat": tensor, "table": tensor.view(2, 3), "bits": tensor.view(torch.int32)}
     back = round_trip(tmp_path, state)
@@ -218,7 +218,7 @@ def test_views_of_one_storage_in_other_shapes_and_types_come_back(tmp_path):
     assert back["table"].sum() == 15
 
 
-def test_conjugated_and_negated_views_come_back_as_they_read(tmp_path):
+def test_conjugated_and_negated_views_are_restored(tmp_path):
     tensor = torch.tensor([1 + 2j, 3 - 4j])
     state = {"plain": tensor, "conjugate": tensor.conj(), "negative": tensor.conj().imag}
     assert same(state, round_trip(tmp_path, state))
@@ -240,7 +240,7 @@ def test_equal_tensors_that_are_not_tied_stay_apart(tmp_path):
     assert torch.equal(back[1], torch.zeros(3))
 
 
-def test_names_that_meet_are_kept_apart(tmp_path):
+def test_colliding_names_are_kept_apart(tmp_path):
     state = {
         "a": {"b": torch.ones(1), "b_": torch.ones(1) * 2},
         "a.b": torch.ones(1) * 3,
@@ -254,7 +254,7 @@ def test_names_that_meet_are_kept_apart(tmp_path):
     assert same(state, round_trip(tmp_path, state))
 
 
-def test_names_that_the_file_format_does_not_take_come_back(tmp_path):
+def test_names_that_the_file_format_rejects_are_restored(tmp_path):
     state = {"__metadata__": torch.ones(2), "half \udc80": torch.zeros(3)}
     assert same(state, round_trip(tmp_path, state))
 
@@ -268,7 +268,7 @@ def test_writing_leaves_the_state_as_it_was(tmp_path):
     assert not weight.is_contiguous()
 
 
-def test_what_was_read_lives_on_without_the_file(tmp_path):
+def test_loaded_tensors_do_not_need_the_file(tmp_path):
     """A checkpoint may be pruned while the job goes on from it: nothing may stay mapped."""
     state = {"big": torch.arange(100_000.0), "small": torch.ones(2), "array": np.arange(9)}
     back = round_trip(tmp_path, state)
@@ -334,7 +334,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("stop", [0, 4, 5, 6])
-def test_training_goes_on_exactly(tmp_path, kind, name, stop):
+def test_training_continues_exactly(tmp_path, kind, name, stop):
     calm = trainer(kind, SCHEDULES[name])
     rates = train(calm, 0, 12)
     first = trainer(kind, SCHEDULES[name])
@@ -364,7 +364,7 @@ def describe(value):
     return value
 
 
-def test_a_gradient_scaler_comes_back(tmp_path):
+def test_a_gradient_scaler_is_restored(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=3)
     back = round_trip(tmp_path, scaler.state_dict())
     other = torch.amp.GradScaler("cpu")
@@ -398,26 +398,26 @@ class Something:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_kept_is_refused_with_its_place(tmp_path, value, what):
+def test_an_unsupported_value_is_rejected_with_its_path(tmp_path, value, what):
     state = {"fine": [1], "optimizer": {"groups": [0, {"odd": value}]}}
     with pytest.raises(UsageError, match=rf"at 'optimizer.groups.1.odd' is a {what}"):
         write_state(DiskPart(tmp_path, "tested", 0), "s", state)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_kept_at_the_top_is_refused(tmp_path):
+def test_an_unsupported_top_level_value_is_rejected(tmp_path):
     with pytest.raises(UsageError, match="at 'the top' is a Something"):
         write_state(DiskPart(tmp_path, "tested", 0), "s", Something())
 
 
-def test_a_key_that_cannot_be_kept_is_refused_with_its_place(tmp_path):
+def test_an_unsupported_key_is_rejected_with_its_path(tmp_path):
     with pytest.raises(UsageError, match="at 'table' is a Something"):
         write_state(DiskPart(tmp_path, "tested", 0), "s", {"table": {Something(): 1}})
 
 
 @pytest.mark.parametrize("wrap", [list, tuple, "a", 0, (1, 2)], ids=repr)
 @pytest.mark.parametrize("depth", [0, 1, 20, 40, 60, 63, 64, 65, 70, 200, 5000])
-def test_what_was_written_can_be_read_however_deep(tmp_path, wrap, depth):
+def test_a_deeply_nested_state_is_restored(tmp_path, wrap, depth):
     state = 1
     for _ in range(depth):
         state = wrap([state]) if isinstance(wrap, type) else {wrap: state}
@@ -428,7 +428,7 @@ def test_what_was_written_can_be_read_however_deep(tmp_path, wrap, depth):
         assert round_trip(tmp_path, state) == state
 
 
-def test_a_state_that_holds_itself_is_refused(tmp_path):
+def test_a_state_that_contains_itself_is_rejected(tmp_path):
     state = {}
     state["self"] = state
     with pytest.raises(UsageError, match="nested deeper"):
@@ -450,7 +450,7 @@ def written(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 20, -1])
 @pytest.mark.parametrize("name", ["s.json", "s.safetensors"])
-def test_a_file_that_was_cut_off_is_refused(written, name, keep):
+def test_a_truncated_file_is_rejected(written, name, keep):
     content = (written / name).read_bytes()
     (written / name).write_bytes(content[:keep])
     with pytest.raises(CheckpointRejected, match=r"s in .* is not readable"):
@@ -481,13 +481,13 @@ def test_a_file_that_was_cut_off_is_refused(written, name, keep):
     ],
     ids=lambda text: text[:40],
 )
-def test_a_tree_of_another_form_is_refused(written, text):
+def test_an_invalid_tree_is_rejected(written, text):
     (written / "s.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointRejected, match=r"s in .* is not readable"):
         read_state(written, "s")
 
 
-def test_a_damaged_header_is_refused(written):
+def test_a_damaged_header_is_rejected(written):
     path = written / "s.safetensors"
     content = path.read_bytes()
     for head in (b"\xff" * 8, struct.pack("<Q", 3), content[:8] + b"{}{}"):
@@ -496,7 +496,7 @@ def test_a_damaged_header_is_refused(written):
             read_state(written, "s")
 
 
-def test_a_missing_file_is_no_damage(written):
+def test_a_missing_file_is_an_os_error(written):
     """An error of the disk must never set a checkpoint aside."""
     (written / "s.json").unlink()
     with pytest.raises(FileNotFoundError):
@@ -506,7 +506,7 @@ def test_a_missing_file_is_no_damage(written):
 # -- the files ----------------------------------------------------------------------------------
 
 
-def test_the_files_hold_json_and_raw_tensors_and_nothing_else(tmp_path):
+def test_the_files_contain_only_json_and_raw_tensors(tmp_path):
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()

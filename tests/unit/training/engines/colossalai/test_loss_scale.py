@@ -42,7 +42,7 @@ class TorchScaler:
         self.state = state
 
 
-def test_colossalais_goes_on_with_its_counts(tmp_path: Path) -> None:
+def test_colossalais_scaler_continues_with_its_counts(tmp_path: Path) -> None:
     scale = find_loss_scale(colossal(32.0, 7, 1))
     assert scale is not None
     save_loss_scale(DiskPart(tmp_path, "0" * 16, 0), scale)
@@ -53,7 +53,7 @@ def test_colossalais_goes_on_with_its_counts(tmp_path: Path) -> None:
     assert (scaler._scale.item(), scaler._growth_step, scaler._hysteresis_step) == (32.0, 7, 1)
 
 
-def test_torchs_goes_on_with_its_settings_kept(tmp_path: Path) -> None:
+def test_torchs_scaler_continues_and_keeps_its_settings(tmp_path: Path) -> None:
     before = TorchScaler()
     before.state |= {"scale": 512.0, "_growth_tracker": 9}
     scale = find_loss_scale(SimpleNamespace(scaler=before))
@@ -76,11 +76,11 @@ def test_torchs_goes_on_with_its_settings_kept(tmp_path: Path) -> None:
         SimpleNamespace(scaler=TorchScaler(enabled=False)),
     ],
 )
-def test_without_a_scale_there_is_none(optimizer: Any) -> None:
+def test_an_optimizer_without_a_dynamic_scale_has_none(optimizer: Any) -> None:
     assert find_loss_scale(optimizer) is None
 
 
-def test_a_checkpoint_without_one_is_told(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_scale_is_reported(tmp_path: Path) -> None:
     scale = find_loss_scale(colossal())
     assert scale is not None
     assert load_loss_scale(tmp_path, scale) == "the checkpoint has no loss scale"
@@ -94,7 +94,7 @@ def test_a_checkpoint_without_one_is_told(tmp_path: Path) -> None:
         b'{"scale": 1e999, "growth_step": 0}', b'{"growth_step": 0}',
     ],
 )  # fmt: skip
-def test_what_is_none_is_rejected(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_scale_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "precision").mkdir()
     (tmp_path / "precision/loss_scale.json").write_bytes(content)
     scale = find_loss_scale(colossal())

@@ -49,7 +49,7 @@ def blank(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     before=st.integers(1, 6),
     after=st.integers(1, 6),
 )
-def test_any_number_of_shards_is_read_by_any_other(
+def test_any_number_of_shards_can_read_any_other(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], before: int, after: int
 ) -> None:
     directory = tmp_path_factory.mktemp("masters")
@@ -68,7 +68,7 @@ def test_a_replica_writes_nothing(tmp_path: Path) -> None:
     assert part.paths == []
 
 
-def test_a_place_that_was_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_parallel_index_is_reported(tmp_path: Path) -> None:
     save(tmp_path, {"w": torch.ones(3)}, 2)
     other = piece({"w": torch.zeros(3), "v": torch.zeros(1)}, 0, 1, "pp0of1-tp0of2")
     assert (
@@ -107,7 +107,7 @@ def shorten(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [lose, count_up, shorten])
-def test_what_is_no_shard_is_rejected(tmp_path: Path, spoil: object) -> None:
+def test_an_invalid_shard_is_rejected(tmp_path: Path, spoil: object) -> None:
     save(tmp_path, {"w": torch.ones(8)}, 2)
     spoil(tmp_path)  # type: ignore[operator]
     with pytest.raises(CheckpointRejected):

@@ -40,7 +40,7 @@ def test_the_rank_with_the_fewest_bytes_writes(
     assert writers(sizes, ranks) == expected
 
 
-def test_what_replicas_may_differ_in_is_rank_0s_and_counts() -> None:
+def test_rank_0_writes_what_may_differ_between_replicas() -> None:
     one = ReplicaWriters(1, 2)
     assert not one.takes("buffers", 9 * MB, shared=False)
     assert one.takes("a", 4 * MB)
@@ -77,7 +77,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, mine: ReplicaWriters, others: list[
     mine.compare()
 
 
-def test_replicas_that_saw_other_files_fail_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_with_different_files_fail_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = ReplicaWriters(0, 2)
     mine.takes("a", 4 * MB)
     with pytest.raises(SaveFailed, match=r"rank 1 .* other files"):
@@ -86,7 +86,9 @@ def test_replicas_that_saw_other_files_fail_the_save(monkeypatch: pytest.MonkeyP
         compare(monkeypatch, mine, [(True, [])])
 
 
-def test_agreement_idle_nodes_and_failures_of_others_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_files_idle_nodes_and_failed_peers_are_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mine = ReplicaWriters(0, 2)
     mine.takes("a", 4 * MB)
     compare(monkeypatch, mine, [(True, [("a", 4 * MB)]), (False, [])])

@@ -77,12 +77,12 @@ def records(data: bytes) -> list[tuple[str, int, bytes]]:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_it_is_what_torch_save_writes_record_by_record(name: str) -> None:
+def test_records_equal_those_of_torch_save(name: str) -> None:
     assert records(laid_out(STATES[name])) == records(saved(STATES[name]))
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_torch_loads_it(tmp_path: Path, mapped: bool) -> None:
+def test_torch_loads_the_archive(tmp_path: Path, mapped: bool) -> None:
     wanted = ("empty", "scalar", "not contiguous", "every width", "views of a larger storage")
     state = {name: STATES[name] for name in (*wanted, "tied", "more than ten storages")}
     path = tmp_path / "model.bin"
@@ -103,31 +103,31 @@ def test_a_storage_is_counted_and_written_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_what_torch_cannot_lay_out_is_left_to_it() -> None:
+def test_what_torch_cannot_lay_out_is_left_to_torch() -> None:
     quantised = torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.quint8)
     assert plan_archive({"q": quantised}) is None
 
 
-def test_a_torch_that_steps_over_nothing_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_does_not_skip_data_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the prototype to change, the files must stay right, if slow."""
     monkeypatch.setattr(torch_archive, "skip_data", contextlib.nullcontext)
     assert plan_archive({"a": torch.ones(100)}) is None
 
 
-def test_two_types_over_one_storage_are_refused_as_by_torch() -> None:
+def test_two_dtypes_over_one_storage_are_rejected_as_by_torch() -> None:
     mixed = [BASE, BASE.view(torch.int32)]
     with pytest.raises(RuntimeError, match="different types"):
         torch.save(mixed, io.BytesIO())
     assert plan_archive(mixed) is None
 
 
-def test_what_cannot_be_pickled_raises() -> None:
+def test_an_unpicklable_object_raises() -> None:
     with pytest.raises(Exception, match=r"pickle"):
         plan_archive({"f": lambda: None})
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_no_tensor_is_kept_without_the_garbage_collector(
+def test_no_tensor_is_kept_alive_by_a_reference_cycle(
     monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     if not known:
@@ -143,7 +143,7 @@ def test_no_tensor_is_kept_without_the_garbage_collector(
         gc.enable()
 
 
-def test_the_sums_that_are_left_out_are_those_of_storages_alone() -> None:
+def test_only_the_checksums_of_storages_are_missing() -> None:
     found = zipfile.ZipFile(io.BytesIO(laid_out({"a": torch.ones(100), "b": 1})))
     with pytest.raises(zipfile.BadZipFile, match="CRC"):
         found.read("archive/data/0")

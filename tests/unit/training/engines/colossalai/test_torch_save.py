@@ -24,13 +24,18 @@ STATE = {
 
 
 @pytest.fixture
-def part(tmp_path: Path) -> DiskPart:
-    return DiskAttempt.begin(open_job(tmp_path / "job"), 1).part(0)
+def saving(tmp_path: Path) -> DiskAttempt:
+    return DiskAttempt.begin(open_job(tmp_path / "job"), 1)
 
 
 @pytest.fixture
-def attempt(part: DiskPart) -> Path:
-    return part._directory
+def part(saving: DiskAttempt) -> DiskPart:
+    return saving.part(0)
+
+
+@pytest.fixture
+def attempt(saving: DiskAttempt) -> Path:
+    return saving.path
 
 
 def same(found: dict[str, object]) -> bool:
@@ -41,25 +46,27 @@ def same(found: dict[str, object]) -> bool:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_holds_what_a_plain_save_holds(part: DiskPart, attempt: Path, zipped: bool) -> None:
+def test_a_file_equals_that_of_a_plain_save(part: DiskPart, attempt: Path, zipped: bool) -> None:
     """And its digest is that of its bytes, in both of torch's formats."""
     with torch_save_through(attempt, part):
         torch.save(STATE, attempt / "model.bin", _use_new_zipfile_serialization=zipped)
     assert same(torch.load(attempt / "model.bin", weights_only=True))
-    [entry] = part._entries.values()
+    entry, _ = part.finish(2, None)
     data = (attempt / "model.bin").read_bytes()
     assert (entry.path, entry.bytes) == ("model.bin", len(data))
     assert entry.xxh3_128 == xxhash.xxh3_128_hexdigest(data)
 
 
-def test_a_path_as_text_and_a_missing_directory_will_do(part: DiskPart, attempt: Path) -> None:
+def test_a_text_path_and_a_missing_directory_are_accepted(part: DiskPart, attempt: Path) -> None:
     with torch_save_through(attempt, part):
         torch.save(STATE, str(attempt / "optimizer" / "deep" / "state.bin"))
     assert part.paths == ["optimizer/deep/state.bin"]
     assert same(torch.load(attempt / "optimizer/deep/state.bin", weights_only=True))
 
 
-def test_what_goes_elsewhere_goes_as_before(part: DiskPart, attempt: Path, tmp_path: Path) -> None:
+def test_a_save_to_another_directory_is_unchanged(
+    part: DiskPart, attempt: Path, tmp_path: Path
+) -> None:
     """Another directory, one whose name only begins alike, an open file, a file that is there."""
     (attempt / "there").write_bytes(b"")
     beside = attempt.with_name(attempt.name + "-more")
@@ -95,7 +102,7 @@ def test_a_file_of_another_rank_is_not_touched(part: DiskPart, attempt: Path) ->
     assert asked == [(name, 12_000_006) for name in ("theirs.bin", "not there.bin", "mine.bin")]
 
 
-def test_torch_save_is_itself_again_whatever_happens(part: DiskPart, attempt: Path) -> None:
+def test_torch_save_is_restored_after_an_error(part: DiskPart, attempt: Path) -> None:
     plain = torch.save
 
     def fail() -> None:
@@ -109,7 +116,7 @@ def test_torch_save_is_itself_again_whatever_happens(part: DiskPart, attempt: Pa
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_disk_that_is_full_is_an_error_of_the_disk(
+def test_a_full_disk_is_an_os_error(
     part: DiskPart, attempt: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
     """Torch makes a RuntimeError of it; the caller must know that the storage said no."""

@@ -92,7 +92,7 @@ def test_tied_weights_keep_both_names() -> None:
     assert list(canonical_names(wrapped, wrapped.state_dict()).values()) == list(tied.state_dict())
 
 
-def test_two_tensors_that_would_share_a_name_are_refused() -> None:
+def test_two_tensors_with_the_same_name_are_rejected() -> None:
     odd = nn.Sequential()
     odd.weight = nn.Parameter(torch.ones(1))
     odd.register_module("_orig_mod", nn.Linear(1, 1, bias=False))

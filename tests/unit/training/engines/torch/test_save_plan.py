@@ -54,7 +54,7 @@ CHANGES: dict[str, Callable[[Trainer], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_plan_is_made_anew_when_the_form_of_the_state_changes(change: str) -> None:
+def test_a_changed_state_needs_a_new_plan(change: str) -> None:
     trainer, cache = Trainer(), PlanCache()
     first = cache.plan_for(trainer.states())
     CHANGES[change](trainer)
@@ -80,7 +80,7 @@ def test_a_plan_is_kept_while_only_values_change() -> None:
     assert cache.plan_for(trainer.states()) is first
 
 
-def test_a_plan_is_kept_though_the_tensors_are_others() -> None:
+def test_a_plan_is_kept_if_only_the_tensor_objects_change() -> None:
     """An optimizer whose state was loaded has new ones of the same form."""
     trainer, cache = Trainer(), PlanCache()
     trainer.step()
@@ -89,7 +89,7 @@ def test_a_plan_is_kept_though_the_tensors_are_others() -> None:
     assert cache.plan_for(trainer.states()) is first
 
 
-def test_a_save_that_has_no_states_ends_with_its_own_error_and_the_plan_stays() -> None:
+def test_a_failed_state_raises_its_own_error_and_keeps_the_plan() -> None:
     trainer, cache = Trainer(), PlanCache()
     first = cache.plan_for(trainer.states())
     with pytest.raises(UsageError, match="odd"):
@@ -97,7 +97,7 @@ def test_a_save_that_has_no_states_ends_with_its_own_error_and_the_plan_stays() 
     assert cache.plan_for(trainer.states()) is first
 
 
-def test_an_index_that_nobody_could_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_is_too_large_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, cache = Trainer(), PlanCache()
     monkeypatch.setattr(save_plan, "MAX_INDEX_BYTES", 100)
     with pytest.raises(SaveFailed, match="the index of modeling has"):
@@ -106,7 +106,7 @@ def test_an_index_that_nobody_could_read_is_not_written(monkeypatch: pytest.Monk
     assert cache.plan_for(trainer.states()).indexes  # and the failure is not kept
 
 
-def test_a_name_that_the_file_format_keeps_for_itself_gets_another_one() -> None:
+def test_a_reserved_name_is_replaced() -> None:
     model = nn.Module()
     model.register_parameter("__metadata__", nn.Parameter(torch.ones(2)))
     model.register_parameter("__metadata___", nn.Parameter(torch.ones(3)))

@@ -103,9 +103,7 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("before", [0, 2], ids=["fresh", "that has stepped"])
-def test_a_trainer_comes_back_into_another_one_and_goes_on_alike(
-    tmp_path: Path, kind: str, before: int
-) -> None:
+def test_a_restored_trainer_continues_identically(tmp_path: Path, kind: str, before: int) -> None:
     first = trainer(kind, 1, 3)
     save(tmp_path, *first)
     second = trainer(kind, 2, before)
@@ -118,7 +116,7 @@ def test_a_trainer_comes_back_into_another_one_and_goes_on_alike(
         assert plain(one.state_dict()) == plain(other.state_dict())
 
 
-def test_tied_weights_are_written_once_and_their_memory_stays_the_model_s(tmp_path: Path) -> None:
+def test_tied_weights_are_written_once_and_restored_in_place(tmp_path: Path) -> None:
     model, optimizer = trainer("adamw", 1, 2)
     save(tmp_path, model, optimizer)
     assert "head.weight" not in load_file(tmp_path / "modeling" / "00000.safetensors")
@@ -131,7 +129,7 @@ def test_tied_weights_are_written_once_and_their_memory_stays_the_model_s(tmp_pa
     assert its_optimizer.state[other.head.weight]["exp_avg"].data_ptr() == moment
 
 
-def test_weights_that_were_tied_are_read_into_ones_that_are_not(tmp_path: Path) -> None:
+def test_tied_weights_can_be_loaded_into_untied_ones(tmp_path: Path) -> None:
     model, _ = trainer("sgd", 1)
     save(tmp_path, model)
     other = Tied()
@@ -147,7 +145,7 @@ def test_buffers_are_saved_if_they_are_persistent() -> None:
     assert "scratch" not in state.tensors and "scratch" not in state.tree
 
 
-def test_the_state_is_the_model_s_own_memory_and_nothing_is_the_same_on_other_ranks() -> None:
+def test_the_state_shares_the_models_memory_and_no_rank_has_a_replica() -> None:
     model, optimizer = trainer("adamw", 1, 1)
     state = module_state(model)
     assert state.tensors["embedding.weight"] is model.embedding.weight
@@ -170,7 +168,7 @@ def test_an_optimizer_that_has_not_stepped_is_not_stepped(tmp_path: Path) -> Non
     assert its_optimizer.state_dict()["state"] == {}
 
 
-def test_an_optimizer_s_state_has_the_parameters_names(tmp_path: Path) -> None:
+def test_the_optimizers_state_uses_the_parameters_names(tmp_path: Path) -> None:
     """So its parameters may be numbered otherwise when it is read."""
     model, _ = trainer("sgd", 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.25)
@@ -225,7 +223,7 @@ class Foreign:
         self.state = state
 
 
-def test_an_optimizer_with_a_state_of_its_own_is_saved_as_it_says(tmp_path: Path) -> None:
+def test_an_optimizer_with_its_own_state_dict_is_saved_by_it(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     optimizer = Consolidating(model.parameters(), lr=0.5, momentum=0.1)
     assert optimizer_state(model, optimizer) is None
@@ -235,7 +233,7 @@ def test_an_optimizer_with_a_state_of_its_own_is_saved_as_it_says(tmp_path: Path
     assert other.param_groups[0]["lr"] == 0.5
 
 
-def test_an_optimizer_of_parameters_that_are_elsewhere_is_saved_as_it_says(tmp_path: Path) -> None:
+def test_an_optimizer_of_foreign_parameters_is_saved_by_its_state_dict(tmp_path: Path) -> None:
     model, elsewhere = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([*model.parameters(), elsewhere], lr=0.5)
     assert optimizer_state(model, optimizer) is None
@@ -263,7 +261,7 @@ def test_any_object_with_a_state_dict_is_saved(tmp_path: Path) -> None:
     ],
     ids=["sparse", "meta", "complex128"],
 )
-def test_a_tensor_that_cannot_be_kept_is_refused_by_name(
+def test_an_unsupported_tensor_is_rejected_by_name(
     tmp_path: Path, value: torch.Tensor, what: str
 ) -> None:
     model = nn.Sequential(nn.Linear(1, 1))
@@ -275,7 +273,7 @@ def test_a_tensor_that_cannot_be_kept_is_refused_by_name(
 # -- what does not fit ----------------------------------------------------------------------------
 
 
-def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+def test_a_shape_mismatch_names_the_tensor_and_both_shapes(tmp_path: Path) -> None:
     save(tmp_path, nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)))
     other = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 5))
     before = plain(other.state_dict())
@@ -289,7 +287,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
     [(1, 2, "Missing"), (2, 1, "Unexpected")],
     ids=["a layer more", "a layer less"],
 )
-def test_a_module_of_other_names_is_refused_as_torch_refuses_it(
+def test_a_module_with_other_names_is_rejected_as_by_torch(
     tmp_path: Path, saved: int, now: int, word: str
 ) -> None:
     save(tmp_path, nn.Sequential(*[nn.Linear(2, 2) for _ in range(saved)]))
@@ -299,7 +297,7 @@ def test_a_module_of_other_names_is_refused_as_torch_refuses_it(
         )
 
 
-def test_another_dtype_is_cast_as_torch_casts_it(tmp_path: Path) -> None:
+def test_another_dtype_is_cast_as_by_torch(tmp_path: Path) -> None:
     model = nn.Linear(30, 20)
     save(tmp_path, model)
     other = nn.Linear(30, 20).to(torch.bfloat16)
@@ -308,7 +306,7 @@ def test_another_dtype_is_cast_as_torch_casts_it(tmp_path: Path) -> None:
     assert torch.equal(other.weight, model.weight.to(torch.bfloat16))
 
 
-def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
+def test_an_optimizer_of_other_parameters_is_rejected(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     save(tmp_path, model, torch.optim.SGD(model.parameters(), lr=0.1))
     others = [
@@ -321,7 +319,7 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["the model", "a part of it"])
-def test_flat_parameters_are_refused(inside: bool) -> None:
+def test_flat_parameters_are_rejected(inside: bool) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
@@ -330,7 +328,7 @@ def test_flat_parameters_are_refused(inside: bool) -> None:
         TorchEngine(nn.Sequential(flat) if inside else flat, None, None)
 
 
-def test_a_plain_object_in_the_place_of_a_module_is_told(tmp_path: Path) -> None:
+def test_a_plain_object_instead_of_a_module_is_rejected(tmp_path: Path) -> None:
     save(tmp_path, nn.Linear(1, 1))
     with pytest.raises(UsageError, match="is of a torch module"):
         TorchEngine(Foreign(), None, None).load(tmp_path)
@@ -354,7 +352,7 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("part", ["modeling", "optimizer"])
-def test_a_tree_of_another_form_is_rejected(tmp_path: Path, case: str, part: str) -> None:
+def test_an_invalid_tree_is_rejected(tmp_path: Path, case: str, part: str) -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     save(tmp_path, model, optimizer)
@@ -366,9 +364,7 @@ def test_a_tree_of_another_form_is_rejected(tmp_path: Path, case: str, part: str
 
 
 @pytest.mark.parametrize("name", ["index.json", "00000.safetensors"])
-def test_a_file_that_is_torn_is_rejected_before_anything_is_changed(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_torn_file_is_rejected_before_anything_is_modified(tmp_path: Path, name: str) -> None:
     model, optimizer = trainer("adamw", 1, 1)
     save(tmp_path, model, optimizer)
     path = tmp_path / "optimizer" / name
