@@ -42,7 +42,7 @@ def test_status_from_another_host_reads_files_only(tmp_path: Path) -> None:
         view = status(job)
         assert (view.state, view.workers, view.exit_code) == ("running", [], 0)
         assert "seen from another host; last heartbeat of" in view.message
-        assert view.supervisor.alive is None and view.supervisor.heard_seconds < 30
+        assert view.supervisor.alive is None and view.supervisor.last_beat_seconds < 30
         assert view.newest_intact is not None
         [beat] = heart.glob("*.beat")
         known = JobDirectory.at(job.directory)

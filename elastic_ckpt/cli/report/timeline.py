@@ -177,7 +177,7 @@ def _events(material: Material) -> list[_Event]:
         for number, one in enumerate(material.history.notices, 1)
     ]
     found += [
-        _Event(one.at, "regrouping", "", "all ranks left to start anew")
+        _Event(one.at, "regrouping", "", "all ranks left to start again")
         for one in material.history.interruptions
         if one.cause is Cause.REGROUPING
     ]

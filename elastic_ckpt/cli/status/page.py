@@ -229,9 +229,9 @@ def _emergency(save: EmergencySaveView) -> str:
 
 def _failure(last: FailureRecord, room: int) -> str:
     """Return the failure, and the end of the rank's output, which usually shows the reason."""
-    who = f"rank {last.rank}, " if last.rank >= 0 else ""
+    rank = f"rank {last.rank}, " if last.rank >= 0 else ""
     ago = human_duration(max(0.0, time.time() - last.wall))
-    lines = [f"{who}{last.kind}, {ago} ago: {last.message}"]
+    lines = [f"{rank}{last.kind}, {ago} ago: {last.message}"]
     tail = [f"  {printable(line, max(20, room - 6))}" for line in last.tail[-_TAIL_LINES:]]
     return "\n".join(lines + tail)
 

@@ -48,7 +48,7 @@ class SupervisorView(msgspec.Struct):
     Attributes:
         alive: None on another host, where only its files can be read.
         since: when it started, seconds since the epoch.
-        heard_seconds: seconds since its last heartbeat; None before the first.
+        last_beat_seconds: seconds since its last heartbeat; None before the first.
     """
 
     pid: int
@@ -56,7 +56,7 @@ class SupervisorView(msgspec.Struct):
     since: float
     host: str
     node: str
-    heard_seconds: float | None = None
+    last_beat_seconds: float | None = None
 
 
 class NodeView(msgspec.Struct):
@@ -245,8 +245,8 @@ def _supervisor(
 ) -> SupervisorView | None:
     if record is None:
         return None
-    owner, heard = record.owner, beat.age_seconds if beat else None
-    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node, heard)
+    owner, age = record.owner, beat.age_seconds if beat else None
+    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node, age)
 
 
 def _is_silent(beat: Heartbeat | None) -> bool:
@@ -269,8 +269,8 @@ def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tu
         gone = f"the supervisor (pid {record.owner.pid}) was killed"
         return "dead", f"{gone} while it was {record.state.value}"
     if alive is None:
-        heard = f"{beat.age_seconds:.0f} s ago" if beat else "never"
-        seen = f"seen from another host; last heartbeat of {record.owner.host}: {heard}"
+        last = f"{beat.age_seconds:.0f} s ago" if beat else "never"
+        seen = f"seen from another host; last heartbeat of {record.owner.host}: {last}"
         return record.state.value, f"{record.message} ({seen})"
     return record.state.value, record.message
 

@@ -14,8 +14,8 @@ from elastic_ckpt.policy.straggler import stragglers
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import printable
 
-_NVIDIA = "/dev/nvidiactl"
-_DRIVER_SECONDS = 2.0
+NVIDIA_DEVICE = "/dev/nvidiactl"
+DRIVER_SECONDS = 2.0
 
 
 class WorkerView(msgspec.Struct):
@@ -53,7 +53,7 @@ def worker_views(boards: Iterable[tuple[str, list[Slot]]]) -> list[WorkerView]:
     slots = [slot for _, slot in found]
     busy = {slot.rank: slot.busy_ns / 1e9 for slot in slots}
     slow = stragglers(busy, max((slot.step_ns for slot in slots), default=0) / 1e9)
-    gpus = gpus_by_pid() if os.path.exists(_NVIDIA) else {}
+    gpus = gpus_by_pid() if os.path.exists(NVIDIA_DEVICE) else {}
     views = [_view(slot, node, slow, gpus) for node, slot in found if slot.pid]
     return sorted(views, key=lambda worker: worker.rank)
 
@@ -101,7 +101,7 @@ def gpus_by_pid() -> dict[int, _Gpu]:
     from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
     try:
-        found: dict[int, _Gpu] = answer(_ask_driver, dict[int, _Gpu], _DRIVER_SECONDS)
+        found: dict[int, _Gpu] = answer(_ask_driver, dict[int, _Gpu], DRIVER_SECONDS)
     except (WorkFailed, NoAnswer):
         return {}
     return found

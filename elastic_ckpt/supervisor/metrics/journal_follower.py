@@ -103,11 +103,11 @@ class JournalFollower:
 
     def _follow(self, tail: JournalTail) -> None:
         with self._changed:
-            asked = self._requested
+            requested = self._requested
         events = _rest(tail)
         with self._changed:
             self._take(events)
-            self._done = asked
+            self._done = requested
             self._changed.notify_all()
 
     def _take(self, events: list[JournalEntry]) -> None:

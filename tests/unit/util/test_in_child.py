@@ -1,4 +1,4 @@
-"""Work in a child: what it yields is heard, and nothing that it does can hold the parent up."""
+"""Work in a child process: the parent receives what it yields, and never waits without a bound."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_who_leaves_early_has_the_child_put_things_away(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_a_child_holds_nothing_that_was_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is stuck for ever must not keep a pipe's reader waiting, or a lock."""
+def test_a_child_inherits_no_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that hangs must not hold a lock, or block the reader of a pipe."""
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.1)
     reading, writing = os.pipe()
 

@@ -485,8 +485,8 @@ def cli(
         monkeypatch.setattr(sys, "argv", ["elastic-ckpt", *map(str, arguments)])
         with pytest.raises(SystemExit) as leaving:
             main()
-        said = capfd.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
+        out, err = capfd.readouterr()
+        return int(leaving.value.code or 0), out, err
 
     return call
 
@@ -555,7 +555,7 @@ def place() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_the_group_can_report_on_a_job_with_group_access(place: Path) -> None:
-    said = as_user(make_job(place, group_access=True), GROUP, "report", "-o", "-")
-    assert said.returncode == 0, said.stderr
-    page = parse(said.stdout)
+    done = as_user(make_job(place, group_access=True), GROUP, "report", "-o", "-")
+    assert done.returncode == 0, done.stderr
+    page = parse(done.stdout)
     assert page.count("save") == 1 and "epoch-0_step-20" in page.text

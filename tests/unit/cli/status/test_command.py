@@ -384,7 +384,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         )
 
     monkeypatch.setitem(sys.modules, "pynvml", driver)
-    monkeypatch.setattr(worker_view, "_NVIDIA", str(tmp_path))
+    monkeypatch.setattr(worker_view, "NVIDIA_DEVICE", str(tmp_path))
     yield answer
 
 
@@ -403,7 +403,7 @@ def test_a_driver_that_fails_or_hangs_is_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nvml(processes)
-    monkeypatch.setattr(worker_view, "_DRIVER_SECONDS", 0.3)
+    monkeypatch.setattr(worker_view, "DRIVER_SECONDS", 0.3)
     view = gather(training)
     assert view.workers[0].gpu_bytes is None and "gpu" not in shown(view)
 
