@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.job import SCRIPTS, Job
-from tests.marks import slow
 
 STEADY = SCRIPTS / "steady.py"
 SIZES = (4, 2, 3, 1, 4)
@@ -113,7 +112,11 @@ def test_drop_last_skips_only_the_end_of_an_epoch(
             assert 203 - used.total() < max(SIZES) * 2 * 2  # an optimizer step of all ranks
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 2), slow(SIZES)], ids=len)
+@pytest.mark.parametrize(
+    "sizes",
+    [(3, 1, 2), pytest.param(SIZES, marks=[pytest.mark.slow, pytest.mark.one_torch])],
+    ids=len,
+)
 def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(
     tmp_path: Path, sizes: tuple[int, ...]
 ) -> None:
