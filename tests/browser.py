@@ -84,7 +84,7 @@ class Browser:
         self.close()
 
     def close(self) -> None:
-        """End the browser and all that it started; remove its profile."""
+        """End the browser and its children; remove its profile."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self._session = ""
             self._send("Browser.close")
@@ -99,7 +99,7 @@ class Browser:
             shutil.rmtree(self._profile, ignore_errors=True)  # its children may still write
 
     def open(self, path: Path) -> None:
-        """Load a file, and wait until it is there."""
+        """Load a file, and wait until it has loaded."""
         self._loaded = False
         self.call("Page.navigate", url=path.resolve().as_uri())
         limit = time.monotonic() + PATIENCE_SECONDS
@@ -109,7 +109,7 @@ class Browser:
     def look_like(
         self, width: int, height: int, *, dark: bool = False, phone: bool = False
     ) -> None:
-        """The window's size in CSS pixels, and the scheme that the user prefers."""
+        """Set the window's size in CSS pixels and the preferred colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone,
@@ -121,20 +121,20 @@ class Browser:
         )
 
     def value(self, expression: str) -> Any:
-        """Of an expression in the page."""
+        """Evaluate an expression in the page."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def picture(self, path: Path, top: int = 0, height: int = 0) -> None:
-        """A PNG of what the window shows, or of a part of the page in CSS pixels."""
+        """Return a PNG of the window, or of a part of the page in CSS pixels."""
         clip = {"x": 0, "y": top, "width": self.value("innerWidth"), "height": height, "scale": 1}
         more = {"clip": clip, "captureBeyondViewport": True} if height else {}
         found = self.call("Page.captureScreenshot", **more)
         path.write_bytes(base64.b64decode(found["data"]))
 
     def print(self) -> bytes:
-        """The page as PDF, A4."""
+        """Return the page as PDF, A4."""
         found = self.call(
             "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True,
             printBackground=False,
@@ -142,7 +142,7 @@ class Browser:
         return base64.b64decode(found["data"])
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol, and its result."""
+        """Send a command of the protocol and return its result."""
         number = self._send(method, **parameters)
         limit = time.monotonic() + PATIENCE_SECONDS
         while True:
@@ -172,7 +172,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def _take(self, limit: float) -> dict[str, Any]:
-        """The next message; events are noted."""
+        """Return the next message; record events."""
         while b"\0" not in self._rest:
             left = limit - time.monotonic()
             assert left > 0, "the browser does not answer"

@@ -179,7 +179,7 @@ def flip_bit(path: Path) -> None:
 
 
 def tick() -> None:
-    """Return when the kernel gives files another time than it did at the call."""
+    """Wait until the kernel gives files a later time than at the call."""
     before = time.clock_gettime(_COARSE)
     limit = time.monotonic() + 10
     while time.clock_gettime(_COARSE) == before and time.monotonic() < limit:

@@ -57,7 +57,7 @@ class Cloud(ABC):
 
     @abstractmethod
     def answer(self, method: str, path: str, query: dict, headers, body: bytes):
-        """(status, text) or (status, text, headers)."""
+        """Return (status, text) or (status, text, headers)."""
 
 
 class Aws(Cloud):

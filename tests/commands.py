@@ -1,4 +1,4 @@
-"""Every command of the command line, by what one types."""
+"""Every command of the command line, by its full name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROGRAM = "elastic-ckpt"
 
 
 def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """A command and all below it, by what one types."""
+    """Yield a command and all its subcommands with their full names."""
     yield name, command
     if isinstance(command, click.Group):
         with click.Context(command) as context:

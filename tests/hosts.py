@@ -17,7 +17,7 @@ _ENTER = 'hostname "$1"; mount -t tmpfs -o size=512m tmpfs /dev/shm; shift; exec
 
 
 def why_not() -> str:
-    """Why there can be no such hosts here; empty if there can."""
+    """Return why such hosts cannot be made here; empty if they can."""
     if os.geteuid() != 0:
         return "namespaces need root"
     if not (shutil.which("ip") and shutil.which("unshare") and shutil.which("nsenter")):
@@ -93,7 +93,7 @@ class Hosts(Cluster):
         return f"{self.tag}{name}"[-15:]
 
     def inside(self, name: str, *command: str) -> str:
-        """What a command prints that sees what the node's supervisor sees."""
+        """Return a command's output in the namespaces of the node's supervisor."""
         pid = str(self[name].process.pid)
         return run("nsenter", "-t", pid, "--mount", "--net", "--uts", *command)
 

@@ -103,7 +103,7 @@ _BOOT = f"exec env -i PATH=$PATH LANG=C.UTF-8 container=test {_SYSTEMD} --unit=t
 
 
 def why_not() -> str:
-    """Why there can be no such machine here; empty if there can."""
+    """Return why such a machine cannot be made here; empty if it can."""
     if os.geteuid() != 0:
         return "namespaces need root"
     if not _SYSTEMD.exists():
@@ -204,7 +204,7 @@ class Machine:
         return self.run("systemctl", "is-active", "test.target", check=False).strip() == "active"
 
     def _binds(self) -> Iterator[str]:
-        """What the overlay does not show, and what the test shares."""
+        """Return what the overlay does not show, and what the test shares."""
         hidden = [(path, "ro") for path in _needed() if not _is_shown(path)]
         for path, mode in [*hidden, *((path, "rw") for path in self.shared)]:
             source, target = shlex.quote(str(path)), shlex.quote(str(path)[1:])
@@ -244,7 +244,7 @@ class Machine:
     # -- from the inside --------------------------------------------------------------------
 
     def run(self, *command: str, check: bool = True, seconds: float = 30.0, given: str = "") -> str:
-        """What a command prints inside, as root, with ``given`` as its input."""
+        """Return a command's output inside, as root, with ``given`` as its input."""
         assert self.init is not None
         enter = ["nsenter", "-t", str(self.init.pid), *_ALL]
         found = subprocess.run(
@@ -268,7 +268,7 @@ class Machine:
         return self.run("systemctl", *arguments, check=check, seconds=seconds)
 
     def keep(self, *units: str) -> None:
-        """Let PID 1 remember these when they have ended well.
+        """Let PID 1 keep these units after a clean end.
 
         It unloads such a unit, which then shows a fresh one's values, unless another names it.
         """
@@ -277,7 +277,7 @@ class Machine:
         self.systemctl("daemon-reload")
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
-        """A unit's properties, all if none is named; see ``keep``."""
+        """Return a unit's properties, all if none is named; see ``keep``."""
         options = [f"--property={name}" for name in properties]
         lines = self.systemctl("show", unit, *options).splitlines()
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
@@ -310,12 +310,12 @@ class Machine:
     # -- from the outside -------------------------------------------------------------------
 
     def console(self) -> str:
-        """The end of what came to the console."""
+        """Return the end of the console output."""
         written = self.log.read_bytes() if self.log.exists() else b""
         return written.decode(errors="replace").replace("\r", "")[-6000:]
 
     def host_pid(self, pid: int) -> int:
-        """What the host calls a process that is ``pid`` inside."""
+        """Return the host's pid of a process that is ``pid`` inside."""
         assert self.init is not None
         space = Path(f"/proc/{self.init.pid}/ns/pid").readlink()
         for process in Path("/proc").glob("[0-9]*"):
@@ -329,21 +329,21 @@ class Machine:
 
 
 def _needed() -> list[Path]:
-    """What a service of ours reads: the interpreter, its packages, and this repository."""
+    """Return what our service reads: the interpreter, its packages, and this repository."""
     paths = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).parent, REPOSITORY]
     paths.append(Path(sys.executable).resolve().parent)
     return sorted({path.absolute() for path in paths} | {path.resolve() for path in paths})
 
 
 def _is_shown(path: Path) -> bool:
-    """Whether an overlay of ``/`` shows it: no mount hides it, neither here nor in the machine."""
+    """Whether an overlay of ``/`` shows it: no mount hides it here or in the machine."""
     if any(path.is_relative_to(fresh) for fresh in _FRESH):
         return False
     return all(mount == Path("/") or not path.is_relative_to(mount) for mount, *_ in _mounts())
 
 
 def _mounts() -> Iterator[tuple[Path, str, str]]:
-    """Mount point, the part of the file system that is mounted there, and its type."""
+    """Yield mount point, mounted part of the file system, and type."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         root, point = before.split()[3:5]
@@ -355,7 +355,7 @@ def _mounts() -> Iterator[tuple[Path, str, str]]:
 
 
 def _own_cgroup() -> Path | None:
-    """This process's cgroup in the unified hierarchy, if one can be made below it."""
+    """Return this process's cgroup in the unified hierarchy, if one can be made below it."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::")), None)
     for point, root, kind in _mounts():
@@ -366,7 +366,7 @@ def _own_cgroup() -> Path | None:
 
 
 def _passable() -> Iterator[str]:
-    """Let any user pass to what a service needs, in the overlay's own copy of a directory."""
+    """Make a service's files reachable for any user, in the overlay's copy of a directory."""
     closed = {
         above
         for path in _needed()
@@ -383,7 +383,7 @@ def _mask() -> Iterator[str]:
 
 
 def _copy(master: int, log: Path) -> None:
-    """Keep what comes to the console: a full one would hold PID 1 up."""
+    """Drain the console: a full one would block PID 1."""
     with open(log, "ab", buffering=0) as file, contextlib.suppress(OSError):  # all have closed it
         while True:
             file.write(os.read(master, 4096))
@@ -391,7 +391,7 @@ def _copy(master: int, log: Path) -> None:
 
 
 def _remove(cgroup: Path, seconds: float = 10.0) -> None:
-    """Remove a tree of cgroups as soon as its last process has gone."""
+    """Remove a tree of cgroups after its last process has ended."""
     limit = time.monotonic() + seconds
     while cgroup.exists():
         try:

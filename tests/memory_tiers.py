@@ -17,7 +17,7 @@ from tests.checkpoints import FILES, make_header
 
 
 def own(place: Path, job: JobDirectory, node: str = "here") -> OwnedTier:
-    """A supervisor's hold on the job's tier."""
+    """Take the job's tier, as a supervisor does."""
     return OwnedTier(place, job, node)
 
 

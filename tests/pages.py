@@ -35,7 +35,7 @@ class Step:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The page's fenced blocks, in their order."""
+    """Return the page's fenced blocks, in order."""
     found = []
     lines = page.read_text(encoding="utf-8").splitlines()
     opened, begin = "", 0
@@ -52,7 +52,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
+    """Return the page without its fenced blocks."""
     text = page.read_text(encoding="utf-8")
     return re.sub(r"^ *(`{3,})[^\n]*\n.*?^ *\1 *$", "", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -72,12 +72,12 @@ def steps(block: Block) -> Iterator[Step]:
 
 
 def links(page: Path) -> list[str]:
-    """Where its links and pictures lead, outside of code."""
+    """Return the targets of links and pictures outside of code."""
     return _LINK.findall(_CODE.sub("", prose(page)))
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that its headings can be reached by, as GitHub makes them."""
+    """Return the fragments of its headings, as GitHub makes them."""
     found: dict[str, int] = {}
     names = set()
     for heading in _HEADING.findall(prose(page)):
@@ -90,7 +90,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def typed_commands(page: Path) -> list[str]:
-    """All that begins with ``elastic-ckpt`` in its code, inline or in blocks."""
+    """Return all commands that begin with ``elastic-ckpt``, inline or in blocks."""
     text = prose(page)
     pieces = [code for _, code in _CODE.findall(text)]
     for block in blocks(page):

@@ -38,12 +38,12 @@ class Setup:
     others: tuple[tuple[int, dict[str, Any]], ...] = ((1, {}), (4, {}))
 
     def at(self, ranks: int, options: dict[str, Any]) -> "Setup":
-        """The same on another layout."""
+        """Return the same setup on another layout."""
         return replace(self, ranks=ranks, options=self.options | options)
 
 
 def zero(name: str, stage: int, precision: str, **options: Any) -> Setup:
-    """LowLevelZero."""
+    """Return a setup of LowLevelZero."""
     options = {"stage": stage, "precision": precision, **options}
     return Setup(f"LowLevelZero {name}", "LowLevelZeroPlugin", options, exact=precision == "fp32")
 
@@ -51,7 +51,7 @@ def zero(name: str, stage: int, precision: str, **options: Any) -> Setup:
 def hybrid(
     name: str, precision: str, model: str = "llama", ranks: int = 2, **options: Any
 ) -> Setup:
-    """HybridParallel; ``name`` gives the sizes: ``tp2 pp2``."""
+    """Return a setup of HybridParallel; ``name`` gives the sizes: ``tp2 pp2``."""
     sizes = {"tp_size": 1, "pp_size": 1}
     for word in name.split():
         if word[:2] in ("tp", "pp") and word[2:].isdecimal():
@@ -144,12 +144,12 @@ SETUPS = [
 
 
 def named(name: str) -> Setup:
-    """One of the setups."""
+    """Return a setup by its name."""
     return next(setup for setup in SETUPS if setup.name == name)
 
 
 def why_not_here(setup: Setup) -> str:
-    """What torch's communication on a CPU lacks for a setup; empty if it can be tried."""
+    """Return what gloo lacks for a setup; empty if it can run."""
     import torch
 
     old = tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 6)
@@ -174,12 +174,12 @@ class Built:
 
     @property
     def state(self) -> tuple[Any, Any, Any, Any]:
-        """As ``save_checkpoint`` takes it."""
+        """Return the arguments for ``save_checkpoint``."""
         return self.booster, self.model, self.optimizer, self.scheduler
 
 
 def make_model(kind: str, seed: int = 1) -> Any:
-    """A small model from scratch."""
+    """Make a small model from scratch."""
     import torch
 
     torch.manual_seed(seed)
@@ -211,7 +211,7 @@ def make_model(kind: str, seed: int = 1) -> Any:
 
 
 def make_plugin(setup: Setup) -> Any:
-    """The plugin itself."""
+    """Make the plugin."""
     from colossalai.booster import plugin
     from colossalai.booster.plugin.moe_hybrid_parallel_plugin import MoeHybridParallelPlugin
 
@@ -220,7 +220,7 @@ def make_plugin(setup: Setup) -> Any:
 
 
 def build(setup: Setup, seed: int = 1, leave_out: str = "") -> Built:
-    """Model, optimizer and scheduler, boosted."""
+    """Return model, optimizer and scheduler, boosted."""
     import torch
     from colossalai.booster import Booster
 
@@ -250,7 +250,7 @@ def quiet():
 
 
 def train(built: Built, first: int, last: int) -> None:
-    """Steps ``first`` up to ``last``, with data that depend on step and data-parallel rank."""
+    """Train from ``first`` up to ``last``, with data by step and data-parallel rank."""
     import torch
     import torch.distributed as dist
 
@@ -307,7 +307,7 @@ def digests(built: Built) -> dict[str, Any]:
 
 
 def digest(tensors: Any) -> str:
-    """Of their bytes."""
+    """Return a digest of the tensors' bytes."""
     import torch
 
     found = hashlib.sha256()
@@ -318,7 +318,7 @@ def digest(tensors: Any) -> str:
 
 
 def train_and_save(rank: int, setup: Setup, directory: str, leave_out: str = "") -> Any:
-    """The undisturbed run, which saves in its middle; state at the save and at its end."""
+    """Train and save in the middle; return the state at the save and at the end."""
     from elastic_ckpt import save_checkpoint
 
     built = build(setup, leave_out=leave_out)
@@ -344,7 +344,7 @@ def load_and_train(rank: int, setup: Setup, directory: str) -> Any:
 
 
 def load_plainly_and_train(rank: int, setup: Setup, directory: str) -> Any:
-    """Likewise with ColossalAI's own calls, from the same files."""
+    """Resume with ColossalAI's own calls, from the same files."""
     built = build(setup, seed=2)
     place = os.path.join(directory, f"epoch-0_step-{STEPS}")
     with quiet():
@@ -357,7 +357,7 @@ def load_plainly_and_train(rank: int, setup: Setup, directory: str) -> Any:
 
 
 def load_and_save_again(rank: int, setup: Setup, directory: str) -> None:
-    """Another layout takes it, and writes what it took as that step of the next epoch."""
+    """Load into another layout and save again, as that step of the next epoch."""
     from elastic_ckpt import load_checkpoint, save_checkpoint
 
     built = build(setup, seed=2)
@@ -370,7 +370,7 @@ def load_and_save_again(rank: int, setup: Setup, directory: str) -> None:
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """Which of weights, moments and masters two checkpoints do not have in common, bit for bit."""
+    """Return which of weights, moments and masters differ between two checkpoints."""
     return [
         kind
         for kind, read in (("weights", _weights), ("moments", _moments), ("masters", _masters))
@@ -379,13 +379,13 @@ def differences(left: Path, right: Path) -> list[str]:
 
 
 def _same(left: dict[Any, str], right: dict[Any, str]) -> bool:
-    """Equal under equal names; one of two tied weights may be missing, as its twin is there."""
+    """Whether all are equal by name; one of two tied weights may be missing."""
     common = left.keys() & right.keys()
     return set(left.values()) == set(right.values()) and all(left[k] == right[k] for k in common)
 
 
 def _shards(place: Path) -> dict[Any, Any]:
-    """Everything in an index's shards."""
+    """Return all tensors in an index's shards."""
     import torch
 
     (index,) = place.glob("*.index.json")
@@ -408,7 +408,7 @@ def _moments(checkpoint: Path) -> dict[Any, str]:
 
 
 def _masters(checkpoint: Path) -> dict[str, str]:
-    """Of each place in the model's parallelism and each parameter, without its padding."""
+    """Return the masters by parallel index and parameter, without padding."""
     import safetensors.torch
     import torch
 
@@ -422,6 +422,6 @@ def _masters(checkpoint: Path) -> dict[str, str]:
 
 
 def _end(tensor: Any) -> int:
-    """Where the zeros begin with which the last shard is filled up."""
+    """Return where the padding of the last shard starts."""
     used = tensor.nonzero()
     return int(used[-1]) + 1 if len(used) else 0

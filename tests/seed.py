@@ -46,12 +46,12 @@ class Used:
     draws: list[float] = field(default_factory=list)
 
     def in_epoch(self, epoch: int) -> list[int]:
-        """Its samples, in order."""
+        """Return the samples of an epoch, in order."""
         return [sample for at, sample in self.samples if at == epoch]
 
 
 def build() -> tuple[Any, ...]:
-    """Booster, model, optimizer and scheduler, as every application makes them."""
+    """Return booster, model, optimizer and scheduler, as every application makes them."""
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
 
@@ -96,7 +96,7 @@ class SeedLoop:
         return self.used
 
     def train(self, epoch: int, batch: torch.Tensor) -> None:
-        """One step."""
+        """Train one step."""
         booster, model, optimizer, scheduler = self.state
         booster.backward(model(torch.ones(BATCH, 3)).mean() * torch.rand(()), optimizer)
         optimizer.step()
@@ -106,7 +106,7 @@ class SeedLoop:
         self.used.draws.append(torch.rand(()).item())
 
     def resume(self) -> tuple[int, int]:
-        """The newest that is there; the step is looked at, and counting begins anew."""
+        """Load the newest directory; the step counter restarts at 0."""
         found = sorted(path.name for path in Path(self.directory).glob("epoch-*"))
         if not found:
             return 0, 0
@@ -121,12 +121,12 @@ class SeedLoop:
         return running["epoch"], 0
 
     def after_step(self, epoch: int, steps: int) -> None:
-        """Some of the applications save within an epoch."""
+        """Save within an epoch, as some of the applications do."""
         if self.every and steps % self.every == 0:
             self.save(epoch, steps + 1)
 
     def after_epoch(self, epoch: int, steps: int) -> None:
-        """All of them save at its end."""
+        """Save at the end of an epoch, as all of them do."""
         self.save(epoch, steps + 1)
 
     def save(self, epoch: int, step: int) -> None:
@@ -155,7 +155,7 @@ class OurLoop(SeedLoop):
         super().__init__(directory, every)
 
     def resume(self) -> tuple[int, int]:
-        """What is newest and intact."""
+        """Load the newest intact checkpoint."""
         from elastic_ckpt import load_checkpoint
 
         Path(self.directory).mkdir(exist_ok=True)  # a missing one is taken for a mistake
@@ -165,7 +165,7 @@ class OurLoop(SeedLoop):
         return epoch, step
 
     def after_step(self, epoch: int, steps: int) -> None:
-        """The line that is added to a loop; then ``save_checkpoint`` as it was."""
+        """Run the line added to a loop, then ``save_checkpoint`` as before."""
         import signal
 
         from elastic_ckpt import should_save
@@ -177,7 +177,7 @@ class OurLoop(SeedLoop):
             self.save(epoch, steps)
 
     def after_epoch(self, epoch: int, steps: int) -> None:
-        """As the applications do."""
+        """Save as the applications do."""
         self.save(epoch, steps)
 
     def save(self, epoch: int, step: int) -> None:

@@ -75,7 +75,7 @@ PartitionName=high PriorityTier=10 PreemptMode=OFF
 
 
 def why_not() -> str:
-    """Why there can be no such cluster here; empty if there can."""
+    """Return why such a cluster cannot be made here; empty if it can."""
     if os.geteuid() != 0:
         return "slurmd needs root to start a job"
     missing = [name for name in _PROGRAMS if shutil.which(name, path=_path()) is None]
@@ -197,7 +197,7 @@ class Slurm:
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End every process of the cluster by its id; first who would start others."""
+        """Kill every process of the cluster by id, first those that start others."""
         for name in ["slurmctld", *NODES]:
             self.end(name)
         try:
@@ -219,7 +219,7 @@ class Slurm:
         self.kill(lambda process: _variable(process, "SLURMD_NODENAME") == name)
 
     def start_node(self, name: str) -> None:
-        """Bring back a node that was lost, and wait until it is a node again."""
+        """Restart a lost node and wait until it is available."""
         assert name not in self.daemons, f"{name} runs"
         self.start_slurmd(name)
         self.until_node(name, "idle", "mixed", "allocated", "completing")
@@ -241,7 +241,7 @@ class Slurm:
     # -- jobs -------------------------------------------------------------------------------
 
     def run(self, *command: str, seconds: float = 20.0) -> str:
-        """What a command of the cluster prints; it must succeed."""
+        """Return the output of a command of the cluster, which must succeed."""
         found = self.call(*command, seconds=seconds)
         reported = f"{' '.join(command)}: {found.returncode}: {found.stderr}{found.stdout}"
         assert found.returncode == 0, reported
@@ -250,7 +250,7 @@ class Slurm:
     def call(
         self, *command: str, seconds: float = 20.0, text: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command of the cluster, given ``text``, whatever comes of it."""
+        """Run a command of the cluster with ``text`` as input, whether it succeeds or not."""
         try:
             return subprocess.run(
                 command,
@@ -265,7 +265,7 @@ class Slurm:
             self.fail(f"not within {seconds} s: {' '.join(command)}")
 
     def sbatch(self, *arguments: str, script: str | None = None) -> str:
-        """Submit a job: its id. Without ``script`` the arguments name a file or have --wrap."""
+        """Submit a job and return its id. Without ``script`` the arguments name a file or have --wrap."""
         if script is not None and not script.startswith("#!"):
             script = f"#!/bin/bash\n{script}"
         found = self.call("sbatch", "--parsable", *arguments, text=script)
@@ -304,11 +304,11 @@ class Slurm:
         return self.until(job, lambda seen: seen["JobState"] in states, what, seconds)
 
     def output(self, job: str) -> str:
-        """The end of what a job printed, if it prints where sbatch has it by default."""
+        """Return the end of a job's output in sbatch's default file."""
         return _tail(self.root / f"slurm-{job}.out")
 
     def logs(self) -> str:
-        """The ends of the daemons' logs, for a message."""
+        """Return the ends of the daemons' logs, for a message."""
         tails = {name: _tail(self.root / f"{name}.log") for name in ("munged", "slurmctld", *NODES)}
         return "\n".join(f"-- {name}\n{tail}" for name, tail in tails.items() if tail)
 
@@ -318,7 +318,7 @@ class Slurm:
     # -- processes --------------------------------------------------------------------------
 
     def processes(self) -> list[psutil.Process]:
-        """All that belong to the cluster but its daemons: SLURM_CONF tells, or who started them."""
+        """Return the cluster's processes but its daemons, found by SLURM_CONF or by their parent."""
         this = psutil.Process()
         others = {process.pid for process in (this, *this.parents())}
         others |= {daemon.pid for daemon in self.daemons.values()}
@@ -329,7 +329,7 @@ class Slurm:
         return [process for process in found if process.pid not in others and _lives(process)]
 
     def kill(self, chosen: Callable[[psutil.Process], bool], seconds: float = 10.0) -> None:
-        """Kill those that are chosen and what they started.
+        """Kill the chosen processes and their children.
 
         The steps' daemons first: they would report how the others ended. Multiprocessing's
         trackers last: they remove the semaphores of those that are gone, and then end.
@@ -350,7 +350,7 @@ class Slurm:
 
 
 def _variable(process: psutil.Process, name: str) -> str:
-    """Read from the raw text: a step's daemon writes its title over the beginning of it."""
+    """Read a variable from the raw text: a step daemon overwrites its start with a title."""
     prefix = f"{name}=".encode()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
@@ -378,7 +378,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below those that the system gives to outgoing connections, so none takes them now."""
+    """Return ports below the range of outgoing connections, so that none takes them meanwhile."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().randrange(10000, 30000)
@@ -394,7 +394,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _path() -> str:
-    """Where commands are; the daemons' place is not in every user's path."""
+    """Return the path of commands and daemons, which is not in every user's PATH."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 

@@ -24,7 +24,7 @@ State = dict[str, bytes]
 
 
 def state_of(checkpoint: Path) -> State:
-    """Everything in a checkpoint but what describes it: the seal and the parts."""
+    """Return a checkpoint's files without the seal and the part manifests."""
     return {
         name: data
         for name, data in tree(checkpoint).items()
@@ -35,7 +35,7 @@ def state_of(checkpoint: Path) -> State:
 
 
 def prepare(root: Path) -> State:
-    """A job directory with the older checkpoint; returns what every checkpoint adds to it.
+    """Make a job directory with the older checkpoint; return what every checkpoint adds to it.
 
     The rest, the ranks' own files, is the same at every step.
     """
@@ -51,7 +51,7 @@ def prepare(root: Path) -> State:
 
 @contextmanager
 def without_waiting_for_the_disk() -> Iterator[None]:
-    """For the checks' own saves: what they write need not survive anything."""
+    """Skip fsync in the checks' own saves, which need not survive a power cut."""
     with mock.patch.multiple(os, fsync=lambda fd: None, fdatasync=lambda fd: None):
         yield
 
@@ -81,7 +81,7 @@ class Aftermath:
         self.complaints: list[str] = []
 
     def newest(self, allowed: Collection[int]) -> int:
-        """The step of the newest intact checkpoint, which must be one of these; 0 for none."""
+        """Return the newest intact checkpoint's step, which must be one of these; 0 for none."""
         found = newest_intact(self._job)
         if found is None:
             self._complain("there is no intact checkpoint")
@@ -97,7 +97,7 @@ class Aftermath:
     def go_on(
         self, *, clean_first: bool, step: int = NEXT, allowed: Collection[int] = (OLD, NEW)
     ) -> None:
-        """The next save, and one clean-up before or after it."""
+        """Make the next save, with one clean-up before or after it."""
         if clean_first:
             self._clean()
             self.newest(allowed)
@@ -173,5 +173,5 @@ def _why_invalid(path: Path) -> str:
 
 
 def _is_empty_place(path: Path) -> bool:
-    """One of the store's own directories, such as that of the attempts, with nothing in it."""
+    """Whether this is one of the store's own directories, such as that of the attempts, and empty."""
     return path.name.startswith(".") and path.is_dir() and not any(path.iterdir())

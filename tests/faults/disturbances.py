@@ -21,7 +21,7 @@ Disturbance = Callable[[Job, random.Random], None]
 
 
 def term_supervisor(job: Job, dice: random.Random) -> None:
-    """A notice."""
+    """Give a notice and start again."""
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() == 75, job.output()
     job.start()
@@ -52,7 +52,7 @@ def notice_during_a_save(job: Job, dice: random.Random) -> None:
 
 
 def notice_during_a_load(job: Job, dice: random.Random) -> None:
-    """In the incarnation after a crash, or in the next run."""
+    """Send a notice while the incarnation after a crash, or the next run, loads."""
     if dice.random() < 0.5:
         dice.choice(job.workers()).send_signal(signal.SIGKILL)
     else:
@@ -133,7 +133,7 @@ def kill_worker(job: Job, dice: random.Random) -> None:
 
 
 def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
-    """Its rank fails, unless the epoch was over and the child was ending anyway."""
+    """Kill one; its rank fails, unless the epoch was over and the child was ending anyway."""
     before = job.view()
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         children = [child for worker in job.workers() for child in worker.children()]
@@ -148,7 +148,7 @@ def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
 
 
 def term_agent_and_worker(job: Job, dice: random.Random) -> None:
-    """Under SLURM such signals reach every process, and must be ignored."""
+    """Send SIGTERM to all, as SLURM does; it must be ignored."""
     before = job.view().incarnation
     for process in (job.agent(), *job.workers()):
         for child in process.children():

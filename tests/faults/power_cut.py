@@ -105,12 +105,12 @@ class Recording:
     log: list[Change | Sync] = field(default_factory=list)
 
     def without(self, unwanted: Callable[[Sync], bool]) -> Recording:
-        """The same save without some of its syncs."""
+        """Return the same save without some of its syncs."""
         log = [step for step in self.log if not (isinstance(step, Sync) and unwanted(step))]
         return replace(self, log=log)
 
     def pending(self, end: int) -> list[int]:
-        """Places in the log of the changes before ``end`` that no sync before it kept."""
+        """Return the log positions of changes before ``end`` that no sync has made durable."""
         pending: list[int] = []
         for place, step in enumerate(self.log[:end]):
             if isinstance(step, Sync):
@@ -120,7 +120,7 @@ class Recording:
         return pending
 
     def tree(self, end: int, fates: Fates) -> Tree:
-        """What stands on the disk if the power goes before the step ``end``."""
+        """Return the tree on disk after a power cut before step ``end``."""
         entries = {inode: dict(names) for inode, names in self.entries.items()}
         data = {inode: bytearray(content) for inode, content in self.data.items()}
         for place, step in enumerate(self.log[:end]):
@@ -180,7 +180,7 @@ def _walk(
 
 
 def states(recording: Recording, end: int, dice: random.Random, drawn: int = 40) -> Iterator[Fates]:
-    """Ways in which the power may go before step ``end``.
+    """Yield the states that a power cut before step ``end`` can leave.
 
     Everything unsynced kept, all lost, each change alone lost, each alone kept, each write torn
     or zeros among what is kept, and ``drawn`` random mixtures.
@@ -206,7 +206,7 @@ def states(recording: Recording, end: int, dice: random.Random, drawn: int = 40)
 
 
 def put_on_disk(tree: Tree, root: Path) -> None:
-    """Make a tree real; ``root`` must not exist."""
+    """Write a tree to disk; ``root`` must not exist."""
     root.mkdir()
     for name, content in tree.items():  # parents come before what is in them
         if content is None:
@@ -235,7 +235,7 @@ class _Open:
 
 
 def record(root: Path, before: Tree, calls: Sequence[Call]) -> Recording:
-    """Turn a traced save into what it did to a tree, which was ``before`` and is fully synced.
+    """Turn a traced save into its changes of a fully synced tree, ``before``.
 
     Raises:
         NotModelled: a call changes the directory in a way that the model does not know.
@@ -266,7 +266,7 @@ class _Recorder:
         self.recording.entries |= {at: dict(names) for at, names in self._entries.items()}
 
     def take(self, call: Call) -> None:
-        """Take note of one call that succeeded."""
+        """Record one successful call."""
         inside = [self._relative(path) for path in call.paths]
         if call.name in FAMILIES["open"]:
             self._take_open(call, inside[0])
@@ -391,5 +391,5 @@ class _Recorder:
 
 
 def places(recording: Recording) -> Iterable[int]:
-    """Every moment: before each step, and after the last."""
+    """Return every moment: before each step, and after the last."""
     return range(len(recording.log) + 1)

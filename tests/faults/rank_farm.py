@@ -30,7 +30,7 @@ ENDED = "ended"
 
 
 def save(root: Path, step: int, rank: int) -> None:
-    """One collective save; every file depends on the step, each rank's own on the rank, too."""
+    """Make one collective save; files depend on the step, and a rank's own on the rank, too."""
     engine = trained(step)
     state = {"rank": rank, "step": step, "noise": torch.full((step,), float(rank))}
     snapshot = Snapshot(
@@ -45,7 +45,7 @@ def save(root: Path, step: int, rank: int) -> None:
 
 
 def trained(step: int) -> Engine:
-    """A model and its optimizer that have made a step, without autograd, which has threads."""
+    """Return a model and optimizer after one step, made without autograd, which has threads."""
     torch.manual_seed(step)
     model = torch.nn.Linear(8, step)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -57,7 +57,7 @@ def trained(step: int) -> Engine:
 
 
 def live(rank: int, port: int, root: Path, outcomes: Path, traced: bool, steps: list[int]) -> int:
-    """A rank's whole life after the fork."""
+    """Run a rank after the fork; return its exit code."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -89,7 +89,7 @@ def _start(
 
 
 def _warm(root: Path) -> None:
-    """Import what torch imports late; threads would not survive the fork, so there are none."""
+    """Import what torch imports late, without threads, which would not survive the fork."""
     torch.set_num_threads(1)
     trained(OLD)
 

@@ -42,23 +42,23 @@ _PR_SET_PTRACER = 0x59616D61
 
 
 def contents(step: int) -> dict[str, bytes]:
-    """What rank 0 writes at a step: other bytes and other sizes at every one."""
+    """Return rank 0's files of a step, with other bytes and sizes at each step."""
     return {name: data + b"step %d" % step * step for name, data in FILES.items()}
 
 
 def save(root: Path, step: int = NEW) -> None:
-    """Both ranks' parts, one after the other, and the seal."""
+    """Write both ranks' parts, one after the other, and the seal."""
     # Not open_job: a save finds a directory that was prepared long ago.
     make_checkpoint(JobDirectory.at(root), step, contents=contents(step), durable=True)
 
 
 def recover(root: Path) -> None:
-    """What the holder of the lock does at its start."""
+    """Clean up as the holder of the lock does at its start."""
     recover_attempts(JobDirectory.at(root))
 
 
 def careless(root: Path) -> None:
-    """A save that makes room first; what such a one loses must be noticed."""
+    """Delete the previous checkpoint before saving, which the checks must detect."""
     (JobDirectory.at(root).checkpoint(0, OLD) / MANIFEST_NAME).unlink(missing_ok=True)
     save(root)
 
@@ -97,7 +97,7 @@ def serve(warm: Callable[[Path], None], start: Callable[..., int]) -> None:
 
 
 def fork(printed: str, act: Callable[[], int]) -> int:
-    """A child that does one thing and ends with what that returns."""
+    """Fork a child that runs one act and exits with its result."""
     library, parent = libc(), os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -122,7 +122,7 @@ def libc() -> ctypes.CDLL:
 
 
 def _warm(root: Path) -> None:
-    """Import now what is imported late, so that no child opens files that are not the save's."""
+    """Import late imports now, so that children open only the save's files."""
     open_job(root)
     for act in ACTS.values():
         act(root)
@@ -167,11 +167,11 @@ class Farm:
             raise
 
     def start(self, act: str, root: Path, printed: Path) -> int:
-        """A child that has stopped before its act."""
+        """Start a child that stops itself before its act."""
         return int(self.ask(act=act, root=str(root), printed=str(printed))["pid"])
 
     def wait(self, pid: int, seconds: float = PATIENCE) -> int:
-        """Its exit code; negative: the signal that killed it. Killed if it takes too long."""
+        """Return its exit code, negative for a signal; kill it if it takes too long."""
         self._send(wait=pid)
         try:
             return int(self._receive(seconds)["code"])
@@ -181,7 +181,7 @@ class Farm:
             raise
 
     def children(self) -> list[int]:
-        """Pids of everything that the farm has started, or inherited, and that is still there."""
+        """Return the pids of running processes that the farm has started or inherited."""
         text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in text.split()]
 

@@ -92,7 +92,7 @@ class Call:
         return next((key for key, names in FAMILIES.items() if self.name in names), "")
 
     def where(self) -> str:
-        """The paths without what differs from run to run."""
+        """Return the paths without what differs from run to run."""
         return " -> ".join(normal(path) for path in self.paths)
 
     def __str__(self) -> str:
@@ -100,12 +100,12 @@ class Call:
 
 
 def normal(path: str) -> str:
-    """A path without what a save draws or reads from the clock."""
+    """Return a path without its random and time-dependent parts."""
     return _TEMPORARY.sub(r"\1\2-*", _STAMP.sub("-*", _IDENTITY.sub("/*", path)))
 
 
 def parse(log: Path) -> list[Call]:
-    """All calls of a log that was written with the options of :func:`attached`."""
+    """Parse all calls of a log written with the options of :func:`attached`."""
     counts: Counter[tuple[str | None, str]] = Counter()
     calls = []
     for line in log.read_text().splitlines():
@@ -159,7 +159,7 @@ def _decode(text: str) -> bytes:
 
 
 def injection(call: Call, mode: str) -> str:
-    """strace's expression for something happening at a call."""
+    """Return strace's expression to inject a fault at a call."""
     return f"{call.name}:{_INJECTED[mode].format(call.count)}"
 
 
@@ -173,7 +173,7 @@ def hit(log: Path, mode: str) -> list[Call]:
 
 
 def inside(calls: Iterable[Call], root: Path) -> list[Call]:
-    """The calls of the families on paths in a directory, itself included."""
+    """Return the calls on paths in a directory, including the directory itself."""
     beginning = f"{root}/"
     return [
         call

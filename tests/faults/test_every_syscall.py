@@ -75,7 +75,7 @@ def invalid_in_its_place(root: Path) -> None:
 
 
 def attempts_of_killed_runs(root: Path) -> None:
-    """One that wants only its seal, one without the second rank's part."""
+    """Make one that lacks only its seal, and one without the second rank's part."""
     job = JobDirectory.at(root)
     make_attempt(job, NEW, contents=contents(NEW))
     make_attempt(job, NEW - 1, contents=contents(NEW - 1), ranks=[0])
@@ -114,11 +114,11 @@ class Bench:
         return [normalised(call, root) for call in found]
 
     def cases(self) -> list[Case]:
-        """Every traced call in every mode."""
+        """Return every traced call in every mode."""
         return [Case(call, mode) for mode in MODES for call in self.calls]
 
     def run(self, case: Case) -> tuple[bool, list[str]]:
-        """Whether the case hit the call that it was meant for, and what was wrong afterwards."""
+        """Return whether the case hit its call, and complaints."""
         root, log = self._fresh(), self._scratch / "log"
         inject = syscalls.injection(case.call, case.mode)
         code, printed = self._run(root, log, inject)
@@ -144,7 +144,7 @@ class Bench:
         return after.complaints
 
     def _missed(self, case: Case, root: Path, log: Path) -> str:
-        """Empty if exactly the intended call was hit."""
+        """Return a complaint unless exactly the intended call was hit."""
         hit = [normalised(call, root) for call in syscalls.hit(log, case.mode)]
         places = [(call.name, call.count, call.paths) for call in hit]
         if places == [(case.call.name, case.call.count, case.call.paths)]:
@@ -168,7 +168,7 @@ class Bench:
 
 
 def normalised(call: Call, root: Path) -> Call:
-    """With paths that are the same in every run."""
+    """Return the call with paths that are the same in every run."""
     paths = tuple(
         "." + syscalls.normal(path).removeprefix(str(root))
         if (path + "/").startswith(f"{root}/")
@@ -179,7 +179,7 @@ def normalised(call: Call, root: Path) -> Call:
 
 
 def _outcome(mode: str, code: int, printed: str) -> list[str]:
-    """Whether the process ended as it should have."""
+    """Return complaints about how the process ended."""
     if mode == KILL:
         return [] if code == -9 else [f"it ended with {code} instead of being killed"]
     if code == 0:
@@ -231,7 +231,7 @@ def check(bench: Bench, cases: list[Case], capsys: pytest.CaptureFixture[str]) -
 
 
 def sample(cases: list[Case], size: int) -> list[Case]:
-    """One of each family and mode, and others that are drawn."""
+    """Draw a sample with at least one case of each family and mode."""
     shuffled = random.Random(SEED).sample(cases, len(cases))
     first = {case.kind: case for case in reversed(shuffled)}.values()
     rest = [case for case in shuffled if case not in first]

@@ -70,7 +70,7 @@ class Launch:
         self.pids: list[int] = []
 
     def run(self, inject: str, seconds: float, *, alone: bool = False) -> list[Rank]:
-        """All ranks' fates. ``alone``: the survivor is killed too, as an agent does."""
+        """Return how each rank ended. With ``alone`` the survivor is killed, too, as by an agent."""
         for rank in range(WORLD_SIZE):
             made = self.farm.ask(
                 rank=rank, port=self._port, root=str(self.root), printed=str(self._printed[rank]),
@@ -96,7 +96,7 @@ class Launch:
         return [found[rank] for rank in range(WORLD_SIZE)]
 
     def printed(self) -> str:
-        """What the ranks printed, without torch's own stacks."""
+        """Return the ranks' output without torch's own stacks."""
         texts = [path.read_text() for path in self._printed if path.exists()]
         lines = [line for text in texts for line in text.splitlines()]
         return "\n    ".join(line for line in lines if not line.startswith(_NOISE))
@@ -141,7 +141,7 @@ class Bench:
         shutil.rmtree(launch.root)
 
     def draw(self, runs: int) -> list[Case]:
-        """Cases of every rank and mode in turn, at calls that are drawn."""
+        """Draw calls for cases of every rank and mode in turn."""
         dice = random.Random(SEED)
         kinds = [(rank, mode) for mode in MODES for rank in range(WORLD_SIZE)]
         dice.shuffle(kinds)
@@ -149,7 +149,7 @@ class Bench:
         return [Case(rank, dice.choice(self.calls[rank]), mode) for rank, mode in picked]
 
     def run(self, case: Case) -> list[str]:
-        """What was wrong in one run and afterwards."""
+        """Return complaints about one run and its aftermath."""
         killed = case.mode == KILL
         steps = [NEW] if killed else [NEW, NEXT]
         launch = Launch(self.farm, self._scratch, case.rank, steps)

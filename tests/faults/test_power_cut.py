@@ -60,11 +60,11 @@ class Scene:
 
     @property
     def trees(self) -> int:
-        """Different trees that were looked at."""
+        """Return the distinct trees that were checked."""
         return len(self._known)
 
     def violations(self, recording: Recording, cases: list[tuple[int, Fates]]) -> Iterator[str]:
-        """What is wrong after each of these (place in the log, fates of what was unsynced)."""
+        """Yield complaints for each (position in the log, fates of unsynced changes)."""
         for end, fates in cases:
             newest, complaints = self._look(recording.tree(end, fates))
             if end == len(recording.log) and newest != NEW:
@@ -113,7 +113,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 
 def recorded(farm: Farm, scratch: Path, spoil: Callable[[Path], None] | None = None) -> Scene:
-    """One undisturbed save, as the disk saw it."""
+    """Record one undisturbed save, as the disk saw it."""
     root, log = scratch / "job", scratch / "log"
     common = prepare(root)
     broken = None
@@ -252,7 +252,7 @@ def test_publishing_before_the_sync_is_detected(scene: Scene) -> None:
 
 
 def found(log: list, end: int | None = None) -> set[tuple[tuple[str, bytes | None], ...]]:
-    """All trees that may be found after these steps on a disk with two directories."""
+    """Return all trees that can be found after these steps on a disk with two directories."""
     entries: dict[int, dict[str, int]] = {0: {"a": 1, "b": 2}, 1: {}, 2: {}}
     recording = Recording(entries, dict.fromkeys((3, 4), b""), log)
     end = len(log) if end is None else end
@@ -315,5 +315,5 @@ def test_unmodelled_call_is_rejected(tmp_path: Path) -> None:
 
 
 def hexed(text: str) -> str:
-    """As strace writes it."""
+    """Escape text as strace does."""
     return "".join(f"\\x{byte:02x}" for byte in text.encode())

@@ -56,7 +56,7 @@ class Trainer:
         return TorchEngine(self.model, self.optimizer, self.scheduler)
 
     def train(self, first: int, last: int) -> Trainer:
-        """Steps with gradients that depend on the parameter's name and the step alone."""
+        """Train with gradients that depend only on the parameter's name and the step."""
         state = self.model.state_dict(keep_vars=True)
         names = canonical_names(self.model, state)
         for step in range(first, last):
@@ -69,7 +69,7 @@ class Trainer:
         return self
 
     def gathered(self) -> dict[str, torch.Tensor]:
-        """Every tensor of the state, put together. Collective for ``fsdp``."""
+        """Return every tensor of the state, gathered. Collective for ``fsdp``."""
         state = self.model.state_dict(keep_vars=True)
         names = canonical_names(self.model, state)
         found = {names[key]: value for key, value in state.items()}
@@ -107,7 +107,7 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def save(trainer: Trainer, directory: Path, rank: int) -> None:
-    """What a checkpoint holds, and beside it the same by other means, for :func:`differences`."""
+    """Save a checkpoint and the same state by other means, for :func:`differences`."""
     trainer.engine.save(directory, DiskPart(directory, "tested", rank))
     gathered = trainer.gathered()
     if rank == 0:
@@ -115,7 +115,7 @@ def save(trainer: Trainer, directory: Path, rank: int) -> None:
 
 
 def differences(trainer: Trainer, directory: Path) -> list[str]:
-    """Names of the tensors whose bits are not those that were saved. Collective for ``fsdp``."""
+    """Return names of tensors that differ from the saved ones. Collective for ``fsdp``."""
     return differing(trainer.gathered(), load_file(directory / "expected"))
 
 

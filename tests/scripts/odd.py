@@ -20,7 +20,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def misbehave(step):
-    """Called by every rank in every step."""
+    """Do what the test asks for; every rank calls it in every step."""
     last = int(os.environ["WORLD_SIZE"]) - 1
     if step != 3 or last != RANK:
         return
@@ -72,7 +72,7 @@ def stop_by_itself():
 
 
 def start_children():
-    """A child that is terminated at once ends, and what is registered for the exit is done."""
+    """Check that SIGTERM ends a child and that exit handlers run."""
     atexit.register(lambda: open(ARGUMENTS[0], "w").close())
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     child.start()
