@@ -265,7 +265,7 @@ class Slurm:
             self.fail(f"not within {seconds} s: {' '.join(command)}")
 
     def sbatch(self, *arguments: str, script: str | None = None) -> str:
-        """Submit a job and return its id. Without ``script`` the arguments name a file or have --wrap."""
+        """Submit a job, return its id. Without ``script`` the arguments name a file or --wrap."""
         if script is not None and not script.startswith("#!"):
             script = f"#!/bin/bash\n{script}"
         found = self.call("sbatch", "--parsable", *arguments, text=script)
@@ -318,7 +318,7 @@ class Slurm:
     # -- processes --------------------------------------------------------------------------
 
     def processes(self) -> list[psutil.Process]:
-        """Return the cluster's processes but its daemons, found by SLURM_CONF or by their parent."""
+        """Return the cluster's processes but its daemons, by SLURM_CONF or by parent."""
         this = psutil.Process()
         others = {process.pid for process in (this, *this.parents())}
         others |= {daemon.pid for daemon in self.daemons.values()}

@@ -173,5 +173,5 @@ def _why_invalid(path: Path) -> str:
 
 
 def _is_empty_place(path: Path) -> bool:
-    """Whether this is one of the store's own directories, such as that of the attempts, and empty."""
+    """Whether this is an empty directory of the store's own, such as that of the attempts."""
     return path.name.startswith(".") and path.is_dir() and not any(path.iterdir())

@@ -70,7 +70,7 @@ class Launch:
         self.pids: list[int] = []
 
     def run(self, inject: str, seconds: float, *, alone: bool = False) -> list[Rank]:
-        """Return how each rank ended. With ``alone`` the survivor is killed, too, as by an agent."""
+        """Return how each rank ended. With ``alone`` the survivor is killed, too."""
         for rank in range(WORLD_SIZE):
             made = self.farm.ask(
                 rank=rank, port=self._port, root=str(self.root), printed=str(self._printed[rank]),
