@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from elastic_ckpt.journal.events import (
@@ -9,6 +10,7 @@ from elastic_ckpt.journal.events import (
     CheckpointVerified,
     Crashed,
     Drained,
+    DrainFailed,
     EmergencyChosen,
     EmergencySaved,
     HangFound,
@@ -64,7 +66,8 @@ class History:
 
     Attributes:
         account: where the time went.
-        first, last: of the events that count; None before there is one.
+        first, last: when the first and the last entry that counts was written; None without one.
+        marks: the step marks of the newest incarnation, and when each was written.
     """
 
     def __init__(self) -> None:
@@ -81,8 +84,18 @@ class History:
         self.refused: list[Refused] = []
         self.incidents: list[Incident] = []
         self.samples: list[Sample] = []
+        self.marks: list[tuple[float, StepMark]] = []
+        self.last_emergency: EmergencySaved | None = None
         self._noticed: Notice | None = None  # the first notice of the run that runs
         self._stacks: tuple[str, ...] = ()  # of the hang that a crash will tell of
+
+    @classmethod
+    def of(cls, entries: Iterable[JournalEntry]) -> History:
+        """Return the history of a whole journal, not yet closed."""
+        history = cls()
+        for entry in entries:
+            history.observe(entry)
+        return history
 
     @property
     def is_supervised(self) -> bool:
@@ -133,6 +146,7 @@ class History:
             case StateChanged(state=RunState.RUNNING.value):
                 self._train(at, event)
             case StepMark():
+                self.marks.append((at, event))
                 self._sample(at - event.age_seconds, event)
             case HangFound():
                 self._stacks = tuple(
@@ -166,16 +180,27 @@ class History:
             case SaveFailed(stall_seconds=stall):
                 reason, error = _short(event.reason), printable(event.error) or "it failed"
                 self.saves.append(Save(at, None, event.step, reason, "", None, 0.0, stall, error))
-            case Drained() if notice is not None and notice.saved_step is None:
-                # What was in memory when the notice came may be all that is saved on it.
-                notice.saved_step = event.step
+            case Drained():
+                self._drained("")
+                if notice is not None and notice.saved_step is None:
+                    # What was in memory when the notice came may be all that is saved on it.
+                    notice.saved_step = event.step
+            case DrainFailed():
+                self._drained(printable(event.error))
             case EmergencyChosen() if notice is not None:
                 notice.choice, notice.why = _short(event.kind), printable(event.why)
                 notice.predicted_seconds = event.predicted_seconds
-            case EmergencySaved() if notice is not None:
-                notice.saved_step = event.step
-                notice.predicted_seconds = event.predicted_seconds
-                notice.actual_seconds = event.actual_seconds
+            case EmergencySaved(predicted_seconds=predicted):
+                self.last_emergency = event
+                if self.saves:
+                    self.saves[-1].predicted_seconds = predicted
+                if notice is not None:
+                    notice.saved_step, notice.predicted_seconds = event.step, predicted
+                    notice.actual_seconds = event.actual_seconds
+
+    def _drained(self, error: str) -> None:
+        if self.saves:
+            self.saves[-1].drain_error = error
 
     def _observe_checkpoint(self, at: float, event: JournalEvent) -> None:
         match event:
@@ -241,6 +266,7 @@ class History:
             self._interrupt(Cause.PREEMPTION, at, kind=self._noticed.source, message=message)
 
     def _launch(self, entry: JournalEntry, event: WorkersLaunched) -> None:
+        self.marks.clear()
         self._close_incarnation(entry.wall, KILLED)
         number = entry.incarnation if event.incarnation is None else event.incarnation
         run = len(self.runs) - 1

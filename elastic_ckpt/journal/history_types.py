@@ -69,9 +69,15 @@ class Incarnation:
         return self.nproc * self.nodes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Save:
-    """A save that came to an end; ``error`` says why it failed, and is empty if it did not."""
+    """A save that is over; filled in with what followed.
+
+    Attributes:
+        error: why it failed; empty if it did not.
+        predicted_seconds: of an emergency save; None if unknown.
+        drain_error: why the newest drain after it failed; empty if it did not.
+    """
 
     at: float
     epoch: int | None
@@ -82,6 +88,8 @@ class Save:
     seconds: float
     stall_seconds: float
     error: str = ""
+    predicted_seconds: float | None = None
+    drain_error: str = ""
 
 
 class NoticeKind(Enum):

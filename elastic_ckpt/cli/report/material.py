@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +15,6 @@ from elastic_ckpt.journal.curve import Steps
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause, Interruption
 from elastic_ckpt.journal.journal import read_journal
-from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import Goodput, Span, total
 
 MAX_CHECKPOINTS = 100
@@ -102,22 +100,14 @@ class Material:
 
 def collect(job: JobDirectory) -> Material:
     """Gather everything; works with the supervisor alive, dead or never started."""
-    status = gather(job)
+    history = History.of(read_journal(job))
+    status = gather(job, history)
     at = time.time()
     running = status.state not in _AT_REST
     record = next(iter(job_records(job)), None)
     kept, older = _checkpoints(job, record.memory if record else "")
-    history = fold(read_journal(job), running=running)
-    return Material(str(job.root), at, status, history, kept, older, quarantined(job))
-
-
-def fold(events: Iterable[JournalEntry], *, running: bool) -> History:
-    """Return the history of a whole journal."""
-    history = History()
-    for event in events:
-        history.observe(event)
     history.close(running=running)
-    return history
+    return Material(str(job.root), at, status, history, kept, older, quarantined(job))
 
 
 def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[CheckpointView], int]:

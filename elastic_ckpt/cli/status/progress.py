@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
-from elastic_ckpt.journal.events import StepMark, WorkersLaunched
-from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.journal.events import StepMark
 from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount
 from elastic_ckpt.protocol.slot import Slot
 
@@ -70,17 +69,20 @@ def time_view(found: Goodput) -> TimeView:
 
 
 def progress(
-    step: int | None, slots: Sequence[Slot], events: Sequence[JournalEntry], *, running: bool
+    step: int | None,
+    slots: Sequence[Slot],
+    marks: Sequence[tuple[float, StepMark]],
+    *,
+    running: bool,
 ) -> ProgressView | None:
     """Return the progress; None if the step is unknown.
 
     Args:
         slots: of the ranks whose board can be read here.
-        events: the journal.
+        marks: the step marks of the newest incarnation, each with its wall time.
     """
     if step is None:
         return None
-    marks = _marks(events)
     last = marks[-1][1] if marks else None
     per_step = max((slot.samples_per_step for slot in slots), default=0)
     per_step = per_step or (last.samples_per_step if last else 0)
@@ -115,18 +117,6 @@ def at_risk(
         same = epoch == on_disk.epoch
         return AtRiskView(0 if same else None, account.training_since(moment, now))
     return AtRiskView(ahead, account.training_since(moment, now) if ahead else 0.0)
-
-
-def _marks(entries: Iterable[JournalEntry]) -> list[tuple[float, StepMark]]:
-    """Return the step marks of the newest incarnation, each with its wall time."""
-    found: list[tuple[float, StepMark]] = []
-    for entry in entries:
-        match entry.event:
-            case WorkersLaunched():
-                found.clear()
-            case StepMark(follows=False) as mark:
-                found.append((entry.wall, mark))
-    return found
 
 
 def _rate(slots: Sequence[Slot], marks: Sequence[tuple[float, StepMark]]) -> float | None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.journal.events import Drained, DrainFailed, EmergencySaved, Saved, SaveFailed
-from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.util.text import printable
+from elastic_ckpt.journal.history import History
 
 
 class LastSaveView(msgspec.Struct):
@@ -37,40 +35,25 @@ class SaveIntervalView(msgspec.Struct):
     why: str
 
 
-def last_save(entries: list[JournalEntry]) -> LastSaveView | None:
-    """Return the newest save in the journal."""
-    emergency: EmergencySaved | None = None
-    drain: Drained | DrainFailed | None = None
-    for entry in reversed(entries):
-        match entry.event:
-            case EmergencySaved() as emergency:  # written after the save that it describes
-                pass
-            case Drained() | DrainFailed() as event:
-                drain = drain or event
-            case Saved(seconds=seconds, stall_seconds=stall) as event:
-                predicted = emergency.predicted_seconds if emergency else None
-                reason, why = printable(event.reason), _why_not_drained(drain)
-                return LastSaveView(reason, predicted, seconds, stall or 0.0, why)
-            case SaveFailed(stall_seconds=stall) as event:
-                predicted = emergency.predicted_seconds if emergency else None
-                reason, why = printable(event.reason), printable(event.error)
-                return LastSaveView(reason, predicted, 0.0, stall, why or _why_not_drained(drain))
-    return None
+def last_save(history: History) -> LastSaveView | None:
+    """Return the newest save of a job; None without one."""
+    if not history.saves:
+        return None
+    save = history.saves[-1]
+    error = save.error
+    if not error and save.drain_error:
+        error = f"in memory but not on the disk: {save.drain_error}"
+    return LastSaveView(
+        save.reason, save.predicted_seconds, save.seconds, save.stall_seconds, error
+    )
 
 
-def _why_not_drained(drain: Drained | DrainFailed | None) -> str:
-    """Return the error of the newest drain; empty if it succeeded, or there was none."""
-    if not isinstance(drain, DrainFailed):
-        return ""
-    return f"in memory but not on the disk: {printable(drain.error)}"
-
-
-def last_emergency_save(entries: list[JournalEntry]) -> EmergencySaveView | None:
-    """Return the newest emergency save in the journal."""
-    for entry in reversed(entries):
-        if isinstance(entry.event, EmergencySaved):
-            return EmergencySaveView(entry.event.predicted_seconds, entry.event.actual_seconds)
-    return None
+def last_emergency_save(history: History) -> EmergencySaveView | None:
+    """Return the newest emergency save of a job; None without one."""
+    found = history.last_emergency
+    if found is None:
+        return None
+    return EmergencySaveView(found.predicted_seconds, found.actual_seconds)
 
 
 def save_interval(record: NodeRecord | None) -> SaveIntervalView | None:

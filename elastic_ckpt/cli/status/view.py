@@ -29,10 +29,9 @@ from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, RecoveryRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.events import Crashed
+from elastic_ckpt.journal.history import History
+from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
-from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.journal.time_account import fold
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
@@ -159,8 +158,12 @@ class StatusView(msgspec.Struct, kw_only=True):
     time: TimeView
 
 
-def gather(job: JobDirectory) -> StatusView:
-    """Gather everything; works with the supervisor alive, dead or never started."""
+def gather(job: JobDirectory, history: History | None = None) -> StatusView:
+    """Gather everything; works with the supervisor alive, dead or never started.
+
+    Args:
+        history: what the job's journal holds, if it was read already.
+    """
     records = job_records(job)
     record = next((one for one in records if one.leads), next(iter(records), None))
     alive = record.owner.is_alive() if record else False
@@ -169,14 +172,15 @@ def gather(job: JobDirectory) -> StatusView:
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
     on_disk = newest if newest is None or newest.tier == "disk" else newest_intact(job)
-    events = read_journal(job, marks=False)
-    account = fold(events)
+    if history is None:
+        history = History.of(read_journal(job, marks=False))
+    account = history.account
     running = alive is not False and record is not None and record.state not in TERMINAL
     now = time.time() if running else None
     goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
     state, message = _state(record, alive, beat) if record is not None else _unsupervised(job)
-    newest_save = last_save(events)
+    newest_save = last_save(history)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
     no_session = (record is not None and record.sessionless) or _no_session(record, slots)
@@ -195,7 +199,9 @@ def gather(job: JobDirectory) -> StatusView:
         nodes=_nodes(record, run),
         workers=worker_views(boards),
         position=position,
-        progress=progress(position.step if position else None, slots, events, running=running),
+        progress=progress(
+            position.step if position else None, slots, history.marks, running=running
+        ),
         reported=reported(slots),
         at_risk=at_risk(position.epoch, position.step, on_disk, account, now)
         if position and slots and now is not None
@@ -207,10 +213,10 @@ def gather(job: JobDirectory) -> StatusView:
         last_save=newest_save,
         last_recovery=record.last_recovery if record else None,
         last_failure=record.last_failure if record else None,
-        last_emergency_save=last_emergency_save(events),
+        last_emergency_save=last_emergency_save(history),
         save_interval=save_interval(record),
         restarts=RestartsView(
-            max(record.failures if record else 0, _crashes(events)),
+            max(record.failures if record else 0, _crashes(history)),
             record.preemptions if record else 0,
             record.failures_left if record else 0,
         ),
@@ -220,11 +226,10 @@ def gather(job: JobDirectory) -> StatusView:
     )
 
 
-def _crashes(entries: list[JournalEntry]) -> int:
-    """Return the failures of all runs; a record has those of the last run."""
-    crashes = [one.event for one in entries if isinstance(one.event, Crashed)]
-    member = FailureClass.MEMBERSHIP.value
-    return sum(not crash.follows and crash.kind != member for crash in crashes)
+def _crashes(history: History) -> int:
+    """Return the number of failures in all runs of the job; a record has those of the last."""
+    crashes = [one for one in history.interruptions if one.cause is Cause.FAILURE]
+    return sum(one.kind != FailureClass.MEMBERSHIP.value for one in crashes)
 
 
 def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
