@@ -1,4 +1,4 @@
-"""What each interruption cost: lost work, recovery and waiting, which add up to the account's."""
+"""What each interruption cost: lost work, recovery and waiting, which add up to the account."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from elastic_ckpt.journal.history_types import Incarnation, Interruption
 from elastic_ckpt.journal.time_account import Category, Span
 
 _CLOSE: Final = 1e-6
-"""Seconds by which sums of floats may miss each other."""
+"""Seconds by which sums of floats may differ."""
 
 
 @dataclass
 class Cost:
-    """Of one interruption, in seconds.
+    """The cost of one interruption.
 
     Attributes:
-        lost_steps: how many had to be done again; None if nobody knows, or none was yet.
-        back_at: when the next first step began; None if it did not.
+        lost_steps: steps that had to be repeated; None if unknown, or if none was repeated yet.
+        back_at: when the next first step started; None if it has not.
     """
 
     lost_seconds: float = 0.0
@@ -32,7 +32,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The sum, in seconds."""
         return self.lost_seconds + self.recovery_seconds + self.waiting_seconds
 
 
@@ -43,15 +43,15 @@ def costs(
     *,
     counts_anew: bool = False,
 ) -> list[Cost]:
-    """One for each interruption, in their order.
+    """Return the cost of each interruption, in order.
 
-    A pause, in which nobody trains, belongs to the interruption that it begins with, and from the
-    next one in it on to that one; a pause without any is nobody's. Work that was lost belongs to
-    the first interruption before the incarnation that did not have it any more.
+    A pause in training belongs to the interruption that it starts with; further interruptions
+    within the pause divide it. A pause without an interruption belongs to none. Lost work belongs
+    to the first interruption before the incarnation that no longer had it.
 
     Args:
         spans: of the whole account.
-        counts_anew: the script begins to count its steps anew in each epoch.
+        counts_anew: the script restarts its step count in each epoch.
     """
     found = [Cost() for _ in interruptions]
     if not found:
@@ -71,7 +71,7 @@ def costs(
 
 
 def _pauses(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Spans of recovery and waiting that lie end to end."""
+    """Yield the consecutive spans of recovery and waiting of each pause."""
     pause: list[Span] = []
     for span in spans:
         if span.category in (Category.RECOVERY, Category.WAITING):
@@ -84,7 +84,7 @@ def _pauses(spans: Sequence[Span]) -> Iterator[list[Span]]:
 
 
 class _Books:
-    """Whose a moment is."""
+    """Assigns moments to interruptions."""
 
     def __init__(
         self, interruptions: Sequence[Interruption], trained: Sequence[Incarnation]
@@ -94,7 +94,7 @@ class _Books:
         self._begun = [one.first_step_at or 0.0 for one in trained]
 
     def who_lost(self, span: Span) -> int:
-        """Index of the interruption that the work of a span was lost to."""
+        """Return the index of the interruption that the work of a span was lost to."""
         first = bisect_left(self._begun, span.ended - _CLOSE)
         for index in range(first, len(self._trained)):
             one = self._trained[index]
@@ -104,11 +104,11 @@ class _Books:
         return self._first_behind(self._begun[-1] if self._begun else -math.inf)
 
     def shares(self, pause: Sequence[Span]) -> Iterator[tuple[int, Category, float]]:
-        """How a pause is divided: index of the interruption, category, seconds."""
+        """Divide a pause: yield the index of the interruption, the category and the seconds."""
         began, ended = pause[0].began, pause[-1].ended
         first = bisect_left(self._at, began - _CLOSE)
         last = bisect_right(self._at, ended + _CLOSE)
-        if first == last:  # nobody ran a job that had finished, or nodes were waited for
+        if first == last:  # after a job had finished, or while it waited for nodes
             return
         edges = [-math.inf, *self._at[first + 1 : last], math.inf]
         for span in pause:
@@ -119,7 +119,7 @@ class _Books:
                 low += 1
 
     def add_returns(self, found: list[Cost], counts_anew: bool) -> None:
-        """When each was over, and how many steps it threw back."""
+        """Fill in when training was back, and how many steps each interruption lost."""
         for index, cost in enumerate(found):
             following = bisect_right(self._begun, self._at[index])
             limit = self._at[index + 1] if index + 1 < len(found) else math.inf
@@ -136,7 +136,7 @@ class _Books:
 
 
 def _steps_between(now: Incarnation, before: Incarnation, counts_anew: bool) -> int | None:
-    """Steps that one had finished and the next one begins behind of."""
+    """Return the steps that one incarnation finished and the next one repeats."""
     if now.from_step is None or before.reached_step is None:
         return None
     if counts_anew and now.from_epoch != before.reached_epoch:

@@ -1,4 +1,4 @@
-"""Curves of what a job reported and how fast it was, from samples: thinned, with what was lost."""
+"""Curves of what a job reported, and of its speed: from samples, thinned, with what was lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from elastic_ckpt.journal.history_types import Incarnation, Sample
 
 BINS: Final = 300
-"""A line has so many places, and at most four points in each."""
+"""Parts of the axis; a line has at most four points in each."""
 
 MAX_LOST_LINES: Final = 200
 MAX_CURVES: Final = 8
@@ -24,13 +24,13 @@ Line = list[Point]
 
 @dataclass(frozen=True)
 class Curve:
-    """What was reported under one name, against the step.
+    """The values reported under one name, against the step.
 
     Attributes:
-        kept: what still counts.
-        lost: what was done again, one line for each time.
+        kept: those that still count.
+        lost: those of repeated steps, a line for each repeat.
         last: the newest value that counts.
-        count: values in all.
+        count: all values.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Rate:
-    """Samples or steps per second from a moment to another, saves included."""
+    """Samples or steps per second in a stretch of time, saves included."""
 
     began: float
     ended: float
@@ -53,7 +53,7 @@ class Steps:
     """All samples of a history, and the one axis on which their steps lie.
 
     Attributes:
-        counts_anew: the script begins to count its steps anew in each epoch.
+        counts_anew: the script restarts its step count in each epoch.
     """
 
     def __init__(self, samples: Sequence[Sample], incarnations: Sequence[Incarnation]) -> None:
@@ -67,12 +67,12 @@ class Steps:
         )
         self._offsets = _offsets(samples) if self.counts_anew else {}
 
-    def place(self, epoch: int | None, step: int) -> float:
-        """Where a step lies on the axis."""
+    def position(self, epoch: int | None, step: int) -> float:
+        """Return a step's position on the axis."""
         return float(step + self._offsets.get(epoch or 0, 0))
 
     def curves(self) -> list[Curve]:
-        """The loss first, then the others by name."""
+        """Return the curve of the loss, then the others by name."""
         names = {name for sample in self._samples for name in sample.metrics}
         ordered = sorted(names, key=lambda name: ("loss" not in name, name))[:MAX_CURVES]
         limits = self._limits()
@@ -80,21 +80,21 @@ class Steps:
 
     @property
     def unit(self) -> str:
-        """Of :meth:`rates`: samples where their number is known."""
+        """The unit of :meth:`rates`: samples if their number is known, else steps."""
         return "samples" if any(one.samples_per_step for one in self._samples) else "steps"
 
     def rates(self) -> list[Rate]:
-        """Between each two marks of an incarnation, in order of time."""
+        """Return the rates between consecutive marks of an incarnation, in order of time."""
         in_samples = self.unit == "samples"
         marks = [one for one in self._samples if one.samples_per_step or not in_samples]
         found: list[Rate] = []
         for before, now in pairwise(marks):
-            done = self.place(now.epoch, now.step) - self.place(before.epoch, before.step)
+            done = self.position(now.epoch, now.step) - self.position(before.epoch, before.step)
             seconds = now.at - before.at
             if now.incarnation != before.incarnation or seconds <= 0 or done <= 0:
                 continue
             if found and before.at < found[-1].ended:
-                continue  # somebody set a clock
+                continue  # a clock was set
             each = now.samples_per_step if in_samples else 1
             found.append(Rate(before.at, now.at, done * each / seconds))
         return found
@@ -102,14 +102,14 @@ class Steps:
     # -- inside -------------------------------------------------------------------------------
 
     def _limits(self) -> dict[int | None, float]:
-        """For each incarnation the step up to which what it did still counts."""
+        """Return for each incarnation the step up to which its work still counts."""
         limits: dict[int | None, float] = {}
         limit = math.inf
         for index in range(len(self._incarnations) - 1, -1, -1):
             limits[index] = limit
             one = self._incarnations[index]
             if one.first_step_at is not None and one.from_step is not None:
-                limit = min(limit, self.place(one.from_epoch, one.from_step))
+                limit = min(limit, self.position(one.from_epoch, one.from_step))
         return limits
 
     def _curve(self, name: str, limits: dict[int | None, float]) -> Curve:
@@ -122,7 +122,7 @@ class Steps:
             if value is None:
                 continue
             count += 1
-            point = (self.place(sample.epoch, sample.step), value)
+            point = (self.position(sample.epoch, sample.step), value)
             if point[0] <= limits.get(sample.incarnation, math.inf):
                 kept.append(point)
                 last = value
@@ -131,12 +131,12 @@ class Steps:
         kept.sort(key=lambda point: point[0])
         longest = sorted(lost.values(), key=len, reverse=True)[:MAX_LOST_LINES]
         low, high = _ends(point[0] for line in [kept, *longest] for point in line)
-        lines = [thin(_hung_on(line, kept), low, high) for line in longest]
+        lines = [thin(_connected(line, kept), low, high) for line in longest]
         return Curve(name, thin(kept, low, high), lines, last, count)
 
 
 def thin(line: Line, low: float, high: float) -> Line:
-    """The same line with no more than four points in each of BINS: the ends and the extremes.
+    """Return a line with at most four points in each of BINS: the ends and the extremes.
 
     Args:
         low, high: the ends of the axis.
@@ -153,7 +153,7 @@ def thin(line: Line, low: float, high: float) -> Line:
 
 
 def averaged(rates: Sequence[Rate], began: float, ended: float) -> list[tuple[float, float, float]]:
-    """Begin, end and mean rate of each of BINS stretches in which there was one.
+    """Return start, end and mean rate of each of BINS stretches of time that have a rate.
 
     Args:
         began, ended: the ends of the axis.
@@ -179,7 +179,7 @@ def averaged(rates: Sequence[Rate], began: float, ended: float) -> list[tuple[fl
 
 
 def _offsets(samples: Iterable[Sample]) -> dict[int, int]:
-    """For each epoch the steps of those before it, where each epoch counts from its own first."""
+    """Return for each epoch the steps before it, if each epoch counts from its own first step."""
     longest: dict[int, int] = defaultdict(int)
     for sample in samples:
         longest[sample.epoch] = max(longest[sample.epoch], sample.step)
@@ -190,8 +190,8 @@ def _offsets(samples: Iterable[Sample]) -> dict[int, int]:
     return offsets
 
 
-def _hung_on(line: Line, kept: Line) -> Line:
-    """A lost line with the point of the kept one that it left from, so that no gap is drawn."""
+def _connected(line: Line, kept: Line) -> Line:
+    """Return a lost line that starts at the kept point before it, so that no gap is drawn."""
     index = bisect_left(kept, line[0][0], key=lambda point: point[0])
     return [kept[index - 1], *line] if index else line
 

@@ -1,8 +1,7 @@
 """How long a job has trained and how often it failed, over all of its runs.
 
-A failure is what throws work away: a crash, a node that went without notice, a notice within which
-nothing was saved. A preemption that was saved within its grace loses nothing, and is no reason to
-save more often.
+A failure throws work away: a crash, a node that vanished without notice, or a notice on which
+nothing was saved. A preemption with a save within its grace loses nothing and does not count.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _REGROUPED = (EndKind.STOPPED.value, EndKind.NOT_BEGUN.value)
 
 
 class FailureHistory:
-    """Folds a job's journal, event by event, in order of time.
+    """Folds a job's journal, entry by entry, in order of time.
 
     Attributes:
         failures: how often work was lost.
@@ -35,14 +34,14 @@ class FailureHistory:
     def __init__(self) -> None:
         self.failures = 0
         self._trained = 0.0
-        self._since: float | None = None  # the first step of the incarnation that runs
+        self._since: float | None = None  # the first step of the running incarnation
         self._last: float | None = None
         self._noticed = False
         self._saved = False  # since the notice
-        self._at_stake = False  # a notice came, and the run's end will say whether work was lost
+        self._at_stake = False  # after a notice the run's end shows whether work was lost
 
     def trained_seconds(self, now: float) -> float:
-        """Seconds in which the job trained until ``now``, on the wall clock."""
+        """Return how long the job has trained until ``now``, in seconds on the wall clock."""
         running = 0.0 if self._since is None else max(0.0, now - self._since)
         return self._trained + running
 
@@ -75,7 +74,7 @@ class FailureHistory:
                 self._settle(saved=self._saved)
 
     def _stop(self, at: float, *, failed: bool) -> None:
-        """Training has come to an end; after a notice it is open whether it was a failure."""
+        """End the training; after a notice the run's end decides whether it was a failure."""
         if self._since is None:
             return
         self._trained += max(0.0, at - self._since)
@@ -86,7 +85,7 @@ class FailureHistory:
             self.failures += 1
 
     def _settle(self, *, saved: bool) -> None:
-        """The run is over."""
+        """End the run."""
         if self._at_stake and not saved:
             self.failures += 1
         self._noticed = self._saved = self._at_stake = False

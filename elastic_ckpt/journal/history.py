@@ -37,13 +37,13 @@ from elastic_ckpt.journal.history_types import (
     Incarnation,
     Incident,
     Interruption,
-    Notice,
     NoticeKind,
+    PastNotice,
+    PastSave,
     Recovery,
     Refused,
     Run,
     Sample,
-    Save,
 )
 from elastic_ckpt.journal.incidents import sentence
 from elastic_ckpt.journal.line import JournalEntry
@@ -53,16 +53,16 @@ from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.util.text import printable
 
 LATEST: Final = 250_000_000_000.0
-"""Seconds since the epoch that a calendar can still show; what says it was later is left out."""
+"""Seconds since the epoch that a calendar can still show; later entries are ignored."""
 
 KILLED: Final = "killed"
-"""How an incarnation ended of which nobody could say it."""
+"""How an incarnation ended if no entry says it."""
 
 _REGROUPED: Final = (EndKind.STOPPED.value, EndKind.NOT_BEGUN.value)
 
 
 class History:
-    """Folds a job's journal, event by event, in order of time; then :meth:`close` it.
+    """Folds a job's journal, entry by entry, in order of time; :meth:`close` ends it.
 
     Attributes:
         account: where the time went.
@@ -76,8 +76,8 @@ class History:
         self.last: float | None = None
         self.runs: list[Run] = []
         self.incarnations: list[Incarnation] = []
-        self.saves: list[Save] = []
-        self.notices: list[Notice] = []
+        self.saves: list[PastSave] = []
+        self.notices: list[PastNotice] = []
         self.interruptions: list[Interruption] = []
         self.recoveries: list[Recovery] = []
         self.checks: list[Check] = []
@@ -86,8 +86,8 @@ class History:
         self.samples: list[Sample] = []
         self.marks: list[tuple[float, StepMark]] = []
         self.last_emergency: EmergencySaved | None = None
-        self._noticed: Notice | None = None  # the first notice of the run that runs
-        self._stacks: tuple[str, ...] = ()  # of the hang that a crash will tell of
+        self._noticed: PastNotice | None = None  # the first notice of the running run
+        self._stacks: tuple[str, ...] = ()  # of a hang, for the crash that follows
 
     @classmethod
     def of(cls, entries: Iterable[JournalEntry]) -> History:
@@ -99,7 +99,7 @@ class History:
 
     @property
     def is_supervised(self) -> bool:
-        """Whether a supervisor ever ran: without one nobody knows where the time went."""
+        """Whether a supervisor ever ran: without one it is unknown where the time went."""
         return any(run.supervised for run in self.runs)
 
     def observe(self, entry: JournalEntry) -> None:
@@ -124,13 +124,13 @@ class History:
         self.last = max(self.last or at, at)
 
     def close(self, *, running: bool) -> None:
-        """The journal has ended.
+        """End the history.
 
         Args:
-            running: the job goes on; else a run without an end was killed.
+            running: the job still runs; if not, a run without an end was killed.
         """
         if not running and self.last is not None:
-            self._end_unsaid(self.last)
+            self._end_silently(self.last)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -173,13 +173,17 @@ class History:
         match event:
             case Saved(epoch=epoch, step=step, bytes=size, seconds=seconds, stall_seconds=stall):
                 reason, tier = _short(event.reason), _short(event.tier)
-                self.saves.append(Save(at, epoch, step, reason, tier, size, seconds, stall or 0.0))
+                self.saves.append(
+                    PastSave(at, epoch, step, reason, tier, size, seconds, stall or 0.0)
+                )
                 self._sample(at - seconds, event)
                 if notice is not None:
                     notice.saved_step = step
             case SaveFailed(stall_seconds=stall):
                 reason, error = _short(event.reason), printable(event.error) or "it failed"
-                self.saves.append(Save(at, None, event.step, reason, "", None, 0.0, stall, error))
+                self.saves.append(
+                    PastSave(at, None, event.step, reason, "", None, 0.0, stall, error)
+                )
             case Drained():
                 self._drained("")
                 if notice is not None and notice.saved_step is None:
@@ -218,24 +222,24 @@ class History:
 
     @property
     def _run(self) -> Run | None:
-        """The one that runs."""
+        """The running run."""
         return self.runs[-1] if self.runs and self.runs[-1].ended is None else None
 
     @property
     def _incarnation(self) -> Incarnation | None:
-        """The one that runs."""
+        """The running incarnation."""
         last = self.incarnations[-1] if self.incarnations else None
         return last if last is not None and last.ended is None else None
 
     def _close_incarnation(self, at: float, kind: str) -> Incarnation | None:
-        """The one that ran, if one did."""
+        """End the running incarnation and return it, if there is one."""
         found = self._incarnation
         if found is not None:
             found.ended, found.kind = at, kind
         return found
 
     def _begin(self, at: float, run: Run) -> None:
-        self._end_unsaid(at if self.last is None else self.last)
+        self._end_silently(at if self.last is None else self.last)
         self._noticed = None
         self.runs.append(run)
 
@@ -249,15 +253,15 @@ class History:
             )
         )  # fmt: skip
 
-    def _end_unsaid(self, at: float) -> None:
-        """Whatever runs has ended without a word."""
+    def _end_silently(self, at: float) -> None:
+        """End what runs without an entry that says so."""
         run = self._run
         self._close_incarnation(at, KILLED)
         if run is None:
             return
         run.ended = at
         if not run.supervised:
-            return  # such a script never says that it ends
+            return  # such a script never journals its end
         run.killed = True
         if self._noticed is None:
             self._interrupt(Cause.KILLED, at, message="the run ended without a word")
@@ -304,7 +308,7 @@ class History:
     ) -> None:
         run = len(self.runs) - 1 if self._run is not None else None
         seconds = None if isinstance(event, WarningReceived) else event.seconds
-        notice = Notice(
+        notice = PastNotice(
             entry.wall, run, NoticeKind(entry.name), _short(event.source),
             printable(event.reason), _short(entry.node), event.follows, seconds,
         )  # fmt: skip
@@ -349,11 +353,11 @@ class History:
         if run.state == RunState.PREEMPTED.value:
             source = self._noticed.source if self._noticed is not None else ""
             self._interrupt(Cause.PREEMPTION, at, kind=source, message=run.message)
-        elif not self._has_said_why():
+        elif not self._is_explained():
             self._interrupt(Cause.GAVE_UP, at, message=run.message)
 
-    def _has_said_why(self) -> bool:
-        """Whether the newest incarnation's failure is known already."""
+    def _is_explained(self) -> bool:
+        """Whether the newest incarnation's failure is an interruption already."""
         last = self.interruptions[-1] if self.interruptions else None
         return (
             last is not None

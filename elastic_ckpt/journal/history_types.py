@@ -1,4 +1,4 @@
-"""What a job's history consists of. Times are seconds since the epoch, durations seconds."""
+"""The parts of a job's history. Times are seconds since the epoch, durations seconds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from enum import Enum
 
 @dataclass
 class Run:
-    """One supervisor's life, or that of a script without one; filled in as it goes on.
+    """A run of a supervisor, or of a script without one; filled in as it proceeds.
 
     Attributes:
-        run_id, script: as its ``start`` says.
-        supervised: False for a script that ran without a supervisor.
+        supervised: False for a script without a supervisor.
         ended: None while it runs.
-        exit_code: None while it runs, and where nobody said.
-        killed: it ended without a word.
+        exit_code: None while it runs, and if it is unknown.
+        killed: it ended without an entry.
     """
 
     began: float
@@ -32,17 +31,16 @@ class Run:
 
 @dataclass
 class Incarnation:
-    """One launch of all workers; filled in as it goes on.
+    """One launch of all workers; filled in as it proceeds.
 
     Attributes:
-        run: index of the run that it is of.
-        nproc, nodes: workers of each node, and nodes; 0 where nobody said.
-        first_step_at: None if it never came to a step.
+        run: index of its run.
+        nproc, nodes: workers of each node, and nodes; 0 if unknown.
+        first_step_at: None if it never started a step.
         ended: None while it runs.
-        kind: how it ended, as in ``protocol/ended.py``; ``killed`` if nobody could say; empty while
-            it runs.
-        from_epoch, from_step, tier: what it went on from; None and empty if nothing.
-        since: of which moment that was the state; None if its save is not in the journal.
+        kind: how it ended, one of ``EndKind``; ``killed`` if unknown; empty while it runs.
+        from_epoch, from_step, tier: the checkpoint it resumed from; None and empty without one.
+        since: when that checkpoint's state was taken; None if its save is not in the journal.
         reached_epoch, reached_step: the last step that it is known to have finished.
     """
 
@@ -65,12 +63,12 @@ class Incarnation:
 
     @property
     def ranks(self) -> int:
-        """All workers; 0 where nobody said."""
+        """The number of workers; 0 if unknown."""
         return self.nproc * self.nodes
 
 
 @dataclass
-class Save:
+class PastSave:
     """A save that is over; filled in with what followed.
 
     Attributes:
@@ -96,22 +94,22 @@ class NoticeKind(Enum):
     """The values are the journal's."""
 
     NOTICE = "notice"  # the node goes away
-    WARNING = "warning"  # it may
-    HELD = "held"  # it goes away, and nothing is started before
+    WARNING = "warning"  # it may go away
+    HELD = "held"  # it goes away, and nothing is started before that
 
 
 @dataclass
-class Notice:
-    """Word that a node goes away; filled in with what followed.
+class PastNotice:
+    """A notice that a node goes away; filled in with what followed.
 
     Attributes:
-        run: index of the run that heard it; None outside of runs.
-        node: that goes away.
-        follows: another node leads the job, and the job goes on without this one.
-        grace: seconds that it left; None for a warning.
-        choice, why: what was decided to save, and the reason.
-        predicted_seconds, actual_seconds: of the save on it; None where nobody knew, or none was.
-        saved_step: what was saved on it.
+        run: index of the run that received it; None outside of runs.
+        node: the node that goes away.
+        follows: another node leads the job, which continues without this one.
+        grace: seconds until the node goes away; None for a warning.
+        choice, why: what was saved, and why.
+        predicted_seconds, actual_seconds: of the save on the notice; None if unknown.
+        saved_step: the step that was saved on the notice.
     """
 
     at: float
@@ -130,32 +128,32 @@ class Notice:
 
 
 class Cause(Enum):
-    """What a job was interrupted by."""
+    """What interrupted a job."""
 
     FAILURE = "failure"  # a worker, the agent or a node failed
-    KILLED = "killed"  # a whole run ended without a word
-    GAVE_UP = "gave up"  # a run ended by itself, and not well
-    PREEMPTION = "preemption"  # it left on a notice
-    REGROUPING = "regrouping"  # all ranks left, to begin again with other nodes or settings
+    KILLED = "killed"  # a whole run ended without an entry
+    GAVE_UP = "gave up"  # a run ended by itself, but not finished
+    PREEMPTION = "preemption"  # a run ended because of a notice
+    REGROUPING = "regrouping"  # all ranks left, to restart with other nodes or settings
 
     @property
     def is_failure(self) -> bool:
-        """Whether something went wrong that nobody had announced."""
+        """Whether it was a failure and not planned."""
         return self in (Cause.FAILURE, Cause.KILLED, Cause.GAVE_UP)
 
 
 @dataclass(frozen=True)
 class Interruption:
-    """The job stopped training before it was done.
+    """A stop of the training before the job was done.
 
     Attributes:
         at: when its ranks were gone.
         run: index of the run.
         incarnation: number of the incarnation; 0 if none ran.
-        kind: a failure's class, as in ``policy/failure.py``; a preemption's first source.
-        rank: who failed first; -1 if it was no rank.
+        kind: a failure's class, one of ``FailureClass``; a preemption's first source.
+        rank: the first to fail; -1 if it was not a rank.
         tail: the last lines that the rank printed.
-        stacks: of a hang, where each rank was.
+        stacks: where each rank was, for a hang.
     """
 
     cause: Cause
@@ -184,7 +182,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Check:
-    """A verification, and its outcome; ``why`` is empty for an intact checkpoint."""
+    """A verification and its outcome; ``why`` is empty for an intact checkpoint."""
 
     at: float
     path: str
@@ -196,7 +194,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Refused:
-    """A checkpoint that was set aside, or not taken from memory; ``to`` is empty for the latter."""
+    """A checkpoint that was set aside, or not loaded from memory; then ``to`` is empty."""
 
     at: float
     path: str
@@ -206,7 +204,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Incident:
-    """Anything else that is worth a line."""
+    """Another event that the report lists, in one line."""
 
     at: float
     what: str
@@ -215,11 +213,11 @@ class Incident:
 
 @dataclass(frozen=True)
 class Sample:
-    """Where the training was at a moment, and what it reported.
+    """The training's position at a moment, and its metrics.
 
     Attributes:
-        incarnation: index of the incarnation; None if nobody launched one.
-        samples_per_step: of all ranks together; 0 if unknown.
+        incarnation: index of the incarnation; None without one.
+        samples_per_step: of all ranks; 0 if unknown.
     """
 
     at: float

@@ -1,4 +1,4 @@
-"""One sentence for each of those events that need no more."""
+"""One sentence for each event that the history lists and does not otherwise use."""
 
 from __future__ import annotations
 

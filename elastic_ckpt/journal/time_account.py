@@ -1,8 +1,7 @@
 """Where a job's time went: every second since its first start belongs to one category.
 
-The journal is folded into spans that lie end to end. Training becomes lost work when a later
-incarnation goes on from a checkpoint that is older; while none has begun yet, what lies behind the
-newest save counts as lost.
+The journal is folded into consecutive spans. Training becomes lost work when a later incarnation
+resumes from an older checkpoint; until one does, training after the newest save counts as lost.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class Category(Enum):
     TRAINING = "training"  # steps that still count
     STALL = "stall"  # training stood still for a save
     LOST_WORK = "lost_work"  # steps that a failure threw away
-    RECOVERY = "recovery"  # from a failure or a stop to the next first step, while we could act
-    WAITING = "waiting"  # nobody ran the job, or there were too few nodes
-    SETUP = "setup"  # to the very first step of the job, and behind its last one
+    RECOVERY = "recovery"  # from a failure or a stop to the next first step, while a run lasts
+    WAITING = "waiting"  # no run, or too few nodes
+    SETUP = "setup"  # before the first step of the job, and after its last one
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """How long it was."""
+        """Its duration."""
         return self.ended - self.began
 
 
@@ -75,11 +74,11 @@ class Goodput:
 
     @property
     def fraction(self) -> float | None:
-        """Training time over all time; None before there was any."""
+        """Training time over wall time; None before the first start."""
         return self.training_seconds / self.wall_seconds if self.wall_seconds > 0 else None
 
     def seconds(self, category: Category) -> float:
-        """Of one category."""
+        """Return those of one category."""
         found: float = getattr(self, f"{category.value}_seconds")
         return found
 
@@ -95,19 +94,21 @@ SUPERVISED: Final = (
 
 
 class TimeAccount:
-    """Folds a job's journal, event by event, in order of time."""
+    """Folds a job's journal, entry by entry, in order of time."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._category = Category.SETUP
-        self._since: float | None = None  # the open span's begin
-        self._last = 0.0  # the newest event
-        self._saves: dict[tuple[int, int], float] = {}  # (epoch, step): of what moment it is
+        self._since: float | None = None  # the open span's start
+        self._last = 0.0  # the newest entry
+        self._saves: dict[tuple[int, int], float] = {}  # (epoch, step): when its state was taken
         self._saved_at = -math.inf  # a restart from the newest loses nothing before this
-        self._loaded: float | None = None  # as above, of what this incarnation goes on from
+        self._loaded: float | None = (
+            None  # as above, of the checkpoint that this incarnation resumed from
+        )
         self._trained = False
-        self._unsettled = False  # an incarnation ended badly, and the next has not begun
-        self._running = False  # a supervisor is, as far as it said
+        self._unsettled = False  # an incarnation failed, and the next has not trained yet
+        self._running = False  # the newest run has not ended, as far as the journal shows
 
     def observe(self, entry: JournalEntry) -> None:
         """Take the next entry into account, unless a node wrote it that does not lead."""
@@ -128,7 +129,7 @@ class TimeAccount:
             case StateChanged(state=RunState.RUNNING.value):
                 self._train(wall, event.step)
             case StepMark() if not (self._running or self._trained):
-                # The journal's beginning is gone, and with it that of this incarnation.
+                # The journal starts in the middle of this incarnation.
                 self._turn_to(Category.TRAINING, wall)
                 self._trained = self._running = True
             case Saved() | SaveFailed():
@@ -144,10 +145,10 @@ class TimeAccount:
         self._last = max(self._last, wall)
 
     def spans(self, now: float | None = None) -> list[Span]:
-        """All of them, in order, without a gap.
+        """Return all spans, in order, without gaps.
 
         Args:
-            now: seconds since the epoch if the job runs, None if its last event is its end.
+            now: seconds since the epoch if the job runs; None if its last entry is its end.
         """
         spans = list(self._spans)
         end = self._last if now is None else max(now, self._last)
@@ -157,15 +158,15 @@ class TimeAccount:
         return list(_lost_from(spans, self._saved_at)) if self._unsettled or killed else spans
 
     def goodput(self, now: float | None = None) -> Goodput:
-        """The seconds of each category; ``now`` as for :meth:`spans`."""
+        """Return the seconds of each category; ``now`` as for :meth:`spans`."""
         return total(self.spans(now))
 
     def moment_of(self, epoch: int, step: int) -> float | None:
-        """Of which moment a checkpoint holds the state; None if its save is not in the journal."""
+        """Return when a checkpoint's state was taken; None if its save is not in the journal."""
         return self._saves.get((epoch, step))
 
     def training_since(self, moment: float, now: float | None) -> float:
-        """Seconds of training behind ``moment`` that still count; ``now`` as for :meth:`spans`."""
+        """Return the seconds of training after ``moment``; ``now`` as for :meth:`spans`."""
         return sum(
             max(0.0, span.ended - max(span.began, moment))
             for span in self.spans(now)
@@ -179,7 +180,7 @@ class TimeAccount:
         return Category.RECOVERY if self._trained else Category.SETUP
 
     def _turn_to(self, category: Category, wall: float) -> None:
-        """Until ``wall`` the job did one thing, and now it does another."""
+        """End the open span at ``wall``, and start one of another category."""
         since = wall if self._since is None else self._since
         if wall > since:
             self._spans.append(Span(self._category, since, wall))
@@ -187,7 +188,7 @@ class TimeAccount:
         self._category = category
 
     def _start(self, wall: float) -> None:
-        """A run begins. Without an end before it, the last one was killed after its last event."""
+        """Start a run. If the last one has no end, it was killed after its last entry."""
         if self._running:
             self._unsettled |= self._category is Category.TRAINING
             self._turn_to(Category.WAITING, self._last)
@@ -195,10 +196,10 @@ class TimeAccount:
         self._running = True
 
     def _train(self, wall: float, step: int | None) -> None:
-        """The first step of an incarnation; what is newer than it went on from is lost."""
+        """Start the first step of an incarnation: training after its checkpoint is lost."""
         since = self._saved_at if self._loaded is None else self._loaded
         if self._loaded is None and step == 0:
-            since = -math.inf  # it begins anew
+            since = -math.inf  # from the start
         self._turn_to(Category.TRAINING, wall)
         keep = len(self._spans)
         while keep and self._spans[keep - 1].ended > since:
@@ -208,21 +209,21 @@ class TimeAccount:
         self._trained, self._unsettled = True, False
 
     def _stand_still(self, wall: float, event: Saved | SaveFailed) -> None:
-        """A save ends, which training stood still for."""
+        """End a save, for which training stood still."""
         if self._category is Category.TRAINING and self._since is not None:
             self._turn_to(Category.STALL, max(self._since, wall - (event.stall_seconds or 0.0)))
             self._turn_to(Category.TRAINING, wall)
         if isinstance(event, Saved):
-            # A device may have copied beside the next step, which the checkpoint does not hold.
+            # A device may copy during the next step, which the checkpoint does not hold.
             moment = wall - event.seconds
             self._saves[event.epoch, event.step] = moment
             self._saved_at = max(self._saved_at, moment)
 
     def _stop(self, wall: float, kind: str) -> None:
-        """An incarnation is over, or the run that it was of."""
+        """End an incarnation, or its run."""
         if self._category is Category.TRAINING:
             self._unsettled = kind not in _LEFT_WELL
-        if kind == EndKind.STOPPED.value:  # nothing was trained since the save that it left behind
+        if kind == EndKind.STOPPED.value:  # nothing was trained since its last save
             self._category = Category.RECOVERY
         if kind == EndKind.COMPLETED.value:
             self._turn_to(Category.SETUP, wall)
@@ -231,7 +232,7 @@ class TimeAccount:
 
 
 def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
-    """The same time, with the training behind ``moment`` as lost work."""
+    """Yield the same time, with training after ``moment`` as lost work."""
     for span in spans:
         if span.category is not Category.TRAINING or span.ended <= moment:
             yield span
@@ -242,7 +243,7 @@ def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
 
 
 def fold(entries: Iterable[JournalEntry]) -> TimeAccount:
-    """The account of a whole journal."""
+    """Return the account of a whole journal."""
     found = TimeAccount()
     for entry in entries:
         found.observe(entry)
@@ -250,7 +251,7 @@ def fold(entries: Iterable[JournalEntry]) -> TimeAccount:
 
 
 def total(spans: Iterable[Span]) -> Goodput:
-    """The seconds of each category."""
+    """Return the seconds of each category."""
     seconds = dict.fromkeys(Category, 0.0)
     for span in spans:
         seconds[span.category] += span.seconds

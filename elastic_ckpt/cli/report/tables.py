@@ -12,7 +12,13 @@ from elastic_ckpt.cli.report.material import Material
 from elastic_ckpt.cli.report.words import CATEGORIES, rounded
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.journal.cost import Cost
-from elastic_ckpt.journal.history_types import Incarnation, Interruption, Notice, NoticeKind, Save
+from elastic_ckpt.journal.history_types import (
+    Incarnation,
+    Interruption,
+    NoticeKind,
+    PastNotice,
+    PastSave,
+)
 from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.util.text import printable
 
@@ -87,7 +93,7 @@ class NoticeRow:
     """A notice, how its run ended, and the cost of a preemption at its first notice."""
 
     label: str
-    notice: Notice
+    notice: PastNotice
     outcome: str
     exit_code: int | None
     cost: Cost
@@ -104,7 +110,7 @@ def notice_rows(material: Material) -> Sequence[NoticeRow]:
     return newest(rows)
 
 
-def _outcome(one: Notice, material: Material) -> tuple[str, int | None]:
+def _outcome(one: PastNotice, material: Material) -> tuple[str, int | None]:
     """Return how the run that received the notice ended, and its exit code."""
     if one.follows:
         return "the other nodes continued", None
@@ -171,7 +177,7 @@ class SaveRow:
 
 def save_rows(material: Material) -> list[SaveRow]:
     """Return a row for each reason and tier."""
-    groups: dict[tuple[str, str], list[Save]] = {}
+    groups: dict[tuple[str, str], list[PastSave]] = {}
     for save in material.history.saves:
         key = (save.reason or "-", "" if save.error else save.tier or "-")
         groups.setdefault(key, []).append(save)

@@ -18,7 +18,7 @@ from elastic_ckpt.cli.report.words import (
     plural,
     span,
 )
-from elastic_ckpt.journal.history_types import Cause, Incarnation, NoticeKind, Save
+from elastic_ckpt.journal.history_types import Cause, Incarnation, NoticeKind, PastSave
 from elastic_ckpt.journal.time_account import Category, Span
 
 _PERIODS: Final = (
@@ -255,7 +255,7 @@ class _Window:
         return _paths([max(one, key=lambda each: one[each]) if any(one.values()) else None
                        for one in shares])  # fmt: skip
 
-    def saves(self, saves: Sequence[Save]) -> list[tuple[str, str]]:
+    def saves(self, saves: Sequence[PastSave]) -> list[tuple[str, str]]:
         """Return the path of the ticks of each kind of save."""
         places: dict[str, set[int]] = {}
         first = bisect_left(saves, self._begin, key=lambda save: save.at)
