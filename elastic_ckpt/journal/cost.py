@@ -41,7 +41,7 @@ def costs(
     incarnations: Sequence[Incarnation],
     spans: Sequence[Span],
     *,
-    counts_anew: bool = False,
+    restarts_count: bool = False,
 ) -> list[Cost]:
     """Return the cost of each interruption, in order.
 
@@ -51,7 +51,7 @@ def costs(
 
     Args:
         spans: of the whole account.
-        counts_anew: the script restarts its step count in each epoch.
+        restarts_count: the script restarts its step count in each epoch.
     """
     found = [Cost() for _ in interruptions]
     if not found:
@@ -66,7 +66,7 @@ def costs(
                 found[index].recovery_seconds += seconds
             else:
                 found[index].waiting_seconds += seconds
-    books.add_returns(found, counts_anew)
+    books.add_returns(found, restarts_count)
     return found
 
 
@@ -91,17 +91,17 @@ class _Books:
     ) -> None:
         self._at = [one.at for one in interruptions]
         self._trained = trained
-        self._begun = [one.first_step_at or 0.0 for one in trained]
+        self._starts = [one.first_step_at or 0.0 for one in trained]
 
     def who_lost(self, span: Span) -> int:
         """Return the index of the interruption that the work of a span was lost to."""
-        first = bisect_left(self._begun, span.ended - _CLOSE)
+        first = bisect_left(self._starts, span.ended - _CLOSE)
         for index in range(first, len(self._trained)):
             one = self._trained[index]
             moment = -math.inf if one.since is None and one.from_step == 0 else one.since
             if moment is None or moment <= span.began + _CLOSE:
-                return self._first_behind(self._begun[index - 1] if index else -math.inf)
-        return self._first_behind(self._begun[-1] if self._begun else -math.inf)
+                return self._first_after(self._starts[index - 1] if index else -math.inf)
+        return self._first_after(self._starts[-1] if self._starts else -math.inf)
 
     def shares(self, pause: Sequence[Span]) -> Iterator[tuple[int, Category, float]]:
         """Divide a pause: yield the index of the interruption, the category and the seconds."""
@@ -118,27 +118,27 @@ class _Books:
                 yield first + low, span.category, max(0.0, seconds)
                 low += 1
 
-    def add_returns(self, found: list[Cost], counts_anew: bool) -> None:
+    def add_returns(self, found: list[Cost], restarts_count: bool) -> None:
         """Fill in when training was back, and how many steps each interruption lost."""
         for index, cost in enumerate(found):
-            following = bisect_right(self._begun, self._at[index])
+            following = bisect_right(self._starts, self._at[index])
             limit = self._at[index + 1] if index + 1 < len(found) else math.inf
-            if following < len(self._begun) and self._begun[following] <= limit:
-                cost.back_at = self._begun[following]
-            owner = self._first_behind(self._begun[following - 1] if following else -math.inf)
+            if following < len(self._starts) and self._starts[following] <= limit:
+                cost.back_at = self._starts[following]
+            owner = self._first_after(self._starts[following - 1] if following else -math.inf)
             if owner == index and 0 < following < len(self._trained):
                 cost.lost_steps = _steps_between(
-                    self._trained[following], self._trained[following - 1], counts_anew
+                    self._trained[following], self._trained[following - 1], restarts_count
                 )
 
-    def _first_behind(self, moment: float) -> int:
+    def _first_after(self, moment: float) -> int:
         return min(bisect_right(self._at, moment), len(self._at) - 1)
 
 
-def _steps_between(now: Incarnation, before: Incarnation, counts_anew: bool) -> int | None:
+def _steps_between(now: Incarnation, before: Incarnation, restarts_count: bool) -> int | None:
     """Return the steps that one incarnation finished and the next one repeats."""
     if now.from_step is None or before.reached_step is None:
         return None
-    if counts_anew and now.from_epoch != before.reached_epoch:
+    if restarts_count and now.from_epoch != before.reached_epoch:
         return None
     return max(0, before.reached_step - now.from_step)

@@ -53,19 +53,19 @@ class Steps:
     """All samples of a history, and the one axis on which their steps lie.
 
     Attributes:
-        counts_anew: the script restarts its step count in each epoch.
+        restarts_count: the script restarts its step count in each epoch.
     """
 
     def __init__(self, samples: Sequence[Sample], incarnations: Sequence[Incarnation]) -> None:
         self._samples = samples
         self._incarnations = incarnations
-        self.counts_anew = any(
+        self.restarts_count = any(
             now.incarnation == before.incarnation
             and now.epoch > before.epoch
             and now.step < before.step
             for before, now in pairwise(samples)
         )
-        self._offsets = _offsets(samples) if self.counts_anew else {}
+        self._offsets = _offsets(samples) if self.restarts_count else {}
 
     def position(self, epoch: int | None, step: int) -> float:
         """Return a step's position on the axis."""

@@ -138,11 +138,11 @@ class JournalTail:
             entries = self._rest_of_rotated()
             self._inode, self._offset = inode, 0
         data = self._read(self._path, self._offset)
-        whole = data.rfind(b"\n") + 1
-        if whole == 0 and len(data) == MAX_TAIL_BYTES:
-            whole = len(data)  # not a line of ours, which are shorter
-        self._offset += whole
-        return entries + list(_decode(data[:whole]))
+        end = data.rfind(b"\n") + 1
+        if end == 0 and len(data) == MAX_TAIL_BYTES:
+            end = len(data)  # not a line of ours, which are shorter
+        self._offset += end
+        return entries + list(_decode(data[:end]))
 
     def _rest_of_rotated(self) -> list[JournalEntry]:
         """Return what the file that was read got before it was rotated."""

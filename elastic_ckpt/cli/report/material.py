@@ -70,7 +70,7 @@ class Material:
             history.interruptions,
             history.incarnations,
             self.spans,
-            counts_anew=self.steps.counts_anew,
+            restarts_count=self.steps.restarts_count,
         )
 
     @cached_property

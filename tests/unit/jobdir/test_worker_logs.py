@@ -37,7 +37,7 @@ def test_logs_are_found_in_order_and_read_safely(tmp_path: Path) -> None:
     assert line.startswith("two ") and "\x1b" not in line
 
 
-def test_a_long_log_keeps_its_end(tmp_path: Path, monkeypatch) -> None:
+def test_long_log_keeps_its_end(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(logs, "MAX_LOG_BYTES", 100)
     job = make(tmp_path)
     writer = LogWriter(job, 1, 0)
@@ -51,15 +51,15 @@ def test_a_long_log_keeps_its_end(tmp_path: Path, monkeypatch) -> None:
     writer.close()
 
 
-def test_a_tail_is_short_and_narrow(tmp_path: Path) -> None:
+def test_tail_is_short_and_narrow(tmp_path: Path) -> None:
     job = make(tmp_path)
     write(job, 1, 0, b"".join(b"%d " % number + b"x" * 5000 + b"\n" for number in range(50)))
     tail = log_files(job)[0].tail()
     assert len(tail) <= 20
-    assert tail[-1].startswith("49 ") and max(map(len, tail)) <= 303  # "..." behind it
+    assert tail[-1].startswith("49 ") and max(map(len, tail)) <= 303  # with "..." at the end
 
 
-def test_old_incarnations_go(tmp_path: Path) -> None:
+def test_logs_of_old_incarnations_are_removed(tmp_path: Path) -> None:
     job = make(tmp_path)
     for number in range(1, KEPT_INCARNATIONS + 6):
         write(job, number, 0, b"x\n")
@@ -68,7 +68,7 @@ def test_old_incarnations_go(tmp_path: Path) -> None:
     assert kept == list(range(6, KEPT_INCARNATIONS + 6))
 
 
-def test_no_link_is_written_or_read_through(tmp_path: Path) -> None:
+def test_links_are_not_followed(tmp_path: Path) -> None:
     job = make(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     job.logs.symlink_to(tmp_path / "elsewhere")
@@ -77,7 +77,7 @@ def test_no_link_is_written_or_read_through(tmp_path: Path) -> None:
     assert log_files(job) == []
 
 
-def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_file_of_another_user_is_left_alone(tmp_path: Path) -> None:
     job = make(tmp_path)
     write(job, 1, 0, b"x\n")
     secret = tmp_path / "secret"

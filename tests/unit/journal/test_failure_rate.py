@@ -1,4 +1,4 @@
-"""What counts as a failure, on journals short enough to be counted by hand."""
+"""What counts as a failure, in journals short enough to count by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def end(wall: float, code: int | None) -> JournalEntry:
         pytest.param([START, RUNNING, NOTICE, end(80, 76)], 1, 70.0, id="the deadline came"),
         pytest.param(
             [START, RUNNING, NOTICE, saved(55), ended(56, "crashed"), end(57, 75)], 0, 46.0,
-            id="a crash behind the emergency save",
+            id="a crash after the emergency save",
         ),
         pytest.param(
             [START, NOTICE, end(51, 76)], 0, 0.0, id="a notice before the first step",
@@ -61,7 +61,7 @@ def end(wall: float, code: int | None) -> JournalEntry:
         ),
         pytest.param(
             [START, RUNNING, NOTICE, saved(55), happened(1000, "start")], 0, 45.0,
-            id="gone during the notice, behind the save",
+            id="gone during the notice, after the save",
         ),
         pytest.param(
             [START, RUNNING, NOTICE, happened(1000, "start")], 1, 40.0,
@@ -69,18 +69,18 @@ def end(wall: float, code: int | None) -> JournalEntry:
         ),
         pytest.param(
             [START, RUNNING, saved(40), NOTICE, happened(1000, "start")], 1, 40.0,
-            id="a save before the notice does not hold what came behind it",
+            id="a save before the notice does not hold what came after it",
         ),
     ],
 )  # fmt: skip
-def test_what_counts(entries: list[JournalEntry], failures: int, seconds: float) -> None:
+def test_counted_failures(entries: list[JournalEntry], failures: int, seconds: float) -> None:
     history = FailureHistory()
     for entry in entries:
         history.observe(entry)
     assert (history.failures, history.trained_seconds(now=2000.0)) == (failures, seconds)
 
 
-def test_the_incarnation_that_runs_counts_up_to_now() -> None:
+def test_running_incarnation_counts_up_to_now() -> None:
     history = FailureHistory()
     for entry in (START, RUNNING):
         history.observe(entry)
@@ -88,7 +88,7 @@ def test_the_incarnation_that_runs_counts_up_to_now() -> None:
     assert history.trained_seconds(now=5.0) == 0.0  # the clock was set back
 
 
-def test_a_night_in_the_queue_is_no_time_to_fail_in() -> None:
+def test_time_in_the_queue_is_not_training_time() -> None:
     history = FailureHistory()
     entries = [START, RUNNING, NOTICE, saved(55), ended(56, "stopped"), end(57, 75),
                happened(9000, "start"), happened(9010, "state", {"state": "running"}),

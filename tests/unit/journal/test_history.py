@@ -1,4 +1,4 @@
-"""A job's history, its costs and curves, from journals short enough to be told by hand."""
+"""A job's history, its costs and curves, from journals short enough to follow by hand."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def history_of(entries: list[JournalEntry], *, is_running: bool = False) -> Hist
 
 def costs_of(history: History, now: float | None = None) -> list[Cost]:
     spans = history.account.spans(now)
-    anew = Steps(history.samples, history.incarnations).counts_anew
-    return costs(history.interruptions, history.incarnations, spans, counts_anew=anew)
+    anew = Steps(history.samples, history.incarnations).restarts_count
+    return costs(history.interruptions, history.incarnations, spans, restarts_count=anew)
 
 
 CRASHED = [
@@ -78,15 +78,15 @@ CRASHED = [
 ]  # fmt: skip
 
 
-def test_an_empty_journal_has_no_history() -> None:
+def test_empty_journal_has_no_history() -> None:
     history = history_of([])
     assert (history.first, history.last, history.is_supervised) == (None, None, False)
     assert costs_of(history) == []
     assert Steps([], []).curves() == [] and Steps([], []).rates() == []
 
 
-def test_a_crash_and_what_it_cost() -> None:
-    """Saved at 40, fallen at 60, training again at 70: 20 s and 20 steps lost, 10 s recovered."""
+def test_cost_of_a_crash() -> None:
+    """Save at 40, crash at 60, training again at 70: 20 s and 20 steps lost, 10 s of recovery."""
     history = history_of(CRASHED, is_running=True)
     [one] = history.interruptions
     assert (one.cause, one.kind, one.rank, one.incarnation) == (Cause.FAILURE, "signal", 1, 1)
@@ -98,7 +98,7 @@ def test_a_crash_and_what_it_cost() -> None:
     assert cost == Cost(20.0, 20, 10.0, 0.0, 70)
 
 
-def test_a_preemption_has_its_notice_what_was_saved_and_the_time_until_it_was_run_again() -> None:
+def test_cost_of_a_preemption() -> None:
     history = history_of([
         happened(0, "start"), launch(1, 1), running(10, 0), steps(48, 38),
         happened(50, "notice", {"source": "aws", "reason": "spot", "seconds": 120.0}),
@@ -119,7 +119,7 @@ def test_a_preemption_has_its_notice_what_was_saved_and_the_time_until_it_was_ru
     assert cost == Cost(0.0, 0, 2.0 + 5.0, 46.0, 105)
 
 
-def test_a_run_without_an_end_was_killed_and_another_one_tells_so() -> None:
+def test_run_without_an_end_was_killed() -> None:
     entries = [*CRASHED[:6], happened(90, "start"), launch(91, 2), loaded(94, 30), running(95, 30)]
     history = history_of(entries, is_running=True)
     [one] = history.interruptions
@@ -128,19 +128,19 @@ def test_a_run_without_an_end_was_killed_and_another_one_tells_so() -> None:
     assert costs_of(history, now=100) == [Cost(20.0, 20, 5.0, 30.0, 95)]
 
 
-def test_a_run_that_was_killed_behind_its_notice_was_preempted() -> None:
+def test_run_killed_after_its_notice_was_preempted() -> None:
     entries = [*CRASHED[:6], happened(61, "notice", {"source": "gcp"})]
     [one] = history_of(entries).interruptions
     assert (one.cause, one.kind) == (Cause.PREEMPTION, "gcp")
 
 
-def test_a_run_that_goes_on_is_not_killed() -> None:
+def test_running_run_is_not_killed() -> None:
     history = history_of(CRASHED[:6], is_running=True)
     assert history.interruptions == [] and history.runs[0].ended is None
 
 
-def test_who_gives_up_behind_a_crash_failed_once() -> None:
-    """And who gives up without one failed, too."""
+def test_giving_up_after_a_crash_is_one_failure() -> None:
+    """Giving up without a crash is a failure as well."""
     both = history_of([*CRASHED[:8], end(61, "failed", 70)])
     assert [one.cause for one in both.interruptions] == [Cause.FAILURE]
     alone = history_of([*CRASHED[:6], ended(61, "completed"), end(62, "failed", 70)])
@@ -149,7 +149,7 @@ def test_who_gives_up_behind_a_crash_failed_once() -> None:
     assert [one.cause for one in again.interruptions] == [Cause.FAILURE, Cause.GAVE_UP]
 
 
-def test_all_ranks_that_leave_without_a_notice_regroup() -> None:
+def test_leaving_without_a_notice_is_regrouping() -> None:
     history = history_of([
         *CRASHED[:6], ended(61, "stopped"), launch(62, 2), loaded(63, 30), running(64, 30),
     ], is_running=True)  # fmt: skip
@@ -158,7 +158,7 @@ def test_all_ranks_that_leave_without_a_notice_regroup() -> None:
 
 
 def test_two_failures_before_the_next_step_share_the_pause() -> None:
-    """Fallen at 60 and, on the way back, at 65; the work was lost by the first one."""
+    """Crashes at 60 and, during recovery, at 65; the first one lost the work."""
     entries = [*CRASHED[:9], ended(65, "crashed"), crash(65), launch(66, 3), loaded(79, 30),
                running(80, 30)]  # fmt: skip
     first, second = costs_of(history_of(entries, is_running=True), now=90)
@@ -166,8 +166,8 @@ def test_two_failures_before_the_next_step_share_the_pause() -> None:
     assert second == Cost(0.0, None, 15.0, 0.0, 80)
 
 
-def test_work_that_a_bad_checkpoint_takes_with_it_is_lost_by_the_failure_that_needed_it() -> None:
-    """Saved at 20 and 40; fallen at 45 and back on 40's, fallen at 60 and back on 20's."""
+def test_work_lost_with_a_bad_checkpoint_belongs_to_the_failure_that_needed_it() -> None:
+    """Saves at 20 and 40; crash at 45 and resumed from 40, crash at 60 and resumed from 20."""
     entries = [
         happened(0, "start"), launch(0, 1), running(0, 0), saved(20, 20), saved(40, 40),
         ended(45, "crashed"), crash(45), launch(45, 2), loaded(46, 40), running(47, 40),
@@ -181,7 +181,7 @@ def test_work_that_a_bad_checkpoint_takes_with_it_is_lost_by_the_failure_that_ne
     assert [one.reason for one in history.refused] == ["bits"]
 
 
-def test_waiting_behind_a_finished_job_is_nobody_s() -> None:
+def test_waiting_after_a_finished_job_belongs_to_no_interruption() -> None:
     history = history_of([
         happened(0, "start"), launch(0, 1), running(0, 0), ended(10, "completed"),
         end(11, "finished", 0), happened(50, "start"), launch(51, 2), ended(52, "completed"),
@@ -191,7 +191,7 @@ def test_waiting_behind_a_finished_job_is_nobody_s() -> None:
     assert total(history.account.spans()).waiting_seconds == 39.0
 
 
-def test_a_script_without_a_supervisor_has_incarnations_and_no_interruptions() -> None:
+def test_script_without_a_supervisor_has_incarnations_and_no_interruptions() -> None:
     history = history_of([
         happened(0, "script", {"world_size": 2}), saved(10, 5), happened(20, "script"),
         loaded(21, 5),
@@ -201,7 +201,7 @@ def test_a_script_without_a_supervisor_has_incarnations_and_no_interruptions() -
     assert history.incarnations[1].from_step == 5
 
 
-def test_what_a_follower_tells_is_not_counted_but_for_its_notice() -> None:
+def test_only_notices_of_a_follower_count() -> None:
     entries = [*CRASHED[:6],
                happened(61, "notice", {"source": "aws", "follows": True}, node="node1"),
                happened(62, "crash", {"kind": "hang", "follows": True})]  # fmt: skip
@@ -210,7 +210,7 @@ def test_what_a_follower_tells_is_not_counted_but_for_its_notice() -> None:
     assert [(one.node, one.follows) for one in history.notices] == [("node1", True)]
 
 
-def test_a_hang_keeps_where_each_rank_was() -> None:
+def test_hang_has_the_stacks_of_each_rank() -> None:
     stacks = {"1": ["main (train.py:56)"], "0": ["backward"]}
     history = history_of([
         *CRASHED[:6], happened(61, "hang", {"rank": 1, "stacks": stacks}), ended(61, "crashed"),
@@ -223,7 +223,7 @@ def test_a_hang_keeps_where_each_rank_was() -> None:
 # -- curves --------------------------------------------------------------------------------------
 
 
-def test_steps_that_were_done_again_stand_in_the_curve_once() -> None:
+def test_repeated_steps_are_in_the_curve_once() -> None:
     """Steps 10..50, back to 30, then 40 and 50 with other values."""
     entries = [*CRASHED[:3], steps(20, 10, loss=5.0), steps(30, 30, loss=4.0), saved(31, 30),
                steps(40, 40, loss=9.0), steps(50, 50, loss=9.5), ended(51, "crashed"), crash(51),
@@ -236,16 +236,16 @@ def test_steps_that_were_done_again_stand_in_the_curve_once() -> None:
     assert (curve.name, curve.last, curve.count) == ("loss", 2.5, 6)
 
 
-def test_epochs_that_count_anew_lie_behind_each_other() -> None:
+def test_epochs_that_restart_the_step_count_follow_each_other() -> None:
     entries = [*CRASHED[:3], steps(20, 5, 0, loss=3.0), steps(30, 10, 0, loss=2.0),
                steps(40, 4, 1, loss=1.0)]  # fmt: skip
     history = history_of(entries, is_running=True)
     found = Steps(history.samples, history.incarnations)
-    assert found.counts_anew
+    assert found.restarts_count
     assert found.curves()[0].kept == [(5, 3.0), (10, 2.0), (14, 1.0)]
 
 
-def test_rates_are_those_between_marks_of_one_incarnation() -> None:
+def test_rates_are_between_marks_of_one_incarnation() -> None:
     """10 steps of 4 samples in 10 s; nothing over the pause."""
     entries = [*CRASHED[:3], steps(20, 10), steps(30, 20), ended(31, "crashed"), crash(31),
                launch(32, 2), loaded(33, 20), running(34, 20), steps(44, 30), steps(49, 40),
@@ -260,7 +260,7 @@ def test_rates_are_those_between_marks_of_one_incarnation() -> None:
     assert [value for _, _, value in bins] == [4.0] * 10 + [8.0] * 5
 
 
-def test_a_long_line_is_thinned_and_keeps_its_ends_and_extremes() -> None:
+def test_thinned_line_keeps_its_ends_and_extremes() -> None:
     line = [(float(x), math.sin(x)) for x in range(100_000)]
     line[50_003] = (50_003.0, 99.0)
     found = thin(line, 0, 99_999)
@@ -309,9 +309,7 @@ journals = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(entries=journals, is_running=st.booleans())
-def test_any_journal_has_a_history_whose_costs_add_up(
-    entries: list[JournalEntry], is_running: bool
-) -> None:
+def test_costs_of_any_journal_add_up(entries: list[JournalEntry], is_running: bool) -> None:
     history = history_of(entries, is_running=is_running)
     now = 3e11 if is_running else None
     spans = history.account.spans(now)
@@ -333,7 +331,7 @@ def test_any_journal_has_a_history_whose_costs_add_up(
 
 
 @given(name=st.sampled_from(EVENTS), value=values, step=st.integers(0, 9))
-def test_the_fields_of_an_event_have_their_types(name: str, value: Any, step: int) -> None:
+def test_fields_of_any_event_have_their_types(name: str, value: Any, step: int) -> None:
     data = dict.fromkeys(FIELDS, value)
     for fields in (data, {**data, "step": step, "total": 1.0}):
         event = happened(0.0, name, fields).event

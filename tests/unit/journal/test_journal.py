@@ -1,4 +1,4 @@
-"""The journal never stops the training and loses no whole line."""
+"""The journal never stops the training and loses no complete line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def names(job: JobDirectory) -> list[str]:
     return [event.name for event in read_journal(job)]
 
 
-def test_events_are_read_as_they_were_written(job: JobDirectory) -> None:
+def test_events_are_read_as_written(job: JobDirectory) -> None:
     """With node, pid, both clocks and the event's own fields."""
     Journal(job, "here").write(Saved(step=10, reason="interval", bytes=None))
     [event] = read_journal(job)
@@ -58,7 +58,7 @@ def test_events_are_read_as_they_were_written(job: JobDirectory) -> None:
     assert event.pid > 0 and event.wall > 1e9 and event.monotonic > 0
 
 
-def test_the_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None:
+def test_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None:
     """A node's own order is kept."""
     one, two = Journal(job, "one"), Journal(job, "two")
     for number in range(3):
@@ -71,8 +71,8 @@ def test_the_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None
 
 
 @pytest.mark.parametrize("lost", [1, 2, 20])
-def test_a_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
-    """A power cut costs the event that it tore; a lost newline alone costs nothing."""
+def test_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
+    """A power cut loses the event that it tore; a missing newline alone loses nothing."""
     journal = Journal(job, "here")
     journal.write(Unknown(name="first"))
     journal.write(Unknown(name="second"))
@@ -82,8 +82,8 @@ def test_a_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 2, 20])
-def test_what_follows_a_torn_line_is_not_lost_with_it(job: JobDirectory, lost: int) -> None:
-    """The next run's first event begins on a line of its own."""
+def test_event_after_a_torn_line_is_not_lost(job: JobDirectory, lost: int) -> None:
+    """The next run's first event has a line of its own."""
     journal = Journal(job, "here")
     journal.write(Unknown(name="first"))
     journal.write(Unknown(name="torn"))
@@ -93,8 +93,8 @@ def test_what_follows_a_torn_line_is_not_lost_with_it(job: JobDirectory, lost: i
     assert names(job) == (["first", "torn", "third"] if lost == 1 else ["first", "third"])
 
 
-def test_lines_that_are_no_events_are_skipped(job: JobDirectory) -> None:
-    """Whatever stands there, the events around it are read."""
+def test_invalid_lines_are_skipped(job: JobDirectory) -> None:
+    """The events around them are read."""
     journal = Journal(job, "here")
     journal.write(Unknown(name="first"))
     with job.journal("here").open("ab") as file:
@@ -104,7 +104,7 @@ def test_lines_that_are_no_events_are_skipped(job: JobDirectory) -> None:
 
 
 def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
-    """Nothing is lost and nothing is mixed, whoever writes at the same time."""
+    """No line is lost or mixed with another one."""
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(job.root), "150"], stdin=subprocess.PIPE
@@ -127,8 +127,8 @@ def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
         assert sorted(numbers) == list(range(150))
 
 
-def test_a_full_disk_never_raises(job: JobDirectory) -> None:
-    """The training goes on without a journal."""
+def test_full_disk_never_raises(job: JobDirectory) -> None:
+    """Training continues without a journal."""
     job.journal("here").symlink_to("/dev/full")
     Journal(job, "here").write(Unknown(name="lost"))
     Journal(job, "there").write(Unknown(name="kept"))
@@ -136,8 +136,8 @@ def test_a_full_disk_never_raises(job: JobDirectory) -> None:
 
 
 @pytest.mark.parametrize("place", ["a directory", "below a file", "gone"])
-def test_an_unwritable_journal_never_raises(job: JobDirectory, place: str) -> None:
-    """Neither does a directory that somebody replaced or removed."""
+def test_unwritable_journal_never_raises(job: JobDirectory, place: str) -> None:
+    """Neither does a directory that was replaced or removed."""
     path = job.journal("here")
     if place == "a directory":
         path.mkdir()
@@ -150,7 +150,7 @@ def test_an_unwritable_journal_never_raises(job: JobDirectory, place: str) -> No
 
 
 @pytest.mark.parametrize("value", ["caf\udce9", object(), 1 << 80], ids=["name", "object", "int"])
-def test_what_json_cannot_hold_never_raises(job: JobDirectory, value: object) -> None:
+def test_data_that_json_cannot_hold_never_raises(job: JobDirectory, value: object) -> None:
     """A file name that is not UTF-8 in a message must not end the supervisor."""
     journal = Journal(job, "here")
     journal.write(Crashed(message=value))
@@ -158,8 +158,8 @@ def test_what_json_cannot_hold_never_raises(job: JobDirectory, value: object) ->
     assert names(job)[-1] == "after"
 
 
-def test_an_event_that_is_too_long_is_not_lost(job: JobDirectory) -> None:
-    """That it happened is kept, whatever becomes of its text."""
+def test_long_event_is_cut_and_not_lost(job: JobDirectory) -> None:
+    """Its name and time are kept."""
     journal = Journal(job, "here")
     journal.write(Crashed(message="x" * (2 * MAX_LINE_BYTES)))
     journal.write(Unknown(name="after"))
@@ -167,52 +167,52 @@ def test_an_event_that_is_too_long_is_not_lost(job: JobDirectory) -> None:
     assert max(map(len, job.journal("here").read_bytes().splitlines())) <= MAX_LINE_BYTES
 
 
-def heard(tail: JournalTail) -> list[str]:
+def new_names(tail: JournalTail) -> list[str]:
     return [event.name for event in tail.read()]
 
 
-def test_a_tail_tells_each_new_event_once_and_none_of_before(job: JobDirectory) -> None:
+def test_tail_reads_each_new_event_once(job: JobDirectory) -> None:
     journal = Journal(job, "here")
     journal.write(Unknown(name="before"))
     tail = JournalTail(job, "here")
-    assert heard(tail) == []
+    assert new_names(tail) == []
     journal.write(Unknown(name="one"))
     journal.write(Unknown(name="two"))
     Journal(job, "there").write(Unknown(name="another node's"))
-    assert heard(tail) == ["one", "two"]
-    assert heard(tail) == []
+    assert new_names(tail) == ["one", "two"]
+    assert new_names(tail) == []
     journal.write(Unknown(name="three"))
-    assert heard(tail) == ["three"]
+    assert new_names(tail) == ["three"]
 
 
-def test_a_tail_may_be_older_than_its_journal(job: JobDirectory) -> None:
+def test_tail_may_be_older_than_its_journal(job: JobDirectory) -> None:
     tail = JournalTail(job, "here")
-    assert heard(tail) == []
+    assert new_names(tail) == []
     Journal(job, "here").write(Unknown(name="first"))
-    assert heard(tail) == ["first"]
+    assert new_names(tail) == ["first"]
 
 
-def test_a_tail_waits_for_the_rest_of_a_line(job: JobDirectory) -> None:
+def test_tail_waits_for_the_rest_of_a_line(job: JobDirectory) -> None:
     journal, path = Journal(job, "here"), job.journal("here")
     tail = JournalTail(job, "here")
-    journal.write(Unknown(name="whole"))
+    journal.write(Unknown(name="complete"))
     data = path.read_bytes()
     path.write_bytes(data[:-9])
-    assert heard(tail) == []
+    assert new_names(tail) == []
     path.write_bytes(data)
-    assert heard(tail) == ["whole"]
+    assert new_names(tail) == ["complete"]
 
 
-def test_a_tail_begins_anew_with_a_shorter_journal(job: JobDirectory) -> None:
+def test_tail_restarts_with_a_shorter_journal(job: JobDirectory) -> None:
     journal, path = Journal(job, "here"), job.journal("here")
     journal.write(Unknown(name="long", data={"text": "x" * 1000}))
     tail = JournalTail(job, "here")
     path.unlink()
     journal.write(Unknown(name="new"))
-    assert heard(tail) == ["new"]
+    assert new_names(tail) == ["new"]
 
 
-def test_a_tail_reads_much_in_pieces_and_steps_over_what_is_no_line(job: JobDirectory) -> None:
+def test_tail_reads_in_pieces_and_skips_endless_lines(job: JobDirectory) -> None:
     journal, path = Journal(job, "here"), job.journal("here")
     tail = JournalTail(job, "here")
     count = 3 * MAX_TAIL_BYTES // 50_000
@@ -221,16 +221,14 @@ def test_a_tail_reads_much_in_pieces_and_steps_over_what_is_no_line(job: JobDire
     with path.open("ab") as file:
         file.write(b"x" * (2 * MAX_TAIL_BYTES))
     journal.write(Unknown(name="last"))
-    pieces = [heard(tail) for _ in range(8)]
+    pieces = [new_names(tail) for _ in range(8)]
     assert [name for piece in pieces for name in piece] == ["event"] * count + ["last"]
     assert len([piece for piece in pieces if piece]) >= 4
 
 
 @pytest.mark.parametrize("what", ["a link", "a directory", "a link above"])
-def test_a_tail_reads_nothing_that_is_not_a_journal_of_ours(
-    job: JobDirectory, tmp_path: Path, what: str
-) -> None:
-    """Neither does it raise."""
+def test_tail_follows_no_link(job: JobDirectory, tmp_path: Path, what: str) -> None:
+    """Nor does it raise."""
     path = job.journal("here")
     other = tmp_path / "other"
     other.mkdir()
@@ -244,13 +242,11 @@ def test_a_tail_reads_nothing_that_is_not_a_journal_of_ours(
     else:
         path.parent.rmdir()
         path.parent.symlink_to(other)
-    assert heard(tail) == []
+    assert new_names(tail) == []
 
 
-def test_a_disk_that_does_not_answer_holds_nobody_up(
-    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first event waits for its bound, the others do not wait; all come when it answers."""
+def test_hanging_disk_delays_no_writer(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first write waits for its bound, the others do not; all are written in the end."""
     answers = threading.Event()
     write = os.write
 
@@ -275,8 +271,8 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(
     assert events[0].monotonic <= events[199].monotonic < began + 20 * PATIENCE_SECONDS
 
 
-def test_a_child_that_forked_writes_its_own_events(job: JobDirectory) -> None:
-    """The writing thread is the parent's; a DataLoader's worker has none."""
+def test_forked_child_writes_its_own_events(job: JobDirectory) -> None:
+    """The parent's thread does not exist in a worker of a DataLoader."""
     journal = Journal(job, "here")
     journal.write(Unknown(name="parent"))
     pid = os.fork()
@@ -292,30 +288,28 @@ def test_a_child_that_forked_writes_its_own_events(job: JobDirectory) -> None:
     ]  # fmt: skip
 
 
-def test_a_long_file_makes_room_for_a_new_one(
-    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is older than the kept files goes; a reader and a tail see each event once, in order."""
+def test_long_file_is_rotated(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reader and tail see each event once, in order; the oldest files are deleted."""
     monkeypatch.setattr(journals, "MAX_FILE_BYTES", 2000)
     journal = Journal(job, "here", rotates=True)
     other = Journal(job, "here")
     tail = JournalTail(job, "here")
-    told = []
+    tailed = []
     for number in range(60):
         data = {"number": number, "filler": "x" * 100}
         (journal if number % 3 else other).write(Unknown(name="event", data=data))
-        told += [event.data["number"] for event in tail.read()]
-    assert told == list(range(60))
+        tailed += [event.data["number"] for event in tail.read()]
+    assert tailed == list(range(60))
     kept = [event.data["number"] for event in read_journal(job)]
     assert 20 < len(kept) < 60 and kept == list(range(60))[-len(kept) :]
     names = sorted(path.name for path in job.journal("here").parent.iterdir())
     assert names == ["here.jsonl", "here.jsonl.1", "here.jsonl.2", "here.jsonl.3"]
 
 
-def test_a_clock_that_is_set_moves_no_event(
+def test_setting_the_clock_moves_no_event(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within a run the monotonic clock tells the time; the next run begins with the new one."""
+    """Within a run the monotonic clock counts; the next run starts with the new wall clock."""
     clock = [1000.0, 50.0]
     monkeypatch.setattr(journals.time, "time", lambda: clock[0])
     monkeypatch.setattr(journals.time, "monotonic", lambda: clock[1])
@@ -323,7 +317,7 @@ def test_a_clock_that_is_set_moves_no_event(
     for event, wall, monotonic in (
         ("start", 1000.0, 50.0),
         ("before", 1010.0, 60.0),
-        ("behind", 4620.0, 70.0),  # the clock was put an hour ahead
+        ("after", 4620.0, 70.0),  # the clock was put an hour ahead
         ("end", 4630.0, 80.0),
         ("start", 4640.0, 90.0),
     ):
@@ -332,21 +326,21 @@ def test_a_clock_that_is_set_moves_no_event(
     assert [event.wall for event in read_journal(job)] == [1000.0, 1010.0, 1020.0, 1030.0, 4640.0]
 
 
-def test_rank_and_incarnation_stand_in_each_event(job: JobDirectory) -> None:
+def test_entries_have_rank_and_incarnation(job: JobDirectory) -> None:
     journal = Journal(job, "here", rank=3, incarnation=2)
     journal.write(Unknown(name="one"))
     journal.incarnation = 4
     journal.note(Unknown(name="two"))
-    journal.write(Unknown(name="three"))  # which comes behind the note
+    journal.write(Unknown(name="three"))  # after the note
     found = [(one.name, one.rank, one.incarnation) for one in read_journal(job)]
     assert found == [("one", 3, 2), ("two", 3, 4), ("three", 3, 4)]
 
 
 @pytest.mark.parametrize("rotates", [False, True])
-def test_without_the_marks_the_account_of_time_is_the_same(
+def test_account_of_time_is_the_same_without_marks(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch, rotates: bool
 ) -> None:
-    """Of marks in a row the ends are read: a killed run had trained until the last."""
+    """The ends of consecutive marks are read: a killed run had trained until the last one."""
     if rotates:
         monkeypatch.setattr(journals, "MAX_FILE_BYTES", 10_000)
     journal = Journal(job, "here", rotates=rotates)
@@ -372,10 +366,8 @@ def test_without_the_marks_the_account_of_time_is_the_same(
     assert fold(few).goodput() == fold(every).goodput()
 
 
-def test_without_threads_it_writes_by_itself(
-    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As Python ends, or where the user may have no more of them."""
+def test_journal_writes_without_threads(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Python exits, or at the user's limit of threads."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -386,7 +378,7 @@ def test_without_threads_it_writes_by_itself(
     assert names(job) == ["alone"]
 
 
-def test_a_fork_while_the_disk_hangs_writes_all_the_same(
+def test_fork_while_the_disk_hangs_can_write(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, parent, write = threading.Event(), os.getpid(), os.write

@@ -1,4 +1,4 @@
-"""The account of a job's time, on journals short enough to be added up by hand."""
+"""The account of a job's time, in journals short enough to add up by hand."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def of(entries: list[JournalEntry], now: float | None = None) -> dict[str, float
     return {one.value: found.seconds(one) for one in Category if found.seconds(one)}
 
 
-def test_an_empty_journal_is_no_time_at_all() -> None:
+def test_empty_journal_has_no_time() -> None:
     assert account([]) == Goodput()
     assert account([], now=100.0).fraction is None
 
 
-def test_a_job_that_never_trained() -> None:
+def test_job_that_never_trained() -> None:
     entries = [happened(10, "start"), happened(12, "launch"), ended(20, "crashed"), end(20, 70)]
     assert of(entries) == {"setup": 10.0}
     assert account(entries).fraction == 0.0
 
 
-def test_a_run_without_a_disturbance() -> None:
+def test_undisturbed_run() -> None:
     """10 s to start, 90 s of training, 2 + 3 of them in saves, 1 s to end."""
     entries = [
         happened(0, "start"),
@@ -83,7 +83,7 @@ def test_a_run_without_a_disturbance() -> None:
     assert account(entries).fraction == pytest.approx(85 / 101)
 
 
-def test_a_crash_loses_what_came_behind_the_last_save() -> None:
+def test_crash_loses_training_after_the_last_save() -> None:
     """10..60 with a save at 40 and 1 s of stall, so 29 s count; back at 70, then 40 s more."""
     entries = [
         happened(0, "start"),
@@ -101,7 +101,7 @@ def test_a_crash_loses_what_came_behind_the_last_save() -> None:
     assert of(entries) == expected
 
 
-def test_a_crash_before_any_save_loses_everything_since_the_first_step() -> None:
+def test_crash_before_any_save_loses_everything_since_the_first_step() -> None:
     entries = [happened(0, "start"), running(10), ended(30, "crashed")]
     assert of(entries) == {"lost_work": 20.0, "setup": 10.0}
     again = [*entries, happened(35, "state", {"state": "running", "step": 0})]
@@ -110,7 +110,7 @@ def test_a_crash_before_any_save_loses_everything_since_the_first_step() -> None
     }  # fmt: skip
 
 
-def test_a_second_crash_loses_from_where_its_incarnation_began() -> None:
+def test_second_crash_loses_its_incarnation() -> None:
     entries = [
         happened(0, "start"),
         running(10),
@@ -123,8 +123,8 @@ def test_a_second_crash_loses_from_where_its_incarnation_began() -> None:
     assert of(entries)["training"] == 10.0
 
 
-def test_who_goes_back_to_an_older_checkpoint_loses_what_the_newer_one_held() -> None:
-    """Saved at 20 and 30; the one at 30 turns out to be bad, and 20 is gone on from."""
+def test_resuming_from_an_older_checkpoint_loses_what_the_newer_one_held() -> None:
+    """Saves at 20 and 30; the one at 30 is bad, and training resumes from 20."""
     entries = [
         happened(0, "start"),
         running(0),
@@ -138,21 +138,21 @@ def test_who_goes_back_to_an_older_checkpoint_loses_what_the_newer_one_held() ->
     }  # fmt: skip
 
 
-def test_who_begins_anew_loses_all() -> None:
+def test_restart_from_scratch_loses_everything() -> None:
     """The checkpoints were deleted, as the first step of the new incarnation shows."""
-    anew = happened(50, "state", {"state": "running", "step": 0})
-    entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), anew]
+    from_scratch = happened(50, "state", {"state": "running", "step": 0})
+    entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), from_scratch]
     assert of(entries, now=51.0) == {"lost_work": 40.0, "recovery": 10.0, "training": 1.0}
 
 
-def test_a_script_that_loads_by_itself_is_taken_to_go_on_from_the_newest() -> None:
-    """Of it nobody tells what it loaded, nor the step that it counts from."""
+def test_script_that_loads_by_itself_is_assumed_to_resume_from_the_newest() -> None:
+    """The journal has neither what it loaded nor its first step."""
     entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), running(50)]
     assert of(entries, now=51.0)["lost_work"] == 20.0
 
 
-def test_what_trained_beside_a_copy_is_not_in_the_checkpoint() -> None:
-    """A save of 10 s that training stood still for 1 s of: the state is that of 30 s."""
+def test_training_during_a_copy_is_not_in_the_checkpoint() -> None:
+    """A save of 10 s with a stall of 1 s: its state is that of 30 s."""
     entries = [
         happened(0, "start"),
         running(0),
@@ -165,8 +165,8 @@ def test_what_trained_beside_a_copy_is_not_in_the_checkpoint() -> None:
     }  # fmt: skip
 
 
-def test_a_preemption_loses_nothing_and_the_time_in_the_queue_is_waiting() -> None:
-    """46 s with 5 s of stall, a night in the queue, 40 s that go on."""
+def test_preemption_loses_nothing_and_time_in_the_queue_is_waiting() -> None:
+    """46 s with 5 s of stall, a night in the queue, 40 s more."""
     entries = [
         happened(0, "start"),
         running(10),
@@ -186,13 +186,13 @@ def test_a_preemption_loses_nothing_and_the_time_in_the_queue_is_waiting() -> No
     assert account(entries).wall_seconds == 1010.0
 
 
-def test_a_save_before_the_first_step_stalls_no_training() -> None:
+def test_save_before_the_first_step_stalls_no_training() -> None:
     entries = [happened(0, "start"), saved(5, 0, 4.0), running(10)]
     assert of(entries, now=20.0) == {"setup": 10.0, "training": 10.0}
 
 
-def test_a_supervisor_that_was_killed_trained_until_its_last_word() -> None:
-    """The restart goes on from step 30, so what the marks tell behind it is lost."""
+def test_killed_supervisor_trained_until_its_last_entry() -> None:
+    """The restart resumes from step 30, so the steps after it are lost."""
     entries = [
         happened(0, "start"),
         running(10),
@@ -211,19 +211,19 @@ def test_a_supervisor_that_was_killed_trained_until_its_last_word() -> None:
     assert of(entries[:4], now=70.0) == {"setup": 10.0, "training": 60.0}
 
 
-def test_a_journal_whose_beginning_is_gone_begins_within_the_training() -> None:
-    """Old files go. A save that is left tells nothing, a step mark does."""
+def test_journal_without_its_start_starts_within_the_training() -> None:
+    """Old files are deleted. A remaining save does not show that a supervisor ran; a mark does."""
     entries = [saved(10, 10, 1.0), steps(20, 20), steps(50, 50), ended(60, "completed"), end(60)]
     assert of(entries) == {"training": 40.0}
 
 
-def test_of_a_script_without_a_supervisor_there_is_no_account() -> None:
+def test_script_without_a_supervisor_has_no_account() -> None:
     entries = [happened(0, "script"), saved(10, 10, 1.0), saved(20, 20, 1.0)]
     assert account(entries) == Goodput()
 
 
-def test_an_agent_that_died_ends_its_incarnation() -> None:
-    """The supervisor itself writes the crash; there is no agent to say that it ended."""
+def test_dead_agent_ends_its_incarnation() -> None:
+    """The supervisor itself writes the crash, as the agent cannot report the end."""
     entries = [
         happened(0, "start"),
         running(10),
@@ -237,7 +237,7 @@ def test_an_agent_that_died_ends_its_incarnation() -> None:
     assert of(entries) == {"setup": 10.0, "training": 70.0, "lost_work": 10.0, "recovery": 10.0}
 
 
-def test_an_incarnation_that_the_deadline_cut_off_loses_what_it_had_not_saved() -> None:
+def test_incarnation_cut_off_at_the_deadline_loses_unsaved_work() -> None:
     entries = [
         happened(0, "start"),
         running(10),
@@ -249,8 +249,8 @@ def test_an_incarnation_that_the_deadline_cut_off_loses_what_it_had_not_saved() 
     assert of(entries) == {"setup": 10.0, "training": 30.0, "lost_work": 20.0}
 
 
-def test_waiting_for_nodes_is_no_recovery() -> None:
-    """Two of three nodes are left at 50; the third comes back at 90."""
+def test_waiting_for_nodes_is_not_recovery() -> None:
+    """Two of three nodes remain at 50; the third returns at 90."""
     entries = [
         happened(0, "start"),
         running(10),
@@ -265,7 +265,7 @@ def test_waiting_for_nodes_is_no_recovery() -> None:
     }  # fmt: skip
 
 
-def test_another_number_of_nodes_costs_recovery_and_no_work() -> None:
+def test_resize_costs_recovery_and_no_work() -> None:
     entries = [
         happened(0, "start"),
         running(10),
@@ -278,7 +278,7 @@ def test_another_number_of_nodes_costs_recovery_and_no_work() -> None:
     }  # fmt: skip
 
 
-def test_what_a_follower_says_counts_nowhere() -> None:
+def test_entries_of_a_follower_do_not_count() -> None:
     entries = [happened(0, "start"), running(10), happened(20, "crash", {"follows": True})]
     assert of(entries, now=30.0) == {"setup": 10.0, "training": 20.0}
 
@@ -310,14 +310,14 @@ _entries = st.builds(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(_entries, max_size=30), st.one_of(st.none(), st.floats(0, 2000)))
 def test_every_second_counts_once(entries: list[JournalEntry], now: float | None) -> None:
-    """Whatever the journal says: spans without a gap, categories that add up to the time."""
+    """Spans have no gaps, and the categories add up to the time, for any journal."""
     entries.sort(key=lambda entry: entry.wall)
     found = TimeAccount()
     for entry in entries:
         found.observe(entry)
     spans = found.spans(now)
-    told = [entry for entry in entries if not entry.event.follows]
-    counted = itertools.dropwhile(lambda entry: not isinstance(entry.event, SUPERVISED), told)
+    leading = [entry for entry in entries if not entry.event.follows]
+    counted = itertools.dropwhile(lambda entry: not isinstance(entry.event, SUPERVISED), leading)
     own = [entry.wall for entry in counted]
     lasted = max(own[-1], now or 0.0) - own[0] if own else 0.0
     assert sum(span.seconds for span in spans) == pytest.approx(lasted, abs=1e-6)
