@@ -1,1 +1,1 @@
-"""Everything that processes and nodes say to each other; each wire type has its one place here."""
+"""Messages and shared memory between processes and nodes; every wire type is defined here."""

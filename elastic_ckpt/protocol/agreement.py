@@ -1,20 +1,20 @@
-"""The stop-step agreement: which step do all ranks save at, with no rank waiting for a rank?
+"""The stop-step agreement: at which step do all ranks save, without a rank waiting for a rank?
 
-Ranks of synchronous training are coupled: nobody finishes a step before everybody has entered
-it. A rank that waited at a step boundary for the others' word could therefore wait for one that
-waits inside the next step for *it*. So the word is given by somebody who never computes:
+Ranks of synchronous training are coupled: no rank finishes a step before all have entered it. A
+rank that waited at a step boundary for the others' answer could therefore wait for one that waits
+inside the next step for *it*. So a process that never computes answers, the watcher:
 
 1. A rank that is about to begin step ``s`` first writes ``entered = s``, then reads the flag.
 2. The watcher sets the flag, waits a moment, then reads the largest ``entered`` of its node and
    posts it. The maximum over the nodes is the answer, the same on every node.
-3. A rank that sees the flag before it begins a step waits for the answer alone, trains up to and
-   including that step, and acts at the boundary behind it.
+3. A rank that sees the flag before it begins a step waits for the answer only, trains up to and
+   including that step, and acts at the boundary after it.
 
-Whoever wrote ``entered`` before the watcher read it is counted; whoever wrote it after that reads
-the flag after the watcher set it. So no rank can have begun a step beyond the answer unaware.
+A rank that wrote ``entered`` before the watcher read it is counted; one that wrote it later reads
+the flag after the watcher set it. So no rank can begin a step beyond the answer unaware.
 
-Requests are numbered. Several may be under way (a save, then a stop); a rank that wakes up late
-finds the answers to all of them in a short ring and serves each one, because its peers do.
+Requests are numbered. Several may be open (a save, then a stop); a rank that wakes up late finds
+all answers in a short ring and serves each one, because its peers do.
 
 ``Agenda`` is a rank's side and :func:`answer_step` the watcher's; the real code and the
 simulation in ``tests/unit/protocol/test_agreement.py`` run these same functions.
@@ -30,21 +30,20 @@ from typing import Final
 NOTHING_ENTERED: Final = -1
 """What a rank's slot holds before the rank knows where it starts."""
 
-
 RING: Final = 8
-"""Answers that are kept, for ranks that come late: more than can be open at a time."""
+"""Number of answers kept for late ranks: more than can be open at a time."""
 
 
 class RequestKind(IntEnum):
     """What a request asks all ranks to do at the agreed step."""
 
-    SAVE = 1  # as the interval says
+    SAVE = 1  # a save of the interval
     STOP = 2
-    SAVE_NOW = 3  # as a person or a drill asks: as before a stop, but training goes on
+    SAVE_NOW = 3  # for a user or a drill: saves as before a stop, but training continues
 
 
 class ActionKind(Enum):
-    """What a rank does at the boundary where it stands."""
+    """What a rank does at its current step boundary."""
 
     GO = "go"
     WAIT = "wait"
@@ -55,7 +54,7 @@ class ActionKind(Enum):
 
 @dataclass(frozen=True)
 class RequestAnswer:
-    """The watcher's word on one request: at the end of ``step``, do ``kind``."""
+    """The watcher's answer to one request: at the end of ``step``, do ``kind``."""
 
     number: int
     kind: RequestKind
@@ -64,20 +63,20 @@ class RequestAnswer:
 
 @dataclass(frozen=True)
 class StepAction:
-    """What to do now; ``number`` is the last request that it serves (0: none)."""
+    """What to do now; ``number`` is the newest request that it serves, 0 for none."""
 
     kind: ActionKind
     number: int = 0
 
 
 def answer_step(entered: Iterable[int]) -> int:
-    """The step that a request is served at, from every rank's ``entered``.
+    """Return the step at which to serve a request, from every rank's ``entered``.
 
     Args:
         entered: the step that each rank was about to begin, or ``NOTHING_ENTERED``.
 
     Returns:
-        The largest; ``NOTHING_ENTERED`` if no rank has begun: then all stop where they start.
+        The largest; ``NOTHING_ENTERED`` if no rank has begun a step: all stop where they start.
     """
     return max(entered, default=NOTHING_ENTERED)
 
@@ -86,24 +85,24 @@ def answer_step(entered: Iterable[int]) -> int:
 class Agenda:
     """One rank's view of the requests.
 
-    ``seen`` is the newest request that the rank has the answer to; ``open`` the answered ones
-    whose step it has not reached: no more than one save, which the watcher sees to, and a stop.
+    ``seen`` is the newest request whose answer the rank has; ``open`` the answered ones whose
+    step it has not reached: at most one save, which the watcher ensures, and a stop.
     """
 
     seen: int = 0
     open: list[RequestAnswer] = field(default_factory=list)
 
     def decide(self, finished: int, flag: int, answers: Mapping[int, RequestAnswer]) -> StepAction:
-        """Say what to do before beginning step ``finished + 1``.
+        """Return what to do before beginning step ``finished + 1``.
 
         Args:
             finished: optimizer steps that this rank has finished.
             flag: the number of the newest request that is flagged.
-            answers: the answers that are known, by number.
+            answers: the posted answers, by number.
 
         Returns:
             WAIT while the answer to a flagged request is missing; SAVE, SAVE_NOW or STOP if an
-            answered request is due here, the last of these if several are; else GO.
+            answered request is due, STOP before SAVE_NOW before SAVE; else GO.
         """
         while self.seen < flag:
             answer = answers.get(self.seen + 1)
@@ -125,4 +124,4 @@ _SERVED_BY: Final = {
     RequestKind.SAVE_NOW: ActionKind.SAVE_NOW,
     RequestKind.SAVE: ActionKind.SAVE,
 }
-"""Each serves those behind it, too."""
+"""Each serves those after it, too."""

@@ -1,16 +1,16 @@
-"""The board: a few kilobytes of local memory that one node's processes see each other through.
+"""The board: a few kilobytes of memory that the processes of one node share.
 
-It lives in a ``memfd``: never on a network file system, no name to leave behind, gone with the
-last process. Others open it as ``/proc/<supervisor>/fd/<n>``, which the kernel grants to the
-same user alone.
+It lives in a ``memfd``: never on a network file system, without a name to clean up, freed with
+the last process. Other processes open it as ``/proc/<supervisor>/fd/<n>``, which the kernel allows
+only to the same user.
 
-Everything is a 64-bit word, because a single aligned word is read and written whole; what belongs
-together in a rank's slot is framed (``slot.py``). Times are nanoseconds on the monotonic clock,
-which all processes of one host share.
+Everything is a 64-bit word, because one aligned word is read and written atomically; the words of
+a rank's step are framed (``slot.py``). Times are nanoseconds on the monotonic clock, which all
+processes of a host share.
 
-Each word has one writer at a time: the agent (its watcher) writes the header and the answers, a
-rank its own slot, the supervisor the deadline; and, once the agent and all workers are gone, the
-supervisor clears what they left.
+Each word has one writer at a time: the agent writes the header and the answers, a rank its own
+slot, the supervisor the deadline; after the agent and all workers are gone, the supervisor clears
+what they left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _H_ANSWERS: Final = 16  # RING entries of (number, kind, step, 0)
 
 
 class Board:
-    """One node's board; see the module for who writes what."""
+    """A node's board; see the module for who writes what."""
 
     def __init__(self, buffer: mmap.mmap | bytearray, fd: int = -1) -> None:
         self._buffer = buffer
@@ -57,7 +57,7 @@ class Board:
 
     @classmethod
     def create(cls, slots: int) -> Board:
-        """A new board in shared memory, with one slot per local rank."""
+        """Create a board in shared memory, with one slot per local rank."""
         size = (_HEADER_WORDS + slots * SLOT_WORDS) * WORD
         fd = os.memfd_create("elastic-ckpt-board")
         os.ftruncate(fd, size)
@@ -67,7 +67,7 @@ class Board:
 
     @classmethod
     def private(cls, slots: int = 1) -> Board:
-        """A board of this process alone, for a script that runs without a supervisor."""
+        """Create a board of this process only, for a script without a supervisor."""
         buffer = bytearray((_HEADER_WORDS + slots * SLOT_WORDS) * WORD)
         cls._format(memoryview(buffer).cast("q"), slots)
         return cls(buffer)
@@ -78,15 +78,15 @@ class Board:
 
         Raises:
             OSError: its owner is gone, or it belongs to another user.
-            UsageError: another version of elastic-ckpt made it.
+            UsageError: it is not a board, or one of another version of elastic-ckpt.
         """
         access = os.O_RDWR if writable else os.O_RDONLY
         fd = os.open(path, access | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UsageError(f"{path} is no file, and so no board")
+                raise UsageError(f"{path} is not a board: not a regular file")
             if os.fstat(fd).st_size == 0:
-                raise UsageError(f"{path} is empty, and no board")
+                raise UsageError(f"{path} is not a board: empty")
             protection = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             buffer = mmap.mmap(fd, 0, access=protection)
         finally:
@@ -97,7 +97,7 @@ class Board:
 
     @property
     def path(self) -> str:
-        """Where other processes open this board, while its maker lives."""
+        """The path at which other processes open this board while its creator lives."""
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     @staticmethod
@@ -110,13 +110,13 @@ class Board:
     # -- header: the agent's watcher, and the supervisor's deadline -------------------------
 
     def begin_incarnation(self, number: int) -> None:
-        """Forget all ranks and requests; called while no worker runs."""
+        """Clear all slots and requests; call while no worker runs."""
         self._words[_H_FLAG] = 0
         self._words[_H_ABORTED] = 0
         for index in range(_H_ANSWERS, _H_ANSWERS + 4 * RING):
             self._words[index] = 0
         _clear_slots(self._words, self.slots)
-        # Last: who reads this number must not find the slots of the incarnation before.
+        # Last: a reader of this number must not find the previous incarnation's slots.
         self._words[_H_INCARNATION] = number
 
     @property
@@ -125,24 +125,24 @@ class Board:
         return self._words[_H_INCARNATION]
 
     def end_incarnation(self) -> None:
-        """Its workers are gone, and one that is started late has no place in it."""
+        """Record that the incarnation's workers are gone, so that late ones leave."""
         self._words[_H_OVER] = self._words[_H_INCARNATION]
 
     def is_over(self, number: int) -> bool:
-        """Whether a worker of this incarnation has come too late."""
+        """Whether a worker of this incarnation started too late."""
         return number != self._words[_H_INCARNATION] or number == self._words[_H_OVER]
 
     @property
     def flag(self) -> int:
-        """Number of the newest flagged request, 0 for none."""
+        """The newest flagged request's number, 0 for none."""
         return self._words[_H_FLAG]
 
     def raise_flag(self, number: int) -> None:
-        """Make every rank stop before its next step until ``number`` is answered."""
+        """Make every rank wait before its next step until ``number`` is answered."""
         self._words[_H_FLAG] = number
 
     def post_answer(self, answer: RequestAnswer) -> None:
-        """Publish the watcher's word; its number is written last."""
+        """Publish the watcher's answer; its number is written last."""
         base = _H_ANSWERS + 4 * (answer.number % RING)
         self._words[base] = 0
         self._words[base + 1] = int(answer.kind)
@@ -150,7 +150,7 @@ class Board:
         self._words[base] = answer.number
 
     def answers(self) -> Mapping[int, RequestAnswer]:
-        """All answers in the ring, by number."""
+        """Return all answers in the ring, by number."""
         found: dict[int, RequestAnswer] = {}
         for base in range(_H_ANSWERS, _H_ANSWERS + 4 * RING, 4):
             number, kind, step = self._words[base : base + 3]
@@ -160,7 +160,7 @@ class Board:
 
     @property
     def aborted(self) -> int:
-        """Requests up to this number will never be answered or served."""
+        """The newest request that is given up, with all before it."""
         return self._words[_H_ABORTED]
 
     def abort(self, number: int) -> None:
@@ -169,7 +169,7 @@ class Board:
 
     @property
     def deadline(self) -> float | None:
-        """When this node goes away, on the monotonic clock in seconds; None without a notice."""
+        """When this node goes away, in monotonic seconds; None without a notice."""
         value = self._words[_H_DEADLINE]
         return value / 1e9 if value else None
 
@@ -180,18 +180,18 @@ class Board:
     # -- slots ------------------------------------------------------------------------------
 
     def rank_slot(self, local_rank: int) -> SlotWriter:
-        """The one writer of a rank's slot."""
+        """Return the writer of a rank's slot, of which there is one."""
         if not 0 <= local_rank < self.slots:
             raise UsageError(f"local rank {local_rank} has no slot on a board of {self.slots}")
         return SlotWriter(self._buffer, self._words, self._base(local_rank))
 
     def entered(self) -> list[int]:
-        """Every rank's ``entered`` word."""
+        """Return every rank's ``entered`` word."""
         first = _HEADER_WORDS + ENTERED
         return [self._words[first + index * SLOT_WORDS] for index in range(self.slots)]
 
     def read_slot(self, local_rank: int) -> Slot:
-        """A view of one rank that never mixes two of its steps."""
+        """Return a view of one rank that never mixes two of its steps."""
         return read_slot(self._words, self._base(local_rank), local_rank)
 
     @staticmethod
@@ -199,7 +199,7 @@ class Board:
         return _HEADER_WORDS + local_rank * SLOT_WORDS
 
     def read_slots(self) -> list[Slot]:
-        """A view of every rank of this node."""
+        """Return a view of every rank of this node."""
         return [self.read_slot(index) for index in range(self.slots)]
 
 

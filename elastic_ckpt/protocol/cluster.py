@@ -1,8 +1,8 @@
-"""Several nodes as one job: what they tell each other, and the rules of the one that leads.
+"""A multi-node job: the states that its nodes exchange, and the rules of the head.
 
-One node hosts the job's store and leads: it is the head. Every member, the head included, says
-how it stands in a :class:`MemberState`; the head says what is to be done in a :class:`JobState`.
-Both are said again and again, whole: a word that was missed is made up for by the next one.
+One node, the head, hosts the job's store and leads. Every member, the head included, publishes a
+:class:`MemberState`, the head also the :class:`JobState`. Both are whole states that are published
+again and again, so that a missed one does not matter.
 """
 
 from __future__ import annotations
@@ -18,38 +18,43 @@ from elastic_ckpt.protocol.agreement import RING, RequestKind, answer_step
 from elastic_ckpt.protocol.ended import Ended, EndKind, merge
 
 BEAT_SECONDS: Final = 0.05
-"""Between two words of a node at the most."""
+"""Maximum time between two reports of a node."""
 
 LOST_SECONDS: Final = 2.5
-"""Silence after which a node is given up: no pause of a process or a switch lasts as long."""
+"""Silence after which a node counts as lost: longer than a pause of a process or a switch."""
 
 STUCK_SECONDS: Final = 60.0
-"""How long a node may take to be rid of its workers."""
+"""Maximum time for a node to end its workers."""
 
 GATHER_SECONDS: Final = 3.0
-"""How long to wait for more nodes once there are enough; those that come later join later."""
+"""Time to wait for more nodes once there are enough; later ones join a later incarnation."""
 
 
 class NodeAnswer(msgspec.Struct, frozen=True):
-    """A node's word on a request: the largest step that its ranks entered, and if any began one."""
+    """A node's answer to a request.
+
+    Attributes:
+        step: the largest that its ranks entered.
+        started: whether any of them began a step in this incarnation.
+    """
 
     step: int
     started: bool
 
 
 class MemberState(msgspec.Struct, kw_only=True):
-    """What a node says of itself.
+    """What a node reports about itself.
 
     Attributes:
         node: its name.
-        leaving: it has a notice, and takes no part in the next incarnation.
-        asks: requests by a count of its own; the newest few.
+        leaving: it has a notice, and does not take part in the next incarnation.
+        asks: what it wants requested, by its own count; the newest few.
         incarnation: the one that it runs, or ran last.
-        words: on that one's requests, by number.
-        seen: the newest request that all of its ranks have taken up.
-        idle: whether all of its ranks are silent for longer than they ever are.
-        stuck: what was seen of them in a hang; None while there is none.
-        ended: its verdict; None while its part of the incarnation runs.
+        answers: its answers to that one's requests, by number.
+        seen: the newest request that all of its ranks have seen.
+        idle: whether all of its ranks have been silent for longer than is normal.
+        stuck: the stacks of its ranks in a hang; None without one.
+        ended: how its part of the incarnation ended; None while that runs.
     """
 
     node: str
@@ -67,7 +72,7 @@ class Request(msgspec.Struct):
     """A request to all ranks, as in ``protocol/agreement.py``.
 
     Attributes:
-        step: the answer; None until every node has said its word.
+        step: the answer; None until every node has answered.
         idle: no rank of any node has begun a step: there is nothing to save.
     """
 
@@ -78,28 +83,28 @@ class Request(msgspec.Struct):
 
 
 class JobEnd(msgspec.Struct, frozen=True):
-    """The job is over for every node."""
+    """The end of the job on every node."""
 
     exit_code: int
     message: str
 
 
 class JobState(msgspec.Struct, kw_only=True):
-    """What the head says to all nodes.
+    """What the head publishes to all nodes.
 
     Attributes:
-        run_id, job, identity: of the run, its name, and what tells the job directory from others.
+        run_id, job, identity: identify the run, the job by name, and the job directory.
         head: the head's name.
-        terms: what it was told that all nodes must be told alike, by option.
-        incarnation: the newest; 0 for none yet.
+        terms: the head's values of options that must be the same on all nodes, by name.
+        incarnation: the newest; 0 before the first.
         roster: numbers of its members, in the order of their group ranks.
         port: where the workers' store listens, on the head.
-        requests: of this incarnation.
-        over: whoever still runs workers of it kills them.
+        requests: those of this incarnation.
+        over: the incarnation is over; nodes kill workers that still run.
         hung: every rank of every node is idle.
-        verdict: how the newest that is over ended, on all nodes; also while the next one runs.
-        lost: numbers of members that were given up; such a node comes back under another one.
-        end: the job is over.
+        verdict: how the last incarnation that is over ended on all nodes; kept during the next.
+        lost: numbers of lost members; such a node returns with a new number.
+        end: how the job ended; None while it runs.
     """
 
     run_id: str
@@ -125,32 +130,32 @@ class JobState(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Seen:
-    """A member as the head sees it; ``heard_at`` is monotonic seconds."""
+    """A member's newest state, and when it arrived at the head, in monotonic seconds."""
 
     state: MemberState
     heard_at: float
 
 
 class HeadRules:
-    """The rules of the head; pure, so that they can be tried in any order of words.
+    """The rules of the head; pure, so that tests can apply any order of reports.
 
     Attributes:
-        state: what it tells.
+        state: what the head publishes.
     """
 
     def __init__(self, state: JobState) -> None:
         self.state = state
         self._members: Mapping[int, Seen] = {}
-        self._over_at = 0.0  # when the incarnation that runs was found to be
-        self._taken: dict[int, int] = {}  # by member: how many of its asks were looked at
+        self._over_at = 0.0  # when the running incarnation was declared over
+        self._taken: dict[int, int] = {}  # by member: the newest of its asks that was handled
 
     @property
     def running(self) -> bool:
-        """Whether an incarnation is under way."""
+        """Whether an incarnation runs."""
         return bool(self.state.roster) and not self.state.is_over
 
     def present(self) -> dict[int, str]:
-        """Members that can take part in the next incarnation, and their names."""
+        """Return the names of members that can take part in the next incarnation, by number."""
         return {
             number: seen.state.node
             for number, seen in sorted(self._members.items())
@@ -158,13 +163,13 @@ class HeadRules:
         }
 
     def stuck(self) -> tuple[tuple[StalledNode, ...], bool]:
-        """What nodes saw of their ranks in a hang, and whether all have looked that run any."""
+        """Return the stacks that nodes reported in a hang, and whether all nodes have reported."""
         states = self._roster_states().values() if self.running else ()
         words = [state.stuck for state in states if state.ended is None]
         return tuple(word for word in words if word is not None), None not in words
 
     def launch(self, incarnation: int, most: int, port: int) -> tuple[int, ...]:
-        """Begin an incarnation with who is present; the roster."""
+        """Begin an incarnation with the present nodes, at most ``most``; return the roster."""
         state = self.state
         state.incarnation, state.port = incarnation, port
         state.requests, state.over, state.hung = [], False, False
@@ -173,7 +178,7 @@ class HeadRules:
         return state.roster
 
     def ask(self, kind: RequestKind) -> None:
-        """Ask all ranks for something; a save only when the one before has been taken up."""
+        """Add a request to all ranks; a save only if they have seen the previous request."""
         requests = self.state.requests
         if not self.running or any(one.kind is RequestKind.STOP for one in requests):
             return
@@ -184,10 +189,11 @@ class HeadRules:
         self.state.requests = [*requests[1 - RING :], Request(number + 1, kind)]
 
     def take_in(self, members: Mapping[int, Seen], now: float) -> None:
-        """Draw the consequences of what the members say.
+        """Update the job's state from the members' reports.
 
         Args:
-            members: by number; a number is never used again.
+            members: by number; a number is never used twice.
+            now: monotonic seconds at which all of ``members`` were read.
         """
         self._members = members
         self._give_up(now)
@@ -208,7 +214,7 @@ class HeadRules:
                 self.state.lost.add(number)
 
     def _roster_states(self) -> dict[int, MemberState]:
-        """Of those that speak of this incarnation."""
+        """Return the states of roster members that report on this incarnation, by number."""
         found = {number: self._members[number].state for number in self.state.roster}
         current = self.state.incarnation
         return {number: one for number, one in found.items() if one.incarnation == current}
@@ -218,17 +224,17 @@ class HeadRules:
         if len(states) < len(self.state.roster):
             return
         for request in self.state.requests:
-            # A node that is done begins no step any more.
+            # A node whose part is over begins no more steps.
             asked = [
                 state
                 for state in states.values()
                 if state.ended is None or request.number in state.answers
             ]
-            said = [one.answers[request.number] for one in asked if request.number in one.answers]
-            if request.step is None and asked and len(said) == len(asked):
-                request.step = answer_step(word.step for word in said)
+            found = [one.answers[request.number] for one in asked if request.number in one.answers]
+            if request.step is None and asked and len(found) == len(asked):
+                request.step = answer_step(answer.step for answer in found)
                 request.idle = request.kind is RequestKind.STOP and not any(
-                    word.started for word in said
+                    answer.started for answer in found
                 )
         busy = [state for state in states.values() if state.ended is None]
         self.state.hung = bool(busy) and all(state.idle for state in busy)
@@ -248,7 +254,7 @@ class HeadRules:
                 state.verdict = self._judge(merge(verdicts, names))
 
     def _judge(self, merged: Ended) -> Ended:
-        """Where all were stopped before a step, what one failed of follows from that."""
+        """Return the verdict; a failure while all are stopped before a step is due to the stop."""
         stopped = any(request.idle for request in self.state.requests)
         if not stopped or merged.lost or merged.kind is not EndKind.CRASHED:
             return merged
@@ -257,7 +263,7 @@ class HeadRules:
         )
 
     def _give_up_the_stuck(self, now: float) -> None:
-        """A node whose workers cannot be killed must not hold up all others for ever."""
+        """Give up nodes whose workers cannot be killed, which would hold up all others."""
         state = self.state
         self._over_at = (self._over_at or now) if state.over else 0.0
         if state.over and now - self._over_at > STUCK_SECONDS:
@@ -269,11 +275,11 @@ class HeadRules:
 
 @dataclass
 class Gathering:
-    """How many nodes a job takes, and when it begins with those that are there.
+    """Decides when an incarnation begins with the nodes that are present.
 
     Attributes:
-        least, most: nodes of an incarnation.
-        expected: that of the last one less those that left or were lost; 0 before the first.
+        least, most: minimum and maximum number of nodes of an incarnation.
+        expected: nodes of the last one without those that left or were lost; 0 before the first.
     """
 
     least: int
@@ -283,11 +289,7 @@ class Gathering:
     _changed_at: float = 0.0
 
     def may_launch(self, present: int, now: float) -> bool:
-        """Whether to begin with so many nodes.
-
-        Args:
-            now: monotonic seconds.
-        """
+        """Whether to begin with the ``present`` number of nodes; ``now`` is monotonic seconds."""
         self._settle(present, now)
         if present < self.least:
             return False
@@ -295,7 +297,7 @@ class Gathering:
         return present >= enough or now - self._changed_at >= GATHER_SECONDS
 
     def may_grow(self, present: int, running: int, now: float) -> bool:
-        """Whether to stop the incarnation of so many nodes for one with more."""
+        """Whether to stop an incarnation of ``running`` nodes for one with more."""
         self._settle(present, now)
         quiet = now - self._changed_at >= GATHER_SECONDS
         return min(present, self.most) > running and (quiet or present >= self.most)

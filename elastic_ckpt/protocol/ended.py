@@ -11,13 +11,13 @@ from elastic_ckpt.protocol.slot import Outcome
 
 
 class EndKind(Enum):
-    """The values are what the journal shows."""
+    """How an incarnation ended; the values are the journal's."""
 
-    COMPLETED = "completed"  # every worker left with its work done
-    STOPPED = "stopped"  # every worker left at the agreed stop step, a checkpoint sealed
+    COMPLETED = "completed"  # every worker finished its work
+    STOPPED = "stopped"  # every worker left at the agreed stop step, after a sealed checkpoint
     NOT_BEGUN = "not-begun"  # a stop came before any rank had begun a step
     CRASHED = "crashed"
-    CUT_SHORT = "cut-short"  # on this node, because of what happened on another one
+    CUT_SHORT = "cut-short"  # ended on this node because of another node
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -29,14 +29,13 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         steps: optimizer steps finished in this incarnation.
         finished: the last finished step.
         attached: whether the script made a Session or called should_save.
-        failed_at, noticed_at, gone_at: when the worker failed, when the agent knew, when the
-            last process was gone; nanoseconds on the monotonic clock. The kernel keeps no time
-            of death: a worker that said why it fails says when, too; of one that went without a
-            word it is the moment at which the kernel woke the agent.
-        failed_wall: ``failed_at`` on the wall clock, in seconds; to compare nodes by.
-        out_of_memory: the kernel killed something for memory in this incarnation's time.
+        failed_at, noticed_at, gone_at: when the worker failed, the agent noticed, and the last
+            process was gone; monotonic nanoseconds. A worker that posts its failure posts the
+            time; for one that died it is when the kernel woke the agent.
+        failed_wall: ``failed_at`` in wall clock seconds, to compare nodes.
+        out_of_memory: the kernel killed a process for memory during this incarnation.
         lost: names of the nodes that vanished.
-        tail: what the worker that failed first printed last, line by line.
+        tail: the last lines that the first failed worker printed.
     """
 
     incarnation: int
@@ -58,12 +57,12 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the ranks were not all done with what they were to do."""
+        """Whether any rank was interrupted or failed."""
         return self.kind in (EndKind.CRASHED, EndKind.CUT_SHORT)
 
     @property
     def what(self) -> str:
-        """What happened, for people; empty where there is nothing to be said."""
+        """One line on what happened; empty without a failure."""
         return f"rank {self.rank} failed: {self.message}" if self.rank >= 0 else self.message
 
 
@@ -87,14 +86,14 @@ def end_kind(outcomes: Set[Outcome], *, cut_short: bool, not_begun: bool) -> End
 
 
 def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
-    """What all nodes' verdicts on one incarnation come to.
+    """Return how an incarnation ended on all nodes together.
+
+    A lost node explains the other nodes' failures. Otherwise the node that crashed first is the
+    cause; a killed worker comes before one with an exit code, which others can bring about.
 
     Args:
-        verdicts: of the nodes that could say, the head's first: its clock counts.
-        lost: names of the others; to those come who left before their part was done.
-
-    A node that vanished goes before what the others failed of because of it. Else the first that
-    crashed is to blame; of one whose worker went without a word nobody else can be the cause.
+        verdicts: of the nodes that reported, the head's first: its clock counts.
+        lost: names of the other nodes; those that left during the incarnation are added.
     """
     own = verdicts[0]
     lost += tuple(name for one in verdicts for name in one.lost if name not in lost)

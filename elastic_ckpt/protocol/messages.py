@@ -1,4 +1,4 @@
-"""What supervisor and agent say to each other: one line of JSON per message, over pipes."""
+"""Messages between supervisor and agent: one line of JSON each, over pipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elastic_ckpt.protocol.ended import Ended
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
-    """Launch all workers as this incarnation, on so many nodes at the most."""
+    """Launch all workers as this incarnation, on at most ``nodes`` nodes."""
 
     incarnation: int
     nodes: int = 1
@@ -24,7 +24,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     """Begin the agreement on a save or a stop.
 
     Attributes:
-        leaving: this node goes away, and takes no part in the next incarnation.
+        leaving: this node goes away, and does not take part in the next incarnation.
     """
 
     kind: RequestKind
@@ -36,20 +36,20 @@ class Kill(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """Tell the other nodes that the job is over, and answer with :class:`Dismissed`."""
+    """Announce the end of the job to the other nodes, then send :class:`Dismissed`."""
 
     exit_code: int
     message: str
 
 
 class Idle(msgspec.Struct, frozen=True, tag=True):
-    """Whether this node's ranks are all silent for longer than they ever are."""
+    """Whether all ranks of this node have been silent for longer than is normal."""
 
     idle: bool
 
 
 class Explained(msgspec.Struct, frozen=True, tag=True):
-    """What was seen of this node's ranks in a hang of all nodes'."""
+    """The stacks of this node's ranks in a hang of all nodes."""
 
     stuck: StalledNode
 
@@ -58,15 +58,15 @@ Command = Launch | Ask | Kill | Finish | Idle | Explained
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The agent listens."""
+    """The agent takes commands."""
 
 
 class Nodes(msgspec.Struct, frozen=True, tag=True):
-    """To the head's supervisor: who is there.
+    """For the head's supervisor: the nodes of the job.
 
     Attributes:
         present: names of those that can take part in the next incarnation.
-        running: how many take part in this one.
+        running: number of those that take part in this one.
     """
 
     present: tuple[str, ...]
@@ -74,7 +74,7 @@ class Nodes(msgspec.Struct, frozen=True, tag=True):
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
-    """This node is one of the job's, of which the head says so much."""
+    """This node has joined the job that these fields describe; see ``cluster.JobState``."""
 
     run_id: str
     job: str
@@ -84,37 +84,37 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
 
 
 class Launched(msgspec.Struct, frozen=True, tag=True):
-    """This node's workers are being launched, of so many nodes'."""
+    """This node's workers are being launched, in an incarnation of ``nodes`` nodes."""
 
     incarnation: int
     nodes: int
 
 
 class AllIdle(msgspec.Struct, frozen=True, tag=True):
-    """The ranks of all nodes are idle."""
+    """All ranks of all nodes are idle."""
 
 
 class Hung(msgspec.Struct, frozen=True, tag=True):
-    """To the head's supervisor: what was seen of the ranks of all nodes in a hang."""
+    """For the head's supervisor: the stacks of the ranks of all nodes in a hang."""
 
     nodes: tuple[StalledNode, ...]
 
 
 class HeadLost(msgspec.Struct, frozen=True, tag=True):
-    """The head does not answer; this node's workers are gone, and it goes on looking for it."""
+    """The head does not answer; this node's workers are gone, and it keeps trying to rejoin."""
 
     why: str
 
 
 class JobOver(msgspec.Struct, frozen=True, tag=True):
-    """The head says that the job is over."""
+    """The head has announced the end of the job."""
 
     exit_code: int
     message: str
 
 
 class Dismissed(msgspec.Struct, frozen=True, tag=True):
-    """All nodes that are there know that the job is over."""
+    """All present nodes know that the job is over."""
 
 
 AgentEvent = (
@@ -125,7 +125,7 @@ _MAX_BUFFER: Final = 1024 * 1024
 
 
 def encode_line(message: msgspec.Struct) -> bytes:
-    """One message as one line."""
+    """Encode one message as one line."""
     return msgspec.json.encode(message) + b"\n"
 
 
@@ -139,7 +139,7 @@ class LineReader:
         os.set_blocking(fd, False)
 
     def lines(self) -> Iterator[bytes]:
-        """Every whole line that is there now; sets ``closed`` at the end of the stream."""
+        """Yield the whole lines that have arrived; set ``closed`` at the end of the stream."""
         while True:
             try:
                 data = os.read(self.fd, 65536)

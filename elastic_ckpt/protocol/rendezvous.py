@@ -1,4 +1,4 @@
-"""Where the nodes of a job meet, and which of them leads."""
+"""Finds where the nodes of a job meet, and which of them leads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import msgspec
 from elastic_ckpt.errors import UsageError
 
 DEFAULT_PORT: Final = 29400
-"""As torchrun's."""
+"""Torchrun's default."""
 
 LEFT_OVER_SECONDS: Final = 10.0
-"""How long what a killed run left may go on to listen."""
+"""How long processes of a killed run may keep listening."""
 
 
 class Rendezvous(msgspec.Struct, frozen=True):
@@ -25,8 +25,8 @@ class Rendezvous(msgspec.Struct, frozen=True):
 
     Attributes:
         host, port: where it listens.
-        listen_fd: a socket that listens there already, on the head; -1 on other nodes.
-        in_use: the address is this host's, and another process listens there.
+        listen_fd: on the head a socket that already listens there; -1 on other nodes.
+        in_use: the address is this host's, but another process listens there.
     """
 
     host: str
@@ -36,21 +36,21 @@ class Rendezvous(msgspec.Struct, frozen=True):
 
     @property
     def leads(self) -> bool:
-        """Whether this node is the head: it hosts the store, and says what all nodes do."""
+        """Whether this node is the head, which hosts the store and directs all nodes."""
         return self.listen_fd >= 0
 
 
 def meet(endpoint: str, is_led: Callable[[], bool]) -> Rendezvous:
-    """Listen at HOST[:PORT] if that is this host's and nobody does yet; who listens there leads.
+    """Become the head if HOST[:PORT] is this host's and free: the node that listens there leads.
 
-    The socket is bound to that address alone, and survives the process that serves it. One that a
-    killed run leaves behind for a moment is waited for.
+    The socket is bound to that address only, and survives the process that serves it. An address
+    that a killed run still holds is retried for a moment.
 
     Args:
-        is_led: whether a supervisor that is alive leads the job.
+        is_led: whether a live supervisor leads the job.
 
     Raises:
-        UsageError: it is no endpoint, or its name is unknown.
+        UsageError: the endpoint is invalid, or its name is unknown.
     """
     limit = time.monotonic() + LEFT_OVER_SECONDS
     while True:
@@ -78,7 +78,7 @@ def _try_to_lead(endpoint: str) -> Rendezvous:
     except OSError as error:
         listener.close()
         if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
-            # Another node's; or this host's, where somebody listens.
+            # The address is another node's, or another process listens there.
             return Rendezvous(host, port, in_use=error.errno == errno.EADDRINUSE)
         raise UsageError(
             f"--rdzv-endpoint {endpoint}: {error.strerror}: give another port"
@@ -89,10 +89,10 @@ def _try_to_lead(endpoint: str) -> Rendezvous:
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """Host and port of HOST, HOST:PORT or [IPV6]:PORT.
+    """Return host and port of HOST, HOST:PORT or [IPV6]:PORT.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the endpoint is invalid.
     """
     host, colon, port = endpoint.rpartition(":")
     if not colon or endpoint.endswith("]"):
@@ -104,10 +104,10 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """MIN and MAX of ``--nnodes MIN[:MAX]``.
+    """Return MIN and MAX of ``--nnodes MIN[:MAX]``.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is invalid.
     """
     least, colon, most = text.partition(":")
     if not colon:

@@ -26,15 +26,15 @@ class Event(Enum):
     """What happens to the supervisor."""
 
     STEPPING = "stepping"  # a worker entered its first step
-    NOTICE = "notice"  # this node will go away
-    COMPLETED = "completed"  # every worker left with its work done
+    NOTICE = "notice"  # this node will be preempted
+    COMPLETED = "completed"  # every worker finished its work
     STOPPED = "stopped"  # every worker left at the agreed stop step
     CRASH = "crash"  # a worker or the agent died
-    REGROUP = "regroup"  # the incarnation ended, and another one of other nodes follows
+    REGROUP = "regroup"  # the incarnation ended, and one with other nodes follows
     ABANDONED = "abandoned"  # the other nodes did not come in time
     RETRY = "retry"  # the back-off is over
-    GIVE_UP = "give-up"  # no budget left, or a failure that no retry mends
-    EXPIRED = "expired"  # the deadline has come
+    GIVE_UP = "give-up"  # no budget left, or a failure that a retry cannot fix
+    EXPIRED = "expired"  # the deadline has passed
 
 
 TRANSITIONS: Final[Mapping[tuple[RunState, Event], RunState]] = {
@@ -62,9 +62,9 @@ TRANSITIONS: Final[Mapping[tuple[RunState, Event], RunState]] = {
     (RunState.BACKING_OFF, Event.NOTICE): RunState.DRAINING,
     (RunState.BACKING_OFF, Event.GIVE_UP): RunState.FAILED,
 }
-"""Every pair that is not listed leaves the state as it is; a test walks all of them."""
+"""A pair that is not listed leaves the state unchanged; a test walks all of them."""
 
 
 def advance(state: RunState, event: Event) -> RunState:
-    """The state after ``event``."""
+    """Return the state after ``event``."""
     return TRANSITIONS.get((state, event), state)

@@ -1,7 +1,7 @@
-"""A rank's slot on the board: its words, who writes them, and a view that is never torn.
+"""A rank's slot on the board: its words, their writer, and a view that is never torn.
 
-What belongs together is framed by a sequence number, odd while it is being written, so that a
-reader never mixes two steps. Times are nanoseconds on the monotonic clock.
+A sequence number frames the words of a step, odd while they are being written, so that a reader
+never mixes two steps. Times are monotonic nanoseconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from elastic_ckpt.protocol.start_marks import Marks
 SLOT_WORDS: Final = 128
 WORD: Final = 8
 
-# Words of a slot. The first six are the frame that a step rewrites; text and metrics fill the end.
+# Words of a slot. The first six are the frame that a step rewrites; text and metrics are last.
 _S_SEQUENCE, ENTERED, _S_FINISHED, _S_EPOCH, _S_SAMPLES, _S_BEAT = range(6)
 _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
@@ -33,14 +33,14 @@ _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
 _REASON_BYTES: Final = (_S_METRICS - _S_REASON) * WORD
 
 MAX_METRICS: Final = 8
-"""Of which the board has room for so many; later ones are in checkpoints alone."""
+"""Room for metrics on the board; further ones are only in checkpoints."""
 
 _METRIC_WORDS: Final = 6
 _METRIC: Final = struct.Struct("@d40s")  # a value, which is written whole, and its name
 
 
 class Phase(IntEnum):
-    """What a rank is doing; the names are what ``status`` shows."""
+    """What a rank is doing; ``status`` shows the names."""
 
     LAUNCHED = 0
     LOADING = 1
@@ -49,11 +49,11 @@ class Phase(IntEnum):
     EVALUATING = 4
     LEAVING = 5
     FETCHING = 6
-    BETWEEN = 7  # two epochs: what the script does there is its own business
+    BETWEEN = 7  # between two epochs, where the script does work of its own
 
 
 class Source(IntEnum):
-    """Where the state that a rank began with came from."""
+    """Where a rank loaded its state from."""
 
     NOTHING = 0
     DISK = 1
@@ -61,13 +61,13 @@ class Source(IntEnum):
 
 
 class Outcome(IntEnum):
-    """How a worker left; NONE for one that runs, or was killed."""
+    """How a worker left; NONE for one that runs or was killed."""
 
     NONE = 0
-    COMPLETED = 1  # its work is done
-    STOPPED = 2  # it left at the agreed stop step, behind a sealed checkpoint
-    STOPPED_UNSAVED = 3  # it left at the agreed stop step, and there is no checkpoint at all
-    FAILED = 4  # it raised, or exited with a code
+    COMPLETED = 1  # finished its work
+    STOPPED = 2  # left at the agreed stop step, after a sealed checkpoint
+    STOPPED_UNSAVED = 3  # left at the agreed stop step, where no checkpoint exists
+    FAILED = 4  # raised, or exited with a code
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,23 @@ class Slot:
         local_rank: index of the slot.
         rank: global rank, -1 until the worker has started.
         pid: 0 until the worker has started.
-        entered: the step that it began or is about to begin.
+        entered: the step that it has begun or is about to begin.
         finished: optimizer steps finished.
-        epoch, sample_start_index: its position; samples of this epoch, all ranks together.
-        beat: monotonic time of the last change, nanoseconds; 0 for never.
+        epoch, sample_start_index: its position; samples of this epoch, of all ranks.
+        beat: time of the last change; 0 for never.
         start_step: the step that it resumed from; ``NOTHING_ENTERED`` before that.
         saved_step: the step of the last checkpoint that it saw sealed; -1 for none.
-        first_entry: monotonic time at which it began its first step, nanoseconds; 0 for never.
-        left: monotonic time of ``outcome``, nanoseconds; 0 for never.
+        first_entry: time at which it began its first step; 0 for never.
+        left: time of ``outcome``; 0 for never.
         reason: one line on why it failed; may be empty.
         marks: the moments of its start.
-        source: where the state came from.
-        declares: it says when it does something else than train, as a Session does.
-        busy_ns, step_ns: moving means of a step, its own work in it and the whole; 0 for unknown.
-        total_steps: at which the script will be done; 0 for unknown.
-        samples_per_step: of all ranks together; 0 for unknown.
-        metrics: what the script reported last, by name.
-        own_step: the step by the script's own counting, where that is another; else -1.
+        source: where it loaded its state from.
+        declares: it declares its phases, as a Session does.
+        busy_ns, step_ns: moving means of its own work in a step and of the step; 0 for unknown.
+        total_steps: the last step of the script; 0 for unknown.
+        samples_per_step: of all ranks; 0 for unknown.
+        metrics: the script's newest values, by name.
+        own_step: the step as the script counts it, where that differs; else -1.
     """
 
     local_rank: int
@@ -126,24 +126,24 @@ class Slot:
 
     @property
     def attached(self) -> bool:
-        """Whether the script takes part: it resumed in a Session or called ``should_save``."""
+        """Whether the script takes part: it opened a Session or called ``should_save``."""
         return self.start_step != NOTHING_ENTERED
 
     @property
     def shown_step(self) -> int:
-        """Steps finished as checkpoints are named, for people."""
+        """Steps finished, as people and checkpoint names count them."""
         return self.finished if self.own_step < 0 else self.own_step
 
 
 def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
-    """A view of the slot at ``base`` that never mixes two of the rank's steps.
+    """Return a view of the slot at ``base`` that never mixes two of the rank's steps.
 
-    A writer that was killed in the middle of a frame leaves it odd for ever; after some
-    tries, about 20 ms, the words are returned as they are.
+    A writer that was killed within a frame leaves its number odd; after about 20 ms of retries
+    the words are returned as they are.
     """
     words: list[int] = []
     for attempt in range(120):
-        if attempt >= 20:  # the writer was put to sleep within a frame: let it finish
+        if attempt >= 20:  # the scheduler paused the writer within a frame: let it finish
             time.sleep(0.0002)
         before = board[base + _S_SEQUENCE]
         words = board[base : base + SLOT_WORDS].tolist()
@@ -180,7 +180,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
 
 
 def clear_slot(board: memoryview[int], base: int) -> None:
-    """No rank has been there."""
+    """Reset a slot to that of a rank that has not started."""
     for word in range(base, base + SLOT_WORDS):
         board[word] = 0
     board[base + ENTERED] = NOTHING_ENTERED
@@ -191,7 +191,7 @@ def clear_slot(board: memoryview[int], base: int) -> None:
 
 
 class SlotWriter:
-    """A rank's own slot. Only the rank's main thread writes here."""
+    """Writes a rank's own slot; for the rank's main thread only."""
 
     def __init__(self, buffer: mmap.mmap | bytearray, words: memoryview[int], base: int) -> None:
         self._buffer = buffer
@@ -203,8 +203,10 @@ class SlotWriter:
         self._metrics: dict[str, int] = {}
 
     def step(self, entered: int, finished: int, epoch: int, samples: int) -> None:
-        """Post the step that is about to begin; the hot path: no system call, no allocation
-        that stays. The sequence number is odd while the frame is torn."""
+        """Post the step that is about to begin.
+
+        The hot path: no system call and no lasting allocation.
+        """
         words, sequence = self._words, self._sequence
         count = self._count
         words[sequence] = count + 1
@@ -216,55 +218,55 @@ class SlotWriter:
         self._count = count + 2
 
     def launched(self, rank: int, pid: int) -> None:
-        """The worker process has started."""
+        """Post that the worker process has started."""
         self._mark(_S_ENTRY)
         self._words[self._base + _S_RANK] = rank
         self._words[self._base + _S_BEAT] = time.monotonic_ns()
         self._words[self._base + _S_PID] = pid
 
     def attach(self, start_step: int, *, declares: bool = True) -> None:
-        """The script takes part from here on, having resumed from ``start_step``."""
+        """Post that the script takes part from now on, resumed from ``start_step``."""
         self._words[self._base + _S_DECLARES] = declares
         self._words[self._base + _S_SAVED_STEP] = start_step if start_step > 0 else -1
         self._words[self._base + _S_START_STEP] = start_step
 
     def group_begins(self) -> None:
-        """The default process group is about to be made."""
+        """Mark the beginning of the default process group's creation."""
         self._mark(_S_GROUP_BEGAN)
 
     def group_is_made(self) -> None:
-        """The default process group is there."""
+        """Mark the end of the default process group's creation."""
         self._mark(_S_GROUP_ENDED)
 
     def joined(self) -> None:
-        """The script takes part, with its model built."""
+        """Mark that the script takes part, with its model built."""
         self._mark(_S_JOINED)
 
     def loaded(self, source: Source) -> None:
-        """The state is in place."""
+        """Mark that the state is loaded."""
         self._words[self._base + _S_SOURCE] = source
         self._mark(_S_LOADED)
 
     def stepped(self) -> None:
-        """The first optimizer step of this incarnation is finished."""
+        """Mark the end of this incarnation's first optimizer step."""
         self._mark(_S_STEPPED)
 
     def pace(self, busy_ns: int, step_ns: int) -> None:
-        """How long a step takes: the rank's own work in it, and the whole."""
+        """Post the mean durations of the rank's own work in a step and of the whole step."""
         self._words[self._base + _S_BUSY_NS] = busy_ns
         self._words[self._base + _S_STEP_NS] = step_ns
 
-    def course(self, total_steps: int, samples_per_step: int) -> None:
-        """Where the script is going: the step at which it will be done, and a step's samples."""
+    def goal(self, total_steps: int, samples_per_step: int) -> None:
+        """Post the script's last step, and the samples of one step."""
         self._words[self._base + _S_STEP_SAMPLES] = samples_per_step
         self._words[self._base + _S_TOTAL_STEPS] = total_steps
 
-    def counts(self, step: int) -> None:
-        """The step that is finished by the script's own counting."""
+    def own_step(self, step: int) -> None:
+        """Post the finished step as the script counts it."""
         self._words[self._base + _S_OWN_STEP] = step
 
     def metric(self, name: str, value: float) -> None:
-        """What the script says of its training; nothing if there is no room for it."""
+        """Post a value that the script reports; dropped if the board has no room."""
         index = self._metrics.get(name)
         if index is None:
             index = len(self._metrics)
@@ -275,26 +277,26 @@ class SlotWriter:
         _METRIC.pack_into(self._buffer, offset, value, name.encode(errors="replace"))
 
     def first_entry(self) -> None:
-        """The first step of this incarnation begins now."""
+        """Post that the first step of this incarnation begins now."""
         self._words[self._base + _S_FIRST_ENTRY] = time.monotonic_ns()
 
     def phase(self, phase: Phase) -> Phase:
-        """Say what the rank is doing; returns what it did before."""
+        """Post what the rank is doing; return what it did before."""
         before = Phase(self._words[self._base + _S_PHASE])
         self._words[self._base + _S_BEAT] = time.monotonic_ns()
         self._words[self._base + _S_PHASE] = phase
         return before
 
     def seen(self, number: int) -> None:
-        """Every request up to ``number`` is on this rank's agenda."""
+        """Post that this rank has seen every request up to ``number``."""
         self._words[self._base + _S_SEEN] = number
 
     def saved(self, step: int) -> None:
-        """Report that a checkpoint of ``step`` is sealed."""
+        """Post that a checkpoint of ``step`` is sealed."""
         self._words[self._base + _S_SAVED_STEP] = step
 
     def leave(self, outcome: Outcome, exit_code: int = 0, reason: str = "") -> None:
-        """The last word of a worker; only the first one counts. A long reason is cut."""
+        """Post how the worker leaves; only the first call counts. A long reason is cut."""
         if self._words[self._base + _S_OUTCOME] != Outcome.NONE:
             return
         text = reason.encode(errors="replace")[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")

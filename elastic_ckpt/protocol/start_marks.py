@@ -1,4 +1,4 @@
-"""Where the time of a recovery went, from a failure to the end of the next optimizer step."""
+"""The stages of a recovery, from a failure to the end of the next optimizer step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _NANOSECONDS: Final = 1e9
 
 @dataclass(frozen=True)
 class Marks:
-    """Moments of one rank's start, nanoseconds on the monotonic clock; 0 for what was not.
+    """Moments of one rank's start, in monotonic nanoseconds; 0 for those not reached.
 
     Attributes:
         entered: the worker's first line.
-        group_began, group_ended: the default process group was made.
-        joined: the Session began, with what it needs built.
-        loaded: the state is in place.
+        group_began, group_ended: creating the default process group.
+        joined: the Session began, with model and optimizer built.
+        loaded: the state was loaded.
         stepped: the first optimizer step is finished.
     """
 
@@ -34,14 +34,14 @@ class Breakdown:
     """Seconds of each stage of one recovery; a stage that did not happen has 0.
 
     Attributes:
-        detect: until the agent knew of the failure.
+        detect: until the agent noticed the failure.
         stop: until the last process of the old incarnation was gone.
-        spawn: until the slowest new worker ran, a back-off before the launch included.
-        imports: from a worker's first line until it makes the process group.
-        rendezvous: making the process group.
-        build: model, optimizer and data, until the Session begins.
+        spawn: until the slowest new worker ran, including a back-off before the launch.
+        imports: from a worker's first line until it creates the process group.
+        rendezvous: creating the process group.
+        build: building model, optimizer and data, until the Session begins.
         load: verifying and loading the checkpoint.
-        first_step: from there to the end of the first optimizer step.
+        first_step: from the load to the end of the first optimizer step.
     """
 
     detect: float = 0.0
@@ -55,18 +55,18 @@ class Breakdown:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds by the stage's name, in order."""
+        """Seconds by stage name, in order."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {("import" if name == "imports" else name): value for name, value in named.items()}
 
     @property
     def total(self) -> float:
-        """Seconds in all: the sum of the stages."""
+        """The sum of the stages, in seconds."""
         return sum(self.stages.values())
 
 
 def slowest(ranks: Iterable[Marks]) -> Marks:
-    """For each moment the last rank that came to it."""
+    """Return for each moment the time of the last rank to reach it."""
     found = list(ranks) or [Marks()]
     return Marks(
         **{
@@ -77,14 +77,14 @@ def slowest(ranks: Iterable[Marks]) -> Marks:
 
 
 def breakdown(failed_at: int, noticed_at: int, gone_at: int, marks: Iterable[Marks]) -> Breakdown:
-    """Lay the moments end to end, so that no second counts twice and none is left out.
+    """Return the seconds of each stage, so that each second counts exactly once.
 
-    A moment that is missing leaves its time to the next one that is there. One that lies before
-    its forerunner, as when ranks overtake each other, counts as the same moment.
+    The time before a missing moment belongs to the next one that exists. A moment earlier than
+    the one before it, as when ranks overtake each other, counts as the same moment.
 
     Args:
-        failed_at, noticed_at, gone_at: when the worker failed, when the agent knew, when the
-            last process was gone; nanoseconds on the monotonic clock.
+        failed_at, noticed_at, gone_at: when the worker failed, the agent noticed, and the last
+            process was gone; monotonic nanoseconds.
         marks: one for each rank of the new incarnation.
     """
     last = slowest(marks)

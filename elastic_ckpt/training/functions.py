@@ -64,7 +64,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     if now is not None:
         now.stepped()
         epoch, samples = now.epoch, now.taken
-    runtime.slot.counts(step)
+    runtime.slot.own_step(step)
     action = runtime.steps.enter(_loop.calls, epoch, samples, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")

@@ -205,6 +205,6 @@ class DataLoop:
             steps = steps // part if floor else -(-steps // part)
         epochs = max(0, self._max_epochs - state.place.epoch - 1)
         total = state.place.step - (-count // accumulation) + epochs * steps
-        self._runtime.slot.course(
+        self._runtime.slot.goal(
             total if self._max_epochs else 0, state.samples_per_batch * accumulation
         )

@@ -78,7 +78,7 @@ def board() -> Board:
         slot.first_entry()
         slot.phase(Phase.TRAINING)
         slot.step(101 + rank, 100 + rank, 0, 800)
-        slot.course(400, 8)
+        slot.goal(400, 8)
     return board
 
 
@@ -178,7 +178,7 @@ def test_a_script_with_its_own_step_count_shows_that(job: JobDirectory, board: B
     """Such as one that restarts the count in each epoch."""
     for rank in (0, 1):
         board.rank_slot(rank).attach(0, declares=False)
-        board.rank_slot(rank).counts(7)
+        board.rank_slot(rank).own_step(7)
     make_checkpoint(job, 60)
     record(job, RunState.RUNNING, board=board.path, incarnation=1)
     view = gather(job)

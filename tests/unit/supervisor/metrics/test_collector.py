@@ -211,7 +211,7 @@ class Node:
         slot = self.board.rank_slot(rank)
         slot.launched(rank, os.getpid() if pid is None else pid)
         slot.attach(0)
-        slot.course(total_steps=500, samples_per_step=16)
+        slot.goal(total_steps=500, samples_per_step=16)
         slot.step(finished + 1, finished, 1, 16 * finished)
         slot.pace(busy_ns=250_000_000, step_ns=1_500_000_000)
 
