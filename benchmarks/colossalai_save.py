@@ -177,10 +177,11 @@ class MemorySave:
     def __init__(self, booster: Any, model: Any, optimizer: Any, job: Path, memory: Path) -> None:
         import torch.distributed as dist
 
+        from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
         from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
         from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
         from elastic_ckpt.training.runtime import join
-        from elastic_ckpt.training.worker_memory import WorkerMemory
+        from elastic_ckpt.training.tensors.device_copy import pin, unpin
 
         self._runtime = join(job)
         self._runtime.memory = None
@@ -188,8 +189,8 @@ class MemorySave:
         self._steps = itertools.count(1)
         leads = dist.get_rank() == 0
         self._owned = OwnedTier(memory, self._runtime.job, "node") if leads else None
-        self._tier = MemoryTier(tier_path(memory, self._runtime.job, "node"))
-        self._runtime.memory = WorkerMemory(self._tier)
+        self._tier = MemoryTier(tier_path(memory, self._runtime.job, "node"), Mappings(pin, unpin))
+        self._runtime.memory = self._tier
         dist.barrier()
 
     def save(self) -> None:

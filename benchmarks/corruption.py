@@ -345,7 +345,7 @@ def save_by_store(job: Path, rng: random.Random, step: int, world_size: int) -> 
         for name, data in own.items():
             part.write(name, data)
         files += part.finish(world_size, header if rank == 0 else None)
-    return attempt.seal(header, files)
+    return attempt.publish(header, files)
 
 
 def _header(identity: str, step: int, world_size: int) -> SealHeader:

@@ -32,6 +32,7 @@ WAIT_SECONDS = 120.0
 
 def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
     """A drainer: for each word it drains the newest generation and answers its CPU seconds."""
+    from elastic_ckpt.checkpoint.disk.tier import DiskTier
     from elastic_ckpt.checkpoint.memory.drain import drain
     from elastic_ckpt.checkpoint.memory.tier import MemoryTier
     from elastic_ckpt.jobdir.paths import JobDirectory
@@ -40,9 +41,8 @@ def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
     psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
     while pipe.recv():
         used = time.process_time()
-        newest = MemoryTier(Path(tier)).newest()
-        if newest is not None:
-            for _ in drain(JobDirectory(Path(job)), newest, lambda: None):
+        for newest in MemoryTier(Path(tier)).sealed()[:1]:
+            for _ in drain(newest, DiskTier(JobDirectory(Path(job)))):
                 pass
         pipe.send(time.process_time() - used)
 

@@ -21,11 +21,13 @@ from harness import Options, Places, Report, goal, places, ratios, read_options,
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.disk.part import DiskPart
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain
+from elastic_ckpt.checkpoint.memory.generation import Generation, Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
-from elastic_ckpt.checkpoint.memory.tier import Generation, OwnedTier, Sealed
+from elastic_ckpt.checkpoint.memory.tier import OwnedTier
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 
@@ -64,9 +66,7 @@ def fill(owned: OwnedTier, megabytes: float) -> Sealed:
         part.write(f"ranks/{rank:05d}.json", b"{}")
         files += part.finish(WORLD_SIZE, None)
     generation.close(header(1), files, 0.0, Retention())
-    sealed = owned.tier.newest()
-    assert sealed is not None
-    return sealed
+    return owned.tier.sealed()[0]
 
 
 def write_raw_files(source: Path, files: Mapping[str, int], target: Path) -> None:
@@ -111,7 +111,7 @@ def save_straight(job: JobDirectory, sealed: Sealed, step: int) -> None:
             if entry.rank == rank:
                 _copy(sealed.generation, entry.path, entry.bytes, part)
         files += part.finish(WORLD_SIZE, head if rank == 0 else None)
-    attempt.seal(head, files)
+    attempt.publish(head, files)
 
 
 def _copy(generation: Generation, path: str, size: int, part: DiskPart) -> None:
@@ -136,7 +136,7 @@ def measure(options: Options, where: Places) -> dict[str, list[float]]:
         files = {entry.path: entry.bytes for entry in sealed.seal.files}
         acts: dict[str, Callable[[], object]] = {
             FLOOR: lambda: write_raw_files(sealed.generation.path, files, raw),
-            DRAIN: lambda: sum(drain(job, sealed, lambda: None)),
+            DRAIN: lambda: sum(drain(sealed, DiskTier(job))),
             DIRECT: lambda: save_straight(job, sealed, 2),
         }
         found: dict[str, list[float]] = {name: [] for name in acts}

@@ -23,7 +23,9 @@ from harness import Places
 from safetensors.torch import save_file
 from training_state import TrainingState
 
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, Sealed, tier_path
+from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
@@ -34,7 +36,7 @@ from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.save import SaveOperation
 from elastic_ckpt.training.state.snapshot import Snapshot
 from elastic_ckpt.training.step import StepProtocol
-from elastic_ckpt.training.worker_memory import WorkerMemory
+from elastic_ckpt.training.tensors.device_copy import pin, unpin
 
 NODE = "benchmark"
 
@@ -134,7 +136,7 @@ class Ours(Saver):
             if self.in_memory:
                 self._tier = OwnedTier(places.memory, self.job, NODE)
         dist.barrier()
-        self.memory = MemoryTier(tier_path(places.memory, self.job, NODE))
+        self.memory = MemoryTier(tier_path(places.memory, self.job, NODE), Mappings(pin, unpin))
         self.engine = self.make_engine()
         self.runtime = _runtime(self.job, rank, self.memory if self.in_memory else None)
 
@@ -200,7 +202,7 @@ def _runtime(job: JobDirectory, rank: int, memory: MemoryTier | None) -> Runtime
         peers=_peers(),
         supervised=None,
         incarnation=1,
-        memory=WorkerMemory(memory) if memory else None,
+        memory=memory,
     )
 
 

@@ -129,7 +129,7 @@ def measure_parts(place: Path, ranks: int, rounds: int) -> dict[str, float]:
         entries = fill_parts(attempt, ranks)
         os.sync()
         sealed = header(attempt.identity, 1, ranks)
-        seals.append(seconds(lambda a=attempt, h=sealed, e=entries: a.seal(h, e), 1))
+        seals.append(seconds(lambda a=attempt, h=sealed, e=entries: a.publish(h, e), 1))
         finds.append(seconds(lambda j=job: newest_intact(j), 1))
         fill_parts(DiskAttempt.begin(job, 2), ranks)
         os.sync()

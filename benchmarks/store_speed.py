@@ -117,7 +117,7 @@ def make_checkpoint(root: Path, data: bytes, files: int, blocks: int) -> Path:
         order_seed=None, dataset_fingerprint="", dataset_size=0, world_size=1,
         data_parallel_size=1, engine=EngineInfo("torch"), torch="",
     )  # fmt: skip
-    return attempt.seal(header, part.finish(1, header))
+    return attempt.publish(header, part.finish(1, header))
 
 
 def read_raw(checkpoint: Path) -> None:

@@ -154,7 +154,7 @@ def make_checkpoint(
     with contextlib.nullcontext() if durable else unsynced:
         attempt = DiskAttempt.begin(job, step)
         header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
-        return attempt.seal(header, fill(attempt, header, contents=contents))
+        return attempt.publish(header, fill(attempt, header, contents=contents))
 
 
 def seal_in_place(attempt: DiskAttempt, *, epoch: int = 0) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import FileEntry
+from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.checkpoint.memory.part import MemoryPart
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, Sealed
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier
+from elastic_ckpt.checkpoint.tier import TierBusy
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 from tests.checkpoints import FILES, make_header
@@ -33,19 +34,21 @@ def snapshot(
     **changes: Any,
 ) -> Sealed | None:
     """Save into a free generation; None if there is none."""
-    generation = tier.free()
-    if generation is None:
+    tier = MemoryTier(tier.root, mappings)
+    try:
+        attempt = tier.begin(step, 0, f"{step:016x}")
+    except TierBusy:
         return None
-    generation.begin()
-    identity = f"{step:016x}"
-    header = make_header(DiskAttempt(job, identity, step), world_size=world_size, **changes)
+    header = make_header(
+        DiskAttempt(job, attempt.ref.attempt, step), world_size=world_size, **changes
+    )
     files: list[FileEntry] = []
     for rank in range(world_size):
-        part = MemoryPart(generation, rank, mappings or Mappings())
+        part = attempt.part(rank)
         own_files = {f"ranks/{rank:05d}.json": b'{"rank":%d}' % rank}
         for name, data in {**own_files, **(contents if rank == 0 else {})}.items():
             with part.open(name, len(data)) as file:
                 file.write(data)
         files += part.finish(world_size, header)
-    generation.close(header, files, 0.0, retention or Retention())
+    attempt.seal(header, files, retention or Retention())
     return next(one for one in tier.sealed() if one.seal.step == step)

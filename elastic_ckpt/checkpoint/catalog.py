@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
-from elastic_ckpt.checkpoint.memory.tier import SEAL_NAME, tier_of
+from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
+from elastic_ckpt.checkpoint.memory.tier import tier_of
 from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.verify import (
@@ -176,23 +177,25 @@ def newest_intact(job: JobDirectory) -> CheckpointView | None:
     return None
 
 
-def candidates(job: JobDirectory) -> list[tuple[Path, CheckpointError | None]]:
-    """What a restart may try, newest first, each with why it fails ``quick`` (None: it passes).
+def candidates(job: JobDirectory) -> list[tuple[Path, Manifest | None, CheckpointError | None]]:
+    """Return what a restart may try, newest first, down to the first intact one.
+
+    Each comes with its manifest, or with why it is not intact.
 
     Raises:
         UnsupportedFormat: the newest was written by a newer version; to fall back silently to
             an older one would throw work away.
     """
-    found: list[tuple[Path, CheckpointError | None]] = []
+    found: list[tuple[Path, Manifest | None, CheckpointError | None]] = []
     for path in scan(job):
         try:
-            verify_quick(path)
+            manifest = verify_quick(path)
         except UnsupportedFormat as error:
             raise UnsupportedFormat(f"{path.name}: {error}") from None
         except CheckpointError as error:
-            found.append((path, error))
+            found.append((path, None, error))
         else:
-            found.append((path, None))
+            found.append((path, manifest, None))
             break
     return found
 

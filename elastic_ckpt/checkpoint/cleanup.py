@@ -83,7 +83,7 @@ def recover(
 def _settle(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> tuple[Path, str]:
     try:
         manifest = _complete(attempt, hurry, watch)
-        return attempt.seal(manifest, manifest.files), "sealed"
+        return attempt.publish(manifest, manifest.files), "sealed"
     except (UnsupportedFormat, OSError) as error:
         return attempt.path, f"left as it is: {error}"
     except CheckpointError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.journal.events import JournalEvent
 from elastic_ckpt.journal.line import JournalEntry

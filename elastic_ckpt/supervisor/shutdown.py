@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.protocol.run_state import Event
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, DirectoryPort, Key, MemoryPort

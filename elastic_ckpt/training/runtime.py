@@ -23,7 +23,6 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
-from elastic_ckpt.training.worker_memory import WorkerMemory
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class Runtime:
     supervised: Supervised | None
     incarnation: int
     lock: HeldLock | None = field(default=None)
-    memory: WorkerMemory | None = None
+    memory: MemoryTier | None = None
     last_bytes: int | None = None
     retain: Retainer = field(init=False)
 
@@ -186,10 +185,7 @@ def _join_supervised(context: Supervised) -> Runtime:
         peers=peers,
         supervised=context,
         incarnation=context.board.incarnation,
-        # An earlier incarnation that sealed something has announced the tier.
-        memory=WorkerMemory(context.memory, announced=bool(context.memory.sealed()))
-        if context.memory
-        else None,
+        memory=context.memory,
     )
 
 

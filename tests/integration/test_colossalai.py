@@ -178,14 +178,13 @@ def in_memory(directory, memory):
 
     from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
     from elastic_ckpt.training.runtime import join
-    from elastic_ckpt.training.worker_memory import WorkerMemory
 
     runtime = join(directory)
     if dist.get_rank() == 0:
         OwnedTier(Path(memory), runtime.job, "node")
     dist.barrier()
     tier = MemoryTier(tier_path(Path(memory), runtime.job, "node"))
-    runtime.memory = WorkerMemory(tier)
+    runtime.memory = tier
     return tier
 
 
@@ -257,7 +256,7 @@ def share_a_save(rank, directory, buffers, memory, full):
     objects[0].save_optimizer(objects[2], str(own / "optimizer"), shard=True, size_per_shard=most)
     dist.barrier()
     if memory and not full:
-        newest = tier.newest()
+        newest = tier.sealed()[0]
         root, files = newest.generation.path, newest.seal.files
     else:
         from elastic_ckpt.checkpoint.manifest import decode_manifest

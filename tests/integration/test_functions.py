@@ -151,7 +151,7 @@ def fail_to_load(rank, directory, error):
 def fail_to_seal(rank, directory):
     from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 
-    def broken(self, header, files):
+    def broken(self, header, files, retention):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     DiskAttempt.seal = broken

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from elastic_ckpt import ElasticSampler, Session
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
+from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.protocol.agreement import RequestAnswer, RequestKind
@@ -25,7 +26,6 @@ from elastic_ckpt.training.runtime import join
 from elastic_ckpt.training.state import save as saving
 from elastic_ckpt.training.tensors import safetensors_file as tensor_file
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
-from elastic_ckpt.training.worker_memory import WorkerMemory
 from tests.integration.ranks import run_ranks
 from tests.unit.training.tensors.test_device_copy import LateLane, bits
 
@@ -64,7 +64,7 @@ def train(rank: int, directory: str, place: str, writes_at: int, stop_at: int) -
     take_memory_for_a_device()
     runtime = join(directory)
     tier = MemoryTier(Path(place))
-    runtime.memory = WorkerMemory(tier)
+    runtime.memory = tier
     bare, optimizer = build(seed=3)
     model = nn.parallel.DistributedDataParallel(bare)
     data = TensorDataset(torch.randn(STEPS * 8, 8))
@@ -136,5 +136,5 @@ def test_stop_during_an_overlapped_save_seals_it_first(tmp_path: Path, tier: str
     codes = run_ranks(train, 2, str(tmp_path / "job"), tier, 0, 6)
     assert codes == [75, 75]
     newest = MemoryTier(Path(tier)).newest()
-    assert newest is not None and newest.seal.step == 6
+    assert newest is not None and newest.key == (0, 6)
     assert journal(tmp_path / "job") == [("saved", step) for step in (2, 4, 6)]

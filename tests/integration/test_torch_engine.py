@@ -23,7 +23,6 @@ from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.runtime import join
 from elastic_ckpt.training.state.save import write_checkpoint
 from elastic_ckpt.training.state.snapshot import Snapshot
-from elastic_ckpt.training.worker_memory import WorkerMemory
 from tests.integration.ranks import run_ranks
 from tests.integration.torch_trainers import Trainer, bits, differences, differing, save
 
@@ -70,7 +69,7 @@ def save_while_everything_changes(rank: int, directory: str, tier: str) -> list[
     runtime = join(directory)
     place = Path(directory, "epoch-0_step-3")
     if tier:
-        runtime.memory = WorkerMemory(MemoryTier(Path(tier)))
+        runtime.memory = MemoryTier(Path(tier))
     trainer = Trainer("ddp").train(0, STEPS)
     expected = trainer.gathered()
     snapshot = Snapshot("interval", Position(epoch=0, step=STEPS, step_in_epoch=STEPS), {})
@@ -82,8 +81,8 @@ def save_while_everything_changes(rank: int, directory: str, tier: str) -> list[
             for tensor in held.values():
                 tensor.fill_(-1)
     if tier:
-        newest = MemoryTier(Path(tier)).newest()
-        assert newest is not None and not place.exists()
+        [newest, *_] = MemoryTier(Path(tier)).sealed()
+        assert not place.exists()
         place = newest.generation.path
     other = Trainer("ddp", seed=9)
     other.engine.load(place)

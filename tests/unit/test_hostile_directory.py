@@ -772,7 +772,7 @@ def test_without_a_booster_nothing_is_unpickled(tmp_path: Path, place: str, seal
         part = attempt.part(0)
         for name, data in contents.items():
             part.write(name, data)
-        return attempt.seal(header, part.finish(1, header))
+        return attempt.publish(header, part.finish(1, header))
 
     checkpoint = sealed({**contents, place: bomb} if seal == "right" else contents)
     if seal == "wrong":

@@ -18,6 +18,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.manifest import (
@@ -28,9 +29,11 @@ from elastic_ckpt.checkpoint.manifest import (
     make_manifest,
 )
 from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import (
     create_directory,
     remove_tree,
@@ -38,6 +41,8 @@ from elastic_ckpt.util.files import (
     sync_tree,
     write_atomic,
 )
+
+NAME: Final = "disk"
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,16 @@ class DiskAttempt:
         """What a rank writes its part with. Every rank."""
         return DiskPart(self.path, self.identity, rank)
 
-    def seal(self, header: SealHeader, files: Sequence[FileEntry]) -> Path:
+    @property
+    def ref(self) -> Ref:
+        """See :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
+        return Ref(NAME, str(self.step), self.identity)
+
+    def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> Ref:
+        """See :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
+        return Ref(NAME, self.publish(header, files).name)
+
+    def publish(self, header: SealHeader, files: Sequence[FileEntry]) -> Path:
         """Turn the attempt into a checkpoint. Leader only, after every part is durable.
 
         Args:
@@ -97,11 +111,12 @@ class DiskAttempt:
         """
         data = encode(make_manifest(header, files))
         decode_manifest(data)  # what nobody could read must not be sealed
-        sync_tree(self.path)
-        write_atomic(self.path / MANIFEST_NAME, data)
-        return self._publish(self.job.checkpoint(header.epoch, header.step))
+        if os.path.lexists(self.path):  # else it was renamed already
+            sync_tree(self.path)
+            write_atomic(self.path / MANIFEST_NAME, data)
+        return self._rename(self.job.checkpoint(header.epoch, header.step))
 
-    def _publish(self, target: Path) -> Path:
+    def _rename(self, target: Path) -> Path:
         for _ in range(3):
             try:
                 os.rename(self.path, target)

@@ -6,9 +6,8 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
 
 import xxhash
 
@@ -29,38 +28,6 @@ from elastic_ckpt.util.files import (
     sync_directory,
     write_atomic,
 )
-
-
-class Sink(Protocol):
-    """An open file of a part; has what ``torch.save`` asks of a file."""
-
-    def write(self, data: Any) -> int:
-        """Append anything with a buffer; the caller may reuse it afterwards."""
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-class Part(Protocol):
-    """What a rank writes its files through, on any tier."""
-
-    rank: int
-
-    @property
-    def paths(self) -> list[str]:
-        """The files that were written or claimed so far."""
-
-    def open(self, path: str, size: int | None = None) -> AbstractContextManager[Sink]:
-        """A new file; ``size`` in bytes, where it is known, makes the write a single copy."""
-
-    def write(self, path: str, data: bytes) -> None:
-        """A small file."""
-
-    def claim(self, path: str) -> None:
-        """Take a file that somebody else's code has written."""
-
-    def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:
-        """No file follows; what the part holds."""
 
 
 def part_name(rank: int) -> str:

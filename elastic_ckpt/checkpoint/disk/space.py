@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.errors import StorageFailed
+from elastic_ckpt.checkpoint.tier import TierFull
 from elastic_ckpt.util.units import human_bytes
 
 RESERVE_BYTES: Final = 1024 * 1024
@@ -27,7 +27,7 @@ def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) ->
     """Return if so many bytes fit, after making room if they don't.
 
     Raises:
-        StorageFailed: they do not fit even so.
+        TierFull: they do not fit even so.
         OSError: the file system does not answer.
     """
     needed += RESERVE_BYTES
@@ -36,8 +36,7 @@ def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) ->
     make_room()
     free = free_bytes(directory)
     if free < needed:
-        raise StorageFailed(
-            0,
+        raise TierFull(
             f"it needs about {human_bytes(needed)} and {directory} has {human_bytes(free)} free: "
             "delete something there, or keep fewer checkpoints (--keep-last)",
         )

@@ -4,77 +4,63 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.disk.part import DiskPart, Sink
-from elastic_ckpt.checkpoint.disk.space import ensure_space
-from elastic_ckpt.checkpoint.manifest import FileEntry, MemorySeal, header_of
+from elastic_ckpt.checkpoint.manifest import FileEntry, header_of
+from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
-from elastic_ckpt.checkpoint.verify import verify_quick
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.tier import Part, Sink, Tier
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import open_regular, remove_tree
 
 CHUNK_BYTES: Final = 16 * 1024 * 1024
 """Copied between two looks at whether to go on; a multiple of every page's size."""
 
 
-def is_on_disk(job: JobDirectory, seal: MemorySeal) -> bool:
-    """Whether this very attempt stands there, sealed and with its sizes."""
-    try:
-        return verify_quick(job.checkpoint(seal.epoch, seal.step)).attempt == seal.attempt
-    except (CheckpointError, OSError):
-        return False
+def drain(sealed: Sealed, target: Tier) -> Generator[int, None, None]:
+    """Copy a generation to another tier and seal it there, while training goes on.
 
-
-def drain(
-    job: JobDirectory, sealed: Sealed, make_room: Callable[[], None]
-) -> Generator[int, None, None]:
-    """Copy a generation to the disk and seal it there; training goes on meanwhile.
-
-    An iterator, so that who runs it may stop between two chunks, or hand it to another thread.
-    Closing it early drops what was copied.
+    A generator, so that its caller may pause it between two chunks, or hand it to another thread.
+    Closing it early drops what was copied. Does nothing if the target holds the attempt already.
 
     Yields:
         Bytes copied since the last time.
 
     Raises:
-        StorageFailed: there is no room.
-        OSError: the disk said no.
+        TierFull: there is no room.
+        OSError: the storage failed.
         CheckpointRejected: the generation is not what its seal says.
     """
     seal = sealed.seal
     lock = sealed.generation.lock()
     try:
-        if is_on_disk(job, seal):
+        if target.holds(seal):
             return
-        ensure_space(job.root, seal.total_bytes, make_room)
-        attempt = DiskAttempt.begin(job, seal.step, seal.attempt)
+        attempt = target.begin(seal.step, seal.total_bytes, seal.attempt)
         try:
             files: list[FileEntry] = []
             for rank in range(seal.world_size):
-                writer = attempt.part(rank)
-                yield from _copy_part(sealed, writer)
-                files += writer.finish(seal.world_size, header_of(seal) if rank == 0 else None)
-            attempt.seal(header_of(seal), files)
-        except BaseException:  # it was closed, too
+                part = attempt.part(rank)
+                yield from _copy_part(sealed, part)
+                files += part.finish(seal.world_size, header_of(seal) if rank == 0 else None)
+            attempt.seal(header_of(seal), files, seal.retention)
+        except BaseException:  # GeneratorExit too: it was closed
             attempt.drop()
             raise
     finally:
         lock.release()
 
 
-def _copy_part(sealed: Sealed, writer: DiskPart) -> Iterator[int]:
+def _copy_part(sealed: Sealed, part: Part) -> Iterator[int]:
     for entry in sealed.seal.files:
-        if entry.rank == writer.rank:
+        if entry.rank == part.rank:
             source = sealed.generation.path / entry.path
-            with writer.open(entry.path, entry.bytes, paged=True) as target:
+            with part.open(entry.path, entry.bytes, paged=True) as target:
                 yield from _copy_file(source, entry, target)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path
+from elastic_ckpt.checkpoint.memory.generation import NAME, Generation
 from elastic_ckpt.checkpoint.memory.mapped_file import MappedFile, Mappings, StreamedFile
-from elastic_ckpt.checkpoint.memory.tier import Generation
+from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.policy.retention import Retention
 
 
 class MemoryPart:
@@ -29,7 +32,9 @@ class MemoryPart:
         return list(self._entries)
 
     @contextmanager
-    def open(self, path: str, size: int | None = None) -> Iterator[MappedFile | StreamedFile]:
+    def open(
+        self, path: str, size: int | None = None, *, paged: bool = False
+    ) -> Iterator[MappedFile | StreamedFile]:
         """A new file of this part, in place of one that was here two saves ago if there was one.
 
         Args:
@@ -82,3 +87,41 @@ class MemoryPart:
             raise FileExistsError(f"{path} was written already")
         with suppress(FileNotFoundError, NotADirectoryError):
             os.rename(self._generation.spare / path, target)
+
+
+class MemoryAttempt:
+    """One save into one generation. See :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
+
+    def __init__(self, generation: Generation, identity: str, mappings: Mappings) -> None:
+        self._generation = generation
+        self._mappings = mappings
+        self._started = time.monotonic()
+        self.ref = Ref(NAME, generation.slot.name, identity)
+
+    @property
+    def path(self) -> Path:
+        """See the protocol."""
+        return self._generation.path
+
+    def part(self, rank: int) -> MemoryPart:
+        """See the protocol."""
+        return MemoryPart(self._generation, rank, self._mappings)
+
+    def seal(self, header: SealHeader, files: Sequence[FileEntry], retention: Retention) -> Ref:
+        """See the protocol; it wakes the supervisor, which drains the generation."""
+        self._generation.close(header, files, time.monotonic() - self._started, retention)
+        _ring(self._generation.slot.parent)
+        return self.ref
+
+    def drop(self) -> None:
+        """See the protocol; it has no seal, and its buffers serve the next save."""
+
+
+def _ring(root: Path) -> None:
+    """Wake the supervisor: something was sealed."""
+    with suppress(OSError):
+        fd = os.open(root / "bell", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            os.write(fd, b"x")
+        finally:
+            os.close(fd)

@@ -21,33 +21,33 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import (
-    MAX_MANIFEST_BYTES,
-    FileEntry,
-    MemorySeal,
-    SealHeader,
-    decode_memory_seal,
-    encode,
-    make_memory_seal,
+from elastic_ckpt.checkpoint.manifest import SealHeader
+from elastic_ckpt.checkpoint.memory.generation import (
+    GENERATIONS,
+    NAME,
+    SLOTS,
+    Generation,
+    Sealed,
+    check_covers,
 )
-from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
-from elastic_ckpt.checkpoint.verify import verify_sizes
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+from elastic_ckpt.checkpoint.memory.part import MemoryAttempt
+from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.checkpoint.read_lock import ReadLock
+from elastic_ckpt.checkpoint.tier import Ref, Stored, TierBusy, TierFull
+from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
+from elastic_ckpt.util.files import read_bounded, remove_tree
+from elastic_ckpt.util.progress import Watch
+from elastic_ckpt.util.units import human_bytes
 
-SEAL_NAME: Final = "seal.json"
-SLOTS: Final = ("a", "b")
-GENERATIONS: Final = len(SLOTS)
 _PREFIX: Final = "elastic-ckpt-"
 
 
@@ -63,111 +63,20 @@ class _Owner(msgspec.Struct, frozen=True):
     node: str
 
 
-@dataclass(frozen=True)
-class Generation:
-    """One of the two buffers.
+class MemoryTier:
+    """One job's generations on this node. See :class:`elastic_ckpt.checkpoint.tier.Tier`.
 
-    Attributes:
-        slot: its directory.
+    Args:
+        root: the tier's directory.
+        mappings: of the files that this process writes, kept from save to save.
     """
 
-    slot: Path
+    name = NAME
+    every_byte = False
 
-    @property
-    def path(self) -> Path:
-        """What is laid out as a checkpoint."""
-        return self.slot / "state"
-
-    @property
-    def spare(self) -> Path:
-        """Files that the next checkpoint may be written into."""
-        return self.slot / "spare"
-
-    def seal(self) -> MemorySeal | None:
-        """Its seal, if it has one that is whole and every file has its size."""
-        try:
-            seal = decode_memory_seal(read_bounded(self.slot / SEAL_NAME, MAX_MANIFEST_BYTES))
-            verify_sizes(self.path, seal.files)
-        except (OSError, CheckpointError):
-            return None
-        return seal
-
-    def lock(self) -> ReadLock:
-        """Keep it from being overwritten.
-
-        Raises:
-            BeingRemoved: its seal is gone.
-        """
-        return ReadLock(self.slot, SEAL_NAME)
-
-    def is_settled(self, seal: MemorySeal) -> bool:
-        """Whether the disk holds it, or will not."""
-        try:
-            return read_bounded(self.slot / "settled", 64) == seal.attempt.encode()
-        except OSError:
-            return False
-
-    def settle(self, seal: MemorySeal) -> None:
-        """It is on disk, or cannot get there: the next save may take its place."""
-        with contextlib.suppress(OSError):
-            write_atomic(self.slot / "settled", seal.attempt.encode())
-
-    def clear(self) -> bool:
-        """Take the seal away, so that it may be overwritten; False if somebody reads it."""
-        try:
-            with removing(self.slot, SEAL_NAME) as why:
-                if why:
-                    return False
-                (self.slot / SEAL_NAME).unlink()
-        except FileNotFoundError:
-            pass  # there is none
-        return True
-
-    def begin(self) -> None:
-        """Turn what stands here into spare buffers. Leader only, after :meth:`clear`."""
-        self.slot.mkdir(mode=0o700, exist_ok=True)
-        if self.path.exists():
-            remove_tree(self.spare)
-            os.rename(self.path, self.spare)
-        for directory in (self.path, self.path / "ranks"):
-            directory.mkdir(mode=0o700)
-
-    def close(
-        self,
-        header: SealHeader,
-        files: Sequence[FileEntry],
-        seconds: float,
-        retention: Retention,
-    ) -> None:
-        """Seal it. Leader only, when every rank has written all of its files."""
-        remove_tree(self.spare)
-        seal = make_memory_seal(header, files, seconds, retention)
-        write_atomic(self.slot / SEAL_NAME, encode(seal))
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """A generation with its seal."""
-
-    generation: Generation
-    seal: MemorySeal
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """What decides which one is newer."""
-        return self.seal.epoch, self.seal.step
-
-    @property
-    def settled(self) -> bool:
-        """Whether the disk holds it, or will not."""
-        return self.generation.is_settled(self.seal)
-
-
-class MemoryTier:
-    """One job's generations on this node."""
-
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mappings: Mappings | None = None) -> None:
         self.root = root
+        self._mappings = mappings or Mappings()
 
     @property
     def generations(self) -> list[Generation]:
@@ -175,14 +84,52 @@ class MemoryTier:
         return [Generation(self.root / name) for name in SLOTS]
 
     def sealed(self) -> list[Sealed]:
-        """What can be loaded or drained, newest first."""
+        """Return what can be loaded or drained, newest first."""
         found = [(one, one.seal()) for one in self.generations]
-        whole = [Sealed(one, seal) for one, seal in found if seal is not None]
-        return sorted(whole, key=lambda one: one.key, reverse=True)
+        intact = [Sealed(one, seal) for one, seal in found if seal is not None]
+        return sorted(intact, key=lambda one: one.key, reverse=True)
 
-    def newest(self) -> Sealed | None:
-        """The newest that is whole."""
-        return next(iter(self.sealed()), None)
+    def begin(self, step: int, size: int, identity: str | None = None) -> MemoryAttempt:
+        """See the protocol. An attempt that has no seal is overwritten by the next one."""
+        room = room_bytes(self.root) + self.held_bytes()
+        if GENERATIONS * size > room:
+            raise TierFull(
+                f"the memory tier needs {human_bytes(GENERATIONS * size)}, and only "
+                f"{human_bytes(room)} are available"
+            )
+        generation = self.free()
+        if generation is None:
+            raise TierBusy("both generations of the memory tier wait for their drain")
+        generation.begin()
+        return MemoryAttempt(generation, identity or secrets.token_hex(8), self._mappings)
+
+    def join(self, ref: Ref) -> MemoryAttempt:
+        """See the protocol."""
+        return MemoryAttempt(self._generation(ref), ref.attempt, self._mappings)
+
+    def newest(self) -> Stored | None:
+        """See the protocol."""
+        return next((one.stored for one in self.sealed()), None)
+
+    def candidates(self, world_size: int) -> list[Stored]:
+        """See the protocol; a generation cannot be resharded."""
+        return [one.stored for one in self.sealed() if one.seal.world_size == world_size]
+
+    def holds(self, seal: SealHeader) -> bool:
+        """See the protocol."""
+        return any(one.seal.attempt == seal.attempt for one in self.sealed())
+
+    def open(self, ref: Ref) -> MemoryReading:
+        """See the protocol."""
+        return MemoryReading(self._generation(ref), ref)
+
+    def where(self, ref: Ref) -> str:
+        """See the protocol."""
+        return str(self.root / ref.place)
+
+    def reject(self, ref: Ref, why: str) -> str:
+        """See the protocol: it stays until a save overwrites it."""
+        return ""
 
     def free(self) -> Generation | None:
         """A generation that may be overwritten, its seal gone by now; None if there is none.
@@ -200,7 +147,7 @@ class MemoryTier:
         return None
 
     def held_bytes(self) -> int:
-        """Bytes of all buffers."""
+        """Return the bytes of all buffers."""
         total = 0
         for directory, _, names in os.walk(self.root):
             for name in names:
@@ -208,14 +155,41 @@ class MemoryTier:
                     total += os.lstat(os.path.join(directory, name)).st_blocks * 512
         return total
 
-    def ring(self) -> None:
-        """Wake the supervisor: something was sealed."""
-        with contextlib.suppress(OSError):
-            fd = os.open(self.root / "bell", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                os.write(fd, b"x")
-            finally:
-                os.close(fd)
+    def _generation(self, ref: Ref) -> Generation:
+        if ref.place not in SLOTS:
+            raise CheckpointRejected(f"the memory tier has no generation {ref.place!r}")
+        return Generation(self.root / ref.place)
+
+
+class MemoryReading:
+    """See :class:`elastic_ckpt.checkpoint.tier.Reading`. The seal has only sizes."""
+
+    def __init__(self, generation: Generation, ref: Ref) -> None:
+        """Lock the generation against being overwritten; raises as the protocol's ``open``."""
+        self.ref = ref
+        self.path = generation.path
+        self._lock: ReadLock | None = generation.lock()
+        seal = generation.seal()
+        if seal is None or seal.attempt != ref.attempt:
+            self.close()
+            raise CheckpointRejected("it is not sealed, was overwritten, or a file is missing")
+        self.seal = seal
+
+    def verify(self, rank: int, world_size: int, watch: Watch) -> None:
+        """See the protocol; ``open`` compared the sizes."""
+        check_covers(self.seal, world_size)
+
+    def confirm(self) -> None:
+        """See the protocol; only the ranks write to a generation, and they are loading it."""
+
+    def mark_verified(self) -> None:
+        """See the protocol; no byte was hashed."""
+
+    def close(self) -> None:
+        """See the protocol."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 class OwnedTier:
@@ -343,15 +317,3 @@ def _read_owner(root: Path) -> _Owner | None:
         return msgspec.json.decode(read_bounded(root / "owner.json", 64 * 1024), type=_Owner)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
-
-
-def check_covers(seal: MemorySeal, world_size: int) -> None:
-    """Refuse to load a generation into another number of ranks, or one of which a part is missing.
-
-    Raises:
-        CheckpointRejected: with the reason.
-    """
-    if seal.world_size != world_size:
-        raise CheckpointRejected(f"it is of {seal.world_size} ranks and there are {world_size}")
-    if {entry.rank for entry in seal.files} - set(range(world_size)):
-        raise CheckpointRejected("it holds a part of no rank")

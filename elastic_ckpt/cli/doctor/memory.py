@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.checkpoint.memory.generation import GENERATIONS
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.memory.tier import GENERATIONS
 from elastic_ckpt.cli.doctor.directory import MEMORY, CheckedPath
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.util.units import human_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.checkpoint.memory.tier import Sealed
+from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
 from elastic_ckpt.policy.emergency import EmergencyChoice
 from elastic_ckpt.policy.interval import OptimalInterval

@@ -18,8 +18,10 @@ from typing import Final
 
 import psutil
 
-from elastic_ckpt.checkpoint.memory.drain import drain, is_on_disk, make_spare_buffers
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, Sealed
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.memory.drain import drain, make_spare_buffers
+from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved
 from elastic_ckpt.errors import CheckpointRejected
@@ -78,6 +80,7 @@ class Drainer:
         self._say = say
         self._wake = wake
         self._retainer = Retainer(job, journal, say)
+        self._disk = DiskTier(job, self._retainer.make_room)
         self._task: _Task | None = None
         self._thread: threading.Thread | None = None
         self._hurried = False
@@ -107,7 +110,7 @@ class Drainer:
         A checkpoint that was on disk and was deleted there since must not come back.
         """
         for one in self._tier.sealed():
-            if is_on_disk(self._job, one.seal):
+            if self._disk.holds(one.seal):
                 one.generation.settle(one.seal)
             elif one.settled:
                 one.generation.clear()
@@ -192,7 +195,7 @@ class Drainer:
 
     def _begin(self, sealed: Sealed) -> None:
         self._retainer.rule = sealed.seal.retention
-        chunks = drain(self._job, sealed, self._retainer.make_room)
+        chunks = drain(sealed, self._disk)
         self._task = _Task(sealed, chunks, polite=not self._hurried)
         self._start(self._task, None)
 

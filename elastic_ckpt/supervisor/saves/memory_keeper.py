@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.memory.generation import GENERATIONS, Sealed
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.memory.tier import (
-    GENERATIONS,
-    MemoryUnusable,
-    OwnedTier,
-    Sealed,
-    sweep,
-)
+from elastic_ckpt.checkpoint.memory.tier import MemoryUnusable, OwnedTier, sweep
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved
 from elastic_ckpt.journal.journal import Journal
@@ -127,8 +122,8 @@ class MemoryKeeper:
 
     def not_on_disk(self) -> Sealed | None:
         """The newest generation, if the disk lacks it."""
-        newest = self._owned.tier.newest() if self._owned else None
-        return newest if newest is not None and not newest.settled else None
+        sealed = self._owned.tier.sealed() if self._owned else []
+        return sealed[0] if sealed and not sealed[0].settled else None
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""
@@ -148,4 +143,4 @@ def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
         if newest is not None and newest.manifest is not None:
             needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
             return f"memory tier in {place}: needs about {needed} of {room}"
-    return f"memory tier in {place}: {room} to be had, the first save says what it needs"
+    return f"memory tier in {place}: {room} available; it needs twice the size of a checkpoint"

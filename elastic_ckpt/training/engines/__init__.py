@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from elastic_ckpt.checkpoint.disk.part import Part
 from elastic_ckpt.checkpoint.manifest import EngineInfo
+from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.util.plugins import load_plugin
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import candidates
-from elastic_ckpt.checkpoint.memory.tier import Sealed, check_covers
-from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.errors import CheckpointRejected, NotSealed, NoUsableCheckpoint
-from elastic_ckpt.jobdir.paths import checkpoint_key
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.tier import Ref, Tier
+from elastic_ckpt.errors import NotSealed, NoUsableCheckpoint
 from elastic_ckpt.journal.events import MemoryRefused, Quarantined
 from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.candidate import LoadCandidate
 
 MAX_QUARANTINED: Final = 2
 """After this many bad checkpoints in a row the job stops: something else is wrong."""
@@ -24,10 +23,11 @@ class CheckpointChoice:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._set_aside = 0
-        self._rejected: set[Path] = set()
+        self._tiers = _tiers(runtime)
+        self._set_aside: Counter[str] = Counter()
+        self._rejected: set[Ref] = set()
 
-    def newest(self) -> Path | None:
+    def newest(self) -> LoadCandidate | None:
         """Return the newest checkpoint that was not rejected; None if there are no checkpoints.
 
         Raises:
@@ -36,45 +36,45 @@ class CheckpointChoice:
         """
         peers = self._runtime.peers
         chosen = peers.leader_does("choose", self._choose)
-        path = peers.tell("chosen", str(chosen or "").encode()).decode()
-        return Path(path) if path else None
+        told = peers.tell("chosen", chosen.encode() if chosen else b"")
+        if not told:
+            return None
+        ref = Ref.decode(told)
+        return LoadCandidate(self._runtime, self._tiers[ref.tier], ref)
 
-    def reject(self, path: Path, reason: str, *, in_memory: bool) -> None:
+    def reject(self, ref: Ref, reason: str) -> None:
         """Do not choose this checkpoint again. On disk it is set aside."""
-        self._rejected.add(path)
+        self._rejected.add(ref)
 
         def reject() -> None:
-            if in_memory:
-                self._runtime.journal.write(MemoryRefused(path=str(path), reason=reason))
-            elif os.path.lexists(path):  # it may have been deleted meanwhile
-                self._quarantine(path, reason)
-                self._set_aside += 1
+            if self._take_out(ref, reason):
+                self._set_aside[ref.tier] += 1
 
         self._runtime.peers.leader_does("reject", reject)
 
-    def _choose(self) -> Path | None:
-        job, bad = self._runtime.job, self._set_aside
+    def _choose(self) -> Ref | None:
+        """Of equal checkpoints, the faster tier's is taken."""
+        job, bad = self._runtime.job, self._set_aside.copy()
+        ranks = self._runtime.peers.world_size
+        found = [one for tier in self._tiers.values() for one in tier.candidates(ranks)]
         unsealed: list[str] = []
-        held = self._newest_in_memory()
-        for path, why in candidates(job):
-            if held is not None and held.key >= (checkpoint_key(path.name) or (0, 0)):
-                return held.generation.slot
-            if bad >= MAX_QUARANTINED:
+        for one in sorted(found, key=lambda one: one.key, reverse=True):
+            if one.ref in self._rejected:
+                continue
+            if bad[one.ref.tier] >= MAX_QUARANTINED:
                 raise NoUsableCheckpoint(
-                    f"{bad} checkpoints in a row failed verification and were moved to "
-                    f"{job.quarantine}: fix the storage, then rerun the same command to resume "
+                    f"{bad[one.ref.tier]} checkpoints in a row failed verification and were moved "
+                    f"to {job.quarantine}: fix the storage, then rerun the same command to resume "
                     f"from an older one; elastic-ckpt list {job.root} shows them"
                 )
-            if why is None:
-                return path
-            if isinstance(why, NotSealed):
-                unsealed.append(path.name)  # another program's: never moved, never chosen
+            if one.why is None:
+                return one.ref
+            if isinstance(one.why, NotSealed):
+                unsealed.append(one.ref.place)  # another program's: never moved, never chosen
                 continue
-            self._quarantine(path, str(why))
-            bad += 1
-        if held is not None:
-            return held.generation.slot
-        if bad or unsealed:
+            self._take_out(one.ref, str(one.why))
+            bad[one.ref.tier] += 1
+        if bad.total() or unsealed:
             raise NoUsableCheckpoint(
                 f"no checkpoint in {job.root} is usable"
                 + (f" ({', '.join(unsealed[:3])} not sealed)" if unsealed else "")
@@ -82,32 +82,33 @@ class CheckpointChoice:
             )
         return None
 
-    def _newest_in_memory(self) -> Sealed | None:
-        """Return the newest generation that these ranks can load."""
-        runtime = self._runtime
-        if runtime.memory is None:
-            return None
-        for held in runtime.memory.tier.sealed():
-            if held.generation.slot not in self._rejected:
-                with suppress(CheckpointRejected):
-                    check_covers(held.seal, runtime.peers.world_size)
-                    return held
-        return None
-
-    def _quarantine(self, path: Path, reason: str) -> None:
-        target = set_aside(self._runtime.job, path, reason)
-        self._runtime.journal.write(Quarantined(path=str(path), to=str(target), reason=reason))
+    def _take_out(self, ref: Ref, reason: str) -> bool:
+        """Return whether it was moved; one that was deleted meanwhile is not."""
+        tier, journal = self._tiers[ref.tier], self._runtime.journal
+        path, to = tier.where(ref), tier.reject(ref, reason)
+        if to:
+            journal.write(Quarantined(path=path, to=to, reason=reason))
+        elif not tier.every_byte:
+            journal.write(MemoryRefused(path=path, reason=reason))
+        return bool(to)
 
 
-def locate(runtime: Runtime, path: Path) -> Path:
-    """Return where a given checkpoint is: its path, or a generation that is not on disk yet."""
+def given(runtime: Runtime, path: Path) -> LoadCandidate:
+    """Return a checkpoint that the caller named: on disk, or in memory if not on disk yet."""
 
-    def look() -> Path:
+    def look() -> Ref:
         if not os.path.lexists(path) and runtime.memory is not None:
-            for held in runtime.memory.tier.sealed():
+            for held in runtime.memory.sealed():
                 if runtime.job.checkpoint(*held.key) == path:
-                    return held.generation.slot
-        return path
+                    return held.stored.ref
+        return Ref(DiskTier.name, str(path))
 
     found = runtime.peers.leader_does("where", look)
-    return Path(runtime.peers.tell("place", str(found or "").encode()).decode())
+    ref = Ref.decode(runtime.peers.tell("place", found.encode() if found else b""))
+    return LoadCandidate(runtime, _tiers(runtime)[ref.tier], ref)
+
+
+def _tiers(runtime: Runtime) -> dict[str, Tier]:
+    """Return the tiers that a restart reads, the fastest first."""
+    tiers = (runtime.memory, DiskTier(runtime.job))
+    return {tier.name: tier for tier in tiers if tier is not None}

@@ -21,8 +21,8 @@ from elastic_ckpt.errors import (
 from elastic_ckpt.journal.events import CheckpointLoaded, RestoredInexactly, WorldResized
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.state.candidate import LoadCandidate, Loaded, open_candidate
-from elastic_ckpt.training.state.choice import CheckpointChoice, locate
+from elastic_ckpt.training.state.candidate import LoadCandidate, Loaded
+from elastic_ckpt.training.state.choice import CheckpointChoice, given
 from elastic_ckpt.training.tensors.state_codec import read_state
 from elastic_ckpt.util.text import printable
 
@@ -46,15 +46,15 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
     """
     choice = CheckpointChoice(runtime)
     while True:
-        path = choice.newest()
-        if path is None:
+        candidate = choice.newest()
+        if candidate is None:
             log.info("no checkpoint to load: fresh start")
             return None
-        with open_candidate(runtime, path) as candidate:
+        with candidate:
             reason = candidate.verify()
             if not reason:
                 return _load(runtime, engine, candidate)
-        choice.reject(path, reason, in_memory=candidate.in_memory)
+        choice.reject(candidate.ref, reason)
 
 
 def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
@@ -65,7 +65,7 @@ def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
     Raises:
         CheckpointRejected: it failed verification; it is not moved.
     """
-    with open_candidate(runtime, locate(runtime, path)) as candidate:
+    with given(runtime, path) as candidate:
         reason = candidate.verify()
         if reason:
             raise CheckpointRejected(f"{path}: {reason}")
@@ -125,7 +125,7 @@ def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
 
 def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate) -> Loaded:
     """Put the verified state in place. Collective: an error on one rank is raised on all."""
-    peers, started, loaded = runtime.peers, time.monotonic(), candidate.verified
+    peers, started, loaded = runtime.peers, time.monotonic(), candidate.loaded
 
     def load() -> bytes:
         return load_on_rank(engine, loaded, peers.world_size).encode()

@@ -15,16 +15,16 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.disk.part import Part
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.checkpoint.tier import Attempt, Part
 from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
 from elastic_ckpt.journal.events import SaveBegun, Saved, SaveFailed
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.snapshot import Snapshot, make_header
-from elastic_ckpt.training.state.target import Target, choose_target
+from elastic_ckpt.training.state.target import begin_attempt
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.training.tensors.state_codec import write_state
 from elastic_ckpt.util.files import files_below
@@ -48,7 +48,7 @@ class _Taken:
         copies: copies that a device has not finished; None without any.
     """
 
-    target: Target
+    target: Attempt
     header: SealHeader
     writer: Part
     written: list[bytes]
@@ -154,11 +154,12 @@ class SaveOperation:
 
         Every rank sees the same errors, so all ranks do the same.
         """
-        memory = None if self._to_disk else self._runtime.memory
-        target: Target | None = None
+        target: Attempt | None = None
         try:
-            target = choose_target(self._runtime, self._engine, self.position.step, memory)
-            overlapped = overlap and target.tier == "memory" and self._engine.overlaps
+            target = begin_attempt(
+                self._runtime, self._engine, self.position.step, allow_memory=not self._to_disk
+            )
+            overlapped = overlap and target.ref.tier == "memory" and self._engine.overlaps
             copies = DeviceCopies() if overlapped else None
             taken = _write(self._runtime, self._engine, self._snapshot, target, copies)
             if overlapped:
@@ -172,9 +173,9 @@ class SaveOperation:
             return False
         return True
 
-    def _switch_tier(self, target: Target | None, refused: StorageFailed) -> bool:
+    def _switch_tier(self, target: Attempt | None, refused: StorageFailed) -> bool:
         """Switch from the tier that failed to the other one; return False if there is none."""
-        if target is not None and target.tier == "memory":
+        if target is not None and target.ref.tier == "memory":
             self._runtime.memory = None
             log.warning("the memory tier is off from now on: %s", refused)
             self._say(f"the memory tier is off from now on: {refused}")
@@ -190,7 +191,7 @@ class SaveOperation:
         files = _seal(self._runtime, self._engine, taken)
         self._record(taken.target, sum(entry.bytes for entry in files))
 
-    def _drop(self, target: Target | None) -> None:
+    def _drop(self, target: Attempt | None) -> None:
         if target is not None and self._runtime.peers.is_leader:
             target.drop()
 
@@ -222,7 +223,7 @@ class SaveOperation:
             runtime.slot.phase(before)
             self._stall += time.monotonic() - self._standing_since
 
-    def _record(self, target: Target, size: int) -> None:
+    def _record(self, target: Attempt, size: int) -> None:
         runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
         now = time.monotonic()
         stall = self._stall + now - self._standing_since
@@ -230,7 +231,7 @@ class SaveOperation:
         runtime.slot.saved(step)
         seconds = now - self._began
         bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # only the leader knows
-        said = f"{target.tier}, {seconds:.3f} s{bytes_too}"
+        said = f"{target.ref.tier}, {seconds:.3f} s{bytes_too}"
         log.info("sealed step %d: %s", step, said, extra={"step": step})
         if not runtime.peers.is_leader:
             return
@@ -241,8 +242,8 @@ class SaveOperation:
                 epoch=self.position.epoch,
                 sample_start_index=self.position.sample_start_index,
                 reason=reason,
-                tier=target.tier,
-                attempt=target.identity,
+                tier=target.ref.tier,
+                attempt=target.ref.attempt,
                 bytes=size,
                 seconds=seconds,
                 stall_seconds=stall,
@@ -251,7 +252,7 @@ class SaveOperation:
             )
         )
         # An emergency save ends this process; memory is pruned after its drain.
-        if reason != "emergency" and target.tier == "disk":
+        if reason != "emergency" and target.ref.tier == "disk":
             runtime.retain.after_save()
 
 
@@ -259,7 +260,7 @@ def _write(
     runtime: Runtime,
     engine: Engine,
     snapshot: Snapshot,
-    target: Target,
+    target: Attempt,
     copies: DeviceCopies | None,
 ) -> _Taken:
     peers = runtime.peers
@@ -274,7 +275,7 @@ def _write(
         return msgspec.json.encode(writer.paths)
 
     written = peers.collect("state", state, watched=True)
-    header = make_header(runtime, engine.info, snapshot, target.identity)
+    header = make_header(runtime, engine.info, snapshot, target.ref.attempt)
     return _Taken(target, header, writer, written, copies)
 
 

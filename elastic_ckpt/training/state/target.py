@@ -1,99 +1,57 @@
-"""Where a save goes."""
+"""Where a save goes: to the fastest tier with room."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Final
+import logging
+from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import newest_intact
-from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.disk.part import Part
-from elastic_ckpt.checkpoint.disk.space import ensure_space
-from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader
-from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.worker_memory import MemoryTarget, WorkerMemory
+
+log = logging.getLogger(__name__)
 
 _MARGIN: Final = 1.05
-"""What the next checkpoint may be larger than the last one."""
+"""How much larger than the last checkpoint the next one may be."""
 
 
-@dataclass(frozen=True)
-class DiskTarget:
-    """One save straight to the disk; as :class:`MemoryTarget`."""
-
-    attempt: DiskAttempt
-    tier: ClassVar[str] = "disk"
-
-    @property
-    def identity(self) -> str:
-        """Of the attempt."""
-        return self.attempt.identity
-
-    @property
-    def path(self) -> Path:
-        """The directory that the engine writes to."""
-        return self.attempt.path
-
-    @property
-    def told(self) -> str:
-        """What the leader tells the other ranks."""
-        return f"disk - {self.identity}"
-
-    def part(self, rank: int) -> Part:
-        """What a rank writes its part with. Every rank."""
-        return self.attempt.part(rank)
-
-    def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> None:
-        """Seal; retention is the caller's. Leader only."""
-        self.attempt.seal(header, files)
-
-    def drop(self) -> None:
-        """Remove what was written. Leader only."""
-        self.attempt.drop()
-
-
-Target = DiskTarget | MemoryTarget
-
-
-def choose_target(
-    runtime: Runtime, engine: Engine, step: int, memory: WorkerMemory | None
-) -> Target:
-    """Where a save goes: into ``memory`` if there is one with room, else to the disk. Collective.
+def begin_attempt(
+    runtime: Runtime, engine: Engine, step: int, *, allow_memory: bool = True
+) -> Attempt:
+    """Begin a save: in memory if there is a tier with room, else on disk. Collective.
 
     Raises:
-        StorageFailed: on every rank; there is no room on the disk, or it does not answer.
+        StorageFailed: on every rank; the disk has no room, or does not answer.
     """
+    disk = DiskTier(runtime.job, runtime.retain.make_room)
+    memory = runtime.memory if allow_memory else None
+    tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
-    def begin() -> Target:
+    def begin() -> Attempt:
         if not runtime.job.attempts.is_dir():
-            runtime.job.prepare()  # somebody moved it; there is work to be kept
-        needed = _predicted_bytes(runtime, engine)
+            runtime.job.prepare()  # it was moved away, and there is work to save
+        size = _predicted_bytes(runtime, engine, disk)
         if memory is not None:
-            target, line = memory.begin(needed)
-            if line:
-                runtime.say(line)
-            if target is not None:
-                return target
-        ensure_space(runtime.job.root, needed, runtime.retain.make_room)
-        return DiskTarget(DiskAttempt.begin(runtime.job, step))
+            try:
+                return memory.begin(step, size)
+            except TierBusy:
+                log.info("saving step %d to the disk: memory waits for its drain", step)
+            except TierFull as full:
+                runtime.say(f"saving to the disk: {full.reason}")
+        return disk.begin(step, size)
 
-    made = runtime.peers.leader_does("begin", begin)
-    told = runtime.peers.tell("attempt", (made.told if made else "").encode()).decode()
-    if made is not None:
-        return made
-    tier, slot, identity = told.split(" ")
-    if tier == "memory" and memory is not None:
-        return memory.target(slot, identity)
-    return DiskTarget(DiskAttempt(runtime.job, identity, step))
+    begun = runtime.peers.leader_does("begin", begin)
+    told = runtime.peers.tell("attempt", begun.ref.encode() if begun else b"")
+    if begun is not None:
+        return begun
+    ref = Ref.decode(told)
+    return tiers[ref.tier].join(ref)
 
 
-def _predicted_bytes(runtime: Runtime, engine: Engine) -> int:
-    """What the last checkpoint took, and at least what the leader's own tensors take."""
-    if runtime.last_bytes is None:  # a look at all checkpoints, of which there may be thousands
-        newest = newest_intact(runtime.job)
-        runtime.last_bytes = newest.manifest.total_bytes if newest and newest.manifest else 0
+def _predicted_bytes(runtime: Runtime, engine: Engine, disk: DiskTier) -> int:
+    """Return the size of the last checkpoint, and at least that of the leader's own tensors."""
+    if runtime.last_bytes is None:
+        newest = disk.newest()
+        runtime.last_bytes = newest.seal.total_bytes if newest and newest.seal else 0
     return int(_MARGIN * max(runtime.last_bytes, engine.state_bytes()))

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from elastic_ckpt.checkpoint.disk.part import Sink
+from elastic_ckpt.checkpoint.tier import Sink
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device, write_from_device
 from elastic_ckpt.util.files import open_regular

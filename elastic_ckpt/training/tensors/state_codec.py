@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from elastic_ckpt.checkpoint.disk.part import Part
+from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, UsageError
 from elastic_ckpt.training.tensors.safetensors_file import (
     DTYPES,

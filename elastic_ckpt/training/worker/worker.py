@@ -21,6 +21,7 @@ import msgspec
 import torch
 from torch import distributed
 
+from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -32,6 +33,7 @@ from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training import runtime
 from elastic_ckpt.training.peers import describe
 from elastic_ckpt.training.state.rng import reseed_numpy
+from elastic_ckpt.training.tensors.device_copy import pin, unpin
 from elastic_ckpt.training.worker.output import keep_output
 from elastic_ckpt.training.worker.signal_shield import (
     ignore_notices,
@@ -105,7 +107,7 @@ def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: Sl
         save_interval_steps=spec.save_interval_steps,
         global_batch=spec.global_batch,
         retention=spec.retention,
-        memory=MemoryTier(Path(spec.memory)) if spec.memory else None,
+        memory=MemoryTier(Path(spec.memory), Mappings(pin, unpin)) if spec.memory else None,
     )
     runtime.install(context)
     set_terminate_hook(_leave_if_idle)

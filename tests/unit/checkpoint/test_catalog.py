@@ -114,9 +114,9 @@ def test_candidates_end_at_the_first_that_passes(
         return real(path)
 
     monkeypatch.setattr(catalog, "verify_quick", record)
-    (first, why), second = candidates(job)
+    (first, _, why), second = candidates(job)
     assert (first, str(why)) == (bad, f"{MODEL} is missing")
-    assert second == (good, None)
+    assert second == (good, view(good).manifest, None)
     assert old not in looked_at
 
 
@@ -133,7 +133,7 @@ def test_an_older_one_of_a_newer_format_does_not_matter(job: JobDirectory) -> No
     """Only what stands before the first intact one can stop a restart."""
     change_manifest(make_checkpoint(job, 10), format=2)
     newest = make_checkpoint(job, 20)
-    assert candidates(job) == [(newest, None)]
+    assert candidates(job) == [(newest, view(newest).manifest, None)]
 
 
 def test_a_disk_that_cannot_be_read_is_not_passed_over(
@@ -156,9 +156,9 @@ def test_a_seal_that_is_no_file_does_not_stop_a_restart(job: JobDirectory, kind:
         seal.symlink_to(good / "manifest.json")
     else:
         seal.mkdir()
-    (first, why), second = candidates(job)
+    (first, _, why), second = candidates(job)
     assert first == bad and "manifest.json" in str(why)
-    assert second == (good, None)
+    assert second == (good, view(good).manifest, None)
 
 
 def test_the_list_is_newest_first_with_the_quarantine_last(job: JobDirectory) -> None:

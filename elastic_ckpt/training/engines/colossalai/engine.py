@@ -16,8 +16,8 @@ from colossalai.checkpoint_io import GeneralCheckpointIO
 from colossalai.utils import safetensors as nested
 from torch import distributed
 
-from elastic_ckpt.checkpoint.disk.part import Part
 from elastic_ckpt.checkpoint.manifest import EngineInfo
+from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
 from elastic_ckpt.training.engines.colossalai import coverage

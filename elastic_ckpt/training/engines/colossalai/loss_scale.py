@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import torch
 
-from elastic_ckpt.checkpoint.disk.part import Part
+from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.text import printable

@@ -19,7 +19,7 @@ import torch
 from torch import distributed
 from xxhash import xxh3_64_hexdigest
 
-from elastic_ckpt.checkpoint.disk.part import Part
+from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.tensors.safetensors_file import (
     TensorFile,

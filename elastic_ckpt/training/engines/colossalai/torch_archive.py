@@ -28,7 +28,7 @@ import torch
 from torch.serialization import save as plain_save
 from torch.serialization import skip_data
 
-from elastic_ckpt.checkpoint.disk.part import Part, Sink
+from elastic_ckpt.checkpoint.tier import Part, Sink
 
 _LOCAL_HEADER: Final = b"PK\x03\x04"
 _NAME_LENGTH_AT: Final = 26

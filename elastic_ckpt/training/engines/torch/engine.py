@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from elastic_ckpt.checkpoint.disk.part import Part
 from elastic_ckpt.checkpoint.manifest import EngineInfo
+from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
 from elastic_ckpt.training.engines.torch.restore import (

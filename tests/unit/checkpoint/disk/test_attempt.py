@@ -44,7 +44,7 @@ def job(tmp_path: Path) -> JobDirectory:
 
 def seal(attempt: DiskAttempt, contents: dict[str, bytes]) -> Path:
     header = make_header(attempt)
-    return attempt.seal(header, fill(attempt, header, contents=contents))
+    return attempt.publish(header, fill(attempt, header, contents=contents))
 
 
 # -- seal and publish -----------------------------------------------------------------------
@@ -165,10 +165,10 @@ def test_the_same_attempt_in_its_place_is_success(
     header = make_header(attempt)
     files = fill(attempt, header)
     shutil.copytree(attempt.path, tmp_path / "copy")
-    path = attempt.seal(header, files)
+    path = attempt.publish(header, files)
     (tmp_path / "copy").rename(attempt.path)
     monkeypatch.setattr(verify, "hash_file", hashed)
-    assert attempt.seal(header, files) == path
+    assert attempt.publish(header, files) == path
     monkeypatch.undo()
     assert not attempt.path.exists()
     assert rejected(job) == []
@@ -189,7 +189,7 @@ def test_a_rename_that_was_done_but_reported_lost_is_success(
     header = make_header(attempt)
     files = fill(attempt, header)
     monkeypatch.setattr(os, "rename", renamed_by_another)
-    path = attempt.seal(header, files)
+    path = attempt.publish(header, files)
     monkeypatch.undo()
     assert read_manifest(path).attempt == attempt.identity
     assert rejected(job) == []
@@ -217,7 +217,7 @@ def test_an_attempt_that_vanished_is_no_success(
 
     monkeypatch.setattr(os, "rename", vanish)
     with pytest.raises(OSError):
-        attempt.seal(header, files)
+        attempt.publish(header, files)
 
 
 def test_a_file_in_its_place_is_set_aside(job: JobDirectory) -> None:

@@ -188,7 +188,7 @@ def write_all(job: JobDirectory) -> Path:
             file.write("{}")
         part.claim(name)
     header = make_header(attempt, world_size=1)
-    return attempt.seal(header, part.finish(1, header))
+    return attempt.publish(header, part.finish(1, header))
 
 
 def modes(job: JobDirectory) -> tuple[set[int], set[int]]:

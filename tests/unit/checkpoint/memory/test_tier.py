@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.checkpoint.memory.generation import check_covers
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import (
     MemoryTier,
     MemoryUnusable,
     OwnedTier,
-    check_covers,
     sweep,
     tier_of,
 )
@@ -197,10 +197,10 @@ def test_a_ring_wakes_the_supervisor(job: JobDirectory, place: Path) -> None:
     held = own(place, job)
     with pytest.raises(BlockingIOError):
         os.read(held.bell, 10)
-    MemoryTier(held.tier.root).ring()
+    assert snapshot(job, MemoryTier(held.tier.root), 10) is not None
     assert os.read(held.bell, 10) == b"x"
-    held.release(remove=True)
-    held.tier.ring()  # nobody is there: no error, and no wait
+    held.release(remove=False)
+    assert snapshot(job, held.tier, 20) is not None  # no reader: no error, and no wait
 
 
 FULL = """

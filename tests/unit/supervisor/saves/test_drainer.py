@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.disk import tier as disk_tier
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.memory import drain as drains
-from elastic_ckpt.checkpoint.memory.drain import is_on_disk
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -107,7 +108,7 @@ def test_what_is_drained_is_a_checkpoint_and_may_be_overwritten(
     assert made is not None and not made.settled
     loop.drainer.serve(sealed=True)
     loop.until(lambda: loop.drainer.over)
-    assert made.settled and is_on_disk(job, made.seal)
+    assert made.settled and DiskTier(job).holds(made.seal)
     manifest = verify_full(job.checkpoint(0, 10))
     assert manifest.attempt == made.seal.attempt and manifest.world_size == 2
     for entry in made.seal.files:
@@ -174,7 +175,9 @@ def test_a_drain_that_fails_keeps_what_is_in_memory_and_is_tried_again(
     made = snapshot(job, tier, 10)
     assert made is not None
     with monkeypatch.context() as broken:
-        broken.setattr(drains, "ensure_space", lambda *_: (_ for _ in ()).throw(OSError(5, "bad")))
+        broken.setattr(
+            disk_tier, "ensure_space", lambda *_: (_ for _ in ()).throw(OSError(5, "bad"))
+        )
         loop.drainer.serve(sealed=True)
         loop.until(lambda: loop.drainer.over)
         assert [told["error"] for told in events(job, "drain_failed")] == ["[Errno 5] bad"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.disk import tier as disk_tier
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Manifest
 from elastic_ckpt.checkpoint.prune import prune
 from elastic_ckpt.checkpoint.quarantine import rejected
@@ -26,7 +27,6 @@ from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.peers import Peers
-from elastic_ckpt.training.state import candidate
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_given, load_newest, load_on_rank
 from tests.checkpoints import MODEL, flip_bit, make_checkpoint, open_job, tick
@@ -117,14 +117,14 @@ def test_a_checkpoint_deleted_after_its_choice_is_not_set_aside(
     job: JobDirectory, runtime: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many go, none is set aside, and the job does not end."""
-    lock = candidate.ReadLock
+    lock = disk_tier.ReadLock
 
     def delete_first(path: Path) -> Any:
         if path.name != "epoch-0_step-10":
             shutil.rmtree(path)
         return lock(path)
 
-    monkeypatch.setattr(candidate, "ReadLock", delete_first)
+    monkeypatch.setattr(disk_tier, "ReadLock", delete_first)
     engine = Engine()
     load_newest(runtime, engine)
     assert engine.loaded == ["epoch-0_step-10"]

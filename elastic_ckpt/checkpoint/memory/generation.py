@@ -1,0 +1,149 @@
+"""One of the two buffers of the memory tier, with its seal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.checkpoint.manifest import (
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    MemorySeal,
+    SealHeader,
+    decode_memory_seal,
+    encode,
+    make_memory_seal,
+)
+from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
+from elastic_ckpt.checkpoint.tier import Ref, Stored
+from elastic_ckpt.checkpoint.verify import verify_sizes
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
+
+NAME: Final = "memory"
+SEAL_NAME: Final = "seal.json"
+SLOTS: Final = ("a", "b")
+GENERATIONS: Final = len(SLOTS)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One of the two buffers.
+
+    Attributes:
+        slot: its directory.
+    """
+
+    slot: Path
+
+    @property
+    def path(self) -> Path:
+        """What is laid out as a checkpoint."""
+        return self.slot / "state"
+
+    @property
+    def spare(self) -> Path:
+        """Files that the next checkpoint may be written into."""
+        return self.slot / "spare"
+
+    def seal(self) -> MemorySeal | None:
+        """Its seal, if it has one that is whole and every file has its size."""
+        try:
+            seal = decode_memory_seal(read_bounded(self.slot / SEAL_NAME, MAX_MANIFEST_BYTES))
+            verify_sizes(self.path, seal.files)
+        except (OSError, CheckpointError):
+            return None
+        return seal
+
+    def lock(self) -> ReadLock:
+        """Keep it from being overwritten.
+
+        Raises:
+            BeingRemoved: its seal is gone.
+        """
+        return ReadLock(self.slot, SEAL_NAME)
+
+    def is_settled(self, seal: MemorySeal) -> bool:
+        """Whether the disk holds it, or will not."""
+        try:
+            return read_bounded(self.slot / "settled", 64) == seal.attempt.encode()
+        except OSError:
+            return False
+
+    def settle(self, seal: MemorySeal) -> None:
+        """It is on disk, or cannot get there: the next save may take its place."""
+        with contextlib.suppress(OSError):
+            write_atomic(self.slot / "settled", seal.attempt.encode())
+
+    def clear(self) -> bool:
+        """Take the seal away, so that it may be overwritten; False if somebody reads it."""
+        try:
+            with removing(self.slot, SEAL_NAME) as why:
+                if why:
+                    return False
+                (self.slot / SEAL_NAME).unlink()
+        except FileNotFoundError:
+            pass  # there is none
+        return True
+
+    def begin(self) -> None:
+        """Turn what stands here into spare buffers. Leader only, after :meth:`clear`."""
+        self.slot.mkdir(mode=0o700, exist_ok=True)
+        if self.path.exists():
+            remove_tree(self.spare)
+            os.rename(self.path, self.spare)
+        for directory in (self.path, self.path / "ranks"):
+            directory.mkdir(mode=0o700)
+
+    def close(
+        self,
+        header: SealHeader,
+        files: Sequence[FileEntry],
+        seconds: float,
+        retention: Retention,
+    ) -> None:
+        """Seal it. Leader only, when every rank has written all of its files."""
+        remove_tree(self.spare)
+        seal = make_memory_seal(header, files, seconds, retention)
+        write_atomic(self.slot / SEAL_NAME, encode(seal))
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A generation with its seal."""
+
+    generation: Generation
+    seal: MemorySeal
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What decides which one is newer."""
+        return self.seal.epoch, self.seal.step
+
+    @property
+    def settled(self) -> bool:
+        """Whether the disk holds it, or will not."""
+        return self.generation.is_settled(self.seal)
+
+    @property
+    def stored(self) -> Stored:
+        """What every tier says of a checkpoint."""
+        ref = Ref(NAME, self.generation.slot.name, self.seal.attempt)
+        return Stored(ref, self.key, self.seal)
+
+
+def check_covers(seal: MemorySeal, world_size: int) -> None:
+    """Refuse to load a generation into another number of ranks, or one of which a part is missing.
+
+    Raises:
+        CheckpointRejected: with the reason.
+    """
+    if seal.world_size != world_size:
+        raise CheckpointRejected(f"it is of {seal.world_size} ranks and there are {world_size}")
+    if {entry.rank for entry in seal.files} - set(range(world_size)):
+        raise CheckpointRejected("it holds a part of no rank")
