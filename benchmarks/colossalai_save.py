@@ -86,9 +86,9 @@ def make_state(megabytes: int) -> tuple[Any, Any, Any]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
 
-    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 
-    mend_loads()
+    patch_loads()
     width = 1024 if megabytes >= 512 else 128
     blocks = max(1, round(megabytes * 1e6 / (3 * 4 * 8 * width**2)))
     layers = [

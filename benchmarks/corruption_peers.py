@@ -307,9 +307,9 @@ class ColossalAI(Peer):
         if importlib.util.find_spec("colossalai") is None:
             raise ImportError("colossalai")
         with quiet():
-            from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+            from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 
-            mend_loads()
+            patch_loads()
             import colossalai.booster.plugin.torch_ddp_plugin  # noqa: F401
 
     def objects(self, seed: int) -> Objects:

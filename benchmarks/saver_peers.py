@@ -28,9 +28,9 @@ def _boosted(state: TrainingState) -> tuple[Any, ...]:
         from colossalai.booster.plugin import TorchDDPPlugin
     except ImportError as error:
         raise NotHere(f"ColossalAI is not installed: {error}") from None
-    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 
-    mend_loads()
+    patch_loads()
     booster = Booster(plugin=TorchDDPPlugin())
     model, optimizer, _, _, scheduler = booster.boost(
         state.bare, state.optimizer, lr_scheduler=state.scheduler

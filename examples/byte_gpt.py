@@ -15,7 +15,7 @@ import sysconfig
 import warnings
 from pathlib import Path
 
-warnings.filterwarnings("ignore")  # ColossalAI's imports are talkative
+warnings.filterwarnings("ignore")  # ColossalAI's imports warn a lot
 
 import colossalai
 import torch

@@ -1,4 +1,4 @@
-"""What the ColossalChat-shaped examples share: a tiny Llama, tokenised text, a plugin, a record.
+"""Shared by the examples in ColossalChat's shape: a tiny Llama, tokenized text, a plugin, a record.
 
 Nothing is downloaded: the model is made from a configuration, and the text is the Python standard
 library's own, a byte for a token.
@@ -12,7 +12,7 @@ import sysconfig
 import warnings
 from pathlib import Path
 
-warnings.filterwarnings("ignore")  # ColossalAI's imports are talkative
+warnings.filterwarnings("ignore")  # ColossalAI's imports warn a lot
 
 import colossalai
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_training
+from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_training
 
 IGNORED = -100
 PROMPT = 16
@@ -69,12 +69,12 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def launch(args: argparse.Namespace) -> tuple[Booster, DistCoordinator]:
-    """As under ``colossalai run`` or torchrun; alone if nobody launched it."""
+    """Launch as under ``colossalai run`` or torchrun, or as a single process."""
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", 29512)):
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    mend_training()  # does nothing where there is a GPU
-    Path(args.save_dir).mkdir(parents=True, exist_ok=True)  # to load from a missing one is an error
+    patch_training()  # does nothing if there is a GPU
+    Path(args.save_dir).mkdir(parents=True, exist_ok=True)  # loading from a missing one is an error
     colossalai.launch_from_torch(seed=42, verbose=False)
     return Booster(plugin=PLUGINS[args.plugin]()), DistCoordinator()
 
@@ -99,13 +99,13 @@ def make_optimizer(
     booster: Booster, model: torch.nn.Module, steps: int
 ) -> tuple[torch.optim.Optimizer, object]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gemini = isinstance(booster.plugin, plugin.GeminiPlugin)  # takes its own kinds only
+    gemini = isinstance(booster.plugin, plugin.GeminiPlugin)  # accepts only its own optimizers
     optimizer = (HybridAdam if gemini else torch.optim.AdamW)(trained, lr=2e-3)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
 
 
 class Conversations(Dataset):
-    """A prompt and its answer, and one that is no answer to it, as tokens."""
+    """Prompts with a right and a wrong answer, as tokens."""
 
     def __init__(self, samples: int) -> None:
         wanted = samples * LENGTH
@@ -130,7 +130,7 @@ def device() -> str:
 
 
 def tokens(batch: dict[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]:
-    """What a model takes; the prompt is no part of the loss."""
+    """Return a model's inputs; the loss does not include the prompt."""
     ids = batch[key].to(device())
     labels = ids.clone()
     labels[:, :PROMPT] = IGNORED
@@ -144,7 +144,7 @@ def learn(
     batch: dict[str, torch.Tensor],
     accumulation_steps: int,
 ) -> torch.Tensor:
-    """Forward and backward over the answers; their mean loss."""
+    """Run forward and backward over the answers, and return their mean loss."""
     inputs = tokens(batch, "chosen")
     if getattr(booster.plugin, "pp_size", 1) == 1:
         loss = model(**inputs).loss
@@ -165,7 +165,7 @@ def learn(
 
 
 def answer_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of each answer as a whole; ``logits`` is [batch, length, 256], the result [batch]."""
+    """Return each answer's log-probability, [batch]; ``logits`` is [batch, length, 256]."""
     targets = labels[:, 1:]
     each = logits[:, :-1].float().log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])
     return (each[..., 0] * (targets != IGNORED)).sum(-1)
@@ -174,7 +174,7 @@ def answer_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.
 def preference_loss(
     model: torch.nn.Module, reference: torch.nn.Module, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Direct preference optimization (Rafailov et al. 2023) with beta 0.1."""
+    """Return the DPO loss (Rafailov et al. 2023) with beta 0.1."""
     margins = []
     for key in ("chosen", "rejected"):
         inputs = tokens(batch, key)
@@ -186,7 +186,7 @@ def preference_loss(
 
 
 class Record:
-    """What a run must have in common with an undisturbed one; written where ``--record`` says."""
+    """Append what a run must have in common with an undisturbed one to ``--record``."""
 
     def __init__(self, place: Path | None) -> None:
         self.place = place

@@ -2,7 +2,7 @@
 
     elastic-ckpt run --dir ckpt --nproc 2 -- examples/dpo.py --plugin zero2
 
-As ``sft.py``, with a frozen reference model, which is no part of a checkpoint: it is made again.
+Like ``sft.py``, with a frozen reference model, which is rebuilt instead of saved.
 """
 
 import chat

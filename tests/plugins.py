@@ -224,9 +224,9 @@ def build(setup: Setup, seed: int = 1, leave_out: str = "") -> Built:
     import torch
     from colossalai.booster import Booster
 
-    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_training
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_training
 
-    mend_training(leave_out)
+    patch_training(leave_out)
     with quiet():
         booster = Booster(plugin=make_plugin(setup))
         model = make_model(setup.model, seed)

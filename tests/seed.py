@@ -55,9 +55,9 @@ def build() -> tuple[Any, ...]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
 
-    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 
-    mend_loads()
+    patch_loads()
     torch.manual_seed(5)
     booster = Booster(plugin=TorchDDPPlugin())
     model = nn.Linear(3, 1)

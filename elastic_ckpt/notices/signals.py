@@ -53,7 +53,7 @@ class SignalSource(NoticeSource):
         """
         self._grace = grace
         self._is_guess = is_guess
-        self._report: Report = lambda word: None
+        self._report: Report = lambda event: None
         self._arrived: deque[tuple[int, float]] = deque()
         self._last_interrupt = float("-inf")
         self._handled: list[int] = []

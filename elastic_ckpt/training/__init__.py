@@ -2,5 +2,5 @@
 
 import logging
 
-# As a library does: without a supervisor the script says where it goes, if anywhere.
+# As a library: without a supervisor the script decides where the log goes, if anywhere.
 logging.getLogger("elastic_ckpt").addHandler(logging.NullHandler())

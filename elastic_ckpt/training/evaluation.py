@@ -39,7 +39,7 @@ def evaluating(
     """Run the body as an evaluation, and restore the random state afterwards.
 
     Args:
-        requested: returns whether the ranks have been asked for a save or stop.
+        requested: returns whether a save or stop is requested.
     """
     evaluation = Evaluation(interruptible, _requested=requested)
     before = slot.phase(Phase.EVALUATING)

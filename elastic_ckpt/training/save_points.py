@@ -109,7 +109,7 @@ class SavePoints:
         self._saver.complete()
         if place.step > 0 and (place.epoch, place.step) != self._saver.last:
             self._save("final")
-        self._runtime.retain.finish(lambda: steps.asked)
+        self._runtime.retain.finish(lambda: steps.requested)
 
     def _save(self, reason: Reason) -> None:
         self._is_due = False

@@ -1,4 +1,4 @@
-"""A training run that resumes where it was, and saves and stops when it is asked to."""
+"""A training run that resumes where it was, and saves and stops on request."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ class Session:
         steps = self._runtime.steps
         self._timer.interrupted()
         with evaluating(
-            self._runtime.slot, lambda: steps.asked, interruptible=interruptible
+            self._runtime.slot, lambda: steps.requested, interruptible=interruptible
         ) as evaluation:
             yield evaluation
 

@@ -42,7 +42,7 @@ class StepProtocol:
         self._slot.step(start_step, start_step, 0, 0)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there is a request that this rank has not served; does not wait."""
         return self._board.flag != self._agenda.seen or bool(self._agenda.open)
 
@@ -97,7 +97,7 @@ class StepProtocol:
         while True:
             action = self._agenda.decide(finished, self._board.flag, self._board.answers())
             if action.kind is not ActionKind.WAIT:
-                log.info("asked at step %d: %s", finished, action.kind.name)
+                log.info("request at step %d: %s", finished, action.kind.name)
                 return action
             if self._board.aborted > self._agenda.seen or time.monotonic() > limit:
                 raise StopAborted(

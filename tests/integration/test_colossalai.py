@@ -66,10 +66,10 @@ def save_ours(directory, steps=3):
 
 
 def read_by_plain_colossalai(rank, directory):
-    from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+    from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 
     expected = save_ours(directory)
-    mend_loads()
+    patch_loads()
     booster, model, optimizer, scheduler = boosted(5.0)
     place = os.path.join(directory, "epoch-0_step-3")
     booster.load_model(model, os.path.join(place, "modeling"))

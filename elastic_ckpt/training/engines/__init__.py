@@ -31,7 +31,7 @@ class EngineInputs:
 
     Attributes:
         booster: a ColossalAI ``Booster``.
-        use_async: whether the script asked for asynchronous writes; an engine may ignore it.
+        use_async: whether the script wants asynchronous writes; an engine may ignore it.
     """
 
     booster: Any

@@ -87,13 +87,13 @@ def _start_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: in
         about = {"incarnation": spec.incarnation, "rank": rank}
         return {**about, "step": slot.finished} if slot.attached else about
 
-    begun = ProcessLog.of_worker(job, spec.node, spec.incarnation, rank, known).begin()
+    started = ProcessLog.of_worker(job, spec.node, spec.incarnation, rank, known).begin()
     log.info(  # without the arguments, which may contain secrets
         "starts: Python %s, torch %s, %s with %d arguments, rank %d of %s",
         platform.python_version(), torch.__version__, spec.script, len(spec.args), rank,
         os.environ.get("WORLD_SIZE", "?"),
     )  # fmt: skip
-    return begun
+    return started
 
 
 def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:

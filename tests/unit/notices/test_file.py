@@ -17,8 +17,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "notice"
 
 
-def words(source: FileSource) -> list:
-    return [word for _, word in source.poll()]
+def events(source: FileSource) -> list:
+    return [event for _, event in source.poll()]
 
 
 @pytest.mark.parametrize(
@@ -37,37 +37,37 @@ def words(source: FileSource) -> list:
 )
 def test_the_first_line_has_seconds_and_reason(path, text, seconds, reason) -> None:
     source = FileSource(path, 30.0)
-    assert words(source) == []
+    assert events(source) == []
     path.write_text(text)
     os.utime(path, (time.time() - 1, time.time() - 1))
-    [word] = words(source)
-    assert isinstance(word, Notice)
-    assert word.deadline - time.monotonic() == pytest.approx(seconds, abs=2)
-    assert word.reason == (reason or str(path))
+    [event] = events(source)
+    assert isinstance(event, Notice)
+    assert event.deadline - time.monotonic() == pytest.approx(seconds, abs=2)
+    assert event.reason == (reason or str(path))
 
 
 def test_a_warning_is_not_a_notice(path: Path) -> None:
     path.write_text("warning a storm comes\n")
-    assert words(FileSource(path, 30.0)) == [EarlyWarning("file", "a storm comes")]
+    assert events(FileSource(path, 30.0)) == [EarlyWarning("file", "a storm comes")]
 
 
 def test_seconds_count_from_the_time_of_writing(path: Path) -> None:
     path.write_text("100\n")
     os.utime(path, (time.time() - 60, time.time() - 60))
-    [word] = words(FileSource(path, 30.0))
-    assert word.deadline - time.monotonic() == pytest.approx(40, abs=2)
+    [event] = events(FileSource(path, 30.0))
+    assert event.deadline - time.monotonic() == pytest.approx(40, abs=2)
 
 
 def test_an_old_notice_file_is_ignored(path: Path) -> None:
     path.write_text("100\n")
     os.utime(path, (time.time() - 86400, time.time() - 86400))
-    assert words(FileSource(path, 30.0)) == []
+    assert events(FileSource(path, 30.0)) == []
 
 
 def test_an_old_warning_file_is_ignored(path: Path) -> None:
     path.write_text("warning of a storm\n")
     os.utime(path, (time.time() - 86400, time.time() - 86400))
-    assert words(FileSource(path, 30.0)) == []
+    assert events(FileSource(path, 30.0)) == []
 
 
 def test_a_file_has_one_key_until_it_is_rewritten(path: Path) -> None:
@@ -83,46 +83,46 @@ def test_a_file_has_one_key_until_it_is_rewritten(path: Path) -> None:
 def test_each_line_through_a_fifo_is_an_event_and_reading_does_not_block(path: Path) -> None:
     os.mkfifo(path)
     source = FileSource(path, 30.0)
-    assert words(source) == []
+    assert events(source) == []
     path.write_text("20 first\n")
     path.write_text("10 second\nwarning third\n")
-    first, second, third = words(source)
+    first, second, third = events(source)
     assert (first.reason, second.reason, third) == (
         "first",
         "second",
         EarlyWarning("file", "third"),
     )
-    assert words(source) == []
+    assert events(source) == []
 
 
 def test_a_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a file nor a FIFO"):
-        words(FileSource(tmp_path, 30.0))
+        events(FileSource(tmp_path, 30.0))
 
 
 def test_zero_seconds_is_a_notice(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.write_text("0 the power fails\n")
     os.utime(path, (time.time() + 0.1, time.time() + 0.1))
-    [word] = words(source)
-    assert word.reason == "the power fails"
+    [event] = events(source)
+    assert event.reason == "the power fails"
 
 
 def test_a_slow_writer_has_time_to_write(path: Path) -> None:
     source = FileSource(path, 30.0)
     path.touch()
-    assert words(source) == []
+    assert events(source) == []
     path.write_text("warning of a storm\n")
-    assert words(source) == [EarlyWarning("file", "of a storm")]
+    assert events(source) == [EarlyWarning("file", "of a storm")]
 
 
 def test_a_fifo_that_replaces_another_is_read(path: Path) -> None:
     source = FileSource(path, 30.0)
     os.mkfifo(path)
-    assert words(source) == []
+    assert events(source) == []
     keep = path.with_name("keep")
     path.rename(keep)  # or the next one may get its inode
     os.mkfifo(path)
-    assert words(source) == []
+    assert events(source) == []
     path.write_text("10 again\n")
-    assert [word.reason for word in words(source)] == ["again"]
+    assert [event.reason for event in events(source)] == ["again"]

@@ -28,23 +28,23 @@ def test_an_early_signal_is_held_and_counts_from_its_arrival() -> None:
     hold_signals()
     began = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
-    told: list[SourceEvent] = []
+    reported: list[SourceEvent] = []
     source = SignalSource(30.0)
-    source.start(told.append)
-    assert source.pending and told == []
+    source.start(reported.append)
+    assert source.pending and reported == []
     source.deliver()
-    [word] = told
-    assert isinstance(word, Notice) and word.reason == "SIGTERM"
-    assert word.deadline - 30.0 == pytest.approx(began, abs=2)
+    [event] = reported
+    assert isinstance(event, Notice) and event.reason == "SIGTERM"
+    assert event.deadline - 30.0 == pytest.approx(began, abs=2)
     source.deliver()
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
 def test_a_later_signal_is_reported_as_usual() -> None:
     hold_signals()
-    told: list[SourceEvent] = []
+    reported: list[SourceEvent] = []
     source = SignalSource(30.0)
-    source.start(told.append)
+    source.start(reported.append)
     os.kill(os.getpid(), signal.SIGUSR1)
     source.deliver()
-    assert [word.reason for word in told] == ["SIGUSR1"]
+    assert [event.reason for event in reported] == ["SIGUSR1"]

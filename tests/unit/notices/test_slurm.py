@@ -42,23 +42,23 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
     return found
 
 
-def asked(source: SlurmSource) -> list[tuple[type, str, float]]:
+def poll(source: SlurmSource) -> list[tuple[type, str, float]]:
     now = time.monotonic()
     return [
-        (type(word), word.reason, pytest.approx(word.deadline - now, abs=1.5))
-        for _, word in source.poll()
+        (type(event), event.reason, pytest.approx(event.deadline - now, abs=1.5))
+        for _, event in source.poll()
     ]
 
 
 def test_a_time_limit_is_reported_from_the_start(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "01:00:00", "EndTime": 3600.0}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
-    assert asked(source) == [(TimeLimit, "time limit", 3600)]
+    assert poll(source) == [(TimeLimit, "time limit", 3600)]
 
 
 def test_an_unlimited_job_has_no_limit(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
-    assert asked(SlurmSource({"SLURM_JOB_ID": "7"})) == []
+    assert poll(SlurmSource({"SLURM_JOB_ID": "7"})) == []
 
 
 @pytest.mark.parametrize("skew", [0.0, 1000.0, -1000.0])
@@ -71,7 +71,7 @@ def test_a_preempted_job_gets_its_grace_period(
     controller.job |= {"PreemptTime": skew, "EndTime": end, "TimeLimit": "UNLIMITED"}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.poll_now()
-    assert asked(source) == [(Notice, "preempted", 50)]
+    assert poll(source) == [(Notice, "preempted", 50)]
 
 
 @pytest.mark.parametrize(
@@ -81,23 +81,23 @@ def test_a_job_that_ends_gets_kill_wait(controller: Controller, reason: str, wha
     controller.job |= {"JobState": "COMPLETING", "Reason": reason, "EndTime": 0.0}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.poll_now()
-    assert asked(source) == [(Notice, what, 20)]
+    assert poll(source) == [(Notice, what, 20)]
 
 
 def test_a_signal_to_a_job_that_continues_is_not_a_notice(controller: Controller) -> None:
     controller.job |= {"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.poll_now()
-    assert asked(source) == []
+    assert poll(source) == []
 
 
 def test_without_a_controller_a_signal_gets_the_shortest_deadline(controller: Controller) -> None:
     controller.dead = True
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     with pytest.raises(SlurmUnanswered):
-        asked(source)
+        poll(source)
     source.poll_now()
-    assert asked(source) == [(Notice, "SIGTERM, and the controller does not answer", 30)]
+    assert poll(source) == [(Notice, "SIGTERM, and the controller does not answer", 30)]
 
 
 def test_the_grace_of_a_signal_is_the_longest_possible(controller, monkeypatch) -> None:
@@ -130,5 +130,5 @@ def test_it_polls_more_often_as_the_limit_approaches(controller: Controller) -> 
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     for left, interval in ((7200.0, 300.0), (400.0, 100.0), (20.0, 15.0)):
         controller.job |= {"TimeLimit": "01:00:00", "EndTime": left}
-        asked(source)
+        poll(source)
         assert source.interval_seconds == pytest.approx(interval, abs=1)

@@ -19,7 +19,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _FILTER_MODE = 2
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
-_LOAD_NUMBER = (0x20, 0, 0, 0)  # a system call's number is the first word that a filter sees
+_LOAD_NUMBER = (0x20, 0, 0, 0)  # the system call's number is the first field that a filter reads
 _WRITE = {"x86_64": 1, "aarch64": 64}
 
 
@@ -55,7 +55,7 @@ def survives_without_system_calls(action) -> bool:
         allow_only_write()
         action()
         os.write(write, b"through")
-        os._exit(0)  # not allowed either: the parent has read the word by then
+        os._exit(0)  # not allowed either: the parent has read the message by then
     os.close(write)
     try:
         return os.read(read, 16) == b"through"

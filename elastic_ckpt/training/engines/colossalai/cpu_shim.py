@@ -32,13 +32,13 @@ class _NoStream:
         """Nothing to wait for."""
 
 
-def mend_loads() -> None:
+def patch_loads() -> None:
     """Let an optimizer's state be loaded: ``synchronize`` raises although it has nothing to do."""
     if not torch.cuda.is_available():
         _cpu.synchronize = lambda self, device=None: None
 
 
-def mend_training(leave_out: str = "") -> None:
+def patch_training(leave_out: str = "") -> None:
     """Let the plugins other than TorchDDP train. Call it before ``Booster.boost``; may be repeated.
 
     Args:
@@ -46,10 +46,10 @@ def mend_training(leave_out: str = "") -> None:
     """
     if torch.cuda.is_available():
         return
-    mend_loads()
-    for name, mend in PIECES.items():
+    patch_loads()
+    for name, patch in PIECES.items():
         if name != leave_out:
-            mend()
+            patch()
 
 
 def _streams() -> None:
@@ -77,7 +77,7 @@ def _zero_device_check() -> None:
     from colossalai.zero.low_level import LowLevelZeroOptimizer
 
     plain = LowLevelZeroOptimizer._sanity_checks
-    if getattr(plain, "mended", False):
+    if getattr(plain, "patched", False):
         return
 
     def check(self: Any) -> None:
@@ -88,7 +88,7 @@ def _zero_device_check() -> None:
         finally:
             accelerator._name = name
 
-    check.__dict__["mended"] = True
+    check.__dict__["patched"] = True
     LowLevelZeroOptimizer._sanity_checks = check
 
 
@@ -129,7 +129,7 @@ def _gemini_chunks() -> None:
     from colossalai.zero.gemini.chunk import Chunk
 
     plain = Chunk.close_chunk
-    if getattr(plain, "mended", False):
+    if getattr(plain, "patched", False):
         return
 
     def close_chunk(self: Any) -> None:
@@ -137,7 +137,7 @@ def _gemini_chunks() -> None:
         if self.cpu_shard is not None:
             self.cuda_shard, self.cpu_shard = self.cpu_shard, None
 
-    close_chunk.__dict__["mended"] = True
+    close_chunk.__dict__["patched"] = True
     Chunk.close_chunk = close_chunk
     Chunk.device_type = property(lambda self: "cuda")
     Chunk.shard_move = lambda self, *args, **options: None

@@ -21,7 +21,7 @@ from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
 from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
 from elastic_ckpt.training.engines.colossalai import coverage
-from elastic_ckpt.training.engines.colossalai.cpu_shim import mend_loads
+from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 from elastic_ckpt.training.engines.colossalai.loss_scale import (
     find_loss_scale,
     load_loss_scale,
@@ -58,7 +58,7 @@ class ColossalAIEngine(Engine):
         *,
         use_async: bool = False,
     ) -> None:
-        mend_loads()
+        patch_loads()
         self._use_async = use_async and hasattr(nested, "AsyncFileWriter")
         if use_async and not self._use_async:
             warnings.warn(
@@ -192,7 +192,7 @@ class ColossalAIEngine(Engine):
             if writers.has_part:
                 self._write_share(directory, part, writers)
         except Exception:
-            with contextlib.suppress(RuntimeError):  # a peer is gone: the first error says more
+            with contextlib.suppress(RuntimeError):  # a peer is gone: keep the first error
                 writers.compare(failed=True)
             raise
         writers.compare()

@@ -1,4 +1,4 @@
-"""Whether a data set is the one of the checkpoint: told by its contents, alike in every run."""
+"""A data set's fingerprint depends on its contents, and is equal in every run."""
 
 import os
 import random
@@ -37,7 +37,7 @@ class Augmented(Listed):
 
 
 class OwnGenerator(Listed):
-    """Every sample with noise from a generator that nobody else knows."""
+    """Adds noise from a private generator to every sample."""
 
     def __init__(self, samples):
         super().__init__(samples)
@@ -210,7 +210,7 @@ def test_the_callers_random_state_is_left_alone(kind):
 
 
 def test_accelerators_that_are_not_in_use_yet_keep_their_seed(monkeypatch):
-    """torch.manual_seed would seed them behind the script's back, once they are in use."""
+    """torch.manual_seed would seed them, too, once they are in use."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)

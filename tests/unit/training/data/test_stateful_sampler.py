@@ -58,14 +58,14 @@ def test_the_length_is_that_of_the_pass_until_another_one_is_named() -> None:
     assert list(resumed) == order(1)
 
 
-@pytest.mark.parametrize("says", ["nothing", "epoch", "index", "epoch, index", "index, epoch"])
-def test_the_first_pass_resumes_whatever_the_script_sets(says: str) -> None:
+@pytest.mark.parametrize("calls", ["nothing", "epoch", "index", "epoch, index", "index, epoch"])
+def test_the_first_pass_resumes_whatever_the_script_sets(calls: str) -> None:
     resume_at(Resumed(epoch=2, samples=14), lambda: None)
     found = sampler()
-    for word in says.split(", "):
-        if word == "epoch":
+    for call in calls.split(", "):
+        if call == "epoch":
             found.set_epoch(2)
-        elif word == "index":
+        elif call == "index":
             found.set_start_index(14)
     assert list(found) == order(2)[14:]
     assert list(found) == order(3)
@@ -122,7 +122,7 @@ def test_the_random_state_is_restored_once_when_the_first_pass_begins() -> None:
 
 
 def steps(batch: int, ahead: int = 0, replicas: int = 1) -> Iterator[data_pass.DataPass]:
-    """A loop of whole batches, with a loader that is so many batches ahead."""
+    """A loop of full batches, with a loader that is this many batches ahead."""
     reading = iter(sampler(replicas))
     length = 20 // replicas
     drawn = 0
@@ -155,13 +155,15 @@ def test_a_short_last_step_ends_the_epoch() -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-@pytest.mark.parametrize("told", [1, 4])
-def test_a_batch_size_that_the_loader_contradicts_is_an_error(ahead: int, told: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_batch_size_that_the_loader_contradicts_is_an_error(ahead: int, batch_size: int) -> None:
     """Micro-batches for steps, or an accumulation that was left out."""
     for step, now in enumerate(steps(2, ahead), 1):
         if 1 < step < 5:
-            with pytest.raises(UsageError, match=f"batch_size={told}, but a step uses 2 samples"):
-                now.used(epoch=0, batch_size=told)
+            with pytest.raises(
+                UsageError, match=f"batch_size={batch_size}, but a step uses 2 samples"
+            ):
+                now.used(epoch=0, batch_size=batch_size)
 
 
 def test_an_epoch_that_the_sampler_is_not_in_is_an_error() -> None:

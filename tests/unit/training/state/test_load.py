@@ -133,7 +133,7 @@ def test_a_checkpoint_deleted_after_its_choice_is_not_set_aside(
 
 
 def test_a_checkpoint_is_not_deleted_during_its_load(job: JobDirectory, runtime: Any) -> None:
-    """A newer one is saved by somebody else meanwhile; what is open stays until it is loaded."""
+    """Another process saves a newer one meanwhile; an open one stays until it is loaded."""
 
     def save_and_prune(directory: Path) -> None:
         make_checkpoint(job, 50)

@@ -1,4 +1,4 @@
-"""Random state: what is put back draws the same, and what is preserved shows no trace."""
+"""Random state: a restored one draws the same numbers, a preserved one does not change."""
 
 import random
 import subprocess

@@ -1,4 +1,4 @@
-"""Copies that go on behind the caller: with a device as late, and as early, as it may be."""
+"""Copies that continue while the caller computes, on the slowest and the fastest device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LateLane:
 
 
 class EagerLane(LateLane):
-    """A device that is done before the caller goes on."""
+    """A device that finishes before the caller continues."""
 
     def run(self, act: Callable[[], None]) -> None:
         act()

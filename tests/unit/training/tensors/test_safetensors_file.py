@@ -127,7 +127,7 @@ def test_a_tensor_larger_than_a_chunk_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_a_tensor_is_written_in_logical_order(tmp_path: Path) -> None:
-    """Transposed, with gaps, expanded: what the tensor says counts."""
+    """Transposed, with gaps, expanded: only the logical order matters."""
     base = torch.arange(24.0).reshape(4, 6)
     tensors = {
         "transposed": base.t(),

@@ -164,7 +164,7 @@ def test_a_rejected_index_leaves_no_file_open(tmp_path: Path) -> None:
 
 @pytest.fixture
 def world_of_four() -> Iterator[None]:
-    """Rank 1 of 4, with nobody there: no read is collective."""
+    """Rank 1 of 4, without the other ranks: no read is collective."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)

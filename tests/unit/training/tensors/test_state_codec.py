@@ -269,7 +269,7 @@ def test_writing_leaves_the_state_as_it_was(tmp_path):
 
 
 def test_loaded_tensors_do_not_need_the_file(tmp_path):
-    """A checkpoint may be pruned while the job goes on from it: nothing may stay mapped."""
+    """A checkpoint may be pruned while the job continues from it: nothing may stay mapped."""
     state = {"big": torch.arange(100_000.0), "small": torch.ones(2), "array": np.arange(9)}
     back = round_trip(tmp_path, state)
     with open("/proc/self/maps") as maps:

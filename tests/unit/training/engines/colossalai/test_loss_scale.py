@@ -1,4 +1,4 @@
-"""The loss scale of fp16: what it has come to is put back, and nothing else is."""
+"""The loss scale of fp16: its state is restored, and nothing else."""
 
 from pathlib import Path
 from types import SimpleNamespace

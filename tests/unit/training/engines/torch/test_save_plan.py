@@ -1,4 +1,4 @@
-"""A plan is kept while it fits what is saved, and made anew when it does not."""
+"""A plan is kept while it fits the state, and replaced when it does not."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def test_a_plain_object_instead_of_a_module_is_rejected(tmp_path: Path) -> None:
         TorchEngine(Foreign(), None, None).load(tmp_path)
 
 
-# -- what nobody of ours has written --------------------------------------------------------------
+# -- invalid files -------------------------------------------------------------------------------
 
 
 def changed(path: Path, change: Callable[[Any], Any]) -> None:
