@@ -13,7 +13,7 @@ import msgspec
 
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
-_ASK_SECONDS: Final = 30.0
+QUERY_SECONDS: Final = 30.0
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Gpus(msgspec.Struct, frozen=True):
 def find_gpus() -> Gpus:
     """Return the GPUs; the driver is queried in a child process, because it may hang."""
     try:
-        found: Gpus = answer(_ask_driver, Gpus, _ASK_SECONDS)
+        found: Gpus = answer(_ask_driver, Gpus, QUERY_SECONDS)
     except (NoAnswer, WorkFailed) as error:
         return Gpus(why=str(error))
     return found

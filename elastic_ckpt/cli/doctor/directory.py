@@ -28,7 +28,7 @@ from elastic_ckpt.util.units import human_bytes
 
 MEMORY: Final = Path("/dev/shm")
 
-_INSPECT_SECONDS: Final = 20.0
+INSPECT_SECONDS: Final = 20.0
 
 
 class CheckedPath(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ def inspect_directory(directory: str | None) -> CheckedPath | Finding:
     if directory is None:
         return ok("directory", "not tested: give the job directory (doctor DIR)")
     try:
-        found: CheckedPath = answer(lambda: _inspect(directory), CheckedPath, _INSPECT_SECONDS)
+        found: CheckedPath = answer(lambda: _inspect(directory), CheckedPath, INSPECT_SECONDS)
     except NoAnswer as error:
         todo = "check the storage: a run would block on it as well"
         return Finding("directory", "problem", f"{directory}: {error}", todo)

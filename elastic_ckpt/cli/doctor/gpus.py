@@ -65,7 +65,7 @@ def check_gpus(
 
 def _torch(workers: int) -> Iterator[Finding]:
     try:
-        found = _ask_torch()
+        found = query_torch()
     except NoAnswer as error:
         yield Finding(
             "torch on GPUs", "warning", str(error), "find out why import torch takes so long"
@@ -102,7 +102,7 @@ def _workers(workers: int, seen: int | None = None) -> Finding:
     return Finding("workers", "warning", text, todo, workers, "count")
 
 
-def _ask_torch() -> _Torch:
+def query_torch() -> _Torch:
     """Query torch in another process: its import takes seconds and may initialize the GPUs."""
     try:
         done = subprocess.run(

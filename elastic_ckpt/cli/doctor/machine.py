@@ -159,7 +159,7 @@ def check_clock() -> Finding:
 
 
 LOOPBACK: Final = "127.0.0.1"
-_NAME_SECONDS: Final = 10.0
+RESOLVE_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5.0
 _INTERFACES: Final = "GLOO_SOCKET_IFNAME"
 
@@ -202,7 +202,7 @@ def _host() -> Finding:
     name = socket.gethostname()
     todo = f"add it to /etc/hosts; with several nodes gloo needs it, or {_INTERFACES}"
     try:
-        found: _Address = answer(lambda: _resolve(name), _Address, _NAME_SECONDS)
+        found: _Address = answer(lambda: _resolve(name), _Address, RESOLVE_SECONDS)
     except (NoAnswer, WorkFailed) as error:
         return Finding("host name", "warning", f"{name} does not resolve: {error}", todo)
     if found.why:

@@ -37,7 +37,7 @@ MAX_SECONDS: Final = 5.0
 TRIAL_SECONDS: Final = 20.0
 """Limit for the whole test, including the writing."""
 
-_REMOVAL_SECONDS: Final = 5.0
+REMOVAL_SECONDS: Final = 5.0
 _SKEW_SECONDS: Final = 5.0
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
@@ -72,7 +72,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
     wrote: WriteSpeed | None = None
     trial_directory, doing = "", "writing"
     try:
-        with answers(lambda: _trial(path), TrialEvent, TRIAL_SECONDS) as events:
+        with answers(lambda: run_trial(path), TrialEvent, TRIAL_SECONDS) as events:
             for event in events:
                 if isinstance(event, TrialDirectory):
                     trial_directory = event.path
@@ -100,7 +100,8 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
     yield from _fit(path, grace, wrote)
 
 
-def _trial(path: CheckedPath) -> Generator[TrialEvent, None, None]:
+def run_trial(path: CheckedPath) -> Generator[TrialEvent, None, None]:
+    """Test a directory within the limits above; runs in a child process."""
     return try_storage(
         Path(path.tested), min(MAX_BYTES, path.free_bytes // FREE_DIVISOR), MAX_SECONDS
     )
@@ -115,7 +116,7 @@ def _remove(directory: Path) -> None:
         yield True
 
     with contextlib.suppress(NoAnswer, WorkFailed):
-        answer(remove, bool, _REMOVAL_SECONDS)
+        answer(remove, bool, REMOVAL_SECONDS)
 
 
 def _progress(event: WriteProgress) -> str:

@@ -108,7 +108,7 @@ def test_without_driver_or_library(driver: Driver, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hanging_driver_is_abandoned(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "_ASK_SECONDS", 0.3)
+    monkeypatch.setattr(gpus, "QUERY_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(driver, "nvmlInit", lambda: time.sleep(600), raising=False)
     assert find_gpus() == Gpus(why="did not answer within 0.3 s")
@@ -169,7 +169,7 @@ def test_an_unusable_torch(torch: Callable[..., None], answer: Any, state: str, 
 
 
 def test_this_torch_can_be_queried() -> None:
-    found = gpu_findings._ask_torch()
+    found = gpu_findings.query_torch()
     assert (found.count == 0) or found.cuda
 
 

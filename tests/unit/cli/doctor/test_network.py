@@ -76,7 +76,7 @@ def test_an_unknown_host_name_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_silent_name_server_is_a_warning_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_findings, "_NAME_SECONDS", 0.3)
+    monkeypatch.setattr(network_findings, "RESOLVE_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     name_server(monkeypatch, lambda: str(time.sleep(600)))
     assert "did not answer within" in look()["host name"].text

@@ -20,7 +20,13 @@ from elastic_ckpt.cli.doctor.directory import CheckedPath, check_directory, insp
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.platform import Grace
 from elastic_ckpt.cli.doctor.storage import check_storage
-from elastic_ckpt.cli.doctor.storage_trial import ClockSkew, TrialEvent, TrialResult, WriteSpeed
+from elastic_ckpt.cli.doctor.storage_trial import (
+    TRIALS,
+    ClockSkew,
+    TrialEvent,
+    TrialResult,
+    WriteSpeed,
+)
 from elastic_ckpt.jobdir.prediction_file import write_predictor
 from elastic_ckpt.policy.prediction import Predictor, Route
 from elastic_ckpt.util import in_child
@@ -35,7 +41,7 @@ GRACE = Grace(30.0, "from --grace")
 @pytest.fixture(autouse=True)
 def no_child_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage_findings, "MAX_BYTES", 8 * 2**20)
-    monkeypatch.setattr(storage_findings, "_REMOVAL_SECONDS", 60.0)
+    monkeypatch.setattr(storage_findings, "REMOVAL_SECONDS", 60.0)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 60.0)
     monkeypatch.setattr(in_child, "KILL_SECONDS", 60.0)
     yield
@@ -150,7 +156,7 @@ def test_at_most_a_quarter_of_the_free_space_is_written(
     monkeypatch.setattr(storage_findings, "try_storage", spy)
     monkeypatch.setattr(storage_findings, "MAX_BYTES", 256 * 2**20)
     for free in (10**12, 400 * 2**20, 3):
-        list(storage_findings._trial(place_at(tmp_path, free_bytes=free)))
+        list(storage_findings.run_trial(place_at(tmp_path, free_bytes=free)))
     assert asked == [256 * 2**20, 100 * 2**20, 0]
 
 
@@ -166,7 +172,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the trial by one that yields these events."""
 
     def say(*words: TrialEvent) -> None:
-        monkeypatch.setattr(storage_findings, "_trial", lambda place: (word for word in words))
+        monkeypatch.setattr(storage_findings, "run_trial", lambda place: (word for word in words))
 
     return say
 
@@ -228,13 +234,13 @@ def test_the_storages_clock(
     assert found.state == state and says in found.text
 
 
-def test_every_storage_test_has_messages() -> None:
-    from elastic_ckpt.cli.doctor.storage_trial import TRIALS
-
-    assert storage_findings._WORKS.keys() == TRIALS.keys()
-    assert storage_findings._FAILURES.keys() == {*TRIALS, "writing"}
-    for what in storage_findings._FAILURES:
-        assert storage_findings._result(TrialResult(what, "no", 5)).todo
+def test_every_storage_test_has_messages(tmp_path: Path, storage: Callable[..., None]) -> None:
+    storage(*(TrialResult(what) for what in TRIALS))
+    assert found_in(place_at(tmp_path)).keys() == set(TRIALS)
+    names = [*TRIALS, "writing"]
+    storage(*(TrialResult(what, "no", 5) for what in names))
+    failed = found_in(place_at(tmp_path))
+    assert all(failed[what].todo and failed[what].state != "ok" for what in names)
 
 
 # What there is before anything is tried
@@ -283,7 +289,7 @@ def test_a_path_that_is_not_a_directory_is_a_problem(tmp_path: Path) -> None:
 def test_a_directory_that_does_not_answer_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_findings, "_INSPECT_SECONDS", 0.3)
+    monkeypatch.setattr(directory_findings, "INSPECT_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(directory_findings, "newest_intact", hang)
     found = inspect_directory(str(tmp_path))
