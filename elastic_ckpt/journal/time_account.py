@@ -242,14 +242,6 @@ def _lost_from(spans: Iterable[Span], moment: float) -> Iterator[Span]:
         yield Span(Category.LOST_WORK, max(span.began, moment), span.ended)
 
 
-def fold(entries: Iterable[JournalEntry]) -> TimeAccount:
-    """Return the account of a whole journal."""
-    found = TimeAccount()
-    for entry in entries:
-        found.observe(entry)
-    return found
-
-
 def total(spans: Iterable[Span]) -> Goodput:
     """Return the seconds of each category."""
     seconds = dict.fromkeys(Category, 0.0)

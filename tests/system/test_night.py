@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.journal import read_journal
-from elastic_ckpt.journal.time_account import Category, fold
+from elastic_ckpt.journal.time_account import Category
 from scripts.night.run import Night
 
 CRASHES = 6  # SIGKILL to a rank twice, to the agent; a NaN, an exception, a hang
@@ -68,7 +69,7 @@ def test_status_after_the_night(night: Night) -> None:
 @pytest.mark.timeout(600)
 def test_every_second_is_accounted_for(night: Night) -> None:
     events = read_journal(JobDirectory.at(night.directory))
-    found = fold(events).goodput()
+    found = History.of(events).account.goodput()
     spent = {one: found.seconds(one) for one in Category}
     assert sum(spent.values()) == pytest.approx(found.wall_seconds)
     assert found.wall_seconds == pytest.approx(events[-1].wall - events[0].wall, abs=0.01)

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.journal.time_account import Category, fold
+from elastic_ckpt.journal.time_account import Category
 from tests.browser import Browser, why_not
 from tests.job import SCRIPTS, Job, environment
 
@@ -97,7 +98,7 @@ def test_browser_reports_console_errors_and_requests(browser: Browser, tmp_path:
 
 
 def test_figures_match_the_journal(made: Made, browser: Browser) -> None:
-    expected = fold(made.events).goodput()
+    expected = History.of(made.events).account.goodput()
     for category in Category:
         shown = figure(browser, f"#time-{category.value} data")
         assert shown == pytest.approx(expected.seconds(category), abs=1e-6), category

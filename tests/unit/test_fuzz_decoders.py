@@ -55,8 +55,8 @@ from elastic_ckpt.jobdir.node_record import (
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal import journal as journals
 from elastic_ckpt.journal.events import Unknown
+from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.journal import MAX_LINE_BYTES, Journal, read_journal
-from elastic_ckpt.journal.time_account import fold
 from elastic_ckpt.util.files import MAX_DEPTH, files_below, read_bounded
 from elastic_ckpt.util.text import MAX_SHOWN, printable
 from tests.checkpoints import make_checkpoint, open_job
@@ -401,7 +401,7 @@ def test_any_bytes_as_a_journal(job: JobDirectory, lines: list[bytes]) -> None:
     job.journal("here").write_bytes(b"\n".join([good, *lines, good, b""]))
     events = read_journal(job)
     assert 2 <= len(events) <= 2 + sum(line.count(b"\n") + 1 for line in lines)
-    fold(events).goodput(20.0)
+    History.of(events).account.goodput(20.0)
     view = gather(job)
     assert view.last_save is None or view.last_save.reason.isprintable()
     msgspec.json.encode(view)

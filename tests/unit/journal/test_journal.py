@@ -14,6 +14,7 @@ import pytest
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal import journal as journals
 from elastic_ckpt.journal.events import Crashed, RunStarted, Saved, StateChanged, StepMark, Unknown
+from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.journal import (
     MAX_LINE_BYTES,
     MAX_TAIL_BYTES,
@@ -22,7 +23,6 @@ from elastic_ckpt.journal.journal import (
     JournalTail,
     read_journal,
 )
-from elastic_ckpt.journal.time_account import fold
 from tests.checkpoints import open_job
 
 WRITER = """
@@ -363,7 +363,7 @@ def test_account_of_time_is_the_same_without_marks(
         one for one in few if one.name != "steps"
     ]
     assert few[-20:] == every[-20:]  # what the rate is made from
-    assert fold(few).goodput() == fold(every).goodput()
+    assert History.of(few).account.goodput() == History.of(every).account.goodput()
 
 
 def test_journal_writes_without_threads(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.journal.time_account import SUPERVISED, Category, Goodput, TimeAccount, fold
+from elastic_ckpt.journal.time_account import SUPERVISED, Category, Goodput, TimeAccount
 from tests.journals import happened
 
 pytestmark = pytest.mark.one_torch
 
 
+def observed(entries: list[JournalEntry]) -> TimeAccount:
+    found = TimeAccount()
+    for entry in entries:
+        found.observe(entry)
+    return found
+
+
 def account(entries: list[JournalEntry], now: float | None = None) -> Goodput:
-    return fold(entries).goodput(now)
+    return observed(entries).goodput(now)
 
 
 def state(wall: float, name: str) -> JournalEntry:
@@ -312,9 +319,7 @@ _entries = st.builds(
 def test_every_second_counts_once(entries: list[JournalEntry], now: float | None) -> None:
     """Spans have no gaps, and the categories add up to the time, for any journal."""
     entries.sort(key=lambda entry: entry.wall)
-    found = TimeAccount()
-    for entry in entries:
-        found.observe(entry)
+    found = observed(entries)
     spans = found.spans(now)
     leading = [entry for entry in entries if not entry.event.follows]
     counted = itertools.dropwhile(lambda entry: not isinstance(entry.event, SUPERVISED), leading)

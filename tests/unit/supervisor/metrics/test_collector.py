@@ -29,9 +29,10 @@ from elastic_ckpt.jobdir.node_record import (
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Crashed, RunStarted, Saved, StateChanged
+from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.journal.line import JournalEntry, encode_line
-from elastic_ckpt.journal.time_account import Category, fold
+from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.start_marks import Breakdown
@@ -329,7 +330,7 @@ def test_events_of_all_runs_are_counted(node: Node) -> None:
     assert node.value("saves_total", reason="interval", tier="memory") == 1
     assert node.value("checkpoint_step", tier="memory") == 50
     assert node.value("save_duration_seconds_count", tier="memory") == 1
-    expected = fold(read_journal(node.job)).goodput(time.time())
+    expected = History.of(read_journal(node.job)).account.goodput(time.time())
     for category in Category:
         found = node.value("time_seconds", category=category.value)
         assert found == pytest.approx(expected.seconds(category), abs=5)
