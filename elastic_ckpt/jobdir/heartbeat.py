@@ -1,4 +1,4 @@
-"""Where a node's job is, every few seconds, for those who can only see the shared directory."""
+"""A node's position, written every few seconds for hosts that only see the shared directory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from elastic_ckpt.util.files import read_bounded, write_atomic
 BEAT_SECONDS: Final = 10.0
 
 SILENT_SECONDS: Final = 60.0
-"""A supervisor that has said nothing for so long may be gone."""
+"""A supervisor without a heartbeat for this long may be dead."""
 
 _MAX_BYTES: Final = 4096
 _MAX_COUNT: Final = 10**12
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """``wall`` is seconds since the epoch; the rest is where the slowest rank is."""
+    """The position of the slowest rank; ``wall`` is seconds since the epoch."""
 
     wall: float
     epoch: int = 0
@@ -30,19 +30,23 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
     @property
     def age_seconds(self) -> float:
-        """By this host's clock; clocks differ, and a beat from the future is a new one."""
+        """Age by this host's clock; clocks differ, and a heartbeat from the future has age 0."""
         return max(0.0, time.time() - self.wall)
 
 
 def write_heartbeat(job: JobDirectory, node: str, beat: Heartbeat) -> None:
-    """Replace the node's; OSError if the disk does not take it."""
+    """Replace the node's heartbeat.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     write_atomic(job.heartbeat(node), msgspec.json.encode(beat))
 
 
 def read_heartbeat(job: JobDirectory, node: str) -> Heartbeat | None:
-    """The node's last one; None if there is none or it cannot be understood.
+    """Return the node's newest heartbeat; None if it is missing or invalid.
 
-    ``node`` may come from a record that somebody else wrote.
+    ``node`` may come from a record that another user wrote.
     """
     if os.sep in node or not job.owns(job.nodes):
         return None

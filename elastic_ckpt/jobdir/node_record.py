@@ -1,4 +1,4 @@
-"""What a node's supervisor says of itself, for ``status`` and for the next ``run``."""
+"""The record that a node's supervisor keeps of its run, for ``status`` and the next ``run``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _BOARD = re.compile(r"/proc/([0-9]{1,10})/fd/[0-9]{1,10}")
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
-    """A process that cannot be mistaken for a later one with the same pid.
+    """Identifies a process even after its pid was reused.
 
     Attributes:
-        started: seconds from the boot to its start; unlike a time of day this never moves.
+        started: seconds from the boot to its start; unlike a time of day this never changes.
     """
 
     host: str
@@ -36,7 +36,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
     @classmethod
     def current(cls) -> ProcessIdentity:
-        """This process."""
+        """Return the identity of this process."""
         pid = os.getpid()
         return cls(socket.gethostname(), boot_id(), pid, _state(pid)[1])
 
@@ -46,7 +46,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
         return self.boot_id == boot_id()
 
     def is_alive(self) -> bool | None:
-        """Whether it runs; None when it is on another host and cannot be looked at."""
+        """Whether it runs; None if it is on another host."""
         if not self.is_local:
             return None
         try:
@@ -69,8 +69,8 @@ class RecoveryRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         incarnation: the one that it led to.
-        stages: in order; ``protocol/start_marks.py`` says what each is.
-        step, tier: where that one went on from: disk, memory, or nothing.
+        stages: in order; described in ``protocol/start_marks.py``.
+        step, tier: what that one resumed from: disk, memory, or nothing.
     """
 
     incarnation: int
@@ -84,10 +84,10 @@ class FailureRecord(msgspec.Struct, frozen=True):
     """A failure.
 
     Attributes:
-        rank: who failed first; -1 if it was no rank.
-        kind: the class, as in ``policy/failure.py``.
+        rank: the first that failed; -1 if none did.
+        kind: the failure's class, as in ``policy/failure.py``.
         tail: the last lines that the rank printed.
-        wall: when, in seconds since the epoch.
+        wall: its time, in seconds since the epoch.
     """
 
     rank: int
@@ -98,27 +98,27 @@ class FailureRecord(msgspec.Struct, frozen=True):
 
 
 class IntervalRecord(msgspec.Struct, frozen=True):
-    """The interval that ``--save-interval auto`` came to, and one sentence on why."""
+    """The interval that ``--save-interval auto`` chose, and one sentence on why."""
 
     seconds: float
     why: str
 
 
 class NodeRecord(msgspec.Struct, kw_only=True):
-    """A supervisor's own account.
+    """The record of a supervisor's run.
 
     Attributes:
-        since: when it started, seconds since the epoch.
-        board: where the board is while the supervisor lives.
-        exit_code: what it ended with; None while it runs or if it was killed.
+        since: when it started, in seconds since the epoch.
+        board: path of the board while the supervisor lives.
+        exit_code: its exit code; None while it runs or if it was killed.
         message: one line for people: what it is doing, or why it ended.
-        save_interval: of ``--save-interval auto``; None where it was given.
+        save_interval: chosen by ``--save-interval auto``; None for a fixed one.
         sessionless: the script trains without a Session and makes no checkpoints.
-        memory: where the memory tier is; empty if there is none.
-        last_recovery: the newest that came to its end.
+        memory: directory of the memory tier; empty without one.
+        last_recovery: the newest that was completed.
         last_failure: the newest of this run.
-        grace: seconds between a notice and the end of the node, where the notice does not say.
-        head: name of the node that leads; this one's own for a node that is alone.
+        grace: seconds between a notice without a deadline and the end of the node.
+        head: name of the head; this node's own for a job of one node.
         present: names of the nodes that the head sees.
     """
 
@@ -147,7 +147,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
 
     @property
     def leads(self) -> bool:
-        """Whether what it says is said of the whole job."""
+        """Whether this record describes the whole job."""
         return self.head in ("", self.node)
 
     def write(self, path: Path) -> None:
@@ -156,7 +156,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
 
 
 def read_record(path: Path) -> NodeRecord | None:
-    """A node's record; None if there is none or it cannot be understood."""
+    """Return a node's record; None if it is missing or invalid."""
     try:
         return _checked(msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=NodeRecord))
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
@@ -164,10 +164,10 @@ def read_record(path: Path) -> NodeRecord | None:
 
 
 def _checked(record: NodeRecord) -> NodeRecord:
-    """Counts that a job can go on from, text for a terminal, and the owner's own board or none."""
+    """Return a record with safe text and a safe board path; raise ValueError for wrong counts."""
     counts = (record.incarnation, record.failures, record.preemptions, record.failures_left)
     if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
-        raise ValueError("no job has counted that far")
+        raise ValueError("a count is out of range")
     record.present = tuple(printable(name) for name in record.present)
     for name in ("job", "run_id", "node", "message", "head"):
         setattr(record, name, printable(getattr(record, name)))
@@ -194,12 +194,12 @@ def _checked(record: NodeRecord) -> NodeRecord:
         record.save_interval = msgspec.structs.replace(record.save_interval, why=why)
     board = _BOARD.fullmatch(record.board)
     if board is None or int(board[1]) != record.owner.pid:
-        record.board = ""  # another path is nothing that we should open
+        record.board = ""  # never open another path
     return record
 
 
 def read_records(directory: Path) -> list[NodeRecord]:
-    """All nodes' records, the latest run first."""
+    """Return all nodes' records in a directory, the latest run first."""
     found = [read_record(path) for path in islice(directory.glob("*.json"), _MAX_RECORDS)]
     return sorted(
         (record for record in found if record is not None),
@@ -209,18 +209,18 @@ def read_records(directory: Path) -> list[NodeRecord]:
 
 
 def job_records(job: JobDirectory) -> list[NodeRecord]:
-    """All nodes' records of a job, the latest run first."""
+    """Return all nodes' records of a job, the latest run first."""
     return read_records(job.nodes) if job.owns(job.nodes) else []
 
 
 def _state(pid: int) -> tuple[str, float]:
-    """State letter of a process, and seconds from the boot to its start."""
+    """Return a process's state letter, and the seconds from the boot to its start."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return fields[0].decode(), int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def boot_id() -> str:
-    """Identifies this boot of this host, and the PID namespace: pids mean nothing in another."""
+    """Return an identifier of this host's boot and this PID namespace, where pids are unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -229,7 +229,7 @@ def boot_id() -> str:
 
 
 def node_name(given: str | None = None) -> str:
-    """``--node-name``, else SLURMD_NODENAME, else the host's name; safe as a file name."""
+    """Return ``given``, else SLURMD_NODENAME, else the host's name; safe as a file name."""
     name = given or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
     return safe if safe.strip(".") else "node"

@@ -1,4 +1,4 @@
-"""Where things are in a job directory. See ``docs/design.md`` for the picture."""
+"""The paths in a job directory; ``docs/design.md`` has a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"epoch-([0-9]{1,18})_step-([0-9]{1,18})")
 
 
 def checkpoint_key(name: str) -> tuple[int, int] | None:
-    """(epoch, step) of a checkpoint's directory name, None for any other name."""
+    """Return (epoch, step) of a checkpoint's directory name; None for any other name."""
     match = _NAME.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -36,43 +36,43 @@ class JobDirectory:
 
     @classmethod
     def at(cls, directory: str | os.PathLike[str]) -> JobDirectory:
-        """The job directory at a path, which is made absolute and free of links.
+        """Return the job directory at a path, made absolute and free of links.
 
         Raises:
-            DirectoryUnusable: the path is a link that leads in a circle, or is no text.
+            DirectoryUnusable: the path's links form a loop, or its name is not UTF-8.
         """
         try:
             job = cls(Path(directory).resolve())
         except (OSError, RuntimeError):  # RuntimeError before Python 3.13
             raise DirectoryUnusable(
-                f"cannot use {directory}: its links lead in a circle; choose another directory"
+                f"cannot use {directory}: its links form a loop; choose another directory"
             ) from None
         job.check_name()
         return job
 
     @property
     def attempts(self) -> Path:
-        """Attempts being written; a restart never loads from here."""
+        """Attempts that are being written; a restart never loads from here."""
         return self.root / ".attempts"
 
     @property
     def quarantine(self) -> Path:
-        """What failed verification, kept with its reason, never chosen."""
+        """Checkpoints that failed verification, with the reasons; never chosen."""
         return self.root / ".quarantine"
 
     @property
     def trash(self) -> Path:
-        """What retention let go, on its way out; never read."""
+        """Checkpoints that retention is deleting; never read."""
         return self.root / ".trash"
 
     @property
     def verified(self) -> Path:
-        """One file for each checkpoint that was once verified in full."""
+        """One file for each checkpoint that was verified in full."""
         return self.control / "verified"
 
     @property
     def control(self) -> Path:
-        """Our own files."""
+        """The control directory, with all other files of ours."""
         return self.root / ".elastic-ckpt"
 
     @property
@@ -87,29 +87,29 @@ class JobDirectory:
 
     @property
     def nodes(self) -> Path:
-        """What each node's supervisor last said of itself."""
+        """The records of the nodes' supervisors."""
         return self.control / "nodes"
 
     @property
     def logs(self) -> Path:
-        """What the workers printed."""
+        """The workers' output."""
         return self.control / "logs"
 
     @property
     def prediction(self) -> Path:
-        """What was learned of how long saves take."""
+        """What earlier runs learned about the duration of saves."""
         return self.control / "prediction.json"
 
     def known_identity(self) -> str:
-        """What tells this job from another one that had the same directory before.
+        """Return what tells this job from an earlier one in the same directory.
 
         Raises:
-            OSError: there is none (FileNotFoundError), or it cannot be read.
+            OSError: it is missing (FileNotFoundError), or cannot be read.
         """
         return read_bounded(self.control / "identity", 64).decode("ascii", "replace").strip()
 
     def identity(self) -> str:
-        """:meth:`known_identity`; made if there is none. Only the holder of the job's lock."""
+        """Return :meth:`known_identity`, created if missing; for the holder of the job's lock."""
         try:
             return self.known_identity()
         except FileNotFoundError:
@@ -121,25 +121,25 @@ class JobDirectory:
         return self.control / "locks" / node
 
     def node_record(self, node: str) -> Path:
-        """What a node's supervisor last said of itself."""
+        """The record of a node's supervisor."""
         return self.nodes / f"{node}.json"
 
     def heartbeat(self, node: str) -> Path:
-        """Where a node's job was a few seconds ago."""
+        """A node's newest position."""
         return self.nodes / f"{node}.beat"
 
     def journal(self, node: str) -> Path:
-        """A node's events."""
+        """A node's journal."""
         return self.control / "journal" / f"{node}.jsonl"
 
     def checkpoint(self, epoch: int, step: int) -> Path:
-        """A checkpoint's place."""
+        """A checkpoint's directory."""
         return self.root / f"epoch-{epoch}_step-{step}"
 
     def owns(self, directory: Path) -> bool:
-        """Whether a directory of ours is there, and no link leads to it.
+        """Whether a directory of ours exists, and is not reached through a link.
 
-        What is read, written or deleted below a link would be that of another place.
+        Below a link, files elsewhere would be read, written or deleted.
         """
         try:
             for place in (directory, *directory.parents):
@@ -152,11 +152,11 @@ class JobDirectory:
         return False
 
     def require(self, directory: Path) -> None:
-        """Make a directory of ours if it is missing.
+        """Create a directory of ours if it is missing.
 
         Raises:
-            DirectoryUnusable: a link or something else is in its place.
-            OSError: the disk says no.
+            DirectoryUnusable: its name is taken by a link or a file.
+            OSError: the disk refuses.
         """
         for place in (directory.parent, directory):
             if place != self.root and not os.path.lexists(place):
@@ -167,15 +167,15 @@ class JobDirectory:
                 raise _is_link(place)
 
     def found(self, directory: Path, pattern: str) -> Iterator[Path]:
-        """What matches in a directory of ours; nothing if it is missing or a link."""
+        """Yield what matches in a directory of ours; nothing if it is missing or a link."""
         if self.owns(directory):
             yield from directory.glob(pattern)
 
     def prepare(self, *, group_access: bool = False) -> None:
-        """Create what is missing, for this user alone.
+        """Create what is missing, for this user only.
 
         Args:
-            group_access: let the group read what is and will be in it.
+            group_access: let the group read the directory, now and later.
 
         Raises:
             DirectoryUnusable: it cannot be created or written; the message says which.
@@ -188,7 +188,7 @@ class JobDirectory:
         self.check_name()
         for place in [self.root, *own]:
             if place != self.root and place.is_symlink():
-                raise _is_link(place)  # before anything is changed behind it
+                raise _is_link(place)  # before anything below it changes
             try:
                 _make(place)
                 if group_access and not group_may_read(place):
@@ -201,7 +201,7 @@ class JobDirectory:
                 )
 
     def check_name(self) -> None:
-        """Raise DirectoryUnusable if no JSON can hold the path, as manifests and records must."""
+        """Raise DirectoryUnusable if JSON cannot hold the path, as manifests and records must."""
         try:
             str(self.root).encode()
         except UnicodeEncodeError:
@@ -219,10 +219,7 @@ class JobDirectory:
 
 
 def _make(place: Path) -> None:
-    """Make one directory for its owner alone, and what is missing above it.
-
-    One that exists is left as it is.
-    """
+    """Create a directory for its owner only, with its parents; leave an existing one as it is."""
     if place.is_dir():
         return
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -230,17 +227,17 @@ def _make(place: Path) -> None:
         os.mkdir(place, 0o700)
     except FileExistsError:
         if not place.is_dir():
-            raise  # else another process was faster
+            raise  # otherwise another process was faster
     sync_directory(place.parent)
 
 
 def _is_link(place: Path) -> DirectoryUnusable:
-    # What is deleted below it would be deleted elsewhere.
+    # A deletion below it would delete files elsewhere.
     return DirectoryUnusable(
-        f"{place} is a link, or no directory: remove it, or choose another --dir"
+        f"{place} is a link or not a directory: remove it, or choose another --dir"
     )
 
 
 def _unusable(place: Path, error: OSError) -> DirectoryUnusable:
-    why = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+    why = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
     return DirectoryUnusable(f"cannot use {place}: {why}; choose another directory")

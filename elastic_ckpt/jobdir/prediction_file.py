@@ -1,4 +1,4 @@
-"""What was learned of how long saves take, kept from run to run."""
+"""The learned durations of saves, kept from run to run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_BYTES: Final = 64 * 1024
 
 
 def read_predictor(job: JobDirectory) -> Predictor:
-    """What earlier runs learned; of a file that is missing or no good, nothing."""
+    """Return what earlier runs learned; nothing if the file is missing or invalid."""
     try:
         if job.owns(job.control):
             data = read_bounded(job.prediction, _MAX_BYTES)
@@ -26,9 +26,9 @@ def read_predictor(job: JobDirectory) -> Predictor:
 
 
 def write_predictor(job: JobDirectory, predictor: Predictor) -> None:
-    """Keep it for the next run. Only the holder of the job's lock.
+    """Keep it for the next run; for the holder of the job's lock.
 
-    A disk that does not take it now costs the next run its experience, and nothing else.
+    If the disk refuses, the next run only starts without experience.
     """
     with contextlib.suppress(OSError):
         if job.owns(job.control):

@@ -1,4 +1,4 @@
-"""Requests from ``elastic-ckpt save``: a file each, so that they work from any host."""
+"""Requests of ``elastic-ckpt save``: one file each, so that they work from any host."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from elastic_ckpt.util.files import create_file
 
 
 def ask_for_save(job: JobDirectory) -> Path:
-    """Leave a request; the running supervisor takes it up within its tick."""
+    """Create a request, which the running supervisor serves at its next tick."""
     job.require(job.requests)
     path = job.requests / f"save-{secrets.token_hex(4)}"
-    os.close(create_file(path))  # the name says it all
+    os.close(create_file(path))  # the name is the request
     return path
 
 
 def take_requests(job: JobDirectory) -> bool:
-    """Whether there was a request; takes all of them."""
+    """Remove all requests; whether there was any."""
     found = False
     for path in job.found(job.requests, "save-*"):
         with contextlib.suppress(OSError):
-            path.unlink()  # what cannot be taken would be asked for again and again
+            path.unlink()  # a request that cannot be removed would be served again and again
             found = True
     return found

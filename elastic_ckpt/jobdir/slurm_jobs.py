@@ -1,7 +1,7 @@
-"""Which directory a SLURM job has: a small file each, in the user's own state directory.
+"""The directories of SLURM jobs: one small file each in the user's state directory.
 
-So ``elastic-ckpt status JOBID`` answers on a login node, and after the job has left the queue, as
-long as the home directory is shared.
+With a shared home directory ``elastic-ckpt status JOBID`` so works on a login node, also after
+the job has left the queue.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NUMBER: Final = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?", re.ASCII)
 
 
 def is_job_number(text: str) -> bool:
-    """Whether it looks like ``1234`` or, a task of an array, ``1234_5``."""
+    """Whether the text is a job number: ``1234``, or ``1234_5`` for a task of an array."""
     return _NUMBER.fullmatch(text) is not None
 
 
 def remember_job(number: str, directory: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Note a job's directory; where that cannot be, ``status`` wants the directory."""
+    """Record a job's directory; if that fails, ``status`` needs the directory instead."""
     place = _place(environ)
     if not is_job_number(number) or place is None:
         return
@@ -38,7 +38,7 @@ def remember_job(number: str, directory: Path, environ: Mapping[str, str] = os.e
 
 
 def find_job(number: str, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The directory of a job; None if it is not known."""
+    """Return a job's directory; None if it is unknown."""
     place = _place(environ)
     if not is_job_number(number) or place is None:
         return None

@@ -1,4 +1,4 @@
-"""The supervisor's end of the agent: start it, talk to it, take it down."""
+"""The supervisor's side of the agent: starts it, exchanges messages with it, ends it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CODE = (
 )
 
 _LONGEST_TMPDIR: Final = 60
-"""Multiprocessing binds a socket 47 characters further down, and the kernel takes 107 in all."""
+"""Multiprocessing binds a socket whose path is 47 characters longer; the kernel allows 107."""
 
 
 _PREFIX: Final = "eckpt-"
@@ -44,7 +44,7 @@ _OWNER: Final = "supervisor.json"
 
 
 def _make_scratch() -> str:
-    """A directory of this run's, for sockets and FIFOs; it goes with the agent."""
+    """Create a directory for the agent's sockets and FIFOs, removed with the agent."""
     base = tempfile.gettempdir()
     place = Path(base if len(os.fsencode(base)) <= _LONGEST_TMPDIR else "/tmp")
     _sweep(place)
@@ -54,7 +54,7 @@ def _make_scratch() -> str:
 
 
 def _sweep(place: Path) -> None:
-    """Remove what runs of this user left whose supervisor and agent were killed in one instant."""
+    """Remove directories of this user's runs whose supervisor and agent were both killed."""
     for path in place.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
@@ -65,7 +65,7 @@ def _sweep(place: Path) -> None:
 
 
 def _listening(spec: WorkerSpec) -> tuple[int, ...]:
-    """The socket that the job's store is to serve, if this node leads."""
+    """Return the descriptor of the socket that the job's store serves, if this node leads."""
     rendezvous = spec.rendezvous
     return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
 
@@ -79,7 +79,7 @@ def worker_spec(
     identity: str,
     rendezvous: Rendezvous | None,
 ) -> WorkerSpec:
-    """What an agent is told of a run; ``memory`` is the tier's directory, empty for none."""
+    """Return an agent's specification; ``memory`` is the tier's directory, empty for none."""
     return WorkerSpec(
         script=str(settings.script),
         args=list(settings.args),
@@ -100,22 +100,22 @@ def worker_spec(
     )
 
 
-_UNTOLD: Final = ("tail", "terms")
-"""What workers printed, and the script's arguments: neither is the log's."""
+_UNLOGGED: Final = ("tail", "terms")
+"""Fields with the workers' output and the script's arguments, which may hold secrets."""
 
 
-def _shown(message: msgspec.Struct) -> str:
-    """``Ask kind=STOP leaving=True``: without what is as ever."""
-    told = [type(message).__name__]
+def summary(message: msgspec.Struct) -> str:
+    """Return a message for the log without default values: ``Ask kind=STOP leaving=True``."""
+    parts = [type(message).__name__]
     for field in msgspec.structs.fields(message):
         value = getattr(message, field.name)
-        if field.name not in _UNTOLD and value != field.default:
-            told.append(f"{field.name}={getattr(value, 'name', value)}")
-    return " ".join(told)
+        if field.name not in _UNLOGGED and value != field.default:
+            parts.append(f"{field.name}={getattr(value, 'name', value)}")
+    return " ".join(parts)
 
 
 class AgentProcess:
-    """A running agent. Its ``fd`` becomes readable when it says something or ends."""
+    """A running agent; its ``fd`` becomes readable when it sends an event or ends."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         read, write = os.pipe()
@@ -130,27 +130,27 @@ class AgentProcess:
             stdin=subprocess.PIPE,
             pass_fds=(write, *_listening(spec)),
             env=environment,
-            start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
+            start_new_session=True,  # Ctrl-C in a terminal is for the supervisor only
         )
         os.close(write)
         self._events = LineReader(read)
         self.fd = read
-        self.interval_steps = spec.save_interval_steps  # what the ranks are told
+        self.interval_steps = spec.save_interval_steps  # as the ranks received it
         log.info("agent started: pid %d", self.pid)
         self.send_raw(encode_line(spec))
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The agent's process id."""
         return self._process.pid
 
     def send(self, command: Command) -> None:
-        """Ask the agent to do something; a dead one is noticed through ``events``."""
-        log.info("to the agent: %s", _shown(command))
+        """Send a command; ``gone`` shows an agent that died."""
+        log.info("to the agent: %s", summary(command))
         self.send_raw(encode_line(command))
 
     def send_raw(self, line: bytes) -> None:
-        """Write one line; a dead agent is noticed through ``events``."""
+        """Write one line; ``gone`` shows an agent that died."""
         if self._process.stdin is None:
             return
         try:
@@ -160,26 +160,26 @@ class AgentProcess:
             return
 
     def events(self) -> Iterator[AgentEvent]:
-        """What the agent has said since the last call."""
+        """Yield the events since the last call."""
         for line in self._events.lines():
             event: AgentEvent = msgspec.json.decode(line, type=AgentEvent)
-            log.info("from the agent: %s", _shown(event))
+            log.info("from the agent: %s", summary(event))
             yield event
 
     @property
     def gone(self) -> bool:
-        """Whether the agent's end of the pipe is closed: it has died."""
+        """Whether the agent has closed its end of the pipe, that is, died."""
         return self._events.closed
 
     def end(self) -> None:
-        """Take the agent and everything below the supervisor down; bounded."""
+        """Kill the agent and everything below the supervisor; bounded."""
         self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that hangs holds it
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that hangs may block its end
             self._process.wait(KILL_WAIT_SECONDS)
         log.info("agent ended: pid %d", self.pid)
         kill_descendants()
         os.close(self.fd)
         if self._process.stdin is not None:
-            with contextlib.suppress(OSError):  # a command that it did not take
+            with contextlib.suppress(OSError):  # a command that it did not read
                 self._process.stdin.close()
         shutil.rmtree(self._scratch, ignore_errors=True)

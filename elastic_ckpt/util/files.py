@@ -1,7 +1,7 @@
-"""Durable file primitives: what is written here is on the disk when the call returns.
+"""Durable file primitives: data is on the disk when the call returns.
 
-What is made here can be read by its owner alone, or by the group too where the directory that it
-is made in lets the group in: so one ``chmod`` of the job's directories decides for all of it.
+Files and directories created here are readable by their owner only, and by the group if the
+directory above is: so one ``chmod`` of the job's directories decides for all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 MAX_DEPTH: Final = 64
-"""Directories within directories; a checkpoint has two or three."""
+"""Maximum depth of nested directories; a checkpoint has two or three."""
 
 _GROUP: Final = stat.S_IRGRP | stat.S_IXGRP
 
@@ -34,33 +34,33 @@ def open_regular(path: Path) -> int:
     """Open a regular file for reading, without ever waiting for the other end of a FIFO.
 
     Raises:
-        OSError: it is anything else (a link, a directory, a FIFO), or cannot be opened.
+        OSError: the path is anything else (a link, a directory, a FIFO), or cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.ENXIO, "no regular file", str(path))
+        raise OSError(errno.ENXIO, "not a regular file", str(path))
     return fd
 
 
 def read_tail(path: Path, limit: int) -> bytes:
-    """The end of a regular file, so many bytes at the most; nothing if it cannot be read."""
+    """Return the last ``limit`` bytes of a regular file; nothing if it cannot be read."""
     if limit <= 0:
         return b""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - limit))
-            return file.read(min(size, limit))  # Python makes room for all that it is asked
+            return file.read(min(size, limit))  # Python allocates all that it is asked for
     except OSError:
         return b""
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """A small file that somebody else may have put there.
+    """Return the contents of a small file that another user may have created.
 
     Raises:
-        OSError: it is no regular file, cannot be read, or is larger than ``limit`` bytes.
+        OSError: it is not a regular file, cannot be read, or is larger than ``limit`` bytes.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -74,7 +74,7 @@ def create_file(path: Path) -> int:
     """Open a new file for writing.
 
     Raises:
-        OSError: the name is taken, by a link too, or the disk says no.
+        OSError: the name exists, even as a link, or the disk refuses.
     """
     shared = group_may_read(path.parent)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -89,19 +89,19 @@ def create_file(path: Path) -> int:
 
 
 def create_directory(path: Path) -> None:
-    """Make one directory, whose parent exists; the name must be free."""
+    """Create a directory in an existing one; the name must be free."""
     os.mkdir(path, 0o700)
     if group_may_read(path.parent):
         let_group_in(path)
 
 
 def let_group_in(directory: Path) -> None:
-    """Let the group list and read a directory; its other bits, setgid above all, stay."""
+    """Let the group list and read a directory; keep its other bits, such as setgid."""
     set_mode(directory, stat.S_IMODE(os.stat(directory).st_mode) | _GROUP)
 
 
 def set_mode(place: int | Path, mode: int) -> None:
-    """``chmod`` for what is ours; a file system that has no modes is no error."""
+    """``chmod`` a path of ours, if the file system has modes."""
     try:
         os.chmod(place, mode)
     except OSError as error:
@@ -110,15 +110,15 @@ def set_mode(place: int | Path, mode: int) -> None:
 
 
 def group_may_read(directory: Path) -> bool:
-    """Whether a directory lets the group in, and so what is made in it does, too."""
+    """Whether the group may read a directory, and so what is created in it."""
     return os.stat(directory).st_mode & _GROUP == _GROUP
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: a reader sees the old contents or the new ones.
+    """Replace ``path`` with ``data``: a reader sees the old contents or the new ones.
 
-    One writer per path. Durable on return. A kill leaves at most one ``.tmp-`` file beside it,
-    which nobody reads and the next write replaces.
+    One writer per path. Durable on return. A kill leaves at most one ``.tmp-`` file next to it,
+    which is never read and which the next write replaces.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -139,9 +139,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a kill left in a directory that has no writer now.
+    """Remove temporary files that a kill left in a directory without a writer.
 
-    What is no file was not left by us, and must not keep a job from starting.
+    Anything else of that name is not ours and must not keep a job from starting.
     """
     if directory.is_symlink():
         return
@@ -151,21 +151,17 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def remove_tree(directory: Path | str) -> None:
-    """Delete a directory and all that is in it; what cannot be deleted now is left.
-
-    Links are removed and not followed.
-    """
-    # Before Python 3.13 it calls itself for every level.
+    """Delete a directory tree as far as possible; links are removed, not followed."""
+    # Before Python 3.13 rmtree recurses for every level.
     with contextlib.suppress(OSError, RecursionError):
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def files_below(root: Path) -> list[str]:
-    """Relative paths, with ``/``, of everything that is no directory; links are not followed.
+    """Return the relative paths, with ``/``, of all but directories; links are not followed.
 
     Raises:
-        OSError: a directory could not be read, and what is in it must not pass for nothing; or
-            directories are nested too deeply (ELOOP).
+        OSError: a directory cannot be read, or directories are nested too deeply (ELOOP).
     """
     found: list[str] = []
     for directory, names in _walk(root):
@@ -177,7 +173,7 @@ def files_below(root: Path) -> list[str]:
 def sync_tree(root: Path) -> None:
     """Make the names in a directory and in all directories below it durable.
 
-    Directories that other code made in it get the mode of our own, whatever the umask was.
+    Directories that other code created get the mode of ours, whatever the umask.
     """
     wanted = 0o750 if group_may_read(root) else 0o700
     for directory, _ in _walk(root):
@@ -188,9 +184,9 @@ def sync_tree(root: Path) -> None:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A directory and all below it, with the names of what is no directory.
+    """Yield a directory and all below it, each with the names of its other entries.
 
-    Unlike os.walk it takes a link for no directory, and does not call itself for each level.
+    Unlike os.walk it treats a link as a file, and does not recurse.
     """
     waiting = [(root, 0)]
     while waiting:

@@ -1,4 +1,4 @@
-"""What may never answer (a dead file server, a name server, a driver): done in a child, bounded."""
+"""Runs work that may hang (a dead file server, name server or driver) in a child, bounded."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.util.units import human_duration
 
 PATIENCE_SECONDS: Final = 2.0
-"""Time for a child to put away what it made, once nobody listens to it any more."""
+"""Time for a child to clean up after the parent has stopped listening."""
 
 KILL_SECONDS: Final = 2.0
-"""Until one that was killed is gone, if it can be killed."""
+"""Time for a killed child to end; one that is stuck in the kernel does not."""
 
 _ANSWER, _ERROR, _END = b"+", b"!", b"."
 
 Work = Callable[[], Generator[Any, None, None]]
-"""Called in the child alone; what it yields is heard in the parent."""
+"""Called in the child only; the parent receives what it yields."""
 
 
 class NoAnswer(Exception):
-    """There was no answer in time, or its process died; the text says which."""
+    """The work did not answer in time, or its process died; the text says which."""
 
 
 class WorkFailed(Exception):
-    """It could not be done; the text says why."""
+    """The work failed; the text says why."""
 
 
 def answers(
     work: Work, kind: Any, seconds: float
 ) -> contextlib.closing[Generator[Any, None, None]]:
-    """What ``work`` yields, as it comes, from a fork of this process.
+    """Run ``work`` in a fork of this process and yield its answers as they arrive.
 
-    Leave the block early and the child hears of it at its next answer: it ends ``work`` as any
-    generator ends, with its ``finally``. One that does not hear is killed. What is stuck in the
-    kernel cannot even be killed; nobody waits for it.
+    If the block is left early, the child's next answer fails, and ``work`` ends as any generator
+    ends, with its ``finally``. A child that does not answer is killed; one that is stuck in the
+    kernel is left behind.
 
     Args:
-        kind: the type of its answers, which JSON must hold.
-        seconds: for all of them.
+        kind: the type of the answers, which JSON must be able to hold.
+        seconds: time for all of them.
 
     Raises:
-        NoAnswer: as it says; of the block, not of this call.
-        WorkFailed: the work ended with an error; its text is in this one's.
+        NoAnswer: in the block: no answer in time, or the child died.
+        WorkFailed: in the block: the work raised an error, whose text this one has.
     """
     return contextlib.closing(_answers(work, kind, seconds))
 
 
 def answer(work: Work, kind: Any, seconds: float) -> Any:
-    """The one thing that ``work`` yields; raises as :func:`answers`."""
+    """Return the only answer of ``work``; raise as :func:`answers`."""
     with answers(work, kind, seconds) as found:
         return next(found)
 
@@ -79,14 +79,14 @@ def _answers(work: Work, kind: Any, seconds: float) -> Generator[Any, None, None
             if line.startswith(_ERROR):
                 raise WorkFailed(line[1:].decode())
             yield msgspec.json.decode(line[1:], type=kind)
-        raise NoAnswer("ended without a word")
+        raise NoAnswer("ended without an answer")
     finally:
         os.close(reading)
         _end(child)
 
 
 def _lines(fd: int, limit: float, seconds: float) -> Iterator[bytes]:
-    """Whole lines, until the other end is closed."""
+    """Yield whole lines until the other end is closed."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     rest = b""
@@ -101,25 +101,25 @@ def _lines(fd: int, limit: float, seconds: float) -> Iterator[bytes]:
 
 
 def _serve(work: Work, writing: int) -> NoReturn:
-    """The child: never returns into the code that forked it."""
+    """Run the work in the child; never returns into the code that forked it."""
     try:
-        os.setsid()  # Ctrl-C is for the parent; the child ends as nobody listens any more
-        _let_go(writing)
+        os.setsid()  # Ctrl-C is for the parent, whose end the child notices
+        _close_others(writing)
         with contextlib.closing(work()) as found:
             for one in found:
-                _tell(writing, _ANSWER + msgspec.json.encode(one))
-        _tell(writing, _END)
+                _write(writing, _ANSWER + msgspec.json.encode(one))
+        _write(writing, _END)
     except BrokenPipeError:
         pass
     except BaseException as error:
         with contextlib.suppress(OSError):
-            _tell(writing, _ERROR + _text(error).encode(errors="backslashreplace"))
+            _write(writing, _ERROR + _text(error).encode(errors="backslashreplace"))
     finally:
         os._exit(0)
 
 
-def _let_go(kept: int) -> None:
-    """Close what was open: a child that is stuck must not keep a lock, or the end of a pipe."""
+def _close_others(kept: int) -> None:
+    """Close inherited files: a stuck child must not keep a lock, or the end of a pipe."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
@@ -128,25 +128,25 @@ def _let_go(kept: int) -> None:
 
 
 def _text(error: BaseException) -> str:
-    """In one line; one that nobody foresaw says what it is."""
+    """Return an error in one line; of an unexpected one its type, too."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     known = isinstance(error, (OSError, ElasticCkptError))
     return " ".join((str(error) if known else repr(error)).split())
 
 
-def _tell(fd: int, line: bytes) -> None:
+def _write(fd: int, line: bytes) -> None:
     rest = line + b"\n"
     while rest:
         rest = rest[os.write(fd, rest) :]
 
 
 def _end(child: int) -> None:
-    """See a child off, bounded."""
+    """Wait for a child's end, bounded, and kill it if need be."""
     try:
         pidfd = os.pidfd_open(child)
     except ProcessLookupError:
-        return  # whoever started us ignores SIGCHLD, and the kernel has reaped it
+        return  # our parent ignored SIGCHLD, so the kernel has already reaped the child
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)

@@ -1,9 +1,9 @@
-"""Processes that must not outlive each other (Linux).
+"""Keeps processes from outliving each other (Linux).
 
-Two lines of defence against orphans. Supervisor and agent are subreapers: whatever loses its
-parent becomes their child, and each kills what is below it when the other one dies. Beneath
-that, the kernel kills forkserver and workers with their parents (PR_SET_PDEATHSIG). That signal
-follows the *thread* that forked, so the agent starts the forkserver from its main thread.
+Two lines of defence against orphans. Supervisor and agent are subreapers: a process that loses
+its parent becomes their child, and each kills everything below itself when the other one dies.
+Below that, the kernel kills template and workers with their parents (PR_SET_PDEATHSIG). That
+signal follows the *thread* that forked, so the agent starts the template from its main thread.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ KILL_WAIT_SECONDS: Final = 2.0
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel SIGKILL this process when the thread that forked it ends.
+    """Make the kernel SIGKILL this process when the thread that forked it ends.
 
     Args:
-        parent: the expected parent; if it is gone already, this process ends now.
+        parent: the expected parent; if it is already gone, this process ends now.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
@@ -37,35 +37,25 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def outlive_parent() -> None:
-    """Take :func:`die_with_parent` back, for a process that cleans up before it ends."""
+    """Undo :func:`die_with_parent`, for a process that cleans up before it ends."""
     _prctl(_PR_SET_PDEATHSIG, 0)
 
 
 def become_subreaper() -> None:
-    """Adopt every orphan below this process."""
+    """Make this process adopt every orphan below it."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants() -> list[psutil.Process]:
-    """Everything below this process, adopted orphans included."""
+    """Return all processes below this one, including adopted orphans."""
     try:
         return psutil.Process().children(recursive=True)
     except psutil.Error:
         return []
 
 
-def children_of(parent: int) -> list[psutil.Process]:
-    """Those of this process's descendants whose parent has this pid; they may end meanwhile."""
-    found = []
-    for process in descendants():
-        with contextlib.suppress(psutil.Error):
-            if process.ppid() == parent:
-                found.append(process)
-    return found
-
-
 def is_resource_tracker(process: psutil.Process) -> bool:
-    """multiprocessing's cleaner of semaphores: it ends by itself when its clients are gone."""
+    """Whether this is multiprocessing's resource tracker, which ends after its clients."""
     try:
         return any("resource_tracker" in word for word in process.cmdline())
     except psutil.Error:
@@ -73,7 +63,7 @@ def is_resource_tracker(process: psutil.Process) -> bool:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL these, resource trackers only if they stay; wait, bounded, until they are gone."""
+    """SIGKILL processes, resource trackers only if they stay; wait, bounded, for their end."""
     trackers: list[psutil.Process] = []
     victims: list[psutil.Process] = []
     for process in processes:
@@ -85,11 +75,11 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
 
 
 def kill_descendants(*, spare_trackers: bool = False) -> None:
-    """:func:`kill_all` on everything below this process, again until nothing new was forked.
+    """Kill everything below this process, again until nothing new was forked.
 
     Args:
-        spare_trackers: leave resource trackers that this process itself is a client of: they
-            end, and clean up, when it does.
+        spare_trackers: leave the resource tracker of this process, which cleans up and ends
+            after it.
     """
     limit = time.monotonic() + KILL_WAIT_SECONDS
     while time.monotonic() < limit:
@@ -105,7 +95,7 @@ def reap(keep: int) -> None:
     """Collect adopted children that have ended, so that none stays a zombie.
 
     Args:
-        keep: pid of a child that somebody else waits for.
+        keep: pid of a child that other code waits for.
     """
     for process in descendants():
         try:
@@ -118,8 +108,9 @@ def reap(keep: int) -> None:
 
 
 def reap_strangers(agent: int) -> None:
-    """As PID 1, which a container's first process is: collect whom the kernel gave us and nobody
-    waits for. What we started ourselves is in our session, but for the agent.
+    """As PID 1 of a container, collect ended orphans that were never below this process.
+
+    The processes that we started are in our session, except for the agent.
 
     Args:
         agent: its pid.
@@ -135,8 +126,11 @@ def reap_strangers(agent: int) -> None:
 
 
 def activity(workers: Iterable[int]) -> int:
-    """Grows by one with each 64 KiB that these or this process write, and with each second that
-    these compute: to wait for something takes less of it, and is no activity."""
+    """Return a counter that grows while this process or the workers make progress.
+
+    It grows by one with each 64 KiB that any of them writes and each CPU second of a worker:
+    waiting costs less.
+    """
     total = 0
     for pid in {os.getpid(), *workers} - {0}:
         with contextlib.suppress(psutil.Error):
@@ -163,9 +157,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def count_memory_kills() -> int:
-    """How often the kernel has killed something to have memory.
+    """Return how often the kernel has killed a process for memory.
 
-    In this process's control group, where there is one that counts; else on this host.
+    Counts in this process's control group if that has a counter, else on the host.
     """
     for path in (*_group_counters(), Path("/proc/vmstat")):
         with contextlib.suppress(OSError, ValueError, StopIteration):

@@ -1,8 +1,8 @@
-"""This node as a member of a job of several: the agent's main thread, between line and workers.
+"""This node as a member of a multi-node job: connects the head's rules to the node's workers.
 
-Nothing here waits. What the head says is followed, again and again; the head's own agent does so,
-too, and speaks for the job besides. Should the head fall silent the workers are killed, for they
-are of no use alone, and this node looks for it until its supervisor has had enough.
+Nothing here waits. Each turn of the agent's loop follows the job's newest state; the head's own
+agent does so, too, and applies the head's rules before. If the head falls silent the workers are
+killed, which are of no use alone, and this node reconnects until its supervisor gives up.
 """
 
 from __future__ import annotations
@@ -50,46 +50,46 @@ from elastic_ckpt.supervisor.agent.launch import NodeRank
 log = logging.getLogger(__name__)
 
 DISMISS_SECONDS: Final = 3.0
-"""How long the head waits for the others to hear that the job is over."""
+"""How long the head waits for other nodes to learn that the job is over."""
 
 EXPLAIN_SECONDS: Final = 60.0
-"""How long the nodes may take to look at the stacks of their ranks, after the first one has."""
+"""Time for all nodes to report the stacks of their ranks, after the first report."""
 
 REDIAL_SECONDS: Final = 0.3
 AWAY_SECONDS: Final = 1.0
-"""Between two looks: this process was stopped meanwhile, and what it heard last is old for that."""
+"""A longer pause between two turns means that this process was stopped, and reports not old."""
 
 
 class LocalWorkers(Protocol):
     """This node's workers."""
 
     def begin(self, node_rank: NodeRank) -> None:
-        """Launch them."""
+        """Launch the workers of an incarnation."""
 
     def flag(self, number: int) -> NodeAnswer:
-        """Raise a request's flag; the node's word on it."""
+        """Raise a request's flag and return this node's answer."""
 
     def post(self, answer: RequestAnswer, *, idle: bool) -> None:
-        """Publish the answer; ``idle`` ends at once what has nothing to save."""
+        """Publish the job's answer; if it is ``idle``, end workers with nothing to save."""
 
     def cut_short(self) -> None:
-        """End them because of another node."""
+        """End the workers because of another node."""
 
     @property
     def busy(self) -> bool:
-        """Whether there are any."""
+        """Whether an incarnation runs."""
 
     @property
     def answered(self) -> int:
-        """The newest request whose answer they know."""
+        """The newest request whose answer is posted."""
 
     @property
     def flagged(self) -> int:
-        """The newest request that they were made to stop for."""
+        """The newest request whose flag is raised."""
 
     @property
     def seen(self) -> int:
-        """The newest request that all of them have taken up."""
+        """The newest request that all ranks have seen."""
 
 
 class Link(Protocol):
@@ -102,17 +102,17 @@ class Link(Protocol):
 
     @property
     def heard_at(self) -> float:
-        """When the head was heard last, in monotonic seconds."""
+        """When the head's newest report arrived, in monotonic seconds."""
 
     def say(self, mine: MemberState, job: JobState | None) -> None:
         """Report this from now on."""
 
     def close(self) -> None:
-        """Send the last report, and end; does not wait."""
+        """Send the last report, and close without waiting."""
 
 
 class Network(Protocol):
-    """What joins the nodes of a job."""
+    """Connects the nodes of a job."""
 
     def host_workers(self, address: str) -> Any:
         """Return a store for the workers of one incarnation; its ``port`` is where it listens."""
@@ -122,7 +122,7 @@ class Network(Protocol):
 
 
 class Membership:
-    """One for an agent's life; :meth:`serve` is called at each turn of its loop."""
+    """This node's membership; the agent calls :meth:`serve` at each turn of its loop."""
 
     def __init__(
         self,
@@ -160,10 +160,10 @@ class Membership:
         self._dismiss_by = self._stuck_since = 0.0
         self._looked = self._back = self._clock()
 
-    # -- what the supervisor and the workers bring about ------------------------------------
+    # -- events of the supervisor and the workers --------------------------------------------
 
     def obey(self, command: Command) -> None:
-        """Do what this node's supervisor says."""
+        """Obey this node's supervisor."""
         match command:
             case Launch() if self._head is not None:
                 self._launch(self._head, command)
@@ -185,14 +185,14 @@ class Membership:
         head.launch(command.incarnation, command.nodes, store.port)
 
     def _ask(self, command: Ask) -> None:
-        """Say so in this node's word; the head numbers what is asked."""
+        """Add a request to this node's report; the head numbers it."""
         self._mine.leaving |= command.leaving
         count = max(self._mine.asks, default=0) + 1
         newest = dict(list(self._mine.asks.items())[-3:])
         self._mine.asks = {**newest, count: command.kind}
 
     def ended(self, verdict: Ended) -> None:
-        """This node's part of the incarnation is over."""
+        """Report how this node's part of the incarnation ended."""
         if self._mine.leaving and verdict.kind is EndKind.CRASHED:
             verdict = msgspec.structs.replace(
                 verdict, kind=EndKind.CUT_SHORT, lost=(self._mine.node,)
@@ -202,7 +202,7 @@ class Membership:
     # -- at each turn -----------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Hear what there is to be heard, do what follows, and say how it stands."""
+        """Take in what has arrived, act on it, and report this node's state."""
         now = self._clock()
         if now - self._looked > AWAY_SECONDS:
             self._back = now
@@ -220,7 +220,7 @@ class Membership:
         job = self._head.state if self._head is not None else link.job
         if job is not None and link.number >= 0:
             if link.number in job.lost:
-                self._hang_up(link, "it has given this node up")
+                self._hang_up(link, "it has given up this node")
                 return
             self._follow(job, link.number)
         self._mine.seen = self._local.seen
@@ -239,21 +239,21 @@ class Membership:
         self._link = self._network.connect(self._rendezvous, mine, job)
 
     def _silence(self, link: Link, now: float) -> str:
-        """Why nothing more is to be hoped for from this line; empty if it is well."""
+        """Return why the link counts as lost; empty if it works."""
         if link.broken:
             return link.broken
         if link.job is None:
             return ""  # its connection has bounds of its own
         since = max(link.heard_at, self._back)
-        return f"no word for {now - since:.1f} s" if now - since > LOST_SECONDS else ""
+        return f"no report for {now - since:.1f} s" if now - since > LOST_SECONDS else ""
 
     def _hang_up(self, link: Link, why: str) -> None:
-        if self._head is not None:  # its own store: the supervisor begins anew with another agent
+        if self._head is not None:  # its own store: the supervisor starts another agent
             raise SystemExit(f"elastic-ckpt agent: the job's store has failed: {why}")
         self._link = None
         self._local.cut_short()
         link.close()
-        if self._mine.ended is not None and not self._reported:  # nobody will judge it any more
+        if self._mine.ended is not None and not self._reported:  # no head will judge it
             self._reported = True
             self._send(self._mine.ended)
         if self._joined:
@@ -278,7 +278,7 @@ class Membership:
                 self._send(Dismissed())
 
     def _look_for_hang(self, head: HeadRules) -> None:
-        """End an incarnation that hangs when every node has looked, or had the time to."""
+        """End a hung incarnation once every node has reported stacks, or had time to."""
         (stuck, whole), state = head.stuck(), head.state
         if not stuck or state.over:
             self._stuck_since = 0.0
@@ -313,9 +313,9 @@ class Membership:
             self._all_idle = job.hung
 
     def _report(self, job: JobState) -> None:
-        """Tell the supervisor how this node's last incarnation ended, once the head has judged.
+        """Send the supervisor the head's verdict on this node's last incarnation.
 
-        The next one may run already: of that a node is no part that leaves.
+        The next one may already run: a node that leaves is not part of it.
         """
         ended = self._mine.ended
         if self._reported or ended is None:
@@ -324,7 +324,7 @@ class Membership:
         if verdict is not None and verdict.incarnation == ended.incarnation:
             self._reported = True
             self._send(verdict)
-        elif job.incarnation > ended.incarnation:  # it was judged, and the word was missed
+        elif job.incarnation > ended.incarnation:  # this node missed the verdict
             self._reported = True
             self._send(ended)
 
@@ -350,12 +350,12 @@ class Membership:
 
     def _serve_requests(self, job: JobState) -> None:
         known = {request.number for request in job.requests}
-        words = self._mine.answers
-        self._mine.answers = {number: word for number, word in words.items() if number in known}
+        answers = self._mine.answers
+        self._mine.answers = {number: one for number, one in answers.items() if number in known}
         for request in job.requests:
             number = request.number
             if number > self._local.flagged:
                 self._mine.answers = {**self._mine.answers, number: self._local.flag(number)}
             if request.step is not None and number > self._local.answered:
-                answer = RequestAnswer(number, request.kind, request.step)
-                self._local.post(answer, idle=request.idle)
+                agreed = RequestAnswer(number, request.kind, request.step)
+                self._local.post(agreed, idle=request.idle)

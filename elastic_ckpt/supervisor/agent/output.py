@@ -1,7 +1,7 @@
-"""Takes what the workers print to the rank's log and to the terminal.
+"""Copies what the workers print to the ranks' logs and to the terminal.
 
-Through FIFOs, and in a thread of the agent: a worker that is killed, or dies in C code, leaves its
-last words in one; and a terminal that stands still holds up nobody but those who print.
+Through FIFOs, and in a thread of the agent: the last output of a worker that is killed or dies in
+C code stays in its FIFO, and a terminal that blocks only delays workers that print.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ STREAMS: Final = ("out", "err")
 
 
 class Output:
-    """One for an agent's life; the thread runs until the process ends."""
+    """The output of all workers of an agent; its thread runs until the process ends."""
 
     def __init__(self, job: JobDirectory, board: Board, directory: Path) -> None:
-        """Make the FIFOs and begin to read.
+        """Create the FIFOs and start to read.
 
         Args:
-            directory: of this agent's, for the FIFOs: ``out-0`` is local rank 0's standard output.
+            directory: where to create the FIFOs: ``out-0`` is local rank 0's standard output.
         """
         self._job = job
         self._board = board
@@ -45,18 +45,18 @@ class Output:
             for number, stream in enumerate(STREAMS, start=1):
                 path = directory / f"{stream}-{local_rank}"
                 os.mkfifo(path, 0o600)
-                # For reading and writing, or it would seem closed whenever no worker has it open.
+                # For writing, too, or it would seem closed whenever no worker has it open.
                 fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
                 self._fifos.setdefault(local_rank, []).append(fd)
                 self._selector.register(fd, selectors.EVENT_READ, (local_rank, number))
         threading.Thread(target=self._run, name="output", daemon=True).start()
 
     def tail(self, local_rank: int, seconds: float = 1.0) -> tuple[str, ...]:
-        """A rank's last lines, once all that it printed has been read; bounded."""
+        """Return a rank's last lines; first read, for up to ``seconds``, all that it printed."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             if not self._reading.acquire(timeout=_POLL_SECONDS):
-                continue  # a disk that does not answer may hold the thread
+                continue  # a disk that hangs may block the thread
             try:
                 if not any(_unread(fd) for fd in self._fifos[local_rank]):
                     break
@@ -76,14 +76,14 @@ class Output:
                     log = self._log(local_rank)
                     if log is not None:
                         log.write(data)
-                with contextlib.suppress(OSError):  # nobody looks any more
+                with contextlib.suppress(OSError):  # the terminal is gone
                     while data:
                         data = data[os.write(number, data) :]
 
     def _log(self, local_rank: int) -> LogWriter | None:
-        """That of the incarnation which runs; a worker says its rank before it prints.
+        """Return the log of the running incarnation; a worker posts its rank before it prints.
 
-        What comes before that was printed by one of the incarnation before.
+        Earlier output is from a worker of the previous incarnation.
         """
         incarnation, rank = self._board.incarnation, self._board.read_slot(local_rank).rank
         log = self._logs.get(local_rank)
@@ -102,5 +102,5 @@ def _read(fd: int) -> bytes:
 
 
 def _unread(fd: int) -> int:
-    """Bytes that wait in a FIFO."""
+    """Return the number of bytes that wait in a FIFO."""
     return int(struct.unpack("@i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])

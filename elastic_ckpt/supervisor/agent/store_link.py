@@ -1,7 +1,7 @@
-"""Carries the words of the nodes to and fro through the job's store, in a thread of its own.
+"""Exchanges the nodes' states through the job's store, in a thread of its own.
 
-A call of the store may block for seconds when a link is cut. So nothing else is done here: the
-agent's main thread looks at what has come last, and at how long ago that was.
+A call of the store may block for seconds when the network is cut. So this thread does nothing
+else; the agent's main thread reads the newest states and their age.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.agent import launch
 
 AWAY_SECONDS: Final = 1.0
-"""Between two turns, of which there are twenty a second."""
+"""A longer pause between two turns, of which there are 20 a second, means that it was stopped."""
 
 _JOB: Final = "job"
 _NUMBERS: Final = "numbers"
 
 
 class Store(Protocol):
-    """What is used of torch's TCPStore; each call may raise RuntimeError."""
+    """The part of torch's TCPStore that a link uses; each call may raise RuntimeError."""
 
     def set(self, key: str, value: str) -> Any: ...  # noqa: D102
     def add(self, key: str, amount: int) -> int: ...  # noqa: D102
@@ -36,14 +36,14 @@ class Store(Protocol):
 
 
 class StoreLink:
-    """One connection of this node to the store; the head's own is one, too.
+    """This node's connection to the store; the head has one to its own store, too.
 
     Attributes:
-        number: this member's; -1 until it is known to the head.
-        heard_at: monotonic seconds of the head's last word.
-        job: that word; None before the first.
-        heard: what the members say, and until when that is so; on the head alone.
-        broken: why there will be no more of it; empty while there may.
+        number: this member's; -1 until it has one.
+        heard_at: when the head's newest report arrived, in monotonic seconds.
+        job: that report; None before the first.
+        heard: the members' reports, and the time at which they were read; on the head only.
+        broken: why the connection failed; empty while it works.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class StoreLink:
         """
         Args:
             connect: called in the thread; bounded.
-            mine: what this node says of itself, to begin with.
-            job: what the head says; None on other nodes.
-            wake: called from the thread when something new was heard.
+            mine: this node's first report.
+            job: the head's first report; None on other nodes.
+            wake: called from the thread when a new report has arrived.
         """
         self.number = -1
         self.heard_at = self._turned_at = time.monotonic()
@@ -68,24 +68,23 @@ class StoreLink:
         self._connect = connect
         self._wake = wake
         self._leads = job is not None
-        self._mine, self._told = _encode(mine), _encode(job)
+        self._mine, self._job_report = _encode(mine), _encode(job)
         self._beat = 0
-        self._said: dict[str, tuple[bytes, bytes]] = {}  # by key: the last beat, and the word
-        self._said_at: dict[str, float] = {}
+        self._reports: dict[str, tuple[bytes, bytes]] = {}  # by key: the last beat, and the report
+        self._arrived_at: dict[str, float] = {}
         self._changed = threading.Event()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="line", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="store-link", daemon=True).start()
 
     def say(self, mine: MemberState, job: JobState | None) -> None:
-        """From now on say this, beginning at once. It may be changed again after the call."""
-        words = _encode(mine), _encode(job)
-        if words != (self._mine, self._told):
-            self._mine, self._told = words
+        """Report this from now on, at once; the caller may change the structs afterwards."""
+        reports = _encode(mine), _encode(job)
+        if reports != (self._mine, self._job_report):
+            self._mine, self._job_report = reports
             self._changed.set()
 
     def close(self) -> None:
-        """Say the last word, and end; does not wait."""
+        """Send the last report, and close without waiting."""
         self._closed = True
         self._changed.set()
 
@@ -108,19 +107,19 @@ class StoreLink:
     def _turn(self, store: Store) -> None:
         began = time.monotonic()
         if began - self._turned_at > AWAY_SECONDS:
-            # This process was stopped, and perhaps the others with it: they have yet to speak.
-            self._said_at = dict.fromkeys(self._said_at, began)
+            # This process was stopped, perhaps with the other nodes: wait for their reports.
+            self._arrived_at = dict.fromkeys(self._arrived_at, began)
         self._turned_at = began
         self._beat += 1
         if self.number < 0:
             self._enter(store)
         if self._leads:
-            store.set(_JOB, f"{self._beat} {self._told}")
+            store.set(_JOB, f"{self._beat} {self._job_report}")
         store.set(f"member/{self.number}", f"{self._beat} {self._mine}")
         news = self._hear(_JOB, store.multi_get([_JOB])[0])
         if news:
-            self.job = msgspec.json.decode(self._said[_JOB][1], type=JobState)
-        self.heard_at = self._said_at[_JOB]
+            self.job = msgspec.json.decode(self._reports[_JOB][1], type=JobState)
+        self.heard_at = self._arrived_at[_JOB]
         if self._leads:
             members, spoke = self._hear_members(store)
             self.heard = members, began
@@ -129,26 +128,26 @@ class StoreLink:
             self._wake()
 
     def _enter(self, store: Store) -> None:
-        """Be counted, the head before all others."""
+        """Get a number, the head before all others."""
         while not (self._leads or self._closed or store.check([_JOB])):
             time.sleep(BEAT_SECONDS)
         self.number = int(store.add(_NUMBERS, 1)) - 1
 
     def _hear(self, key: str, data: bytes) -> bool:
-        """Note when somebody spoke; whether it was something new."""
+        """Record when a report arrived; whether it contains news."""
         beat, _, body = data.partition(b" ")
-        before = self._said.get(key, (b"", b""))
+        before = self._reports.get(key, (b"", b""))
         if before[0] != beat:
-            self._said_at[key] = time.monotonic()
-            self._said[key] = beat, body
+            self._arrived_at[key] = time.monotonic()
+            self._reports[key] = beat, body
         return before[1] != body
 
     def _hear_members(self, store: Store) -> tuple[dict[int, Seen], bool]:
         count = int(store.add(_NUMBERS, 0))
         lost = self.job.lost if self.job else set()
         keys = {number: f"member/{number}" for number in range(count) if number not in lost}
-        there = [  # one that is not may be between its two calls
-            number for number, key in keys.items() if key in self._said or store.check([key])
+        there = [  # a member that is missing may be between its two calls
+            number for number, key in keys.items() if key in self._reports or store.check([key])
         ]
         news = False
         found = dict(self.heard[0])
@@ -156,9 +155,9 @@ class StoreLink:
             key = keys[number]
             state = found[number].state if number in found else None
             if self._hear(key, data) or state is None:
-                state = msgspec.json.decode(self._said[key][1], type=MemberState)
+                state = msgspec.json.decode(self._reports[key][1], type=MemberState)
                 news = True
-            found[number] = Seen(state, self._said_at[key])
+            found[number] = Seen(state, self._arrived_at[key])
         return found, news
 
 
@@ -177,9 +176,9 @@ class TorchNetwork:
         return launch.host_workers(address)
 
     def connect(self, rendezvous: Rendezvous, mine: MemberState, job: JobState | None) -> StoreLink:
-        """Return a connection that is being made to the job's store."""
+        """Return a link that connects to the job's store in its thread."""
         return StoreLink(partial(launch.connect, rendezvous), mine, job, self._wake)
 
 
-def _encode(word: MemberState | JobState | None) -> str:
-    return "" if word is None else msgspec.json.encode(word).decode()
+def _encode(report: MemberState | JobState | None) -> str:
+    return "" if report is None else msgspec.json.encode(report).decode()

@@ -22,7 +22,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog, read_process_logs
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import Joined
-from elastic_ckpt.supervisor.agent_client import _shown
+from elastic_ckpt.supervisor.agent_client import summary
 from tests.checkpoints import open_job
 
 pytestmark = pytest.mark.one_torch
@@ -138,9 +138,9 @@ def test_next_process_starts_a_new_line_after_a_torn_one(job: JobDirectory) -> N
 
 def test_logged_messages_leave_out_the_script_s_arguments() -> None:
     joined = Joined("run", "job", "identity", "n1", terms={"the script's arguments": "--key k3y"})
-    assert _shown(joined) == "Joined run_id=run job=job identity=identity head=n1"
+    assert summary(joined) == "Joined run_id=run job=job identity=identity head=n1"
     ended = Ended(incarnation=2, kind=EndKind.CRASHED, rank=1, tail=("k3y",))
-    assert _shown(ended) == "Ended incarnation=2 kind=CRASHED rank=1"
+    assert summary(ended) == "Ended incarnation=2 kind=CRASHED rank=1"
 
 
 # -- the script's own logging -------------------------------------------------------------------

@@ -63,7 +63,10 @@ def test_a_child_that_dies_says_so() -> None:
         yield 1
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(NoAnswer, match="ended without a word"), answers(work, int, 10.0) as found:
+    with (
+        pytest.raises(NoAnswer, match="ended without an answer"),
+        answers(work, int, 10.0) as found,
+    ):
         list(found)
 
 
