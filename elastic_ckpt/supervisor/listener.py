@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from elastic_ckpt.journal.events import NoticeSourceFailed, WarningReceived
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import NoticeSource, SourceEvent
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.policy.deadline import (
@@ -20,7 +21,6 @@ from elastic_ckpt.policy.deadline import (
     TimeLimit,
     may_wait,
 )
-from elastic_ckpt.supervisor.ports import JournalPort
 from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Listener:
         self,
         signals: SignalSource,
         others: Sequence[NoticeSource],
-        journal: JournalPort,
+        journal: Journal,
         wake: Callable[[], None],
     ) -> None:
         """

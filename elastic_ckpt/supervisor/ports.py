@@ -9,20 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.journal.events import JournalEvent
 from elastic_ckpt.journal.line import JournalEntry
-from elastic_ckpt.policy.deadline import Incoming
 from elastic_ckpt.policy.prediction import Predictor
-from elastic_ckpt.protocol.agreement import RequestAnswer
 from elastic_ckpt.protocol.messages import AgentEvent, Command
-from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.watch.stacks import Stack
+
+if TYPE_CHECKING:
+    from elastic_ckpt.journal.journal import Journal
+    from elastic_ckpt.protocol.board import Board
+    from elastic_ckpt.supervisor.listener import Listener
+    from elastic_ckpt.supervisor.systemd import Service
 
 Key = tuple[int, int]
 """(epoch, step) of a checkpoint."""
@@ -45,33 +46,6 @@ class Clock:
     def wall(self) -> float:
         """Return seconds since the epoch, for people."""
         return time.time()
-
-
-class BoardPort(Protocol):
-    """The shared memory in which this node's ranks report; reading it never blocks."""
-
-    @property
-    def incarnation(self) -> int:
-        """The incarnation that the slots belong to."""
-
-    @property
-    def deadline(self) -> float | None:
-        """When this node goes away, in monotonic seconds."""
-
-    @deadline.setter
-    def deadline(self, value: float | None) -> None: ...
-
-    def begin_incarnation(self, number: int) -> None:
-        """Clear all slots; only while no agent is running."""
-
-    def read_slot(self, local_rank: int) -> Slot:
-        """Return one rank's slot."""
-
-    def read_slots(self) -> list[Slot]:
-        """Return the slot of every rank of this node."""
-
-    def answers(self) -> Mapping[int, RequestAnswer]:
-        """Return the agreement's newest answers by request number."""
 
 
 class AgentPort(Protocol):
@@ -224,45 +198,6 @@ class MemoryPort(Protocol):
         """Release the tier, and remove it unless it holds what the disk lacks."""
 
 
-class ListenerPort(Protocol):
-    """All notice sources; see ``listener.py``. Times are monotonic seconds."""
-
-    @property
-    def pending(self) -> bool:
-        """Whether a signal or a notice has arrived that was not taken in; any thread may ask."""
-
-    def start(self, now: float) -> None:
-        """Start listening."""
-
-    def is_settled(self, now: float) -> bool:
-        """Return whether a notice pending at the start would have arrived by now."""
-
-    def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Incoming]:
-        """Yield what has arrived since the last call."""
-
-    def acknowledge(self) -> None:
-        """Tell the platforms that the node may go."""
-
-    def stop(self) -> None:
-        """Stop listening."""
-
-
-class JournalPort(Protocol):
-    """The node's journal; writing never raises.
-
-    Attributes:
-        incarnation: stands in each event from now on.
-    """
-
-    incarnation: int
-
-    def write(self, event: JournalEvent) -> None:
-        """Append an event; waits a moment for the disk."""
-
-    def note(self, event: JournalEvent) -> None:
-        """Append an event soon; never waits."""
-
-
 class HostPort(Protocol):
     """This process among the others of its host, and those that watch it."""
 
@@ -288,29 +223,6 @@ class HostPort(Protocol):
         """Stop what :meth:`start` started, at the very end; bounded."""
 
 
-class ServicePort(Protocol):
-    """A service manager, as in ``systemd.py``."""
-
-    @property
-    def is_there(self) -> bool:
-        """Whether there is one."""
-
-    def serve(self, now: float, state: RunState, status: str) -> None:
-        """Report what is new."""
-
-    def alive(self, now: float) -> None:
-        """Report that the loop goes round."""
-
-    def stopping(self, now: float, seen: Any, step_seconds: float = 0.0) -> None:
-        """Report that the run ends; ``seen`` changes while it makes progress."""
-
-    def reloading(self) -> None:
-        """Report that the job file is being read."""
-
-    def reloaded(self) -> None:
-        """Report that it has been."""
-
-
 @dataclass(frozen=True)
 class Ports:
     """One run's world.
@@ -320,11 +232,11 @@ class Ports:
     """
 
     clock: Clock
-    board: BoardPort
+    board: Board
     directory: DirectoryPort
-    journal: JournalPort
+    journal: Journal
     memory: MemoryPort
-    listener: ListenerPort
+    listener: Listener
     host: HostPort
-    service: ServicePort
+    service: Service
     start_agent: Callable[[RunSettings], AgentPort]

@@ -7,8 +7,10 @@ from typing import Final
 
 from elastic_ckpt.jobdir.node_record import NoticeRecord
 from elastic_ckpt.journal.events import NoticeReceived, StartHeld
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
-from elastic_ckpt.supervisor.ports import BoardPort, Clock, JournalPort
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.supervisor.ports import Clock
 from elastic_ckpt.supervisor.run_record import RunRecord
 
 CALLED_OFF_SECONDS: Final = 60.0
@@ -34,8 +36,8 @@ class Preemption:
         self,
         grace: float,
         clock: Clock,
-        board: BoardPort,
-        journal: JournalPort,
+        board: Board,
+        journal: Journal,
         record: RunRecord,
     ) -> None:
         self.notice: Notice | None = None

@@ -6,9 +6,10 @@ import random
 
 from elastic_ckpt.jobdir.node_record import FailureRecord
 from elastic_ckpt.journal.events import Crashed
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.failure import Failure
 from elastic_ckpt.policy.restart import RestartAction, RestartDecision, RestartPolicy
-from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, JournalPort, MemoryPort
+from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, MemoryPort
 from elastic_ckpt.supervisor.run_record import RunRecord
 
 
@@ -25,7 +26,7 @@ class Restarts:
         clock: Clock,
         directory: DirectoryPort,
         memory: MemoryPort,
-        journal: JournalPort,
+        journal: Journal,
     ) -> None:
         self.policy = RestartPolicy(max_failures)
         self._clock = clock

@@ -13,8 +13,8 @@ import msgspec
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import StateChanged
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
-from elastic_ckpt.supervisor.ports import JournalPort
 from elastic_ckpt.supervisor.settings import RunSettings
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class RunRecord:
     def __init__(
         self,
         first: NodeRecord,
-        journal: JournalPort,
+        journal: Journal,
         publish: Callable[[NodeRecord], None],
         show: Callable[[str], None],
     ) -> None:

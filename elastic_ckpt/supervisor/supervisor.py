@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 from collections.abc import Callable
 from typing import Final
 
@@ -23,33 +22,24 @@ from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.jobdir.node_record import IntervalRecord
 from elastic_ckpt.journal.events import (
-    IncarnationEnded,
     JobFileReloaded,
     RunEnded,
     RunStarted,
-    WorkersLaunched,
 )
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, may_wait
 from elastic_ckpt.policy.emergency import ChoiceKind
-from elastic_ckpt.policy.failure import Failure
-from elastic_ckpt.policy.hang import Hang
-from elastic_ckpt.policy.restart import RestartAction
 from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.protocol.ended import Ended, EndKind
-from elastic_ckpt.protocol.messages import AgentEvent, Ask, Kill, Launch, Ready
+from elastic_ckpt.protocol.messages import Ask, Kill
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.supervisor.cluster.role import Role
+from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
 from elastic_ckpt.supervisor.preemption import Preemption
-from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
 from elastic_ckpt.supervisor.saves.forecast import step_seconds
 from elastic_ckpt.supervisor.settings import RunSettings, reload
 from elastic_ckpt.supervisor.shutdown import Shutdown
-from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
-from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
-from elastic_ckpt.supervisor.watch.step_marks import StepMarks
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +47,6 @@ TICK_SECONDS: Final = 0.25
 
 CLOSE_SECONDS: Final = 2.0
 """How long the storage may take for the run's last writes."""
-
-_FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
-"""Exit codes of workers that mean the same for the whole job."""
 
 
 class Supervisor:
@@ -70,8 +57,10 @@ class Supervisor:
     Attributes:
         settings: as given, or as the job file said at the last reload.
         record: what the run reports about itself.
-        agent: the running agent; None between two.
-        is_launched: whether this node has workers.
+        role: what it does besides.
+        preemption: the notice that is being served.
+        shutdown: how the run ends.
+        incarnations: the agent and its workers.
     """
 
     def __init__(
@@ -86,29 +75,19 @@ class Supervisor:
         Args:
             reread: reads the settings again; raises UsageError if they are no longer right.
         """
-        clock, board, journal, memory = ports.clock, ports.board, ports.journal, ports.memory
+        clock, board, journal = ports.clock, ports.board, ports.journal
         self.settings = settings
         self.ports = ports
         self.record = record
         self.role = role
-        self.agent: AgentPort | None = None
-        self.is_launched = False
-        self.hangs = HangWatch(board, journal, settings.hang_seconds, ports.host, clock)
         self.preemption = Preemption(settings.grace, clock, board, journal, record)
-        self.shutdown = Shutdown(ports.directory, memory, record, self.preemption.patience)
+        self.shutdown = Shutdown(ports.directory, ports.memory, record, self.preemption.patience)
         self._reread = reread
-        self._restarts = Restarts(settings.max_failures, clock, ports.directory, memory, journal)
-        self._recovery = RecoveryWatch(board, journal, record.node.last_recovery)
-        self._marks = StepMarks(clock, board, journal)
+        self.incarnations = Incarnations(self)
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
-        self._hang: Hang | None = None
-        self._agent_ready = False
-        self._adopting = True  # what a killed run left in memory is being drained
-        self._cleaning = False
         self._stop_now = False
-        self._asked_anew = False
+        self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
-        record.node.failures_left = self._restarts.policy.left
         record.node.save_interval = self._interval()
 
     # -- the loop -----------------------------------------------------------------------------
@@ -167,7 +146,7 @@ class Supervisor:
 
     def finish(self) -> None:
         """Take everything down; bounded."""
-        self._end_agent()
+        self.incarnations.end_agent()
         if self.settings.acknowledge and self.record.node.exit_code == ExitCode.PREEMPTED_SAVED:
             self.ports.listener.acknowledge()
         self.ports.directory.catch_up(self.preemption.patience(1.0))
@@ -197,8 +176,8 @@ class Supervisor:
         now = self.now
         if self.state is RunState.DRAINING:
             return max(0.0, self.preemption.left(now))
-        if self.state is RunState.BACKING_OFF and self._restarts.next_at > now:
-            return self._restarts.next_at - now
+        if self.state is RunState.BACKING_OFF and self.incarnations.retry_at > now:
+            return self.incarnations.retry_at - now
         return self.role.seconds_to_leave(self) if self.state in TERMINAL else math.inf
 
     def _wait(self) -> None:
@@ -227,9 +206,9 @@ class Supervisor:
             return
         for event in agent.events():
             if not self.role.on_event(self, event):
-                self._on_event(event)
+                self.incarnations.on_event(event)
         if agent.gone and self.state not in TERMINAL and self.agent is agent:
-            self._on_agent_lost()
+            self.incarnations.on_agent_lost()
 
     def _serve_watchers(self) -> None:
         """Beat, and report to systemd, which waits for a save as long as it makes progress."""
@@ -244,9 +223,7 @@ class Supervisor:
 
     def _serve_clock(self) -> None:
         now = self.now
-        if self._recovery.poll(self.incarnation):
-            self.record.update(last_recovery=self._recovery.last)
-        self._marks.poll(now)
+        self.incarnations.poll(now)
         if self.state is RunState.DRAINING:
             if self._stop_now or self.preemption.left(now) <= 0:
                 self._on_expired()
@@ -254,12 +231,12 @@ class Supervisor:
         if self.shutdown.is_decided:
             return
         self.role.look_for_hang(self)
-        if self.state is RunState.BACKING_OFF and self._restarts.may_begin(now):
-            self._retry()
+        if self.state is RunState.BACKING_OFF:
+            self.incarnations.retry(now)
         self._start_when_calm(now)
-        if self.state is RunState.STARTING and not self.is_launched:
+        if self.state is RunState.STARTING and not self.incarnations.is_launched:
             self.role.serve_start(self, now)
-        elif self.state is RunState.STARTING and self._is_stepping():
+        elif self.state is RunState.STARTING and self.incarnations.is_stepping():
             self._on_stepping(now)
         elif self.state is RunState.RUNNING:
             if self._saves.learn():
@@ -292,7 +269,7 @@ class Supervisor:
             return
         self._serve_notices()  # what arrived before the sources settled
         if self.state is RunState.STARTING and now >= self.preemption.held_until:
-            self._start_agent()
+            self.incarnations.start_agent()
 
     def serve_saves(self, now: float) -> None:
         """Ask for the saves that do not follow from the step number."""
@@ -301,40 +278,15 @@ class Supervisor:
             self.ports.memory.hurry_once()  # it may be the step that is in memory already
         if self.agent is None:
             return
-        if self._is_outdated:
-            if not self._asked_anew:
-                self._asked_anew = True
+        if self.incarnations.is_outdated:
+            if self._asked_anew is not self.agent:
+                self._asked_anew = self.agent
                 self.agent.send(Ask(RequestKind.STOP))
             return
         if self._saves.due(now) or asked:
             self.agent.send(Ask(RequestKind.SAVE_NOW if asked else RequestKind.SAVE))
 
-    def on_hang(self, hang: Hang) -> None:
-        """Remember what hangs; its workers are being killed."""
-        self._hang = hang
-        self.record.say(f"{hang.message}; stacks are in the journal")
-
-    def _retry(self) -> None:
-        self._restarts.take_an_older_one(self.record)
-        self.record.move(Event.RETRY)
-        if self.agent is None:
-            self._start_agent()
-
-    def _is_stepping(self) -> bool:
-        """Return whether a rank of this incarnation, not of an earlier one, has begun a step."""
-        board = self.ports.board
-        return board.incarnation == self.incarnation and any(
-            slot.first_entry for slot in board.read_slots()
-        )
-
     # -- what happens ---------------------------------------------------------------------------
-
-    def _on_event(self, event: AgentEvent) -> None:
-        match event:
-            case Ready():
-                self._agent_ready = True
-            case Ended():
-                self._on_ended(event)
 
     def _on_notice(self, notice: Notice) -> None:
         """This node goes away: have the job saved and ended before the deadline.
@@ -350,7 +302,8 @@ class Supervisor:
         drains = ""
         if first:
             self.shutdown.notice_arrived(self._newest_saved_step())
-        if self.is_launched and self.agent is not None and not self.shutdown.is_decided:
+        trains = self.incarnations.is_launched and not self.shutdown.is_decided
+        if trains and self.agent is not None:
             drains = self._save_or_drain(self.agent, first=first)
         if first:
             message = f"{notice.reason}: saving, {self.preemption.grace:.0f} s left"
@@ -360,7 +313,7 @@ class Supervisor:
         if drains:
             self.record.say(drains)
             self.shutdown.preempt(Event.STOPPED, drains)
-        elif first and not self.is_launched and not self.shutdown.is_decided:
+        elif first and not self.incarnations.is_launched and not self.shutdown.is_decided:
             self.shutdown.preempt(Event.STOPPED, "no worker was running", stepped=False)
 
     def _save_or_drain(self, agent: AgentPort, *, first: bool) -> str:
@@ -393,14 +346,9 @@ class Supervisor:
         return self.ports.listener.pending or self.preemption.notice is not None
 
     @property
-    def _is_outdated(self) -> bool:
-        """Whether the ranks were launched with another interval than now counts."""
-        agent, steps = self.agent, self.settings.interval.worker_interval
-        return agent is not None and agent.interval_steps != steps
-
-    @property
     def _is_yet_to_start(self) -> bool:
-        waits = self.agent is None and self.state is RunState.STARTING and self._adopting
+        waits = self.agent is None and self.state is RunState.STARTING
+        waits = waits and self.incarnations.is_adopting
         return waits and self.preemption.notice is None
 
     def _on_warning(self, warning: EarlyWarning) -> None:
@@ -428,94 +376,6 @@ class Supervisor:
         self.record.say(f"reload: {said}")
         self.ports.service.reloaded()
 
-    def _on_ended(self, ended: Ended) -> None:
-        """An incarnation is over; do what follows."""
-        self.is_launched = False
-        self._recovery.poll(ended.incarnation)  # its first step may be its last
-        self._marks.last()
-        if ended.kind is EndKind.COMPLETED and not ended.attached:
-            self.record.node.sessionless = True
-        self.ports.journal.write(
-            IncarnationEnded(
-                incarnation=ended.incarnation,
-                kind=ended.kind.value,
-                rank=ended.rank,
-                exit_code=ended.exit_code,
-                message=ended.message,
-                finished=ended.finished,
-            )
-        )
-        self.role.on_ended(self)
-        if self._is_outdated:
-            self._end_agent()
-        if not self.shutdown.is_decided:  # else what follows was decided when the notice came
-            self.role.follow_up(self, ended)
-
-    def follow_up(self, ended: Ended) -> None:
-        """Decide what follows the end of an incarnation."""
-        if ended.kind is EndKind.COMPLETED:
-            self.shutdown.finish(lambda: self.leaves)
-        elif self.state is RunState.DRAINING and ended.failed:
-            detail = f"during the notice {ended.what}"
-            self.shutdown.preempt(Event.CRASH, detail, stepped=ended.stepped)
-        elif self.state is RunState.DRAINING:
-            self.shutdown.preempt(Event.STOPPED, "all ranks left together", stopped=True)
-        elif not ended.failed:
-            self.record.move(Event.REGROUP, f"stopped at step {ended.finished}, to restart")
-        else:
-            self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
-            hang = self._hang
-            self._on_failure(
-                Failure(
-                    rank=hang.rank if hang else ended.rank,
-                    exit_code=ended.exit_code,
-                    message=hang.message if hang else ended.message,
-                    hung=hang is not None,
-                    stepped=ended.stepped,
-                    steps=ended.steps,
-                    step=ended.finished + 1 if ended.attached else 0,
-                    out_of_memory=ended.out_of_memory,
-                    lost=ended.lost,
-                    tail=ended.tail,
-                )
-            )
-
-    def _on_failure(self, failure: Failure) -> None:
-        """A worker or the agent died outside a notice."""
-        self._restarts.write_off(failure, self.record, self.shutdown.newest_key()[-1])
-        decision, delay = self._restarts.decide(failure)
-        why = decision.why or "within the budget"
-        log.info("%s, %s: %s", failure.kind.value, decision.action.value, why)
-        policy = self._restarts.policy
-        self.record.update(failures=policy.total, failures_left=policy.left)
-        culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
-        what = f"{culprit}{failure.message}"
-        if failure.exit_code in _FINAL_CODES:
-            self.shutdown.give_up(ExitCode(failure.exit_code), failure.message)
-        elif decision.action is RestartAction.STOP:
-            self.shutdown.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
-        else:
-            when = f" in {delay:.1f} s" if delay >= 0.1 else ""
-            self.record.move(Event.CRASH, f"{what}: restarting{when}")
-
-    def _on_agent_lost(self) -> None:
-        self.role.on_agent_lost(self)
-        noticed = self.ports.clock.monotonic_ns()
-        self._recovery.poll(self.incarnation)
-        slots = self.ports.board.read_slots()
-        stepped = any(slot.first_entry for slot in slots)
-        steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
-        self._end_agent()
-        self.is_launched = False
-        self.ports.board.begin_incarnation(0)  # the slots are of workers that are gone
-        if self.shutdown.is_decided:
-            return  # the job is over, and needs no agent
-        if self.state is RunState.DRAINING:
-            self.shutdown.preempt(Event.CRASH, "the agent died", stepped=stepped)
-        elif self.state is not RunState.BACKING_OFF:
-            self._recovery.failed(noticed, noticed, self.ports.clock.monotonic_ns())
-            self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
-
     def _on_expired(self) -> None:
         """The deadline has come, or the user does not want to wait."""
         stepped = any(slot.first_entry for slot in self.ports.board.read_slots())
@@ -524,62 +384,12 @@ class Supervisor:
         why = "stopped at once" if self._stop_now else "the deadline came before all had left"
         self.shutdown.preempt_now(Event.EXPIRED, why, stepped=stepped)
 
-    # -- doing ----------------------------------------------------------------------------------
-
-    def _start_agent(self) -> None:
-        self._agent_ready = self._asked_anew = False
-        self.agent = self.ports.start_agent(self.settings)
-        self.record.update()
-
-    @property
-    def is_agent_ready(self) -> bool:
-        """Whether the agent takes commands."""
-        return self._agent_ready
-
-    @property
-    def may_launch(self) -> bool:
-        """Whether agent and memory tier are ready for an incarnation."""
-        return self._agent_ready and (not self._adopting or self.ports.memory.over)
-
-    def clean_up(self) -> bool:
-        """Put in order what a killed run left, once before each launch; whether that is done."""
-        directory, memory = self.ports.directory, self.ports.memory
-        if not self._cleaning:
-            self._cleaning, self._adopting = True, False
-            memory.calm()
-            directory.record_incarnation(self.incarnation + 1)
-            directory.clean_up(lambda: self.leaves, memory.attempt)
-        return directory.cleaned
-
-    def launch(self, nodes: int) -> None:
-        """Launch the next incarnation on at most this number of nodes; after :meth:`clean_up`."""
-        if self.agent is None:
-            return
-        self._cleaning = False
-        number = self.incarnation + 1
-        self.begin_incarnation(number, nodes)
-        self.agent.send(Launch(number, nodes))
-
-    def begin_incarnation(self, number: int, nodes: int) -> None:
-        """Note that this node's workers are about to be launched, with those of other nodes."""
-        nproc, journal = self.settings.nproc, self.ports.journal
-        self.is_launched, self._hang = True, None
-        self._saved_step = -1
-        self.hangs.begin()
-        self._marks.begin()
-        journal.incarnation = number
-        journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
-        message = f"launching incarnation {number}"
-        where = f" on each of {nodes} nodes" if nodes > 1 else ""
-        self.record.say(f"{message}: {nproc} worker(s){where}")
-        self.record.update(incarnation=number, message=message)
-
-    def _end_agent(self) -> None:
-        if self.agent is not None:
-            self.agent.end()
-            self.agent = None
-
     # -- reporting ------------------------------------------------------------------------------
+
+    @property
+    def agent(self) -> AgentPort | None:
+        """The running agent; None between two."""
+        return self.incarnations.agent
 
     @property
     def state(self) -> RunState:

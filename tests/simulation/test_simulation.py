@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,9 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy import restart
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol import cluster, run_state
+from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.run_state import Event, RunState
+from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.shutdown import Shutdown
 from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -62,16 +63,13 @@ def lost_node_is_charged(patch: pytest.MonkeyPatch) -> None:
 
 
 def finished_before_the_memory_is_drained(patch: pytest.MonkeyPatch) -> None:
-    def finish(self: Any, hurry: Callable[[], bool], record: Any) -> None:
-        record.move(Event.COMPLETED, "finished", exit_code=int(ExitCode.FINISHED))
+    def follow_up(self: Role, run: Supervisor, ended: Ended) -> None:
+        if ended.kind is EndKind.COMPLETED:
+            run.record.move(Event.COMPLETED, "finished", exit_code=int(ExitCode.FINISHED))
+        else:
+            run.incarnations.follow_up(ended)
 
-    whole = Supervisor.follow_up
-
-    def follow_up(self: Supervisor, ended: Any) -> None:
-        self.shutdown.finish = lambda hurry: finish(self, hurry, self.record)  # type: ignore
-        whole(self, ended)
-
-    patch.setattr(Supervisor, "follow_up", follow_up)
+    patch.setattr(Role, "follow_up", follow_up)
 
 
 def silent_node_is_waited_for(patch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class HeadRole(ClusterRole):
             case Nodes():
                 self._on_nodes(run, event)
             case Hung():
-                run.on_hang(Hang.of(event.nodes))
+                run.incarnations.on_hang(Hang.of(event.nodes))
             case Dismissed():
                 self._dismissed = True
             case _:
@@ -78,14 +78,14 @@ class HeadRole(ClusterRole):
 
     def serve_start(self, run: Supervisor, now: float) -> None:
         """Launch once there are enough nodes; wait for them, bounded."""
-        if not run.may_launch:
+        if not run.incarnations.may_launch:
             return
         present = len(self._nodes.present)
         if self._gathering.may_launch(present, now):
             self._waiting_since = 0.0
-            if run.clean_up():  # which may take a while; nodes may leave meanwhile
+            if run.incarnations.clean_up():  # which may take a while; nodes may leave meanwhile
                 self._growing = False
-                run.launch(min(present, self._max))
+                run.incarnations.launch(min(present, self._max))
         elif not self._waiting_since:
             self._waiting_since = now
             limit = human_duration(run.settings.gather_seconds)

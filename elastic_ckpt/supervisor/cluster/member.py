@@ -50,7 +50,7 @@ class MemberRole(ClusterRole):
             case Joined():
                 self._on_joined(run, event)
             case Launched():
-                run.begin_incarnation(event.incarnation, event.nodes)
+                run.incarnations.begin(event.incarnation, event.nodes)
             case HeadLost():
                 self._on_head_lost(run, event.why)
             case JobOver():
@@ -67,7 +67,7 @@ class MemberRole(ClusterRole):
         """Wait for the head, bounded; it launches."""
         if self._apart_since is None:
             return
-        if not run.is_agent_ready:
+        if not run.incarnations.is_agent_ready:
             self._apart_since = now  # there is no agent yet to look for it
         limit = run.settings.gather_seconds
         if self._was_joined:
@@ -84,7 +84,7 @@ class MemberRole(ClusterRole):
         if run.state in TERMINAL:
             return  # the head has decided how it ends
         if run.state is RunState.DRAINING:
-            run.follow_up(ended)
+            run.incarnations.follow_up(ended)
         elif ended.kind is EndKind.COMPLETED:
             run.record.update(message="done, waiting for the head")
         else:
@@ -111,7 +111,7 @@ class MemberRole(ClusterRole):
         run.record.say(f"joined {joined.job}, led by {joined.head}")
 
     def _on_head_lost(self, run: Supervisor, why: str) -> None:
-        run.is_launched = False
+        run.incarnations.is_launched = False
         self._apart_since = run.now
         head = run.record.node.head
         run.ports.journal.write(HeadNodeLost(head=head, why=why))

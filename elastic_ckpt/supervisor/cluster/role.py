@@ -27,8 +27,8 @@ class Role:
 
     def serve_start(self, run: Supervisor, now: float) -> None:
         """Launch once agent and memory tier are ready; called at each turn until then."""
-        if run.may_launch and run.clean_up():
-            run.launch(1)
+        if run.incarnations.may_launch and run.incarnations.clean_up():
+            run.incarnations.launch(1)
 
     def serve_running(self, run: Supervisor, now: float) -> None:
         """Ask for saves that are due; called at each turn while the ranks train."""
@@ -36,11 +36,11 @@ class Role:
 
     def look_for_hang(self, run: Supervisor) -> None:
         """Kill workers that hang; called at each turn outside a notice."""
-        if not run.is_launched or run.agent is None:
+        if not run.incarnations.is_launched or run.agent is None:
             return
-        stuck = run.hangs.poll()
+        stuck = run.incarnations.hangs.poll()
         if stuck is not None:
-            run.on_hang(Hang.of([stuck]))
+            run.incarnations.on_hang(Hang.of([stuck]))
             run.agent.send(Kill())
 
     def on_ended(self, run: Supervisor) -> None:
@@ -48,7 +48,7 @@ class Role:
 
     def follow_up(self, run: Supervisor, ended: Ended) -> None:
         """Decide what follows the end of an incarnation."""
-        run.follow_up(ended)
+        run.incarnations.follow_up(ended)
 
     def on_agent_lost(self, run: Supervisor) -> None:
         """Note that the agent died; the supervisor starts another one."""
@@ -88,11 +88,11 @@ class ClusterRole(Role):
         if self._incarnation != run.incarnation:
             self._incarnation = run.incarnation
             self._reported_idle = self._all_idle = False
-        if not run.is_launched or run.agent is None:
+        if not run.incarnations.is_launched or run.agent is None:
             return
-        stuck = run.hangs.poll(alone=self._all_idle)
-        if run.hangs.idle is not self._reported_idle:
-            self._reported_idle = run.hangs.idle
+        stuck = run.incarnations.hangs.poll(alone=self._all_idle)
+        if run.incarnations.hangs.idle is not self._reported_idle:
+            self._reported_idle = run.incarnations.hangs.idle
             run.agent.send(Idle(self._reported_idle))
         if stuck is not None:
             run.agent.send(Explained(stuck))

@@ -7,10 +7,11 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.emergency import EmergencyChoice
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, JournalPort
+from elastic_ckpt.supervisor.ports import Clock, DirectoryPort
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast, step_seconds
 from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -30,7 +31,7 @@ class SaveAdviser:
         settings: RunSettings,
         clock: Clock,
         directory: DirectoryPort,
-        journal: JournalPort,
+        journal: Journal,
     ) -> None:
         """Start from what earlier runs learned; call it before this run's first event."""
         self._clock = clock

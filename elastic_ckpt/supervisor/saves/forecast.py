@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.journal.events import Drained, EmergencySaved, Saved
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.emergency import EmergencyChoice, Outlook, choose, save_seconds
 from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.supervisor.ports import DirectoryPort, JournalPort
+from elastic_ckpt.supervisor.ports import DirectoryPort
 
 _ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK}
 """Which route a save measures, by its tier."""
@@ -25,7 +26,7 @@ class SaveForecast:
         predictor: what is known, of this run and the ones before it.
     """
 
-    def __init__(self, directory: DirectoryPort, journal: JournalPort) -> None:
+    def __init__(self, directory: DirectoryPort, journal: Journal) -> None:
         self.predictor: Predictor = directory.read_predictor()
         self._directory = directory
         self._journal = journal

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Final
 
 from elastic_ckpt.journal.events import HangFound
+from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.hang import Hang, HangDetector, Silence, StalledNode
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, Slot
-from elastic_ckpt.supervisor.ports import BoardPort, Clock, HostPort, JournalPort
+from elastic_ckpt.supervisor.ports import Clock, HostPort
 
 AWAY_SECONDS: Final = 5.0
 """Between two polls, of which there are four a second: this process was stopped meanwhile, and so
@@ -26,8 +28,8 @@ class HangWatch:
 
     def __init__(
         self,
-        board: BoardPort,
-        journal: JournalPort,
+        board: Board,
+        journal: Journal,
         min_seconds: float,
         host: HostPort,
         clock: Clock,

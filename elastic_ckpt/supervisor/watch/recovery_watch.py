@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from elastic_ckpt.jobdir.node_record import RecoveryRecord
 from elastic_ckpt.journal.events import RecoveryMeasured
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.start_marks import breakdown
-from elastic_ckpt.supervisor.ports import BoardPort, JournalPort
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class RecoveryWatch:
         last: the newest that is complete; None if there is none.
     """
 
-    def __init__(self, board: BoardPort, journal: JournalPort, last: RecoveryRecord | None) -> None:
+    def __init__(self, board: Board, journal: Journal, last: RecoveryRecord | None) -> None:
         self.last = last
         self._board = board
         self._journal = journal

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from elastic_ckpt.journal.events import StepAgreed, StepMark
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.supervisor.ports import BoardPort, Clock, JournalPort
+from elastic_ckpt.supervisor.ports import Clock
 
 MAX_GAP_SECONDS: Final = 30.0
 MIN_GAP_SECONDS: Final = 1.0
@@ -18,7 +20,7 @@ some, and a long one at most 2,880 a day."""
 class StepMarks:
     """The step marks of one node; the supervisor's loop calls :meth:`poll` at each turn."""
 
-    def __init__(self, clock: Clock, board: BoardPort, journal: JournalPort) -> None:
+    def __init__(self, clock: Clock, board: Board, journal: Journal) -> None:
         self._clock = clock
         self._board = board
         self._journal = journal

@@ -1,0 +1,249 @@
+"""Incarnations of the workers: the agent that launches them, and what follows when one ends."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING, Final
+
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.journal.events import IncarnationEnded, WorkersLaunched
+from elastic_ckpt.policy.failure import Failure
+from elastic_ckpt.policy.hang import Hang
+from elastic_ckpt.policy.restart import RestartAction
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.messages import AgentEvent, Launch, Ready
+from elastic_ckpt.protocol.run_state import Event, RunState
+from elastic_ckpt.supervisor.ports import AgentPort
+from elastic_ckpt.supervisor.restarts import Restarts
+from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
+from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
+from elastic_ckpt.supervisor.watch.step_marks import StepMarks
+
+if TYPE_CHECKING:
+    from elastic_ckpt.supervisor.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+_FINAL_CODES: Final = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.UNAVAILABLE})
+"""Exit codes of workers that mean the same for the whole job."""
+
+
+class Incarnations:
+    """Starts the agent and, through it, one incarnation of the workers after another.
+
+    Attributes:
+        agent: the running agent; None between two.
+        is_launched: whether this node has workers.
+        is_agent_ready: whether the agent takes commands.
+        is_adopting: what a killed run left in memory is still being drained before the first.
+        hangs: watches the ranks.
+    """
+
+    def __init__(self, run: Supervisor) -> None:
+        ports, settings, node = run.ports, run.settings, run.record.node
+        clock, board, journal = ports.clock, ports.board, ports.journal
+        self.agent: AgentPort | None = None
+        self.is_launched = self.is_agent_ready = False
+        self.is_adopting = True
+        self.hangs = HangWatch(board, journal, settings.hang_seconds, ports.host, clock)
+        self._run = run
+        self._ports = ports
+        self._restarts = Restarts(
+            settings.max_failures, clock, ports.directory, ports.memory, journal
+        )
+        self._recovery = RecoveryWatch(board, journal, node.last_recovery)
+        self._marks = StepMarks(clock, board, journal)
+        self._hang: Hang | None = None
+        self._cleaning = False
+        node.failures_left = self._restarts.policy.left
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def start_agent(self) -> None:
+        """Start an agent; it reports when it takes commands."""
+        self.is_agent_ready = False
+        self.agent = self._ports.start_agent(self._run.settings)
+        self._run.record.update()
+
+    @property
+    def may_launch(self) -> bool:
+        """Whether agent and memory tier are ready for an incarnation."""
+        return self.is_agent_ready and (not self.is_adopting or self._ports.memory.over)
+
+    def clean_up(self) -> bool:
+        """Put in order what a killed run left, once before each launch; whether that is done."""
+        directory, memory = self._ports.directory, self._ports.memory
+        if not self._cleaning:
+            self._cleaning, self.is_adopting = True, False
+            memory.calm()
+            directory.record_incarnation(self._run.incarnation + 1)
+            directory.clean_up(lambda: self._run.leaves, memory.attempt)
+        return directory.cleaned
+
+    def launch(self, nodes: int) -> None:
+        """Launch the next incarnation on at most this number of nodes; after :meth:`clean_up`."""
+        if self.agent is None:
+            return
+        self._cleaning = False
+        number = self._run.incarnation + 1
+        self.begin(number, nodes)
+        self.agent.send(Launch(number, nodes))
+
+    def begin(self, number: int, nodes: int) -> None:
+        """Note that this node's workers are about to be launched, with those of other nodes."""
+        nproc, journal = self._run.settings.nproc, self._ports.journal
+        self.is_launched, self._hang = True, None
+        self.hangs.begin()
+        self._marks.begin()
+        journal.incarnation = number
+        journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
+        message = f"launching incarnation {number}"
+        where = f" on each of {nodes} nodes" if nodes > 1 else ""
+        self._run.record.say(f"{message}: {nproc} worker(s){where}")
+        self._run.record.update(incarnation=number, message=message)
+
+    def end_agent(self) -> None:
+        """Kill the agent and its workers, if there are any; bounded."""
+        if self.agent is not None:
+            self.agent.end()
+            self.agent = None
+
+    # -- while one runs ---------------------------------------------------------------------------
+
+    def poll(self, now: float) -> None:
+        """Journal progress, and a recovery that is complete."""
+        if self._recovery.poll(self._run.incarnation):
+            self._run.record.update(last_recovery=self._recovery.last)
+        self._marks.poll(now)
+
+    def on_hang(self, hang: Hang) -> None:
+        """Remember what hangs; its workers are being killed."""
+        self._hang = hang
+        self._run.record.say(f"{hang.message}; stacks are in the journal")
+
+    def retry(self, now: float) -> None:
+        """Leave the back-off once it is over."""
+        if not self._restarts.may_begin(now):
+            return
+        self._restarts.take_an_older_one(self._run.record)
+        self._run.record.move(Event.RETRY)
+        if self.agent is None:
+            self.start_agent()
+
+    def is_stepping(self) -> bool:
+        """Return whether a rank of this incarnation, not of an earlier one, has begun a step."""
+        board = self._ports.board
+        return board.incarnation == self._run.incarnation and any(
+            slot.first_entry for slot in board.read_slots()
+        )
+
+    @property
+    def retry_at(self) -> float:
+        """When the back-off is over, in monotonic seconds."""
+        return self._restarts.next_at
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the ranks were launched with another interval than now counts."""
+        agent, steps = self.agent, self._run.settings.interval.worker_interval
+        return agent is not None and agent.interval_steps != steps
+
+    # -- what follows when one ends ---------------------------------------------------------------
+
+    def on_event(self, event: AgentEvent) -> None:
+        """Handle what an agent reports in every role."""
+        match event:
+            case Ready():
+                self.is_agent_ready = True
+            case Ended():
+                self._on_ended(event)
+
+    def _on_ended(self, ended: Ended) -> None:
+        """An incarnation is over; do what follows."""
+        self.is_launched = False
+        self._recovery.poll(ended.incarnation)  # its first step may be its last
+        self._marks.last()
+        if ended.kind is EndKind.COMPLETED and not ended.attached:
+            self._run.record.node.sessionless = True
+        self._ports.journal.write(
+            IncarnationEnded(
+                incarnation=ended.incarnation,
+                kind=ended.kind.value,
+                rank=ended.rank,
+                exit_code=ended.exit_code,
+                message=ended.message,
+                finished=ended.finished,
+            )
+        )
+        self._run.role.on_ended(self._run)
+        if self.is_outdated:
+            self.end_agent()
+        if not self._run.shutdown.is_decided:  # else what follows was decided when the notice came
+            self._run.role.follow_up(self._run, ended)
+
+    def follow_up(self, ended: Ended) -> None:
+        """Decide what follows the end of an incarnation."""
+        if ended.kind is EndKind.COMPLETED:
+            self._run.shutdown.finish(lambda: self._run.leaves)
+        elif self._run.state is RunState.DRAINING and ended.failed:
+            detail = f"during the notice {ended.what}"
+            self._run.shutdown.preempt(Event.CRASH, detail, stepped=ended.stepped)
+        elif self._run.state is RunState.DRAINING:
+            self._run.shutdown.preempt(Event.STOPPED, "all ranks left together", stopped=True)
+        elif not ended.failed:
+            self._run.record.move(Event.REGROUP, f"stopped at step {ended.finished}, to restart")
+        else:
+            self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
+            hang = self._hang
+            self._on_failure(
+                Failure(
+                    rank=hang.rank if hang else ended.rank,
+                    exit_code=ended.exit_code,
+                    message=hang.message if hang else ended.message,
+                    hung=hang is not None,
+                    stepped=ended.stepped,
+                    steps=ended.steps,
+                    step=ended.finished + 1 if ended.attached else 0,
+                    out_of_memory=ended.out_of_memory,
+                    lost=ended.lost,
+                    tail=ended.tail,
+                )
+            )
+
+    def _on_failure(self, failure: Failure) -> None:
+        """A worker or the agent died outside a notice."""
+        self._restarts.write_off(failure, self._run.record, self._run.shutdown.newest_key()[-1])
+        decision, delay = self._restarts.decide(failure)
+        why = decision.why or "within the budget"
+        log.info("%s, %s: %s", failure.kind.value, decision.action.value, why)
+        policy = self._restarts.policy
+        self._run.record.update(failures=policy.total, failures_left=policy.left)
+        culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
+        what = f"{culprit}{failure.message}"
+        if failure.exit_code in _FINAL_CODES:
+            self._run.shutdown.give_up(ExitCode(failure.exit_code), failure.message)
+        elif decision.action is RestartAction.STOP:
+            self._run.shutdown.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
+        else:
+            when = f" in {delay:.1f} s" if delay >= 0.1 else ""
+            self._run.record.move(Event.CRASH, f"{what}: restarting{when}")
+
+    def on_agent_lost(self) -> None:
+        """The agent has died: start another one, unless the run ends."""
+        self._run.role.on_agent_lost(self._run)
+        noticed = self._ports.clock.monotonic_ns()
+        self._recovery.poll(self._run.incarnation)
+        slots = self._ports.board.read_slots()
+        stepped = any(slot.first_entry for slot in slots)
+        steps = max((slot.finished - slot.start_step for slot in slots if slot.attached), default=0)
+        self.end_agent()
+        self.is_launched = False
+        self._ports.board.begin_incarnation(0)  # the slots are of workers that are gone
+        if self._run.shutdown.is_decided:
+            return  # the job is over, and needs no agent
+        if self._run.state is RunState.DRAINING:
+            self._run.shutdown.preempt(Event.CRASH, "the agent died", stepped=stepped)
+        elif self._run.state is not RunState.BACKING_OFF:
+            self._recovery.failed(noticed, noticed, self._ports.clock.monotonic_ns())
+            self._on_failure(Failure(-1, -int(signal.SIGKILL), "the agent died", stepped, steps))
