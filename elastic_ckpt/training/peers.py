@@ -23,8 +23,13 @@ from elastic_ckpt.errors import (
     ExitCode,
     LeaderLost,
     SaveFailed,
-    StorageFailed,
     UsageError,
+)
+from elastic_ckpt.training.rank_errors import (
+    as_failure,
+    decode_failure,
+    encode_failure,
+    leader_lost,
 )
 
 LIMIT_SECONDS: Final = 1800.0
@@ -108,8 +113,8 @@ class Peers:
             with self._watch(key) if watched else nullcontext():
                 mine = produce()
         except Exception as error:
-            failed = _as_failure(self.rank, error, doing)
-            encoded = _encode_failure(failed, self.rank)
+            failed = as_failure(self.rank, error, doing)
+            encoded = encode_failure(failed, self.rank)
             with suppress(LeaderLost):
                 self._post(f"{key}/failed", _BAD, encoded)
                 self._post(f"{key}/{self.rank}", _BAD, encoded)
@@ -134,8 +139,8 @@ class Peers:
         try:
             result = act()
         except Exception as error:
-            failed = _as_failure(self.rank, error, "save")
-            self._post(f"{key}/verdict", _BAD, _encode_failure(failed, self.rank))
+            failed = as_failure(self.rank, error, "save")
+            self._post(f"{key}/verdict", _BAD, encode_failure(failed, self.rank))
             raise failed from error
         self._post(f"{key}/verdict", _OK, b"")
         return result
@@ -181,9 +186,9 @@ class Peers:
                 pass
             if done.is_set():
                 return
-            error = _decode_failure(store.get(f"{key}/failed"))
+            error = decode_failure(store.get(f"{key}/failed"))
         except RuntimeError as lost:
-            error = _lost(lost)
+            error = leader_lost(lost)
         if not done.wait(FAILURE_GRACE_SECONDS):
             print(
                 f"elastic-ckpt: error: rank {self.rank} is stuck in a collective since {error}",
@@ -211,7 +216,7 @@ class Peers:
                 continue
             outcomes.append(outcome)
         if bad is not None:
-            self._post(f"{key}/verdict", _BAD, _encode_failure(bad, self.rank))
+            self._post(f"{key}/verdict", _BAD, encode_failure(bad, self.rank))
             raise bad
         self._post(f"{key}/verdict", _OK, b"")
         self._forget_before(key)
@@ -224,18 +229,18 @@ class Peers:
             if first_failure is None and self._there(f"{key}/failed"):
                 first_failure = now
             if first_failure is not None and now > first_failure + FAILURE_GRACE_SECONDS:
-                raise _decode_failure(self._read(f"{key}/failed"))
+                raise decode_failure(self._read(f"{key}/failed"))
             if now > limit:
                 raise SaveFailed(rank, f"no answer within {self._limit:.0f} s")
             time.sleep(self._pause_seconds)
         outcome = self._read(f"{key}/{rank}")
         if outcome[:1] == _BAD:
-            raise _decode_failure(outcome)
+            raise decode_failure(outcome)
         return outcome[1:]
 
     def _raise_verdict(self, verdict: bytes) -> None:
         if verdict[:1] != _OK:
-            raise _decode_failure(verdict)
+            raise decode_failure(verdict)
 
     def _await(self, key: str, seconds: float) -> bytes:
         limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
@@ -252,13 +257,13 @@ class Peers:
         try:
             return bool(self._store.check([key]))
         except RuntimeError as error:
-            raise _lost(error) from None
+            raise leader_lost(error) from None
 
     def _read(self, key: str) -> bytes:
         try:
             return bytes(self._store.get(key))
         except RuntimeError as error:
-            raise _lost(error) from None
+            raise leader_lost(error) from None
 
     def _post(self, key: str, mark: bytes, value: bytes) -> None:
         if self._store is None:
@@ -266,7 +271,7 @@ class Peers:
         try:
             self._store.set(key, mark + value)
         except RuntimeError as error:
-            raise _lost(error) from None
+            raise leader_lost(error) from None
 
     def _next(self, name: str, ranks: Iterable[int] = ()) -> str:
         """Return the key of the next round, in which these ranks answer."""
@@ -283,14 +288,6 @@ class Peers:
                 return
             for posted in self._keys.pop(old):
                 self._store.delete_key(posted)
-
-
-def describe(error: BaseException) -> str:
-    """Describe an exception in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def private_store() -> Any:
@@ -310,7 +307,7 @@ def private_store() -> Any:
             timeout=timedelta(seconds=FAILURE_GRACE_SECONDS),
         )  # fmt: skip
     except RuntimeError as error:  # its host has just died
-        raise _lost(error) from None
+        raise leader_lost(error) from None
     return dist.PrefixStore(_prefix(), fresh)
 
 
@@ -326,41 +323,3 @@ def _prefix() -> str:
     """Return a key prefix of this launch: torchrun keeps its store across restarts."""
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"elastic-ckpt/{run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
-def _as_failure(rank: int, error: Exception, doing: str) -> ElasticCkptError:
-    """Return what every rank raises because this one raised ``error``."""
-    if isinstance(error, ElasticCkptError):
-        return error
-    stored = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-    return (StorageFailed if stored else SaveFailed)(rank, describe(error), doing)
-
-
-def _encode_failure(failed: ElasticCkptError, rank: int) -> bytes:
-    """Encode an error's class, and what reconstructs it."""
-    doing, reason = "", str(failed)
-    if isinstance(failed, SaveFailed):
-        rank, doing, reason = failed.rank, failed.doing, failed.reason
-    return f"{type(failed).__name__}:{rank}:{doing}:{reason}".encode()
-
-
-def _decode_failure(value: bytes) -> ElasticCkptError:
-    kind, rank, doing, reason = bytes(value)[1:].decode(errors="replace").split(":", 3)
-    found = _error_class(kind)
-    if issubclass(found, SaveFailed):
-        return found(int(rank), reason, doing)
-    return found(reason)
-
-
-def _lost(error: BaseException) -> LeaderLost:
-    return LeaderLost(0, f"lost the job's store, and so the leader: {describe(error)}")
-
-
-def _error_class(name: str) -> type[ElasticCkptError]:
-    known = {ElasticCkptError.__name__: ElasticCkptError}
-    pending = [ElasticCkptError]
-    while pending:
-        for kind in pending.pop().__subclasses__():
-            known[kind.__name__] = kind
-            pending.append(kind)
-    return known.get(name, ElasticCkptError)

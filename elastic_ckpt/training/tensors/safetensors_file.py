@@ -165,7 +165,7 @@ _EntryDecoder = msgspec.json.Decoder(_Entry)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in its file; ``begin`` is its offset from the start of the file, in bytes."""
 
     dtype: torch.dtype
@@ -215,7 +215,7 @@ class TensorFile:
                 raise ValueError(f"{self._name} ends before its tensors do")
             view, begin = view[count:], begin + count
 
-    def _read_header(self) -> dict[str, Stored]:
+    def _read_header(self) -> dict[str, StoredTensor]:
         size = os.fstat(self._fd).st_size
         (length,) = struct.unpack("<Q", os.pread(self._fd, 8, 0))
         if length > min(size - 8, MAX_HEADER_BYTES):
@@ -226,11 +226,11 @@ class TensorFile:
         return {name: _stored(_EntryDecoder.decode(raw[name]), start, size) for name in raw}
 
 
-def _stored(entry: _Entry, start: int, size: int) -> Stored:
+def _stored(entry: _Entry, start: int, size: int) -> StoredTensor:
     dtype = NAMED_DTYPES[entry.dtype]
     begin, end = entry.data_offsets
     if min((begin, *entry.shape)) < 0 or start + end > size:
         raise ValueError("a tensor lies outside the file")
     if end - begin != prod(entry.shape) * dtype.itemsize:
         raise ValueError("a tensor's size does not match its shape")
-    return Stored(dtype, tuple(entry.shape), start + begin)
+    return StoredTensor(dtype, tuple(entry.shape), start + begin)

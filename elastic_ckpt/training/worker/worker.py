@@ -31,15 +31,15 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training import runtime
-from elastic_ckpt.training.peers import describe
+from elastic_ckpt.training.rank_errors import describe
 from elastic_ckpt.training.state.rng import reseed_numpy
 from elastic_ckpt.training.tensors.device_copy import pin, unpin
-from elastic_ckpt.training.worker.output import keep_output
 from elastic_ckpt.training.worker.signal_shield import (
     ignore_notices,
     set_terminate_hook,
     shield_data_loaders,
 )
+from elastic_ckpt.training.worker.stdio import keep_output
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
