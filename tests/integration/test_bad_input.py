@@ -131,7 +131,7 @@ with Session("somewhere-else", model=torch.nn.Linear(1, 1)):
 """
     with Job(tmp_path, script=script(tmp_path, text), nproc=1) as job:
         assert job.start().wait() == 64, job.output()
-        assert any("start it with --dir" in line for line in errors_of(job))
+        assert any("omit save_dir in the script" in line for line in errors_of(job))
 
 
 def test_loader_without_an_elastic_sampler_is_an_error(tmp_path):
