@@ -15,6 +15,7 @@ from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
+LONG = ("--epochs", "1000", "--pause", "0.05")
 KEEPER = SCRIPTS / "keeper.py"
 FILLER_BYTES = 8_700_000
 
@@ -135,7 +136,7 @@ def test_notice_without_disk_space_exits_76_and_keeps_memory(tmp_path, full):
 
 @pytest.mark.slow
 def test_preempted_job_leaves_no_memory_tier(tmp_path):
-    with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
+    with Job(tmp_path, "--epochs", "1000", "--pause", "0.02", nproc=2) as job:
         job.start("--save-interval", "2").until_step(5)
         assert len(job.tiers()) == 1 and event(job, "saved")["tier"] == "memory"
         job.process.terminate()
@@ -145,7 +146,7 @@ def test_preempted_job_leaves_no_memory_tier(tmp_path):
 
 
 def test_emergency_save_goes_straight_to_disk(tmp_path):
-    with Job(tmp_path, "--epochs", "9", "--pause", "0.02", nproc=2) as job:
+    with Job(tmp_path, "--epochs", "1000", "--pause", "0.02", nproc=2) as job:
         job.start().until_step(3)
         job.process.terminate()
         assert job.wait() == 75, job.output()
@@ -157,7 +158,7 @@ def test_emergency_save_goes_straight_to_disk(tmp_path):
 @pytest.mark.slow
 def test_next_run_of_any_job_removes_the_tier_of_a_deleted_job(tmp_path):
     with (
-        Job(tmp_path / "one", "--interval", "2", "--pause", "0.05", nproc=1) as killed,
+        Job(tmp_path / "one", *LONG, "--interval", "2", nproc=1) as killed,
         Job(tmp_path / "two", "--steps", "2", nproc=1, script=KEEPER) as other,
     ):
         killed.start().until_step(5)
@@ -173,7 +174,7 @@ def test_next_run_of_any_job_removes_the_tier_of_a_deleted_job(tmp_path):
 @needs_root
 def test_newest_snapshot_is_drained_where_a_save_does_not_fit(tmp_path, full):
     """A step takes 3 s, the notice is 2 s, and step 2 is in memory."""
-    with Job(tmp_path, "--interval", "1", "--pause", "1.5", nproc=1) as job:
+    with Job(tmp_path, "--epochs", "99", "--interval", "1", "--pause", "1.5", nproc=1) as job:
         job.directory = full / "job"
         job.start("--grace", "2").until(
             lambda view: only_in_memory(2)(view) and drain_failed(job, 2), "step 2"

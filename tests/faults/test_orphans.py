@@ -26,7 +26,9 @@ def shared_memory(job: Job) -> set[str]:
 
 @pytest.mark.parametrize("victim", ["supervisor", slow("agent"), slow("forkserver")])
 def test_killed_process_takes_its_children_along(tmp_path, victim):
-    with Job(tmp_path, "--epochs", "3", "--interval", "5", "--pause", "0.01") as job:
+    calm = tmp_path / "calm"
+    arguments = ("--epochs", "3", "--interval", "5", "--pause", "0.2", "--calm", str(calm))
+    with Job(tmp_path, *arguments) as job:
         job.start().until_step(6)
         mapped = shared_memory(job)
         assert mapped
@@ -34,6 +36,7 @@ def test_killed_process_takes_its_children_along(tmp_path, victim):
         doomed = [process for process in job.tree() if process != supervisor]
         # 2 workers with 2 DataLoader children each, the template, torch's helpers, the agent
         assert len(doomed) >= 8
+        calm.touch()
         if victim != "supervisor":
             # The resource tracker serves the agent and may live as long.
             doomed = [p for p in doomed if victim == "agent" or p in job.workers()]
@@ -53,7 +56,7 @@ def test_killed_process_takes_its_children_along(tmp_path, victim):
 
 @pytest.mark.slow
 def test_workers_end_when_both_parents_are_killed(tmp_path):
-    with Job(tmp_path, "--epochs", "3", "--workers", "0", "--pause", "0.01") as job:
+    with Job(tmp_path, "--epochs", "1000", "--workers", "0", "--pause", "0.01") as job:
         job.start().until_step(3)
         workers, agent, supervisor = job.workers(), job.agent(), job.supervisor()
         supervisor.send_signal(signal.SIGSTOP)  # so that it cannot clean up first

@@ -17,7 +17,9 @@ def recoveries(job):
 
 @pytest.mark.one_torch
 def test_recovery_stages_add_up(tmp_path):
-    with Job(tmp_path, "--epochs", "40", "--interval", "2", "--workers", "0") as job:
+    with Job(
+        tmp_path, "--epochs", "1000", "--interval", "2", "--workers", "0", "--pause", "0.01"
+    ) as job:
         job.start().until_step(5)
         (victim,) = [w.pid for w in job.view().workers if w.rank == 1]
         killed = time.monotonic()

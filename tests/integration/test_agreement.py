@@ -69,7 +69,8 @@ def test_all_ranks_save_the_same_step(tmp_path, calm, notice, arguments):
 
 @pytest.mark.slow
 def test_three_preemptions_in_a_row(tmp_path, calm):
-    with job_in(tmp_path, "--pause", "0.02") as job:
+    go = tmp_path / "go"
+    with job_in(tmp_path, "--pause", "0.2", "--calm", str(go)) as job:
         steps = []
         for _ in range(3):
             job.start().until_training()
@@ -77,6 +78,7 @@ def test_three_preemptions_in_a_row(tmp_path, calm):
             job.process.terminate()  # a repeated notice is ignored
             assert job.wait(60) == 75, job.output()
             steps.append(job.view().newest_intact.step)
+        go.touch()
         assert job.finish() == 0, job.output()
         assert steps == sorted(steps)
         assert job.view().restarts.preemptions == 3
@@ -85,7 +87,7 @@ def test_three_preemptions_in_a_row(tmp_path, calm):
 
 @pytest.mark.slow
 def test_notice_before_the_first_step_keeps_the_previous_checkpoint(tmp_path):
-    with job_in(tmp_path, "--pause", "0.02") as job:
+    with job_in(tmp_path, "--pause", "0.2") as job:
         job.start()
         job.until(lambda view: view.state == "starting" and view.incarnation == 1, "launch")
         job.process.terminate()
@@ -122,7 +124,8 @@ def test_save_on_request_and_by_the_clock(tmp_path):
 
     from tests.job import environment
 
-    with job_in(tmp_path, "--pause", "0.05") as job:
+    go = tmp_path / "go"
+    with job_in(tmp_path, "--pause", "0.2", "--calm", str(go)) as job:
         job.start().until_step(2)
         saved = subprocess.run(
             [sys.executable, "-m", "elastic_ckpt", "save", str(job.directory)],
@@ -135,6 +138,7 @@ def test_save_on_request_and_by_the_clock(tmp_path):
         assert job.wait(60) == 75
         job.start("--save-interval", "0.5s")
         job.until(lambda view: len(job.checkpoints()) >= 4, "saves by the clock", 60)
+        go.touch()
         assert job.wait(120) == 0
     events = [event for event in job.events() if event["event"] == "saved"]
     assert {event["data"]["reason"] for event in events} >= {"manual", "emergency"}

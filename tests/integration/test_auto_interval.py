@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.one_torch, pytest.mark.slow]
 
 def test_interval_follows_the_cost_of_a_save_and_is_kept_for_the_next_run(tmp_path):
     options = ("--save-interval", "auto", "--mtbf", "1h")
-    with Job(tmp_path, "--epochs", "50", "--size", "2000", "--pause", "0.02") as job:
+    with Job(tmp_path, "--epochs", "500", "--size", "2000", "--pause", "0.02") as job:
         view = job.start(*options).until_training()
         assert view.save_interval.seconds == FIRST_SAVE_SECONDS
         assert view.last_emergency_save is None

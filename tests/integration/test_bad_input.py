@@ -108,7 +108,7 @@ def test_corrupt_newest_checkpoint_is_quarantined(tmp_path):
 
 @pytest.mark.slow
 def test_second_supervisor_exits_73_and_names_the_holder(tmp_path):
-    with Job(tmp_path, "--pause", "0.05") as job:
+    with Job(tmp_path, "--epochs", "1000", "--pause", "0.05") as job:
         job.start().until_training()
         for options in ((), ("--node-name", "elsewhere")):
             second = subprocess.run(

@@ -20,7 +20,7 @@ def drill(job, *options):
 
 @pytest.mark.parametrize(("grace", "code"), [("60", 0), slow("0", 1)])
 def test_drill_reports_whether_a_save_fits_the_grace(tmp_path, grace, code):
-    with Job(tmp_path, "--epochs", "60", "--pause", "0.02", "--interval", "10", nproc=1) as job:
+    with Job(tmp_path, "--epochs", "1000", "--pause", "0.02", "--interval", "10", nproc=1) as job:
         job.start("--grace", grace).until_step(12)
         job.until(lambda view: view.newest_intact and view.newest_intact.tier == "disk", "a save")
         done = drill(job, "--json")

@@ -54,6 +54,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--interval", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--calm", default="", help="a file: once it exists, without --pause")
     parser.add_argument("--slow-rank", type=int, default=-1)
     parser.add_argument("--slow-eval", type=float, default=0.0)
     parser.add_argument("--interruptible", action="store_true")
@@ -98,7 +99,7 @@ def main():
                 noise = random.random() * 1e-3
                 loss = model(inputs).pow(2).mean() + noise * model(inputs).mean()
                 (loss / args.accumulation).backward()
-                if args.pause and (args.slow_rank in (-1, rank)):
+                if args.pause and args.slow_rank in (-1, rank) and not os.path.exists(args.calm):
                     time.sleep(args.pause)
                 give_notice(args, session.step + 1, "step", rank)
                 if session.step_ends:
