@@ -105,7 +105,7 @@ def test_one_command_trains_on_all_hosts(cluster: Cluster) -> None:
         words = (cluster.root / f"called.{host}").read_text().splitlines()
         assert words[:5] == ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host]
         assert len(words) == 6 and sys.executable in words[5]
-        assert 'joined it\'s "a" job, which n1 leads' in printed(cluster, host)
+        assert 'joined it\'s "a" job, led by n1' in printed(cluster, host)
 
 
 def test_notice_to_the_command_preempts_all_hosts(cluster: Cluster) -> None:
