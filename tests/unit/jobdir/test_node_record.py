@@ -52,7 +52,7 @@ def test_this_process_is_alive() -> None:
 
 
 def test_a_dead_process_is_not_alive() -> None:
-    """Its pid is free, or belongs to somebody who began later."""
+    """Its pid is free, or belongs to a process that started later."""
     said = subprocess.run(
         [sys.executable, "-c", SAY_WHO], check=True, capture_output=True, timeout=60
     )
@@ -60,7 +60,7 @@ def test_a_dead_process_is_not_alive() -> None:
     assert dead.is_local and dead.is_alive() is False
 
 
-def test_a_process_that_nobody_has_reaped_is_not_alive() -> None:
+def test_a_zombie_is_not_alive() -> None:
     """A zombie does nothing any more."""
     process = subprocess.Popen([sys.executable, "-c", SAY_WHO], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -74,25 +74,25 @@ def test_a_process_that_nobody_has_reaped_is_not_alive() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-3600.0, -5.0, 5.0])
-def test_a_recycled_pid_is_somebody_else(seconds: float) -> None:
+def test_a_reused_pid_is_another_process(seconds: float) -> None:
     """The pid runs, but what was recorded began at another time."""
     me = ProcessIdentity.current()
     former = msgspec.structs.replace(me, started=me.started + seconds)
     assert former.is_alive() is False
 
 
-def test_a_process_elsewhere_is_not_guessed_about() -> None:
+def test_a_process_on_another_host_is_unknown() -> None:
     """Neither alive nor dead: another host, or another boot of this one."""
     elsewhere = msgspec.structs.replace(ProcessIdentity.current(), boot_id="another")
     assert not elsewhere.is_local
     assert elsewhere.is_alive() is None
 
 
-def test_a_step_of_the_wall_clock_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that the system library tells for a start moves with the clock; we do not."""
     me = ProcessIdentity.current()
-    told = psutil.Process.create_time
-    monkeypatch.setattr(psutil.Process, "create_time", lambda self: told(self) + 3600.0)
+    original = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: original(self) + 3600.0)
     assert me.is_alive() is True
 
 
@@ -104,8 +104,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"job": 1}', b"\xff\xfe"])
-def test_a_record_that_cannot_be_understood_is_none(tmp_path: Path, data: bytes) -> None:
-    """A torn record, or one of another version, stops nobody."""
+def test_an_invalid_record_is_none(tmp_path: Path, data: bytes) -> None:
+    """A torn record, or one of another version, is ignored."""
     (tmp_path / "here.json").write_bytes(data)
     assert read_record(tmp_path / "here.json") is None
     assert read_record(tmp_path / "missing.json") is None
@@ -154,7 +154,7 @@ def test_a_node_name_is_never_a_directory_of_its_own(tmp_path: Path, given: str)
     assert not job.node_lock(node_name(given)).exists()
 
 
-def test_a_request_is_taken_once(tmp_path: Path) -> None:
+def test_a_request_is_served_once(tmp_path: Path) -> None:
     """Any number of requests before a look are one; afterwards there is none."""
     job = open_job(tmp_path / "job")
     assert take_requests(job) is False

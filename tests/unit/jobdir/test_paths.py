@@ -38,7 +38,7 @@ def test_a_checkpoints_place_has_its_own_key(tmp_path: Path) -> None:
     assert checkpoint_key(job.checkpoint(3, 120).name) == (3, 120)
 
 
-def test_prepare_makes_what_is_missing_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_prepare_creates_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
     """It may be called by every run, and parents are made too."""
     job = JobDirectory.at(tmp_path / "new" / "job")
     job.prepare()
@@ -62,7 +62,7 @@ def test_a_job_directory_is_absolute_and_without_links(
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "/proc/none", "long" * 100])
-def test_a_directory_that_cannot_be_made_is_one_line_and_73(tmp_path: Path, where: str) -> None:
+def test_a_directory_that_cannot_be_created_is_one_line_and_73(tmp_path: Path, where: str) -> None:
     """The message names the place, and no access check is fooled by being root."""
     (tmp_path / "file").write_bytes(b"not a directory")
     place = tmp_path / where
@@ -76,7 +76,7 @@ def test_a_directory_that_cannot_be_made_is_one_line_and_73(tmp_path: Path, wher
 
 
 @pytest.mark.parametrize("name", [".attempts", ".quarantine", ".elastic-ckpt"])
-def test_a_file_where_we_keep_our_own_is_named(tmp_path: Path, name: str) -> None:
+def test_a_file_in_place_of_the_control_directory_is_named(tmp_path: Path, name: str) -> None:
     """The message says which of the places is in the way."""
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(DirectoryUnusable, match=name):

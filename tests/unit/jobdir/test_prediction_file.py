@@ -22,7 +22,7 @@ def learned() -> Predictor:
     return predictor
 
 
-def test_the_next_run_begins_where_this_one_ended(job: JobDirectory) -> None:
+def test_the_next_run_keeps_what_this_one_learned(job: JobDirectory) -> None:
     write_predictor(job, learned())
     assert read_predictor(job) == learned()
     assert read_predictor(job).last_bytes == 10**9
@@ -39,7 +39,7 @@ def test_a_new_job_knows_nothing(job: JobDirectory) -> None:
      '{"routes": {"disk": {"seconds_per_byte": 1e-9, "least_seconds": 1, "margin": 1e99}}}',
      "[" * 100_000, " " * 100_000],
 )  # fmt: skip
-def test_a_file_that_is_no_good_is_as_none(job: JobDirectory, text: str) -> None:
+def test_an_invalid_file_counts_as_missing(job: JobDirectory, text: str) -> None:
     job.prediction.write_text(text)
     assert read_predictor(job) == Predictor()
     write_predictor(job, learned())
@@ -58,7 +58,7 @@ def test_a_directory_that_was_replaced_by_a_link_is_neither_read_nor_written(
     assert tree(tmp_path / "other") == before
 
 
-def test_a_disk_that_takes_nothing_is_no_error(job: JobDirectory) -> None:
+def test_a_full_disk_is_not_an_error(job: JobDirectory) -> None:
     job.prediction.mkdir()
     write_predictor(job, learned())
     assert read_predictor(job) == Predictor()

@@ -25,7 +25,7 @@ def test_a_job_is_found_by_its_number(home: dict[str, str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["", "x", "../12", "12/..", "1_2_3", "-1", "१२"])
-def test_nothing_else_is_a_number(home: dict[str, str], tmp_path: Path, text: str) -> None:
+def test_invalid_job_numbers(home: dict[str, str], tmp_path: Path, text: str) -> None:
     assert not is_job_number(text)
     remember_job(text, tmp_path, home)
     assert find_job(text, home) is None
@@ -38,7 +38,7 @@ def test_without_a_home_nothing_is_kept(tmp_path: Path) -> None:
         assert find_job("12", environ) is None
 
 
-def test_old_ones_are_forgotten(home: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+def test_old_jobs_are_forgotten(home: dict[str, str], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(slurm_jobs, "MAX_KEPT", 3)
     for number in range(5):
         remember_job(str(number), tmp_path, home)

@@ -49,13 +49,13 @@ class Job:
         interval: steps between the saves that follow from the step number.
         deaths: ranks that may die, each in any state.
         node_deaths: nodes that may vanish, with their watchers and ranks.
-        flag_first: the watcher raises the flag before it reads; else behind it.
-        entered_first: a rank writes ``entered`` before it reads the flag; else behind it.
+        flag_first: the watcher raises the flag before it reads; else afterwards.
+        entered_first: a rank writes ``entered`` before it reads the flag; else afterwards.
         maximum: the answer is the maximum over the nodes; else each node takes its own.
         rewinds: a rank sets ``entered`` back before it saves.
-        loop: the script calls ``should_save`` once behind every step, the last one too, and does
-            not come back to the boundary behind a save; else it is a ``Session``, which looks
-            where a step begins, and again behind a save.
+        loop: the script calls ``should_save`` once after every step, including the last, and
+            does not return to the boundary after a save; else it is a ``Session``, which checks
+            before each step, and again after a save.
         gives_up: a watcher that learns of a death aborts; else it waits on.
         watcher_waits: the watcher posts only when every rank has come to a boundary.
         ranks_vote: no watcher answers: each rank posts what it has finished and waits for all.
@@ -79,19 +79,19 @@ class Job:
 
     @property
     def first_boundary(self) -> int:
-        """The step behind which a rank looks first."""
+        """The step after which a rank checks first."""
         return self.start + self.loop
 
     @property
     def last_boundary(self) -> int:
-        """The step behind which a rank looks last."""
+        """The step after which a rank checks last."""
         return self.steps if self.loop else self.steps - 1
 
 
 class Rank(NamedTuple):
     """A rank: where it is in its program, its words on the board, its agenda.
 
-    ``at`` names the action that it takes next; ``then`` where it goes behind a save. ``flag`` is
+    ``at`` names the action that it takes next; ``then`` where it goes after a save. ``flag`` is
     what it read last. ``saves`` holds the steps of all saves that it has arrived at.
     """
 
@@ -127,7 +127,7 @@ ENDS = frozenset({"stopped", "completed", "released", "dead"})
 """Where a rank takes no further action."""
 
 COUPLED = frozenset({"finish", "saving", "leaving"})
-"""Where a rank waits for ranks; a supervisor kills what is stuck here behind a death."""
+"""Where a rank waits for ranks; a supervisor kills ranks that are stuck here after a death."""
 
 State = tuple[tuple[int, ...], tuple[int, ...]]
 """Ranks and nodes, by their numbers in ``Model.things``."""
@@ -149,7 +149,7 @@ class Model:
         self._rank_steps: dict[tuple[int, int, int | None], int | None] = {}
 
     def initial(self) -> State:
-        """All ranks have loaded; nobody has said so on the board."""
+        """All ranks have loaded; none has posted it on the board."""
         # The first call of should_save comes when a step is over.
         at = "begin" if self.job.loop else "attach"
         rank = self._number(Rank(at, self.job.start, self.job.start))
@@ -201,7 +201,7 @@ class Model:
         )
 
     def _label(self, index: int, rank: Rank) -> str:
-        return f"node {self.home[index]}, a rank behind step {rank.finished}: {rank.at}"
+        return f"node {self.home[index]}, a rank after step {rank.finished}: {rank.at}"
 
     def _number(self, thing: Rank | Node) -> int:
         number = self._numbers.setdefault(thing, len(self.things))
@@ -229,7 +229,7 @@ class Model:
         return 0 if ready else None
 
     def rank_step(self, rank: Rank, node: Node, word: int | None) -> Rank | None:
-        """The rank behind its next action; None if it cannot take it now."""
+        """Return the rank after its next action; None if it cannot take it now."""
         job = self.job
         if rank.at in ENDS or word is None:
             return None
@@ -340,7 +340,7 @@ class Model:
     # -- a watcher --------------------------------------------------------------------------------
 
     def node_steps(self, index: int, ranks: list[Rank], nodes: list[Node]) -> Iterator[Node]:
-        """The node behind each action that its watcher can take."""
+        """Yield the node after each action that its watcher can take."""
         job, node = self.job, nodes[index]
         mine = [rank for rank, home in zip(ranks, self.home, strict=True) if home == index]
         order = ("raise", "read") if job.flag_first else ("read", "raise")
@@ -430,7 +430,7 @@ class Judge:
         stops = [answer.step for node in nodes for answer in node.answers if answer.kind is STOP]
         furthest = max(rank.begun for rank in ranks)
         if stops and furthest > max(min(stops), self._job.first_boundary):
-            yield f"a rank has passed the stop step: {min(stops)}, and {furthest} is begun"
+            yield f"a rank has passed the stop step: {min(stops)}, and {furthest} has begun"
         busy = any(
             node.served < len(self._job.requests)
             if node.at == "idle"
@@ -513,7 +513,7 @@ SITUATIONS: dict[str, Situation] = {
     "a flag rises while a rank saves": lambda ranks, nodes: any(
         rank.at == "saving" and rank.seen < nodes[0].flag for rank in ranks
     ),
-    "a word is read that was about to be rewound": lambda ranks, nodes: any(
+    "a step is read that was about to be rewound": lambda ranks, nodes: any(
         rank.at == "rewind" and node.at in ("read", "post") and rank.entered in node.words
         for rank in ranks
         for node in nodes
@@ -521,10 +521,10 @@ SITUATIONS: dict[str, Situation] = {
     "a rank learns of two requests at once": lambda ranks, nodes: any(
         len(rank.open) > 1 for rank in ranks
     ),
-    "a stop comes behind the last boundary": lambda ranks, nodes: any(
+    "a stop comes after the last boundary": lambda ranks, nodes: any(
         node.flag > rank.seen and rank.at == "completed" for node in nodes for rank in ranks
     ),
-    "the answer is that nothing was begun": lambda ranks, nodes: any(
+    "the answer is that no step was entered": lambda ranks, nodes: any(
         answer.step == NOTHING_ENTERED for node in nodes for answer in node.answers
     ),
     "a rank is released": lambda ranks, nodes: any(rank.at == "released" for rank in ranks),

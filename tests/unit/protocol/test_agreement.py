@@ -46,10 +46,10 @@ from tests.unit.protocol.agreement_model import (
 AHEAD = "a rank runs ahead"
 BLOCKED = "one waits at the boundary, one is in the next step"
 WHILE_SAVING = "a flag rises while a rank saves"
-REWOUND = "a word is read that was about to be rewound"
+REWOUND = "a step is read that was about to be rewound"
 AT_ONCE = "a rank learns of two requests at once"
-TOO_LATE = "a stop comes behind the last boundary"
-NOT_BEGUN = "the answer is that nothing was begun"
+TOO_LATE = "a stop comes after the last boundary"
+NOT_BEGUN = "the answer is that no step was entered"
 RELEASED = "a rank is released"
 DROPPED = "a save is dropped"
 
@@ -94,7 +94,7 @@ def test_a_save_and_then_a_stop(job: Job) -> None:
     holds(job, AHEAD, BLOCKED, WHILE_SAVING, REWOUND, AT_ONCE, TOO_LATE)
 
 
-def test_saves_in_a_row_and_then_a_stop() -> None:
+def test_saves_followed_by_a_stop() -> None:
     holds(Job(steps=3, requests=(SAVE, SAVE, STOP)), WHILE_SAVING, AT_ONCE, DROPPED)
 
 
@@ -105,8 +105,8 @@ def test_a_second_stop_changes_nothing() -> None:
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 @pytest.mark.parametrize("interval", [1, 2])
-def test_with_saves_that_follow_from_the_step_number(start: int, interval: int) -> None:
-    """After a resume too; one that resumed behind the last step has nothing to do."""
+def test_requests_beside_saves_at_fixed_steps(start: int, interval: int) -> None:
+    """After a resume, too; one from the last step has nothing to do."""
     holds(Job(steps=3, start=start, interval=interval, requests=(SAVE, STOP)), TOO_LATE)
 
 
@@ -115,7 +115,7 @@ def test_a_single_rank() -> None:
 
 
 def test_a_request_at_the_last_step_ends_all_ranks_alike() -> None:
-    """A session has no boundary behind its last step: all complete, with one last save."""
+    """A session has no boundary after its last step: all complete, with one last save."""
     holds(Job(nodes=(2,), steps=1, requests=(SAVE, STOP)), BLOCKED, TOO_LATE)
     holds(Job(nodes=(3,), steps=1), BLOCKED, TOO_LATE)
 
@@ -128,7 +128,7 @@ def test_a_request_at_the_last_step_ends_all_ranks_alike() -> None:
         Job(loop=True, nodes=(1, 1), steps=3, rewinds=False),
     ],
 )
-def test_a_loop_that_looks_once_per_step(job: Job) -> None:
+def test_a_loop_that_checks_once_per_step(job: Job) -> None:
     """``should_save``: without a rewind, because the next step begins without another look."""
     holds(job, AHEAD, BLOCKED)
 
@@ -146,7 +146,7 @@ def test_a_loop_that_looks_once_per_step(job: Job) -> None:
     ],
 )
 def test_a_death_in_every_state_leaves_no_rank_waiting_for_an_answer(job: Job) -> None:
-    """What is stuck in a step or a save behind it is the supervisor's to kill."""
+    """The supervisor kills ranks that are stuck in a step or in the save after it."""
     holds(job, BLOCKED, RELEASED)
 
 
@@ -161,7 +161,7 @@ def test_without_an_abort_a_vanished_node_leaves_ranks_waiting() -> None:
 
 
 @pytest.mark.parametrize("nodes", [(2,), (3,)])
-def test_ranks_that_wait_for_each_others_word_deadlock(nodes: tuple[int, ...]) -> None:
+def test_ranks_that_wait_for_each_other_deadlock(nodes: tuple[int, ...]) -> None:
     """The naive rule: post what was finished, wait until all have posted, take the maximum."""
     found = explore(Job(nodes=nodes, ranks_vote=True))
     assert found.violation is not None
@@ -186,15 +186,15 @@ def test_a_wrong_order_or_a_missing_maximum_lets_a_rank_pass_the_stop_step(broke
     assert explore(broken, "deadlock").violation is not None
 
 
-def test_a_watcher_that_waits_for_ranks_is_found_out() -> None:
+def test_the_model_finds_a_watcher_that_waits_for_ranks() -> None:
     found = explore(Job(watcher_waits=True))
     assert found.violation is not None
     assert found.violation.what == "a watcher waits for a rank"
 
 
 @pytest.mark.parametrize("requests", [(SAVE, STOP), (SAVE, SAVE)])
-def test_a_rewind_without_another_look_deadlocks(requests: tuple[RequestKind, ...]) -> None:
-    """A loop that begins the next step behind a save must leave ``entered`` where it is."""
+def test_a_rewind_without_another_check_deadlocks(requests: tuple[RequestKind, ...]) -> None:
+    """A loop that begins the next step after a save must leave ``entered`` where it is."""
     found = explore(Job(loop=True, steps=4, requests=requests), "deadlock")
     assert found.violation is not None
 
@@ -225,12 +225,14 @@ class _NewestAgenda(Agenda):
 
 
 @pytest.mark.parametrize("broken", [_LateAgenda, _HastyAgenda, _NewestAgenda])
-def test_a_wrong_agenda_is_found_out(monkeypatch: pytest.MonkeyPatch, broken: type[Agenda]) -> None:
+def test_the_model_finds_a_wrong_agenda(
+    monkeypatch: pytest.MonkeyPatch, broken: type[Agenda]
+) -> None:
     monkeypatch.setattr("tests.unit.protocol.agreement_model.Agenda", broken)
     assert explore(Job(requests=(SAVE, STOP))).violation is not None
 
 
-def test_a_wrong_answer_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_finds_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.unit.protocol.agreement_model.answer_step", min)
     assert explore(Job()).violation is not None
 
@@ -302,7 +304,7 @@ def test_larger_jobs_with_deaths_at_random(job: Job, seed: int, nodes: bool) -> 
     assert {rank.at for rank in ranks} <= ENDS | COUPLED
 
 
-def test_random_schedules_find_what_is_wrong() -> None:
+def test_random_schedules_find_wrong_protocols() -> None:
     """The two tests above could fail: the naive rule does, in most schedules."""
     naive = Job(nodes=(8,), steps=6, ranks_vote=True)
     verdicts = [run_at_random(naive, seed)[0] for seed in range(40)]
@@ -382,7 +384,7 @@ def accesses_of_the_code(moments: list[Node], finished: int) -> tuple[list[str],
             return timeline.accesses, "released"
         if action.kind is ActionKind.STOP:
             return timeline.accesses, "stopped"
-        finished += action.kind is ActionKind.GO  # behind a save it looks again
+        finished += action.kind is ActionKind.GO  # after a save it checks again
     return timeline.accesses, f"behind {finished}"
 
 
@@ -502,7 +504,7 @@ def test_the_agent_raises_the_flag_waits_reads_and_posts(
     assert accesses == ["raise 1", "fence", "read", "post 1 STOP 5"]
 
 
-def test_the_agent_drops_a_save_while_one_is_taken_up_but_never_a_stop(agent: Agent) -> None:
+def test_the_agent_drops_a_save_before_the_last_one_is_seen_but_never_a_stop(agent: Agent) -> None:
     board = agent._board
     agent._ask(SAVE)
     agent._ask(SAVE)
@@ -535,7 +537,7 @@ def test_a_watcher_without_a_supervisor_keeps_the_same_order() -> None:
 # -- a rank's agenda, by hand ---------------------------------------------------------------------
 
 
-def test_an_agenda_without_a_request_goes_on() -> None:
+def test_an_agenda_without_a_request_continues() -> None:
     agenda = Agenda()
     assert agenda.decide(finished=7, flag=0, answers={}) == StepAction(ActionKind.GO)
 
@@ -564,20 +566,20 @@ def test_a_stop_includes_the_saves_that_are_due_with_it() -> None:
     assert Agenda().decide(5, 2, answers) == StepAction(ActionKind.STOP, 2)
 
 
-def test_of_two_saves_that_are_due_together_the_one_that_somebody_waits_for_is_made() -> None:
+def test_a_save_that_a_user_waits_for_comes_before_one_of_the_interval() -> None:
     for first, second in ((SAVE, RequestKind.SAVE_NOW), (RequestKind.SAVE_NOW, SAVE)):
         answers = {1: RequestAnswer(1, first, 5), 2: RequestAnswer(2, second, 5)}
         assert Agenda().decide(5, 2, answers) == StepAction(ActionKind.SAVE_NOW, 2)
 
 
-def test_an_agenda_keeps_what_it_learnt_before_a_missing_answer() -> None:
+def test_an_agenda_keeps_answers_before_a_missing_one() -> None:
     agenda = Agenda()
     assert agenda.decide(5, 2, {1: RequestAnswer(1, SAVE, 5)}).kind is ActionKind.WAIT
     assert agenda.seen == 1
     assert agenda.decide(5, 2, {2: RequestAnswer(2, STOP, 6)}) == StepAction(ActionKind.SAVE, 1)
 
 
-def test_the_answer_is_the_largest_step_or_that_nothing_was_begun() -> None:
+def test_the_answer_is_the_largest_step_or_nothing_entered() -> None:
     assert answer_step([3, 5, NOTHING_ENTERED]) == 5
     assert answer_step([]) == answer_step([NOTHING_ENTERED]) == NOTHING_ENTERED
     assert (

@@ -75,7 +75,7 @@ def same(slot: Slot) -> bool:
 
 
 class RacingWords:
-    """The words of a board whose writer goes on between a reader's accesses, and during one.
+    """The words of a board whose writer continues between a reader's accesses, and during one.
 
     Args:
         advances: how many more words are written before each access, one after another; when
@@ -135,7 +135,7 @@ def test_no_interleaving_of_a_writer_and_a_reader_mixes_two_steps() -> None:
     assert torn > 500  # what was avoided
 
 
-def test_a_process_that_hammers_its_slot_is_never_seen_between_two_steps() -> None:
+def test_a_busy_writer_is_never_read_between_two_steps() -> None:
     board = Board.create(2)
     with subprocess.Popen(python(HAMMER, board.path)) as writer:
         try:
@@ -145,7 +145,7 @@ def test_a_process_that_hammers_its_slot_is_never_seen_between_two_steps() -> No
             while time.monotonic() < limit:
                 began = time.perf_counter()
                 slot = board.read_slot(1)
-                # A reader gives up behind a thousand tries: on a busy machine the writer may
+                # A reader gives up after a thousand tries: on a busy machine the writer may
                 # stand still in a frame for longer. Only quick reads are known not to have.
                 if time.perf_counter() - began < 50e-6:
                     assert same(slot)
@@ -167,7 +167,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.001)
 
 
-def test_a_writer_that_died_in_a_frame_hangs_no_reader_and_the_next_one_mends_it() -> None:
+def test_a_frame_of_a_dead_writer_blocks_no_reader_and_the_next_writer_repairs_it() -> None:
     board = Board.private()
     slot = board.rank_slot(0)
     slot.step(4, 3, 0, 24)
@@ -184,7 +184,7 @@ def test_a_writer_that_died_in_a_frame_hangs_no_reader_and_the_next_one_mends_it
 # -- slots ----------------------------------------------------------------------------------------
 
 
-def test_a_fresh_slot_says_that_nothing_has_happened(board: Board) -> None:
+def test_a_new_slot_is_empty(board: Board) -> None:
     assert board.read_slots() == [replace(FRESH, local_rank=index) for index in range(3)]
     assert (FRESH.rank, FRESH.pid, FRESH.saved_step, FRESH.exit_code) == (-1, 0, -1, 0)
     assert (FRESH.entered, FRESH.start_step) == (NOTHING_ENTERED, NOTHING_ENTERED)
@@ -252,7 +252,7 @@ def test_a_resumed_rank_has_a_checkpoint_and_a_fresh_one_has_none(start: int, sa
     assert (slot.start_step, slot.saved_step, slot.attached) == (start, saved, True)
 
 
-def test_a_phase_is_given_back_so_that_it_can_be_restored(board: Board) -> None:
+def test_phase_returns_the_previous_one(board: Board) -> None:
     slot = board.rank_slot(0)
     assert slot.phase(Phase.TRAINING) is Phase.LAUNCHED
     assert slot.phase(Phase.SAVING) is Phase.TRAINING
@@ -287,13 +287,13 @@ def test_answers_are_found_by_number_and_the_ring_keeps_the_newest(board: Board)
         assert board.answers() == {n: a for n, a in posted.items() if n > number - RING}
 
 
-def test_an_answer_that_nothing_was_begun_is_an_answer(board: Board) -> None:
+def test_nothing_entered_is_an_answer(board: Board) -> None:
     board.post_answer(RequestAnswer(1, STOP, NOTHING_ENTERED))
     assert board.answers() == {1: RequestAnswer(1, STOP, NOTHING_ENTERED)}
 
 
-def test_an_answer_that_is_being_written_is_not_there_yet() -> None:
-    """The number is the last word that is written of it."""
+def test_a_half_written_answer_is_not_read() -> None:
+    """Its number is written last."""
     writes: list[tuple[int, int]] = []
 
     class Noting:
@@ -320,7 +320,7 @@ def test_flag_and_abort_are_numbers(board: Board) -> None:
     assert board.answers() == {}
 
 
-def test_a_deadline_can_be_set_moved_and_taken_back(board: Board) -> None:
+def test_a_deadline_can_be_set_moved_and_cleared(board: Board) -> None:
     assert board.deadline is None
     for seconds in (1234.5, 1200.25):
         board.deadline = seconds
@@ -378,7 +378,7 @@ def test_two_mappings_of_one_board_are_one_board() -> None:
     assert other.flag == 1
 
 
-def test_who_only_looks_cannot_write() -> None:
+def test_a_read_only_board_cannot_be_written() -> None:
     board = Board.create(1)
     board.rank_slot(0).step(3, 2, 1, 16)
     looking = Board.open(board.path, writable=False)
@@ -411,7 +411,7 @@ def words_of(board: Board) -> list[int]:
 
 
 @pytest.mark.parametrize("word", [0, 1], ids=["magic", "version"])
-def test_a_file_that_is_no_board_of_this_version_is_refused(tmp_path: Path, word: int) -> None:
+def test_another_versions_board_is_refused(tmp_path: Path, word: int) -> None:
     words = words_of(Board.private())
     assert Board.open(stranger(tmp_path, struct.pack(f"{len(words)}q", *words))).slots == 1
     words[word] += 1

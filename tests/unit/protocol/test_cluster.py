@@ -23,7 +23,7 @@ from elastic_ckpt.protocol.ended import Ended, EndKind
 
 
 class Nodes:
-    """Members that say what a test has them say, and a head that hears it."""
+    """Members whose reports a test sets, and a head that receives them."""
 
     def __init__(self, *names: str):
         self.head = HeadRules(JobState(run_id="r", job="j", identity="i", head=names[0]))
@@ -40,7 +40,7 @@ class Nodes:
         self.heard[number] = self.now
         return number
 
-    def hear(self, *silent: int, after: float = 0.1) -> JobState:
+    def report(self, *silent: int, after: float = 0.1) -> JobState:
         """All but the silent ones speak."""
         self.now += after
         self.heard |= {number: self.now for number in self.states if number not in silent}
@@ -49,7 +49,7 @@ class Nodes:
         return self.head.state
 
     def launch(self, number: int = 1, most: int = 9) -> tuple[int, ...]:
-        self.hear()
+        self.report()
         roster = self.head.launch(number, most, 4711)
         for one in roster:
             self.states[one].incarnation = number
@@ -67,54 +67,54 @@ def test_the_head_is_the_first_of_a_roster_that_most_bounds() -> None:
     assert nodes.head.present() == {0: "a", 1: "b", 2: "c"}
 
 
-def test_who_leaves_takes_no_part_in_the_next_incarnation() -> None:
+def test_a_leaving_node_is_not_in_the_next_incarnation() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes[1].leaving = True
-    nodes.hear()
+    nodes.report()
     assert nodes.head.present() == {0: "a"}
 
 
-def test_an_answer_is_the_largest_word_of_all_nodes_and_waits_for_each() -> None:
+def test_the_answer_is_the_largest_of_all_nodes_and_waits_for_each() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes[1].asks = {1: RequestKind.STOP}
-    (request,) = nodes.hear().requests
+    (request,) = nodes.report().requests
     assert (request.number, request.kind, request.step) == (1, RequestKind.STOP, None)
     nodes[0].answers = {1: NodeAnswer(11, True)}
-    assert nodes.hear().requests[0].step is None
+    assert nodes.report().requests[0].step is None
     nodes[1].answers = {1: NodeAnswer(12, True)}
-    (request,) = nodes.hear().requests
+    (request,) = nodes.report().requests
     assert (request.step, request.idle) == (12, False)
 
 
-def test_words_on_an_earlier_incarnation_answer_nothing() -> None:
+def test_answers_of_an_earlier_incarnation_are_ignored() -> None:
     nodes = Nodes("a", "b")
     nodes.launch(1)
     nodes.end(0, "stopped")
     nodes.end(1, "stopped")
     nodes[0].answers = nodes[1].answers = {1: NodeAnswer(10, True)}
-    assert nodes.hear().is_over
+    assert nodes.report().is_over
     nodes.head.launch(2, 9, 4711)
     assert nodes.head.running
-    assert nodes.head.state.verdict.incarnation == 1  # for who has yet to hear of it
+    assert nodes.head.state.verdict.incarnation == 1  # for members that have yet to receive it
     nodes[0].incarnation, nodes[0].answers, nodes[0].ended = 2, {1: NodeAnswer(20, True)}, None
     nodes[0].asks = {1: RequestKind.STOP}
-    assert nodes.hear().requests[0].step is None  # the other one still speaks of the first
+    assert nodes.report().requests[0].step is None  # the other one still reports on the first
 
 
-def test_a_stop_before_any_step_says_so() -> None:
+def test_a_stop_before_any_step_is_idle() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes.head.ask(RequestKind.STOP)
     nodes[0].answers, nodes[1].answers = {1: NodeAnswer(-1, False)}, {1: NodeAnswer(7, False)}
-    assert nodes.hear().requests[0].idle
+    assert nodes.report().requests[0].idle
     nodes.head.state.requests[0].step = None
     nodes[1].answers = {1: NodeAnswer(7, True)}
-    assert not nodes.hear().requests[0].idle
+    assert not nodes.report().requests[0].idle
 
 
-def test_saves_wait_for_each_other_and_nothing_comes_behind_a_stop() -> None:
+def test_saves_wait_for_each_other_and_nothing_follows_a_stop() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     for kind in (RequestKind.SAVE, RequestKind.SAVE, RequestKind.STOP, RequestKind.STOP):
@@ -124,87 +124,87 @@ def test_saves_wait_for_each_other_and_nothing_comes_behind_a_stop() -> None:
     assert kinds == [RequestKind.SAVE, RequestKind.STOP]
 
 
-def test_a_save_that_all_have_taken_up_makes_room_for_the_next() -> None:
+def test_a_save_that_all_have_seen_admits_the_next() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes.head.ask(RequestKind.SAVE)
     nodes[0].seen = 1
-    nodes.hear()
+    nodes.report()
     nodes.head.ask(RequestKind.SAVE)
     assert len(nodes.head.state.requests) == 1
     nodes[1].seen = 1
-    nodes.hear()
+    nodes.report()
     nodes.head.ask(RequestKind.SAVE)
     assert len(nodes.head.state.requests) == 2
 
 
-def test_what_is_asked_is_taken_once_and_only_of_members_that_take_part() -> None:
+def test_asks_are_served_once_and_only_those_of_the_roster() -> None:
     nodes = Nodes("a", "b", "c")
     nodes.launch(most=2)
     nodes[2].asks = {1: RequestKind.STOP}
     nodes[1].asks = {1: RequestKind.SAVE}
     for _ in range(3):
-        nodes.hear()
+        nodes.report()
     assert [request.kind for request in nodes.head.state.requests] == [RequestKind.SAVE]
 
 
-def test_a_silent_node_is_given_up_and_ends_the_incarnation_without_it() -> None:
+def test_a_silent_node_is_lost_and_ends_the_incarnation() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
-    assert not nodes.hear(1, after=LOST_SECONDS - 0.2).over
-    state = nodes.hear(1, after=0.4)
+    assert not nodes.report(1, after=LOST_SECONDS - 0.2).over
+    state = nodes.report(1, after=0.4)
     assert state.over and state.lost == {1} and state.verdict is None
     nodes.end(0, "cut-short")
-    state = nodes.hear(1)
+    state = nodes.report(1)
     assert state.verdict is not None
     assert (state.verdict.lost, state.verdict.kind) == (("b",), EndKind.CRASHED)
     assert nodes.head.present() == {0: "a"}
 
 
-def test_a_node_that_was_given_up_stays_so_when_it_speaks_again() -> None:
+def test_a_lost_node_stays_lost_when_it_reports_again() -> None:
     nodes = Nodes("a", "b")
-    nodes.hear()
-    nodes.hear(1, after=LOST_SECONDS + 0.1)
-    assert nodes.hear().lost == {1}
+    nodes.report()
+    nodes.report(1, after=LOST_SECONDS + 0.1)
+    assert nodes.report().lost == {1}
     assert nodes.join("b") == 2
-    nodes.hear()
+    nodes.report()
     assert nodes.head.present() == {0: "a", 2: "b"}
 
 
-def test_a_node_that_comes_back_under_its_name_replaces_itself_at_once() -> None:
-    """Its agent was killed and started again: nobody has to wait for its silence."""
+def test_a_node_that_returns_replaces_its_old_number_at_once() -> None:
+    """Its agent was killed and started again: no wait for its silence."""
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes.join("b")
-    state = nodes.hear()
+    state = nodes.report()
     assert state.lost == {1} and state.over
 
 
-def test_a_crash_ends_it_for_all_and_waits_for_every_word() -> None:
+def test_a_crash_ends_the_incarnation_after_every_report() -> None:
     nodes = Nodes("a", "b", "c")
     nodes.launch()
     nodes.end(1, "crashed", rank=1, exit_code=-9, message="killed by SIGKILL")
-    state = nodes.hear()
+    state = nodes.report()
     assert state.over and state.verdict is None
     nodes.end(0, "cut-short")
-    assert nodes.hear().verdict is None
+    assert nodes.report().verdict is None
     nodes.end(2, "cut-short")
-    verdict = nodes.hear().verdict
+    verdict = nodes.report().verdict
     assert verdict is not None and verdict.rank == 1
     assert not nodes.head.running
 
 
-def test_what_fails_of_a_stop_before_any_step_is_no_failure() -> None:
+def test_a_failure_due_to_a_stop_before_any_step_does_not_count() -> None:
     nodes = Nodes("a", "b", "c")
     nodes.launch()
     nodes.head.ask(RequestKind.STOP)
     for number in nodes.states:
         nodes[number].answers = {1: NodeAnswer(-1, False)}
-    nodes.hear()
+    nodes.report()
     nodes.end(0, "not-begun")
     nodes.end(1, "not-begun")
     nodes.end(2, "crashed", rank=2, exit_code=1, message="connection reset")
-    verdict = nodes.hear().verdict
+    verdict = nodes.report().verdict
     assert verdict is not None
     assert (verdict.kind, verdict.rank, verdict.exit_code) == (EndKind.NOT_BEGUN, -1, 0)
 
@@ -214,24 +214,24 @@ def test_a_node_that_cannot_end_its_workers_is_given_up() -> None:
     nodes.launch()
     nodes.end(0, "crashed", rank=0)
     nodes.end(1, "cut-short")
-    assert nodes.hear().over
-    nodes.hear()
-    assert nodes.hear(after=STUCK_SECONDS - 1).verdict is None
-    verdict = nodes.hear(after=2.0).verdict
+    assert nodes.report().over
+    nodes.report()
+    assert nodes.report(after=STUCK_SECONDS - 1).verdict is None
+    verdict = nodes.report(after=2.0).verdict
     assert verdict is not None and verdict.lost == ("c",)
 
 
-def test_nodes_that_are_done_hold_up_no_answer_and_hide_no_hang() -> None:
+def test_finished_nodes_delay_no_answer_and_hide_no_hang() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes.end(1, "completed")
     nodes.head.ask(RequestKind.SAVE)
     nodes[0].answers, nodes[0].idle = {1: NodeAnswer(9, True)}, True
-    state = nodes.hear()
+    state = nodes.report()
     assert state.requests[0].step == 9
     assert state.hung
     nodes[0].stuck = StalledNode((), (), {})
-    nodes.hear()
+    nodes.report()
     assert nodes.head.stuck() == ((StalledNode((), (), {}),), True)
 
 
@@ -239,13 +239,13 @@ def test_a_hang_takes_the_ranks_of_all_nodes() -> None:
     nodes = Nodes("a", "b")
     nodes.launch()
     nodes[0].idle = True
-    assert not nodes.hear().hung
+    assert not nodes.report().hung
     nodes[1].idle = True
-    assert nodes.hear().hung
+    assert nodes.report().hung
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_in_any_order_of_words_an_incarnation_ends_and_no_answer_changes(seed: int) -> None:
+def test_in_any_order_of_reports_an_incarnation_ends_and_no_answer_changes(seed: int) -> None:
     """Nodes speak late, ask, enter steps, crash and vanish at random."""
     dice = random.Random(seed)
     nodes = Nodes("a", "b", "c")
@@ -272,7 +272,7 @@ def test_in_any_order_of_words_an_incarnation_ends_and_no_answer_changes(seed: i
             nodes.end(one, "crashed", rank=one)
         if dice.random() < 0.01 and one:
             gone.add(one)
-        job = nodes.hear(*gone, after=dice.uniform(0.0, 0.3))
+        job = nodes.report(*gone, after=dice.uniform(0.0, 0.3))
         for request in job.requests:
             if request.step is not None:
                 assert answers.setdefault(request.number, request.step) == request.step
@@ -286,14 +286,14 @@ def test_in_any_order_of_words_an_incarnation_ends_and_no_answer_changes(seed: i
         for number in nodes.states:
             if nodes[number].ended is None and number not in gone:
                 nodes.end(number, "cut-short")
-        nodes.hear(*gone)
+        nodes.report(*gone)
     assert nodes.head.state.verdict is not None
     lost = set(nodes.head.state.verdict.lost)
     unsaid = {nodes[number].node for number in gone if nodes[number].ended is None}
     assert unsaid <= lost <= {nodes[number].node for number in gone}
 
 
-def test_a_job_begins_with_all_or_with_enough_when_nobody_comes_any_more() -> None:
+def test_a_job_begins_with_all_nodes_or_after_a_wait_with_enough() -> None:
     gathering = Gathering(2, 4)
     assert not gathering.may_launch(1, 100.0)
     assert not gathering.may_launch(2, 101.0)
@@ -303,13 +303,13 @@ def test_a_job_begins_with_all_or_with_enough_when_nobody_comes_any_more() -> No
     assert Gathering(2, 4).may_launch(4, 0.5)
 
 
-def test_those_that_are_left_go_on_at_once() -> None:
+def test_the_remaining_nodes_continue_at_once() -> None:
     gathering = Gathering(1, 4, expected=2)
     assert gathering.may_launch(2, 5.0)
     assert not Gathering(3, 4, expected=2).may_launch(2, 1000.0)
 
 
-def test_a_job_grows_when_a_node_has_come_to_stay_and_there_is_room() -> None:
+def test_a_job_grows_when_a_node_has_stayed_and_there_is_room() -> None:
     gathering = Gathering(1, 3)
     assert not gathering.may_grow(2, 2, 10.0)
     assert not gathering.may_grow(3, 3, 11.0)

@@ -29,32 +29,32 @@ def test_the_worst_of_all_nodes_counts(kinds: list[str], merged: str) -> None:
     assert merge([ended(kind) for kind in kinds]).kind.value == merged
 
 
-def test_a_worker_that_went_without_a_word_goes_before_those_that_raised_because_of_it() -> None:
+def test_a_killed_worker_is_the_cause_before_one_that_raised() -> None:
     raised = ended("crashed", rank=0, exit_code=1, message="connection reset", failed_wall=9.0)
     killed = ended("crashed", rank=5, exit_code=-9, message="killed by SIGKILL", failed_wall=9.5)
     found = merge([raised, ended("cut-short"), killed])
     assert (found.rank, found.exit_code, found.message) == (5, -9, "killed by SIGKILL")
 
 
-def test_of_those_that_raised_the_first_is_to_blame() -> None:
+def test_the_first_worker_that_raised_is_the_cause() -> None:
     late = ended("crashed", rank=0, exit_code=1, message="connection reset", failed_wall=9.2)
     first = ended("crashed", rank=3, exit_code=1, message="ValueError: no", failed_wall=9.1)
     assert merge([late, first]).message == "ValueError: no"
 
 
-def test_a_node_that_vanished_goes_before_all_and_is_no_ranks_fault() -> None:
+def test_a_lost_node_is_the_cause_before_any_rank() -> None:
     raised = ended("crashed", rank=0, exit_code=1, message="connection reset", failed_wall=9.0)
     found = merge([raised], ("n2",))
     assert (found.kind, found.rank, found.exit_code) == (EndKind.CRASHED, -1, 0)
     assert (found.message, found.lost) == ("lost node n2", ("n2",))
 
 
-def test_a_node_that_left_before_its_part_was_done_is_lost_by_its_own_word() -> None:
+def test_a_node_that_left_early_counts_as_lost() -> None:
     found = merge([ended("cut-short"), ended("cut-short", lost=("n2",))])
     assert (found.message, found.lost) == ("lost node n2", ("n2",))
 
 
-def test_what_was_done_is_what_any_node_did_and_times_are_the_heads() -> None:
+def test_progress_is_of_any_node_and_times_are_the_heads() -> None:
     own = ended("stopped", stepped=False, steps=3, finished=10, failed_at=7)
     other = ended("stopped", stepped=True, steps=4, finished=11, attached=True, failed_at=99)
     found = merge([own, other])
@@ -62,7 +62,7 @@ def test_what_was_done_is_what_any_node_did_and_times_are_the_heads() -> None:
     assert found.failed_at == 7
 
 
-def test_what_was_cut_short_is_no_stop_with_a_checkpoint() -> None:
+def test_cut_short_does_not_count_as_stopped() -> None:
     failed = {kind.value: ended(kind.value).failed for kind in EndKind}
     assert [name for name, bad in failed.items() if bad] == ["crashed", "cut-short"]
 

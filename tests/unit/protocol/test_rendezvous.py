@@ -12,7 +12,7 @@ from elastic_ckpt.protocol.rendezvous import meet, parse_endpoint, parse_nodes
 from tests.cluster import free_port
 
 
-def test_the_first_that_listens_leads_and_others_follow() -> None:
+def test_the_first_listener_leads_and_others_follow() -> None:
     port = free_port()
     first = meet(f"127.0.0.1:{port}", lambda: True)
     try:
@@ -26,7 +26,7 @@ def test_the_first_that_listens_leads_and_others_follow() -> None:
         os.close(first.listen_fd)
 
 
-def test_what_a_killed_run_left_is_waited_for() -> None:
+def test_a_killed_runs_listener_is_waited_for() -> None:
     with socket.socket() as left:
         left.bind(("127.0.0.1", 0))
         left.listen()
@@ -67,7 +67,7 @@ def test_endpoints(text: str, found: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ":1", "a:0", "a:65536", "a:x", "a:"])
-def test_what_is_no_endpoint(text: str) -> None:
+def test_invalid_endpoints(text: str) -> None:
     with pytest.raises(UsageError, match="is not HOST or HOST:PORT"):
         parse_endpoint(text)
 

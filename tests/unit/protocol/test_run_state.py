@@ -61,8 +61,8 @@ def test_a_terminal_state_absorbs(state: RunState) -> None:
     assert reachable(state) == {state}
 
 
-def test_nothing_is_launched_again_once_a_notice_has_come() -> None:
-    """Not even by a crash that comes behind it."""
+def test_nothing_is_launched_after_a_notice() -> None:
+    """Not even a crash after the notice launches again."""
     assert reachable(RunState.DRAINING) == {RunState.DRAINING, *TERMINAL}
 
 

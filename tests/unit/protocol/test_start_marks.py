@@ -45,10 +45,10 @@ WHOLE = Marks(*seconds(13, 14, 16, 19, 23, 28))
             id="a moment before its forerunner counts as the same",
         ),
         pytest.param((10, 9, 8), [WHOLE], (0, 0, 3, 1, 2, 3, 4, 5), id="a failure seen late"),
-        pytest.param((10, 11, 12), [], (1, 1, 0, 0, 0, 0, 0, 0), id="nobody came back"),
+        pytest.param((10, 11, 12), [], (1, 1, 0, 0, 0, 0, 0, 0), id="no rank came back"),
     ],
 )
-def test_where_the_time_went(
+def test_the_stages_of_a_recovery(
     before: tuple[int, int, int], marks: list[Marks], expected: tuple[int, ...]
 ) -> None:
     found = breakdown(*seconds(*before), marks)
@@ -63,7 +63,7 @@ def test_the_stages_have_the_names_that_the_journal_shows() -> None:
 
 
 @given(moments, moments, moments, ranks)
-def test_whatever_the_moments_are_the_stages_fill_the_time(
+def test_the_stages_fill_the_time_for_any_moments(
     failed: int, noticed: int, gone: int, marks: list[Marks]
 ) -> None:
     found = breakdown(failed, noticed, gone, marks)

@@ -43,7 +43,7 @@ def leave(place: Path, name: str, owner: ProcessIdentity) -> Path:
     return left
 
 
-def test_what_a_killed_run_left_goes_and_a_live_ones_stays(place: Path) -> None:
+def test_a_dead_runs_directory_is_removed_and_a_live_ones_kept(place: Path) -> None:
     dead = leave(place, "eckpt-dead", gone())
     alive = leave(place, "eckpt-alive", ProcessIdentity.current())
     other = place / "eckpt-unknown"
@@ -54,7 +54,7 @@ def test_what_a_killed_run_left_goes_and_a_live_ones_stays(place: Path) -> None:
     assert made.parent == place and made.stat().st_mode & 0o777 == 0o700
 
 
-def test_no_link_is_followed(place: Path, tmp_path: Path) -> None:
+def test_links_among_old_directories_are_not_followed(place: Path, tmp_path: Path) -> None:
     leave(tmp_path, "precious", gone())
     (place / "eckpt-link").symlink_to(tmp_path / "precious")
     agent_process._make_scratch()

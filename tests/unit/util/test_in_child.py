@@ -35,7 +35,7 @@ def test_answers_come_one_by_one_from_another_process() -> None:
     assert child != os.getpid() and numbers == [0, 1, 2]
 
 
-def test_many_long_answers_are_whole() -> None:
+def test_many_long_answers_arrive_intact() -> None:
     def work() -> Generator[str, None, None]:
         for number in range(10):
             yield "x" * 100_000 + str(number)
@@ -44,21 +44,21 @@ def test_many_long_answers_are_whole() -> None:
         assert [(len(one), one[-1]) for one in found] == [(100_001, str(n)) for n in range(10)]
 
 
-def test_silence_ends_with_the_bound_and_the_child_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_child_is_killed_after_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.1)
 
     def work() -> Generator[int, None, None]:
         yield os.getpid()
         time.sleep(600)
 
-    heard: list[int] = []
+    received: list[int] = []
     silent = pytest.raises(NoAnswer, match=r"^did not answer within 0\.5 s$")
     with silent, answers(work, int, 0.5) as found:
-        heard.extend(found)
-    assert len(heard) == 1 and not psutil.pid_exists(heard[0])
+        received.extend(found)
+    assert len(received) == 1 and not psutil.pid_exists(received[0])
 
 
-def test_a_child_that_dies_says_so() -> None:
+def test_a_dead_child_is_no_answer() -> None:
     def work() -> Generator[int, None, None]:
         yield 1
         os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_a_child_that_dies_says_so() -> None:
         (KeyError("odd"), r"KeyError\('odd'\)"),
     ],
 )
-def test_errors_are_told(error: Exception, text: str) -> None:
+def test_errors_reach_the_parent(error: Exception, text: str) -> None:
     def work() -> Generator[int, None, None]:
         raise error
         yield 1
@@ -87,7 +87,7 @@ def test_errors_are_told(error: Exception, text: str) -> None:
         answer(work, int, 10.0)
 
 
-def test_who_leaves_early_has_the_child_put_things_away(tmp_path: Path) -> None:
+def test_leaving_the_block_early_lets_the_child_clean_up(tmp_path: Path) -> None:
     def work() -> Generator[int, None, None]:
         (tmp_path / "made").touch()
         try:

@@ -59,34 +59,34 @@ def job() -> JobState:
     return JobState(run_id="r", job="j", identity="i", head="a")
 
 
-def lines(store: Memory, *names: str) -> list[StoreLink]:
+def links(store: Memory, *names: str) -> list[StoreLink]:
     head = StoreLink(lambda: store, member("a"), job(), lambda: None)
     return [head, *(StoreLink(lambda: store, member(name), None, lambda: None) for name in names)]
 
 
-def test_the_head_is_number_0_and_hears_all() -> None:
+def test_the_head_is_number_0_and_receives_all_reports() -> None:
     store = Memory()
     early = StoreLink(lambda: store, member("b"), None, lambda: None)  # it waits for a head
     time.sleep(0.05)
     assert early.number == -1
-    head, late = lines(store, "c")
+    head, late = links(store, "c")
     until(lambda: len(head.heard[0]) == 3)
     assert head.number == 0
     assert {seen.state.node for seen in head.heard[0].values()} == {"a", "b", "c"}
-    for line in (early, head, late):
-        line.close()
+    for link in (early, head, late):
+        link.close()
 
 
-def test_the_newest_word_arrives_whatever_was_missed() -> None:
+def test_the_newest_report_arrives_after_missed_ones() -> None:
     store = Memory()
-    head, other = lines(store, "b")
+    head, other = links(store, "b")
     until(lambda: len(head.heard[0]) == 2)
     store.moves.clear()
-    mine, told = member("b"), job()
+    mine, state = member("b"), job()
     for number in range(1, 9):
-        mine.incarnation = told.incarnation = number
+        mine.incarnation = state.incarnation = number
         other.say(mine, None)
-        head.say(member("a"), told)
+        head.say(member("a"), state)
     store.moves.set()
     until(lambda: head.heard[0][other.number].state.incarnation == 8)
     until(lambda: other.job is not None and other.job.incarnation == 8)
@@ -94,9 +94,9 @@ def test_the_newest_word_arrives_whatever_was_missed() -> None:
     other.close()
 
 
-def test_silence_is_seen_on_both_sides_and_ends_with_the_next_word() -> None:
+def test_silence_is_seen_on_both_sides_and_ends_with_the_next_report() -> None:
     store = Memory()
-    head, other = lines(store, "b")
+    head, other = links(store, "b")
     until(lambda: len(head.heard[0]) == 2)
     store.moves.clear()
     time.sleep(0.1)
@@ -109,9 +109,9 @@ def test_silence_is_seen_on_both_sides_and_ends_with_the_next_word() -> None:
     other.close()
 
 
-def test_time_in_which_all_were_stopped_counts_for_nobody() -> None:
+def test_time_in_which_all_were_stopped_does_not_count() -> None:
     store = Memory()
-    head, other = lines(store, "b")
+    head, other = links(store, "b")
     until(lambda: len(head.heard[0]) == 2)
     other.close()  # it will not speak again
     time.sleep(0.1)
@@ -125,37 +125,37 @@ def test_time_in_which_all_were_stopped_counts_for_nobody() -> None:
     head.close()
 
 
-def test_a_store_that_is_gone_breaks_the_line_with_one_line_of_why() -> None:
+def test_a_store_that_is_gone_breaks_the_link_with_a_reason() -> None:
     store = Memory()
     woken = threading.Event()
-    line = StoreLink(lambda: store, member("a"), job(), woken.set)
-    until(lambda: line.job is not None)
+    link = StoreLink(lambda: store, member("a"), job(), woken.set)
+    until(lambda: link.job is not None)
     woken.clear()
     store.fails = True
-    until(lambda: line.broken)
-    assert line.broken == "Connection reset by peer"
+    until(lambda: link.broken)
+    assert link.broken == "Connection reset by peer"
     assert woken.wait(5)
 
 
-def test_a_store_that_cannot_be_reached_is_told_too() -> None:
+def test_an_unreachable_store_breaks_the_link() -> None:
     def refuse():
         raise ConnectionRefusedError(111, "Connection refused")
 
-    line = StoreLink(refuse, member("b"), None, lambda: None)
-    until(lambda: line.broken)
-    assert "Connection refused" in line.broken
+    link = StoreLink(refuse, member("b"), None, lambda: None)
+    until(lambda: link.broken)
+    assert "Connection refused" in link.broken
 
 
-def test_what_is_no_word_of_ours_breaks_the_line() -> None:
+def test_an_invalid_report_breaks_the_link() -> None:
     store = Memory()
     store.values["job"] = '1 {"run_id": 7}'
-    line = StoreLink(lambda: store, member("b"), None, lambda: None)
-    until(lambda: line.broken)
+    link = StoreLink(lambda: store, member("b"), None, lambda: None)
+    until(lambda: link.broken)
 
 
-def test_the_last_word_is_said_before_the_end() -> None:
+def test_close_sends_the_last_report() -> None:
     store = Memory()
-    head, other = lines(store, "b")
+    head, other = links(store, "b")
     until(lambda: len(head.heard[0]) == 2)
     leaving = member("b")
     leaving.leaving = True
