@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from elastic_ckpt.checkpoint.manifest import Reason
-from elastic_ckpt.checkpoint.position import Place
+from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
@@ -39,7 +39,7 @@ class LoopState:
     """
 
     accumulation_steps: int
-    place: Place = field(default_factory=Place)
+    position: Position = field(default_factory=Position)
     samples_per_batch: int = 0
     replicas: int = 1
     iterated_epoch: int = -1
@@ -74,13 +74,13 @@ class SavePoints:
         Raises:
             SystemExit: at the agreed stop step, after the seal.
         """
-        place = self._loop.place
+        here = self._loop.position
         while True:
-            action = self._runtime.steps.enter(place.step, place.epoch, place.samples)
+            action = self._runtime.steps.enter(here.step, here.epoch, here.sample_start_index)
             if action.kind is ActionKind.GO:
                 return
             self._saver.complete()
-            if self._saver.last[-1] != place.step and place.step > 0:
+            if self._saver.last[-1] != here.step and here.step > 0:
                 self._save(REASONS[action.kind])
             if action.kind is ActionKind.STOP:
                 self._runtime.leave(saved=self._saver.last[-1] >= 0)
@@ -89,8 +89,8 @@ class SavePoints:
         """Count a finished step. Its samples count together: an incomplete step is repeated."""
         loop = self._loop
         self._runtime.steps.stepped()
-        loop.place.count_step(micro_batches * loop.samples_per_batch)
-        self._is_due = self._interval.due(loop.place.step)
+        loop.position = loop.position.advance(micro_batches * loop.samples_per_batch)
+        self._is_due = self._interval.due(loop.position.step)
 
     def after_step(self) -> None:
         """Save if the step that was counted is due for it, or completes an earlier save."""
@@ -105,9 +105,9 @@ class SavePoints:
 
     def finish(self) -> None:
         """Save the final state, and finish the deletion of old checkpoints."""
-        place, steps = self._loop.place, self._runtime.steps
+        here, steps = self._loop.position, self._runtime.steps
         self._saver.complete()
-        if place.step > 0 and (place.epoch, place.step) != self._saver.last:
+        if here.step > 0 and (here.epoch, here.step) != self._saver.last:
             self._save("final")
         self._runtime.retain.finish(lambda: steps.requested)
 
@@ -117,16 +117,16 @@ class SavePoints:
         self._saver.save(self._snapshot(reason))
 
     def _snapshot(self, reason: Reason) -> Snapshot:
-        loop, place = self._loop, self._loop.place
+        loop, here = self._loop, self._loop.position
         replicas = loop.replicas if loop.samples_per_batch else self._runtime.peers.world_size
-        iterating = loop.iterated_epoch == place.epoch
+        iterating = loop.iterated_epoch == here.epoch
         return Snapshot(
             reason=reason,
-            position=place.freeze(),
+            position=here,
             running_states={
-                "epoch": place.epoch,
-                "step": place.step_in_epoch,
-                "sample_start_index": place.samples // replicas,
+                "epoch": here.epoch,
+                "step": here.step_in_epoch,
+                "sample_start_index": here.sample_start_index // replicas,
             },
             samples_per_step=loop.samples_per_batch * loop.accumulation_steps,
             data_parallel_size=replicas,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from elastic_ckpt.checkpoint.position import Place
+from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.policy.retention import Retention
@@ -114,7 +114,7 @@ class Session:
             self._resume(found)
             saver.last = (found.seal.epoch, found.seal.step)
         slot.loaded(found.source if found else Source.NOTHING)
-        runtime.steps.attach(self._loop.place.step)
+        runtime.steps.attach(self._loop.position.step)
         self._points = SavePoints(
             runtime, saver, SaveInterval(steps=interval), self._timer, self._loop,
             self._rank_state, self._metrics,
@@ -142,12 +142,12 @@ class Session:
     @property
     def step(self) -> int:
         """Optimizer steps finished since the job began."""
-        return self._loop.place.step
+        return self._loop.position.step
 
     @property
     def epoch(self) -> int:
         """The current epoch."""
-        return self._loop.place.epoch
+        return self._loop.position.epoch
 
     @property
     def step_ends(self) -> bool:
@@ -217,7 +217,7 @@ class Session:
 
     def _resume(self, loaded: Loaded) -> None:
         seal = loaded.seal
-        self._loop.place = Place.of(seal)
+        self._loop.position = Position.of(seal)
         self._metrics.resume(seal.metrics)
         self.resumed_from = self._runtime.job.checkpoint(seal.epoch, seal.step)
         self._rank_state.resume(loaded, self._runtime.peers.rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from torch.utils.data import DataLoader
 
 from elastic_ckpt.checkpoint.manifest import SealHeader
@@ -56,12 +57,12 @@ class DataLoop:
         """Yield the remaining epochs; see ``Session.epochs``."""
         self._rank_state.restore_rng(iterating=False)
         self._max_epochs = max_epochs
-        place = self._state.place
-        while place.epoch < max_epochs:
-            yield place.epoch
+        state = self._state
+        while state.position.epoch < max_epochs:
+            yield state.position.epoch
             self.settle()
-            place.next_epoch()
-            if place.epoch < max_epochs:
+            state.position = state.position.next_epoch()
+            if state.position.epoch < max_epochs:
                 self._points.after_epoch()
 
     def batches(self, dataloader: DataLoader[Any]) -> Iterator[Any]:
@@ -118,14 +119,14 @@ class DataLoop:
 
     def _hand_out(self, batch: Any) -> Iterator[Any]:
         """Yield a batch; a ``break`` after an optimizer step still counts that step."""
-        epoch = self._state.place.epoch
+        epoch = self._state.position.epoch
         self._optimizer_stepped = False
         self._batch_is_out = True
         self._timer.handed_out()
         try:
             yield batch
         except GeneratorExit:
-            if self._state.place.epoch == epoch:
+            if self._state.position.epoch == epoch:
                 self.settle()
             raise
         self._batch_is_out = False
@@ -141,15 +142,17 @@ class DataLoop:
             )
         if dataloader.batch_size is None:
             raise UsageError("session.batches needs a DataLoader with a batch_size")
-        place = state.place
-        if state.iterated_epoch == place.epoch:
+        epoch = state.position.epoch
+        if state.iterated_epoch == epoch:
             raise UsageError("session.batches may be called once per epoch")
-        state.iterated_epoch = place.epoch
+        state.iterated_epoch = epoch
         if self._dataset is not dataloader.dataset:  # once per data set: it reads samples
             self._dataset = dataloader.dataset
-            place.fingerprint = dataset_fingerprint(dataloader.dataset)
-        place.dataset_size = sampler.dataset_size
-        place.order_seed = sampler.order_seed
+            digest = dataset_fingerprint(dataloader.dataset)
+            state.position = msgspec.structs.replace(state.position, dataset_fingerprint=digest)
+        state.position = msgspec.structs.replace(
+            state.position, dataset_size=sampler.dataset_size, order_seed=sampler.order_seed
+        )
         self._check_data()
         state.replicas = sampler.num_replicas
         state.samples_per_batch = dataloader.batch_size * sampler.num_replicas
@@ -157,21 +160,21 @@ class DataLoop:
             state.accumulation_steps = accumulation_steps(
                 self._global_batch, dataloader.batch_size, sampler.num_replicas
             )
-        sampler.set_position(place.epoch, place.samples)
+        sampler.set_position(epoch, state.position.sample_start_index)
         return sampler
 
     def _check_data(self) -> None:
         """Check once that the data and their order are the checkpoint's."""
-        saved, place = self._unchecked, self._state.place
+        saved, now = self._unchecked, self._state.position
         self._unchecked = None
         if saved is None or not saved.dataset_fingerprint:
             return
-        if saved.dataset_size != place.dataset_size:
-            what = f"it has {place.dataset_size} samples instead of {saved.dataset_size}"
-        elif saved.dataset_fingerprint != place.fingerprint:
+        if saved.dataset_size != now.dataset_size:
+            what = f"it has {now.dataset_size} samples instead of {saved.dataset_size}"
+        elif saved.dataset_fingerprint != now.dataset_fingerprint:
             what = "its samples differ"
-        elif saved.order_seed != place.order_seed:
-            what = f"its order has seed {place.order_seed} instead of {saved.order_seed}"
+        elif saved.order_seed != now.order_seed:
+            what = f"its order has seed {now.order_seed} instead of {saved.order_seed}"
         else:
             return
         raise DataMismatch(
@@ -203,8 +206,8 @@ class DataLoop:
             parts, (sampler.drop_last, dataloader.drop_last, dropped), strict=True
         ):
             steps = steps // part if floor else -(-steps // part)
-        epochs = max(0, self._max_epochs - state.place.epoch - 1)
-        total = state.place.step - (-count // accumulation) + epochs * steps
+        epochs = max(0, self._max_epochs - state.position.epoch - 1)
+        total = state.position.step - (-count // accumulation) + epochs * steps
         self._runtime.slot.goal(
             total if self._max_epochs else 0, state.samples_per_batch * accumulation
         )

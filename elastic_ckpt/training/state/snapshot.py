@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import torch
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Reason, SealHeader
@@ -53,24 +54,17 @@ def make_header(
     Args:
         attempt: the attempt's identity.
     """
-    position = snapshot.position
     return SealHeader(
         job=runtime.name,
         attempt=attempt,
         incarnation=runtime.incarnation,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         reason=snapshot.reason,
-        epoch=position.epoch,
-        step=position.step,
-        step_in_epoch=position.step_in_epoch,
-        sample_start_index=position.sample_start_index,
         samples_per_step=snapshot.samples_per_step,
-        order_seed=position.order_seed,
-        dataset_fingerprint=position.dataset_fingerprint,
-        dataset_size=position.dataset_size,
         world_size=runtime.peers.world_size,
         data_parallel_size=snapshot.data_parallel_size,
         engine=engine,
         torch=str(torch.__version__),
         metrics=snapshot.metrics,
+        **msgspec.structs.asdict(snapshot.position),
     )
