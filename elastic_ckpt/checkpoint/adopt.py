@@ -1,7 +1,7 @@
 """A checkpoint that plain ColossalAI wrote: looked over, and sealed where it is.
 
 What can be checked without its digests: that everything its indexes speak of is there, that no
-save was interrupted in the middle, and that each archive of tensors is whole by its own checksums.
+save was not interrupted, and that each archive of tensors passes its own checksums.
 Nothing is unpickled.
 """
 
@@ -54,7 +54,7 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
         watch: shows how far the reading is.
 
     Raises:
-        CheckpointRejected: it is not whole, or not what its name says.
+        CheckpointRejected: it is incomplete, or not what its name says.
         UsageError: ``ranks`` is missing where it matters.
         OSError: it cannot be read, or written to.
     """
@@ -77,7 +77,7 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
     for name in files:
         part.claim(name)
     data = encode(make_manifest(header, part.finish(1, header)))
-    manifest = decode_manifest(data)  # what nobody could read must not be sealed
+    manifest = decode_manifest(data)  # do not seal what cannot be read
     sync_tree(path)
     write_atomic(path / MANIFEST_NAME, data)
     sync_directory(path.parent)

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, and which one a restart takes."""
+"""The checkpoints of a job, and which of them a restart may load."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CheckpointView:
         intact: every file exists with its size, and no damage is known.
         verified: every byte was read and its digest matched, now or at an earlier time.
         why: why it is not intact; else empty.
-        foreign: whether it is not for us to set aside: never sealed, unreadable, or newer.
+        foreign: whether it must not be set aside: never sealed, unreadable, or newer.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class CheckpointView:
 
 
 def scan(job: JobDirectory) -> list[Path]:
-    """Directories that are named like a checkpoint, newest first: by (epoch, step) as numbers."""
+    """Return the directories named like a checkpoint, newest first: by (epoch, step) as numbers."""
     found: list[tuple[tuple[int, int], str]] = []
     for entry in os.scandir(job.root):
         key = checkpoint_key(entry.name)
@@ -69,10 +69,10 @@ def scan(job: JobDirectory) -> list[Path]:
 
 
 def view(path: Path, full: Advance | None = None) -> CheckpointView:
-    """Verify one checkpoint and say what it is; never raises for a bad one.
+    """Verify one checkpoint and describe it; never raises for a bad one.
 
     Args:
-        full: hash every byte and tell this how many; None compares sizes alone.
+        full: hash every byte and pass the counts to this; None compares only sizes.
     """
     epoch, step = checkpoint_key(path.name) or (0, 0)
     manifest, why, foreign = None, "", False
@@ -91,7 +91,7 @@ def view(path: Path, full: Advance | None = None) -> CheckpointView:
 
 
 def _read_in_full(path: Path, advance: Advance) -> Manifest:
-    read_manifest(path)  # says what is wrong with the seal, where the lock finds it gone
+    read_manifest(path)  # reports a bad manifest, where the lock finds it missing
     lock = ReadLock(path)
     try:
         return verify_full(path, advance)
@@ -100,10 +100,10 @@ def _read_in_full(path: Path, advance: Advance) -> Manifest:
 
 
 def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
-    """What this node's memory tier holds and the disk lacks, newest first.
+    """Return what this node's memory tier holds and the disk lacks, newest first.
 
     Args:
-        root: where a supervisor of the job says that its tier is; empty if it has none.
+        root: the tier's directory, from a supervisor's record; empty without a tier.
     """
     tier = tier_of(job, root)
     return [
@@ -123,7 +123,7 @@ def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
 
 
 def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
-    """Every checkpoint, newest first, the quarantined ones last.
+    """Return every checkpoint, newest first, the quarantined ones last.
 
     Args:
         memory: as ``root`` of :func:`in_memory`.
@@ -136,9 +136,9 @@ def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView
 def newest_and_rejected(
     job: JobDirectory, memory: str = ""
 ) -> tuple[CheckpointView | None, list[CheckpointView]]:
-    """The newest intact checkpoint, and what a restart would not take: newer ones, quarantine.
+    """Return the newest intact checkpoint, and what a restart would not load.
 
-    Looks at no more than that, however many there are.
+    The latter are newer ones, and those in quarantine. No older one is read.
     """
     passed_over: list[CheckpointView] = []
     newest = next(iter(in_memory(job, memory)), None)
@@ -155,7 +155,7 @@ def newest_and_rejected(
 
 
 def quarantined(job: JobDirectory) -> list[CheckpointView]:
-    """What was set aside, the newest first."""
+    """Return what was set aside, newest first."""
     views: list[CheckpointView] = []
     for entry in reversed(rejected(job)):
         path = Path(entry.path)
@@ -169,7 +169,7 @@ def quarantined(job: JobDirectory) -> list[CheckpointView]:
 
 
 def newest_intact(job: JobDirectory) -> CheckpointView | None:
-    """The newest checkpoint that passes ``quick``; older ones are not looked at."""
+    """Return the newest intact checkpoint on disk; older ones are not read."""
     for path in scan(job):
         found = view(path)
         if found.intact:
@@ -183,8 +183,8 @@ def candidates(job: JobDirectory) -> list[tuple[Path, Manifest | None, Checkpoin
     Each comes with its manifest, or with why it is not intact.
 
     Raises:
-        UnsupportedFormat: the newest was written by a newer version; to fall back silently to
-            an older one would throw work away.
+        UnsupportedFormat: a newer version wrote the newest one. To fall back silently to an
+            older one would lose work.
     """
     found: list[tuple[Path, Manifest | None, CheckpointError | None]] = []
     for path in scan(job):
@@ -206,18 +206,18 @@ def _age(path: Path) -> float | None:
 
 
 def _seconds_since(path: Path) -> float | None:
-    """Since it was written; None if it is not there."""
+    """Return its age; None if it does not exist."""
     try:
         return max(0.0, time.time() - path.lstat().st_mtime)
     except OSError:
         return None
 
 
-def bypassed_and_older(job: JobDirectory) -> tuple[Path, Path] | None:
-    """The newest intact checkpoint and the one before it; None if there are not two.
+def newest_two_intact(job: JobDirectory) -> tuple[Path, Path] | None:
+    """Return the newest intact checkpoint and the previous one; None if there are not two.
 
     Raises:
-        OSError: the disk does not answer.
+        OSError: the storage does not answer.
     """
     found: list[Path] = []
     for path in scan(job):
@@ -231,10 +231,10 @@ def bypassed_and_older(job: JobDirectory) -> tuple[Path, Path] | None:
     return None
 
 
-def bypass(job: JobDirectory, newest: Path, why: str) -> Path:
-    """Set it aside, as a bad one is, so that no restart takes it again; where it is now.
+def fall_back(job: JobDirectory, newest: Path, why: str) -> Path:
+    """Move a checkpoint to quarantine, so that no restart loads it again; return where it is.
 
     Raises:
-        OSError: the disk says no.
+        OSError: it cannot be moved.
     """
-    return set_aside(job, newest, f"bypassed: {why}")
+    return set_aside(job, newest, f"fell back to an older one: {why}")

@@ -35,8 +35,8 @@ _NAME = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{16})")
 _MAX_RANKS: Final = 1_000_000
 
 
-class _Interrupted(Exception):  # no error: somebody is in a hurry
-    """Recovery was asked to leave the rest to the next start."""
+class _Interrupted(Exception):  # not an error
+    """The rest of the recovery is left to the next start."""
 
 
 def recover(
@@ -45,21 +45,20 @@ def recover(
     watch: Watch = unwatched,
     spare: str = "",
 ) -> list[tuple[Path, str]]:
-    """Seal every attempt that is complete and verified, remove the others and all left-overs.
+    """Seal every attempt that is complete and verified; remove the others and all leftovers.
 
-    Only the holder of the job's lock may call this, before it launches anybody: no attempt has
-    a writer then but the one that drains the memory tier. Calling it again changes nothing. An
+    Only the holder of the job's lock may call this, before it launches workers: the only writer
+    of an attempt is then the drain of the memory tier. Calling it again changes nothing. An
     attempt that cannot be read or sealed now (an I/O error, a full disk), or that a newer version
-    wrote, is left as it is: nobody loads it, and it must not keep the job from running.
+    wrote, is left alone: it is never loaded, and must not keep the job from running.
 
     Args:
-        hurry: asked again and again; True leaves the rest to the next start.
-        watch: shows how far it is.
+        hurry: called repeatedly; True leaves the rest to the next start.
+        watch: shows progress.
         spare: identity of the attempt that this very process is writing.
 
     Returns:
-        For each attempt found: its path, or that of the checkpoint that it became, and what
-        was done with it.
+        For each attempt: its path, or that of the checkpoint it became, and what was done.
     """
     for directory in (job.root, job.quarantine):
         remove_temporaries(directory)
@@ -85,14 +84,14 @@ def _settle(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> tu
         manifest = _complete(attempt, hurry, watch)
         return attempt.publish(manifest, manifest.files), "sealed"
     except (UnsupportedFormat, OSError) as error:
-        return attempt.path, f"left as it is: {error}"
+        return attempt.path, f"left alone: {error}"
     except CheckpointError as error:
         attempt.drop()
         return attempt.path, f"removed: {error}"
 
 
 def _complete(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> Manifest:
-    """The manifest of an attempt whose parts are all there and verified in full."""
+    """Return the manifest of an attempt whose parts are all present and verified."""
     for directory in (attempt.path, attempt.path / "parts"):
         remove_temporaries(directory)
     if os.path.lexists(attempt.path / MANIFEST_NAME):
@@ -100,7 +99,7 @@ def _complete(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> 
     else:
         manifest = _from_parts(attempt)
     if (manifest.attempt, manifest.step) != (attempt.identity, attempt.step):
-        raise CheckpointRejected("it says that it is another attempt or step")
+        raise CheckpointRejected("its manifest is of another attempt or step")
     verify_sizes(attempt.path, manifest.files)
     watched = watch(f"hashing {attempt.path.name}", manifest.total_bytes)
 
@@ -120,7 +119,7 @@ def _from_parts(attempt: DiskAttempt) -> Manifest:
         raise CheckpointRejected("parts is a link")
     first = _read_part(attempt, 0, files)
     if first.header is None:
-        raise CheckpointRejected("part 0 does not say what the checkpoint is")
+        raise CheckpointRejected("part 0 has no header")
     if first.header.world_size != first.world_size or first.world_size > _MAX_RANKS:
         raise CheckpointRejected("part 0 contradicts itself about the world size")
     for rank in range(1, first.world_size):

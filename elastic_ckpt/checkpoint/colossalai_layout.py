@@ -33,7 +33,7 @@ def read_index(path: Path) -> Index:
     """Read an index.
 
     Raises:
-        CheckpointRejected: it is not readable, or names what is no path in the checkpoint.
+        CheckpointRejected: it is not readable, or names a path outside the checkpoint.
     """
     try:
         index = _decode(json.loads(read_bounded(path, MAX_MANIFEST_BYTES)))
@@ -53,7 +53,7 @@ def _decode(content: Any) -> Index:
     if group is not None:
         names.append(group)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError("a file's name is no text")
+        raise TypeError("a file's name is not text")
     return Index(frozenset(entries), names)
 
 

@@ -24,11 +24,11 @@ from elastic_ckpt.util.text import printable
 
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 _TAKE_OVER_SECONDS: Final = 0.5
-"""Time to find that a marker's owner is gone, and to take its place."""
+"""Time to find that a marker's owner has died, and to take its place."""
 
 
 class LockOwner(msgspec.Struct, frozen=True):
-    """What the holder of a lock says of itself."""
+    """The holder of a lock, as it wrote itself into the lock file."""
 
     run_id: str
     incarnation: int
@@ -42,7 +42,7 @@ class HeldLock:
         """Take the lock, without waiting.
 
         Raises:
-            LockHeld: somebody else has it; the message names pid and host.
+            LockHeld: another process holds it; the message names pid and host.
             DirectoryUnusable: the file system refuses.
         """
         self._path = path
@@ -65,12 +65,12 @@ class HeldLock:
             ) from None
 
     def record(self, incarnation: int) -> None:
-        """Say who holds the lock, and for which incarnation."""
+        """Write who holds the lock, and for which incarnation."""
         owner = LockOwner(self._run_id, incarnation, ProcessIdentity.current())
         write_atomic(_owner_file(self._path), msgspec.json.encode(owner))
 
     def release(self) -> None:
-        """Let the next one in. The lock file stays: removing it would admit two."""
+        """Release the lock. The lock file stays: removing it would admit two holders."""
         with contextlib.suppress(OSError):
             _owner_file(self._path).unlink(missing_ok=True)
         self._lock.release()
@@ -79,7 +79,7 @@ class HeldLock:
 class RunLocks:
     """The locks of one supervisor: its node's, and the job's.
 
-    A supervisor of the same run on another node is admitted beside us by its own node lock; the
+    A supervisor of the same run on another node is admitted by its own node lock; the
     node of group rank 0 alone holds the job's.
     """
 
@@ -95,7 +95,7 @@ class RunLocks:
             raise
 
     def record(self, incarnation: int) -> None:
-        """Say which incarnation may seal; for people, so a full disk must not end the run."""
+        """Write, for people, which incarnation may seal; a full disk must not end the run."""
         with contextlib.suppress(OSError):
             if self._job is not None:
                 self._job.record(incarnation)
@@ -108,7 +108,7 @@ class RunLocks:
 
 
 def read_owner(path: Path) -> LockOwner | None:
-    """Who holds, or last held, a lock."""
+    """Return who holds, or last held, a lock."""
     try:
         found = msgspec.json.decode(read_bounded(_owner_file(path), 64 * 1024), type=LockOwner)
         host = printable(found.owner.host)

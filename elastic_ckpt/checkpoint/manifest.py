@@ -16,7 +16,7 @@ from elastic_ckpt.util.text import printable
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 MAX_FILES: Final = 200_000
-"""Files of one checkpoint; as many as fit into a manifest with paths of 250 characters."""
+"""Files of one checkpoint; this many with paths of 250 characters fit into a manifest."""
 
 MAX_TEXT_CHARACTERS: Final = 1024
 """Of a name or a version in the header."""
@@ -39,7 +39,7 @@ class FileEntry(msgspec.Struct, frozen=True):
     Attributes:
         path: relative to the checkpoint, normalised, with ``/``.
         bytes: size.
-        xxh3_128: hexadecimal digest of the contents; empty on the memory tier alone.
+        xxh3_128: hexadecimal digest of the contents; empty only in the memory tier.
         rank: the rank that wrote it.
     """
 
@@ -63,11 +63,11 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         job: identity of the job.
-        attempt, incarnation: which try of which launch wrote it.
+        attempt, incarnation: which attempt of which launch wrote it.
         created: RFC 3339, UTC; for people, never for ordering.
         reason: why it was saved.
-        epoch: epochs begun before this one.
-        step: optimizer steps finished since the job began.
+        epoch: epochs started before this one.
+        step: optimizer steps finished since the job started.
         step_in_epoch: optimizer steps finished in this epoch.
         sample_start_index: samples of this epoch consumed by all ranks together.
         samples_per_step: samples that one step consumes on all ranks together; 0 if unknown.
@@ -104,7 +104,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rank wrote in one attempt; rank 0's part also says what the checkpoint is.
+    """What one rank wrote in one attempt; rank 0's part also has the header.
 
     ``manifest_xxh3_128`` is filled in by :func:`encode` and checked when it is decoded.
     """
@@ -202,7 +202,7 @@ def make_memory_seal(
 
 
 def header_of(seal: MemorySeal) -> SealHeader:
-    """What the checkpoint on disk will say of itself."""
+    """Return the header of the checkpoint that a drain makes of it."""
     return SealHeader(**_fields(seal))
 
 

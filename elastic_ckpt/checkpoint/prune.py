@@ -1,7 +1,6 @@
-"""Retention: what the rule lets go is deleted, except what must never be.
+"""Retention: deletes the checkpoints that no rule keeps, except those that must never be.
 
-Never deleted: the newest checkpoint whose every byte was read back and matched, one that is
-open, and one that is not intact.
+Never deleted: the newest verified checkpoint, one that is open, and one that is not intact.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from elastic_ckpt.util.progress import Watch, in_lines, unwatched
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of one checkpoint; ``bytes`` is its size.
+    """What pruning did with one checkpoint; ``bytes`` is its size.
 
     Attributes:
-        failed: no rule keeps it, and it could not be removed; ``why`` says why.
+        failed: no rule keeps it, but it could not be removed; ``why`` is the reason.
     """
 
     path: Path
@@ -52,16 +51,16 @@ def prune(
     dry_run: bool = False,
     watch: Watch = unwatched,
 ) -> list[Pruned]:
-    """Apply the rule; safe beside a running job, and against a kill at any moment.
+    """Apply the rule. Safe while the job runs, and if it is killed at any moment.
 
-    If nothing was verified in full yet, the newest that passes is, now: a read of its bytes.
+    If no checkpoint is verified yet, the newest one that passes is verified first, by a full read.
 
     Args:
         dry_run: change nothing.
-        watch: shows how far that read is.
+        watch: shows the progress of that read.
 
     Returns:
-        A line for every checkpoint, newest first.
+        One entry per checkpoint, newest first.
     """
     views = [view(path) for path in scan(job)]
     verdicts = judge(retention, [_candidate(found) for found in views])
@@ -91,13 +90,13 @@ def _protect(
     watch: Watch,
     dry_run: bool,
 ) -> list[RetentionVerdict]:
-    """Keep the newest that was verified in full, whatever the rule says; without one, keep all."""
+    """Keep the newest verified checkpoint, whatever the rule; without one, keep all."""
     newest = _newest_verified(job, views, watch, dry_run)
     if newest is None:
-        why = "none could be verified in full, so nothing goes"
+        why = "no checkpoint could be verified: nothing is deleted"
         return [replace(verdict, keep=True, why=why) for verdict in verdicts]
     return [
-        replace(verdict, keep=True, why="the newest that was verified in full")
+        replace(verdict, keep=True, why="the newest verified one")
         if verdict.name == newest and not verdict.keep
         else verdict
         for verdict in verdicts
@@ -123,7 +122,7 @@ def _newest_verified(
 
 
 def _look(one: Pruned) -> Pruned:
-    """What would become of it now."""
+    """Return what pruning would do with it now."""
     with contextlib.suppress(OSError), removing(one.path) as why:
         if why:
             return replace(one, keep=True, why=why)
@@ -131,7 +130,7 @@ def _look(one: Pruned) -> Pruned:
 
 
 def _remove(job: JobDirectory, one: Pruned) -> Pruned:
-    """Rename it away, or say why it stays."""
+    """Rename it away, or return why it stays."""
     try:
         with removing(one.path) as why:
             if why:
@@ -139,7 +138,7 @@ def _remove(job: JobDirectory, one: Pruned) -> Pruned:
             throw_away(job, one.path)
             unmark(job, one.path)
     except (OSError, DirectoryUnusable) as error:
-        if os.path.lexists(one.path):  # else somebody else removed it
+        if os.path.lexists(one.path):  # else another process removed it
             why = f"cannot be removed: {getattr(error, 'strerror', None) or error}"
             return replace(one, keep=True, why=why, failed=True)
     return one
@@ -152,8 +151,8 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
     """Take a checkpoint out of the catalog, durably; its bytes are still there.
 
     Raises:
-        DirectoryUnusable: a link stands where the trash belongs.
-        OSError: it is gone, or the disk says no.
+        DirectoryUnusable: the trash directory is a link.
+        OSError: it was removed already, or cannot be.
     """
     job.require(job.trash)
     target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
@@ -163,10 +162,10 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
 
 
 def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) -> None:
-    """Delete what was thrown away; what cannot be deleted now waits for the next time.
+    """Delete what is in the trash; what cannot be deleted is left for the next call.
 
     Args:
-        hurry: asked before each one; True leaves the rest.
+        hurry: called before each one; True leaves the rest.
     """
     if not job.owns(job.trash):
         return
@@ -185,9 +184,9 @@ _FINISH_SECONDS: Final = 600.0
 
 
 class Retainer:
-    """Deletes what the rule lets go; the training does not wait for it.
+    """The thread that deletes what no rule keeps, while training continues.
 
-    The process may end at any moment of it: what was renamed away is deleted at the next start.
+    The process may end at any moment: what was renamed away is deleted at the next start.
 
     Attributes:
         rule: what to keep; the default keeps everything.
@@ -204,7 +203,7 @@ class Retainer:
         self._works = False
 
     def after_save(self) -> None:
-        """Begin; if the last time is still under way, once more behind it."""
+        """Start a pass; if one is still running, another one follows it."""
         if not self.rule:
             return
         with self._guard:
@@ -216,10 +215,10 @@ class Retainer:
         self._thread.start()
 
     def make_room(self) -> None:
-        """Do it now, and return when it is done.
+        """Prune now, and return when it is done.
 
-        What is under way is waited for, but not for long: a deadline may be near, and two passes
-        do not disturb each other.
+        Waits only briefly for a running pass: a deadline may be near, and two passes do not disturb
+        each other.
         """
         if self._thread is not None:
             self._thread.join(_PATIENCE_SECONDS)
@@ -227,10 +226,10 @@ class Retainer:
             self._prune()
 
     def finish(self, hurry: Callable[[], bool]) -> None:
-        """Wait for what is under way, because nothing follows that would do it; but not for ever.
+        """Wait, bounded, for the running pass, because no later one would do its work.
 
         Args:
-            hurry: asked again and again; True leaves it undone.
+            hurry: called repeatedly; True leaves it undone.
         """
         limit = time.monotonic() + _FINISH_SECONDS
         while self._thread is not None and self._thread.is_alive() and not hurry():

@@ -1,4 +1,4 @@
-"""What failed verification is set aside with its reason, never deleted, never chosen."""
+"""Quarantine: checkpoints that failed verification, with the reason; never deleted or loaded."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from elastic_ckpt.util.files import (
 from elastic_ckpt.util.text import encodable, printable
 
 MAX_SHOWN: Final = 1000
-"""So many reasons are read at most."""
+"""The maximum number of reasons that are read."""
 
 _MAX_BYTES: Final = 64 * 1024
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """Why a checkpoint was set aside; kept beside it as ``<name>.json``."""
+    """Why a checkpoint was set aside; stored next to it as ``<name>.json``."""
 
     path: str
     reason: str
@@ -37,11 +37,11 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
-    """Move a checkpoint into quarantine; a race that somebody else won is no error.
+    """Move a checkpoint into quarantine; if another process did it first, that is no error.
 
     Raises:
-        DirectoryUnusable: a link stands where the quarantine belongs.
-        OSError: the disk says no.
+        DirectoryUnusable: the quarantine directory is a link.
+        OSError: it cannot be moved.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     job.require(job.quarantine)
@@ -53,14 +53,14 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
     except FileNotFoundError:
         target.with_name(target.name + ".json").unlink(missing_ok=True)
         return target
-    unmark(job, checkpoint)  # should it be put back, it counts as never verified
+    unmark(job, checkpoint)  # if it is put back, it counts as not verified
     sync_directory(job.quarantine)
     sync_directory(checkpoint.parent)
     return target
 
 
 def rejected(job: JobDirectory) -> list[Rejected]:
-    """What is in quarantine, oldest first; of very much, what was last set aside."""
+    """Return what is in quarantine, oldest first; of very many, the latest."""
     found: list[Rejected] = []
     for path in heapq.nlargest(MAX_SHOWN, job.found(job.quarantine, "*.json"), key=_changed):
         place = path.with_suffix("")
@@ -85,7 +85,7 @@ def _changed(path: Path) -> int:
 def forget_unfinished(job: JobDirectory) -> None:
     """Remove reasons whose checkpoint was not moved after all, because of a kill in between.
 
-    Only the holder of the job's lock: nobody is setting anything aside then.
+    Only for the holder of the job's lock, while no process sets anything aside.
     """
     remove_temporaries(job.quarantine)
     for path in job.found(job.quarantine, "*.json"):

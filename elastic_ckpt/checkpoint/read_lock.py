@@ -1,6 +1,6 @@
 """A checkpoint that is open is not deleted: a shared lock on its own manifest.
 
-The kernel holds it (flock), so that a killed reader blocks nobody. filelock has no shared mode
+The kernel holds it (flock), so that a killed reader blocks no one. filelock has no shared mode
 that works in a directory that the reader may not write to.
 """
 
@@ -22,18 +22,18 @@ _PATIENCE_SECONDS: Final = 2.0
 """A removal holds its lock for a moment; it may fail, and then the checkpoint stays."""
 
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-"""A file system that knows no locks: readers go on, and nothing is deleted there."""
+"""A file system without locks: readers continue, and nothing is deleted there."""
 
 
 class BeingRemoved(CheckpointRejected):
-    """It is gone or locked by who removes it, or by somebody else: nothing is wrong with it."""
+    """It was removed, or another process locks it. The checkpoint itself is not bad."""
 
 
 class ReadLock:
     """Keeps a checkpoint from being deleted until it is released, or this process ends."""
 
     def __init__(self, checkpoint: Path, seal: str = MANIFEST_NAME) -> None:
-        """Take the lock; waits for no more than a removal that is under way.
+        """Take the lock; waits at most for a removal in progress.
 
         Args:
             seal: name of the seal, which is what is locked.
@@ -61,7 +61,7 @@ class ReadLock:
             raise
 
     def release(self) -> None:
-        """Let it be deleted; again is no error."""
+        """Allow its deletion. A repeat does nothing."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # a child that was forked meanwhile holds it, too
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -79,7 +79,7 @@ def removing(checkpoint: Path, seal: str = MANIFEST_NAME) -> Iterator[str]:
     Raises:
         OSError: it is gone (FileNotFoundError), or this user may not remove it.
     """
-    # Network file systems grant an exclusive lock only to who may write.
+    # Network file systems grant an exclusive lock only with write access.
     manifest = checkpoint / seal
     fd = os.open(manifest, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -116,7 +116,7 @@ def _why_it_stays(fd: int) -> str:
 
 
 def _lock(fd: int, kind: int) -> bool:
-    """Whether the file system knows locks; BlockingIOError if the other kind is held."""
+    """Return whether the file system has locks; BlockingIOError if the other kind is held."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError as error:

@@ -43,12 +43,12 @@ class Ref:
 
     Attributes:
         tier: the ``name`` of the tier.
-        place: where it is, read only by its tier: a slot, or the name or path of a directory.
+        name: its own name in the tier: a slot, or the name or path of a directory.
         attempt: identity of the attempt; empty if a user named the checkpoint.
     """
 
     tier: str
-    place: str
+    name: str
     attempt: str = ""
 
     def encode(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Is this directory a checkpoint, and is every byte of it what was written?
+"""Verification: a checkpoint is intact (sizes) and verified (every byte).
 
 Nothing here unpickles, follows a link, or opens a path that the manifest's own check refused.
 """
@@ -33,10 +33,10 @@ from elastic_ckpt.util.text import printable
 MANIFEST_NAME: Final = "manifest.json"
 
 _THREADS: Final = min(4, os.cpu_count() or 1)
-"""Files that are hashed beside each other; more would only take turns."""
+"""Files that are hashed at the same time; more would only take turns."""
 
 _OPENING_BYTES: Final = 256 * 1024
-"""Opening a file costs about as much as reading so many bytes."""
+"""Opening a file costs about as much as reading this many bytes."""
 
 _LOADED: Final = ("modeling/", "optimizer/", "precision/", "lr_scheduler", "ranks/")
 """What an engine reads. A file here that the manifest does not list might get unpickled."""
@@ -45,10 +45,10 @@ _LOADED_NAMES: Final = frozenset({"running_states.json"})
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """The seal of a checkpoint.
+    """Return the manifest of a checkpoint.
 
     Raises:
-        CheckpointRejected: there is none, or it is not to be trusted.
+        CheckpointRejected: it is missing (NotSealed) or invalid.
         UnsupportedFormat: a newer version wrote it.
         OSError: it could not be read; the checkpoint may still be good.
     """
@@ -58,7 +58,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise NotSealed("not sealed: it has no manifest.json") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL):  # a link, a socket, a FIFO
-            raise CheckpointRejected("manifest.json is no regular file") from None
+            raise CheckpointRejected("manifest.json is not a regular file") from None
         if error.errno == errno.EFBIG:
             raise CheckpointRejected(f"manifest.json is {error.strerror}") from None
         raise
@@ -66,7 +66,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def verify_quick(checkpoint: Path) -> Manifest:
-    """Sealed, and every file there with its size.
+    """Return the manifest of an intact checkpoint: sealed, every file with its size.
 
     Raises:
         CheckpointRejected, UnsupportedFormat, OSError: as :func:`read_manifest`.
@@ -81,7 +81,7 @@ def verify_quick(checkpoint: Path) -> Manifest:
 
 
 def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
-    """These files are there with their sizes, and nothing that an engine reads is beside them.
+    """Check that these files exist with their sizes, and no other that an engine would read.
 
     Raises:
         CheckpointRejected: a file is missing, is not what was listed, or is not listed.
@@ -95,7 +95,7 @@ def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
         found = files_below(checkpoint)
     except OSError as error:
         if error.errno != errno.ELOOP:
-            raise  # the disk's, and no fault of the checkpoint
+            raise  # the storage's fault, not the checkpoint's
         raise CheckpointRejected(str(error.strerror)) from None
     for path in found:
         loaded = path.startswith(_LOADED) or path in _LOADED_NAMES
@@ -109,10 +109,10 @@ def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advanc
     What was read stays in the page cache: a load that follows reads nothing from the disk again.
 
     Args:
-        advance: told of every so many bytes; may raise.
+        advance: called with each number of bytes read; may raise.
 
     Raises:
-        CheckpointRejected: a file is not what the manifest says.
+        CheckpointRejected: a file does not match the manifest.
         OSError: a file could not be read; the checkpoint may still be good.
     """
     listed = list(entries)
@@ -121,22 +121,22 @@ def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advanc
         for entry in listed:
             _verify_file(checkpoint, entry, advance, alone=True)
         return
-    told = _OneAtATime(advance)
+    shared = _OneAtATime(advance)
     with ThreadPoolExecutor(threads, "verify") as pool:
         found = [
-            pool.submit(_verify_file, checkpoint, entry, told, alone=False) for entry in listed
+            pool.submit(_verify_file, checkpoint, entry, shared, alone=False) for entry in listed
         ]
         try:
             for one in found:
                 one.result()
         except BaseException:
-            told.stopped = True
+            shared.stopped = True
             pool.shutdown(cancel_futures=True)
             raise
 
 
 class _OneAtATime:
-    """Lets several threads tell one listener, which need not know of them; ends them all."""
+    """Lets several threads share one ``advance``, one at a time; stops all of them."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -146,7 +146,7 @@ class _OneAtATime:
     def __call__(self, count: int) -> None:
         with self._lock:
             if self.stopped:
-                raise CheckpointRejected("another of its files was found wanting")
+                raise CheckpointRejected("another of its files failed verification")
             self._advance(count)
 
 
@@ -163,19 +163,19 @@ def _verify_file(checkpoint: Path, entry: FileEntry, advance: Advance, *, alone:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
             raise
         # It was a regular file when the sizes were compared.
-        raise CheckpointRejected(f"{entry.path} is no regular file") from None
+        raise CheckpointRejected(f"{entry.path} is not a regular file") from None
     raise CheckpointRejected(f"{entry.path} does not match its checksum")
 
 
 def verify_full(checkpoint: Path, advance: Advance = ignore) -> Manifest:
-    """Quick, and every byte hashed; raises as :func:`verify_quick`."""
+    """Verify every byte of a checkpoint; raises as :func:`verify_quick`."""
     manifest = verify_quick(checkpoint)
     verify_files(checkpoint, manifest.files, advance)
     return manifest
 
 
 def share_out(entries: Iterable[FileEntry], rank: int, world_size: int) -> list[FileEntry]:
-    """The files that a rank hashes, so that all ranks have about as many bytes to read."""
+    """Return the files that a rank hashes; all ranks read about the same number of bytes."""
     shares: list[list[FileEntry]] = [[] for _ in range(world_size)]
     loads = [(0, index) for index in range(world_size)]
     for entry in sorted(entries, key=lambda entry: (-entry.bytes, entry.path)):
@@ -186,7 +186,7 @@ def share_out(entries: Iterable[FileEntry], rank: int, world_size: int) -> list[
 
 
 class Unchanged:
-    """Notices that files were written to after they were hashed.
+    """Detects files that were written to after they were hashed.
 
     A name outside the checkpoint (a hard link) is enough to do that between the hashing and the
     load. A new time alone proves nothing, a backup makes one; so such a file is hashed again.
@@ -198,7 +198,7 @@ class Unchanged:
         self._before = self._stamps()
 
     def check(self) -> None:
-        """Raise CheckpointRejected if a file is no more what was hashed."""
+        """Raise CheckpointRejected if a file is no longer what was hashed."""
         after = self._stamps()
         changed = [entry for entry in self._entries if self._before[entry] != after[entry]]
         try:
@@ -226,7 +226,7 @@ def _check_size(checkpoint: Path, entry: FileEntry, inside: set[Path]) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointRejected(f"{entry.path} is missing") from None
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointRejected(f"{entry.path} is no regular file")
+        raise CheckpointRejected(f"{entry.path} is not a regular file")
     if status.st_size != entry.bytes:
         raise CheckpointRejected(
             f"{entry.path} has {status.st_size} bytes instead of {entry.bytes}"
@@ -234,7 +234,7 @@ def _check_size(checkpoint: Path, entry: FileEntry, inside: set[Path]) -> None:
 
 
 def _check_parent(directory: Path, entry: FileEntry, inside: set[Path]) -> None:
-    """From the top down, so that nothing behind a link is even looked at."""
+    """Check from the top down, so that nothing is followed through a link."""
     if directory in inside:
         return
     _check_parent(directory.parent, entry, inside)
@@ -253,7 +253,7 @@ def _forget_cache(path: Path) -> None:
 
 
 def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> None:
-    """Every byte of it was read and matched; where nothing may be written this is not kept."""
+    """Record that every byte was read and matched, if the directory can be written."""
     with contextlib.suppress(OSError, DirectoryUnusable):
         if checkpoint_key(checkpoint.name) is None or checkpoint.parent != job.root:
             return
@@ -264,7 +264,7 @@ def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> 
 
 
 def is_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> bool:
-    """Whether this very checkpoint, not another of its name, was verified in full."""
+    """Return whether this very checkpoint, not another of its name, was verified."""
     if not job.owns(job.verified):
         return False
     try:
@@ -274,7 +274,7 @@ def is_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> bo
 
 
 def unmark(job: JobDirectory, checkpoint: Path) -> None:
-    """It is gone."""
+    """Remove the record that a checkpoint was verified."""
     if not job.owns(job.verified):
         return
     with contextlib.suppress(OSError):

@@ -36,11 +36,11 @@ def command(path: Path, ranks: int | None) -> int:
     directory that it is in becomes the job's. Afterwards run, verify and all other commands take
     it for one of their own.
 
-    Exits with 0 if it is sealed now, with 65 if it is not whole.
+    Exits with 0 if it is sealed now, with 65 if it is incomplete.
     """
     if checkpoint_key(path.name) is None or path.is_symlink() or not path.is_dir():
         raise UsageError(
-            f"{path} is no directory epoch-N_step-M: give one, as ColossalAI's scripts write them"
+            f"{path} is not an epoch-N_step-M directory, as ColossalAI's scripts write them"
         )
     place = path.parent.resolve() / path.name
     job = JobDirectory.at(place.parent)

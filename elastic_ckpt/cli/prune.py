@@ -21,7 +21,7 @@ from elastic_ckpt.util.units import human_bytes
 @click.command("prune")
 @directory_argument
 @retention_options
-@click.option("--dry-run", is_flag=True, help="Delete nothing; say what would go, and why.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing; show what would go, and why.")
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 def command(
     directory: Path,
@@ -37,14 +37,14 @@ def command(
       elastic-ckpt prune ckpt --keep-last 3 --keep-every 1000 --dry-run
       elastic-ckpt prune ckpt --keep-last 2 --keep-best 3:loss
 
-    Never deleted: the newest one whose every byte was verified, one that is open, and what is
-    not intact. Safe while the job runs.
+    Never deleted: the newest verified checkpoint, one that is open, and one that is not intact.
+    Safe while the job runs.
 
     Exits with 0, with 73 if something could not be deleted.
     """
     retention = make_retention(keep_last, keep_every, keep_best)
     if not retention:
-        raise UsageError("say what to keep: --keep-last, --keep-every or --keep-best")
+        raise UsageError("specify what to keep: --keep-last, --keep-every or --keep-best")
     job = open_job(directory)
     with progress_bar() as watch:
         done = prune(job, retention, dry_run=dry_run, watch=watch)

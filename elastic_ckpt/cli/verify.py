@@ -46,7 +46,7 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     """
     job = open_job(directory)
     named = checkpoint_key(job.root.name) is not None
-    # A manifest that somebody put into a job directory must not hide the checkpoints there.
+    # A manifest in a job directory must not hide the checkpoints there.
     sealed = os.path.lexists(job.root / MANIFEST_NAME) and not os.path.lexists(job.control)
     single = named or sealed
     if quarantine and single and not named:

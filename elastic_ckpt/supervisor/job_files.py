@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import bypass, bypassed_and_older, newest_intact
+from elastic_ckpt.checkpoint.catalog import fall_back, newest_intact, newest_two_intact
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError
@@ -142,12 +142,12 @@ class JobFiles:
     def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
         """Set the newest checkpoint aside if there is an older one."""
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
-            found = bypassed_and_older(self._job)
+            found = newest_two_intact(self._job)
             key = checkpoint_key(found[0].name) if found else None
             if found is None or key is None or not forget(key):
                 return ""
             newest, older = found
-            target = bypass(self._job, newest, why)
+            target = fall_back(self._job, newest, why)
             self._journal.write(Quarantined(path=str(newest), to=str(target), reason=why))
             self._scan()
             return f"{why}: setting {newest.name} aside, resuming from {older.name}"

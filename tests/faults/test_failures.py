@@ -47,7 +47,7 @@ def test_step_that_always_fails_falls_back_once_and_then_stops(
         assert job.start("--max-failures", "9").wait() == 70, job.output()
         assert crashes(job) == [(kind, 6)] * 3
         assert [name[: len("epoch-0_step-6")] for name in set_aside(job)] == ["epoch-0_step-6"]
-        assert job.view().rejected[0].reason == "bypassed: step 7 failed twice"
+        assert job.view().rejected[0].reason == "fell back to an older one: step 7 failed twice"
         assert job.view().message.startswith("step 7 failed 3 times")
         assert printed in job.view().message
         assert job.view().newest_intact.step == 6  # saved again before the third failure

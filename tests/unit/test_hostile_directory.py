@@ -526,7 +526,7 @@ def test_sealed_checkpoint_claiming_a_billion_ranks_is_listed(job: JobDirectory)
 def test_attempt_named_for_another_step_is_removed(job: JobDirectory) -> None:
     (job.root / OPEN).rename(job.attempts / f"31-{IDENTITY}")
     [(_, what)] = recover(job)
-    assert what.startswith("removed: it says that it is another")
+    assert what.startswith("removed: its manifest is of another")
 
 
 def test_sealed_attempt_of_another_step_is_removed(job: JobDirectory) -> None:

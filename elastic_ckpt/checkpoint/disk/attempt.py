@@ -1,4 +1,4 @@
-"""One try at writing one checkpoint, from an empty directory to the seal.
+"""One attempt at one checkpoint on disk, from an empty directory to the seal.
 
 ::
 
@@ -6,7 +6,7 @@
     .attempts/120-3f9c.../manifest.json           the seal, written once all parts are known
     epoch-0_step-120/                             one rename: now it is a checkpoint
 
-A kill between any two system calls leaves an attempt, which nobody loads, or a checkpoint.
+A kill between any two system calls leaves an attempt, which is never loaded, or a checkpoint.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class DiskAttempt:
 
     @classmethod
     def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> DiskAttempt:
-        """Make a fresh directory. Leader only, or who drains what the leader sealed in memory.
+        """Make a new directory. Called by the leader, or by a drain.
 
         Args:
-            identity: of the generation that is drained; what an earlier drain left goes away.
+            identity: of the generation that is drained; what an earlier drain left is removed.
 
         Raises:
             DirectoryUnusable: a link stands where attempts belong.
-            OSError: the disk said no.
+            OSError: the storage failed.
         """
         attempt = cls(job, identity or secrets.token_hex(8), step)
         job.require(job.attempts)
@@ -83,7 +83,7 @@ class DiskAttempt:
         return self.job.attempts / f"{self.step}-{self.identity}"
 
     def part(self, rank: int) -> DiskPart:
-        """What a rank writes its part with. Every rank."""
+        """Return what a rank writes its part with. Every rank."""
         return DiskPart(self.path, self.identity, rank)
 
     @property
@@ -107,10 +107,10 @@ class DiskAttempt:
 
         Raises:
             CheckpointRejected: no checkpoint can hold that: too many files, one listed twice.
-            OSError: the disk said no; the attempt is not a checkpoint, or not yet a durable one.
+            OSError: the storage failed; the attempt is not a checkpoint, or not yet a durable one.
         """
         data = encode(make_manifest(header, files))
-        decode_manifest(data)  # what nobody could read must not be sealed
+        decode_manifest(data)  # do not seal what cannot be read
         if os.path.lexists(self.path):  # else it was renamed already
             sync_tree(self.path)
             write_atomic(self.path / MANIFEST_NAME, data)
@@ -142,11 +142,11 @@ class DiskAttempt:
         raise OSError(errno.EEXIST, "another writer keeps taking the checkpoint's place", target)
 
     def _yields_to(self, target: Path) -> bool:
-        """Whether the checkpoint that stands in our place is as good as ours."""
+        """Return whether the checkpoint in our place is as good as ours."""
         try:
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 # No restart would take a link or a file for a checkpoint.
-                raise CheckpointRejected("it is no directory")
+                raise CheckpointRejected("it is not a directory")
             if read_manifest(target).attempt == self.identity:
                 return True
             verify_full(target)

@@ -1,6 +1,6 @@
 """xxh3_128 of files: on the way to the disk, and in a pass of their own before a load.
 
-Reading, writing and hashing run beside each other: the hash works on one buffer while the kernel
+Reading, writing and hashing run in parallel: the hash works on one buffer while the kernel
 fills or takes another. Both release Python's lock.
 """
 
@@ -41,7 +41,7 @@ class HashedFile:
     because not every caller lets it through.
 
     Attributes:
-        direct: whether writes pass the page cache by, as long as they are of whole pages.
+        direct: whether writes of whole pages bypass the page cache.
     """
 
     def __init__(self, path: Path, direct_bytes: int = 0) -> None:
@@ -124,13 +124,13 @@ def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> t
     """Size in bytes and xxh3_128 of a regular file; a link is refused with ``OSError``.
 
     Args:
-        alone: no other file is hashed beside this one, so that a second thread has a core.
+        alone: no other file is hashed at the same time, so that a second thread has a core.
     """
     fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size
         if alone and size >= LARGE_BYTES:
-            return _hash_beside(fd, size, advance)
+            return _hash_in_parallel(fd, size, advance)
         return _hash_here(fd, size, advance)
     finally:
         os.close(fd)
@@ -149,7 +149,7 @@ def _hash_here(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _hash_beside(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
+def _hash_in_parallel(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
     """Hash in a thread what was read while the next buffer is filled."""
     digest, size = xxhash.xxh3_128(), 0
     empty: SimpleQueue[memoryview] = SimpleQueue()
@@ -194,7 +194,7 @@ STAGE_BYTES: Final = 4 * 1024 * 1024
 class StagedFile:
     """Fills one buffer of whole pages while another is hashed and written.
 
-    What a direct write asks for, whole pages at the address of a page, no tensor offers.
+    A direct write needs whole pages at the address of a page; no tensor offers that.
 
     Args:
         file: made for direct writes; it is closed with this one.

@@ -65,10 +65,10 @@ class DiskPart:
             path: relative to the attempt; directories that are missing are made.
             size: bytes that will be written, if the caller knows; a large file then passes the
                 page cache by.
-            paged: each write will be of whole pages at an address of a page, the last excepted.
+            paged: each write but the last is whole pages at the address of a page.
 
         Raises:
-            OSError: the name is taken, or the disk says no.
+            OSError: the file exists, or the storage failed.
         """
         check_path(path)
         target = self._directory / path
@@ -93,10 +93,10 @@ class DiskPart:
             file.write(data)
 
     def claim(self, path: str) -> None:
-        """Take a file that somebody else's code has written into this part.
+        """Add a file that other code has written to this part.
 
         Raises:
-            CheckpointRejected: it is no regular file, or has another name somewhere.
+            CheckpointRejected: it is not a regular file, or has another name.
             OSError: it cannot be read or made durable.
         """
         check_path(path)

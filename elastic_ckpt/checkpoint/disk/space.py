@@ -1,4 +1,4 @@
-"""Is there room for a save?"""
+"""Free space, and whether a save fits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from elastic_ckpt.checkpoint.tier import TierFull
 from elastic_ckpt.util.units import human_bytes
 
 RESERVE_BYTES: Final = 1024 * 1024
-"""Left free by a save, so that the job can still say how it is."""
+"""Left free by a save, so that the job can still write its records."""
 
 
 def free_bytes(directory: Path) -> int:
-    """Bytes that this user may still write; without end where the file system does not say."""
+    """Return the bytes that this user may still write; ``sys.maxsize`` if unknown."""
     found = os.statvfs(directory)
     if not found.f_blocks:
         return sys.maxsize
@@ -24,11 +24,11 @@ def free_bytes(directory: Path) -> int:
 
 
 def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) -> None:
-    """Return if so many bytes fit, after making room if they don't.
+    """Return if this many bytes fit, after making room if necessary.
 
     Raises:
         TierFull: they do not fit even so.
-        OSError: the file system does not answer.
+        OSError: the storage does not answer.
     """
     needed += RESERVE_BYTES
     if free_bytes(directory) >= needed:
@@ -37,6 +37,6 @@ def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) ->
     free = free_bytes(directory)
     if free < needed:
         raise TierFull(
-            f"it needs about {human_bytes(needed)} and {directory} has {human_bytes(free)} free: "
+            f"it needs about {human_bytes(needed)}, and {directory} has {human_bytes(free)} free: "
             "delete something there, or keep fewer checkpoints (--keep-last)",
         )

@@ -1,4 +1,4 @@
-"""The disk tier: the checkpoints of a job directory, behind the protocol of tiers."""
+"""The disk tier: the checkpoints in a job directory, as a tier."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DiskTier:
     """See :class:`elastic_ckpt.checkpoint.tier.Tier`.
 
     Args:
-        make_room: deletes what retention lets go; called if a save does not fit.
+        make_room: deletes what no retention rule keeps; called if a save does not fit.
     """
 
     name = NAME
@@ -49,7 +49,7 @@ class DiskTier:
 
     def join(self, ref: Ref) -> DiskAttempt:
         """See the protocol."""
-        return DiskAttempt(self._job, ref.attempt, int(ref.place))
+        return DiskAttempt(self._job, ref.attempt, int(ref.name))
 
     def newest(self) -> Stored | None:
         """See the protocol."""
@@ -75,15 +75,15 @@ class DiskTier:
 
     def open(self, ref: Ref) -> DiskReading:
         """See the protocol."""
-        return DiskReading(self._job, self._job.root / ref.place, ref)
+        return DiskReading(self._job, self._job.root / ref.name, ref)
 
     def where(self, ref: Ref) -> str:
         """See the protocol."""
-        return str(self._job.root / ref.place)
+        return str(self._job.root / ref.name)
 
     def reject(self, ref: Ref, why: str) -> str:
         """See the protocol: it is moved to quarantine."""
-        path = self._job.root / ref.place
+        path = self._job.root / ref.name
         return str(set_aside(self._job, path, why)) if os.path.lexists(path) else ""
 
 

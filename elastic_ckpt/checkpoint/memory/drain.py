@@ -1,4 +1,4 @@
-"""From the memory tier to the disk: every byte is hashed on the way, and sealed there."""
+"""The copy from the memory tier to another one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import open_regular, remove_tree
 
 CHUNK_BYTES: Final = 16 * 1024 * 1024
-"""Copied between two looks at whether to go on; a multiple of every page's size."""
+"""Bytes copied between two pauses; a multiple of every page size."""
 
 
 def drain(sealed: Sealed, target: Tier) -> Generator[int, None, None]:
@@ -80,11 +80,11 @@ def _copy_file(source: Path, entry: FileEntry, target: Sink) -> Iterator[int]:
 
 
 def make_spare_buffers(tier: MemoryTier, like: Sealed) -> None:
-    """Reserve for the other generation what its first save will take, pages and all.
+    """Allocate for the other generation what its first save will need, including its pages.
 
-    Does nothing where a save was there already, or where there is no room: then the ranks make
-    the files themselves, and training waits for it. May be called beside a save: a file that it
-    makes has no seal, and a rank takes it whole or not at all.
+    Does nothing if a save came first, or without room: the ranks then make the files themselves,
+    while training waits. May run during a save: its files have no seal, and a rank takes such a
+    file by one rename.
     """
     other = next(one for one in tier.generations if one != like.generation)
     if other.path.exists() or other.spare.exists():

@@ -43,7 +43,7 @@ class Generation:
 
     @property
     def path(self) -> Path:
-        """What is laid out as a checkpoint."""
+        """The files, laid out as a checkpoint."""
         return self.slot / "state"
 
     @property
@@ -52,7 +52,7 @@ class Generation:
         return self.slot / "spare"
 
     def seal(self) -> MemorySeal | None:
-        """Its seal, if it has one that is whole and every file has its size."""
+        """Return its seal if it is valid and every file has its size; else None."""
         try:
             seal = decode_memory_seal(read_bounded(self.slot / SEAL_NAME, MAX_MANIFEST_BYTES))
             verify_sizes(self.path, seal.files)
@@ -69,19 +69,19 @@ class Generation:
         return ReadLock(self.slot, SEAL_NAME)
 
     def is_settled(self, seal: MemorySeal) -> bool:
-        """Whether the disk holds it, or will not."""
+        """Return whether it is on disk, or will not be."""
         try:
             return read_bounded(self.slot / "settled", 64) == seal.attempt.encode()
         except OSError:
             return False
 
     def settle(self, seal: MemorySeal) -> None:
-        """It is on disk, or cannot get there: the next save may take its place."""
+        """Record that it is on disk, or cannot get there: the next save may overwrite it."""
         with contextlib.suppress(OSError):
             write_atomic(self.slot / "settled", seal.attempt.encode())
 
     def clear(self) -> bool:
-        """Take the seal away, so that it may be overwritten; False if somebody reads it."""
+        """Remove the seal, so that it may be overwritten; return False if a process reads it."""
         try:
             with removing(self.slot, SEAL_NAME) as why:
                 if why:
@@ -122,28 +122,28 @@ class Sealed:
 
     @property
     def key(self) -> tuple[int, int]:
-        """What decides which one is newer."""
+        """Its (epoch, step), by which generations are ordered."""
         return self.seal.epoch, self.seal.step
 
     @property
     def settled(self) -> bool:
-        """Whether the disk holds it, or will not."""
+        """Return whether it is on disk, or will not be."""
         return self.generation.is_settled(self.seal)
 
     @property
     def stored(self) -> Stored:
-        """What every tier says of a checkpoint."""
+        """Its description, as every tier gives it."""
         ref = Ref(NAME, self.generation.slot.name, self.seal.attempt)
         return Stored(ref, self.key, self.seal)
 
 
 def check_covers(seal: MemorySeal, world_size: int) -> None:
-    """Refuse to load a generation into another number of ranks, or one of which a part is missing.
+    """Check that this number of ranks can load a generation, and that no part is missing.
 
     Raises:
         CheckpointRejected: with the reason.
     """
     if seal.world_size != world_size:
-        raise CheckpointRejected(f"it is of {seal.world_size} ranks and there are {world_size}")
+        raise CheckpointRejected(f"{seal.world_size} ranks saved it, and there are {world_size}")
     if {entry.rank for entry in seal.files} - set(range(world_size)):
-        raise CheckpointRejected("it holds a part of no rank")
+        raise CheckpointRejected("it has files of an unknown rank")

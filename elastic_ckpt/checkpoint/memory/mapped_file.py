@@ -1,7 +1,7 @@
 """Files of the memory tier: made once, mapped once, written again and again.
 
 The first touch of a page costs several times what a copy into it does. So a file is reused by
-whoever writes the next checkpoint, and its mapping stays in the process that wrote it.
+the next save, and its mapping stays in the process that wrote it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MappedFile:
         """Copy anything with a buffer to the next bytes; one pass over memory.
 
         Raises:
-            OSError: more comes than was announced (EFBIG).
+            OSError: more is written than expected (EFBIG).
         """
         source = memoryview(data).cast("B")
         self.take(len(source))[:] = source
@@ -44,17 +44,17 @@ class MappedFile:
         """The next bytes, for the caller to fill; raises as :meth:`write`."""
         end = self._at + count
         if end > len(self._view):
-            self.error = OSError(errno.EFBIG, "more was written than was announced")
+            self.error = OSError(errno.EFBIG, "more was written than expected")
             raise self.error
         taken = self._view[self._at : end]
         self._at = end
         return taken
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing; nothing is held back."""
 
     def finish(self) -> int:
-        """Bytes written; fewer than announced cut the file, so that its size tells no lie."""
+        """Bytes written; fewer than expected truncate the file."""
         if self._at < len(self._view):
             os.ftruncate(self._fd, self._at)
         return self._at
@@ -87,10 +87,10 @@ class StreamedFile:
         return written
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing; nothing is held back."""
 
     def finish(self) -> int:
-        """Bytes written; what a longer one left behind them is cut off."""
+        """Return the bytes written; what a longer file left after them is cut off."""
         os.ftruncate(self._fd, self._bytes)
         return self._bytes
 
@@ -106,8 +106,8 @@ class Mappings:
     """This process's mappings, by inode, so that a file which is written again stays mapped.
 
     Args:
-        on_map: is told of each new mapping.
-        on_unmap: is told of each one that goes.
+        on_map: called with each new mapping.
+        on_unmap: called with each mapping before it is closed.
     """
 
     def __init__(self, on_map: OnMapping = lambda _: None, on_unmap: OnMapping = lambda _: None):
@@ -121,16 +121,16 @@ class Mappings:
         """A file to be written anew; its pages are kept if it exists.
 
         Args:
-            size: bytes that will be written; None if nobody knows.
+            size: bytes that will be written; None if unknown.
 
         Raises:
-            OSError: no memory (ENOSPC), or it is no file of ours.
+            OSError: no memory (ENOSPC), or it is not our file.
         """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                raise OSError(errno.ENXIO, "no regular file of its own", str(path))
+                raise OSError(errno.ENXIO, "not a regular file of its own", str(path))
             if size is None or size < MAPPED_FROM_BYTES:
                 return StreamedFile(fd)
             return MappedFile(fd, self._map(fd, found, size))
@@ -139,7 +139,7 @@ class Mappings:
             raise
 
     def forget_unused(self) -> None:
-        """Unmap what was not written since the last but one call: nobody will write it again.
+        """Unmap what was not written since the last call but one: it will not be written again.
 
         Two generations take turns, so each file is written in every other save.
         """

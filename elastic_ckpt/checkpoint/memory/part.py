@@ -42,7 +42,7 @@ class MemoryPart:
             size: bytes that will be written, which makes the write a single copy.
 
         Raises:
-            OSError: the name is taken, or there is no memory.
+            OSError: the file exists, or there is no memory.
         """
         check_path(path)
         target = self._generation.path / path
@@ -66,15 +66,15 @@ class MemoryPart:
             file.write(data)
 
     def claim(self, path: str) -> None:
-        """Take a file that somebody else's code has written into this part.
+        """Add a file that other code has written to this part.
 
         Raises:
-            CheckpointRejected: it is no regular file, or has another name somewhere.
+            CheckpointRejected: it is not a regular file, or has another name.
         """
         check_path(path)
         found = os.lstat(self._generation.path / path)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise CheckpointRejected(f"{path} is no regular file of its own")
+            raise CheckpointRejected(f"{path} is not a regular file of its own")
         self._entries[path] = FileEntry(path, found.st_size, "", self.rank)
 
     def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:

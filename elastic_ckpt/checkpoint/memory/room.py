@@ -11,13 +11,13 @@ from typing import Final
 from elastic_ckpt.checkpoint.disk.space import free_bytes
 
 SPARE_SHARE: Final = 0.1
-"""Of what is free, left to the training: a batch larger than the last one must not be killed."""
+"""Share of the free memory left to training, so that a larger batch is not killed."""
 
 
 def room_bytes(directory: Path, proc: Path = Path("/proc"), cgroups: Path | None = None) -> int:
-    """Bytes that may still be taken in ``directory``, the tightest of all limits less a tenth.
+    """Return the bytes that may still be used in ``directory``: the tightest limit, less a tenth.
 
-    Pages of a tmpfs count against the cgroup of whoever touches them first.
+    Pages of a tmpfs count against the cgroup of the process that touches them first.
     """
     limits = [free_bytes(directory)]
     if _is_memory(directory, proc):

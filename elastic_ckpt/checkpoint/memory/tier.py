@@ -4,7 +4,7 @@
 
     /dev/shm/elastic-ckpt-0-3f9c.../     one job on one node, for its owner alone
         owner.json                       whose it is; locked while the supervisor lives
-        bell                             a FIFO: a byte in it says that something was sealed
+        bell                             a FIFO: a byte in it means that something was sealed
         a/  b/                           the two generations
             state/                       laid out as a checkpoint
             seal.json                    sizes and attempt; it goes before anything is overwritten
@@ -12,7 +12,7 @@
             spare/                       the buffers of what stood here before, to be written again
 
 The files belong to no worker: they outlive the death of any process of the job. A generation is
-never overwritten while somebody reads it, nor before it is on disk (or cannot get there).
+never overwritten while a process reads it, nor before it is on disk (or cannot get there).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PREFIX: Final = "elastic-ckpt-"
 
 
 class MemoryUnusable(Exception):
-    """There can be no memory tier here; the text says why. The job saves to disk instead."""
+    """The memory tier cannot be made, for the given reason. The job saves to disk instead."""
 
 
 class _Owner(msgspec.Struct, frozen=True):
@@ -125,14 +125,14 @@ class MemoryTier:
 
     def where(self, ref: Ref) -> str:
         """See the protocol."""
-        return str(self.root / ref.place)
+        return str(self.root / ref.name)
 
     def reject(self, ref: Ref, why: str) -> str:
         """See the protocol: it stays until a save overwrites it."""
         return ""
 
     def free(self) -> Generation | None:
-        """A generation that may be overwritten, its seal gone by now; None if there is none.
+        """Return a generation that may be overwritten, its seal removed; None if there is none.
 
         Whatever happens to the new one, the other keeps its seal. Leader only.
         """
@@ -156,9 +156,9 @@ class MemoryTier:
         return total
 
     def _generation(self, ref: Ref) -> Generation:
-        if ref.place not in SLOTS:
-            raise CheckpointRejected(f"the memory tier has no generation {ref.place!r}")
-        return Generation(self.root / ref.place)
+        if ref.name not in SLOTS:
+            raise CheckpointRejected(f"the memory tier has no generation {ref.name!r}")
+        return Generation(self.root / ref.name)
 
 
 class MemoryReading:
@@ -193,13 +193,13 @@ class MemoryReading:
 
 
 class OwnedTier:
-    """A supervisor's hold on its tier: nobody else adopts or removes it meanwhile."""
+    """A supervisor's tier: no other process adopts or removes it meanwhile."""
 
     def __init__(self, place: Path, job: JobDirectory, node: str) -> None:
         """Make the tier, or take over what a killed supervisor of this very job left.
 
         Raises:
-            MemoryUnusable: something that is not ours is in its place, or the place is no good.
+            MemoryUnusable: something that is not ours is in its place, or it cannot be made.
         """
         self.tier = MemoryTier(tier_path(place, job, node))
         owner = _Owner(str(job.root), job.identity(), node)
@@ -216,7 +216,7 @@ class OwnedTier:
     def _take(self, owner: _Owner) -> None:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _read_owner(self.tier.root) != owner:
-            # Another job had this path, or nobody: its steps are not ours.
+            # It is new, or was another job's: its steps are not ours.
             for generation in self.tier.generations:
                 remove_tree(generation.slot)
             os.ftruncate(self._fd, 0)
@@ -228,7 +228,7 @@ class OwnedTier:
         self.bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
 
     def release(self, *, remove: bool) -> None:
-        """Let go of it; ``remove`` leaves nothing behind."""
+        """Release it, and with ``remove`` delete it."""
         if remove:
             remove_tree(self.tier.root)
         os.close(self.bell)
@@ -236,13 +236,13 @@ class OwnedTier:
 
 
 def tier_path(place: Path, job: JobDirectory, node: str) -> Path:
-    """Where a job's tier is on a node: the same for each of its runs."""
+    """Return where a job's tier is on a node: the same for each of its runs."""
     name = hashlib.sha256(f"{job.root}\0{node}".encode()).hexdigest()[:16]
     return place / f"{_PREFIX}{os.getuid()}-{name}"
 
 
 def tier_of(job: JobDirectory, root: str) -> MemoryTier | None:
-    """The tier that a record in the job directory speaks of, if it is there and is this job's."""
+    """Return the tier named in a record of the job directory, if it exists and is this job's."""
     path = Path(root)
     owner = _read_owner(path) if root and _is_ours(path) else None
     with contextlib.suppress(OSError):
@@ -284,7 +284,7 @@ def _identity_of(root: str) -> str | None:
     """The identity in a job directory; None if it is certainly gone.
 
     Raises:
-        OSError: the disk does not answer, which says nothing.
+        OSError: the storage does not answer; nothing is known.
     """
     try:
         return JobDirectory(Path(root)).known_identity()
@@ -296,7 +296,7 @@ def _open_owner(root: Path) -> int:
     with contextlib.suppress(FileExistsError):
         os.mkdir(root, 0o700)
     if not _is_ours(root):
-        raise MemoryUnusable(f"{root} belongs to somebody else, or is no directory")
+        raise MemoryUnusable(f"{root} belongs to another user, or is not a directory")
     return os.open(root / "owner.json", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 

@@ -1,8 +1,8 @@
-"""The drainer: brings what is sealed in the memory tier to the disk while the job trains.
+"""The drainer: copies sealed generations from memory to the disk while the job trains.
 
-One generation at a time, in a thread of the lowest priority. The loop starts it, and takes up
-its result; when a notice comes the same copy goes on in a thread of normal priority, and the
-newest generation goes before an older one.
+One generation at a time, in a thread of the lowest priority. The loop starts it and handles its
+result. On a notice the copy continues in a thread of normal priority, and the newest generation
+is drained first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from elastic_ckpt.util.text import printable
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 30.0
-"""Until a drain that failed is tried again, if nothing is in a hurry."""
+"""Time before a failed drain is retried, unless it is hurried."""
 
 
 @dataclass
@@ -50,9 +50,9 @@ class _Task:
     polite: bool = True
     over: bool = False
     dropped: bool = False
-    advance: Advance | None = None  # once somebody waits for it
-    told: int = 0
-    again: bool = False  # it began before the hurry: if it fails, what it met may be mended by now
+    advance: Advance | None = None  # once the run waits for it
+    shown: int = 0  # bytes of which progress was reported
+    again: bool = False  # it started before the hurry: if it fails, retry at once
     error: Exception | None = None
 
 
@@ -67,12 +67,11 @@ class Drainer:
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
-        """Nothing starts before :meth:`serve` or :meth:`hurry`.
-
+        """Start nothing before :meth:`serve` or :meth:`hurry`.
 
         Args:
-            say: shows one line to whoever started the run.
-            wake: called from a thread when there is something to take up.
+            say: shows one line to the user.
+            wake: called from a thread when a drain has ended.
         """
         self._job = job
         self._tier = tier
@@ -96,16 +95,16 @@ class Drainer:
         return self._task.sealed.seal.attempt if self._task else ""
 
     def pending(self) -> list[Sealed]:
-        """What is in memory and not yet on disk, oldest first."""
+        """Return what is in memory and not yet on disk, oldest first."""
         return [one for one in reversed(self._tier.sealed()) if not one.settled]
 
     @property
     def over(self) -> bool:
-        """Whether nothing is under way, and nothing is left that has not just failed."""
+        """Whether no drain is running, and all that is left has just failed."""
         return self._task is None and not self._due()
 
     def adopt(self) -> list[Sealed]:
-        """Look over what a killed run left; what it still has to drain.
+        """Check what a killed run left, and return what still has to be drained.
 
         A checkpoint that was on disk and was deleted there since must not come back.
         """
@@ -117,7 +116,7 @@ class Drainer:
         return self.pending()
 
     def serve(self, *, sealed: bool) -> None:
-        """Take up what has come to its end, and begin with what is due.
+        """Handle a drain that ended, and start the next one that is due.
 
         Args:
             sealed: a worker may have sealed something since the last call.
@@ -138,14 +137,14 @@ class Drainer:
             self._look()
 
     def _show(self, task: _Task) -> None:
-        """Say how far it is, if it takes long: whoever hurries it waits for it."""
+        """Show progress, if it takes long: a hurried drain is waited for."""
         if task.advance is None:
             seal = task.sealed.seal
             task.advance = in_lines(self._say)(
                 f"bringing step {seal.step} from memory to the disk", seal.total_bytes
             )
-        count = task.bytes - task.told
-        task.told += count
+        count = task.bytes - task.shown
+        task.shown += count
         task.advance(count)
 
     def _look(self) -> None:
@@ -154,7 +153,7 @@ class Drainer:
             if due and due[-1].key > self._task.sealed.key:
                 # No generation is free, and the next save would go to the disk: no time to wait.
                 self._speed_up()
-                # In a hurry the newest counts; this one begins anew behind it.
+                # In a hurry the newest counts; this one restarts after it.
                 self._task.dropped = self._hurried
             return
         if due and self._may_write.is_set():
@@ -163,11 +162,11 @@ class Drainer:
             self._begin(chosen)
 
     def hold(self) -> None:
-        """Leave the disk to somebody else until :meth:`hurry`: not a chunk more, no new drain."""
+        """Leave the disk to the ranks until :meth:`hurry`: pause the copy, start no drain."""
         self._may_write.clear()
 
     def hurry(self) -> None:
-        """From now on at normal priority, the newest first; what has failed is tried again."""
+        """Drain at normal priority from now on, the newest first; retry what failed."""
         self._may_write.set()
         self._retry_at.clear()
         if self._task is not None:
@@ -182,11 +181,11 @@ class Drainer:
         self.hurry()
 
     def calm(self) -> None:
-        """The next drain is behind everything else again."""
+        """Run the next drain at the lowest priority again."""
         self._hurried = self._calm_after = False
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
-        """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""
+        """Wait for the deletion of old checkpoints until ``hurry`` returns True."""
         self._retainer.finish(hurry)
 
     def _due(self) -> list[Sealed]:
@@ -200,7 +199,7 @@ class Drainer:
         self._start(self._task, None)
 
     def _speed_up(self) -> None:
-        """Go on at normal priority: in another thread, as only root may take a niceness back."""
+        """Continue at normal priority, in another thread: only root may lower a niceness."""
         if self._task is not None and self._task.polite:
             self._task.polite = False
             self._start(self._task, self._thread)
@@ -225,7 +224,7 @@ class Drainer:
                 if task.dropped:
                     task.chunks.close()
                     break
-                self._may_write.wait()  # a daemon: it keeps nobody from leaving
+                self._may_write.wait()  # a daemon thread: it does not keep the process alive
                 if polite and not task.polite:
                     return
             else:
@@ -234,7 +233,7 @@ class Drainer:
                 task.seconds = time.monotonic() - task.began
                 if polite:
                     make_spare_buffers(self._tier, task.sealed)
-        except Exception as error:  # whatever it is, the loop must hear of it
+        except Exception as error:  # the loop reports it, whatever it is
             task.error = error
             task.seconds = time.monotonic() - task.began
         finally:
@@ -259,7 +258,7 @@ class Drainer:
             return
         self._retry_at[seal.attempt] = 0.0 if task.again else time.monotonic() + RETRY_SECONDS
         if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):
-            task.sealed.generation.clear()  # nobody can make it whole again
+            task.sealed.generation.clear()  # it cannot be repaired
         why = printable(str(error)) or type(error).__name__
         self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:
@@ -268,7 +267,7 @@ class Drainer:
 
 
 def _be_polite() -> None:
-    """Let this thread run and write when nobody else wants to."""
+    """Give this thread the lowest CPU and I/O priority."""
     thread = threading.get_native_id()
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread, 19)

@@ -1,4 +1,4 @@
-"""The supervisor's side of the memory tier: it owns the files, and has them drained to the disk."""
+"""The supervisor's side of the memory tier: it owns the files and drains them to the disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING: Final = (-1, 0)
 
 
 class MemoryKeeper:
-    """A node's tier while its supervisor lives; one that is off holds nothing.
+    """A node's memory tier while its supervisor lives; an empty one if the tier is off.
 
     Attributes:
         root: the tier's directory; empty if it is off.
@@ -48,7 +48,7 @@ class MemoryKeeper:
     ) -> MemoryKeeper:
         """Make the tier, or take over what a killed run left there and begin to drain it.
 
-        A place that cannot serve turns the tier off, and says so.
+        If the place is not usable the tier is off, with a message.
         """
         place = settings.memory
         if place is None:
@@ -80,7 +80,7 @@ class MemoryKeeper:
         return self._drainer is None or self._drainer.over
 
     def serve(self) -> None:
-        """Take up what was sealed and what was drained."""
+        """Handle what was sealed and what was drained."""
         if self._drainer is None or self.bell is None:
             return
         rung = False
@@ -104,7 +104,7 @@ class MemoryKeeper:
             self._drainer.hurry_once()
 
     def calm(self) -> None:
-        """Drain behind everything else again."""
+        """Drain at the lowest priority again."""
         if self._drainer is not None:
             self._drainer.calm()
 
@@ -126,7 +126,7 @@ class MemoryKeeper:
         return sealed[0] if sealed and not sealed[0].settled else None
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
-        """Wait for the deletion of old checkpoints; ``hurry`` is asked, and True leaves it."""
+        """Wait for the deletion of old checkpoints until ``hurry`` returns True."""
         if self._drainer is not None:
             self._drainer.finish_pruning(hurry)
 

@@ -70,7 +70,7 @@ class CheckpointChoice:
             if one.why is None:
                 return one.ref
             if isinstance(one.why, NotSealed):
-                unsealed.append(one.ref.place)  # another program's: never moved, never chosen
+                unsealed.append(one.ref.name)  # another program's: never moved, never chosen
                 continue
             self._take_out(one.ref, str(one.why))
             bad[one.ref.tier] += 1

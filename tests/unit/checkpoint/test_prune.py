@@ -159,7 +159,7 @@ def test_the_newest_that_was_verified_stays_though_it_is_older_than_the_rule_kee
     make(job, 10, 20, 30, 40)
     mark(job, 20)
     done = prune(job, LAST)
-    assert why(done) == {40: "the newest", 20: "the newest that was verified in full"}
+    assert why(done) == {40: "the newest", 20: "the newest verified one"}
     assert steps_of(job) == [40, 20]
 
 
@@ -178,7 +178,7 @@ def test_nothing_goes_if_none_can_be_verified(job: JobDirectory) -> None:
         flip_bit(path / MODEL)
     done = prune(job, LAST)
     assert steps_of(job) == [30, 20, 10]
-    assert set(why(done).values()) == {"none could be verified in full, so nothing goes"}
+    assert set(why(done).values()) == {"no checkpoint could be verified: nothing is deleted"}
 
 
 def test_a_disk_that_cannot_be_read_verifies_nothing(

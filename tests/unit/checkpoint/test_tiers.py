@@ -68,7 +68,7 @@ class DiskBench(Bench):
         return DiskTier(self.job)
 
     def seal_path(self, ref: Ref) -> Path:
-        return self.job.root / ref.place / "manifest.json"
+        return self.job.root / ref.name / "manifest.json"
 
     def make_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(disk_tier, "ensure_space", _full)
@@ -85,7 +85,7 @@ class MemoryBench(Bench):
         return MemoryTier(self.root)
 
     def seal_path(self, ref: Ref) -> Path:
-        return self.root / ref.place / "seal.json"
+        return self.root / ref.name / "seal.json"
 
     def make_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(memory_tier, "room_bytes", lambda _: 0)

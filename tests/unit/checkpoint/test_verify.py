@@ -115,9 +115,9 @@ BOTH = [
     (missing, f"{MODEL} is missing"),
     (truncated, "has 499 bytes instead of 500"),
     (extended, "has 501 bytes instead of 500"),
-    (linked_file, f"{MODEL} is no regular file"),
+    (linked_file, f"{MODEL} is not a regular file"),
     (linked_directory, "leads out of the checkpoint through a link"),
-    (directory_for_file, f"{MODEL} is no regular file"),
+    (directory_for_file, f"{MODEL} is not a regular file"),
     (file_for_directory, f"{MODEL} is missing"),
     (missing_part, "parts/00001.json is missing"),
     (no_manifest, "not sealed"),
@@ -126,7 +126,7 @@ BOTH = [
     (binary_manifest, "torn"),
     (nested_manifest, "torn"),
     (linked_manifest, "manifest.json"),
-    (directory_for_manifest, "manifest.json is no regular file"),
+    (directory_for_manifest, "manifest.json is not a regular file"),
     (other_size_in_manifest, "its own digest does not match"),
 ]
 
@@ -167,7 +167,7 @@ def test_a_fifo_is_refused_without_waiting(
             check(checkpoint)
         return str(refusal.value)
 
-    assert "no regular file" in bounded(refused, fifo)
+    assert "not a regular file" in bounded(refused, fifo)
 
 
 def test_hashing_a_fifo_does_not_wait(checkpoint: Path) -> None:

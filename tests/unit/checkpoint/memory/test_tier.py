@@ -133,7 +133,7 @@ def test_a_smaller_one_leaves_nothing_of_a_larger_one(job: JobDirectory, tier: M
     assert (newest.generation.path / MODEL).read_bytes() == b"small"
     assert not newest.generation.spare.exists()
     check_covers(newest.seal, 2)
-    with pytest.raises(CheckpointRejected, match="2 ranks and there are 3"):
+    with pytest.raises(CheckpointRejected, match="2 ranks saved it, and there are 3"):
         check_covers(newest.seal, 3)
 
 
@@ -184,7 +184,7 @@ def test_somebody_else_s_directory_is_not_touched(job: JobDirectory, place: Path
     elsewhere = place / "elsewhere"
     elsewhere.mkdir()
     root.symlink_to(elsewhere)
-    with pytest.raises(MemoryUnusable, match="belongs to somebody else"):
+    with pytest.raises(MemoryUnusable, match="belongs to another user"):
         own(place, job)
     assert sweep(place) == [] and list(elsewhere.iterdir()) == []
     root.unlink()
