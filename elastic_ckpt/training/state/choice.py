@@ -36,10 +36,10 @@ class CheckpointChoice:
         """
         peers = self._runtime.peers
         chosen = peers.leader_does("choose", self._choose)
-        told = peers.tell("chosen", chosen.encode() if chosen else b"")
-        if not told:
+        encoded = peers.tell("chosen", chosen.encode() if chosen else b"")
+        if not encoded:
             return None
-        ref = Ref.decode(told)
+        ref = Ref.decode(encoded)
         return LoadCandidate(self._runtime, self._tiers[ref.tier], ref)
 
     def reject(self, ref: Ref, reason: str) -> None:
