@@ -8,7 +8,7 @@ PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS ?=
 
 # Two at a time: a job waits for something most of the time.
-SUITE = tests/unit tests/integration tests/faults
+SUITE = tests/unit tests/integration tests/faults tests/simulation
 QUICK = not faults_full and not hosts and not benchmarks and not slow
 REST = slow and not faults_full and not hosts and not benchmarks
 
@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -28,6 +28,12 @@ test: .venv/.ready
 
 test-all: .venv/.ready
 	$(call tests,.venv,$(REST))
+
+# Whole jobs under a virtual clock, each drawn from a seed; prints the rate.
+SEEDS ?= 1 10000
+
+simulate: .venv-latest/.ready
+	.venv-latest/bin/python -m tests.simulation $(SEEDS)
 
 # Every system call of a save, and every state that a power cut can leave.
 test-faults: .venv/.ready
@@ -64,13 +70,15 @@ test-slurm: .venv-latest/.ready
 # tutorials as a reader types them.
 test-look: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
-		tests/system/test_night.py tests/system/test_tutorials.py
+		tests/system/test_night.py tests/system/test_tutorials.py \
+		tests/system/test_hanging_directory.py
 
 # The newest torch, beside ColossalAI whose pins forbid it: what depends on torch, with fewer
 # disturbances.
 LATEST = not faults_full and not hosts and not benchmarks and not one_torch
 ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util \
-	supervisor/metrics supervisor/saves supervisor/watch,--ignore=tests/unit/$(part))
+	supervisor/metrics supervisor/saves supervisor/watch,--ignore=tests/unit/$(part)) \
+	--ignore=tests/simulation
 
 test-latest: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH))
