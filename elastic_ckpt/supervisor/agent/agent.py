@@ -24,7 +24,7 @@ import msgspec
 
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
-from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind, answer_step
+from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS, NodeAnswer
 from elastic_ckpt.protocol.ended import Ended, EndKind, end_kind
@@ -46,6 +46,7 @@ from elastic_ckpt.supervisor.agent.output import Output
 from elastic_ckpt.supervisor.agent.store_link import TorchNetwork
 from elastic_ckpt.supervisor.agent.template_process import Template
 from elastic_ckpt.supervisor.agent.verdict import summarize
+from elastic_ckpt.supervisor.agent.watcher import Watcher
 from elastic_ckpt.supervisor.agent.workers import Workers
 from elastic_ckpt.util.processes import (
     become_subreaper,
@@ -56,9 +57,6 @@ from elastic_ckpt.util.processes import (
 )
 
 log = logging.getLogger(__name__)
-
-FENCE_SECONDS: Final = 0.001
-"""Python has no store-load fence; within this time every rank's store reaches this process."""
 
 UNLAUNCHED_SECONDS: Final = 1.0
 """Workers of an incarnation cut short that start later than this count as never started."""
@@ -96,6 +94,7 @@ class Agent:
         self._selector.register(commands.fd, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._launch: ElasticLaunch | None = None
+        self._watcher = Watcher(self._board)
         self._workers = Workers(self._board, self._selector)
         self._not_begun = False
         self._cut_short_at = 0.0
@@ -154,17 +153,10 @@ class Agent:
             self._workers.kill()
 
     def _ask(self, kind: RequestKind) -> None:
-        """Act as the agreement's watcher for the only node of a job."""
-        if self._launch is None:
-            return
-        board = self._board
-        waiting = any(slot.seen < board.flag for slot in board.read_slots())
-        if kind is not RequestKind.STOP and waiting:
-            return  # the ranks have yet to see the last request, which serves for this one, too
-        number = board.flag + 1
-        answer = self.flag(number)
-        idle = kind is RequestKind.STOP and not answer.started
-        self.post(RequestAnswer(number, kind, answer.step), idle=idle)
+        asked = self._watcher.ask(kind) if self._launch is not None else None
+        if asked is not None:
+            answer, idle = asked
+            self._posted(answer, idle=idle)
 
     # -- this node's workers: see LocalWorkers in cluster_member.py ---------------------------
 
@@ -181,20 +173,20 @@ class Agent:
         self._launch.start()
 
     def flag(self, number: int) -> NodeAnswer:
-        """Raise a request's flag and return this node's answer; see ``protocol/agreement.py``."""
-        board = self._board
-        board.raise_flag(number)
-        time.sleep(FENCE_SECONDS)
-        step = answer_step(board.entered())
-        return NodeAnswer(step, any(slot.first_entry for slot in board.read_slots()))
+        """Raise a request's flag and return this node's answer."""
+        return self._watcher.flag(number)
 
     def post(self, answer: RequestAnswer, *, idle: bool) -> None:
-        """Publish the job's answer; if it is ``idle``, end workers with nothing to save.
+        """Publish the job's answer; if it is ``idle``, end workers with nothing to save."""
+        self._board.post_answer(answer)
+        self._posted(answer, idle=idle)
+
+    def _posted(self, answer: RequestAnswer, *, idle: bool) -> None:
+        """End the workers if ``idle``.
 
         While the flag is up no rank begins a step. If none has begun one in this incarnation, the
         newest checkpoint is as good as a new one; a script that does not take part gets SIGTERM.
         """
-        self._board.post_answer(answer)
         where = "where they start" if answer.step == NOTHING_ENTERED else f"at step {answer.step}"
         log.info("request %d: %s %s", answer.number, answer.kind.name, where)
         if not idle:

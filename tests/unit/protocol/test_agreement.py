@@ -27,7 +27,7 @@ from elastic_ckpt.protocol.agreement import (
     answer_step,
 )
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.supervisor.agent.agent import Agent
+from elastic_ckpt.supervisor.agent import watcher
 from elastic_ckpt.training import step as step_module
 from elastic_ckpt.training.step import StepProtocol
 from tests.unit.protocol.agreement_model import (
@@ -479,42 +479,36 @@ def watched_board(slots: int) -> WatchedBoard:
 
 
 @pytest.fixture
-def agent() -> Agent:
-    """An agent with a board of two ranks under way and no processes."""
+def board() -> WatchedBoard:
+    """The board of two running ranks."""
     board = watched_board(2)
     for rank in range(2):
         slot = board.rank_slot(rank)
         slot.attach(0)
         slot.step(4 + rank, 3 + rank, 0, 0)
         slot.first_entry()
-    agent = Agent.__new__(Agent)
-    agent._board = board
-    agent._incarnation = object()  # type: ignore[assignment]
-    return agent
+    return board
 
 
 def test_the_agent_raises_the_flag_waits_reads_and_posts(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
+    board: WatchedBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accesses = agent._board.accesses  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        "elastic_ckpt.supervisor.agent.agent.time.sleep", lambda seconds: accesses.append("fence")
-    )
-    agent._ask(STOP)
-    assert accesses == ["raise 1", "fence", "read", "post 1 STOP 5"]
+    monkeypatch.setattr(watcher.time, "sleep", lambda seconds: board.accesses.append("fence"))
+    assert watcher.Watcher(board).ask(STOP) == (RequestAnswer(1, STOP, 5), False)
+    assert board.accesses == ["raise 1", "fence", "read", "post 1 STOP 5"]
 
 
-def test_the_agent_drops_a_save_before_the_last_one_is_seen_but_never_a_stop(agent: Agent) -> None:
-    board = agent._board
-    agent._ask(SAVE)
-    agent._ask(SAVE)
-    assert board.flag == 1
+def test_the_agent_drops_a_save_before_the_last_one_is_seen_but_never_a_stop(
+    board: WatchedBoard,
+) -> None:
+    agent = watcher.Watcher(board)
+    assert agent.ask(SAVE) is not None
+    assert agent.ask(SAVE) is None
     board.rank_slot(0).seen(1)
-    agent._ask(SAVE)
-    assert board.flag == 1
+    assert agent.ask(SAVE) is None
     board.rank_slot(1).seen(1)
-    agent._ask(SAVE)
-    agent._ask(STOP)
+    assert agent.ask(SAVE) is not None
+    assert agent.ask(STOP) is not None
     assert {number: answer.kind for number, answer in board.answers().items()} == {
         1: SAVE,
         2: SAVE,
