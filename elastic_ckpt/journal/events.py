@@ -159,7 +159,7 @@ class JobFileReloaded(JournalEvent, frozen=True, tag="reload"):
     said: str = ""
 
 
-class SaveBegun(JournalEvent, frozen=True, tag="save_begun"):
+class SaveStarted(JournalEvent, frozen=True, tag="save_begun"):
     """All ranks start a save."""
 
     step: Count = 0

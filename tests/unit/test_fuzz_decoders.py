@@ -388,7 +388,7 @@ def test_any_bytes_as_a_verified_mark(job: JobDirectory, data: bytes) -> None:
 
 EVENT = {
     "event": "saved", "wall": 10.5, "monotonic": 3.5, "node": "here", "pid": 3,
-    "data": {"reason": "interval", "seconds": 1.5, "stall_seconds": 0.5, "state": "running"},
+    "data": {"step": 7, "reason": "interval", "seconds": 1.5, "stall_seconds": 0.5, "epoch": 1},
 }  # fmt: skip
 
 

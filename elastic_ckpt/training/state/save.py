@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part
 from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
-from elastic_ckpt.journal.events import SaveBegun, Saved, SaveFailed
+from elastic_ckpt.journal.events import Saved, SaveFailed, SaveStarted
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -120,7 +120,7 @@ class SaveOperation:
             if self._runtime.peers.is_leader:
                 position, reason = self.position, self._snapshot.reason
                 self._runtime.journal.note(
-                    SaveBegun(step=position.step, epoch=position.epoch, reason=reason)
+                    SaveStarted(step=position.step, epoch=position.epoch, reason=reason)
                 )
             while not self._try(overlap):
                 pass
