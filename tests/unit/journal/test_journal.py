@@ -326,6 +326,12 @@ def test_setting_the_clock_moves_no_event(
     assert [event.wall for event in read_journal(job)] == [1000.0, 1010.0, 1020.0, 1030.0, 4640.0]
 
 
+def test_entries_of_a_follower_are_marked(job: JobDirectory) -> None:
+    Journal(job, "leader").write(Saved(step=1))
+    Journal(job, "follower", follows=True).write(Saved(step=1))
+    assert [entry.event.follows for entry in read_journal(job)] == [False, True]
+
+
 def test_entries_have_rank_and_incarnation(job: JobDirectory) -> None:
     journal = Journal(job, "here", rank=3, incarnation=2)
     journal.write(Unknown(name="one"))

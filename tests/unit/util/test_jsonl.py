@@ -111,6 +111,25 @@ def test_only_the_first_line_waits_for_a_disk_that_hangs(
     assert (tmp_path / "a").read_bytes() == b"line\n" * 50
 
 
+def test_writer_waits_again_once_the_disk_has_caught_up(
+    tmp_path: Path, disk: threading.Event
+) -> None:
+    path, limit = tmp_path / "a", time.monotonic() + 20
+    writer = writer_of(path, wait_seconds=0.2)
+    waited = put = 0
+    while waited < 2:
+        assert time.monotonic() < limit
+        disk.clear()
+        started = time.monotonic()
+        writer.put(b"line\n", wait=True)
+        put, waited = put + 1, waited + (time.monotonic() - started >= 0.2)
+        disk.set()
+        while not path.exists() or path.read_bytes().count(b"line") < put:
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+    writer.close(20)
+
+
 def test_lines_beyond_the_queue_are_counted_and_reported(
     tmp_path: Path, disk: threading.Event
 ) -> None:
