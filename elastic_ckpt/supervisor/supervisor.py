@@ -20,7 +20,6 @@ from typing import Final
 
 from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
-from elastic_ckpt.jobdir.node_record import IntervalRecord
 from elastic_ckpt.journal.events import (
     JobFileReloaded,
     RunEnded,
@@ -88,7 +87,7 @@ class Supervisor:
         self._stop_now = False
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
-        record.node.save_interval = self._interval()
+        record.node.save_interval = self._saves.interval_record
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -154,11 +153,7 @@ class Supervisor:
         self.ports.listener.stop()
         end = self.record.node
         self.ports.journal.write(
-            RunEnded(
-                state=end.state.value,
-                exit_code=end.exit_code,
-                message=end.message,
-            )
+            RunEnded(state=end.state.value, exit_code=end.exit_code, message=end.message)
         )
         self.record.update()
         self.ports.memory.close()
@@ -188,12 +183,12 @@ class Supervisor:
         def lead() -> float:
             return self._saves.lead_seconds(self.ports.board.read_slots())
 
-        for word in self.ports.listener.take_in(self.now, lead):
-            match word:
+        for event in self.ports.listener.take_in(self.now, lead):
+            match event:
                 case Notice():
-                    self._on_notice(word)
+                    self._on_notice(event)
                 case EarlyWarning():
-                    self._on_warning(word)
+                    self._on_warning(event)
                 case StopNow():
                     self._stop_now = True
                 case Reload():
@@ -240,7 +235,7 @@ class Supervisor:
             self._on_stepping(now)
         elif self.state is RunState.RUNNING:
             if self._saves.learn():
-                self.record.update(save_interval=self._interval())
+                self.record.update(save_interval=self._saves.interval_record)
             self._note_saves()
             self.role.serve_running(self, now)
 
@@ -251,7 +246,9 @@ class Supervisor:
         step = max(slot.start_step if slot.declares else -1 for slot in slots)
         resumed = f", from step {step}" if step > 0 else ""
         message = f"training, incarnation {self.incarnation}{resumed}"
-        self.record.move(Event.STEPPING, message, step=step, save_interval=self._interval())
+        self.record.move(
+            Event.STEPPING, message, step=step, save_interval=self._saves.interval_record
+        )
 
     def _note_saves(self) -> None:
         """Have the disk scanned when the ranks have saved: a notice must not wait for a scan."""
@@ -273,8 +270,8 @@ class Supervisor:
 
     def serve_saves(self, now: float) -> None:
         """Ask for the saves that do not follow from the step number."""
-        asked = self.ports.directory.take_save_request()
-        if asked:
+        requested = self.ports.directory.take_save_request()
+        if requested:
             self.ports.memory.hurry_once()  # it may be the step that is in memory already
         if self.agent is None:
             return
@@ -283,8 +280,8 @@ class Supervisor:
                 self._asked_anew = self.agent
                 self.agent.send(Ask(RequestKind.STOP))
             return
-        if self._saves.due(now) or asked:
-            self.agent.send(Ask(RequestKind.SAVE_NOW if asked else RequestKind.SAVE))
+        if self._saves.due(now) or requested:
+            self.agent.send(Ask(RequestKind.SAVE_NOW if requested else RequestKind.SAVE))
 
     # -- what happens ---------------------------------------------------------------------------
 
@@ -371,7 +368,7 @@ class Supervisor:
         else:
             said, self.settings = found.said, found.settings
             self._saves.change(found.settings, self.now)
-            self.record.update(save_interval=self._interval())
+            self.record.update(save_interval=self._saves.interval_record)
         self.ports.journal.write(JobFileReloaded(said=said))
         self.record.say(f"reload: {said}")
         self.ports.service.reloaded()
@@ -405,7 +402,3 @@ class Supervisor:
     def stops_at_once(self) -> bool:
         """Whether the user does not want to wait."""
         return self._stop_now
-
-    def _interval(self) -> IntervalRecord | None:
-        found = self._saves.interval
-        return None if found is None else IntervalRecord(found.seconds, found.why)

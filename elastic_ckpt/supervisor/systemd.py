@@ -1,4 +1,4 @@
-"""What a service manager is told: systemd's sd_notify protocol, and silence where there is none.
+"""Reports to a service manager by systemd's sd_notify protocol; does nothing without one.
 
 https://www.freedesktop.org/software/systemd/man/sd_notify.html
 """
@@ -26,7 +26,7 @@ _AGAIN_SECONDS: Final = 1.0
 
 
 class Service:
-    """Called from the supervisor's loop alone: whoever hears of it knows that the loop goes round.
+    """The service manager. Called from the supervisor's loop alone, so a ping proves that it runs.
 
     Times are monotonic seconds.
     """
@@ -47,7 +47,7 @@ class Service:
 
     @property
     def is_there(self) -> bool:
-        """Whether anybody is told."""
+        """Whether there is a service manager."""
         return bool(self._address)
 
     def serve(self, now: float, state: RunState, status: str) -> None:

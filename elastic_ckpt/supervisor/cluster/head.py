@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
 DISMISS_SECONDS: Final = 5.0
-"""How long the agent may take to tell the other nodes that the job is over."""
+"""How long the agent may take to inform the other nodes that the job is over."""
 
 HURRIED_SECONDS: Final = 0.5
 """The same where the user does not want to wait."""
@@ -125,5 +125,5 @@ class HeadRole(ClusterRole):
         return self._dismissed or gone or run.now >= self._leave_by
 
     def seconds_to_leave(self, run: Supervisor) -> float:
-        """Return the seconds until the other nodes have had the time to hear of the end."""
+        """Return the seconds until the other nodes have had the time to learn of the end."""
         return max(0.0, self._leave_by - run.now)

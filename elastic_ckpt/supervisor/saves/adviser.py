@@ -1,4 +1,4 @@
-"""What the supervisor knows about saves: when the next one is due, how long one takes."""
+"""Advises when the next save is due, and what to save on a notice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.jobdir.node_record import IntervalRecord
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.emergency import EmergencyChoice
@@ -17,10 +18,10 @@ from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings
 
 LEAD_SECONDS: Final = 10.0
-"""For the processes to end, and clocks that differ."""
+"""Time for the processes to end, and for clocks that differ."""
 
 UNKNOWN_LEAD_SECONDS: Final = 60.0
-"""Where no save was measured yet."""
+"""The lead where no save has been measured yet."""
 
 
 class SaveAdviser:
@@ -43,31 +44,37 @@ class SaveAdviser:
 
     @property
     def interval(self) -> OptimalInterval | None:
-        """The interval of ``--save-interval auto`` and its reason; None for a given one."""
+        """The interval of ``--save-interval auto`` and its reason; None if it was given."""
         return self._schedule.optimal
 
+    @property
+    def interval_record(self) -> IntervalRecord | None:
+        """The same for the node's record."""
+        found = self.interval
+        return None if found is None else IntervalRecord(found.seconds, found.why)
+
     def change(self, settings: RunSettings, now: float) -> None:
-        """Another interval from now on."""
+        """Use another interval from now on."""
         history = self._directory.history() if settings.interval.auto else ()
         self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
         self.begin(now)
 
     def begin(self, now: float) -> None:
-        """An incarnation has begun to train."""
+        """Note that an incarnation has started to train."""
         before = self.interval
-        self._look()
+        self._take_in()
         self._schedule.begin(now, self._clock.wall())
-        self._tell(before)
+        self._journal_change(before)
 
     def due(self, now: float) -> bool:
-        """Whether to ask for a save now; true once per interval."""
+        """Return whether to ask for a save now; true once per interval."""
         return self._schedule.due(now)
 
     def learn(self) -> bool:
         """Take in what the workers have journaled; return whether the interval changed."""
         before = self.interval
-        self._look()
-        self._tell(before)
+        self._take_in()
+        self._journal_change(before)
         return self.interval != before
 
     def noticed(
@@ -92,25 +99,25 @@ class SaveAdviser:
         return choice
 
     def lead_seconds(self, slots: Iterable[Slot]) -> float:
-        """How long before the end of its time, where that is known, a node gets its notice.
+        """Return how long before a known end of its time a node gets its notice, in seconds.
 
-        A step and twice a save at its worst: to leave a little early costs less than a save.
+        It is a step and twice the worst save: to leave a little early costs less than a save.
         """
         save = self._forecast.seconds()
         step = max((step_seconds(slot) for slot in slots), default=0.0)
         return UNKNOWN_LEAD_SECONDS if save is None else LEAD_SECONDS + step + 2 * save
 
     def close(self) -> None:
-        """Take in the rest, that of an emergency save above all."""
-        self._look()
+        """Take in the last events, such as that of an emergency save."""
+        self._take_in()
 
-    def _look(self) -> None:
+    def _take_in(self) -> None:
         for event in self._directory.events():
             self._forecast.learn(event)
             self._schedule.learn(event)
         self._forecast.keep()
 
-    def _tell(self, before: OptimalInterval | None) -> None:
+    def _journal_change(self, before: OptimalInterval | None) -> None:
         after = self.interval
         if before is not None and after is not None and after.seconds != before.seconds:
             self._journal.write(SaveIntervalChanged(seconds=after.seconds, why=after.why))

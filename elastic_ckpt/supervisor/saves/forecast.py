@@ -1,4 +1,4 @@
-"""How long an emergency save will take, and how long it took."""
+"""Predicts how long an emergency save takes, and compares it with how long it took."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK}
 
 
 class SaveForecast:
-    """Learns from the journal, and compares what it said with what came.
+    """Learns from the journal, and compares predictions with results.
 
     Attributes:
         predictor: what is known, of this run and the ones before it.
@@ -38,7 +38,7 @@ class SaveForecast:
     def outlook(
         self, grace_left: float, slots: Iterable[Slot], now: float, undrained_bytes: int | None
     ) -> Outlook:
-        """What is at hand when a notice comes.
+        """Return the situation in which a notice arrives.
 
         Args:
             grace_left: seconds.
@@ -54,14 +54,14 @@ class SaveForecast:
         )
 
     def noticed(self, outlook: Outlook, now: float) -> EmergencyChoice:
-        """What to do on a notice; the first one is compared with what will come of it."""
+        """Return what to do on a notice; the first prediction is compared with the result."""
         if not self._waiting:
             self._waiting, self._noticed = True, now
             self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
         return choose(self.predictor, outlook)
 
     def seconds(self) -> float | None:
-        """What a whole save to the disk takes at the worst; None if nobody knows."""
+        """Return what a full save to the disk takes at worst, in seconds; None if unknown."""
         size = self.predictor.last_bytes
         return save_seconds(self.predictor, Outlook(math.inf, 0.0, size)) if size else None
 
@@ -76,7 +76,7 @@ class SaveForecast:
                 self._observe(Route.DRAIN, size, seconds)
 
     def keep(self) -> None:
-        """Keep what was learned for the next run, if anything was."""
+        """Keep what was learned for the next run."""
         if self._learned:
             self._directory.write_predictor(copy.deepcopy(self.predictor))
             self._learned = False
@@ -97,7 +97,7 @@ class SaveForecast:
 
 
 def step_seconds(slot: Slot) -> float:
-    """What a rank's steps of this incarnation took on average; 0 while there is none."""
+    """Return the mean seconds of a rank's steps in this incarnation; 0 if unknown."""
     done = slot.finished - slot.start_step
     if not slot.attached or not slot.first_entry or done <= 0:
         return 0.0
@@ -105,6 +105,6 @@ def step_seconds(slot: Slot) -> float:
 
 
 def seconds_to_boundary(slot: Slot, now: float) -> float:
-    """Seconds until a rank has finished its step, going by its steps of this incarnation."""
+    """Return the seconds until a rank finishes its step, judging by its earlier steps."""
     average = step_seconds(slot)
     return rest_of_step(average, now - slot.beat / 1e9) if average else 0.0

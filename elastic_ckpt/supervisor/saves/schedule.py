@@ -1,4 +1,4 @@
-"""When the supervisor asks for saves: every so many seconds, or as often as pays."""
+"""When the supervisor asks for saves: at a fixed interval, or at the one that pays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from elastic_ckpt.policy.interval import (
 )
 
 _COSTS: Final = 5
-"""Saves whose median says what one costs; one that was slow moves nothing."""
+"""Number of saves whose median is the cost of one; a single slow save changes nothing."""
 
 _MAX_COST_SECONDS: Final = 86400.0
-"""No save takes as long; a journal may say anything."""
+"""No save takes this long; a journal may hold any number."""
 
 
 class SaveSchedule:
@@ -51,12 +51,12 @@ class SaveSchedule:
             self._take_in(entry)
 
     def begin(self, now: float, wall: float) -> None:
-        """An incarnation has begun to train; ``wall`` is ``now`` in seconds since the epoch."""
+        """Start the clock of an incarnation that trains; ``wall`` is ``now`` since the epoch."""
         self._estimate(wall)
         self._arm(now)
 
     def due(self, now: float) -> bool:
-        """Whether to ask for a save now; true once per interval."""
+        """Return whether to ask for a save now; true once per interval."""
         if now < self._next:
             return False
         self._arm(now)
@@ -65,7 +65,7 @@ class SaveSchedule:
     def learn(self, entry: JournalEntry) -> None:
         """Take a new event of this node's journal into account.
 
-        With ``auto`` a save that was made for whatever reason is as good as one that was due.
+        With ``auto`` a save counts as one that was due, whatever its reason.
         """
         if self.optimal is None:
             return

@@ -120,6 +120,6 @@ def _silence(slot: Slot, now: int, back: int) -> Silence:
         phase=slot.phase.name.lower(),
         entered=slot.entered,
         idle_seconds=(now - max(slot.beat, back)) / 1e9 if slot.beat else 0.0,
-        # Where an evaluation cannot be told from a step, nothing is learnt of either.
+        # Where an evaluation cannot be told from a step, nothing is learned of either.
         has_stepped=slot.declares and slot.finished > slot.start_step,
     )

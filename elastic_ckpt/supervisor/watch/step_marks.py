@@ -54,8 +54,8 @@ class StepMarks:
 
     def _slowest(self) -> Slot | None:
         """Return the rank that has finished the fewest steps, of those that train."""
-        begun = [slot for slot in self._board.read_slots() if slot.first_entry and slot.attached]
-        return min(begun, key=lambda slot: slot.finished, default=None)
+        started = [slot for slot in self._board.read_slots() if slot.first_entry and slot.attached]
+        return min(started, key=lambda slot: slot.finished, default=None)
 
     def _mark(self, slot: Slot) -> None:
         if slot.finished <= self._step:
