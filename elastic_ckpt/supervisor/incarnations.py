@@ -139,6 +139,11 @@ class Incarnations:
         )
 
     @property
+    def is_watched(self) -> bool:
+        """Whether the board shows this node's workers, and not yet those of an earlier launch."""
+        return self.is_launched and self._ports.board.incarnation == self._run.incarnation
+
+    @property
     def retry_at(self) -> float:
         """When the back-off is over, in monotonic seconds."""
         return self._restarts.next_at

@@ -60,6 +60,7 @@ class Supervisor:
         preemption: the notice that is being served.
         shutdown: how the run ends.
         incarnations: the agent and its workers.
+        stops_at_once: the user does not want to wait.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Supervisor:
         self._reread = reread
         self.incarnations = Incarnations(self)
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
-        self._stop_now = False
+        self.stops_at_once = False
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
         record.node.save_interval = self._saves.interval_record
@@ -190,7 +191,7 @@ class Supervisor:
                 case EarlyWarning():
                     self._on_warning(event)
                 case StopNow():
-                    self._stop_now = True
+                    self.stops_at_once = True
                 case Reload():
                     self._on_reload()
 
@@ -220,7 +221,7 @@ class Supervisor:
         now = self.now
         self.incarnations.poll(now)
         if self.state is RunState.DRAINING:
-            if self._stop_now or self.preemption.left(now) <= 0:
+            if self.stops_at_once or self.preemption.left(now) <= 0:
                 self._on_expired()
             return
         if self.shutdown.is_decided:
@@ -378,7 +379,7 @@ class Supervisor:
         stepped = any(slot.first_entry for slot in self.ports.board.read_slots())
         if self.agent is not None:
             self.agent.send(Kill())
-        why = "stopped at once" if self._stop_now else "the deadline came before all had left"
+        why = "stopped at once" if self.stops_at_once else "the deadline came before all had left"
         self.shutdown.preempt_now(Event.EXPIRED, why, stepped=stepped)
 
     # -- reporting ------------------------------------------------------------------------------
@@ -397,8 +398,3 @@ class Supervisor:
     def incarnation(self) -> int:
         """Number of the newest incarnation; 0 before the first."""
         return self.record.node.incarnation
-
-    @property
-    def stops_at_once(self) -> bool:
-        """Whether the user does not want to wait."""
-        return self._stop_now

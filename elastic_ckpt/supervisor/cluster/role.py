@@ -36,7 +36,7 @@ class Role:
 
     def look_for_hang(self, run: Supervisor) -> None:
         """Kill workers that hang; called at each turn outside a notice."""
-        if not run.incarnations.is_launched or run.agent is None:
+        if not run.incarnations.is_watched or run.agent is None:
             return
         stuck = run.incarnations.hangs.poll()
         if stuck is not None:
@@ -88,7 +88,7 @@ class ClusterRole(Role):
         if self._incarnation != run.incarnation:
             self._incarnation = run.incarnation
             self._reported_idle = self._all_idle = False
-        if not run.incarnations.is_launched or run.agent is None:
+        if not run.incarnations.is_watched or run.agent is None:
             return
         stuck = run.incarnations.hangs.poll(alone=self._all_idle)
         if run.incarnations.hangs.idle is not self._reported_idle:
