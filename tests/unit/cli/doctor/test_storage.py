@@ -283,7 +283,7 @@ def test_a_path_that_is_not_a_directory_is_a_problem(tmp_path: Path) -> None:
         assert found.text.endswith(f"{tmp_path}/file is not a directory")
     (tmp_path / "loop").symlink_to("loop")
     found = inspect_directory(str(tmp_path / "loop"))
-    assert isinstance(found, Finding) and "circle" in found.text
+    assert isinstance(found, Finding) and "loop" in found.text
 
 
 def test_a_directory_that_does_not_answer_is_a_problem(
