@@ -180,7 +180,7 @@ class SimAgent:
             return
         self.turn()
         alert = self.kernel.now < self._alert_until
-        self.kernel.after(0.3 if alert else 2.0, self._tick)
+        self.kernel.after(0.6 if alert else 4.0, self._tick)
 
     def be_alert(self) -> None:
         """A link has changed: turn as often as the real loop must to find out."""

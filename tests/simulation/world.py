@@ -10,6 +10,8 @@ from tests.simulation.network import SimNetwork
 from tests.simulation.ranks import Gang
 from tests.simulation.storage import Disk
 
+IDENTITY = ProcessIdentity.current()
+
 LIMIT_SECONDS = 3000.0
 """Virtual time by which any job must have finished; faults end long before."""
 
@@ -37,7 +39,7 @@ class World:
         self.interval_seconds = draw.choice((0.0, 3.0, 10.0))
         self.grace = draw.choice((2.0, 5.0, 15.0, 30.0))
         self.deadly_step = self.deaths_left = 0
-        self.identity = ProcessIdentity.current()
+        self.identity = IDENTITY
         self.disk = Disk(kernel)
         self.network = SimNetwork(self)
         self.gangs: list[Gang] = []
