@@ -227,7 +227,7 @@ class Gang:
         self.members: list[SimWorkers] = []
         self.finished = self.start_step = 0
         self.is_broken = self.has_completed = self.is_loaded = self.has_stopped = False
-        self.broken_at = float("inf")
+        self.broken_at = self.completed_at = float("inf")
 
     def join(self, workers: SimWorkers) -> None:
         self.members.append(workers)
@@ -377,7 +377,7 @@ class Gang:
         if self.is_broken:
             return
         if kind is ActionKind.GO:
-            self.has_completed = True
+            self.has_completed, self.completed_at = True, self.kernel.now
         for one in self.members:
             slot = one.board.slot
             slot.phase, slot.beat = Phase.TRAINING, one.clock.monotonic_ns()
