@@ -36,6 +36,7 @@ class Shutdown:
         self._before_notice = NO_CHECKPOINT
         self._saved_before = -1
         self._then: Callable[[], None] | None = None
+        self._is_done = False
 
     @property
     def is_decided(self) -> bool:
@@ -76,6 +77,7 @@ class Shutdown:
             self._memory.finish_pruning(hurry)
             self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
 
+        self._is_done = True
         self._when_on_disk(end)
 
     def give_up(self, code: ExitCode, message: str) -> None:
@@ -105,6 +107,8 @@ class Shutdown:
     ) -> None:
         """End on a notice, with 75 if all finished work is on the disk, else with 76.
 
+        A job whose work is done ends with 0 even so, if the disk has its last checkpoint.
+
         Args:
             stopped: the ranks left together at the agreed step, where they saved.
             stepped: a step was begun since the ranks resumed; if not, the old checkpoint counts.
@@ -112,6 +116,9 @@ class Shutdown:
         self._then = None
         key = self._on_disk()
         kept = self._only_in_memory(key)
+        if self._is_done and key is not None and kept is None:  # only older ones are not drained
+            self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
+            return
         there = key is not None and key > NO_CHECKPOINT
         new = key is not None and key > self._before_notice and key[1] != self._saved_before
         saved = kept is None and (new or (there and (stopped or not stepped)))

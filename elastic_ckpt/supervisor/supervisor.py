@@ -43,9 +43,7 @@ from elastic_ckpt.supervisor.shutdown import Shutdown
 log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.25
-
-CLOSE_SECONDS: Final = 2.0
-"""How long the storage may take for the run's last writes."""
+CLOSE_SECONDS: Final = 2.0  # for the run's last writes to the storage
 
 
 class Supervisor:
@@ -128,6 +126,7 @@ class Supervisor:
     def turn(self) -> None:
         """Do what has become due since the last turn. Never blocks."""
         if self.state in TERMINAL:
+            self._tighten_deadline()
             self.serve_agent()
             return
         self._serve_notices()
@@ -195,6 +194,12 @@ class Supervisor:
                 case Reload():
                     self._on_reload()
 
+    def _tighten_deadline(self) -> None:
+        """Take in notices while the other nodes are informed: there may be less time."""
+        for event in self.ports.listener.take_in(self.now, lambda: 0.0):
+            if isinstance(event, Notice):
+                self.preemption.take(event)
+
     def serve_agent(self) -> None:
         """Take in what the agent has reported."""
         agent = self.agent
@@ -237,7 +242,10 @@ class Supervisor:
         elif self.state is RunState.RUNNING:
             if self._saves.learn():
                 self.record.update(save_interval=self._saves.interval_record)
-            self._note_saves()
+            saved = self._newest_saved_step()
+            if saved != self._saved_step:  # a notice must not wait for a scan
+                self._saved_step = saved
+                self.ports.directory.scan()
             self.role.serve_running(self, now)
 
     def _on_stepping(self, now: float) -> None:
@@ -250,13 +258,6 @@ class Supervisor:
         self.record.move(
             Event.STEPPING, message, step=step, save_interval=self._saves.interval_record
         )
-
-    def _note_saves(self) -> None:
-        """Have the disk scanned when the ranks have saved: a notice must not wait for a scan."""
-        saved = self._newest_saved_step()
-        if saved != self._saved_step:
-            self._saved_step = saved
-            self.ports.directory.scan()
 
     def _newest_saved_step(self) -> int:
         return max(slot.saved_step for slot in self.ports.board.read_slots())
@@ -345,9 +346,8 @@ class Supervisor:
 
     @property
     def _is_yet_to_start(self) -> bool:
-        waits = self.agent is None and self.state is RunState.STARTING
-        waits = waits and self.incarnations.is_adopting
-        return waits and self.preemption.notice is None
+        waits = self.state is RunState.STARTING and self.preemption.notice is None
+        return waits and self.agent is None and self.incarnations.is_adopting
 
     def _on_warning(self, warning: EarlyWarning) -> None:
         """This node may go away: be prepared, and train on."""

@@ -17,7 +17,7 @@ from elastic_ckpt.protocol.cluster import BEAT_SECONDS
 from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.protocol.messages import AgentEvent, Ask, Command, Kill, Launch, Ready
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
 from elastic_ckpt.supervisor.agent.launch import NodeRank
@@ -270,6 +270,7 @@ class Run:
         self.agent: SimAgent | None = None
         self.signals, self.cloud = Signals(), Platform()
         self.deadline = float("inf")
+        self.decided_at = 0.0
         self.newest_at_notice: tuple[Key, float] = (NO_CHECKPOINT, float("inf"))
         self._due: float | None = None
         self._number = 0
@@ -335,6 +336,8 @@ class Run:
     def _settle_turn(self) -> None:
         """The turn is over, with the time that it was blocked; the next one is due."""
         supervisor, clock = self.supervisor, self.host.clock
+        if supervisor.state in TERMINAL and not self.decided_at:
+            self.decided_at = self.kernel.now
         if supervisor.is_over:
             supervisor.finish()
             blocked, clock.blocked = clock.blocked, 0.0

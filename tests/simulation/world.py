@@ -139,9 +139,10 @@ class World:
         completed = any(one.has_completed for one in self.gangs)
         if code is ExitCode.FINISHED and not (done and completed):
             raise Violation(f"{run.name} says that the job is done")
-        # A run that is stopped in the moment of the last seal does not know of it yet.
-        known = gang is not None and self.kernel.now - gang.completed_at > REPORT_SECONDS
-        if run.leads and known and done and code != 0:
+        # A run that is stopped in the moment of the last seal does not know of it yet, nor does a
+        # head that loses a node before that node could report.
+        known = gang is not None and run.decided_at - gang.completed_at > REPORT_SECONDS
+        if self.size == 1 and known and done and code != 0:
             raise Violation(f"the job is done, and {run.name} exits with {int(code)}")
         if run.record.node.failures > run.failures_injected:
             raise Violation(f"{run.name} counts {run.record.node.failures} failures")

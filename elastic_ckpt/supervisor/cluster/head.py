@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.journal.events import NodeJoined, NodeLeft, WaitingForNodes
+from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import Gathering
@@ -41,6 +42,7 @@ class HeadRole(ClusterRole):
         self._growing = False
         self._dismissed = True
         self._leave_by = 0.0
+        self._notice: Notice | None = None
 
     def begin(self, run: Supervisor) -> None:
         """Report that saves go to the shared disk."""
@@ -115,15 +117,19 @@ class HeadRole(ClusterRole):
         if code is None or run.agent is None:
             return
         run.agent.send(Finish(code, run.record.node.message))
-        self._dismissed = False
+        self._dismissed, self._notice = False, run.preemption.notice
         seconds = HURRIED_SECONDS if run.stops_at_once else DISMISS_SECONDS
         self._leave_by = run.now + run.preemption.patience(seconds)
 
     def has_left(self, run: Supervisor) -> bool:
         """Return whether all nodes know, or it is too late for them."""
         gone = run.agent is None or run.agent.gone
-        return self._dismissed or gone or run.now >= self._leave_by
+        return self._dismissed or gone or self.seconds_to_leave(run) <= 0
 
     def seconds_to_leave(self, run: Supervisor) -> float:
         """Return the seconds until the other nodes have had the time to learn of the end."""
+        notice = run.preemption.notice
+        if notice is not self._notice:  # one with less time has arrived
+            self._notice = notice
+            self._leave_by = min(self._leave_by, run.now + run.preemption.patience(DISMISS_SECONDS))
         return max(0.0, self._leave_by - run.now)
