@@ -29,9 +29,6 @@ from elastic_ckpt.util.progress import Watch
 class TierFull(StorageFailed):
     """A tier cannot take this save now; another tier may."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(0, reason)
-
 
 class TierBusy(TierFull):
     """The tier has room again once a drain is done."""

@@ -100,7 +100,7 @@ def test_job_trains_on_a_full_disk_and_saves_again_when_there_is_space(tmp_path,
             "a save that was refused, in a job that runs on",
         )
         view = job.view()
-        assert re.search(r"needs about 3\.\d MB .* has [12]\.\d MB free", view.last_save.error)
+        assert re.search(r"needs about 3\.\d MB, and .* has [12]\.\d MB free", view.last_save.error)
         assert list((job.directory / ".attempts").iterdir()) == []
         assert steps(job) == [8, 6, 4, 2]
         for step in (2, 4):

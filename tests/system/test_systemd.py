@@ -239,7 +239,7 @@ def test_doctor_reports_unit_problems(machine: Machine, root: Path) -> None:
     service.write(dir="/etc/nowhere")
     assert problems() == ["elastic-ckpt cannot write it"]
     service.write(nproc="many")
-    assert problems() == ["--nproc 'many' is neither a number from 1 nor auto"]
+    assert problems() == ["invalid --nproc 'many': give a positive number or auto"]
     service.write(**{"nprok": 2})
     assert len(problems()) == 1 and "did you mean nproc" in problems()[0]
 

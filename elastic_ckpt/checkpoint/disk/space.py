@@ -37,6 +37,7 @@ def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) ->
     free = free_bytes(directory)
     if free < needed:
         raise TierFull(
+            0,
             f"it needs about {human_bytes(needed)}, and {directory} has {human_bytes(free)} free: "
             "delete something there, or keep fewer checkpoints (--keep-last)",
         )

@@ -94,12 +94,13 @@ class MemoryTier:
         room = room_bytes(self.root) + self.held_bytes()
         if GENERATIONS * size > room:
             raise TierFull(
+                0,
                 f"the memory tier needs {human_bytes(GENERATIONS * size)}, and only "
-                f"{human_bytes(room)} are available"
+                f"{human_bytes(room)} are available",
             )
         generation = self.free()
         if generation is None:
-            raise TierBusy("both generations of the memory tier wait for their drain")
+            raise TierBusy(0, "both generations of the memory tier wait for their drain")
         generation.begin()
         return MemoryAttempt(generation, identity or secrets.token_hex(8), self._mappings)
 

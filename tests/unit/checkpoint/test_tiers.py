@@ -96,7 +96,7 @@ class MemoryBench(Bench):
 
 
 def _full(*_: object) -> None:
-    raise TierFull("no room")
+    raise TierFull(0, "no room")
 
 
 @pytest.fixture(params=[DiskBench, MemoryBench], ids=["disk", "memory"])

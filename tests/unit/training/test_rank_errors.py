@@ -1,0 +1,29 @@
+"""A rank's error is the same error on every rank, whatever its class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import elastic_ckpt.checkpoint.read_lock
+import elastic_ckpt.checkpoint.tier  # noqa: F401 -- both define errors
+from elastic_ckpt.errors import ElasticCkptError, SaveFailed
+from elastic_ckpt.training.rank_errors import decode_failure, encode_failure
+
+
+def subclasses(kind: type[ElasticCkptError]) -> Iterator[type[ElasticCkptError]]:
+    for found in kind.__subclasses__():
+        if found.__module__.startswith("elastic_ckpt."):
+            yield found
+        yield from subclasses(found)
+
+
+@pytest.mark.parametrize("kind", list(subclasses(ElasticCkptError)), ids=lambda kind: kind.__name__)
+def test_every_error_arrives_as_itself(kind: type[ElasticCkptError]) -> None:
+    saves = issubclass(kind, SaveFailed)
+    sent = kind(3, "no room: none", "write x") if saves else kind("no room: none")
+    arrived = decode_failure(b"!" + encode_failure(sent, 3))
+    assert type(arrived) is kind
+    assert str(arrived) == str(sent)
+    assert not isinstance(arrived, SaveFailed) or arrived.rank == 3
