@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-latest-all test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -74,14 +74,19 @@ test-look: .venv-latest/.ready
 		tests/system/test_hanging_directory.py
 
 # The newest torch, beside ColossalAI whose pins forbid it: what depends on torch, with fewer
-# disturbances.
-LATEST = not faults_full and not hosts and not benchmarks and not one_torch
+# disturbances. test-latest-all adds the cases that test-all adds to make test; not in CI.
+LATEST = $(QUICK) and not one_torch
+LATEST_REST = $(REST) and not one_torch
 ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util \
 	supervisor/metrics supervisor/saves supervisor/watch,--ignore=tests/unit/$(part)) \
 	--ignore=tests/simulation
 
 test-latest: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH))
+
+test-latest-all: .venv-latest/.ready
+	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && \
+		$(call tests,.venv-latest,$(LATEST_REST),$(ONE_TORCH))
 
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready
