@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tests.simulation.network import SimLink, SimStore
     from tests.simulation.world import World
 
-TICK = 1.7
+TICK = 2.4
 """Between two turns of a loop that nothing wakes; the real one turns more often for nothing."""
 
 
