@@ -192,7 +192,7 @@ class Saved(JournalEvent, frozen=True, tag="saved"):
     metrics: Values = {}
 
 
-class SaveFailed(JournalEvent, frozen=True, tag="save_failed"):
+class SaveFailure(JournalEvent, frozen=True, tag="save_failed"):
     """A save failed, for which training stood still for ``stall_seconds``."""
 
     step: Count | None = None

@@ -23,7 +23,7 @@ from elastic_ckpt.journal.events import (
     RunEnded,
     RunStarted,
     Saved,
-    SaveFailed,
+    SaveFailure,
     ScriptStarted,
     StartHeld,
     StateChanged,
@@ -179,7 +179,7 @@ class History:
                 self._sample(at - seconds, event)
                 if notice is not None:
                     notice.saved_step = step
-            case SaveFailed(stall_seconds=stall):
+            case SaveFailure(stall_seconds=stall):
                 reason, error = _short(event.reason), printable(event.error) or "it failed"
                 self.saves.append(
                     PastSave(at, None, event.step, reason, "", None, 0.0, stall, error)

@@ -19,7 +19,7 @@ from elastic_ckpt.journal.events import (
     RunEnded,
     RunStarted,
     Saved,
-    SaveFailed,
+    SaveFailure,
     StartHeld,
     StateChanged,
     StepMark,
@@ -132,7 +132,7 @@ class TimeAccount:
                 # The journal starts in the middle of this incarnation.
                 self._turn_to(Category.TRAINING, wall)
                 self._trained = self._running = True
-            case Saved() | SaveFailed():
+            case Saved() | SaveFailure():
                 self._stand_still(wall, event)
             case WaitingForNodes() | StartHeld():
                 self._turn_to(Category.WAITING, wall)
@@ -208,7 +208,7 @@ class TimeAccount:
         self._saved_at = since
         self._trained, self._unsettled = True, False
 
-    def _stand_still(self, wall: float, event: Saved | SaveFailed) -> None:
+    def _stand_still(self, wall: float, event: Saved | SaveFailure) -> None:
         """End a save, for which training stood still."""
         if self._category is Category.TRAINING and self._since is not None:
             self._turn_to(Category.STALL, max(self._since, wall - (event.stall_seconds or 0.0)))

@@ -25,7 +25,7 @@ from elastic_ckpt.journal.events import (
     RunEnded,
     RunStarted,
     Saved,
-    SaveFailed,
+    SaveFailure,
     WorkersLaunched,
 )
 from elastic_ckpt.journal.line import JournalEntry
@@ -125,7 +125,7 @@ class JobCounts:
         match event:
             case Saved():
                 self._count_save(entry.wall, event)
-            case SaveFailed():
+            case SaveFailure():
                 self.stall_seconds += event.stall_seconds
                 self.save_failures += 1
             case Drained(bytes=size):

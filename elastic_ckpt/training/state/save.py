@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part
 from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
-from elastic_ckpt.journal.events import Saved, SaveFailed, SaveStarted
+from elastic_ckpt.journal.events import Saved, SaveFailure, SaveStarted
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -211,7 +211,7 @@ class SaveOperation:
             log.warning("step %d could not be saved: %s", self.position.step, error)
             if runtime.peers.is_leader:
                 runtime.journal.write(
-                    SaveFailed(
+                    SaveFailure(
                         step=self.position.step,
                         reason=self._snapshot.reason,
                         error=str(error),
