@@ -105,7 +105,7 @@ def preempt_twice(world: World, host: Host) -> None:
 
 
 def interrupt_twice(world: World, host: Host) -> None:
-    """Ctrl-C, and again: nobody wants to wait; the user starts it anew."""
+    """Ctrl-C, and again: the user does not want to wait, and reruns it later."""
     run = host.run
     if run is not None and not run.is_gone:
         run.notice("signal", 300.0)

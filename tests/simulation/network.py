@@ -109,7 +109,7 @@ class SimLink:
             network.head = head = self._agent
             self._agent.store = SimStore(self._agent)
         if head is None or head.is_dead or head.store is None or not network.is_up(self._agent):
-            self._break("nobody answers")
+            self._break("no answer")
             return
         store = head.store
         if store.job is None and not self._leads:

@@ -204,7 +204,7 @@ class Tier:
     def _drained(self, one: Snapshot, number: int) -> None:
         if self.run.is_gone or number != self._number:
             return
-        if self._held or self.disk.hangs:  # not a chunk more until it goes on
+        if self._held or self.disk.hangs:  # nothing more is written until it continues
             self.disk.when_it_answers(lambda: self._drained(one, number), 0.2)
             return
         self._draining = None

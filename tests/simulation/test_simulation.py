@@ -26,7 +26,7 @@ SCHEDULES = int(os.environ.get("ELASTIC_CKPT_SCHEDULES", "600"))
 
 PART = 100
 UNCAUGHT = 2000
-"""A bug that so many schedules do not find is one that the simulation does not see."""
+"""A bug that this number of schedules does not find counts as unnoticed."""
 
 
 @pytest.mark.parametrize("first", range(1, SCHEDULES + 1, PART))

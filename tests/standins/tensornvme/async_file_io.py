@@ -11,7 +11,7 @@ class AsyncFileWriter:
     """What was handed over is in the file when ``synchronize`` has returned, and not before."""
 
     unfinished = 0
-    """Of this process: writers that nobody has waited for."""
+    """Writers of this process that have not been waited for."""
 
     def __init__(self, path, n_entries=16, backend=None, n_tasks=None):
         self.offset = 0

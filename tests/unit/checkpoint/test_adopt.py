@@ -1,4 +1,4 @@
-"""A checkpoint of plain ColossalAI is sealed if it is whole, and only then."""
+"""A checkpoint of plain ColossalAI is sealed if, and only if, it is complete."""
 
 from __future__ import annotations
 

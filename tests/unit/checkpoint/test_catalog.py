@@ -64,7 +64,7 @@ def test_only_directories_of_the_right_name_are_looked_at(
     assert scan(job) == [kept]
 
 
-def test_a_view_says_what_the_manifest_says(job: JobDirectory) -> None:
+def test_view_shows_the_manifest(job: JobDirectory) -> None:
     """Reason, size and age of an intact one; no reason why not."""
     found = view(make_checkpoint(job, 10, epoch=3, reason="emergency"))
     assert (found.epoch, found.step, found.intact, found.why) == (3, 10, True, "")

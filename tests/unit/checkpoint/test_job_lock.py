@@ -21,7 +21,7 @@ def job(tmp_path: Path) -> JobDirectory:
     return open_job(tmp_path / "job")
 
 
-def test_a_second_holder_is_told_who_has_it(job: JobDirectory) -> None:
+def test_second_holder_sees_who_holds_the_lock(job: JobDirectory) -> None:
     """The message names pid, host and run, and what to do; the exit code is 73."""
     with held_elsewhere(job.lock) as holder:
         with pytest.raises(LockHeld) as refusal:
@@ -44,7 +44,7 @@ def test_a_refused_holder_does_not_touch_the_owners_record(job: JobDirectory) ->
         assert read_owner(job.lock) == before
 
 
-def test_a_killed_holder_blocks_nobody(job: JobDirectory) -> None:
+def test_killed_holder_does_not_block(job: JobDirectory) -> None:
     """The kernel lets go of the lock; the record that is left behind counts for nothing."""
     with held_elsewhere(job.lock) as holder:
         holder.kill()
@@ -87,7 +87,7 @@ def test_the_node_lock_is_released_when_the_job_is_taken(job: JobDirectory) -> N
     RunLocks(job, "here", "mine").release()
 
 
-def test_a_taken_node_is_refused_before_the_job_is_asked_for(job: JobDirectory) -> None:
+def test_taken_node_is_refused_before_the_job_lock(job: JobDirectory) -> None:
     """The job's lock stays free."""
     with held_elsewhere(job.node_lock("here")):
         with pytest.raises(LockHeld, match="here"):
@@ -105,7 +105,7 @@ def test_a_lock_that_cannot_be_opened_is_an_unusable_directory(job: JobDirectory
 def test_a_full_disk_is_an_unusable_directory_and_leaves_no_lock(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock is let go again if nobody can be told who holds it."""
+    """The lock is released if its owner cannot be recorded."""
 
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

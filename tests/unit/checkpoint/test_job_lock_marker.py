@@ -123,16 +123,14 @@ def test_a_dead_holder_is_followed(job: JobDirectory, holder: subprocess.Popen[s
     lock.release()
 
 
-def test_a_pid_that_is_somebody_else_s_by_now_holds_nothing(
-    job: JobDirectory, holder: subprocess.Popen[str]
-) -> None:
+def test_reused_pid_holds_nothing(job: JobDirectory, holder: subprocess.Popen[str]) -> None:
     """The process with that number lives, but began at another time."""
     token = int(marker(job).read_text().splitlines()[2])
     change_marker(job, 2, str(token - 1))
     HeldLock(job.lock, "mine").release()
 
 
-def test_a_holder_on_another_host_is_respected_and_the_message_says_what_to_do(
+def test_holder_on_another_host_is_respected_with_advice(
     job: JobDirectory, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pid means nothing here, and whether it lives cannot be known."""
@@ -165,9 +163,7 @@ def test_a_released_marker_leaves_nothing_that_blocks(
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_lock_file_of_a_time_when_there_were_locks_blocks_nobody(
-    job: JobDirectory, without_flock: int
-) -> None:
+def test_old_lock_file_does_not_block(job: JobDirectory, without_flock: int) -> None:
     """The directory was moved to another file system."""
     job.lock.write_bytes(b"")
     held = HeldLock(job.lock, "mine")
@@ -188,7 +184,7 @@ def test_two_jobs_beside_each_other_do_not_disturb_each_other(tmp_path: Path) ->
         assert read_owner(one.lock).run_id == "other-run"
 
 
-def test_a_lock_that_a_child_holds_on_is_told_from_one_whose_owner_lives(
+def test_lock_kept_by_a_child_differs_from_a_live_owner(
     job: JobDirectory,
 ) -> None:
     """The owner was killed; a process that it had started kept the descriptor."""

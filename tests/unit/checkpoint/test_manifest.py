@@ -92,7 +92,7 @@ def test_the_bytes_are_sorted_json_and_equal_for_equal_manifests() -> None:
     assert encode(make_manifest(HEADER, FILES[::-1])) == data
 
 
-def test_what_a_manifest_says_of_itself() -> None:
+def test_manifest_properties() -> None:
     assert MANIFEST.total_bytes == 7 + 2**40
     assert MANIFEST.checkpoint_name == "epoch-1_step-120"
     assert [entry.path for entry in MANIFEST.files] == sorted(entry.path for entry in FILES)

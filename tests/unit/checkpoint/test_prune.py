@@ -247,7 +247,7 @@ def test_what_is_not_ours_or_not_valid_is_left_alone(job: JobDirectory, tmp_path
 
 
 def test_one_that_another_process_has_open_stays_until_that_one_ends(job: JobDirectory) -> None:
-    """A killed reader blocks nobody."""
+    """A killed reader blocks no one."""
     make(job, 10, 20, 30)
     with read_locked_elsewhere(job.checkpoint(0, 10)) as reader:
         done = prune(job, LAST)
@@ -280,7 +280,7 @@ def test_a_file_system_without_locks_keeps_everything(
 def test_a_checkpoint_that_took_the_place_of_another_is_not_deleted_in_its_stead(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
-    """It was looked at, deleted by somebody else, and made anew, all before the lock."""
+    """Another process deletes and recreates it between the look and the lock."""
     make(job, 10, 20)
     flock = fcntl.flock
 
@@ -335,7 +335,7 @@ def test_a_trash_that_is_no_directory_is_not_used(
 # -- a dry run --------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_what_would_go_and_changes_nothing(job: JobDirectory) -> None:
+def test_dry_run_lists_deletions_and_changes_nothing(job: JobDirectory) -> None:
     make(job, 10, 20, 30)
     before = tree(job.root)
     with read_locked_elsewhere(job.checkpoint(0, 10)):
@@ -386,7 +386,7 @@ def killed_at(call: Callable[[], object], count: int) -> bool:
 
 
 def test_a_kill_at_any_point_leaves_no_half_checkpoint(tmp_path: Path) -> None:
-    """Whatever a restart could choose is whole, and the next start clears the rest."""
+    """All that a restart could choose is intact, and the next start removes the rest."""
     template = open_job(tmp_path / "template")
     make(template, 10, 20, 30)
     survivors: set[tuple[int, ...]] = set()
@@ -505,7 +505,7 @@ def test_nothing_disappears_under_a_reader(
     assert steps_of(job) == [24]
 
 
-def test_nothing_stays_open_behind_a_prune(job: JobDirectory) -> None:
+def test_prune_leaves_nothing_open(job: JobDirectory) -> None:
     make(job, 10, 20, 30)
     before = set(os.listdir("/proc/self/fd"))
     with read_locked_elsewhere(job.checkpoint(0, 20)):

@@ -57,7 +57,7 @@ def test_a_reader_waits_for_a_removal_that_fails(checkpoint: Path) -> None:
     assert leave.is_set() and not thread.is_alive()
 
 
-def test_a_reader_is_told_of_a_removal_that_does_not_end(
+def test_reader_gets_an_error_for_an_endless_removal(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "_PATIENCE_SECONDS", 0.0)
@@ -143,7 +143,7 @@ def test_a_manifest_that_is_a_link_or_a_fifo_is_not_followed(checkpoint: Path) -
         ReadLock(checkpoint)
 
 
-def test_a_reader_that_is_killed_blocks_nobody(checkpoint: Path) -> None:
+def test_killed_reader_does_not_block(checkpoint: Path) -> None:
     with read_locked_elsewhere(checkpoint) as reader:
         with removing(checkpoint) as why:
             assert why == "it is open"

@@ -82,7 +82,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Ev
     return entered, leave, passes
 
 
-def test_a_save_while_it_works_is_looked_at_behind_that(
+def test_save_during_a_pass_is_handled_by_the_next(
     job: JobDirectory,
     retainer: Retainer,
     held: tuple[threading.Event, threading.Event, list[int]],
@@ -112,7 +112,7 @@ def test_a_notice_does_not_wait_for_it(
     retainer.finish(never)
 
 
-def test_room_is_made_behind_what_is_under_way(
+def test_room_is_made_after_the_running_pass(
     job: JobDirectory,
     retainer: Retainer,
     held: tuple[threading.Event, threading.Event, list[int]],
@@ -148,7 +148,7 @@ def test_what_fails_is_journaled_and_the_next_save_tries_again(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_error_that_nobody_foresaw_does_not_end_all_later_passes(
+def test_unexpected_error_does_not_stop_later_passes(
     job: JobDirectory, retainer: Retainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -199,9 +199,7 @@ time.sleep(float(sys.argv[2]))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.03])
-def test_a_process_that_ends_meanwhile_says_nothing_and_breaks_nothing(
-    job: JobDirectory, seconds: float
-) -> None:
+def test_process_end_during_a_pass_is_harmless(job: JobDirectory, seconds: float) -> None:
     """The thread is cut off in the midst of a large file; no traceback of it is seen."""
     large = {"modeling/model.bin": b"x" * (96 * 1024 * 1024)}
     make_checkpoint(job, 10)

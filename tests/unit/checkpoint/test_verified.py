@@ -34,7 +34,7 @@ def test_a_mark_is_of_one_checkpoint_alone(job: JobDirectory) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 1000, b"0123456789abcdef"])
-def test_a_mark_that_says_something_else_is_none(job: JobDirectory, damage: bytes) -> None:
+def test_mark_with_other_content_does_not_count(job: JobDirectory, damage: bytes) -> None:
     path = make_checkpoint(job)
     mark_verified(job, path, read_manifest(path))
     (job.verified / path.name).write_bytes(damage)
@@ -48,9 +48,7 @@ def test_a_mark_that_is_a_link_is_none(job: JobDirectory, tmp_path: Path) -> Non
     assert not is_verified(job, path, read_manifest(path))
 
 
-def test_a_disk_that_says_no_is_no_error(
-    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_mark_is_not_an_error(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is read again the next time."""
     path = make_checkpoint(job)
 

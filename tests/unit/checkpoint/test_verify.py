@@ -195,7 +195,7 @@ def test_hashing_a_fifo_does_not_wait(checkpoint: Path) -> None:
     ],
 )
 def test_a_file_that_an_engine_might_load_must_be_listed(checkpoint: Path, name: str) -> None:
-    """A file that nobody hashed could be unpickled by a loader that globs."""
+    """A file without a hash could be unpickled by a loader that globs."""
     path = checkpoint / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"extra")

@@ -71,7 +71,7 @@ def manifest(checkpoint: Path) -> Manifest:
     return read_manifest(checkpoint)
 
 
-def test_what_nobody_touched_is_unchanged_and_not_read_again(
+def test_untouched_files_are_not_read_again(
     checkpoint: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unchanged, read = Unchanged(checkpoint, manifest.files), []

@@ -104,7 +104,7 @@ def test_a_start_waits_for_first_answers_but_not_for_long(scene) -> None:
 
 
 def test_a_deadline_that_is_far_away_is_a_warning_and_a_limit(scene) -> None:
-    """As Azure has them for a host that will be mended in days."""
+    """Azure announces the maintenance of a host days ahead."""
     scene.cloud.report(Notice("cloud", "Redeploy", 100.0 + 3 * 86400.0))
     assert scene.heard(100.0) == [EarlyWarning("cloud", "Redeploy in 3 d")]
     assert scene.heard(100.0 + 2 * 86400.0) == []

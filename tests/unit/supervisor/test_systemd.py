@@ -75,7 +75,7 @@ def test_ranks_in_a_long_step_need_not_move(manager: Manager) -> None:
     assert extended.index(False) == 80
 
 
-def test_stopping_is_said_once(manager: Manager) -> None:
+def test_stopping_is_sent_once(manager: Manager) -> None:
     for second in range(3):
         manager.service.stopping(100.0 + second, second)
     assert manager.told().count("STOPPING=1") == 1

@@ -82,7 +82,7 @@ def test_a_buffer_with_gaps_is_refused_and_not_torn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, CHUNK_BYTES + 1])
-def test_a_write_that_the_kernel_cuts_short_goes_on(
+def test_short_write_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """As near a full disk, at the end of a quota, or on a signal."""
@@ -119,7 +119,7 @@ def test_an_error_while_it_writes_is_raised_and_kept(
     file.close()
 
 
-def test_no_thread_and_no_descriptor_is_left_behind(tmp_path: Path) -> None:
+def test_no_thread_or_descriptor_leaks(tmp_path: Path) -> None:
     threads, open_before = threading.active_count(), set(os.listdir("/proc/self/fd"))
     data = some_bytes(2 * CHUNK_BYTES)
     for name in ("one", "two"):

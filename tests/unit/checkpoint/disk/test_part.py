@@ -1,4 +1,4 @@
-"""One rank's part: what is in it was written whole, and is for nobody else's eyes."""
+"""The part of one rank: its files are complete, and readable by their owner alone."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_path_that_leads_out_is_refused(part: DiskPart, path: str, tmp_path: P
 
 
 @pytest.mark.parametrize("size", [0, 5, CHUNK_BYTES, CHUNK_BYTES + 1])
-def test_a_file_of_somebody_else_s_code_is_claimed_whole(
+def test_file_written_by_foreign_code_is_claimed(
     part: DiskPart, attempt: DiskAttempt, size: int
 ) -> None:
     data = b"x" * size

@@ -46,9 +46,7 @@ def test_room_is_made_where_there_is_too_little(disk: SimpleNamespace, tmp_path:
     assert asked == [1]
 
 
-def test_too_little_in_spite_of_that_is_a_refusal_that_says_what_to_do(
-    disk: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_too_little_space_is_an_error_with_advice(disk: SimpleNamespace, tmp_path: Path) -> None:
     asked: list[int] = []
     disk.f_bavail = 1000
     with pytest.raises(StorageFailed) as refusal:

@@ -70,7 +70,7 @@ def test_what_is_not_on_disk_is_never_overwritten(job: JobDirectory, tier: Memor
     assert steps(tier) == [30, 10]
 
 
-def test_what_somebody_reads_is_never_overwritten(job: JobDirectory, tier: MemoryTier) -> None:
+def test_generation_being_read_is_never_overwritten(job: JobDirectory, tier: MemoryTier) -> None:
     for step in (10, 20):
         made = snapshot(job, tier, step)
         assert made is not None
@@ -177,7 +177,7 @@ def test_a_tier_whose_job_is_gone_is_swept_away(job: JobDirectory, place: Path) 
     assert list(place.iterdir()) == []
 
 
-def test_somebody_else_s_directory_is_not_touched(job: JobDirectory, place: Path) -> None:
+def test_directory_of_another_user_is_not_touched(job: JobDirectory, place: Path) -> None:
     held = own(place, job)
     root = held.tier.root
     held.release(remove=True)

@@ -217,7 +217,7 @@ def test_a_slurm_job_number_is_resolved_to_its_directory(
     assert (said.code, said.out) == (64, "") and "4712" in said.err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")
 @pytest.mark.parametrize("group", [GROUP, OTHER_GROUP])
 def test_another_user_gets_a_problem_for_a_private_directory(place: Path, group: int) -> None:
     job = make_job(place, group_access=True)

@@ -81,7 +81,7 @@ class Gate:
 
 
 class Noticed(threading.Event):
-    """Tells that somebody waits for it."""
+    """Reports that the loop waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def test_one_that_cannot_be_read_is_given_up(
     assert len(events(job, "drain_failed")) == 1
 
 
-def test_the_rule_of_the_snapshot_is_applied_behind_it(
+def test_retention_of_the_snapshot_applies_after_its_drain(
     job: JobDirectory, tier: MemoryTier, loop: Loop
 ) -> None:
     for step in (10, 20, 30):
@@ -251,7 +251,7 @@ def test_what_was_deleted_on_disk_does_not_come_back(job: JobDirectory, tier: Me
     assert tier.sealed() == []
 
 
-def test_who_waits_for_a_long_drain_is_told_how_far_it_is(
+def test_long_drain_shows_its_progress(
     job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -259,7 +259,7 @@ def test_who_waits_for_a_long_drain_is_told_how_far_it_is(
     snapshot(job, tier, 10)
     loop.drainer.serve(sealed=True)
     loop.drainer.serve(sealed=False)
-    assert loop.said == []  # nobody waits
+    assert loop.said == []  # the loop does not wait
     loop.drainer.hurry()
     loop.drainer.serve(sealed=False)
     assert loop.said and loop.said[0].startswith(

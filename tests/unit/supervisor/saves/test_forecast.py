@@ -168,7 +168,7 @@ def test_the_drain_of_an_earlier_snapshot_is_no_emergency_save(
     assert found["actual_seconds"] == 4.0
 
 
-def test_a_first_save_is_not_predicted_but_told_of(
+def test_first_save_has_no_prediction_and_is_journaled(
     job: JobDirectory, forecast: SaveForecast
 ) -> None:
     notice(forecast, 10.0)

@@ -29,38 +29,38 @@ def running(at: float) -> JournalEntry:
     return event("state", at, state="running")
 
 
-def asked(schedule: SaveSchedule, since: float, until: float, step: float = 1.0) -> list[float]:
-    """When saves are asked for, looking every ``step`` seconds."""
+def due_times(schedule: SaveSchedule, since: float, until: float, step: float = 1.0) -> list[float]:
+    """Return when saves are due, polling every ``step`` seconds."""
     looks = int((until - since) / step)
     return [since + step * n for n in range(looks) if schedule.due(since + step * n)]
 
 
-def begun(interval: SaveInterval, mtbf: float = HOUR, *events: JournalEntry) -> SaveSchedule:
+def started(interval: SaveInterval, mtbf: float = HOUR, *events: JournalEntry) -> SaveSchedule:
     schedule = SaveSchedule(interval, mtbf, events)
     schedule.begin(0.0, WALL)
     return schedule
 
 
 @pytest.mark.parametrize("interval", [SaveInterval(), SaveInterval(steps=10)])
-def test_where_no_seconds_are_given_nothing_is_asked_for(interval: SaveInterval) -> None:
-    schedule = begun(interval)
-    assert asked(schedule, 0, 10_000) == []
+def test_no_interval_requests_no_save(interval: SaveInterval) -> None:
+    schedule = started(interval)
+    assert due_times(schedule, 0, 10_000) == []
     assert schedule.optimal is None
 
 
 def test_given_seconds_are_kept_whatever_saves_cost() -> None:
-    schedule = begun(SaveInterval(seconds=100.0))
+    schedule = started(SaveInterval(seconds=100.0))
     schedule.learn(saved(50, 90.0))
-    assert asked(schedule, 51, 400) == [100, 200, 300]
+    assert due_times(schedule, 51, 400) == [100, 200, 300]
 
 
 def test_nothing_is_due_before_the_first_step() -> None:
     assert not SaveSchedule(SaveInterval(seconds=1.0), HOUR).due(1e9)
 
 
-def test_the_first_save_is_asked_for_soon_and_shows_what_one_costs() -> None:
-    schedule = begun(AUTO)
-    assert asked(schedule, 0, FIRST_SAVE_SECONDS + 1) == [FIRST_SAVE_SECONDS]
+def test_first_save_comes_soon_to_measure_its_cost() -> None:
+    schedule = started(AUTO)
+    assert due_times(schedule, 0, FIRST_SAVE_SECONDS + 1) == [FIRST_SAVE_SECONDS]
     assert schedule.optimal is not None and "to measure" in schedule.optimal.why
     schedule.learn(running(0))
     schedule.learn(saved(62, 2.0))
@@ -68,23 +68,23 @@ def test_the_first_save_is_asked_for_soon_and_shows_what_one_costs() -> None:
     assert seconds == pytest.approx(daly_interval(2.0, HOUR + 62.0))
     assert "a save costs 2 s and the job fails every 61 min" in schedule.optimal.why
     # The interval counts from the beginning of the save, at 60.
-    assert asked(schedule, 62, 60 + seconds - 2) == []
-    assert len(asked(schedule, 60 + seconds - 2, 60 + seconds + 2)) == 1
+    assert due_times(schedule, 62, 60 + seconds - 2) == []
+    assert len(due_times(schedule, 60 + seconds - 2, 60 + seconds + 2)) == 1
 
 
 def test_a_save_for_another_reason_puts_the_next_one_off() -> None:
-    schedule = begun(AUTO, HOUR, saved(-100, 2.0))
+    schedule = started(AUTO, HOUR, saved(-100, 2.0))
     assert schedule.optimal is not None
     seconds = schedule.optimal.seconds
     schedule.learn(saved(seconds - 10, 2.0))
-    assert asked(schedule, seconds - 10, 2 * seconds - 20) == []
+    assert due_times(schedule, seconds - 10, 2 * seconds - 20) == []
 
 
-def test_an_interval_goes_on_where_a_save_failed() -> None:
-    schedule = begun(AUTO, HOUR, saved(-100, 2.0))
+def test_interval_continues_after_a_failed_save() -> None:
+    schedule = started(AUTO, HOUR, saved(-100, 2.0))
     assert schedule.optimal is not None
     seconds = schedule.optimal.seconds
-    assert len(asked(schedule, 0, 5 * seconds + 5)) == 5
+    assert len(due_times(schedule, 0, 5 * seconds + 5)) == 5
 
 
 def test_what_earlier_runs_journaled_is_known_from_the_start() -> None:
@@ -94,14 +94,14 @@ def test_what_earlier_runs_journaled_is_known_from_the_start() -> None:
         running(-2 * HOUR - 1), saved(-2 * HOUR, 0.4), event("crash", -HOUR - 1),
         running(-HOUR - 1), *crash,
     ]  # fmt: skip
-    schedule = begun(AUTO, HOUR, *history)
+    schedule = started(AUTO, HOUR, *history)
     assert schedule.optimal is not None
     assert "a save costs 0.4 s and the job fails every 60 min" in schedule.optimal.why
 
 
 def test_crashes_shorten_the_interval_and_saved_preemptions_do_not() -> None:
     def after(*events: JournalEntry) -> float:
-        schedule = begun(AUTO, HOUR, saved(-10, 2.0), running(0))
+        schedule = started(AUTO, HOUR, saved(-10, 2.0), running(0))
         for each in events:
             schedule.learn(each)
         schedule.learn(saved(1000, 2.0))
@@ -119,7 +119,7 @@ def test_crashes_shorten_the_interval_and_saved_preemptions_do_not() -> None:
 
 
 def test_one_slow_save_moves_nothing() -> None:
-    schedule = begun(AUTO, HOUR, *(saved(-10, 2.0) for _ in range(5)))
+    schedule = started(AUTO, HOUR, *(saved(-10, 2.0) for _ in range(5)))
     before = schedule.optimal
     assert before is not None
     schedule.learn(saved(10, 200.0))
@@ -131,7 +131,7 @@ def test_one_slow_save_moves_nothing() -> None:
 
 @pytest.mark.parametrize("cost", [None, "2", -1.0, float("nan"), float("inf"), 1e300, []])
 def test_a_cost_that_makes_no_sense_is_not_counted(cost: Any) -> None:
-    schedule = begun(AUTO)
+    schedule = started(AUTO)
     schedule.learn(event("saved", 10, step=1, stall_seconds=cost))
     assert schedule.optimal is not None
     assert schedule.optimal.seconds == FIRST_SAVE_SECONDS

@@ -66,14 +66,14 @@ def test_silence_beyond_the_limit_is_a_hang(scene: Scene) -> None:
 
 
 def test_a_job_that_was_suspended_with_its_supervisor_has_its_time_again(scene: Scene) -> None:
-    """As SLURM suspends one: all processes were stopped, and nobody could say anything."""
+    """SLURM suspends a job like this: all processes are stopped, none can beat."""
     assert not scene.pass_by(50)
     scene.now += 3600 * SECOND
     assert not scene.pass_by(59)
     assert scene.pass_by(4)
 
 
-def test_what_was_slept_through_is_not_learnt(scene: Scene) -> None:
+def test_suspended_time_is_not_learned(scene: Scene) -> None:
     scene.pass_by(2)
     scene.now += 3600 * SECOND
     scene.pass_by(2)
@@ -82,7 +82,7 @@ def test_what_was_slept_through_is_not_learnt(scene: Scene) -> None:
     assert 0 < scene.watch.detector.longest["training"] < 10
 
 
-def test_a_step_is_learnt_in_full_however_seldom_it_was_looked_at(
+def test_full_step_is_learned_between_rare_polls(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of half a second, each looked at a quarter of a second after it began."""

@@ -187,7 +187,7 @@ def test_length_is_what_iteration_yields_at_every_position(world_size, drop_last
 
 @pytest.mark.parametrize("batch", [1, 4, 6])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_a_loader_has_as_many_batches_as_it_says(batch, drop_last):
+def test_loader_length_matches_its_batches(batch, drop_last):
     data = torch.arange(22)
     sampler = ElasticSampler(data, 2, 1, seed=1, drop_last=drop_last)
     loader = DataLoader(data, batch_size=batch, sampler=sampler, drop_last=drop_last)

@@ -21,7 +21,7 @@ TIED = torch.randn(50, 2)
 
 
 class Odd(torch.Tensor):
-    """A subclass of nobody's."""
+    """A subclass that no library defines."""
 
 
 STATES: dict[str, Any] = {
