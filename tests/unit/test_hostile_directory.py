@@ -42,7 +42,7 @@ from elastic_ckpt.errors import (
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
-from elastic_ckpt.journal.events import RunStarted, Saved, SaveFailed, Unknown
+from elastic_ckpt.journal.events import RunStarted, Saved, SaveFailure, Unknown
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.run_state import RunState
@@ -422,7 +422,7 @@ def test_names_cannot_steer_a_terminal(job: JobDirectory, name: str) -> None:
     (job.quarantine / f"{name[:240]}.json").write_bytes(b"{}")
     hostile = name.encode(errors="replace").decode()
     record(message=hostile, incarnation=2).write(job.node_record(name[:200]))
-    Journal(job, "here").write(SaveFailed(reason=hostile, error=f"{hostile}\x1b[31m"))
+    Journal(job, "here").write(SaveFailure(reason=hostile, error=f"{hostile}\x1b[31m"))
     for arguments in (["list"], ["list", "--json"], ["status"], ["status", "--json"],
                       ["verify"], ["verify", "--json"], ["prune", "--keep-last", "1"]):  # fmt: skip
         command(*arguments, job.root)
