@@ -13,7 +13,7 @@ QUICK = not faults_full and not hosts and not benchmarks and not slow
 REST = slow and not faults_full and not hosts and not benchmarks
 
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 --dist worksteal -m '$2' $3 $(SUITE)
+tests = $1/bin/python -m pytest -n 2 --dist worksteal --durations=15 -m '$2' $3 $(SUITE)
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
