@@ -189,19 +189,25 @@ def test_a_drain_that_fails_keeps_what_is_in_memory_and_is_tried_again(
     assert on_disk(job) == [10] and loop.drainer.pending() == []
 
 
-def test_one_that_fails_as_the_hurry_comes_is_tried_once_more(
+def test_drain_that_fails_as_the_hurry_starts_is_retried_once(
     job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
     assert snapshot(job, tier, 10) is not None
-    with monkeypatch.context() as broken:
-        broken.setattr(drains, "header_of", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
-        loop.drainer.serve(sealed=True)
-        assert gate.reached.wait(PATIENCE)
-        loop.drainer.hurry()
-        gate.open.set()
-        loop.until(lambda: len(events(job, "drain_failed")) > 0)
+    whole, failures = drains.header_of, iter([OSError(28, "full")])
+
+    def fail_once(*seal: object) -> object:
+        for error in failures:
+            raise error
+        return whole(*seal)
+
+    monkeypatch.setattr(drains, "header_of", fail_once)
+    loop.drainer.serve(sealed=True)
+    assert gate.reached.wait(PATIENCE)
+    loop.drainer.hurry()
+    gate.open.set()
     loop.until(lambda: loop.drainer.over)
+    assert len(events(job, "drain_failed")) == 1
     assert on_disk(job) == [10]
 
 
