@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import fall_back, newest_intact, newest_two_intact
@@ -78,7 +79,7 @@ class JobFiles:
 
     def start(self) -> None:
         """Scan once, and start the thread."""
-        self._scan()
+        self._try(self._scan)
         self._thread.start()
 
     # -- what the loop asks for -----------------------------------------------------------------
@@ -123,12 +124,13 @@ class JobFiles:
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         """Start to put in order what a killed run left."""
 
+        def recover_attempts() -> None:
+            for path, what in recover(self._job, hurry, in_lines(self._say), spare):
+                self._journal.write(AttemptRecovered(path=str(path), what=what))
+
         def work() -> None:
-            with contextlib.suppress(OSError):
-                for path, what in recover(self._job, hurry, in_lines(self._say), spare):
-                    self._journal.write(AttemptRecovered(path=str(path), what=what))
-                forget_old_logs(self._job)
-            self._scan()
+            for one in (recover_attempts, partial(forget_old_logs, self._job), self._scan):
+                self._try(one)
             self._wake()
 
         self._cleaning = threading.Thread(target=work, name="clean-up", daemon=True)
@@ -149,7 +151,7 @@ class JobFiles:
             newest, older = found
             target = fall_back(self._job, newest, why)
             self._journal.write(Quarantined(path=str(newest), to=str(target), reason=why))
-            self._scan()
+            self._try(self._scan)
             return f"{why}: setting {newest.name} aside, resuming from {older.name}"
         return ""
 
@@ -209,8 +211,10 @@ class JobFiles:
         done = threading.Event()
 
         def do() -> None:
-            work()
-            done.set()
+            try:
+                work()
+            finally:
+                done.set()
 
         self._soon(do)
         return done.wait(seconds)
@@ -225,27 +229,30 @@ class JobFiles:
                 work = list(self._work)
                 self._work.clear()
             if record is not None:
-                # The record is for people; a full disk must not keep the job from being saved.
-                with contextlib.suppress(OSError):
-                    record.write(self._job.node_record(self._node))
-            for one in work:
-                try:
-                    one()
-                except Exception:  # the next one may get there
-                    log.exception("a file of the job directory")
+                work.insert(0, partial(record.write, self._job.node_record(self._node)))
             now = time.monotonic()
             if now >= next_requests:
                 next_requests = now + REQUESTS_SECONDS
-                self._look_for_requests()
+                work.append(self._look_for_requests)
             if now >= next_events:
                 next_events = now + EVENTS_SECONDS
-                self._read_events()
+                work.append(self._read_events)
+            for one in work:
+                self._try(one)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        """Do one thing; whatever goes wrong, the next one may get there."""
+        try:
+            work()
+        except OSError:  # a full disk, for example, must not keep the job from being saved
+            log.debug("a file of the job directory", exc_info=True)
+        except Exception:
+            log.exception("a file of the job directory")
 
     def _look_for_requests(self) -> None:
-        with contextlib.suppress(OSError):
-            if take_requests(self._job):
-                self._requested = True
-                self._wake()
+        if take_requests(self._job):
+            self._requested = True
+            self._wake()
 
     def _read_events(self) -> None:
         found = self._tail.read()
@@ -254,10 +261,7 @@ class JobFiles:
             self._scan()
 
     def _scan(self) -> None:
-        try:
-            newest = newest_intact(self._job)
-        except OSError:
-            self._scanned = False
-            return
+        self._scanned = False
+        newest = newest_intact(self._job)
         self._newest = (newest.epoch, newest.step) if newest else NO_CHECKPOINT
         self._scanned = True

@@ -87,11 +87,6 @@ class HangWatch:
             self._host.aside(lambda: self._explain(slots, silences, incarnation))
         return None
 
-    @property
-    def explains(self) -> bool:
-        """Whether a hang was found whose stacks are being read."""
-        return self._explaining
-
     def _explain(
         self, slots: Sequence[Slot], silences: Sequence[Silence], incarnation: int
     ) -> None:

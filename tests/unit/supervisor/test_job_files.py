@@ -1,0 +1,101 @@
+"""The directory's thread: what it writes, and what becomes of it when the storage is unwell."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.save_requests import ask_for_save
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.supervisor import job_files
+from elastic_ckpt.supervisor.job_files import JobFiles
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT
+from tests.checkpoints import make_checkpoint, open_job
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return open_job(tmp_path / "job")
+
+
+@pytest.fixture
+def files(job: JobDirectory) -> Iterator[JobFiles]:
+    locks, journal = RunLocks(job, "here", "run"), Journal(job, "here")
+    found = JobFiles(job, "here", locks, journal, lambda line: None, lambda: None)
+    found.start()
+    yield found
+    found.close(PATIENCE)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def record(message: str) -> NodeRecord:
+    return NodeRecord(
+        job="job", run_id="run", node="here", owner=ProcessIdentity.current(), since=1.0,
+        state=RunState.RUNNING, message=message,
+    )  # fmt: skip
+
+
+def test_newest_of_several_records_is_on_disk(job: JobDirectory, files: JobFiles) -> None:
+    for number in range(50):
+        files.write_record(record(f"number {number}"))
+
+    def is_last() -> bool:
+        found = read_record(job.node_record("here"))
+        return found is not None and found.message == "number 49"
+
+    until(is_last)
+
+
+def test_scan_finds_what_was_sealed(job: JobDirectory, files: JobFiles) -> None:
+    assert files.scan_now(PATIENCE) == NO_CHECKPOINT
+    make_checkpoint(job, 7)
+    assert files.newest() == NO_CHECKPOINT  # as of the last scan
+    found = files.scan_now(PATIENCE)
+    assert found is not None and found[1] == 7 and files.newest() == found
+
+
+def test_save_request_is_taken_once(job: JobDirectory, files: JobFiles) -> None:
+    ask_for_save(job)
+    until(files.take_save_request)
+    assert not files.take_save_request()
+
+
+def test_storage_that_hangs_is_waited_for_within_the_bound(
+    files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(job_files, "newest_intact", lambda job: answer.wait(PATIENCE) and None)
+    try:
+        assert files.scan_now(0.05) is None
+        files.write_record(record("nothing waits for this"))
+        assert not files.take_save_request()
+    finally:
+        answer.set()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), ValueError("odd")])
+def test_thread_survives_errors_and_a_failed_scan_is_no_answer(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    make_checkpoint(job, 7)
+    with monkeypatch.context() as broken:
+        broken.setattr(job_files, "newest_intact", lambda job: (_ for _ in ()).throw(error))
+        assert files.scan_now(PATIENCE) is None
+    found = files.scan_now(PATIENCE)
+    assert found is not None and found[1] == 7
