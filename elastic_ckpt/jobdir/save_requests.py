@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -12,18 +13,20 @@ from elastic_ckpt.util.files import create_file
 
 
 def ask_for_save(job: JobDirectory) -> Path:
-    """Create a request, which the running supervisor serves at its next tick."""
+    """Create a request, which the running supervisor of the head serves."""
     job.require(job.requests)
     path = job.requests / f"save-{secrets.token_hex(4)}"
     os.close(create_file(path))  # the name is the request
     return path
 
 
-def take_requests(job: JobDirectory) -> bool:
-    """Remove all requests; whether there was any."""
-    found = False
-    for path in job.found(job.requests, "save-*"):
+def waiting_requests(job: JobDirectory) -> frozenset[str]:
+    """Return the names of all requests. Any node may look; only the one that serves removes."""
+    return frozenset(path.name for path in job.found(job.requests, "save-*"))
+
+
+def remove_requests(job: JobDirectory, names: Iterable[str]) -> None:
+    """Remove requests that are being served."""
+    for name in names:
         with contextlib.suppress(OSError):
-            path.unlink()  # a request that cannot be removed would be served again and again
-            found = True
-    return found
+            (job.requests / name).unlink()

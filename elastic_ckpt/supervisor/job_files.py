@@ -22,7 +22,7 @@ from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
-from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
 from elastic_ckpt.journal.events import AttemptRecovered, Drained, Quarantined, Saved
 from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
@@ -69,7 +69,8 @@ class JobFiles:
         self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
         self._scanned = False  # the last one worked
         self._record: NodeRecord | None = None
-        self._requested = False
+        self._requests: frozenset[str] = frozenset()  # as of the last look
+        self._taken: set[str] = set()  # for good, even if one cannot be removed
         self._events: deque[JournalEntry] = deque()
         self._work: deque[Callable[[], None]] = deque()
         self._cleaning: threading.Thread | None = None
@@ -95,9 +96,13 @@ class JobFiles:
         self._soon(lambda: self._locks.record(number))
 
     def take_save_request(self) -> bool:
-        """Return whether a save was requested."""
-        requested, self._requested = self._requested, False
-        return requested
+        """Return whether a save was requested. The other nodes' requests stay where they are:
+        all nodes see the directory, and only the one that serves a request may remove it."""
+        new = self._requests - self._taken
+        if new:
+            self._taken |= new
+            self._soon(partial(remove_requests, self._job, new))
+        return bool(new)
 
     def request_save(self) -> None:
         """Leave a request for a save."""
@@ -250,8 +255,8 @@ class JobFiles:
             log.exception("a file of the job directory")
 
     def _look_for_requests(self) -> None:
-        if take_requests(self._job):
-            self._requested = True
+        self._requests = waiting_requests(self._job)
+        if self._requests - self._taken:
             self._wake()
 
     def _read_events(self) -> None:

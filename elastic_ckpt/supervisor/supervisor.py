@@ -272,11 +272,11 @@ class Supervisor:
 
     def serve_saves(self, now: float) -> None:
         """Ask for the saves that do not follow from the step number."""
+        if self.agent is None:
+            return  # a request waits for the ranks that can serve it
         requested = self.ports.directory.take_save_request()
         if requested:
             self.ports.memory.hurry_once()  # it may be the step that is in memory already
-        if self.agent is None:
-            return
         if self.incarnations.is_outdated:
             if self._asked_anew is not self.agent:
                 self._asked_anew = self.agent

@@ -41,7 +41,7 @@ from elastic_ckpt.errors import (
 )
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.journal.events import RunStarted, Saved, SaveFailure, Unknown
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
@@ -241,7 +241,7 @@ def everything(job: JobDirectory) -> None:
     for arguments in (["list", "--json"], ["status", "--json"], ["verify", "--full"]):
         assert command(*arguments, job.root)[0] in (0, 1, 2, 65, 73)
     calls: list[Callable[[], object]] = [
-        lambda: take_requests(job),
+        lambda: remove_requests(job, waiting_requests(job)),
         lambda: ask_for_save(job),
         lambda: Journal(job, "here").write(Unknown(name="event")),
         lambda: read_journal(job),

@@ -20,7 +20,7 @@ from elastic_ckpt.jobdir.node_record import (
     read_record,
     read_records,
 )
-from elastic_ckpt.jobdir.save_requests import ask_for_save, take_requests
+from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.protocol.run_state import RunState
 from tests.checkpoints import open_job
 
@@ -154,12 +154,11 @@ def test_a_node_name_is_never_a_directory_of_its_own(tmp_path: Path, given: str)
     assert not job.node_lock(node_name(given)).exists()
 
 
-def test_a_request_is_served_once(tmp_path: Path) -> None:
-    """Any number of requests before a look are one; afterwards there is none."""
+def test_requests_wait_until_they_are_removed(tmp_path: Path) -> None:
     job = open_job(tmp_path / "job")
-    assert take_requests(job) is False
-    ask_for_save(job)
-    ask_for_save(job)
-    assert take_requests(job) is True
-    assert take_requests(job) is False
+    assert not waiting_requests(job)
+    names = {ask_for_save(job).name, ask_for_save(job).name}
+    assert waiting_requests(job) == names
+    assert waiting_requests(job) == names
+    remove_requests(job, [*names, "save-of-another"])
     assert list(job.requests.iterdir()) == []

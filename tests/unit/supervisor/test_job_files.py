@@ -12,7 +12,7 @@ import pytest
 from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.save_requests import ask_for_save
+from elastic_ckpt.jobdir.save_requests import ask_for_save, waiting_requests
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
@@ -71,9 +71,37 @@ def test_scan_finds_what_was_sealed(job: JobDirectory, files: JobFiles) -> None:
 
 
 def test_save_request_is_taken_once(job: JobDirectory, files: JobFiles) -> None:
+    request = ask_for_save(job)
+    until(files.take_save_request)
+    until(lambda: not request.exists())
+    assert not files.take_save_request()
+
+
+def test_request_that_cannot_be_removed_is_taken_once(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_files, "remove_requests", lambda job, names: None)
     ask_for_save(job)
     until(files.take_save_request)
+    files.catch_up(PATIENCE)  # the thread has looked again
     assert not files.take_save_request()
+
+
+def test_node_that_does_not_serve_a_request_leaves_it(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All nodes of a job look into the same directory."""
+    seen: list[frozenset[str]] = []
+
+    def look(job: JobDirectory) -> frozenset[str]:
+        seen.append(waiting_requests(job))
+        return seen[-1]
+
+    monkeypatch.setattr(job_files, "waiting_requests", look)
+    request = ask_for_save(job)
+    until(lambda: seen.count({request.name}) > 2)
+    assert request.exists()
+    until(files.take_save_request)
 
 
 def test_storage_that_hangs_is_waited_for_within_the_bound(
