@@ -40,12 +40,7 @@ class SignalSource(NoticeSource):
 
     name = "signal"
 
-    def __init__(
-        self,
-        grace: float,
-        *,
-        is_guess: bool = False,
-    ) -> None:
+    def __init__(self, grace: float, *, is_guess: bool = False) -> None:
         """
         Args:
             grace: seconds from a signal to the end of the node.

@@ -16,12 +16,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
-from elastic_ckpt.protocol.messages import (
-    AgentEvent,
-    Command,
-    LineReader,
-    encode_line,
-)
+from elastic_ckpt.protocol.messages import AgentEvent, Command, LineReader, encode_line
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.settings import RunSettings

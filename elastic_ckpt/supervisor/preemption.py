@@ -33,12 +33,7 @@ class Preemption:
     """
 
     def __init__(
-        self,
-        grace: float,
-        clock: Clock,
-        board: Board,
-        journal: Journal,
-        record: RunRecord,
+        self, grace: float, clock: Clock, board: Board, journal: Journal, record: RunRecord
     ) -> None:
         self.notice: Notice | None = None
         self.grace = grace

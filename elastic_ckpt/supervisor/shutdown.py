@@ -98,12 +98,7 @@ class Shutdown:
         )
 
     def preempt_now(
-        self,
-        event: Event,
-        detail: str,
-        *,
-        stopped: bool = False,
-        stepped: bool = True,
+        self, event: Event, detail: str, *, stopped: bool = False, stepped: bool = True
     ) -> None:
         """End on a notice, with 75 if all finished work is on the disk, else with 76.
 

@@ -20,11 +20,7 @@ from typing import Final
 
 from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
-from elastic_ckpt.journal.events import (
-    JobFileReloaded,
-    RunEnded,
-    RunStarted,
-)
+from elastic_ckpt.journal.events import JobFileReloaded, RunEnded, RunStarted
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, may_wait
 from elastic_ckpt.policy.emergency import ChoiceKind
 from elastic_ckpt.protocol.agreement import RequestKind

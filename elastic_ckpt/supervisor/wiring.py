@@ -66,11 +66,7 @@ class Host:
     """The real ``HostPort``."""
 
     def __init__(
-        self,
-        heartbeat: HeartbeatThread,
-        metrics: Metrics,
-        process_log: ProcessLog,
-        wakeup: Wakeup,
+        self, heartbeat: HeartbeatThread, metrics: Metrics, process_log: ProcessLog, wakeup: Wakeup
     ) -> None:
         self._heartbeat = heartbeat
         self._metrics = metrics

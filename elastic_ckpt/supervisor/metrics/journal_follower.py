@@ -9,11 +9,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.journal import (
-    CLOCK_STEP_SECONDS,
-    JournalTail,
-    read_journal,
-)
+from elastic_ckpt.journal.journal import CLOCK_STEP_SECONDS, JournalTail, read_journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.supervisor.metrics.counts import JobCounts
 

@@ -28,11 +28,7 @@ class SaveAdviser:
     """Advises one run. Times are monotonic seconds."""
 
     def __init__(
-        self,
-        settings: RunSettings,
-        clock: Clock,
-        directory: DirectoryPort,
-        journal: Journal,
+        self, settings: RunSettings, clock: Clock, directory: DirectoryPort, journal: Journal
     ) -> None:
         """Start from what earlier runs learned; call it before this run's first event."""
         self._clock = clock

@@ -27,12 +27,7 @@ class HangWatch:
     """
 
     def __init__(
-        self,
-        board: Board,
-        journal: Journal,
-        min_seconds: float,
-        host: HostPort,
-        clock: Clock,
+        self, board: Board, journal: Journal, min_seconds: float, host: HostPort, clock: Clock
     ) -> None:
         """
         Args:

@@ -80,9 +80,5 @@ class StepMarks:
             if number > self._answered:
                 self._answered = number
                 self._journal.note(
-                    StepAgreed(
-                        request=answer.kind.name.lower(),
-                        number=number,
-                        step=answer.step,
-                    )
+                    StepAgreed(request=answer.kind.name.lower(), number=number, step=answer.step)
                 )

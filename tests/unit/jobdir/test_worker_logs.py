@@ -6,12 +6,7 @@ from pathlib import Path
 
 from elastic_ckpt.jobdir import worker_logs as logs
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.worker_logs import (
-    KEPT_INCARNATIONS,
-    LogWriter,
-    forget_old_logs,
-    log_files,
-)
+from elastic_ckpt.jobdir.worker_logs import KEPT_INCARNATIONS, LogWriter, forget_old_logs, log_files
 
 
 def make(tmp_path: Path) -> JobDirectory:

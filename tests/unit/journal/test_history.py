@@ -283,8 +283,7 @@ WORDS = ["running", "finished", "preempted", "failed", "stopped", "crashed", "co
          ]  # fmt: skip
 
 numbers = st.one_of(
-    st.integers(-5, 200),
-    st.sampled_from([-(10**400), 10**400, 2**63, -1.5, 0.1, 1e308, -1e308]),
+    st.integers(-5, 200), st.sampled_from([-(10**400), 10**400, 2**63, -1.5, 0.1, 1e308, -1e308])
 )
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, st.sampled_from(WORDS)),

@@ -194,9 +194,7 @@ def worth(kind: ChoiceKind, seconds: dict[ChoiceKind, float], left: float) -> in
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(situations())
-def test_no_other_action_dominates_the_choice(
-    situation: tuple[Predictor, Outlook],
-) -> None:
+def test_no_other_action_dominates_the_choice(situation: tuple[Predictor, Outlook]) -> None:
     """No action is at least as good in every case within the margins and better in one."""
     predictor, given_ = situation
     choice = choose(predictor, given_)

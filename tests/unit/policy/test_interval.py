@@ -47,7 +47,5 @@ def test_a_save_is_due_at_multiples_of_the_steps() -> None:
 @pytest.mark.parametrize(
     "interval", [SaveInterval(), SaveInterval(seconds=1.0), SaveInterval(auto=True)]
 )
-def test_without_steps_no_save_is_due_by_step_number(
-    interval: SaveInterval,
-) -> None:
+def test_without_steps_no_save_is_due_by_step_number(interval: SaveInterval) -> None:
     assert not any(interval.due(step) for step in range(1000))

@@ -102,10 +102,7 @@ def test_unknown_steps_are_never_the_same() -> None:
     ("given", "why"),
     [
         (failure(FailureClass.START_UP), "no retry"),
-        (
-            failure(FailureClass.DEVICE_MEMORY, stepped=False),
-            "no retry; use smaller micro-batches",
-        ),
+        (failure(FailureClass.DEVICE_MEMORY, stepped=False), "no retry; use smaller micro-batches"),
         (failure(FailureClass.SIGNAL), "1 failure"),
         (
             failure(FailureClass.HOST_MEMORY),
