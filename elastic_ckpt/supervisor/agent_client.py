@@ -110,7 +110,7 @@ def summary(message: msgspec.Struct) -> str:
 
 
 class AgentProcess:
-    """A running agent; its ``fd`` becomes readable when it sends an event or ends."""
+    """The real ``AgentPort``: an agent process."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         read, write = os.pipe()
@@ -136,11 +136,9 @@ class AgentProcess:
 
     @property
     def pid(self) -> int:
-        """The agent's process id."""
         return self._process.pid
 
     def send(self, command: Command) -> None:
-        """Send a command; ``gone`` shows an agent that died."""
         log.info("to the agent: %s", summary(command))
         self.send_raw(encode_line(command))
 
@@ -155,7 +153,6 @@ class AgentProcess:
             return
 
     def events(self) -> Iterator[AgentEvent]:
-        """Yield the events since the last call."""
         for line in self._events.lines():
             event: AgentEvent = msgspec.json.decode(line, type=AgentEvent)
             log.info("from the agent: %s", summary(event))
@@ -163,11 +160,9 @@ class AgentProcess:
 
     @property
     def gone(self) -> bool:
-        """Whether the agent has closed its end of the pipe, that is, died."""
         return self._events.closed
 
     def end(self) -> None:
-        """Kill the agent and everything below the supervisor; bounded."""
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that hangs may block its end
             self._process.wait(KILL_WAIT_SECONDS)

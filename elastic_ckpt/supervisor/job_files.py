@@ -83,16 +83,14 @@ class JobFiles:
         self._try(self._scan)
         self._thread.start()
 
-    # -- what the loop asks for -----------------------------------------------------------------
+    # -- what the loop asks for: see ports.py ---------------------------------------------------
 
     def write_record(self, record: NodeRecord) -> None:
-        """Write the node's record soon; see ``DirectoryPort``."""
         with self._changed:
             self._record = record
             self._changed.notify_all()
 
     def record_incarnation(self, number: int) -> None:
-        """Note which incarnation may seal."""
         self._soon(lambda: self._locks.record(number))
 
     def take_save_request(self) -> bool:
@@ -105,8 +103,6 @@ class JobFiles:
         return bool(new)
 
     def request_save(self) -> None:
-        """Leave a request for a save."""
-
         def leave() -> None:
             with contextlib.suppress(OSError, ElasticCkptError):  # one that is there counts
                 ask_for_save(self._job)
@@ -114,21 +110,16 @@ class JobFiles:
         self._soon(leave)
 
     def newest(self) -> Key:
-        """Return the newest intact checkpoint as of the last scan."""
         return self._newest
 
     def scan(self) -> None:
-        """Scan soon."""
         self._soon(self._scan)
 
     def scan_now(self, seconds: float) -> Key | None:
-        """Scan and wait for the result, bounded."""
         done = self._within(self._scan, seconds)
         return self._newest if done and self._scanned else None
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
-        """Start to put in order what a killed run left."""
-
         def recover_attempts() -> None:
             for path, what in recover(self._job, hurry, in_lines(self._say), spare):
                 self._journal.write(AttemptRecovered(path=str(path), what=what))
@@ -143,11 +134,9 @@ class JobFiles:
 
     @property
     def cleaned(self) -> bool:
-        """Whether no clean-up is running."""
         return self._cleaning is None or not self._cleaning.is_alive()
 
     def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
-        """Set the newest checkpoint aside if there is an older one."""
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
             found = newest_two_intact(self._job)
             key = checkpoint_key(found[0].name) if found else None
@@ -161,7 +150,6 @@ class JobFiles:
         return ""
 
     def events(self) -> list[JournalEntry]:
-        """Return this node's journal events since the last call."""
         found = []
         with contextlib.suppress(IndexError):
             while True:
@@ -169,35 +157,28 @@ class JobFiles:
         return found
 
     def catch_up(self, seconds: float) -> None:
-        """Read the journal to its end, bounded."""
         self._within(self._read_events, seconds)
 
     def history(self) -> Iterable[JournalEntry]:
-        """Return the whole job's journal."""
         return read_journal(self._job, marks=False)
 
     def read_predictor(self) -> Predictor:
-        """Return what earlier runs learned."""
         return read_predictor(self._job)
 
     def write_predictor(self, predictor: Predictor) -> None:
-        """Keep it for the next run."""
         self._soon(lambda: write_predictor(self._job, predictor))
 
     def identity(self) -> str:
-        """Return what tells this job directory from others."""
         with contextlib.suppress(OSError):
             return self._job.identity()
         return ""
 
     def known_identity(self) -> str:
-        """Return it without making it."""
         with contextlib.suppress(OSError):
             return self._job.known_identity()
         return ""
 
     def close(self, seconds: float) -> None:
-        """Write what is waiting and release the locks, bounded."""
         if not self._within(self._locks.release, seconds):
             log.warning("the storage does not answer; leaving without its last write")
         with self._changed:

@@ -168,10 +168,10 @@ class MemoryPort(Protocol):
         """Whether all that is in memory is on disk, or has just failed to get there."""
 
     def serve(self) -> None:
-        """Take up what was sealed and what was drained."""
+        """Handle what was sealed and what was drained."""
 
     def hold(self) -> None:
-        """Drain nothing until :meth:`hurry`."""
+        """Drain nothing until :meth:`hurry`: the ranks write to the disk themselves."""
 
     def hurry(self) -> None:
         """Drain at normal priority, the newest first, and retry what failed."""

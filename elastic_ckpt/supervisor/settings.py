@@ -83,22 +83,11 @@ class RunSettings:
         }
 
 
-@dataclass(frozen=True)
-class Reloaded:
-    """The result of a reload.
-
-    Attributes:
-        settings: the new settings; another interval in steps needs a new incarnation.
-        said: what changed, for the log.
-    """
-
-    settings: RunSettings
-    said: str
-
-
-def reload(old: RunSettings, new: RunSettings) -> Reloaded:
+def reload(old: RunSettings, new: RunSettings) -> tuple[RunSettings, str]:
     """Take over the save interval and the action on a warning; the rest waits for the next start.
 
+    Returns:
+        The settings, whose interval in steps may need a new incarnation; what changed, in words.
 
     Raises:
         UsageError: the new interval needs a restart of all nodes.
@@ -108,4 +97,4 @@ def reload(old: RunSettings, new: RunSettings) -> Reloaded:
         raise UsageError("a new interval in steps requires a restart of all nodes")
     later = "" if new == taken else "; other changes apply at the next start"
     said = f"save interval {taken.interval}, on a warning {taken.on_warning}{later}"
-    return Reloaded(taken, said)
+    return taken, said

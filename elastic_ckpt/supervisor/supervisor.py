@@ -359,12 +359,11 @@ class Supervisor:
         """Take over what the job file says by now, as far as a running job can."""
         self.ports.service.reloading()
         try:
-            found = reload(self.settings, self._reread())
+            self.settings, said = reload(self.settings, self._reread())
         except (ElasticCkptError, OSError, ValueError, RuntimeError) as error:
             said = f"nothing changed: {error}"  # and the job trains on, whatever it was
         else:
-            said, self.settings = found.said, found.settings
-            self._saves.change(found.settings, self.now)
+            self._saves.change(self.settings, self.now)
             self.record.update(save_interval=self._saves.interval_record)
         self.ports.journal.write(JobFileReloaded(said=said))
         self.record.say(f"reload: {said}")

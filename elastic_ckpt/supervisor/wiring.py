@@ -75,14 +75,12 @@ class Host:
         self._signals_before = -1
 
     def start(self) -> None:
-        """Start heartbeat and metrics."""
         become_subreaper()
         self._heartbeat.start()
         self._metrics.start()
         self._signals_before = self._wakeup.on_signals()
 
     def wait(self, fds: Iterable[int | None], seconds: float) -> None:
-        """Wait for a descriptor or for :meth:`Wakeup.wake`."""
         with selectors.DefaultSelector() as selector:
             for fd in (self._wakeup.read_fd, *fds):
                 if fd is not None:
@@ -91,17 +89,13 @@ class Host:
         self._wakeup.drain()
 
     def turn(self, agent_pid: int) -> None:
-        """Note that the loop has gone round."""
         reap_strangers(agent_pid)
         self._heartbeat.turn()
 
     def activity(self, pids: Iterable[int]) -> object:
-        """Return what changes while these processes do anything."""
         return activity(pids)
 
     def aside(self, work: Callable[[], None]) -> None:
-        """Run it in a thread, and wake the loop after it."""
-
         def run() -> None:
             work()
             self._wakeup.wake()
@@ -109,11 +103,9 @@ class Host:
         threading.Thread(target=run, name="aside", daemon=True).start()
 
     def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
-        """Return the stacks of processes by rank."""
         return dump_stacks(pids)
 
     def stop(self) -> None:
-        """Stop heartbeat, metrics and the process log."""
         signal.set_wakeup_fd(self._signals_before)
         self._heartbeat.stop()
         self._metrics.stop()

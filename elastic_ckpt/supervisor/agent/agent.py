@@ -161,7 +161,6 @@ class Agent:
     # -- this node's workers: see LocalWorkers in cluster_member.py ---------------------------
 
     def begin(self, node_rank: NodeRank) -> None:
-        """Launch the workers of an incarnation."""
         number = node_rank.number
         self._board.begin_incarnation(number)
         self._not_begun = False
@@ -173,11 +172,9 @@ class Agent:
         self._launch.start()
 
     def flag(self, number: int) -> NodeAnswer:
-        """Raise a request's flag and return this node's answer."""
         return self._watcher.flag(number)
 
     def post(self, answer: RequestAnswer, *, idle: bool) -> None:
-        """Publish the job's answer; if it is ``idle``, end workers with nothing to save."""
         self._board.post_answer(answer)
         self._posted(answer, idle=idle)
 
@@ -199,7 +196,6 @@ class Agent:
             self._workers.kill(signal.SIGTERM)
 
     def cut_short(self) -> None:
-        """End the workers because of another node."""
         if self._launch is not None and not self._cut_short_at:
             if self._workers.failed_at:
                 return  # they failed by themselves
@@ -211,22 +207,18 @@ class Agent:
 
     @property
     def busy(self) -> bool:
-        """Whether an incarnation runs."""
         return self._launch is not None
 
     @property
     def flagged(self) -> int:
-        """The newest request whose flag is raised."""
         return self._board.flag
 
     @property
     def answered(self) -> int:
-        """The newest request whose answer is posted."""
         return max(self._board.answers(), default=0)
 
     @property
     def seen(self) -> int:
-        """The newest request that all ranks have seen."""
         return min((slot.seen for slot in self._board.read_slots()), default=0)
 
     # -- the end of an incarnation ------------------------------------------------------------

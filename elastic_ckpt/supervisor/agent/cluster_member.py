@@ -105,7 +105,7 @@ class Link(Protocol):
         """When the head's newest report arrived, in monotonic seconds."""
 
     def say(self, mine: MemberState, job: JobState | None) -> None:
-        """Report this from now on."""
+        """Report this from now on; the caller may change the structs afterwards."""
 
     def close(self) -> None:
         """Send the last report, and close without waiting."""

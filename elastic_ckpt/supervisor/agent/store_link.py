@@ -29,14 +29,14 @@ _NUMBERS: Final = "numbers"
 class Store(Protocol):
     """The part of torch's TCPStore that a link uses; each call may raise RuntimeError."""
 
-    def set(self, key: str, value: str) -> Any: ...  # noqa: D102
-    def add(self, key: str, amount: int) -> int: ...  # noqa: D102
-    def check(self, keys: list[str]) -> bool: ...  # noqa: D102
-    def multi_get(self, keys: list[str]) -> list[bytes]: ...  # noqa: D102
+    def set(self, key: str, value: str) -> Any: ...
+    def add(self, key: str, amount: int) -> int: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def multi_get(self, keys: list[str]) -> list[bytes]: ...
 
 
 class StoreLink:
-    """This node's connection to the store; the head has one to its own store, too.
+    """The real ``Link`` of a cluster member; the head has one to its own store, too.
 
     Attributes:
         number: this member's; -1 until it has one.
@@ -77,14 +77,12 @@ class StoreLink:
         threading.Thread(target=self._run, name="store-link", daemon=True).start()
 
     def say(self, mine: MemberState, job: JobState | None) -> None:
-        """Report this from now on, at once; the caller may change the structs afterwards."""
         reports = _encode(mine), _encode(job)
         if reports != (self._mine, self._job_report):
             self._mine, self._job_report = reports
             self._changed.set()
 
     def close(self) -> None:
-        """Send the last report, and close without waiting."""
         self._closed = True
         self._changed.set()
 
@@ -172,11 +170,9 @@ class TorchNetwork:
         self._wake = wake
 
     def host_workers(self, address: str) -> Any:
-        """Return a store for the workers of one incarnation."""
         return launch.host_workers(address)
 
     def connect(self, rendezvous: Rendezvous, mine: MemberState, job: JobState | None) -> StoreLink:
-        """Return a link that connects to the job's store in its thread."""
         return StoreLink(partial(launch.connect, rendezvous), mine, job, self._wake)
 
 

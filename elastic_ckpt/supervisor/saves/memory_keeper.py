@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.memory.generation import GENERATIONS, Sealed
@@ -15,12 +14,10 @@ from elastic_ckpt.checkpoint.memory.tier import MemoryUnusable, OwnedTier, sweep
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved
 from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.units import human_bytes
-
-NOTHING: Final = (-1, 0)
-"""The (epoch, step) of no checkpoint: before every other."""
 
 
 class MemoryKeeper:
@@ -71,16 +68,13 @@ class MemoryKeeper:
 
     @property
     def attempt(self) -> str:
-        """Identity of the attempt that a drain is writing; empty if none is."""
         return self._drainer.attempt if self._drainer else ""
 
     @property
     def over(self) -> bool:
-        """Whether all that is in memory is on disk, or has just failed to get there."""
         return self._drainer is None or self._drainer.over
 
     def serve(self) -> None:
-        """Handle what was sealed and what was drained."""
         if self._drainer is None or self.bell is None:
             return
         rung = False
@@ -89,49 +83,40 @@ class MemoryKeeper:
         self._drainer.serve(sealed=rung)
 
     def hold(self) -> None:
-        """Drain nothing until :meth:`hurry`: the ranks write to the disk themselves."""
         if self._drainer is not None:
             self._drainer.hold()
 
     def hurry(self) -> None:
-        """Drain at normal priority, the newest first, and try again what failed."""
         if self._drainer is not None:
             self._drainer.hurry()
 
     def hurry_once(self) -> None:
-        """As :meth:`hurry`, for the next drain alone."""
         if self._drainer is not None:
             self._drainer.hurry_once()
 
     def calm(self) -> None:
-        """Drain at the lowest priority again."""
         if self._drainer is not None:
             self._drainer.calm()
 
-    def newest_key(self) -> tuple[int, int]:
-        """(epoch, step) of the newest generation."""
+    def newest_key(self) -> Key:
         newest = self._owned.tier.newest() if self._owned else None
-        return newest.key if newest else NOTHING
+        return newest.key if newest else NO_CHECKPOINT
 
-    def forget(self, key: tuple[int, int] | None) -> bool:
-        """Take a checkpoint that the disk has out of memory; False if the newest is here alone."""
+    def forget(self, key: Key | None) -> bool:
         sealed = self._owned.tier.sealed() if self._owned else []
         if sealed and not sealed[0].settled:
             return False
         return all(one.generation.clear() for one in sealed if one.key == key)
 
     def not_on_disk(self) -> Sealed | None:
-        """The newest generation, if the disk lacks it."""
         sealed = self._owned.tier.sealed() if self._owned else []
         return sealed[0] if sealed and not sealed[0].settled else None
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
-        """Wait for the deletion of old checkpoints until ``hurry`` returns True."""
         if self._drainer is not None:
             self._drainer.finish_pruning(hurry)
 
     def close(self) -> None:
-        """Let go of the tier; it is removed unless it holds what the disk lacks."""
         if self._owned is not None and self._drainer is not None:
             self._owned.release(remove=not self._drainer.pending())
 
