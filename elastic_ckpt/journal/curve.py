@@ -99,8 +99,6 @@ class Steps:
             found.append(Rate(before.at, now.at, done * each / seconds))
         return found
 
-    # -- inside -------------------------------------------------------------------------------
-
     def _limits(self) -> dict[int | None, float]:
         """Return for each incarnation the step up to which its work still counts."""
         limits: dict[int | None, float] = {}

@@ -132,8 +132,6 @@ class History:
         if not running and self.last is not None:
             self._end_silently(self.last)
 
-    # -- inside -------------------------------------------------------------------------------
-
     def _observe_run(self, entry: JournalEntry, event: JournalEvent) -> None:
         at = entry.wall
         match event:

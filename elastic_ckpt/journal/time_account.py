@@ -173,8 +173,6 @@ class TimeAccount:
             if span.category is Category.TRAINING
         )
 
-    # -- inside -------------------------------------------------------------------------------
-
     @property
     def _restart(self) -> Category:
         return Category.RECOVERY if self._trained else Category.SETUP

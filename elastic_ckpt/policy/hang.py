@@ -29,7 +29,6 @@ class Silence:
     """How long a rank has been silent, and in which phase.
 
     Attributes:
-        rank: global rank.
         phase: what it is doing, as ``status`` shows it.
         entered: the step that it last started.
         idle_seconds: time since its last heartbeat.

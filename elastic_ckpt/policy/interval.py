@@ -115,8 +115,6 @@ class SaveInterval:
     """A save interval in steps, in seconds, or automatic; with none of them, never.
 
     Attributes:
-        steps: optimizer steps between saves.
-        seconds: seconds between saves.
         auto: derive the seconds from the cost of a save and the failure rate.
     """
 

@@ -46,7 +46,6 @@ class MemberState(msgspec.Struct, kw_only=True):
     """What a node reports about itself.
 
     Attributes:
-        node: its name.
         leaving: it has a notice, and does not take part in the next incarnation.
         asks: what it wants requested, by its own count; the newest few.
         incarnation: the one that it runs, or ran last.
@@ -94,7 +93,6 @@ class JobState(msgspec.Struct, kw_only=True):
 
     Attributes:
         run_id, job, identity: identify the run, the job by name, and the job directory.
-        head: the head's name.
         terms: the head's values of options that must be the same on all nodes, by name.
         incarnation: the newest; 0 before the first.
         roster: numbers of its members, in the order of their group ranks.

@@ -79,7 +79,6 @@ class Slot:
         rank: global rank, -1 until the worker has started.
         pid: 0 until the worker has started.
         entered: the step that it has begun or is about to begin.
-        finished: optimizer steps finished.
         epoch, sample_start_index: its position; samples of this epoch, of all ranks.
         beat: time of the last change; 0 for never.
         start_step: the step that it resumed from; ``NOTHING_ENTERED`` before that.

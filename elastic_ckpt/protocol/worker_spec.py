@@ -12,10 +12,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The specification of this node's workers.
 
     Attributes:
-        script: path of the training script.
-        args: its arguments.
-        directory: the job directory.
-        job, node: names of the job and of this node.
         board: path of the node's board.
         nproc: workers on this node.
         preload: modules that the template imports before workers are forked from it.

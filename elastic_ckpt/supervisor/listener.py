@@ -42,10 +42,7 @@ class Listener:
         journal: Journal,
         wake: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            wake: ends the supervisor's wait; called from the sources' threads.
-        """
+        """Take what ends the supervisor's wait; the sources' threads call it."""
         self._signals = signals
         self._others = others
         self._journal = journal

@@ -14,11 +14,7 @@ from elastic_ckpt.supervisor.run_record import RunRecord
 
 
 class Restarts:
-    """Counts failures by the policy, and sets aside a checkpoint that a step keeps failing after.
-
-    Attributes:
-        policy: counts and decides.
-    """
+    """Counts failures by the policy; sets aside a checkpoint that a step keeps failing after."""
 
     def __init__(
         self,

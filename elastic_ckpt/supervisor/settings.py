@@ -19,10 +19,6 @@ class RunSettings:
     """The settings of one ``elastic-ckpt run``.
 
     Attributes:
-        directory: the job directory.
-        script: the training script; ``args`` are its arguments.
-        name: the job's name.
-        node: this node's name.
         nproc: workers on this node.
         grace: seconds from a notice to the end of the node, if the notice has no deadline.
         interval: overrides the script's save interval unless empty.

@@ -25,10 +25,7 @@ class Shutdown:
         record: RunRecord,
         patience: Callable[[float], float],
     ) -> None:
-        """
-        Args:
-            patience: returns how long a wait may take, given how long it should at most.
-        """
+        """Take what returns how long a wait may take, given how long it should at most."""
         self._directory = directory
         self._memory = memory
         self._record = record
@@ -132,8 +129,6 @@ class Shutdown:
         on_disk = self._on_disk()
         known = self._directory.newest() if on_disk is None else on_disk
         return max(known, self._memory.newest_key())
-
-    # -- inside -------------------------------------------------------------------------------
 
     def _when_on_disk(self, then: Callable[[], None]) -> None:
         self._then = then

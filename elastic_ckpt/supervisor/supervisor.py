@@ -49,11 +49,6 @@ class Supervisor:
 
     Attributes:
         settings: as given, or as the job file said at the last reload.
-        record: what the run reports about itself.
-        role: what it does besides.
-        preemption: the notice that is being served.
-        shutdown: how the run ends.
-        incarnations: the agent and its workers.
         stops_at_once: the user does not want to wait.
     """
 
@@ -65,10 +60,7 @@ class Supervisor:
         role: Role,
         reread: Callable[[], RunSettings],
     ) -> None:
-        """
-        Args:
-            reread: reads the settings again; raises UsageError if they are no longer right.
-        """
+        """Take what reads the settings again; it raises UsageError if they are wrong by then."""
         clock, board, journal = ports.clock, ports.board, ports.journal
         self.settings = settings
         self.ports = ports

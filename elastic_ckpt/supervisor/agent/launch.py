@@ -123,7 +123,6 @@ class NodeRank:
     """This node's group rank in an incarnation, and where its workers meet the others'.
 
     Attributes:
-        number: the incarnation's number.
         node, nodes: this node's group rank, and the number of nodes.
         address, port: where the workers' store listens.
         store: that store, on the node that hosts it.
@@ -147,7 +146,6 @@ class ElasticLaunch:
     """One launch of this node's workers, in a thread that torch elastic blocks.
 
     Attributes:
-        number: the incarnation's number.
         failures: what torch elastic recorded of failed workers, by rank: one, often not the first.
     """
 

@@ -163,10 +163,7 @@ class TorchNetwork:
     """The real ``Network`` of a cluster member: torch's stores."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """
-        Args:
-            wake: called from a connection's thread when something new arrived.
-        """
+        """Take what a connection's thread calls when something new arrived."""
         self._wake = wake
 
     def host_workers(self, address: str) -> Any:

@@ -34,10 +34,7 @@ class Template:
     """
 
     def __init__(self, preload: Sequence[str]) -> None:
-        """
-        Args:
-            preload: modules that it imports before workers are forked from it.
-        """
+        """Take modules that it imports before workers are forked from it."""
         self.pid = -1
         self._preload = ", ".join(["torch", *preload])
         multiprocessing.set_forkserver_preload([*_BASE, *preload])

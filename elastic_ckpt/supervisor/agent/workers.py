@@ -33,10 +33,7 @@ class Workers:
     """
 
     def __init__(self, board: Board, selector: selectors.BaseSelector) -> None:
-        """
-        Args:
-            selector: gets a pidfd per worker, so that a death ends the agent's wait.
-        """
+        """Take a selector for a pidfd per worker, so that a death ends the agent's wait."""
         self.failed_at = self.noticed_at = 0
         self._board = board
         self._selector = selector

@@ -30,10 +30,7 @@ class HeadRole(ClusterRole):
     """Launches with the nodes that are there, and lets others join."""
 
     def __init__(self, nodes: tuple[int, int]) -> None:
-        """
-        Args:
-            nodes: the minimum and the maximum of an incarnation.
-        """
+        """Take the minimum and the maximum of an incarnation."""
         super().__init__()
         self._min, self._max = nodes
         self._gathering = Gathering(*nodes)

@@ -29,10 +29,7 @@ class MemberRole(ClusterRole):
     """Restarts, saves on an interval, retention and the verdict are the head's business."""
 
     def __init__(self, endpoint: str) -> None:
-        """
-        Args:
-            endpoint: HOST:PORT of the head.
-        """
+        """Take HOST:PORT of the head."""
         super().__init__()
         self._endpoint = endpoint
         self._apart_since: float | None = 0.0

@@ -149,8 +149,6 @@ class JobCounts:
         found = self._sealed[tier]
         return found[max(found)] if found else None
 
-    # -- inside -------------------------------------------------------------------------------
-
     def _count_restart(self, event: JournalEvent) -> None:
         match event:
             case RunStarted():

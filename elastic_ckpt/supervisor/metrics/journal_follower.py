@@ -68,8 +68,6 @@ class JournalFollower:
         """Seconds since the epoch by the monotonic clock, as for this run's events."""
         return time.monotonic() + self._clocks
 
-    # -- inside -------------------------------------------------------------------------------
-
     def _run(self) -> None:
         try:
             tail = JournalTail(self._job, self._node)

@@ -21,12 +21,7 @@ from elastic_ckpt.util.units import human_bytes
 
 
 class MemoryKeeper:
-    """A node's memory tier while its supervisor lives; an empty one if the tier is off.
-
-    Attributes:
-        root: the tier's directory; empty if it is off.
-        bell: readable when a worker has sealed something; None if it is off.
-    """
+    """A node's memory tier while its supervisor lives; an empty one if the tier is off."""
 
     def __init__(self, owned: OwnedTier | None, drainer: Drainer | None) -> None:
         self._owned = owned
