@@ -34,6 +34,11 @@ def running(wall: float) -> JournalEntry:
     return state(wall, "running")
 
 
+def began(wall: float) -> list[JournalEntry]:
+    """A run that starts at 0 and trains from ``wall`` on."""
+    return [happened(0, "start"), running(wall)]
+
+
 def loaded(wall: float, step: int) -> JournalEntry:
     return happened(wall, "loaded", {"epoch": 0, "step": step})
 
@@ -79,13 +84,8 @@ def test_job_that_never_trained() -> None:
 def test_undisturbed_run() -> None:
     """10 s to start, 90 s of training, 2 + 3 of them in saves, 1 s to end."""
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30, 2.0),
-        saved(70, 60, 3.0),
-        ended(100, "completed"),
-        end(101),
-    ]
+        *began(10), saved(40, 30, 2.0), saved(70, 60, 3.0), ended(100, "completed"), end(101),
+    ]  # fmt: skip
     assert of(entries) == {"training": 85.0, "stall": 5.0, "setup": 11.0}
     assert account(entries).fraction == pytest.approx(85 / 101)
 
@@ -93,23 +93,16 @@ def test_undisturbed_run() -> None:
 def test_crash_loses_training_after_the_last_save() -> None:
     """10..60 with a save at 40 and 1 s of stall, so 29 s count; back at 70, then 40 s more."""
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30, 1.0),
-        ended(60, "crashed"),
-        happened(60, "crash"),
-        state(60, "backing-off"),
-        state(65, "starting"),
-        *resumed(70, 30),
-        ended(110, "completed"),
+        *began(10), saved(40, 30, 1.0), ended(60, "crashed"), happened(60, "crash"),
+        state(60, "backing-off"), state(65, "starting"), *resumed(70, 30), ended(110, "completed"),
         end(110),
-    ]
+    ]  # fmt: skip
     expected = {"training": 69.0, "stall": 1.0, "lost_work": 20.0, "recovery": 10.0, "setup": 10.0}
     assert of(entries) == expected
 
 
 def test_crash_before_any_save_loses_everything_since_the_first_step() -> None:
-    entries = [happened(0, "start"), running(10), ended(30, "crashed")]
+    entries = [*began(10), ended(30, "crashed")]
     assert of(entries) == {"lost_work": 20.0, "setup": 10.0}
     again = [*entries, happened(35, "state", {"state": "running", "step": 0})]
     assert of(again, now=45.0) == {
@@ -119,27 +112,15 @@ def test_crash_before_any_save_loses_everything_since_the_first_step() -> None:
 
 def test_second_crash_loses_its_incarnation() -> None:
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(20, 10),
-        ended(25, "crashed"),
-        *resumed(40, 10),
-        ended(47, "crashed"),
-    ]
+        *began(10), saved(20, 10), ended(25, "crashed"), *resumed(40, 10), ended(47, "crashed"),
+    ]  # fmt: skip
     assert of(entries)["lost_work"] == 5.0 + 7.0
     assert of(entries)["training"] == 10.0
 
 
 def test_resuming_from_an_older_checkpoint_loses_what_the_newer_one_held() -> None:
     """Saves at 20 and 30; the one at 30 is bad, and training resumes from 20."""
-    entries = [
-        happened(0, "start"),
-        running(0),
-        saved(20, 20),
-        saved(30, 30),
-        ended(35, "crashed"),
-        *resumed(40, 20),
-    ]
+    entries = [*began(0), saved(20, 20), saved(30, 30), ended(35, "crashed"), *resumed(40, 20)]
     assert of(entries, now=41.0) == {
         "training": 20.0 + 1.0, "lost_work": 15.0, "recovery": 5.0,
     }  # fmt: skip
@@ -148,21 +129,20 @@ def test_resuming_from_an_older_checkpoint_loses_what_the_newer_one_held() -> No
 def test_restart_from_scratch_loses_everything() -> None:
     """The checkpoints were deleted, as the first step of the new incarnation shows."""
     from_scratch = happened(50, "state", {"state": "running", "step": 0})
-    entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), from_scratch]
+    entries = [*began(0), saved(20, 20), ended(40, "crashed"), from_scratch]
     assert of(entries, now=51.0) == {"lost_work": 40.0, "recovery": 10.0, "training": 1.0}
 
 
 def test_script_that_loads_by_itself_is_assumed_to_resume_from_the_newest() -> None:
     """The journal has neither what it loaded nor its first step."""
-    entries = [happened(0, "start"), running(0), saved(20, 20), ended(40, "crashed"), running(50)]
+    entries = [*began(0), saved(20, 20), ended(40, "crashed"), running(50)]
     assert of(entries, now=51.0)["lost_work"] == 20.0
 
 
 def test_training_during_a_copy_is_not_in_the_checkpoint() -> None:
     """A save of 10 s with a stall of 1 s: its state is that of 30 s."""
     entries = [
-        happened(0, "start"),
-        running(0),
+        *began(0),
         saved(40, 30, stall=1.0, seconds=10.0),
         ended(50, "crashed"),
         *resumed(60, 30),
@@ -175,17 +155,10 @@ def test_training_during_a_copy_is_not_in_the_checkpoint() -> None:
 def test_preemption_loses_nothing_and_time_in_the_queue_is_waiting() -> None:
     """46 s with 5 s of stall, a night in the queue, 40 s more."""
     entries = [
-        happened(0, "start"),
-        running(10),
-        happened(50, "notice"),
-        state(50, "draining"),
-        saved(55, 40, 5.0),
-        ended(56, "stopped"),
-        state(56, "preempted"),
-        end(57, 75),
-        happened(1000, "start"),
+        *began(10), happened(50, "notice"), state(50, "draining"), saved(55, 40, 5.0),
+        ended(56, "stopped"), state(56, "preempted"), end(57, 75), happened(1000, "start"),
         *resumed(1010, 40),
-    ]
+    ]  # fmt: skip
     assert of(entries, now=1050.0) == {
         "training": 40.0 + 40.0, "stall": 5.0, "setup": 10.0, "recovery": 2.0 + 10.0,
         "waiting": 943.0,
@@ -201,15 +174,9 @@ def test_save_before_the_first_step_stalls_no_training() -> None:
 def test_killed_supervisor_trained_until_its_last_entry() -> None:
     """The restart resumes from step 30, so the steps after it are lost."""
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30),
-        steps(60, 50),
-        happened(1000, "start"),
-        *resumed(1010, 30),
-        ended(1110, "completed"),
-        end(1110),
-    ]
+        *began(10), saved(40, 30), steps(60, 50), happened(1000, "start"), *resumed(1010, 30),
+        ended(1110, "completed"), end(1110),
+    ]  # fmt: skip
     assert of(entries) == {
         "setup": 10.0, "training": 30.0 + 100.0, "lost_work": 20.0, "waiting": 940.0,
         "recovery": 10.0,
@@ -232,61 +199,39 @@ def test_script_without_a_supervisor_has_no_account() -> None:
 def test_dead_agent_ends_its_incarnation() -> None:
     """The supervisor itself writes the crash, as the agent cannot report the end."""
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30),
-        happened(50, "crash"),
-        state(50, "backing-off"),
-        *resumed(60, 30),
-        ended(100, "completed"),
-        end(100),
-    ]
+        *began(10), saved(40, 30), happened(50, "crash"), state(50, "backing-off"),
+        *resumed(60, 30), ended(100, "completed"), end(100),
+    ]  # fmt: skip
     assert of(entries) == {"setup": 10.0, "training": 70.0, "lost_work": 10.0, "recovery": 10.0}
 
 
 def test_incarnation_cut_off_at_the_deadline_loses_unsaved_work() -> None:
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30),
-        state(50, "draining"),
-        state(60, "preempted"),
-        end(60, 76),
-    ]
+        *began(10), saved(40, 30), state(50, "draining"), state(60, "preempted"), end(60, 76),
+    ]  # fmt: skip
     assert of(entries) == {"setup": 10.0, "training": 30.0, "lost_work": 20.0}
 
 
 def test_waiting_for_nodes_is_not_recovery() -> None:
     """Two of three nodes remain at 50; the third returns at 90."""
     entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30),
-        ended(50, "crashed"),
-        happened(52, "waiting"),
-        happened(90, "launch"),
-        *resumed(95, 30),
-    ]
+        *began(10), saved(40, 30), ended(50, "crashed"), happened(52, "waiting"),
+        happened(90, "launch"), *resumed(95, 30),
+    ]  # fmt: skip
     assert of(entries, now=100.0) == {
         "setup": 10.0, "training": 35.0, "lost_work": 10.0, "recovery": 2.0 + 5.0, "waiting": 38.0,
     }  # fmt: skip
 
 
 def test_resize_costs_recovery_and_no_work() -> None:
-    entries = [
-        happened(0, "start"),
-        running(10),
-        saved(40, 30, 1.0),
-        ended(40, "stopped"),
-        *resumed(44, 30),
-    ]
+    entries = [*began(10), saved(40, 30, 1.0), ended(40, "stopped"), *resumed(44, 30)]
     assert of(entries, now=50.0) == {
         "setup": 10.0, "training": 35.0, "stall": 1.0, "recovery": 4.0,
     }  # fmt: skip
 
 
 def test_entries_of_a_follower_do_not_count() -> None:
-    entries = [happened(0, "start"), running(10), happened(20, "crash", {"follows": True})]
+    entries = [*began(10), happened(20, "crash", {"follows": True})]
     assert of(entries, now=30.0) == {"setup": 10.0, "training": 20.0}
 
 

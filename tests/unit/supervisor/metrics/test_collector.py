@@ -233,8 +233,10 @@ class Node:
         ]
         return values[0] if values else None
 
-    def until_read(self) -> None:
+    def follow(self) -> None:
+        """Start to follow the journal, and wait until it was read."""
         assert self.feed is not None
+        self.feed.start()
         limit = time.monotonic() + 10
         while self.feed.read(lambda history: True) is None:
             assert time.monotonic() < limit
@@ -317,9 +319,7 @@ def test_events_of_all_runs_are_counted(node: Node) -> None:
         event("crash", now - 40, kind="signal"), event("end", now - 30, exit_code=70),
     ]  # fmt: skip
     write(node.job, lines)
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     assert node.value("crashes_total", kind="signal") == 1
     assert node.value("saves_total", reason="interval", tier="disk") == 1
     assert node.value("checkpoint_step", tier="disk") == 40
@@ -340,9 +340,7 @@ def test_events_of_all_runs_are_counted(node: Node) -> None:
 def test_the_time_of_a_finished_run_stands_still(node: Node) -> None:
     now = time.time()
     write(node.job, [event("start", now - 5000), event("end", now - 4990, exit_code=0)])
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     node.run.node.state = RunState.FINISHED
     total = sum(value for _, value in node.exposed()["elastic_ckpt_time_seconds"])
     assert total == pytest.approx(10)
@@ -352,9 +350,7 @@ def test_there_are_no_counts_before_the_journal_was_read(node: Node) -> None:
     """Prometheus would take a count that starts at 0 and then is 57 for 57 new failures."""
     write(node.job, [event("crash", 1, kind="error")])
     assert "elastic_ckpt_crashes_total" not in node.exposed()
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     assert node.value("crashes_total", kind="error") == 1
 
 
@@ -367,9 +363,7 @@ def test_events_written_during_the_first_read_count_once(
 
     node.journal.write(Crashed(kind="error"))
     monkeypatch.setattr(journal_follower, "read_journal", read_late)
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     assert node.value("crashes_total", kind="error") == 2
     node.journal.write(Crashed(kind="error"))
     assert node.value("crashes_total", kind="error") == 3
@@ -387,9 +381,7 @@ def test_a_request_does_not_wait_for_storage_that_hangs(
         answers.wait(60)
         return real(tail)
 
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     node.train(0, 5)
     monkeypatch.setattr(journal_follower.JournalTail, "read", read)
     node.journal.write(Crashed(kind="error"))
@@ -402,9 +394,7 @@ def test_a_request_does_not_wait_for_storage_that_hangs(
 def test_setting_the_clock_changes_no_durations(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     node.journal.write(RunStarted())
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
@@ -429,9 +419,7 @@ def full(tmp_path: Path) -> Node:
     node.run.node.notice = NoticeRecord("aws", "spot", time.monotonic() + 100)
     node.run.node.last_recovery = RecoveryRecord(3, 4.0, {"load": 1.5}, 7, "disk")
     write(node.job, [event("start", time.time() - 9), saved(time.time(), 5)])
-    assert node.feed is not None
-    node.feed.start()
-    node.until_read()
+    node.follow()
     return node
 
 
