@@ -128,15 +128,12 @@ class AgentProcess:
             start_new_session=True,  # Ctrl-C in a terminal is for the supervisor only
         )
         os.close(write)
+        self.pid = self._process.pid
         self._events = LineReader(read)
         self.fd = read
         self.interval_steps = spec.save_interval_steps  # as the ranks received it
         log.info("agent started: pid %d", self.pid)
         self.send_raw(encode_line(spec))
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def send(self, command: Command) -> None:
         log.info("to the agent: %s", summary(command))

@@ -146,7 +146,7 @@ class Incarnations:
     @property
     def retry_at(self) -> float:
         """When the back-off is over, in monotonic seconds."""
-        return self._restarts.next_at
+        return self._restarts.retry_at
 
     @property
     def is_outdated(self) -> bool:

@@ -103,7 +103,8 @@ class Listener:
                     yield EarlyWarning(event.source, left)
                 case Notice():
                     if event.source == self._signals.name:
-                        self._poll_others()
+                        for source in self._others:
+                            source.poll_now()
                     yield event
         if self._limits:
             yield from self._due(now, lead())
@@ -120,10 +121,6 @@ class Listener:
                 del self._limits[limit.source, limit.reason]
                 log.info("%s: time for a save, %.1f s left", limit.reason, limit.deadline - now)
                 yield Notice(limit.source, limit.reason, limit.deadline)
-
-    def _poll_others(self) -> None:
-        for source in self._others:
-            source.poll_now()
 
     def _receive(self, event: SourceEvent) -> None:
         self._arrived.append(event)

@@ -14,7 +14,11 @@ from elastic_ckpt.supervisor.run_record import RunRecord
 
 
 class Restarts:
-    """Counts failures by the policy; sets aside a checkpoint that a step keeps failing after."""
+    """Counts failures by the policy; sets aside a checkpoint that a step keeps failing after.
+
+    Attributes:
+        retry_at: when the back-off is over, in monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -25,13 +29,13 @@ class Restarts:
         journal: Journal,
     ) -> None:
         self.policy = RestartPolicy(max_failures)
+        self.retry_at = 0.0
         self._clock = clock
         self._directory = directory
         self._memory = memory
         self._journal = journal
         self._jitter = random.Random()
         self._why_older = ""
-        self._at = 0.0
 
     def write_off(self, failure: Failure, record: RunRecord, restart_step: int) -> None:
         """Journal and record what failed.
@@ -60,17 +64,12 @@ class Restarts:
             self._why_older = decision.why
             self._memory.hurry()
         delay = self.policy.backoff_seconds(self._jitter)
-        self._at = self._clock.monotonic() + delay
+        self.retry_at = self._clock.monotonic() + delay
         return decision, delay
-
-    @property
-    def next_at(self) -> float:
-        """When the back-off is over, in monotonic seconds."""
-        return self._at
 
     def may_begin(self, now: float) -> bool:
         """Return whether the back-off is over; what is to be set aside must be on disk first."""
-        return now >= self._at and (not self._why_older or self._memory.over)
+        return now >= self.retry_at and (not self._why_older or self._memory.over)
 
     def take_an_older_one(self, record: RunRecord) -> None:
         """Set the newest checkpoint aside, if the policy said so and there is an older one."""

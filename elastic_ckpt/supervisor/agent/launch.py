@@ -146,6 +146,7 @@ class ElasticLaunch:
     """One launch of this node's workers, in a thread that torch elastic blocks.
 
     Attributes:
+        over: whether torch elastic has returned.
         failures: what torch elastic recorded of failed workers, by rank: one, often not the first.
     """
 
@@ -155,17 +156,12 @@ class ElasticLaunch:
         self._node_rank = node_rank
         self._spec = msgspec.structs.replace(spec, incarnation=node_rank.number)
         self._wake = wake
-        self._over = False
+        self.over = False
         self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)
 
     def start(self) -> None:
         """Launch, without waiting; ``wake`` receives a byte when torch elastic returns."""
         self._thread.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether torch elastic has returned."""
-        return self._over
 
     def join(self, seconds: float) -> None:
         """Wait up to this long for torch elastic to return."""
@@ -198,7 +194,7 @@ class ElasticLaunch:
                 log.exception("torch elastic failed")
         finally:
             # Before the byte: the thread that it wakes must find the incarnation over.
-            self._over = True
+            self.over = True
             os.write(self._wake, b"x")
 
 

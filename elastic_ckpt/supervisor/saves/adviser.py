@@ -39,14 +39,9 @@ class SaveAdviser:
         self._forecast = SaveForecast(directory, journal)
 
     @property
-    def interval(self) -> OptimalInterval | None:
-        """The interval of ``--save-interval auto`` and its reason; None if it was given."""
-        return self._schedule.optimal
-
-    @property
     def interval_record(self) -> IntervalRecord | None:
-        """The same for the node's record."""
-        found = self.interval
+        """The interval of ``--save-interval auto`` and its reason; None if it was given."""
+        found = self._schedule.optimal
         return None if found is None else IntervalRecord(found.seconds, found.why)
 
     def change(self, settings: RunSettings, now: float) -> None:
@@ -57,7 +52,7 @@ class SaveAdviser:
 
     def begin(self, now: float) -> None:
         """Note that an incarnation has started to train."""
-        before = self.interval
+        before = self._schedule.optimal
         self._take_in()
         self._schedule.begin(now, self._clock.wall())
         self._journal_change(before)
@@ -68,10 +63,10 @@ class SaveAdviser:
 
     def learn(self) -> bool:
         """Take in what the workers have journaled; return whether the interval changed."""
-        before = self.interval
+        before = self._schedule.optimal
         self._take_in()
         self._journal_change(before)
-        return self.interval != before
+        return self._schedule.optimal != before
 
     def noticed(
         self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
@@ -114,6 +109,6 @@ class SaveAdviser:
         self._forecast.keep()
 
     def _journal_change(self, before: OptimalInterval | None) -> None:
-        after = self.interval
+        after = self._schedule.optimal
         if before is not None and after is not None and after.seconds != before.seconds:
             self._journal.write(SaveIntervalChanged(seconds=after.seconds, why=after.why))

@@ -45,14 +45,12 @@ def make_record(since: float = 1.0, node: str = "here") -> NodeRecord:
 
 
 def test_this_process_is_alive() -> None:
-    """Local, alive, and named by host and pid."""
     me = ProcessIdentity.current()
     assert (me.host, me.pid) == (socket.gethostname(), os.getpid())
     assert me.is_local and me.is_alive() is True
 
 
 def test_a_dead_process_is_not_alive() -> None:
-    """Its pid is free, or belongs to a process that started later."""
     said = subprocess.run(
         [sys.executable, "-c", SAY_WHO], check=True, capture_output=True, timeout=60
     )
@@ -61,7 +59,6 @@ def test_a_dead_process_is_not_alive() -> None:
 
 
 def test_a_zombie_is_not_alive() -> None:
-    """A zombie does nothing any more."""
     process = subprocess.Popen([sys.executable, "-c", SAY_WHO], stdout=subprocess.PIPE)
     assert process.stdout is not None
     identity = msgspec.json.decode(process.stdout.readline(), type=ProcessIdentity)
@@ -75,14 +72,12 @@ def test_a_zombie_is_not_alive() -> None:
 
 @pytest.mark.parametrize("seconds", [-3600.0, -5.0, 5.0])
 def test_a_reused_pid_is_another_process(seconds: float) -> None:
-    """The pid runs, but what was recorded began at another time."""
     me = ProcessIdentity.current()
     former = msgspec.structs.replace(me, started=me.started + seconds)
     assert former.is_alive() is False
 
 
 def test_a_process_on_another_host_is_unknown() -> None:
-    """Neither alive nor dead: another host, or another boot of this one."""
     elsewhere = msgspec.structs.replace(ProcessIdentity.current(), boot_id="another")
     assert not elsewhere.is_local
     assert elsewhere.is_alive() is None
@@ -97,7 +92,6 @@ def test_a_step_of_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Every field, the notice included."""
     record = make_record()
     record.write(tmp_path / "here.json")
     assert read_record(tmp_path / "here.json") == record
@@ -105,7 +99,6 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"job": 1}', b"\xff\xfe"])
 def test_an_invalid_record_is_none(tmp_path: Path, data: bytes) -> None:
-    """A torn record, or one of another version, is ignored."""
     (tmp_path / "here.json").write_bytes(data)
     assert read_record(tmp_path / "here.json") is None
     assert read_record(tmp_path / "missing.json") is None
@@ -113,7 +106,6 @@ def test_an_invalid_record_is_none(tmp_path: Path, data: bytes) -> None:
 
 
 def test_the_latest_run_is_first(tmp_path: Path) -> None:
-    """Whichever node it ran on; what is unreadable is left out."""
     for node, since in (("a", 2.0), ("b", 3.0), ("c", 1.0)):
         make_record(since, node).write(tmp_path / f"{node}.json")
     (tmp_path / "torn.json").write_bytes(b"{")
@@ -124,7 +116,6 @@ def test_the_latest_run_is_first(tmp_path: Path) -> None:
 def test_a_node_is_named_by_the_flag_then_slurm_then_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In this order; an empty name counts as none."""
     monkeypatch.setenv("SLURMD_NODENAME", "n17")
     assert node_name("given") == "given"
     assert node_name() == node_name("") == "n17"
@@ -143,7 +134,6 @@ def test_a_node_is_named_by_the_flag_then_slurm_then_the_host(
     ],
 )
 def test_a_node_name_is_safe_as_a_file_name(given: str, safe: str) -> None:
-    """Whatever a cluster calls its nodes, no path leads out of the directory."""
     assert node_name(given) == safe
 
 

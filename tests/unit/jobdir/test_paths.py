@@ -28,18 +28,15 @@ from tests.checkpoints import make_checkpoint, open_job, tree
     ],
 )
 def test_only_a_checkpoints_name_has_a_key(name: str, key: tuple[int, int] | None) -> None:
-    """The whole name counts."""
     assert checkpoint_key(name) == key
 
 
 def test_a_checkpoints_place_has_its_own_key(tmp_path: Path) -> None:
-    """Name and key are each other's inverse."""
     job = JobDirectory(tmp_path)
     assert checkpoint_key(job.checkpoint(3, 120).name) == (3, 120)
 
 
 def test_prepare_creates_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
-    """It may be called by every run, and parents are made too."""
     job = JobDirectory.at(tmp_path / "new" / "job")
     job.prepare()
     for place in (job.attempts, job.quarantine, job.requests, job.node_lock("n").parent,
@@ -54,7 +51,6 @@ def test_prepare_creates_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> N
 def test_a_job_directory_is_absolute_and_without_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two names of one directory are one job."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path)
@@ -63,7 +59,6 @@ def test_a_job_directory_is_absolute_and_without_links(
 
 @pytest.mark.parametrize("where", ["file", "file/below", "/proc/none", "long" * 100])
 def test_a_directory_that_cannot_be_created_is_one_line_and_73(tmp_path: Path, where: str) -> None:
-    """The message names the place, and no access check is fooled by being root."""
     (tmp_path / "file").write_bytes(b"not a directory")
     place = tmp_path / where
     with pytest.raises(DirectoryUnusable) as refusal:
@@ -77,7 +72,6 @@ def test_a_directory_that_cannot_be_created_is_one_line_and_73(tmp_path: Path, w
 
 @pytest.mark.parametrize("name", [".attempts", ".quarantine", ".elastic-ckpt"])
 def test_a_file_in_place_of_the_control_directory_is_named(tmp_path: Path, name: str) -> None:
-    """The message says which of the places is in the way."""
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(DirectoryUnusable, match=name):
         JobDirectory(tmp_path).prepare()
@@ -86,7 +80,6 @@ def test_a_file_in_place_of_the_control_directory_is_named(tmp_path: Path, name:
 def test_a_directory_without_permission_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the kernel says of access is passed on with what to do."""
     job = open_job(tmp_path / "job")
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != job.attempts)
     with pytest.raises(DirectoryUnusable, match=r"no permission to write in .*\.attempts"):
@@ -95,7 +88,6 @@ def test_a_directory_without_permission_is_named(
 
 @pytest.mark.parametrize("where", ["missing", "file", "file/below"])
 def test_a_directory_that_cannot_be_listed_is_unusable(tmp_path: Path, where: str) -> None:
-    """To look changes nothing: nothing is made."""
     (tmp_path / "file").write_bytes(b"")
     before = tree(tmp_path)
     with pytest.raises(DirectoryUnusable, match=where):
@@ -104,6 +96,5 @@ def test_a_directory_that_cannot_be_listed_is_unusable(tmp_path: Path, where: st
 
 
 def test_a_directory_that_can_be_listed_is_not_touched(tmp_path: Path) -> None:
-    """A look at a directory of anybody's leaves no trace."""
     JobDirectory.at(tmp_path).check_readable()
     assert tree(tmp_path) == {}

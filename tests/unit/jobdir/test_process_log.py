@@ -24,6 +24,7 @@ from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import Joined
 from elastic_ckpt.supervisor.agent_client import summary
 from tests.checkpoints import open_job
+from tests.waiting import until
 
 pytestmark = pytest.mark.one_torch
 
@@ -324,10 +325,3 @@ def test_reading_is_bounded(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) 
     read = read_process_logs(job)
     assert 10 < len(read) < 40
     assert read[-1].message == "line 99"  # the end of a file, not its beginning
-
-
-def until(condition: Any, seconds: float = 20.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it never came"
-        time.sleep(0.005)

@@ -50,7 +50,6 @@ def names(job: JobDirectory) -> list[str]:
 
 
 def test_events_are_read_as_written(job: JobDirectory) -> None:
-    """With node, pid, both clocks and the event's own fields."""
     Journal(job, "here").write(Saved(step=10, reason="interval", bytes=None))
     [event] = read_journal(job)
     assert (event.name, event.node) == ("saved", "here")
@@ -59,7 +58,6 @@ def test_events_are_read_as_written(job: JobDirectory) -> None:
 
 
 def test_journals_of_all_nodes_are_merged_by_time(job: JobDirectory) -> None:
-    """A node's own order is kept."""
     one, two = Journal(job, "one"), Journal(job, "two")
     for number in range(3):
         one.write(Unknown(name=f"one-{number}"))
@@ -83,7 +81,6 @@ def test_torn_last_line_is_skipped(job: JobDirectory, lost: int) -> None:
 
 @pytest.mark.parametrize("lost", [1, 2, 20])
 def test_event_after_a_torn_line_is_not_lost(job: JobDirectory, lost: int) -> None:
-    """The next run's first event has a line of its own."""
     journal = Journal(job, "here")
     journal.write(Unknown(name="first"))
     journal.write(Unknown(name="torn"))
@@ -94,7 +91,6 @@ def test_event_after_a_torn_line_is_not_lost(job: JobDirectory, lost: int) -> No
 
 
 def test_invalid_lines_are_skipped(job: JobDirectory) -> None:
-    """The events around them are read."""
     journal = Journal(job, "here")
     journal.write(Unknown(name="first"))
     with job.journal("here").open("ab") as file:
@@ -104,7 +100,6 @@ def test_invalid_lines_are_skipped(job: JobDirectory) -> None:
 
 
 def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
-    """No line is lost or mixed with another one."""
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(job.root), "150"], stdin=subprocess.PIPE
@@ -128,7 +123,6 @@ def test_many_processes_append_whole_lines(job: JobDirectory) -> None:
 
 
 def test_full_disk_never_raises(job: JobDirectory) -> None:
-    """Training continues without a journal."""
     job.journal("here").symlink_to("/dev/full")
     Journal(job, "here").write(Unknown(name="lost"))
     Journal(job, "there").write(Unknown(name="kept"))
@@ -159,7 +153,6 @@ def test_data_that_json_cannot_hold_never_raises(job: JobDirectory, value: objec
 
 
 def test_long_event_is_cut_and_not_lost(job: JobDirectory) -> None:
-    """Its name and time are kept."""
     journal = Journal(job, "here")
     journal.write(Crashed(message="x" * (2 * MAX_LINE_BYTES)))
     journal.write(Unknown(name="after"))
@@ -228,7 +221,6 @@ def test_tail_reads_in_pieces_and_skips_endless_lines(job: JobDirectory) -> None
 
 @pytest.mark.parametrize("what", ["a link", "a directory", "a link above"])
 def test_tail_follows_no_link(job: JobDirectory, tmp_path: Path, what: str) -> None:
-    """Nor does it raise."""
     path = job.journal("here")
     other = tmp_path / "other"
     other.mkdir()

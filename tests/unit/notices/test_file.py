@@ -58,14 +58,9 @@ def test_seconds_count_from_the_time_of_writing(path: Path) -> None:
     assert event.deadline - time.monotonic() == pytest.approx(40, abs=2)
 
 
-def test_an_old_notice_file_is_ignored(path: Path) -> None:
-    path.write_text("100\n")
-    os.utime(path, (time.time() - 86400, time.time() - 86400))
-    assert events(FileSource(path, 30.0)) == []
-
-
-def test_an_old_warning_file_is_ignored(path: Path) -> None:
-    path.write_text("warning of a storm\n")
+@pytest.mark.parametrize("text", ["100\n", "warning of a storm\n"])
+def test_an_old_file_is_ignored(path: Path, text: str) -> None:
+    path.write_text(text)
     os.utime(path, (time.time() - 86400, time.time() - 86400))
     assert events(FileSource(path, 30.0)) == []
 

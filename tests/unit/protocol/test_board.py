@@ -20,6 +20,7 @@ from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, Requ
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, Phase, Slot, Source
 from elastic_ckpt.protocol.start_marks import Marks
+from tests.waiting import until
 
 SAVE, STOP = RequestKind.SAVE, RequestKind.STOP
 RING = board_module.RING
@@ -139,7 +140,7 @@ def test_a_busy_writer_is_never_read_between_two_steps() -> None:
     board = Board.create(2)
     with subprocess.Popen(python(HAMMER, board.path)) as writer:
         try:
-            wait_for(lambda: board.entered()[1] > 100)
+            until(lambda: board.entered()[1] > 100)
             limit = time.monotonic() + 1.0
             seen = [0]
             while time.monotonic() < limit:
@@ -158,13 +159,6 @@ def test_a_busy_writer_is_never_read_between_two_steps() -> None:
     last = board.read_slot(1)
     assert last.entered == last.saved_step >= seen[-1]
     assert board.read_slot(0) == FRESH
-
-
-def wait_for(condition: Any) -> None:
-    limit = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < limit, "the other process did not come up"
-        time.sleep(0.001)
 
 
 def test_a_frame_of_a_dead_writer_blocks_no_reader_and_the_next_writer_repairs_it() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from elastic_ckpt.supervisor import job_files
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT
 from tests.checkpoints import make_checkpoint, open_job
+from tests.waiting import until
 
 PATIENCE = 20.0
 
@@ -35,13 +35,6 @@ def files(job: JobDirectory) -> Iterator[JobFiles]:
     found.start()
     yield found
     found.close(PATIENCE)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def record(message: str) -> NodeRecord:

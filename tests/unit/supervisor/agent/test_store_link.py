@@ -8,6 +8,7 @@ import time
 from elastic_ckpt.protocol.cluster import JobState, MemberState
 from elastic_ckpt.supervisor.agent import store_link as exchange
 from elastic_ckpt.supervisor.agent.store_link import StoreLink
+from tests.waiting import until
 
 
 class Memory:
@@ -44,13 +45,6 @@ class Memory:
         return [self.values[key].encode() for key in keys]
 
 
-def until(condition, seconds: float = 5.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
 def member(name: str) -> MemberState:
     return MemberState(node=name)
 
@@ -61,7 +55,9 @@ def job() -> JobState:
 
 def links(store: Memory, *names: str) -> list[StoreLink]:
     head = StoreLink(lambda: store, member("a"), job(), lambda: None)
-    return [head, *(StoreLink(lambda: store, member(name), None, lambda: None) for name in names)]
+    others = [StoreLink(lambda: store, member(name), None, lambda: None) for name in names]
+    until(lambda: len(head.heard[0]) > len(names))
+    return [head, *others]
 
 
 def test_the_head_is_number_0_and_receives_all_reports() -> None:
@@ -80,7 +76,6 @@ def test_the_head_is_number_0_and_receives_all_reports() -> None:
 def test_the_newest_report_arrives_after_missed_ones() -> None:
     store = Memory()
     head, other = links(store, "b")
-    until(lambda: len(head.heard[0]) == 2)
     store.moves.clear()
     mine, state = member("b"), job()
     for number in range(1, 9):
@@ -97,7 +92,6 @@ def test_the_newest_report_arrives_after_missed_ones() -> None:
 def test_silence_is_seen_on_both_sides_and_ends_with_the_next_report() -> None:
     store = Memory()
     head, other = links(store, "b")
-    until(lambda: len(head.heard[0]) == 2)
     store.moves.clear()
     time.sleep(0.1)
     heard = other.heard_at, head.heard[0][other.number].heard_at
@@ -112,7 +106,6 @@ def test_silence_is_seen_on_both_sides_and_ends_with_the_next_report() -> None:
 def test_time_in_which_all_were_stopped_does_not_count() -> None:
     store = Memory()
     head, other = links(store, "b")
-    until(lambda: len(head.heard[0]) == 2)
     other.close()  # it will not speak again
     time.sleep(0.1)
     store.moves.clear()
@@ -156,7 +149,6 @@ def test_an_invalid_report_breaks_the_link() -> None:
 def test_close_sends_the_last_report() -> None:
     store = Memory()
     head, other = links(store, "b")
-    until(lambda: len(head.heard[0]) == 2)
     leaving = member("b")
     leaving.leaving = True
     other.say(leaving, None)

@@ -38,7 +38,14 @@ from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.start_marks import Breakdown
 from elastic_ckpt.supervisor.metrics import journal_follower
 from elastic_ckpt.supervisor.metrics.collector import NodeCollector
-from elastic_ckpt.supervisor.metrics.counts import CAUSES, CRASHES, REASONS, TIERS, JobCounts
+from elastic_ckpt.supervisor.metrics.counts import (
+    CAUSES,
+    CRASHES,
+    REASONS,
+    TIERS,
+    JobCounts,
+    NewestCheckpoint,
+)
 from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
 from elastic_ckpt.supervisor.metrics.table import METRICS, Kind
 from elastic_ckpt.supervisor.run_record import RunRecord
@@ -123,23 +130,18 @@ def test_saves_stalls_and_failures_are_counted() -> None:
 
 def test_the_newest_checkpoint_is_what_a_restart_would_load() -> None:
     found = history(saved(1, 10), saved(2, 20, "memory"), saved(3, 30, "memory", bytes=7))
-    newest = found.newest("memory")
-    assert newest is not None and (newest.step, newest.wall, newest.bytes) == (30, 3, 7)
+    assert found.newest("memory") == NewestCheckpoint(30, 3, 7)
     found.observe(event("drained", 4, path="/jobs/epoch-0_step-30", step=30, bytes=7, seconds=1))
-    newest = found.newest("disk")
-    assert newest is not None and (newest.step, newest.wall) == (30, 4)
+    assert found.newest("disk") == NewestCheckpoint(30, 4, 7)
     found.observe(event("quarantined", 5, path="/jobs/epoch-0_step-30"))
-    newest = found.newest("disk")
-    assert newest is not None and (newest.step, newest.wall) == (10, 1)
+    assert found.newest("disk") == NewestCheckpoint(10, 1, 100)
     assert found.quarantined == 1
-    newest = found.newest("memory")
-    assert newest is not None and newest.step == 20
+    assert found.newest("memory") == NewestCheckpoint(20, 2, 100)
     found.observe(event("start", 6))
     assert found.newest("memory") is None and found.newest("disk") is not None
     found.observe(event("recovered", 7, path="/jobs/epoch-1_step-20", what="sealed"))
     found.observe(event("recovered", 8, path="/jobs/epoch-1_step-25", what="removed: torn"))
-    newest = found.newest("disk")
-    assert newest is not None and (newest.step, newest.bytes) == (20, None)
+    assert found.newest("disk") == NewestCheckpoint(20, 7, None)
 
 
 def test_a_refused_memory_tier_has_no_newest_checkpoint() -> None:
@@ -181,8 +183,7 @@ def test_any_journal_gives_known_labels_and_finite_numbers(
 
 def test_remembered_checkpoints_are_bounded() -> None:
     found = history(*(saved(step, step) for step in range(1, 1000)))
-    newest = found.newest("disk")
-    assert newest is not None and newest.step == 999
+    assert found.newest("disk") == NewestCheckpoint(999, 999, 100)
     for step in range(999, 999 - 64, -1):
         found.observe(event("quarantined", path=f"/jobs/epoch-0_step-{step}"))
     assert found.newest("disk") is None

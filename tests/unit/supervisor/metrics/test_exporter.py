@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.supervisor.metrics import outputs
 from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
 from elastic_ckpt.supervisor.metrics.outputs import MAX_READERS, MetricsFile, MetricsServer
+from tests.waiting import until
 
 pytestmark = pytest.mark.one_torch
 
@@ -74,13 +75,6 @@ def fetch(server: MetricsServer, method: str = "GET") -> tuple[int, str]:
     found = answer.status, answer.read().decode()
     connection.close()
     return found
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, what
-        time.sleep(0.01)
 
 
 # -- an address -------------------------------------------------------------------------------
