@@ -22,8 +22,6 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         wall: seconds since the epoch, for people.
         monotonic: seconds on the host's monotonic clock, for durations.
-        node: whose journal.
-        pid: of the process that wrote it.
         rank: the worker's; -1 if the writer is not a worker.
         incarnation: the one that ran, or was about to; 0 before the first.
     """

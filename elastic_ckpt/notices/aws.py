@@ -46,7 +46,6 @@ class AwsSource(PollingSource):
         self._renew_at = 0.0
 
     def poll(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Request both documents, with one token."""
         found = self._get(_ACTION)
         if found is not None:
             action = msgspec.json.decode(found.text, type=_InstanceAction)

@@ -53,7 +53,6 @@ class AzureSource(PollingSource):
         self._approvable: list[str] = []
 
     def poll(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Request all scheduled events."""
         response = request(self._url, _HEADERS)
         events = msgspec.json.decode(response.text, type=_Document).events
         mine = [event for event in events if self._is_mine(event)]

@@ -42,7 +42,6 @@ class FileSource(PollingSource):
         self._fifo: int | None = None
 
     def poll(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Read the file, or what arrived through the FIFO."""
         try:
             found = os.stat(self._path)
         except FileNotFoundError:

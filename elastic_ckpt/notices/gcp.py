@@ -55,7 +55,6 @@ class GcpPreempted(_GcpSource):
     _value = "preempted"
 
     def poll(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Request the value, TRUE or FALSE."""
         response = self._request()
         if response.text == "TRUE":
             yield "preempted", Notice(self.name, "preempted", response.received + PREEMPTED_SECONDS)
@@ -70,7 +69,6 @@ class GcpMaintenance(_GcpSource):
     _value = "maintenance-event"
 
     def poll(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Request NONE, MIGRATE_ON_HOST_MAINTENANCE or TERMINATE_ON_HOST_MAINTENANCE."""
         response = self._request()
         if response.text == "TERMINATE_ON_HOST_MAINTENANCE":
             deadline = response.received + TERMINATED_SECONDS

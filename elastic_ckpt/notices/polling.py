@@ -52,16 +52,13 @@ class PollingSource(NoticeSource):
 
     @property
     def settled(self) -> bool:
-        """Whether the first poll has ended."""
         return self._settled.is_set()
 
     def start(self, report: Report) -> None:
-        """Start to poll."""
         self._report = report
         threading.Thread(target=self._run, name=f"notices-{self.name}", daemon=True).start()
 
     def poll_now(self) -> None:
-        """Poll without waiting for the interval."""
         self._awake.set()
 
     def stop(self) -> None:

@@ -55,7 +55,6 @@ class SignalSource(NoticeSource):
         self._terminal = False
 
     def start(self, report: Report) -> None:
-        """Install the handlers."""
         self._report = report
         # Checked now: after a hang-up there is no terminal any more.
         self._terminal = _has_terminal()

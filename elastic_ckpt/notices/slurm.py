@@ -50,7 +50,6 @@ class SlurmSource(PollingSource):
         super().poll_now()
 
     def poll(self) -> Iterator[tuple[object, SourceEvent]]:
-        """Request the end of the job; after a signal, its deadline."""
         signalled = self._signalled
         try:
             job = show_job(self._job)

@@ -7,12 +7,7 @@ import pytest
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.policy.prediction import Predictor, Route
-from tests.checkpoints import open_job, tree
-
-
-@pytest.fixture
-def job(tmp_path) -> JobDirectory:
-    return open_job(tmp_path / "job")
+from tests.checkpoints import tree
 
 
 def learned() -> Predictor:

@@ -23,7 +23,6 @@ from elastic_ckpt.journal.journal import (
     JournalTail,
     read_journal,
 )
-from tests.checkpoints import open_job
 
 WRITER = """
 import sys
@@ -38,11 +37,6 @@ for number in range(int(sys.argv[2])):
     data = {"number": number, "filler": "x" * (number * 37 % 5000)}
     journal.write(Unknown(name="event", data=data))
 """
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> JobDirectory:
-    return open_job(tmp_path / "job")
 
 
 def names(job: JobDirectory) -> list[str]:

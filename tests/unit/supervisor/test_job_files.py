@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,15 +16,10 @@ from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT
-from tests.checkpoints import make_checkpoint, open_job
+from tests.checkpoints import make_checkpoint
 from tests.waiting import until
 
 PATIENCE = 20.0
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> JobDirectory:
-    return open_job(tmp_path / "job")
 
 
 @pytest.fixture

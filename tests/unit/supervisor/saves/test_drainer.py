@@ -21,7 +21,7 @@ from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.util import progress
-from tests.checkpoints import MODEL, open_job
+from tests.checkpoints import MODEL
 from tests.memory_tiers import own, snapshot
 
 PATIENCE = 20.0
@@ -43,11 +43,6 @@ class Loop:
             self._woken.wait(0.01)
             self._woken.clear()
             self.drainer.serve(sealed=True)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> JobDirectory:
-    return open_job(tmp_path / "job")
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast
-from tests.checkpoints import open_job
 from tests.journals import happened
 
 GB = 10**9
@@ -32,11 +31,6 @@ class Predictions:
 
     def write_predictor(self, predictor: Predictor) -> None:
         write_predictor(self.job, predictor)
-
-
-@pytest.fixture
-def job(tmp_path) -> JobDirectory:
-    return open_job(tmp_path / "job")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,6 @@ from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> JobDirectory:
-    job = JobDirectory.at(tmp_path / "job")
-    job.prepare()
-    return job
 
 
 def start(board: Board, incarnation: int, *stepped: int, step: int = 40) -> None:
