@@ -20,9 +20,9 @@ from elastic_ckpt.jobdir.node_record import (
     read_record,
     read_records,
 )
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.protocol.run_state import RunState
-from tests.checkpoints import open_job
 
 SAY_WHO = """
 import msgspec
@@ -34,14 +34,9 @@ print(msgspec.json.encode(ProcessIdentity.current()).decode(), flush=True)
 
 def make_record(since: float = 1.0, node: str = "here") -> NodeRecord:
     return NodeRecord(
-        job="tested",
-        run_id="run",
-        node=node,
-        owner=ProcessIdentity.current(),
-        since=since,
-        state=RunState.DRAINING,
-        notice=NoticeRecord("signal", "SIGTERM", 12.5),
-    )
+        job="tested", run_id="run", node=node, owner=ProcessIdentity.current(), since=since,
+        state=RunState.DRAINING, notice=NoticeRecord("signal", "SIGTERM", 12.5),
+    )  # fmt: skip
 
 
 def test_this_process_is_alive() -> None:
@@ -138,14 +133,12 @@ def test_a_node_name_is_safe_as_a_file_name(given: str, safe: str) -> None:
 
 
 @pytest.mark.parametrize("given", [".", ".."])
-def test_a_node_name_is_never_a_directory_of_its_own(tmp_path: Path, given: str) -> None:
+def test_a_node_name_is_never_a_directory_of_its_own(job: JobDirectory, given: str) -> None:
     """The lock of a node is a file in ``locks/``."""
-    job = open_job(tmp_path / "job")
     assert not job.node_lock(node_name(given)).exists()
 
 
-def test_requests_wait_until_they_are_removed(tmp_path: Path) -> None:
-    job = open_job(tmp_path / "job")
+def test_requests_wait_until_they_are_removed(job: JobDirectory) -> None:
     assert not waiting_requests(job)
     names = {ask_for_save(job).name, ask_for_save(job).name}
     assert waiting_requests(job) == names

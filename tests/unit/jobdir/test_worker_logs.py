@@ -9,20 +9,13 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.worker_logs import KEPT_INCARNATIONS, LogWriter, forget_old_logs, log_files
 
 
-def make(tmp_path: Path) -> JobDirectory:
-    job = JobDirectory(tmp_path / "job")
-    job.prepare()
-    return job
-
-
 def write(job: JobDirectory, incarnation: int, rank: int, data: bytes) -> None:
     writer = LogWriter(job, incarnation, rank)
     writer.write(data)
     writer.close()
 
 
-def test_logs_are_found_in_order_and_read_safely(tmp_path: Path) -> None:
-    job = make(tmp_path)
+def test_logs_are_found_in_order_and_read_safely(job: JobDirectory) -> None:
     write(job, 2, 0, b"second\n")
     write(job, 1, 10, b"ten\n")
     write(job, 1, 2, b"two \x1b[2J\xff\n")
@@ -32,9 +25,8 @@ def test_logs_are_found_in_order_and_read_safely(tmp_path: Path) -> None:
     assert line.startswith("two ") and "\x1b" not in line
 
 
-def test_long_log_keeps_its_end(tmp_path: Path, monkeypatch) -> None:
+def test_long_log_keeps_its_end(job: JobDirectory, monkeypatch) -> None:
     monkeypatch.setattr(logs, "MAX_LOG_BYTES", 100)
-    job = make(tmp_path)
     writer = LogWriter(job, 1, 0)
     for number in range(40):
         writer.write(b"line %d ............\n" % number)
@@ -46,16 +38,14 @@ def test_long_log_keeps_its_end(tmp_path: Path, monkeypatch) -> None:
     writer.close()
 
 
-def test_tail_is_short_and_narrow(tmp_path: Path) -> None:
-    job = make(tmp_path)
+def test_tail_is_short_and_narrow(job: JobDirectory) -> None:
     write(job, 1, 0, b"".join(b"%d " % number + b"x" * 5000 + b"\n" for number in range(50)))
     tail = log_files(job)[0].tail()
     assert len(tail) <= 20
     assert tail[-1].startswith("49 ") and max(map(len, tail)) <= 303  # with "..." at the end
 
 
-def test_logs_of_old_incarnations_are_removed(tmp_path: Path) -> None:
-    job = make(tmp_path)
+def test_logs_of_old_incarnations_are_removed(job: JobDirectory) -> None:
     for number in range(1, KEPT_INCARNATIONS + 6):
         write(job, number, 0, b"x\n")
     forget_old_logs(job)
@@ -63,8 +53,7 @@ def test_logs_of_old_incarnations_are_removed(tmp_path: Path) -> None:
     assert kept == list(range(6, KEPT_INCARNATIONS + 6))
 
 
-def test_links_are_not_followed(tmp_path: Path) -> None:
-    job = make(tmp_path)
+def test_links_are_not_followed(job: JobDirectory, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     job.logs.symlink_to(tmp_path / "elsewhere")
     write(job, 1, 0, b"x\n")
@@ -72,8 +61,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert log_files(job) == []
 
 
-def test_file_of_another_user_is_left_alone(tmp_path: Path) -> None:
-    job = make(tmp_path)
+def test_file_of_another_user_is_left_alone(job: JobDirectory, tmp_path: Path) -> None:
     write(job, 1, 0, b"x\n")
     secret = tmp_path / "secret"
     secret.write_text("keep\n")
