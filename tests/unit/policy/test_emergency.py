@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elastic_ckpt.policy.emergency import ChoiceKind, EmergencyChoice, Outlook, choose
 from elastic_ckpt.policy.prediction import MAX_MARGIN, MIN_MARGIN, Predictor, Route, RouteModel
 
-FULL, DRAIN_NEWEST, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
+FULL, DRAIN, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
 
 GB = 10**9
 
@@ -44,29 +44,20 @@ def outlook(left: float, **changes: object) -> Outlook:
         pytest.param(KNOWN, outlook(0.0), NOTHING, id="no time at all"),
         pytest.param(KNOWN, outlook(16.0, undrained_bytes=GB), FULL, id="both fit"),
         pytest.param(
-            KNOWN,
-            outlook(15.9, undrained_bytes=GB),
-            DRAIN_NEWEST,
-            id="only the drain certainly fits",
+            KNOWN, outlook(15.9, undrained_bytes=GB), DRAIN, id="only the drain certainly fits"
         ),
         pytest.param(
             KNOWN,
             outlook(7.0, undrained_bytes=GB // 2),
-            DRAIN_NEWEST,
+            DRAIN,
             id="half of the snapshot is drained already",
         ),
         pytest.param(
-            KNOWN,
-            outlook(11.0, undrained_bytes=GB),
-            DRAIN_NEWEST,
-            id="neither is certain: the quicker",
+            KNOWN, outlook(11.0, undrained_bytes=GB), DRAIN, id="neither is certain: the quicker"
         ),
         pytest.param(KNOWN, outlook(5.0, undrained_bytes=GB), NOTHING, id="not even the drain"),
         pytest.param(
-            KNOWN,
-            outlook(0.1, undrained_bytes=0),
-            DRAIN_NEWEST,
-            id="only the seal is left to drain",
+            KNOWN, outlook(0.1, undrained_bytes=0), DRAIN, id="only the seal is left to drain"
         ),
         # No or too few measurements.
         pytest.param(Predictor(), outlook(30.0), FULL, id="a first save"),
@@ -77,7 +68,7 @@ def outlook(left: float, **changes: object) -> Outlook:
         pytest.param(
             Predictor(),
             outlook(0.5, undrained_bytes=GB),
-            DRAIN_NEWEST,
+            DRAIN,
             id="the step outlasts the grace, with a snapshot",
         ),
         pytest.param(
@@ -88,7 +79,7 @@ def outlook(left: float, **changes: object) -> Outlook:
         pytest.param(
             knowing(disk=10.0),
             outlook(15.5, undrained_bytes=GB),
-            DRAIN_NEWEST,
+            DRAIN,
             id="the disk's speed stands in for the drain's",
         ),
     ],
@@ -135,7 +126,7 @@ def test_the_reason_names_the_durations(
 
 rates = st.floats(0.01, 100.0)
 margins = st.floats(MIN_MARGIN, MAX_MARGIN)
-WORTH = {FULL: 2, DRAIN_NEWEST: 1, NOTHING: 0}
+WORTH = {FULL: 2, DRAIN: 1, NOTHING: 0}
 """The value of each action that finishes in time; one that is cut off keeps nothing."""
 
 
@@ -165,7 +156,7 @@ def true_seconds(
     full = outlook.rest_of_step + seconds(Route.DISK, outlook.save_bytes)
     found = {NOTHING: 0.0, FULL: full}
     if outlook.undrained_bytes is not None:
-        found[DRAIN_NEWEST] = seconds(Route.DRAIN, outlook.undrained_bytes)
+        found[DRAIN] = seconds(Route.DRAIN, outlook.undrained_bytes)
     return found
 
 

@@ -74,11 +74,8 @@ def test_a_job_hangs_only_if_every_rank_exceeds_its_limit() -> None:
 @pytest.mark.parametrize(
     ("silences", "waiting", "rank"),
     [
-        (
-            [silence(9, rank=0, entered=8), silence(9, rank=1, entered=7)],
-            [0, 1],
-            1,
-        ),  # a step behind
+        # Rank 1 is a step behind.
+        ([silence(9, rank=0, entered=8), silence(9, rank=1, entered=7)], [0, 1], 1),
         ([silence(9, rank=0), silence(9, "fetching", rank=1)], [], 1),  # no data
         ([silence(9, rank=0), silence(9, rank=1), silence(9, rank=2)], [0, 2], 1),  # does not wait
         ([silence(9, rank=0), silence(9, rank=1)], [0, 1], -1),  # all wait

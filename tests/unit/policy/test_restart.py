@@ -85,9 +85,7 @@ def test_the_decision_for_each_class(
 def test_only_consecutive_failures_of_a_step_count_against_it() -> None:
     error = [failure(FailureClass.ERROR, step=step) for step in (7, 8, 7, 8)]
     assert decisions(RestartPolicy(9), *error) == [RESTART] * 4
-    killed = failure(
-        FailureClass.SIGNAL, step=7
-    )  # killed from outside: not counted against the step
+    killed = failure(FailureClass.SIGNAL, step=7)  # from outside: not the step's fault
     mixed = [error[0], killed, error[0], killed, error[0]]
     expected = [RESTART, RESTART, FALL_BACK, RESTART, STOP]
     assert decisions(RestartPolicy(9), *mixed) == expected
@@ -140,9 +138,8 @@ def test_lost_nodes_are_not_charged_to_the_budget() -> None:
     lost = [failure(FailureClass.MEMBERSHIP, steps=0)] * 20
     assert decisions(policy, *lost) == [RESTART] * 20
     assert (policy.left, policy.total) == (1, 0)
-    assert (
-        policy.backoff_seconds(random.Random(1)) > 0
-    )  # but a node that comes and goes is slowed down
+    # But a node that comes and goes is slowed down.
+    assert policy.backoff_seconds(random.Random(1)) > 0
 
 
 def test_steady_progress_refills_the_budget() -> None:

@@ -509,11 +509,8 @@ def test_the_agent_drops_a_save_before_the_last_one_is_seen_but_never_a_stop(
     board.rank_slot(1).seen(1)
     assert agent.ask(SAVE) is not None
     assert agent.ask(STOP) is not None
-    assert {number: answer.kind for number, answer in board.answers().items()} == {
-        1: SAVE,
-        2: SAVE,
-        3: STOP,
-    }
+    kinds = {number: answer.kind for number, answer in board.answers().items()}
+    assert kinds == {1: SAVE, 2: SAVE, 3: STOP}
 
 
 def test_a_watcher_without_a_supervisor_keeps_the_same_order() -> None:

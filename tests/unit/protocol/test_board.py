@@ -212,24 +212,10 @@ def test_a_rank_writes_its_own_slot_and_no_other(board: Board) -> None:
     marks = astuple(slot.marks)
     assert before <= marks[0] and list(marks) == sorted(marks)
     assert replace(slot, beat=0, first_entry=0, left=0, marks=Marks()) == Slot(
-        local_rank=1,
-        rank=11,
-        pid=1001,
-        entered=31,
-        finished=30,
-        epoch=2,
-        sample_start_index=240,
-        beat=0,
-        phase=Phase.SAVING,
-        seen=3,
-        outcome=Outcome.FAILED,
-        exit_code=7,
-        start_step=20,
-        saved_step=30,
-        first_entry=0,
-        source=Source.MEMORY,
-        declares=True,
-    )
+        local_rank=1, rank=11, pid=1001, entered=31, finished=30, epoch=2, sample_start_index=240,
+        beat=0, phase=Phase.SAVING, seen=3, outcome=Outcome.FAILED, exit_code=7, start_step=20,
+        saved_step=30, first_entry=0, source=Source.MEMORY, declares=True,
+    )  # fmt: skip
     assert slot.attached
     assert board.entered() == [NOTHING_ENTERED, 31, NOTHING_ENTERED]
     assert [board.read_slot(index) for index in (0, 2)] == [
