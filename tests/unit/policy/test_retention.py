@@ -73,12 +73,9 @@ def test_what_every_keeps_is_stable_as_the_job_continues() -> None:
         there.append(step)
         names = kept(Retention(last=1, every=100), newest_first(*reversed(there)))
         there = sorted(map(int, names))
-    first_of_spans = {
-        min(s for s in steps if s // 100 == span) for span in {s // 100 for s in steps}
-    }
-    assert set(there) - {steps[-1]} == {step for step in first_of_spans if step >= 100} - {
-        steps[-1]
-    }
+    first = {min(s for s in steps if s // 100 == span) for span in {s // 100 for s in steps}}
+    newest = {steps[-1]}
+    assert set(there) - newest == {step for step in first if step >= 100} - newest
 
 
 @pytest.mark.parametrize(("highest", "names"), [(False, ["40", "20"]), (True, ["40", "30"])])

@@ -494,8 +494,7 @@ class Violation(NamedTuple):
 class Explored:
     """What an exploration found; ``witnessed`` names the situations that occurred in it."""
 
-    states: int
-    violation: Violation | None
+    violation: Violation | None = None
     witnessed: set[str] = field(default_factory=set)
 
 
@@ -542,7 +541,7 @@ def explore(job: Job, kind: str = "") -> Explored:
     """
     model = Model(job)
     judge = Judge(job)
-    found = Explored(0, None)
+    found = Explored()
     start = model.initial()
     origin: dict[State, tuple[State, str] | None] = {start: None}
     pending = deque([start])  # breadth first: the first violation has the shortest trace
@@ -564,7 +563,6 @@ def explore(job: Job, kind: str = "") -> Explored:
             if after not in origin:
                 origin[after] = (state, label)
                 pending.append(after)
-    found.states = len(origin)
     return found
 
 
