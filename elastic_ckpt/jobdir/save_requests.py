@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -25,8 +25,9 @@ def waiting_requests(job: JobDirectory) -> frozenset[str]:
     return frozenset(path.name for path in job.found(job.requests, "save-*"))
 
 
-def remove_requests(job: JobDirectory, names: Iterable[str]) -> None:
+def remove_requests(job: JobDirectory, names: Collection[str]) -> None:
     """Remove requests that are being served."""
-    for name in names:
-        with contextlib.suppress(OSError):
-            (job.requests / name).unlink()
+    for path in job.found(job.requests, "save-*"):  # nothing if it has become a link meanwhile
+        if path.name in names:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -34,7 +34,7 @@ class FileSource(PollingSource):
     interval_seconds = 0.25
 
     def __init__(self, path: Path, grace: float) -> None:
-        """Take the seconds until the deadline for a file that contains none."""
+        """``grace`` is the time in seconds until the deadline if the file contains none."""
         super().__init__()
         self._path = path
         self._grace = grace

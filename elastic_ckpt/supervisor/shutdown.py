@@ -25,7 +25,7 @@ class Shutdown:
         record: RunRecord,
         patience: Callable[[float], float],
     ) -> None:
-        """Take what returns how long a wait may take, given how long it should at most."""
+        """``patience`` returns how long a wait may take, given how long it should at most."""
         self._directory = directory
         self._memory = memory
         self._record = record

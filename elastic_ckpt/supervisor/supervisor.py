@@ -60,7 +60,7 @@ class Supervisor:
         role: Role,
         reread: Callable[[], RunSettings],
     ) -> None:
-        """Take what reads the settings again; it raises UsageError if they are wrong by then."""
+        """``reread`` reads the settings again; it raises UsageError if they are no longer right."""
         clock, board, journal = ports.clock, ports.board, ports.journal
         self.settings = settings
         self.ports = ports

@@ -75,7 +75,7 @@ class Agent:
     def __init__(
         self, spec: WorkerSpec, commands: LineReader, events: int, template: Template
     ) -> None:
-        """Take as ``events`` the descriptor that events are written to."""
+        """``events`` is the descriptor that events are written to."""
         self._spec = spec
         self._commands = commands
         self._events = events

@@ -29,7 +29,7 @@ class HangWatch:
     def __init__(
         self, board: Board, journal: Journal, min_seconds: float, host: HostPort, clock: Clock
     ) -> None:
-        """Take the length of the shortest silence that is a hang."""
+        """No silence shorter than ``min_seconds`` is a hang."""
         self._board = board
         self._journal = journal
         self._host = host
