@@ -186,6 +186,8 @@ class Incarnations:
             self.end_agent()
         if not self._run.shutdown.is_decided:  # else what follows was decided when the notice came
             self._run.role.follow_up(self._run, ended)
+        elif ended.kind is EndKind.COMPLETED:
+            self._run.shutdown.work_is_done()
 
     def follow_up(self, ended: Ended) -> None:
         """Decide what follows the end of an incarnation."""

@@ -22,6 +22,9 @@ MIN_SECONDS: Final = 5.0
 MIN_PATIENCE_SECONDS: Final = 0.02
 """What a wait may take even after the deadline: storage that is well answers within it."""
 
+IMPATIENT_SECONDS: Final = 0.25
+"""What a wait may take once the user does not want to wait."""
+
 
 class Preemption:
     """State of the notice being served in one run. Times are monotonic seconds.
@@ -30,6 +33,7 @@ class Preemption:
         notice: the one with the earliest deadline; None while this node stays.
         grace: seconds that it left when it came.
         held_until: no start before this, for a notice that came before one.
+        stops_at_once: the user does not want to wait.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Preemption:
         self.notice: Notice | None = None
         self.grace = grace
         self.held_until = 0.0
+        self.stops_at_once = False
         self._clock = clock
         self._board = board
         self._journal = journal
@@ -78,6 +83,8 @@ class Preemption:
         It is a quarter of the time until the deadline at most: a run that ends has up to three
         waits, and must be gone by then.
         """
+        if self.stops_at_once:
+            seconds = min(seconds, IMPATIENT_SECONDS)
         if self.notice is None:
             return seconds
         until = self.notice.deadline - self._clock.monotonic()

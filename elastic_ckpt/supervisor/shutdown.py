@@ -47,10 +47,16 @@ class Shutdown:
             saved_step: the newest that a rank has saved, in whichever tier; -1 for none.
         """
         self._before_notice, self._saved_before = self._directory.newest(), -1
-        if self._memory.not_on_disk() is None:
-            # The last scan may be older than the last drain, or the last save to the disk.
+        kept = self._memory.not_on_disk()
+        # The last scan may be older than the last drain, or the last save to the disk.
+        if kept is None:
             self._before_notice = max(self._before_notice, self._memory.newest_key())
+        if kept is None or kept.key[1] != saved_step:
             self._saved_before = saved_step
+
+    def work_is_done(self) -> None:
+        """Count the job as done: its ranks had finished when they were to be stopped."""
+        self._is_done = True
 
     def serve(self) -> None:
         """End the run if all that the memory tier holds is on the disk, or cannot get there."""

@@ -49,7 +49,6 @@ class Supervisor:
 
     Attributes:
         settings: as given, or as the job file said at the last reload.
-        stops_at_once: the user does not want to wait.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class Supervisor:
         self._reread = reread
         self.incarnations = Incarnations(self)
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
-        self.stops_at_once = False
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
         record.node.save_interval = self._saves.interval_record
@@ -178,7 +176,7 @@ class Supervisor:
                 case EarlyWarning():
                     self._on_warning(event)
                 case StopNow():
-                    self.stops_at_once = True
+                    self.preemption.stops_at_once = True
                 case Reload():
                     self._on_reload()
 
@@ -214,7 +212,7 @@ class Supervisor:
         now = self.now
         self.incarnations.poll(now)
         if self.state is RunState.DRAINING:
-            if self.stops_at_once or self.preemption.left(now) <= 0:
+            if self.preemption.stops_at_once or self.preemption.left(now) <= 0:
                 self._on_expired()
             return
         if self.shutdown.is_decided:
@@ -366,7 +364,8 @@ class Supervisor:
         stepped = any(slot.first_entry for slot in self.ports.board.read_slots())
         if self.agent is not None:
             self.agent.send(Kill())
-        why = "stopped at once" if self.stops_at_once else "the deadline came before all had left"
+        at_once = self.preemption.stops_at_once
+        why = "stopped at once" if at_once else "the deadline came before all had left"
         self.shutdown.preempt_now(Event.EXPIRED, why, stepped=stepped)
 
     # -- reporting ------------------------------------------------------------------------------

@@ -140,8 +140,9 @@ class World:
         if code is ExitCode.FINISHED and not (done and completed):
             raise Violation(f"{run.name} says that the job is done")
         # A run that is stopped in the moment of the last seal does not know of it yet, nor does a
-        # head that loses a node before that node could report.
+        # head that loses a node before that node could report, nor one whose disk does not answer.
         known = gang is not None and run.decided_at - gang.completed_at > REPORT_SECONDS
+        known = known and self.disk.answers_at < run.decided_at
         if self.size == 1 and known and done and code != 0:
             raise Violation(f"the job is done, and {run.name} exits with {int(code)}")
         if run.record.node.failures > run.failures_injected:

@@ -115,7 +115,7 @@ class HeadRole(ClusterRole):
             return
         run.agent.send(Finish(code, run.record.node.message))
         self._dismissed, self._notice = False, run.preemption.notice
-        seconds = HURRIED_SECONDS if run.stops_at_once else DISMISS_SECONDS
+        seconds = HURRIED_SECONDS if run.preemption.stops_at_once else DISMISS_SECONDS
         self._leave_by = run.now + run.preemption.patience(seconds)
 
     def has_left(self, run: Supervisor) -> bool:
