@@ -1,35 +1,43 @@
-"""Arguments and options shared by several commands."""
+"""Arguments, options, input and output shared by several commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+import msgspec
 from click.shell_completion import CompletionItem
 
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.util.text import shown_json
 
-F = TypeVar("F", bound=Callable[..., Any])
 
+class JobPath(click.Path):
+    """A path, or the number of a SLURM job in place of its directory.
 
-class _Directory(click.Path):
-    """A path, or the number of a SLURM job in place of its directory."""
+    The path is not looked at: :func:`open_job` has a better exit code, and dead storage would
+    block ``doctor`` forever.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; the directory of a SLURM job for its number."""
-        if isinstance(value, str) and is_job_number(value) and not Path(value).exists():
-            found = find_job(value)
-            if found is None:
-                self.fail(
-                    f"{value} is neither a directory nor a known SLURM job; pass the job directory",
-                    param,
-                    ctx,
-                )
-            return found
-        return super().convert(value, param, ctx)
+        if not isinstance(value, str) or not is_job_number(value) or os.path.lexists(value):
+            return Path(value)
+        found = find_job(value)
+        if found is None:
+            self.fail(
+                f"{value} is neither a directory nor a known SLURM job; pass the job directory",
+                param,
+                ctx,
+            )
+        return found
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -38,27 +46,19 @@ class _Directory(click.Path):
         return [CompletionItem(incomplete, type="dir")]
 
 
-def directory_argument(function: F) -> F:
-    """Add ``[DIR]``: a directory or a SLURM job's number; default ``$ELASTIC_CKPT_DIR``."""
-    return click.argument(
-        "directory",
-        metavar="[DIR]",
-        envvar="ELASTIC_CKPT_DIR",
-        type=_Directory(path_type=Path, readable=False),  # open_job checks it, with exit code 73
-        required=True,
-    )(function)
+directory_argument = click.argument(
+    "directory", metavar="[DIR]", envvar="ELASTIC_CKPT_DIR", type=JobPath(), required=True
+)
+"""``[DIR]``: a directory or a SLURM job's number; default ``$ELASTIC_CKPT_DIR``."""
 
-
-def timeout_option(function: F) -> F:
-    """Add ``--timeout``, for commands that wait for a checkpoint."""
-    return click.option(
-        "--timeout",
-        metavar="SECONDS",
-        default=300.0,
-        show_default=True,
-        type=click.FloatRange(min=0),
-        help="Seconds to wait for the checkpoint.",
-    )(function)
+timeout_option = click.option(
+    "--timeout",
+    metavar="SECONDS",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait for the checkpoint.",
+)
 
 
 def open_job(directory: Path) -> JobDirectory:
@@ -70,3 +70,16 @@ def open_job(directory: Path) -> JobDirectory:
     job = JobDirectory.at(directory)
     job.check_readable()
     return job
+
+
+def read_slots(record: NodeRecord) -> list[Slot]:
+    """Return the ranks on a node's board; none of another host or user, or of an ended job."""
+    try:
+        return Board.open(record.board, writable=False).read_slots()
+    except (OSError, ValueError, TypeError, IndexError, ElasticCkptError):
+        return []
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    click.echo(shown_json(msgspec.json.encode(value)))

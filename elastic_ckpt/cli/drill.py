@@ -9,15 +9,19 @@ import click
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
-from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
+from elastic_ckpt.cli.common import (
+    directory_argument,
+    echo_json,
+    open_job,
+    read_slots,
+    timeout_option,
+)
 from elastic_ckpt.cli.save import running_records, saved_now
-from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
+from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
-from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.util.text import shown_json
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 
@@ -64,7 +68,7 @@ def command(directory: Path, grace: float | None, timeout: float, as_json: bool)
     """
     found = _rehearse(directory, grace, timeout)
     if as_json:
-        click.echo(shown_json(msgspec.json.encode(found)))
+        echo_json(found)
         return 0 if found.fits else 1
     known = found.predicted_seconds
     spare = abs(found.grace_seconds - found.measured_seconds)
@@ -125,9 +129,6 @@ def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
     predictor = read_predictor(job)
     if not predictor.last_bytes:
         return None
-    try:
-        slots = Board.open(record.board, writable=False).read_slots()
-    except (OSError, ValueError, ElasticCkptError):
-        slots = []  # on another host
-    rest = max((seconds_to_boundary(slot, time.monotonic()) for slot in slots), default=0.0)
+    now = time.monotonic()
+    rest = max((seconds_to_boundary(slot, now) for slot in read_slots(record)), default=0.0)
     return save_seconds(predictor, Outlook(record.grace, rest, predictor.last_bytes))

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.jobdir.node_record import job_records
-from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.util.text import encodable
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 
@@ -33,12 +32,11 @@ def command(directory: Path, as_json: bool) -> int:
     record = next(iter(job_records(job)), None)
     views = list_checkpoints(job, record.memory if record else "")
     if as_json:
-        click.echo(shown_json(msgspec.json.encode([as_row(view) for view in views])))
-        return 0
-    if not views:
+        echo_json([as_row(view) for view in views])
+    elif views:
+        _print(views)
+    else:
         click.echo(f"no checkpoints in {directory}")
-        return 0
-    _print(views)
     return 0
 
 

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from elastic_ckpt.checkpoint.prune import Pruned, prune
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.cli.run.build_settings import make_retention
 from elastic_ckpt.cli.run.options import retention_options
 from elastic_ckpt.errors import ExitCode, UsageError
-from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.util.text import encodable
 from elastic_ckpt.util.units import human_bytes
 
 
@@ -49,8 +48,7 @@ def command(
     with progress_bar() as watch:
         done = prune(job, retention, dry_run=dry_run, watch=watch)
     if as_json:
-        rows = [{**vars(one), "path": encodable(str(one.path))} for one in done]
-        click.echo(shown_json(msgspec.json.encode(rows)))
+        echo_json([{**vars(one), "path": encodable(str(one.path))} for one in done])
     else:
         _print(done, dry_run)
     return int(ExitCode.UNAVAILABLE) if any(one.failed for one in done) else 0

@@ -8,12 +8,11 @@ from pathlib import Path
 import click
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_intact
-from elastic_ckpt.cli.common import directory_argument, open_job, timeout_option
-from elastic_ckpt.errors import ElasticCkptError, NotAnswered, UsageError
+from elastic_ckpt.cli.common import directory_argument, open_job, read_slots, timeout_option
+from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save
-from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import TERMINAL
 
 
@@ -45,15 +44,15 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     running = running_records(job)
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
-    reached = max((step_of(record) for record in running), default=0)
+    slots = [slot for record in running for slot in read_slots(record) if slot.attached]
+    reached = max((slot.finished for slot in slots), default=0)
     before = newest_intact(job)
     request = ask_for_save(job)
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
-            ended = not running_records(
-                job
-            )  # read first, so that the checkpoint it may have left is seen below
+            # Read first, so that the checkpoint it may have left is seen below.
+            ended = not running_records(job)
             newest = newest_intact(job)
             # If its step is sealed already, that checkpoint answers the request.
             if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
@@ -75,12 +74,3 @@ def running_records(job: JobDirectory) -> list[NodeRecord]:
         for record in job_records(job)
         if record.state not in TERMINAL and record.owner.is_alive() is not False
     ]
-
-
-def step_of(record: NodeRecord) -> int:
-    """Return the step that the job has finished; 0 if its board cannot be read."""
-    try:
-        slots = Board.open(record.board, writable=False).read_slots()
-    except (OSError, ValueError, ElasticCkptError):
-        return 0
-    return max((slot.finished for slot in slots if slot.attached), default=0)

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import click
-import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, mark_verified, unmark
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.listing import as_row
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.errors import ExitCode, UsageError
@@ -22,7 +21,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.events import CheckpointVerified, JournalEvent, Quarantined
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.util.progress import Watch
-from elastic_ckpt.util.text import encodable, shown_json
+from elastic_ckpt.util.text import encodable
 from elastic_ckpt.util.units import human_bytes
 
 
@@ -59,7 +58,7 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     with progress_bar() as watch:
         views = [_look_at(job, path, full, watch) for path in paths]
     if as_json:
-        click.echo(shown_json(msgspec.json.encode([as_row(found) for found in views])))
+        echo_json([as_row(found) for found in views])
     else:
         _print(views, full)
     if quarantine:

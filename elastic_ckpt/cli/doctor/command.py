@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import click
-import msgspec
 
+from elastic_ckpt.cli.common import JobPath, echo_json
 from elastic_ckpt.cli.doctor.directory import (
     CheckedPath,
     check_directory,
     check_filesystem,
     inspect_directory,
-    resolve_directory,
 )
 from elastic_ckpt.cli.doctor.findings import Finding, Group, StatusLine, collect, show, show_summary
 from elastic_ckpt.cli.doctor.gpus import check_gpus
@@ -25,24 +24,11 @@ from elastic_ckpt.cli.doctor.systemd_unit import check_unit
 from elastic_ckpt.cli.doctor.versions import check_versions
 from elastic_ckpt.cli.gpus import auto_workers, find_gpus
 from elastic_ckpt.notices.platforms import detect
-from elastic_ckpt.util.text import shown_json
-
-
-class _UncheckedPath(click.Path):
-    """A path that click does not check, because dead storage would block the check forever."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path as it was typed."""
-        return value
 
 
 @click.command("doctor")
 @click.argument(
-    "directory",
-    metavar="[DIR]",
-    envvar="ELASTIC_CKPT_DIR",
-    type=_UncheckedPath(file_okay=False),
-    required=False,
+    "directory", metavar="[DIR]", envvar="ELASTIC_CKPT_DIR", type=JobPath(), required=False
 )
 @click.option(
     "--grace",
@@ -52,7 +38,7 @@ class _UncheckedPath(click.Path):
 )
 @click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")
-def command(directory: str | None, grace: float | None, unit: str | None, as_json: bool) -> int:
+def command(directory: Path | None, grace: float | None, unit: str | None, as_json: bool) -> int:
     """Check this machine, and whether DIR is suitable for checkpoints.
 
     \b
@@ -69,20 +55,20 @@ def command(directory: str | None, grace: float | None, unit: str | None, as_jso
     status = StatusLine()
     found: list[Finding] = []
     titles: list[str] = []
-    for title, one in collect(_groups(resolve_directory(directory), grace, unit, status), status):
+    for title, one in collect(_groups(directory, grace, unit, status), status):
         if not as_json:
             show(title, one, begins=title not in titles)
         titles.append(title)
         found.append(one)
     if as_json:
-        click.echo(shown_json(msgspec.json.encode(found)))
+        echo_json(found)
     else:
         show_summary(found)
     return 1 if any(one.state == "problem" for one in found) else 0
 
 
 def _groups(
-    directory: str | None, given: float | None, unit: str | None, status: StatusLine
+    directory: Path | None, given: float | None, unit: str | None, status: StatusLine
 ) -> Iterator[Group]:
     """Yield the groups of findings; each is checked when it is iterated."""
     yield "versions", check_versions()

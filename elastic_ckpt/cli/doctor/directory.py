@@ -17,11 +17,10 @@ from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.checkpoint.memory.tier import tier_of, tier_path
 from elastic_ckpt.cli.doctor.findings import Finding, ok
-from elastic_ckpt.errors import DirectoryUnusable, UsageError
+from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
-from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
@@ -58,23 +57,7 @@ class CheckedPath(msgspec.Struct, frozen=True):
         return self.root == self.tested
 
 
-def resolve_directory(directory: str | None) -> str | None:
-    """Return the directory; a SLURM job number is resolved to the job's.
-
-    Raises:
-        UsageError: the job is unknown.
-    """
-    if directory is None or not is_job_number(directory) or os.path.lexists(directory):
-        return directory
-    found = find_job(directory)
-    if found is None:
-        raise UsageError(
-            f"{directory} is neither a directory nor a known SLURM job: give the job directory"
-        )
-    return str(found)
-
-
-def inspect_directory(directory: str | None) -> CheckedPath | Finding:
+def inspect_directory(directory: Path | None) -> CheckedPath | Finding:
     """Inspect a directory in a child process; return a finding if that fails."""
     if directory is None:
         return ok("directory", "not tested: give the job directory (doctor DIR)")
@@ -119,7 +102,7 @@ def _space(path: CheckedPath) -> Finding:
     return Finding("free space", "warning" if fits else "problem", text, todo, free, "bytes")
 
 
-def _inspect(directory: str) -> Generator[CheckedPath, None, None]:
+def _inspect(directory: Path) -> Generator[CheckedPath, None, None]:
     job = JobDirectory.at(directory)
     tested = _nearest(job.root)
     path = CheckedPath(str(job.root), str(tested), free_bytes(tested))

@@ -27,26 +27,21 @@ _SOURCES: Final = {
 }
 
 
-def config_option(function: Any) -> Any:
-    """Add ``--config JOB.toml``."""
-    return click.option(
-        "--config",
-        metavar="JOB.toml",
-        type=click.Path(path_type=Path, readable=False),
-        is_eager=True,
-        expose_value=False,
-        callback=lambda ctx, _, path: None if path is None else _read(ctx, path),
-        help="A file with options as keys; flags and environment override it.",
-    )(function)
+config_option = click.option(
+    "--config",
+    metavar="JOB.toml",
+    type=click.Path(path_type=Path, readable=False),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, path: None if path is None else _read(ctx, path),
+    help="A file with options as keys; flags and environment override it.",
+)
 
-
-def print_config_option(function: Any) -> Any:
-    """Add ``--print-config``."""
-    return click.option(
-        "--print-config",
-        is_flag=True,
-        help="Print every option's value and source, without running.",
-    )(function)
+print_config_option = click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print every option's value and source, without running.",
+)
 
 
 def format_options(ctx: click.Context) -> str:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.status.page import make_console, page, show
 from elastic_ckpt.cli.status.view import gather
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.util.text import shown_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,15 +41,13 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
     if as_json and watch:
         raise UsageError("--json prints once and --watch repeats: choose one")
     job = open_job(directory)
-    if as_json:
-        view = gather(job)
-        click.echo(shown_json(msgspec.json.encode(view)))
-        return view.exit_code
-    console = make_console()
     if watch:
-        return _watch(job, console)
+        return _watch(job, make_console())
     view = gather(job)
-    show(view, console)
+    if as_json:
+        echo_json(view)
+    else:
+        show(view, make_console())
     return view.exit_code
 
 

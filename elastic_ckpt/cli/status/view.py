@@ -8,6 +8,7 @@ import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_intact
 from elastic_ckpt.checkpoint.job_lock import read_owner
+from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.status.progress import (
     AtRiskView,
     ProgressView,
@@ -25,7 +26,7 @@ from elastic_ckpt.cli.status.saves import (
     save_interval,
 )
 from elastic_ckpt.cli.status.workers import WorkerView, reported, worker_views
-from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, RecoveryRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -33,7 +34,6 @@ from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.policy.failure import FailureClass
-from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import encodable, printable
@@ -168,7 +168,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     record = next((one for one in records if one.leads), next(iter(records), None))
     alive = record.owner.is_alive() if record else False
     run = [one for one in records if record and one.run_id == record.run_id]
-    boards = [(one.node, _slots(one)) for one in run if _takes_part(one, record)]
+    boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
     on_disk = newest if newest is None or newest.tier == "disk" else newest_intact(job)
@@ -329,13 +329,6 @@ def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
     """Return whether a node's board belongs to the head's incarnation."""
     same = head is not None and member.incarnation == head.incarnation
     return same and member.state not in TERMINAL and bool(member.owner.is_alive())
-
-
-def _slots(record: NodeRecord) -> list[Slot]:
-    try:
-        return Board.open(record.board, writable=False).read_slots()
-    except (OSError, ValueError, TypeError, IndexError, ElasticCkptError):
-        return []  # another user's job, or it has just ended
 
 
 def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:

@@ -247,7 +247,7 @@ def test_every_storage_test_has_messages(tmp_path: Path, storage: Callable[..., 
 
 
 def look(directory: Path) -> CheckedPath:
-    found = inspect_directory(str(directory))
+    found = inspect_directory(directory)
     assert isinstance(found, CheckedPath), found
     return found
 
@@ -278,11 +278,11 @@ def test_a_missing_directory_is_tested_in_its_parent(tmp_path: Path) -> None:
 def test_a_path_that_is_not_a_directory_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        found = inspect_directory(str(path))
+        found = inspect_directory(path)
         assert isinstance(found, Finding) and found.state == "problem"
         assert found.text.endswith(f"{tmp_path}/file is not a directory")
     (tmp_path / "loop").symlink_to("loop")
-    found = inspect_directory(str(tmp_path / "loop"))
+    found = inspect_directory(tmp_path / "loop")
     assert isinstance(found, Finding) and "loop" in found.text
 
 
@@ -292,7 +292,7 @@ def test_a_directory_that_does_not_answer_is_a_problem(
     monkeypatch.setattr(directory_findings, "INSPECT_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(directory_findings, "newest_intact", hang)
-    found = inspect_directory(str(tmp_path))
+    found = inspect_directory(tmp_path)
     assert isinstance(found, Finding) and found.state == "problem"
     assert found.text == f"{tmp_path}: did not answer within 0.3 s"
 
