@@ -23,6 +23,9 @@ class FailureClass(str, Enum):
     STORAGE = "storage"  # a load failed, or a save that had to succeed
 
 
+NOTHING_SAVED: Final = (-1, 0)
+"""Sorts before the (epoch, step) of every checkpoint."""
+
 _FAULTS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS}
 )
@@ -45,7 +48,8 @@ class Failure:
         message: one line.
         stepped: whether any rank of the incarnation had started a step.
         steps: steps finished in the incarnation.
-        step: the step that failed, counted over the whole job; 0 if unknown.
+        step: the step that failed, as the script counts it over the whole job; 0 if unknown.
+        newest: (epoch, step) of the checkpoint that the next incarnation would resume from.
         out_of_memory: whether the kernel killed a process for memory meanwhile.
         hung: whether it was killed because it hung.
         lost: names of the nodes that vanished.
@@ -62,6 +66,7 @@ class Failure:
     hung: bool = False
     lost: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
+    newest: tuple[int, int] = NOTHING_SAVED
 
     @property
     def kind(self) -> FailureClass:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from elastic_ckpt.policy.failure import Failure, FailureClass
+from elastic_ckpt.policy.failure import NOTHING_SAVED, Failure, FailureClass
 
 FIRST_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 60.0
 REFILL_STEPS: Final = 1000
-"""Steps without a failure after which the budget is full again."""
+"""Steps without a failure after which the budget is full again, also where nothing is saved."""
 
 FALL_BACK_AT: Final = 2
 STOP_AT: Final = 3
@@ -90,8 +90,11 @@ class RestartDecision:
 class RestartPolicy:
     """The failure budget of one run.
 
+    Durable progress, which is a newer checkpoint than at the failure before, refills the budget and
+    clears the step that failed: the next incarnation resumes from a state that no earlier one had.
+
     Attributes:
-        max_failures: failures that are retried until steady progress refills the budget.
+        max_failures: failures in a row that are retried without durable progress between them.
         failures: failures since the budget was last full.
         total: failures since the run started.
         stuck: consecutive failures of incarnations that finished no step.
@@ -103,6 +106,7 @@ class RestartPolicy:
     stuck: int = 0
     _step: int = field(default=0, repr=False)
     _times: int = field(default=0, repr=False)  # consecutive failures of that step
+    _furthest: tuple[int, int] = field(default=NOTHING_SAVED, repr=False)
 
     @property
     def left(self) -> int:
@@ -112,7 +116,11 @@ class RestartPolicy:
     def decide(self, failure: Failure) -> RestartDecision:
         """Count a failure and return what to do."""
         rule = RULES[failure.kind]
-        if failure.steps >= REFILL_STEPS:
+        progress = failure.newest > self._furthest
+        self._furthest = max(self._furthest, failure.newest)
+        if progress:
+            self._times = 0
+        if progress or failure.steps >= REFILL_STEPS:
             self.failures = 0
         self.stuck = 0 if failure.steps > 0 else self.stuck + 1
         if not rule.counts:

@@ -27,7 +27,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         rank, exit_code, message: the worker that failed first; exit codes below 0 are signals.
         stepped: whether any rank had begun a step.
         steps: optimizer steps finished in this incarnation.
-        finished: the last finished step.
+        finished: the last finished step, as the script counts it.
         attached: whether the script made a Session or called should_save.
         failed_at, noticed_at, gone_at: when the worker failed, the agent noticed, and the last
             process was gone; monotonic nanoseconds. A worker that posts its failure posts the

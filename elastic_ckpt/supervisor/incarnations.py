@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.errors import ExitCode
@@ -220,7 +221,9 @@ class Incarnations:
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
-        self._restarts.write_off(failure, self._run.record, self._run.shutdown.newest_key()[-1])
+        newest = self._run.shutdown.newest_key()
+        failure = replace(failure, newest=newest)
+        self._restarts.write_off(failure, self._run.record, newest[-1])
         decision, delay = self._restarts.decide(failure)
         why = decision.why or "within the budget"
         log.info("%s, %s: %s", failure.kind.value, decision.action.value, why)

@@ -23,7 +23,7 @@ class RunSettings:
         grace: seconds from a notice to the end of the node, if the notice has no deadline.
         interval: overrides the script's save interval unless empty.
         mtbf: expected seconds between failures, for an automatic interval.
-        max_failures: consecutive failures to retry.
+        max_failures: consecutive failures to retry without a new checkpoint between them.
         hang_seconds: minimum silence of all ranks that counts as a hang.
         global_batch: samples per optimizer step over all ranks; 0 leaves it to the script.
         preload: modules to import before workers start.

@@ -128,7 +128,12 @@ _RUN: Final = (
         "the failures it observes.  [default: 6h]",
     ),
     # failures and hangs
-    _option("--max-failures N", "Consecutive failures to retry.", default=3, type=_COUNT),
+    _option(
+        "--max-failures N",
+        "Failures in a row to retry; a new checkpoint between two starts the count again.",
+        default=3,
+        type=_COUNT,
+    ),
     _option(
         "--hang-seconds SECONDS",
         "Minimum silence of all workers within a step that counts as a hang; ten times the job's "

@@ -19,7 +19,7 @@ def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:
         kind=kind,
         stepped=bool(stepped),
         steps=max((slot.finished - slot.start_step for slot in stepped), default=0),
-        finished=max((slot.finished for slot in attached), default=0),
+        finished=max((slot.shown_step for slot in attached), default=0),
         attached=bool(attached),
     )
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from elastic_ckpt.policy.failure import Failure, FailureClass
+from elastic_ckpt.policy.failure import NOTHING_SAVED, Failure, FailureClass
 from elastic_ckpt.policy.restart import (
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
@@ -38,6 +38,7 @@ def failure(
     steps: int = 10,
     step: int = 0,
     stepped: bool = True,
+    newest: tuple[int, int] = NOTHING_SAVED,
 ) -> Failure:
     exit_code, message = EXAMPLES[kind]
     if kind is FailureClass.START_UP:
@@ -45,7 +46,9 @@ def failure(
     out_of_memory = kind is FailureClass.HOST_MEMORY
     hung = kind is FailureClass.HANG
     lost = ("n2",) if kind is FailureClass.MEMBERSHIP else ()
-    made = Failure(1, exit_code, message, stepped, steps, step, out_of_memory, hung, lost)
+    made = Failure(
+        1, exit_code, message, stepped, steps, step, out_of_memory, hung, lost, newest=newest
+    )
     assert made.kind is kind
     return made
 
@@ -148,6 +151,29 @@ def test_steady_progress_refills_the_budget() -> None:
     assert policy.left == 0
     assert decisions(policy, failure(steps=REFILL_STEPS)) == [RESTART]
     assert (policy.failures, policy.left, policy.total) == (1, 1, 3)
+
+
+def test_a_newer_checkpoint_refills_the_budget() -> None:
+    """Each kill comes after 900 steps of a minute, in which checkpoints were sealed."""
+    policy = RestartPolicy(3)
+    killed = [failure(steps=900, step=k + 1, newest=(0, k)) for k in range(900, 9001, 900)]
+    assert decisions(policy, *killed) == [RESTART] * 10
+    assert (policy.left, policy.total) == (2, 10)
+
+
+def test_a_budget_is_spent_where_no_failure_leaves_a_newer_checkpoint() -> None:
+    """One that was saved again after a fall-back is not newer."""
+    policy = RestartPolicy(3)
+    stuck = [failure(newest=(0, step)) for step in (90, 90, 80, 90)]
+    assert decisions(policy, *stuck) == [RESTART] * 3 + [STOP]
+
+
+def test_a_step_is_blamed_only_if_the_job_resumed_from_the_same_checkpoint() -> None:
+    """A count that starts again with each epoch gives the same number to other steps."""
+    fault = [failure(FailureClass.FAULT, step=8, newest=(epoch, 6)) for epoch in range(5)]
+    assert decisions(RestartPolicy(3), *fault) == [RESTART] * 5
+    again = [failure(FailureClass.FAULT, step=8, newest=key) for key in ((0, 6), (0, 6), (0, 3))]
+    assert decisions(RestartPolicy(3), *again) == [RESTART, FALL_BACK, STOP]
 
 
 class _Longest(random.Random):

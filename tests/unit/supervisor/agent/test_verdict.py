@@ -27,6 +27,10 @@ def test_an_end_sums_up_the_ranks_that_take_part() -> None:
     ended = summarize(3, EndKind.CRASHED, board)
     assert (ended.incarnation, ended.kind) == (3, EndKind.CRASHED)
     assert (ended.stepped, ended.attached, ended.steps, ended.finished) == (True, True, 5, 15)
+    own = summarize(
+        3, EndKind.CRASHED, [slot(start_step=0, finished=7, own_step=13, first_entry=1)]
+    )
+    assert (own.steps, own.finished) == (7, 13)  # should_save: the script counts over the whole job
     idle = summarize(1, EndKind.NOT_BEGUN, [slot()])
     assert (idle.stepped, idle.attached, idle.steps, idle.finished) == (False, False, 0, 0)
 
