@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 import zipfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
@@ -60,7 +61,8 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
     """
     for directory in (path, path / _PARTS):
         remove_temporaries(directory)  # of an adoption that was killed
-    files = [name for name in files_below(path) if not _is_ours(name)]
+    ours = (part_name(0), MANIFEST_NAME)  # of such an adoption, too
+    files = [name for name in files_below(path) if name not in ours]
     running = _check(path, files)
     if running.sample_start_index and not ranks:
         raise UsageError(
@@ -84,11 +86,6 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
     return manifest
 
 
-def _is_ours(name: str) -> bool:
-    """What an adoption that was killed left."""
-    return name in (part_name(0), MANIFEST_NAME)
-
-
 def _check(path: Path, files: list[str]) -> RunningStates:
     running = read_running_states(path)
     if checkpoint_key(path.name) != (running.epoch, running.step):
@@ -101,16 +98,12 @@ def _check(path: Path, files: list[str]) -> RunningStates:
     for part in ("modeling", "optimizer"):
         if part == "optimizer" and not (path / part).is_dir():
             continue  # a script may train without one, or not save it
-        indexes = [name for name in files if _is_index(name, part)]
+        indexes = [name for name in files if fnmatchcase(name, f"{part}/*.index.json")]
         if not indexes:
             raise CheckpointRejected(f"{part}/ has no index: was it saved with shard=True?")
         for index in indexes:
             _check_index(path / index, files, part)
     return running
-
-
-def _is_index(name: str, part: str) -> bool:
-    return name.startswith(f"{part}/") and name.endswith(".index.json")
 
 
 def _check_index(index: Path, files: list[str], part: str) -> None:

@@ -170,11 +170,7 @@ def quarantined(job: JobDirectory) -> list[CheckpointView]:
 
 def newest_intact(job: JobDirectory) -> CheckpointView | None:
     """Return the newest intact checkpoint on disk; older ones are not read."""
-    for path in scan(job):
-        found = view(path)
-        if found.intact:
-            return found
-    return None
+    return next((found for found in map(view, scan(job)) if found.intact), None)
 
 
 def candidates(job: JobDirectory) -> list[tuple[Path, Manifest | None, CheckpointError | None]]:

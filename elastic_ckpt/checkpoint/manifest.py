@@ -118,21 +118,24 @@ class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
     manifest_xxh3_128: str = _BLANK
 
 
-class Manifest(SealHeader, frozen=True, kw_only=True):
-    """The seal: once it stands in a directory, that directory is a checkpoint."""
-
+class _Seal(SealHeader, frozen=True, kw_only=True):
     format: int = FORMAT
     files: list[FileEntry]
-    fingerprint: str
     manifest_xxh3_128: str = _BLANK
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files that the manifest lists."""
+        """Bytes of all files that the seal lists."""
         return sum(entry.bytes for entry in self.files)
 
 
-class MemorySeal(SealHeader, frozen=True, kw_only=True):
+class Manifest(_Seal, frozen=True, kw_only=True):
+    """The seal: once it stands in a directory, that directory is a checkpoint."""
+
+    fingerprint: str
+
+
+class MemorySeal(_Seal, frozen=True, kw_only=True):
     """The seal of a generation on the memory tier: sizes and attempt, no digests.
 
     Attributes:
@@ -140,16 +143,8 @@ class MemorySeal(SealHeader, frozen=True, kw_only=True):
         retention: what to keep once this is on disk; the supervisor's own goes before it.
     """
 
-    format: int = FORMAT
-    files: list[FileEntry]
     seconds: float = 0.0
     retention: Retention = Retention()
-    manifest_xxh3_128: str = _BLANK
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all its files."""
-        return sum(entry.bytes for entry in self.files)
 
 
 class _Format(msgspec.Struct):

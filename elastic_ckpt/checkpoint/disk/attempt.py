@@ -47,7 +47,7 @@ NAME: Final = "disk"
 
 @dataclass(frozen=True)
 class DiskAttempt:
-    """A directory that one attempt writes to; one process makes and seals it."""
+    """A directory that one attempt writes to; see :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
 
     job: JobDirectory
     identity: str
@@ -79,20 +79,16 @@ class DiskAttempt:
 
     @property
     def path(self) -> Path:
-        """The directory."""
         return self.job.attempts / f"{self.step}-{self.identity}"
 
     def part(self, rank: int) -> DiskPart:
-        """Return what a rank writes its part with. Every rank."""
         return DiskPart(self.path, self.identity, rank)
 
     @property
     def ref(self) -> Ref:
-        """See :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
         return Ref(NAME, str(self.step), self.identity)
 
     def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> Ref:
-        """See :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
         return Ref(NAME, self.publish(header, files).name)
 
     def publish(self, header: SealHeader, files: Sequence[FileEntry]) -> Path:

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import xxhash
 
-from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.util.files import create_file, open_regular
 from elastic_ckpt.util.progress import Advance, ignore
 
@@ -92,15 +91,16 @@ class HashedFile:
             os.ftruncate(self._fd, self._bytes)
         os.fsync(self._fd)
 
+    def finish(self) -> tuple[int, str]:
+        """Make the contents durable; return their bytes and xxh3_128."""
+        self.sync()
+        return self._bytes, self._digest.hexdigest()
+
     def close(self) -> None:
         """Close; durable only after :meth:`sync`."""
         if self._helper is not None:
             self._helper.shutdown()
         os.close(self._fd)
-
-    def entry(self, path: str, rank: int) -> FileEntry:
-        """What was written, as the manifest lists it."""
-        return FileEntry(path, self._bytes, self._digest.hexdigest(), rank)
 
 
 def _write_directly(fd: int, size: int) -> bool:
@@ -230,22 +230,18 @@ class StagedFile:
         return len(source)
 
     def flush(self) -> None:
-        """What is held back is written by :meth:`sync`."""
+        """What is held back is written by :meth:`finish`."""
 
-    def sync(self) -> None:
-        """Make the contents durable; raises as :meth:`write`."""
+    def finish(self) -> tuple[int, str]:
+        """As :meth:`HashedFile.finish`; raises as :meth:`write`."""
         self._hand_over()
         self._wait()
-        self._file.sync()
+        return self._file.finish()
 
     def close(self) -> None:
-        """Close; durable only after :meth:`sync`."""
+        """Close; durable only after :meth:`finish`."""
         self._writer.shutdown()
         self._file.close()
-
-    def entry(self, path: str, rank: int) -> FileEntry:
-        """What was written, as the manifest lists it."""
-        return self._file.entry(path, rank)
 
     def _hand_over(self) -> None:
         self._wait()

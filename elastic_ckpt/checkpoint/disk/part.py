@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -19,6 +18,7 @@ from elastic_ckpt.checkpoint.manifest import (
     check_path,
     encode,
 )
+from elastic_ckpt.checkpoint.part_files import PartFiles
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import (
     create_directory,
@@ -35,70 +35,22 @@ def part_name(rank: int) -> str:
     return f"parts/{rank:05d}.json"
 
 
-class DiskPart:
-    """Writes the files of one rank in one attempt. Not collective; any rank, any order.
-
-    Args:
-        directory: the attempt's.
-        attempt: its identity.
-        rank: whose part this is.
-    """
+class DiskPart(PartFiles):
+    """A part on disk: each file is durable when its block ends."""
 
     def __init__(self, directory: Path, attempt: str, rank: int) -> None:
-        self._directory = directory
+        super().__init__(directory, rank)
         self._attempt = attempt
-        self._entries: dict[str, FileEntry] = {}
-        self.rank = rank
 
-    @property
-    def paths(self) -> list[str]:
-        """The files that are in this part, relative to the attempt."""
-        return list(self._entries)
-
-    @contextmanager
-    def open(
-        self, path: str, size: int | None = None, *, paged: bool = False
-    ) -> Iterator[HashedFile | StagedFile]:
-        """A new file of this part, durable when the block ends.
-
-        Args:
-            path: relative to the attempt; directories that are missing are made.
-            size: bytes that will be written, if the caller knows; a large file then passes the
-                page cache by.
-            paged: each write but the last is whole pages at the address of a page.
-
-        Raises:
-            OSError: the file exists, or the storage failed.
-        """
-        check_path(path)
+    def _create(self, path: str, size: int | None, paged: bool) -> HashedFile | StagedFile:
+        """Create a file; a large one of known size passes the page cache by."""
         target = self._directory / path
         if not target.parent.is_dir():
             self._make_parents(target.parent)
         hashed = HashedFile(target, size or 0)
-        file = hashed if paged or not hashed.direct else StagedFile(hashed)
-        try:
-            try:
-                yield file
-            finally:
-                if file.error is not None:
-                    raise file.error
-            file.sync()
-        finally:
-            file.close()
-        self._entries[path] = file.entry(path, self.rank)
-
-    def write(self, path: str, data: bytes) -> None:
-        """A small file; raises as :meth:`open`."""
-        with self.open(path) as file:
-            file.write(data)
+        return hashed if paged or not hashed.direct else StagedFile(hashed)
 
     def claim(self, path: str) -> None:
-        """Add a file that other code has written to this part.
-
-        Raises:
-            CheckpointRejected: it is not a regular file, or has another name.
-            OSError: it cannot be read or made durable.
-        """
         check_path(path)
         target = self._directory / path
         fd = open_regular(target)
@@ -115,14 +67,7 @@ class DiskPart:
         self._entries[path] = FileEntry(path, size, digest, self.rank)
 
     def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:
-        """Make the names durable and write the part manifest, last.
-
-        Args:
-            header: what the checkpoint is; rank 0 gives it.
-
-        Returns:
-            The part's files and the part manifest itself, for the leader's seal.
-        """
+        """Make the names durable and write the part manifest, last; it is one of the files."""
         for directory in sorted({(self._directory / path).parent for path in self._entries}):
             sync_directory(directory)
         part = PartManifest(

@@ -43,16 +43,13 @@ class DiskTier:
         self._make_room = make_room
 
     def begin(self, step: int, size: int, identity: str | None = None) -> DiskAttempt:
-        """See the protocol."""
         ensure_space(self._job.root, size, self._make_room)
         return DiskAttempt.begin(self._job, step, identity)
 
     def join(self, ref: Ref) -> DiskAttempt:
-        """See the protocol."""
         return DiskAttempt(self._job, ref.attempt, int(ref.name))
 
     def newest(self) -> Stored | None:
-        """See the protocol."""
         found = newest_intact(self._job)
         if found is None or found.manifest is None:
             return None
@@ -60,29 +57,26 @@ class DiskTier:
         return Stored(ref, (found.epoch, found.step), found.manifest)
 
     def candidates(self, world_size: int) -> list[Stored]:
-        """See the protocol; a checkpoint on disk can be resharded."""
+        """Return all of them: a checkpoint on disk can be resharded."""
         return [
             Stored(Ref(NAME, path.name), checkpoint_key(path.name) or (0, 0), manifest, why)
             for path, manifest, why in candidates(self._job)
         ]
 
     def holds(self, seal: SealHeader) -> bool:
-        """See the protocol."""
         try:
             return verify_quick(self._job.checkpoint(seal.epoch, seal.step)).attempt == seal.attempt
         except (CheckpointError, OSError):
             return False
 
     def open(self, ref: Ref) -> DiskReading:
-        """See the protocol."""
         return DiskReading(self._job, self._job.root / ref.name, ref)
 
     def where(self, ref: Ref) -> str:
-        """See the protocol."""
         return str(self._job.root / ref.name)
 
     def reject(self, ref: Ref, why: str) -> str:
-        """See the protocol: it is moved to quarantine."""
+        """Move it to quarantine."""
         path = self._job.root / ref.name
         return str(set_aside(self._job, path, why)) if os.path.lexists(path) else ""
 
@@ -98,11 +92,10 @@ class DiskReading:
         if ref.attempt not in ("", self.seal.attempt):
             raise CheckpointRejected("another attempt has taken its place")
         self.ref = ref
-        self._lock: ReadLock | None = _lock(path)
+        self._lock = _lock(path)
         self._unchanged: Unchanged | None = None
 
     def verify(self, rank: int, world_size: int, watch: Watch) -> None:
-        """See the protocol."""
         try:
             # On every rank, as a rank hashes only listed files: this finds links and unlisted ones.
             self.seal = verify_quick(self.path)
@@ -114,20 +107,15 @@ class DiskReading:
             raise CheckpointRejected(f"{error.filename} is missing") from None
 
     def confirm(self) -> None:
-        """See the protocol."""
         if self._unchanged is None:
             raise CheckpointRejected("it was not verified")
         self._unchanged.check()
 
     def mark_verified(self) -> None:
-        """See the protocol."""
         mark_verified(self._job, self.path, self.seal)
 
     def close(self) -> None:
-        """See the protocol."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
 
 
 def _lock(path: Path) -> ReadLock:

@@ -53,11 +53,11 @@ class MappedFile:
     def flush(self) -> None:
         """Do nothing; nothing is held back."""
 
-    def finish(self) -> int:
-        """Bytes written; fewer than expected truncate the file."""
+    def finish(self) -> tuple[int, str]:
+        """Return the bytes written, without a digest; fewer than expected truncate the file."""
         if self._at < len(self._view):
             os.ftruncate(self._fd, self._at)
-        return self._at
+        return self._at, ""
 
     def close(self) -> None:
         """Close; the mapping stays for the next time."""
@@ -89,10 +89,10 @@ class StreamedFile:
     def flush(self) -> None:
         """Do nothing; nothing is held back."""
 
-    def finish(self) -> int:
-        """Return the bytes written; what a longer file left after them is cut off."""
+    def finish(self) -> tuple[int, str]:
+        """Return the bytes written, without a digest; cut off what a longer file left."""
         os.ftruncate(self._fd, self._bytes)
-        return self._bytes
+        return self._bytes, ""
 
     def close(self) -> None:
         """Close."""

@@ -40,7 +40,6 @@ from elastic_ckpt.checkpoint.memory.generation import (
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryAttempt
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.read_lock import ReadLock
 from elastic_ckpt.checkpoint.tier import Ref, Stored, TierBusy, TierFull
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -90,7 +89,7 @@ class MemoryTier:
         return sorted(intact, key=lambda one: one.key, reverse=True)
 
     def begin(self, step: int, size: int, identity: str | None = None) -> MemoryAttempt:
-        """See the protocol. An attempt that has no seal is overwritten by the next one."""
+        """Overwrite what has no seal, or is on disk."""
         room = room_bytes(self.root) + self.held_bytes()
         if GENERATIONS * size > room:
             raise TierFull(
@@ -105,31 +104,26 @@ class MemoryTier:
         return MemoryAttempt(generation, identity or secrets.token_hex(8), self._mappings)
 
     def join(self, ref: Ref) -> MemoryAttempt:
-        """See the protocol."""
         return MemoryAttempt(self._generation(ref), ref.attempt, self._mappings)
 
     def newest(self) -> Stored | None:
-        """See the protocol."""
         return next((one.stored for one in self.sealed()), None)
 
     def candidates(self, world_size: int) -> list[Stored]:
-        """See the protocol; a generation cannot be resharded."""
+        """Return those of this world size: a generation cannot be resharded."""
         return [one.stored for one in self.sealed() if one.seal.world_size == world_size]
 
     def holds(self, seal: SealHeader) -> bool:
-        """See the protocol."""
         return any(one.seal.attempt == seal.attempt for one in self.sealed())
 
     def open(self, ref: Ref) -> MemoryReading:
-        """See the protocol."""
         return MemoryReading(self._generation(ref), ref)
 
     def where(self, ref: Ref) -> str:
-        """See the protocol."""
         return str(self.root / ref.name)
 
     def reject(self, ref: Ref, why: str) -> str:
-        """See the protocol: it stays until a save overwrites it."""
+        """Leave it until a save overwrites it."""
         return ""
 
     def free(self) -> Generation | None:
@@ -169,7 +163,7 @@ class MemoryReading:
         """Lock the generation against being overwritten; raises as the protocol's ``open``."""
         self.ref = ref
         self.path = generation.path
-        self._lock: ReadLock | None = generation.lock()
+        self._lock = generation.lock()
         seal = generation.seal()
         if seal is None or seal.attempt != ref.attempt:
             self.close()
@@ -177,20 +171,17 @@ class MemoryReading:
         self.seal = seal
 
     def verify(self, rank: int, world_size: int, watch: Watch) -> None:
-        """See the protocol; ``open`` compared the sizes."""
+        """Check the ranks alone: ``open`` compared the sizes."""
         check_covers(self.seal, world_size)
 
     def confirm(self) -> None:
-        """See the protocol; only the ranks write to a generation, and they are loading it."""
+        """Accept it: only the ranks write to a generation, and they are loading it."""
 
     def mark_verified(self) -> None:
-        """See the protocol; no byte was hashed."""
+        """Do nothing: no byte was hashed."""
 
     def close(self) -> None:
-        """See the protocol."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
 
 
 class OwnedTier:

@@ -214,7 +214,7 @@ except OSError as error:
     print(errno.errorcode[error.errno])
 file = mappings.open(place / "small", 1 << 20)
 file.write(bytes(1 << 20))
-print(file.finish())
+print(file.finish()[0])
 """
 
 
