@@ -179,13 +179,14 @@ class MemorySave:
 
         from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
         from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
+        from elastic_ckpt.training.engines import EngineInputs
         from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
         from elastic_ckpt.training.runtime import join
         from elastic_ckpt.training.tensors.device_copy import pin, unpin
 
         self._runtime = join(job)
         self._runtime.memory = None
-        self._engine = ColossalAIEngine(booster, model, optimizer, None)
+        self._engine = ColossalAIEngine(EngineInputs(booster, model, optimizer, None))
         self._steps = itertools.count(1)
         leads = dist.get_rank() == 0
         self._owned = OwnedTier(memory, self._runtime.job, "node") if leads else None

@@ -35,7 +35,6 @@ from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.save import SaveOperation
 from elastic_ckpt.training.state.snapshot import Snapshot
-from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.training.tensors.device_copy import pin, unpin
 
 NODE = "benchmark"
@@ -198,7 +197,6 @@ def _runtime(job: JobDirectory, rank: int, memory: MemoryTier | None) -> Runtime
         journal=Journal(job, NODE),
         board=board,
         slot=slot,
-        steps=StepProtocol(board, slot),
         peers=_peers(),
         supervised=None,
         incarnation=1,

@@ -69,11 +69,8 @@ def scan(job: JobDirectory) -> list[Path]:
 
 
 def view(path: Path, full: Advance | None = None) -> CheckpointView:
-    """Verify one checkpoint and describe it; never raises for a bad one.
-
-    Args:
-        full: hash every byte and pass the counts to this; None compares only sizes.
-    """
+    """Verify one checkpoint and describe it; never raises for a bad one. With ``full`` every byte
+    is hashed, and counted there; else only sizes are compared."""
     epoch, step = checkpoint_key(path.name) or (0, 0)
     manifest, why, foreign = None, "", False
     try:
@@ -100,11 +97,8 @@ def _read_in_full(path: Path, advance: Advance) -> Manifest:
 
 
 def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
-    """Return what this node's memory tier holds and the disk lacks, newest first.
-
-    Args:
-        root: the tier's directory, from a supervisor's record; empty without a tier.
-    """
+    """Return what this node's memory tier holds and the disk lacks, newest first. ``root`` is the
+    tier's directory in a supervisor's record; empty without a tier."""
     tier = tier_of(job, root)
     return [
         CheckpointView(
@@ -123,11 +117,8 @@ def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
 
 
 def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
-    """Return every checkpoint, newest first, the quarantined ones last.
-
-    Args:
-        memory: as ``root`` of :func:`in_memory`.
-    """
+    """Return every checkpoint, newest first, the quarantined ones last; ``memory`` is a tier's
+    root."""
     found = [view(path) for path in scan(job)] + in_memory(job, memory)
     found.sort(key=lambda one: (one.epoch, one.step), reverse=True)
     return found + quarantined(job)
@@ -136,10 +127,8 @@ def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView
 def newest_and_rejected(
     job: JobDirectory, memory: str = ""
 ) -> tuple[CheckpointView | None, list[CheckpointView]]:
-    """Return the newest intact checkpoint, and what a restart would not load.
-
-    The latter are newer ones, and those in quarantine. No older one is read.
-    """
+    """Return the newest intact checkpoint, and what a restart would not load: newer ones, and those
+    in quarantine. No older one is read."""
     passed_over: list[CheckpointView] = []
     newest = next(iter(in_memory(job, memory)), None)
     key = (newest.epoch, newest.step) if newest else (0, 0)
@@ -210,11 +199,8 @@ def _seconds_since(path: Path) -> float | None:
 
 
 def newest_two_intact(job: JobDirectory) -> tuple[Path, Path] | None:
-    """Return the newest intact checkpoint and the previous one; None if there are not two.
-
-    Raises:
-        OSError: the storage does not answer.
-    """
+    """Return the newest intact checkpoint and the previous one; None if there are not two. OSError
+    if the storage does not answer."""
     found: list[Path] = []
     for path in scan(job):
         try:
@@ -228,9 +214,6 @@ def newest_two_intact(job: JobDirectory) -> tuple[Path, Path] | None:
 
 
 def fall_back(job: JobDirectory, newest: Path, why: str) -> Path:
-    """Move a checkpoint to quarantine, so that no restart loads it again; return where it is.
-
-    Raises:
-        OSError: it cannot be moved.
-    """
+    """Move a checkpoint to quarantine, so that no restart loads it, and return where; or
+    OSError."""
     return set_aside(job, newest, f"fell back to an older one: {why}")

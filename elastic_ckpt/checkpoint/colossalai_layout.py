@@ -30,11 +30,7 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """Read an index.
-
-    Raises:
-        CheckpointRejected: it is not readable, or names a path outside the checkpoint.
-    """
+    """Read an index; CheckpointRejected if it is not readable, or names a path outside."""
     try:
         index = _decode(json.loads(read_bounded(path, MAX_MANIFEST_BYTES)))
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -70,11 +66,7 @@ class RunningStates(msgspec.Struct, frozen=True):
 
 
 def decode_running_states(data: bytes) -> RunningStates:
-    """Decode and check.
-
-    Raises:
-        CheckpointRejected: it is not of this shape.
-    """
+    """Decode and check; CheckpointRejected if it is not of this shape."""
     try:
         found = msgspec.json.decode(data, type=RunningStates)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -86,12 +78,8 @@ def decode_running_states(data: bytes) -> RunningStates:
 
 
 def read_running_states(checkpoint: Path) -> RunningStates:
-    """Those of a checkpoint.
-
-    Raises:
-        CheckpointRejected: there are none, or they are not to be trusted.
-        OSError: the file could not be read.
-    """
+    """Read those of a checkpoint; CheckpointRejected if they are missing or invalid, OSError if the
+    file could not be read."""
     try:
         return decode_running_states(read_bounded(checkpoint / NAME, _MAX_BYTES))
     except FileNotFoundError:

@@ -77,11 +77,8 @@ class HeldLock:
 
 
 class RunLocks:
-    """The locks of one supervisor: its node's, and the job's.
-
-    A supervisor of the same run on another node is admitted by its own node lock; the
-    node of group rank 0 alone holds the job's.
-    """
+    """The locks of one supervisor: its node's, and on the node of group rank 0 the job's. Other
+    nodes of the run are admitted by their own locks."""
 
     def __init__(self, job: JobDirectory, node: str, run_id: str, *, leads: bool = True) -> None:
         """Take them; raises as :class:`HeldLock`."""

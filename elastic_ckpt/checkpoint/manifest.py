@@ -155,12 +155,8 @@ _AnyManifest = TypeVar("_AnyManifest", PartManifest, Manifest, MemorySeal)
 
 
 def check_path(path: str) -> None:
-    """Refuse every path that could lead out of the checkpoint.
-
-    Raises:
-        CheckpointRejected: absolute, with ``..`` or ``.``, not normalised, too long, or with
-            a character that has no business in a file name.
-    """
+    """Refuse every path that could lead out of the checkpoint: absolute, with ``..`` or ``.``, not
+    normalised, too long, or with a character that has no business in a file name."""
     # What cannot be printed can steer a terminal or, a lone surrogate, cannot be encoded.
     if (
         not 0 < len(path) <= MAX_PATH_CHARACTERS
@@ -260,11 +256,7 @@ def decode_memory_seal(data: bytes) -> MemorySeal:
 
 
 def check_header(header: SealHeader) -> None:
-    """Refuse positions and sizes that no job has.
-
-    Raises:
-        CheckpointRejected: with what is wrong.
-    """
+    """Raise CheckpointRejected for positions and sizes that no job has."""
     position = (
         header.epoch, header.step, header.step_in_epoch, header.sample_start_index,
         header.samples_per_step, header.dataset_size, header.incarnation,

@@ -34,11 +34,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**{name: getattr(seal, name) for name in cls.__struct_fields__})
 
     def advance(self, samples: int) -> Position:
-        """Return the position one step later.
-
-        Args:
-            samples: of that step on all ranks together; the last step of an epoch may be short.
-        """
+        """Return the position one step later; ``samples`` are of that step, on all ranks
+        together."""
         return msgspec.structs.replace(
             self,
             step=self.step + 1,

@@ -30,11 +30,8 @@ from elastic_ckpt.util.progress import Watch, in_lines, unwatched
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning did with one checkpoint; ``bytes`` is its size.
-
-    Attributes:
-        failed: no rule keeps it, but it could not be removed; ``why`` is the reason.
-    """
+    """What pruning did with a checkpoint of ``bytes``. If it ``failed``, no rule keeps it, but it
+    could not be removed; ``why`` is the reason."""
 
     path: Path
     step: int
@@ -148,12 +145,8 @@ _NAME = re.compile(r"(.+)-[0-9a-f]{8}")
 
 
 def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
-    """Take a checkpoint out of the catalog, durably; its bytes are still there.
-
-    Raises:
-        DirectoryUnusable: the trash directory is a link.
-        OSError: it was removed already, or cannot be.
-    """
+    """Take a checkpoint out of the catalog, durably; its bytes are still there. Raises
+    DirectoryUnusable if the trash is a link, OSError if it is gone or cannot be moved."""
     job.require(job.trash)
     target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
     os.rename(checkpoint, target)
@@ -162,11 +155,8 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
 
 
 def empty_trash(job: JobDirectory, hurry: Callable[[], bool] = lambda: False) -> None:
-    """Delete what is in the trash; what cannot be deleted is left for the next call.
-
-    Args:
-        hurry: called before each one; True leaves the rest.
-    """
+    """Delete what is in the trash; what cannot be deleted is left for the next call, and so is the
+    rest once ``hurry`` returns True."""
     if not job.owns(job.trash):
         return
     with contextlib.suppress(FileNotFoundError):
@@ -226,11 +216,8 @@ class Retainer:
             self._prune()
 
     def finish(self, hurry: Callable[[], bool]) -> None:
-        """Wait, bounded, for the running pass, because no later one would do its work.
-
-        Args:
-            hurry: called repeatedly; True leaves it undone.
-        """
+        """Wait, bounded and until ``hurry`` returns True, for the running pass: no later one would
+        do its work."""
         limit = time.monotonic() + _FINISH_SECONDS
         while self._thread is not None and self._thread.is_alive() and not hurry():
             if time.monotonic() > limit:

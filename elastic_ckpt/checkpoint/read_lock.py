@@ -33,15 +33,8 @@ class ReadLock:
     """Keeps a checkpoint from being deleted until it is released, or this process ends."""
 
     def __init__(self, checkpoint: Path, seal: str = MANIFEST_NAME) -> None:
-        """Take the lock; waits at most for a removal in progress.
-
-        Args:
-            seal: name of the seal, which is what is locked.
-
-        Raises:
-            BeingRemoved: the checkpoint is being removed, or is gone.
-            OSError: its manifest cannot be opened.
-        """
+        """Lock the file ``seal``; waits at most for a removal in progress. BeingRemoved if the
+        checkpoint is being removed or gone, OSError if its seal cannot be opened."""
         manifest = checkpoint / seal
         gone = BeingRemoved(f"{checkpoint.name} is being removed")
         try:
@@ -71,14 +64,8 @@ class ReadLock:
 
 @contextlib.contextmanager
 def removing(checkpoint: Path, seal: str = MANIFEST_NAME) -> Iterator[str]:
-    """Keep readers out while a checkpoint is renamed away, or a generation loses its seal.
-
-    Yields:
-        Why it must stay, or nothing if it may go.
-
-    Raises:
-        OSError: it is gone (FileNotFoundError), or this user may not remove it.
-    """
+    """Keep readers out while a checkpoint is renamed away, or a generation loses its seal. Yields
+    why it must stay, if so; OSError if it is gone, or not this user's to remove."""
     # Network file systems grant an exclusive lock only with write access.
     manifest = checkpoint / seal
     fd = os.open(manifest, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)

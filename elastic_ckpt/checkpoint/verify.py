@@ -66,11 +66,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def verify_quick(checkpoint: Path) -> Manifest:
-    """Return the manifest of an intact checkpoint: sealed, every file with its size.
-
-    Raises:
-        CheckpointRejected, UnsupportedFormat, OSError: as :func:`read_manifest`.
-    """
+    """Return the manifest of an intact checkpoint: sealed, every file with its size. Raises as
+    :func:`read_manifest`."""
     manifest = read_manifest(checkpoint)
     if checkpoint.name.startswith("epoch-") and checkpoint.name != manifest.checkpoint_name:
         raise CheckpointRejected(
@@ -81,11 +78,8 @@ def verify_quick(checkpoint: Path) -> Manifest:
 
 
 def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
-    """Check that these files exist with their sizes, and no other that an engine would read.
-
-    Raises:
-        CheckpointRejected: a file is missing, is not what was listed, or is not listed.
-    """
+    """Raise CheckpointRejected unless these files exist with their sizes, and no other that an
+    engine would read."""
     inside: set[Path] = {checkpoint}
     listed: set[str] = set()
     for entry in entries:

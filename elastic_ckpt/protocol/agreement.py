@@ -70,14 +70,8 @@ class StepAction:
 
 
 def answer_step(entered: Iterable[int]) -> int:
-    """Return the step at which to serve a request, from every rank's ``entered``.
-
-    Args:
-        entered: the step that each rank was about to begin, or ``NOTHING_ENTERED``.
-
-    Returns:
-        The largest; ``NOTHING_ENTERED`` if no rank has begun a step: all stop where they start.
-    """
+    """Return the step at which to serve a request: the largest that a rank entered. It is
+    ``NOTHING_ENTERED`` if no rank has begun a step: all stop where they start."""
     return max(entered, default=NOTHING_ENTERED)
 
 

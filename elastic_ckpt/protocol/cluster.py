@@ -31,12 +31,8 @@ GATHER_SECONDS: Final = 3.0
 
 
 class NodeAnswer(msgspec.Struct, frozen=True):
-    """A node's answer to a request.
-
-    Attributes:
-        step: the largest that its ranks entered.
-        started: whether any of them began a step in this incarnation.
-    """
+    """A node's answer: the largest step that its ranks entered, and whether any of them began one
+    in this incarnation."""
 
     step: int
     started: bool
@@ -135,11 +131,8 @@ class Seen:
 
 
 class HeadRules:
-    """The rules of the head; pure, so that tests can apply any order of reports.
-
-    Attributes:
-        state: what the head publishes.
-    """
+    """The rules of the head; pure, so that tests can apply any order of reports. The head publishes
+    ``state``."""
 
     def __init__(self, state: JobState) -> None:
         self.state = state
@@ -187,12 +180,8 @@ class HeadRules:
         self.state.requests = [*requests[1 - RING :], Request(number + 1, kind)]
 
     def take_in(self, members: Mapping[int, Seen], now: float) -> None:
-        """Update the job's state from the members' reports.
-
-        Args:
-            members: by number; a number is never used twice.
-            now: monotonic seconds at which all of ``members`` were read.
-        """
+        """Update the job's state from the members' reports by number, which is never used twice;
+        all were read at ``now``, in monotonic seconds."""
         self._members = members
         self._give_up(now)
         for number, seen in members.items():

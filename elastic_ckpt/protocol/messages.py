@@ -21,11 +21,8 @@ class Launch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """Begin the agreement on a save or a stop.
-
-    Attributes:
-        leaving: this node goes away, and does not take part in the next incarnation.
-    """
+    """Begin the agreement on a save or a stop; a node that is ``leaving`` does not take part in the
+    next incarnation."""
 
     kind: RequestKind
     leaving: bool = False
@@ -62,12 +59,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Nodes(msgspec.Struct, frozen=True, tag=True):
-    """For the head's supervisor: the nodes of the job.
-
-    Attributes:
-        present: names of those that can take part in the next incarnation.
-        running: number of those that take part in this one.
-    """
+    """For the head's supervisor: names of the nodes that can take part in the next incarnation, and
+    the number of those that take part in this one."""
 
     present: tuple[str, ...]
     running: int
@@ -145,11 +138,8 @@ class LineReader:
                 data = os.read(self.fd, 65536)
             except BlockingIOError:
                 break
-            if not data:
-                self.closed = True
-                break
             self._buffer += data
-            if len(self._buffer) > _MAX_BUFFER:
+            if not data or len(self._buffer) > _MAX_BUFFER:
                 self.closed = True
                 break
         *whole, self._buffer = self._buffer.split(b"\n")

@@ -89,11 +89,7 @@ def _try_to_lead(endpoint: str) -> Rendezvous:
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """Return host and port of HOST, HOST:PORT or [IPV6]:PORT.
-
-    Raises:
-        UsageError: the endpoint is invalid.
-    """
+    """Return host and port of HOST, HOST:PORT or [IPV6]:PORT; else UsageError."""
     host, colon, port = endpoint.rpartition(":")
     if not colon or endpoint.endswith("]"):
         host, port = endpoint, str(DEFAULT_PORT)
@@ -104,11 +100,7 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """Return MIN and MAX of ``--nnodes MIN[:MAX]``.
-
-    Raises:
-        UsageError: the text is invalid.
-    """
+    """Return MIN and MAX of ``--nnodes MIN[:MAX]``; UsageError if it is invalid."""
     least, colon, most = text.partition(":")
     if not colon:
         most = least

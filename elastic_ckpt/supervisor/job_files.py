@@ -53,12 +53,8 @@ class JobFiles:
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            locks: held; released by :meth:`close`.
-            say: shows one line to the user.
-            wake: ends the loop's wait; called from the thread.
-        """
+        """``locks`` are held until :meth:`close`. ``say`` shows one line to the user, ``wake`` ends
+        the loop's wait; the thread calls both."""
         self._job = job
         self._node = node
         self._locks = locks

@@ -42,7 +42,7 @@ class Listener:
         journal: Journal,
         wake: Callable[[], None],
     ) -> None:
-        """Take what ends the supervisor's wait; the sources' threads call it."""
+        """The sources' threads call ``wake``, which ends the supervisor's wait."""
         self._signals = signals
         self._others = others
         self._journal = journal
@@ -74,11 +74,8 @@ class Listener:
         return self._signals.pending or self._noticed
 
     def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Incoming]:
-        """Yield what the supervisor acts on since the last call; journal the rest.
-
-        Args:
-            lead: how many seconds before a limit its notice is due.
-        """
+        """Yield what the supervisor acts on since the last call; journal the rest. The notice of a
+        limit is due ``lead`` seconds before it."""
         self._noticed = False
         self._signals.deliver()
         while self._arrived:

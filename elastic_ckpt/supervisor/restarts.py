@@ -14,11 +14,8 @@ from elastic_ckpt.supervisor.run_record import RunRecord
 
 
 class Restarts:
-    """Counts failures by the policy; sets aside a checkpoint that a step keeps failing after.
-
-    Attributes:
-        retry_at: when the back-off is over, in monotonic seconds.
-    """
+    """Counts failures by the policy; sets aside a checkpoint that a step keeps failing after. The
+    back-off is over at ``retry_at``, in monotonic seconds."""
 
     def __init__(
         self,
@@ -38,11 +35,7 @@ class Restarts:
         self._why_older = ""
 
     def write_off(self, failure: Failure, record: RunRecord, restart_step: int) -> None:
-        """Journal and record what failed.
-
-        Args:
-            restart_step: of the checkpoint that the next incarnation resumes from.
-        """
+        """Journal and record what failed; the next incarnation resumes from ``restart_step``."""
         record.node.last_failure = FailureRecord(
             failure.rank, failure.kind.value, failure.message, failure.tail, self._clock.wall()
         )

@@ -43,11 +43,7 @@ def first_record(
 
 
 class RunRecord:
-    """The run's state, published each time that something of it changes.
-
-    Attributes:
-        node: the record as it was published last.
-    """
+    """The run's state, published each time that something of it changes; ``node`` is the record."""
 
     def __init__(
         self,
@@ -56,11 +52,7 @@ class RunRecord:
         publish: Callable[[NodeRecord], None],
         show: Callable[[str], None],
     ) -> None:
-        """
-        Args:
-            publish: writes the record soon.
-            show: shows one line to the user.
-        """
+        """``publish`` writes the record soon, ``show`` shows one line to the user."""
         self.node = first
         self._journal = journal
         self._publish = publish

@@ -32,7 +32,7 @@ class Service:
     """
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Take the socket's name out of the environment, which workers inherit."""
+        """Remove the socket's name from the environment, which workers inherit."""
         name = environ.pop("NOTIFY_SOCKET", "")
         usec = environ.pop("WATCHDOG_USEC", "")
         pid = environ.pop("WATCHDOG_PID", "")
@@ -68,11 +68,8 @@ class Service:
             self._extend(now, START_SECONDS)
 
     def stopping(self, now: float, seen: Hashable, step_seconds: float = 0.0) -> None:
-        """The run ends; it may take as long as it gets on, which ``seen`` shows by changing.
-
-        Args:
-            step_seconds: of the ranks, whose step may end without a sign until then.
-        """
+        """The run ends; it may take as long as ``seen`` changes. A step of the ranks, which takes
+        ``step_seconds``, may end without a sign until then."""
         if not self._is_stopping:
             self._is_stopping = True
             self._send("STOPPING=1")
@@ -93,7 +90,7 @@ class Service:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
-        """It was."""
+        """The job file was read."""
         if self._is_ready:
             self._send("READY=1")
 

@@ -47,10 +47,6 @@ class Supervised:
         """Whether the script takes part in the step protocol."""
         return _current is not None
 
-    def finish(self, outcome: Outcome, code: int = 0, reason: str = "") -> None:
-        """Write this worker's outcome to the board."""
-        self.slot.leave(outcome, code, reason)
-
 
 @dataclass
 class Runtime:
@@ -71,17 +67,18 @@ class Runtime:
     journal: Journal
     board: Board
     slot: SlotWriter
-    steps: StepProtocol
     peers: Peers
     supervised: Supervised | None
     incarnation: int
-    lock: HeldLock | None = field(default=None)
+    lock: HeldLock | None = None
     memory: MemoryTier | None = None
     last_bytes: int | None = None
+    steps: StepProtocol = field(init=False)
     retain: Retainer = field(init=False)
 
     def __post_init__(self) -> None:
         """Apply the supervisor's retention rule."""
+        self.steps = StepProtocol(self.board, self.slot)
         self.retain = Retainer(self.job, self.journal, self.say)
         if self.supervised is not None:
             self.retain.rule = self.supervised.retention
@@ -90,6 +87,11 @@ class Runtime:
         """Print a line to the job's output; a failed write is ignored."""
         with contextlib.suppress(OSError):
             print(f"elastic-ckpt: {printable(line)}", file=sys.stderr, flush=True)
+
+    def leader_says(self, line: str) -> None:
+        """Print a line on the leader alone."""
+        if self.peers.is_leader:
+            self.say(line)
 
     def leave(self, *, saved: bool) -> None:
         """End this process at the agreed stop step. Collective if something was saved.
@@ -169,22 +171,16 @@ def _resolve(save_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _join_supervised(context: Supervised) -> Runtime:
-    peers = Peers.connect()
+    peers, incarnation = Peers.connect(), context.board.incarnation
     return Runtime(
         job=context.job,
         name=context.name,
-        journal=Journal(
-            context.job,
-            context.node,
-            rank=peers.rank,
-            incarnation=context.board.incarnation,
-        ),
+        journal=Journal(context.job, context.node, rank=peers.rank, incarnation=incarnation),
         board=context.board,
         slot=context.slot,
-        steps=StepProtocol(context.board, context.slot),
         peers=peers,
         supervised=context,
-        incarnation=context.board.incarnation,
+        incarnation=incarnation,
         memory=context.memory,
     )
 
@@ -216,7 +212,6 @@ def _join_alone(directory: Path) -> Runtime:
         journal=journal,
         board=board,
         slot=slot,
-        steps=StepProtocol(board, slot),
         peers=peers,
         supervised=None,
         incarnation=1,

@@ -275,12 +275,13 @@ def no_room(*_):
 
 
 def counted(rank):
+    from elastic_ckpt.training.engines import EngineInputs
     from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
 
     objects = large(None)
     train(*objects, 1)
     parameters = sum(p.nbytes for p in objects[1].unwrap().parameters())
-    return ColossalAIEngine(*objects).state_bytes() / parameters
+    return ColossalAIEngine(EngineInputs(*objects)).state_bytes() / parameters
 
 
 def unequal_replicas(rank, directory):

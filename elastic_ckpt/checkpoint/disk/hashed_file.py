@@ -44,11 +44,8 @@ class HashedFile:
     """
 
     def __init__(self, path: Path, direct_bytes: int = 0) -> None:
-        """
-        Args:
-            direct_bytes: how many will be written if it is done past the page cache, which takes
-                whole pages at addresses of pages, the end excepted; 0 for the usual way.
-        """
+        """Create it, for ``direct_bytes`` past the page cache: whole pages at addresses of pages,
+        the end excepted; 0 for the usual way."""
         self._fd = create_file(path)
         self.direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
         self._reserved = direct_bytes if self.direct else 0
@@ -121,11 +118,8 @@ def _write_usually(fd: int) -> None:
 
 
 def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> tuple[int, str]:
-    """Size in bytes and xxh3_128 of a regular file; a link is refused with ``OSError``.
-
-    Args:
-        alone: no other file is hashed at the same time, so that a second thread has a core.
-    """
+    """Return size in bytes and xxh3_128 of a regular file; a link is an OSError. ``alone`` if no
+    other file is hashed at the same time: a second thread has a core."""
     fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size
@@ -213,11 +207,8 @@ class StagedFile:
         return self._file.error
 
     def write(self, data: Any) -> int:
-        """Append anything with a buffer, which the caller may reuse afterwards.
-
-        Raises:
-            OSError: the disk said no, to this or to what came before.
-        """
+        """Append anything with a buffer, which the caller may reuse afterwards. OSError is of this
+        write or of an earlier one."""
         source = memoryview(data).cast("B")
         rest = source
         while rest:

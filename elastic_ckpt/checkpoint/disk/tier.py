@@ -119,13 +119,8 @@ class DiskReading:
 
 
 def _lock(path: Path) -> ReadLock:
-    """Lock a checkpoint against deletion.
-
-    Raises:
-        BeingRemoved: it is being deleted.
-        OSError: another process keeps it locked, which any reader can do. The checkpoint may be
-            good, so it must not be set aside.
-    """
+    """Lock a checkpoint against deletion. OSError if another process keeps it locked, which any
+    reader can do: it may be good, so it must not be set aside."""
     try:
         return ReadLock(path)
     except BeingRemoved:

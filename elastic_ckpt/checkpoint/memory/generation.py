@@ -33,11 +33,7 @@ GENERATIONS: Final = len(SLOTS)
 
 @dataclass(frozen=True)
 class Generation:
-    """One of the two buffers.
-
-    Attributes:
-        slot: its directory.
-    """
+    """One of the two buffers, in the directory ``slot``."""
 
     slot: Path
 
@@ -61,11 +57,7 @@ class Generation:
         return seal
 
     def lock(self) -> ReadLock:
-        """Keep it from being overwritten.
-
-        Raises:
-            BeingRemoved: its seal is gone.
-        """
+        """Keep it from being overwritten; BeingRemoved if its seal is gone."""
         return ReadLock(self.slot, SEAL_NAME)
 
     def is_settled(self, seal: MemorySeal) -> bool:
@@ -138,11 +130,7 @@ class Sealed:
 
 
 def check_covers(seal: MemorySeal, world_size: int) -> None:
-    """Check that this number of ranks can load a generation, and that no part is missing.
-
-    Raises:
-        CheckpointRejected: with the reason.
-    """
+    """Raise CheckpointRejected unless this number of ranks can load a generation."""
     if seal.world_size != world_size:
         raise CheckpointRejected(f"{seal.world_size} ranks saved it, and there are {world_size}")
     if {entry.rank for entry in seal.files} - set(range(world_size)):

@@ -31,11 +31,8 @@ class MappedFile:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Copy anything with a buffer to the next bytes; one pass over memory.
-
-        Raises:
-            OSError: more is written than expected (EFBIG).
-        """
+        """Copy anything with a buffer to the next bytes, in one pass over memory; OSError (EFBIG)
+        if that is more than expected."""
         source = memoryview(data).cast("B")
         self.take(len(source))[:] = source
         return len(source)
@@ -104,11 +101,7 @@ OnMapping = Callable[[mmap.mmap], None]
 
 class Mappings:
     """This process's mappings, by inode, so that a file which is written again stays mapped.
-
-    Args:
-        on_map: called with each new mapping.
-        on_unmap: called with each mapping before it is closed.
-    """
+    Callers may follow each mapping, from its making until before it is closed."""
 
     def __init__(self, on_map: OnMapping = lambda _: None, on_unmap: OnMapping = lambda _: None):
         self._on_map = on_map
@@ -118,14 +111,8 @@ class Mappings:
         self._used_before: set[int] = set()
 
     def open(self, path: Path, size: int | None) -> MappedFile | StreamedFile:
-        """A file to be written anew; its pages are kept if it exists.
-
-        Args:
-            size: bytes that will be written; None if unknown.
-
-        Raises:
-            OSError: no memory (ENOSPC), or it is not our file.
-        """
+        """Open a file to be written anew, with ``size`` bytes if that is known; its pages are kept.
+        OSError if there is no memory (ENOSPC), or it is not our file."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
             found = os.fstat(fd)
@@ -139,10 +126,7 @@ class Mappings:
             raise
 
     def forget_unused(self) -> None:
-        """Unmap what was not written since the last call but one: it will not be written again.
-
-        Two generations take turns, so each file is written in every other save.
-        """
+        """Unmap what was not written since the last call but one: two generations take turns."""
         for inode in set(self._known) - self._used - self._used_before:
             mapping, _ = self._known.pop(inode)
             self._on_unmap(mapping)

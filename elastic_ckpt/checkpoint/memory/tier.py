@@ -64,11 +64,7 @@ class _Owner(msgspec.Struct, frozen=True):
 
 class MemoryTier:
     """One job's generations on this node. See :class:`elastic_ckpt.checkpoint.tier.Tier`.
-
-    Args:
-        root: the tier's directory.
-        mappings: of the files that this process writes, kept from save to save.
-    """
+    ``mappings`` are of the files that this process writes, kept from save to save."""
 
     name = NAME
     every_byte = False
@@ -189,10 +185,7 @@ class OwnedTier:
 
     def __init__(self, place: Path, job: JobDirectory, node: str) -> None:
         """Make the tier, or take over what a killed supervisor of this very job left.
-
-        Raises:
-            MemoryUnusable: something that is not ours is in its place, or it cannot be made.
-        """
+        MemoryUnusable if something else is in its place, or it cannot be made."""
         self.tier = MemoryTier(tier_path(place, job, node))
         owner = _Owner(str(job.root), job.identity(), node)
         try:
@@ -273,11 +266,7 @@ def _is_stale(root: Path) -> bool:
 
 
 def _identity_of(root: str) -> str | None:
-    """The identity in a job directory; None if it is certainly gone.
-
-    Raises:
-        OSError: the storage does not answer; nothing is known.
-    """
+    """Return the identity in a job directory; None if it is certainly gone. OSError: not known."""
     try:
         return JobDirectory(Path(root)).known_identity()
     except FileNotFoundError:

@@ -221,11 +221,8 @@ class Agent:
     # -- the end of an incarnation ------------------------------------------------------------
 
     def _is_over(self, started: ElasticLaunch) -> bool:
-        """Whether all workers are gone.
-
-        Torch elastic may return much later: it waits for nodes that did not come, and at the
-        end for those that are not done.
-        """
+        """Return whether all workers are gone. Torch elastic may return much later: it waits for
+        nodes that did not come, and for those that are not done."""
         if started.over or self._nodes is None:
             return started.over
         if self._workers.left_well:

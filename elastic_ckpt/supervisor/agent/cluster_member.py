@@ -133,11 +133,7 @@ class Membership:
         network: Network,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        Args:
-            send: reports to this node's supervisor.
-            clock: monotonic seconds.
-        """
+        """``send`` reports to this node's supervisor; the clock's seconds are monotonic."""
         self._rendezvous = rendezvous
         self._local = local
         self._send = send
@@ -313,10 +309,8 @@ class Membership:
             self._all_idle = job.hung
 
     def _report(self, job: JobState) -> None:
-        """Send the supervisor the head's verdict on this node's last incarnation.
-
-        The next one may already run: a node that leaves is not part of it.
-        """
+        """Send the supervisor the head's verdict on this node's last incarnation. The next one may
+        already run, without a node that leaves."""
         ended = self._mine.ended
         if self._reported or ended is None:
             return

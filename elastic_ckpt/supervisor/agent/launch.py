@@ -143,12 +143,8 @@ class NodeRank:
 
 
 class ElasticLaunch:
-    """One launch of this node's workers, in a thread that torch elastic blocks.
-
-    Attributes:
-        over: whether torch elastic has returned.
-        failures: what torch elastic recorded of failed workers, by rank: one, often not the first.
-    """
+    """One launch of this node's workers, in a thread that torch elastic blocks; ``over`` once that
+    has returned. It records ``failures`` by rank: of one worker, often not the first."""
 
     def __init__(self, node_rank: NodeRank, spec: WorkerSpec, wake: int) -> None:
         self.number = node_rank.number
@@ -204,11 +200,8 @@ def host_workers(address: str) -> Any:
 
 
 def connect(rendezvous: Rendezvous) -> Any:
-    """Connect to the job's store, which the head hosts on its listening socket.
-
-    Raises:
-        RuntimeError, OSError: the store does not answer.
-    """
+    """Connect to the job's store, which the head hosts on its listening socket. RuntimeError or
+    OSError if the store does not answer."""
     host, port = rendezvous.host, rendezvous.port
     limit = timedelta(seconds=STORE_SECONDS)
     if not rendezvous.leads:
@@ -229,10 +222,8 @@ def connect(rendezvous: Rendezvous) -> Any:
 
 
 def _known_nodes(parameters: Any) -> Any:
-    """Return a rendezvous of known nodes: each takes its rank, and none waits.
-
-    Workers use the same store, as they do with torch elastic's own rendezvous.
-    """
+    """Return a rendezvous of known nodes: each takes its rank, and none waits. As with torch
+    elastic's own, workers use the same store."""
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
     from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 

@@ -30,11 +30,8 @@ class Output:
     """The output of all workers of an agent; its thread runs until the process ends."""
 
     def __init__(self, job: JobDirectory, board: Board, directory: Path) -> None:
-        """Create the FIFOs and start to read.
-
-        Args:
-            directory: where to create the FIFOs: ``out-0`` is local rank 0's standard output.
-        """
+        """Create the FIFOs in ``directory`` (``out-0`` is local rank 0's standard output), and
+        read."""
         self._job = job
         self._board = board
         self._logs: dict[int, LogWriter] = {}  # by local rank
@@ -81,10 +78,8 @@ class Output:
                         data = data[os.write(number, data) :]
 
     def _log(self, local_rank: int) -> LogWriter | None:
-        """Return the log of the running incarnation; a worker posts its rank before it prints.
-
-        Earlier output is from a worker of the previous incarnation.
-        """
+        """Return the log of the running incarnation; output before a worker posted its rank is from
+        the previous one."""
         incarnation, rank = self._board.incarnation, self._board.read_slot(local_rank).rank
         log = self._logs.get(local_rank)
         if rank >= 0 and (log is None or log.file.incarnation != incarnation):

@@ -163,7 +163,7 @@ class TorchNetwork:
     """The real ``Network`` of a cluster member: torch's stores."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """Take what a connection's thread calls when something new arrived."""
+        """A connection's thread calls ``wake`` when something new has arrived."""
         self._wake = wake
 
     def host_workers(self, address: str) -> Any:

@@ -27,14 +27,10 @@ _BASE: Final = (
 
 
 class Template:
-    """The template of one agent.
-
-    Attributes:
-        pid: of the newest template; -1 before the first.
-    """
+    """The template of one agent; ``pid`` is of the newest, -1 before the first."""
 
     def __init__(self, preload: Sequence[str]) -> None:
-        """Take modules that it imports before workers are forked from it."""
+        """Have it import ``preload`` before workers are forked from it."""
         self.pid = -1
         self._preload = ", ".join(["torch", *preload])
         multiprocessing.set_forkserver_preload([*_BASE, *preload])

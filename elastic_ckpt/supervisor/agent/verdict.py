@@ -25,12 +25,8 @@ def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:
 
 
 def explain(failed: Slot, status: int | None, failure: Any) -> tuple[int, str]:
-    """Return the exit code and one line for a failed worker; exit codes below 0 are signals.
-
-    Args:
-        status: its exit status; None if unknown.
-        failure: what torch elastic recorded of it; None if nothing.
-    """
+    """Return the exit code and one line for a failed worker; exit codes below 0 are signals. Its
+    exit ``status`` and torch elastic's record of its ``failure`` are None if unknown."""
     if failed.outcome is Outcome.FAILED:
         return failed.exit_code, failed.reason or f"exit code {failed.exit_code}"
     if status is None and failure is not None:

@@ -26,14 +26,11 @@ LINGER_SECONDS: Final = 10.0
 
 
 class Workers:
-    """Watches the workers of one incarnation after another; for the agent's main thread only.
-
-    Attributes:
-        failed_at, noticed_at: of the first failure, as in ``protocol/ended.py``; 0 for none.
-    """
+    """Watches the workers of one incarnation after another; for the agent's main thread only. Of
+    the first failure it has ``failed_at`` and ``noticed_at``, as in ``protocol/ended.py``."""
 
     def __init__(self, board: Board, selector: selectors.BaseSelector) -> None:
-        """Take a selector for a pidfd per worker, so that a death ends the agent's wait."""
+        """The selector gets a pidfd per worker, so that a death ends the agent's wait."""
         self.failed_at = self.noticed_at = 0
         self._board = board
         self._selector = selector
@@ -140,11 +137,8 @@ class Workers:
         return self._culprit or next(failed, slots[0])
 
     def explain(self, failed: Slot, failures: Mapping[int, Any]) -> tuple[int, str]:
-        """Return the exit code and one line for a failed worker; see ``verdict.py``.
-
-        Args:
-            failures: what torch elastic recorded, by rank: of one worker, not always this one.
-        """
+        """Return the exit code and one line for a failed worker; see ``verdict.py``. Torch elastic
+        recorded ``failures`` by rank: of one worker, not always this one."""
         failure = failures.get(failed.rank)
         if not failed.pid:  # no worker reached the board: torch elastic's record is all there is
             failure = next(iter(failures.values()), None)
@@ -163,11 +157,8 @@ class Workers:
             )  # fmt: skip
 
     def sweep(self, template: int) -> None:
-        """Forget the workers, and kill what they left: DataLoader children, subprocesses.
-
-        Args:
-            template: pid of the process that stays, to fork the next workers.
-        """
+        """Forget the workers, and kill what they left: DataLoader children, subprocesses. The
+        process ``template`` stays, to fork the next ones."""
         for pidfd in self._pidfds.values():
             self._unfollow(pidfd)
         self._pidfds.clear()

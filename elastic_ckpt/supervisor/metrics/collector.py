@@ -45,11 +45,7 @@ _Value = tuple[tuple[str, ...], float | Durations]
 
 
 class NodeCollector(Collector):
-    """The metrics of one node.
-
-    Args:
-        feed: None on a node that does not lead: the leading node has the job's metrics.
-    """
+    """The metrics of one node; the leading one has a ``feed``, and so the job's metrics."""
 
     def __init__(self, board: Board, record: RunRecord, feed: JournalFollower | None) -> None:
         self._board = board
@@ -143,10 +139,7 @@ def _of_training(slots: Sequence[Slot]) -> Iterator[Sample]:
 
 
 def _of_history(history: JobCounts, now: float | None) -> Iterator[Sample]:
-    """
-    Args:
-        now: as for :meth:`TimeAccount.spans`.
-    """
+    """Yield the journal's; ``now`` is as for :meth:`TimeAccount.spans`."""
     time_so_far = history.time.goodput(now)
     for category in Category:
         yield table.TIME, (category.value,), time_so_far.seconds(category)

@@ -74,12 +74,7 @@ class Durations:
 
 @dataclass(frozen=True)
 class NewestCheckpoint:
-    """The newest checkpoint of a tier.
-
-    Attributes:
-        wall: when it was sealed, in seconds since the epoch.
-        bytes: None if unknown.
-    """
+    """The newest checkpoint of a tier, sealed at ``wall`` seconds since the epoch."""
 
     step: int
     wall: float
@@ -112,11 +107,8 @@ class JobCounts:
         self._cause = ""  # of the next launch; empty if unknown
 
     def observe(self, entry: JournalEntry, wall: float | None = None) -> None:
-        """Take the next entry into account.
-
-        Args:
-            wall: when it was, for the account of time; the entry's own time by default.
-        """
+        """Count the next entry, at ``wall`` for the account of time; by default the entry's own
+        time."""
         event = entry.event
         if event.follows:
             return

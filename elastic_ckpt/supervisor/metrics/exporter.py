@@ -27,11 +27,8 @@ LAST_LOOK_SECONDS: Final = 0.5
 
 
 class Metrics:
-    """The metrics of one run; does nothing unless the settings ask for them.
-
-    Raises:
-        UsageError: the address cannot be listened on.
-    """
+    """The metrics of one run; does nothing unless the settings ask for them. UsageError if the
+    address cannot be listened on."""
 
     def __init__(
         self, settings: RunSettings, job: JobDirectory, board: Board, record: RunRecord
@@ -72,11 +69,7 @@ class Metrics:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``PORT``, ``HOST:PORT`` or ``[IPV6]:PORT``.
-
-    Raises:
-        UsageError: the text is none of these.
-    """
+    """Return host and port of ``PORT``, ``HOST:PORT`` or ``[IPV6]:PORT``; else UsageError."""
     found = _ADDRESS.fullmatch(text.strip())
     if found is None or int(found[3]) > 65535:
         raise UsageError(f"--metrics {text!r} is not PORT, HOST:PORT or [IPV6]:PORT")
@@ -84,11 +77,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def check_file(path: Path) -> Path:
-    """Return the absolute path of the metrics file.
-
-    Raises:
-        UsageError: node_exporter would not read a file of this name.
-    """
+    """Return its absolute path; UsageError for a name that node_exporter would not read."""
     if path.suffix != SUFFIX:
         raise UsageError(f"--metrics-file {path}: the name must end in {SUFFIX}")
     return path.absolute()

@@ -55,11 +55,8 @@ class JournalFollower:
             self._changed.wait_for(lambda: self._done >= mine or self._over, seconds)
 
     def read(self, use: Callable[[JobCounts], T]) -> T | None:
-        """Return the result of ``use`` on the counts; None until the journal was read.
-
-        Until then there must be no counts: Prometheus would take those of earlier runs for new
-        events.
-        """
+        """Return the result of ``use`` on the counts; None until the journal was read: Prometheus
+        would take the counts of earlier runs for new events."""
         with self._changed:
             return None if self._history is None else use(self._history)
 

@@ -34,14 +34,8 @@ _POLL_SECONDS: Final = 0.1
 
 
 class MetricsServer:
-    """Serves the metrics over HTTP. The port is taken at once, and answered from ``start`` on.
-
-    Args:
-        port: 0 for any free port.
-
-    Raises:
-        UsageError: the address cannot be listened on.
-    """
+    """Serves the metrics over HTTP. The port (0: any free one) is taken at once, or UsageError, and
+    answered from ``start`` on."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         try:
@@ -141,11 +135,8 @@ FILE_STOP_SECONDS: Final = 1.0
 
 
 class MetricsFile:
-    """A file for node_exporter, replaced every 15 seconds and once more at the end.
-
-    Args:
-        show: shows one line; a failure to write is shown once.
-    """
+    """A file for node_exporter, replaced every 15 seconds and once more at the end. A failure to
+    write it is shown once."""
 
     def __init__(
         self, path: Path, registry: CollectorRegistry, show: Callable[[str], None]
@@ -167,11 +158,7 @@ class MetricsFile:
         self._thread.join(FILE_STOP_SECONDS)
 
     def write(self) -> None:
-        """Replace the file: a reader sees the old one or the new one.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Replace the file: a reader sees the old one or the new one. OSError if it cannot."""
         temporary = self._path.with_name(f".{self._path.name}.tmp")  # not collected: no .prom
         write_to_textfile(str(temporary), self._registry)
         set_mode(temporary, 0o644)  # whatever the umask: node_exporter is another user

@@ -23,12 +23,8 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
-
-    Attributes:
-        labels: in addition to ``job_name``.
-        of_job: about the whole job, from the leading node only; otherwise about each node.
-    """
+    """One metric, with ``labels`` in addition to ``job_name``. If it is ``of_job``, only the
+    leading node has it; otherwise each node."""
 
     name: str
     kind: Kind

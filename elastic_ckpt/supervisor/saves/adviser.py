@@ -71,11 +71,8 @@ class SaveAdviser:
     def noticed(
         self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
     ) -> EmergencyChoice:
-        """Return what to save on a notice, and how long it takes; reads no disk.
-
-        Args:
-            kept: the newest generation in memory, if the disk lacks it.
-        """
+        """Return what to save on a notice, and how long it takes; reads no disk. The disk lacks
+        ``kept``, the newest generation in memory."""
         undrained = kept.seal.total_bytes if kept else None
         outlook = self._forecast.outlook(grace_left, slots, now, undrained)
         choice = self._forecast.noticed(outlook, now)
@@ -90,10 +87,8 @@ class SaveAdviser:
         return choice
 
     def lead_seconds(self, slots: Iterable[Slot]) -> float:
-        """Return how long before a known end of its time a node gets its notice, in seconds.
-
-        It is a step and twice the worst save: to leave a little early costs less than a save.
-        """
+        """Return how long before a known end a node gets its notice: a step and twice the worst
+        save, as to leave a little early costs less than a save."""
         save = self._forecast.seconds()
         step = max((step_seconds(slot) for slot in slots), default=0.0)
         return UNKNOWN_LEAD_SECONDS if save is None else LEAD_SECONDS + step + 2 * save

@@ -67,12 +67,8 @@ class Drainer:
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
-        """Start nothing before :meth:`serve` or :meth:`hurry`.
-
-        Args:
-            say: shows one line to the user.
-            wake: called from a thread when a drain has ended.
-        """
+        """Start nothing yet. ``say`` shows one line to the user; a thread calls ``wake`` when a
+        drain has ended."""
         self._job = job
         self._tier = tier
         self._journal = journal
@@ -104,10 +100,8 @@ class Drainer:
         return self._task is None and not self._due()
 
     def adopt(self) -> list[Sealed]:
-        """Check what a killed run left, and return what still has to be drained.
-
-        A checkpoint that was on disk and was deleted there since must not come back.
-        """
+        """Return what a killed run left to be drained; a checkpoint that was on disk and was
+        deleted there since must not come back."""
         for one in self._tier.sealed():
             if self._disk.holds(one.seal):
                 one.generation.settle(one.seal)
@@ -116,11 +110,8 @@ class Drainer:
         return self.pending()
 
     def serve(self, *, sealed: bool) -> None:
-        """Handle a drain that ended, and start the next one that is due.
-
-        Args:
-            sealed: a worker may have sealed something since the last call.
-        """
+        """Handle a drain that ended, and start the next one that is due. A worker may have
+        ``sealed`` something since the last call."""
         task = self._task
         if task is not None and self._hurried and not task.over:
             self._show(task)

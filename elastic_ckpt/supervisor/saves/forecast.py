@@ -20,11 +20,8 @@ _ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK}
 
 
 class SaveForecast:
-    """Learns from the journal, and compares predictions with results.
-
-    Attributes:
-        predictor: what is known, of this run and the ones before it.
-    """
+    """Learns from the journal, and compares predictions with results; its ``predictor`` is also of
+    the runs before."""
 
     def __init__(self, directory: DirectoryPort, journal: Journal) -> None:
         self.predictor: Predictor = directory.read_predictor()
@@ -38,14 +35,8 @@ class SaveForecast:
     def outlook(
         self, grace_left: float, slots: Iterable[Slot], now: float, undrained_bytes: int | None
     ) -> Outlook:
-        """Return the situation in which a notice arrives.
-
-        Args:
-            grace_left: seconds.
-            slots: the board's, for how far the running step is.
-            now: monotonic seconds.
-            undrained_bytes: of the newest snapshot in memory, if the disk lacks it.
-        """
+        """Return the situation in which a notice arrives, with this many seconds left, at ``now``
+        on the monotonic clock; the disk lacks ``undrained_bytes`` of the newest snapshot."""
         return Outlook(
             grace_left=grace_left,
             rest_of_step=max((seconds_to_boundary(slot, now) for slot in slots), default=0.0),

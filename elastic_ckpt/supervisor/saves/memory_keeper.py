@@ -38,10 +38,8 @@ class MemoryKeeper:
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> MemoryKeeper:
-        """Make the tier, or take over what a killed run left there and begin to drain it.
-
-        If the place is not usable the tier is off, with a message.
-        """
+        """Make the tier, or take over what a killed run left there and begin to drain it. If the
+        place is not usable the tier is off, with a message."""
         place = settings.memory
         if place is None:
             return cls(None, None)

@@ -26,21 +26,14 @@ _MAX_COST_SECONDS: Final = 86400.0
 
 
 class SaveSchedule:
-    """Times are seconds on the monotonic clock.
-
-    Attributes:
-        optimal: the interval of ``auto`` and its reason; None where it was given.
-    """
+    """Asks for saves; times are monotonic seconds. For ``auto`` it has the ``optimal`` interval and
+    its reason, else None."""
 
     def __init__(
         self, interval: SaveInterval, mtbf: float, history: Iterable[JournalEntry] = ()
     ) -> None:
-        """Begin with what earlier runs of the job show.
-
-        Args:
-            mtbf: seconds between failures that are expected beforehand; for ``auto``.
-            history: the job's journal up to now; for ``auto``.
-        """
+        """For ``auto``, begin with the job's journal up to now, and the seconds between failures
+        that are expected beforehand."""
         self.optimal = FIRST_INTERVAL if interval.auto else None
         self._seconds = interval.seconds
         self._mtbf = mtbf
@@ -63,10 +56,8 @@ class SaveSchedule:
         return True
 
     def learn(self, entry: JournalEntry) -> None:
-        """Take a new event of this node's journal into account.
-
-        With ``auto`` a save counts as one that was due, whatever its reason.
-        """
+        """Take in a new event of this node's journal. With ``auto`` any save counts as one that was
+        due."""
         if self.optimal is None:
             return
         self._take_in(entry)

@@ -51,11 +51,8 @@ class HangWatch:
         self._explaining, self._found, self.idle = False, None, False
 
     def poll(self, *, alone: bool = True) -> StalledNode | None:
-        """Return a hang once its stacks have been read, else None. Does not wait.
-
-        Args:
-            alone: no rank of another node has to be idle as well.
-        """
+        """Return a hang once its stacks have been read, else None. Does not wait. Unless ``alone``,
+        ranks of other nodes have to be idle as well."""
         now = self._clock.monotonic_ns()
         if now - self._polled > AWAY_SECONDS * 1e9:
             self._back = now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from elastic_ckpt.jobdir.node_record import RecoveryRecord
 from elastic_ckpt.journal.events import RecoveryMeasured
@@ -13,33 +12,20 @@ from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.start_marks import breakdown
 
 
-@dataclass(frozen=True)
-class _Failure:
-    failed_at: int
-    noticed_at: int
-    gone_at: int
-
-
 class RecoveryWatch:
-    """The recoveries of one node, one after the other.
-
-    Attributes:
-        last: the newest that is complete; None if there is none.
-    """
+    """The recoveries of one node, one after the other; ``last`` is the newest complete one."""
 
     def __init__(self, board: Board, journal: Journal, last: RecoveryRecord | None) -> None:
         self.last = last
         self._board = board
         self._journal = journal
-        self._failure: _Failure | None = None
+        self._failure: tuple[int, int, int] | None = None  # failed, noticed, gone
 
     def failed(self, failed_at: int, noticed_at: int, gone_at: int) -> None:
-        """Note that an incarnation has failed; times are nanoseconds on the monotonic clock.
-
-        A failure during a recovery is part of the recovery that it delays.
-        """
+        """Note that an incarnation has failed; times are monotonic nanoseconds. A failure during a
+        recovery is part of the recovery that it delays."""
         if self._failure is None:
-            self._failure = _Failure(failed_at, noticed_at, gone_at)
+            self._failure = failed_at, noticed_at, gone_at
 
     def poll(self, incarnation: int) -> bool:
         """Return whether a recovery has just completed; if so it has been journaled."""
@@ -48,7 +34,7 @@ class RecoveryWatch:
             return False
         slots = self._board.read_slots()
         # A mark from before the failure is of the incarnation that failed.
-        if not all(slot.marks.stepped > failure.gone_at for slot in slots):
+        if not all(slot.marks.stepped > failure[-1] for slot in slots):
             return False
         self._failure = None
         self.last = _record(incarnation, failure, slots)
@@ -64,10 +50,10 @@ class RecoveryWatch:
         return True
 
 
-def _record(incarnation: int, failure: _Failure, slots: Sequence[Slot]) -> RecoveryRecord:
-    found = breakdown(
-        failure.failed_at, failure.noticed_at, failure.gone_at, [slot.marks for slot in slots]
-    )
+def _record(
+    incarnation: int, failure: tuple[int, int, int], slots: Sequence[Slot]
+) -> RecoveryRecord:
+    found = breakdown(*failure, [slot.marks for slot in slots])
     return RecoveryRecord(
         incarnation=incarnation,
         total_seconds=found.total,

@@ -21,7 +21,7 @@ GROUP: Final = "elastic_ckpt.engines"
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "torch": "elastic_ckpt.training.engines.torch.engine:TorchEngine.from_inputs",
-    "colossalai": "elastic_ckpt.training.engines.colossalai.engine:ColossalAIEngine.from_inputs",
+    "colossalai": "elastic_ckpt.training.engines.colossalai.engine:ColossalAIEngine",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,10 @@ class LoadCandidate:
         """
         started, where = time.monotonic(), self._tier.where(self.ref)
         log.info("verifying %s", where)
-        peers = self._runtime.peers
-        votes = peers.collect("verify", self._vote, doing="verify")
-        reason = next((vote.decode() for vote in votes if vote), "")
-        reason = peers.tell("vote", reason.encode()).decode()
+        reason = self._vote("verify", self._verify_share)
         seconds = time.monotonic() - started
         log.info("%s, after %.3f s", f"rejected: {reason}" if reason else "verified", seconds)
-        if peers.is_leader:
+        if self._runtime.peers.is_leader:
             how = "every byte" if self._tier.every_byte else "sizes, in memory"
             self._runtime.journal.write(
                 CheckpointVerified(
@@ -77,17 +75,27 @@ class LoadCandidate:
             )
         return reason
 
-    def _vote(self) -> bytes:
+    def _verify_share(self) -> None:
         peers = self._runtime.peers
         watch = in_lines(self._runtime.say) if peers.is_leader else unwatched
-        try:
-            reading = self._tier.open(self.ref)
-            self._held.callback(reading.close)
-            reading.verify(peers.rank, peers.world_size, watch)
-        except CheckpointRejected as error:
-            return printable(str(error)).encode()
+        reading = self._tier.open(self.ref)
+        self._held.callback(reading.close)
+        reading.verify(peers.rank, peers.world_size, watch)
         self._reading = reading
-        return b""
+
+    def _vote(self, doing: str, check: Callable[[], None]) -> str:
+        """Return why the first rank that rejects the checkpoint does; empty if all accept it."""
+
+        def vote() -> bytes:
+            try:
+                check()
+            except CheckpointRejected as error:
+                return printable(str(error)).encode()
+            return b""
+
+        peers = self._runtime.peers
+        votes = peers.collect(f"{doing}-vote", vote, doing=doing)
+        return peers.tell(f"{doing}-verdict", next(filter(None, votes), b"")).decode()
 
     @property
     def _verified(self) -> Reading:
@@ -106,19 +114,10 @@ class LoadCandidate:
         Raises:
             CheckpointRejected: on every rank, if they did.
         """
-        peers, reading = self._runtime.peers, self._verified
-
-        def check() -> bytes:
-            try:
-                reading.confirm()
-            except CheckpointRejected as error:
-                return printable(str(error)).encode()
-            return b""
-
-        votes = peers.collect("unchanged", check, doing="load")
-        changed = peers.tell("changed", next((vote for vote in votes if vote), b"")).decode()
+        reading = self._verified
+        changed = self._vote("load", reading.confirm)
         if changed:
             name = reading.seal.checkpoint_name
             raise CheckpointRejected(f"{name}: {changed}; rerun the same command")
-        if peers.is_leader:
+        if self._runtime.peers.is_leader:
             reading.mark_verified()

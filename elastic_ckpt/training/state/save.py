@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +114,11 @@ class SaveOperation:
         Raises:
             ElasticCkptError: as :func:`write_checkpoint`.
         """
-        step = self.position.step
+        step, epoch = self.position.step, self.position.epoch
         log.info("saving step %d: %s", step, self.reason, extra={"step": step})
         with self._standing_still():
             if self._runtime.peers.is_leader:
-                position, reason = self.position, self._snapshot.reason
-                self._runtime.journal.note(
-                    SaveStarted(step=position.step, epoch=position.epoch, reason=reason)
-                )
+                self._runtime.journal.note(SaveStarted(step=step, epoch=epoch, reason=self.reason))
             while not self._try(overlap):
                 pass
 
@@ -177,15 +174,15 @@ class SaveOperation:
         """Switch from the tier that failed to the other one; return False if there is none."""
         if target is not None and target.ref.tier == "memory":
             self._runtime.memory = None
-            log.warning("the memory tier is off from now on: %s", refused)
-            self._say(f"the memory tier is off from now on: {refused}")
-            return True
-        if self._to_disk and self._runtime.memory is not None:
+            what = "the memory tier is off from now on"
+        elif self._to_disk and self._runtime.memory is not None:
             self._to_disk = False
-            log.warning("saving into memory instead: %s", refused)
-            self._say(f"saving into memory instead: {refused}")
-            return True
-        return False
+            what = "saving into memory instead"
+        else:
+            return False
+        log.warning("%s: %s", what, refused)
+        self._runtime.leader_says(f"{what}: {refused}")
+        return True
 
     def _finish(self, taken: _Taken) -> None:
         files = _seal(self._runtime, self._engine, taken)
@@ -194,10 +191,6 @@ class SaveOperation:
     def _drop(self, target: Attempt | None) -> None:
         if target is not None and self._runtime.peers.is_leader:
             target.drop()
-
-    def _say(self, line: str) -> None:
-        if self._runtime.peers.is_leader:
-            self._runtime.say(line)
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
@@ -213,7 +206,7 @@ class SaveOperation:
                 runtime.journal.write(
                     SaveFailure(
                         step=self.position.step,
-                        reason=self._snapshot.reason,
+                        reason=self.reason,
                         error=str(error),
                         stall_seconds=self._stall + time.monotonic() - self._standing_since,
                     )
@@ -224,12 +217,10 @@ class SaveOperation:
             self._stall += time.monotonic() - self._standing_since
 
     def _record(self, target: Attempt, size: int) -> None:
-        runtime, step, reason = self._runtime, self.position.step, self._snapshot.reason
-        now = time.monotonic()
-        stall = self._stall + now - self._standing_since
+        runtime, step, now = self._runtime, self.position.step, time.monotonic()
+        seconds = now - self._began
         runtime.last_bytes = size
         runtime.slot.saved(step)
-        seconds = now - self._began
         bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # only the leader knows
         said = f"{target.ref.tier}, {seconds:.3f} s{bytes_too}"
         log.info("sealed step %d: %s", step, said, extra={"step": step})
@@ -241,18 +232,18 @@ class SaveOperation:
                 step=step,
                 epoch=self.position.epoch,
                 sample_start_index=self.position.sample_start_index,
-                reason=reason,
+                reason=self.reason,
                 tier=target.ref.tier,
                 attempt=target.ref.attempt,
                 bytes=size,
                 seconds=seconds,
-                stall_seconds=stall,
+                stall_seconds=self._stall + now - self._standing_since,
                 world_size=runtime.peers.world_size,
                 metrics=self._snapshot.metrics,
             )
         )
         # An emergency save ends this process; memory is pruned after its drain.
-        if reason != "emergency" and target.ref.tier == "disk":
+        if self.reason != "emergency" and target.ref.tier == "disk":
             runtime.retain.after_save()
 
 
@@ -294,8 +285,10 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
     unclaimed = _Owners.decode(peers.tell("owners", msgspec.json.encode(owners)))[peers.rank]
 
     def part() -> bytes:
+        for path in unclaimed:
+            taken.writer.claim(path)
         header = taken.header if peers.is_leader else None
-        return msgspec.json.encode(_finish_part(taken.writer, unclaimed, peers.world_size, header))
+        return msgspec.json.encode(taken.writer.finish(peers.world_size, header))
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
@@ -316,14 +309,3 @@ def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[lis
         taken.update(mine)
         owners.append(mine)
     return owners
-
-
-def _finish_part(
-    writer: Part,
-    unclaimed: Sequence[str],
-    world_size: int,
-    header: SealHeader | None,
-) -> list[FileEntry]:
-    for path in unclaimed:
-        writer.claim(path)
-    return writer.finish(world_size, header)

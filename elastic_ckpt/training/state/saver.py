@@ -55,7 +55,9 @@ class Saver:
                 self._note(save)
         except StateModified as error:
             self._may_overlap = False
-            self._say(f"save failed, and training waits for saves from now on: {error}")
+            self._runtime.leader_says(
+                f"save failed, and training waits for saves from now on: {error}"
+            )
             return False
         return True
 
@@ -73,8 +75,6 @@ class Saver:
         except StorageFailed as error:
             if save.reason in ("emergency", "final"):
                 raise
-            self._say(f"the save at step {save.position.step} failed, training continues: {error}")
-
-    def _say(self, line: str) -> None:
-        if self._runtime.peers.is_leader:
-            self._runtime.say(line)
+            self._runtime.leader_says(
+                f"the save at step {save.position.step} failed, training continues: {error}"
+            )

@@ -30,7 +30,7 @@ def write_from_device(file: Any, tensor: torch.Tensor) -> None:
     bytes of its mapping.
     """
     # Ordered after the current stream's pending work on the tensor.
-    flat = _flat(tensor)
+    flat = flat_bytes(tensor)
     if hasattr(file, "take"):
         torch.frombuffer(file.take(flat.numel()), dtype=torch.uint8).copy_(flat)
     elif flat.is_cuda:
@@ -63,20 +63,16 @@ class CudaLane:
         self._stream = cuda.Stream(device)
 
     def follow(self) -> None:
-        """See :class:`Lane`."""
         self._stream.wait_stream(cuda.current_stream(self._device))
 
     def run(self, act: Callable[[], None]) -> None:
-        """See :class:`Lane`."""
         with cuda.stream(self._stream):
             act()
 
     def hold_back(self) -> None:
-        """See :class:`Lane`."""
         cuda.current_stream(self._device).wait_stream(self._stream)
 
     def wait(self) -> None:
-        """See :class:`Lane`."""
         self._stream.synchronize()
 
 
@@ -96,7 +92,7 @@ class DeviceCopies:
 
     def add(self, space: memoryview, tensor: torch.Tensor) -> None:
         """Start to copy a tensor's bytes, in row-major order, to memory of that size."""
-        source = _flat(tensor)
+        source = flat_bytes(tensor)
         if source.device not in self._lanes:
             self._lanes[source.device] = self._make_lane(source.device)
         lane = self._lanes[source.device]
@@ -125,7 +121,7 @@ class DeviceCopies:
         return unchanged
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes in row-major order, copied only if they are not."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
     return tensor.contiguous().reshape(-1).view(torch.uint8)

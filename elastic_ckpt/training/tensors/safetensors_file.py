@@ -21,7 +21,12 @@ import torch
 
 from elastic_ckpt.checkpoint.tier import Sink
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device, write_from_device
+from elastic_ckpt.training.tensors.device_copy import (
+    DeviceCopies,
+    flat_bytes,
+    is_on_device,
+    write_from_device,
+)
 from elastic_ckpt.util.files import open_regular
 from elastic_ckpt.util.text import printable
 
@@ -114,12 +119,12 @@ def write_file(
             continue
         far = is_on_device(tensor)
         if not far and tensor.nbytes < _SMALL_BYTES:
-            small.append(_flat_bytes(tensor))
+            small.append(flat_bytes(tensor))
             continue
         _write_joined(file, small)
         small.clear()
         if not far:
-            file.write(_memory(_flat_bytes(tensor)))
+            file.write(_memory(flat_bytes(tensor)))
         elif copies is not None and hasattr(file, "take"):
             copies.add(file.take(tensor.nbytes), tensor)
         else:
@@ -140,13 +145,6 @@ def _write_joined(file: Sink, small: list[torch.Tensor]) -> None:
 def layout_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
     """Return the arguments of :func:`make_header`."""
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-
-
-def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a CPU tensor's memory in row-major order, copied only if it is not."""
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _memory(flat: torch.Tensor) -> memoryview:

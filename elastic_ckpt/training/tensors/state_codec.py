@@ -11,7 +11,7 @@ import errno
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,15 +100,12 @@ def rejecting(what: str) -> Iterator[None]:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    file = TensorFile(path)
-    try:
-        found = {}
+    found = {}
+    with closing(TensorFile(path)) as file:
         for name, stored in file.tensors.items():
             found[name] = torch.empty(stored.shape, dtype=stored.dtype)
             file.read_into(stored.begin, found[name])
-        return found
-    finally:
-        file.close()
+    return found
 
 
 def dump_tree(tree: Any, name: str) -> bytes:

@@ -123,13 +123,14 @@ def _run_script(spec: WorkerSpec) -> None:
         _end_interpreter()
         os._exit(code)  # a child that the script forked must not report the rank's outcome
     if code:
-        context.finish(Outcome.FAILED, code, reason)
+        context.slot.leave(Outcome.FAILED, code, reason)
     log.info("the script ended with exit code %d%s", code, f", {reason}" if reason else "")
     # What the script registered at exit belongs to its work: an upload, a last log line.
     _end_interpreter()
     if code:
         raise SystemExit(code)
-    context.finish(Outcome.STOPPED_UNSAVED if _stopped_itself(context) else Outcome.COMPLETED)
+    outcome = Outcome.STOPPED_UNSAVED if _stopped_itself(context) else Outcome.COMPLETED
+    context.slot.leave(outcome)
 
 
 def _outcome(script: str) -> tuple[int, str]:
@@ -189,7 +190,7 @@ def _leave_if_idle(number: int, frame: FrameType | None) -> None:
     """End the worker on a SIGTERM only if a stop is requested and the script does not take part."""
     context = runtime.supervised()
     if _stop_wanted(context.board) and not context.attached:
-        context.finish(Outcome.STOPPED_UNSAVED)
+        context.slot.leave(Outcome.STOPPED_UNSAVED)
         raise SystemExit(0)
 
 

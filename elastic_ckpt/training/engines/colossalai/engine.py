@@ -43,50 +43,27 @@ dist: Any = distributed
 
 
 class ColossalAIEngine(Engine):
-    """Saves through a ``Booster``; optimizer and scheduler may be None.
+    """Saves through a ``Booster``; with ``use_async`` TensorNVMe's threads write, and it waits."""
 
-    Args:
-        use_async: let TensorNVMe's threads write, if it is installed. The save waits for them.
-    """
-
-    def __init__(
-        self,
-        booster: Any,
-        model: Any,
-        optimizer: Any,
-        lr_scheduler: Any,
-        *,
-        use_async: bool = False,
-    ) -> None:
+    def __init__(self, inputs: EngineInputs) -> None:
         patch_loads()
-        self._use_async = use_async and hasattr(nested, "AsyncFileWriter")
-        if use_async and not self._use_async:
+        self._use_async = inputs.use_async and hasattr(nested, "AsyncFileWriter")
+        if inputs.use_async and not self._use_async:
             warnings.warn(
                 "use_async needs TensorNVMe's async_file_io, which is not installed: saves use the "
                 "memory tier instead, if there is one",
                 stacklevel=2,
             )
-        self._booster = booster
-        self._model = model
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
-        plugin = booster.plugin
+        self._booster = inputs.booster
+        self._model = inputs.model
+        self._optimizer = inputs.optimizer
+        self._lr_scheduler = inputs.lr_scheduler
+        plugin = inputs.booster.plugin
         self.info = EngineInfo(
             name="colossalai",
             version=str(getattr(colossalai, "__version__", "")),
             plugin=type(plugin).__name__,
             precision=str(getattr(plugin, "precision", None) or "fp32"),
-        )
-
-    @classmethod
-    def from_inputs(cls, inputs: EngineInputs) -> ColossalAIEngine:
-        """Construct the engine as ``make_engine`` does."""
-        return cls(
-            inputs.booster,
-            inputs.model,
-            inputs.optimizer,
-            inputs.lr_scheduler,
-            use_async=inputs.use_async,
         )
 
     def save(self, directory: Path, part: Part, copies: DeviceCopies | None = None) -> None:
@@ -115,9 +92,8 @@ class ColossalAIEngine(Engine):
         """
         for kind, wanted in self._wanted(states=True):
             index = coverage.open_index(directory, kind)
-            if index is None:
-                missing = f"{kind}/'s index" if rank == 0 else ""
-            else:
+            missing = f"{kind}/'s index" if rank == 0 else ""
+            if index is not None:
                 missing = coverage.what_is_missing(directory, kind, index, wanted)
             if missing:
                 raise SaveFailed(rank, f"ColossalAI left out {missing}")

@@ -5,6 +5,7 @@ A run that restarts with the initial scale skips steps until it has found the ri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -38,40 +39,36 @@ class LossScale(Protocol):
         """Continue from a saved state."""
 
 
+@dataclass
 class _OfColossalAI:
     """ColossalAI's scaler, whose own ``state_dict`` lacks the number of good steps."""
 
-    def __init__(self, scaler: Any) -> None:
-        self._scaler = scaler
+    scaler: Any
 
     def state(self) -> _Saved:
-        """Return the current state."""
-        scaler = self._scaler
+        scaler = self.scaler
         return _Saved(float(scaler.scale.item()), scaler._growth_step, scaler._hysteresis_step)
 
     def restore(self, saved: _Saved) -> None:
-        """Continue from a saved state."""
-        scaler = self._scaler
+        scaler = self.scaler
         scaler._scale = torch.full_like(scaler.scale, saved.scale)
         scaler._growth_step, scaler._hysteresis_step = saved.growth_step, saved.hysteresis_step
 
 
+@dataclass
 class _OfTorch:
     """``torch.amp.GradScaler``, which TorchDDP uses for fp16."""
 
-    def __init__(self, scaler: Any) -> None:
-        self._scaler = scaler
+    scaler: Any
 
     def state(self) -> _Saved:
-        """Return the current state."""
-        state = self._scaler.state_dict()
+        state = self.scaler.state_dict()
         return _Saved(float(state["scale"]), int(state["_growth_tracker"]))
 
     def restore(self, saved: _Saved) -> None:
-        """Continue from a saved state."""
-        own = self._scaler.state_dict()
+        own = self.scaler.state_dict()
         own.update(scale=saved.scale, _growth_tracker=saved.growth_step)
-        self._scaler.load_state_dict(own)
+        self.scaler.load_state_dict(own)
 
 
 def find_loss_scale(optimizer: Any) -> LossScale | None:

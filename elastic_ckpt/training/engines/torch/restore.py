@@ -119,9 +119,8 @@ def restore_optimizer(
         state[number_of[name]] = {
             key: _moment(parameter, existing.get(key), value, places) for key, value in held.items()
         }
-    wanted = [(name, tensor) for name, tensor in places.items()]
     restored = {**saved, "state": state, "param_groups": groups}
-    return Restoration(wanted, lambda: optimizer.load_state_dict(restored))
+    return Restoration([*places.items()], lambda: optimizer.load_state_dict(restored))
 
 
 def _groups(
