@@ -36,11 +36,8 @@ class EvaluationLeft(Exception):
 def evaluating(
     slot: SlotWriter, requested: Callable[[], bool], *, interruptible: bool
 ) -> Iterator[Evaluation]:
-    """Run the body as an evaluation, and restore the random state afterwards.
-
-    Args:
-        requested: returns whether a save or stop is requested.
-    """
+    """Run the body as an evaluation, and restore the random state afterwards; ``requested`` returns
+    whether there is a save or stop to leave it for."""
     evaluation = Evaluation(interruptible, _requested=requested)
     before = slot.phase(Phase.EVALUATING)
     with preserved_rng():

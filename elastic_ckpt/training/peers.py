@@ -68,10 +68,7 @@ class Peers:
     @classmethod
     def connect(cls, limit: float = LIMIT_SECONDS) -> Peers:
         """Connect to the default process group's ranks; without one, this process is alone.
-
-        Raises:
-            UsageError: there are other ranks, but no process group yet.
-        """
+        UsageError if there are other ranks, but no process group yet."""
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(
                 "no process group is initialized: call colossalai.launch_from_torch() or "
@@ -291,13 +288,8 @@ class Peers:
 
 
 def private_store() -> Any:
-    """Return a separate connection to the job's store, for a thread; None if it is not a TCP store.
-
-    A client runs one call at a time: a thread that shared it would wait for other calls.
-
-    Raises:
-        LeaderLost: the store does not answer.
-    """
+    """Return a separate connection to the job's store, for a thread: a client runs one call at a
+    time. None if it is not a TCP store; LeaderLost if the store does not answer."""
     store = _base_store()
     if not isinstance(store, dist.TCPStore):
         return None

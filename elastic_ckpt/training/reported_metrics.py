@@ -10,11 +10,8 @@ from elastic_ckpt.protocol.slot import SlotWriter
 
 
 class ReportedMetrics:
-    """The newest finite value of each metric.
-
-    Attributes:
-        slot: shows the values to the supervisor; None until the session is entered.
-    """
+    """The newest finite value of each metric; ``slot`` shows them to the supervisor once it is
+    set."""
 
     def __init__(self) -> None:
         self.slot: SlotWriter | None = None

@@ -69,11 +69,8 @@ class SavePoints:
         self._is_due = False
 
     def before_step(self) -> None:
-        """Do what all ranks agreed to do before the next step. Collective.
-
-        Raises:
-            SystemExit: at the agreed stop step, after the seal.
-        """
+        """Do what all ranks agreed to do before the next step. Collective. SystemExit after the
+        seal at the agreed stop step."""
         here = self._loop.position
         while True:
             action = self._runtime.steps.enter(here.step, here.epoch, here.sample_start_index)

@@ -20,10 +20,8 @@ _POLL_SECONDS: Final = 0.0005
 
 
 class StepProtocol:
-    """Shows the board which step this rank enters, and finds the requests that it must serve.
-
-    Not collective: no call waits for another rank.
-    """
+    """Shows the board which step this rank enters, and finds the requests that it must serve. No
+    call waits for another rank."""
 
     def __init__(self, board: Board, slot: SlotWriter) -> None:
         self._board = board
@@ -33,11 +31,8 @@ class StepProtocol:
         self._stepped = False
 
     def attach(self, start_step: int, *, declares: bool = True) -> None:
-        """Take part, having resumed from ``start_step``.
-
-        Args:
-            declares: whether the rank shows evaluations on the board as a phase.
-        """
+        """Take part, having resumed from ``start_step``; ``declares``: evaluations show on the
+        board."""
         self._slot.attach(start_step, declares=declares)
         self._slot.step(start_step, start_step, 0, 0)
 

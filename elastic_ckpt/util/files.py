@@ -31,11 +31,8 @@ def sync_directory(directory: Path) -> None:
 
 
 def open_regular(path: Path) -> int:
-    """Open a regular file for reading, without ever waiting for the other end of a FIFO.
-
-    Raises:
-        OSError: the path is anything else (a link, a directory, a FIFO), or cannot be opened.
-    """
+    """Open a regular file for reading, without waiting for the other end of a FIFO. OSError for
+    anything else (a link, a directory, a FIFO), or if it cannot be opened."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -57,11 +54,8 @@ def read_tail(path: Path, limit: int) -> bytes:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the contents of a small file that another user may have created.
-
-    Raises:
-        OSError: it is not a regular file, cannot be read, or is larger than ``limit`` bytes.
-    """
+    """Return the contents of a small file that another user may have created. OSError if it is not
+    a regular file, cannot be read, or is larger than ``limit`` bytes."""
     with os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         data = b"" if size > limit else file.read(size + 1)  # it may grow
@@ -71,11 +65,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def create_file(path: Path) -> int:
-    """Open a new file for writing.
-
-    Raises:
-        OSError: the name exists, even as a link, or the disk refuses.
-    """
+    """Open a new file for writing; OSError if the name exists, even as a link."""
     shared = group_may_read(path.parent)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     if shared:
@@ -139,10 +129,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove temporary files that a kill left in a directory without a writer.
-
-    Anything else of that name is not ours and must not keep a job from starting.
-    """
+    """Remove temporary files that a kill left in a directory without a writer. Anything else of
+    that name is not ours, and must not keep a job from starting."""
     if directory.is_symlink():
         return
     for path in directory.glob(".tmp-*"):
@@ -159,10 +147,7 @@ def remove_tree(directory: Path | str) -> None:
 
 def files_below(root: Path) -> list[str]:
     """Return the relative paths, with ``/``, of all but directories; links are not followed.
-
-    Raises:
-        OSError: a directory cannot be read, or directories are nested too deeply (ELOOP).
-    """
+    OSError if one cannot be read, or if they are nested too deeply (ELOOP)."""
     found: list[str] = []
     for directory, names in _walk(root):
         base = os.path.relpath(directory, root)
@@ -171,10 +156,8 @@ def files_below(root: Path) -> list[str]:
 
 
 def sync_tree(root: Path) -> None:
-    """Make the names in a directory and in all directories below it durable.
-
-    Directories that other code created get the mode of ours, whatever the umask.
-    """
+    """Make the names in a directory and in all below it durable; those that other code created get
+    the mode of ours, whatever the umask."""
     wanted = 0o750 if group_may_read(root) else 0o700
     for directory, _ in _walk(root):
         mode = stat.S_IMODE(os.stat(directory).st_mode)
@@ -184,10 +167,8 @@ def sync_tree(root: Path) -> None:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield a directory and all below it, each with the names of its other entries.
-
-    Unlike os.walk it treats a link as a file, and does not recurse.
-    """
+    """Yield a directory and all below it, each with the names of its other entries. Unlike os.walk
+    it treats a link as a file, and does not recurse."""
     waiting = [(root, 0)]
     while waiting:
         directory, depth = waiting.pop()

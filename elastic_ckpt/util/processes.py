@@ -75,12 +75,8 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
 
 
 def kill_descendants(*, spare_trackers: bool = False) -> None:
-    """Kill everything below this process, again until nothing new was forked.
-
-    Args:
-        spare_trackers: leave the resource tracker of this process, which cleans up and ends
-            after it.
-    """
+    """Kill everything below this process, again until nothing new was forked. With
+    ``spare_trackers`` its resource tracker stays, which cleans up and ends after it."""
     limit = time.monotonic() + KILL_WAIT_SECONDS
     while time.monotonic() < limit:
         found = descendants()
@@ -92,11 +88,8 @@ def kill_descendants(*, spare_trackers: bool = False) -> None:
 
 
 def reap(keep: int) -> None:
-    """Collect adopted children that have ended, so that none stays a zombie.
-
-    Args:
-        keep: pid of a child that other code waits for.
-    """
+    """Collect adopted children that have ended, so that none stays a zombie, except for one pid
+    that other code waits for."""
     for process in descendants():
         try:
             if process.pid == keep or process.ppid() != os.getpid():
@@ -126,11 +119,8 @@ def reap_strangers(agent: int) -> None:
 
 
 def activity(workers: Iterable[int]) -> int:
-    """Return a counter that grows while this process or the workers make progress.
-
-    It grows by one with each 64 KiB that any of them writes and each CPU second of a worker:
-    waiting costs less.
-    """
+    """Return a counter that grows by one with each 64 KiB that this process or a worker writes, and
+    each CPU second of a worker: waiting costs less."""
     total = 0
     for pid in {os.getpid(), *workers} - {0}:
         with contextlib.suppress(psutil.Error):
@@ -157,10 +147,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def count_memory_kills() -> int:
-    """Return how often the kernel has killed a process for memory.
-
-    Counts in this process's control group if that has a counter, else on the host.
-    """
+    """Return how often the kernel has killed a process for memory: in this control group if that
+    has a counter, else on the host."""
     for path in (*_group_counters(), Path("/proc/vmstat")):
         with contextlib.suppress(OSError, ValueError, StopIteration):
             lines = path.read_text().splitlines()

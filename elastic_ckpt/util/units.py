@@ -17,11 +17,7 @@ _SCALES: Final = ((1.0, "s", 99.5), (60.0, "min", 99.5), (3600.0, "h", 47.5))
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds in ``6h30m``, ``90s``, ``2d`` or ``45``.
-
-    Raises:
-        UsageError: the text is not a duration.
-    """
+    """Return the seconds in ``6h30m``, ``90s``, ``2d`` or ``45``; else UsageError."""
     match = _PARTS.fullmatch(text.strip())
     if match is None or not any(match.groups()):
         raise UsageError(f"{text!r} is not a valid duration: write it like 6h30m, 90s or 2d")

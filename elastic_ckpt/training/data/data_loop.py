@@ -108,11 +108,8 @@ class DataLoop:
         self._optimizer_stepped = True
 
     def settle(self) -> None:
-        """Count the step of a batch that the script left by ``break``.
-
-        Python closes the generator when nothing refers to it any more, which may be late. So
-        whatever depends on the count settles it first.
-        """
+        """Count the step of a batch that the script left by ``break``; whatever depends on the
+        count calls this first, as Python may close the generator late."""
         if self._batch_is_out and self._optimizer_stepped and self._state.step_ends:
             self._points.count_step(self._group_batches)
         self._batch_is_out = False

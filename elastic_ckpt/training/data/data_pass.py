@@ -53,15 +53,8 @@ class DataPass:
         return min(self.begin + self.drawn * self.replicas, self.size)
 
     def used(self, epoch: int, batch_size: int) -> int:
-        """Return the samples of the order that are used by now, on all ranks together.
-
-        Args:
-            epoch: the script's epoch.
-            batch_size: the script's samples per optimizer step of one rank.
-
-        Raises:
-            UsageError: one of them contradicts the sampler.
-        """
+        """Return the samples of the order used by now, on all ranks together. UsageError if the
+        script's epoch, or its samples per optimizer step of one rank, contradict the sampler."""
         if epoch != self.epoch:
             raise UsageError(
                 f"save_checkpoint received epoch {epoch}, but the sampler is in epoch "
@@ -105,11 +98,7 @@ class Resumed:
         return self.samples // replicas
 
     def check(self, size: int, order_seed: int | None) -> None:
-        """Check that a sampler has the same data in the same order.
-
-        Raises:
-            DataMismatch: it does not.
-        """
+        """Raise DataMismatch unless a sampler has the same data in the same order."""
         if self.size and (self.size, self.order_seed) != (size, order_seed):
             raise DataMismatch(
                 f"the checkpoint was made with {self.size} samples in the order of seed "
@@ -138,11 +127,8 @@ tracker = PassTracker()
 
 
 def begin_pass(found: DataPass) -> None:
-    """Note that a sampler is read for training from now on.
-
-    Raises:
-        UsageError: another sampler's pass is not finished.
-    """
+    """Note that a sampler is read for training from now on; UsageError if another sampler's pass is
+    not finished."""
     now = tracker.current
     if now is not None and now.owner != found.owner:
         is_over = now.drawn == now.length and now.epoch != found.epoch

@@ -23,13 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint that was loaded.
-
-    Attributes:
-        path: the directory that was read.
-        seal: its manifest, or its seal in the memory tier.
-        source: its tier.
-    """
+    """A checkpoint that was loaded: the directory that was read, its seal, and its tier."""
 
     path: Path
     seal: Manifest | MemorySeal
@@ -37,10 +31,8 @@ class Loaded:
 
 
 class LoadCandidate:
-    """A checkpoint from its choice to the end of its load. No process deletes it meanwhile.
-
-    A context manager. Every method is collective.
-    """
+    """A checkpoint from its choice to the end of its load: a context manager, in which no process
+    deletes it. Every method is collective."""
 
     def __init__(self, runtime: Runtime, tier: Tier, ref: Ref) -> None:
         self._runtime = runtime
@@ -56,11 +48,7 @@ class LoadCandidate:
         self._held.close()
 
     def verify(self) -> str:
-        """Verify it, each rank a share of its files.
-
-        Returns:
-            Why the checkpoint cannot be loaded; empty if all ranks accept it.
-        """
+        """Verify it, each rank a share of its files; return why it cannot be loaded, if so."""
         started, where = time.monotonic(), self._tier.where(self.ref)
         log.info("verifying %s", where)
         reason = self._vote("verify", self._verify_share)
@@ -109,11 +97,7 @@ class LoadCandidate:
         return Loaded(reading.path, reading.seal, Source[self.ref.tier.upper()])
 
     def confirm(self) -> None:
-        """Check, after it was loaded, that its files did not change meanwhile.
-
-        Raises:
-            CheckpointRejected: on every rank, if they did.
-        """
+        """Raise CheckpointRejected on every rank if its files changed while they were loaded."""
         reading = self._verified
         changed = self._vote("load", reading.confirm)
         if changed:

@@ -29,11 +29,7 @@ class CheckpointChoice:
 
     def newest(self) -> LoadCandidate | None:
         """Return the newest checkpoint that was not rejected; None if there are no checkpoints.
-
-        Raises:
-            NoUsableCheckpoint: there are checkpoints, but none is usable, or too many in a row
-                were bad.
-        """
+        NoUsableCheckpoint if none is usable, or too many in a row were bad."""
         peers = self._runtime.peers
         chosen = peers.leader_does("choose", self._choose)
         encoded = peers.tell("chosen", chosen.encode() if chosen else b"")

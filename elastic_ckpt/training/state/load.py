@@ -58,13 +58,8 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
 
 
 def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
-    """Verify and load one checkpoint that the caller chose. Collective.
-
-    One that is not on disk yet is read from memory.
-
-    Raises:
-        CheckpointRejected: it failed verification; it is not moved.
-    """
+    """Verify and load one checkpoint that the caller chose, from memory if it is not on disk yet.
+    Collective. CheckpointRejected if it failed verification; it is not moved."""
     with given(runtime, path) as candidate:
         reason = candidate.verify()
         if reason:
@@ -73,10 +68,8 @@ def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
 
 
 def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
-    """Return a rank's own state, or another rank's if the checkpoint has fewer ranks.
-
-    None if the checkpoint has no such states.
-    """
+    """Return a rank's own state, or another rank's if the checkpoint has fewer ranks; None if it
+    has no such states."""
     path, seal = loaded.path, loaded.seal
     name = f"{rank % seal.world_size:05d}"
     if not any(entry.path == f"ranks/{name}.json" for entry in seal.files):

@@ -12,11 +12,8 @@ from elastic_ckpt.util.text import printable
 
 
 class RankState:
-    """Captured at a save; restored in two parts, as the random state follows later.
-
-    Args:
-        extra: objects with ``state_dict`` and ``load_state_dict``, by name.
-    """
+    """Captured at a save; restored in two parts, as the random state follows later. ``extra`` has
+    objects with ``state_dict`` and ``load_state_dict``, by name."""
 
     def __init__(self, extra: dict[str, Any]) -> None:
         self._extra = extra
@@ -26,11 +23,7 @@ class RankState:
         self._name = ""
 
     def capture(self, *, iterating: bool) -> dict[str, Any]:
-        """Return the current state.
-
-        Args:
-            iterating: whether the DataLoader's iterator of this epoch exists.
-        """
+        """Return the current state; ``iterating``: this epoch's DataLoader iterator exists."""
         extra = {name: thing.state_dict() for name, thing in self._extra.items()}
         return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
 

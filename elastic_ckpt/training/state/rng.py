@@ -41,10 +41,8 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def diverge_rng(number: int) -> None:
-    """Derive a different random state from one that another process has as well.
-
-    The result depends only on the state and the number, on any machine.
-    """
+    """Derive a random state of its own from one that another process has as well. The result
+    depends only on that and the number, on any machine."""
     drawn = int(torch.randint(2**62, ()))
     seed = int.from_bytes(hashlib.sha256(f"{drawn} {number}".encode()).digest()[:4], "big")
     random.seed(seed)
@@ -55,10 +53,8 @@ def diverge_rng(number: int) -> None:
 
 
 def reseed_numpy() -> None:
-    """Reseed NumPy in a forked process, as its import would.
-
-    Python's generator does so by itself, and torch starts with the same seed in every process.
-    """
+    """Reseed NumPy in a forked process, as its import would. Python's generator does so by itself,
+    and torch's seed is the same in every process."""
     random_numbers: Any = sys.modules.get("numpy.random")
     if random_numbers is not None:
         random_numbers.seed()

@@ -41,12 +41,8 @@ _Owners = msgspec.json.Decoder(list[list[str]])
 
 @dataclass(frozen=True)
 class _Taken:
-    """A state that is written, or being copied, and not sealed yet.
-
-    Attributes:
-        written: the paths that each rank has written, encoded; on the leader only.
-        copies: copies that a device has not finished; None without any.
-    """
+    """A state that is written, or being copied, and not sealed yet; on the leader with the paths
+    that each rank has written, encoded."""
 
     target: Attempt
     header: SealHeader
@@ -103,17 +99,8 @@ class SaveOperation:
         return self._taken is not None
 
     def begin(self, *, overlap: bool = False) -> None:
-        """Save into memory if there is a tier, room and time, otherwise to disk.
-
-        If the chosen tier fails, try the other one.
-
-        Args:
-            overlap: if it goes into memory, let a device copy what it can until
-                :meth:`complete`.
-
-        Raises:
-            ElasticCkptError: as :func:`write_checkpoint`.
-        """
+        """Save into memory if there is a tier, room and time, otherwise to disk; if that fails, to
+        the other. In memory with ``overlap`` a device copies what it can until :meth:`complete`."""
         step, epoch = self.position.step, self.position.epoch
         log.info("saving step %d: %s", step, self.reason, extra={"step": step})
         with self._standing_still():
@@ -147,10 +134,8 @@ class SaveOperation:
     # -- inside -------------------------------------------------------------------------------
 
     def _try(self, overlap: bool) -> bool:
-        """Save to the current tier; return False to try the other one.
-
-        Every rank sees the same errors, so all ranks do the same.
-        """
+        """Save to the current tier; return False to try the other one. Every rank sees the same
+        errors, so all ranks do the same."""
         target: Attempt | None = None
         try:
             target = begin_attempt(

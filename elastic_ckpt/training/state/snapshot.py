@@ -49,11 +49,7 @@ class Snapshot:
 def make_header(
     runtime: Runtime, engine: EngineInfo, snapshot: Snapshot, attempt: str
 ) -> SealHeader:
-    """Return what a seal contains besides its files.
-
-    Args:
-        attempt: the attempt's identity.
-    """
+    """Return what a seal contains besides its files; ``attempt`` is the attempt's identity."""
     return SealHeader(
         job=runtime.name,
         attempt=attempt,

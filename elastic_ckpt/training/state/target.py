@@ -19,11 +19,8 @@ _MARGIN: Final = 1.05
 def begin_attempt(
     runtime: Runtime, engine: Engine, step: int, *, allow_memory: bool = True
 ) -> Attempt:
-    """Begin a save: in memory if there is a tier with room, else on disk. Collective.
-
-    Raises:
-        StorageFailed: on every rank; the disk has no room, or does not answer.
-    """
+    """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
+    on every rank if the disk has no room, or does not answer."""
     disk = DiskTier(runtime.job, runtime.retain.make_room)
     memory = runtime.memory if allow_memory else None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}

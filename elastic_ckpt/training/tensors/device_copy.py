@@ -24,11 +24,8 @@ def is_on_device(tensor: torch.Tensor) -> bool:
 
 
 def write_from_device(file: Any, tensor: torch.Tensor) -> None:
-    """Write a tensor's bytes in row-major order; they are in the file when this returns.
-
-    A sink with ``take(nbytes) -> memoryview`` is filled in place: the copy's target is the next
-    bytes of its mapping.
-    """
+    """Write a tensor's bytes in row-major order; they are in the file when this returns. A sink
+    with ``take(nbytes) -> memoryview`` is filled in place."""
     # Ordered after the current stream's pending work on the tensor.
     flat = flat_bytes(tensor)
     if hasattr(file, "take"):
@@ -157,10 +154,8 @@ def _write_staged(file: Any, flat: torch.Tensor) -> None:
 
 
 def pin(mapping: mmap.mmap) -> None:
-    """Register a mapping with CUDA, if this process uses it already.
-
-    If that fails, a copy into the mapping is still correct, but synchronous.
-    """
+    """Register a mapping with CUDA, if this process uses it already. If that fails, a copy into the
+    mapping is still correct, but synchronous."""
     if cuda.is_initialized():
         cuda.cudart().cudaHostRegister(_address(mapping), len(mapping), 0)
 

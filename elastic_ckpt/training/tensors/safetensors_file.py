@@ -53,13 +53,8 @@ _SMALL_BYTES: Final = 32 * 1024
 
 @dataclass(frozen=True)
 class Header:
-    """The start of a file, and the order of the tensors after it.
-
-    Attributes:
-        data: the bytes before the first tensor.
-        order: the tensors' names.
-        file_bytes: size of the whole file.
-    """
+    """The bytes of a file before the first tensor, the names of the tensors in order, and the size
+    of the whole file."""
 
     data: bytes
     order: tuple[str, ...]
@@ -67,15 +62,8 @@ class Header:
 
 
 def make_header(tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Header:
-    """Lay out a file.
-
-    Args:
-        tensors: dtype and shape by name; no name is ``__metadata__``, every dtype is in
-            ``DTYPES``.
-
-    Raises:
-        UsageError: there are more tensors than a reader accepts.
-    """
+    """Lay out a file of tensors by name, with dtypes of ``DTYPES``; no name is ``__metadata__``.
+    UsageError if there are more tensors than a reader accepts."""
     sizes = {name: prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
     # The widest first, so that each is aligned to its width; then by size, to join small ones.
     order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, -sizes[name], name))
@@ -172,12 +160,8 @@ class StoredTensor:
 
 
 class TensorFile:
-    """An open safetensors file, whose header is checked against its size.
-
-    Raises:
-        ValueError: it is not a safetensors file.
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """An open safetensors file, whose header is checked against its size. ValueError if it is
+    invalid, OSError if it cannot be opened or is not a regular file."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
@@ -198,12 +182,8 @@ class TensorFile:
         os.close(self._fd)
 
     def read_into(self, begin: int, target: torch.Tensor) -> None:
-        """Fill a contiguous CPU tensor with the bytes from ``begin`` on.
-
-        Raises:
-            ValueError: the file was truncated.
-            OSError: reading failed.
-        """
+        """Fill a contiguous CPU tensor with the bytes from ``begin`` on. ValueError if the file was
+        truncated, OSError if reading failed."""
         if not target.numel():
             return
         view = _memory(target.detach().view(-1).view(torch.uint8))

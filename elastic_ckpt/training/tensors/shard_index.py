@@ -65,11 +65,7 @@ def shard_file(rank: int) -> str:
 
 
 def read_index(directory: Path) -> ShardIndex:
-    """Read a part's index, and check that its shards cover each tensor exactly once.
-
-    Raises:
-        CheckpointRejected: it is invalid.
-    """
+    """Read a part's index; CheckpointRejected unless its shards cover each tensor exactly once."""
     with rejecting(f"{INDEX_NAME} in {directory.name}"):
         data = read_bounded(directory / INDEX_NAME, MAX_INDEX_BYTES)
         index = msgspec.json.decode(data, type=ShardIndex)
@@ -120,12 +116,8 @@ def _overlap(shards: Sequence[Shard]) -> bool:
 
 
 def check_files(directory: Path, index: ShardIndex, files: dict[str, TensorFile]) -> None:
-    """Open every file that an index names, into ``files``, and check that it has the shards.
-
-    Raises:
-        CheckpointRejected: a shard is missing, or has another dtype or shape.
-        OSError: a file cannot be read.
-    """
+    """Open every file that an index names, into ``files``. CheckpointRejected if a shard is missing
+    or has another dtype or shape, OSError if a file cannot be read."""
     with rejecting(f"{INDEX_NAME} in {directory.name}"):
         for name, tensor in index.tensors.items():
             for shard in tensor.shards:
@@ -138,12 +130,8 @@ def check_files(directory: Path, index: ShardIndex, files: dict[str, TensorFile]
 
 
 class ShardReader:
-    """The tensors of one part, open for reading. Not collective. A context manager.
-
-    Raises:
-        CheckpointRejected: :func:`read_index` or :func:`check_files` rejects it.
-        OSError: it cannot be read.
-    """
+    """The tensors of one part, open for reading. Not collective. A context manager. Opening raises
+    as :func:`read_index` and :func:`check_files`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -162,12 +150,8 @@ class ShardReader:
         self._close()
 
     def read(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Fill tensors in place; for a DTensor, this rank's shard.
-
-        Args:
-            wanted: names in the index, and targets of the indexed dtype and global shape, on any
-                device.
-        """
+        """Fill targets on any device, by names in the index, with its dtype and global shape; for a
+        DTensor, this rank's shard."""
         targets = {str(number): target.detach() for number, (_, target) in enumerate(wanted)}
         entries = {str(number): self.index.tensors[name] for number, (name, _) in enumerate(wanted)}
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -56,11 +56,7 @@ def write_state(part: Part, name: str, state: Any) -> None:
 
 
 def read_state(directory: Path, name: str) -> Any:
-    """Read what :func:`write_state` wrote, with tensors on the CPU.
-
-    Raises:
-        CheckpointRejected: the files are invalid.
-    """
+    """Read what :func:`write_state` wrote, with tensors on the CPU, or raise CheckpointRejected."""
     with rejecting(f"{name} in {directory.name}"):
         tree = json.loads(read_bounded(directory / f"{name}.json", MAX_JSON_BYTES))
         return decode_tree(tree, _read_tensors(directory / f"{name}.safetensors"))
@@ -80,11 +76,8 @@ def tensor_name(tree: Any) -> str | None:
 
 @contextmanager
 def rejecting(what: str) -> Iterator[None]:
-    """Turn whatever invalid data raises into one error; storage errors pass through.
-
-    Raises:
-        CheckpointRejected: "``what`` is not readable", and why.
-    """
+    """Turn whatever invalid data raises into CheckpointRejected: "``what`` is not readable", and
+    why. Storage errors pass through."""
     try:
         yield
         return
@@ -109,11 +102,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def dump_tree(tree: Any, name: str) -> bytes:
-    """Encode a tree of :class:`TreeEncoder` as the bytes of its JSON file.
-
-    Raises:
-        UsageError: it is larger than a reader accepts.
-    """
+    """Encode a tree of :class:`TreeEncoder` as its JSON file; UsageError if it is too large."""
     try:
         data = json.dumps(tree).encode()
     except ValueError as error:  # an integer with more digits than Python reads
@@ -143,11 +132,8 @@ class TreeEncoder:
         self._alive: list[torch.Tensor] = []  # or an address might be reused
 
     def encode(self, value: Any, path: str = "", depth: int = 0) -> Any:
-        """Return a tree as JSON values; ``path`` is its position in the whole tree.
-
-        Raises:
-            UsageError: it contains something that cannot be saved.
-        """
+        """Return a tree as JSON values; ``path`` is its position in the whole tree. UsageError if
+        it contains something that cannot be saved."""
         if depth > _MAX_DEPTH:
             raise UsageError(
                 f"the state at {path[:80]!r} is nested deeper than {_MAX_DEPTH}: flatten it"
@@ -221,11 +207,7 @@ class TreeEncoder:
 
 
 def check_tensor(tensor: torch.Tensor, path: str) -> None:
-    """Reject a tensor that safetensors cannot store.
-
-    Raises:
-        UsageError: with its path in the state.
-    """
+    """Raise UsageError, with the path in the state, for a tensor that safetensors cannot store."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise _unsupported(tensor, path, f" ({tensor.layout}, {tensor.device})")
     if hasattr(tensor, "__tensor_flatten__"):  # it wraps other tensors, as a DTensor its shard

@@ -46,11 +46,8 @@ log = logging.getLogger(__name__)
 
 
 def main(payload: bytes) -> None:
-    """Run the script as ``python script.py`` would, in a freshly forked process.
-
-    Raises:
-        SystemExit: the script failed; with the script's exit code.
-    """
+    """Run the script as ``python script.py`` would, in a freshly forked process. If it fails,
+    SystemExit with its exit code."""
     _die_with_template()
     ignore_notices()
     # A process forked from a forkserver would start its own children from it as well.
@@ -174,10 +171,8 @@ def _end_interpreter() -> None:
 
 
 def _stopped_itself(context: runtime.Supervised) -> bool:
-    """Return whether a script without a Session handled the SIGTERM of a stop itself.
-
-    It exits with 0, but must not count as finished.
-    """
+    """Return whether a script without a Session handled the SIGTERM of a stop itself: it exits with
+    0, but must not count as finished."""
     ours = signal.getsignal(signal.SIGTERM) is _leave_if_idle
     return not ours and not context.attached and _stop_wanted(context.board)
 
@@ -195,10 +190,8 @@ def _leave_if_idle(number: int, frame: FrameType | None) -> None:
 
 
 def _allow_py_spy(board: str) -> None:
-    """Let the supervisor, which owns the board, and its children read this process's stack.
-
-    Otherwise py-spy fails where Yama restricts that to parents (ptrace_scope 1).
-    """
+    """Let the supervisor, which owns the board, and its children read this process's stack, also
+    where Yama restricts that to parents (ptrace_scope 1)."""
     import ctypes
 
     supervisor = int(board.split("/")[2])

@@ -16,11 +16,8 @@ Kind = Literal["modeling", "optimizer"]
 
 
 def open_index(checkpoint: Path, kind: Kind) -> Index | None:
-    """Read the index of ``modeling/`` or ``optimizer/``; None without one.
-
-    Raises:
-        CheckpointRejected: it is not readable, or points outside the checkpoint.
-    """
+    """Read the index of ``modeling/`` or ``optimizer/``; None without one. Raises as
+    :func:`read_index`."""
     path = next(iter(sorted((checkpoint / kind).glob("*.index.json"))), None)
     return None if path is None else read_index(path)
 

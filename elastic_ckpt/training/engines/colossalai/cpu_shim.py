@@ -40,10 +40,7 @@ def patch_loads() -> None:
 
 def patch_training(leave_out: str = "") -> None:
     """Let the plugins other than TorchDDP train. Call it before ``Booster.boost``; may be repeated.
-
-    Args:
-        leave_out: one of ``PIECES``, to test whether it is still needed.
-    """
+    A test leaves out one of ``PIECES``, to see whether it is still needed."""
     if torch.cuda.is_available():
         return
     patch_loads()

@@ -197,10 +197,8 @@ class ColossalAIEngine(Engine):
 
 @contextlib.contextmanager
 def plain_objects() -> Iterator[None]:
-    """Keep ColossalAI from running code when it loads an optimizer that use_async saved.
-
-    Its numbers and parameter groups are pickles in tensors, which ``torch.load`` never sees.
-    """
+    """Keep ColossalAI from running code when it loads what use_async saved of an optimizer: pickles
+    in tensors, which ``torch.load`` never sees."""
     plain, nested._unpickler = nested._unpickler, PlainUnpickler
     try:
         yield

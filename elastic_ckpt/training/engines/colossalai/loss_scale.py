@@ -87,14 +87,8 @@ def save_loss_scale(part: Part, scale: LossScale) -> None:
 
 
 def load_loss_scale(checkpoint: Path, scale: LossScale) -> str:
-    """Restore the state.
-
-    Returns:
-        Why it was not restored; empty if it was.
-
-    Raises:
-        CheckpointRejected: what was saved is not a loss scale.
-    """
+    """Restore the state, or return why it was not restored. CheckpointRejected if what was saved is
+    not a loss scale."""
     try:
         saved = msgspec.json.decode(read_bounded(checkpoint / _NAME, _MAX_BYTES), type=_Saved)
     except FileNotFoundError:

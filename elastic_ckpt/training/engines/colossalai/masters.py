@@ -76,14 +76,8 @@ def save_masters(part: Part, pieces: list[Piece]) -> None:
 
 
 def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
-    """Restore the pieces from any number of shards and stages. Not collective.
-
-    Returns:
-        Why some stay as ColossalAI made them from the weights; empty if all were restored.
-
-    Raises:
-        CheckpointRejected: they are not this model's.
-    """
+    """Restore the pieces from any number of shards and stages, or return why some stay as they were
+    made from the weights. Not collective. CheckpointRejected if they are another model's."""
     lacking: list[str] = []
     with rejecting(f"{DIRECTORY}/ in {checkpoint.name}"), ExitStack() as held:
         saved = {rest: _find_shards(checkpoint, rest, held) for rest in {p.rest for p in pieces}}
@@ -101,11 +95,7 @@ def load_masters(checkpoint: Path, pieces: list[Piece]) -> str:
 
 
 def find_pieces(plugin: Any, model: Any, optimizer: Any) -> list[Piece]:
-    """Return the pieces of which this rank holds a shard; none if the weights are fp32.
-
-    Args:
-        plugin, model, optimizer: the booster's plugin, and the boosted objects.
-    """
+    """Return the pieces of which this rank holds a shard; none if the weights are fp32."""
     if optimizer is None:
         return []
     if hasattr(optimizer, "chunk16_set"):
@@ -209,12 +199,7 @@ class _Shards:
         self.count = count
 
     def file(self, shard: int) -> TensorFile:
-        """Open a shard.
-
-        Raises:
-            CheckpointRejected: it is missing.
-            ValueError, OSError: as :class:`TensorFile`.
-        """
+        """Open a shard; CheckpointRejected if it is missing, and as :class:`TensorFile`."""
         if shard not in self._open:
             name = self._first.name.replace("-00000-of-", f"-{shard:05d}-of-")
             path = self._first.with_name(name)
@@ -238,11 +223,8 @@ def _find_shards(checkpoint: Path, rest: str, held: ExitStack) -> dict[str, _Sha
 
 
 def _fill(master: torch.Tensor, name: str, piece: Piece, shards: _Shards) -> None:
-    """Copy this rank's part of a parameter from the shards.
-
-    Raises:
-        CheckpointRejected, KeyError, ValueError: they are not this parameter's.
-    """
+    """Copy this rank's part of a parameter from the shards. CheckpointRejected, KeyError or
+    ValueError if they are not this parameter's."""
     size = master.numel()
     if not size:
         return

@@ -71,11 +71,8 @@ class ReplicaWriters:
 
 
 def count_writers() -> int:
-    """Return the number of ranks on rank 0's node; 0 on other nodes.
-
-    If the launcher does not tell which node is the first, rank 0 writes alone, unless there is
-    only one node.
-    """
+    """Return the number of ranks on rank 0's node; 0 on other nodes. Rank 0 writes alone if the
+    launcher does not tell which node is the first, unless there is only one."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if local == dist.get_world_size() or os.environ.get("GROUP_RANK") == "0":
         return local

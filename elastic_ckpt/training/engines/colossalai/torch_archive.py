@@ -37,11 +37,7 @@ _NAME_AT: Final = 30
 
 @dataclass(frozen=True)
 class Archive:
-    """One planned file.
-
-    Attributes:
-        pieces: its contents, in order. A storage is not copied before it is written.
-    """
+    """One planned file: its contents, in order. A storage is not copied before it is written."""
 
     pieces: list[bytes | torch.UntypedStorage]
 
@@ -132,10 +128,8 @@ class _Layout:
 
 
 class _Pickler:
-    """Pickles for torch, and records the storages under their names in the archive.
-
-    Torch sets ``persistent_id`` as an attribute (2.5) or in a subclass (later).
-    """
+    """Pickles for torch, which sets ``persistent_id`` as an attribute (2.5) or in a subclass
+    (later), and records the storages under their names in the archive."""
 
     noted: ClassVar[dict[str, torch.UntypedStorage]]
     persistent_id: Any

@@ -24,11 +24,7 @@ class PlainUnpickler(pickle.Unpickler):
     """Unpickles numbers, texts, lists and dicts, but nothing that is imported, and so no code."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
-        """Reject any import.
-
-        Raises:
-            CheckpointRejected: always.
-        """
+        """Reject any import with CheckpointRejected."""
         raise CheckpointRejected(
             f"a file of the checkpoint contains {printable(f'{module_name}.{global_name}', 100)}, "
             "which may run code"

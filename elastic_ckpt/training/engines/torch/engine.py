@@ -116,11 +116,7 @@ class TorchEngine(Engine):
                 write_state(part, f"{name}/state", bare(thing).state_dict())
 
     def load(self, directory: Path) -> str:
-        """Read what this rank needs. Not collective.
-
-        Raises:
-            CheckpointError: the state does not fit the model or the optimizer.
-        """
+        """Read what this rank needs; CheckpointError if the state does not fit. Not collective."""
         with ExitStack() as held:
             halves = []
             for name, thing in self._things():
@@ -188,10 +184,8 @@ def _write(part: Part, file: PlannedFile, state: PartState, copies: DeviceCopies
 
 
 def _is_steady(part: str, tensor: torch.Tensor) -> bool:
-    """Return whether only the optimizer's step modifies a tensor.
-
-    A forward pass modifies buffers, and a scheduler may modify a learning rate, which is small.
-    """
+    """Return whether only the optimizer's step modifies a tensor; a forward pass modifies buffers,
+    a scheduler perhaps a learning rate, which is small."""
     return tensor.nbytes >= _STEADY_BYTES and (
         part == _OPTIMIZER or isinstance(tensor, nn.Parameter)
     )

@@ -79,11 +79,7 @@ def bare(model: Any) -> Any:
 
 
 def module_state(model: nn.Module) -> PartState:
-    """Return the state of a module, without copying parameters.
-
-    Raises:
-        UsageError: it contains something that cannot be saved.
-    """
+    """Return the state of a module without copying parameters; UsageError if it cannot be saved."""
     state = model.state_dict(keep_vars=True)
     names = canonical_names(model, state)
     tensors: dict[str, torch.Tensor] = {}
@@ -169,14 +165,8 @@ _CHECKPOINTED: Final = "_checkpoint_wrapped_module."
 
 
 def canonical_names(model: Any, keys: Iterable[str]) -> dict[str, str]:
-    """Return names without the wrappers of DDP, compile and activation checkpointing, by key.
-
-    Args:
-        keys: keys of the model's ``state_dict``.
-
-    Raises:
-        UsageError: two keys have the same name.
-    """
+    """Return names without the wrappers of DDP, compile and activation checkpointing, by key of the
+    model's ``state_dict``. UsageError if two have the same name."""
     outer: dict[str, tuple[Any, str]] = {"": (model, "")}
     names = {}
     for key in keys:
