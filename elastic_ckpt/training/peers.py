@@ -8,7 +8,6 @@ becomes the same error on every rank. Every wait polls and is bounded.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +30,7 @@ from elastic_ckpt.training.rank_errors import (
     encode_failure,
     leader_lost,
 )
+from elastic_ckpt.util.outlet import EXIT_SECONDS, standard_error
 
 LIMIT_SECONDS: Final = 1800.0
 """Maximum duration of an exchange; a rank that takes longer counts as lost."""
@@ -187,11 +187,9 @@ class Peers:
         except RuntimeError as lost:
             error = leader_lost(lost)
         if not done.wait(FAILURE_GRACE_SECONDS):
-            print(
-                f"elastic-ckpt: error: rank {self.rank} is stuck in a collective since {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"elastic-ckpt: error: rank {self.rank} is stuck in a collective since {error}"
+            standard_error().put(f"{line}\n".encode())
+            standard_error().flush(EXIT_SECONDS)
             os._exit(int(ExitCode.FAILED))
 
     def _judge(self, key: str, mine: bytes = b"") -> list[bytes]:

@@ -23,6 +23,7 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
+from elastic_ckpt.util.outlet import standard_error
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
@@ -84,9 +85,13 @@ class Runtime:
             self.retain.rule = self.supervised.retention
 
     def say(self, line: str) -> None:
-        """Print a line to the job's output; a failed write is ignored."""
+        """Print a line to the job's output, without waiting for a reader; errors are ignored."""
+        line = f"elastic-ckpt: {printable(line)}"
+        if self.supervised is None and sys.stderr is sys.__stderr__:  # else the agent reads it
+            standard_error().put(f"{line}\n".encode())
+            return
         with contextlib.suppress(OSError):
-            print(f"elastic-ckpt: {printable(line)}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def leader_says(self, line: str) -> None:
         """Print a line on the leader alone."""

@@ -16,7 +16,9 @@ from elastic_ckpt.cli.run.options import run_options
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices.signals import hold_signals
+from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import RunSettings
@@ -70,12 +72,13 @@ def command(
         return 0
     _open_standard_streams()
     hold_signals()
-    settings = build_settings(**options)
-    _remember_slurm_job(settings)
-    supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
-    if hostfile is not None:  # not before this run owns the job
-        _start_others(context, settings)
-    return int(supervisor.run())
+    with unblocked_streams(_not_shown):
+        settings = build_settings(**options)
+        _remember_slurm_job(settings)
+        supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
+        if hostfile is not None:  # not before this run owns the job
+            _start_others(context, settings)
+        return int(supervisor.run())
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
@@ -155,11 +158,11 @@ def _open_standard_streams() -> None:
 
 
 def _print_line(line: str) -> None:
-    try:
-        click.echo(f"elastic-ckpt: {printable(line, 4000)}", err=True)
-    except OSError:
-        # The reader is gone. Python flushes what is buffered at exit, and a failure there
-        # would replace the exit code.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
+    click.echo(f"elastic-ckpt: {printable(line, 4000)}", err=True)
+
+
+def _not_shown(count: int) -> str:
+    return (
+        f"elastic-ckpt: {human_bytes(count)} of the supervisor's lines were not shown here, "
+        "because nothing read them; the journal and the logs have them"
+    )
