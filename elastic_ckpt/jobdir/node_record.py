@@ -114,6 +114,8 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         message: one line for people: what it is doing, or why it ended.
         save_interval: chosen by ``--save-interval auto``; None for a fixed one.
         sessionless: the script trains without a Session and makes no checkpoints.
+        stepless_since: since when an open Session, or one that the script ended with, has shown no
+            step; seconds since the epoch, 0 for none.
         memory: directory of the memory tier; empty without one.
         last_recovery: the newest that was completed.
         last_failure: the newest of this run.
@@ -139,6 +141,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     memory: str = ""
     save_interval: IntervalRecord | None = None
     sessionless: bool = False
+    stepless_since: float = 0.0
     last_recovery: RecoveryRecord | None = None
     last_failure: FailureRecord | None = None
     grace: float = 0.0

@@ -20,6 +20,7 @@ from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
 from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
 from elastic_ckpt.supervisor.watch.step_marks import StepMarks
+from elastic_ckpt.supervisor.watch.stepless_watch import SteplessWatch
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -55,6 +56,7 @@ class Incarnations:
         )
         self._recovery = RecoveryWatch(board, journal, node.last_recovery)
         self._marks = StepMarks(clock, board, journal)
+        self._stepless = SteplessWatch(clock, board, run.record)
         self._hang: Hang | None = None
         self._cleaning = False
         node.failures_left = self._restarts.policy.left
@@ -97,6 +99,7 @@ class Incarnations:
         self.is_launched, self._hang = True, None
         self.hangs.begin()
         self._marks.begin()
+        self._stepless.begin()
         journal.incarnation = number
         journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
         message = f"launching incarnation {number}"
@@ -117,6 +120,8 @@ class Incarnations:
         if self._recovery.poll(self._run.incarnation):
             self._run.record.update(last_recovery=self._recovery.last)
         self._marks.poll(now)
+        if self.is_watched:
+            self._stepless.poll(now)
 
     def on_hang(self, hang: Hang) -> None:
         """Remember what hangs; its workers are being killed."""
@@ -170,6 +175,7 @@ class Incarnations:
         self.is_launched = False
         self._recovery.poll(ended.incarnation)  # its first step may be its last
         self._marks.last()
+        self._stepless.ended(ended)
         if ended.kind is EndKind.COMPLETED and not ended.attached:
             self._run.record.node.sessionless = True
         self._ports.journal.write(

@@ -16,6 +16,7 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Phase, Source
+from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.data_loop import DataLoop
 from elastic_ckpt.training.engines import EngineInputs, make_engine
@@ -89,6 +90,7 @@ class Session:
         self._loop = LoopState(accumulation_steps)
         self._rank_state = RankState(dict(extra or {}))
         self._metrics = ReportedMetrics()
+        self._optimizer_steps = 0
         self.resumed_from: Path | None = None
 
     def __enter__(self) -> Session:
@@ -114,7 +116,8 @@ class Session:
             self._resume(found)
             saver.last = (found.seal.epoch, found.seal.step)
         slot.loaded(found.source if found else Source.NOTHING)
-        runtime.steps.attach(self._loop.position.step)
+        self._first_step = self.step
+        runtime.steps.attach(self.step)
         self._points = SavePoints(
             runtime, saver, SaveInterval(steps=interval), self._timer, self._loop,
             self._rank_state, self._metrics,
@@ -124,6 +127,7 @@ class Session:
             global_batch=global_batch, resumed_from=found.seal if found else None,
         )  # fmt: skip
         self._watch_optimizer()
+        slot.phase(Phase.BETWEEN)
         return self
 
     def __exit__(
@@ -137,6 +141,7 @@ class Session:
             return
         self._data.settle()
         self._points.finish()
+        self._warn_if_stepless()
         self._runtime.slot.phase(Phase.LEAVING)
 
     @property
@@ -226,4 +231,17 @@ class Session:
         inner = getattr(self._inputs.optimizer, "optim", self._inputs.optimizer)
         if hasattr(inner, "register_step_post_hook"):
             inner.register_step_pre_hook(lambda *_: self._timer.optimizing())
-            inner.register_step_post_hook(lambda *_: self._data.optimizer_stepped())
+            inner.register_step_post_hook(lambda *_: self._optimizer_stepped())
+
+    def _optimizer_stepped(self) -> None:
+        self._optimizer_steps += 1
+        self._data.optimizer_stepped()
+
+    def _warn_if_stepless(self) -> None:
+        """Say so if the optimizer stepped and none of the steps was counted."""
+        runtime, resumed = self._runtime, self._first_step
+        if self.step == resumed and self._optimizer_steps and runtime.peers.rank == 0:
+            runtime.say(
+                f"warning: the optimizer stepped {self._optimizer_steps} times in this Session, "
+                f"which has seen no step, {STEPLESS}"
+            )

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -570,6 +571,27 @@ def test_extra_object_that_cannot_be_saved_is_an_error(tmp_path):
     assert "the state at 'extra.odd.deep.1.inside' is a object" in text
     assert checkpoints(tmp_path) == []
     assert list((tmp_path / ".attempts").iterdir()) == []
+
+
+def step_outside_of_batches(directory: str, steps: int) -> str:
+    model, printed = nn.Linear(1, 1), io.StringIO()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        contextlib.redirect_stderr(printed),
+        Session(directory, model=model, optimizer=optimizer) as session,
+    ):
+        for _ in session.epochs(2):
+            for _ in range(steps):
+                model(torch.ones(1, 1)).sum().backward()
+                optimizer.step()
+    return printed.getvalue()
+
+
+def test_session_that_closes_without_a_step_says_what_it_did_not_see(tmp_path):
+    said = run(step_outside_of_batches, str(tmp_path / "a"), 3)
+    assert "the optimizer stepped 6 times in this Session, which has seen no step" in said
+    assert "session.batches(loader)" in said
+    assert run(step_outside_of_batches, str(tmp_path / "b"), 0) == ""
 
 
 # -- the data are the checkpoint's --------------------------------------------------------------

@@ -42,7 +42,7 @@ class AtRiskView(msgspec.Struct):
     """The work that would have to be repeated if the node died now: it is not on the disk yet.
 
     Attributes:
-        steps: None if the script restarts its count in each epoch.
+        steps: None if the script restarts its count in each epoch, or if none was seen.
         seconds: of training.
     """
 
@@ -99,14 +99,23 @@ def progress(
 
 
 def at_risk(
-    epoch: int, step: int, on_disk: CheckpointView | None, account: TimeAccount, now: float
+    epoch: int,
+    step: int,
+    on_disk: CheckpointView | None,
+    account: TimeAccount,
+    now: float,
+    *,
+    stepless_since: float = 0.0,
 ) -> AtRiskView:
     """Return the work that is not in the newest checkpoint on the disk.
 
     Args:
         epoch, step: where the job is.
         now: seconds since the epoch.
+        stepless_since: since when the script trains without a step that is seen; 0 if it does not.
     """
+    if stepless_since:
+        return AtRiskView(None, max(0.0, now - stepless_since))
     if on_disk is None:
         return AtRiskView(step, account.training_since(-math.inf, now))
     moment = account.moment_of(on_disk.epoch, on_disk.step)

@@ -36,7 +36,9 @@ from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.util.text import encodable, printable
+from elastic_ckpt.util.units import human_duration
 
 _NO_SESSION = "the script creates no Session, so there are no checkpoints"
 
@@ -185,6 +187,8 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     position = _position(slots, beat if running and alive is None else None, newest)
     no_session = (record is not None and record.sessionless) or _no_session(record, slots)
     warnings = [_NO_SESSION] if no_session else []
+    if record is not None and record.stepless_since:
+        warnings.append(_stepless(record, now))
     if running:
         warnings += _warnings(newest_save, rejected, newest, alive is None and _is_silent(beat))
     return StatusView(
@@ -203,7 +207,14 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
             position.step if position else None, slots, history.marks, running=running
         ),
         reported=reported(slots),
-        at_risk=at_risk(position.epoch, position.step, on_disk, account, now)
+        at_risk=at_risk(
+            position.epoch,
+            position.step,
+            on_disk,
+            account,
+            now,
+            stepless_since=record.stepless_since if record else 0.0,
+        )
         if position and slots and now is not None
         else None,
         newest_intact=_newest(newest),
@@ -224,6 +235,13 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         lost_work_seconds=goodput.lost_work_seconds,
         time=time_view(goodput),
     )
+
+
+def _stepless(record: NodeRecord, now: float | None) -> str:
+    if now is None:
+        return f"no step was seen in the script's Session, {STEPLESS}"
+    seconds = human_duration(max(0.0, now - record.stepless_since))
+    return f"no step for {seconds} in the open Session, {STEPLESS}"
 
 
 def _crashes(history: History) -> int:

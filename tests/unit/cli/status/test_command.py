@@ -165,6 +165,19 @@ def test_at_risk_is_the_work_since_the_save_on_the_disk(training: JobDirectory) 
     assert "40 steps, 40 s of training, if this node died now" in shown(gather(training))
 
 
+def test_steps_that_nobody_sees_are_at_risk_and_a_warning(job: JobDirectory, board: Board) -> None:
+    since = time.time() - 480
+    record(job, RunState.STARTING, board=board.path, incarnation=1, stepless_since=since)
+    view = gather(job)
+    assert view.exit_code == 1 and view.at_risk is not None
+    assert (view.at_risk.steps, round(view.at_risk.seconds)) == (None, 480)
+    assert "8 min of training, if this node died now" in shown(view)
+    assert "no step for 8 min in the open Session, so nothing is saved" in view.warnings[0]
+    record(job, RunState.FINISHED, exit_code=0, stepless_since=since)
+    over = gather(job)
+    assert "no step was seen in the script's Session" in over.warnings[0]
+
+
 def test_without_a_checkpoint_all_training_is_at_risk(
     job: JobDirectory, training: JobDirectory
 ) -> None:

@@ -1,0 +1,49 @@
+"""Warns of a Session that is open and shows no step."""
+
+from __future__ import annotations
+
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.stepless import STEPLESS, STEPLESS_SECONDS, stepless_since
+from elastic_ckpt.supervisor.ports import Clock
+from elastic_ckpt.supervisor.run_record import RunRecord
+
+
+class SteplessWatch:
+    """Watches one node's ranks; the supervisor's loop calls :meth:`poll` at each turn."""
+
+    def __init__(self, clock: Clock, board: Board, record: RunRecord) -> None:
+        self._clock = clock
+        self._board = board
+        self._record = record
+        self._next = 0.0
+
+    def begin(self) -> None:
+        """Start watching another incarnation."""
+        self._set(0.0)
+
+    def poll(self, now: float) -> None:
+        """Warn once when a Session has been open for a minute without a step.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if now < self._next:
+            return
+        self._next = now + 1.0
+        since = stepless_since(self._board.read_slots()) / 1e9
+        if not since:
+            self._set(0.0)
+        elif now - since > STEPLESS_SECONDS and not self._record.node.stepless_since:
+            self._set(self._clock.wall() - (now - since))
+            self._record.say(f"no step for {now - since:.0f} s in the open Session, {STEPLESS}")
+
+    def ended(self, ended: Ended) -> None:
+        """Report a script that was completed without a step, unless it resumed at its end."""
+        if ended.kind is EndKind.COMPLETED and ended.attached and not ended.finished:
+            self._set(self._record.node.stepless_since or self._clock.wall())
+            self._record.say(f"the script's Session closed without one step, {STEPLESS}")
+
+    def _set(self, since: float) -> None:
+        if self._record.node.stepless_since != since:
+            self._record.update(stepless_since=since)
