@@ -163,14 +163,9 @@ def newest_intact(job: JobDirectory) -> CheckpointView | None:
 
 
 def candidates(job: JobDirectory) -> list[tuple[Path, Manifest | None, CheckpointError | None]]:
-    """Return what a restart may try, newest first, down to the first intact one.
-
-    Each comes with its manifest, or with why it is not intact.
-
-    Raises:
-        UnsupportedFormat: a newer version wrote the newest one. To fall back silently to an
-            older one would lose work.
-    """
+    """Return what a restart may try, newest first, down to the first intact one, each with its
+    manifest or why it is not intact. UnsupportedFormat if a newer version wrote the newest one: to
+    fall back silently would lose work."""
     found: list[tuple[Path, Manifest | None, CheckpointError | None]] = []
     for path in scan(job):
         try:

@@ -39,12 +39,8 @@ class HeldLock:
     """A lock that this process holds until it ends or calls :meth:`release`."""
 
     def __init__(self, path: Path, run_id: str) -> None:
-        """Take the lock, without waiting.
-
-        Raises:
-            LockHeld: another process holds it; the message names pid and host.
-            DirectoryUnusable: the file system refuses.
-        """
+        """Take the lock, without waiting. LockHeld, which names pid and host, if another process
+        holds it; DirectoryUnusable if the file system refuses."""
         self._path = path
         self._run_id = run_id
         try:

@@ -174,13 +174,8 @@ _FINISH_SECONDS: Final = 600.0
 
 
 class Retainer:
-    """The thread that deletes what no rule keeps, while training continues.
-
-    The process may end at any moment: what was renamed away is deleted at the next start.
-
-    Attributes:
-        rule: what to keep; the default keeps everything.
-    """
+    """The thread that deletes what no ``rule`` keeps, by default nothing, while training continues.
+    The process may end at any moment: what was renamed away is deleted at the next start."""
 
     def __init__(self, job: JobDirectory, journal: Journal, say: Callable[[str], None]) -> None:
         self.rule = Retention()
@@ -205,11 +200,8 @@ class Retainer:
         self._thread.start()
 
     def make_room(self) -> None:
-        """Prune now, and return when it is done.
-
-        Waits only briefly for a running pass: a deadline may be near, and two passes do not disturb
-        each other.
-        """
+        """Prune now, and return when it is done. Waits only briefly for a running pass: a deadline
+        may be near, and two passes do not disturb each other."""
         if self._thread is not None:
             self._thread.join(_PATIENCE_SECONDS)
         if self.rule:

@@ -37,12 +37,8 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
-    """Move a checkpoint into quarantine; if another process did it first, that is no error.
-
-    Raises:
-        DirectoryUnusable: the quarantine directory is a link.
-        OSError: it cannot be moved.
-    """
+    """Move a checkpoint into quarantine, unless another process did it first. DirectoryUnusable if
+    the quarantine directory is a link, OSError if it cannot be moved."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     job.require(job.quarantine)
     target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(6)}"
@@ -83,10 +79,8 @@ def _changed(path: Path) -> int:
 
 
 def forget_unfinished(job: JobDirectory) -> None:
-    """Remove reasons whose checkpoint was not moved after all, because of a kill in between.
-
-    Only for the holder of the job's lock, while no process sets anything aside.
-    """
+    """Remove reasons whose checkpoint was not moved after all, because of a kill in between. For
+    the holder of the job's lock, while no process sets anything aside."""
     remove_temporaries(job.quarantine)
     for path in job.found(job.quarantine, "*.json"):
         if not os.path.lexists(path.with_suffix("")):

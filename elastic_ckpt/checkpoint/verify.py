@@ -239,11 +239,8 @@ def _check_parent(directory: Path, entry: FileEntry, inside: set[Path]) -> None:
 
 def _forget_cache(path: Path) -> None:
     """Ask the kernel to read the file from its disk again."""
-    fd = open_regular(path)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
+    with open(open_regular(path), "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> None:

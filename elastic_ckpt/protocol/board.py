@@ -74,12 +74,8 @@ class Board:
 
     @classmethod
     def open(cls, path: str, *, writable: bool = True) -> Board:
-        """Map an existing board.
-
-        Raises:
-            OSError: its owner is gone, or it belongs to another user.
-            UsageError: it is not a board, or one of another version of elastic-ckpt.
-        """
+        """Map an existing board. OSError if its owner is gone or it is another user's, UsageError
+        if it is not a board of this version of elastic-ckpt."""
         access = os.O_RDWR if writable else os.O_RDONLY
         fd = os.open(path, access | os.O_NONBLOCK | os.O_NOCTTY)
         try:

@@ -64,12 +64,8 @@ class MemberState(msgspec.Struct, kw_only=True):
 
 
 class Request(msgspec.Struct):
-    """A request to all ranks, as in ``protocol/agreement.py``.
-
-    Attributes:
-        step: the answer; None until every node has answered.
-        idle: no rank of any node has begun a step: there is nothing to save.
-    """
+    """A request to all ranks, as in ``protocol/agreement.py``; ``step`` is None until every node
+    has answered. ``idle``: no rank of any node has begun a step, so there is nothing to save."""
 
     number: int
     kind: RequestKind

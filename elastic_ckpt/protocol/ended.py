@@ -67,13 +67,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 def end_kind(outcomes: Set[Outcome], *, cut_short: bool, not_begun: bool) -> EndKind:
-    """Return how an incarnation ended on a node.
-
-    Args:
-        outcomes: of the node's ranks.
-        cut_short: the workers were killed because of another node.
-        not_begun: they were stopped before any rank had begun a step.
-    """
+    """Return how an incarnation ended on a node, from its ranks' outcomes; ``cut_short`` because of
+    another node, ``not_begun`` if stopped before any rank had begun a step."""
     if outcomes == {Outcome.COMPLETED}:
         return EndKind.COMPLETED
     if outcomes <= {Outcome.STOPPED, Outcome.COMPLETED}:

@@ -202,10 +202,8 @@ class SlotWriter:
         self._metrics: dict[str, int] = {}
 
     def step(self, entered: int, finished: int, epoch: int, samples: int) -> None:
-        """Post the step that is about to begin.
-
-        The hot path: no system call and no lasting allocation.
-        """
+        """Post the step that is about to begin. The hot path: no system call, no lasting
+        allocation."""
         words, sequence = self._words, self._sequence
         count = self._count
         words[sequence] = count + 1

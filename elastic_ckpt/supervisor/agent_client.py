@@ -17,9 +17,7 @@ import msgspec
 
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.protocol.messages import AgentEvent, Command, LineReader, encode_line
-from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
-from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
 
@@ -63,36 +61,6 @@ def _listening(spec: WorkerSpec) -> tuple[int, ...]:
     """Return the descriptor of the socket that the job's store serves, if this node leads."""
     rendezvous = spec.rendezvous
     return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
-
-
-def worker_spec(
-    settings: RunSettings,
-    *,
-    board: str,
-    memory: str,
-    run_id: str,
-    identity: str,
-    rendezvous: Rendezvous | None,
-) -> WorkerSpec:
-    """Return an agent's specification; ``memory`` is the tier's directory, empty for none."""
-    return WorkerSpec(
-        script=str(settings.script),
-        args=list(settings.args),
-        directory=str(settings.directory),
-        job=settings.name,
-        node=settings.node,
-        board=board,
-        nproc=settings.nproc,
-        preload=list(settings.preload),
-        save_interval_steps=settings.interval.worker_interval,
-        global_batch=settings.global_batch,
-        retention=settings.retention,
-        memory=memory,
-        run_id=run_id,
-        identity=identity,
-        rendezvous=rendezvous,
-        terms=settings.terms,
-    )
 
 
 _UNLOGGED: Final = ("tail", "terms")
@@ -141,13 +109,10 @@ class AgentProcess:
 
     def send_raw(self, line: bytes) -> None:
         """Write one line; ``gone`` shows an agent that died."""
-        if self._process.stdin is None:
-            return
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except OSError:
-            return
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
 
     def events(self) -> Iterator[AgentEvent]:
         for line in self._events.lines():

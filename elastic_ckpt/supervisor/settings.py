@@ -80,14 +80,9 @@ class RunSettings:
 
 
 def reload(old: RunSettings, new: RunSettings) -> tuple[RunSettings, str]:
-    """Take over the save interval and the action on a warning; the rest waits for the next start.
-
-    Returns:
-        The settings, whose interval in steps may need a new incarnation; what changed, in words.
-
-    Raises:
-        UsageError: the new interval needs a restart of all nodes.
-    """
+    """Take over the save interval and the action on a warning, and return what changed in words;
+    the rest waits for the next start. UsageError if the new interval needs a restart of all
+    nodes."""
     taken = replace(old, interval=new.interval, mtbf=new.mtbf, on_warning=new.on_warning)
     if old.endpoint and new.interval.worker_interval != old.interval.worker_interval:
         raise UsageError("a new interval in steps requires a restart of all nodes")

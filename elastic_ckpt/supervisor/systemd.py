@@ -26,10 +26,8 @@ _AGAIN_SECONDS: Final = 1.0
 
 
 class Service:
-    """The service manager. Called from the supervisor's loop alone, so a ping proves that it runs.
-
-    Times are monotonic seconds.
-    """
+    """The service manager; times are monotonic seconds. Called from the supervisor's loop alone, so
+    a ping proves that it runs."""
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Remove the socket's name from the environment, which workers inherit."""

@@ -19,7 +19,8 @@ from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.supervisor.agent_client import AgentProcess, worker_spec
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
+from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
@@ -150,6 +151,29 @@ def make_supervisor(
     files.start()
     signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
     sources = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
+
+    def start_agent(now: RunSettings) -> AgentProcess:
+        return AgentProcess(
+            WorkerSpec(
+                script=str(now.script),
+                args=list(now.args),
+                directory=str(now.directory),
+                job=now.name,
+                node=now.node,
+                board=board.path,
+                nproc=now.nproc,
+                preload=list(now.preload),
+                save_interval_steps=now.interval.worker_interval,
+                global_batch=now.global_batch,
+                retention=now.retention,
+                memory=memory.root,
+                run_id=run_id,
+                identity=files.identity(),
+                rendezvous=rendezvous,
+                terms=now.terms,
+            )
+        )
+
     ports = Ports(
         clock=Clock(),
         board=board,
@@ -159,16 +183,7 @@ def make_supervisor(
         listener=Listener(signals, sources, journal, wakeup.wake),
         host=Host(HeartbeatThread(job, settings.node, board), metrics, process_log, wakeup),
         service=Service(),
-        start_agent=lambda settings: AgentProcess(
-            worker_spec(
-                settings,
-                board=board.path,
-                memory=memory.root,
-                run_id=run_id,
-                identity=files.identity(),
-                rendezvous=rendezvous,
-            )
-        ),
+        start_agent=start_agent,
     )
     return Supervisor(settings, ports, record, _role(settings, rendezvous), reread)
 

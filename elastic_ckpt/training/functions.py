@@ -68,7 +68,7 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     action = runtime.steps.enter(_loop.calls, epoch, samples, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
-    interval = runtime.supervised.save_interval_steps if runtime.supervised else 0
+    interval = runtime.supervised.spec.save_interval_steps if runtime.supervised else 0
     due = SaveInterval(steps=interval or every).due(step)
     return _loop.stop or action.kind is not ActionKind.GO or due
 

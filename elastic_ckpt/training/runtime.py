@@ -18,9 +18,9 @@ from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import ScriptStarted
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.util.outlet import standard_error
@@ -33,15 +33,11 @@ log = logging.getLogger(__name__)
 class Supervised:
     """What a supervisor passes to a worker before the script runs."""
 
+    spec: WorkerSpec
     job: JobDirectory
-    name: str
-    node: str
     board: Board
     slot: SlotWriter
-    save_interval_steps: int = 0
-    global_batch: int = 0
-    retention: Retention = field(default_factory=Retention)
-    memory: MemoryTier | None = None
+    memory: MemoryTier | None
 
     @property
     def attached(self) -> bool:
@@ -82,7 +78,7 @@ class Runtime:
         self.steps = StepProtocol(self.board, self.slot)
         self.retain = Retainer(self.job, self.journal, self.say)
         if self.supervised is not None:
-            self.retain.rule = self.supervised.retention
+            self.retain.rule = self.supervised.spec.retention
 
     def say(self, line: str) -> None:
         """Print a line to the job's output, without waiting for a reader; errors are ignored."""
@@ -179,8 +175,8 @@ def _join_supervised(context: Supervised) -> Runtime:
     peers, incarnation = Peers.connect(), context.board.incarnation
     return Runtime(
         job=context.job,
-        name=context.name,
-        journal=Journal(context.job, context.node, rank=peers.rank, incarnation=incarnation),
+        name=context.spec.job,
+        journal=Journal(context.job, context.spec.node, rank=peers.rank, incarnation=incarnation),
         board=context.board,
         slot=context.slot,
         peers=peers,

@@ -104,9 +104,9 @@ class Session:
         slot = self._metrics.slot = runtime.slot
         slot.phase(Phase.LOADING)
         engine = make_engine(self._inputs, self._engine)
-        supervised = runtime.supervised
-        interval = (supervised.save_interval_steps if supervised else 0) or self._save_interval
-        global_batch = (supervised.global_batch if supervised else 0) or self._global_batch
+        spec = runtime.supervised.spec if runtime.supervised else None
+        interval = (spec.save_interval_steps if spec else 0) or self._save_interval
+        global_batch = (spec.global_batch if spec else 0) or self._global_batch
         if self._retention is not None and not runtime.retain.rule:
             runtime.retain.rule = self._retention
         saver = Saver(runtime, engine, self._inputs.optimizer)

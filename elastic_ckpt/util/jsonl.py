@@ -55,19 +55,6 @@ class AppendedFile:
         self._size = 0
         self._torn = False
 
-    def append(self, data: bytes) -> None:
-        """Append data as it is.
-
-        Raises:
-            OSError: the disk refused it, or took only a part of it.
-            Exception: whatever ``prepare`` raises.
-        """
-        self._write(data, is_line=False)
-
-    def append_line(self, line: bytes) -> None:
-        """Append a line, but never to the rest of one that a full disk tore; as :meth:`append`."""
-        self._write(line, is_line=True)
-
     def close(self) -> None:
         """Close the file; the next append opens it again."""
         fd, self._fd = self._fd, -1
@@ -75,7 +62,13 @@ class AppendedFile:
             if fd >= 0:
                 os.close(fd)
 
-    def _write(self, data: bytes, *, is_line: bool) -> None:
+    def append(self, data: bytes, *, is_line: bool = False) -> None:
+        """Append data; a line never to the rest of one that a full disk tore.
+
+        Raises:
+            OSError: the disk refused it, or took only a part of it.
+            Exception: whatever ``prepare`` raises.
+        """
         if self._fd < 0 or self._is_full:
             self.close()
             self._open()
@@ -211,7 +204,7 @@ class LineWriter:
 
     def _write(self, line: bytes) -> bool:
         try:
-            self._file.append_line(line)
+            self._file.append(line, is_line=True)
         except Exception:  # one line is lost, and not the thread
             self._failed += 1
             return False
@@ -221,5 +214,5 @@ class LineWriter:
         lost = self._refused + self._failed
         if self._report is not None and lost > self._reported:
             with contextlib.suppress(Exception):
-                self._file.append_line(self._report(lost - self._reported))
+                self._file.append(self._report(lost - self._reported), is_line=True)
                 self._reported = lost

@@ -25,15 +25,9 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 KILL_WAIT_SECONDS: Final = 2.0
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Make the kernel SIGKILL this process when the thread that forked it ends.
-
-    Args:
-        parent: the expected parent; if it is already gone, this process ends now.
-    """
+def die_with_parent() -> None:
+    """Make the kernel SIGKILL this process when the thread that forked it ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def outlive_parent() -> None:
@@ -101,13 +95,8 @@ def reap(keep: int) -> None:
 
 
 def reap_strangers(agent: int) -> None:
-    """As PID 1 of a container, collect ended orphans that were never below this process.
-
-    The processes that we started are in our session, except for the agent.
-
-    Args:
-        agent: its pid.
-    """
+    """As PID 1 of a container, collect ended orphans that were never below this process. What we
+    started is in our session, except for the process ``agent``."""
     if os.getpid() != 1:
         return
     for process in psutil.Process().children():

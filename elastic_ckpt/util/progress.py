@@ -33,14 +33,8 @@ def in_lines(show: Callable[[str], None]) -> Watch:
 
 
 class Progress:
-    """Shows a line every two seconds, starting after two seconds.
-
-    Args:
-        what: the work, such as ``verifying epoch-0_step-120``.
-        total: bytes in all.
-        show: called with each line.
-        clock: monotonic seconds.
-    """
+    """Shows a line about ``what``, of ``total`` bytes, every two seconds, the first after two. The
+    clock's seconds are monotonic."""
 
     def __init__(
         self,

@@ -55,15 +55,8 @@ class DiskAttempt:
 
     @classmethod
     def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> DiskAttempt:
-        """Make a new directory. Called by the leader, or by a drain.
-
-        Args:
-            identity: of the generation that is drained; what an earlier drain left is removed.
-
-        Raises:
-            DirectoryUnusable: a link stands where attempts belong.
-            OSError: the storage failed.
-        """
+        """Make a new directory, for a drain in place of what an earlier drain of ``identity`` left.
+        DirectoryUnusable if a link stands where attempts belong, OSError if the storage failed."""
         attempt = cls(job, identity or secrets.token_hex(8), step)
         job.require(job.attempts)
         if identity is not None:

@@ -34,14 +34,8 @@ _own = local()
 
 
 class HashedFile:
-    """A new file; what is written to it is hashed on the way. Made by :class:`DiskPart`.
-
-    Has what ``torch.save`` asks of a file: ``write`` and ``flush``. An error stays in ``error``,
-    because not every caller lets it through.
-
-    Attributes:
-        direct: whether writes of whole pages bypass the page cache.
-    """
+    """A new file of :class:`DiskPart`; what is written to it is hashed on the way. Has what
+    ``torch.save`` asks of a file. If ``direct``, writes of whole pages bypass the page cache."""
 
     def __init__(self, path: Path, direct_bytes: int = 0) -> None:
         """Create it, for ``direct_bytes`` past the page cache: whole pages at addresses of pages,
@@ -120,14 +114,10 @@ def _write_usually(fd: int) -> None:
 def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> tuple[int, str]:
     """Return size in bytes and xxh3_128 of a regular file; a link is an OSError. ``alone`` if no
     other file is hashed at the same time: a second thread has a core."""
-    fd = open_regular(path)
-    try:
-        size = os.fstat(fd).st_size
-        if alone and size >= LARGE_BYTES:
-            return _hash_in_parallel(fd, size, advance)
-        return _hash_here(fd, size, advance)
-    finally:
-        os.close(fd)
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        hash_all = _hash_in_parallel if alone and size >= LARGE_BYTES else _hash_here
+        return hash_all(file.fileno(), size, advance)
 
 
 # A file that grows is not read to its end: who writes to it could keep us for ever.
@@ -186,13 +176,8 @@ STAGE_BYTES: Final = 4 * 1024 * 1024
 
 
 class StagedFile:
-    """Fills one buffer of whole pages while another is hashed and written.
-
-    A direct write needs whole pages at the address of a page; no tensor offers that.
-
-    Args:
-        file: made for direct writes; it is closed with this one.
-    """
+    """Fills one buffer of whole pages while another is hashed and written to ``file``, directly:
+    that needs whole pages at the address of a page, which no tensor offers."""
 
     def __init__(self, file: HashedFile) -> None:
         self._file = file

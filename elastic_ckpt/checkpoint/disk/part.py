@@ -53,8 +53,8 @@ class DiskPart(PartFiles):
     def claim(self, path: str) -> None:
         check_path(path)
         target = self._directory / path
-        fd = open_regular(target)
-        try:
+        with open(open_regular(target), "rb") as file:
+            fd = file.fileno()
             status = os.fstat(fd)
             if status.st_nlink != 1:
                 raise CheckpointRejected(f"{path} has another name: hard links are not followed")
@@ -62,8 +62,6 @@ class DiskPart(PartFiles):
             if stat.S_IMODE(status.st_mode) != wanted:
                 set_mode(fd, wanted)
             size, digest = _sync_and_hash(fd, status.st_size, target)
-        finally:
-            os.close(fd)
         self._entries[path] = FileEntry(path, size, digest, self.rank)
 
     def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:

@@ -24,12 +24,8 @@ def free_bytes(directory: Path) -> int:
 
 
 def ensure_space(directory: Path, needed: int, make_room: Callable[[], None]) -> None:
-    """Return if this many bytes fit, after making room if necessary.
-
-    Raises:
-        TierFull: they do not fit even so.
-        OSError: the storage does not answer.
-    """
+    """Return if this many bytes fit, after making room if necessary. TierFull if they do not fit
+    even so, OSError if the storage does not answer."""
     needed += RESERVE_BYTES
     if free_bytes(directory) >= needed:
         return

@@ -29,11 +29,8 @@ from elastic_ckpt.util.progress import Watch
 
 
 class DiskTier:
-    """See :class:`elastic_ckpt.checkpoint.tier.Tier`.
-
-    Args:
-        make_room: deletes what no retention rule keeps; called if a save does not fit.
-    """
+    """See :class:`elastic_ckpt.checkpoint.tier.Tier`. ``make_room`` deletes what no retention rule
+    keeps, for a save that does not fit."""
 
     name = NAME
     every_byte = True

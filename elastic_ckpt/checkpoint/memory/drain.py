@@ -65,8 +65,8 @@ def _copy_part(sealed: Sealed, part: Part) -> Iterator[int]:
 
 
 def _copy_file(source: Path, entry: FileEntry, target: Sink) -> Iterator[int]:
-    fd = open_regular(source)
-    try:
+    with open(open_regular(source), "rb") as file:
+        fd = file.fileno()
         if os.fstat(fd).st_size != entry.bytes:
             raise CheckpointRejected(f"{entry.path} is not what the seal says")
         for offset in range(0, entry.bytes, CHUNK_BYTES):
@@ -75,8 +75,6 @@ def _copy_file(source: Path, entry: FileEntry, target: Sink) -> Iterator[int]:
             with closing(mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=offset)) as window:
                 target.write(window)
             yield length
-    finally:
-        os.close(fd)
 
 
 def make_spare_buffers(tier: MemoryTier, like: Sealed) -> None:

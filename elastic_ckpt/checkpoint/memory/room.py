@@ -16,9 +16,7 @@ SPARE_SHARE: Final = 0.1
 
 def room_bytes(directory: Path, proc: Path = Path("/proc"), cgroups: Path | None = None) -> int:
     """Return the bytes that may still be used in ``directory``: the tightest limit, less a tenth.
-
-    Pages of a tmpfs count against the cgroup of the process that touches them first.
-    """
+    Pages of a tmpfs count against the cgroup of the process that touches them first."""
     limits = [free_bytes(directory)]
     if _is_memory(directory, proc):
         limits += _available(proc)

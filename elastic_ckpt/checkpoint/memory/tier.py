@@ -123,10 +123,8 @@ class MemoryTier:
         return ""
 
     def free(self) -> Generation | None:
-        """Return a generation that may be overwritten, its seal removed; None if there is none.
-
-        Whatever happens to the new one, the other keeps its seal. Leader only.
-        """
+        """Return a generation that may be overwritten, its seal removed; None if there is none. The
+        other keeps its seal, whatever happens to the new one. Leader only."""
         sealed = self.sealed()
         held = {one.generation for one in sealed}
         for generation in self.generations:
@@ -237,10 +235,8 @@ def tier_of(job: JobDirectory, root: str) -> MemoryTier | None:
 
 
 def sweep(place: Path) -> list[Path]:
-    """Remove this user's tiers whose job directory is gone, or is another job's by now.
-
-    A tier that a supervisor holds is left alone, and so is one whose job can still be run.
-    """
+    """Remove this user's tiers whose job directory is gone, or is another job's by now; not one
+    that a supervisor holds, or whose job can still be run."""
     removed: list[Path] = []
     with contextlib.suppress(OSError):
         for root in place.glob(f"{_PREFIX}{os.getuid()}-*"):

@@ -53,13 +53,8 @@ class StoreLink:
         job: JobState | None,
         wake: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            connect: called in the thread; bounded.
-            mine: this node's first report.
-            job: the head's first report; None on other nodes.
-            wake: called from the thread when a new report has arrived.
-        """
+        """The thread calls ``connect``, which is bounded, and ``wake`` when a report has arrived.
+        ``mine`` and ``job`` are the first reports; only the head has the latter."""
         self.number = -1
         self.heard_at = self._turned_at = time.monotonic()
         self.job: JobState | None = None

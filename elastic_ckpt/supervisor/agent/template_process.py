@@ -40,11 +40,8 @@ class Template:
         os.environ.pop("PYTHONWARNINGS")
 
     def ensure_running(self) -> None:
-        """Start it unless it runs.
-
-        Call this from the thread that lives as long as the agent: the kernel kills the template
-        when the thread that started it ends (``util/processes.py``).
-        """
+        """Start it unless it runs. Call this from the thread that lives as long as the agent: the
+        kernel kills the template when that thread ends (``util/processes.py``)."""
         before = set(_children())
         forkserver.ensure_running()
         for pid in _children():

@@ -28,12 +28,9 @@ class Watcher:
         return NodeAnswer(step, any(slot.first_entry for slot in board.read_slots()))
 
     def ask(self, kind: RequestKind) -> tuple[RequestAnswer, bool] | None:
-        """Flag, answer and post a request, for the only node of a job.
-
-        Returns:
-            The answer, and whether no rank has begun a step; None for a save before the ranks
-            have seen the previous request, which then serves for this one, too.
-        """
+        """Flag, answer and post a request, for the only node of a job; return whether no rank has
+        begun a step, too. None for a save before the ranks have seen the previous request, which
+        then serves for this one."""
         board = self._board
         waiting = any(slot.seen < board.flag for slot in board.read_slots())
         if kind is not RequestKind.STOP and waiting:

@@ -57,10 +57,8 @@ class Workers:
         return any(process.is_there for process in list(WorkerProcess.started))
 
     def watch(self) -> None:
-        """Find new workers; when the first one fails or dies, kill the others.
-
-        Torch elastic would send SIGTERM and wait 30 s for ranks that block in a collective.
-        """
+        """Find new workers; when the first one fails or dies, kill the others: torch elastic would
+        send SIGTERM and wait 30 s for ranks that block in a collective."""
         self._woken_at = time.monotonic_ns()
         for slot in self._board.read_slots():
             if slot.pid and slot.local_rank not in self._known:
@@ -103,11 +101,9 @@ class Workers:
         os.close(pidfd)
 
     def _lost(self, exited: list[int]) -> None:
-        """Find the first failure among workers that are gone; if there is one, kill the rest.
-
-        A worker that died without an outcome failed before those that could post theirs: they
-        failed because it was gone.
-        """
+        """Find the first failure among workers that are gone; if there is one, kill the rest. One
+        that died without an outcome comes before those that could post theirs: it was their
+        cause."""
         if self._culprit is not None:
             return
         slots = self._board.read_slots()

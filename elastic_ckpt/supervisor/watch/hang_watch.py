@@ -20,11 +20,7 @@ were the workers, as when SLURM suspends a job or a shell does on Ctrl-Z."""
 
 class HangWatch:
     """Watches one node's ranks for a hang; the supervisor's loop calls :meth:`poll` at each turn.
-
-    Attributes:
-        idle: whether all of this node's ranks have been silent for longer than they ever are.
-        detector: what was learned of the job's silences.
-    """
+    ``idle``: all have been silent for longer than ``detector`` has ever seen."""
 
     def __init__(
         self, board: Board, journal: Journal, min_seconds: float, host: HostPort, clock: Clock

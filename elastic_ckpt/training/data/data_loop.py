@@ -21,13 +21,9 @@ from elastic_ckpt.training.step_timer import StepTimer
 
 
 class DataLoop:
-    """Yields batches, and counts the steps that the script makes of them.
-
-    Args:
-        global_batch: samples of one optimizer step on all ranks together, which sets the
-            accumulation; 0 keeps the script's.
-        resumed_from: whose data the script must use; None for a fresh start.
-    """
+    """Yields batches, and counts the steps that the script makes of them. ``global_batch``, samples
+    of a step on all ranks together, sets the accumulation unless it is 0; the data must be those of
+    ``resumed_from``."""
 
     def __init__(
         self,

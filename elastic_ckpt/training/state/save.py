@@ -115,12 +115,8 @@ class SaveOperation:
             self._taken.copies.guard()
 
     def complete(self) -> None:
-        """Wait for the copies, and seal.
-
-        Raises:
-            StateModified: the state was modified without a ``guard``; nothing is saved.
-            ElasticCkptError: as :func:`write_checkpoint`.
-        """
+        """Wait for the copies, and seal. StateModified if the state was modified without a
+        ``guard``: nothing is saved. Otherwise raises as :func:`write_checkpoint`."""
         taken, self._taken = self._taken, None
         if taken is None:
             raise UsageError("call complete() once, after a begin() that left the save under way")

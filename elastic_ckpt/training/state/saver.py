@@ -14,13 +14,9 @@ from elastic_ckpt.training.state.snapshot import Snapshot
 
 
 class Saver:
-    """Makes a session's saves. ``save`` and ``complete`` are collective.
-
-    A storage error does not end the job, unless the save is an emergency or the final one.
-
-    Attributes:
-        last: (epoch, step) of the newest checkpoint; (-1, -1) without one.
-    """
+    """Makes a session's saves. ``save`` and ``complete`` are collective. A storage error ends the
+    job only in an emergency save or the final one. ``last`` is the newest checkpoint's (epoch,
+    step)."""
 
     def __init__(self, runtime: Runtime, engine: Engine, optimizer: Any) -> None:
         self._runtime = runtime

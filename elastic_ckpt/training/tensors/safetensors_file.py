@@ -91,14 +91,9 @@ def write_file(
     tensors: Mapping[str, torch.Tensor],
     copies: DeviceCopies | None = None,
 ) -> None:
-    """Write tensors of any device and layout after the header that was made for them.
-
-    The bytes are in the sink when this returns, so the tensors may be modified.
-
-    Args:
-        copies: receives the tensors of a device, if the sink maps its memory: their bytes are in
-            the sink once it has finished.
-    """
+    """Write tensors of any device and layout after the header that was made for them. Their bytes
+    are in the sink when this returns; a device's once ``copies`` has finished, if the sink maps its
+    memory."""
     file.write(header.data)
     small: list[torch.Tensor] = []
     for name in header.order:

@@ -38,15 +38,8 @@ MAX_JSON_BYTES: Final = 256 * 1024 * 1024
 
 
 def write_state(part: Part, name: str, state: Any) -> None:
-    """Write a tree of dicts, lists, tuples, numbers, strings, bytes, None and tensors.
-
-    Args:
-        name: path of the two files in the attempt, without their extensions.
-
-    Raises:
-        UsageError: the tree contains something else; the message has its path.
-        OSError: writing failed.
-    """
+    """Write a tree of dicts, lists, tuples, numbers, strings, bytes, None and tensors to two files,
+    which are ``name`` with an extension. UsageError, with its path, for anything else."""
     tensors: dict[str, torch.Tensor] = {}
     tree = TreeEncoder(tensors).encode(state)
     header = make_header(layout_of(tensors))

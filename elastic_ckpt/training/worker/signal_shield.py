@@ -29,10 +29,8 @@ def ignore_notices() -> None:
 
 
 def set_terminate_hook(handler: Handler) -> None:
-    """Set what a SIGTERM does in this worker's main process, until the script sets a handler.
-
-    A child that the script forks dies of a SIGTERM as usual, as ``Process.terminate`` sends one.
-    """
+    """Set what a SIGTERM does in this worker's main process, until the script sets a handler. A
+    forked child dies of it as usual, as ``Process.terminate`` sends one."""
     signal.signal(signal.SIGTERM, handler)
     masks = threading.local()
 

@@ -35,14 +35,9 @@ class _Lasting(io.FileIO):
 
 
 def keep_output(directory: str, local_rank: int) -> None:
-    """Replace standard output and error, and ``sys.stdout`` and ``sys.stderr``.
-
-    Both flush whole lines: a worker may be killed at any moment, and what it printed until then
-    should be visible.
-
-    Args:
-        directory: has the FIFOs that the agent reads; without one the descriptors stay.
-    """
+    """Replace standard output and error by the FIFOs of a directory, if it has them, and
+    ``sys.stdout`` and ``sys.stderr``. They flush whole lines: a worker may be killed at any
+    moment."""
     for fd, name in ((1, "out"), (2, "err")):
         with contextlib.suppress(OSError):
             fifo = os.open(f"{directory}/{name}-{local_rank}", os.O_WRONLY | os.O_NONBLOCK)

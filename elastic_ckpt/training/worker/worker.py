@@ -40,6 +40,7 @@ from elastic_ckpt.training.worker.signal_shield import (
     shield_data_loaders,
 )
 from elastic_ckpt.training.worker.stdio import keep_output
+from elastic_ckpt.util.processes import die_with_parent
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
@@ -95,18 +96,8 @@ def _start_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: in
 
 def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:
     """Let a Session find its job, and the supervisor inspect this worker."""
-    context = runtime.Supervised(
-        job=job,
-        name=spec.job,
-        node=spec.node,
-        board=board,
-        slot=slot,
-        save_interval_steps=spec.save_interval_steps,
-        global_batch=spec.global_batch,
-        retention=spec.retention,
-        memory=MemoryTier(Path(spec.memory), Mappings(pin, unpin)) if spec.memory else None,
-    )
-    runtime.install(context)
+    memory = MemoryTier(Path(spec.memory), Mappings(pin, unpin)) if spec.memory else None
+    runtime.install(runtime.Supervised(spec, job, board, slot, memory))
     set_terminate_hook(_leave_if_idle)
     _allow_py_spy(spec.board)
 
@@ -200,10 +191,8 @@ def _allow_py_spy(board: str) -> None:
 
 def _die_with_template() -> None:
     """Make the kernel kill this process when the template that it was forked from dies."""
-    import ctypes
-
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    die_with_parent()
     if os.getppid() != parent or parent == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 

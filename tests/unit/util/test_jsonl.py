@@ -45,7 +45,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_long_file_is_rotated(tmp_path: Path, rotations: int) -> None:
     file = file_of(tmp_path / "a", limit=100, rotations=rotations, keeps_open=True)
     for number in range(100):
-        file.append_line(b"line %d\n" % number)
+        file.append(b"line %d\n" % number, is_line=True)
     file.close()
     names = [older(tmp_path / "a", number) for number in range(rotations, -1, -1)]
     assert sorted(tmp_path.iterdir()) == sorted(names)
@@ -57,8 +57,8 @@ def test_long_file_is_rotated(tmp_path: Path, rotations: int) -> None:
 def test_file_that_another_process_rotates_is_followed(tmp_path: Path) -> None:
     mine, other = file_of(tmp_path / "a"), file_of(tmp_path / "a", limit=10)
     for number in range(4):
-        mine.append_line(b"mine %d\n" % number)
-        other.append_line(b"other %d\n" % number)
+        mine.append(b"mine %d\n" % number, is_line=True)
+        other.append(b"other %d\n" % number, is_line=True)
     other.close()
     assert (tmp_path / "a").read_bytes() == b"other 3\n"
     assert (tmp_path / "a.1").read_bytes() == b"other 2\nmine 3\n"
@@ -68,13 +68,13 @@ def test_line_after_a_torn_one_starts_on_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = file_of(tmp_path / "a", keeps_open=True)
-    file.append_line(b"first\n")
+    file.append(b"first\n", is_line=True)
     with monkeypatch.context() as patch:
         write = os.write
         patch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
         with pytest.raises(OSError, match="No space left"):
-            file.append_line(b"second\n")
-    file.append_line(b"third\n")
+            file.append(b"second\n", is_line=True)
+    file.append(b"third\n", is_line=True)
     file.close()
     assert (tmp_path / "a").read_bytes() == b"first\nsec\nthird\n"
 

@@ -17,15 +17,9 @@ dist: Any = distributed
 
 
 class ReplicaWriters:
-    """Assigns each file to one of the ranks of rank 0's node.
-
-    Each rank decides by itself, and all alike, as they ask in the same order about files of the
-    same sizes. :meth:`compare` checks that.
-
-    Args:
-        rank: this rank.
-        writers: number of ranks that write, from rank 0 on; see :func:`count_writers`.
-    """
+    """Assigns each file to one of the first ``writers`` ranks, see :func:`count_writers`. Each rank
+    decides by itself, and all alike, as they ask in the same order about files of the same sizes;
+    :meth:`compare` checks that."""
 
     def __init__(self, rank: int, writers: int) -> None:
         self._rank = rank
@@ -38,12 +32,9 @@ class ReplicaWriters:
         return self._rank < len(self._taken)
 
     def takes(self, path: str, size: int, *, shared: bool = True) -> bool:
-        """Return whether this rank writes the next file; the one with the fewest bytes so far does.
-
-        Args:
-            size: bytes of the file's tensors.
-            shared: False if the replicas may hold different values: rank 0 writes its own.
-        """
+        """Return whether this rank writes the next file; the one with the fewest bytes of tensors
+        does. One whose values may differ between replicas is not ``shared``: rank 0 writes its
+        own."""
         writer = 0
         if shared and size >= SHARED_FROM_BYTES:
             writer = self._taken.index(min(self._taken))
@@ -52,14 +43,8 @@ class ReplicaWriters:
         return writer == self._rank
 
     def compare(self, *, failed: bool = False) -> None:
-        """Check that no file was left out or written twice. Collective, on all ranks.
-
-        Args:
-            failed: this rank could not write its files; the others learn that elsewhere.
-
-        Raises:
-            SaveFailed: on every rank that did not fail, if the replicas saw different files.
-        """
+        """Raise SaveFailed if the replicas saw different files. Collective; the others learn
+        elsewhere that a rank has ``failed``."""
         mine = None if failed else self._files
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.has_part, mine))

@@ -58,15 +58,9 @@ class Archive:
 
 
 def plan_archive(obj: Any) -> Archive | None:
-    """Return what ``torch.save(obj, ...)`` would write.
-
-    Returns:
-        None if torch cannot lay it out without writing it (quantized tensors, for example), or does
-        so in an unknown way: then ``torch.save`` itself has to write it.
-
-    Raises:
-        Exception: what ``torch.save`` raises for something that cannot be pickled.
-    """
+    """Return what ``torch.save(obj, ...)`` would write, or raise what it raises. None if torch
+    itself has to write it: it cannot lay it out before (quantized tensors), or does so in an
+    unknown way."""
     storages: dict[str, torch.UntypedStorage] = {}
     layout = _Layout(storages)
 

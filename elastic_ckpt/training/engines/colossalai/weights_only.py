@@ -62,12 +62,9 @@ def weights_only(directory: Path) -> Iterator[None]:
 def _check_archive(path: str, root: str) -> None:
     if not os.path.realpath(path).startswith(root + os.sep):
         raise CheckpointRejected(f"{printable(path)} is outside the checkpoint")
-    fd = open_regular(Path(path))
-    try:
-        if os.read(fd, len(_ARCHIVE)) != _ARCHIVE:
+    with open(open_regular(Path(path)), "rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
             raise CheckpointRejected(f"{os.path.basename(path)} is not a torch archive")
-    finally:
-        os.close(fd)
 
 
 def _refuse_script(*_: Any, **__: Any) -> NoReturn:

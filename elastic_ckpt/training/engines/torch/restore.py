@@ -46,16 +46,9 @@ class _Placeholders(dict[str, torch.Tensor]):
 
 
 def restore_module(model: nn.Module, tree: Any, index: ShardIndex) -> Restoration:
-    """Plan to read a module's state into its own parameters and buffers.
-
-    ``load_state_dict``, whose hooks may know them, gets names that only one side has.
-
-    Args:
-        tree: what :func:`module_state` returned; call this within :func:`rejecting`.
-
-    Raises:
-        CheckpointError: a tensor has another shape in the checkpoint.
-    """
+    """Plan to read a module's state, from :func:`module_state`'s tree, into its own parameters and
+    buffers; call it within :func:`rejecting`. ``load_state_dict``, whose hooks may know them, gets
+    names that only one side has. CheckpointError if a tensor has another shape."""
     saved: dict[str, Any] = {**tree}
     places = _Placeholders(index)
     state = model.state_dict(keep_vars=True)
@@ -92,14 +85,8 @@ def _target(name: str, own: torch.Tensor, saved: IndexedTensor) -> torch.Tensor:
 def restore_optimizer(
     model: nn.Module, optimizer: Any, tree: Any, index: ShardIndex
 ) -> Restoration:
-    """Plan to read an optimizer's state, reusing its memory.
-
-    Args:
-        tree: what :func:`optimizer_state` returned; call this within :func:`rejecting`.
-
-    Raises:
-        CheckpointError: its groups have other parameters than the checkpoint's.
-    """
+    """Plan to read an optimizer's state, from :func:`optimizer_state`'s tree, reusing its memory;
+    call it within :func:`rejecting`. CheckpointError if its groups have other parameters."""
     places = _Placeholders(index)
     saved: dict[str, Any] = decode_tree(tree, places)
     names = parameter_names(model, optimizer)

@@ -65,14 +65,9 @@ class PlanCache:
         self._plan: RankPlan | None = None
 
     def plan_for(self, states: Mapping[str, PartState] | Exception) -> RankPlan:
-        """Return the plan for these states. Collective: one number per rank, more after a change.
-
-        Args:
-            states: by part; or the error for which this rank has none.
-
-        Raises:
-            SaveFailed: on every rank, if a rank has no states or they do not fit together.
-        """
+        """Return the plan for the states by part; this rank may have an error instead. Collective:
+        one number per rank, more after a change. SaveFailed, on every rank, if a rank has no states
+        or they do not fit together."""
         form = None if isinstance(states, Exception) else _form(states)
         mine = _FAILED if form is None else _SAME if form == self._form else _CHANGED
         worst = _largest(mine)

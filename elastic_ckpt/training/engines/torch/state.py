@@ -89,14 +89,9 @@ def module_state(model: nn.Module) -> PartState:
 
 
 def optimizer_state(model: nn.Module, optimizer: Any) -> PartState | None:
-    """Return the state of a torch optimizer whose parameters are all in the model; None for others.
-
-    An optimizer with its own ``state_dict`` may have all of it on one rank, as
-    ``ZeroRedundancyOptimizer`` does.
-
-    Raises:
-        UsageError: it contains something that cannot be saved.
-    """
+    """Return the state of a torch optimizer whose parameters are all in the model; None for others:
+    with an own ``state_dict`` one rank may have all of it, as of ``ZeroRedundancyOptimizer``.
+    UsageError if it contains something that cannot be saved."""
     names = parameter_names(model, optimizer)
     if names is None:
         return None
