@@ -62,19 +62,12 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is, apart from its files.
 
     Attributes:
-        job: identity of the job.
         attempt, incarnation: which attempt of which launch wrote it.
         created: RFC 3339, UTC; for people, never for ordering.
-        reason: why it was saved.
-        epoch: epochs started before this one.
-        step: optimizer steps finished since the job started.
-        step_in_epoch: optimizer steps finished in this epoch.
-        sample_start_index: samples of this epoch consumed by all ranks together.
+        epoch, step, step_in_epoch, sample_start_index, order_seed, dataset_fingerprint,
+            dataset_size: as in ``Position``.
         samples_per_step: samples that one step consumes on all ranks together; 0 if unknown.
-        order_seed, dataset_fingerprint, dataset_size: see ``Position``.
         world_size, data_parallel_size: ranks, and ranks that see different samples.
-        engine: what wrote the model and optimizer state.
-        torch: version of torch.
         metrics: what the script reported last, for retention by a metric.
     """
 

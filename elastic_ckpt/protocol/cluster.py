@@ -89,7 +89,6 @@ class JobState(msgspec.Struct, kw_only=True):
         incarnation: the newest; 0 before the first.
         roster: numbers of its members, in the order of their group ranks.
         port: where the workers' store listens, on the head.
-        requests: those of this incarnation.
         over: the incarnation is over; nodes kill workers that still run.
         hung: every rank of every node is idle.
         verdict: how the last incarnation that is over ended on all nodes; kept during the next.

@@ -75,7 +75,6 @@ class Slot:
     """A consistent view of one rank.
 
     Attributes:
-        local_rank: index of the slot.
         rank: global rank, -1 until the worker has started.
         pid: 0 until the worker has started.
         entered: the step that it has begun or is about to begin.
@@ -86,8 +85,6 @@ class Slot:
         first_entry: time at which it began its first step; 0 for never.
         left: time of ``outcome``; 0 for never.
         reason: one line on why it failed; may be empty.
-        marks: the moments of its start.
-        source: where it loaded its state from.
         declares: it declares its phases, as a Session does.
         busy_ns, step_ns: moving means of its own work in a step and of the step; 0 for unknown.
         total_steps: the last step of the script; 0 for unknown.

@@ -35,7 +35,6 @@ class RunSettings:
         gather_seconds: how long to wait for the minimum number of nodes, or for the head.
         notice_sources: sources of notices in addition to signals.
         notice_file: a file or FIFO to read notices from.
-        on_warning: what to do on an early warning.
         acknowledge: tell the platform not to wait once the checkpoint is sealed.
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
         metrics_file: file to write the metrics to, for node_exporter.

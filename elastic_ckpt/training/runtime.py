@@ -50,11 +50,7 @@ class Runtime:
     """This process's part in a job; one per process.
 
     Attributes:
-        job: the job directory.
-        steps: the step protocol.
-        peers: the other ranks.
         supervised: None when there is no supervisor.
-        retain: deletes old checkpoints.
         memory: this node's memory tier; None to save to disk.
         last_bytes: size of the newest checkpoint; None if it is not known yet.
     """

@@ -18,9 +18,7 @@ class DataPass:
     """One pass over an epoch's remaining data.
 
     Attributes:
-        epoch: the sampler's epoch.
         begin: samples of the order that were used before, on all ranks together.
-        size: samples of the data set.
         replicas: ranks among which the order is divided.
         length: samples of this rank.
         owner: the ``id`` of the sampler.

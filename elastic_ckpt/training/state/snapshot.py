@@ -28,8 +28,6 @@ class Snapshot:
     """What describes a save besides the state itself.
 
     Attributes:
-        reason: why the save is made.
-        position: where in the data the job is.
         running_states: contents of ``running_states.json``, in ColossalChat's keys and units.
         samples_per_step: samples of one step on all ranks together; 0 if unknown.
         data_parallel_size: ranks that see different samples.
