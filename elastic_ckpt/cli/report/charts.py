@@ -59,25 +59,18 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage over all recoveries, in seconds."""
-
-    number: int
-    name: str
-    what: str
-    median: float
-    longest: float
-
-
-@dataclass(frozen=True)
 class Recoveries:
-    """The bars of the newest recoveries, and the stages of all; seconds."""
+    """The bars of the newest recoveries, and the stages of all; seconds.
+
+    Attributes:
+        stages: number, name, meaning, median and longest of each.
+    """
 
     count: int
     median: float
     longest: float
     bars: list[Bar]
-    stages: list[Stage]
+    stages: list[tuple[int, str, str, float, float]]
 
 
 def metric_charts(material: Material) -> list[Chart]:
@@ -143,7 +136,7 @@ def recoveries(material: Material) -> Recoveries | None:
         index = bisect_left(moments, one.at)
         bars.append(_bar(one, labels[index - 1] if index else "", scale))
     stages = [
-        Stage(
+        (
             number, name.replace("_", " "), what,
             statistics.median(one.stages.get(name, 0.0) for one in found),
             max(one.stages.get(name, 0.0) for one in found),

@@ -48,7 +48,10 @@ def command(directory: Path, output: str) -> int:
     if output == "-":
         click.echo(page)
         return 0
-    _write(Path(output), f"{page}\n".encode())
+    try:
+        write_atomic(Path(output), f"{page}\n".encode())
+    except OSError as error:
+        raise _unusable(Path(output), error) from None
     click.echo(f"wrote {Path(output).resolve()}")
     return 0
 
@@ -75,13 +78,6 @@ def _check(path: Path) -> None:
         raise _unusable(path, error) from None
     if not stat.S_ISREG(found.st_mode):
         raise DirectoryUnusable(f"{path} is not a regular file: give another path with -o")
-
-
-def _write(path: Path, page: bytes) -> None:
-    try:
-        write_atomic(path, page)
-    except OSError as error:
-        raise _unusable(path, error) from None
 
 
 def _unusable(path: Path, error: OSError) -> DirectoryUnusable:

@@ -69,44 +69,28 @@ def time_rows(material: Material) -> list[TimeRow]:
     return rows
 
 
-@dataclass(frozen=True)
-class FailureRow:
-    """A failure, what it cost, and the incarnation that trained next."""
-
-    label: str
-    failure: Interruption
-    cost: Cost
-    next: Incarnation | None
-
-
-def failure_rows(material: Material) -> list[FailureRow]:
-    """Return the newest failures in order of time."""
+def failure_rows(
+    material: Material,
+) -> list[tuple[str, Interruption, Cost, Incarnation | None]]:
+    """Return the newest failures in order of time: label, cost, and who trained next."""
     starts = {one.first_step_at: one for one in material.history.incarnations}
     return [
-        FailureRow(label, one, cost, starts.get(cost.back_at) if cost.back_at is not None else None)
+        (label, one, cost, starts.get(cost.back_at) if cost.back_at is not None else None)
         for label, one, cost in newest(material.failures)
     ]
 
 
-@dataclass(frozen=True)
-class NoticeRow:
-    """A notice, how its run ended, and the cost of a preemption at its first notice."""
+def notice_rows(material: Material) -> Sequence[tuple[str, PastNotice, str, int | None, Cost]]:
+    """Return the newest notices in order of time.
 
-    label: str
-    notice: PastNotice
-    outcome: str
-    exit_code: int | None
-    cost: Cost
-
-
-def notice_rows(material: Material) -> Sequence[NoticeRow]:
-    """Return the newest notices in order of time."""
+    Each with its label, how its run ended, the exit code, and a preemption's cost at its first.
+    """
     uncharged = {one.run: cost for one, cost in material.preemptions}
     rows = []
     for number, one in enumerate(material.history.notices, 1):
         leaves = one.kind is NoticeKind.NOTICE and not one.follows
         cost = uncharged.pop(one.run, None) if leaves and one.run is not None else None
-        rows.append(NoticeRow(f"N{number}", one, *_outcome(one, material), cost or Cost()))
+        rows.append((f"N{number}", one, *_outcome(one, material), cost or Cost()))
     return newest(rows)
 
 
@@ -134,28 +118,18 @@ def _outcome(one: PastNotice, material: Material) -> tuple[str, int | None]:
     return found, run.exit_code
 
 
-@dataclass(frozen=True)
-class RefusedRow:
-    """A checkpoint that was refused or set aside; ``at`` is None where only quarantine knows."""
+def refused_rows(material: Material) -> list[tuple[str, float | None, str, bool]]:
+    """Return name, time, reason and presence of what the journal recorded or quarantine holds.
 
-    name: str
-    at: float | None
-    reason: str
-    is_kept: bool
-
-
-def refused_rows(material: Material) -> list[RefusedRow]:
-    """Return what the journal recorded, and what else is in quarantine."""
+    The time is None where only quarantine knows of it.
+    """
     kept = {view.path.name for view in material.set_aside}
     recorded = newest(material.history.refused)
     names = {Path(one.to).name for one in recorded}
     return [
+        *((Path(one.path).name, one.at, one.reason, Path(one.to).name in kept) for one in recorded),
         *(
-            RefusedRow(Path(one.path).name, one.at, one.reason, Path(one.to).name in kept)
-            for one in recorded
-        ),
-        *(
-            RefusedRow(printable(view.path.name), None, view.why, True)
+            (printable(view.path.name), None, view.why, True)
             for view in newest(material.set_aside)
             if view.path.name not in names
         ),
