@@ -98,7 +98,7 @@ class FailureRecord(msgspec.Struct, frozen=True):
 
 
 class IntervalRecord(msgspec.Struct, frozen=True):
-    """The interval that ``--save-interval auto`` chose, and one sentence on why."""
+    """The interval that ``--save-interval auto`` chose: seconds between saves, and why."""
 
     seconds: float
     why: str

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
+import msgspec
+
 from elastic_ckpt.journal.events import (
     CheckpointLoaded,
     Crashed,
@@ -56,21 +58,16 @@ class Span:
         return self.ended - self.began
 
 
-@dataclass(frozen=True)
-class Goodput:
-    """Seconds of a job's life so far, by category; they add up to ``wall_seconds``.
+class Goodput(msgspec.Struct, frozen=True, rename=lambda name: name.removesuffix("_seconds")):
+    """Seconds since the job's first start by category; they add up to ``wall``."""
 
-    Attributes:
-        wall_seconds: since the first start.
-    """
-
-    wall_seconds: float = 0.0
-    training_seconds: float = 0.0
-    stall_seconds: float = 0.0
-    lost_work_seconds: float = 0.0
-    recovery_seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    setup_seconds: float = 0.0
+    wall_seconds: float
+    training_seconds: float
+    stall_seconds: float
+    lost_work_seconds: float
+    recovery_seconds: float
+    waiting_seconds: float
+    setup_seconds: float
 
     @property
     def fraction(self) -> float | None:

@@ -54,9 +54,12 @@ def test_status_after_the_night(night: Night) -> None:
     [rejected] = view.rejected
     assert "does not match its checksum" in rejected.reason
     # What was lost, why, and what did it cost?
-    assert 0 < view.lost_work_seconds == view.time.lost_work < view.time.wall
+    assert 0 < view.lost_work_seconds == view.time.lost_work_seconds < view.time.wall_seconds
     assert view.last_failure is not None and view.last_failure.kind == "signal"
-    assert view.last_recovery is not None and view.last_recovery.total_seconds < view.time.recovery
+    assert (
+        view.last_recovery is not None
+        and view.last_recovery.total_seconds < view.time.recovery_seconds
+    )
     page = " ".join(command(night, "status").split())
     for words in (
         "preempted", f"resumes from step {view.position.step}", "newest intact",

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
-from elastic_ckpt.cli.status.page import make_console, page, show
 from elastic_ckpt.cli.status.view import gather
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _WATCH_SECONDS = 1.0
 
@@ -42,20 +37,24 @@ def command(directory: Path, as_json: bool, watch: bool) -> int:
         raise UsageError("--json prints once and --watch repeats: choose one")
     job = open_job(directory)
     if watch:
-        return _watch(job, make_console())
+        return _watch(job)
     view = gather(job)
     if as_json:
         echo_json(view)
     else:
+        from elastic_ckpt.cli.status.page import make_console, show
+
         show(view, make_console())
     return view.exit_code
 
 
-def _watch(job: JobDirectory, console: Console) -> int:
+def _watch(job: JobDirectory) -> int:
     """Refresh until Ctrl-C; return the exit code of the last page."""
     from rich.live import Live
 
-    view = gather(job)
+    from elastic_ckpt.cli.status.page import make_console, page
+
+    console, view = make_console(), gather(job)
     try:
         with Live(page(view, console.width), console=console, auto_refresh=False) as live:
             while True:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import click
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
+from elastic_ckpt.cli.status.progress import ProgressView
+from elastic_ckpt.cli.status.saves import EmergencySaveView, LastSaveView
+from elastic_ckpt.cli.status.view import NewestView, StatusView
+from elastic_ckpt.cli.status.workers import WorkerView
+from elastic_ckpt.jobdir.node_record import FailureRecord, RecoveryRecord
 from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes, human_duration
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
-    from elastic_ckpt.cli.status.progress import ProgressView
-    from elastic_ckpt.cli.status.saves import EmergencySaveView, LastSaveView
-    from elastic_ckpt.cli.status.view import NewestView, StatusView
-    from elastic_ckpt.cli.status.workers import WorkerView
-    from elastic_ckpt.jobdir.node_record import FailureRecord, RecoveryRecord
 
 _STATES: Final = {
     "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
@@ -48,8 +46,6 @@ _PARTS: Final = {
 
 def make_console() -> Console:
     """Return a console of the terminal's width; for a pipe of ``COLUMNS``, or 120."""
-    from rich.console import Console
-
     console = Console()
     return console if console.is_terminal else Console(width=_pipe_width())
 
@@ -67,9 +63,6 @@ def show(view: StatusView, console: Console) -> None:
 
 def page(view: StatusView, width: int = 80) -> RenderableType:
     """Return the whole page, for a terminal of this many columns."""
-    from rich.console import Group
-    from rich.text import Text
-
     colour = _STATES.get(view.state, "white")
     head = Text.assemble((view.job, "bold"), "  ", (view.state, f"bold {colour}"))
     message = view.message.removeprefix(view.state).lstrip(", ")
@@ -90,10 +83,6 @@ def page(view: StatusView, width: int = 80) -> RenderableType:
 
 def _laid_out(facts: list[tuple[str, Text]], width: int) -> list[RenderableType]:
     """Return labels beside their texts, or above them on a narrow terminal."""
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
     if width < _NARROW:
         stacked: list[RenderableType] = []
         for name, value in facts:
@@ -114,8 +103,6 @@ def _pipe_width() -> int:
 
 def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
     """Return label and text of each line; ``Text``, so that a message cannot add mark-up."""
-    from rich.text import Text
-
     room = width - (2 if width < _NARROW else 22)
     bar_width = max(8, min(_BAR_WIDTH, room))
     facts: list[tuple[str, Text]] = []
@@ -161,8 +148,6 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
 
 
 def _progress(view: StatusView, found: ProgressView, width: int) -> Text:
-    from rich.text import Text
-
     text, place = Text(), view.position
     if found.total_steps:
         share = min(1.0, found.step / found.total_steps)
@@ -213,8 +198,6 @@ def _at_risk(view: StatusView) -> str:
 
 
 def _save(save: LastSaveView) -> Text:
-    from rich.text import Text
-
     if save.error:
         return Text(f"{save.reason}, FAILED: {save.error}", "red")
     took = f"{save.reason}, {save.actual_seconds:.2f} s"
@@ -247,14 +230,12 @@ def _recovery(last: RecoveryRecord) -> str:
 
 def _goodput(view: StatusView, width: int, room: int) -> Text:
     """Return the goodput, a bar of where the time went, and the seconds."""
-    from rich.text import Text
-
-    seconds = {one: getattr(view.time, one.value) for one in Category}
-    spent = {one: value for one, value in seconds.items() if value > 0}
-    text = Text(f"{view.goodput:.0%} of {human_duration(view.time.wall)}\n")
+    wall = view.time.wall_seconds
+    spent = {one: view.time.seconds(one) for one in Category if view.time.seconds(one) > 0}
+    text = Text(f"{view.goodput:.0%} of {human_duration(wall)}\n")
     at = filled = 0.0
     for one, value in spent.items():
-        at += value / max(view.time.wall, 1e-9) * width
+        at += value / max(wall, 1e-9) * width
         text.append(_PARTS[one][0] * round(at - filled), _PARTS[one][1])
         filled = round(at)
     column = room + 1
@@ -271,8 +252,6 @@ def _name(category: Category) -> str:
 
 
 def _nodes(view: StatusView) -> RenderableType:
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("node", "host", "state", "activity"):
         table.add_column(title, overflow="fold")
@@ -285,8 +264,6 @@ def _nodes(view: StatusView) -> RenderableType:
 
 def _workers(workers: list[WorkerView]) -> list[RenderableType]:
     """Return the ranks; of many, those that stand out, and a line on the others."""
-    from rich.text import Text
-
     shown = sorted(workers, key=_stands_out)[:_MOST_RANKS]
     parts: list[RenderableType] = [_table(sorted(shown, key=lambda worker: worker.rank))]
     rest = [worker for worker in workers if worker not in shown]
@@ -304,8 +281,6 @@ def _stands_out(worker: WorkerView) -> tuple[bool, int, float, int]:
 
 
 def _table(workers: list[WorkerView]) -> Table:
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     multi_node = len({worker.node for worker in workers}) > 1
     on_gpus = any(worker.gpu_bytes is not None for worker in workers)

@@ -11,7 +11,7 @@ import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
 from elastic_ckpt.journal.events import StepMark
-from elastic_ckpt.journal.time_account import Category, Goodput, TimeAccount
+from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.protocol.slot import Slot
 
 RATE_SECONDS: Final = 300.0
@@ -48,24 +48,6 @@ class AtRiskView(msgspec.Struct):
 
     steps: int | None
     seconds: float
-
-
-class TimeView(msgspec.Struct):
-    """Seconds since the job's first start by category; they add up to ``wall``."""
-
-    wall: float
-    training: float
-    stall: float
-    lost_work: float
-    recovery: float
-    waiting: float
-    setup: float
-
-
-def time_view(found: Goodput) -> TimeView:
-    """Return the account of time under the names of the JSON."""
-    seconds = {one.value: found.seconds(one) for one in Category}
-    return TimeView(wall=found.wall_seconds, **seconds)
 
 
 def progress(

@@ -1,10 +1,9 @@
-"""Saves in ``status``: the newest, the last emergency save, and the interval."""
+"""Saves in ``status``: the newest, and the last emergency save."""
 
 from __future__ import annotations
 
 import msgspec
 
-from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.journal.history import History
 
 
@@ -28,13 +27,6 @@ class EmergencySaveView(msgspec.Struct):
     actual_seconds: float
 
 
-class SaveIntervalView(msgspec.Struct):
-    """The interval that ``--save-interval auto`` chose: seconds between saves, and why."""
-
-    seconds: float
-    why: str
-
-
 def last_save(history: History) -> LastSaveView | None:
     """Return the newest save of a job; None without one."""
     if not history.saves:
@@ -54,10 +46,3 @@ def last_emergency_save(history: History) -> EmergencySaveView | None:
     if found is None:
         return None
     return EmergencySaveView(found.predicted_seconds, found.actual_seconds)
-
-
-def save_interval(record: NodeRecord | None) -> SaveIntervalView | None:
-    """Return the automatic interval of the latest run."""
-    if record is None or record.save_interval is None:
-        return None
-    return SaveIntervalView(record.save_interval.seconds, record.save_interval.why)

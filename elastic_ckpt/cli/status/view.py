@@ -9,30 +9,28 @@ import msgspec
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_intact
 from elastic_ckpt.checkpoint.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
-from elastic_ckpt.cli.status.progress import (
-    AtRiskView,
-    ProgressView,
-    TimeView,
-    at_risk,
-    progress,
-    time_view,
-)
+from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
     EmergencySaveView,
     LastSaveView,
-    SaveIntervalView,
     last_emergency_save,
     last_save,
-    save_interval,
 )
 from elastic_ckpt.cli.status.workers import WorkerView, reported, worker_views
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
-from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, RecoveryRecord, job_records
+from elastic_ckpt.jobdir.node_record import (
+    FailureRecord,
+    IntervalRecord,
+    NodeRecord,
+    RecoveryRecord,
+    job_records,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
+from elastic_ckpt.journal.time_account import Goodput
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
@@ -153,11 +151,11 @@ class StatusView(msgspec.Struct, kw_only=True):
     last_recovery: RecoveryRecord | None
     last_failure: FailureRecord | None
     last_emergency_save: EmergencySaveView | None
-    save_interval: SaveIntervalView | None
+    save_interval: IntervalRecord | None
     restarts: RestartsView
     goodput: float | None
     lost_work_seconds: float
-    time: TimeView
+    time: Goodput
 
 
 def gather(job: JobDirectory, history: History | None = None) -> StatusView:
@@ -225,7 +223,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         last_recovery=record.last_recovery if record else None,
         last_failure=record.last_failure if record else None,
         last_emergency_save=last_emergency_save(history),
-        save_interval=save_interval(record),
+        save_interval=record.save_interval if record else None,
         restarts=RestartsView(
             max(record.failures if record else 0, _crashes(history)),
             record.preemptions if record else 0,
@@ -233,7 +231,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         ),
         goodput=goodput.fraction,
         lost_work_seconds=goodput.lost_work_seconds,
-        time=time_view(goodput),
+        time=goodput,
     )
 
 

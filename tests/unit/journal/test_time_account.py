@@ -71,7 +71,7 @@ def of(entries: list[JournalEntry], now: float | None = None) -> dict[str, float
 
 
 def test_empty_journal_has_no_time() -> None:
-    assert account([]) == Goodput()
+    assert account([]) == Goodput(*[0.0] * 7)
     assert account([], now=100.0).fraction is None
 
 
@@ -193,7 +193,7 @@ def test_journal_without_its_start_starts_within_the_training() -> None:
 
 def test_script_without_a_supervisor_has_no_account() -> None:
     entries = [happened(0, "script"), saved(10, 10, 1.0), saved(20, 20, 1.0)]
-    assert account(entries) == Goodput()
+    assert account(entries) == Goodput(*[0.0] * 7)
 
 
 def test_dead_agent_ends_its_incarnation() -> None:

@@ -343,9 +343,9 @@ def test_the_bar_has_a_constant_length(job: JobDirectory) -> None:
     [bar] = [line for line in lines if len(line) == 40 and set(line) <= set("█▓x▒·░")]
     assert set(bar) == set("█▓x▒·░")
     seconds = gather(job).time
-    assert seconds.wall == pytest.approx(100.0, abs=0.1)
-    assert seconds.lost_work == pytest.approx(16.9, abs=0.1)
-    assert seconds.waiting == pytest.approx(11.1, abs=0.1)
+    assert seconds.wall_seconds == pytest.approx(100.0, abs=0.1)
+    assert seconds.lost_work_seconds == pytest.approx(16.9, abs=0.1)
+    assert seconds.waiting_seconds == pytest.approx(11.1, abs=0.1)
 
 
 def test_of_many_ranks_the_outliers_are_shown(job: JobDirectory) -> None:
@@ -431,4 +431,4 @@ def test_step_marks_of_a_month_are_skipped(training: JobDirectory) -> None:
     path.write_bytes(b"\n".join([*first, start, *[mark] * 86_400, saved]) + b"\n")
     few = read_journal(training, marks=False)
     assert len(read_journal(training)) > 86_400 and len(few) < 100
-    assert gather(training).time.stall == pytest.approx(0.5)
+    assert gather(training).time.stall_seconds == pytest.approx(0.5)
