@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -33,7 +34,6 @@ from elastic_ckpt.journal.events import (
 )
 from elastic_ckpt.journal.history_types import (
     Cause,
-    Check,
     Incarnation,
     Incident,
     Interruption,
@@ -67,6 +67,7 @@ class History:
     Attributes:
         account: where the time went.
         first, last: when the first and the last entry that counts was written; None without one.
+        verified: number of verifications that passed, by how much of the checkpoint was read.
         marks: the step marks of the newest incarnation, and when each was written.
     """
 
@@ -80,7 +81,7 @@ class History:
         self.notices: list[PastNotice] = []
         self.interruptions: list[Interruption] = []
         self.recoveries: list[Recovery] = []
-        self.checks: list[Check] = []
+        self.verified: Counter[str] = Counter()
         self.refused: list[Refused] = []
         self.incidents: list[Incident] = []
         self.samples: list[Sample] = []
@@ -136,7 +137,7 @@ class History:
         at = entry.wall
         match event:
             case RunStarted():
-                self._begin(at, Run(at, _short(event.run_id), printable(event.script)))
+                self._begin(at, Run())
             case ScriptStarted():
                 self._begin_script(entry, event)
             case WorkersLaunched():
@@ -159,29 +160,22 @@ class History:
             case RunEnded():
                 self._end(at, event)
             case RecoveryMeasured():
-                number = event.incarnation or entry.incarnation
                 stages = {printable(name, 80): value for name, value in event.stages.items()}
-                tier = _short(event.tier)
-                self.recoveries.append(
-                    Recovery(at, number, event.total, stages, _count(event.step), tier)
-                )
+                step = event.step if event.step is not None and event.step >= 0 else None
+                self.recoveries.append(Recovery(at, event.total, stages, step, _short(event.tier)))
 
     def _observe_save(self, at: float, event: JournalEvent) -> None:
         notice = self._noticed
         match event:
-            case Saved(epoch=epoch, step=step, bytes=size, seconds=seconds, stall_seconds=stall):
+            case Saved(bytes=size, seconds=seconds, stall_seconds=stall):
                 reason, tier = _short(event.reason), _short(event.tier)
-                self.saves.append(
-                    PastSave(at, epoch, step, reason, tier, size, seconds, stall or 0.0)
-                )
+                self.saves.append(PastSave(at, reason, tier, size, seconds, stall or 0.0))
                 self._sample(at - seconds, event)
                 if notice is not None:
-                    notice.saved_step = step
+                    notice.saved_step = event.step
             case SaveFailure(stall_seconds=stall):
                 reason, error = _short(event.reason), printable(event.error) or "it failed"
-                self.saves.append(
-                    PastSave(at, None, event.step, reason, "", None, 0.0, stall, error)
-                )
+                self.saves.append(PastSave(at, reason, "", None, 0.0, stall, error))
             case Drained():
                 self._drained("")
                 if notice is not None and notice.saved_step is None:
@@ -190,7 +184,7 @@ class History:
             case DrainFailed():
                 self._drained(printable(event.error))
             case EmergencyChosen() if notice is not None:
-                notice.choice, notice.why = _short(event.kind), printable(event.why)
+                notice.why = printable(event.why)
                 notice.predicted_seconds = event.predicted_seconds
             case EmergencySaved(predicted_seconds=predicted):
                 self.last_emergency = event
@@ -208,9 +202,8 @@ class History:
         match event:
             case CheckpointLoaded():
                 self._loaded(event)
-            case CheckpointVerified(intact=intact, seconds=seconds):
-                path, why = printable(event.path), printable(event.why)
-                self.checks.append(Check(at, path, intact, why, _short(event.how), seconds))
+            case CheckpointVerified(intact=True):
+                self.verified[event.how] += 1
             case Quarantined():
                 path, to = printable(event.path), printable(event.to)
                 self.refused.append(Refused(at, path, to, printable(event.reason)))
@@ -220,12 +213,10 @@ class History:
 
     @property
     def _run(self) -> Run | None:
-        """The running run."""
         return self.runs[-1] if self.runs and self.runs[-1].ended is None else None
 
     @property
     def _incarnation(self) -> Incarnation | None:
-        """The running incarnation."""
         last = self.incarnations[-1] if self.incarnations else None
         return last if last is not None and last.ended is None else None
 
@@ -243,7 +234,7 @@ class History:
 
     def _begin_script(self, entry: JournalEntry, event: ScriptStarted) -> None:
         """Take a script without a supervisor, which is its own launch, into account."""
-        self._begin(entry.wall, Run(entry.wall, supervised=False))
+        self._begin(entry.wall, Run(supervised=False))
         self.incarnations.append(
             Incarnation(
                 entry.incarnation, len(self.runs) - 1, entry.wall,
@@ -308,7 +299,7 @@ class History:
         seconds = None if isinstance(event, WarningReceived) else event.seconds
         notice = PastNotice(
             entry.wall, run, NoticeKind(entry.name), _short(event.source),
-            printable(event.reason), _short(entry.node), event.follows, seconds,
+            printable(event.reason), event.follows, seconds,
         )  # fmt: skip
         self.notices.append(notice)
         if self._noticed is None and isinstance(event, NoticeReceived) and not event.follows:
@@ -318,7 +309,7 @@ class History:
         message = printable(event.message)
         found = self._close_incarnation(at, _short(event.kind))
         if found is not None:
-            found.rank, found.message = event.rank, message
+            found.message = message
         if event.kind in _REGROUPED and self._noticed is None:
             self._interrupt(Cause.REGROUPING, at, message=message)
 
@@ -331,8 +322,7 @@ class History:
         if self.incarnations and self.incarnations[-1].ended is not None:
             at = min(at, self.incarnations[-1].ended)
         self._interrupt(
-            Cause.FAILURE, at, kind=kind or "unknown", rank=event.rank,
-            exit_code=event.exit_code, message=message,
+            Cause.FAILURE, at, kind=kind or "unknown", rank=event.rank, message=message,
             tail=tuple(printable(line, 200) for line in event.tail[-64:]), stacks=stacks,
         )  # fmt: skip
 
@@ -340,19 +330,19 @@ class History:
         run = self._run
         if run is None:
             return
-        run.ended, run.state = at, _short(event.state)
-        run.exit_code, run.message = event.exit_code, printable(event.message)
+        run.ended, run.exit_code = at, event.exit_code
+        message = printable(event.message)
         self._close_incarnation(at, KILLED)
-        if run.state == RunState.FINISHED.value:
+        if event.state == RunState.FINISHED.value:
             return
         last = self.incarnations[-1] if self.incarnations else None
         if last is not None and last.run == len(self.runs) - 1 and last.ended is not None:
             at = last.ended
-        if run.state == RunState.PREEMPTED.value:
+        if event.state == RunState.PREEMPTED.value:
             source = self._noticed.source if self._noticed is not None else ""
-            self._interrupt(Cause.PREEMPTION, at, kind=source, message=run.message)
+            self._interrupt(Cause.PREEMPTION, at, kind=source, message=message)
         elif not self._is_explained():
-            self._interrupt(Cause.GAVE_UP, at, message=run.message)
+            self._interrupt(Cause.GAVE_UP, at, message=message)
 
     def _is_explained(self) -> bool:
         """Whether the newest incarnation's failure is an interruption already."""
@@ -372,7 +362,3 @@ class History:
 
 def _short(text: str) -> str:
     return printable(text, 80)
-
-
-def _count(step: int | None) -> int | None:
-    return step if step is not None and step >= 0 else None

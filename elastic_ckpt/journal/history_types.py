@@ -18,14 +18,9 @@ class Run:
         killed: it ended without an entry.
     """
 
-    began: float
-    run_id: str = ""
-    script: str = ""
     supervised: bool = True
     ended: float | None = None
-    state: str = ""
     exit_code: int | None = None
-    message: str = ""
     killed: bool = False
 
 
@@ -52,7 +47,6 @@ class Incarnation:
     first_step_at: float | None = None
     ended: float | None = None
     kind: str = ""
-    rank: int = -1
     message: str = ""
     from_epoch: int | None = None
     from_step: int | None = None
@@ -78,8 +72,6 @@ class PastSave:
     """
 
     at: float
-    epoch: int | None
-    step: int | None
     reason: str
     tier: str
     bytes: int | None
@@ -104,10 +96,9 @@ class PastNotice:
 
     Attributes:
         run: index of the run that received it; None outside of runs.
-        node: the node that goes away.
         follows: another node leads the job, which continues without this one.
         grace: seconds until the node goes away; None for a warning.
-        choice, why: what was saved, and why.
+        why: the reason for what was saved.
         predicted_seconds, actual_seconds: of the save on the notice; None if unknown.
         saved_step: the step that was saved on the notice.
     """
@@ -117,10 +108,8 @@ class PastNotice:
     kind: NoticeKind
     source: str
     reason: str
-    node: str = ""
     follows: bool = False
     grace: float | None = None
-    choice: str = ""
     why: str = ""
     predicted_seconds: float | None = None
     actual_seconds: float | None = None
@@ -162,7 +151,6 @@ class Interruption:
     incarnation: int
     kind: str = ""
     rank: int = -1
-    exit_code: int | None = None
     message: str = ""
     tail: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
@@ -173,23 +161,10 @@ class Recovery:
     """From a failure to the end of the next first step: seconds by stage, in order."""
 
     at: float
-    incarnation: int
     total: float
     stages: Mapping[str, float]
     step: int | None
     tier: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """A verification and its outcome; ``why`` is empty for an intact checkpoint."""
-
-    at: float
-    path: str
-    intact: bool
-    why: str
-    how: str
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -185,12 +185,13 @@ def _good(material: Material) -> Answer:
 
 def _verified(material: Material) -> Iterator[str]:
     """Return what was checked, and how closely."""
-    passed = [one for one in material.history.checks if one.intact]
+    verified = material.history.verified
+    passed = verified.total()
     if passed:
-        in_full = sum(one.how == "every byte" for one in passed)
-        ways = ((in_full, "by every byte"), (len(passed) - in_full, "by their sizes, in memory"))
+        in_full = verified["every byte"]
+        ways = ((in_full, "by every byte"), (passed - in_full, "by their sizes, in memory"))
         parts = natural_list([f"{number} {way}" for number, way in ways if number])
-        yield f"{plural(len(passed), 'load')}, each verified first: {parts}."
+        yield f"{plural(passed, 'load')}, each verified first: {parts}."
     newest = next((one for one in material.checkpoints if one.intact), None)
     if newest is not None and newest.tier == "disk":
         how = "every byte was verified" if newest.verified else "only its sizes were compared"
