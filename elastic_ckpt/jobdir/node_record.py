@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.util.text import printable
@@ -97,13 +99,6 @@ class FailureRecord(msgspec.Struct, frozen=True):
     wall: float
 
 
-class IntervalRecord(msgspec.Struct, frozen=True):
-    """The interval that ``--save-interval auto`` chose: seconds between saves, and why."""
-
-    seconds: float
-    why: str
-
-
 class NodeRecord(msgspec.Struct, kw_only=True):
     """The record of a supervisor's run.
 
@@ -139,7 +134,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     preemptions: int = 0
     failures_left: int = 0
     memory: str = ""
-    save_interval: IntervalRecord | None = None
+    save_interval: OptimalInterval | None = None
     sessionless: bool = False
     stepless_since: float = 0.0
     last_recovery: RecoveryRecord | None = None
@@ -171,30 +166,22 @@ def _checked(record: NodeRecord) -> NodeRecord:
     counts = (record.incarnation, record.failures, record.preemptions, record.failures_left)
     if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
         raise ValueError("a count is out of range")
-    record.present = tuple(printable(name) for name in record.present)
+    record.present = tuple(map(printable, record.present))
     for name in ("job", "run_id", "node", "message", "head"):
         setattr(record, name, printable(getattr(record, name)))
-    record.owner = msgspec.structs.replace(record.owner, host=printable(record.owner.host))
-    if record.notice is not None:
-        source, reason = printable(record.notice.source), printable(record.notice.reason)
-        record.notice = msgspec.structs.replace(record.notice, source=source, reason=reason)
-    if record.last_recovery is not None:
-        found = record.last_recovery
+    record.owner = replace(record.owner, host=printable(record.owner.host))
+    if (notice := record.notice) is not None:
+        source, reason = printable(notice.source), printable(notice.reason)
+        record.notice = replace(notice, source=source, reason=reason)
+    if (found := record.last_recovery) is not None:
         stages = {printable(name): seconds for name, seconds in found.stages.items()}
-        record.last_recovery = msgspec.structs.replace(
-            found, stages=stages, tier=printable(found.tier)
-        )
-    if record.last_failure is not None:
-        failure = record.last_failure
-        record.last_failure = msgspec.structs.replace(
-            failure,
-            kind=printable(failure.kind),
-            message=printable(failure.message),
-            tail=tuple(printable(line) for line in failure.tail),
-        )
-    if record.save_interval is not None:
-        why = printable(record.save_interval.why)
-        record.save_interval = msgspec.structs.replace(record.save_interval, why=why)
+        record.last_recovery = replace(found, stages=stages, tier=printable(found.tier))
+    if (failure := record.last_failure) is not None:
+        kind, message = printable(failure.kind), printable(failure.message)
+        tail = tuple(map(printable, failure.tail))
+        record.last_failure = replace(failure, kind=kind, message=message, tail=tail)
+    if (interval := record.save_interval) is not None:
+        record.save_interval = OptimalInterval(interval.seconds, printable(interval.why))
     board = _BOARD.fullmatch(record.board)
     if board is None or int(board[1]) != record.owner.pid:
         record.board = ""  # never open another path

@@ -1,10 +1,10 @@
 """Save intervals, and ``--save-interval auto``.
 
 A save costs its stall; a failure costs the work since the last save. The interval that minimizes
-the sum was found by Young ("A first order approximation to
-the optimum checkpoint interval", CACM 17(9), 1974) and, for saves that are not short compared to
-the time between failures, by Daly ("A higher order estimate of the optimum checkpoint interval for
-restart dumps", FGCS 22(3), 2006). Young's is the limit of Daly's for short saves.
+the sum was found by Young ("A first order approximation to the optimum checkpoint interval", CACM
+17(9), 1974) and, for saves that are not short compared to the time between failures, by Daly ("A
+higher order estimate of the optimum checkpoint interval for restart dumps", FGCS 22(3), 2006).
+Young's is the limit of Daly's for short saves.
 """
 
 from __future__ import annotations
@@ -38,12 +38,7 @@ HYSTERESIS: Final = 0.1
 
 @dataclass(frozen=True)
 class OptimalInterval:
-    """How often to save.
-
-    Attributes:
-        seconds: from the start of one save to the start of the next.
-        why: one sentence for the log.
-    """
+    """How often to save, in seconds from the start of a save to the next, and why in a sentence."""
 
     seconds: float
     why: str

@@ -72,7 +72,7 @@ class Supervisor:
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
-        record.node.save_interval = self._saves.interval_record
+        record.node.save_interval = self._saves.optimal_interval
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Supervisor:
             self._on_stepping(now)
         elif self.state is RunState.RUNNING:
             if self._saves.learn():
-                self.record.update(save_interval=self._saves.interval_record)
+                self.record.update(save_interval=self._saves.optimal_interval)
             saved = self._newest_saved_step()
             if saved != self._saved_step:  # a notice must not wait for a scan
                 self._saved_step = saved
@@ -242,7 +242,7 @@ class Supervisor:
         resumed = f", from step {step}" if step > 0 else ""
         message = f"training, incarnation {self.incarnation}{resumed}"
         self.record.move(
-            Event.STEPPING, message, step=step, save_interval=self._saves.interval_record
+            Event.STEPPING, message, step=step, save_interval=self._saves.optimal_interval
         )
 
     def _newest_saved_step(self) -> int:
@@ -354,7 +354,7 @@ class Supervisor:
             said = f"nothing changed: {error}"  # and the job trains on, whatever it was
         else:
             self._saves.change(self.settings, self.now)
-            self.record.update(save_interval=self._saves.interval_record)
+            self.record.update(save_interval=self._saves.optimal_interval)
         self.ports.journal.write(JobFileReloaded(said=said))
         self.record.say(f"reload: {said}")
         self.ports.service.reloaded()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -20,6 +20,8 @@ from elastic_ckpt.journal.time_account import Category
 from elastic_ckpt.util.units import human_duration
 
 Tone = Literal["good", "note", "bad"]
+Found = tuple[Tone, str, list[str]]
+"""Tone, verdict and sentences of an answer."""
 
 _NEGLIGIBLE_SECONDS: Final = 0.05
 _QUOTED: Final = 90  # characters of a message
@@ -39,13 +41,12 @@ class Answer:
 
 def answers(material: Material) -> list[Answer]:
     """Return all five answers in order."""
-    return [_lost(material), _why(material), _safe(material), _good(material), _cost(material)]
+    return [Answer(name, question, *find(material)) for name, question, find in _QUESTIONS]
 
 
-def _lost(material: Material) -> Answer:
-    question = "What was lost?"
+def _lost(material: Material) -> Found:
     if not material.history.is_supervised:
-        return _unknown("lost", question)
+        return _UNKNOWN
     lost = material.goodput.lost_work_seconds
     count = len(material.history.interruptions)
     killed = sum(run.killed for run in material.history.runs)
@@ -53,9 +54,7 @@ def _lost(material: Material) -> Answer:
     if lost < _NEGLIGIBLE_SECONDS:
         where = f" in {plural(count, 'interruption')}" if count else ""
         sentences = [f"No step was repeated{where}.", *([unseen] if killed else [])]
-        tone: Tone = "note" if killed else "good"
-        verdict = "Nothing known" if killed else "Nothing"
-        return Answer("lost", question, tone, verdict, sentences)
+        return ("note", "Nothing known", sentences) if killed else ("good", "Nothing", sentences)
     steps = sum(cost.lost_steps for cost in material.costs if cost.lost_steps is not None)
     whole = material.goodput.wall_seconds
     repeated = f"{plural(steps, 'step')} had to be repeated: " if steps else ""
@@ -72,17 +71,17 @@ def _lost(material: Material) -> Answer:
         sentences.append(f"{number} lost {amount}.")
     if killed:
         sentences.append(unseen)
-    return Answer("lost", question, "note", f"{span(lost)} of training", sentences)
+    return "note", f"{span(lost)} of training", sentences
 
 
-def _why(material: Material) -> Answer:
-    question, history = "Why?", material.history
+def _why(material: Material) -> Found:
+    history = material.history
     failures, preempted = len(material.failures), len(material.preemptions)
     others = len(history.interruptions) - failures - preempted
     if not history.is_supervised:
-        return _unknown("why", question)
+        return _UNKNOWN
     if not history.interruptions:
-        return Answer("why", question, "good", "No interruption", ["Nothing has stopped it."])
+        return "good", "No interruption", ["Nothing has stopped it."]
     counts = ((failures, "failure"), (preempted, "preemption"), (others, "regrouping"))
     parts = [plural(number, word) for number, word in counts if number]
     classes = _classes(material)
@@ -97,7 +96,7 @@ def _why(material: Material) -> Answer:
     )
     for source, number in sources.most_common(3):
         sentences.append(f"{plural(number, 'notice')} from {source}.")
-    return Answer("why", question, "note", natural_list(parts), sentences)
+    return "note", natural_list(parts), sentences
 
 
 def _classes(material: Material) -> list[list[tuple[str, Interruption, Cost]]]:
@@ -117,7 +116,7 @@ def _class_of(failures: Sequence[tuple[str, Interruption, Cost]]) -> str:
     return f"{kind}, {which}{message}."
 
 
-def _safe(material: Material) -> Answer:
+def _safe(material: Material) -> Found:
     status = material.status
     tone, verdict = _safety(material)
     sentences = [
@@ -132,7 +131,7 @@ def _safe(material: Material) -> Answer:
         sentences.append(f"{_capitalized(_cut(status.message, 300))}.")
     if status.advice:
         sentences.append(f"{_capitalized(status.advice)}.")
-    return Answer("safe", "Is it safe now?", tone, verdict, sentences)
+    return tone, verdict, sentences
 
 
 def _safety(material: Material) -> tuple[Tone, str]:
@@ -156,8 +155,8 @@ def _safety(material: Material) -> tuple[Tone, str]:
     return "good", "Yes"
 
 
-def _good(material: Material) -> Answer:
-    question, history = "Was the checkpoint good?", material.history
+def _good(material: Material) -> Found:
+    history = material.history
     sentences = [*_verified(material)]
     refused = len(history.refused)
     if refused:
@@ -176,15 +175,14 @@ def _good(material: Material) -> Answer:
     if not sentences:
         sentences.append("No save is in the journal, and no checkpoint on the disk.")
     if material.status.newest_intact is None:
-        tone: Tone = "bad" if intact or refused else "note"
-        verdict = "No: none is intact" if intact or refused else "There is none yet"
-        return Answer("good", question, tone, verdict, sentences)
+        if intact or refused:
+            return "bad", "No: none is intact", sentences
+        return "note", "There is none yet", sentences
     verdict = f"Yes; {refused} bad one{'s' * (refused != 1)} refused" if refused else "Yes"
-    return Answer("good", question, "note" if refused or failed else "good", verdict, sentences)
+    return "note" if refused or failed else "good", verdict, sentences
 
 
 def _verified(material: Material) -> Iterator[str]:
-    """Return what was checked, and how closely."""
     verified = material.history.verified
     passed = verified.total()
     if passed:
@@ -198,10 +196,10 @@ def _verified(material: Material) -> Iterator[str]:
         yield f"The newest is step {newest.step:,}: {how}."
 
 
-def _cost(material: Material) -> Answer:
-    question, found = "What did it cost?", material.goodput
+def _cost(material: Material) -> Found:
+    found = material.goodput
     if not material.history.is_supervised:
-        return _unknown("cost", question)
+        return _UNKNOWN
     whole = found.wall_seconds
     saves = plural(len(material.history.saves), "save")
     parts = [
@@ -225,12 +223,21 @@ def _cost(material: Material) -> Answer:
         sentences.append(f"A failure took {middle} until the next step was done (median){worst}.")
     verdict = f"{share(found.training_seconds, whole)} goodput" if whole > 0 else "Nothing yet"
     fraction = found.fraction or 0.0
-    return Answer("cost", question, "good" if fraction >= 0.9 else "note", verdict, sentences)
+    return "good" if fraction >= 0.9 else "note", verdict, sentences
 
 
-def _unknown(name: str, question: str) -> Answer:
-    why = "No supervisor ran, so there is no record of it. Saves and loads are below."
-    return Answer(name, question, "note", "Not known", [why])
+_UNKNOWN: Final[Found] = (
+    "note", "Not known",
+    ["No supervisor ran, so there is no record of it. Saves and loads are below."],
+)  # fmt: skip
+
+_QUESTIONS: Final[Sequence[tuple[str, str, Callable[[Material], Found]]]] = (
+    ("lost", "What was lost?", _lost),
+    ("why", "Why?", _why),
+    ("safe", "Is it safe now?", _safe),
+    ("good", "Was the checkpoint good?", _good),
+    ("cost", "What did it cost?", _cost),
+)
 
 
 def _on_disk(newest: NewestView | None) -> str:
@@ -241,11 +248,9 @@ def _on_disk(newest: NewestView | None) -> str:
 
 
 def _cut(text: str, limit: int = _QUOTED) -> str:
-    """Return the start of a message, for use within a sentence."""
     shown = text if len(text) <= limit else f"{text[:limit].rstrip()}…"
     return shown.rstrip(". ")
 
 
 def _capitalized(text: str) -> str:
-    """Return the text as the start of a sentence."""
     return text[:1].upper() + text[1:]

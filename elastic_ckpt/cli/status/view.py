@@ -21,7 +21,6 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import (
     FailureRecord,
-    IntervalRecord,
     NodeRecord,
     RecoveryRecord,
     job_records,
@@ -32,6 +31,7 @@ from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.journal.time_account import Goodput
 from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.stepless import STEPLESS
@@ -151,7 +151,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     last_recovery: RecoveryRecord | None
     last_failure: FailureRecord | None
     last_emergency_save: EmergencySaveView | None
-    save_interval: IntervalRecord | None
+    save_interval: OptimalInterval | None
     restarts: RestartsView
     goodput: float | None
     lost_work_seconds: float

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Final
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
-from elastic_ckpt.jobdir.node_record import IntervalRecord
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.emergency import EmergencyChoice
@@ -39,10 +38,9 @@ class SaveAdviser:
         self._forecast = SaveForecast(directory, journal)
 
     @property
-    def interval_record(self) -> IntervalRecord | None:
+    def optimal_interval(self) -> OptimalInterval | None:
         """The interval of ``--save-interval auto`` and its reason; None if it was given."""
-        found = self._schedule.optimal
-        return None if found is None else IntervalRecord(found.seconds, found.why)
+        return self._schedule.optimal
 
     def change(self, settings: RunSettings, now: float) -> None:
         """Use another interval from now on."""

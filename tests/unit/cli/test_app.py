@@ -22,7 +22,6 @@ from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import read_manifest
 from elastic_ckpt.cli.app import main
 from elastic_ckpt.jobdir.node_record import (
-    IntervalRecord,
     NodeRecord,
     NoticeRecord,
     ProcessIdentity,
@@ -30,6 +29,7 @@ from elastic_ckpt.jobdir.node_record import (
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import EmergencySaved, Saved, StateChanged, Unknown
 from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Phase
@@ -570,7 +570,7 @@ def test_status_of_a_running_job(cli: Command, job: JobDirectory) -> None:
 def test_status_shows_the_save_interval_and_its_reason(cli: Command, job: JobDirectory) -> None:
     why = "every 4 min: a save costs 1.3 s and the job fails every 6 h"
     write_record(
-        job, RunState.RUNNING, ProcessIdentity.current(), save_interval=IntervalRecord(240.0, why)
+        job, RunState.RUNNING, ProcessIdentity.current(), save_interval=OptimalInterval(240.0, why)
     )
     shown = cli("status", "--json", job.root).json["save_interval"]
     assert shown == {"seconds": 240.0, "why": why}
