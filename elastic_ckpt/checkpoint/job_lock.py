@@ -9,20 +9,19 @@ beside it.
 from __future__ import annotations
 
 import contextlib
-import errno
 from pathlib import Path
 from typing import Final
 
 import filelock
 import msgspec
 
+from elastic_ckpt.checkpoint.read_lock import NO_LOCKS
 from elastic_ckpt.errors import DirectoryUnusable, LockHeld
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.util.text import printable
 
-_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 _TAKE_OVER_SECONDS: Final = 0.5
 """Time to find that a marker's owner has died, and to take its place."""
 
@@ -120,7 +119,7 @@ def _acquire(path: Path) -> filelock.BaseFileLock:
         native.acquire()
         return native
     except OSError as error:
-        if isinstance(error, filelock.Timeout) or error.errno not in _NO_LOCKS:
+        if isinstance(error, filelock.Timeout) or error.errno not in NO_LOCKS:
             raise
     marker = filelock.SoftFileLock(
         _marker(path), timeout=_TAKE_OVER_SECONDS, thread_local=False, mode=0o600

@@ -21,7 +21,7 @@ from elastic_ckpt.errors import CheckpointRejected
 _PATIENCE_SECONDS: Final = 2.0
 """A removal holds its lock for a moment; it may fail, and then the checkpoint stays."""
 
-_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """A file system without locks: readers continue, and nothing is deleted there."""
 
 
@@ -107,7 +107,7 @@ def _lock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         return False
     return True

@@ -18,9 +18,7 @@ import msgspec
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS, JobState, MemberState, Seen
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.agent import launch
-
-AWAY_SECONDS: Final = 1.0
-"""A longer pause between two turns, of which there are 20 a second, means that it was stopped."""
+from elastic_ckpt.supervisor.agent.cluster_member import AWAY_SECONDS
 
 _JOB: Final = "job"
 _NUMBERS: Final = "numbers"
