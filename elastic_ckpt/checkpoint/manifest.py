@@ -65,7 +65,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
         attempt, incarnation: which attempt of which launch wrote it.
         created: RFC 3339, UTC; for people, never for ordering.
         epoch, step, step_in_epoch, sample_start_index, order_seed, dataset_fingerprint,
-            dataset_size: as in ``Position``.
+            dataset_size, dataset_fields: as in ``Position``.
         samples_per_step: samples that one step consumes on all ranks together; 0 if unknown.
         world_size, data_parallel_size: ranks, and ranks that see different samples.
         metrics: what the script reported last, for retention by a metric.
@@ -89,6 +89,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineInfo
     torch: str
     metrics: dict[str, float] = {}
+    dataset_fields: dict[str, str] = {}
 
     @property
     def checkpoint_name(self) -> str:
@@ -266,6 +267,7 @@ def check_header(header: SealHeader) -> None:
     texts = (
         header.job, header.attempt, header.created, header.dataset_fingerprint, header.torch,
         engine.name, engine.version, engine.plugin, engine.precision, *header.metrics,
+        *header.dataset_fields, *header.dataset_fields.values(),
     )  # fmt: skip
     if max(map(len, texts)) > MAX_TEXT_CHARACTERS:
         raise CheckpointRejected(f"the manifest holds a name of over {MAX_TEXT_CHARACTERS}")

@@ -18,6 +18,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
         order_seed: seed of the order of samples; None without a sampler.
         dataset_fingerprint: digest of the data set; empty without a data set.
         dataset_size: samples in the data set; 0 without a data set.
+        dataset_fields: digests of the fields of some of its samples, by name; may be empty.
     """
 
     epoch: int = 0
@@ -27,6 +28,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     order_seed: int | None = None
     dataset_fingerprint: str = ""
     dataset_size: int = 0
+    dataset_fields: dict[str, str] = {}
 
     @classmethod
     def of(cls, seal: SealHeader) -> Position:

@@ -19,6 +19,7 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.state.load import load_given, load_newest
+from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.save import write_checkpoint
 from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
@@ -107,6 +108,7 @@ def save_checkpoint(
 
     Raises:
         UsageError: the epoch or the batch size contradicts the sampler.
+        UnequalSteps, DataMismatch: on every rank; the ranks are not at the same position.
         SaveFailed: on every rank, with the reason of the rank that failed. StorageFailed, if the
             disk is full or does not answer: a loop may catch it and continue.
         SystemExit: after the seal, at the agreed stop step.
@@ -134,6 +136,7 @@ def save_checkpoint(
         rank_state=lambda: RankState({}).capture(iterating=True),
     )
     inputs = EngineInputs(booster, model, optimizer, lr_scheduler, use_async)
+    meet(runtime.peers, f"the save after step {step}, epoch {epoch}", Arrival(snapshot.position))
     write_checkpoint(runtime, make_engine(inputs, engine), snapshot)
     if _loop.stop:
         runtime.leave(saved=True)

@@ -2,7 +2,9 @@
 
 A collective hangs the healthy ranks when one has raised. Here each rank posts its outcome, the
 leader reads all of them and posts a verdict, and every rank reads that. So an error on one rank
-becomes the same error on every rank. Every wait polls and is bounded.
+becomes the same error on every rank. Every wait polls, is bounded, and names the missing ranks.
+Exchanges are numbered and named: ranks that meet in one number under two names have diverged, which
+is an error on all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from elastic_ckpt.errors import (
     ExitCode,
     LeaderLost,
     SaveFailed,
+    UnequalSteps,
     UsageError,
 )
+from elastic_ckpt.training.peer_wait import MEETING_SECONDS, WORKING_SECONDS, Wait
 from elastic_ckpt.training.rank_errors import (
     as_failure,
     decode_failure,
@@ -45,6 +49,7 @@ _LONGEST_PAUSE: Final = 0.01
 
 _OK: Final = b"+"
 _BAD: Final = b"!"
+_DIVERGED: Final = "diverged"
 
 T = TypeVar("T")
 
@@ -59,8 +64,8 @@ class Peers:
         self.rank = rank
         self.world_size = world_size
         self._store = store
-        self._limit = limit
-        self._pause_seconds = min(_SHORTEST_PAUSE * world_size, _LONGEST_PAUSE)
+        self.limit_seconds = limit
+        self.pause_seconds = min(_SHORTEST_PAUSE * world_size, _LONGEST_PAUSE)
         self._round = 0
         self._keys: dict[str, list[str]] = {}  # by round, those that a rank may still read
         self._watching: Any = None
@@ -105,7 +110,7 @@ class Peers:
             SaveFailed: on every rank, if that rank raised anything else; StorageFailed if that was
                 an ``OSError``.
         """
-        key = self._next(name, range(self.world_size))
+        key = self._next(range(self.world_size))
         try:
             with self._watch(key) if watched else nullcontext():
                 mine = produce()
@@ -115,10 +120,32 @@ class Peers:
             with suppress(LeaderLost):
                 self._post(f"{key}/failed", _BAD, encoded)
                 self._post(f"{key}/{self.rank}", _BAD, encoded)
-                self._judge(key)
+                self._judge(key, name)
             raise failed from error
-        self._post(f"{key}/{self.rank}", _OK, mine)
-        return self._judge(key, mine)
+        results: list[bytes] = []
+
+        def keep(found: list[bytes]) -> bytes:
+            results.extend(found)
+            return b""
+
+        self._post(f"{key}/{self.rank}", _OK, _named(name, mine))
+        self._judge(key, name, mine, keep)
+        return results
+
+    def agree(self, name: str, mine: bytes, judge: Callable[[list[bytes]], bytes]) -> bytes:
+        """Return on every rank what the leader's ``judge`` makes of all ranks' values.
+
+        Args:
+            name: what this rank is doing, with its step, in words: ranks that meet under different
+                names raise an error that quotes them.
+
+        Raises:
+            UnequalSteps: on every rank, if they are at different exchanges.
+            ElasticCkptError: on every rank, if ``judge`` raised one.
+        """
+        key = self._next(range(self.world_size))
+        self._post(f"{key}/{self.rank}", _OK, _named(name, mine))
+        return self._judge(key, name, mine, judge, MEETING_SECONDS)
 
     def leader_does(self, name: str, act: Callable[[], T]) -> T | None:
         """Run ``act`` on the leader; the other ranks wait for its outcome.
@@ -129,9 +156,9 @@ class Peers:
         Raises:
             ElasticCkptError: on every rank, if ``act`` raised one; else SaveFailed.
         """
-        key = self._next(name)
+        key = self._next()
         if not self.is_leader:
-            self._raise_verdict(self._await(f"{key}/verdict", self._limit))
+            self._verdict(key, name)
             return None
         try:
             result = act()
@@ -139,22 +166,20 @@ class Peers:
             failed = as_failure(self.rank, error, "save")
             self._post(f"{key}/verdict", _BAD, encode_failure(failed, self.rank))
             raise failed from error
-        self._post(f"{key}/verdict", _OK, b"")
+        self._post(f"{key}/verdict", _OK, _named(name, b""))
         return result
 
     def tell(self, name: str, value: bytes) -> bytes:
         """Return the leader's value on every rank."""
-        key = self._next(name)
-        if self.world_size == 1:
-            return value
+        key = self._next()
         if self.is_leader:
-            self._post(f"{key}/verdict", _OK, value)
+            self._post(f"{key}/verdict", _OK, _named(name, value))
             return value
-        return self._await(f"{key}/verdict", self._limit)[1:]
+        return self._verdict(key, name)
 
     def barrier(self, name: str) -> None:
         """Wait, for a bounded time, until every rank has called this."""
-        self.collect(name, lambda: b"")
+        self.agree(name, b"", lambda _: b"")
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -192,58 +217,88 @@ class Peers:
             standard_error().flush(EXIT_SECONDS)
             os._exit(int(ExitCode.FAILED))
 
-    def _judge(self, key: str, mine: bytes = b"") -> list[bytes]:
-        """Return all outcomes on the leader, which posts the verdict; raise it on every rank."""
+    def _judge(
+        self,
+        key: str,
+        name: str,
+        mine: bytes = b"",
+        judge: Callable[[list[bytes]], bytes] = lambda _: b"",
+        patience: float = WORKING_SECONDS,
+    ) -> bytes:
+        """Return the verdict, which the leader makes of all outcomes; raise it on every rank."""
         if self.world_size == 1:
-            return [mine]
+            return judge([mine])
         if not self.is_leader:
-            self._raise_verdict(self._await(f"{key}/verdict", self._limit))
-            return []
+            return self._verdict(key, name, patience)
         outcomes: list[bytes] = []
         bad: ElasticCkptError | None = None
-        limit = time.monotonic() + self._limit
+        wait = Wait(self, key, name, patience)
         for rank in range(self.world_size):
             try:
-                outcome = self._await_outcome(key, rank, limit)
+                outcomes.append(self._outcome(wait, rank))
             except ElasticCkptError as error:
                 bad = bad or error
-                limit = min(limit, time.monotonic() + FAILURE_GRACE_SECONDS)
-                continue
-            outcomes.append(outcome)
-        if bad is not None:
-            self._post(f"{key}/verdict", _BAD, encode_failure(bad, self.rank))
-            raise bad
-        self._post(f"{key}/verdict", _OK, b"")
+                wait.shorten(FAILURE_GRACE_SECONDS)
+        try:
+            if bad is not None:
+                raise bad
+            verdict = judge(outcomes)
+        except ElasticCkptError as error:
+            self._post(f"{key}/verdict", _BAD, encode_failure(error, self.rank))
+            raise
+        self._post(f"{key}/verdict", _OK, _named(name, verdict))
         self._forget_before(key)
-        return outcomes
+        return verdict
 
-    def _await_outcome(self, key: str, rank: int, limit: float) -> bytes:
-        first_failure: float | None = None
-        while not self._there(f"{key}/{rank}"):
-            now = time.monotonic()
-            if first_failure is None and self._there(f"{key}/failed"):
-                first_failure = now
-            if first_failure is not None and now > first_failure + FAILURE_GRACE_SECONDS:
-                raise decode_failure(self._read(f"{key}/failed"))
-            if now > limit:
-                raise SaveFailed(rank, f"no answer within {self._limit:.0f} s")
-            time.sleep(self._pause_seconds)
-        outcome = self._read(f"{key}/{rank}")
-        if outcome[:1] == _BAD:
-            raise decode_failure(outcome)
-        return outcome[1:]
+    def _outcome(self, wait: Wait, rank: int) -> bytes:
+        failed, first_failure = f"{wait.key}/failed", 0.0
+        while not self._there(f"{wait.key}/{rank}"):
+            if not first_failure and self._there(failed):
+                first_failure = time.monotonic()
+            if first_failure and time.monotonic() > first_failure + FAILURE_GRACE_SECONDS:
+                raise decode_failure(self._read(failed))
+            wait.poll(SaveFailed(rank, f"no answer within {self.limit_seconds:.0f} s"))
+        return self._named_value(self._read(f"{wait.key}/{rank}"), wait.name, rank)
 
-    def _raise_verdict(self, verdict: bytes) -> None:
-        if verdict[:1] != _OK:
-            raise decode_failure(verdict)
+    def _verdict(self, key: str, name: str, patience: float = WORKING_SECONDS) -> bytes:
+        wait = Wait(self, key, name, patience, FAILURE_GRACE_SECONDS)
+        while not self._there(f"{key}/verdict"):
+            wait.poll(SaveFailed(0, f"no answer from the leader within {self.limit_seconds:.0f} s"))
+        try:
+            return self._named_value(self._read(f"{key}/verdict"), name, 0)
+        except UnequalSteps as error:
+            self._post(_DIVERGED, _BAD, encode_failure(error, self.rank))  # the leader is elsewhere
+            raise
 
-    def _await(self, key: str, seconds: float) -> bytes:
-        limit = time.monotonic() + seconds + FAILURE_GRACE_SECONDS
-        while not self._there(key):
-            if time.monotonic() > limit:
-                raise SaveFailed(0, f"no answer from the leader within {seconds:.0f} s")
-            time.sleep(self._pause_seconds)
-        return self._read(key)
+    def _named_value(self, posted: bytes, name: str, rank: int) -> bytes:
+        """Return what was posted under this name.
+
+        Raises:
+            ElasticCkptError: a failure was posted, or another name.
+        """
+        if posted[:1] == _BAD:
+            raise decode_failure(posted)
+        found, _, value = posted[1:].partition(b"\0")
+        if found != name.encode():
+            theirs = found.decode(errors="replace")
+            raise UnequalSteps(
+                f"the ranks have diverged: rank {self.rank} is at {name!r}, rank {rank} at "
+                f"{theirs!r}; every rank must make the same steps, epochs and saves"
+            )
+        return value
+
+    def missing(self, key: str) -> list[int]:
+        """Return the ranks that have not arrived; on a rank other than the leader, only the leader.
+
+        If the leader has arrived, it is the one to report.
+        """
+        ranks = range(self.world_size) if self.is_leader else [0]
+        return [rank for rank in ranks if not self._there(f"{key}/{rank}")]
+
+    def check_diverged(self) -> None:
+        """Raise what a rank found that met the leader in another exchange."""
+        if self._there(_DIVERGED):
+            raise decode_failure(self._read(_DIVERGED))
 
     # A store whose host is gone raises one of several torch errors, each a RuntimeError; callers
     # see one typed error.
@@ -268,10 +323,10 @@ class Peers:
         except RuntimeError as error:
             raise leader_lost(error) from None
 
-    def _next(self, name: str, ranks: Iterable[int] = ()) -> str:
+    def _next(self, ranks: Iterable[int] = ()) -> str:
         """Return the key of the next round, in which these ranks answer."""
         self._round += 1
-        key = f"{self._round}/{name}"
+        key = str(self._round)
         if self._store is not None and self.is_leader:
             self._keys[key] = [f"{key}/verdict", *(f"{key}/{rank}" for rank in ranks)]
         return key
@@ -283,6 +338,10 @@ class Peers:
                 return
             for posted in self._keys.pop(old):
                 self._store.delete_key(posted)
+
+
+def _named(name: str, value: bytes) -> bytes:
+    return name.encode() + b"\0" + value
 
 
 def private_store() -> Any:

@@ -20,6 +20,7 @@ from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.saver import Saver
 from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
@@ -110,6 +111,9 @@ class SavePoints:
 
     def _save(self, reason: Reason) -> None:
         self._is_due = False
+        here = self._loop.position
+        name = f"the save after step {here.step}, epoch {here.epoch}"
+        meet(self._runtime.peers, name, Arrival(here))
         self._timer.interrupted()
         self._saver.save(self._snapshot(reason))
 

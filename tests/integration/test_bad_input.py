@@ -156,10 +156,10 @@ import os, torch, torch.distributed as dist
 from elastic_ckpt import ElasticSampler, Session
 from torch.utils.data import DataLoader
 dist.init_process_group("gloo")
-data = torch.ones(8 + 8 * dist.get_rank(), 1)
+data, size = torch.ones(16, 1), 1 + dist.get_rank()
 with Session(model=torch.nn.Linear(1, 1)) as session:
     for epoch in session.epochs(1):
-        for batch in session.batches(DataLoader(data, sampler=ElasticSampler(data))):
+        for batch in session.batches(DataLoader(data, size, sampler=ElasticSampler(data))):
             pass
 """
     with Job(tmp_path, script=script(tmp_path, text)) as job:

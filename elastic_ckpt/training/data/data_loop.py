@@ -9,10 +9,11 @@ import msgspec
 from torch.utils.data import DataLoader
 
 from elastic_ckpt.checkpoint.manifest import SealHeader
-from elastic_ckpt.errors import DataMismatch, UnequalSteps, UsageError
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.policy.accumulation import accumulation_steps
 from elastic_ckpt.protocol.slot import Phase
-from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
+from elastic_ckpt.training.data.fingerprint import DataIdentity
+from elastic_ckpt.training.data.opening import Opening, difference_from, open_pass
 from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.save_points import LoopState, SavePoints
@@ -48,6 +49,7 @@ class DataLoop:
         self._batch_is_out = False
         self._optimizer_stepped = False
         self._dataset: Any = None
+        self._identity = DataIdentity(None)
 
     def epochs(self, max_epochs: int) -> Iterator[int]:
         """Yield the remaining epochs; see ``Session.epochs``."""
@@ -67,7 +69,7 @@ class DataLoop:
         count = len(dataloader)
         if sampler.drop_last or dataloader.drop_last:
             count -= count % self._state.accumulation_steps
-        self._check_equal(count)
+        self._open(count)
         self._show_remaining(dataloader, sampler, count)
         self._rank_state.restore_rng(iterating=False)
         if count == 0:
@@ -140,13 +142,15 @@ class DataLoop:
             raise UsageError("session.batches may be called once per epoch")
         state.iterated_epoch = epoch
         if self._dataset is not dataloader.dataset:  # once per data set: it reads samples
-            self._dataset = dataloader.dataset
-            digest = dataset_fingerprint(dataloader.dataset)
-            state.position = msgspec.structs.replace(state.position, dataset_fingerprint=digest)
+            self._dataset, self._identity = dataloader.dataset, DataIdentity(dataloader.dataset)
+        identity = self._identity
         state.position = msgspec.structs.replace(
-            state.position, dataset_size=sampler.dataset_size, order_seed=sampler.order_seed
+            state.position,
+            dataset_size=sampler.dataset_size,
+            order_seed=sampler.order_seed,
+            dataset_fingerprint=identity.digest,
+            dataset_fields=identity.fields,
         )
-        self._check_data()
         state.replicas = sampler.num_replicas
         state.samples_per_batch = dataloader.batch_size * sampler.num_replicas
         if self._global_batch:
@@ -156,35 +160,14 @@ class DataLoop:
         sampler.set_position(epoch, state.position.sample_start_index)
         return sampler
 
-    def _check_data(self) -> None:
-        """Check once that the data and their order are the checkpoint's."""
-        saved, now = self._unchecked, self._state.position
+    def _open(self, count: int) -> None:
+        """Check that all ranks have the checkpoint's data, and equally many batches. Collective."""
+        state, saved = self._state, self._unchecked
         self._unchecked = None
-        if saved is None or not saved.dataset_fingerprint:
-            return
-        if saved.dataset_size != now.dataset_size:
-            what = f"it has {now.dataset_size} samples instead of {saved.dataset_size}"
-        elif saved.dataset_fingerprint != now.dataset_fingerprint:
-            what = "its samples differ"
-        elif saved.order_seed != now.order_seed:
-            what = f"its order has seed {now.order_seed} instead of {saved.order_seed}"
-        else:
-            return
-        raise DataMismatch(
-            f"the data set is not the one of {saved.checkpoint_name}: {what}; use the same data "
-            "and seed, or start over with a new --dir"
-        )
-
-    def _check_equal(self, count: int) -> None:
-        """Check that all ranks have the same number of micro-batches. Collective."""
-        peers = self._runtime.peers
-        counts = peers.collect("batches", lambda: str(count).encode())
-        found = peers.tell("equal", b" ".join(sorted(set(counts)))).decode()
-        if " " in found:
-            raise UnequalSteps(
-                f"the ranks' loaders have different numbers of batches ({found}): give every rank "
-                "the same data set, batch size and ElasticSampler arguments"
-            )
+        problem = ""
+        if saved is not None and saved.dataset_fingerprint:
+            problem = difference_from(saved, state.position, self._identity)
+        state.position = open_pass(self._runtime.peers, Opening(state.position, count, problem))
 
     def _show_remaining(
         self, dataloader: DataLoader[Any], sampler: ElasticSampler, count: int

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
+from elastic_ckpt.training.data.fingerprint import DataIdentity
 from elastic_ckpt.training.state.rng import capture_rng
 from tests.unit.training.tensors.test_state_codec import same
 
@@ -45,6 +45,10 @@ class OwnGenerator(Listed):
 
     def __getitem__(self, index):
         return self.samples[index], self.generator.random()
+
+
+def dataset_fingerprint(data) -> str:
+    return DataIdentity(data).digest
 
 
 def numbers(size: int = 20) -> list[float]:
@@ -145,7 +149,7 @@ def test_torchs_own_data_sets_work():
 def test_it_is_the_same_in_every_run():
     code = """
 import numpy, torch
-from elastic_ckpt.training.data.fingerprint import dataset_fingerprint
+from elastic_ckpt.training.data.fingerprint import DataIdentity
 class Samples(list):
     pass
 class Thing:
@@ -156,7 +160,7 @@ samples = Samples(
      "none": None, "thing": Thing(), (i, "key"): True}
     for i in range(50)
 )
-print(dataset_fingerprint(samples))
+print(DataIdentity(samples).digest)
 """
     prints = []
     for seed in ("1", "2"):
@@ -246,12 +250,14 @@ def test_a_data_sets_own_fingerprint_is_used(name):
 
 def test_a_data_set_with_a_fingerprint_is_not_read():
     class Unreadable(Listed):
-        _fingerprint = "abc"
+        fingerprint = "abc"
 
         def __getitem__(self, index):
             raise AssertionError("a sample was read")
 
-    assert dataset_fingerprint(Unreadable(numbers()))
+    identity = DataIdentity(Unreadable(numbers()))
+    assert identity.digest
+    assert identity.fields == {}
 
 
 @pytest.mark.parametrize("value", [None, 7, lambda: "abc"])
@@ -260,3 +266,74 @@ def test_a_fingerprint_must_be_a_string(value):
     plain = dataset_fingerprint(data)
     data.fingerprint = value
     assert dataset_fingerprint(data) == plain
+
+
+# -- whether two are the same --------------------------------------------------------------------
+
+
+def same_data(saved, now) -> bool:
+    saved = DataIdentity(saved)
+    return DataIdentity(now).is_same(saved.digest, saved.fields)
+
+
+def named(name: str | None, samples):
+    data = Listed(samples)
+    data._fingerprint = name
+    return data
+
+
+def test_a_librarys_fingerprint_is_not_trusted_over_equal_samples():
+    """Hugging Face's depends on the files' paths."""
+    assert same_data(named("at one path", numbers()), named("at another", numbers()))
+    assert not same_data(named("one", numbers()), named("another", numbers()[::-1]))
+    assert same_data(named("one", numbers()), named("one", numbers()[::-1]))
+    assert same_data(named(None, numbers()), named("later", numbers()))
+
+
+def staged(root: str, shift: float = 0.0):
+    return Listed([{"x": index + shift, "path": f"{root}/{index:05}.png"} for index in range(20)])
+
+
+def test_the_directory_that_samples_are_staged_to_does_not_matter():
+    assert same_data(staged("/scratch/1"), staged("/scratch/2"))
+    assert same_data(staged("s3://one"), staged("s3://other/bucket"))
+    assert not same_data(staged("/scratch/1"), staged("/scratch/1", shift=1.0))
+    assert not same_data(staged("relative"), staged("another"))
+
+
+def test_the_difference_names_the_fields():
+    saved = DataIdentity(staged("relative"))
+    now = DataIdentity(staged("another"))
+    assert now.difference(saved.fields) == "its samples differ in field 'path' (equal: 'x')"
+    one = DataIdentity(Listed([(1, 2), (3, 4)]))
+    other = DataIdentity(Listed([(1, 2), (3, 5)]))
+    assert other.difference(one.fields) == "its samples differ in field '1' (equal: '0')"
+    assert DataIdentity(Listed([1])).difference(DataIdentity(Listed([2])).fields) == (
+        "its samples differ"
+    )
+
+
+def test_the_users_word_counts_alone():
+    data = Listed(numbers())
+    saved = DataIdentity(data)
+    changed = Listed(numbers()[::-1])
+    assert not DataIdentity(changed).is_same(saved.digest, saved.fields)
+    changed.fingerprint = saved.digest  # as the error's text has it
+    assert DataIdentity(changed).is_same(saved.digest, saved.fields)
+    data.fingerprint = "mine"
+    mine = DataIdentity(data)
+    data.fingerprint = "other"
+    assert not DataIdentity(data).is_same(mine.digest, mine.fields)
+
+
+def test_only_the_fields_that_repeat_count():
+    one, other = DataIdentity(OwnGenerator(numbers())), DataIdentity(OwnGenerator(numbers()))
+    assert set(one.fields) == {"0"}
+    assert other.is_same(one.digest, one.fields)
+
+
+def test_a_wide_sample_has_few_fields():
+    wide = DataIdentity(Listed([tuple(range(100)), tuple(range(100))]))
+    changed = DataIdentity(Listed([tuple(range(100)), (*range(99), 7)]))
+    assert len(wide.fields) == 33
+    assert "'others'" in changed.difference(wide.fields)
