@@ -85,7 +85,6 @@ class FailureHistory:
             self.failures += 1
 
     def _settle(self, *, saved: bool) -> None:
-        """End the run."""
         if self._at_stake and not saved:
             self.failures += 1
         self._noticed = self._saved = self._at_stake = False

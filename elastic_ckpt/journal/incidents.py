@@ -57,5 +57,4 @@ def _known(found: int | None) -> str:
 
 
 def _name(path: str) -> str:
-    """Return the last part of a path."""
     return path.rstrip("/").rpartition("/")[2] or "a checkpoint"

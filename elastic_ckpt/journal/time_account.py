@@ -100,9 +100,8 @@ class TimeAccount:
         self._last = 0.0  # the newest entry
         self._saves: dict[tuple[int, int], float] = {}  # (epoch, step): when its state was taken
         self._saved_at = -math.inf  # a restart from the newest loses nothing before this
-        self._loaded: float | None = (
-            None  # as above, of the checkpoint that this incarnation resumed from
-        )
+        # As above, of the checkpoint that this incarnation resumed from.
+        self._loaded: float | None = None
         self._trained = False
         self._unsettled = False  # an incarnation failed, and the next has not trained yet
         self._running = False  # the newest run has not ended, as far as the journal shows
@@ -215,7 +214,6 @@ class TimeAccount:
             self._saved_at = max(self._saved_at, moment)
 
     def _stop(self, wall: float, kind: str) -> None:
-        """End an incarnation, or its run."""
         if self._category is Category.TRAINING:
             self._unsettled = kind not in _LEFT_WELL
         if kind == EndKind.STOPPED.value:  # nothing was trained since its last save

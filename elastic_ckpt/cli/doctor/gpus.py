@@ -67,13 +67,11 @@ def _torch(workers: int) -> Iterator[Finding]:
     try:
         found = query_torch()
     except NoAnswer as error:
-        yield Finding(
-            "torch on GPUs", "warning", str(error), "find out why import torch takes so long"
-        )
+        todo = "find out why import torch takes so long"
+        yield Finding("torch on GPUs", "warning", str(error), todo)
     except WorkFailed as error:
-        yield Finding(
-            "torch on GPUs", "problem", str(error), "fix the error of: python -c 'import torch'"
-        )
+        todo = "fix the error of: python -c 'import torch'"
+        yield Finding("torch on GPUs", "problem", str(error), todo)
     else:
         if not found.cuda:
             todo = "install a torch with CUDA (see pytorch.org)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -93,7 +94,9 @@ def _locked(fabric: Path) -> Finding:
 
 def _temporary() -> Finding:
     """Check the directory of a run's sockets and FIFOs."""
-    path = tempfile.gettempdir() if _has_temporary() else "/tmp"
+    path = "/tmp"
+    with contextlib.suppress(FileNotFoundError):
+        path = tempfile.gettempdir()
     if len(os.fsencode(path)) > _LONGEST_TMPDIR:
         path = "/tmp"
     try:
@@ -105,14 +108,6 @@ def _temporary() -> Finding:
         todo = "make it writable, or set TMPDIR to a writable directory"
         return Finding(path, "problem", f"unusable: {error.strerror or error}", todo)
     return ok(path, "sockets and FIFOs work")
-
-
-def _has_temporary() -> bool:
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 _UNSYNCHRONISED: Final = 0x0040
@@ -165,11 +160,7 @@ _INTERFACES: Final = "GLOO_SOCKET_IFNAME"
 
 
 class _Address(msgspec.Struct, frozen=True):
-    """The address of a host name.
-
-    Attributes:
-        why: the error on listening there; empty if it works.
-    """
+    """The address of a host name, and the error on listening there; empty if it works."""
 
     address: str
     why: str = ""

@@ -19,7 +19,6 @@ from elastic_ckpt.cli.doctor.storage_trial import (
     TrialEvent,
     TrialResult,
     TrialStarted,
-    WriteProgress,
     WriteSpeed,
     try_storage,
 )
@@ -85,7 +84,8 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
                 elif isinstance(event, WriteSpeed):
                     wrote = event
                 else:
-                    say(_progress(event))
+                    done, most = human_bytes(event.bytes), human_bytes(event.max_bytes)
+                    say(f"writing {done} of {most} ...")
         trial_directory = ""  # the test removed it
     except WorkFailed as error:
         text = f"{path.tested} is not writable: {error}"
@@ -117,10 +117,6 @@ def _remove(directory: Path) -> None:
 
     with contextlib.suppress(NoAnswer, WorkFailed):
         answer(remove, bool, REMOVAL_SECONDS)
-
-
-def _progress(event: WriteProgress) -> str:
-    return f"writing {human_bytes(event.bytes)} of {human_bytes(event.max_bytes)} ..."
 
 
 def _result(event: TrialResult) -> Finding:

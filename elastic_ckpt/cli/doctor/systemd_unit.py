@@ -95,7 +95,6 @@ def _check_file(path: Path, shown: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _nearest(path: Path) -> Path:
-    """Return the path or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

@@ -69,20 +69,9 @@ Versions = Mapping[str, str]
 NAMES: Final = ("Python", "torch", "colossalai", "transformers", "peft")
 
 TESTED: Final[tuple[Versions, ...]] = (
-    {
-        "Python": "3.11",
-        "torch": "2.5.1",
-        "colossalai": "0.5.0",
-        "transformers": "4.51.3",
-        "peft": "0.13.2",
-    },
-    {
-        "Python": "3.11",
-        "torch": "2.13.0",
-        "colossalai": "0.5.0",  # without its own pins, which forbid this torch
-        "transformers": "4.51.3",
-        "peft": "0.21.2",
-    },
+    dict(zip(NAMES, ("3.11", "2.5.1", "0.5.0", "4.51.3", "0.13.2"), strict=True)),
+    # Without ColossalAI's own pins, which forbid this torch.
+    dict(zip(NAMES, ("3.11", "2.13.0", "0.5.0", "4.51.3", "0.21.2"), strict=True)),
 )
 """Versions that passed all tests, newest last, each also without ColossalAI. For Python the minor
 version counts."""

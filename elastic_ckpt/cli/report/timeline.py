@@ -162,7 +162,6 @@ def _period(began: float, ended: float, marks: int) -> float:
 
 
 def _events(material: Material) -> list[_Event]:
-    """Return everything that gets a mark, in order of time."""
     found = [
         _Event(one.at, "failure", label, _title(label, one.kind or one.cause.value, one.message))
         for label, one, _ in material.failures

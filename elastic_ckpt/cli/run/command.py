@@ -110,7 +110,6 @@ def settings_of(arguments: Sequence[str]) -> RunSettings:
 
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
-    """Return the supervisor for this node's role."""
     from elastic_ckpt.checkpoint.job_lock import read_owner
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.wiring import make_supervisor
@@ -127,7 +126,6 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
 
 
 def _start_others(context: click.Context, settings: RunSettings) -> None:
-    """Start the other hosts of the hostfile, if this is the host that starts them."""
     hosts = hosts_to_start(context.meta[HOSTS], settings.node)
     if hosts:
         from elastic_ckpt.cli.run.ssh import start_hosts

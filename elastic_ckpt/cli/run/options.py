@@ -26,7 +26,6 @@ def _option(syntax: str, text: str, **settings: Any) -> Callable[[Any], Any]:
 
 
 def _complete_source(_: click.Context, __: click.Parameter, prefix: str) -> list[str]:
-    """Complete ``--notice-source`` in a shell."""
     return [name for name in source_names() if name.startswith(prefix)]
 
 

@@ -189,7 +189,6 @@ def _checkpoint(one: NewestView) -> str:
 
 
 def _at_risk(view: StatusView) -> str:
-    """Return what the loss of this node would cost now."""
     risk = view.at_risk
     if risk is None or (risk.steps == 0 and risk.seconds < 1.0):
         return "nothing, if this node died now"

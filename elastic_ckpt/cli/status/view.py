@@ -302,7 +302,6 @@ def _warnings(
     newest: CheckpointView | None,
     is_silent: bool,
 ) -> list[str]:
-    """Return why a running job is degraded."""
     found = []
     if save is not None and save.error:
         found.append(f"the last save failed: {save.error}")
@@ -323,7 +322,6 @@ def _exit_code(state: str, warnings: list[str]) -> int:
 
 
 def _advice(state: str, record: NodeRecord | None, newest: CheckpointView | None) -> str:
-    """Return what to do about the state; empty for nothing."""
     where = f"resumes from step {newest.step}" if newest else "starts at step 0"
     match state:
         case "unknown":
