@@ -24,6 +24,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         terms: options that must be the same on all nodes, by name.
         incarnation: the one that a worker belongs to.
         output: directory of the FIFOs that workers print to.
+        module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
     """
 
     script: str
@@ -44,3 +45,4 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     terms: dict[str, str] = {}
     incarnation: int = 0
     output: str = ""
+    module: str = ""

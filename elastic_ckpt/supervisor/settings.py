@@ -19,6 +19,7 @@ class RunSettings:
     """The settings of one ``elastic-ckpt run``.
 
     Attributes:
+        module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
         nproc: workers on this node.
         grace: seconds from a notice to the end of the node, if the notice has no deadline.
         interval: overrides the script's save interval unless empty.
@@ -45,6 +46,7 @@ class RunSettings:
     args: tuple[str, ...]
     name: str
     node: str
+    module: str = ""
     nproc: int = 1
     grace: float = 30.0
     interval: SaveInterval = field(default_factory=SaveInterval)
@@ -70,7 +72,7 @@ class RunSettings:
     def terms(self) -> dict[str, str]:
         """The settings that must be the same on all nodes, by option."""
         return {
-            "the script": self.script.name,
+            "the script": self.module or self.script.name,
             "the script's arguments": " ".join(self.args),
             "--save-interval": f"{self.interval.worker_interval} steps",
             "--global-batch": str(self.global_batch),

@@ -156,6 +156,7 @@ def make_supervisor(
         return AgentProcess(
             WorkerSpec(
                 script=str(now.script),
+                module=now.module,
                 args=list(now.args),
                 directory=str(now.directory),
                 job=now.name,

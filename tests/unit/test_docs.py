@@ -80,7 +80,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 
 def what_is_wrong_with(typed: str) -> str:
-    """Empty if the command exists, and has each option that stands before ``--``."""
+    """Empty if the command exists, and has each option before ``--``, a script or a module."""
     words = re.sub(r"[\[\]()]|\\\|", " ", typed).split()[1:]
     name, command = PROGRAM, COMMANDS[PROGRAM]
     while isinstance(command, click.Group):
@@ -92,7 +92,7 @@ def what_is_wrong_with(typed: str) -> str:
         command, words = COMMANDS[name], words[1:]
     known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
     for word in words:
-        if word in ("--", "#", "&&", "|", ">", "->"):
+        if word in ("--", "#", "&&", "|", ">", "->", "-m") or word.endswith(".py"):
             break
         option = word.partition("=")[0].rstrip(",.;:`")
         if re.fullmatch(r"--?[a-z][a-z-]*", option) and option not in known:
@@ -105,7 +105,8 @@ def test_unknown_option_is_found() -> None:
     assert what_is_wrong_with("elastic-ckpt run --dir x --nprocs 2 -- train.py")
     assert what_is_wrong_with("elastic-ckpt slurm submitted job.toml")
     assert what_is_wrong_with("elastic-ckpt lists")
-    assert not what_is_wrong_with("elastic-ckpt run --dir x --nproc 2 -- train.py --nprocs 2")
+    for end in ("-- train.py", "train.py", "-m train"):
+        assert not what_is_wrong_with(f"elastic-ckpt run --dir x --nproc 2 {end} --nprocs 2")
 
 
 def test_every_page_is_in_the_index() -> None:

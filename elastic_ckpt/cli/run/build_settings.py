@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from elastic_ckpt.cli.run.entry import find_file
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -52,7 +54,8 @@ def build_settings(
     metrics_file: Path | None,
     group_access: bool,
     node_name: str | None,
-    script: Path,
+    script: str | None,
+    module: str | None,
     args: tuple[str, ...],
 ) -> RunSettings:
     """Check the options of ``run``, which give the arguments their names.
@@ -63,7 +66,7 @@ def build_settings(
     from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
     from elastic_ckpt.supervisor.settings import RunSettings
 
-    check_script(script)
+    file = find_file(script, module)
     platforms = choose(notice_source)
     grace = signal_grace_seconds(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
@@ -71,7 +74,8 @@ def build_settings(
     root = JobDirectory.at(directory).root
     return RunSettings(
         directory=root,
-        script=script.resolve(),
+        script=file.resolve(),
+        module=module or "",
         args=args,
         name=name or root.name,
         node=records.node_name(node_name),
@@ -82,7 +86,7 @@ def build_settings(
         max_failures=max_failures,
         hang_seconds=hang_seconds,
         global_batch=global_batch or 0,
-        preload=modules_to_preload(preload, script, args),
+        preload=modules_to_preload(preload, file, args),
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
         memory=None if memory_dir == "off" or endpoint else Path(memory_dir).absolute(),
@@ -96,14 +100,6 @@ def build_settings(
         metrics=None if metrics is None else parse_address(metrics),
         metrics_file=None if metrics_file is None else check_file(metrics_file),
     )
-
-
-def check_script(script: Path) -> None:
-    """Raise ``UsageError`` if the script is missing or unreadable."""
-    if not script.is_file():
-        raise UsageError(f"no script {script}: give its path after --")
-    if not os.access(script, os.R_OK):
-        raise UsageError(f"cannot read {script}: fix its permissions")
 
 
 def make_retention(last: int, every: int, best: str | None) -> Retention:
@@ -183,6 +179,8 @@ def modules_to_preload(given: str | None, script: Path, args: Iterable[str]) -> 
     """Return the modules to import ahead; by default ColossalAI's if the job names it."""
     if given is not None:
         return tuple(module.strip() for module in given.split(",") if module.strip())
-    named = [script.read_text(errors="replace"), *args]
+    named = list(args)
+    with contextlib.suppress(OSError):  # a module in an archive
+        named.append(script.read_text(errors="replace"))
     uses = any(re.search(r"\bcolossalai\b", text) for text in named)
     return _COLOSSALAI_MODULES if uses else ()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ckpt.cli.run.build_settings import build_settings
+from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.job_file import format_options, print_config_option
 from elastic_ckpt.cli.run.options import run_options
@@ -30,11 +31,19 @@ _ARGUMENTS = "elastic_ckpt.arguments"
 class _RunCommand(click.Command):
     """Keeps its arguments, so that a reload can parse them again with the changed job file."""
 
+    allow_interspersed_args = False  # what stands after the script is the script's
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, then apply the hostfile."""
+        """Parse as click does up to the script or module, then apply the hostfile."""
         ctx.meta[_ARGUMENTS] = list(args)
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, end_options(args, self.params))
+        except click.MissingParameter as error:
+            if error.param is not None and set(error.param.opts) & set(args):
+                raise UsageError(f"{error.param.opts[0]} must stand before the script") from None
+            raise
         if not ctx.resilient_parsing:  # shell completion must not fail on an incomplete line
+            choose_entry(ctx)
             apply_hostfile(ctx)
         return rest
 
@@ -42,7 +51,7 @@ class _RunCommand(click.Command):
 @click.command("run", cls=_RunCommand)
 @run_options
 @print_config_option
-@click.argument("script", type=click.Path(path_type=Path))
+@click.argument("script", type=ScriptPath(), required=False, metavar="SCRIPT")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def command(
@@ -51,7 +60,8 @@ def command(
     """Run SCRIPT on this node's workers and keep it alive.
 
     \b
-      elastic-ckpt run --dir ckpt --nproc 2 -- train.py --epochs 3
+      elastic-ckpt run --dir ckpt --nproc 2 train.py --epochs 3
+      elastic-ckpt run --dir ckpt -m package.train --epochs 3
       elastic-ckpt run --dir ckpt --grace 120 --save-interval 600s -- train.py
       elastic-ckpt run --config job.toml --print-config
       elastic-ckpt run --dir ckpt --nnodes 2:8 --rdzv-endpoint node0 -- train.py

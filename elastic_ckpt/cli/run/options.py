@@ -141,6 +141,12 @@ _RUN: Final = (
         type=click.FloatRange(min=1),
     ),
     # what workers start with
+    click.option(
+        "-m",
+        "--module",
+        metavar="MODULE",
+        help="Run a module in place of a script, as python -m does; options end here.",
+    ),
     _option(
         "--global-batch SAMPLES",
         "Samples per optimizer step over all workers, at any number of workers: sets the "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
+from elastic_ckpt.cli.run.entry import words
 from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.errors import HostsNotStarted
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -31,7 +32,7 @@ START_SECONDS: Final = 30.0
 
 _MAX_PARALLEL: Final = 32
 
-_PER_HOST: Final = frozenset({"hostfile", "nnodes", "rdzv_endpoint", "node_name"})
+_PER_HOST: Final = frozenset({"hostfile", "nnodes", "rdzv_endpoint", "node_name", "module"})
 
 _NOT_SENT = re.compile(
     r"(?:SSH|XDG|DBUS|SLURM|BASH|SYSTEMD|NOTIFY|WATCHDOG|LISTEN|JOURNAL|CREDENTIALS)\w*"
@@ -64,7 +65,7 @@ def start_hosts(
     def start(host: str) -> str:
         own = [f"--nnodes={least}:{most}", f"--rdzv-endpoint={settings.endpoint}"]
         own.append(f"--node-name={host}")
-        command = ["--", str(context.params["script"]), *settings.args]
+        command = ["--", *words(context.params)]
         line = shell_line(Path.cwd(), logs / f"{host}.log", [*options, *own, *command])
         error = _call_ssh(host, line)
         return error and f"{host} was not started: {error} (log: {logs / f'{host}.log'})"

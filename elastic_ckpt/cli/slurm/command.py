@@ -47,15 +47,15 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 
     Exits with 0, with 70 if SLURM refuses it.
     """
-    from elastic_ckpt.cli.run.build_settings import check_script
     from elastic_ckpt.cli.run.command import parse
+    from elastic_ckpt.cli.run.entry import find_file
 
     params = parse(["--config", str(job_file)])
     script = batch_script(job_file.absolute(), params, options)
     if dry_run:
         click.echo(script, nl=False)
         return 0
-    check_script(params["script"])
+    find_file(params["script"], params["module"])
     number = _sbatch(options, script)
     if not is_array(options):  # tasks of an array have their own directories
         remember_job(number, Path(params["directory"]).absolute())

@@ -105,8 +105,8 @@ def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: Sl
 def _run_script(spec: WorkerSpec) -> None:
     context, worker = runtime.supervised(), os.getpid()
     sys.argv = [spec.script, *spec.args]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(spec.script)))
-    code, reason = _outcome(spec.script)
+    sys.path.insert(0, os.getcwd() if spec.module else os.path.dirname(spec.script))
+    code, reason = _outcome(spec)
     if os.getpid() != worker:
         _end_interpreter()
         os._exit(code)  # a child that the script forked must not report the rank's outcome
@@ -121,10 +121,13 @@ def _run_script(spec: WorkerSpec) -> None:
     context.slot.leave(outcome)
 
 
-def _outcome(script: str) -> tuple[int, str]:
+def _outcome(spec: WorkerSpec) -> tuple[int, str]:
     """Run the script; return its exit code, and one line on why if that is not 0."""
     try:
-        runpy.run_path(script, run_name="__main__")
+        if spec.module:
+            runpy.run_module(spec.module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(spec.script, run_name="__main__")
     except SystemExit as leaving:
         return _exit_code(leaving)
     except ElasticCkptError as error:
