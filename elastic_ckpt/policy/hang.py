@@ -1,7 +1,8 @@
 """When a job hangs: every rank has been silent for longer than its phase ever takes.
 
 The limit is learned from the job's own steps. All ranks must exceed it: one that evaluates alone,
-or that is still within its limit while it fetches data, excuses those that wait for it.
+or that is still within its limit while it fetches data, excuses those that wait for it. Processes
+that are seen at work have longer: a step that compiles again is silent, and is not a hang.
 """
 
 from __future__ import annotations
@@ -9,10 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
-MIN_HANG_SECONDS: Final = 300.0
-"""However short a job's steps are: file systems and networks can pause for minutes."""
+MIN_HANG_SECONDS: Final = 60.0
+"""However short a job's steps are. All limits but that of rare phases are multiples of it."""
+
+SLOW_FACTOR: Final = 5.0
+"""While the pace is not known, for fetching (file systems pause for minutes), and while a worker
+burns CPU time, which may be its work or a wait for a GPU."""
+
+WORKING_FACTOR: Final = 30.0
+"""While something is being done that no waiting process does."""
+
+PACE_SILENCES: Final = 20
+"""The pace of a phase is known once this many of its silences have ended."""
 
 RARE_PHASE_SECONDS: Final = 3600.0
 """For phases that are too rare to learn from."""
@@ -22,6 +34,14 @@ HANG_FACTOR: Final = 10.0
 
 _LEARNED: Final = frozenset({"training", "fetching"})
 _RARE: Final = frozenset({"loading", "saving", "evaluating", "between"})
+
+
+class Effort(Enum):
+    """What silent workers are seen to do from outside."""
+
+    IDLE = 1.0
+    SPINNING = SLOW_FACTOR  # CPU time of the workers alone; a wait for a GPU looks the same
+    WORKING = WORKING_FACTOR  # their children work, they read, write, or touch new memory
 
 
 @dataclass(frozen=True)
@@ -49,30 +69,37 @@ class HangDetector:
     Attributes:
         least_seconds: a shorter silence is never a hang.
         longest: the longest silence by phase that ended by itself, in seconds.
+        seen: the number of such silences by phase.
     """
 
     least_seconds: float = MIN_HANG_SECONDS
     longest: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
 
     def learn(self, silence: Silence) -> None:
         """Record a silence that ended by itself."""
         if silence.has_stepped and silence.phase in _LEARNED:
             longest = self.longest.get(silence.phase, 0.0)
             self.longest[silence.phase] = max(longest, silence.idle_seconds)
+            self.seen[silence.phase] = self.seen.get(silence.phase, 0) + 1
 
-    def limit_seconds(self, silence: Silence) -> float:
+    def limit_seconds(self, silence: Silence, effort: Effort = Effort.IDLE) -> float:
         """Return how long this silence may last; infinite if its phase has no limit."""
         phase = silence.phase
         if phase in _RARE or (phase in _LEARNED and not silence.has_stepped):
-            return max(self.least_seconds, RARE_PHASE_SECONDS)
+            return effort.value * max(self.least_seconds, RARE_PHASE_SECONDS)
         if phase in _LEARNED:
-            return max(self.least_seconds, HANG_FACTOR * self.longest.get(phase, 0.0))
+            known = phase != "fetching" and self.seen.get(phase, 0) >= PACE_SILENCES
+            factor = max(effort.value, 1.0 if known else SLOW_FACTOR)
+            return max(factor * self.least_seconds, HANG_FACTOR * self.longest.get(phase, 0.0))
         return math.inf
 
-    def hangs(self, silences: Iterable[Silence]) -> bool:
+    def hangs(self, silences: Iterable[Silence], effort: Effort = Effort.IDLE) -> bool:
         """Whether every rank exceeds its limit."""
         found = list(silences)
-        return bool(found) and all(one.idle_seconds > self.limit_seconds(one) for one in found)
+        return bool(found) and all(
+            one.idle_seconds > self.limit_seconds(one, effort) for one in found
+        )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.supervisor.ports import AgentPort
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
+from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
 from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
 from elastic_ckpt.supervisor.watch.step_marks import StepMarks
 from elastic_ckpt.supervisor.watch.stepless_watch import SteplessWatch
@@ -56,6 +57,7 @@ class Incarnations:
         )
         self._recovery = RecoveryWatch(board, journal, node.last_recovery)
         self._marks = StepMarks(clock, board, journal)
+        self._processes = ProcessWatch(board, ports.host, clock, run.record.say)
         self._stepless = SteplessWatch(clock, board, run.record)
         self._hang: Hang | None = None
         self._cleaning = False
@@ -98,6 +100,7 @@ class Incarnations:
         nproc, journal = self._run.settings.nproc, self._ports.journal
         self.is_launched, self._hang = True, None
         self.hangs.begin()
+        self._processes.begin()
         self._marks.begin()
         self._stepless.begin()
         journal.incarnation = number
@@ -120,8 +123,11 @@ class Incarnations:
         if self._recovery.poll(self._run.incarnation):
             self._run.record.update(last_recovery=self._recovery.last)
         self._marks.poll(now)
-        if self.is_watched:
+        if self.is_watched and self.agent is not None:
             self._stepless.poll(now)
+            self._processes.poll(self.agent.pid, urgent=self._run.state is RunState.DRAINING)
+            if self._processes.suspended:
+                self.hangs.excuse()
 
     def on_hang(self, hang: Hang) -> None:
         """Remember what hangs; its workers are being killed."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.protocol.messages import AgentEvent, Command
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -212,6 +213,15 @@ class HostPort(Protocol):
 
     def activity(self, pids: Iterable[int]) -> object:
         """Return what changes while these processes do anything."""
+
+    def process_states(self, pids: Iterable[int]) -> Mapping[int, str]:
+        """Return each process's state letter in /proc; empty for one that is gone."""
+
+    def send(self, pid: int, number: int) -> None:
+        """Send a signal to a process below this one; no error if it is gone."""
+
+    def effort(self, pids: Iterable[int]) -> Effort:
+        """Return what silent workers do; takes seconds, so only in ``aside``."""
 
     def aside(self, work: Callable[[], None]) -> None:
         """Run something that may take seconds in a thread, and wake the loop after it."""

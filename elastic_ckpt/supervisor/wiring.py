@@ -17,6 +17,7 @@ from elastic_ckpt.jobdir.process_log import ProcessLog
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
+from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
@@ -34,8 +35,15 @@ from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.systemd import Service
+from elastic_ckpt.supervisor.watch.effort import measure_effort
 from elastic_ckpt.supervisor.watch.stacks import Stack, dump_stacks
-from elastic_ckpt.util.processes import activity, become_subreaper, reap_strangers
+from elastic_ckpt.util.processes import (
+    activity,
+    become_subreaper,
+    process_state,
+    reap_strangers,
+    signal_descendant,
+)
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +103,15 @@ class Host:
 
     def activity(self, pids: Iterable[int]) -> object:
         return activity(pids)
+
+    def process_states(self, pids: Iterable[int]) -> Mapping[int, str]:
+        return {pid: process_state(pid) for pid in pids}
+
+    def send(self, pid: int, number: int) -> None:
+        signal_descendant(pid, number)
+
+    def effort(self, pids: Iterable[int]) -> Effort:
+        return measure_effort(pids)
 
     def aside(self, work: Callable[[], None]) -> None:
         def run() -> None:

@@ -120,6 +120,22 @@ def activity(workers: Iterable[int]) -> int:
     return total
 
 
+def process_state(pid: int) -> str:
+    """Return a process's state letter in /proc: T for a stopped one; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+def signal_descendant(pid: int, number: int) -> None:
+    """Send a signal to a process, if it is still one below this one: its pid may be reused."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if any(parent.pid == os.getpid() for parent in process.parents()):
+            process.send_signal(number)
+
+
 def _kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,7 @@ def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None
     """Rank 0 waits for rank 1 in a collective and is not blamed."""
     with failing(tmp_path, "hang", times=1, nproc=2) as job:
         job.arguments += ["--rank", "1"]
-        assert job.start("--hang-seconds", "8").wait() == 0, job.output()
+        assert job.start("--hang-seconds", "2").wait() == 0, job.output()
         assert crashes(job) == [("hang", 6)]
         [hang] = [event["data"] for event in job.events() if event["event"] == "hang"]
         assert (hang["rank"], hang["step"]) == (1, 7)
@@ -87,6 +89,27 @@ def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None
         [crash] = [event["data"] for event in job.events() if event["event"] == "crash"]
         assert crash["rank"] == 1
         assert "no progress for" in crash["message"] and "failing.py" in crash["message"]
+
+
+def test_stopped_worker_is_continued_within_seconds_and_killed_if_it_is_stopped_again(
+    tmp_path: Path,
+) -> None:
+    with Job(tmp_path, "--pause", "0.05", "--workers", "0", "--epochs", "9") as job:
+        job.options = ["--save-interval", "10"]
+        job.start().until_training()
+        victim = job.view().workers[1]
+        began = time.monotonic()
+        os.kill(victim.pid, signal.SIGSTOP)
+        step = job.view().position.step
+        job.until_step(step + 20)
+        assert time.monotonic() - began < 20, job.output()
+        assert f"rank 1 (pid {victim.pid}) is stopped (SIGSTOP): continuing it" in job.output()
+        assert job.view().incarnation == 1 and crashes(job) == []
+        os.kill(victim.pid, signal.SIGSTOP)
+        job.until(lambda view: view.incarnation == 2, "a restart", 20)
+        [(kind, _)] = crashes(job)
+        assert kind == "signal"
+        assert job.view().last_failure.message == "stopped again by SIGSTOP", job.output()
 
 
 @pytest.mark.one_torch

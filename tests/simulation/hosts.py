@@ -11,6 +11,7 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.notices import NoticeSource, Report
 from elastic_ckpt.policy.deadline import Notice, StopNow
+from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS
@@ -404,6 +405,15 @@ class Run:
 
     def activity(self, pids: Iterable[int]) -> object:
         return None
+
+    def process_states(self, pids: Iterable[int]) -> Mapping[int, str]:
+        return dict.fromkeys(pids, "S")
+
+    def send(self, pid: int, number: int) -> None:
+        raise AssertionError("every process runs")
+
+    def effort(self, pids: Iterable[int]) -> Effort:
+        return Effort.IDLE
 
     def aside(self, work: Callable[[], None]) -> None:
         self.kernel.after(self.kernel.between(0.1, 1.0), lambda: (work(), self.wake(0.0))[0])

@@ -136,7 +136,8 @@ _RUN: Final = (
     _option(
         "--hang-seconds SECONDS",
         "Minimum silence of all workers within a step that counts as a hang; ten times the job's "
-        "own longest if that is more.",
+        "own longest if that is more. Five times this while the job's pace is not known yet, for "
+        "fetching, and while workers use CPU time.",
         default=MIN_HANG_SECONDS,
         type=click.FloatRange(min=1),
     ),

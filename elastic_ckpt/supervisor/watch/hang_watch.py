@@ -8,14 +8,14 @@ from typing import Final
 
 from elastic_ckpt.journal.events import HangFound
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.hang import Hang, HangDetector, Silence, StalledNode
+from elastic_ckpt.policy.hang import Effort, Hang, HangDetector, Silence, StalledNode
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.ports import Clock, HostPort
+from elastic_ckpt.supervisor.watch.process_watch import AWAY_SECONDS
 
-AWAY_SECONDS: Final = 5.0
-"""Between two polls, of which there are four a second: this process was stopped meanwhile, and so
-were the workers, as when SLURM suspends a job or a shell does on Ctrl-Z."""
+EFFORT_POLL_SECONDS: Final = 15.0
+"""How often to look at what silent workers do."""
 
 
 class HangWatch:
@@ -37,6 +37,9 @@ class HangWatch:
         self._explaining = False
         self._found: StalledNode | None = None
         self.idle = False
+        self._effort: Effort | None = None  # in this silence, which is a hang if they are idle
+        self._effort_due = 0  # nanoseconds; 0 outside of such a silence
+        self._silences = 0  # a late thread must not report on a later one
         self._incarnations = 0  # a late thread must not report on a later one
 
     def begin(self) -> None:
@@ -45,6 +48,11 @@ class HangWatch:
         self._polled = self._clock.monotonic_ns()
         self._incarnations += 1
         self._explaining, self._found, self.idle = False, None, False
+        self._end_silence()
+
+    def excuse(self) -> None:
+        """Count no silence until now: the job was suspended, or a debugger held it."""
+        self._back = self._clock.monotonic_ns()
 
     def poll(self, *, alone: bool = True) -> StalledNode | None:
         """Return a hang once its stacks have been read, else None. Does not wait. Unless ``alone``,
@@ -65,12 +73,33 @@ class HangWatch:
                 idle = max((slot.beat - max(beat, self._back)) / 1e9, before.idle_seconds)
                 self.detector.learn(replace(before, idle_seconds=idle))
             self._before[slot.local_rank] = slot.beat, silence
-        self.idle = self.detector.hangs(silences)
+        self.idle = self._is_idle(slots, silences, now)
         if self.idle and alone:
             self._explaining = True
             incarnation = self._incarnations
             self._host.aside(lambda: self._explain(slots, silences, incarnation))
         return None
+
+    def _is_idle(self, slots: Sequence[Slot], silences: Sequence[Silence], now: int) -> bool:
+        """Return whether it is a hang, given what the workers do; looks at that from a thread."""
+        if not self.detector.hangs(silences):
+            self._end_silence()
+            return False
+        if now >= self._effort_due:
+            self._effort_due = now + int(EFFORT_POLL_SECONDS * 1e9)
+            pids, number = [slot.pid for slot in slots], self._silences
+            self._host.aside(lambda: self._measure(pids, number))
+        return self._effort is not None and self.detector.hangs(silences, self._effort)
+
+    def _measure(self, pids: Sequence[int], number: int) -> None:
+        effort = self._host.effort(pids)
+        if number == self._silences:
+            self._effort = effort
+
+    def _end_silence(self) -> None:
+        if self._effort_due:
+            self._silences += 1
+        self._effort, self._effort_due = None, 0
 
     def _explain(
         self, slots: Sequence[Slot], silences: Sequence[Silence], incarnation: int

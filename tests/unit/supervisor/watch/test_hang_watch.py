@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.hang import PACE_SILENCES, Effort
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.supervisor.ports import Clock
@@ -21,6 +22,12 @@ SECOND = 10**9
 
 class Host:
     """Runs what takes long at once, and sees no stack."""
+
+    def __init__(self) -> None:
+        self.does = Effort.IDLE
+
+    def effort(self, pids: Iterable[int]) -> Effort:
+        return self.does
 
     def aside(self, work: Callable[[], None]) -> None:
         work()
@@ -41,8 +48,10 @@ class Scene(Clock):
         slot.step(2, 1, 0, 0)
         self.now = time.monotonic_ns()
         journal = Journal(open_job(directory / "job"), "here")
-        self.watch = HangWatch(self.board, journal, 60.0, Host(), self)
+        self.host = Host()
+        self.watch = HangWatch(self.board, journal, 60.0, self.host, self)
         self.watch.begin()
+        self.watch.detector.seen["training"] = PACE_SILENCES
 
     def monotonic_ns(self) -> int:
         return self.now
@@ -72,6 +81,76 @@ def test_a_job_that_was_suspended_with_its_supervisor_has_its_time_again(scene: 
     scene.now += 3600 * SECOND
     assert not scene.pass_by(59)
     assert scene.pass_by(4)
+
+
+@pytest.mark.parametrize("seconds", [3, 3600])
+def test_a_job_that_is_suspended_while_its_supervisor_runs_has_its_time_again(
+    scene: Scene, seconds: int
+) -> None:
+    assert not scene.pass_by(50)
+    for _ in range(seconds):
+        scene.watch.excuse()
+        assert not scene.pass_by(1)
+    assert not scene.pass_by(58)
+    assert scene.pass_by(4)
+
+
+def test_a_machine_that_slept_has_lost_no_time(scene: Scene) -> None:
+    """The monotonic clock stands still meanwhile; only that of the wall goes on."""
+    assert not scene.pass_by(59)
+    assert scene.pass_by(3)
+
+
+@pytest.mark.parametrize(
+    "phase", [Phase.SAVING, Phase.EVALUATING, Phase.BETWEEN, Phase.LOADING, Phase.LAUNCHED]
+)
+def test_a_slow_disk_an_evaluation_or_the_script_is_no_hang(scene: Scene, phase: Phase) -> None:
+    scene.slot.phase(phase)
+    assert not scene.pass_by(1800)
+
+
+def test_data_that_come_slowly_are_no_hang(scene: Scene) -> None:
+    scene.watch.detector.seen["fetching"] = PACE_SILENCES
+    scene.slot.phase(Phase.FETCHING)
+    assert not scene.pass_by(290)
+    assert scene.pass_by(20)
+
+
+def test_the_first_step_compiles(scene: Scene) -> None:
+    scene.slot.attach(1)
+    scene.slot.step(2, 1, 0, 0)
+    assert not scene.pass_by(1800)
+
+
+@pytest.mark.parametrize(("effort", "seconds"), [(Effort.SPINNING, 300), (Effort.WORKING, 1800)])
+def test_a_later_step_that_compiles_or_evaluates_is_no_hang(
+    scene: Scene, effort: Effort, seconds: int
+) -> None:
+    scene.host.does = effort
+    assert not scene.pass_by(seconds - 1)
+    assert scene.pass_by(3)
+
+
+def test_workers_that_stop_working_hang_within_seconds(scene: Scene) -> None:
+    scene.host.does = Effort.WORKING
+    assert not scene.pass_by(200)
+    scene.host.does = Effort.IDLE
+    assert scene.pass_by(20)
+
+
+def test_what_was_seen_in_one_silence_says_nothing_of_the_next(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Callable[[], None]] = []
+    monkeypatch.setattr(scene.host, "aside", late.append)
+    assert not scene.pass_by(65)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: scene.now)
+    scene.slot.step(3, 2, 0, 0)
+    scene.pass_by(1)
+    late[0]()  # it was idle then
+    scene.host.does = Effort.WORKING
+    monkeypatch.undo()
+    assert not scene.pass_by(600)
 
 
 def test_suspended_time_is_not_learned(scene: Scene) -> None:
