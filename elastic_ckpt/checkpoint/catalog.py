@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
+from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
-from elastic_ckpt.checkpoint.memory.tier import tier_of
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
 from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.verify import (
@@ -33,6 +33,7 @@ class CheckpointView:
     """One line of ``list``.
 
     Attributes:
+        session: name of its session; empty for the unnamed one.
         manifest: None where it could not be trusted.
         age_seconds: since the seal was written, by the file's time; None if unknown.
         intact: every file exists with its size, and no damage is known.
@@ -51,6 +52,17 @@ class CheckpointView:
     why: str
     tier: str = "disk"
     foreign: bool = False
+    session: str = ""
+
+    @property
+    def age(self) -> tuple[int, int, int]:
+        """See ``SealHeader.age``; without a manifest the session is not known."""
+        return self.manifest.age if self.manifest else (0, self.epoch, self.step)
+
+    @property
+    def shown(self) -> str:
+        """Its name for people, with that of its session."""
+        return f"{self.session}/{self.path.name}" if self.session else self.path.name
 
     @property
     def state(self) -> str:
@@ -80,11 +92,12 @@ def view(path: Path, full: Advance | None = None) -> CheckpointView:
         why, foreign = printable(str(error)), isinstance(error, _FOREIGN)
     except OSError as error:
         why, foreign = f"cannot be read: {error.strerror or error}", True
-    verified = manifest is not None and (
-        full is not None or is_verified(JobDirectory(path.parent), path, manifest)
-    )
-    age = _age(path)
-    return CheckpointView(path, epoch, step, manifest, age, not why, verified, why, foreign=foreign)
+    job = JobDirectory.holding(path.parent)
+    verified = manifest is not None and (full is not None or is_verified(job, path, manifest))
+    return CheckpointView(
+        path, epoch, step, manifest, _age(path), not why, verified, why,
+        foreign=foreign, session=job.name,
+    )  # fmt: skip
 
 
 def _read_in_full(path: Path, advance: Advance) -> Manifest:
@@ -103,63 +116,92 @@ def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
     return [
         CheckpointView(
             one.generation.slot,
-            *one.key,
+            one.seal.epoch,
+            one.seal.step,
             one.seal,
             age_seconds=_seconds_since(one.generation.slot / SEAL_NAME),
             intact=True,
             verified=False,
             why="",
             tier="memory",
+            session=one.seal.session,
         )
         for one in (tier.sealed() if tier else [])
-        if not one.settled
+        if not one.settled and (not job.name or one.seal.session == job.name)
     ]
 
 
 def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
-    """Return every checkpoint, newest first, the quarantined ones last; ``memory`` is a tier's
-    root."""
-    found = [view(path) for path in scan(job)] + in_memory(job, memory)
-    found.sort(key=lambda one: (one.epoch, one.step), reverse=True)
+    """Return every checkpoint of all sessions, newest first, the quarantined ones last.
+
+    Args:
+        memory: as ``root`` of :func:`in_memory`.
+    """
+    found = [view(path) for one in job.sessions() for path in scan(one)] + in_memory(job, memory)
+    found.sort(key=lambda one: one.age, reverse=True)
     return found + quarantined(job)
 
 
 def newest_and_rejected(
     job: JobDirectory, memory: str = ""
 ) -> tuple[CheckpointView | None, list[CheckpointView]]:
-    """Return the newest intact checkpoint, and what a restart would not load: newer ones, and those
-    in quarantine. No older one is read."""
+    """Return the newest intact checkpoint of all sessions, and what a restart would not load.
+
+    The latter are newer ones, and those in quarantine. No older one is read.
+    """
     passed_over: list[CheckpointView] = []
-    newest = next(iter(in_memory(job, memory)), None)
-    key = (newest.epoch, newest.step) if newest else (0, 0)
-    for path in scan(job):
-        if newest is not None and (checkpoint_key(path.name) or (0, 0)) <= key:
-            break
-        found = view(path)
-        if found.intact:
-            newest = found
-            break
-        passed_over.append(found)
-    return newest, passed_over + quarantined(job)
+    newest: list[CheckpointView] = []
+    waiting = in_memory(job, memory)
+    for one in job.sessions():
+        held = next((held for held in waiting if held.session == one.name), None)
+        key = (held.epoch, held.step) if held else (-1, 0)
+        for path in scan(one):
+            if (checkpoint_key(path.name) or (0, 0)) <= key:
+                break
+            found = view(path)
+            if found.intact:
+                held = found
+                break
+            passed_over.append(found)
+        newest += [held] if held else []
+    return max(newest, key=lambda one: one.age, default=None), passed_over + quarantined(job)
 
 
 def quarantined(job: JobDirectory) -> list[CheckpointView]:
-    """Return what was set aside, newest first."""
+    """Return what was set aside in all sessions, newest first."""
     views: list[CheckpointView] = []
-    for entry in reversed(rejected(job)):
-        path = Path(entry.path)
-        epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
-        views.append(
-            CheckpointView(
-                path, epoch, step, None, _age(path), False, False, entry.reason, "quarantine"
-            )
-        )
+    for one in job.sessions():
+        for entry in reversed(rejected(one)):
+            path = Path(entry.path)
+            epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
+            views.append(
+                CheckpointView(
+                    path, epoch, step, None, _age(path), False, False, entry.reason, "quarantine",
+                    session=one.name,
+                )
+            )  # fmt: skip
     return views
 
 
 def newest_intact(job: JobDirectory) -> CheckpointView | None:
-    """Return the newest intact checkpoint on disk; older ones are not read."""
+    """Return a session's newest intact checkpoint on disk; older ones are not read."""
     return next((found for found in map(view, scan(job)) if found.intact), None)
+
+
+def newest_of_job(job: JobDirectory) -> CheckpointView | None:
+    """Return the newest intact checkpoint on disk of the session that was opened last."""
+    found = [newest for one in job.sessions() if (newest := newest_intact(one)) is not None]
+    return max(found, key=lambda one: one.age, default=None)
+
+
+def next_session_order(job: JobDirectory, tier: MemoryTier | None) -> int:
+    """Return the ``session_order`` of a session that is opened now: after those of all others."""
+    newest = (newest_intact(one) for one in job.session("").sessions())
+    seals: list[SealHeader] = [one.manifest for one in newest if one and one.manifest]
+    seals += [one.seal for one in tier.sealed()] if tier else []
+    own = max((one.session_order for one in seals if one.session == job.name), default=0)
+    others = max((one.session_order for one in seals if one.session != job.name), default=-1)
+    return max(own, others + 1)
 
 
 def candidates(job: JobDirectory) -> list[tuple[Path, Manifest | None, CheckpointError | None]]:
@@ -193,16 +235,19 @@ def _seconds_since(path: Path) -> float | None:
         return None
 
 
-def newest_two_intact(job: JobDirectory) -> tuple[Path, Path] | None:
-    """Return the newest intact checkpoint and the previous one; None if there are not two. OSError
-    if the storage does not answer."""
-    found: list[Path] = []
+def newest_two_intact(job: JobDirectory) -> tuple[CheckpointView, CheckpointView] | None:
+    """Return a session's newest intact checkpoint and the previous one; None without two.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    found: list[CheckpointView] = []
     for path in scan(job):
         try:
             verify_quick(path)
         except CheckpointError:
             continue
-        found.append(path)
+        found.append(view(path))
         if len(found) == 2:
             return found[0], found[1]
     return None

@@ -47,6 +47,8 @@ def recover(
 ) -> list[tuple[Path, str]]:
     """Seal every attempt that is complete and verified; remove the others and all leftovers.
 
+    In all sessions of the job.
+
     Only the holder of the job's lock may call this, before it launches workers: the only writer
     of an attempt is then the drain of the memory tier. Calling it again changes nothing. An
     attempt that cannot be read or sealed now (an I/O error, a full disk), or that a newer version
@@ -60,6 +62,15 @@ def recover(
     Returns:
         For each attempt: its path, or that of the checkpoint it became, and what was done.
     """
+    done: list[tuple[Path, str]] = []
+    for one in job.sessions():
+        done += _recover(one, hurry, watch, spare)
+    return done
+
+
+def _recover(
+    job: JobDirectory, hurry: Callable[[], bool], watch: Watch, spare: str
+) -> list[tuple[Path, str]]:
     for directory in (job.root, job.quarantine):
         remove_temporaries(directory)
     forget_unfinished(job)

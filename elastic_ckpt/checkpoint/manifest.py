@@ -10,6 +10,7 @@ import msgspec
 import xxhash
 
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
+from elastic_ckpt.jobdir.paths import is_session_name
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.text import printable
 
@@ -69,6 +70,8 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
         samples_per_step: samples that one step consumes on all ranks together; 0 if unknown.
         world_size, data_parallel_size: ranks, and ranks that see different samples.
         metrics: what the script reported last, for retention by a metric.
+        session: name of the session that saved it; empty for the unnamed one.
+        session_order: sessions of the job that were opened before it, when it was opened last.
     """
 
     job: str
@@ -90,6 +93,13 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     torch: str
     metrics: dict[str, float] = {}
     dataset_fields: dict[str, str] = {}
+    session: str = ""
+    session_order: int = 0
+
+    @property
+    def age(self) -> tuple[int, int, int]:
+        """Orders the checkpoints of all sessions of a job: the newest has the largest."""
+        return self.session_order, self.epoch, self.step
 
     @property
     def checkpoint_name(self) -> str:
@@ -254,6 +264,7 @@ def check_header(header: SealHeader) -> None:
     position = (
         header.epoch, header.step, header.step_in_epoch, header.sample_start_index,
         header.samples_per_step, header.dataset_size, header.incarnation,
+        header.session_order,
     )  # fmt: skip
     if min(position) < 0:
         raise CheckpointRejected("the manifest holds a negative position")
@@ -261,6 +272,8 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected("the manifest holds a position beyond any job's")
     if min(header.world_size, header.data_parallel_size) < 1:
         raise CheckpointRejected("the manifest is of a job of no ranks")
+    if header.session and not is_session_name(header.session):
+        raise CheckpointRejected("the manifest holds a session's name that no session has")
     if header.order_seed is not None and not -(2**63) <= header.order_seed < 2**64:
         raise CheckpointRejected("the manifest holds an order seed of more than 64 bits")
     engine = header.engine

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.catalog import newest_of_job
 from elastic_ckpt.cli.common import (
     directory_argument,
     echo_json,
@@ -98,7 +98,7 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     grace = record.grace if given_grace is None else given_grace
     predicted = _predicted(job, record)
-    before, limit = newest_intact(job), time.monotonic() + timeout
+    before, limit = newest_of_job(job), time.monotonic() + timeout
     while True:
         began = time.monotonic()
         saved = saved_now(job, directory, timeout)

@@ -53,6 +53,7 @@ def as_row(view: CheckpointView) -> dict[str, Any]:
         "intact": view.intact,
         "verified": view.verified,
         "why": view.why,
+        "session": view.session,
     }
 
 
@@ -62,13 +63,16 @@ def _print(views: list[CheckpointView]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("step", "epoch", "reason", "tier", "size", "age"):
-        justify: Literal["left", "right"] = "left" if title in ("reason", "tier") else "right"
+    named = any(view.session for view in views)
+    left = ("session", "reason", "tier")
+    for title in (*["session"] * named, "step", "epoch", "reason", "tier", "size", "age"):
+        justify: Literal["left", "right"] = "left" if title in left else "right"
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
         state = Text(view.state, "green" if view.intact else "red")
         table.add_row(
+            *[view.session or "-"] * named,
             str(view.step),
             str(view.epoch),
             view.manifest.reason if view.manifest else "-",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_intact
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_of_job
 from elastic_ckpt.cli.common import directory_argument, open_job, read_slots, timeout_option
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
@@ -45,17 +45,19 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     slots = [slot for record in running for slot in read_slots(record) if slot.attached]
-    reached = max((slot.finished for slot in slots), default=0)
-    before = newest_intact(job)
+    reached = max((slot.shown_step for slot in slots), default=0)
+    session = next((slot.session for slot in slots), "")
+    before = newest_of_job(job)
     request = ask_for_save(job)
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
             # Read first, so that the checkpoint it may have left is seen below.
             ended = not running_records(job)
-            newest = newest_intact(job)
+            newest = newest_of_job(job)
             # If its step is sealed already, that checkpoint answers the request.
-            if newest and (newest.step >= reached > 0 or not before or newest.path != before.path):
+            reached_it = newest and newest.session == session and newest.step >= reached > 0
+            if newest and (reached_it or not before or newest.path != before.path):
                 return newest
             if ended:
                 raise NotAnswered(

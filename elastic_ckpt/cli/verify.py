@@ -53,22 +53,23 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
             f"{job.root} is in no job directory, where --quarantine could put it: leave that out"
         )
     if single:
-        job = JobDirectory(job.root.parent)
-    paths = [Path(directory).resolve()] if single else scan(job)
+        job = JobDirectory.holding(job.root.parent)
+    paths = [path for one in job.sessions() for path in scan(one)] if not single else []
+    paths += [Path(directory).resolve()] if single else []
     with progress_bar() as watch:
-        views = [_look_at(job, path, full, watch) for path in paths]
+        views = [_look_at(path, full, watch) for path in paths]
     if as_json:
         echo_json([as_row(found) for found in views])
     else:
         _print(views, full)
     if quarantine:
         for found in views:
-            _set_aside(job, found)
+            _set_aside(found)
     return 0 if views and all(found.intact for found in views) else int(ExitCode.DATA)
 
 
-def _look_at(job: JobDirectory, path: Path, full: bool, watch: Watch) -> CheckpointView:
-    found = view(path)
+def _look_at(path: Path, full: bool, watch: Watch) -> CheckpointView:
+    job, found = JobDirectory.holding(path.parent), view(path)
     if not full or not found.intact or found.manifest is None:
         return found
     began = time.monotonic()
@@ -99,13 +100,14 @@ def _print(views: list[CheckpointView], full: bool) -> None:
         if found.intact and found.manifest is not None:
             state = "verified (every byte hashed" if full else "intact (sealed, sizes match"
             size = human_bytes(found.manifest.total_bytes)
-            click.echo(f"{found.path.name}: {state}; {size})")
+            click.echo(f"{found.shown}: {state}; {size})")
         else:
-            click.echo(f"{found.path.name}: FAILED: {found.why}")
+            click.echo(f"{found.shown}: FAILED: {found.why}")
 
 
-def _set_aside(job: JobDirectory, found: CheckpointView) -> None:
+def _set_aside(found: CheckpointView) -> None:
+    job = JobDirectory.holding(found.path.parent)
     if not found.intact and not found.foreign:
         target = set_aside(job, found.path, found.why)
         _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
-        click.echo(f"{found.path.name}: set aside as {encodable(str(target))}", err=True)
+        click.echo(f"{found.shown}: set aside as {encodable(str(target))}", err=True)

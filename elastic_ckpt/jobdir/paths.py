@@ -20,6 +20,7 @@ from elastic_ckpt.util.files import (
 )
 
 _NAME = re.compile(r"epoch-([0-9]{1,18})_step-([0-9]{1,18})")
+_SESSION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
 def checkpoint_key(name: str) -> tuple[int, int] | None:
@@ -28,27 +29,62 @@ def checkpoint_key(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def is_session_name(name: str) -> bool:
+    """Return whether a session may have this name: it is a directory's name on any system."""
+    return _SESSION.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class JobDirectory:
-    """The paths of one job."""
+    """The paths of one job, or of one named session in it.
+
+    Attributes:
+        root: where the checkpoints are.
+        name: of the session; empty for the job itself and its unnamed session.
+    """
 
     root: Path
+    name: str = ""
 
     @classmethod
     def at(cls, directory: str | os.PathLike[str]) -> JobDirectory:
-        """Return the job directory at a path, made absolute and free of links.
+        """Return the job directory, or session, at a path, made absolute and free of links.
 
         Raises:
             DirectoryUnusable: the path's links form a loop, or its name is not UTF-8.
         """
         try:
-            job = cls(Path(directory).resolve())
+            job = cls.holding(Path(directory).resolve())
         except (OSError, RuntimeError):  # RuntimeError before Python 3.13
             raise DirectoryUnusable(
                 f"cannot use {directory}: its links form a loop; choose another directory"
             ) from None
         job.check_name()
         return job
+
+    @classmethod
+    def holding(cls, root: Path) -> JobDirectory:
+        """Return the job or session whose checkpoints are in ``root``."""
+        named = root.parent.name == "sessions" and is_session_name(root.name)
+        if named and not (root / ".elastic-ckpt").exists():
+            named = (root.parent.parent / ".elastic-ckpt").is_dir()
+            return cls(root, root.name if named else "")
+        return cls(root)
+
+    @property
+    def home(self) -> Path:
+        """The directory of the whole job."""
+        return self.root.parent.parent if self.name else self.root
+
+    def session(self, name: str) -> JobDirectory:
+        """Return the paths of a session of this job; those of the unnamed one for ``""``."""
+        return JobDirectory(self.home / "sessions" / name if name else self.home, name)
+
+    def sessions(self) -> list[JobDirectory]:
+        """Return the job, which is its unnamed session, and its named ones; a session alone."""
+        places = [] if self.name else sorted(self.found(self.root / "sessions", "*"))
+        named = (self.session(one.name) for one in places if is_session_name(one.name))
+        return [self, *(one for one in named if self.owns(one.root))]
 
     @property
     def attempts(self) -> Path:
@@ -68,12 +104,13 @@ class JobDirectory:
     @property
     def verified(self) -> Path:
         """One file for each checkpoint that was verified in full."""
-        return self.control / "verified"
+        own = self.control / "sessions" / self.name if self.name else self.control
+        return own / "verified"
 
     @property
     def control(self) -> Path:
         """The control directory, with all other files of ours."""
-        return self.root / ".elastic-ckpt"
+        return self.home / ".elastic-ckpt"
 
     @property
     def lock(self) -> Path:
@@ -143,7 +180,7 @@ class JobDirectory:
         """
         try:
             for place in (directory, *directory.parents):
-                if place == self.root:
+                if place == self.home:
                     return True
                 if not stat.S_ISDIR(os.lstat(place).st_mode):
                     return False
@@ -158,8 +195,9 @@ class JobDirectory:
             DirectoryUnusable: its name is taken by a link or a file.
             OSError: the disk refuses.
         """
-        for place in (directory.parent, directory):
-            if place != self.root and not os.path.lexists(place):
+        inside = directory.relative_to(self.home)
+        for place in (*(self.home / one for one in reversed(inside.parents)), self.home / inside):
+            if place != self.home and not os.path.lexists(place):
                 _make(place)
                 if group_may_read(self.control) and not group_may_read(place):
                     let_group_in(place)
@@ -185,6 +223,11 @@ class JobDirectory:
             self.verified, self.control / "locks", self.nodes,
             self.control / "journal",
         ]  # fmt: skip
+        if self.name:
+            JobDirectory(self.home).prepare(group_access=group_access)
+            for place in (self.attempts, self.quarantine, self.trash, self.verified):
+                self.require(place)
+            return
         self.check_name()
         for place in [self.root, *own]:
             if place != self.root and place.is_symlink():

@@ -49,7 +49,7 @@ class Failure:
         stepped: whether any rank of the incarnation had started a step.
         steps: steps finished in the incarnation.
         step: the step that failed, as the script counts it over the whole job; 0 if unknown.
-        newest: (epoch, step) of the checkpoint that the next incarnation would resume from.
+        newest: orders the checkpoint that the next incarnation would resume from.
         out_of_memory: whether the kernel killed a process for memory meanwhile.
         hung: whether it was killed because it hung.
         lost: names of the nodes that vanished.
@@ -66,7 +66,7 @@ class Failure:
     hung: bool = False
     lost: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
-    newest: tuple[int, int] = NOTHING_SAVED
+    newest: tuple[int, ...] = NOTHING_SAVED
 
     @property
     def kind(self) -> FailureClass:

@@ -106,7 +106,7 @@ class RestartPolicy:
     stuck: int = 0
     _step: int = field(default=0, repr=False)
     _times: int = field(default=0, repr=False)  # consecutive failures of that step
-    _furthest: tuple[int, int] = field(default=NOTHING_SAVED, repr=False)
+    _furthest: tuple[int, ...] = field(default=NOTHING_SAVED, repr=False)
 
     @property
     def left(self) -> int:

@@ -34,7 +34,7 @@ from elastic_ckpt.protocol.slot import (
 )
 
 _MAGIC: Final = 0x656C6173_74636B70
-_VERSION: Final = 6
+_VERSION: Final = 7
 _MAX_SLOTS: Final = 4096  # ranks of one node
 _HEADER_WORDS: Final = 64
 

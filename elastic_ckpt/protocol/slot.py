@@ -27,10 +27,12 @@ _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = ran
 _S_SOURCE, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = 22, 25, 26, 27
 _S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP = range(28, 31)
 _S_REASON: Final = 32
+_S_SESSION: Final = 72
 _S_METRICS: Final = 80
 
 _FRAME: Final = struct.Struct("@5q")  # native: each word is stored whole
-_REASON_BYTES: Final = (_S_METRICS - _S_REASON) * WORD
+_REASON_BYTES: Final = (_S_SESSION - _S_REASON) * WORD
+_SESSION_BYTES: Final = (_S_METRICS - _S_SESSION) * WORD
 
 MAX_METRICS: Final = 8
 """Room for metrics on the board; further ones are only in checkpoints."""
@@ -90,7 +92,8 @@ class Slot:
         total_steps: the last step of the script; 0 for unknown.
         samples_per_step: of all ranks; 0 for unknown.
         metrics: the script's newest values, by name.
-        own_step: the step as the script counts it, where that differs; else -1.
+        own_step: the step as the script or the session counts it, where that differs; else -1.
+        session: name of the session that is open; empty for the unnamed one.
     """
 
     local_rank: int
@@ -119,6 +122,7 @@ class Slot:
     samples_per_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     own_step: int = -1
+    session: str = ""
 
     @property
     def attached(self) -> bool:
@@ -162,7 +166,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         saved_step=words[_S_SAVED_STEP],
         first_entry=words[_S_FIRST_ENTRY],
         left=words[_S_LEFT],
-        reason=_text(words[_S_REASON:_S_METRICS]),
+        reason=_text(words[_S_REASON:_S_SESSION]),
         marks=Marks(*words[_S_ENTRY : _S_STEPPED + 1]),
         source=Source(words[_S_SOURCE]),
         declares=bool(words[_S_DECLARES]),
@@ -172,6 +176,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         samples_per_step=words[_S_STEP_SAMPLES],
         metrics=_metrics(words[_S_METRICS:]),
         own_step=words[_S_OWN_STEP],
+        session=_text(words[_S_SESSION:_S_METRICS]),
     )
 
 
@@ -258,6 +263,12 @@ class SlotWriter:
     def own_step(self, step: int) -> None:
         """Post the finished step as the script counts it."""
         self._words[self._base + _S_OWN_STEP] = step
+
+    def session(self, name: str) -> None:
+        """Post the name of the session that is open."""
+        offset = (self._base + _S_SESSION) * WORD
+        data = name.encode()[:_SESSION_BYTES].ljust(_SESSION_BYTES, b"\0")
+        self._buffer[offset : offset + _SESSION_BYTES] = data
 
     def metric(self, name: str, value: float) -> None:
         """Post a value that the script reports; dropped if the board has no room."""

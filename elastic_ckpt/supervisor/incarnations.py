@@ -60,6 +60,7 @@ class Incarnations:
         self._processes = ProcessWatch(board, ports.host, clock, run.record.say)
         self._stepless = SteplessWatch(clock, board, run.record)
         self._hang: Hang | None = None
+        self._failed_session = ""
         self._cleaning = False
         node.failures_left = self._restarts.policy.left
 
@@ -138,7 +139,7 @@ class Incarnations:
         """Leave the back-off once it is over."""
         if not self._restarts.may_begin(now):
             return
-        self._restarts.take_an_older_one(self._run.record)
+        self._restarts.take_an_older_one(self._run.record, self._failed_session)
         self._run.record.move(Event.RETRY)
         if self.agent is None:
             self.start_agent()
@@ -233,6 +234,8 @@ class Incarnations:
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""
+        names = (slot.session for slot in self._ports.board.read_slots())
+        self._failed_session = next((name for name in names if name), "")
         newest = self._run.shutdown.newest_key()
         failure = replace(failure, newest=newest)
         self._restarts.write_off(failure, self._run.record, newest[-1])

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import fall_back, newest_intact, newest_two_intact
+from elastic_ckpt.checkpoint.catalog import fall_back, newest_of_job, newest_two_intact
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
@@ -132,17 +132,17 @@ class JobFiles:
     def cleaned(self) -> bool:
         return self._cleaning is None or not self._cleaning.is_alive()
 
-    def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
+    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> str:
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
-            found = newest_two_intact(self._job)
-            key = checkpoint_key(found[0].name) if found else None
-            if found is None or key is None or not forget(key):
+            job = self._job.session(session)
+            found = newest_two_intact(job) if job in self._job.sessions() else None
+            if found is None or not forget(found[0].age):
                 return ""
             newest, older = found
-            target = fall_back(self._job, newest, why)
-            self._journal.write(Quarantined(path=str(newest), to=str(target), reason=why))
+            target = fall_back(job, newest.path, why)
+            self._journal.write(Quarantined(path=str(newest.path), to=str(target), reason=why))
             self._try(self._scan)
-            return f"{why}: setting {newest.name} aside, resuming from {older.name}"
+            return f"{why}: setting {newest.shown} aside, resuming from {older.shown}"
         return ""
 
     def events(self) -> list[JournalEntry]:
@@ -244,6 +244,6 @@ class JobFiles:
 
     def _scan(self) -> None:
         self._scanned = False
-        newest = newest_intact(self._job)
-        self._newest = (newest.epoch, newest.step) if newest else NO_CHECKPOINT
+        newest = newest_of_job(self._job)
+        self._newest = newest.age if newest else NO_CHECKPOINT
         self._scanned = True

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from elastic_ckpt.supervisor.listener import Listener
     from elastic_ckpt.supervisor.systemd import Service
 
-Key = tuple[int, int]
-"""(epoch, step) of a checkpoint."""
+Key = tuple[int, ...]
+"""Orders the checkpoints of all sessions of a job; its last number is the step."""
 
 NO_CHECKPOINT: Key = (-1, 0)
 """Sorts before every checkpoint."""
@@ -114,10 +114,11 @@ class DirectoryPort(Protocol):
     def cleaned(self) -> bool:
         """Whether no clean-up is running."""
 
-    def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
-        """Set the newest checkpoint aside if there is an older one; blocks.
+    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> str:
+        """Set a session's newest checkpoint aside if it has an older one; blocks.
 
         Args:
+            session: its name; empty for the unnamed one.
             forget: called with its key; False if it must stay.
 
         Returns:

@@ -64,10 +64,10 @@ class Restarts:
         """Return whether the back-off is over; what is to be set aside must be on disk first."""
         return now >= self.retry_at and (not self._why_older or self._memory.over)
 
-    def take_an_older_one(self, record: RunRecord) -> None:
-        """Set the newest checkpoint aside, if the policy said so and there is an older one."""
+    def take_an_older_one(self, record: RunRecord, session: str) -> None:
+        """Set a session's newest checkpoint aside, if the policy says so and there is an older."""
         why, self._why_older = self._why_older, ""
         if why:
-            line = self._directory.fall_back(why, self._memory.forget)
+            line = self._directory.fall_back(why, self._memory.forget, session)
             if line:
                 record.say(line)

@@ -51,7 +51,7 @@ class Shutdown:
         # The last scan may be older than the last drain, or the last save to the disk.
         if kept is None:
             self._before_notice = max(self._before_notice, self._memory.newest_key())
-        if kept is None or kept.key[1] != saved_step:
+        if kept is None or kept.age[-1] != saved_step:
             self._saved_before = saved_step
 
     def work_is_done(self) -> None:
@@ -118,10 +118,10 @@ class Shutdown:
             self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
             return
         there = key is not None and key > NO_CHECKPOINT
-        new = key is not None and key > self._before_notice and key[1] != self._saved_before
+        new = key is not None and key > self._before_notice and key[-1] != self._saved_before
         saved = kept is None and (new or (there and (stopped or not stepped)))
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
-        step = f" (newest intact: step {key[1]})" if key is not None and there else ""
+        step = f" (newest intact: step {key[-1]})" if key is not None and there else ""
         silent = "" if key is not None else "; the storage does not answer"
         self._end(
             event,
@@ -155,7 +155,7 @@ class Shutdown:
         """Return what would be lost with this machine: newer than all that the disk has."""
         kept = self._memory.not_on_disk()
         known = NO_CHECKPOINT if on_disk is None else on_disk
-        return kept if kept is not None and kept.key > known else None
+        return kept if kept is not None and kept.age > known else None
 
 
 def _where(kept: Sealed) -> str:

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from elastic_ckpt.checkpoint.catalog import next_session_order
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.job_lock import HeldLock
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
@@ -21,6 +22,7 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
+from elastic_ckpt.training.opened_sessions import OpenedSessions
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.util.outlet import standard_error
@@ -47,12 +49,15 @@ class Supervised:
 
 @dataclass
 class Runtime:
-    """This process's part in a job; one per process.
+    """This process's part in a job: one for the process, and one for each of its Sessions.
 
     Attributes:
+        job: the job directory, or that of the session.
         supervised: None when there is no supervisor.
         memory: this node's memory tier; None to save to disk.
         last_bytes: size of the newest checkpoint; None if it is not known yet.
+        session_order: of what this session saves; only the leader knows it.
+        sessions: those of this process.
     """
 
     job: JobDirectory
@@ -66,6 +71,8 @@ class Runtime:
     lock: HeldLock | None = None
     memory: MemoryTier | None = None
     last_bytes: int | None = None
+    session_order: int = 0
+    sessions: OpenedSessions = field(default_factory=OpenedSessions)
     steps: StepProtocol = field(init=False)
     retain: Retainer = field(init=False)
 
@@ -75,6 +82,33 @@ class Runtime:
         self.retain = Retainer(self.job, self.journal, self.say)
         if self.supervised is not None:
             self.retain.rule = self.supervised.spec.retention
+
+    def of_session(self, name: str) -> Runtime:
+        """Return this process's part in a session of the job, which is made if it is new.
+
+        Collective.
+
+        Raises:
+            UsageError: it may not be entered now, or the ranks name it differently.
+            DirectoryUnusable: its directory cannot be made.
+        """
+        self.sessions.check(name)
+        job, peers = self.job.session(name), self.peers
+        memory = self.memory.of_session(name) if self.memory is not None else None
+        names = peers.collect("session", name.encode)
+
+        def make() -> int:
+            if len(set(names)) > 1:
+                shown = ", ".join(repr(one.decode()) for one in sorted(set(names)))
+                raise UsageError(f"the ranks name their Session differently: {shown}")
+            if name:
+                job.prepare()
+            return next_session_order(job, memory)
+
+        order = peers.leader_does("session", make) or 0
+        made = replace(self, job=job, memory=memory, last_bytes=None, session_order=order)
+        made.steps = self.steps
+        return made
 
     def say(self, line: str) -> None:
         """Print a line to the job's output, without waiting for a reader; errors are ignored."""
@@ -100,6 +134,7 @@ class Runtime:
         Raises:
             SystemExit: always.
         """
+        saved = saved or self.sessions.saved
         if saved:
             self.peers.barrier("leave")
         self.slot.leave(Outcome.STOPPED if saved else Outcome.STOPPED_UNSAVED)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.paths import is_session_name
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Phase, Source
@@ -37,6 +38,10 @@ class Session:
 
     Args:
         save_dir: the job directory; None takes ``ELASTIC_CKPT_DIR``, which a supervisor sets.
+        name: of the session, for a script with several one after the other, as for folds or for
+            pretraining and then a head. A named session has its own checkpoints, place and
+            retention, in ``sessions/<name>``; the directory itself holds the unnamed one's.
+            Letters, digits, ``-``, ``_`` and ``.``, at most 64.
         booster: a ColossalAI ``Booster``, or None for plain torch (a bare module or DDP).
         model, optimizer, lr_scheduler: boosted if there is a booster; the last may be None.
         accumulation_steps: micro-batches per optimizer step.
@@ -59,6 +64,7 @@ class Session:
         self,
         save_dir: str | os.PathLike[str] | None = None,
         *,
+        name: str = "",
         booster: Any = None,
         model: Any,
         optimizer: Any = None,
@@ -71,6 +77,11 @@ class Session:
         engine: str | None = None,
         use_async: bool = False,
     ) -> None:
+        if name != "" and not (isinstance(name, str) and is_session_name(name)):
+            raise UsageError(
+                f"a Session cannot be called {name!r:.80}: use at most 64 letters, digits, -, _ "
+                'and ., and no . first, as in Session(name="fold0", ...)'
+            )
         if accumulation_steps < 1 or global_batch < 0 or save_interval < 0:
             raise UsageError(
                 "accumulation_steps must be at least 1, global_batch and save_interval at least 0"
@@ -82,6 +93,7 @@ class Session:
                 f"retention must be a Retention, as in Retention(last=2), not {retention!r}"
             )
         self._save_dir = save_dir
+        self._name = name
         self._inputs = EngineInputs(booster, model, optimizer, lr_scheduler, use_async)
         self._engine = engine
         self._global_batch = global_batch
@@ -94,14 +106,16 @@ class Session:
         self.resumed_from: Path | None = None
 
     def __enter__(self) -> Session:
-        """Resume from the newest intact checkpoint.
+        """Resume from the session's newest intact checkpoint.
 
         Raises:
+            UsageError: another Session is open, or one of this name was entered before.
             NoUsableCheckpoint, UnsupportedFormat, CheckpointError: as ``load_newest`` does.
             LockHeld, DirectoryUnusable: without a supervisor, if the directory is in use.
         """
-        runtime = self._runtime = runtimes.join(self._save_dir)
+        runtime = self._runtime = runtimes.join(self._save_dir).of_session(self._name)
         slot = self._metrics.slot = runtime.slot
+        slot.session(self._name)
         slot.phase(Phase.LOADING)
         engine = make_engine(self._inputs, self._engine)
         spec = runtime.supervised.spec if runtime.supervised else None
@@ -109,13 +123,14 @@ class Session:
         global_batch = (spec.global_batch if spec else 0) or self._global_batch
         if self._retention is not None and not runtime.retain.rule:
             runtime.retain.rule = self._retention
-        saver = Saver(runtime, engine, self._inputs.optimizer)
+        self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
         self._timer = StepTimer(slot, self._inputs.model)
         found = load_newest(runtime, engine)
         if found is not None:
             self._resume(found)
             saver.last = (found.seal.epoch, found.seal.step)
-        slot.loaded(found.source if found else Source.NOTHING)
+        if not runtime.steps.has_stepped:  # a later session is not part of the recovery
+            slot.loaded(found.source if found else Source.NOTHING)
         self._first_step = self.step
         runtime.steps.attach(self.step)
         self._points = SavePoints(
@@ -127,6 +142,7 @@ class Session:
             global_batch=global_batch, resumed_from=found.seal if found else None,
         )  # fmt: skip
         self._watch_optimizer()
+        runtime.sessions.enter(self._name)
         slot.phase(Phase.BETWEEN)
         return self
 
@@ -137,11 +153,13 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         """Save once more if the script reached its end; after an exception nothing is saved."""
+        self._runtime.sessions.leave(saved=False)
         if error is not None:
             return
         self._data.settle()
         self._points.finish()
         self._warn_if_stepless()
+        self._runtime.sessions.leave(saved=self._saver.last[-1] >= 0)
         self._runtime.slot.phase(Phase.LEAVING)
 
     @property

@@ -29,12 +29,32 @@ class StepProtocol:
         self._agenda = Agenda()
         self._entered = False
         self._stepped = False
+        self._attached = False
+        self._finished = 0
+        self._base = 0
+        self._counts_anew = False
 
     def attach(self, start_step: int, *, declares: bool = True) -> None:
-        """Take part, having resumed from ``start_step``; ``declares``: evaluations show on the
-        board."""
+        """Take part, having resumed from ``start_step``.
+
+        The agreement needs steps that only grow within an incarnation. So those of a later session
+        are counted on from the last one's; the board shows the session's own besides.
+
+        Args:
+            declares: whether the rank shows evaluations on the board as a phase.
+        """
+        if self._attached:
+            self._base, self._counts_anew = self._finished - start_step, True
+            self._slot.own_step(start_step)
+            return
+        self._attached, self._finished = True, start_step
         self._slot.attach(start_step, declares=declares)
         self._slot.step(start_step, start_step, 0, 0)
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether this incarnation has finished a step, in whichever session."""
+        return self._stepped
 
     @property
     def requested(self) -> bool:
@@ -47,7 +67,7 @@ class StepProtocol:
         """Call with the batch in hand, before step ``finished + 1`` begins.
 
         Args:
-            finished: optimizer steps that this rank has finished.
+            finished: optimizer steps that this rank has finished, as its session counts them.
             epoch, samples: the position, for ``status``.
             comes_back: whether the rank calls again after a save, before the step begins. If not,
                 the step counts as started although the rank still has to save.
@@ -58,6 +78,9 @@ class StepProtocol:
         Raises:
             StopAborted: a rank died during the agreement, or the supervisor is gone.
         """
+        if self._counts_anew:
+            self._slot.own_step(finished)
+            finished += self._base
         self._slot.step(finished + 1, finished, epoch, samples)
         agenda = self._agenda
         if self._board.flag == agenda.seen and not agenda.open:
@@ -76,6 +99,7 @@ class StepProtocol:
 
     def stepped(self) -> None:
         """Note a finished step; the first one of an incarnation ends a recovery."""
+        self._finished += 1
         if not self._stepped:
             self._stepped = True
             self._slot.stepped()

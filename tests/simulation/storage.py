@@ -85,6 +85,11 @@ class Snapshot:
     generation: Place
     settled: bool = False
 
+    @property
+    def age(self) -> Key:
+        """Sessions have no names here, so a step is enough."""
+        return self.key
+
 
 @dataclass
 class HostMemory:
@@ -265,7 +270,7 @@ class Directory:
     def cleaned(self) -> bool:
         return self._run.kernel.now >= self._cleaned_at
 
-    def fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
+    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> str:
         disk = self._disk
         if disk.hangs or len(disk.sealed) < 2 or not forget(disk.newest):
             return ""

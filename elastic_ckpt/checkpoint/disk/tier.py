@@ -40,7 +40,7 @@ class DiskTier:
         self._make_room = make_room
 
     def begin(self, step: int, size: int, identity: str | None = None) -> DiskAttempt:
-        ensure_space(self._job.root, size, self._make_room)
+        ensure_space(self._job.home, size, self._make_room)
         return DiskAttempt.begin(self._job, step, identity)
 
     def join(self, ref: Ref) -> DiskAttempt:

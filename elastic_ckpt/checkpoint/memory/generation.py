@@ -114,8 +114,13 @@ class Sealed:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Its (epoch, step), by which generations are ordered."""
+        """Its (epoch, step), by which those of a session are ordered."""
         return self.seal.epoch, self.seal.step
+
+    @property
+    def age(self) -> tuple[int, int, int]:
+        """See ``SealHeader.age``; generations of all sessions are ordered by it."""
+        return self.seal.age
 
     @property
     def settled(self) -> bool:

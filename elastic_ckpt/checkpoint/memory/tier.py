@@ -64,14 +64,24 @@ class _Owner(msgspec.Struct, frozen=True):
 
 class MemoryTier:
     """One job's generations on this node. See :class:`elastic_ckpt.checkpoint.tier.Tier`.
-    ``mappings`` are of the files that this process writes, kept from save to save."""
+
+    Args:
+        root: the tier's directory.
+        mappings: of the files that this process writes, kept from save to save.
+        session: whose generations a restart may take; both serve all sessions of the job.
+    """
 
     name = NAME
     every_byte = False
 
-    def __init__(self, root: Path, mappings: Mappings | None = None) -> None:
+    def __init__(self, root: Path, mappings: Mappings | None = None, session: str = "") -> None:
         self.root = root
         self._mappings = mappings or Mappings()
+        self._session = session
+
+    def of_session(self, name: str) -> MemoryTier:
+        """Return the same tier for another session."""
+        return MemoryTier(self.root, self._mappings, name)
 
     @property
     def generations(self) -> list[Generation]:
@@ -79,10 +89,14 @@ class MemoryTier:
         return [Generation(self.root / name) for name in SLOTS]
 
     def sealed(self) -> list[Sealed]:
-        """Return what can be loaded or drained, newest first."""
+        """Return what can be loaded or drained, of all sessions, newest first."""
         found = [(one, one.seal()) for one in self.generations]
         intact = [Sealed(one, seal) for one, seal in found if seal is not None]
-        return sorted(intact, key=lambda one: one.key, reverse=True)
+        return sorted(intact, key=lambda one: one.age, reverse=True)
+
+    def own(self) -> list[Sealed]:
+        """Return what this session can load, newest first."""
+        return [one for one in self.sealed() if one.seal.session == self._session]
 
     def begin(self, step: int, size: int, identity: str | None = None) -> MemoryAttempt:
         """Overwrite what has no seal, or is on disk."""
@@ -103,11 +117,11 @@ class MemoryTier:
         return MemoryAttempt(self._generation(ref), ref.attempt, self._mappings)
 
     def newest(self) -> Stored | None:
-        return next((one.stored for one in self.sealed()), None)
+        return next((one.stored for one in self.own()), None)
 
     def candidates(self, world_size: int) -> list[Stored]:
         """Return those of this world size: a generation cannot be resharded."""
-        return [one.stored for one in self.sealed() if one.seal.world_size == world_size]
+        return [one.stored for one in self.own() if one.seal.world_size == world_size]
 
     def holds(self, seal: SealHeader) -> bool:
         return any(one.seal.attempt == seal.attempt for one in self.sealed())

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.catalog import newest_of_job
 from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.checkpoint.memory.tier import tier_of, tier_path
 from elastic_ckpt.cli.doctor.findings import Finding, ok
@@ -106,7 +106,7 @@ def _inspect(directory: Path) -> Generator[CheckedPath, None, None]:
     job = JobDirectory.at(directory)
     tested = _nearest(job.root)
     path = CheckedPath(str(job.root), str(tested), free_bytes(tested))
-    newest = newest_intact(job) if tested == job.root else None
+    newest = newest_of_job(job) if tested == job.root else None
     if newest is not None and newest.manifest is not None:
         size = newest.manifest.total_bytes
         tier = tier_of(job, str(tier_path(MEMORY, job, node_name())))

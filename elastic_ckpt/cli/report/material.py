@@ -111,7 +111,7 @@ def collect(job: JobDirectory) -> Material:
 
 
 def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[CheckpointView], int]:
-    paths = scan(job)
+    paths = [path for one in reversed(job.sessions()) for path in scan(one)]
     views = [view(path) for path in paths[:MAX_CHECKPOINTS]] + in_memory(job, memory)
-    views.sort(key=lambda one: (one.epoch, one.step), reverse=True)
+    views.sort(key=lambda one: one.age, reverse=True)
     return views, max(0, len(paths) - MAX_CHECKPOINTS)

@@ -64,7 +64,8 @@ def show(view: StatusView, console: Console) -> None:
 def page(view: StatusView, width: int = 80) -> RenderableType:
     """Return the whole page, for a terminal of this many columns."""
     colour = _STATES.get(view.state, "white")
-    head = Text.assemble((view.job, "bold"), "  ", (view.state, f"bold {colour}"))
+    name = f"{view.job}/{view.session}" if view.session else view.job
+    head = Text.assemble((name, "bold"), "  ", (view.state, f"bold {colour}"))
     message = view.message.removeprefix(view.state).lstrip(", ")
     if message:
         head.append(f"  {message}")

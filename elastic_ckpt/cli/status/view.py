@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_intact
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
 from elastic_ckpt.checkpoint.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
@@ -118,6 +118,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     Attributes:
         state: a ``RunState``; ``dead`` if the supervisor was killed; or ``unknown``.
         message: one line about the state.
+        session: the Session that is open, or was last; empty for the unnamed one.
         advice: what to do now; empty for nothing.
         warnings: what is wrong; a running job with a warning is degraded.
         exit_code: of ``status``: 0 healthy or finished, 1 degraded or waiting to be restarted,
@@ -132,6 +133,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     job: str
     state: str
     message: str
+    session: str
     advice: str
     warnings: list[str]
     exit_code: int
@@ -171,7 +173,8 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
-    on_disk = newest if newest is None or newest.tier == "disk" else newest_intact(job)
+    on_disk = newest if newest is None or newest.tier == "disk" else newest_of_job(job)
+    session = next((slot.session for slot in slots), newest.session if newest else "")
     if history is None:
         history = History.of(read_journal(job, marks=False))
     account = history.account
@@ -193,6 +196,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         job=record.job if record else printable(job.root.name),
         state=state,
         message=message,
+        session=session,
         advice=_advice(state, record, newest),
         warnings=warnings,
         exit_code=_exit_code(state, warnings),
@@ -208,7 +212,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         at_risk=at_risk(
             position.epoch,
             position.step,
-            on_disk,
+            on_disk if on_disk and on_disk.session == session else None,
             account,
             now,
             stepless_since=record.stepless_since if record else 0.0,

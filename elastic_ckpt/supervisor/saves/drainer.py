@@ -19,6 +19,7 @@ from typing import Final
 import psutil
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
@@ -74,8 +75,7 @@ class Drainer:
         self._journal = journal
         self._say = say
         self._wake = wake
-        self._retainer = Retainer(job, journal, say)
-        self._disk = DiskTier(job, self._retainer.make_room)
+        self._retainers: dict[str, Retainer] = {}
         self._task: _Task | None = None
         self._thread: threading.Thread | None = None
         self._hurried = False
@@ -103,7 +103,7 @@ class Drainer:
         """Return what a killed run left to be drained; a checkpoint that was on disk and was
         deleted there since must not come back."""
         for one in self._tier.sealed():
-            if self._disk.holds(one.seal):
+            if self._disk(one.seal).holds(one.seal):
                 one.generation.settle(one.seal)
             elif one.settled:
                 one.generation.clear()
@@ -141,7 +141,7 @@ class Drainer:
     def _look(self) -> None:
         due = self._due()
         if self._task is not None:
-            if due and due[-1].key > self._task.sealed.key:
+            if due and due[-1].age > self._task.sealed.age:
                 # No generation is free, and the next save would go to the disk: no time to wait.
                 self._speed_up()
                 # In a hurry the newest counts; this one restarts after it.
@@ -177,15 +177,25 @@ class Drainer:
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait for the deletion of old checkpoints until ``hurry`` returns True."""
-        self._retainer.finish(hurry)
+        for retainer in self._retainers.values():
+            retainer.finish(hurry)
+
+    def _retainer(self, seal: SealHeader) -> Retainer:
+        """Return what deletes a session's old checkpoints."""
+        job = self._job.session(seal.session)
+        return self._retainers.setdefault(job.name, Retainer(job, self._journal, self._say))
+
+    def _disk(self, seal: SealHeader) -> DiskTier:
+        """Return the disk tier of the session that a seal is of."""
+        return DiskTier(self._job.session(seal.session), self._retainer(seal).make_room)
 
     def _due(self) -> list[Sealed]:
         now = time.monotonic()
         return [one for one in self.pending() if self._retry_at.get(one.seal.attempt, 0.0) <= now]
 
     def _begin(self, sealed: Sealed) -> None:
-        self._retainer.rule = sealed.seal.retention
-        chunks = drain(sealed, self._disk)
+        self._retainer(sealed.seal).rule = sealed.seal.retention
+        chunks = drain(sealed, self._disk(sealed.seal))
         self._task = _Task(sealed, chunks, polite=not self._hurried)
         self._start(self._task, None)
 
@@ -236,16 +246,17 @@ class Drainer:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds
         log.info("step %d to the disk: %s, %.3f s", seal.step, error or "done", seconds)
         if error is None:
+            job = self._job.session(seal.session)
             self._journal.write(
                 Drained(
-                    path=str(self._job.checkpoint(seal.epoch, seal.step)),
+                    path=str(job.checkpoint(seal.epoch, seal.step)),
                     step=seal.step,
                     bytes=task.bytes,
                     seconds=seconds,
                     cpu_seconds=task.cpu_seconds,
                 )
             )
-            self._retainer.after_save()
+            self._retainer(seal).after_save()
             return
         self._retry_at[seal.attempt] = 0.0 if task.again else time.monotonic() + RETRY_SECONDS
         if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):

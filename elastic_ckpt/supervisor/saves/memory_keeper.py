@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.catalog import newest_of_job
 from elastic_ckpt.checkpoint.memory.generation import GENERATIONS, Sealed
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import MemoryUnusable, OwnedTier, sweep
@@ -92,14 +92,14 @@ class MemoryKeeper:
             self._drainer.calm()
 
     def newest_key(self) -> Key:
-        newest = self._owned.tier.newest() if self._owned else None
-        return newest.key if newest else NO_CHECKPOINT
+        sealed = self._owned.tier.sealed() if self._owned else []
+        return sealed[0].age if sealed else NO_CHECKPOINT
 
     def forget(self, key: Key | None) -> bool:
         sealed = self._owned.tier.sealed() if self._owned else []
         if sealed and not sealed[0].settled:
             return False
-        return all(one.generation.clear() for one in sealed if one.key == key)
+        return all(one.generation.clear() for one in sealed if one.age == key)
 
     def not_on_disk(self) -> Sealed | None:
         sealed = self._owned.tier.sealed() if self._owned else []
@@ -117,7 +117,7 @@ class MemoryKeeper:
 def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
     room = human_bytes(room_bytes(place) + owned.tier.held_bytes())
     with contextlib.suppress(OSError):
-        newest = newest_intact(job)
+        newest = newest_of_job(job)
         if newest is not None and newest.manifest is not None:
             needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
             return f"memory tier in {place}: needs about {needed} of {room}"

@@ -61,7 +61,7 @@ class CheckpointChoice:
                 raise NoUsableCheckpoint(
                     f"{bad[one.ref.tier]} checkpoints in a row failed verification and were moved "
                     f"to {job.quarantine}: fix the storage, then rerun the same command to resume "
-                    f"from an older one; elastic-ckpt list {job.root} shows them"
+                    f"from an older one; elastic-ckpt list {job.home} shows them"
                 )
             if one.why is None:
                 return one.ref
@@ -74,7 +74,7 @@ class CheckpointChoice:
             raise NoUsableCheckpoint(
                 f"no checkpoint in {job.root} is usable"
                 + (f" ({', '.join(unsealed[:3])} not sealed)" if unsealed else "")
-                + f": see elastic-ckpt list {job.root}, or start over with a new --dir"
+                + f": see elastic-ckpt list {job.home}, or start over with a new --dir"
             )
         return None
 
@@ -94,7 +94,7 @@ def given(runtime: Runtime, path: Path) -> LoadCandidate:
 
     def look() -> Ref:
         if not os.path.lexists(path) and runtime.memory is not None:
-            for held in runtime.memory.sealed():
+            for held in runtime.memory.own():
                 if runtime.job.checkpoint(*held.key) == path:
                     return held.stored.ref
         return Ref(DiskTier.name, str(path))

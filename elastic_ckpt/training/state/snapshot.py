@@ -60,5 +60,7 @@ def make_header(
         engine=engine,
         torch=str(torch.__version__),
         metrics=snapshot.metrics,
+        session=runtime.job.name,
+        session_order=runtime.session_order,
         **msgspec.structs.asdict(snapshot.position),
     )

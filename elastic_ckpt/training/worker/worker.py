@@ -83,7 +83,7 @@ def _start_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: in
     def known() -> dict[str, int]:
         slot = board.read_slot(local_rank)
         about = {"incarnation": spec.incarnation, "rank": rank}
-        return {**about, "step": slot.finished} if slot.attached else about
+        return {**about, "step": slot.shown_step} if slot.attached else about
 
     started = ProcessLog.of_worker(job, spec.node, spec.incarnation, rank, known).begin()
     log.info(  # without the arguments, which may contain secrets

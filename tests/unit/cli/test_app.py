@@ -45,6 +45,7 @@ from tests.checkpoints import (
 
 LIST_KEYS = {
     "path", "epoch", "step", "reason", "tier", "bytes", "age_seconds", "intact", "verified", "why",
+    "session",
 }  # fmt: skip
 STATUS_KEYS = {
     "job", "state", "supervisor", "workers", "position", "newest_intact", "rejected", "notice",

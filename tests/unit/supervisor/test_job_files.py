@@ -54,7 +54,7 @@ def test_scan_finds_what_was_sealed(job: JobDirectory, files: JobFiles) -> None:
     make_checkpoint(job, 7)
     assert files.newest() == NO_CHECKPOINT  # as of the last scan
     found = files.scan_now(PATIENCE)
-    assert found is not None and found[1] == 7 and files.newest() == found
+    assert found is not None and found[-1] == 7 and files.newest() == found
 
 
 def test_save_request_is_taken_once(job: JobDirectory, files: JobFiles) -> None:
@@ -95,7 +95,7 @@ def test_storage_that_hangs_is_waited_for_within_the_bound(
     files: JobFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(job_files, "newest_intact", lambda job: answer.wait(PATIENCE) and None)
+    monkeypatch.setattr(job_files, "newest_of_job", lambda job: answer.wait(PATIENCE) and None)
     try:
         assert files.scan_now(0.05) is None
         files.write_record(record("nothing waits for this"))
@@ -110,7 +110,7 @@ def test_thread_survives_errors_and_a_failed_scan_is_no_answer(
 ) -> None:
     make_checkpoint(job, 7)
     with monkeypatch.context() as broken:
-        broken.setattr(job_files, "newest_intact", lambda job: (_ for _ in ()).throw(error))
+        broken.setattr(job_files, "newest_of_job", lambda job: (_ for _ in ()).throw(error))
         assert files.scan_now(PATIENCE) is None
     found = files.scan_now(PATIENCE)
-    assert found is not None and found[1] == 7
+    assert found is not None and found[-1] == 7

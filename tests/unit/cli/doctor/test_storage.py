@@ -291,7 +291,7 @@ def test_a_directory_that_does_not_answer_is_a_problem(
 ) -> None:
     monkeypatch.setattr(directory_findings, "INSPECT_SECONDS", 0.3)
     monkeypatch.setattr(in_child, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(directory_findings, "newest_intact", hang)
+    monkeypatch.setattr(directory_findings, "newest_of_job", hang)
     found = inspect_directory(tmp_path)
     assert isinstance(found, Finding) and found.state == "problem"
     assert found.text == f"{tmp_path}: did not answer within 0.3 s"
