@@ -123,6 +123,9 @@ OTHER_STRUCTS: Final = {
     "training/tensors/shard_index.py",
     "training/tensors/safetensors_file.py",
     "training/engines/colossalai/loss_scale.py",
+    # What ranks exchange before a pass over the data and before a save.
+    "training/data/opening.py",
+    "training/state/meeting.py",
     # Owners of a lock and of a memory tier, which belong to the code that takes them.
     "checkpoint/job_lock.py",
     "checkpoint/memory/tier.py",
