@@ -11,9 +11,9 @@ from elastic_ckpt.cli.common import JobPath, echo_json
 from elastic_ckpt.cli.doctor.directory import (
     CheckedPath,
     check_directory,
-    check_filesystem,
     inspect_directory,
 )
+from elastic_ckpt.cli.doctor.filesystem import check_filesystem
 from elastic_ckpt.cli.doctor.findings import Finding, Group, StatusLine, collect, show, show_summary
 from elastic_ckpt.cli.doctor.gpus import check_gpus
 from elastic_ckpt.cli.doctor.machine import check_clock, check_limits, check_network

@@ -78,7 +78,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
                 elif isinstance(event, TrialStarted):
                     doing = event.what
                 elif isinstance(event, TrialResult):
-                    yield _result(event)
+                    yield judge(event)
                 elif isinstance(event, ClockSkew):
                     yield _clock(event)
                 elif isinstance(event, WriteSpeed):
@@ -119,7 +119,8 @@ def _remove(directory: Path) -> None:
         answer(remove, bool, REMOVAL_SECONDS)
 
 
-def _result(event: TrialResult) -> Finding:
+def judge(event: TrialResult) -> Finding:
+    """Return the finding of a test's result."""
     if not event.why:
         return ok(event.what, _WORKS[event.what])
     if event.what == "locks" and event.errno in _NO_LOCKS:

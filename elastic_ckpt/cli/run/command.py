@@ -14,6 +14,7 @@ from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.job_file import format_options, print_config_option
 from elastic_ckpt.cli.run.options import run_options
+from elastic_ckpt.cli.run.storage_check import check_storage
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices.signals import hold_signals
@@ -85,7 +86,10 @@ def command(
     with unblocked_streams(_not_shown):
         settings = build_settings(**options)
         _remember_slurm_job(settings)
+        problem = check_storage(settings.directory)
         supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
+        if problem:
+            supervisor.record.say(problem)
         if hostfile is not None:  # not before this run owns the job
             _start_others(context, settings)
         return int(supervisor.run())

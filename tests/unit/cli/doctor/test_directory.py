@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.cli.doctor.directory import check_filesystem, mount_of
+from elastic_ckpt.cli.doctor.filesystem import check_filesystem, mount_of
 
 TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -24,6 +24,11 @@ TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 50 49 8:4 / /twice rw - xfs /dev/sdd rw
 51 27 0:51 / /datax rw - btrfs /dev/sde rw
 52 27 0:52 / /super rw - ext4 /dev/sdf ro,noload
+53 27 0:53 / /bare rw - ext4 /dev/sdg rw,nobarrier
+54 27 0:54 / /bare2 rw - btrfs /dev/sdh rw,space_cache=v2,nobarrier,subvol=/
+55 27 0:55 / /fast rw - overlay overlay rw,lowerdir=/a,volatile
+56 27 0:56 / /fast2 rw - overlay overlay rw,lowerdir=/a,fsync=volatile
+57 27 0:57 / /flash rw - f2fs /dev/sdi rw,fsync_mode=nobarrier
 broken line
 """
 
@@ -72,6 +77,11 @@ def test_a_later_mount_covers_an_earlier_one(proc: Path) -> None:
         ("/s4/ckpt", "problem", "object store"),
         ("/cd/ckpt", "problem", "read-only"),
         ("/super", "problem", "read-only"),
+        ("/bare/ckpt", "problem", "nobarrier: a crash or power cut can lose sealed checkpoints"),
+        ("/bare2", "problem", "nobarrier"),
+        ("/fast", "problem", "volatile"),
+        ("/fast2", "problem", "fsync=volatile"),
+        ("/flash", "problem", "fsync_mode=nobarrier"),
         ("/odd", "warning", "not in the list of known types"),
     ],
 )
