@@ -178,7 +178,9 @@ class MemorySave:
         import torch.distributed as dist
 
         from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-        from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
+        from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
+        from elastic_ckpt.checkpoint.memory.owner import tier_path
+        from elastic_ckpt.checkpoint.memory.tier import MemoryTier
         from elastic_ckpt.training.engines import EngineInputs
         from elastic_ckpt.training.engines.colossalai.engine import ColossalAIEngine
         from elastic_ckpt.training.runtime import join
@@ -190,9 +192,9 @@ class MemorySave:
         self._steps = itertools.count(1)
         leads = dist.get_rank() == 0
         self._owned = OwnedTier(memory, self._runtime.job, "node") if leads else None
-        self._tier = MemoryTier(tier_path(memory, self._runtime.job, "node"), Mappings(pin, unpin))
-        self._runtime.memory = self._tier
         dist.barrier()
+        self._tier = MemoryTier(tier_path(memory, self._runtime.job), Mappings(pin, unpin))
+        self._runtime.memory = self._tier
 
     def save(self) -> None:
         """Save and seal."""

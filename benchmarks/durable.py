@@ -26,8 +26,8 @@ from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain
 from elastic_ckpt.checkpoint.memory.generation import Generation, Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
-from elastic_ckpt.checkpoint.memory.tier import OwnedTier
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 

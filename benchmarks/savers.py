@@ -25,7 +25,9 @@ from training_state import TrainingState
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
+from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
+from elastic_ckpt.checkpoint.memory.owner import tier_path
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
@@ -135,7 +137,7 @@ class Ours(Saver):
             if self.in_memory:
                 self._tier = OwnedTier(places.memory, self.job, NODE)
         dist.barrier()
-        self.memory = MemoryTier(tier_path(places.memory, self.job, NODE), Mappings(pin, unpin))
+        self.memory = MemoryTier(tier_path(places.memory, self.job), Mappings(pin, unpin))
         self.engine = self.make_engine()
         self.runtime = _runtime(self.job, rank, self.memory if self.in_memory else None)
 

@@ -10,7 +10,8 @@ from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier
+from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.tier import TierBusy
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention

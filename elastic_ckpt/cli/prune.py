@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from elastic_ckpt.checkpoint.memory.leftover import remove_leftover
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
@@ -14,13 +15,14 @@ from elastic_ckpt.cli.run.build_settings import make_retention
 from elastic_ckpt.cli.run.options import retention_options
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.util.text import encodable
+from elastic_ckpt.util.text import encodable, printable
 from elastic_ckpt.util.units import human_bytes
 
 
 @click.command("prune")
 @directory_argument
 @retention_options
+@click.option("--memory", is_flag=True, help="DIR is a tier that doctor lists: delete all of it.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing; show what would go, and why.")
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 def command(
@@ -28,6 +30,7 @@ def command(
     keep_last: int,
     keep_every: int,
     keep_best: str | None,
+    memory: bool,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -36,13 +39,21 @@ def command(
     \b
       elastic-ckpt prune ckpt --keep-last 3 --keep-every 1000 --dry-run
       elastic-ckpt prune ckpt --keep-last 2 --keep-best 3:loss
+      elastic-ckpt prune --memory /dev/shm/elastic-ckpt-0-3f9c52d81b07e6a4
 
     Never deleted: the newest verified checkpoint, one that is open, and one that is not intact.
     Safe while the job runs. The rule applies to each named Session by itself.
 
-    Exits with 0, with 73 if something could not be deleted.
+    What is in memory and not on the disk is deleted only by --memory: it cannot be brought back.
+    status and doctor list it, with the command.
+
+    Exits with 0, with 73 if something could not be deleted or is in use.
     """
     retention = make_retention(keep_last, keep_every, keep_best)
+    if memory:
+        if retention:
+            raise UsageError("--memory deletes the whole tier: leave the --keep options out")
+        return _delete_tier(directory, dry_run=dry_run, as_json=as_json)
     if not retention:
         raise UsageError("specify what to keep: --keep-last, --keep-every or --keep-best")
     job = open_job(directory)
@@ -57,6 +68,19 @@ def command(
     else:
         _print(done, dry_run)
     return int(ExitCode.UNAVAILABLE) if any(one.failed for one in done) else 0
+
+
+def _delete_tier(tier: Path, *, dry_run: bool, as_json: bool) -> int:
+    gone = remove_leftover(tier.absolute(), dry_run=dry_run)
+    if as_json:
+        job = encodable(gone.job)
+        echo_json([{"path": str(gone.tier), "job": job, "step": gone.step, "bytes": gone.bytes}])
+        return 0
+    what = "nothing that its disk lacks" if gone.step is None else f"step {gone.step}"
+    whose = printable(gone.job) or "an unknown job"
+    done = "would go" if dry_run else "deleted"
+    click.echo(f"{done:8}  {gone.tier}  {human_bytes(gone.bytes)}  {what} of {whose}")
+    return 0
 
 
 def _print(done: Sequence[Pruned], dry_run: bool) -> None:

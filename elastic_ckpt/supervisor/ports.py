@@ -169,6 +169,9 @@ class MemoryPort(Protocol):
     def over(self) -> bool:
         """Whether all that is in memory is on disk, or has just failed to get there."""
 
+    def begin(self) -> None:
+        """Find out what else this job has in memory; once, when notices are being listened to."""
+
     def serve(self) -> None:
         """Handle what was sealed and what was drained."""
 

@@ -96,6 +96,7 @@ class Supervisor:
         now = self.now
         self.ports.listener.start(now)
         self.ports.host.start()
+        self.ports.memory.begin()
         self.ports.journal.write(
             RunStarted(
                 run_id=self.record.node.run_id,

@@ -1,7 +1,6 @@
 """Snapshots that are only in memory survive every crash but the machine's."""
 
 import os
-import shutil
 import signal
 import subprocess
 
@@ -153,21 +152,6 @@ def test_emergency_save_goes_straight_to_disk(tmp_path):
         saved = event(job, "saved")
         assert (saved["tier"], saved["reason"]) == ("disk", "emergency")
         assert steps(job) == [saved["step"]] and job.tiers() == []
-
-
-@pytest.mark.slow
-def test_next_run_of_any_job_removes_the_tier_of_a_deleted_job(tmp_path):
-    with (
-        Job(tmp_path / "one", *LONG, "--interval", "2", nproc=1) as killed,
-        Job(tmp_path / "two", "--steps", "2", nproc=1, script=KEEPER) as other,
-    ):
-        killed.start().until_step(5)
-        killed.process.kill()
-        killed.process.wait(30)
-        [tier] = killed.tiers()
-        shutil.rmtree(killed.directory)
-        assert other.start().wait() == 0, other.output()
-        assert not tier.exists()
 
 
 @pytest.mark.slow

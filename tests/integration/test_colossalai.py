@@ -176,14 +176,16 @@ def in_memory(directory, memory):
 
     import torch.distributed as dist
 
-    from elastic_ckpt.checkpoint.memory.tier import MemoryTier, OwnedTier, tier_path
+    from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
+    from elastic_ckpt.checkpoint.memory.owner import tier_path
+    from elastic_ckpt.checkpoint.memory.tier import MemoryTier
     from elastic_ckpt.training.runtime import join
 
     runtime = join(directory)
     if dist.get_rank() == 0:
         OwnedTier(Path(memory), runtime.job, "node")
     dist.barrier()
-    tier = MemoryTier(tier_path(Path(memory), runtime.job, "node"))
+    tier = MemoryTier(tier_path(Path(memory), runtime.job))
     runtime.memory = tier
     return tier
 

@@ -51,6 +51,7 @@ class SimSlot:
     source: Source = Source.NOTHING
     declares: bool = True
     samples_per_step: int = 1
+    session: str = ""
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 

@@ -142,6 +142,9 @@ class Tier:
     def over(self) -> bool:
         return self._draining is None and not self._due()
 
+    def begin(self) -> None:
+        return
+
     def serve(self) -> None:
         self._look()
 

@@ -128,7 +128,8 @@ OTHER_STRUCTS: Final = {
     "training/state/meeting.py",
     # Owners of a lock and of a memory tier, which belong to the code that takes them.
     "checkpoint/job_lock.py",
-    "checkpoint/memory/tier.py",
+    "checkpoint/memory/owner.py",
+    "cli/leftovers.py",
     # The learned model is the decision's own state; jobdir/prediction_file.py stores it.
     "policy/prediction.py",
     # Answers of metadata services.

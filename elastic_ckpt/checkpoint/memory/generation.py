@@ -21,7 +21,7 @@ from elastic_ckpt.checkpoint.manifest import (
 from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import verify_sizes
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
 
@@ -50,10 +50,26 @@ class Generation:
     def seal(self) -> MemorySeal | None:
         """Return its seal if it is valid and every file has its size; else None."""
         try:
-            seal = decode_memory_seal(read_bounded(self.slot / SEAL_NAME, MAX_MANIFEST_BYTES))
-            verify_sizes(self.path, seal.files)
+            return self._read()
         except (OSError, CheckpointError):
             return None
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether it may hold a checkpoint that this process cannot read: it must stay."""
+        try:
+            self._read()
+        except UnsupportedFormat:
+            return True
+        except (FileNotFoundError, CheckpointError):
+            return False
+        except OSError:
+            return True
+        return False
+
+    def _read(self) -> MemorySeal:
+        seal = decode_memory_seal(read_bounded(self.slot / SEAL_NAME, MAX_MANIFEST_BYTES))
+        verify_sizes(self.path, seal.files)
         return seal
 
     def lock(self) -> ReadLock:

@@ -18,14 +18,14 @@ def room_bytes(directory: Path, proc: Path = Path("/proc"), cgroups: Path | None
     """Return the bytes that may still be used in ``directory``: the tightest limit, less a tenth.
     Pages of a tmpfs count against the cgroup of the process that touches them first."""
     limits = [free_bytes(directory)]
-    if _is_memory(directory, proc):
+    if is_memory(directory, proc):
         limits += _available(proc)
         limits += _cgroup_rooms(proc, cgroups or Path("/sys/fs/cgroup"))
     return int((1.0 - SPARE_SHARE) * max(0, min(limits)))
 
 
-def _is_memory(directory: Path, proc: Path) -> bool:
-    """Whether it lies on a tmpfs; a directory that the user named may lie on a disk."""
+def is_memory(directory: Path, proc: Path = Path("/proc")) -> bool:
+    """Return whether a path is on a tmpfs; does not touch it."""
     best, kind = "", ""
     with contextlib.suppress(OSError, ValueError):
         for line in (proc / "self/mounts").read_text().splitlines():

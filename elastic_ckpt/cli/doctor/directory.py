@@ -13,17 +13,15 @@ import msgspec
 
 from elastic_ckpt.checkpoint.catalog import newest_of_job
 from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, free_bytes
-from elastic_ckpt.checkpoint.memory.tier import tier_of, tier_path
+from elastic_ckpt.checkpoint.memory.tier import tier_of
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.errors import DirectoryUnusable
-from elastic_ckpt.jobdir.node_record import node_name
+from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
-
-MEMORY: Final = Path("/dev/shm")
 
 INSPECT_SECONDS: Final = 20.0
 
@@ -107,7 +105,8 @@ def _inspect(directory: Path) -> Generator[CheckedPath, None, None]:
     newest = newest_of_job(job) if tested == job.root else None
     if newest is not None and newest.manifest is not None:
         size = newest.manifest.total_bytes
-        tier = tier_of(job, str(tier_path(MEMORY, job, node_name())))
+        record = next(iter(job_records(job)), None)
+        tier = tier_of(job, record.memory) if record else None
         path = msgspec.structs.replace(
             path,
             newest=newest.path.name,

@@ -11,8 +11,9 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.memory.generation import GENERATIONS
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.cli.doctor.directory import MEMORY, CheckedPath
+from elastic_ckpt.cli.doctor.directory import CheckedPath
 from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.cli.leftovers import MEMORY, view_leftovers
 from elastic_ckpt.util.units import human_bytes
 
 _SMALL_BYTES: Final = 64 * 2**20
@@ -28,7 +29,7 @@ def check_memory(
     proc: Path = Path("/proc"),
     cgroups: Path = Path("/sys/fs/cgroup"),
 ) -> Iterator[Finding]:
-    """Check the file system of the memory tier, and memory limits.
+    """Check the file system of the memory tier, memory limits, and what earlier runs left.
 
     Args:
         path: the job directory, if known.
@@ -36,6 +37,8 @@ def check_memory(
     state = path.state_bytes if path else 0
     yield _tier(shm, state, path.held_bytes if path else 0)
     yield _limit(state, proc, cgroups)
+    for left in view_leftovers(place=shm):
+        yield Finding("left in memory", "warning", left.text, left.todo, left.bytes, "bytes")
 
 
 def _tier(shm: Path, state: int, held: int) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -119,10 +120,7 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
     add("newest intact", _newest(view))
     if view.at_risk is not None:
         add("at risk", _at_risk(view))
-    for bad in view.rejected[:_MOST_REJECTED]:
-        add("rejected", Text(f"{printable(Path(bad.path).name)}: {bad.reason}", "red"))
-    if len(view.rejected) > _MOST_REJECTED:
-        add("", f"and {len(view.rejected) - _MOST_REJECTED} more: elastic-ckpt list")
+    facts += _lists(view)
     if view.last_save is not None:
         add("last save", _save(view.last_save))
     if view.last_emergency_save is not None:
@@ -146,6 +144,19 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
         alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
         add("supervisor", f"pid {watch.pid} on {watch.host}, {alive}")
     return facts
+
+
+def _lists(view: StatusView) -> Iterator[tuple[str, Text]]:
+    """Yield what is in memory only, and what failed verification."""
+    from rich.text import Text
+
+    for left in view.memory_only[:_MOST_REJECTED]:
+        yield "in memory only", Text(f"{left.text}\n{left.todo}", "yellow")
+    for bad in view.rejected[:_MOST_REJECTED]:
+        yield "rejected", Text(f"{printable(Path(bad.path).name)}: {bad.reason}", "red")
+    if len(view.rejected) > _MOST_REJECTED:
+        more = len(view.rejected) - _MOST_REJECTED
+        yield "", Text(f"and {more} more: elastic-ckpt list")
 
 
 def _progress(view: StatusView, found: ProgressView, width: int) -> Text:

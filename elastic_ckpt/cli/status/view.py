@@ -9,6 +9,7 @@ import msgspec
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
 from elastic_ckpt.checkpoint.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
+from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
     EmergencySaveView,
@@ -125,6 +126,7 @@ class StatusView(msgspec.Struct, kw_only=True):
             2 dead.
         at_risk: None unless the job is training.
         newest_on_disk: what remains if the node is lost.
+        memory_only: what jobs that no longer run left in this machine's memory, and no disk has.
         reported: the metrics that the script reported, by name.
         goodput: share of the time that was training which still counts.
         time: where the time went.
@@ -147,6 +149,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     at_risk: AtRiskView | None
     newest_intact: NewestView | None
     newest_on_disk: NewestView | None
+    memory_only: list[LeftoverView]
     rejected: list[RejectedView]
     notice: NoticeView | None
     last_save: LastSaveView | None
@@ -221,6 +224,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         else None,
         newest_intact=_newest(newest),
         newest_on_disk=_newest(on_disk),
+        memory_only=view_leftovers(records),
         rejected=rejected,
         notice=_notice(record) if running else None,
         last_save=newest_save,

@@ -24,8 +24,6 @@ from elastic_ckpt.checkpoint.memory.drain import drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.prune import Retainer
-from elastic_ckpt.checkpoint.read_lock import BeingRemoved
-from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Drained, DrainFailed
 from elastic_ckpt.journal.journal import Journal
@@ -58,7 +56,11 @@ class _Task:
 
 
 class Drainer:
-    """Not thread-safe: the supervisor's loop calls everything."""
+    """Not thread-safe: the supervisor's loop calls everything.
+
+    Attributes:
+        older: further tiers of this job, which earlier runs left: they are drained as well.
+    """
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Drainer:
         drain has ended."""
         self._job = job
         self._tier = tier
+        self.older: list[MemoryTier] = []
         self._journal = journal
         self._say = say
         self._wake = wake
@@ -92,7 +95,8 @@ class Drainer:
 
     def pending(self) -> list[Sealed]:
         """Return what is in memory and not yet on disk, oldest first."""
-        return [one for one in reversed(self._tier.sealed()) if not one.settled]
+        found = [one for tier in (self._tier, *self.older) for one in tier.undrained()]
+        return sorted(found, key=lambda one: one.age)
 
     @property
     def over(self) -> bool:
@@ -100,9 +104,9 @@ class Drainer:
         return self._task is None and not self._due()
 
     def adopt(self) -> list[Sealed]:
-        """Return what a killed run left to be drained; a checkpoint that was on disk and was
+        """Return what earlier runs left to be drained; a checkpoint that was on disk and was
         deleted there since must not come back."""
-        for one in self._tier.sealed():
+        for one in [one for tier in (self._tier, *self.older) for one in tier.sealed()]:
             if self._disk(one.seal).holds(one.seal):
                 one.generation.settle(one.seal)
             elif one.settled:
@@ -259,8 +263,6 @@ class Drainer:
             self._retainer(seal).after_save()
             return
         self._retry_at[seal.attempt] = 0.0 if task.again else time.monotonic() + RETRY_SECONDS
-        if isinstance(error, CheckpointRejected) and not isinstance(error, BeingRemoved):
-            task.sealed.generation.clear()  # it cannot be repaired
         why = printable(str(error)) or type(error).__name__
         self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:

@@ -4,28 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_of_job
 from elastic_ckpt.checkpoint.memory.generation import GENERATIONS, Sealed
-from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.memory.tier import MemoryUnusable, OwnedTier, sweep
+from elastic_ckpt.checkpoint.memory.leftover import (
+    ANSWER_SECONDS,
+    Leftover,
+    drop_drained,
+    has_moved,
+    leftovers,
+)
+from elastic_ckpt.checkpoint.memory.owned_tier import MemoryUnusable, OwnedTier
+from elastic_ckpt.checkpoint.memory.room import is_memory, room_bytes
+from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
+
+
+class _Move:
+    """Finds out in a thread whether a tier's directory has become this job's, or was copied."""
+
+    def __init__(self, root: Path, job: JobDirectory, wake: Callable[[], None]) -> None:
+        self.root = root
+        self.answer: bool | None = None
+        self._limit = time.monotonic() + ANSWER_SECONDS + 1.0
+
+        def ask() -> None:
+            self.answer = has_moved(root, job)
+            wake()
+
+        self._thread = threading.Thread(target=ask, name="moved", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive() or time.monotonic() > self._limit
 
 
 class MemoryKeeper:
     """A node's memory tier while its supervisor lives; an empty one if the tier is off."""
 
-    def __init__(self, owned: OwnedTier | None, drainer: Drainer | None) -> None:
+    def __init__(
+        self,
+        job: JobDirectory,
+        journal: Journal,
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+        owned: OwnedTier | None,
+    ) -> None:
+        """Drain nothing before :meth:`begin`."""
+        self._job = job
+        self._journal = journal
+        self._say = say
+        self._wake = wake
         self._owned = owned
-        self._drainer = drainer
+        self._drainer = Drainer(job, owned.tier, journal, say, wake) if owned else None
+        self._moves: list[_Move] = []
         self.root = str(owned.tier.root) if owned else ""
         self.bell = owned.bell if owned else None
 
@@ -38,26 +82,58 @@ class MemoryKeeper:
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> MemoryKeeper:
-        """Make the tier, or take over what a killed run left there and begin to drain it. If the
-        place is not usable the tier is off, with a message."""
-        place = settings.memory
-        if place is None:
-            return cls(None, None)
-        for path in sweep(place):
-            journal.write(MemoryRemoved(path=str(path)))
-        try:
-            owned = OwnedTier(place, job, settings.node)
-        except MemoryUnusable as error:
-            say(f"no memory tier, saves go to the disk: {error}")
-            return cls(None, None)
-        say(_needs(place, job, owned))
-        drainer = Drainer(job, owned.tier, journal, say, wake)
-        adopted = drainer.adopt()
-        for one in adopted:
-            say(f"step {one.seal.step} of a killed run is in memory: bringing it to the disk")
-            journal.write(MemoryAdopted(step=one.seal.step, path=str(one.generation.slot)))
-        drainer.hurry()
-        return cls(owned, drainer)
+        """Make the tier, or take over what earlier runs of this job left there.
+
+        If the place is not usable the tier is off, with a message. Looks at no directory of another
+        job: its storage may not answer.
+        """
+        place, owned = settings.memory, None
+        if place is not None:
+            for path in drop_drained(place):
+                journal.write(MemoryRemoved(path=str(path)))
+            try:
+                owned = OwnedTier(place, job, settings.node)
+                say(_needs(place, job, owned))
+            except MemoryUnusable as error:
+                say(f"no memory tier, saves go to the disk: {error}")
+        keeper = cls(job, journal, say, wake, owned)
+        elsewhere = owned.elsewhere if owned else []
+        left = leftovers([*([place] if place else []), *_earlier_places(job)])
+        _warn([one for one in left if one.tier not in elsewhere], job, say)
+        return keeper
+
+    def begin(self) -> None:
+        if self._owned is None or self._drainer is None:
+            return
+        self._moves = [_Move(root, self._job, self._wake) for root in self._owned.elsewhere]
+        if not self._moves:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Drain what was left in memory, before anything is launched."""
+        if self._owned is None or self._drainer is None:
+            return
+        self._drainer.older = self._owned.older
+        for one in self._drainer.adopt():
+            step = one.seal.step
+            self._say(f"step {step} of an earlier run is in memory: bringing it to the disk")
+            self._journal.write(MemoryAdopted(step=step, path=str(one.generation.slot)))
+        self._drainer.hurry()
+
+    def _settle_moves(self) -> None:
+        owned, drainer = self._owned, self._drainer
+        if owned is None or drainer is None or not all(one.is_over for one in self._moves):
+            return
+        moves, self._moves = self._moves, []
+        # A drain's files must not be renamed: one runs only if the run is about to end.
+        may_adopt = not drainer.attempt
+        left = {
+            one.root for one in moves if not (may_adopt and one.answer and owned.adopt(one.root))
+        }
+        found = leftovers(root.parent for root in left)
+        _warn([one for one in found if one.tier in left], self._job, self._say)
+        if may_adopt:
+            self._adopt()
 
     @property
     def attempt(self) -> str:
@@ -65,15 +141,20 @@ class MemoryKeeper:
 
     @property
     def over(self) -> bool:
-        return self._drainer is None or self._drainer.over
+        return self._drainer is None or (self._drainer.over and not self._moves)
 
     def serve(self) -> None:
-        if self._drainer is None or self.bell is None:
+        if self._owned is None or self._drainer is None or self.bell is None:
             return
         rung = False
         with contextlib.suppress(BlockingIOError):
             rung = bool(os.read(self.bell, 4096))
+        if self._moves:
+            self._settle_moves()
         self._drainer.serve(sealed=rung)
+        if self._drainer.older and self._drainer.over:
+            self._owned.drop_drained()
+            self._drainer.older = self._owned.older
 
     def hold(self) -> None:
         if self._drainer is not None:
@@ -92,17 +173,17 @@ class MemoryKeeper:
             self._drainer.calm()
 
     def newest_key(self) -> Key:
-        sealed = self._owned.tier.sealed() if self._owned else []
+        sealed = self._owned.sealed() if self._owned else []
         return sealed[0].age if sealed else NO_CHECKPOINT
 
     def forget(self, key: Key | None) -> bool:
-        sealed = self._owned.tier.sealed() if self._owned else []
+        sealed = self._owned.sealed() if self._owned else []
         if sealed and not sealed[0].settled:
             return False
         return all(one.generation.clear() for one in sealed if one.age == key)
 
     def not_on_disk(self) -> Sealed | None:
-        sealed = self._owned.tier.sealed() if self._owned else []
+        sealed = self._owned.sealed() if self._owned else []
         return sealed[0] if sealed and not sealed[0].settled else None
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
@@ -122,3 +203,34 @@ def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
             needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
             return f"memory tier in {place}: needs about {needed} of {room}"
     return f"memory tier in {place}: {room} available; it needs twice the size of a checkpoint"
+
+
+def _earlier_places(job: JobDirectory) -> list[Path]:
+    """Return where earlier runs of this job had their memory tiers; a mount may be dead."""
+    with contextlib.suppress(OSError):
+        found = [Path(one.memory).parent for one in job_records(job) if one.memory]
+        return [place for place in found if is_memory(place)]
+    return []
+
+
+def _warn(left: Iterable[Leftover], job: JobDirectory, say: Callable[[str], None]) -> None:
+    """Report what is in memory only and will not be drained; of other jobs' only how much."""
+    others, identity = 0, ""
+    with contextlib.suppress(OSError):
+        identity = job.known_identity()
+    for one in left:
+        what = f"step {one.step}" if one.step is not None else "a checkpoint"
+        where = f"is in memory only, in {one.tier}"
+        if one.identity == identity and one.job == str(job.root):
+            place = one.tier.parent
+            say(f"{what} {where}: run once with --memory-dir {place} to bring it to the disk")
+        elif one.identity == identity:
+            root = printable(one.job)
+            say(f"{what} of {root} {where}, and stays there: this directory may be a copy of it")
+        elif one.job == str(job.root):
+            say(f"{what} of an earlier job in {job.root} {where}: is its disk mounted?")
+        else:
+            others += one.bytes
+    if others:
+        amount = f"{human_bytes(others)} of memory hold checkpoints of other jobs"
+        say(f"{amount} that have not reached their disks: elastic-ckpt doctor lists them")

@@ -18,7 +18,8 @@ from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory import tier as memory_tier
 from elastic_ckpt.checkpoint.memory.drain import drain
-from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_path
+from elastic_ckpt.checkpoint.memory.owner import tier_path
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierFull
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -79,7 +80,7 @@ class MemoryBench(Bench):
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
-        self.root = tier_path(place, self.job, "here")
+        self.root = tier_path(place, self.job)
 
     def tier(self) -> Tier:
         return MemoryTier(self.root)

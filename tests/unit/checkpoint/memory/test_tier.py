@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,7 @@ import pytest
 from elastic_ckpt.checkpoint.memory.generation import check_covers
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.memory.tier import (
-    MemoryTier,
-    MemoryUnusable,
-    OwnedTier,
-    sweep,
-    tier_of,
-)
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import MODEL, open_job
@@ -135,62 +128,6 @@ def test_a_smaller_one_leaves_nothing_of_a_larger_one(job: JobDirectory, tier: M
     check_covers(newest.seal, 2)
     with pytest.raises(CheckpointRejected, match="2 ranks saved it, and there are 3"):
         check_covers(newest.seal, 3)
-
-
-def test_a_second_supervisor_does_not_get_it(job: JobDirectory, place: Path) -> None:
-    held = own(place, job)
-    with pytest.raises(MemoryUnusable):
-        own(place, job)
-    held.release(remove=False)
-    own(place, job).release(remove=True)
-    assert list(place.iterdir()) == []
-
-
-def test_the_next_run_of_the_job_finds_what_was_left(job: JobDirectory, place: Path) -> None:
-    held = own(place, job)
-    snapshot(job, held.tier, 10)
-    held.release(remove=False)
-    again = own(place, job)
-    assert steps(again.tier) == [10]
-    assert tier_of(job, str(again.tier.root)) is not None
-
-
-def test_another_job_in_the_same_directory_finds_nothing(job: JobDirectory, place: Path) -> None:
-    """Its steps would be taken for this one's."""
-    held = own(place, job)
-    snapshot(job, held.tier, 10)
-    held.release(remove=False)
-    shutil.rmtree(job.root)
-    job.prepare()
-    assert tier_of(job, str(held.tier.root)) is None
-    assert own(place, job).tier.sealed() == []
-
-
-def test_a_tier_whose_job_is_gone_is_swept_away(job: JobDirectory, place: Path) -> None:
-    held = own(place, job)
-    snapshot(job, held.tier, 10)
-    assert sweep(place) == []  # its supervisor lives
-    held.release(remove=False)
-    assert sweep(place) == []  # its job can be run again
-    shutil.rmtree(job.root)
-    assert sweep(place) == [held.tier.root]
-    assert list(place.iterdir()) == []
-
-
-def test_directory_of_another_user_is_not_touched(job: JobDirectory, place: Path) -> None:
-    held = own(place, job)
-    root = held.tier.root
-    held.release(remove=True)
-    elsewhere = place / "elsewhere"
-    elsewhere.mkdir()
-    root.symlink_to(elsewhere)
-    with pytest.raises(MemoryUnusable, match="belongs to another user"):
-        own(place, job)
-    assert sweep(place) == [] and list(elsewhere.iterdir()) == []
-    root.unlink()
-    root.mkdir(mode=0o755)
-    with pytest.raises(MemoryUnusable):
-        OwnedTier(place, job, "here")
 
 
 def test_a_ring_wakes_the_supervisor(job: JobDirectory, place: Path) -> None:

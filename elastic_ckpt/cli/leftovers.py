@@ -1,0 +1,65 @@
+"""What runs left in this machine's memory and no disk has, as ``status`` and ``doctor`` show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.checkpoint.memory.leftover import leftovers
+from elastic_ckpt.checkpoint.memory.room import is_memory
+from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.util.text import encodable, printable
+from elastic_ckpt.util.units import human_bytes, human_duration
+
+MEMORY: Final = Path("/dev/shm")
+
+
+class LeftoverView(msgspec.Struct, frozen=True):
+    """A memory tier that no run uses, with a checkpoint that no disk has.
+
+    Attributes:
+        job: the job's directory, which may be unmounted; empty if unknown.
+        step: None if this version cannot read the checkpoint.
+        command: what deletes it.
+    """
+
+    path: str
+    job: str
+    step: int | None
+    bytes: int
+    age_seconds: float
+    command: str
+
+    @property
+    def text(self) -> str:
+        """What it is, in one line."""
+        what = "a checkpoint" if self.step is None else f"step {self.step}"
+        whose = printable(self.job) if self.job else "an unknown job"
+        size, age = human_bytes(self.bytes), human_duration(self.age_seconds)
+        return f"{what} of {whose} is in memory only: {size}, {age} old"
+
+    @property
+    def todo(self) -> str:
+        """What to do about it, in one line."""
+        rerun = "rerun that job on this machine to bring it to its disk, or " if self.job else ""
+        return f"{rerun}delete it: {self.command}"
+
+
+def view_leftovers(records: Iterable[NodeRecord] = (), place: Path = MEMORY) -> list[LeftoverView]:
+    """Return what is in memory only, the largest first; looks at no job's directory. ``records``
+    are those of a job, whose memory tiers may have been in other places."""
+    places = [Path(one.memory).parent for one in records if one.memory]
+    return [
+        LeftoverView(
+            encodable(str(one.tier)),
+            encodable(one.job),
+            one.step,
+            one.bytes,
+            one.age_seconds,
+            f"elastic-ckpt prune --memory {one.tier}",
+        )
+        for one in leftovers([place, *filter(is_memory, places)])
+    ]

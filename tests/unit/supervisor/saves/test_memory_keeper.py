@@ -1,0 +1,194 @@
+"""What a start does about memory that other runs and other jobs left."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.memory import leftover
+from elastic_ckpt.checkpoint.memory.leftover import leftovers
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
+from elastic_ckpt.supervisor.settings import RunSettings
+from tests.checkpoints import open_job
+from tests.memory_tiers import own, snapshot
+
+PATIENCE = 20.0
+
+
+class Start:
+    """A start of a job, as far as a memory tier sees it."""
+
+    def __init__(self, job: JobDirectory, place: Path | None, node: str = "pod-b") -> None:
+        self.said: list[str] = []
+        self.job = job
+        settings = RunSettings(
+            directory=job.root, script=Path("x"), args=(), name="job", node=node, memory=place
+        )
+        journal = Journal(job, node)
+        self.woken = threading.Event()
+        self.keeper = MemoryKeeper.open(settings, job, journal, self.said.append, self.woken.set)
+
+    def settle(self) -> None:
+        """Listen, and turn until an incarnation may be launched."""
+        self.keeper.begin()
+        self.until(lambda: self.keeper.over)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        limit = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < limit
+            self.woken.wait(0.01)
+            self.woken.clear()
+            self.keeper.serve()
+
+    @property
+    def on_disk(self) -> int:
+        newest = newest_intact(self.job)
+        return newest.step if newest else -1
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    found = tmp_path / "memory"
+    found.mkdir()
+    return found
+
+
+def leave(job: JobDirectory, place: Path, step: int) -> Path:
+    """Have a run of a job be killed with a step in memory only."""
+    held = own(place, job, "pod-a")
+    assert snapshot(job, held.tier, step) is not None
+    held.release(remove=False)
+    return held.tier.root
+
+
+def test_start_looks_at_no_directory_of_another_job(
+    job: JobDirectory, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on a mount that never answers."""
+    other = open_job(tmp_path / "other")
+    leave(other, place, 16)
+    read = JobDirectory.known_identity
+
+    def refuse(self: JobDirectory) -> str:
+        assert self.root == job.root, "another job's directory was looked at"
+        return read(self)
+
+    monkeypatch.setattr(JobDirectory, "known_identity", refuse)
+    start = Start(job, place)
+    start.settle()
+    assert "checkpoints of other jobs that have not reached" in "\n".join(start.said)
+
+
+@pytest.mark.parametrize("state", ["unmounted", "deleted", "another job's by now"])
+def test_another_jobs_start_leaves_what_is_in_memory_only(
+    job: JobDirectory, place: Path, tmp_path: Path, state: str
+) -> None:
+    other = open_job(tmp_path / "other")
+    root = leave(other, place, 16)
+    kept = tmp_path / "kept"
+    shutil.move(other.root, kept)
+    if state == "unmounted":
+        other.root.mkdir()
+    elif state == "another job's by now":
+        other.prepare()
+        other.identity()
+    start = Start(job, place)
+    start.settle()
+    start.keeper.close()
+    assert [(one.tier, one.step) for one in leftovers([place])] == [(root, 16)]
+    shutil.rmtree(other.root, ignore_errors=True)
+    shutil.move(kept, other.root)
+    again = Start(other, place)
+    again.settle()
+    assert again.on_disk == 16
+    again.keeper.close()
+    assert list(place.iterdir()) == []
+
+
+def test_run_in_the_empty_mount_point_says_what_it_misses(
+    job: JobDirectory, place: Path, tmp_path: Path
+) -> None:
+    root = leave(job, place, 16)
+    shutil.move(job.root, tmp_path / "kept")
+    job.prepare()
+    start = Start(job, place)
+    assert start.said[-1] == (
+        f"step 16 of an earlier job in {job.root} is in memory only, in {root}: "
+        "is its disk mounted?"
+    )
+
+
+def test_node_with_another_name_brings_it_to_the_disk(job: JobDirectory, place: Path) -> None:
+    leave(job, place, 16)
+    start = Start(job, place, "pod-b")
+    start.settle()
+    assert start.on_disk == 16 and next(one.name for one in read_journal(job)) == "adopted"
+    assert start.said[-1].startswith("step 16 of an earlier run is in memory")
+    start.keeper.close()
+    assert list(place.iterdir()) == []
+
+
+def test_directory_that_moved_is_asked_for_in_a_child_and_adopted(
+    job: JobDirectory, place: Path
+) -> None:
+    leave(job, place, 16)
+    moved = JobDirectory(job.root.with_name("moved"))
+    job.root.rename(moved.root)
+    start = Start(moved, place)
+    start.settle()
+    assert start.on_disk == 16
+    start.keeper.close()
+    assert list(place.iterdir()) == []
+
+
+def test_copy_leaves_the_originals_memory_alone(job: JobDirectory, place: Path) -> None:
+    root = leave(job, place, 16)
+    copy = JobDirectory(job.root.with_name("copy"))
+    shutil.copytree(job.root, copy.root)
+    start = Start(copy, place)
+    start.settle()
+    assert start.on_disk == -1 and [one.tier for one in leftovers([place])] == [root]
+    assert "this directory may be a copy of it" in start.said[-1]
+    start.keeper.close()
+    assert root.exists()
+
+
+def test_directory_that_does_not_answer_holds_a_start_up_for_seconds_only(
+    job: JobDirectory, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = leave(job, place, 16)
+    moved = JobDirectory(job.root.with_name("moved"))
+    job.root.rename(moved.root)
+    monkeypatch.setattr(leftover, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(leftover, "_is_gone", lambda *_: time.sleep(3600))
+    monkeypatch.setattr("elastic_ckpt.util.in_child.PATIENCE_SECONDS", 0.2)
+    start = Start(moved, place)
+    began = time.monotonic()
+    start.keeper.begin()
+    start.keeper.serve()
+    assert time.monotonic() - began < 0.3 and not start.keeper.over  # the loop hears a notice
+    start.until(lambda: start.keeper.over)
+    assert [one.tier for one in leftovers([place])] == [root]
+
+
+def test_run_without_a_memory_tier_says_what_it_leaves_there(
+    job: JobDirectory, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = leave(job, place, 16)
+    monkeypatch.setattr(
+        "elastic_ckpt.supervisor.saves.memory_keeper._earlier_places", lambda job: [place]
+    )
+    start = Start(job, None)
+    assert start.said == [
+        f"step 16 is in memory only, in {root}: run once with --memory-dir {place} to bring it to "
+        "the disk"
+    ]
