@@ -23,7 +23,7 @@ class FailureClass(str, Enum):
     STORAGE = "storage"  # a load failed, or a save that had to succeed
 
 
-NOTHING_SAVED: Final = (-1, 0)
+NOTHING_SAVED: Final[tuple[int, ...]] = (-1, 0)
 """Sorts before the (epoch, step) of every checkpoint."""
 
 _FAULTS: Final = frozenset(

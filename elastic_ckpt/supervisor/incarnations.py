@@ -139,7 +139,8 @@ class Incarnations:
         """Leave the back-off once it is over."""
         if not self._restarts.may_begin(now):
             return
-        self._restarts.take_an_older_one(self._run.record, self._failed_session)
+        if not self._restarts.take_an_older_one(self._run.record, self._failed_session):
+            return
         self._run.record.move(Event.RETRY)
         if self.agent is None:
             self.start_agent()

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import fall_back, newest_of_job, newest_two_intact
@@ -39,6 +40,26 @@ EVENTS_SECONDS: Final = 1.0
 
 _SEALS: Final = (Saved, Drained)
 """Events after which the disk may have a newer checkpoint."""
+
+
+class _FallBack:
+    """One fall-back, which is cancelled or acts, but not both.
+
+    Attributes:
+        line: what was done; None until it is over.
+    """
+
+    def __init__(self) -> None:
+        self.line: str | None = None
+        self._decided = threading.Lock()
+
+    def may_act(self) -> bool:
+        """Return whether to act now: once, and not after :meth:`cancel`."""
+        return self._decided.acquire(blocking=False)
+
+    def cancel(self) -> bool:
+        """Return whether it will not act any more."""
+        return self._decided.acquire(blocking=False)
 
 
 class JobFiles:
@@ -70,6 +91,8 @@ class JobFiles:
         self._events: deque[JournalEntry] = deque()
         self._work: deque[Callable[[], None]] = deque()
         self._cleaning: threading.Thread | None = None
+        self._fall_back = _FallBack()
+        self._identity: SimpleQueue[str] | None = None  # while it is being read
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="files", daemon=True)
@@ -132,11 +155,32 @@ class JobFiles:
     def cleaned(self) -> bool:
         return self._cleaning is None or not self._cleaning.is_alive()
 
-    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> str:
+    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> None:
+        started = self._fall_back = _FallBack()
+
+        def work() -> None:
+            try:
+                started.line = self._set_aside(why, forget, session, started)
+            finally:
+                started.line = started.line or ""
+                self._wake()
+
+        self._soon(work)
+
+    @property
+    def fallen_back(self) -> str | None:
+        return self._fall_back.line
+
+    def cancel_fall_back(self) -> bool:
+        return self._fall_back.cancel()
+
+    def _set_aside(
+        self, why: str, forget: Callable[[Key], bool], session: str, started: _FallBack
+    ) -> str:
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
             job = self._job.session(session)
             found = newest_two_intact(job) if job in self._job.sessions() else None
-            if found is None or not forget(found[0].age):
+            if found is None or not started.may_act() or not forget(found[0].age):
                 return ""
             newest, older = found
             target = fall_back(job, newest.path, why)
@@ -169,12 +213,27 @@ class JobFiles:
             return self._job.identity()
         return ""
 
-    def known_identity(self) -> str:
-        with contextlib.suppress(OSError):
-            return self._job.known_identity()
-        return ""
+    def known_identity(self, seconds: float) -> str | None:
+        def read() -> None:
+            identity = ""
+            with contextlib.suppress(OSError):
+                identity = self._job.known_identity()
+            answers.put(identity)
+            self._wake()
+
+        if self._identity is None:
+            self._identity = SimpleQueue[str]()
+            self._soon(read)
+        answers = self._identity
+        try:
+            found = answers.get(timeout=seconds)
+        except Empty:
+            return None
+        self._identity = None
+        return found
 
     def close(self, seconds: float) -> None:
+        self.cancel_fall_back()
         if not self._within(self._locks.release, seconds):
             log.warning("the storage does not answer; leaving without its last write")
         with self._changed:

@@ -114,16 +114,20 @@ class DirectoryPort(Protocol):
     def cleaned(self) -> bool:
         """Whether no clean-up is running."""
 
-    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> str:
-        """Set a session's newest checkpoint aside if it has an older one; blocks.
+    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> None:
+        """Start to set a session's newest checkpoint aside if it has an older one.
 
         Args:
             session: its name; empty for the unnamed one.
-            forget: called with its key; False if it must stay.
-
-        Returns:
-            One line for people; empty if nothing was set aside.
+            forget: called from a thread with its key; False if it must stay.
         """
+
+    @property
+    def fallen_back(self) -> str | None:
+        """One line for people, empty if nothing was set aside; None while that is not decided."""
+
+    def cancel_fall_back(self) -> bool:
+        """Keep it from happening any more; False if it is being done at this moment."""
 
     def events(self) -> list[JournalEntry]:
         """Return this node's journal events since the last call, up to a second old."""
@@ -140,8 +144,11 @@ class DirectoryPort(Protocol):
     def identity(self) -> str:
         """Return what tells this job directory from others, made on the first call; may block."""
 
-    def known_identity(self) -> str:
-        """Return it without making it; empty if there is none. May block."""
+    def known_identity(self, seconds: float) -> str | None:
+        """Return it without making it, empty if there is none.
+
+        Waits up to ``seconds``, then returns None and goes on reading for the next call.
+        """
 
     def catch_up(self, seconds: float) -> None:
         """Read the journal to its end for :meth:`events`, within ``seconds``."""

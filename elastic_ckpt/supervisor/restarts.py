@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Final
 
 from elastic_ckpt.jobdir.node_record import FailureRecord
 from elastic_ckpt.journal.events import Crashed
@@ -11,6 +12,9 @@ from elastic_ckpt.policy.failure import Failure
 from elastic_ckpt.policy.restart import RestartAction, RestartDecision, RestartPolicy
 from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, MemoryPort
 from elastic_ckpt.supervisor.run_record import RunRecord
+
+FALL_BACK_SECONDS: Final = 60.0
+"""How long the storage may take to begin to set a checkpoint aside."""
 
 
 class Restarts:
@@ -33,6 +37,7 @@ class Restarts:
         self._journal = journal
         self._jitter = random.Random()
         self._why_older = ""
+        self._asked_at: float | None = None  # the directory, to set a checkpoint aside
 
     def write_off(self, failure: Failure, record: RunRecord, restart_step: int) -> None:
         """Journal and record what failed; the next incarnation resumes from ``restart_step``."""
@@ -64,10 +69,35 @@ class Restarts:
         """Return whether the back-off is over; what is to be set aside must be on disk first."""
         return now >= self.retry_at and (not self._why_older or self._memory.over)
 
-    def take_an_older_one(self, record: RunRecord, session: str) -> None:
-        """Set a session's newest checkpoint aside, if the policy says so and there is an older."""
-        why, self._why_older = self._why_older, ""
-        if why:
-            line = self._directory.fall_back(why, self._memory.forget, session)
-            if line:
-                record.say(line)
+    def take_an_older_one(self, record: RunRecord, session: str) -> bool:
+        """Set a session's newest checkpoint aside, if the policy says so and there is an older.
+
+        Called again until it returns True: it is done, or the storage did not answer in time.
+        """
+        why, now = self._why_older, self._clock.monotonic()
+        if not why:
+            return True
+        if self._asked_at is None:
+            self._asked_at = now
+            self._directory.fall_back(why, self._memory.forget, session)
+        line = self._directory.fallen_back
+        if line is None and not self._gives_up(now, record):
+            return False
+        self._why_older, self._asked_at = "", None
+        if line is None:
+            line = f"{why}: the storage does not answer, resuming from the newest checkpoint"
+        if line:
+            record.say(line)
+        return True
+
+    def _gives_up(self, now: float, record: RunRecord) -> bool:
+        """Return whether the fall-back is cancelled; one that is under way has to be waited for."""
+        if self._asked_at is None or now - self._asked_at < FALL_BACK_SECONDS:
+            return False
+        if self._directory.cancel_fall_back():
+            return True
+        message = "waiting for the storage, which does not answer, to set a checkpoint aside"
+        if record.node.message != message:
+            record.update(message=message)
+            record.say(message)
+        return False

@@ -234,6 +234,8 @@ class Directory:
         self._disk = disk
         self._known = disk.newest
         self._cleaned_at = 0.0
+        self._cancelled = False
+        self.fallen_back: str | None = None
 
     def write_record(self, record: object) -> None:
         return
@@ -273,9 +275,24 @@ class Directory:
     def cleaned(self) -> bool:
         return self._run.kernel.now >= self._cleaned_at
 
-    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> str:
+    def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> None:
+        self.fallen_back = None
+        self._cancelled = False
+
+        def act() -> None:
+            if not self._cancelled and not self._run.is_gone:
+                self.fallen_back = self._fall_back(why, forget)
+                self._run.wake(0.001)
+
+        self._disk.when_it_answers(act, 0.01)
+
+    def cancel_fall_back(self) -> bool:
+        self._cancelled = True
+        return True
+
+    def _fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
         disk = self._disk
-        if disk.hangs or len(disk.sealed) < 2 or not forget(disk.newest):
+        if len(disk.sealed) < 2 or not forget(disk.newest):
             return ""
         newest = disk.newest
         del disk.sealed[newest]
@@ -301,8 +318,8 @@ class Directory:
     def identity(self) -> str:
         return "job"
 
-    def known_identity(self) -> str:
-        return "job"
+    def known_identity(self, seconds: float) -> str | None:
+        return "job" if self._wait_for_disk(seconds) else None
 
     def close(self, seconds: float) -> None:
         self._wait_for_disk(seconds)

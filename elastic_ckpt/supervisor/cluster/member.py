@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 HEAD_BACK_SECONDS: Final = 30.0
 """How long a head that was lost may take to come back; then this run ends as well."""
 
+IDENTITY_SECONDS: Final = 1.0
+"""How long to wait for the directory to say whose it is; after that it is asked at each turn."""
+
 _EVENTS: Final = {
     ExitCode.FINISHED: Event.COMPLETED,
     ExitCode.PREEMPTED_SAVED: Event.ABANDONED,
@@ -34,6 +37,8 @@ class MemberRole(ClusterRole):
         self._endpoint = endpoint
         self._apart_since: float | None = 0.0
         self._was_joined = False
+        self._unchecked: Joined | None = None  # until the directory has said whose it is
+        self._joined_at = 0.0
 
     def begin(self, run: Supervisor) -> None:
         """Start looking for the head."""
@@ -73,6 +78,12 @@ class MemberRole(ClusterRole):
             why = f"no head at {self._endpoint} for {limit:.0f} s"
             run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
 
+    def look_for_hang(self, run: Supervisor) -> None:
+        """Besides hangs, look whether the directory has answered by now."""
+        self._check_directory(run, 0.0)
+        if not run.shutdown.is_decided and run.state not in TERMINAL:
+            super().look_for_hang(run)
+
     def serve_running(self, run: Supervisor, now: float) -> None:
         """Leave saves and changes of size to the head."""
 
@@ -91,12 +102,9 @@ class MemberRole(ClusterRole):
     def _on_joined(self, run: Supervisor, joined: Joined) -> None:
         self._apart_since = None
         self._was_joined = True
-        identity = run.ports.directory.known_identity()
-        if not identity or identity != joined.identity:
-            why = f"{run.settings.directory} is not the job directory of {joined.head}"
-            run.shutdown.give_up(
-                ExitCode.USAGE, f"{why}: give all nodes one on a file system that they share"
-            )
+        self._unchecked, self._joined_at = joined, run.now
+        self._check_directory(run, run.preemption.patience(IDENTITY_SECONDS))
+        if run.shutdown.is_decided or run.state in TERMINAL:
             return
         mine = run.settings.terms
         other = [name for name, value in joined.terms.items() if mine.get(name) != value]
@@ -106,6 +114,25 @@ class MemberRole(ClusterRole):
             return
         run.record.update(run_id=joined.run_id, head=joined.head, job=joined.job)
         run.record.say(f"joined {joined.job}, led by {joined.head}")
+
+    def _check_directory(self, run: Supervisor, seconds: float) -> None:
+        """End this run if its directory is not the head's; a storage may take long to say so."""
+        joined = self._unchecked
+        if joined is None or run.shutdown.is_decided:
+            return
+        identity = run.ports.directory.known_identity(seconds)
+        directory, limit = run.settings.directory, run.settings.gather_seconds
+        if identity is None:
+            if run.now - self._joined_at > limit:
+                why = f"the storage of {directory} did not answer for {human_duration(limit)}"
+                run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
+            return
+        self._unchecked = None
+        if not identity or identity != joined.identity:
+            why = f"{directory} is not the job directory of {joined.head}"
+            run.shutdown.give_up(
+                ExitCode.USAGE, f"{why}: give all nodes one on a file system that they share"
+            )
 
     def _on_head_lost(self, run: Supervisor, why: str) -> None:
         run.incarnations.is_launched = False

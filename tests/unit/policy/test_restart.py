@@ -38,7 +38,7 @@ def failure(
     steps: int = 10,
     step: int = 0,
     stepped: bool = True,
-    newest: tuple[int, int] = NOTHING_SAVED,
+    newest: tuple[int, ...] = NOTHING_SAVED,
 ) -> Failure:
     exit_code, message = EXAMPLES[kind]
     if kind is FailureClass.START_UP:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
 from elastic_ckpt.supervisor.job_files import JobFiles
-from elastic_ckpt.supervisor.ports import NO_CHECKPOINT
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from tests.checkpoints import make_checkpoint
 from tests.waiting import until
 
@@ -102,6 +103,78 @@ def test_storage_that_hangs_is_waited_for_within_the_bound(
         assert not files.take_save_request()
     finally:
         answer.set()
+
+
+def test_fall_back_sets_the_newest_aside(job: JobDirectory, files: JobFiles) -> None:
+    newest, older = make_checkpoint(job, 7), make_checkpoint(job, 5)
+    forgotten: list[Key] = []
+    files.fall_back("step 8 failed twice", lambda key: forgotten.append(key) is None, "")
+    until(lambda: files.fallen_back is not None)
+    assert files.fallen_back == (
+        f"step 8 failed twice: setting {newest.name} aside, resuming from {older.name}"
+    )
+    assert [key[-2:] for key in forgotten] == [(0, 7)]
+    assert not newest.exists() and older.exists()
+    assert files.newest()[-2:] == (0, 5) and not files.cancel_fall_back()
+
+
+def test_fall_back_does_not_happen_after_it_was_given_up(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gave up may have launched from that checkpoint meanwhile."""
+    newest = make_checkpoint(job, 7)
+    make_checkpoint(job, 5)
+    answer, look = threading.Event(), job_files.newest_two_intact
+
+    def late(job: JobDirectory) -> tuple[Path, Path] | None:
+        answer.wait(PATIENCE)
+        return look(job)
+
+    monkeypatch.setattr(job_files, "newest_two_intact", late)
+    files.fall_back("step 8 failed twice", lambda key: pytest.fail("it was cancelled"), "")
+    assert files.fallen_back is None
+    assert files.cancel_fall_back()
+    answer.set()
+    until(lambda: files.fallen_back == "")
+    assert newest.exists()
+
+
+def test_fall_back_that_has_begun_is_not_given_up(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = make_checkpoint(job, 7)
+    make_checkpoint(job, 5)
+    moving, answer = threading.Event(), threading.Event()
+
+    def forget(key: Key) -> bool:
+        moving.set()
+        return answer.wait(PATIENCE)
+
+    files.fall_back("step 8 failed twice", forget, "")
+    assert moving.wait(PATIENCE)
+    assert not files.cancel_fall_back()
+    answer.set()
+    until(lambda: bool(files.fallen_back))
+    assert not newest.exists()
+
+
+def test_identity_is_waited_for_within_the_bound_and_read_once(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, reads = threading.Event(), []
+
+    def late(self: JobDirectory) -> str:
+        reads.append(self)
+        answer.wait(PATIENCE)
+        return "f00d"
+
+    monkeypatch.setattr(JobDirectory, "known_identity", late)
+    try:
+        assert [files.known_identity(0.01) for _ in range(5)] == [None] * 5
+    finally:
+        answer.set()
+    assert files.known_identity(PATIENCE) == "f00d"
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("error", [OSError(5, "I/O error"), ValueError("odd")])

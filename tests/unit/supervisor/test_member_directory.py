@@ -1,0 +1,85 @@
+"""A member finds out whether it shares the head's directory, however long the storage takes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.protocol.messages import Joined
+from elastic_ckpt.protocol.run_state import Event, RunState
+from elastic_ckpt.supervisor.cluster.member import MemberRole
+
+
+class Run:
+    """A run of a member, whose storage gives ``identity``."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.identity: str | None = None
+        self.waited: list[float] = []
+        self.ended: list[Any] = []
+        self.said: list[str] = []
+        self.state = RunState.STARTING
+        self.agent = None
+        self.settings = SimpleNamespace(directory="/job", gather_seconds=60.0, terms={})
+        self.ports = SimpleNamespace(directory=self)
+        self.preemption = SimpleNamespace(patience=lambda seconds: seconds)
+        self.record = SimpleNamespace(update=lambda **_: None, say=self.said.append)
+        self.incarnation = 0
+        self.incarnations = SimpleNamespace(is_watched=False)
+        self.shutdown = self
+
+    @property
+    def is_decided(self) -> bool:
+        return bool(self.ended)
+
+    def known_identity(self, seconds: float) -> str | None:
+        self.waited.append(seconds)
+        return self.identity
+
+    def give_up(self, code: ExitCode, message: str) -> None:
+        self.ended.append((code, message))
+
+    def preempt_now(self, event: Event, detail: str, *, stepped: bool) -> None:
+        self.ended.append((event, detail))
+
+
+@pytest.fixture
+def run() -> Any:
+    return Run()
+
+
+def join(run: Any) -> MemberRole:
+    role = MemberRole("n1:29400")
+    role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d", terms={}))
+    return role
+
+
+def test_a_storage_that_answers_late_is_asked_again_without_waiting(run: Any) -> None:
+    role = join(run)
+    assert run.said == ["joined job, led by n1"]
+    for _ in range(3):
+        role.look_for_hang(run)
+    run.identity = "f00d"
+    role.look_for_hang(run)
+    assert run.ended == [] and run.waited == [1.0, 0.0, 0.0, 0.0, 0.0]
+    role.look_for_hang(run)
+    assert len(run.waited) == 5
+
+
+def test_another_directory_ends_the_run_also_late(run: Any) -> None:
+    role = join(run)
+    run.identity = "0dd"
+    role.look_for_hang(run)
+    [(code, message)] = run.ended
+    assert code is ExitCode.USAGE and "/job is not the job directory of n1" in message
+
+
+def test_a_storage_that_does_not_answer_ends_the_run_with_a_message(run: Any) -> None:
+    role = join(run)
+    run.now += 61.0
+    role.look_for_hang(run)
+    assert run.ended == [(Event.ABANDONED, "the storage of /job did not answer for 60 s")]
