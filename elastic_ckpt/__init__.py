@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elastic_ckpt.training.data.sampler import ElasticSampler
     from elastic_ckpt.training.data.stateful_sampler import StatefulDistributedSampler
     from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
+    from elastic_ckpt.training.place import resume_place
     from elastic_ckpt.training.session import Session
 
 __version__ = "0.1.0"
@@ -24,12 +25,14 @@ __all__ = [
     "Session",
     "StatefulDistributedSampler",
     "load_checkpoint",
+    "resume_place",
     "save_checkpoint",
     "should_save",
 ]
 
 _HOMES = {
     "Session": "elastic_ckpt.training.session",
+    "resume_place": "elastic_ckpt.training.place",
     "Retention": "elastic_ckpt.policy.retention",
     "ElasticSampler": "elastic_ckpt.training.data.sampler",
     "StatefulDistributedSampler": "elastic_ckpt.training.data.stateful_sampler",

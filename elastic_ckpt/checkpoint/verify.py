@@ -41,7 +41,7 @@ _OPENING_BYTES: Final = 256 * 1024
 _LOADED: Final = ("modeling/", "optimizer/", "precision/", "lr_scheduler", "ranks/")
 """What an engine reads. A file here that the manifest does not list might get unpickled."""
 
-_LOADED_NAMES: Final = frozenset({"running_states.json"})
+_LOADED_NAMES: Final = frozenset({"running_states.json", "session_state.json"})
 
 
 def read_manifest(checkpoint: Path) -> Manifest:

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elastic_ckpt.checkpoint.catalog import next_session_order
 from elastic_ckpt.checkpoint.cleanup import recover
@@ -27,6 +29,9 @@ from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.util.outlet import standard_error
 from elastic_ckpt.util.text import printable
+
+if TYPE_CHECKING:
+    from elastic_ckpt.training.state.candidate import LoadCandidate
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,9 @@ class Runtime:
         last_bytes: size of the newest checkpoint; None if it is not known yet.
         session_order: of what this session saves; only the leader knows it.
         sessions: those of this process.
+        state: returns ``session.state``, encoded; empty for nothing to save.
+        looked: by session, what ``resume_place`` has found for a Session that is not yet entered.
+        candidate: the checkpoint to load, verified, if ``has_looked``; None for a fresh start.
     """
 
     job: JobDirectory
@@ -73,6 +81,10 @@ class Runtime:
     last_bytes: int | None = None
     session_order: int = 0
     sessions: OpenedSessions = field(default_factory=OpenedSessions)
+    state: Callable[[], bytes] = bytes
+    looked: dict[str, Runtime] = field(default_factory=dict)
+    candidate: LoadCandidate | None = None
+    has_looked: bool = False
     steps: StepProtocol = field(init=False)
     retain: Retainer = field(init=False)
 
@@ -93,6 +105,8 @@ class Runtime:
             DirectoryUnusable: its directory cannot be made.
         """
         self.sessions.check(name)
+        if name in self.looked:
+            return self.looked.pop(name)
         job, peers = self.job.session(name), self.peers
         memory = self.memory.of_session(name) if self.memory is not None else None
         names = peers.collect("session", name.encode)

@@ -24,10 +24,12 @@ from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.save_points import LoopState, SavePoints
+from elastic_ckpt.training.session_inputs import check_extra, check_inputs
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.saver import Saver
+from elastic_ckpt.training.state.session_state import SessionState, read_session_state
 from elastic_ckpt.training.step_timer import StepTimer
 
 
@@ -51,13 +53,17 @@ class Session:
             ``--save-interval`` overrides it.
         retention: which checkpoints to keep, None for all. The supervisor's ``--keep-last`` and
             the like override it.
-        extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank.
+        extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank; plain
+            values belong into ``state``.
         engine: the name of an engine that another package provides; None selects ColossalAI's with
             a booster and torch's without.
         use_async: have TensorNVMe write what a booster saves, if it is installed.
 
     Attributes:
         resumed_from: the checkpoint's directory, None for a fresh start.
+        state: a dict of plain values (numbers, strings, bools, None, lists, dicts), such as the
+            best metric or the id of a run elsewhere. Rank 0's are saved with each checkpoint, and
+            all ranks have them after entry.
     """
 
     def __init__(
@@ -92,6 +98,9 @@ class Session:
             raise UsageError(
                 f"retention must be a Retention, as in Retention(last=2), not {retention!r}"
             )
+        if engine is None:
+            check_inputs(EngineInputs(booster, model, optimizer, lr_scheduler, use_async))
+        self.state = SessionState()
         self._save_dir = save_dir
         self._name = name
         self._inputs = EngineInputs(booster, model, optimizer, lr_scheduler, use_async)
@@ -100,7 +109,7 @@ class Session:
         self._save_interval = save_interval
         self._retention = retention
         self._loop = LoopState(accumulation_steps)
-        self._rank_state = RankState(dict(extra or {}))
+        self._rank_state = RankState(check_extra(extra if extra is not None else {}))
         self._metrics = ReportedMetrics()
         self._optimizer_steps = 0
         self.resumed_from: Path | None = None
@@ -114,6 +123,7 @@ class Session:
             LockHeld, DirectoryUnusable: without a supervisor, if the directory is in use.
         """
         runtime = self._runtime = runtimes.join(self._save_dir).of_session(self._name)
+        runtime.state = self.state.encode_if_any
         slot = self._metrics.slot = runtime.slot
         slot.session(self._name)
         slot.phase(Phase.LOADING)
@@ -242,6 +252,7 @@ class Session:
         seal = loaded.seal
         self._loop.position = Position.of(seal)
         self._metrics.resume(seal.metrics)
+        self.state.resume(read_session_state(loaded))
         self.resumed_from = self._runtime.job.checkpoint(seal.epoch, seal.step)
         self._rank_state.resume(loaded, self._runtime.peers.rank)
 

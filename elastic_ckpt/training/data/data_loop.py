@@ -17,6 +17,7 @@ from elastic_ckpt.training.data.opening import Opening, difference_from, open_pa
 from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.save_points import LoopState, SavePoints
+from elastic_ckpt.training.session_inputs import check_loader
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.step_timer import StepTimer
 
@@ -128,6 +129,7 @@ class DataLoop:
         self._timer.taken_back()
 
     def _prepare(self, dataloader: DataLoader[Any]) -> ElasticSampler:
+        check_loader(dataloader)
         sampler, state = dataloader.sampler, self._state
         if not isinstance(sampler, ElasticSampler):
             raise UsageError(

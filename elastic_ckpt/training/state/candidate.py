@@ -45,6 +45,10 @@ class LoadCandidate:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the checkpoint; not collective. A repeat does nothing."""
         self._held.close()
 
     def verify(self) -> str:

@@ -44,16 +44,29 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
         CheckpointError: the state does not fit the script's model or optimizer. CannotReshard, if
             another plugin or number of ranks wrote it.
     """
+    candidate = runtime.candidate if runtime.has_looked else choose(runtime)
+    if candidate is None:
+        return None
+    with candidate:
+        return _load(runtime, engine, candidate)
+
+
+def choose(runtime: Runtime) -> LoadCandidate | None:
+    """Return the checkpoint that :func:`load_newest` loads, verified and locked. Collective."""
     choice = CheckpointChoice(runtime)
     while True:
         candidate = choice.newest()
         if candidate is None:
             log.info("no checkpoint to load: fresh start")
             return None
-        with candidate:
+        try:
             reason = candidate.verify()
-            if not reason:
-                return _load(runtime, engine, candidate)
+        except BaseException:
+            candidate.close()
+            raise
+        if not reason:
+            return candidate
+        candidate.close()
         choice.reject(candidate.ref, reason)
 
 

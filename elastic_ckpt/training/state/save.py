@@ -244,6 +244,8 @@ def _write(
             write_state(writer, f"ranks/{peers.rank:05d}", snapshot.rank_state())
         if peers.is_leader:
             writer.write("running_states.json", msgspec.json.encode(snapshot.running_states))
+            if values := runtime.state():
+                writer.write("session_state.json", values)
         return msgspec.json.encode(writer.paths)
 
     written = peers.collect("state", state, watched=True)

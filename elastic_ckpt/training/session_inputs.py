@@ -1,0 +1,81 @@
+"""What a Session is given, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
+
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.training.engines import EngineInputs
+
+_LOADER = "DataLoader(dataset, batch_size=..., sampler=ElasticSampler(dataset, seed=0))"
+
+
+def check_extra(extra: Any) -> dict[str, Any]:
+    """Return a copy of ``extra``.
+
+    Raises:
+        UsageError: it is not a dict of objects that can be saved.
+    """
+    if not isinstance(extra, Mapping) or not all(isinstance(name, str) for name in extra):
+        raise UsageError(f"extra must be a dict of objects by name, not {extra!r:.80}")
+    for name, thing in extra.items():
+        if not _has_state(thing):
+            raise UsageError(
+                f"extra[{name!r}] is a {type(thing).__name__}, without state_dict and "
+                f"load_state_dict: keep plain values in session.state, as in "
+                f"session.state[{name!r}] = ..."
+            )
+    return dict(extra)
+
+
+def check_inputs(inputs: EngineInputs) -> None:
+    """Check model, optimizer and schedule of a script without a booster.
+
+    Raises:
+        UsageError: one of them cannot be saved as it is.
+    """
+    optimizer: Any = inputs.optimizer
+    if isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise UsageError(
+            f"optimizer is a {type(optimizer).__name__}, which wraps the real one: pass that, as "
+            "in Session(optimizer=optimizer.optimizer)"
+        )
+    if inputs.booster is not None:
+        return
+    for name, thing in (
+        ("model", inputs.model), ("optimizer", optimizer), ("lr_scheduler", inputs.lr_scheduler),
+    ):  # fmt: skip
+        if not _has_state(thing) and (thing is not None or name == "model"):
+            many = isinstance(thing, list | tuple | dict)
+            todo = "put several into one nn.ModuleList" if name == "model" else "pass one"
+            raise UsageError(
+                f"{name} is a {type(thing).__name__}, without state_dict and load_state_dict"
+                + (f": {todo}" if many else "")
+            )
+
+
+def check_loader(loader: Any) -> None:
+    """Check that batches come from a DataLoader over a data set with positions.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not isinstance(loader, DataLoader):
+        raise UsageError(
+            f"session.batches needs a DataLoader, not a {type(loader).__name__}, which has no "
+            f"position to resume at: {_LOADER}"
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise UsageError(
+            f"{type(loader.dataset).__name__} is an IterableDataset, which has no position to "
+            f"resume at: use a data set with __len__ and __getitem__, and {_LOADER}; or keep your "
+            "own loop, with should_save and save_checkpoint"
+        )
+
+
+def _has_state(thing: Any) -> bool:
+    return all(callable(getattr(thing, one, None)) for one in ("state_dict", "load_state_dict"))
