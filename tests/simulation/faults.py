@@ -128,6 +128,11 @@ def fill_disk(world: World, host: Host) -> None:
     world.disk.full_until = world.kernel.now + world.kernel.between(1.0, 40.0)
 
 
+def fill_memory(world: World, host: Host) -> None:
+    """Another process takes what is left of the memory for a while."""
+    host.memory.full_until = world.kernel.now + world.kernel.between(5.0, 60.0)
+
+
 def freeze_disk(world: World, host: Host) -> None:
     """The file server does not answer for a while."""
     world.disk.answers_at = world.kernel.now + world.kernel.between(0.5, 40.0)
@@ -148,7 +153,7 @@ def cut_link(world: World, host: Host) -> None:
 FAULTS = (
     crash, crash, hang, kill_agent, kill_supervisor, lose_power, preempt_by_signal,
     preempt_by_signal, preempt_by_platform, preempt_twice, interrupt_twice, warn, ask_for_a_save,
-    fill_disk, freeze_disk, cut_link,
+    fill_disk, fill_memory, freeze_disk, cut_link,
 )  # fmt: skip
 
 

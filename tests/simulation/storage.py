@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from elastic_ckpt.journal.events import JournalEvent
+from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from tests.simulation.kernel import Kernel, Violation
@@ -76,6 +78,9 @@ class Place:
     slot: str
 
 
+_numbers = itertools.count()
+
+
 @dataclass(eq=False)
 class Snapshot:
     """A generation in memory, as ``memory.tier.Sealed`` is to the supervisor."""
@@ -84,6 +89,7 @@ class Snapshot:
     seal: Seal
     generation: Place
     settled: bool = False
+    attempt: str = field(default_factory=lambda: f"attempt {next(_numbers)}")
 
     @property
     def age(self) -> Key:
@@ -93,9 +99,14 @@ class Snapshot:
 
 @dataclass
 class HostMemory:
-    """What a host's shared memory holds, whatever run or process is there."""
+    """What a host's shared memory holds, whatever run or process is there.
+
+    Attributes:
+        full_until: until then it has no room to note what was drained.
+    """
 
     generations: list[Snapshot] = field(default_factory=list)
+    full_until: float = 0.0
 
     @property
     def newest(self) -> Snapshot | None:
@@ -120,7 +131,8 @@ class Tier:
         self.root = "" if memory is None else "/dev/shm/x"
         self._draining: Snapshot | None = None
         self._held = self._hurried = False
-        self._failed_at: dict[int, float] = {}
+        self._plan = DrainPlan()
+        self._done: list[Snapshot] = []
         self._number = 0
         for one in list(memory.generations) if memory else []:
             one.settled = one.settled or one.key in disk.sealed
@@ -153,7 +165,7 @@ class Tier:
 
     def hurry(self) -> None:
         self._held, self._hurried = False, True
-        self._failed_at.clear()
+        self._plan.retry_all()
         self._look()
 
     def hurry_once(self) -> None:
@@ -169,15 +181,14 @@ class Tier:
     def forget(self, key: Key | None) -> bool:
         if self.memory is None:
             return True
-        newest = self.memory.newest
-        if newest is not None and not newest.settled:
+        if self.not_on_disk() is not None:
             return False
         self.memory.generations = [one for one in self.memory.generations if one.key != key]
         return True
 
     def not_on_disk(self) -> Any:
         newest = self.memory.newest if self.memory else None
-        return newest if newest is not None and not newest.settled else None
+        return newest if newest is not None and self._lacks(newest) else None
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         return
@@ -189,12 +200,12 @@ class Tier:
         if self.memory is None:
             return []
         now = self.kernel.now
-        found = [
-            one
-            for one in self.memory.generations
-            if not one.settled and self._failed_at.get(id(one), 0.0) <= now
-        ]
-        return sorted(found, key=lambda one: one.key)
+        found = [one for one in self.memory.generations if self._lacks(one)]
+        due = [one for one in found if self._plan.is_due(one.attempt, now)]
+        return sorted(due, key=lambda one: one.key)
+
+    def _lacks(self, one: Snapshot) -> bool:
+        return not one.settled and self._plan.is_pending(one.attempt)
 
     def _look(self) -> None:
         due = self._due()
@@ -202,6 +213,7 @@ class Tier:
             return
         chosen = due[-1] if self._hurried else due[0]
         self._draining = chosen
+        self._plan.begin(chosen.attempt)
         self._number += 1
         number = self._number
         low, high = (0.2, 2.0) if self._hurried else (0.5, 6.0)
@@ -217,10 +229,15 @@ class Tier:
             return
         self._draining = None
         if self.disk.is_full:
-            self._failed_at[id(one)] = self.kernel.now + 30.0
+            self._plan.failed(one.attempt, self.kernel.now)
         else:
+            if one in self._done:
+                raise Violation(f"{self.run.name} drains step {one.key[1]} again")
+            self._done.append(one)
             self.disk.seal(one.key, self.run, 0)
-            one.settled = True
+            assert self.memory is not None
+            self._plan.done(one.attempt, [each.attempt for each in self.memory.generations])
+            one.settled = self.kernel.now >= self.memory.full_until
             self.kernel.after(self.kernel.between(0.0, 1.0), self.run.directory.scan)
         self._look()
         self.run.wake(0.001)

@@ -11,6 +11,7 @@ import pytest
 
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy import restart
+from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol import cluster, run_state
 from elastic_ckpt.protocol.ended import Ended, EndKind
@@ -100,10 +101,15 @@ def every_preemption_counts_as_saved(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Shutdown, "preempt_now", preempt_now)
 
 
+def what_was_drained_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DrainPlan, "done", lambda self, attempt, present: None)
+
+
 BUGS = [
     deadline_is_ignored, crash_during_a_notice_restarts, lost_node_is_charged,
     finished_before_the_memory_is_drained, silent_node_is_waited_for,
     nodes_stop_at_the_earliest_step, every_preemption_counts_as_saved,
+    what_was_drained_is_forgotten,
 ]  # fmt: skip
 
 

@@ -30,6 +30,8 @@ SEAL_NAME: Final = "seal.json"
 SLOTS: Final = ("a", "b")
 GENERATIONS: Final = len(SLOTS)
 
+_CAREFUL: Final = os.O_NOFOLLOW | os.O_NONBLOCK
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -84,9 +86,15 @@ class Generation:
             return False
 
     def settle(self, seal: MemorySeal) -> None:
-        """Record that it is on disk, or cannot get there: the next save may overwrite it."""
+        """Record that it is on disk: the next save may overwrite it. Written into what
+        :meth:`close` made, as there may be no memory left for a new file."""
         with contextlib.suppress(OSError):
-            write_atomic(self.slot / "settled", seal.attempt.encode())
+            fd = os.open(self.slot / "settled", os.O_WRONLY | os.O_CREAT | _CAREFUL, 0o600)
+            try:
+                os.pwrite(fd, seal.attempt.encode(), 0)
+                os.ftruncate(fd, len(seal.attempt))
+            finally:
+                os.close(fd)
 
     def clear(self) -> bool:
         """Remove the seal, so that it may be overwritten; return False if a process reads it."""
@@ -117,6 +125,8 @@ class Generation:
     ) -> None:
         """Seal it. Leader only, when every rank has written all of its files."""
         remove_tree(self.spare)
+        with contextlib.suppress(OSError):
+            write_atomic(self.slot / "settled", b"-" * len(header.attempt))
         seal = make_memory_seal(header, files, seconds, retention)
         write_atomic(self.slot / SEAL_NAME, encode(seal))
 

@@ -83,10 +83,14 @@ class MemoryTier:
         return [one for one in reversed(self.sealed()) if not one.settled]
 
     @property
+    def is_unclear(self) -> bool:
+        """Whether it may hold a checkpoint that this process cannot read: it must stay."""
+        return any(one.is_unclear for one in self.generations)
+
+    @property
     def keeps_work(self) -> bool:
         """Whether anything in it may be nowhere else."""
-        unclear = any(one.is_unclear for one in self.generations)
-        return unclear or bool(self.undrained())
+        return self.is_unclear or bool(self.undrained())
 
     def begin(self, step: int, size: int, identity: str | None = None) -> MemoryAttempt:
         """Overwrite what has no seal, or is on disk."""

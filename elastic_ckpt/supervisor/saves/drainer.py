@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Final
 
 import psutil
 
@@ -27,13 +26,11 @@ from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Drained, DrainFailed
 from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.util.progress import Advance, in_lines
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS: Final = 30.0
-"""Time before a failed drain is retried, unless it is hurried."""
 
 
 @dataclass
@@ -84,7 +81,7 @@ class Drainer:
         self._hurried = False
         self._calm_after = False
         self._said = ""
-        self._retry_at: dict[str, float] = {}
+        self._plan = DrainPlan()
         self._may_write = threading.Event()
         self._may_write.set()
 
@@ -96,7 +93,11 @@ class Drainer:
     def pending(self) -> list[Sealed]:
         """Return what is in memory and not yet on disk, oldest first."""
         found = [one for tier in (self._tier, *self.older) for one in tier.undrained()]
-        return sorted(found, key=lambda one: one.age)
+        return sorted(filter(self.lacks, found), key=lambda one: one.age)
+
+    def lacks(self, one: Sealed) -> bool:
+        """Return whether the disk lacks a generation, for all that this run knows."""
+        return not one.settled and self._plan.is_pending(one.seal.attempt)
 
     @property
     def over(self) -> bool:
@@ -106,12 +107,15 @@ class Drainer:
     def adopt(self) -> list[Sealed]:
         """Return what earlier runs left to be drained; a checkpoint that was on disk and was
         deleted there since must not come back."""
-        for one in [one for tier in (self._tier, *self.older) for one in tier.sealed()]:
+        for one in self._sealed():
             if self._disk(one.seal).holds(one.seal):
                 one.generation.settle(one.seal)
             elif one.settled:
                 one.generation.clear()
         return self.pending()
+
+    def _sealed(self) -> list[Sealed]:
+        return [one for tier in (self._tier, *self.older) for one in tier.sealed()]
 
     def serve(self, *, sealed: bool) -> None:
         """Handle a drain that ended, and start the next one that is due. A worker may have
@@ -128,7 +132,7 @@ class Drainer:
             if self._calm_after:
                 self.calm()
             sealed = True
-        if sealed or any(at <= time.monotonic() for at in self._retry_at.values()):
+        if sealed or self._plan.has_retry(time.monotonic()):
             self._look()
 
     def _show(self, task: _Task) -> None:
@@ -153,7 +157,7 @@ class Drainer:
             return
         if due and self._may_write.is_set():
             chosen = due[-1] if self._hurried else due[0]
-            self._retry_at.pop(chosen.seal.attempt, None)
+            self._plan.begin(chosen.seal.attempt)
             self._begin(chosen)
 
     def hold(self) -> None:
@@ -163,7 +167,7 @@ class Drainer:
     def hurry(self) -> None:
         """Drain at normal priority from now on, the newest first; retry what failed."""
         self._may_write.set()
-        self._retry_at.clear()
+        self._plan.retry_all()
         if self._task is not None:
             self._task.again = True
         self._hurried = True
@@ -195,7 +199,7 @@ class Drainer:
 
     def _due(self) -> list[Sealed]:
         now = time.monotonic()
-        return [one for one in self.pending() if self._retry_at.get(one.seal.attempt, 0.0) <= now]
+        return [one for one in self.pending() if self._plan.is_due(one.seal.attempt, now)]
 
     def _begin(self, sealed: Sealed) -> None:
         self._retainer(sealed.seal).rule = sealed.seal.retention
@@ -250,6 +254,7 @@ class Drainer:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds
         log.info("step %d to the disk: %s, %.3f s", seal.step, error or "done", seconds)
         if error is None:
+            self._plan.done(seal.attempt, [one.seal.attempt for one in self._sealed()])
             job = self._job.session(seal.session)
             self._journal.write(
                 Drained(
@@ -262,7 +267,7 @@ class Drainer:
             )
             self._retainer(seal).after_save()
             return
-        self._retry_at[seal.attempt] = 0.0 if task.again else time.monotonic() + RETRY_SECONDS
+        self._plan.failed(seal.attempt, time.monotonic(), again=task.again)
         why = printable(str(error)) or type(error).__name__
         self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:

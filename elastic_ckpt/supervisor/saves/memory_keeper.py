@@ -177,14 +177,14 @@ class MemoryKeeper:
         return sealed[0].age if sealed else NO_CHECKPOINT
 
     def forget(self, key: Key | None) -> bool:
-        sealed = self._owned.sealed() if self._owned else []
-        if sealed and not sealed[0].settled:
+        if self.not_on_disk() is not None:
             return False
+        sealed = self._owned.sealed() if self._owned else []
         return all(one.generation.clear() for one in sealed if one.age == key)
 
     def not_on_disk(self) -> Sealed | None:
         sealed = self._owned.sealed() if self._owned else []
-        return sealed[0] if sealed and not sealed[0].settled else None
+        return sealed[0] if sealed and self._drainer and self._drainer.lacks(sealed[0]) else None
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         if self._drainer is not None:
@@ -192,7 +192,8 @@ class MemoryKeeper:
 
     def close(self) -> None:
         if self._owned is not None and self._drainer is not None:
-            self._owned.release(remove=not self._drainer.pending())
+            keeps = self._owned.tier.is_unclear or self._drainer.pending()
+            self._owned.release(remove=not keeps)
 
 
 def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -128,6 +129,25 @@ def test_a_smaller_one_leaves_nothing_of_a_larger_one(job: JobDirectory, tier: M
     check_covers(newest.seal, 2)
     with pytest.raises(CheckpointRejected, match="2 ranks saved it, and there are 3"):
         check_covers(newest.seal, 3)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a small tmpfs")
+def test_full_memory_still_notes_what_is_on_the_disk(job: JobDirectory, tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+    try:
+        held = own(place, job)
+        made = snapshot(job, held.tier, 10)
+        assert made is not None and not made.settled
+        with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        made.generation.settle(made.seal)
+        assert made.settled
+        held.release(remove=True)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_ring_wakes_the_supervisor(job: JobDirectory, place: Path) -> None:

@@ -14,6 +14,7 @@ from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.disk import tier as disk_tier
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.memory import drain as drains
+from elastic_ckpt.checkpoint.memory.generation import Generation
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -204,6 +205,22 @@ def test_drain_that_fails_as_the_hurry_starts_is_retried_once(
     loop.until(lambda: loop.drainer.over)
     assert len(events(job, "drain_failed")) == 1
     assert on_disk(job) == [10]
+
+
+def test_what_was_drained_is_not_drained_again_if_the_tier_cannot_note_it(
+    job: JobDirectory, tier: MemoryTier, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full memory has no room for the note."""
+    monkeypatch.setattr(Generation, "settle", lambda self, seal: None)
+    made = snapshot(job, tier, 10)
+    assert made is not None
+    loop.drainer.serve(sealed=True)
+    loop.until(lambda: loop.drainer.over)
+    for _ in range(5):
+        loop.drainer.serve(sealed=True)
+        loop.drainer.hurry()
+    assert loop.drainer.over and loop.drainer.pending() == [] and not loop.drainer.lacks(made)
+    assert len(events(job, "drained")) == 1 and not made.settled
 
 
 def test_one_that_cannot_be_read_is_given_up(
