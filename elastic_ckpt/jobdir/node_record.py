@@ -13,12 +13,13 @@ import msgspec
 from msgspec.structs import replace
 
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.util.text import printable
 
-_MAX_BYTES: Final = 64 * 1024
+_MAX_BYTES: Final = 1024 * 1024
 _MAX_RECORDS: Final = 4096
 _MAX_COUNT: Final = 10**12
 _BOARD = re.compile(r"/proc/([0-9]{1,10})/fd/[0-9]{1,10}")
@@ -117,6 +118,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         grace: seconds between a notice without a deadline and the end of the node.
         head: name of the head; this node's own for a job of one node.
         present: names of the nodes that the head sees.
+        command: how it was started; None in records of version one.
     """
 
     job: str
@@ -142,6 +144,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     grace: float = 0.0
     head: str = ""
     present: tuple[str, ...] = ()
+    command: RunCommand | None = None
 
     @property
     def leads(self) -> bool:

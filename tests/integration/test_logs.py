@@ -99,7 +99,7 @@ def test_every_process_writes_its_log(tmp_path: Path) -> None:
         reported = [line["message"] for line in supervisor]
         for shown in job.output().splitlines():  # every line of the supervisor's own
             own = shown.removeprefix("elastic-ckpt: ")
-            if own != shown and not re.match(r"the memory tier takes|rank \d: the script", own):
+            if own != shown and not re.match(r"the memory tier takes|next: |rank \d: ", own):
                 assert own in reported
         find(supervisor, "to the agent: Launch incarnation=1")
         find(supervisor, "from the agent: Ended incarnation=1 kind=CRASHED rank=1")

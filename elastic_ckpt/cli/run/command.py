@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from elastic_ckpt.cli.run.build_settings import build_settings
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
@@ -15,18 +18,21 @@ from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.job_file import format_options, print_config_option
 from elastic_ckpt.cli.run.options import run_options
 from elastic_ckpt.cli.run.storage_check import check_storage
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import ElasticCkptError, LockHeld, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import RunCommand, command_line
 from elastic_ckpt.notices.signals import hold_signals
 from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
+    from elastic_ckpt.jobdir.node_record import NodeRecord
     from elastic_ckpt.supervisor.settings import RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
 
 _ARGUMENTS = "elastic_ckpt.arguments"
+_NEXT_SECONDS = 2.0  # for what to do next
 
 
 class _RunCommand(click.Command):
@@ -87,12 +93,19 @@ def command(
         settings = build_settings(**options)
         _remember_slurm_job(settings)
         problem = check_storage(settings.directory)
-        supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
+        try:
+            supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
+        except LockHeld as error:
+            look = command_line("status", settings.directory)
+            raise LockHeld(f"{error}; see what it does: {look}") from None
+        supervisor.record.node.command = RunCommand.current(_arguments(context))
         if problem:
             supervisor.record.say(problem)
         if hostfile is not None:  # not before this run owns the job
             _start_others(context, settings)
-        return int(supervisor.run())
+        code = int(supervisor.run())
+        _say_next(settings.directory, supervisor.record.node)
+        return code
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
@@ -137,6 +150,42 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
         return found is not None and found.owner.is_alive() is not False
 
     return make_supervisor(settings, _print_line, reread, meet(settings.endpoint, is_led))
+
+
+def _arguments(context: click.Context) -> list[str]:
+    """Return the arguments of this run, with the directory if it is from the environment."""
+    arguments: list[str] = context.meta[_ARGUMENTS]
+    if context.get_parameter_source("directory") is ParameterSource.ENVIRONMENT:
+        return ["--dir", str(context.params["directory"]), *arguments]
+    return arguments
+
+
+def _say_next(directory: Path, record: NodeRecord) -> None:
+    """Say what to do next, unless the storage does not answer in time."""
+    from elastic_ckpt.cli.status.advice import Advice, advise_member
+    from elastic_ckpt.cli.status.view import gather
+
+    found: list[Advice] = []
+
+    def look() -> None:
+        with contextlib.suppress(OSError, ElasticCkptError):
+            view = gather(JobDirectory(directory))
+            found.append(Advice(view.advice, view.commands))
+
+    if record.leads:
+        thread = threading.Thread(target=look, name="next", daemon=True)
+        thread.start()
+        thread.join(_NEXT_SECONDS)
+    else:
+        found.append(advise_member(record))
+    if not found:
+        found.append(
+            Advice("the storage does not answer; look later:", (command_line("status", directory),))
+        )
+    text, commands = found[0]
+    _print_line(f"next: {text}")
+    for line in commands:
+        click.echo(f"  {line}", err=True)
 
 
 def _start_others(context: click.Context, settings: RunSettings) -> None:

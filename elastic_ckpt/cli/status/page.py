@@ -54,10 +54,10 @@ def make_console() -> Console:
 def show(view: StatusView, console: Console) -> None:
     """Print the page; to a pipe without trailing spaces."""
     if console.is_terminal:
-        console.print(page(view, console.width))
+        console.print(page(view, console.width), crop=False)
         return
     with console.capture() as captured:
-        console.print(page(view, console.width))
+        console.print(page(view, console.width), crop=False)
     for line in captured.get().splitlines():
         click.echo(line.rstrip())
 
@@ -75,6 +75,8 @@ def page(view: StatusView, width: int = 80) -> RenderableType:
         parts.append(Text(f"! {warning}", style="bold yellow"))
     if view.advice:
         parts.append(Text(f"→ {view.advice}", style="bold"))
+    # Never wrapped, so that a terminal copies them as one line.
+    parts += [Text(f"  {one}", no_wrap=True, overflow="ignore") for one in view.commands]
     parts += _laid_out(_facts(view, width), width)
     if view.nodes:
         parts.append(_nodes(view))
@@ -185,7 +187,11 @@ def _progress(view: StatusView, found: ProgressView, width: int) -> Text:
 def _newest(view: StatusView) -> str:
     newest, on_disk = view.newest_intact, view.newest_on_disk
     if newest is None:
-        return "none: a restart would start at step 0"
+        return (
+            "none intact: a restart would end with 65"
+            if view.rejected
+            else "none: a restart would start at step 0"
+        )
     if newest.tier == "disk":
         return _checkpoint(newest)
     rest = _checkpoint(on_disk) if on_disk else "none on the disk"

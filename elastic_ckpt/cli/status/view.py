@@ -10,6 +10,7 @@ from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected,
 from elastic_ckpt.checkpoint.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
+from elastic_ckpt.cli.status.advice import Situation, advise
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
     EmergencySaveView,
@@ -18,7 +19,6 @@ from elastic_ckpt.cli.status.saves import (
     last_save,
 )
 from elastic_ckpt.cli.status.workers import WorkerView, reported, worker_views
-from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import (
     FailureRecord,
@@ -121,6 +121,7 @@ class StatusView(msgspec.Struct, kw_only=True):
         message: one line about the state.
         session: the Session that is open, or was last; empty for the unnamed one.
         advice: what to do now; empty for nothing.
+        commands: what to type for it in a shell, in this order.
         warnings: what is wrong; a running job with a warning is degraded.
         exit_code: of ``status``: 0 healthy or finished, 1 degraded or waiting to be restarted,
             2 dead.
@@ -137,6 +138,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     message: str
     session: str
     advice: str
+    commands: tuple[str, ...]
     warnings: list[str]
     exit_code: int
     supervisor: SupervisorView | None
@@ -195,12 +197,15 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         warnings.append(_stepless(record, now))
     if running:
         warnings += _warnings(newest_save, rejected, newest, alive is None and _is_silent(beat))
+    save_error = newest_save.error if newest_save else ""
+    advice = advise(job, Situation(state, record, newest, bool(rejected), save_error))
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
         message=message,
         session=session,
-        advice=_advice(state, record, newest),
+        advice=advice.text,
+        commands=advice.commands,
         warnings=warnings,
         exit_code=_exit_code(state, warnings),
         supervisor=_supervisor(record, alive, beat),
@@ -327,24 +332,6 @@ def _exit_code(state: str, warnings: list[str]) -> int:
     if state in (RunState.STARTING.value, RunState.RUNNING.value):
         return 1 if warnings else 0
     return 0 if state == RunState.FINISHED.value else 1
-
-
-def _advice(state: str, record: NodeRecord | None, newest: CheckpointView | None) -> str:
-    where = f"resumes from step {newest.step}" if newest else "starts at step 0"
-    match state:
-        case "unknown":
-            return "start it with elastic-ckpt run"
-        case "dead":
-            return f"rerun the same command: it {where}"
-        case RunState.PREEMPTED.value:
-            return f"rerun the same command, unless systemd or SLURM does: it {where}"
-        case RunState.FAILED.value if record is not None and record.exit_code == ExitCode.DATA:
-            return "see what is wrong with each checkpoint: elastic-ckpt list"
-        case RunState.FAILED.value:
-            return (
-                f"fix the failure (elastic-ckpt logs --last) and rerun the same command: it {where}"
-            )
-    return ""
 
 
 def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:

@@ -242,7 +242,7 @@ def test_checkpoints_of_which_none_is_intact_are_a_warning(
     (job.checkpoint(0, 60) / MODEL).unlink()
     view = gather(training)
     assert view.exit_code == 1 and "none is intact" in view.warnings[0]
-    assert "none: a restart would start at step 0" in shown(view)
+    assert "none intact: a restart would end with 65" in shown(view)
     assert f"epoch-0_step-60: {MODEL} is missing" in shown(view)
 
 
@@ -256,8 +256,8 @@ def test_checkpoints_of_which_none_is_intact_are_a_warning(
             "rerun the same command, unless systemd or SLURM does: it resumes from",
         ),
         (RunState.FAILED, 70, 2, "elastic-ckpt logs --last"),
-        (RunState.FAILED, 65, 2, "elastic-ckpt list"),
-        (RunState.FINISHED, 0, 0, ""),
+        (RunState.FAILED, 65, 2, "correct what the message says does not match"),
+        (RunState.FINISHED, 0, 0, "nothing is left to do"),
     ],
 )
 def test_advice_for_a_job_that_has_ended(

@@ -1,0 +1,107 @@
+"""What to do next about a job, and the commands to type for it."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from elastic_ckpt.checkpoint.catalog import CheckpointView
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import command_line
+from elastic_ckpt.protocol.run_state import RunState
+
+_RERUN: Final = "rerun the same command"
+_ENDED: Final = (RunState.PREEMPTED.value, RunState.FAILED.value)
+_SET_ASIDE: Final = "failed verification"
+"""In the message of a run that set too many checkpoints aside."""
+
+
+class Advice(NamedTuple):
+    """One sentence, and the commands to type, in this order; empty where there is nothing to do."""
+
+    text: str = ""
+    commands: tuple[str, ...] = ()
+
+
+class Situation(NamedTuple):
+    """What the advice depends on.
+
+    Attributes:
+        state: as ``status`` shows it.
+        record: of the run; None if no supervisor has run.
+        newest: the newest intact checkpoint.
+        rejected: whether there are checkpoints that a restart would not load.
+        save_error: why the last save failed; empty if it did not.
+    """
+
+    state: str
+    record: NodeRecord | None
+    newest: CheckpointView | None
+    rejected: bool
+    save_error: str
+
+
+def advise(job: JobDirectory, found: Situation) -> Advice:
+    """Return what to do about a job that has ended; nothing for one that runs."""
+    record = found.record
+    if found.state == "unknown":
+        return Advice("start it with elastic-ckpt run")
+    if found.state == RunState.FINISHED.value:
+        shown = (command_line("list", job.root),) if found.newest is not None else ()
+        return Advice("nothing is left to do" + "; its checkpoints:" * bool(shown), shown)
+    if record is None or found.state not in ("dead", *_ENDED):
+        return Advice()
+    if found.newest is None and found.rejected:
+        return Advice(
+            "a rerun would end the same way, because no checkpoint is intact; see why: "
+            "elastic-ckpt list; to start over, run with an empty --dir",
+            (command_line("list", job.root),),
+        )
+    rerun = tuple(filter(None, [record.command.line() if record.command else ""]))
+    again = f"{_RERUN}{_place(found)}: it {_resumes(found)}"
+    if found.state == RunState.FAILED.value and record.exit_code == ExitCode.DATA:
+        return _after_bad_data(job, record, again, rerun)
+    if found.save_error:
+        first = "first make saves work, or the same steps are lost again (elastic-ckpt doctor)"
+        text = f"{first}: the last save failed: {found.save_error}; then {again}"
+        return Advice(text, (command_line("doctor", job.root), *rerun))
+    if found.state == RunState.FAILED.value:
+        logs = command_line("logs", "--last", job.root)
+        return Advice(f"fix the failure (elastic-ckpt logs --last), then {again}", (logs, *rerun))
+    managed = record.command is None or record.command.is_managed
+    unless = ", unless systemd or SLURM does" if found.state == RunState.PREEMPTED.value else ""
+    return Advice(again.replace(_RERUN, f"{_RERUN}{unless if managed else ''}", 1), rerun)
+
+
+def _after_bad_data(
+    job: JobDirectory, record: NodeRecord, again: str, rerun: tuple[str, ...]
+) -> Advice:
+    if _SET_ASIDE in record.message:
+        shown = command_line("list", job.root)
+        return Advice(f"fix the storage (elastic-ckpt list), then {again}", (shown, *rerun))
+    other = "; to train on other data or state, run with an empty --dir"
+    return Advice(f"correct what the message says does not match, then {again}{other}", rerun)
+
+
+def _place(found: Situation) -> str:
+    """Return where to rerun it: on the machine whose memory has the newest checkpoint."""
+    record, newest = found.record, found.newest
+    in_memory = newest is not None and newest.tier != "disk" and record is not None
+    if in_memory and record is not None:
+        return f" on {record.owner.host} before it reboots"
+    several = record is not None and len(record.present) > 1
+    return " on each node" if several else ""
+
+
+def _resumes(found: Situation) -> str:
+    return f"resumes from step {found.newest.step}" if found.newest else "starts at step 0"
+
+
+def advise_member(record: NodeRecord) -> Advice:
+    """Return what to do on a node whose run has ended, and which does not lead the job."""
+    if record.exit_code == ExitCode.FINISHED:
+        return Advice("nothing is left to do")
+    line = record.command.line() if record.command else ""
+    text = "the job continues with its other nodes; to add this one again, rerun the same command"
+    return Advice(text, (line,) * bool(line))
