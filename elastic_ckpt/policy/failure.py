@@ -12,7 +12,8 @@ class FailureClass(str, Enum):
     """The class of a failure; the journal and ``status`` show these values."""
 
     MEMBERSHIP = "membership"  # a node vanished; not a failure of the job
-    START_UP = "start-up"  # exited with an error before any rank started a step
+    LAUNCH = "launch"  # the workers could not be launched
+    START_UP = "start-up"  # exited with an error soon, before any rank started a step
     ERROR = "error"  # exited with an error later, or with code 0 too early
     NON_FINITE = "non-finite"  # the script reported a loss of nan or infinity
     DEVICE_MEMORY = "device-memory"  # out of GPU memory
@@ -26,9 +27,14 @@ class FailureClass(str, Enum):
 NOTHING_SAVED: Final[tuple[int, ...]] = (-1, 0)
 """Sorts before the (epoch, step) of every checkpoint."""
 
+LAUNCH_FAILED: Final = "the workers could not be launched"
+
 _FAULTS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS}
 )
+SETTLED_SECONDS: Final = 60.0
+"""A worker that fails later did not fail to start. A script without a Session shows no steps."""
+
 _MESSAGE_MARKS: Final = (
     ("NonFiniteLoss", FailureClass.NON_FINITE),
     ("OutOfMemoryError", FailureClass.DEVICE_MEMORY),
@@ -47,6 +53,7 @@ class Failure:
         exit_code: its exit code; negative for the signal that killed it.
         message: one line.
         stepped: whether any rank of the incarnation had started a step.
+        lived: seconds from the rank's start to its failure; 0 if unknown.
         steps: steps finished in the incarnation.
         step: the step that failed, as the script counts it over the whole job; 0 if unknown.
         newest: orders the checkpoint that the next incarnation would resume from.
@@ -67,6 +74,7 @@ class Failure:
     lost: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
     newest: tuple[int, ...] = NOTHING_SAVED
+    lived: float = 0.0
 
     @property
     def kind(self) -> FailureClass:
@@ -75,6 +83,8 @@ class Failure:
             return FailureClass.MEMBERSHIP
         if self.hung:
             return FailureClass.HANG
+        if self.message.startswith(LAUNCH_FAILED) and self.exit_code > 0 and self.rank < 0:
+            return FailureClass.LAUNCH
         if self.exit_code < 0:
             number = -self.exit_code
             if number == signal.SIGKILL and self.out_of_memory and self.rank >= 0:
@@ -83,6 +93,6 @@ class Failure:
         known = next((kind for words, kind in _MESSAGE_MARKS if words in self.message), None)
         if known is not None:
             return known
-        if not self.stepped and self.exit_code > 0:
+        if not self.stepped and self.exit_code > 0 and self.lived < SETTLED_SECONDS:
             return FailureClass.START_UP
         return FailureClass.ERROR

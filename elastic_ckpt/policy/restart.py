@@ -6,17 +6,21 @@ Preemptions and membership changes are never charged to the budget.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from elastic_ckpt.policy.failure import NOTHING_SAVED, Failure, FailureClass
+from elastic_ckpt.policy.failure import NOTHING_SAVED, SETTLED_SECONDS, Failure, FailureClass
 
 FIRST_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 60.0
 REFILL_STEPS: Final = 1000
 """Steps without a failure after which the budget is full again, also where nothing is saved."""
+
+QUICK_SECONDS: Final = 3.0
+"""A start that fails sooner is a typing error or a missing module: a retry would fail as well."""
 
 FALL_BACK_AT: Final = 2
 STOP_AT: Final = 3
@@ -42,6 +46,7 @@ class Rule:
 
 RULES: Final[Mapping[FailureClass, Rule]] = {
     FailureClass.MEMBERSHIP: Rule(may_pass=True, is_the_steps=False, counts=False),
+    FailureClass.LAUNCH: Rule(may_pass=False, is_the_steps=False),
     FailureClass.START_UP: Rule(may_pass=False, is_the_steps=False),
     FailureClass.ERROR: Rule(may_pass=True, is_the_steps=True),
     FailureClass.NON_FINITE: Rule(
@@ -106,6 +111,8 @@ class RestartPolicy:
     stuck: int = 0
     _step: int = field(default=0, repr=False)
     _times: int = field(default=0, repr=False)  # consecutive failures of that step
+    _has_started: bool = field(default=False, repr=False)
+    _start_message: str = field(default="", repr=False)  # of the last failed start
     _furthest: tuple[int, ...] = field(default=NOTHING_SAVED, repr=False)
 
     @property
@@ -122,13 +129,15 @@ class RestartPolicy:
             self._times = 0
         if progress or failure.steps >= REFILL_STEPS:
             self.failures = 0
+        if failure.stepped or failure.lived >= SETTLED_SECONDS:
+            self._has_started, self._start_message = True, ""
         self.stuck = 0 if failure.steps > 0 else self.stuck + 1
         if not rule.counts:
             return RestartDecision(RestartAction.RESTART)
         self.failures += 1
         self.total += 1
         advice = f"; {rule.advice}" if rule.advice else ""
-        if not failure.stepped and not rule.may_pass:
+        if not failure.stepped and not rule.may_pass and not self._start_may_pass(failure):
             return RestartDecision(RestartAction.STOP, f"no retry{advice}")
         times = self._same_step(failure) if rule.is_the_steps else 0
         if times >= STOP_AT:
@@ -148,6 +157,15 @@ class RestartPolicy:
             return 0.0
         base = FIRST_BACKOFF_SECONDS * 2.0 ** min(self.stuck - 2, 16)
         return min(base, MAX_BACKOFF_SECONDS) * jitter.uniform(0.5, 1.0)
+
+    def _start_may_pass(self, failure: Failure) -> bool:
+        """Return whether to retry a start that failed: if one has worked before or this one took a
+        while, as a download may, and the one before it did not fail in the same way."""
+        message = re.sub(r"\d+", "", failure.message)  # without pids and ports
+        last, self._start_message = self._start_message, message
+        if failure.kind is not FailureClass.START_UP or message == last:
+            return False
+        return self._has_started or failure.lived >= QUICK_SECONDS
 
     def _same_step(self, failure: Failure) -> int:
         """Return how many times in a row this step has failed."""

@@ -8,9 +8,9 @@ Everything is a 64-bit word, because one aligned word is read and written atomic
 a rank's step are framed (``slot.py``). Times are nanoseconds on the monotonic clock, which all
 processes of a host share.
 
-Each word has one writer at a time: the agent writes the header and the answers, a rank its own
-slot, the supervisor the deadline; after the agent and all workers are gone, the supervisor clears
-what they left.
+Each word has one writer at a time: the agent writes the header, the answers and the outcome of a
+rank that is gone, a rank its own slot, the supervisor the deadline; after the agent and all workers
+are gone, the supervisor clears what they left.
 """
 
 from __future__ import annotations
@@ -153,6 +153,11 @@ class Board:
             if number and number == self._words[base]:
                 found[number] = RequestAnswer(number, RequestKind(kind), step)
         return found
+
+    @property
+    def stop_wanted(self) -> bool:
+        """Whether the ranks are to stop, because this node goes or the job is to restart."""
+        return any(answer.kind is RequestKind.STOP for answer in self.answers().values())
 
     @property
     def aborted(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 from enum import Enum
+from typing import Final
 
 import msgspec
 
-from elastic_ckpt.protocol.slot import Outcome
+from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
+
+EARLY_SECONDS: Final = 10.0
+"""How long ranks whose Session is open may go on after a rank ended without having closed one."""
 
 
 class EndKind(Enum):
@@ -25,10 +29,13 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         rank, exit_code, message: the worker that failed first; exit codes below 0 are signals.
+            Without a failure the message says what a rank left unsaved.
         stepped: whether any rank had begun a step.
         steps: optimizer steps finished in this incarnation.
         finished: the last finished step, as the script counts it.
+        lived: seconds from the failed worker's start to its failure.
         attached: whether the script made a Session or called should_save.
+        sealed: whether every rank's Session has all its steps in a checkpoint.
         failed_at, noticed_at, gone_at: when the worker failed, the agent noticed, and the last
             process was gone; monotonic nanoseconds. A worker that posts its failure posts the
             time; for one that died it is when the kernel woke the agent.
@@ -46,7 +53,9 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stepped: bool = False
     steps: int = 0
     finished: int = 0
+    lived: float = 0.0
     attached: bool = False
+    sealed: bool = False
     failed_at: int = 0
     noticed_at: int = 0
     gone_at: int = 0
@@ -64,6 +73,52 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def what(self) -> str:
         """One line on what happened; empty without a failure."""
         return f"rank {self.rank} failed: {self.message}" if self.rank >= 0 else self.message
+
+
+def outcome_of_zero(slot: Slot, *, stop_wanted: bool) -> Outcome:
+    """Return the outcome of a worker that ended with code 0 and posted none, as by ``os._exit``.
+
+    Returns:
+        NONE if it had work that is not saved: that is a failure.
+    """
+    if slot.session_state is SessionState.OPEN:
+        return Outcome.NONE
+    if stop_wanted and not slot.attached:  # nobody knows whether it was done
+        return Outcome.STOPPED_UNSAVED
+    return Outcome.COMPLETED
+
+
+def ended_early(slots: Sequence[Slot], now: int) -> Slot | None:
+    """Return a rank that ended with code 0, although others train or wait for it.
+
+    Args:
+        now: monotonic nanoseconds.
+    """
+    waits = any(slot.outcome is Outcome.NONE and _needs_all(slot) for slot in slots)
+    gone = (
+        slot for slot in slots
+        if slot.outcome is Outcome.COMPLETED and slot.session_state is not SessionState.SEALED
+        and now - slot.left > EARLY_SECONDS * 1e9
+    )  # fmt: skip
+    return next(gone, None) if waits else None
+
+
+def _needs_all(slot: Slot) -> bool:
+    """Return whether a rank trains in a Session, or waits for all ranks to make the group."""
+    makes_group = bool(slot.marks.group_began) and not slot.marks.group_ended
+    return makes_group or slot.session_state is SessionState.OPEN
+
+
+def left_unsaved(slots: Iterable[Slot]) -> str:
+    """Return one line on what finished workers did not save; empty if they saved everything."""
+    left = next((slot for slot in slots if slot.session_state is SessionState.LEFT), None)
+    if left is None or left.finished <= max(0, left.saved_step):
+        return ""
+    newest = f"of step {left.saved_step}" if left.saved_step > 0 else "missing"
+    return (
+        f"rank {left.rank} left its Session by an exception after step {left.finished}, "
+        f"unsaved: its newest checkpoint is {newest}"
+    )
 
 
 def end_kind(outcomes: Set[Outcome], *, cut_short: bool, not_begun: bool) -> EndKind:
@@ -106,7 +161,9 @@ def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
         stepped=any(one.stepped for one in verdicts),
         steps=max(one.steps for one in verdicts),
         finished=max(one.finished for one in verdicts),
+        lived=cause.lived,
         attached=any(one.attached for one in verdicts),
+        sealed=all(one.sealed for one in verdicts),
         out_of_memory=cause.out_of_memory,
         lost=lost,
         tail=tail,

@@ -25,7 +25,7 @@ _S_PID, _S_RANK, _S_PHASE, _S_SEEN, _S_OUTCOME, _S_EXIT_CODE = range(6, 12)
 _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
 _S_SOURCE, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = 22, 25, 26, 27
-_S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP = range(28, 31)
+_S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP, _S_STATE = range(28, 32)
 _S_REASON: Final = 32
 _S_SESSION: Final = 72
 _S_METRICS: Final = 80
@@ -62,6 +62,15 @@ class Source(IntEnum):
     MEMORY = 2
 
 
+class SessionState(IntEnum):
+    """What became of a rank's newest Session."""
+
+    NONE = 0  # the script has opened none
+    OPEN = 1  # it has work that is not saved
+    LEFT = 2  # an exception left it, and nothing was saved at its end
+    SEALED = 3  # all its steps are in a checkpoint
+
+
 class Outcome(IntEnum):
     """How a worker left; NONE for one that runs or was killed."""
 
@@ -94,6 +103,7 @@ class Slot:
         metrics: the script's newest values, by name.
         own_step: the step as the script or the session counts it, where that differs; else -1.
         session: name of the session that is open; empty for the unnamed one.
+        session_state: what became of its newest Session.
     """
 
     local_rank: int
@@ -123,6 +133,7 @@ class Slot:
     metrics: dict[str, float] = field(default_factory=dict)
     own_step: int = -1
     session: str = ""
+    session_state: SessionState = SessionState.NONE
 
     @property
     def attached(self) -> bool:
@@ -177,6 +188,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         metrics=_metrics(words[_S_METRICS:]),
         own_step=words[_S_OWN_STEP],
         session=_text(words[_S_SESSION:_S_METRICS]),
+        session_state=SessionState(words[_S_STATE]),
     )
 
 
@@ -269,6 +281,10 @@ class SlotWriter:
         offset = (self._base + _S_SESSION) * WORD
         data = name.encode()[:_SESSION_BYTES].ljust(_SESSION_BYTES, b"\0")
         self._buffer[offset : offset + _SESSION_BYTES] = data
+
+    def session_state(self, state: SessionState) -> None:
+        """Post what became of the rank's newest Session."""
+        self._words[self._base + _S_STATE] = state
 
     def metric(self, name: str, value: float) -> None:
         """Post a value that the script reports; dropped if the board has no room."""

@@ -201,17 +201,23 @@ class Incarnations:
             self.end_agent()
         if not self._run.shutdown.is_decided:  # else what follows was decided when the notice came
             self._run.role.follow_up(self._run, ended)
-        elif ended.kind is EndKind.COMPLETED:
+        elif ended.kind is EndKind.COMPLETED and ended.attached:
             self._run.shutdown.work_is_done()
 
     def follow_up(self, ended: Ended) -> None:
         """Decide what follows the end of an incarnation."""
-        if ended.kind is EndKind.COMPLETED:
-            self._run.shutdown.finish(lambda: self._run.leaves)
-        elif self._run.state is RunState.DRAINING and ended.failed:
+        draining = self._run.state is RunState.DRAINING
+        if ended.kind is EndKind.COMPLETED and draining and not ended.attached:
+            # It may have caught SLURM's own SIGTERM and left: without a Session nobody knows.
+            detail = "the script ended during the notice, without a Session"
+            self._run.shutdown.preempt(Event.STOPPED, detail)
+        elif ended.kind is EndKind.COMPLETED:
+            self._run.shutdown.finish(lambda: self._run.leaves, ended.message)
+        elif draining and ended.failed:
             detail = f"during the notice {ended.what}"
-            self._run.shutdown.preempt(Event.CRASH, detail, stepped=ended.stepped)
-        elif self._run.state is RunState.DRAINING:
+            stepped = ended.stepped and not ended.sealed
+            self._run.shutdown.preempt(Event.CRASH, detail, stepped=stepped)
+        elif draining:
             self._run.shutdown.preempt(Event.STOPPED, "all ranks left together", stopped=True)
         elif not ended.failed:
             self._run.record.move(Event.REGROUP, f"stopped at step {ended.finished}, to restart")
@@ -225,6 +231,7 @@ class Incarnations:
                     message=hang.message if hang else ended.message,
                     hung=hang is not None,
                     stepped=ended.stepped,
+                    lived=ended.lived,
                     steps=ended.steps,
                     step=ended.finished + 1 if ended.attached else 0,
                     out_of_memory=ended.out_of_memory,

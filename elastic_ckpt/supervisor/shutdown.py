@@ -64,11 +64,12 @@ class Shutdown:
             then, self._then = self._then, None
             then()
 
-    def finish(self, hurry: Callable[[], bool]) -> None:
+    def finish(self, hurry: Callable[[], bool], note: str = "") -> None:
         """End a run whose work is done: with 0, unless the disk lacks its last checkpoint.
 
         Args:
             hurry: called while old checkpoints are deleted; True leaves them.
+            note: what the work left unsaved by itself; may be empty.
         """
 
         def end() -> None:
@@ -78,7 +79,8 @@ class Shutdown:
                 self._end(Event.GIVE_UP, ExitCode.FAILED, f"the work is done, but {why}")
                 return
             self._memory.finish_pruning(hurry)
-            self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
+            message = f"finished, but {note}" if note else "finished"
+            self._end(Event.COMPLETED, ExitCode.FINISHED, message)
 
         self._is_done = True
         self._when_on_disk(end)

@@ -9,8 +9,12 @@ def describe(error: BaseException) -> str:
     """Describe an exception in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    text = [line for line in str(error).strip().splitlines() if line.strip()]
+    if not text:
+        return type(error).__name__
+    # A child's error, as of mp.spawn or a DataLoader, ends with what it raised.
+    last = f" {text[-1]}" if any(line.startswith("Traceback (most recent") for line in text) else ""
+    return f"{type(error).__name__}: {text[0]}{last}"
 
 
 def as_failure(rank: int, error: Exception, doing: str) -> ElasticCkptError:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.catalog import next_session_order
 from elastic_ckpt.checkpoint.cleanup import recover
@@ -66,6 +66,7 @@ class Runtime:
         state: returns ``session.state``, encoded; empty for nothing to save.
         looked: by session, what ``resume_place`` has found for a Session that is not yet entered.
         candidate: the checkpoint to load, verified, if ``has_looked``; None for a fresh start.
+        has_left: whether this rank is leaving at a stop.
     """
 
     job: JobDirectory
@@ -85,6 +86,7 @@ class Runtime:
     looked: dict[str, Runtime] = field(default_factory=dict)
     candidate: LoadCandidate | None = None
     has_looked: bool = False
+    has_left: bool = False
     steps: StepProtocol = field(init=False)
     retain: Retainer = field(init=False)
 
@@ -138,18 +140,22 @@ class Runtime:
         if self.peers.is_leader:
             self.say(line)
 
-    def leave(self, *, saved: bool) -> None:
+    def leave(self, *, saved: bool, together: bool = True) -> None:
         """End this process at the agreed stop step. Collective if something was saved.
 
         Torch elastic treats a non-zero exit as a failure, so under a supervisor the outcome is on
         the board and the exit code is 0. The process group ends with the process: destroying it
         while a DDP model is alive can deadlock (torch 2.13, gloo).
 
+        Args:
+            together: wait for the other ranks if something was saved; they all leave here.
+
         Raises:
             SystemExit: always.
         """
+        self.has_left = True
         saved = saved or self.sessions.saved
-        if saved:
+        if saved and together:
             self.peers.barrier("leave")
         self.slot.leave(Outcome.STOPPED if saved else Outcome.STOPPED_UNSAVED)
         if self.supervised:
@@ -157,6 +163,9 @@ class Runtime:
         code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED
         raise SystemExit(int(code))
 
+
+RANK_PID: Final = "ELASTIC_CKPT_RANK_PID"
+"""The variable with a worker's pid, which its children inherit."""
 
 _supervised: Supervised | None = None
 _current: Runtime | None = None
@@ -179,11 +188,13 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
     """Join the job of ``save_dir``; later calls return the same runtime. Collective.
 
     Raises:
-        UsageError: the directory differs from the supervisor's or an earlier call's.
+        UsageError: the directory differs from the supervisor's or an earlier call's, or this
+            process is not a rank, but a child that the script made.
         DirectoryUnusable, LockHeld: on every rank, from the leader.
     """
     global _current
     directory = _resolve(save_dir)
+    _refuse_children(directory)
     if _current is not None:
         if _current.job.root != directory:
             raise UsageError(
@@ -201,6 +212,19 @@ def join(save_dir: str | os.PathLike[str] | None) -> Runtime:
 def joined() -> Runtime:
     """Return the runtime that was joined before, or join that of ``ELASTIC_CKPT_DIR``."""
     return _current if _current is not None else join(None)
+
+
+def _refuse_children(directory: Path) -> None:
+    """Raise UsageError in a process that a supervised script started itself for this directory."""
+    rank = os.environ.get(RANK_PID, "")
+    if not rank or int(rank) == os.getpid() or not Path(f"/proc/{rank}").exists():
+        return
+    if _supervised is None and Path(os.environ.get("ELASTIC_CKPT_DIR", "/")).resolve() != directory:
+        return  # a job of its own
+    raise UsageError(
+        "this process was started by the script itself, as mp.spawn, fork or torchrun do: let "
+        "elastic-ckpt start all ranks with --nproc, and call the training function directly"
+    )
 
 
 def _resolve(save_dir: str | os.PathLike[str] | None) -> Path:

@@ -12,12 +12,14 @@ step, and the step begins before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
+from elastic_ckpt.protocol.slot import SessionState
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.meeting import Arrival, meet
@@ -48,7 +50,13 @@ class LoopState:
 
 
 class SavePoints:
-    """Counts steps, and saves or stops between them."""
+    """Counts steps, and saves or stops between them.
+
+    Attributes:
+        is_sealed: whether the loop is over and its last step in a checkpoint.
+    """
+
+    is_sealed = False
 
     def __init__(
         self,
@@ -59,7 +67,9 @@ class SavePoints:
         loop: LoopState,
         rank_state: RankState,
         metrics: ReportedMetrics,
+        version: Callable[[], int],
     ) -> None:
+        """``version`` returns a number that changes when the script writes to the model."""
         self._runtime = runtime
         self._saver = saver
         self._interval = interval
@@ -67,12 +77,17 @@ class SavePoints:
         self._loop = loop
         self._rank_state = rank_state
         self._metrics = metrics
+        self._version = version
         self._is_due = False
+        self._mark: object = None
 
     def before_step(self) -> None:
         """Do what all ranks agreed to do before the next step. Collective. SystemExit after the
         seal at the agreed stop step."""
         here = self._loop.position
+        if self.is_sealed:
+            self.is_sealed = False
+            self._runtime.slot.session_state(SessionState.OPEN)
         while True:
             action = self._runtime.steps.enter(here.step, here.epoch, here.sample_start_index)
             if action.kind is ActionKind.GO:
@@ -81,7 +96,7 @@ class SavePoints:
             if self._saver.last[-1] != here.step and here.step > 0:
                 self._save(REASONS[action.kind])
             if action.kind is ActionKind.STOP:
-                self._runtime.leave(saved=self._saver.last[-1] >= 0)
+                self._runtime.leave(saved=self.is_saved)
 
     def count_step(self, micro_batches: int) -> None:
         """Count a finished step. Its samples count together: an incomplete step is repeated."""
@@ -101,13 +116,38 @@ class SavePoints:
         if self._is_due:
             self._save("interval")
 
-    def finish(self) -> None:
-        """Save the final state, and finish the deletion of old checkpoints."""
-        here, steps = self._loop.position, self._runtime.steps
+    def end_loop(self) -> None:
+        """Save the final state after the last step, before the script evaluates or exports.
+
+        A notice that comes meanwhile loses nothing: the next run does that work again.
+        """
+        here = self._loop.position
         self._saver.complete()
         if here.step > 0 and (here.epoch, here.step) != self._saver.last:
             self._save("final")
+        self.is_sealed, self._mark = True, self._state_mark()
+        self._runtime.slot.session_state(SessionState.SEALED)
+
+    def finish(self) -> None:
+        """Save the final state unless that was done, and finish the deletion of old checkpoints."""
+        if self.is_sealed and self._mark != self._state_mark():
+            self._runtime.leader_says(
+                f"warning: the model or the reported metrics changed after the last step, "
+                f"{self._loop.position.step}: the final checkpoint has them as they were at the "
+                "end of session.epochs(); change them inside that loop"
+            )
+        if not self.is_sealed:
+            self.end_loop()
+        steps = self._runtime.steps
         self._runtime.retain.finish(lambda: steps.requested)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self._saver.last[-1] >= 0
+
+    def _state_mark(self) -> object:
+        return self._version(), dict(self._metrics.values)
 
     def _save(self, reason: Reason) -> None:
         self._is_due = False

@@ -16,10 +16,11 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import is_session_name
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.protocol.slot import Phase, Source
+from elastic_ckpt.protocol.slot import Phase, SessionState, Source
 from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.data_loop import DataLoop
+from elastic_ckpt.training.departure import is_exit, leave_together
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
@@ -127,6 +128,7 @@ class Session:
         slot = self._metrics.slot = runtime.slot
         slot.session(self._name)
         slot.phase(Phase.LOADING)
+        slot.session_state(SessionState.OPEN)
         engine = make_engine(self._inputs, self._engine)
         spec = runtime.supervised.spec if runtime.supervised else None
         interval = (spec.save_interval_steps if spec else 0) or self._save_interval
@@ -145,7 +147,7 @@ class Session:
         runtime.steps.attach(self.step)
         self._points = SavePoints(
             runtime, saver, SaveInterval(steps=interval), self._timer, self._loop,
-            self._rank_state, self._metrics,
+            self._rank_state, self._metrics, lambda: _version(self._inputs.model),
         )  # fmt: skip
         self._data = DataLoop(
             runtime, self._points, self._timer, self._loop, self._rank_state,
@@ -162,15 +164,29 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Save once more if the script reached its end; after an exception nothing is saved."""
-        self._runtime.sessions.leave(saved=False)
-        if error is not None:
+        """Save once more if the script reached its end, or all ranks left by ``sys.exit(0)``; after
+        any other exception nothing is saved.
+
+        Raises:
+            UnequalSteps: this rank left by ``sys.exit(0)``, and another one trains on.
+        """
+        runtime, points = self._runtime, self._points
+        runtime.sessions.leave(saved=False)
+        if runtime.has_left:
+            return
+        if error is not None and not is_exit(error):
+            if not points.is_sealed:
+                runtime.slot.session_state(SessionState.LEFT)
             return
         self._data.settle()
-        self._points.finish()
+        if error is not None and not points.is_sealed:
+            leave_together(runtime, self.step)
+        points.finish()
         self._warn_if_stepless()
-        self._runtime.sessions.leave(saved=self._saver.last[-1] >= 0)
-        self._runtime.slot.phase(Phase.LEAVING)
+        runtime.sessions.leave(saved=points.is_saved)
+        runtime.slot.phase(Phase.LEAVING)
+        if error is not None and runtime.board.stop_wanted:  # a handler of its own may have left
+            runtime.leave(saved=points.is_saved, together=False)
 
     @property
     def step(self) -> int:
@@ -274,3 +290,9 @@ class Session:
                 f"warning: the optimizer stepped {self._optimizer_steps} times in this Session, "
                 f"which has seen no step, {STEPLESS}"
             )
+
+
+def _version(model: Any) -> int:
+    """Return a number that changes when something writes to the model's tensors in place."""
+    tensors = [*model.parameters(), *model.buffers()] if hasattr(model, "parameters") else []
+    return sum(tensor._version for tensor in tensors if not tensor.is_inference())

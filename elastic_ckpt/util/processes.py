@@ -48,6 +48,20 @@ def descendants() -> list[psutil.Process]:
         return []
 
 
+def copies(pid: int) -> list[int]:
+    """Return the running processes below this one that were forked from ``pid`` without an exec."""
+    with contextlib.suppress(psutil.Error):
+        words = psutil.Process(pid).cmdline()
+        return [one.pid for one in descendants() if _runs(one, words)]
+    return []
+
+
+def _runs(process: psutil.Process, words: list[str]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline() == words and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def is_resource_tracker(process: psutil.Process) -> bool:
     """Whether this is multiprocessing's resource tracker, which ends after its clients."""
     try:

@@ -45,7 +45,12 @@ from elastic_ckpt.supervisor.agent.launch import ElasticLaunch, NodeRank
 from elastic_ckpt.supervisor.agent.output import Output
 from elastic_ckpt.supervisor.agent.store_link import TorchNetwork
 from elastic_ckpt.supervisor.agent.template_process import Template
-from elastic_ckpt.supervisor.agent.verdict import summarize
+from elastic_ckpt.supervisor.agent.verdict import (
+    in_background,
+    launch_failed,
+    lived_seconds,
+    summarize,
+)
 from elastic_ckpt.supervisor.agent.watcher import Watcher
 from elastic_ckpt.supervisor.agent.workers import Workers
 from elastic_ckpt.util.processes import (
@@ -60,6 +65,9 @@ log = logging.getLogger(__name__)
 
 UNLAUNCHED_SECONDS: Final = 1.0
 """Workers of an incarnation cut short that start later than this count as never started."""
+
+JOIN_SECONDS: Final = 1.0
+"""How long to wait for torch elastic's thread, which has nothing left to do."""
 
 SPEC_SECONDS: Final = 30.0
 """How long to wait for the supervisor's first line."""
@@ -221,26 +229,30 @@ class Agent:
     # -- the end of an incarnation ------------------------------------------------------------
 
     def _is_over(self, started: ElasticLaunch) -> bool:
-        """Return whether all workers are gone. Torch elastic may return much later: it waits for
-        nodes that did not come, and for those that are not done."""
-        if started.over or self._nodes is None:
-            return started.over
-        if self._workers.left_well:
+        """Whether all workers are gone.
+
+        Torch elastic may return much later or never: it waits for nodes that did not come, at the
+        end for those that are not done, and for the return value of a worker that had none.
+        """
+        if started.over or self._workers.long_gone:
+            return True
+        if self._nodes is not None and self._workers.left_well:
             return True
         late = self._cut_short_at and time.monotonic() > self._cut_short_at + UNLAUNCHED_SECONDS
         return bool(late) and not self._workers.any_left
 
     def _finish(self, finished: ElasticLaunch) -> None:
-        if finished.over:
-            finished.join(5.0)
+        if not finished.over:
+            finished.abandon()
+        # Between nodes it may wait for the others a while longer, in a thread of its own.
+        finished.join(0.0 if self._nodes is not None and not finished.over else JOIN_SECONDS)
         self._launch = None
         now = time.monotonic_ns()
         failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
         verdict = self._verdict(finished)
         shown = f"{verdict.kind.value}, {verdict.what}" if verdict.what else verdict.kind.value
         log.info("incarnation %d is over: %s", verdict.incarnation, shown)
-        if finished.over:
-            self._workers.log_exits()
+        self._workers.log_exits()
         self._board.end_incarnation()  # for workers that torch elastic has yet to start
         self._workers.sweep(self._template.pid)
         gone_at = time.monotonic_ns()
@@ -269,8 +281,14 @@ class Agent:
             summarize(finished.number, kind, slots),
             out_of_memory=count_memory_kills() > self._memory_kills,
         )
+        if kind is EndKind.COMPLETED and not ended.attached:
+            pid = self._workers.in_background(self._template.pid)
+            return in_background(ended, pid) if pid else ended
         if kind is not EndKind.CRASHED:
             return ended
+        if finished.error is not None and not self._workers.failed_at:
+            exit_code, message = launch_failed(finished.error)
+            return msgspec.structs.replace(ended, exit_code=exit_code, message=message)
         failed = self._workers.first_failed(slots)
         exit_code, message = self._workers.explain(failed, finished.failures)
         return msgspec.structs.replace(
@@ -278,6 +296,7 @@ class Agent:
             rank=failed.rank,
             exit_code=exit_code,
             message=message,
+            lived=lived_seconds(failed, self._workers.failed_at),
             tail=self._output.tail(failed.local_rank),
         )
 

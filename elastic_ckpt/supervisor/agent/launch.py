@@ -11,12 +11,15 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.popen_forkserver import Popen
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -37,6 +40,9 @@ LOOPBACK: Final = "127.0.0.1"
 
 STORE_SECONDS: Final = 2.0
 """Timeout of a call to the job's store."""
+
+RUN_ID_CHARACTERS: Final = 40
+"""Torch elastic makes a directory's name of this and more, and names end at 255 bytes."""
 
 _CPP_LEVEL: Final = "TORCH_CPP_LOG_LEVEL"
 _BACKEND: Final = "elastic-ckpt"
@@ -80,11 +86,22 @@ def prepare() -> None:
     ForkServerContext.Process = WorkerProcess
 
 
+class _StatusPopen(Popen):
+    """Lets several threads ask for an exit status, which a pipe delivers only once."""
+
+    _reading: ClassVar = threading.Lock()
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit status; None while the process runs, unless ``flag`` is 0."""
+        ended = wait([self.sentinel], 0 if flag == os.WNOHANG else None)
+        if not ended and self.returncode is None:
+            return None
+        with self._reading:
+            return super().poll(flag)
+
+
 class WorkerProcess(ForkServerProcess):
     """The agent's handle of a worker, kept from its start: torch elastic does not expose its own.
-
-    ``exitcode`` polls a pipe that two threads must not read: before torch elastic has returned
-    only its thread may use it.
 
     Attributes:
         started: handles of the workers that torch elastic has started, the oldest first.
@@ -93,6 +110,10 @@ class WorkerProcess(ForkServerProcess):
 
     started: ClassVar[list[WorkerProcess]] = []
     running: psutil.Process | None = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Popen:
+        return _StatusPopen(process_obj)
 
     def start(self) -> None:
         """Fork it from the template."""
@@ -126,6 +147,7 @@ class NodeRank:
         node, nodes: this node's group rank, and the number of nodes.
         address, port: where the workers' store listens.
         store: that store, on the node that hosts it.
+        abandoned: set to have torch elastic's thread end, which may wait for a worker for ever.
     """
 
     number: int
@@ -134,6 +156,7 @@ class NodeRank:
     address: str
     port: int
     store: Any = None
+    abandoned: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def alone(cls, number: int) -> NodeRank:
@@ -143,12 +166,18 @@ class NodeRank:
 
 
 class ElasticLaunch:
-    """One launch of this node's workers, in a thread that torch elastic blocks; ``over`` once that
-    has returned. It records ``failures`` by rank: of one worker, often not the first."""
+    """One launch of this node's workers, in a thread that torch elastic blocks.
+
+    Attributes:
+        over: whether torch elastic has returned.
+        failures: what torch elastic recorded of failed workers, by rank: one, often not the first.
+        error: why the launch itself failed; None if it did not.
+    """
 
     def __init__(self, node_rank: NodeRank, spec: WorkerSpec, wake: int) -> None:
         self.number = node_rank.number
         self.failures: Mapping[int, Any] = {}
+        self.error: BaseException | None = None
         self._node_rank = node_rank
         self._spec = msgspec.structs.replace(spec, incarnation=node_rank.number)
         self._wake = wake
@@ -163,6 +192,10 @@ class ElasticLaunch:
         """Wait up to this long for torch elastic to return."""
         self._thread.join(seconds)
 
+    def abandon(self) -> None:
+        """Have torch elastic return although workers did: it waits for return values for ever."""
+        self._node_rank.abandoned.set()
+
     def _run(self) -> None:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -171,7 +204,7 @@ class ElasticLaunch:
             min_nodes=node_rank.nodes,
             max_nodes=node_rank.nodes,
             nproc_per_node=self._spec.nproc,
-            run_id=f"{self._spec.job}.{self.number}",
+            run_id=run_id(self._spec.job, self.number),
             rdzv_backend=_BACKEND,
             rdzv_endpoint=f"{node_rank.address}:{node_rank.port}",
             rdzv_configs={"node_rank": node_rank},
@@ -186,12 +219,22 @@ class ElasticLaunch:
         except BaseException as error:  # however the launch ends, the incarnation is over
             if hasattr(error, "failures"):
                 self.failures = error.failures
-            else:
+            elif not isinstance(error, _Abandoned):
+                self.error = error
                 log.exception("torch elastic failed")
         finally:
             # Before the byte: the thread that it wakes must find the incarnation over.
             self.over = True
             os.write(self._wake, b"x")
+
+
+class _Abandoned(Exception):
+    """Ends torch elastic's loop, which asks its rendezvous for nodes at each turn."""
+
+
+def run_id(job: str, number: int) -> str:
+    """Return torch elastic's name for an incarnation, which becomes part of a file's name."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', job)[:RUN_ID_CHARACTERS]}.{number}"
 
 
 def host_workers(address: str) -> Any:
@@ -256,6 +299,8 @@ def _known_nodes(parameters: Any) -> Any:
             return
 
         def num_nodes_waiting(self) -> int:
+            if node_rank.abandoned.is_set():
+                raise _Abandoned
             return 0  # the head ends the incarnation to admit more nodes
 
         def shutdown(self) -> bool:

@@ -6,8 +6,12 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from elastic_ckpt.protocol.ended import Ended, EndKind
-from elastic_ckpt.protocol.slot import Outcome, Slot
+import msgspec
+
+from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.policy.failure import LAUNCH_FAILED
+from elastic_ckpt.protocol.ended import Ended, EndKind, left_unsaved
+from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
 
 
 def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:
@@ -21,6 +25,8 @@ def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:
         steps=max((slot.finished - slot.start_step for slot in stepped), default=0),
         finished=max((slot.shown_step for slot in attached), default=0),
         attached=bool(attached),
+        sealed=all(slot.session_state is SessionState.SEALED for slot in slots),
+        message=left_unsaved(slots) if kind is EndKind.COMPLETED else "",
     )
 
 
@@ -29,13 +35,43 @@ def explain(failed: Slot, status: int | None, failure: Any) -> tuple[int, str]:
     exit ``status`` and torch elastic's record of its ``failure`` are None if unknown."""
     if failed.outcome is Outcome.FAILED:
         return failed.exit_code, failed.reason or f"exit code {failed.exit_code}"
+    if failed.outcome is Outcome.COMPLETED:
+        return 0, "it exited with code 0 and closed no Session, while other ranks wait for it"
     if status is None and failure is not None:
         status = int(failure.exitcode)
     if status is None or status == 255:  # 255: the template died before it reported the status
         status = -int(signal.SIGKILL)
     if status == 0:
-        return 0, "it exited with code 0 before the end of the script"
+        return 0, f"it exited with code 0 inside an open Session, after step {failed.finished}"
     return status, (_recorded(failure) if status > 0 else "") or exit_text(status)
+
+
+def launch_failed(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and one line for workers that could not be launched.
+
+    Returns:
+        70, which is not retried; 0, which is, if a process that launches them was lost.
+    """
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    lost = isinstance(error, EOFError | ConnectionError) or type(error).__name__.startswith("Dist")
+    return (0 if lost else int(ExitCode.FAILED)), f"{LAUNCH_FAILED}: {what}"
+
+
+def in_background(ended: Ended, pid: int) -> Ended:
+    """Return the end of a script that continues as a daemon, which is a wrong use."""
+    message = (
+        f"the script went into the background as process {pid}, which was ended: start it in the "
+        "foreground, without its daemon option"
+    )
+    return msgspec.structs.replace(
+        ended, kind=EndKind.CRASHED, exit_code=int(ExitCode.USAGE), message=message
+    )
+
+
+def lived_seconds(failed: Slot, failed_at: int) -> float:
+    """Return how long a worker ran until it failed; 0 if unknown."""
+    return max(0.0, (failed_at - failed.marks.entered) / 1e9) if failed.marks.entered else 0.0
 
 
 def exit_text(status: int | None) -> str:

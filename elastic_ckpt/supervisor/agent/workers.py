@@ -1,7 +1,12 @@
-"""Watches this node's workers as processes: which run, which failed first, and ends the rest."""
+"""Watches this node's workers as processes: which run, which failed first, and ends the rest.
+
+How a worker ended is decided from its process and the board alone. Torch elastic waits for return
+values, which a worker that leaves by ``os._exit`` never sends.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -11,10 +16,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.ended import ended_early, outcome_of_zero
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.agent.launch import WorkerProcess
 from elastic_ckpt.supervisor.agent.verdict import exit_text, explain, signal_name
-from elastic_ckpt.util.processes import descendants, is_resource_tracker, kill_all, reap
+from elastic_ckpt.util.processes import copies, descendants, is_resource_tracker, kill_all, reap
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +29,17 @@ LEARN_SECONDS: Final = 0.02
 
 LINGER_SECONDS: Final = 10.0
 """Time for workers to exit after the last of them has posted its outcome."""
+
+
+STATUS_SECONDS: Final = 1.0
+"""How long the template may take to report the exit status of a worker that is gone."""
+
+RETURN_SECONDS: Final = 1.0
+"""How long torch elastic may take to return after the last worker is gone."""
+
+
+DAEMON_SECONDS: Final = 0.3
+"""How long a copy of a worker that outlives it may take to make a session of its own."""
 
 
 class Workers:
@@ -39,17 +56,29 @@ class Workers:
         self._culprit: Slot | None = None
         self._woken_at = 0
         self._all_left_at: float | None = None
+        self._gone_at: float | None = None  # when the last worker was gone
+        self._silent = False  # a worker ended well, but not by returning
 
     def patience(self) -> float:
         """Return the seconds after which to call :meth:`watch` again without an event."""
-        return LEARN_SECONDS if len(self._known) < self._board.slots else 1.0
+        waits = len(self._known) < self._board.slots or self._silent or self._all_gone
+        return LEARN_SECONDS if waits else 1.0
+
+    @property
+    def _all_gone(self) -> bool:
+        return len(self._known) == self._board.slots and not self._pidfds
 
     @property
     def left_well(self) -> bool:
         """Whether every worker started, posted an outcome, did not fail, and is gone."""
         outcomes = {slot.outcome for slot in self._board.read_slots()}
-        gone = len(self._known) == self._board.slots and not self._pidfds
-        return gone and not {Outcome.NONE, Outcome.FAILED} & outcomes
+        return self._all_gone and not {Outcome.NONE, Outcome.FAILED} & outcomes
+
+    @property
+    def long_gone(self) -> bool:
+        """Whether all workers have been gone for longer than torch elastic takes to return."""
+        patience = 0.0 if self._silent else RETURN_SECONDS
+        return self._gone_at is not None and time.monotonic() >= self._gone_at + patience
 
     @property
     def any_left(self) -> bool:
@@ -68,7 +97,10 @@ class Workers:
             self._unfollow(self._pidfds.pop(local_rank))
         if exited:
             self._lost(exited)
+        self._end_early()
         self._end_lingering()
+        if self._all_gone and self._gone_at is None:
+            self._gone_at = time.monotonic()
 
     def _end_lingering(self) -> None:
         """Kill workers that do not exit after their outcome.
@@ -81,9 +113,22 @@ class Workers:
             self._all_left_at = None
         elif self._all_left_at is None:
             self._all_left_at = time.monotonic()
-        elif time.monotonic() > self._all_left_at + LINGER_SECONDS:
+        elif time.monotonic() > self._all_left_at + self._linger_seconds(set(outcomes)):
             self._lost([])  # find the first failure before the kill
             self.kill()
+
+    def _linger_seconds(self, outcomes: set[Outcome]) -> float:
+        """Return how long to let workers exit; those that only wait for a return value, not at all.
+
+        A worker posts COMPLETED after its exit hooks, and then returns to torch elastic.
+        """
+        return 0.0 if self._silent and outcomes == {Outcome.COMPLETED} else LINGER_SECONDS
+
+    def _end_early(self) -> None:
+        """Fail if a rank ended with code 0 while others train and wait for it."""
+        early = ended_early(self._board.read_slots(), time.monotonic_ns())
+        if early is not None and self._culprit is None:
+            self._blame(early)
 
     def _follow(self, slot: Slot) -> None:
         self._known.add(slot.local_rank)
@@ -106,13 +151,27 @@ class Workers:
         cause."""
         if self._culprit is not None:
             return
+        for local_rank in exited:
+            self._settle(self._board.read_slot(local_rank))
         slots = self._board.read_slots()
         died = [slots[rank] for rank in exited if slots[rank].outcome is Outcome.NONE]
         failed = [slot for slot in slots if slot.outcome is Outcome.FAILED]
         if not died and not failed:
             return
-        self._culprit = died[0] if died else min(failed, key=lambda slot: slot.left)
-        self.failed_at = self._culprit.left or self._woken_at
+        self._blame(died[0] if died else min(failed, key=lambda slot: slot.left))
+
+    def _settle(self, slot: Slot) -> None:
+        """Post the outcome of a worker that is gone, ended with code 0 and posted none itself."""
+        if slot.outcome is not Outcome.NONE or _exit_status(slot.pid, STATUS_SECONDS) != 0:
+            return
+        outcome = outcome_of_zero(slot, stop_wanted=self._board.stop_wanted)
+        if outcome is not Outcome.NONE:
+            self._silent = True
+            self._board.rank_slot(slot.local_rank).leave(outcome)
+
+    def _blame(self, slot: Slot) -> None:
+        self._culprit = slot
+        self.failed_at = slot.left or self._woken_at
         self._board.abort(self._board.flag)
         self.kill()
         self.noticed_at = time.monotonic_ns()
@@ -140,8 +199,26 @@ class Workers:
             failure = next(iter(failures.values()), None)
         return explain(failed, _exit_status(failed.pid), failure)
 
+    def in_background(self, template: int) -> int:
+        """Return the pid of a copy of a worker that put itself into the background; 0 if none is.
+
+        A daemon forks, ends its parent, and makes a session of its own. Other programs that the
+        script has started, and DataLoader children, do not count.
+        """
+        limit = time.monotonic() + DAEMON_SECONDS
+        workers = {slot.pid for slot in self._board.read_slots()} | {template}
+        while forks := [pid for pid in copies(template) if pid not in workers]:
+            for pid in forks:
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getsid(pid) != os.getsid(template):
+                        return pid
+            if time.monotonic() > limit:
+                break
+            time.sleep(LEARN_SECONDS)
+        return 0
+
     def log_exits(self) -> None:
-        """Log how each worker ended; only after torch elastic has returned."""
+        """Log how each worker ended."""
         for slot in filter(lambda slot: slot.pid, self._board.read_slots()):
             outcome = (
                 slot.outcome.name.lower() if slot.outcome is not Outcome.NONE else "no outcome"
@@ -159,7 +236,8 @@ class Workers:
             self._unfollow(pidfd)
         self._pidfds.clear()
         self._known.clear()
-        self._culprit = self._all_left_at = None
+        self._culprit = self._all_left_at = self._gone_at = None
+        self._silent = False
         self.failed_at = self.noticed_at = 0
         kill_all(
             process
@@ -172,10 +250,13 @@ class Workers:
                 WorkerProcess.started.remove(handle)
 
 
-def _exit_status(pid: int) -> int | None:
-    """Return a worker's exit status; None while torch elastic has not collected it."""
+def _exit_status(pid: int, patience: float = 0.0) -> int | None:
+    """Return a worker's exit status; None if it still runs after ``patience`` seconds."""
     handle = next((one for one in reversed(WorkerProcess.started) if one.pid == pid), None)
-    return handle.exitcode if handle is not None else None
+    if handle is None:
+        return None
+    handle.join(patience)
+    return handle.exitcode
 
 
 def _exited(pidfd: int) -> bool:

@@ -63,6 +63,7 @@ class DataLoop:
             state.position = state.position.next_epoch()
             if state.position.epoch < max_epochs:
                 self._points.after_epoch()
+        self._points.end_loop()
 
     def batches(self, dataloader: DataLoader[Any]) -> Iterator[Any]:
         """Yield the remaining micro-batches of this epoch; see ``Session.batches``."""

@@ -26,7 +26,6 @@ from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
-from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
@@ -62,11 +61,12 @@ def main(payload: bytes) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     slot = board.rank_slot(local_rank)
     slot.launched(int(os.environ["RANK"]), os.getpid())
+    os.environ[runtime.RANK_PID] = str(os.getpid())
     keep_output(spec.output, local_rank)
     process_log = _start_log(job, spec, board, local_rank)
     try:
         _install_context(job, spec, board, slot)
-        if _stop_wanted(board):
+        if board.stop_wanted:
             log.info("a stop is requested: exits before the script starts")
             slot.leave(Outcome.STOPPED_UNSAVED)
             return
@@ -117,8 +117,9 @@ def _run_script(spec: WorkerSpec) -> None:
     _end_interpreter()
     if code:
         raise SystemExit(code)
-    outcome = Outcome.STOPPED_UNSAVED if _stopped_itself(context) else Outcome.COMPLETED
-    context.slot.leave(outcome)
+    # Without a Session nobody knows whether the script was done: many handle SIGTERM themselves.
+    stopped = context.board.stop_wanted and not context.attached
+    context.slot.leave(Outcome.STOPPED_UNSAVED if stopped else Outcome.COMPLETED)
 
 
 def _outcome(spec: WorkerSpec) -> tuple[int, str]:
@@ -164,21 +165,10 @@ def _end_interpreter() -> None:
     sys.stderr.flush()
 
 
-def _stopped_itself(context: runtime.Supervised) -> bool:
-    """Return whether a script without a Session handled the SIGTERM of a stop itself: it exits with
-    0, but must not count as finished."""
-    ours = signal.getsignal(signal.SIGTERM) is _leave_if_idle
-    return not ours and not context.attached and _stop_wanted(context.board)
-
-
-def _stop_wanted(board: Board) -> bool:
-    return any(answer.kind is RequestKind.STOP for answer in board.answers().values())
-
-
 def _leave_if_idle(number: int, frame: FrameType | None) -> None:
     """End the worker on a SIGTERM only if a stop is requested and the script does not take part."""
     context = runtime.supervised()
-    if _stop_wanted(context.board) and not context.attached:
+    if context.board.stop_wanted and not context.attached:
         context.slot.leave(Outcome.STOPPED_UNSAVED)
         raise SystemExit(0)
 

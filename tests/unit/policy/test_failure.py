@@ -46,3 +46,15 @@ def test_an_out_of_memory_kill_is_only_assumed_for_a_worker_killed_by_sigkill(
     rank: int, exit_code: int, kind: FailureClass
 ) -> None:
     assert Failure(rank, exit_code, "", True, out_of_memory=True).kind is kind
+
+
+def test_workers_that_could_not_be_launched_are_no_killed_worker() -> None:
+    message = "the workers could not be launched: OSError: File name too long"
+    assert Failure(-1, 70, message, stepped=False).kind is FailureClass.LAUNCH
+    assert Failure(-1, 0, message, stepped=False).kind is FailureClass.ERROR  # a lost connection
+    assert Failure(2, 70, message, stepped=True).kind is FailureClass.ERROR  # a script's own words
+
+
+def test_worker_that_lived_for_long_has_started() -> None:
+    assert Failure(0, 1, "", stepped=False, lived=59.0).kind is FailureClass.START_UP
+    assert Failure(0, 1, "", stepped=False, lived=61.0).kind is FailureClass.ERROR

@@ -19,6 +19,7 @@ from elastic_ckpt.policy.restart import (
 RESTART, FALL_BACK, STOP = RestartAction.RESTART, RestartAction.FALL_BACK, RestartAction.STOP
 
 EXAMPLES = {
+    FailureClass.LAUNCH: (70, "the workers could not be launched: OSError: no"),
     FailureClass.START_UP: (1, "ImportError: no"),
     FailureClass.ERROR: (1, "ValueError: no"),
     FailureClass.NON_FINITE: (70, "NonFiniteLoss: nan"),
@@ -41,13 +42,14 @@ def failure(
     newest: tuple[int, ...] = NOTHING_SAVED,
 ) -> Failure:
     exit_code, message = EXAMPLES[kind]
-    if kind is FailureClass.START_UP:
+    if kind in (FailureClass.START_UP, FailureClass.LAUNCH):
         stepped = False
     out_of_memory = kind is FailureClass.HOST_MEMORY
     hung = kind is FailureClass.HANG
     lost = ("n2",) if kind is FailureClass.MEMBERSHIP else ()
+    rank = -1 if kind is FailureClass.LAUNCH else 1
     made = Failure(
-        1, exit_code, message, stepped, steps, step, out_of_memory, hung, lost, newest=newest
+        rank, exit_code, message, stepped, steps, step, out_of_memory, hung, lost, newest=newest
     )
     assert made.kind is kind
     return made
@@ -65,6 +67,7 @@ def test_every_class_has_a_rule_and_an_example() -> None:
     ("kind", "before_a_step", "same_step_thrice"),
     [
         (FailureClass.START_UP, STOP, [STOP, STOP, STOP]),
+        (FailureClass.LAUNCH, STOP, [STOP, STOP, STOP]),
         (FailureClass.ERROR, RESTART, [RESTART, FALL_BACK, STOP]),
         (FailureClass.NON_FINITE, RESTART, [RESTART, FALL_BACK, STOP]),
         (FailureClass.DEVICE_MEMORY, STOP, [RESTART, FALL_BACK, STOP]),
@@ -222,3 +225,28 @@ def test_a_finished_step_ends_the_back_off_but_not_the_count() -> None:
     policy.decide(failure(steps=0))
     policy.decide(failure(steps=0))
     assert policy.backoff_seconds(_Longest()) == FIRST_BACKOFF_SECONDS
+
+
+def start(message: str, lived: float = 0.0) -> Failure:
+    return Failure(0, 1, message, stepped=False, lived=lived)
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ([start("ImportError: no")], [STOP]),
+        ([start("ReadTimeout: hub", 5.0)] * 2, [RESTART, STOP]),
+        ([start("Refused: port 1", 5.0), start("Refused: port 2", 5.0)], [RESTART, STOP]),
+        ([start("ReadTimeout: hub", 5.0), start("KeyError: x", 5.0)], [RESTART, RESTART]),
+        ([start("ReadTimeout: hub", 5.0), start("KeyError: x", 1.0)], [RESTART, STOP]),
+        # It has worked before: its checkpoint is worth another start.
+        ([failure(), start("ReadTimeout: hub"), failure()], [RESTART] * 3),
+        ([failure(), *[start("ReadTimeout: hub")] * 2], [RESTART, RESTART, STOP]),
+        # A script without a Session shows no steps: that it lived is what is known.
+        ([start("ReadTimeout: hub", 61.0)] * 3, [RESTART] * 3),
+    ],
+)
+def test_start_that_may_pass_is_retried_until_it_fails_twice_alike(
+    failures: list[Failure], expected: list[RestartAction]
+) -> None:
+    assert decisions(RestartPolicy(9), *failures) == expected

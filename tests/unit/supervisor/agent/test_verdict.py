@@ -10,8 +10,17 @@ import pytest
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import EndKind
-from elastic_ckpt.protocol.slot import Outcome, Slot
-from elastic_ckpt.supervisor.agent.verdict import exit_text, explain, summarize
+from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
+from elastic_ckpt.protocol.start_marks import Marks
+from elastic_ckpt.supervisor.agent.launch import run_id
+from elastic_ckpt.supervisor.agent.verdict import (
+    exit_text,
+    explain,
+    in_background,
+    launch_failed,
+    lived_seconds,
+    summarize,
+)
 
 
 def slot(**changes: Any) -> Slot:
@@ -49,7 +58,7 @@ def record(exit_code: int, message: object = None) -> SimpleNamespace:
         (-77, None, (-77, "killed by signal 77")),
         (3, None, (3, "exit code 3")),
         (3, record(3, "ImportError: x\nmore"), (3, "ImportError: x")),
-        (0, None, (0, "it exited with code 0 before the end of the script")),
+        (0, None, (0, "it exited with code 0 inside an open Session, after step 0")),
         (None, record(-6), (-6, "killed by SIGABRT")),
         (None, None, (-9, "killed by SIGKILL")),
         (255, None, (-9, "killed by SIGKILL")),
@@ -71,3 +80,49 @@ def test_an_exit_status_in_words() -> None:
     assert exit_text(None) == "exit status unknown"
     assert exit_text(0) == "exit code 0"
     assert exit_text(-15) == "killed by SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (OSError(36, "File name too long"), 70),
+        (RuntimeError("no\nmore"), 70),
+        (ConnectionRefusedError("refused"), 0),  # the template was killed: a retry starts another
+        (EOFError(), 0),
+    ],
+)
+def test_a_launch_that_failed_is_explained_by_its_exception(
+    error: Exception, exit_code: int
+) -> None:
+    code, message = launch_failed(error)
+    assert code == exit_code
+    assert message.startswith(f"the workers could not be launched: {type(error).__name__}")
+    assert "\n" not in message
+
+
+def test_rank_that_left_before_the_others_is_explained() -> None:
+    code, message = explain(slot(outcome=Outcome.COMPLETED), -9, record(-9))
+    assert code == 0
+    assert message.startswith("it exited with code 0 and closed no Session")
+
+
+def test_a_daemon_is_a_wrong_use() -> None:
+    found = in_background(summarize(1, EndKind.COMPLETED, [slot()]), 77)
+    assert (found.kind, found.exit_code, found.rank) == (EndKind.CRASHED, 64, -1)
+    assert "process 77" in found.message
+
+
+def test_work_is_sealed_if_every_session_is() -> None:
+    sealed, open_ = slot(session_state=SessionState.SEALED), slot(session_state=SessionState.OPEN)
+    assert summarize(1, EndKind.COMPLETED, [sealed, sealed]).sealed
+    assert not summarize(1, EndKind.CRASHED, [sealed, open_]).sealed
+
+
+def test_a_worker_lived_from_its_first_line() -> None:
+    assert lived_seconds(slot(marks=Marks(entered=2_000_000_000)), 5_000_000_000) == 3.0
+    assert lived_seconds(slot(), 5) == 0.0
+
+
+def test_torch_elastics_name_of_an_incarnation_fits_into_a_file_name() -> None:
+    assert run_id("told", 3) == "told.3"
+    assert run_id("a/b \N{SNOWMAN}" + "n" * 300, 12) == "a_b__" + "n" * 35 + ".12"

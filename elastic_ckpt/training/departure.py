@@ -1,0 +1,76 @@
+"""How a script leaves a Session by ``sys.exit(0)``: all ranks together, or it is an error."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from elastic_ckpt.errors import UnequalSteps
+from elastic_ckpt.protocol.slot import Outcome, Phase
+from elastic_ckpt.training.runtime import Runtime
+
+APART_STEPS: Final = 10.0
+"""How many steps ranks may be apart; usually they wait for each other in each."""
+
+MIN_SECONDS: Final = 10.0
+UNKNOWN_SECONDS: Final = 60.0
+"""For ranks of other nodes, and if a step's duration is not known yet."""
+
+EVALUATION_SECONDS: Final = 1800.0
+"""How long to wait for a rank that evaluates."""
+
+NAME_SECONDS: Final = 5.0
+"""After this long, say who is waited for."""
+
+
+def is_exit(error: BaseException | None) -> bool:
+    """Return whether this ends a script with code 0."""
+    return isinstance(error, SystemExit) and error.code in (None, 0)
+
+
+def leave_together(runtime: Runtime, step: int) -> None:
+    """Wait until every rank leaves its Session after ``step``; then they can save together.
+
+    Raises:
+        UnequalSteps: a rank trains on, or does not leave within the time of ten steps.
+    """
+    peers = runtime.peers
+    what = f"rank {peers.rank} left its Session with exit code 0 after step {step}"
+    advice = "end all ranks at the same step"
+    named = False
+
+    def waits(seconds: float) -> bool:
+        nonlocal named
+        ahead = _ahead(runtime)
+        if ahead >= 0:
+            raise UnequalSteps(f"{what}, but rank {ahead} trains on: {advice}")
+        if seconds > NAME_SECONDS and not named:
+            named = True
+            runtime.say(f"{what}; waiting for rank {peers.missing(key)} to leave its own")
+        return seconds < _limit_seconds(runtime)
+
+    key = f"exit/{step}"
+    if not peers.meet(key, waits):
+        missing = peers.missing(key)
+        raise UnequalSteps(f"{what}, but rank {missing} did not: {advice}")
+
+
+def _limit_seconds(runtime: Runtime) -> float:
+    slots = runtime.board.read_slots()
+    if any(slot.phase is Phase.EVALUATING for slot in slots):
+        return EVALUATION_SECONDS
+    step_ns = max(slot.step_ns for slot in slots)
+    elsewhere = runtime.peers.world_size > len(slots)
+    least = UNKNOWN_SECONDS if elsewhere or not step_ns else MIN_SECONDS
+    return max(least, APART_STEPS * step_ns / 1e9)
+
+
+def _ahead(runtime: Runtime) -> int:
+    """Return a rank of this node that has begun a later step than this one; -1 if there is none."""
+    slots = runtime.board.read_slots()
+    mine = next(slot for slot in slots if slot.pid == os.getpid())
+    ahead = (
+        slot.rank for slot in slots
+        if slot.outcome is Outcome.NONE and slot.entered > mine.entered
+    )  # fmt: skip
+    return next(ahead, -1)
