@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 from elastic_ckpt.errors import UnequalSteps
@@ -34,25 +35,23 @@ def leave_together(runtime: Runtime, step: int) -> None:
     Raises:
         UnequalSteps: a rank trains on, or does not leave within the time of ten steps.
     """
-    peers = runtime.peers
+    peers, began, first, named = runtime.peers, time.monotonic(), 0, False
+    meeting = f"exit/{runtime.name}/{step}"
     what = f"rank {peers.rank} left its Session with exit code 0 after step {step}"
-    advice = "end all ranks at the same step"
-    named = False
-
-    def waits(seconds: float) -> bool:
-        nonlocal named
-        ahead = _ahead(runtime)
-        if ahead >= 0:
-            raise UnequalSteps(f"{what}, but rank {ahead} trains on: {advice}")
-        if seconds > NAME_SECONDS and not named:
+    peers.arrive(meeting)
+    while True:
+        absent, elsewhere = peers.absent(meeting, first)
+        if absent < 0:
+            return
+        first, waited = absent, time.monotonic() - began
+        ahead = absent if elsewhere else _ahead(runtime)
+        if ahead >= 0 or waited > _limit_seconds(runtime):
+            others = f"rank {ahead} trains on" if ahead >= 0 else f"rank {absent} did not"
+            raise UnequalSteps(f"{what}, but {others}: end all ranks at the same step")
+        if waited > NAME_SECONDS and not named:
             named = True
-            runtime.say(f"{what}; waiting for rank {peers.missing(key)} to leave its own")
-        return seconds < _limit_seconds(runtime)
-
-    key = f"exit/{step}"
-    if not peers.meet(key, waits):
-        missing = peers.missing(key)
-        raise UnequalSteps(f"{what}, but rank {missing} did not: {advice}")
+            runtime.say(f"{what}; waiting for rank {absent} to leave its own")
+        time.sleep(peers.pause_seconds)
 
 
 def _limit_seconds(runtime: Runtime) -> float:

@@ -69,7 +69,6 @@ class Peers:
         self._round = 0
         self._keys: dict[str, list[str]] = {}  # by round, those that a rank may still read
         self._watching: Any = None
-        self._come: dict[str, int] = {}  # ranks 0 to here have come to a meeting
 
     @classmethod
     def connect(cls, limit: float = LIMIT_SECONDS) -> Peers:
@@ -182,34 +181,17 @@ class Peers:
         """Wait, for a bounded time, until every rank has called this."""
         self.agree(name, b"", lambda _: b"")
 
-    def meet(self, name: str, waits: Callable[[float], bool]) -> bool:
-        """Wait until every rank has called this; unlike :meth:`barrier`, some may never do.
+    def arrive(self, meeting: str) -> None:
+        """Post that this rank has come to a meeting. It is no exchange: others may never come."""
+        self._post(f"{meeting}/{self.rank}", _OK, b"")
 
-        Args:
-            name: of this meeting; not used again.
-            waits: called with the seconds so far, whether to wait on.
-
-        Returns:
-            Whether all have come.
-
-        Raises:
-            LeaderLost: the job's store does not answer.
-        """
-        self._post(f"{name}/{self.rank}", _OK, b"")
-        begun = time.monotonic()
-        while self.missing(name) >= 0:
-            if not waits(time.monotonic() - begun):
-                return False
-            time.sleep(self._pause_seconds)
-        return True
-
-    def missing(self, name: str) -> int:
-        """Return the first rank that has not come to a meeting; -1 if all have."""
-        come = self._come.setdefault(name, 0)
-        if self._store is not None:
-            while come < self.world_size and self._there(f"{name}/{come}"):
-                come = self._come[name] = come + 1
-        return come if self._store is not None and come < self.world_size else -1
+    def absent(self, meeting: str, first: int = 0) -> tuple[int, bool]:
+        """Return the first rank, from ``first`` on, that has not come to a meeting, -1 if all have;
+        and whether it is in this rank's next exchange instead."""
+        for rank in range(first, self.world_size if self._store is not None else 0):
+            if not self._there(f"{meeting}/{rank}"):
+                return rank, self._there(f"{self._round + 1}/{rank}")
+        return -1, False
 
     # -- inside -------------------------------------------------------------------------------
 
