@@ -132,7 +132,7 @@ class SavePoints:
         """Save the final state unless that was done, and finish the deletion of old checkpoints."""
         if self.is_sealed and self._mark != self._state_mark():
             self._runtime.leader_says(
-                f"warning: the model or the reported metrics changed after the last step, "
+                "warning: the model, the metrics or session.state changed after the last step, "
                 f"{self._loop.position.step}: the final checkpoint has them as they were at the "
                 "end of session.epochs(); change them inside that loop"
             )
@@ -147,7 +147,7 @@ class SavePoints:
         return self._saver.last[-1] >= 0
 
     def _state_mark(self) -> object:
-        return self._version(), dict(self._metrics.values)
+        return self._version(), dict(self._metrics.values), self._runtime.state()
 
     def _save(self, reason: Reason) -> None:
         self._is_due = False
