@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
+from elastic_ckpt.protocol.slot import Outcome, SessionStage, Slot
 
 EARLY_SECONDS: Final = 10.0
 """How long ranks whose Session is open may go on after a rank ended without having closed one."""
@@ -81,7 +81,7 @@ def outcome_of_zero(slot: Slot, *, stop_wanted: bool) -> Outcome:
     Returns:
         NONE if it had work that is not saved: that is a failure.
     """
-    if slot.session_state is SessionState.OPEN:
+    if slot.session_stage is SessionStage.OPEN:
         return Outcome.NONE
     if stop_wanted and not slot.attached:  # nobody knows whether it was done
         return Outcome.STOPPED_UNSAVED
@@ -97,7 +97,7 @@ def ended_early(slots: Sequence[Slot], now: int) -> Slot | None:
     waits = any(slot.outcome is Outcome.NONE and _needs_all(slot) for slot in slots)
     gone = (
         slot for slot in slots
-        if slot.outcome is Outcome.COMPLETED and slot.session_state is not SessionState.SEALED
+        if slot.outcome is Outcome.COMPLETED and slot.session_stage is not SessionStage.SEALED
         and now - slot.left > EARLY_SECONDS * 1e9
     )  # fmt: skip
     return next(gone, None) if waits else None
@@ -106,12 +106,12 @@ def ended_early(slots: Sequence[Slot], now: int) -> Slot | None:
 def _needs_all(slot: Slot) -> bool:
     """Return whether a rank trains in a Session, or waits for all ranks to make the group."""
     makes_group = bool(slot.marks.group_began) and not slot.marks.group_ended
-    return makes_group or slot.session_state is SessionState.OPEN
+    return makes_group or slot.session_stage is SessionStage.OPEN
 
 
 def left_unsaved(slots: Iterable[Slot]) -> str:
     """Return one line on what finished workers did not save; empty if they saved everything."""
-    left = next((slot for slot in slots if slot.session_state is SessionState.LEFT), None)
+    left = next((slot for slot in slots if slot.session_stage is SessionStage.LEFT), None)
     if left is None or left.finished <= max(0, left.saved_step):
         return ""
     newest = f"of step {left.saved_step}" if left.saved_step > 0 else "missing"

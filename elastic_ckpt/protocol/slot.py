@@ -62,7 +62,7 @@ class Source(IntEnum):
     MEMORY = 2
 
 
-class SessionState(IntEnum):
+class SessionStage(IntEnum):
     """What became of a rank's newest Session."""
 
     NONE = 0  # the script has opened none
@@ -103,7 +103,7 @@ class Slot:
         metrics: the script's newest values, by name.
         own_step: the step as the script or the session counts it, where that differs; else -1.
         session: name of the session that is open; empty for the unnamed one.
-        session_state: what became of its newest Session.
+        session_stage: what became of its newest Session.
     """
 
     local_rank: int
@@ -133,7 +133,7 @@ class Slot:
     metrics: dict[str, float] = field(default_factory=dict)
     own_step: int = -1
     session: str = ""
-    session_state: SessionState = SessionState.NONE
+    session_stage: SessionStage = SessionStage.NONE
 
     @property
     def attached(self) -> bool:
@@ -188,7 +188,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         metrics=_metrics(words[_S_METRICS:]),
         own_step=words[_S_OWN_STEP],
         session=_text(words[_S_SESSION:_S_METRICS]),
-        session_state=SessionState(words[_S_STATE]),
+        session_stage=SessionStage(words[_S_STATE]),
     )
 
 
@@ -282,7 +282,7 @@ class SlotWriter:
         data = name.encode()[:_SESSION_BYTES].ljust(_SESSION_BYTES, b"\0")
         self._buffer[offset : offset + _SESSION_BYTES] = data
 
-    def session_state(self, state: SessionState) -> None:
+    def session_stage(self, state: SessionStage) -> None:
         """Post what became of the rank's newest Session."""
         self._words[self._base + _S_STATE] = state
 

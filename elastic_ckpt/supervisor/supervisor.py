@@ -26,7 +26,7 @@ from elastic_ckpt.policy.emergency import ChoiceKind
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.messages import Ask, Kill
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
-from elastic_ckpt.protocol.slot import SessionState
+from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
@@ -366,7 +366,7 @@ class Supervisor:
         slots = self.ports.board.read_slots()
         # Behind the last step, where the script evaluates or exports, all work is saved.
         stepped = any(
-            slot.first_entry and slot.session_state is not SessionState.SEALED for slot in slots
+            slot.first_entry and slot.session_stage is not SessionStage.SEALED for slot in slots
         )
         if self.agent is not None:
             self.agent.send(Kill())

@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
-from elastic_ckpt.protocol.slot import SessionState
+from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.meeting import Arrival, meet
@@ -87,7 +87,7 @@ class SavePoints:
         here = self._loop.position
         if self.is_sealed:
             self.is_sealed = False
-            self._runtime.slot.session_state(SessionState.OPEN)
+            self._runtime.slot.session_stage(SessionStage.OPEN)
         while True:
             action = self._runtime.steps.enter(here.step, here.epoch, here.sample_start_index)
             if action.kind is ActionKind.GO:
@@ -126,7 +126,7 @@ class SavePoints:
         if here.step > 0 and (here.epoch, here.step) != self._saver.last:
             self._save("final")
         self.is_sealed, self._mark = True, self._state_mark()
-        self._runtime.slot.session_state(SessionState.SEALED)
+        self._runtime.slot.session_stage(SessionStage.SEALED)
 
     def finish(self) -> None:
         """Save the final state unless that was done, and finish the deletion of old checkpoints."""

@@ -16,7 +16,7 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import is_session_name
 from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.protocol.slot import Phase, SessionState, Source
+from elastic_ckpt.protocol.slot import Phase, SessionStage, Source
 from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.data_loop import DataLoop
@@ -128,7 +128,7 @@ class Session:
         slot = self._metrics.slot = runtime.slot
         slot.session(self._name)
         slot.phase(Phase.LOADING)
-        slot.session_state(SessionState.OPEN)
+        slot.session_stage(SessionStage.OPEN)
         engine = make_engine(self._inputs, self._engine)
         spec = runtime.supervised.spec if runtime.supervised else None
         interval = (spec.save_interval_steps if spec else 0) or self._save_interval
@@ -176,7 +176,7 @@ class Session:
             return
         if error is not None and not is_exit(error):
             if not points.is_sealed:
-                runtime.slot.session_state(SessionState.LEFT)
+                runtime.slot.session_stage(SessionStage.LEFT)
             return
         self._data.settle()
         if error is not None and not points.is_sealed:

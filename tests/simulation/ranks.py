@@ -14,7 +14,7 @@ from elastic_ckpt.protocol.agreement import (
 )
 from elastic_ckpt.protocol.cluster import NodeAnswer
 from elastic_ckpt.protocol.ended import Ended, EndKind, end_kind
-from elastic_ckpt.protocol.slot import Outcome, Phase, SessionState, Source
+from elastic_ckpt.protocol.slot import Outcome, Phase, SessionStage, Source
 from elastic_ckpt.protocol.start_marks import Marks
 from tests.simulation.kernel import Violation
 
@@ -50,7 +50,7 @@ class SimSlot:
     marks: Marks = NO_MARKS
     source: Source = Source.NOTHING
     declares: bool = True
-    session_state: SessionState = SessionState.NONE
+    session_stage: SessionStage = SessionStage.NONE
     samples_per_step: int = 1
     session: str = ""
     total_steps: int = 0

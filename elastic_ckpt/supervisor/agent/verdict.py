@@ -11,7 +11,7 @@ import msgspec
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy.failure import LAUNCH_FAILED
 from elastic_ckpt.protocol.ended import Ended, EndKind, left_unsaved
-from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
+from elastic_ckpt.protocol.slot import Outcome, SessionStage, Slot
 
 
 def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:
@@ -25,7 +25,7 @@ def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:
         steps=max((slot.finished - slot.start_step for slot in stepped), default=0),
         finished=max((slot.shown_step for slot in attached), default=0),
         attached=bool(attached),
-        sealed=all(slot.session_state is SessionState.SEALED for slot in slots),
+        sealed=all(slot.session_stage is SessionStage.SEALED for slot in slots),
         message=left_unsaved(slots) if kind is EndKind.COMPLETED else "",
     )
 

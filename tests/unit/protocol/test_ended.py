@@ -18,7 +18,7 @@ from elastic_ckpt.protocol.ended import (
     merge,
     outcome_of_zero,
 )
-from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
+from elastic_ckpt.protocol.slot import Outcome, SessionStage, Slot
 from elastic_ckpt.protocol.start_marks import Marks
 
 
@@ -123,23 +123,23 @@ def slot(rank: int = 0, **changes: Any) -> Slot:
     return replace(Board.private().read_slot(0), rank=rank, **changes)
 
 
-OPEN, LEFT, SEALED = SessionState.OPEN, SessionState.LEFT, SessionState.SEALED
+OPEN, LEFT, SEALED = SessionStage.OPEN, SessionStage.LEFT, SessionStage.SEALED
 
 
 @pytest.mark.parametrize(
     ("session", "attached", "running", "stopping"),
     [
-        (SessionState.NONE, False, COMPLETED, UNSAVED),
-        (SessionState.NONE, True, COMPLETED, COMPLETED),  # a loop with should_save
+        (SessionStage.NONE, False, COMPLETED, UNSAVED),
+        (SessionStage.NONE, True, COMPLETED, COMPLETED),  # a loop with should_save
         (OPEN, True, NONE, NONE),
         (LEFT, True, COMPLETED, COMPLETED),
         (SEALED, True, COMPLETED, COMPLETED),
     ],
 )
 def test_code_0_without_an_outcome_counts_by_what_is_saved(
-    session: SessionState, attached: bool, running: Outcome, stopping: Outcome
+    session: SessionStage, attached: bool, running: Outcome, stopping: Outcome
 ) -> None:
-    gone = slot(session_state=session, start_step=0) if attached else slot(session_state=session)
+    gone = slot(session_stage=session, start_step=0) if attached else slot(session_stage=session)
     assert outcome_of_zero(gone, stop_wanted=False) is running
     assert outcome_of_zero(gone, stop_wanted=True) is stopping
 
@@ -150,27 +150,27 @@ LATE = int((EARLY_SECONDS + 1) * 1e9)
 @pytest.mark.parametrize(
     ("gone", "other", "early"),
     [
-        (SessionState.NONE, {"session_state": OPEN}, True),
-        (LEFT, {"session_state": OPEN}, True),
-        (SEALED, {"session_state": OPEN}, False),
-        (SessionState.NONE, {"marks": Marks(group_began=1)}, True),
-        (SessionState.NONE, {"marks": Marks(group_began=1, group_ended=2)}, False),
-        (SessionState.NONE, {"session_state": OPEN, "outcome": COMPLETED}, False),
-        (SessionState.NONE, {}, False),
+        (SessionStage.NONE, {"session_stage": OPEN}, True),
+        (LEFT, {"session_stage": OPEN}, True),
+        (SEALED, {"session_stage": OPEN}, False),
+        (SessionStage.NONE, {"marks": Marks(group_began=1)}, True),
+        (SessionStage.NONE, {"marks": Marks(group_began=1, group_ended=2)}, False),
+        (SessionStage.NONE, {"session_stage": OPEN, "outcome": COMPLETED}, False),
+        (SessionStage.NONE, {}, False),
     ],
 )
 def test_rank_that_ends_while_others_wait_for_it_has_failed(
-    gone: SessionState, other: dict[str, Any], early: bool
+    gone: SessionStage, other: dict[str, Any], early: bool
 ) -> None:
-    slots = [slot(0, outcome=COMPLETED, session_state=gone, left=1), slot(1, **other)]
+    slots = [slot(0, outcome=COMPLETED, session_stage=gone, left=1), slot(1, **other)]
     assert ended_early(slots, LATE) == (slots[0] if early else None)
     assert ended_early(slots, LATE - int(2e9)) is None  # the other may be about to end, too
 
 
 def test_what_an_exception_left_unsaved_is_said() -> None:
-    left = slot(1, session_state=LEFT, finished=7, saved_step=5)
+    left = slot(1, session_stage=LEFT, finished=7, saved_step=5)
     said = "rank 1 left its Session by an exception after step 7, unsaved: its newest checkpoint "
-    assert left_unsaved([slot(session_state=SEALED), left]) == said + "is of step 5"
+    assert left_unsaved([slot(session_stage=SEALED), left]) == said + "is of step 5"
     assert left_unsaved([replace(left, saved_step=-1)]) == said + "is missing"
     assert left_unsaved([replace(left, finished=5)]) == ""
     assert left_unsaved([replace(left, finished=0, saved_step=-1)]) == ""

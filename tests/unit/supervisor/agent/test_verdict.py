@@ -10,7 +10,7 @@ import pytest
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import EndKind
-from elastic_ckpt.protocol.slot import Outcome, SessionState, Slot
+from elastic_ckpt.protocol.slot import Outcome, SessionStage, Slot
 from elastic_ckpt.protocol.start_marks import Marks
 from elastic_ckpt.supervisor.agent.launch import run_id
 from elastic_ckpt.supervisor.agent.verdict import (
@@ -113,7 +113,7 @@ def test_a_daemon_is_a_wrong_use() -> None:
 
 
 def test_work_is_sealed_if_every_session_is() -> None:
-    sealed, open_ = slot(session_state=SessionState.SEALED), slot(session_state=SessionState.OPEN)
+    sealed, open_ = slot(session_stage=SessionStage.SEALED), slot(session_stage=SessionStage.OPEN)
     assert summarize(1, EndKind.COMPLETED, [sealed, sealed]).sealed
     assert not summarize(1, EndKind.CRASHED, [sealed, open_]).sealed
 
