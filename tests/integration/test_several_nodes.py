@@ -40,6 +40,22 @@ def test_preempted_node_saves_with_all_ranks_and_the_others_continue(tmp_path: P
         assert "emergency" in {e["data"]["reason"] for e in saved}, (done, saved)
 
 
+@pytest.mark.slow
+def test_early_warning_of_a_member_leads_to_a_save_of_all(tmp_path: Path) -> None:
+    with small_cluster(tmp_path, "2", "--save-interval", "100000") as cluster:
+        warning = tmp_path / "warning"
+        cluster.start("n1")
+        cluster.options += ["--notice-file", str(warning)]
+        cluster.start("n2")
+        cluster.until_step(2, 5)
+        assert cluster["n1"].checkpoints() == []
+        warning.write_text("warning of a storm\n")
+        view = cluster.head.until(lambda view: view.newest_intact is not None, "an early save")
+        assert view.newest_intact.reason == "manual" and view.incarnation == 1
+        assert "saving early" in cluster["n2"].output()
+        cluster.until_step(2, view.newest_intact.step + 5)  # and they train on
+
+
 @pytest.mark.hosts
 def test_lost_node_is_not_counted_as_a_failure(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:

@@ -11,6 +11,7 @@ import pytest
 
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy import restart
+from elastic_ckpt.policy.deadline import EarlyWarning
 from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol import cluster, run_state
@@ -21,6 +22,7 @@ from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.shutdown import Shutdown
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from tests.simulation.run import simulate
+from tests.simulation.world import World
 
 SCHEDULES = int(os.environ.get("ELASTIC_CKPT_SCHEDULES", "600"))
 """``make simulate`` runs 10,000."""
@@ -55,6 +57,33 @@ def test_seed_replays_the_same_schedule(seed: int) -> None:
         simulate(seed, log)
     assert logs[0] == logs[1]
     assert len(logs[0]) > 5
+
+
+def steps_sealed(warned: int | None) -> set[int]:
+    """Return the steps that two nodes seal, one of which gets an early warning."""
+    world = World(next(seed for seed in range(1000) if World(seed).size == 2))
+    world.nodes, world.total_steps, world.step_seconds = (2, 2), 12, 2.0
+    world.interval_steps, world.interval_seconds = 0, 0.0
+    world.begin()
+
+    def warn() -> None:
+        run = world.hosts[warned or 0].run
+        assert run is not None and run.leads is (warned == 0)
+        run.cloud.report(EarlyWarning("cloud", "rebalance"))
+        run.wake(0.0)
+
+    if warned is not None:
+        world.kernel.after(20.0, warn)
+    world.go()
+    return {step for _, step in world.disk.sealed}
+
+
+@pytest.mark.parametrize("warned", [0, 1])
+def test_early_warning_of_any_node_leads_to_a_save(warned: int) -> None:
+    """A member does not save by itself: it leaves a request, which the head serves."""
+    assert steps_sealed(None) == {12}
+    early, last = sorted(steps_sealed(warned))
+    assert 0 < early < last == 12
 
 
 # -- bugs put in ------------------------------------------------------------------------------
