@@ -104,7 +104,8 @@ def command(
         if hostfile is not None:  # not before this run owns the job
             _start_others(context, settings)
         code = int(supervisor.run())
-        _say_next(settings.directory, supervisor.record.node)
+        patience = supervisor.preemption.patience(_NEXT_SECONDS)  # a notice may leave less
+        _say_next(settings.directory, supervisor.record.node, patience)
         return code
 
 
@@ -160,7 +161,7 @@ def _arguments(context: click.Context) -> list[str]:
     return arguments
 
 
-def _say_next(directory: Path, record: NodeRecord) -> None:
+def _say_next(directory: Path, record: NodeRecord, seconds: float) -> None:
     """Say what to do next, unless the storage does not answer in time."""
     from elastic_ckpt.cli.status.advice import Advice, advise_member
     from elastic_ckpt.cli.status.view import gather
@@ -175,7 +176,7 @@ def _say_next(directory: Path, record: NodeRecord) -> None:
     if record.leads:
         thread = threading.Thread(target=look, name="next", daemon=True)
         thread.start()
-        thread.join(_NEXT_SECONDS)
+        thread.join(seconds)
     else:
         found.append(advise_member(record))
     if not found:
