@@ -6,6 +6,7 @@
     ├── UsageError                  64  wrong options, a missing script, a wrong call of the API
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
     │   └── LockHeld                73  another supervisor owns the job or this node
+    ├── RunSuperseded               73  another run has taken the job over
     ├── CheckpointError             65
     │   ├── NoUsableCheckpoint      65  checkpoints exist, but none is usable
     │   ├── CannotReshard           65  this plugin on this number of ranks cannot load it
@@ -63,6 +64,12 @@ class DirectoryUnusable(ElasticCkptError):
 
 class LockHeld(DirectoryUnusable):
     """Another supervisor holds the job's or the node's lock."""
+
+
+class RunSuperseded(ElasticCkptError):
+    """Another run has taken the job over; this one seals nothing any more."""
+
+    exit_code = ExitCode.UNAVAILABLE
 
 
 class CheckpointError(ElasticCkptError):

@@ -11,7 +11,7 @@ from typing import Final
 from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
-from elastic_ckpt.checkpoint.quarantine import rejected, set_aside
+from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
@@ -132,14 +132,11 @@ def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
 
 
 def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
-    """Return every checkpoint of all sessions, newest first, the quarantined ones last.
-
-    Args:
-        memory: as ``root`` of :func:`in_memory`.
-    """
+    """Return every checkpoint of all sessions, newest first; then the superseded and the
+    quarantined ones. ``memory`` is a tier's root."""
     found = [view(path) for one in job.sessions() for path in scan(one)] + in_memory(job, memory)
     found.sort(key=lambda one: one.age, reverse=True)
-    return found + quarantined(job)
+    return found + superseded(job) + quarantined(job)
 
 
 def newest_and_rejected(
@@ -168,19 +165,27 @@ def newest_and_rejected(
 
 
 def quarantined(job: JobDirectory) -> list[CheckpointView]:
-    """Return what was set aside in all sessions, newest first."""
-    views: list[CheckpointView] = []
-    for one in job.sessions():
-        for entry in reversed(rejected(one)):
-            path = Path(entry.path)
-            epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
-            views.append(
-                CheckpointView(
-                    path, epoch, step, None, _age(path), False, False, entry.reason, "quarantine",
-                    session=one.name,
-                )
-            )  # fmt: skip
-    return views
+    """Return what failed verification in all sessions, newest first."""
+    return [_aside(one, entry, "quarantine") for one in job.sessions() for entry in rejected(one)][
+        ::-1
+    ]
+
+
+def superseded(job: JobDirectory) -> list[CheckpointView]:
+    """Return what the job was continued without, in all sessions, newest first."""
+    return [
+        _aside(one, entry, "superseded")
+        for one in job.sessions()
+        for entry in rejected(one, one.superseded)
+    ][::-1]
+
+
+def _aside(job: JobDirectory, entry: Rejected, tier: str) -> CheckpointView:
+    path = Path(entry.path)
+    epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
+    return CheckpointView(
+        path, epoch, step, None, _age(path), False, False, entry.reason, tier, session=job.name
+    )
 
 
 def newest_intact(job: JobDirectory) -> CheckpointView | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import xxhash
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.disk.part import part_name
+from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -31,7 +34,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import read_bounded, remove_temporaries
 from elastic_ckpt.util.progress import Watch, unwatched
 
-_NAME = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{16})")
+_NAME = re.compile(r"(?:([1-9][0-9]{0,11})\.)?(0|[1-9][0-9]{0,17})-([0-9a-f]{16})")
 _MAX_RANKS: Final = 1_000_000
 
 
@@ -44,32 +47,40 @@ def recover(
     hurry: Callable[[], bool] = lambda: False,
     watch: Watch = unwatched,
     spare: str = "",
+    fence: Fence | None = None,
 ) -> list[tuple[Path, str]]:
     """Seal every attempt that is complete and verified; remove the others and all leftovers.
 
     In all sessions of the job.
 
-    Only the holder of the job's lock may call this, before it launches workers: the only writer
-    of an attempt is then the drain of the memory tier. Calling it again changes nothing. An
-    attempt that cannot be read or sealed now (an I/O error, a full disk), or that a newer version
-    wrote, is left alone: it is never loaded, and must not keep the job from running.
+    Only the owner of the job may call this, before it launches workers: the only writer of its
+    attempts is then the drain of the memory tier. An earlier run that is still alive cannot seal
+    what it had begun: the attempt is moved away first, under the name of this run. Calling it again
+    changes nothing. An attempt that cannot be read or sealed now (an I/O error, a full disk), or
+    that a newer version wrote, is left alone: it is never loaded, and must not stop the job.
 
     Args:
         hurry: called repeatedly; True leaves the rest to the next start.
         watch: shows progress.
         spare: identity of the attempt that this very process is writing.
+        fence: of this run; None if it has no number.
 
     Returns:
         For each attempt: its path, or that of the checkpoint it became, and what was done.
+
+    Raises:
+        RunSuperseded: another run has taken the job over.
     """
+    if fence is not None:
+        fence.check()
     done: list[tuple[Path, str]] = []
     for one in job.sessions():
-        done += _recover(one, hurry, watch, spare)
+        done += _recover(one, hurry, watch, spare, fence)
     return done
 
 
 def _recover(
-    job: JobDirectory, hurry: Callable[[], bool], watch: Watch, spare: str
+    job: JobDirectory, hurry: Callable[[], bool], watch: Watch, spare: str, fence: Fence | None
 ) -> list[tuple[Path, str]]:
     for directory in (job.root, job.quarantine):
         remove_temporaries(directory)
@@ -80,14 +91,26 @@ def _recover(
         return done
     for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
         match = _NAME.fullmatch(entry.name)
-        if match is None or match[2] == spare or not entry.is_dir(follow_symlinks=False):
+        if match is None or match[3] == spare or not entry.is_dir(follow_symlinks=False):
             continue
-        attempt = DiskAttempt(job, match[2], int(match[1]))
+        attempt = DiskAttempt(job, match[3], int(match[2]), int(match[1] or 0), fence)
         try:
-            done.append(_settle(attempt, hurry, watch))
+            done.append(_settle(_taken_over(attempt), hurry, watch))
         except _Interrupted:
             break
     return done
+
+
+def _taken_over(attempt: DiskAttempt) -> DiskAttempt:
+    """Move an earlier run's attempt to a name of this run, so that only this one can seal it."""
+    if attempt.fence is None or attempt.run == attempt.fence.number:
+        return attempt
+    attempt.fence.check()
+    ours = dataclasses.replace(attempt, run=attempt.fence.number)
+    with contextlib.suppress(OSError):  # its owner has just sealed it, or it stays where it is
+        os.rename(attempt.path, ours.path)
+        return ours
+    return attempt
 
 
 def _settle(attempt: DiskAttempt, hurry: Callable[[], bool], watch: Watch) -> tuple[Path, str]:

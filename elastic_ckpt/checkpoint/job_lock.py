@@ -1,6 +1,7 @@
 """Who may write: one supervisor per node, one run per job.
 
-The kernel holds the lock (filelock, on flock), so that a killed owner never blocks anybody. Where
+The run number decides (``fence.py``); the lock is a first check that is fast and names the holder.
+The kernel holds it (filelock, on flock), so that a killed owner never blocks another run. Where
 the file system knows no locks, filelock's marker file stands in; it names host, pid and start, and
 a marker whose owner is provably gone is taken over. Who holds a lock, for people, stands in a file
 beside it.
@@ -9,21 +10,36 @@ beside it.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import filelock
 import msgspec
 
+from elastic_ckpt.checkpoint.fence import (
+    Ownership,
+    RunOwner,
+    new_record,
+    newest_number,
+    read_beat,
+    read_run,
+)
 from elastic_ckpt.checkpoint.read_lock import NO_LOCKS
-from elastic_ckpt.errors import DirectoryUnusable, LockHeld
+from elastic_ckpt.errors import DirectoryUnusable, LockHeld, StopAborted
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.lease import LEASE_SECONDS, LeaseWatch, Verdict
 from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.util.text import printable
 
 _TAKE_OVER_SECONDS: Final = 0.5
 """Time to find that a marker's owner has died, and to take its place."""
+
+_POLL_SECONDS: Final = 0.5
 
 
 class LockOwner(msgspec.Struct, frozen=True):
@@ -72,31 +88,159 @@ class HeldLock:
 
 
 class RunLocks:
-    """The locks of one supervisor: its node's, and on the node of group rank 0 the job's. Other
-    nodes of the run are admitted by their own locks."""
+    """What one supervisor holds: its node's lock, and on the node that leads the job. Other nodes
+    of the run are admitted by their own locks."""
 
-    def __init__(self, job: JobDirectory, node: str, run_id: str, *, leads: bool = True) -> None:
-        """Take them; raises as :class:`HeldLock`."""
+    def __init__(
+        self,
+        job: JobDirectory,
+        node: str,
+        run_id: str,
+        *,
+        leads: bool = True,
+        endpoint: str = "",
+        patience: Patience | None = None,
+    ) -> None:
+        """Take them; raises as :class:`HeldLock` and :class:`OwnedJob`."""
         self._node = HeldLock(job.node_lock(node), run_id)
-        self._job: HeldLock | None = None
+        self._job: OwnedJob | None = None
         try:
             if leads:
-                self._job = HeldLock(job.lock, run_id)
+                self._job = OwnedJob(job, node, run_id, endpoint, patience or Patience())
         except BaseException:
             self._node.release()
             raise
 
+    @property
+    def ownership(self) -> Ownership | None:
+        """The run number; None on a node that follows."""
+        return self._job.ownership if self._job else None
+
     def record(self, incarnation: int) -> None:
         """Write, for people, which incarnation may seal; a full disk must not end the run."""
         with contextlib.suppress(OSError):
-            if self._job is not None:
-                self._job.record(incarnation)
+            if self._job is not None and self._job.lock is not None:
+                self._job.lock.record(incarnation)
 
     def release(self) -> None:
         """Release them."""
         if self._job is not None:
             self._job.release()
         self._node.release()
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How a run waits for a lease.
+
+    Attributes:
+        say: shows one line to the user.
+        leaves: whether this process was told to end.
+    """
+
+    say: Callable[[str], None] = lambda line: None
+    leaves: Callable[[], bool] = lambda: False
+
+
+class OwnedJob:
+    """A job that this process owns: by its run number, and if it got it by the lock as well.
+
+    Attributes:
+        lock: None if a host that is gone still holds it.
+    """
+
+    def __init__(
+        self, job: JobDirectory, node: str, run_id: str, endpoint: str, patience: Patience
+    ) -> None:
+        """Take the job over, at once if the previous owner is surely gone, else after its lease.
+
+        Raises:
+            LockHeld: the previous owner is alive, or another run was faster.
+            StopAborted: a signal came during the wait.
+            DirectoryUnusable: the file system refuses.
+        """
+        self._job = job
+        self.lock: HeldLock | None = None
+        number = newest_number(job)
+        previous = read_run(job, number) if number else None
+        try:
+            self._acquire(run_id, previous)
+            self._wait_for_lease(number, previous, run_id, patience)
+            record = new_record(job, node, run_id, endpoint, previous)
+            self.ownership = Ownership.claim(job, number + 1, record)
+        except FileExistsError:
+            self._let_go()
+            raise LockHeld(f"another run has just taken over {job.root}: rerun to see it") from None
+        except OSError as error:
+            self._let_go()
+            raise DirectoryUnusable(
+                f"cannot write {job.runs}: {error.strerror or error}; choose another directory"
+            ) from None
+        except BaseException:
+            self._let_go()
+            raise
+
+    def release(self) -> None:
+        """End the run, and release the lock."""
+        self.ownership.end()
+        self._let_go()
+
+    def _acquire(self, run_id: str, previous: RunOwner | None) -> None:
+        try:
+            self.lock = HeldLock(self._job.lock, run_id)
+        except LockHeld:
+            holder = read_owner(self._job.lock)
+            # Where locks are leases of a file server, a host that is gone may hold it for minutes.
+            is_here = holder is None or holder.owner.is_alive() is not None
+            if previous is None or is_here:
+                raise
+
+    def _wait_for_lease(
+        self, number: int, previous: RunOwner | None, run_id: str, patience: Patience
+    ) -> None:
+        job = self._job
+        gone = previous is None or previous.ended or self._is_gone(previous)
+        watch = LeaseWatch(read_beat(job, number), time.monotonic(), gone=gone)
+        who = previous.shown if previous else f"run number {number}"
+        if not gone:
+            patience.say(
+                f"{who} did not end this job properly: waiting up to {LEASE_SECONDS:.0f} s to be "
+                "sure that it is gone"
+            )
+        while (verdict := watch.judge(read_beat(job, number), time.monotonic())) is Verdict.WAIT:
+            if patience.leaves():
+                raise StopAborted(
+                    f"a signal came during the wait for {who}, nothing was started: rerun the "
+                    "same command"
+                )
+            if newest_number(job) != number:
+                raise LockHeld(f"another run has just taken over {job.root}: rerun to see it")
+            time.sleep(_POLL_SECONDS)
+        if verdict is Verdict.REFUSE:
+            raise LockHeld(
+                f"{job.root} is owned by {who}, which is alive: stop that one first, or choose "
+                "another --dir"
+            )
+        if self.lock is None:
+            with contextlib.suppress(LockHeld):  # the number alone counts
+                self.lock = HeldLock(job.lock, run_id)
+
+    def _is_gone(self, previous: RunOwner) -> bool:
+        """Return whether this host's kernel proves that a previous owner is gone."""
+        if not previous.owner.is_local:
+            return False
+        with contextlib.suppress(OSError):
+            found = os.stat(self._job.lock)
+            # It held the very lock that this process holds now.
+            if self.lock is not None and previous.lock == (found.st_dev, found.st_ino):
+                return True
+        # Another host name is another container: its processes are not visible here.
+        is_visible = previous.owner.host == ProcessIdentity.current().host
+        return is_visible and previous.owner.is_alive() is False
+
+    def _let_go(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
 
 def read_owner(path: Path) -> LockOwner | None:

@@ -63,7 +63,9 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is, apart from its files.
 
     Attributes:
-        attempt, incarnation: which attempt of which launch wrote it.
+        attempt, incarnation, run: which attempt of which launch of which run wrote it; run 0 is of
+            a version without run numbers.
+        parent: the attempt that its run continued from; empty for a fresh start.
         created: RFC 3339, UTC; for people, never for ordering.
         epoch, step, step_in_epoch, sample_start_index, order_seed, dataset_fingerprint,
             dataset_size, dataset_fields: as in ``Position``.
@@ -95,6 +97,8 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     dataset_fields: dict[str, str] = {}
     session: str = ""
     session_order: int = 0
+    run: int = 0
+    parent: str = ""
 
     @property
     def age(self) -> tuple[int, int, int]:
@@ -263,7 +267,7 @@ def check_header(header: SealHeader) -> None:
     """Raise CheckpointRejected for positions and sizes that no job has."""
     position = (
         header.epoch, header.step, header.step_in_epoch, header.sample_start_index,
-        header.samples_per_step, header.dataset_size, header.incarnation,
+        header.samples_per_step, header.dataset_size, header.incarnation, header.run,
         header.session_order,
     )  # fmt: skip
     if min(position) < 0:
@@ -278,7 +282,8 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected("the manifest holds an order seed of more than 64 bits")
     engine = header.engine
     texts = (
-        header.job, header.attempt, header.created, header.dataset_fingerprint, header.torch,
+        header.job, header.attempt, header.parent, header.created, header.dataset_fingerprint,
+        header.torch,
         engine.name, engine.version, engine.plugin, engine.precision, *header.metrics,
         *header.dataset_fields, *header.dataset_fields.values(),
     )  # fmt: skip

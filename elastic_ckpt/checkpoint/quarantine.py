@@ -36,12 +36,16 @@ class Rejected(msgspec.Struct, frozen=True):
     at: str
 
 
-def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
-    """Move a checkpoint into quarantine, unless another process did it first. DirectoryUnusable if
-    the quarantine directory is a link, OSError if it cannot be moved."""
+def set_aside(
+    job: JobDirectory, checkpoint: Path, reason: str, place: Path | None = None, name: str = ""
+) -> Path:
+    """Move a checkpoint to quarantine or ``place`` unless another process did it first, under
+    ``name`` if it is not the directory's. DirectoryUnusable if a link stands there, OSError if it
+    cannot be moved."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    job.require(job.quarantine)
-    target = job.quarantine / f"{checkpoint.name}-{stamp}-{secrets.token_hex(6)}"
+    place = place or job.quarantine
+    job.require(place)
+    target = place / f"{name or checkpoint.name}-{stamp}-{secrets.token_hex(6)}"
     record = Rejected(encodable(str(target)), encodable(reason), stamp)
     write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
     try:
@@ -50,15 +54,16 @@ def set_aside(job: JobDirectory, checkpoint: Path, reason: str) -> Path:
         target.with_name(target.name + ".json").unlink(missing_ok=True)
         return target
     unmark(job, checkpoint)  # if it is put back, it counts as not verified
-    sync_directory(job.quarantine)
+    sync_directory(place)
     sync_directory(checkpoint.parent)
     return target
 
 
-def rejected(job: JobDirectory) -> list[Rejected]:
-    """Return what is in quarantine, oldest first; of very many, the latest."""
+def rejected(job: JobDirectory, place: Path | None = None) -> list[Rejected]:
+    """Return what is in quarantine, or in another such place, oldest first; the latest of many."""
     found: list[Rejected] = []
-    for path in heapq.nlargest(MAX_SHOWN, job.found(job.quarantine, "*.json"), key=_changed):
+    place = place or job.quarantine
+    for path in heapq.nlargest(MAX_SHOWN, job.found(place, "*.json"), key=_changed):
         place = path.with_suffix("")
         if not os.path.lexists(place):
             continue  # killed before the move: it was not set aside after all
@@ -81,8 +86,9 @@ def _changed(path: Path) -> int:
 def forget_unfinished(job: JobDirectory) -> None:
     """Remove reasons whose checkpoint was not moved after all, because of a kill in between. For
     the holder of the job's lock, while no process sets anything aside."""
-    remove_temporaries(job.quarantine)
-    for path in job.found(job.quarantine, "*.json"):
-        if not os.path.lexists(path.with_suffix("")):
-            with contextlib.suppress(OSError):  # a directory is none of ours
-                path.unlink()
+    for place in (job.quarantine, job.superseded):
+        remove_temporaries(place)
+        for path in job.found(place, "*.json"):
+            if not os.path.lexists(path.with_suffix("")):
+                with contextlib.suppress(OSError):  # a directory is none of ours
+                    path.unlink()

@@ -28,6 +28,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "list": "elastic_ckpt.cli.listing",
         "verify": "elastic_ckpt.cli.verify",
         "prune": "elastic_ckpt.cli.prune",
+        "restore": "elastic_ckpt.cli.restore",
         "adopt": "elastic_ckpt.cli.adopt",
     },
     "Set up a machine": {

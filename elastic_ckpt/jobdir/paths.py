@@ -123,6 +123,16 @@ class JobDirectory:
         return self.control / "requests"
 
     @property
+    def runs(self) -> Path:
+        """The records of the runs that have owned the job, by number."""
+        return self.control / "runs"
+
+    @property
+    def superseded(self) -> Path:
+        """Checkpoints that the job has gone back behind: never chosen, but kept."""
+        return self.root / ".superseded"
+
+    @property
     def nodes(self) -> Path:
         """The records of the nodes' supervisors."""
         return self.control / "nodes"
@@ -220,7 +230,7 @@ class JobDirectory:
         """
         own = [
             self.attempts, self.quarantine, self.trash, self.control, self.requests,
-            self.verified, self.control / "locks", self.nodes,
+            self.verified, self.control / "locks", self.nodes, self.runs,
             self.control / "journal",
         ]  # fmt: skip
         if self.name:

@@ -61,7 +61,7 @@ def program() -> list[str]:
 
 def command_line(*words: object) -> str:
     """Return a command of this program for a shell."""
-    return " ".join(map(quoted, (*program(), *map(str, words))))
+    return " ".join(map(quoted, (PROGRAM, *map(str, words))))
 
 
 def quoted(word: str) -> str:

@@ -313,6 +313,13 @@ class RestoredInexactly(JournalEvent, frozen=True, tag="inexact"):
     reason: str = ""
 
 
+class Superseded(JournalEvent, frozen=True, tag="superseded"):
+    """A checkpoint was set aside because the job was continued from an older one, of ``step``."""
+
+    to: str
+    step: int
+
+
 class Quarantined(JournalEvent, frozen=True, tag="quarantined"):
     """A checkpoint was set aside."""
 

@@ -35,6 +35,11 @@ def hold_signals() -> None:
         signal.signal(number, lambda number, frame: _early.append((number, time.monotonic())))
 
 
+def is_held() -> bool:
+    """Return whether a signal has come that waits for a source."""
+    return bool(_early)
+
+
 class SignalSource(NoticeSource):
     """Turns signals into notices; must be started in the main thread."""
 

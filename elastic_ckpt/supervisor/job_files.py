@@ -19,7 +19,7 @@ from typing import Final
 from elastic_ckpt.checkpoint.catalog import fall_back, newest_of_job, newest_two_intact
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.job_lock import RunLocks
-from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
@@ -28,6 +28,7 @@ from elastic_ckpt.jobdir.worker_logs import forget_old_logs
 from elastic_ckpt.journal.events import AttemptRecovered, Drained, Quarantined, Saved
 from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.util.progress import in_lines
@@ -95,6 +96,7 @@ class JobFiles:
         self._identity: SimpleQueue[str] | None = None  # while it is being read
         self._changed = threading.Condition()
         self._closing = False
+        self._lost = ""
         self._thread = threading.Thread(target=self._run, name="files", daemon=True)
 
     def start(self) -> None:
@@ -103,6 +105,10 @@ class JobFiles:
         self._thread.start()
 
     # -- what the loop asks for: see ports.py ---------------------------------------------------
+
+    @property
+    def lost(self) -> str:
+        return self._lost
 
     def write_record(self, record: NodeRecord) -> None:
         with self._changed:
@@ -140,7 +146,9 @@ class JobFiles:
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         def recover_attempts() -> None:
-            for path, what in recover(self._job, hurry, in_lines(self._say), spare):
+            for path, what in recover(
+                self._job, hurry, in_lines(self._say), spare, self._locks.ownership
+            ):
                 self._journal.write(AttemptRecovered(path=str(path), what=what))
 
         def work() -> None:
@@ -262,16 +270,21 @@ class JobFiles:
 
     def _run(self) -> None:
         next_requests = next_events = 0.0
+        next_beat = time.monotonic() + BEAT_SECONDS
         while not self._closing:
             with self._changed:
                 if self._record is None and not self._work:
-                    self._changed.wait(max(0.0, min(next_requests, next_events) - time.monotonic()))
+                    due = min(next_requests, next_events, next_beat)
+                    self._changed.wait(max(0.0, due - time.monotonic()))
                 record, self._record = self._record, None
                 work = list(self._work)
                 self._work.clear()
             if record is not None:
                 work.insert(0, partial(record.write, self._job.node_record(self._node)))
             now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                work.insert(0, self._beat)
             if now >= next_requests:
                 next_requests = now + REQUESTS_SECONDS
                 work.append(self._look_for_requests)
@@ -289,6 +302,16 @@ class JobFiles:
             log.debug("a file of the job directory", exc_info=True)
         except Exception:
             log.exception("a file of the job directory")
+
+    def _beat(self) -> None:
+        ownership = self._locks.ownership
+        if ownership is None or self._lost:
+            return
+        try:
+            ownership.beat_and_check()
+        except RunSuperseded as error:
+            self._lost = str(error)
+            self._wake()
 
     def _look_for_requests(self) -> None:
         self._requests = waiting_requests(self._job)

@@ -81,6 +81,10 @@ class AgentPort(Protocol):
 class DirectoryPort(Protocol):
     """The job directory. A method returns at once unless it states how long it may take."""
 
+    @property
+    def lost(self) -> str:
+        """Who has taken the job over from this run; empty while this run owns it."""
+
     def write_record(self, record: NodeRecord) -> None:
         """Write the node's record soon; only the newest of several counts."""
 

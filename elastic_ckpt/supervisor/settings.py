@@ -21,6 +21,7 @@ class RunSettings:
     Attributes:
         module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
         nproc: workers on this node.
+        start_from: name of the checkpoint to go back to; empty for the newest.
         grace: seconds from a notice to the end of the node, if the notice has no deadline.
         interval: overrides the script's save interval unless empty.
         mtbf: expected seconds between failures, for an automatic interval.
@@ -48,6 +49,7 @@ class RunSettings:
     node: str
     module: str = ""
     nproc: int = 1
+    start_from: str = ""
     grace: float = 30.0
     interval: SaveInterval = field(default_factory=SaveInterval)
     mtbf: float = DEFAULT_MTBF_SECONDS

@@ -132,6 +132,15 @@ class Shutdown:
             preemptions=self._record.node.preemptions + 1,
         )
 
+    def lose(self, by: str) -> None:
+        """End a run that owns the job no longer; what is in memory stays there.
+
+        Args:
+            by: one line on who has taken it over.
+        """
+        self._then = None
+        self._end(Event.GIVE_UP, ExitCode.UNAVAILABLE, by)
+
     def newest_key(self) -> Key:
         """Return the newest checkpoint of either tier; waits for a scan, bounded."""
         on_disk = self._on_disk()

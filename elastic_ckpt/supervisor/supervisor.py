@@ -117,6 +117,9 @@ class Supervisor:
             self._tighten_deadline()
             self.serve_agent()
             return
+        if self.ports.directory.lost:
+            self._on_lost(self.ports.directory.lost)
+            return
         self._serve_notices()
         self.serve_agent()
         self.ports.memory.serve()
@@ -360,6 +363,11 @@ class Supervisor:
         self.ports.journal.write(JobFileReloaded(said=said))
         self.record.say(f"reload: {said}")
         self.ports.service.reloaded()
+
+    def _on_lost(self, by: str) -> None:
+        """Another run has taken the job over: stop the workers, and seal nothing."""
+        self.incarnations.end_agent()
+        self.shutdown.lose(by)
 
     def _on_expired(self) -> None:
         """The deadline has come, or the user does not want to wait."""

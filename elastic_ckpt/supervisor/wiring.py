@@ -11,7 +11,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
-from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.checkpoint.job_lock import Patience, RunLocks
+from elastic_ckpt.checkpoint.lineage import continue_from
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
 from elastic_ckpt.journal.journal import Journal
@@ -135,6 +136,7 @@ def make_supervisor(
     say: Callable[[str], None],
     reread: Callable[[], RunSettings],
     rendezvous: Rendezvous | None = None,
+    leaves: Callable[[], bool] = lambda: False,
 ) -> Supervisor:
     """Take the locks and make the supervisor of one ``elastic-ckpt run`` on this node.
 
@@ -142,17 +144,30 @@ def make_supervisor(
         say: shows one line to the user.
         reread: reads the settings again; raises UsageError if they are no longer right.
         rendezvous: where the nodes meet, for one of several.
+        leaves: whether a signal has come that ends this process; asked during a wait for a lease.
 
     Raises:
         DirectoryUnusable: the directory cannot be used.
         LockHeld: another supervisor has it.
-        UsageError: the metrics address is taken.
+        StopAborted: ``leaves`` returned True.
+        UsageError: the metrics address is taken, or ``start_from`` is unknown.
+        CheckpointError: ``start_from`` is not intact.
     """
     job = JobDirectory(settings.directory)
     job.prepare(group_access=settings.group_access)
     run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
     leads = rendezvous is None or rendezvous.leads
-    locks = RunLocks(job, settings.node, run_id, leads=leads)
+    locks = RunLocks(
+        job, settings.node, run_id, leads=leads, endpoint=settings.endpoint,
+        patience=Patience(say, leaves),
+    )  # fmt: skip
+    fence = locks.ownership  # None on a node that follows: the leader of the ranks seals
+    try:
+        if settings.start_from and fence is not None:
+            say(continue_from(job, settings.start_from, fence))
+    except BaseException:
+        locks.release()
+        raise
     journal = Journal(job, settings.node, follows=not leads, rotates=True)
     board, wakeup = Board.create(settings.nproc), Wakeup()
     first = first_record(settings, job, run_id, board.path, leads=leads)
@@ -163,7 +178,7 @@ def make_supervisor(
     files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake)
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
-    memory = MemoryKeeper.open(settings, job, journal, record.say, wakeup.wake)
+    memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
     first.memory = memory.root
     files.start()
     signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
@@ -187,6 +202,8 @@ def make_supervisor(
                 memory=memory.root,
                 run_id=run_id,
                 identity=files.identity(),
+                run_number=fence.number if fence else 0,
+                nonce=fence.nonce if fence else "",
                 rendezvous=rendezvous,
                 terms=now.terms,
             )

@@ -90,7 +90,9 @@ def save_checkpoint(
 ) -> None:
     """Save to ``save_dir/epoch-{epoch}_step-{step}``, and return once it is sealed. Collective.
 
-    Safe for a step that exists already (an intact checkpoint is kept) or was left half-written.
+    Safe for a step that exists already (it is replaced; one of an earlier run is superseded) or was
+    left half-written. The first save after ``load_checkpoint`` of an older checkpoint supersedes
+    the newer ones.
     At an agreed stop, see ``should_save``, it ends the process after the seal.
 
     Args:

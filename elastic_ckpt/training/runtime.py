@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.catalog import next_session_order
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.fence import Fence
+from elastic_ckpt.checkpoint.job_lock import OwnedJob, Patience
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.errors import ExitCode, UsageError
@@ -67,6 +69,9 @@ class Runtime:
         looked: by session, what ``resume_place`` has found for a Session that is not yet entered.
         candidate: the checkpoint to load, verified, if ``has_looked``; None for a fresh start.
         has_left: whether this rank is leaving at a stop.
+        fence: this run's claim to the job.
+        parent: attempt of the checkpoint that this process continues from, or has saved last.
+        rewound_to: (epoch, step) of one that the script chose; newer ones are not its ancestors.
     """
 
     job: JobDirectory
@@ -77,7 +82,10 @@ class Runtime:
     peers: Peers
     supervised: Supervised | None
     incarnation: int
-    lock: HeldLock | None = None
+    fence: Fence
+    lock: OwnedJob | None = None
+    parent: str = ""
+    rewound_to: tuple[int, int] | None = None
     memory: MemoryTier | None = None
     last_bytes: int | None = None
     session_order: int = 0
@@ -122,7 +130,10 @@ class Runtime:
             return next_session_order(job, memory)
 
         order = peers.leader_does("session", make) or 0
-        made = replace(self, job=job, memory=memory, last_bytes=None, session_order=order)
+        made = replace(
+            self, job=job, memory=memory, last_bytes=None, session_order=order, parent="",
+            rewound_to=None,
+        )  # fmt: skip
         made.steps = self.steps
         return made
 
@@ -162,6 +173,11 @@ class Runtime:
             raise SystemExit(0)
         code = ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED
         raise SystemExit(int(code))
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"elastic-ckpt: {printable(line)}", file=sys.stderr, flush=True)
 
 
 RANK_PID: Final = "ELASTIC_CKPT_RANK_PID"
@@ -251,6 +267,7 @@ def _join_supervised(context: Supervised) -> Runtime:
         peers=peers,
         supervised=context,
         incarnation=incarnation,
+        fence=Fence(context.job, context.spec.run_number, context.spec.nonce),
         memory=context.memory,
     )
 
@@ -262,13 +279,16 @@ def _join_alone(directory: Path) -> Runtime:
     peers = Peers.connect()
     job = JobDirectory(directory)
 
-    def take() -> HeldLock:
+    def take() -> OwnedJob:
         job.prepare()
-        held = HeldLock(job.lock, run_id=f"script-{os.getpid()}")
-        recover(job)
-        return held
+        owned = OwnedJob(job, node_name(), f"script-{os.getpid()}", "", Patience(_say))
+        recover(job, fence=owned.ownership)
+        owned.ownership.beat_in_background()
+        atexit.register(owned.ownership.end)
+        return owned
 
     lock = peers.leader_does("join", take)
+    fence = lock.ownership if lock is not None else Fence(job)
     board = Board.private()
     slot = board.rank_slot(0)
     slot.launched(peers.rank, os.getpid())
@@ -285,5 +305,6 @@ def _join_alone(directory: Path) -> Runtime:
         peers=peers,
         supervised=None,
         incarnation=1,
+        fence=fence,
         lock=lock,
     )

@@ -63,14 +63,13 @@ def save_sharded(rank, directory):
 
 
 def save_twice(rank, directory):
-    save(directory, 5, value=1.0)
-    if rank == 0:
-        before = os.stat(os.path.join(directory, "epoch-0_step-5", "manifest.json")).st_ino
-    save(directory, 5, value=7.0)
-    if rank == 0:
-        after = os.stat(os.path.join(directory, "epoch-0_step-5", "manifest.json")).st_ino
-        return before == after
-    return True
+    from elastic_ckpt import load_checkpoint
+
+    for value in (1.0, 7.0, 7.0):
+        save(directory, 5, value=value)
+    model, optimizer, scheduler = build(0.0)
+    load_checkpoint(directory, None, model, optimizer, scheduler)
+    return model.bias.tolist() == build(7.0)[0].bias.tolist()
 
 
 def save_over_half_written(rank, directory):
@@ -221,7 +220,7 @@ def test_part_manifest_lists_the_files_of_its_rank(tmp_path):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_existing_sealed_step_is_kept(tmp_path):
+def test_step_that_is_saved_again_holds_its_last_state(tmp_path):
     assert run_ranks(save_twice, 2, str(tmp_path)) == [True, True]
     assert not list((tmp_path / ".attempts").iterdir())
 
@@ -287,3 +286,34 @@ def test_two_damaged_checkpoints_in_a_row_stop_the_job(tmp_path):
         assert name == "NoUsableCheckpoint"
         assert "2 checkpoints in a row" in text
     assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0_step-5"]
+
+
+def rewind(rank, directory):
+    """Save two steps, go back to the first, and save a third and the second again."""
+    from elastic_ckpt import load_checkpoint
+
+    for step in (5, 6, 7):
+        save(directory, step, value=float(step))
+    load_checkpoint(f"{directory}/epoch-0_step-5", None, *build(0.0))
+    left = sorted(path.name for path in JobDirectory.at(directory).root.glob("epoch-*"))
+    save(directory, 6, value=60.0)
+    model, optimizer, scheduler = build(0.0)
+    place = load_checkpoint(directory, None, model, optimizer, scheduler)
+    return left, place, model.bias.tolist(), build(60.0)[0].bias.tolist()
+
+
+def test_going_back_to_an_older_checkpoint_leaves_the_branch(tmp_path):
+    """A save holds its own bytes, and a restart goes on from the new branch."""
+    from elastic_ckpt.checkpoint.lineage import superseded
+
+    for left, place, bias, expected in run_ranks(rewind, 2, str(tmp_path)):
+        assert left == ["epoch-0_step-5", "epoch-0_step-6", "epoch-0_step-7"]  # only looked at
+        assert place[1] == 6
+        assert bias == expected
+    job = JobDirectory.at(tmp_path)
+    assert newest_intact(job).step == 6
+    assert sorted(entry.path.split("/")[-1][:14] for entry in superseded(job)) == [
+        "epoch-0_step-6", "epoch-0_step-7",
+    ]  # fmt: skip
+    manifest = newest_intact(job).manifest
+    assert manifest.run == 1 and manifest.parent != ""

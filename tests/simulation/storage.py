@@ -254,6 +254,8 @@ class Directory:
         self._cancelled = False
         self.fallen_back: str | None = None
 
+    lost = ""
+
     def write_record(self, record: object) -> None:
         return
 

@@ -127,6 +127,7 @@ OTHER_STRUCTS: Final = {
     "training/data/opening.py",
     "training/state/meeting.py",
     # Owners of a lock and of a memory tier, which belong to the code that takes them.
+    "checkpoint/fence.py",
     "checkpoint/job_lock.py",
     "checkpoint/memory/owner.py",
     "cli/leftovers.py",

@@ -2,9 +2,9 @@
 
 ::
 
-    .attempts/120-3f9c.../        every rank writes its files, then its part manifest, last
-    .attempts/120-3f9c.../manifest.json           the seal, written once all parts are known
-    epoch-0_step-120/                             one rename: now it is a checkpoint
+    .attempts/7.120-3f9c.../                every rank writes its files, then its part manifest
+    .attempts/7.120-3f9c.../manifest.json   the seal, written once all parts are known
+    epoch-0_step-120/                       one rename: now it is a checkpoint
 
 A kill between any two system calls leaves an attempt, which is never loaded, or a checkpoint.
 """
@@ -21,8 +21,17 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.disk.part import DiskPart
+from elastic_ckpt.checkpoint.fence import Fence
+from elastic_ckpt.checkpoint.lineage import (
+    has_same_state,
+    is_later,
+    is_stale,
+    replace_by,
+    supersede,
+)
 from elastic_ckpt.checkpoint.manifest import (
     FileEntry,
+    Manifest,
     SealHeader,
     decode_manifest,
     encode,
@@ -52,12 +61,20 @@ class DiskAttempt:
     job: JobDirectory
     identity: str
     step: int
+    run: int = 0
+    fence: Fence | None = None
 
     @classmethod
-    def begin(cls, job: JobDirectory, step: int, identity: str | None = None) -> DiskAttempt:
+    def begin(
+        cls, job: JobDirectory, step: int, identity: str | None = None, fence: Fence | None = None
+    ) -> DiskAttempt:
         """Make a new directory, for a drain in place of what an earlier drain of ``identity`` left.
-        DirectoryUnusable if a link stands where attempts belong, OSError if the storage failed."""
-        attempt = cls(job, identity or secrets.token_hex(8), step)
+        DirectoryUnusable if a link stands where attempts belong, RunSuperseded if another run owns
+        the job by now, OSError if the storage failed."""
+        if fence is not None:
+            fence.check()
+        run = fence.number if fence is not None else 0
+        attempt = cls(job, identity or secrets.token_hex(8), step, run, fence)
         job.require(job.attempts)
         if identity is not None:
             attempt.drop()
@@ -72,14 +89,21 @@ class DiskAttempt:
 
     @property
     def path(self) -> Path:
-        return self.job.attempts / f"{self.step}-{self.identity}"
+        run = f"{self.run}." if self.run else ""
+        return self.job.attempts / f"{run}{self.step}-{self.identity}"
 
     def part(self, rank: int) -> DiskPart:
         return DiskPart(self.path, self.identity, rank)
 
     @property
     def ref(self) -> Ref:
-        return Ref(NAME, str(self.step), self.identity)
+        return Ref(NAME, f"{self.run}.{self.step}", self.identity)
+
+    @classmethod
+    def join(cls, job: JobDirectory, ref: Ref, fence: Fence | None = None) -> DiskAttempt:
+        """Return the attempt that another process began."""
+        run, step = map(int, ref.name.split("."))
+        return cls(job, ref.attempt, step, run, fence)
 
     def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> Ref:
         return Ref(NAME, self.publish(header, files).name)
@@ -91,22 +115,30 @@ class DiskAttempt:
             files: all parts' files, as their writers described them.
 
         Returns:
-            The checkpoint's directory. If an intact checkpoint stands there already it is kept
-            and the attempt dropped; an invalid one is set aside.
+            The checkpoint's directory. A checkpoint of another content that stands there already
+            is superseded, an invalid one is set aside. If the attempt is of an earlier run that
+            another one has gone past, it goes to the superseded ones itself.
 
         Raises:
             CheckpointRejected: no checkpoint can hold that: too many files, one listed twice.
+            RunSuperseded: another run has taken the job over.
             OSError: the storage failed; the attempt is not a checkpoint, or not yet a durable one.
         """
         data = encode(make_manifest(header, files))
-        decode_manifest(data)  # do not seal what cannot be read
+        manifest = decode_manifest(data)  # do not seal what cannot be read
         if os.path.lexists(self.path):  # else it was renamed already
             sync_tree(self.path)
             write_atomic(self.path / MANIFEST_NAME, data)
-        return self._rename(self.job.checkpoint(header.epoch, header.step))
+        if self.fence is not None and is_stale(self.job, header, self.fence):
+            why = f"run {header.run} was taken over"
+            return supersede(self.job, self.path, why, header.checkpoint_name)
+        return self._rename(self.job.checkpoint(header.epoch, header.step), manifest)
 
-    def _rename(self, target: Path) -> Path:
+    def _rename(self, target: Path, manifest: Manifest) -> Path:
         for _ in range(3):
+            # A run that takes over after this check moves the attempt away before it loads.
+            if self.fence is not None:
+                self.fence.check()
             try:
                 os.rename(self.path, target)
             except FileNotFoundError:
@@ -119,7 +151,7 @@ class DiskAttempt:
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise
-                if self._yields_to(target):
+                if self._yields_to(target, manifest):
                     # The one that put it there may have been killed before it made it durable.
                     sync_directory(target.parent)
                     self.drop()
@@ -130,21 +162,24 @@ class DiskAttempt:
                 return target
         raise OSError(errno.EEXIST, "another writer keeps taking the checkpoint's place", target)
 
-    def _yields_to(self, target: Path) -> bool:
-        """Return whether the checkpoint in our place is as good as ours."""
+    def _yields_to(self, target: Path, manifest: Manifest) -> bool:
+        """Return whether the checkpoint in our place is as good as ours; else move it away."""
         try:
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 # No restart would take a link or a file for a checkpoint.
                 raise CheckpointRejected("it is not a directory")
-            if read_manifest(target).attempt == self.identity:
+            there = read_manifest(target)
+            if there.attempt == self.identity:
                 return True
             verify_full(target)
+            if has_same_state(there, manifest) or is_later(there, manifest):
+                return True
+            replace_by(self.job, target, there, manifest)
         except FileNotFoundError:
             return False  # it has just gone away
         except CheckpointError as error:
             set_aside(self.job, target, str(error))
-            return False
-        return True
+        return False
 
     def _is_ours(self, target: Path) -> bool:
         try:

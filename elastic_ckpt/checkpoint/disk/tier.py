@@ -10,6 +10,7 @@ from pathlib import Path
 from elastic_ckpt.checkpoint.catalog import candidates, newest_intact
 from elastic_ckpt.checkpoint.disk.attempt import NAME, DiskAttempt
 from elastic_ckpt.checkpoint.disk.space import ensure_space
+from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
@@ -30,21 +31,27 @@ from elastic_ckpt.util.progress import Watch
 
 class DiskTier:
     """See :class:`elastic_ckpt.checkpoint.tier.Tier`. ``make_room`` deletes what no retention rule
-    keeps, for a save that does not fit."""
+    keeps, for a save that does not fit; ``fence`` is of the run that saves, None to read only."""
 
     name = NAME
     every_byte = True
 
-    def __init__(self, job: JobDirectory, make_room: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        job: JobDirectory,
+        make_room: Callable[[], None] = lambda: None,
+        fence: Fence | None = None,
+    ) -> None:
         self._job = job
+        self._fence = fence
         self._make_room = make_room
 
     def begin(self, step: int, size: int, identity: str | None = None) -> DiskAttempt:
         ensure_space(self._job.home, size, self._make_room)
-        return DiskAttempt.begin(self._job, step, identity)
+        return DiskAttempt.begin(self._job, step, identity, self._fence)
 
     def join(self, ref: Ref) -> DiskAttempt:
-        return DiskAttempt(self._job, ref.attempt, int(ref.name))
+        return DiskAttempt.join(self._job, ref, self._fence)
 
     def newest(self) -> Stored | None:
         found = newest_intact(self._job)

@@ -95,7 +95,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
         yield Finding(doing, "problem", str(error), todo)
     finally:
         if trial_directory:
-            remove_trial(Path(trial_directory))
+            _remove(Path(trial_directory))
     yield from _speed(path, wrote)
     yield from _fit(path, grace, wrote)
 
@@ -107,7 +107,7 @@ def run_trial(path: CheckedPath) -> Generator[TrialEvent, None, None]:
     )
 
 
-def remove_trial(directory: Path) -> None:
+def _remove(directory: Path) -> None:
     """Remove what a killed test left behind; dead storage keeps it."""
 
     def remove() -> Generator[bool, None, None]:

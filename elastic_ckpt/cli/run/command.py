@@ -104,8 +104,7 @@ def command(
         if hostfile is not None:  # not before this run owns the job
             _start_others(context, settings)
         code = int(supervisor.run())
-        patience = supervisor.preemption.patience(_NEXT_SECONDS)  # a notice may leave less
-        _say_next(settings.directory, supervisor.record.node, patience)
+        _say_next(settings.directory, supervisor.record.node)
         return code
 
 
@@ -139,18 +138,20 @@ def settings_of(arguments: Sequence[str]) -> RunSettings:
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
     from elastic_ckpt.checkpoint.job_lock import read_owner
+    from elastic_ckpt.notices.signals import is_held
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.wiring import make_supervisor
 
     if not settings.endpoint:
-        return make_supervisor(settings, _print_line, reread)
+        return make_supervisor(settings, _print_line, reread, leaves=is_held)
     lock = JobDirectory(settings.directory).lock
 
     def is_led() -> bool:
         found = read_owner(lock)
         return found is not None and found.owner.is_alive() is not False
 
-    return make_supervisor(settings, _print_line, reread, meet(settings.endpoint, is_led))
+    rendezvous = meet(settings.endpoint, is_led)
+    return make_supervisor(settings, _print_line, reread, rendezvous, leaves=is_held)
 
 
 def _arguments(context: click.Context) -> list[str]:
@@ -161,7 +162,7 @@ def _arguments(context: click.Context) -> list[str]:
     return arguments
 
 
-def _say_next(directory: Path, record: NodeRecord, seconds: float) -> None:
+def _say_next(directory: Path, record: NodeRecord) -> None:
     """Say what to do next, unless the storage does not answer in time."""
     from elastic_ckpt.cli.status.advice import Advice, advise_member
     from elastic_ckpt.cli.status.view import gather
@@ -176,7 +177,7 @@ def _say_next(directory: Path, record: NodeRecord, seconds: float) -> None:
     if record.leads:
         thread = threading.Thread(target=look, name="next", daemon=True)
         thread.start()
-        thread.join(seconds)
+        thread.join(_NEXT_SECONDS)
     else:
         found.append(advise_member(record))
     if not found:

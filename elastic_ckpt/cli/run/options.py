@@ -84,6 +84,13 @@ _RUN: Final = (
         default=600.0,
         type=click.FloatRange(min=1),
     ),
+    click.option(
+        "--from",
+        "start_from",
+        metavar="NAME",
+        help="Continue from this checkpoint, epoch-N_step-M, and supersede newer ones. Once: a "
+        "rerun of the same command continues from the newest.",
+    ),
     # preemption notices
     _option(
         "--grace SECONDS",

@@ -9,13 +9,8 @@ from typing import Final
 
 from elastic_ckpt.cli.doctor.directory import nearest
 from elastic_ckpt.cli.doctor.filesystem import check_filesystem, mount_of
-from elastic_ckpt.cli.doctor.storage import judge, remove_trial
-from elastic_ckpt.cli.doctor.storage_trial import (
-    TrialDirectory,
-    TrialEvent,
-    TrialResult,
-    try_storage,
-)
+from elastic_ckpt.cli.doctor.storage import judge
+from elastic_ckpt.cli.doctor.storage_trial import TrialEvent, TrialResult, try_storage
 from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answers
 
@@ -43,9 +38,6 @@ def check_storage(directory: Path, proc: Path = Path("/proc")) -> str:
     problems = [f"{found.text}: {found.todo}"] * (found.state != "ok")
     if not mount.is_known:
         for failed in _failures(directory):
-            if failed.errno == errno.ETIMEDOUT:
-                problems.append(f"{failed.why}: a save would wait as well (elastic-ckpt doctor)")
-                continue
             judged = judge(failed)
             if failed.what in _LOSING and failed.errno not in _FULL:
                 raise DirectoryUnusable(
@@ -57,25 +49,15 @@ def check_storage(directory: Path, proc: Path = Path("/proc")) -> str:
 
 
 def _failures(directory: Path) -> Iterator[TrialResult]:
-    """Yield the failed tests; storage that cannot be written to, or does not answer, is no failure.
-
-    The run says itself what it cannot write.
-    """
+    """Yield the failed tests; a trial that cannot begin or end fails no test."""
 
     def trial() -> Generator[object, None, None]:
         yield from try_storage(nearest(directory), max_bytes=0, seconds=0.0)
 
-    place: Path | None = None
     try:
         with answers(trial, TrialEvent, TRIAL_SECONDS) as events:
             for event in events:
-                if isinstance(event, TrialDirectory):
-                    place = Path(event.path)
-                elif isinstance(event, TrialResult) and event.why and event.what != "modes":
+                if isinstance(event, TrialResult) and event.why and event.what != "modes":
                     yield event
-    except WorkFailed:
-        return
-    except NoAnswer as error:
-        if place is not None:
-            remove_trial(place)
-        yield TrialResult("trial", f"the storage {error}", errno.ETIMEDOUT)
+    except (NoAnswer, WorkFailed):
+        return  # the run says what it cannot write, and waits for what does not answer

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
@@ -62,19 +63,21 @@ class Drainer:
     def __init__(
         self,
         job: JobDirectory,
+        fence: Fence | None,
         tier: MemoryTier,
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
-        """Start nothing yet. ``say`` shows one line to the user; a thread calls ``wake`` when a
-        drain has ended."""
+        """Start nothing yet. ``fence`` is of this run, which seals; ``say`` shows one line to the
+        user; a thread calls ``wake`` when a drain has ended."""
         self._job = job
         self._tier = tier
         self.older: list[MemoryTier] = []
         self._journal = journal
         self._say = say
         self._wake = wake
+        self._fence = fence
         self._retainers: dict[str, Retainer] = {}
         self._task: _Task | None = None
         self._thread: threading.Thread | None = None
@@ -195,7 +198,8 @@ class Drainer:
 
     def _disk(self, seal: SealHeader) -> DiskTier:
         """Return the disk tier of the session that a seal is of."""
-        return DiskTier(self._job.session(seal.session), self._retainer(seal).make_room)
+        place = self._job.session(seal.session)
+        return DiskTier(place, self._retainer(seal).make_room, self._fence)
 
     def _due(self) -> list[Sealed]:
         now = time.monotonic()
@@ -237,7 +241,10 @@ class Drainer:
                 if polite and not task.polite:
                     return
             else:
-                task.sealed.generation.settle(task.sealed.seal)
+                if self._disk(task.sealed.seal).holds(task.sealed.seal):
+                    task.sealed.generation.settle(task.sealed.seal)
+                else:  # another run has gone past it, and it was superseded
+                    task.sealed.generation.clear()
                 task.dropped = False  # it was done before it could be
                 task.seconds = time.monotonic() - task.began
                 if polite:

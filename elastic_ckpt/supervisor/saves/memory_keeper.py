@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_of_job
+from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.memory.generation import GENERATIONS, Sealed
 from elastic_ckpt.checkpoint.memory.leftover import (
     ANSWER_SECONDS,
@@ -57,6 +58,7 @@ class MemoryKeeper:
     def __init__(
         self,
         job: JobDirectory,
+        fence: Fence | None,
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
@@ -68,7 +70,7 @@ class MemoryKeeper:
         self._say = say
         self._wake = wake
         self._owned = owned
-        self._drainer = Drainer(job, owned.tier, journal, say, wake) if owned else None
+        self._drainer = Drainer(job, fence, owned.tier, journal, say, wake) if owned else None
         self._moves: list[_Move] = []
         self.root = str(owned.tier.root) if owned else ""
         self.bell = owned.bell if owned else None
@@ -78,6 +80,7 @@ class MemoryKeeper:
         cls,
         settings: RunSettings,
         job: JobDirectory,
+        fence: Fence | None,
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
@@ -96,7 +99,7 @@ class MemoryKeeper:
                 say(_needs(place, job, owned))
             except MemoryUnusable as error:
                 say(f"no memory tier, saves go to the disk: {error}")
-        keeper = cls(job, journal, say, wake, owned)
+        keeper = cls(job, fence, journal, say, wake, owned)
         elsewhere = owned.elsewhere if owned else []
         left = leftovers([*([place] if place else []), *_earlier_places(job)])
         _warn([one for one in left if one.tier not in elsewhere], job, say)

@@ -72,12 +72,15 @@ def choose(runtime: Runtime) -> LoadCandidate | None:
 
 def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
     """Verify and load one checkpoint that the caller chose, from memory if it is not on disk yet.
-    Collective. CheckpointRejected if it failed verification; it is not moved."""
+    Collective. CheckpointRejected if it failed verification; it is not moved. The first save after
+    it supersedes the job's newer ones; until then nothing moves, as a script may only look."""
     with given(runtime, path) as candidate:
         reason = candidate.verify()
         if reason:
             raise CheckpointRejected(f"{path}: {reason}")
-        return _load(runtime, engine, candidate)
+        loaded = _load(runtime, engine, candidate)
+    runtime.rewound_to = (loaded.seal.epoch, loaded.seal.step)
+    return loaded
 
 
 def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
@@ -147,6 +150,7 @@ def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate) -> Loaded:
     if peers.is_leader:
         _write_journal(runtime, loaded, seconds)
     candidate.confirm()
+    runtime.parent = loaded.seal.attempt
     return loaded
 
 

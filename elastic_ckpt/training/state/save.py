@@ -202,6 +202,7 @@ class SaveOperation:
         seconds = now - self._began
         runtime.last_bytes = size
         runtime.slot.saved(step)
+        runtime.parent = target.ref.attempt
         bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # only the leader knows
         said = f"{target.ref.tier}, {seconds:.3f} s{bytes_too}"
         log.info("sealed step %d: %s", step, said, extra={"step": step})

@@ -52,6 +52,8 @@ def make_header(
         job=runtime.name,
         attempt=attempt,
         incarnation=runtime.incarnation,
+        run=runtime.fence.number,
+        parent=runtime.parent,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         reason=snapshot.reason,
         samples_per_step=snapshot.samples_per_step,

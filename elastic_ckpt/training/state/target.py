@@ -9,6 +9,7 @@ from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.rewind import leave_branch
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +22,16 @@ def begin_attempt(
 ) -> Attempt:
     """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
     on every rank if the disk has no room, or does not answer."""
-    disk = DiskTier(runtime.job, runtime.retain.make_room)
+    disk = DiskTier(runtime.job, runtime.retain.make_room, runtime.fence)
     memory = runtime.memory if allow_memory else None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
     def begin() -> Attempt:
         if not runtime.job.attempts.is_dir():
             runtime.job.prepare()  # it was moved away, and there is work to save
+        if runtime.rewound_to is not None:
+            leave_branch(runtime, runtime.rewound_to)
+            runtime.rewound_to = None
         size = _predicted_bytes(runtime, engine, disk)
         if memory is not None:
             try:

@@ -136,7 +136,8 @@ def test_what_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     "key",
     sorted(
-        {*json.loads(encode(MANIFEST))} - {"metrics", "dataset_fields", "session", "session_order"}
+        {*json.loads(encode(MANIFEST))}
+        - {"metrics", "dataset_fields", "session", "session_order", "run", "parent"}
     ),
 )
 def test_every_key_is_needed(key: str) -> None:

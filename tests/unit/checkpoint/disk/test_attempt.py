@@ -15,6 +15,7 @@ from elastic_ckpt.checkpoint import verify
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.lineage import superseded
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.checkpoint.quarantine import rejected
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
@@ -119,15 +120,24 @@ def test_everything_is_on_the_disk_before_the_seal_and_the_rename(
     assert ("fsync", str(job.root)) in done[published:]
 
 
-def test_a_valid_checkpoint_in_its_place_is_kept(job: JobDirectory) -> None:
+def test_checkpoint_with_the_same_state_in_its_place_is_kept(job: JobDirectory) -> None:
     """The attempt is dropped; the checkpoint that stands there is not touched."""
     path = make_checkpoint(job, 10)
     before = tree(path)
     attempt = DiskAttempt.begin(job, 10)
-    assert seal(attempt, OTHER) == path
+    assert seal(attempt, FILES) == path
     assert tree(path) == before
     assert not attempt.path.exists()
-    assert rejected(job) == []
+    assert rejected(job) == superseded(job) == []
+
+
+def test_step_that_is_saved_again_holds_the_last_state(job: JobDirectory) -> None:
+    """A save never reports success for bytes that are not its own."""
+    make_checkpoint(job, 10)
+    path = seal(DiskAttempt.begin(job, 10), OTHER)
+    assert (path / MODEL).read_bytes() == OTHER[MODEL]
+    verify_full(path)
+    assert superseded(job) == [] and list(job.trash.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "unsealed", "newer"])
@@ -478,9 +488,9 @@ def test_a_disk_that_fails_neither_removes_an_attempt_nor_stops_the_run(
     assert recover(job) == [(job.checkpoint(0, 20), "sealed")]
 
 
-def test_an_attempt_yields_to_a_valid_checkpoint_of_its_step(job: JobDirectory) -> None:
+def test_attempt_yields_to_a_later_incarnation(job: JobDirectory) -> None:
     """Recovery keeps what a restart may already have loaded."""
-    path = make_checkpoint(job, 10)
+    path = make_checkpoint(job, 10, incarnation=2)
     before = tree(path)
     make_attempt(job, 10, contents=OTHER)
     assert recover(job) == [(path, "sealed")]

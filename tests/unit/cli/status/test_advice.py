@@ -12,7 +12,7 @@ from elastic_ckpt.cli.status.page import make_console, show
 from elastic_ckpt.cli.status.view import StatusView, gather
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.run_command import RunCommand, command_line
+from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.journal.line import encode_line
 from elastic_ckpt.protocol.run_state import RunState
 from tests.checkpoints import MODEL, make_checkpoint
@@ -63,7 +63,7 @@ def test_each_ending_says_what_to_type(
     make_checkpoint(job, 60)
     view = look(job, state, code, message=message)
     assert view.advice.startswith(text)
-    own = [RERUN if one == RERUN else command_line(*one.split(), job.root) for one in commands]
+    own = [RERUN if one == RERUN else f"elastic-ckpt {one} {job.root}" for one in commands]
     assert list(view.commands) == own
 
 
@@ -76,7 +76,7 @@ def test_where_no_checkpoint_is_intact_a_rerun_is_not_advised(
     view = look(job, state, 65)
     assert "a rerun would end the same way" in view.advice
     assert "step 0" not in view.advice
-    assert list(view.commands) == [command_line("list", job.root)]
+    assert list(view.commands) == [f"elastic-ckpt list {job.root}"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_job_whose_saves_fail_is_not_simply_run_again(
     assert view.state == ("dead" if more else state.value)
     assert view.advice.startswith("first make saves work, or the same steps are lost again")
     assert "No space left on device; then rerun the same command" in view.advice
-    assert list(view.commands) == [command_line("doctor", job.root), RERUN]
+    assert list(view.commands) == [f"elastic-ckpt doctor {job.root}", RERUN]
 
 
 def test_an_empty_job_starts_again_at_step_0(job: JobDirectory) -> None:

@@ -35,7 +35,7 @@ class Loop:
         self.said: list[str] = []
         self._woken = threading.Event()
         journal = Journal(job, "here")
-        self.drainer = Drainer(job, tier, journal, self.said.append, self._woken.set)
+        self.drainer = Drainer(job, None, tier, journal, self.said.append, self._woken.set)
 
     def until(self, condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + PATIENCE

@@ -34,7 +34,9 @@ class Start:
         )
         journal = Journal(job, node)
         self.woken = threading.Event()
-        self.keeper = MemoryKeeper.open(settings, job, journal, self.said.append, self.woken.set)
+        self.keeper = MemoryKeeper.open(
+            settings, job, None, journal, self.said.append, self.woken.set
+        )
 
     def settle(self) -> None:
         """Listen, and turn until an incarnation may be launched."""

@@ -1,0 +1,230 @@
+"""Run numbers: who owns a job, and may seal. ``docs/design.md`` has the protocol.
+
+::
+
+    .elastic-ckpt/runs/000007.json     the owner; created exclusively, and so the fence
+    .elastic-ckpt/runs/000007.beat     rewritten every few seconds while the run lives
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import threading
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.lease import BEAT_SECONDS
+from elastic_ckpt.util.files import create_file, read_bounded, sync_directory, write_atomic
+from elastic_ckpt.util.text import printable
+
+KEPT_RECORDS: Final = 20
+"""Records of earlier runs that stay, for people."""
+
+_MAX_BYTES: Final = 64 * 1024
+_RECORD = re.compile(r"([0-9]{6,12})\.json")
+
+
+class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that owns, or owned, the job.
+
+    Attributes:
+        nonce: tells this record from one of the same number in another directory.
+        lock: device and inode of the lock file that it holds; zeros if it holds none.
+        endpoint: HOST:PORT where the nodes meet; empty for a job of one node.
+        ended: it has ended, and seals nothing any more.
+        continued_from: attempts that ``--from`` has named in this run and those before it.
+    """
+
+    run_id: str
+    node: str
+    owner: ProcessIdentity
+    nonce: str
+    lock: tuple[int, int] = (0, 0)
+    endpoint: str = ""
+    ended: bool = False
+    continued_from: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """It, for people."""
+        where = f"pid {self.owner.pid} on {printable(self.owner.host)}"
+        return f"{where} (run {printable(self.run_id)})"
+
+
+class Fence:
+    """A run's claim to a job. Every process of the run checks it before it seals."""
+
+    def __init__(self, job: JobDirectory, number: int = 0, nonce: str = "") -> None:
+        """Number 0 stands for a process that owns no job; it checks nothing."""
+        self.job = job
+        self.number = number
+        self.nonce = nonce
+        self.rewound = False  # by ``--from``: what earlier runs have left is off the line
+
+    def check(self) -> None:
+        """Raise unless this run still owns the job.
+
+        Raises:
+            RunSuperseded: another run has taken the job over.
+            OSError: the storage does not answer.
+        """
+        if not self.number:
+            return
+        newest = newest_number(self.job)
+        found = read_run(self.job, newest) if newest >= self.number else None
+        is_other = found is not None and found.nonce != self.nonce
+        if newest > self.number or is_other:
+            by = found.shown if found else f"run number {newest}"
+            raise RunSuperseded(
+                f"{by} has taken over {self.job.root}: this run stops and seals nothing; "
+                f"elastic-ckpt status {self.job.root} shows the job"
+            )
+
+
+class Ownership(Fence):
+    """The claim of the process that made it: it beats, and ends it."""
+
+    def __init__(self, job: JobDirectory, number: int, record: RunOwner) -> None:
+        super().__init__(job, number, record.nonce)
+        self.record = record
+        self._beats = 0
+
+    @classmethod
+    def claim(cls, job: JobDirectory, number: int, record: RunOwner) -> Ownership:
+        """Create the record of a number.
+
+        Raises:
+            FileExistsError: another run was faster.
+            OSError: the storage failed.
+        """
+        _create(job, number, record)
+        made = cls(job, number, record)
+        made.beat()
+        _forget(job, number - KEPT_RECORDS)
+        return made
+
+    def beat(self) -> None:
+        """Show the other hosts that this run lives.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        self._beats += 1
+        # No fsync: after a power cut no run beats any more.
+        with open(_path(self.job, self.number, "beat"), "wb") as file:
+            file.write(f"{self.nonce} {self._beats}\n".encode())
+
+    def beat_and_check(self) -> None:
+        """Beat, and raise as :meth:`check`; a record that was removed is written again."""
+        if not os.path.lexists(_path(self.job, self.number)):
+            with contextlib.suppress(FileExistsError):
+                _create(self.job, self.number, self.record)
+        self.check()
+        self.beat()
+
+    def continues_from(self, attempt: str) -> None:
+        """Record that the job has been taken back to a checkpoint, so that it happens once.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        done = (*self.record.continued_from, attempt)
+        self.record = msgspec.structs.replace(self.record, continued_from=done)
+        write_atomic(_path(self.job, self.number), msgspec.json.encode(self.record))
+
+    def end(self) -> None:
+        """Record that this run has ended, so that the next one need not wait for its lease."""
+        with contextlib.suppress(OSError, RunSuperseded):
+            self.check()
+            ended = msgspec.structs.replace(self.record, ended=True)
+            write_atomic(_path(self.job, self.number), msgspec.json.encode(ended))
+
+    def beat_in_background(self) -> None:
+        """Beat from a thread until this process ends; for a script without a supervisor."""
+
+        def work() -> None:
+            pause = threading.Event()
+            while not pause.wait(BEAT_SECONDS):
+                with contextlib.suppress(OSError, ElasticCkptError):  # a save finds out as well
+                    self.beat_and_check()
+
+        threading.Thread(target=work, name="beat", daemon=True).start()
+
+
+def new_record(
+    job: JobDirectory, node: str, run_id: str, endpoint: str, previous: RunOwner | None
+) -> RunOwner:
+    """Return the record of this process, which takes the job over from ``previous``."""
+    lock = (0, 0)
+    with contextlib.suppress(OSError):
+        found = os.stat(job.lock)
+        lock = (found.st_dev, found.st_ino)
+    return RunOwner(
+        run_id=run_id, node=node, owner=ProcessIdentity.current(), nonce=secrets.token_hex(16),
+        lock=lock, endpoint=endpoint,
+        continued_from=previous.continued_from if previous else (),
+    )  # fmt: skip
+
+
+def newest_number(job: JobDirectory) -> int:
+    """Return the number of the newest run; 0 without any.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    try:
+        names = os.listdir(job.runs)
+    except FileNotFoundError:
+        return 0
+    return max((int(match[1]) for name in names if (match := _RECORD.fullmatch(name))), default=0)
+
+
+def read_run(job: JobDirectory, number: int) -> RunOwner | None:
+    """Return the record of a run; None if it is missing or torn."""
+    try:
+        return msgspec.json.decode(read_bounded(_path(job, number), _MAX_BYTES), type=RunOwner)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def read_beat(job: JobDirectory, number: int) -> bytes:
+    """Return a run's newest beat; empty if there is none."""
+    try:
+        return read_bounded(_path(job, number, "beat"), 4096)
+    except (OSError, ValueError):
+        return b""
+
+
+def _path(job: JobDirectory, number: int, kind: str = "json") -> Path:
+    return job.runs / f"{number:06d}.{kind}"
+
+
+def _create(job: JobDirectory, number: int, record: RunOwner) -> None:
+    job.require(job.runs)
+    path = _path(job, number)
+    fd = create_file(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    sync_directory(job.runs)
+
+
+def _forget(job: JobDirectory, last: int) -> None:
+    for path in job.found(job.runs, "*"):
+        number = path.name.split(".")[0]
+        if number.isdigit() and int(number) <= last:
+            with contextlib.suppress(OSError):
+                path.unlink()

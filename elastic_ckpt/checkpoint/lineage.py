@@ -1,0 +1,161 @@
+"""Which checkpoints a job continues from, and what becomes of the others.
+
+A checkpoint names the run that sealed it and its parent, the attempt that its run continued from.
+Continuing from an older one moves those after it to ``.superseded/``, where people find them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from elastic_ckpt.checkpoint.catalog import newest_intact, scan
+from elastic_ckpt.checkpoint.fence import Fence, Ownership
+from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
+from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
+from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
+from elastic_ckpt.checkpoint.verify import read_manifest, verify_sizes
+from elastic_ckpt.errors import CheckpointRejected, UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.util.files import sync_directory
+
+
+def is_stale(job: JobDirectory, header: SealHeader, fence: Fence) -> bool:
+    """Return whether a later run has sealed a checkpoint already, so that this one is off its line.
+
+    It is if it was left by an earlier run, in memory or unsealed, and the job has gone on without.
+    """
+    if header.run >= fence.number or fence.rewound:
+        return header.run < fence.number
+    newest = newest_intact(job)
+    return newest is not None and newest.manifest is not None and newest.manifest.run > header.run
+
+
+def is_later(there: SealHeader, other: SealHeader) -> bool:
+    """Return whether a checkpoint was sealed by a later run or incarnation than another one."""
+    return (there.run, there.incarnation) > (other.run, other.incarnation)
+
+
+def has_same_state(one: Manifest, other: Manifest) -> bool:
+    """Return whether two checkpoints have the same files; part manifests name their attempt."""
+
+    def content(manifest: Manifest) -> set[tuple[str, str]]:
+        files = manifest.files
+        return {(one.path, one.xxh3_128) for one in files if not one.path.startswith("parts/")}
+
+    return content(one) == content(other)
+
+
+def replace_by(job: JobDirectory, checkpoint: Path, there: Manifest, other: Manifest) -> None:
+    """Make room for another checkpoint of the same name: supersede the one that is there.
+
+    One that the same incarnation saved earlier is deleted: the script has saved this step again.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    if (there.run, there.incarnation) == (other.run, other.incarnation):
+        throw_away(job, checkpoint)
+        empty_trash(job)
+    else:
+        supersede(job, checkpoint, f"step {other.step} was saved again by run {other.run}")
+
+
+def supersede(job: JobDirectory, checkpoint: Path, why: str, name: str = "") -> Path:
+    """Move a checkpoint, or the attempt that holds it, to the superseded ones; return where it is.
+
+    Raises:
+        DirectoryUnusable: a link stands in their place.
+        OSError: it cannot be moved.
+    """
+    return set_aside(job, checkpoint, why, job.superseded, name)
+
+
+def supersede_newer(job: JobDirectory, key: tuple[int, int], why: str) -> list[Path]:
+    """Supersede all checkpoints after (epoch, step), the newest first; return where they are.
+
+    Raises:
+        OSError: one cannot be moved; those before it are.
+    """
+    newer = [path for path in scan(job) if (checkpoint_key(path.name) or key) > key]
+    return [supersede(job, path, why) for path in newer]
+
+
+def superseded(job: JobDirectory) -> list[Rejected]:
+    """Return what was superseded, oldest first."""
+    return rejected(job, job.superseded)
+
+
+def continue_from(job: JobDirectory, name: str, ownership: Ownership) -> str:
+    """Take the job back to a checkpoint, once: a requeued run with the same ``--from`` continues.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        UsageError, CheckpointError, OSError: as :func:`restore`, and it must be intact.
+    """
+    place, _ = _find(job, name)
+    attempt = read_manifest(place).attempt
+    if attempt in ownership.record.continued_from:
+        return (
+            f"the job has gone back to {name} before, and continues from its newest checkpoint; "
+            f"elastic-ckpt restore {job.root} {name} takes it back again"
+        )
+    there, moved = restore(job, name, f"run --from {name}")
+    ownership.continues_from(attempt)
+    ownership.rewound = True
+    aside = f", {len(moved)} newer ones are in {job.superseded}" if moved else ""
+    return f"continuing from {there.name}{aside}"
+
+
+def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
+    """Make a checkpoint the newest of its job again, and supersede those after it.
+
+    For the holder of the job's lock. A kill at any moment leaves every checkpoint in one place or
+    the other; a repeat finishes the work.
+
+    Args:
+        name: ``epoch-N_step-M``; of several superseded ones of that name, the directory's.
+
+    Returns:
+        The checkpoint, and what was superseded.
+
+    Raises:
+        UsageError: there is none of that name, or several.
+        CheckpointError: it is not intact.
+        OSError: one cannot be moved.
+    """
+    source, key = _find(job, name)
+    there = job.checkpoint(*key)
+    manifest = read_manifest(source)
+    verify_sizes(source, manifest.files)
+    if manifest.checkpoint_name != there.name:
+        raise CheckpointRejected(f"{source} holds {manifest.checkpoint_name}")
+    moved = supersede_newer(job, key, why)
+    if source != there:
+        if os.path.lexists(there):
+            moved.append(supersede(job, there, why))
+        os.rename(source, there)
+        with contextlib.suppress(OSError):
+            source.with_name(source.name + ".json").unlink()
+        sync_directory(job.root)
+        sync_directory(job.superseded)
+    return there, moved
+
+
+def _find(job: JobDirectory, name: str) -> tuple[Path, tuple[int, int]]:
+    """Return where a checkpoint is, and its (epoch, step)."""
+    key = checkpoint_key(name)
+    if key is not None and (job.root / name).is_dir():
+        return job.root / name, key
+    found = [Path(one.path) for one in superseded(job)]
+    match = [path for path in found if path.name == name or path.name.startswith(f"{name}-")]
+    key = checkpoint_key("-".join(match[0].name.split("-")[:3])) if len(match) == 1 else None
+    if key is None:
+        what = f"{len(match)} superseded checkpoints" if match else "no checkpoint"
+        raise UsageError(
+            f"{job.root} has {what} called {name}: elastic-ckpt list {job.root} shows all"
+        )
+    return match[0], key

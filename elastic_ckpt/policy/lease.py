@@ -1,0 +1,47 @@
+"""Whether a new run may take a job over from its previous owner: pure.
+
+An owner beats. Whoever wants the job watches the beat change by its own clock, so no two clocks are
+compared: a lease in the sense of Gray and Cheriton (1989), without the time that the owner would
+have to agree on.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final
+
+BEAT_SECONDS: Final = 5.0
+"""How often an owner beats, and checks that it is still the owner."""
+
+LEASE_SECONDS: Final = 20.0
+"""An owner on another host that has not beaten for this long has lost the job."""
+
+
+class Verdict(Enum):
+    """What a run that wants the job does next."""
+
+    WAIT = auto()
+    TAKE = auto()
+    REFUSE = auto()
+
+
+class LeaseWatch:
+    """Watches the beat of the previous owner.
+
+    Args:
+        gone: it is certain that the owner is gone; nothing is waited for.
+        now: monotonic seconds on this host.
+    """
+
+    def __init__(self, beat: bytes, now: float, *, gone: bool) -> None:
+        self._first = beat
+        self._since = now
+        self._gone = gone
+
+    def judge(self, beat: bytes, now: float) -> Verdict:
+        """Return what to do, given the owner's newest beat."""
+        if beat != self._first:
+            return Verdict.REFUSE
+        if self._gone or now - self._since >= LEASE_SECONDS:
+            return Verdict.TAKE
+        return Verdict.WAIT

@@ -1,0 +1,143 @@
+"""Going back to an older checkpoint: newer ones are set aside, and can be restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
+from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.fence import Ownership
+from elastic_ckpt.checkpoint.job_lock import OwnedJob, Patience
+from elastic_ckpt.checkpoint.lineage import continue_from, restore, supersede_newer, superseded
+from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
+from elastic_ckpt.errors import CheckpointError, UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.checkpoints import FILES, MODEL, flip_bit, make_attempt, make_checkpoint, tree
+
+OTHER = {**FILES, MODEL: b"of another branch"}
+
+
+def names(job: JobDirectory) -> list[str]:
+    return [path.name for path in scan(job)]
+
+
+def own(job: JobDirectory) -> Ownership:
+    return OwnedJob(job, "here", "mine", "", Patience()).ownership
+
+
+def test_later_checkpoints_are_superseded_listed_and_restored(job: JobDirectory) -> None:
+    made = {step: tree(make_checkpoint(job, step)) for step in (10, 20, 30)}
+    moved = supersede_newer(job, (0, 10), "the job was continued from step 10")
+    assert names(job) == ["epoch-0_step-10"]
+    assert [tree(path) for path in moved] == [made[30], made[20]]
+    listed = [view for view in list_checkpoints(job) if view.tier == "superseded"]
+    assert sorted(view.step for view in listed) == [20, 30]
+    assert all("continued from step 10" in view.why for view in listed)
+    there, _ = restore(job, "epoch-0_step-30", "by hand")
+    assert tree(there) == made[30]
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
+    assert [Path(one.path).name[:15] for one in superseded(job)] == ["epoch-0_step-20"]
+
+
+def test_restoring_an_older_one_supersedes_what_is_newer(job: JobDirectory) -> None:
+    for step in (10, 20):
+        make_checkpoint(job, step)
+    there, moved = restore(job, "epoch-0_step-10", "by hand")
+    assert there == job.checkpoint(0, 10) and len(moved) == 1
+    assert names(job) == ["epoch-0_step-10"]
+
+
+def test_two_branches_of_one_name_are_told_apart(job: JobDirectory) -> None:
+    for contents in (FILES, OTHER):
+        make_checkpoint(job, 10)
+        make_checkpoint(job, 20, contents=contents)
+        supersede_newer(job, (0, 10), "again")
+    with pytest.raises(UsageError, match="2 superseded checkpoints called epoch-0_step-20"):
+        restore(job, "epoch-0_step-20", "by hand")
+    for one in superseded(job):
+        there, _ = restore(job, Path(one.path).name, "by hand")
+        assert there.name == "epoch-0_step-20"
+        verify_full(there)
+
+
+def test_unknown_or_damaged_checkpoint_changes_nothing(job: JobDirectory) -> None:
+    bad = make_checkpoint(job, 10)
+    make_checkpoint(job, 20)
+    with pytest.raises(UsageError, match="no checkpoint called epoch-0_step-15"):
+        restore(job, "epoch-0_step-15", "by hand")
+    with pytest.raises(UsageError, match="no checkpoint called"):
+        restore(job, "../elsewhere", "by hand")
+    (bad / MODEL).unlink()
+    with pytest.raises(CheckpointError):
+        restore(job, "epoch-0_step-10", "by hand")
+    assert names(job) == ["epoch-0_step-20", "epoch-0_step-10"]
+
+
+def test_step_that_a_later_run_saves_again_keeps_the_earlier_one(job: JobDirectory) -> None:
+    """The bytes under a name are those of the save that was reported last."""
+    make_checkpoint(job, 10, run=1)
+    path = make_checkpoint(job, 10, run=2, contents=OTHER)
+    assert (path / MODEL).read_bytes() == OTHER[MODEL]
+    [old] = superseded(job)
+    assert read_manifest(Path(old.path)).run == 1
+
+
+def test_what_an_earlier_run_left_is_superseded_once_a_later_one_has_sealed(
+    job: JobDirectory,
+) -> None:
+    """Another node kept step 130 of run 1, while run 2 went on from step 100."""
+    own(job)
+    make_checkpoint(job, 100, run=1)
+    make_attempt(job, 130, run=1)
+    make_checkpoint(job, 110, run=2)
+    own(job)
+    third = own(job)
+    recover(job, fence=third)
+    assert names(job) == ["epoch-0_step-110", "epoch-0_step-100"]
+    assert [Path(one.path).name[:16] for one in superseded(job)] == ["epoch-0_step-130"]
+
+
+def test_what_a_killed_run_left_is_sealed_if_no_later_one_has(job: JobDirectory) -> None:
+    own(job)
+    make_checkpoint(job, 100, run=1)
+    make_attempt(job, 130, run=1)
+    recover(job, fence=own(job))
+    assert names(job) == ["epoch-0_step-130", "epoch-0_step-100"]
+
+
+def test_run_from_goes_back_once(job: JobDirectory) -> None:
+    """A requeue of the same command continues, and does not lose the night's work."""
+    for step in (10, 20):
+        make_checkpoint(job, step, run=1)
+    first = own(job)
+    assert "1 newer ones" in continue_from(job, "epoch-0_step-10", first)
+    assert names(job) == ["epoch-0_step-10"]
+    make_checkpoint(job, 15, run=first.number)
+    second = own(job)
+    assert "has gone back to epoch-0_step-10 before" in continue_from(
+        job, "epoch-0_step-10", second
+    )
+    assert names(job) == ["epoch-0_step-15", "epoch-0_step-10"]
+
+
+def test_what_was_left_unsealed_before_run_from_does_not_come_back(job: JobDirectory) -> None:
+    make_checkpoint(job, 10, run=1)
+    own(job)
+    make_attempt(job, 20, run=1)
+    second = own(job)
+    continue_from(job, "epoch-0_step-10", second)
+    recover(job, fence=second)
+    assert names(job) == ["epoch-0_step-10"]
+    assert len(superseded(job)) == 1
+
+
+def test_damage_is_noticed_in_a_superseded_one(job: JobDirectory) -> None:
+    make_checkpoint(job, 10)
+    make_checkpoint(job, 20)
+    [moved] = supersede_newer(job, (0, 10), "again")
+    flip_bit(moved / MODEL)
+    there, _ = restore(job, "epoch-0_step-20", "by hand")
+    with pytest.raises(CheckpointError):
+        verify_full(there)
