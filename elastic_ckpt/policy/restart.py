@@ -22,6 +22,8 @@ REFILL_STEPS: Final = 1000
 QUICK_SECONDS: Final = 3.0
 """A start that fails sooner is a typing error or a missing module: a retry would fail as well."""
 
+_WRONG_USE: Final = "UsageError"
+
 FALL_BACK_AT: Final = 2
 STOP_AT: Final = 3
 """Consecutive failures of the same step at which the job falls back, or stops."""
@@ -163,7 +165,7 @@ class RestartPolicy:
         while, as a download may, and the one before it did not fail in the same way."""
         message = re.sub(r"\d+", "", failure.message)  # without pids and ports
         last, self._start_message = self._start_message, message
-        if failure.kind is not FailureClass.START_UP or message == last:
+        if failure.kind is not FailureClass.START_UP or message == last or _WRONG_USE in message:
             return False
         return self._has_started or failure.lived >= QUICK_SECONDS
 

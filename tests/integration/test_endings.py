@@ -69,7 +69,7 @@ ROWS: dict[str, Row] = {
     "`mp.spawn` of processes without a Session": Row("spawn", saved=None, nproc=1),
     "`mp.spawn` of processes with a Session": Row(
         "spawn-session", 70, "let elastic-ckpt start all ranks with --nproc", None,
-        ((0, 1, "UsageError"),) * 2, 1,
+        ((0, 1, "UsageError"),), 1,
     ),
     "raises after a while, without a Session": Row(
         "fail-once-later", saved=None, crashes=((0, 1, "ConnectionError"),), nproc=1

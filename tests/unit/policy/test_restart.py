@@ -236,6 +236,7 @@ def start(message: str, lived: float = 0.0) -> Failure:
     [
         ([start("ImportError: no")], [STOP]),
         ([start("ReadTimeout: hub", 5.0)] * 2, [RESTART, STOP]),
+        ([start("ProcessRaisedException: UsageError: no", 5.0)], [STOP]),
         ([start("Refused: port 1", 5.0), start("Refused: port 2", 5.0)], [RESTART, STOP]),
         ([start("ReadTimeout: hub", 5.0), start("KeyError: x", 5.0)], [RESTART, RESTART]),
         ([start("ReadTimeout: hub", 5.0), start("KeyError: x", 1.0)], [RESTART, STOP]),
