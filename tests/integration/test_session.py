@@ -730,3 +730,50 @@ def test_each_sample_is_used_once_from_two_ranks_to_one_and_back(tmp_path, drop_
     else:
         assert set(samples) == set(range(41))
         assert sum(samples.values()) == 42  # one for padding
+
+
+def work_after_the_last_step(directory: str, changes: bool) -> tuple[list[str], str]:
+    model, printed = nn.Linear(1, 1), io.StringIO()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [torch.ones(1)] * 3
+    loader = DataLoader(data, sampler=ElasticSampler(data, seed=0))
+    with (
+        contextlib.redirect_stderr(printed),
+        Session(directory, model=model, optimizer=optimizer) as session,
+    ):
+        for _ in session.epochs(1):
+            for batch in session.batches(loader):
+                model(batch).sum().backward()
+                optimizer.step()
+        found = [path.name for path in checkpoints(directory)]
+        with torch.no_grad():
+            (model.weight.zero_ if changes else model.weight.sum)()
+    return found, printed.getvalue()
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_last_step_is_saved_before_the_work_after_it(tmp_path, changes) -> None:
+    """What that work changes in the model is not in the checkpoint, and this is said."""
+    found, said = run(work_after_the_last_step, str(tmp_path), changes)
+    assert found == [path.name for path in checkpoints(tmp_path)] == ["epoch-1_step-3"]
+    assert ("changed after the last step, 3" in said) is changes
+
+
+def leave_by_exit(directory: str, code: int) -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [torch.ones(1)] * 5
+    loader = DataLoader(data, sampler=ElasticSampler(data, seed=0))
+    with Session(directory, model=model, optimizer=optimizer) as session:
+        for _ in session.epochs(1):
+            for batch in session.batches(loader):
+                model(batch).sum().backward()
+                optimizer.step()
+                if session.step == 2:
+                    raise SystemExit(code)
+
+
+@pytest.mark.parametrize(("code", "saved"), [(0, ["epoch-0_step-3"]), (3, [])])
+def test_exit_with_code_0_saves_as_break_does(tmp_path, code, saved) -> None:
+    assert run(leave_by_exit, str(tmp_path), code) == code
+    assert [path.name for path in checkpoints(tmp_path)] == saved
