@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from elastic_ckpt.policy.prediction import Predictor, Route
 from elastic_ckpt.util.units import human_duration
+
+LAST_MOMENT_SECONDS: Final = 1.0
+"""Time for the ranks to be killed before a drain must begin."""
 
 
 class ChoiceKind(Enum):
@@ -27,12 +31,16 @@ class Outlook:
         save_bytes: size of a save.
         undrained_bytes: bytes of the newest snapshot in memory that are not on the disk yet; None
             without a snapshot, or if the disk has it already.
+        saving_seconds: how long the ranks have been writing to the disk; None if they are not.
+        is_late: a step takes so much longer than usual that nothing is known of its end.
     """
 
     grace_left: float
     rest_of_step: float
     save_bytes: int
     undrained_bytes: int | None = None
+    saving_seconds: float | None = None
+    is_late: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,19 @@ def choose(predictor: Predictor, outlook: Outlook) -> EmergencyChoice:
     An action that certainly fits beats one that might, even if the latter would keep more: a save
     that is cut off keeps nothing. If none certainly fits, the quickest that might is tried, since
     doing nothing loses as much. A save with no known duration is tried as well.
+
+    Called again as time passes: a step or a save that takes longer than expected is waited for
+    only as long as a drain would still fit after it.
     """
     left = outlook.grace_left
     costs = _costs(predictor, outlook)
-    for kind in (ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST):
-        cost = costs.get(kind)
-        if cost is not None and cost.worst <= left:
-            return EmergencyChoice(kind, cost.worst, _why(kind, costs, left))
+    fits = [kind for kind in (ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST) if kind in costs]
+    fits = [kind for kind in fits if costs[kind].worst <= left]
+    if len(fits) > 1 and _is_overdue(predictor, outlook):
+        is_last_moment = costs[ChoiceKind.DRAIN_NEWEST].worst + LAST_MOMENT_SECONDS >= left
+        fits = fits[1:] if is_last_moment else fits
+    if fits:
+        return EmergencyChoice(fits[0], costs[fits[0]].worst, _why(fits[0], costs, left))
     unknown = _unknown(predictor, outlook)
     if unknown is not None:
         return unknown
@@ -90,12 +104,31 @@ def save_seconds(predictor: Predictor, outlook: Outlook) -> float | None:
 
 def _costs(predictor: Predictor, outlook: Outlook) -> dict[ChoiceKind, _Cost]:
     """Return the cost of each action that is possible and whose cost is known."""
-    costs = {
-        ChoiceKind.FULL: _cost(predictor, Route.DISK, outlook.save_bytes, outlook.rest_of_step)
-    }
+    costs = {ChoiceKind.FULL: _full_cost(predictor, outlook)}
     if outlook.undrained_bytes is not None:
         costs[ChoiceKind.DRAIN_NEWEST] = _cost(predictor, Route.DRAIN, outlook.undrained_bytes)
     return {kind: cost for kind, cost in costs.items() if cost is not None}
+
+
+def _full_cost(predictor: Predictor, outlook: Outlook) -> _Cost | None:
+    spent = outlook.saving_seconds
+    if spent is None:
+        return _cost(predictor, Route.DISK, outlook.save_bytes, outlook.rest_of_step)
+    whole = _cost(predictor, Route.DISK, outlook.save_bytes)
+    if whole is None:
+        return None
+    # One that takes longer than it ever should is assumed to need as long again.
+    worst = whole.worst - spent if spent < whole.worst else whole.worst
+    return _Cost(max(0.0, whole.best - spent), worst)
+
+
+def _is_overdue(predictor: Predictor, outlook: Outlook) -> bool:
+    """Return whether the estimate of a whole save is worth nothing."""
+    spent = outlook.saving_seconds
+    if spent is None:
+        return outlook.is_late
+    whole = _cost(predictor, Route.DISK, outlook.save_bytes)
+    return whole is not None and spent >= whole.worst
 
 
 def _cost(predictor: Predictor, route: Route, size: int, rest: float = 0.0) -> _Cost | None:

@@ -150,7 +150,8 @@ class Predictor(msgspec.Struct):
 def rest_of_step(step_seconds: float, elapsed: float) -> float:
     """Return the seconds until the current step is finished.
 
-    A step that already takes longer than usual is assumed to need a whole step more.
+    A step that takes longer than usual is assumed to need as long again as it is over its time, a
+    whole step at most.
 
     Args:
         step_seconds: how long a step takes; 0 if unknown.
@@ -158,4 +159,4 @@ def rest_of_step(step_seconds: float, elapsed: float) -> float:
     """
     if not math.isfinite(step_seconds) or step_seconds <= 0:
         return 0.0
-    return step_seconds - elapsed if 0 <= elapsed < step_seconds else step_seconds
+    return min(step_seconds, abs(step_seconds - elapsed)) if elapsed >= 0 else step_seconds

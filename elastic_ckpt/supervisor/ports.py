@@ -207,6 +207,9 @@ class MemoryPort(Protocol):
     def not_on_disk(self) -> Sealed | None:
         """Return the newest generation if the disk lacks it."""
 
+    def undrained_bytes(self) -> int | None:
+        """Return how much of that generation still has to be copied; None if there is none."""
+
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait until old checkpoints are deleted, or ``hurry`` returns True."""
 

@@ -22,7 +22,6 @@ from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.journal.events import JobFileReloaded, RunEnded, RunStarted
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, may_wait
-from elastic_ckpt.policy.emergency import ChoiceKind
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.messages import Ask, Kill
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
@@ -33,6 +32,7 @@ from elastic_ckpt.supervisor.ports import AgentPort, Ports
 from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
+from elastic_ckpt.supervisor.saves.emergency import TURN_SECONDS, EmergencySave
 from elastic_ckpt.supervisor.saves.forecast import step_seconds
 from elastic_ckpt.supervisor.settings import RunSettings, reload
 from elastic_ckpt.supervisor.shutdown import Shutdown
@@ -71,6 +71,7 @@ class Supervisor:
         self._reread = reread
         self.incarnations = Incarnations(self)
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
+        self._emergency = EmergencySave(ports.memory, self._saves)
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
         record.node.save_interval = self._saves.optimal_interval
@@ -161,10 +162,19 @@ class Supervisor:
         """Return the seconds until a turn must come, by what is known beforehand."""
         now = self.now
         if self.state is RunState.DRAINING:
-            return max(0.0, self.preemption.left(now))
+            left = max(0.0, self.preemption.left(now))
+            return (
+                min(left, TURN_SECONDS)
+                if self._saves_or_drains and self._emergency.is_open
+                else left
+            )
         if self.state is RunState.BACKING_OFF and self.incarnations.retry_at > now:
             return self.incarnations.retry_at - now
         return self.role.seconds_to_leave(self) if self.state in TERMINAL else math.inf
+
+    @property
+    def _saves_or_drains(self) -> bool:
+        return self.incarnations.is_launched and not self.shutdown.is_decided
 
     def _wait(self) -> None:
         agent = self.agent.fd if self.agent else None
@@ -219,6 +229,8 @@ class Supervisor:
         if self.state is RunState.DRAINING:
             if self.preemption.stops_at_once or self.preemption.left(now) <= 0:
                 self._on_expired()
+            elif self._saves_or_drains and self.agent is not None:
+                self._choose_again(self.agent)
             return
         if self.shutdown.is_decided:
             return
@@ -292,9 +304,10 @@ class Supervisor:
         drains = ""
         if first:
             self.shutdown.notice_arrived(self._newest_saved_step())
-        trains = self.incarnations.is_launched and not self.shutdown.is_decided
-        if trains and self.agent is not None:
-            drains = self._save_or_drain(self.agent, first=first)
+        if self._saves_or_drains and self.agent is not None:
+            now, slots = self.now, self.ports.board.read_slots()
+            act = self._emergency.begin if first else self._emergency.choose
+            drains = act(self.agent, self.preemption.left(now), slots, now)
         if first:
             message = f"{notice.reason}: saving, {self.preemption.grace:.0f} s left"
             self.record.move(Event.NOTICE, message)
@@ -306,28 +319,13 @@ class Supervisor:
         elif first and not self.incarnations.is_launched and not self.shutdown.is_decided:
             self.shutdown.preempt(Event.STOPPED, "no worker was running", stepped=False)
 
-    def _save_or_drain(self, agent: AgentPort, *, first: bool) -> str:
-        """Have the ranks save and leave; if only the newest snapshot can be saved in time, that.
-
-        Args:
-            first: they were not asked yet; else there is less time than it seemed.
-
-        Returns:
-            Why the newest snapshot is drained instead, the ranks being killed; else empty.
-        """
-        now = self.now
-        left = self.preemption.left(now)
-        kept = self.ports.memory.not_on_disk()
-        choice = self._saves.noticed(left, self.ports.board.read_slots(), now, kept)
-        log.info("%.1f s left, %s: %s", left, choice.kind.value, choice.why)
-        if choice.kind is ChoiceKind.DRAIN_NEWEST:
-            agent.send(Kill())
-            return choice.why
-        # Even where nothing seems to fit: a save that is cut off costs nothing more.
-        if first:
-            self.ports.memory.hold()
-            agent.send(Ask(RequestKind.STOP, leaving=True))
-        return ""
+    def _choose_again(self, agent: AgentPort) -> None:
+        """Under a notice, drain the newest snapshot instead of a save that will not be in time."""
+        now, slots = self.now, self.ports.board.read_slots()
+        drains = self._emergency.choose(agent, self.preemption.left(now), slots, now)
+        if drains:
+            self.record.say(drains)
+            self.shutdown.preempt(Event.STOPPED, drains)
 
     @property
     def leaves(self) -> bool:

@@ -85,6 +85,20 @@ def preempt_by_signal(world: World, host: Host) -> None:
     _preempt(world, host, "signal", world.grace)
 
 
+def preempt_in_evaluation(world: World, host: Host, tries: int = 60) -> None:
+    """SIGTERM with a snapshot in memory only, while a rank evaluates for longer than the grace."""
+    run = host.run
+    if run is None or run.agent is None or not run.agent.workers.busy:
+        return
+    if run.tier.root and run.tier.not_on_disk() is None and tries:
+        world.kernel.after(0.25, lambda: preempt_in_evaluation(world, host, tries - 1))
+        return
+    grace = world.kernel.random.choice((world.grace, 30.0))
+    run.agent.workers.evaluates_until = world.kernel.now + grace + 5.0
+    later = world.kernel.between(0.0, 1.0)
+    world.kernel.after(later, lambda: _preempt(world, host, "signal", grace))
+
+
 def preempt_by_platform(world: World, host: Host) -> None:
     """A cloud's notice, with a deadline of its own."""
     _preempt(world, host, "cloud", world.kernel.between(6.0, 60.0))
@@ -152,8 +166,8 @@ def cut_link(world: World, host: Host) -> None:
 
 FAULTS = (
     crash, crash, hang, kill_agent, kill_supervisor, lose_power, preempt_by_signal,
-    preempt_by_signal, preempt_by_platform, preempt_twice, interrupt_twice, warn, ask_for_a_save,
-    fill_disk, fill_memory, freeze_disk, cut_link,
+    preempt_by_signal, preempt_in_evaluation, preempt_by_platform, preempt_twice, interrupt_twice,
+    warn, ask_for_a_save, fill_disk, fill_memory, freeze_disk, cut_link,
 )  # fmt: skip
 
 

@@ -106,6 +106,7 @@ class SimWorkers:
         self.cut = False
         self.not_begun = False
         self.hangs = False
+        self.evaluates_until = 0.0
         self.number = 0
         self.message = ""
 
@@ -271,6 +272,9 @@ class Gang:
             return
         slot = one.board.slot
         if not self.is_loaded or slot.entered > self.finished or slot.phase is Phase.SAVING:
+            return
+        if self.kernel.now < one.evaluates_until:
+            self.kernel.after(one.evaluates_until - self.kernel.now, lambda: self.try_to_enter(one))
             return
         action = one.agenda.decide(self.finished, one.board.flag, one.board.ring)
         slot.seen = one.agenda.seen

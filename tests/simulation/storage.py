@@ -190,6 +190,9 @@ class Tier:
         newest = self.memory.newest if self.memory else None
         return newest if newest is not None and self._lacks(newest) else None
 
+    def undrained_bytes(self) -> int | None:
+        return BYTES if self.not_on_disk() is not None else None
+
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         return
 

@@ -19,6 +19,7 @@ from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.preemption import Preemption
+from elastic_ckpt.supervisor.saves import emergency
 from elastic_ckpt.supervisor.shutdown import Shutdown
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from tests.simulation.run import simulate
@@ -134,11 +135,16 @@ def what_was_drained_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DrainPlan, "done", lambda self, attempt, present: None)
 
 
+def drain_is_held_for_the_whole_grace(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(emergency, "_write", lambda slots: True)
+    patch.setattr(emergency.EmergencySave, "choose", lambda *_: "")
+
+
 BUGS = [
     deadline_is_ignored, crash_during_a_notice_restarts, lost_node_is_charged,
     finished_before_the_memory_is_drained, silent_node_is_waited_for,
     nodes_stop_at_the_earliest_step, every_preemption_counts_as_saved,
-    what_was_drained_is_forgotten,
+    what_was_drained_is_forgotten, drain_is_held_for_the_whole_grace,
 ]  # fmt: skip
 
 

@@ -15,6 +15,9 @@ IDENTITY = ProcessIdentity.current()
 REPORT_SECONDS = 0.3
 """By which the end of the ranks has reached their supervisor."""
 
+DRAIN_SECONDS = 12.0
+"""Any drain of the newest snapshot is done by then, behind that of an older one."""
+
 LIMIT_SECONDS = 3000.0
 """Virtual time by which any job must have finished; faults end long before."""
 
@@ -149,9 +152,23 @@ class World:
             raise Violation(f"{run.name} counts {run.record.node.failures} failures")
         if code is ExitCode.PREEMPTED_SAVED and run.leads:
             self._check_saved(run, gang)
+        self._check_drained(run, code)
         now, due = run.host.clock.monotonic(), run.deadline
         if now > due:
             raise Violation(f"{run.name} ends {now - due:.2f} s after its deadline")
+
+    def _check_drained(self, run: Run, code: ExitCode) -> None:
+        """A rank was in an evaluation until its deadline: the newest snapshot got to the disk."""
+        kept, noticed = run.tier.not_on_disk(), run.newest_at_notice[1]
+        if code is not ExitCode.PREEMPTED_UNSAVED or kept is None or run.agent is None:
+            return
+        evaluated = run.agent.workers.evaluates_until >= run.decided_at
+        could_write = max(self.disk.full_until, self.disk.answers_at) < noticed
+        if run.supervisor.preemption.stops_at_once or not (evaluated and could_write):
+            return
+        now = run.host.clock.monotonic()
+        if run.deadline - now + self.kernel.now - noticed >= DRAIN_SECONDS:
+            raise Violation(f"{run.name} had time, and step {kept.key[1]} is in memory only")
 
     def _check_saved(self, run: Run, gang: Gang | None) -> None:
         """A run says that its work is saved: all that a notice could have lost is on the disk."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Final
 
-from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.emergency import EmergencyChoice
+from elastic_ckpt.policy.emergency import ChoiceKind, EmergencyChoice
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.ports import Clock, DirectoryPort
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast, step_seconds
 from elastic_ckpt.supervisor.saves.schedule import SaveSchedule
 from elastic_ckpt.supervisor.settings import RunSettings
+
+log = logging.getLogger(__name__)
 
 LEAD_SECONDS: Final = 10.0
 """Time for the processes to end, and for clocks that differ."""
@@ -36,6 +38,7 @@ class SaveAdviser:
         history = directory.history() if settings.interval.auto else ()
         self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
         self._forecast = SaveForecast(directory, journal)
+        self._chosen: ChoiceKind | None = None
 
     @property
     def optimal_interval(self) -> OptimalInterval | None:
@@ -67,21 +70,33 @@ class SaveAdviser:
         return self._schedule.optimal != before
 
     def noticed(
-        self, grace_left: float, slots: Iterable[Slot], now: float, kept: Sealed | None
+        self,
+        grace_left: float,
+        slots: Iterable[Slot],
+        now: float,
+        undrained: int | None,
+        saving: float | None,
     ) -> EmergencyChoice:
-        """Return what to save on a notice, and how long it takes; reads no disk. The disk lacks
-        ``kept``, the newest generation in memory."""
-        undrained = kept.seal.total_bytes if kept else None
-        outlook = self._forecast.outlook(grace_left, slots, now, undrained)
+        """Return what to save under a notice, and how long it takes; reads no disk. Journals each
+        change of the choice.
+
+        Args:
+            undrained: bytes of the newest generation in memory that the disk lacks; None for none.
+            saving: how long the ranks have been writing, in seconds; None if they are not.
+        """
+        outlook = self._forecast.outlook(grace_left, slots, now, undrained, saving)
         choice = self._forecast.noticed(outlook, now)
-        self._journal.note(
-            EmergencyChosen(
-                kind=choice.kind.value,
-                predicted_seconds=choice.predicted_seconds,
-                seconds_left=grace_left,
-                why=choice.why,
+        if choice.kind is not self._chosen:
+            self._chosen = choice.kind
+            log.info("%.1f s left, %s: %s", grace_left, choice.kind.value, choice.why)
+            self._journal.note(
+                EmergencyChosen(
+                    kind=choice.kind.value,
+                    predicted_seconds=choice.predicted_seconds,
+                    seconds_left=grace_left,
+                    why=choice.why,
+                )
             )
-        )
         return choice
 
     def lead_seconds(self, slots: Iterable[Slot]) -> float:

@@ -117,6 +117,13 @@ class Drainer:
                 one.generation.clear()
         return self.pending()
 
+    def bytes_left(self, one: Sealed) -> int:
+        """Return the bytes of a generation that are not copied yet."""
+        task = self._task
+        is_running = task is not None and task.sealed.seal.attempt == one.seal.attempt
+        done = task.bytes if task is not None and is_running and not task.dropped else 0
+        return max(0, one.seal.total_bytes - done)
+
     def _sealed(self) -> list[Sealed]:
         return [one for tier in (self._tier, *self.older) for one in tier.sealed()]
 

@@ -12,11 +12,14 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.emergency import EmergencyChoice, Outlook, choose, save_seconds
 from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
-from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.protocol.slot import Phase, Slot
 from elastic_ckpt.supervisor.ports import DirectoryPort
 
 _ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK}
 """Which route a save measures, by its tier."""
+
+LATE_SECONDS: Final = 1.0
+"""A step of this length is never late, however short the others are."""
 
 
 class SaveForecast:
@@ -33,15 +36,24 @@ class SaveForecast:
         self._predicted: float | None = None
 
     def outlook(
-        self, grace_left: float, slots: Iterable[Slot], now: float, undrained_bytes: int | None
+        self,
+        grace_left: float,
+        slots: Iterable[Slot],
+        now: float,
+        undrained_bytes: int | None,
+        saving_seconds: float | None = None,
     ) -> Outlook:
-        """Return the situation in which a notice arrives, with this many seconds left, at ``now``
-        on the monotonic clock; the disk lacks ``undrained_bytes`` of the newest snapshot."""
+        """Return the situation under a notice, at ``now``; further arguments as in Outlook. The
+        board's ``slots`` show how far the running step is."""
+        # A rank that is saving waits for those in their step.
+        steps = [slot for slot in slots if slot.phase is not Phase.SAVING]
         return Outlook(
             grace_left=grace_left,
-            rest_of_step=max((seconds_to_boundary(slot, now) for slot in slots), default=0.0),
+            rest_of_step=max((seconds_to_boundary(slot, now) for slot in steps), default=0.0),
             save_bytes=self.predictor.last_bytes,
             undrained_bytes=undrained_bytes,
+            saving_seconds=saving_seconds,
+            is_late=any(_is_late(slot, now) for slot in steps),
         )
 
     def noticed(self, outlook: Outlook, now: float) -> EmergencyChoice:
@@ -99,3 +111,9 @@ def seconds_to_boundary(slot: Slot, now: float) -> float:
     """Return the seconds until a rank finishes its step, judging by its earlier steps."""
     average = step_seconds(slot)
     return rest_of_step(average, now - slot.beat / 1e9) if average else 0.0
+
+
+def _is_late(slot: Slot, now: float) -> bool:
+    """Return whether a rank's step says nothing of when it ends: it evaluates, or hangs."""
+    elapsed = now - slot.beat / 1e9
+    return slot.attached and elapsed > max(2 * step_seconds(slot), LATE_SECONDS)

@@ -189,6 +189,10 @@ class MemoryKeeper:
         sealed = self._owned.sealed() if self._owned else []
         return sealed[0] if sealed and self._drainer and self._drainer.lacks(sealed[0]) else None
 
+    def undrained_bytes(self) -> int | None:
+        kept = self.not_on_disk()
+        return self._drainer.bytes_left(kept) if kept and self._drainer else None
+
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         if self._drainer is not None:
             self._drainer.finish_pruning(hurry)

@@ -25,6 +25,7 @@ def knowing(**seconds_per_gb: float) -> Predictor:
 
 
 KNOWN = knowing(disk=10.0, drain=8.0)  # 15 s and 12 s with the margin
+SLOW_DRAIN = knowing(disk=10.0, drain=16.0)  # 15 s and 24 s
 DRAINED = knowing(memory=1.0, drain=10.0)  # no save ever went straight to the disk
 
 
@@ -58,6 +59,54 @@ def outlook(left: float, **changes: object) -> Outlook:
         pytest.param(KNOWN, outlook(5.0, undrained_bytes=GB), NOTHING, id="not even the drain"),
         pytest.param(
             KNOWN, outlook(0.1, undrained_bytes=0), DRAIN, id="only the seal is left to drain"
+        ),
+        # As time passes: a step or a save that is overdue is waited for while a drain still fits.
+        pytest.param(
+            KNOWN,
+            outlook(30.0, undrained_bytes=GB, is_late=True),
+            FULL,
+            id="late, and time for both",
+        ),
+        pytest.param(
+            KNOWN, outlook(18.0, undrained_bytes=GB, is_late=True), FULL, id="late, and some time"
+        ),
+        pytest.param(
+            SLOW_DRAIN,
+            outlook(25.0, undrained_bytes=GB, is_late=True),
+            DRAIN,
+            id="late, and the last moment for a drain",
+        ),
+        pytest.param(SLOW_DRAIN, outlook(25.0, undrained_bytes=GB), FULL, id="the same in time"),
+        pytest.param(KNOWN, outlook(16.0, is_late=True), FULL, id="late, and nothing to drain"),
+        pytest.param(
+            KNOWN,
+            outlook(5.1, undrained_bytes=GB // 4, saving_seconds=10.0),
+            FULL,
+            id="a save that has 5 s to go",
+        ),
+        pytest.param(
+            KNOWN,
+            outlook(4.9, undrained_bytes=GB // 4, saving_seconds=10.0),
+            DRAIN,
+            id="a save that began too late",
+        ),
+        pytest.param(
+            KNOWN,
+            outlook(40.0, undrained_bytes=GB, saving_seconds=20.0),
+            FULL,
+            id="a save that is overdue, and time",
+        ),
+        pytest.param(
+            SLOW_DRAIN,
+            outlook(25.0, undrained_bytes=GB, saving_seconds=20.0),
+            DRAIN,
+            id="a save that is overdue, and the last moment for a drain",
+        ),
+        pytest.param(
+            KNOWN,
+            outlook(5.0, undrained_bytes=GB, saving_seconds=20.0),
+            FULL,
+            id="a save that is overdue, and no time for a drain",
         ),
         # No or too few measurements.
         pytest.param(Predictor(), outlook(30.0), FULL, id="a first save"),

@@ -194,7 +194,8 @@ def test_implausible_models_in_a_file_are_dropped(model: RouteModel) -> None:
     [
         (2.0, 0.0, 2.0),
         (2.0, 1.5, 0.5),
-        (2.0, 2.0, 2.0),  # longer than usual: assume a whole step more
+        (2.0, 2.0, 0.0),
+        (2.0, 2.5, 0.5),  # longer than usual: as long again as it is over its time
         (2.0, 60.0, 2.0),
         (2.0, -1.0, 2.0),
         (0.0, 1.0, 0.0),
