@@ -62,12 +62,18 @@ class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
 class Fence:
     """A run's claim to a job. Every process of the run checks it before it seals."""
 
-    def __init__(self, job: JobDirectory, number: int = 0, nonce: str = "") -> None:
-        """Number 0 stands for a process that owns no job; it checks nothing."""
+    def __init__(
+        self, job: JobDirectory, number: int = 0, nonce: str = "", *, rewound: bool = False
+    ) -> None:
+        """Number 0 stands for a process that owns no job; it checks nothing.
+
+        Args:
+            rewound: the job was taken back by ``--from``: what earlier runs left is off its line.
+        """
         self.job = job
         self.number = number
         self.nonce = nonce
-        self.rewound = False  # by ``--from``: what earlier runs have left is off the line
+        self.rewound = rewound
 
     def check(self) -> None:
         """Raise unless this run still owns the job.

@@ -18,6 +18,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import fall_back, newest_of_job, newest_two_intact
 from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.fence import newest_number, read_run
 from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
@@ -218,14 +219,16 @@ class JobFiles:
 
     def identity(self) -> str:
         with contextlib.suppress(OSError):
-            return self._job.identity()
+            owned = self._locks.ownership
+            return f"{self._job.identity()}.{owned.nonce if owned else ''}"
         return ""
 
     def known_identity(self, seconds: float) -> str | None:
         def read() -> None:
             identity = ""
             with contextlib.suppress(OSError):
-                identity = self._job.known_identity()
+                newest = read_run(self._job, newest_number(self._job))
+                identity = f"{self._job.known_identity()}.{newest.nonce if newest else ''}"
             answers.put(identity)
             self._wake()
 

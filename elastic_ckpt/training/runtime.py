@@ -267,7 +267,9 @@ def _join_supervised(context: Supervised) -> Runtime:
         peers=peers,
         supervised=context,
         incarnation=incarnation,
-        fence=Fence(context.job, context.spec.run_number, context.spec.nonce),
+        fence=Fence(
+            context.job, context.spec.run_number, context.spec.nonce, rewound=context.spec.rewound
+        ),
         memory=context.memory,
     )
 

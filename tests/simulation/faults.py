@@ -179,11 +179,15 @@ def _preempt(
         return
     run.notice(source, grace, is_guess=is_guess)
     run.deadline = min(run.deadline, run.host.clock.monotonic() + grace)
+    noticed = world.kernel.now
 
     def take() -> None:
         if host.is_down:
             return
-        if host.run is run and not run.is_gone and run.supervisor.preemption.notice is not None:
+        # One that ends already, and waits for a storage that hangs, learns of a notice only then.
+        ends = run.decided_at and run.decided_at < noticed and world.disk.answers_at > noticed
+        noted = run.supervisor.preemption.notice is not None
+        if host.run is run and not run.is_gone and noted and not ends:
             raise Violation(f"{run.name} is still there at its deadline")
         host.is_down = True
         world.network.changed()

@@ -44,7 +44,7 @@ class World:
         self.interval_steps = draw.choice((0, 0, 1, 2, 5))
         self.interval_seconds = draw.choice((0.0, 3.0, 10.0))
         self.grace = draw.choice((2.0, 5.0, 15.0, 30.0))
-        self.deadly_step = self.deaths_left = 0
+        self.deadly_step = self.deaths_left = self.failures_injected = 0
         self.identity = IDENTITY
         self.disk = Disk(kernel)
         self.network = SimNetwork(self)
@@ -94,6 +94,7 @@ class World:
 
     def count_failure(self) -> None:
         """A failure was injected that uses up the budget."""
+        self.failures_injected += 1
         for host in self.hosts:
             if host.run is not None:
                 host.run.failures_injected += 1
@@ -126,7 +127,7 @@ class World:
             self.has_finished = True
         elif run.code is ExitCode.FAILED and run.tier.not_on_disk() and self.disk.full_until:
             self.restart(run.host, 40.0, 60.0)  # the user has made room
-        elif run.code is ExitCode.FAILED and self.deadly_step and run.failures_injected >= 3:
+        elif run.code is ExitCode.FAILED and self.deadly_step and self.failures_injected >= 3:
             self.has_finished = True  # the same step failed three times: the policy gives up
         elif run.code is ExitCode.FAILED:
             raise Violation(f"{run.name} gave up: {run.record.node.message}")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 HEAD_BACK_SECONDS: Final = 30.0
 """How long a head that was lost may take to come back; then this run ends as well."""
 
+SEEN_SECONDS: Final = 20.0
+"""How long the record of the head's run may take to be seen here: a copy never shows it."""
+
 IDENTITY_SECONDS: Final = 1.0
 """How long to wait for the directory to say whose it is; after that it is asked at each turn."""
 
@@ -127,8 +130,12 @@ class MemberRole(ClusterRole):
                 why = f"the storage of {directory} did not answer for {human_duration(limit)}"
                 run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
             return
+        is_same = identity == joined.identity
+        is_copy = not is_same and identity.partition(".")[0] == joined.identity.partition(".")[0]
+        if is_copy and run.now - self._joined_at < SEEN_SECONDS:
+            return  # unless a network file system has only not shown the head's record yet
         self._unchecked = None
-        if not identity or identity != joined.identity:
+        if not is_same or not identity:
             why = f"{directory} is not the job directory of {joined.head}"
             run.shutdown.give_up(
                 ExitCode.USAGE, f"{why}: give all nodes one on a file system that they share"

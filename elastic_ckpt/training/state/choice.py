@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.tier import Ref, Tier
+from elastic_ckpt.checkpoint.lineage import is_stale
+from elastic_ckpt.checkpoint.tier import Ref, Stored, Tier
 from elastic_ckpt.errors import NotSealed, NoUsableCheckpoint
 from elastic_ckpt.journal.events import MemoryRefused, Quarantined
 from elastic_ckpt.training.runtime import Runtime
@@ -55,7 +56,7 @@ class CheckpointChoice:
         found = [one for tier in self._tiers.values() for one in tier.candidates(ranks)]
         unsealed: list[str] = []
         for one in sorted(found, key=lambda one: one.key, reverse=True):
-            if one.ref in self._rejected:
+            if one.ref in self._rejected or self._is_off_the_line(one):
                 continue
             if bad[one.ref.tier] >= MAX_QUARANTINED:
                 raise NoUsableCheckpoint(
@@ -77,6 +78,12 @@ class CheckpointChoice:
                 + f": see elastic-ckpt list {job.home}, or start over with a new --dir"
             )
         return None
+
+    def _is_off_the_line(self, one: Stored) -> bool:
+        """Return whether an earlier run left it in memory, and the job has gone on without."""
+        if one.ref.tier == DiskTier.name or one.seal is None:
+            return False
+        return is_stale(self._runtime.job, one.seal, self._runtime.fence)
 
     def _take_out(self, ref: Ref, reason: str) -> bool:
         """Return whether it was moved; one that was deleted meanwhile is not."""

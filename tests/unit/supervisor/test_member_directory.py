@@ -83,3 +83,31 @@ def test_a_storage_that_does_not_answer_ends_the_run_with_a_message(run: Any) ->
     run.now += 61.0
     role.look_for_hang(run)
     assert run.ended == [(Event.ABANDONED, "the storage of /job did not answer for 60 s")]
+
+
+def test_copy_of_the_directory_ends_the_run_once_the_heads_record_must_have_been_seen(
+    run: Any,
+) -> None:
+    """Two nodes with private copies of one directory: the saves of one miss in the other."""
+    run.identity = "f00d.of-the-copy"
+    role = MemberRole("n1:29400")
+    role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d.now", terms={}))
+    run.now += 19.0
+    role.look_for_hang(run)
+    assert run.ended == []
+    run.now += 2.0
+    role.look_for_hang(run)
+    [(code, message)] = run.ended
+    assert code is ExitCode.USAGE and "/job is not the job directory of n1" in message
+
+
+def test_record_that_is_seen_late_is_no_copy(run: Any) -> None:
+    run.identity = "f00d.before"
+    role = MemberRole("n1:29400")
+    role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d.now", terms={}))
+    run.now += 10.0
+    run.identity = "f00d.now"
+    role.look_for_hang(run)
+    run.now += 30.0
+    role.look_for_hang(run)
+    assert run.ended == []

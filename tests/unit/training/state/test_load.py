@@ -68,7 +68,12 @@ def job(tmp_path: Path) -> JobDirectory:
 def runtime(job: JobDirectory) -> Any:
     """One process alone, as far as a load looks at it."""
     return SimpleNamespace(
-        job=job, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"), say=print, memory=None
+        job=job,
+        peers=Peers(0, 1, None, 60.0),
+        journal=Journal(job, "here"),
+        say=print,
+        memory=None,
+        has_looked=False,
     )
 
 

@@ -1,0 +1,43 @@
+"""Which checkpoint a restart loads when memory and disk are of different runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.checkpoint.fence import Fence
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.state.choice import CheckpointChoice
+from tests.checkpoints import make_checkpoint
+from tests.memory_tiers import own, snapshot
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "in_memory", "rewound", "chosen"),
+    [
+        (1, 1, False, "memory"),  # the run was killed before its drain
+        (2, 1, False, "disk"),  # run 2 continued on another node, from an older step
+        (1, 1, True, "disk"),  # run --from: what was left is off the line
+        (1, 3, True, "memory"),  # this run's own
+    ],
+)
+def test_memory_of_an_earlier_run_counts_until_a_later_one_has_sealed(
+    job: JobDirectory, tmp_path: Path, on_disk: int, in_memory: int, rewound: bool, chosen: str
+) -> None:
+    place = tmp_path / "memory"
+    place.mkdir()
+    held = own(place, job)
+    make_checkpoint(job, 110, world_size=1, run=on_disk)
+    assert snapshot(job, held.tier, 130, world_size=1, run=in_memory) is not None
+    runtime: Any = SimpleNamespace(
+        job=job, memory=held.tier, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"),
+        say=print, fence=Fence(job, 3, "nonce", rewound=rewound),
+    )  # fmt: skip
+    found = CheckpointChoice(runtime).newest()
+    assert found is not None and found.ref.tier == chosen
+    held.release(remove=True)
