@@ -14,6 +14,9 @@ stopped a moment before them, and continues a moment later."""
 URGENT_SECONDS: Final = 1.0
 """The same under a notice, when all ranks have to save."""
 
+AGAIN_SECONDS: Final = 60.0
+"""A process that is stopped again this soon after it was continued is killed: it would not stay."""
+
 STOPPED: Final = "T"
 TRACED: Final = "t"
 """Stopped by a debugger, which somebody is looking at."""
@@ -24,7 +27,7 @@ _DEAD: Final = frozenset("ZX")
 class Remedy(Enum):
     """What to do about a process."""
 
-    CONTINUE = "continue"  # once for each process: no work is lost
+    CONTINUE = "continue"  # no work is lost
     KILL = "kill"
 
 
@@ -38,7 +41,7 @@ class ProcessStates:
 
     suspended: bool = False
     _since: dict[int, float] = field(default_factory=dict)
-    _continued: set[int] = field(default_factory=set)
+    _continued: dict[int, float] = field(default_factory=dict)
     _killed: set[int] = field(default_factory=set)
 
     def forget(self) -> None:
@@ -54,7 +57,8 @@ class ProcessStates:
             states: the letter in /proc by pid; empty for a process that is gone, which others
                 notice.
             now: monotonic seconds.
-            urgent: the job has to be saved; a suspended one is continued as well.
+            urgent: the job has to be saved. A suspended one is continued as well, and nothing that
+                is stopped is killed: what was not saved would be lost.
         """
         found = set(states.values())
         self.suspended = not urgent and (found == {STOPPED} or TRACED in found)
@@ -64,12 +68,17 @@ class ProcessStates:
         self._since = {pid: self._since.get(pid, now) for pid in stuck}
         limit = URGENT_SECONDS if urgent else STUCK_SECONDS
         due = [pid for pid, since in self._since.items() if now - since >= limit]
-        return {pid: self._remedy(pid, states[pid]) for pid in due if pid not in self._killed}
+        return {
+            pid: self._remedy(pid, states[pid], now, urgent=urgent)
+            for pid in due
+            if pid not in self._killed
+        }
 
-    def _remedy(self, pid: int, state: str) -> Remedy:
-        if state != STOPPED or pid in self._continued:
+    def _remedy(self, pid: int, state: str, now: float, *, urgent: bool) -> Remedy:
+        soon = now - self._continued.get(pid, -AGAIN_SECONDS) < AGAIN_SECONDS
+        if state != STOPPED or (soon and not urgent):
             self._killed.add(pid)
             return Remedy.KILL
-        self._continued.add(pid)
+        self._continued[pid] = now
         del self._since[pid]
         return Remedy.CONTINUE

@@ -24,9 +24,28 @@ def test_a_stopped_worker_is_continued_within_seconds_and_killed_the_next_time()
     assert rule.judge(states("T"), 100.0 + STUCK_SECONDS - 1) == {}
     assert rule.judge(states("T"), 100.0 + STUCK_SECONDS) == {RANK_1: Remedy.CONTINUE}
     assert rule.judge(states(), 106.0) == {}
-    assert rule.judge(states("T"), 200.0) == {}
-    assert rule.judge(states("T"), 206.0) == {RANK_1: Remedy.KILL}
-    assert rule.judge(states("T"), 207.0) == {}  # once
+    assert rule.judge(states("T"), 120.0) == {}
+    assert rule.judge(states("T"), 126.0) == {RANK_1: Remedy.KILL}
+    assert rule.judge(states("T"), 127.0) == {}  # once
+
+
+def test_a_worker_that_is_stopped_again_much_later_is_continued_again() -> None:
+    rule = ProcessStates()
+    for now in (100.0, 200.0, 300.0):
+        rule.judge(states("T"), now)
+        assert rule.judge(states("T"), now + 6) == {RANK_1: Remedy.CONTINUE}
+        assert rule.judge(states(), now + 7) == {}
+
+
+def test_on_a_notice_nothing_that_is_stopped_is_killed() -> None:
+    """An agent that was continued before has to serve it; killed, it would lose the save."""
+    rule = ProcessStates()
+    rule.judge(states(agent="T"), 100.0)
+    assert rule.judge(states(agent="T"), 105.0) == {AGENT: Remedy.CONTINUE}
+    rule.judge(states(agent="T"), 110.0, urgent=True)
+    for now in (111.0, 113.0, 115.0):
+        assert rule.judge(states(agent="T"), now, urgent=True) == {AGENT: Remedy.CONTINUE}
+        rule.judge(states(agent="T"), now + 1.0, urgent=True)
 
 
 @pytest.mark.parametrize("state", ["Z", "X"])
