@@ -256,8 +256,7 @@ class Agent:
         self._board.end_incarnation()  # for workers that torch elastic has yet to start
         self._workers.sweep(self._template.pid)
         gone_at = time.monotonic_ns()
-        if not verdict.failed:  # a restart does not wait for a terminal
-            self._output.flush()
+        self._output.flush()  # the run may end, and this process with it
         ended = msgspec.structs.replace(
             verdict,
             failed_at=failed_at,
