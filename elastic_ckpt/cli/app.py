@@ -11,6 +11,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.util.outlet import EXIT_SECONDS, print_error
 from elastic_ckpt.util.text import printable
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -137,4 +138,4 @@ def _run() -> int:
 
 
 def _print_error(message: str) -> None:
-    click.echo(f"elastic-ckpt: error: {printable(message, 4000)}", err=True)
+    print_error(f"elastic-ckpt: error: {printable(message, 4000)}", EXIT_SECONDS)

@@ -29,7 +29,7 @@ from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training.opened_sessions import OpenedSessions
 from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
-from elastic_ckpt.util.outlet import standard_error
+from elastic_ckpt.util.outlet import print_error
 from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
@@ -139,12 +139,8 @@ class Runtime:
 
     def say(self, line: str) -> None:
         """Print a line to the job's output, without waiting for a reader; errors are ignored."""
-        line = f"elastic-ckpt: {printable(line)}"
-        if self.supervised is None and sys.stderr is sys.__stderr__:  # else the agent reads it
-            standard_error().put(f"{line}\n".encode())
-            return
         with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            print_error(f"elastic-ckpt: {printable(line)}")
 
     def leader_says(self, line: str) -> None:
         """Print a line on the leader alone."""

@@ -126,6 +126,23 @@ def standard_error() -> Outlet:
     return outlet
 
 
+def print_error(line: str, seconds: float = 0.0) -> None:
+    """Print a line to ``sys.stderr``.
+
+    Args:
+        seconds: how long to wait at most for the reader, if that is descriptor 2.
+
+    Raises:
+        OSError: what stands in for standard error refused it.
+    """
+    if sys.stderr is sys.__stderr__:
+        standard_error().put(f"{line}\n".encode(errors="backslashreplace"))
+        standard_error().flush(seconds)
+    else:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
 class _Stream(io.RawIOBase):
     """A stream whose output goes to an outlet."""
 

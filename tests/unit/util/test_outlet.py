@@ -148,3 +148,15 @@ def test_thread_that_cannot_be_started_costs_lines_only(pipe, monkeypatch) -> No
     shown = Outlet(pipe[1], report)
     assert shown.put(LINE)
     assert not shown.flush(0.05)
+
+
+def test_command_that_fails_ends_although_nothing_reads_its_error(pipe) -> None:
+    _, writing = pipe
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, LINE)
+    os.set_blocking(writing, True)
+    command = [sys.executable, "-m", "elastic_ckpt", "run", "--dir", "ck", "nowhere.py"]
+    done = subprocess.run(command, stderr=writing, timeout=20, check=False)
+    assert done.returncode == 64
