@@ -73,6 +73,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
         world_size, data_parallel_size: ranks, and ranks that see different samples.
         metrics: what the script reported last, for retention by a metric.
         session: name of the session that saved it; empty for the unnamed one.
+        automatic: neither the user nor the script chose when to save.
         session_order: sessions of the job that were opened before it, when it was opened last.
     """
 
@@ -99,6 +100,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     session_order: int = 0
     run: int = 0
     parent: str = ""
+    automatic: bool = False
 
     @property
     def age(self) -> tuple[int, int, int]:

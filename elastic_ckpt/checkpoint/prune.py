@@ -77,7 +77,8 @@ def prune(
 
 def _candidate(found: CheckpointView) -> RetentionCandidate:
     metrics = found.manifest.metrics if found.manifest else {}
-    return RetentionCandidate(found.path.name, found.step, found.intact, metrics)
+    automatic = found.manifest is not None and found.manifest.automatic
+    return RetentionCandidate(found.path.name, found.step, found.intact, metrics, automatic)
 
 
 def _protect(

@@ -126,6 +126,11 @@ class SaveInterval:
         return f"{self.seconds:g}s" if self.seconds else "set by the script"
 
     @property
+    def is_given(self) -> bool:
+        """Whether it is any interval; if not, the script's counts, and without one ``auto``."""
+        return bool(self.steps or self.seconds or self.auto)
+
+    @property
     def worker_interval(self) -> int:
         """The interval that the workers receive, in steps.
 

@@ -22,6 +22,8 @@ class Retention:
             multiples if there is a save on each.
         best: number to keep by ``metric``, as the script reported it before the save.
         metric: name of the metric; lower is better unless ``highest``.
+        automatic: number of the newest to keep, where only those that were saved automatically,
+            without an interval of the user's, may be deleted.
     """
 
     last: int = 0
@@ -29,17 +31,18 @@ class Retention:
     best: int = 0
     metric: str = ""
     highest: bool = False
+    automatic: int = 0
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` if the fields contradict each other."""
-        if min(self.last, self.every, self.best) < 0:
+        if min(self.last, self.every, self.best, self.automatic) < 0:
             raise UsageError("retention counts must be at least 0")
         if bool(self.best) != bool(self.metric):
             raise UsageError("keeping the best checkpoints needs both a count and a metric")
 
     def __bool__(self) -> bool:
         """Whether any checkpoint may be deleted at all."""
-        return bool(self.last or self.every or self.best)
+        return bool(self.last or self.every or self.best or self.automatic)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class RetentionCandidate:
     step: int
     usable: bool = True
     metrics: Mapping[str, float] = field(default_factory=dict)
+    automatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,12 @@ def judge(retention: Retention, candidates: Sequence[RetentionCandidate]) -> lis
     reasons: dict[str, str] = {}
     if not retention:
         reasons = {candidate.name: "no retention is set" for candidate in usable}
+    chosen = [candidate.name for candidate in usable if not candidate.automatic]
     for reason, names in (
         ("the newest", [candidate.name for candidate in usable[:1]]),
-        (f"one of the last {retention.last}", _last(retention, usable)),
+        ("not saved automatically", chosen if retention.automatic else []),
+        (f"one of the last {retention.automatic}", _names(usable[: retention.automatic])),
+        (f"one of the last {retention.last}", _names(usable[: retention.last])),
         (f"the first of {retention.every} steps", _every(retention, usable)),
         (f"one of the best {retention.best} by {retention.metric}", _best(retention, usable)),
     ):
@@ -100,8 +107,8 @@ def judge(retention: Retention, candidates: Sequence[RetentionCandidate]) -> lis
     ]
 
 
-def _last(retention: Retention, usable: Sequence[RetentionCandidate]) -> list[str]:
-    return [candidate.name for candidate in usable[: retention.last]]
+def _names(candidates: Sequence[RetentionCandidate]) -> list[str]:
+    return [candidate.name for candidate in candidates]
 
 
 def _every(retention: Retention, usable: Sequence[RetentionCandidate]) -> list[str]:

@@ -26,6 +26,7 @@ _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
 _S_SOURCE, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = 22, 25, 26, 27
 _S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP, _S_STATE = range(28, 32)
+_S_WANTS_SAVES: Final = 23
 _S_REASON: Final = 32
 _S_SESSION: Final = 72
 _S_METRICS: Final = 80
@@ -104,6 +105,7 @@ class Slot:
         own_step: the step as the script or the session counts it, where that differs; else -1.
         session: name of the session that is open; empty for the unnamed one.
         session_stage: what became of its newest Session.
+        wants_saves: the script leaves it to the supervisor when to save.
     """
 
     local_rank: int
@@ -134,6 +136,7 @@ class Slot:
     own_step: int = -1
     session: str = ""
     session_stage: SessionStage = SessionStage.NONE
+    wants_saves: bool = False
 
     @property
     def attached(self) -> bool:
@@ -187,6 +190,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         samples_per_step=words[_S_STEP_SAMPLES],
         metrics=_metrics(words[_S_METRICS:]),
         own_step=words[_S_OWN_STEP],
+        wants_saves=bool(words[_S_WANTS_SAVES]),
         session=_text(words[_S_SESSION:_S_METRICS]),
         session_stage=SessionStage(words[_S_STATE]),
     )
@@ -276,8 +280,9 @@ class SlotWriter:
         """Post the finished step as the script counts it."""
         self._words[self._base + _S_OWN_STEP] = step
 
-    def session(self, name: str) -> None:
-        """Post the name of the session that is open."""
+    def session(self, name: str, *, wants_saves: bool = False) -> None:
+        """Post the name of the session that is open, and whether its saves have no interval."""
+        self._words[self._base + _S_WANTS_SAVES] = wants_saves
         offset = (self._base + _S_SESSION) * WORD
         data = name.encode()[:_SESSION_BYTES].ljust(_SESSION_BYTES, b"\0")
         self._buffer[offset : offset + _SESSION_BYTES] = data

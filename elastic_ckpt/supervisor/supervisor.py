@@ -285,7 +285,7 @@ class Supervisor:
                 self._asked_anew = self.agent
                 self.agent.send(Ask(RequestKind.STOP))
             return
-        if self._saves.due(now) or requested:
+        if self._saves.due(now, self.ports.board.read_slots) or requested:
             self.agent.send(Ask(RequestKind.SAVE_NOW if requested else RequestKind.SAVE))
 
     # -- what happens ---------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Runtime:
         last_bytes: size of the newest checkpoint; None if it is not known yet.
         session_order: of what this session saves; only the leader knows it.
         sessions: those of this process.
+        automatic: neither the user nor the script chose when to save.
         state: returns ``session.state``, encoded; empty for nothing to save.
         looked: by session, what ``resume_place`` has found for a Session that is not yet entered.
         candidate: the checkpoint to load, verified, if ``has_looked``; None for a fresh start.
@@ -91,6 +92,7 @@ class Runtime:
     session_order: int = 0
     sessions: OpenedSessions = field(default_factory=OpenedSessions)
     state: Callable[[], bytes] = bytes
+    automatic: bool = False
     looked: dict[str, Runtime] = field(default_factory=dict)
     candidate: LoadCandidate | None = None
     has_looked: bool = False

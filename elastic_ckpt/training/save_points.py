@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import SessionStage
+from elastic_ckpt.training.auto_interval import Interval
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.meeting import Arrival, meet
@@ -62,7 +62,7 @@ class SavePoints:
         self,
         runtime: Runtime,
         saver: Saver,
-        interval: SaveInterval,
+        interval: Interval,
         timer: StepTimer,
         loop: LoopState,
         rank_state: RankState,

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import is_session_name
-from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Phase, SessionStage, Source
 from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.training import runtime as runtimes
+from elastic_ckpt.training.auto_interval import choose_interval
 from elastic_ckpt.training.data.data_loop import DataLoop
 from elastic_ckpt.training.departure import is_exit, leave_together
 from elastic_ckpt.training.engines import EngineInputs, make_engine
@@ -50,10 +50,12 @@ class Session:
         accumulation_steps: micro-batches per optimizer step.
         global_batch: samples of one optimizer step on all ranks together; the accumulation then
             follows the world size. 0 for none. The supervisor's ``--global-batch`` overrides it.
-        save_interval: optimizer steps between saves, 0 for none. The supervisor's
-            ``--save-interval`` overrides it.
-        retention: which checkpoints to keep, None for all. The supervisor's ``--keep-last`` and
-            the like override it.
+        save_interval: optimizer steps between saves, 0 for none. None saves automatically: first
+            after a minute, then as often as pays. The supervisor's ``--save-interval`` overrides
+            it.
+        retention: which checkpoints to keep. None keeps all, but of those that were saved
+            automatically only the last two. The supervisor's ``--keep-last`` and the like override
+            it.
         extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank; plain
             values belong into ``state``.
         engine: the name of an engine that another package provides; None selects ColossalAI's with
@@ -78,7 +80,7 @@ class Session:
         lr_scheduler: Any = None,
         accumulation_steps: int = 1,
         global_batch: int = 0,
-        save_interval: int = 0,
+        save_interval: int | None = None,
         retention: Retention | None = None,
         extra: dict[str, Any] | None = None,
         engine: str | None = None,
@@ -89,7 +91,7 @@ class Session:
                 f"a Session cannot be called {name!r:.80}: use at most 64 letters, digits, -, _ "
                 'and ., and no . first, as in Session(name="fold0", ...)'
             )
-        if accumulation_steps < 1 or global_batch < 0 or save_interval < 0:
+        if accumulation_steps < 1 or global_batch < 0 or (save_interval or 0) < 0:
             raise UsageError(
                 "accumulation_steps must be at least 1, global_batch and save_interval at least 0"
             )
@@ -126,15 +128,17 @@ class Session:
         runtime = self._runtime = runtimes.join(self._save_dir).of_session(self._name)
         runtime.state = self.state.encode_if_any
         slot = self._metrics.slot = runtime.slot
-        slot.session(self._name)
         slot.phase(Phase.LOADING)
         slot.session_stage(SessionStage.OPEN)
         engine = make_engine(self._inputs, self._engine)
         spec = runtime.supervised.spec if runtime.supervised else None
-        interval = (spec.save_interval_steps if spec else 0) or self._save_interval
+        steps = (spec.save_interval_steps if spec else 0) or self._save_interval
+        runtime.automatic = steps is None
         global_batch = (spec.global_batch if spec else 0) or self._global_batch
         if self._retention is not None and not runtime.retain.rule:
             runtime.retain.rule = self._retention
+        slot.session(self._name, wants_saves=runtime.automatic)
+        interval = choose_interval(runtime, steps)
         self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
         self._timer = StepTimer(slot, self._inputs.model)
         found = load_newest(runtime, engine)
@@ -146,7 +150,7 @@ class Session:
         self._first_step = self.step
         runtime.steps.attach(self.step)
         self._points = SavePoints(
-            runtime, saver, SaveInterval(steps=interval), self._timer, self._loop,
+            runtime, saver, interval, self._timer, self._loop,
             self._rank_state, self._metrics, lambda: _version(self._inputs.model),
         )  # fmt: skip
         self._data = DataLoop(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from elastic_ckpt import ElasticSampler, Session, resume_place
-from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_intact
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.interval import OptimalInterval
+from elastic_ckpt.training import auto_interval
 from tests.integration.ranks import run_ranks
 from tests.integration.test_session import run
 
@@ -104,3 +108,32 @@ def test_place_is_that_of_the_checkpoint_that_is_loaded(tmp_path: Path) -> None:
     """The newest is damaged: place and Session agree on the one before it."""
     assert run(train, str(tmp_path), 1)[0] == 0
     assert run(damaged, str(tmp_path)) == 8
+
+
+def train_by_default(directory: str, **options: Any) -> list[tuple[int, str, bool]]:
+    auto_interval.FIRST_INTERVAL = OptimalInterval(0.05, "")
+    auto_interval.optimal_interval = lambda *_: OptimalInterval(0.05, "")
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    inputs = torch.randn(64, 4)
+    data = TensorDataset(inputs, inputs.sum(1, keepdim=True))
+    loader = DataLoader(data, batch_size=2, sampler=ElasticSampler(data, seed=0))
+    with Session(directory, model=model, optimizer=optimizer, **options) as session:
+        for _ in session.epochs(1):
+            for x, y in session.batches(loader):
+                (model(x) - y).pow(2).mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                time.sleep(0.03)
+    seals = [view.manifest for view in list_checkpoints(JobDirectory.at(directory))]
+    return [(one.step, one.reason, one.automatic) for one in seals if one is not None]
+
+
+def test_saves_are_automatic_by_default_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    found = run(train_by_default, str(tmp_path))
+    assert found[0] == (32, "final", False)
+    assert 1 <= len(found[1:]) <= 2 and all(one[1:] == ("interval", True) for one in found[1:])
+
+
+def test_no_interval_is_none(tmp_path: Path) -> None:
+    assert run(partial(train_by_default, save_interval=0), str(tmp_path)) == [(32, "final", False)]

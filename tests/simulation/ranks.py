@@ -53,6 +53,7 @@ class SimSlot:
     session_stage: SessionStage = SessionStage.NONE
     samples_per_step: int = 1
     session: str = ""
+    wants_saves: bool = False
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.emergency import ChoiceKind, EmergencyChoice
-from elastic_ckpt.policy.interval import OptimalInterval
+from elastic_ckpt.policy.interval import OptimalInterval, SaveInterval
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.supervisor.ports import Clock, DirectoryPort
 from elastic_ckpt.supervisor.saves.forecast import SaveForecast, step_seconds
@@ -35,39 +35,49 @@ class SaveAdviser:
         self._clock = clock
         self._directory = directory
         self._journal = journal
-        history = directory.history() if settings.interval.auto else ()
-        self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
+        self._wanted = False
+        self._shown: OptimalInterval | None = None
+        self._schedule = self._make_schedule(settings)
         self._forecast = SaveForecast(directory, journal)
         self._chosen: ChoiceKind | None = None
 
     @property
     def optimal_interval(self) -> OptimalInterval | None:
-        """The interval of ``--save-interval auto`` and its reason; None if it was given."""
-        return self._schedule.optimal
+        """The automatic interval and its reason; None if the user or the script gave one."""
+        return self._schedule.optimal if self._wanted or not self._if_wanted else None
+
+    def _make_schedule(self, settings: RunSettings) -> SaveSchedule:
+        self._if_wanted = not settings.interval.is_given
+        interval = SaveInterval(auto=True) if self._if_wanted else settings.interval
+        history = self._directory.history() if interval.auto else ()
+        return SaveSchedule(interval, settings.mtbf, history)
 
     def change(self, settings: RunSettings, now: float) -> None:
         """Use another interval from now on."""
-        history = self._directory.history() if settings.interval.auto else ()
-        self._schedule = SaveSchedule(settings.interval, settings.mtbf, history)
+        self._schedule = self._make_schedule(settings)
         self.begin(now)
 
     def begin(self, now: float) -> None:
         """Note that an incarnation has started to train."""
-        before = self._schedule.optimal
+        before = self.optimal_interval
         self._take_in()
         self._schedule.begin(now, self._clock.wall())
         self._journal_change(before)
 
-    def due(self, now: float) -> bool:
-        """Return whether to ask for a save now; true once per interval."""
-        return self._schedule.due(now)
+    def due(self, now: float, read_slots: Callable[[], Iterable[Slot]]) -> bool:
+        """Return whether to ask for a save now; true once per interval. Without an interval of the
+        user's, only if the script has none of its own."""
+        if self._if_wanted:
+            self._wanted = any(slot.wants_saves for slot in read_slots())
+        return (self._wanted or not self._if_wanted) and self._schedule.due(now)
 
     def learn(self) -> bool:
         """Take in what the workers have journaled; return whether the interval changed."""
-        before = self._schedule.optimal
+        before = self._shown
         self._take_in()
         self._journal_change(before)
-        return self._schedule.optimal != before
+        self._shown = self.optimal_interval
+        return self._shown != before
 
     def noticed(
         self,
@@ -117,6 +127,6 @@ class SaveAdviser:
         self._forecast.keep()
 
     def _journal_change(self, before: OptimalInterval | None) -> None:
-        after = self._schedule.optimal
+        after = self.optimal_interval
         if before is not None and after is not None and after.seconds != before.seconds:
             self._journal.write(SaveIntervalChanged(seconds=after.seconds, why=after.why))

@@ -64,5 +64,6 @@ def make_header(
         metrics=snapshot.metrics,
         session=runtime.job.name,
         session_order=runtime.session_order,
+        automatic=runtime.automatic and snapshot.reason in ("interval", "emergency"),
         **msgspec.structs.asdict(snapshot.position),
     )

@@ -187,3 +187,11 @@ def test_parse_best(text: str, parsed: tuple[int, str, bool]) -> None:
 def test_parse_best_refuses_other_forms(text: str) -> None:
     with pytest.raises(UsageError, match="N:METRIC"):
         parse_best(text)
+
+
+def test_automatic_rule_deletes_only_automatic_checkpoints() -> None:
+    """What the user asked for, and the last two, stay."""
+    steps = range(9, 0, -1)
+    found = [RetentionCandidate(f"step-{one}", one, automatic=one % 3 != 0) for one in steps]
+    kept = [one.name for one in judge(Retention(automatic=2), found) if one.keep]
+    assert kept == ["step-9", "step-8", "step-6", "step-3"]
