@@ -98,7 +98,7 @@ def test_next_run_resumes_from_the_memory_of_a_killed_one(tmp_path, full):
         (full / "filler").unlink()
         hold.touch()
         assert job.start().wait() == 0, job.output()
-        assert "step 4 of a killed run is in memory" in job.output()
+        assert "step 4 of an earlier run is in memory" in job.output()
         assert "epoch-0_step-4\n" in job.output()
         assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
 
