@@ -46,6 +46,7 @@ from elastic_ckpt.supervisor.agent.output import Output
 from elastic_ckpt.supervisor.agent.store_link import TorchNetwork
 from elastic_ckpt.supervisor.agent.template_process import Template
 from elastic_ckpt.supervisor.agent.verdict import (
+    ended_before,
     in_background,
     launch_failed,
     lived_seconds,
@@ -294,7 +295,7 @@ class Agent:
             ended,
             rank=failed.rank,
             exit_code=exit_code,
-            message=message,
+            message=message + ended_before(failed, slots),
             lived=lived_seconds(failed, self._workers.failed_at),
             tail=self._output.tail(failed.local_rank),
         )

@@ -46,6 +46,18 @@ def explain(failed: Slot, status: int | None, failure: Any) -> tuple[int, str]:
     return status, (_recorded(failure) if status > 0 else "") or exit_text(status)
 
 
+def ended_before(failed: Slot, slots: Sequence[Slot]) -> str:
+    """Return words on a rank that ended with code 0 before this one failed, as it may be the cause:
+    the others lose their connection to it. Empty if there is none, or its Session was done."""
+    early = (
+        slot for slot in slots
+        if slot.outcome is Outcome.COMPLETED and slot.left < failed.left
+        and slot.session_stage is not SessionStage.SEALED
+    )  # fmt: skip
+    first = min(early, key=lambda slot: slot.left, default=None)
+    return f"; rank {first.rank} had ended with code 0 before" if first is not None else ""
+
+
 def launch_failed(error: BaseException) -> tuple[int, str]:
     """Return the exit code and one line for workers that could not be launched.
 

@@ -14,6 +14,7 @@ from elastic_ckpt.protocol.slot import Outcome, SessionStage, Slot
 from elastic_ckpt.protocol.start_marks import Marks
 from elastic_ckpt.supervisor.agent.launch import run_id
 from elastic_ckpt.supervisor.agent.verdict import (
+    ended_before,
     exit_text,
     explain,
     in_background,
@@ -126,3 +127,19 @@ def test_a_worker_lived_from_its_first_line() -> None:
 def test_torch_elastics_name_of_an_incarnation_fits_into_a_file_name() -> None:
     assert run_id("told", 3) == "told.3"
     assert run_id("a/b \N{SNOWMAN}" + "n" * 300, 12) == "a_b__" + "n" * 35 + ".12"
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"outcome": Outcome.COMPLETED, "left": 4}, "; rank 0 had ended with code 0 before"),
+        ({"outcome": Outcome.COMPLETED, "left": 6}, ""),
+        ({"outcome": Outcome.FAILED, "left": 4}, ""),
+        ({"outcome": Outcome.COMPLETED, "left": 4, "session_stage": SessionStage.SEALED}, ""),
+    ],
+)
+def test_rank_that_had_left_is_named_beside_the_one_that_missed_it(
+    other: dict[str, Any], words: str
+) -> None:
+    failed = slot(rank=1, outcome=Outcome.FAILED, left=5)
+    assert ended_before(failed, [slot(rank=0, **other), failed]) == words
