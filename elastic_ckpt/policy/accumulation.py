@@ -31,3 +31,14 @@ def accumulation_steps(global_batch: int, batch_size: int, replicas: int) -> int
         shown = ", ".join(map(str, fitting[:8]))
         raise UsageError(f"{problem}: use {shown}{' or more' if len(fitting) > 8 else ''} ranks")
     raise UsageError(f"{problem}: choose a multiple of {samples}")
+
+
+def step_size_changed(before: int, now: int) -> str:
+    """Return one line on a step that takes another number of samples than before a restart; empty
+    if it does not, or if one of them is 0 for unknown."""
+    if not before or not now or before == now:
+        return ""
+    return (
+        f"a step takes {now} samples instead of {before}, so learning rate and schedule may not "
+        f"fit: --global-batch {before}, or global_batch={before} of the Session, keeps it"
+    )

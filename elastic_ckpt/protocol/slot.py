@@ -26,7 +26,7 @@ _S_START_STEP, _S_SAVED_STEP, _S_FIRST_ENTRY, _S_LEFT = range(12, 16)
 _S_ENTRY, _S_GROUP_BEGAN, _S_GROUP_ENDED, _S_JOINED, _S_LOADED, _S_STEPPED = range(16, 22)
 _S_SOURCE, _S_DECLARES, _S_BUSY_NS, _S_STEP_NS = 22, 25, 26, 27
 _S_TOTAL_STEPS, _S_STEP_SAMPLES, _S_OWN_STEP, _S_STATE = range(28, 32)
-_S_WANTS_SAVES: Final = 23
+_S_WANTS_SAVES, _S_SAMPLES_BEFORE = 23, 24
 _S_REASON: Final = 32
 _S_SESSION: Final = 72
 _S_METRICS: Final = 80
@@ -105,6 +105,7 @@ class Slot:
         own_step: the step as the script or the session counts it, where that differs; else -1.
         session: name of the session that is open; empty for the unnamed one.
         session_stage: what became of its newest Session.
+        samples_before: ``samples_per_step`` of the checkpoint that it resumed from.
         wants_saves: the script leaves it to the supervisor when to save.
     """
 
@@ -137,6 +138,7 @@ class Slot:
     session: str = ""
     session_stage: SessionStage = SessionStage.NONE
     wants_saves: bool = False
+    samples_before: int = 0
 
     @property
     def attached(self) -> bool:
@@ -190,6 +192,7 @@ def read_slot(board: memoryview[int], base: int, local_rank: int) -> Slot:
         samples_per_step=words[_S_STEP_SAMPLES],
         metrics=_metrics(words[_S_METRICS:]),
         own_step=words[_S_OWN_STEP],
+        samples_before=words[_S_SAMPLES_BEFORE],
         wants_saves=bool(words[_S_WANTS_SAVES]),
         session=_text(words[_S_SESSION:_S_METRICS]),
         session_stage=SessionStage(words[_S_STATE]),
@@ -275,6 +278,10 @@ class SlotWriter:
         """Post the script's last step, and the samples of one step."""
         self._words[self._base + _S_STEP_SAMPLES] = samples_per_step
         self._words[self._base + _S_TOTAL_STEPS] = total_steps
+
+    def samples_before(self, samples: int) -> None:
+        """Post the samples of one step of the checkpoint that it resumed from."""
+        self._words[self._base + _S_SAMPLES_BEFORE] = samples
 
     def own_step(self, step: int) -> None:
         """Post the finished step as the script counts it."""

@@ -17,7 +17,7 @@ from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_intact
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.interval import OptimalInterval
-from elastic_ckpt.training import auto_interval
+from elastic_ckpt.training import auto_interval, runtime
 from tests.integration.ranks import run_ranks
 from tests.integration.test_session import run
 
@@ -137,3 +137,18 @@ def test_saves_are_automatic_by_default_and_the_last_two_are_kept(tmp_path: Path
 
 def test_no_interval_is_none(tmp_path: Path) -> None:
     assert run(partial(train_by_default, save_interval=0), str(tmp_path)) == [(32, "final", False)]
+
+
+def lines_of(directory: str, epochs: int) -> list[str]:
+    said: list[str] = []
+    runtime.Runtime.leader_says = lambda _, line: said.append(line)  # type: ignore[method-assign]
+    train(directory, epochs)
+    return [line for line in said if line.startswith("a step takes")]
+
+
+def test_other_step_size_is_said_once(tmp_path: Path) -> None:
+    """8 samples of two ranks become 4 of one."""
+    run_ranks(ranks_train, 2, str(tmp_path), 1)
+    [said] = run(lines_of, str(tmp_path), 2)
+    assert "4 samples instead of 8" in said
+    assert run(lines_of, str(tmp_path), 3) == []

@@ -119,6 +119,7 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
         add("notice", Text(f"{notice.reason} from {notice.source}, {left:.0f} s left", "yellow"))
     if view.progress is not None:
         add("progress", _progress(view, view.progress, bar_width))
+    facts += [("step size", Text(view.step_size, "yellow"))] * bool(view.step_size)
     add("newest intact", _newest(view))
     if view.at_risk is not None:
         add("at risk", _at_risk(view))

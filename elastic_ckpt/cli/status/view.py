@@ -31,6 +31,7 @@ from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.journal.time_account import Goodput
+from elastic_ckpt.policy.accumulation import step_size_changed
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
@@ -128,6 +129,7 @@ class StatusView(msgspec.Struct, kw_only=True):
         at_risk: None unless the job is training.
         newest_on_disk: what remains if the node is lost.
         memory_only: what jobs that no longer run left in this machine's memory, and no disk has.
+        step_size: what changed in the samples of a step with the number of workers; else empty.
         reported: the metrics that the script reported, by name.
         goodput: share of the time that was training which still counts.
         time: where the time went.
@@ -147,6 +149,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     workers: list[WorkerView]
     position: PositionView | None
     progress: ProgressView | None
+    step_size: str
     reported: dict[str, float]
     at_risk: AtRiskView | None
     newest_intact: NewestView | None
@@ -215,6 +218,12 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         position=position,
         progress=progress(
             position.step if position else None, slots, history.marks, running=running
+        ),
+        step_size=next(
+            filter(
+                None, (step_size_changed(one.samples_before, one.samples_per_step) for one in slots)
+            ),
+            "",
         ),
         reported=reported(slots),
         at_risk=at_risk(

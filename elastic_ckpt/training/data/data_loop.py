@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.policy.accumulation import accumulation_steps
+from elastic_ckpt.policy.accumulation import accumulation_steps, step_size_changed
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.data.fingerprint import DataIdentity
 from elastic_ckpt.training.data.opening import Opening, difference_from, open_pass
@@ -160,6 +160,12 @@ class DataLoop:
             state.accumulation_steps = accumulation_steps(
                 self._global_batch, dataloader.batch_size, sampler.num_replicas
             )
+        if self._unchecked is not None:
+            before = self._unchecked.samples_per_step
+            self._runtime.slot.samples_before(before)
+            now = state.samples_per_batch * state.accumulation_steps
+            if changed := step_size_changed(before, now):
+                self._runtime.leader_says(changed)
         sampler.set_position(epoch, state.position.sample_start_index)
         return sampler
 

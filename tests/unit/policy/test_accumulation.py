@@ -3,7 +3,7 @@
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.policy.accumulation import accumulation_steps
+from elastic_ckpt.policy.accumulation import accumulation_steps, step_size_changed
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,9 @@ def test_the_global_batch_is_the_same_on_any_number_of_ranks(
 def test_the_error_lists_rank_counts_that_work(given: tuple[int, int, int], advice: str) -> None:
     with pytest.raises(UsageError, match=advice):
         accumulation_steps(*given)
+
+
+def test_changed_step_size_is_said_with_the_option_that_keeps_it() -> None:
+    said = step_size_changed(64, 32)
+    assert "32 samples instead of 64" in said and "--global-batch 64" in said
+    assert step_size_changed(64, 64) == step_size_changed(0, 32) == step_size_changed(64, 0) == ""
