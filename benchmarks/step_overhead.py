@@ -16,10 +16,12 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase, SlotWriter
+from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.training.step_timer import StepTimer
 
@@ -40,7 +42,13 @@ class Step:
     def __init__(self, protocol: StepProtocol, slot: SlotWriter) -> None:
         self._protocol = protocol
         self._slot = slot
-        self._timer = StepTimer(slot, nn.Linear(1, 1))
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters())
+        consumption = self._consumption = Consumption()
+        consumption.watch(optimizer)
+        consumption.begin()
+        self._stepped = next(reversed(optimizer._optimizer_step_post_hooks.values()))
+        self._timer = StepTimer(slot, model, consumption=consumption)
 
     def enter(self, finished: int, epoch: int = 0, samples: int = 0) -> None:
         """Enter the step, fetch, train; the hooks of the gradient and of the optimizer included."""
@@ -50,9 +58,11 @@ class Step:
         timer.fetching()
         timer.fetched()
         slot.phase(Phase.TRAINING)
+        self._consumption.handed += 1
         timer.handed_out()
         timer.gradient_ready()
         timer.optimizing()
+        self._stepped(None, None, None)
         timer.taken_back()
         timer.stepped()
 

@@ -8,18 +8,27 @@ epoch lies before that point on every rank, so the position is then the start of
 The random state is saved at the same moment, so a batch must not draw random numbers between the
 two points. With ``num_workers=0``, where fetching runs in this process, it counts as part of the
 step, and the step begins before it.
+
+The position of a save is what the optimizers have consumed. Where the last step left gradients or a
+batch half used, all ranks postpone the save to the next step (see ``Postponement``); they agree on
+that in the exchange with which a save begins, so that a step without a save costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.training.auto_interval import Interval
+from elastic_ckpt.training.data.consumption import Consumption
+from elastic_ckpt.training.postponement import Postponement
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.meeting import Arrival, meet
@@ -39,14 +48,36 @@ class LoopState:
         replicas: ranks that see different samples.
         iterated_epoch: the epoch whose DataLoader iterator exists; -1 before the first.
         step_ends: whether the current micro-batch is the last one of its optimizer step.
+        consumption: what the optimizers have used of the pass that began at ``pass_start``.
+        counted: micro-batches of that pass up to ``position``.
     """
 
     accumulation_steps: int
+    consumption: Consumption
     position: Position = field(default_factory=Position)
     samples_per_batch: int = 0
     replicas: int = 1
     iterated_epoch: int = -1
     step_ends: bool = False
+    pass_start: Position = field(default_factory=Position)
+    counted: int = 0
+
+    @property
+    def consumed(self) -> Position:
+        """The position that the state belongs to; ``position`` unless the script looks ahead,
+        accumulates unasked, or skipped its last step."""
+        used, start = self.consumption.consumed, self.pass_start
+        if not self.consumption.counts or used == self.counted:
+            return self.position
+        steps = used // self.accumulation_steps
+        return msgspec.structs.replace(
+            self.position,
+            step=start.step + steps,
+            step_in_epoch=start.step_in_epoch + steps,
+            sample_start_index=min(
+                start.sample_start_index + used * self.samples_per_batch, start.dataset_size
+            ),
+        )
 
 
 class SavePoints:
@@ -67,6 +98,7 @@ class SavePoints:
         loop: LoopState,
         rank_state: RankState,
         metrics: ReportedMetrics,
+        optimizer: Any,
         version: Callable[[], int],
     ) -> None:
         """``version`` returns a number that changes when the script writes to the model."""
@@ -78,32 +110,36 @@ class SavePoints:
         self._rank_state = rank_state
         self._metrics = metrics
         self._version = version
-        self._is_due = False
         self._mark: object = None
+        self._postponement = Postponement(loop.consumption, runtime, optimizer)
+        self._is_due = False
+        self._wanted: Reason | None = None
+        self._stopping = False
 
     def before_step(self) -> None:
         """Do what all ranks agreed to do before the next step. Collective. SystemExit after the
         seal at the agreed stop step."""
-        here = self._loop.position
+        here, postponed = self._loop.position, False
         if self.is_sealed:
             self.is_sealed = False
             self._runtime.slot.session_stage(SessionStage.OPEN)
         while True:
             action = self._runtime.steps.enter(here.step, here.epoch, here.sample_start_index)
             if action.kind is ActionKind.GO:
-                return
-            self._saver.complete()
-            if self._saver.last[-1] != here.step and here.step > 0:
-                self._save(REASONS[action.kind])
-            if action.kind is ActionKind.STOP:
-                self._runtime.leave(saved=self.is_saved)
+                if self._wanted is None or postponed:
+                    return
+            elif not self._stopping:
+                self._wanted = REASONS[action.kind]
+                self._stopping = action.kind is ActionKind.STOP
+            postponed = not self._serve()
 
     def count_step(self, micro_batches: int) -> None:
         """Count a finished step. Its samples count together: an incomplete step is repeated."""
         loop = self._loop
         self._runtime.steps.stepped()
         loop.position = loop.position.advance(micro_batches * loop.samples_per_batch)
-        self._is_due = self._interval.due(loop.position.step)
+        loop.counted += micro_batches
+        self._is_due = self._is_due or self._interval.due(loop.position.step)
 
     def after_step(self) -> None:
         """Save if the step that was counted is due for it, or completes an earlier save."""
@@ -121,7 +157,7 @@ class SavePoints:
 
         A notice that comes meanwhile loses nothing: the next run does that work again.
         """
-        here = self._loop.position
+        here = self._loop.consumed
         self._saver.complete()
         if here.step > 0 and (here.epoch, here.step) != self._saver.last:
             self._save("final")
@@ -149,16 +185,42 @@ class SavePoints:
     def _state_mark(self) -> object:
         return self._version(), dict(self._metrics.values), self._runtime.state()
 
-    def _save(self, reason: Reason) -> None:
+    def _serve(self) -> bool:
+        """Make the save that was requested, and leave at a stop; return False to try later."""
+        here, wanted = self._loop.position, self._wanted
+        self._saver.complete()
+        if (
+            wanted is not None
+            and self._saver.last[-1] != here.step
+            and here.step > 0
+            and not self._save(wanted)
+        ):
+            return False
+        self._wanted = None
+        if self._stopping:
+            self._runtime.leave(saved=self.is_saved)
+        return True
+
+    def _save(self, reason: Reason) -> bool:
+        """Save, if the state of all ranks is that of their position; else return False: it is due
+        again after the next step. The final save has no later step to wait for."""
+        loop = self._loop.position
+        name = f"the save after step {loop.step}, epoch {loop.epoch}"
+        ready = reason == "final" or self._postponement.is_ready(hurried=self._stopping)
+        here = self._loop.consumed
+        if not meet(self._runtime.peers, name, Arrival(here, ready)):
+            self._is_due = self._is_due or reason == "interval"
+            self._postponement.count(loop.step, reason)
+            return False
         self._is_due = False
-        here = self._loop.position
-        name = f"the save after step {here.step}, epoch {here.epoch}"
-        meet(self._runtime.peers, name, Arrival(here))
-        self._timer.interrupted()
-        self._saver.save(self._snapshot(reason))
+        self._postponement.end(loop.step)
+        if (here.epoch, here.step) != self._saver.last:
+            self._timer.interrupted()
+            self._saver.save(self._snapshot(reason))
+        return True
 
     def _snapshot(self, reason: Reason) -> Snapshot:
-        loop, here = self._loop, self._loop.position
+        loop, here = self._loop, self._loop.consumed
         replicas = loop.replicas if loop.samples_per_batch else self._runtime.peers.world_size
         iterating = loop.iterated_epoch == here.epoch
         return Snapshot(

@@ -19,6 +19,7 @@ from elastic_ckpt.protocol.slot import Phase, SessionStage, Source
 from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.auto_interval import choose_interval
+from elastic_ckpt.training.data.consumption import Consumption, inner_optimizer
 from elastic_ckpt.training.data.data_loop import DataLoop
 from elastic_ckpt.training.departure import is_exit, leave_together
 from elastic_ckpt.training.engines import EngineInputs, make_engine
@@ -111,10 +112,10 @@ class Session:
         self._global_batch = global_batch
         self._save_interval = save_interval
         self._retention = retention
-        self._loop = LoopState(accumulation_steps)
+        self._consumption = Consumption()
+        self._loop = LoopState(accumulation_steps, self._consumption)
         self._rank_state = RankState(check_extra(extra if extra is not None else {}))
         self._metrics = ReportedMetrics()
-        self._optimizer_steps = 0
         self.resumed_from: Path | None = None
 
     def __enter__(self) -> Session:
@@ -140,7 +141,7 @@ class Session:
         slot.session(self._name, wants_saves=runtime.automatic)
         interval = choose_interval(runtime, steps)
         self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
-        self._timer = StepTimer(slot, self._inputs.model)
+        self._timer = StepTimer(slot, self._inputs.model, consumption=self._consumption)
         found = load_newest(runtime, engine)
         if found is not None:
             self._resume(found)
@@ -151,7 +152,8 @@ class Session:
         runtime.steps.attach(self.step)
         self._points = SavePoints(
             runtime, saver, interval, self._timer, self._loop,
-            self._rank_state, self._metrics, lambda: _version(self._inputs.model),
+            self._rank_state, self._metrics, self._inputs.optimizer,
+            lambda: _version(self._inputs.model),
         )  # fmt: skip
         self._data = DataLoop(
             runtime, self._points, self._timer, self._loop, self._rank_state,
@@ -277,21 +279,17 @@ class Session:
         self._rank_state.resume(loaded, self._runtime.peers.rank)
 
     def _watch_optimizer(self) -> None:
-        inner = getattr(self._inputs.optimizer, "optim", self._inputs.optimizer)
-        if hasattr(inner, "register_step_post_hook"):
+        inner = inner_optimizer(self._inputs.optimizer)
+        if hasattr(inner, "register_step_pre_hook"):
             inner.register_step_pre_hook(lambda *_: self._timer.optimizing())
-            inner.register_step_post_hook(lambda *_: self._optimizer_stepped())
-
-    def _optimizer_stepped(self) -> None:
-        self._optimizer_steps += 1
-        self._data.optimizer_stepped()
+        self._consumption.watch(inner, *self._rank_state.extra.values())
 
     def _warn_if_stepless(self) -> None:
         """Say so if the optimizer stepped and none of the steps was counted."""
         runtime, resumed = self._runtime, self._first_step
-        if self.step == resumed and self._optimizer_steps and runtime.peers.rank == 0:
+        if self.step == resumed and self._consumption.steps and runtime.peers.rank == 0:
             runtime.say(
-                f"warning: the optimizer stepped {self._optimizer_steps} times in this Session, "
+                f"warning: the optimizer stepped {self._consumption.steps} times in this Session, "
                 f"which has seen no step, {STEPLESS}"
             )
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from elastic_ckpt.protocol.slot import SlotWriter
+from elastic_ckpt.training.data.consumption import Consumption
 
 SAMPLED: Final = 16
 _WEIGHT: Final = 0.2
@@ -27,12 +28,18 @@ class StepTimer:
         model: its parameters' gradients mark the start of the wait; without any, waiting counts
             as work.
         make_event: creates a timing event; by default torch's, if the parameters are on a GPU.
+        consumption: receives each backward pass.
     """
 
     def __init__(
-        self, slot: SlotWriter, model: Any, make_event: Callable[[], Any] | None = None
+        self,
+        slot: SlotWriter,
+        model: Any,
+        make_event: Callable[[], Any] | None = None,
+        consumption: Consumption | None = None,
     ) -> None:
         self._slot = slot
+        self._consumption = consumption or Consumption()
         self._since = 0
         self._reached = 0  # time of the micro-batch's last gradient
         self._resumed = 0  # time of the optimizer's step after it
@@ -108,6 +115,7 @@ class StepTimer:
     def gradient_ready(self, _: Any = None) -> None:
         """A gradient is complete that the backward pass computes last: the hook of a parameter."""
         self._reached = time.monotonic_ns()
+        self._consumption.backward()
         if self._sampling:
             self._ended = True
             self._record(1)

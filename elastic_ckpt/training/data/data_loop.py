@@ -48,7 +48,6 @@ class DataLoop:
         self._max_epochs = 0
         self._group_batches = 0
         self._batch_is_out = False
-        self._optimizer_stepped = False
         self._dataset: Any = None
         self._identity = DataIdentity(None)
 
@@ -61,6 +60,7 @@ class DataLoop:
             yield state.position.epoch
             self.settle()
             state.position = state.position.next_epoch()
+            state.consumption.end()
             if state.position.epoch < max_epochs:
                 self._points.after_epoch()
         self._points.end_loop()
@@ -73,6 +73,9 @@ class DataLoop:
             count -= count % self._state.accumulation_steps
         self._open(count)
         self._show_remaining(dataloader, sampler, count)
+        state = self._state
+        state.pass_start, state.counted = state.position, 0
+        state.consumption.begin(state.accumulation_steps)
         self._rank_state.restore_rng(iterating=False)
         if count == 0:
             self._rank_state.restore_rng()
@@ -80,7 +83,7 @@ class DataLoop:
         iterator = iter(dataloader)
         self._rank_state.restore_rng()
         in_process = dataloader.num_workers == 0
-        accumulation, slot = self._state.accumulation_steps, self._runtime.slot
+        accumulation, slot = state.accumulation_steps, self._runtime.slot
         try:
             for index in range(count):
                 begins = index % accumulation == 0
@@ -99,25 +102,23 @@ class DataLoop:
                 if self._state.step_ends:
                     self._points.count_step(self._group_batches)
                     self._points.after_step()
+            state.consumption.exhaust()
         finally:  # the script may leave by break
             self._timer.interrupted()
             slot.phase(Phase.BETWEEN)
 
-    def optimizer_stepped(self) -> None:
-        """Note that the optimizer made its step with the current micro-batch."""
-        self._optimizer_stepped = True
-
     def settle(self) -> None:
         """Count the step of a batch that the script left by ``break``; whatever depends on the
         count calls this first, as Python may close the generator late."""
-        if self._batch_is_out and self._optimizer_stepped and self._state.step_ends:
+        stepped = self._state.consumption.stepped_since
+        if self._batch_is_out and stepped and self._state.step_ends:
             self._points.count_step(self._group_batches)
         self._batch_is_out = False
 
     def _hand_out(self, batch: Any) -> Iterator[Any]:
         """Yield a batch; a ``break`` after an optimizer step still counts that step."""
         epoch = self._state.position.epoch
-        self._optimizer_stepped = False
+        self._state.consumption.handed += 1
         self._batch_is_out = True
         self._timer.handed_out()
         try:

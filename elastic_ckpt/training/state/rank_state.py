@@ -16,7 +16,7 @@ class RankState:
     objects with ``state_dict`` and ``load_state_dict``, by name."""
 
     def __init__(self, extra: dict[str, Any]) -> None:
-        self._extra = extra
+        self.extra = extra
         self._rng: dict[str, Any] | None = None
         self._rng_iterating = True
         self._new_rank = 0
@@ -24,7 +24,7 @@ class RankState:
 
     def capture(self, *, iterating: bool) -> dict[str, Any]:
         """Return the current state; ``iterating``: this epoch's DataLoader iterator exists."""
-        extra = {name: thing.state_dict() for name, thing in self._extra.items()}
+        extra = {name: thing.state_dict() for name, thing in self.extra.items()}
         return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
 
     def resume(self, loaded: Loaded, rank: int) -> None:
@@ -43,7 +43,7 @@ class RankState:
         self._rng = state["rng"]
         self._new_rank = rank if rank >= loaded.seal.world_size else 0
         self._rng_iterating = state.get("iterating", True)
-        for name, thing in self._extra.items():
+        for name, thing in self.extra.items():
             if name not in state["extra"]:
                 raise ElasticCkptError(
                     f"{self._name} has no state for extra={name!r}, as it was saved without it: "

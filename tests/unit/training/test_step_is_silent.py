@@ -8,10 +8,12 @@ import time
 import tracemalloc
 
 import pytest
+import torch
 from torch import nn
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.training.step_timer import StepTimer
 
@@ -70,7 +72,13 @@ def make_step():
     slot = board.rank_slot(0)
     protocol = StepProtocol(board, slot)
     protocol.attach(0)
-    timer = StepTimer(slot, nn.Linear(1, 1))
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    consumption = Consumption()
+    consumption.watch(optimizer)
+    consumption.begin()
+    stepped = next(reversed(optimizer._optimizer_step_post_hooks.values()))
+    timer = StepTimer(slot, model, consumption=consumption)
 
     def step(number, kept=board):  # the mapping must outlive this call
         protocol.enter(number, 1, number)
@@ -78,9 +86,11 @@ def make_step():
         timer.fetching()
         timer.fetched()
         slot.phase(Phase.TRAINING)
+        consumption.handed += 1
         timer.handed_out()
         timer.gradient_ready()
         timer.optimizing()
+        stepped(None, None, None)
         timer.taken_back()
         timer.stepped()
 
