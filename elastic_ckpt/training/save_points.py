@@ -28,7 +28,7 @@ from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.training.auto_interval import Interval
 from elastic_ckpt.training.data.consumption import Consumption
-from elastic_ckpt.training.postponement import Postponement
+from elastic_ckpt.training.data.postponement import Postponement
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.meeting import Arrival, meet
