@@ -139,7 +139,8 @@ class SavePoints:
         self._runtime.steps.stepped()
         loop.position = loop.position.advance(micro_batches * loop.samples_per_batch)
         loop.counted += micro_batches
-        self._is_due = self._is_due or self._interval.due(loop.position.step)
+        due = self._interval.due(loop.position.step)  # collective where it is automatic
+        self._is_due = self._is_due or due
 
     def after_step(self) -> None:
         """Save if the step that was counted is due for it, or completes an earlier save."""
