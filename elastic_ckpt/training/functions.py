@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,18 @@ from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training import runtime as runtimes
+from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
+from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
 from elastic_ckpt.training.engines import EngineInputs, make_engine
+from elastic_ckpt.training.peers import Peers
 from elastic_ckpt.training.state.load import load_given, load_newest
 from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.save import write_checkpoint
 from elastic_ckpt.training.state.snapshot import REASONS, Snapshot
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,6 +40,9 @@ class _Loop:
     stop: bool = False
     reason: Reason = "interval"
     rank_state: RankState = field(default_factory=lambda: RankState({}))
+    consumption: Consumption = field(default_factory=Consumption)
+    optimizer_steps: int = 0  # at the last call
+    tries: int = 0  # calls for which a save has waited for an optimizer step
 
 
 _loop = _Loop()
@@ -43,7 +52,9 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     """Return whether to call ``save_checkpoint`` now. Call it after every optimizer step.
 
     True on all ranks alike: on the interval, when a save was requested, and at the agreed stop
-    step, after which ``save_checkpoint`` ends the process. Not collective after the first call.
+    step, after which ``save_checkpoint`` ends the process. If the optimizer that was given to
+    ``load_checkpoint`` has not stepped since the last call, the save waits for a call after which
+    it has. Collective at the first call and where a save is due.
 
     Args:
         step: the step's number in the script's own counting; only ``every`` uses it.
@@ -68,10 +79,31 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     runtime.slot.own_step(step)
     action = runtime.steps.enter(_loop.calls, epoch, samples, comes_back=False)
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
-    _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
+    if _loop.stop or not _loop.tries:
+        _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
     interval = runtime.supervised.spec.save_interval_steps if runtime.supervised else 0
     due = SaveInterval(steps=interval or every).due(step)
-    return _loop.stop or action.kind is not ActionKind.GO or due
+    due = _loop.stop or action.kind is not ActionKind.GO or due or _loop.tries > 0
+    steps, before = _loop.consumption.steps, _loop.optimizer_steps
+    _loop.optimizer_steps = steps
+    return due and _can_save(runtime.peers, step, has_stepped=steps > before)
+
+
+def _can_save(peers: Peers, step: int, *, has_stepped: bool) -> bool:
+    """Return on every rank whether the optimizer of each has stepped since the last call, so that
+    no gradients are pending; else the save is due again at the next call. Collective."""
+    if not _loop.consumption.watched:
+        return True
+    limit = MAX_HURRIED_TRIES if _loop.stop else MAX_TRIES
+    ready = has_stepped or _loop.tries >= limit
+    name = f"should_save after step {step}"
+    if meet(peers, name, Arrival(Position(step=step), ready)):
+        _loop.tries = 0
+        return True
+    _loop.tries += 1
+    if _loop.tries == 2 and peers.is_leader:
+        log.warning("should_save at step %d waits for an optimizer step", step)
+    return False
 
 
 def save_checkpoint(
@@ -179,6 +211,7 @@ def load_checkpoint(
             f"{path} does not exist: pass a checkpoint or a job directory; for a new job, create it"
         )
     runtime = runtimes.join(path.parent if single else path)
+    _loop.consumption.watch(optimizer)
     made = make_engine(EngineInputs(booster, model, optimizer, lr_scheduler), engine)
     loaded = load_given(runtime, made, path) if single else load_newest(runtime, made)
     runtime.slot.loaded(loaded.source if loaded else Source.NOTHING)

@@ -19,6 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from elastic_ckpt import (
     ElasticSampler,
     Session,
+    StatefulDistributedSampler,
+    load_checkpoint,
+    save_checkpoint,
+    should_save,
 )
 from tests.integration.test_session import checkpoints, newest, run
 
@@ -261,3 +265,34 @@ def test_a_run_that_had_a_notice_ends_as_the_calm_one(tmp_path: Path, loop: Any)
         assert run(run_loop, loop, str(directory), 0, notice) == 75
         assert newest(directory).step < 48
         assert run(run_loop, loop, str(directory), 0, 0) == calm, notice
+
+
+def own_loop(directory: str, cut: int) -> Any:
+    """A loop of its own that calls should_save with each batch, and accumulates four."""
+    torch.manual_seed(1)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    _, step, _ = load_checkpoint(directory, None, model, optimizer, None)
+    first = step
+    data = Script(directory).loader().dataset
+    sampler = StatefulDistributedSampler(data)
+    for inputs, targets in DataLoader(data, batch_size=BATCH, sampler=sampler):
+        step += 1
+        (model(inputs) - targets).pow(2).mean().backward()
+        if step % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        if should_save(step, every=3):
+            save_checkpoint(directory, None, model, optimizer, None, 0, step, BATCH)
+        if cut and step == cut:
+            return "cut"
+    return first, model.weight.tolist()
+
+
+def test_should_save_waits_for_an_optimizer_step(tmp_path: Path) -> None:
+    for name in ("calm", "cut"):
+        (tmp_path / name).mkdir()
+    _, calm = run(own_loop, str(tmp_path / "calm"), 0)
+    assert run(own_loop, str(tmp_path / "cut"), 11) == "cut"
+    assert newest(tmp_path / "cut").step == 8
+    assert run(own_loop, str(tmp_path / "cut"), 0) == (8, calm)
