@@ -600,6 +600,7 @@ def runtime_of(job: JobDirectory) -> Any:
 
     journal = Journal(job, "here")
     return SimpleNamespace(
+        has_looked=False,
         job=job,
         journal=journal,
         peers=Peers(0, 1, None, 10.0),
