@@ -84,15 +84,18 @@ class Fence:
         """
         if not self.number:
             return
-        newest = newest_number(self.job)
-        found = read_run(self.job, newest) if newest >= self.number else None
+        newest, found = self._newest()
         is_other = found is not None and found.nonce != self.nonce
-        if newest > self.number or is_other:
+        if newest > self.number or (newest == self.number and is_other):
             by = found.shown if found else f"run number {newest}"
             raise RunSuperseded(
                 f"{by} has taken over {self.job.root}: this run stops and seals nothing; "
                 f"elastic-ckpt status {self.job.root} shows the job"
             )
+
+    def _newest(self) -> tuple[int, RunOwner | None]:
+        newest = newest_number(self.job)
+        return newest, read_run(self.job, newest)
 
 
 class Ownership(Fence):

@@ -164,10 +164,36 @@ def cut_link(world: World, host: Host) -> None:
     world.kernel.after(world.kernel.between(0.3, 12.0), heal)
 
 
+def pause(world: World, host: Host) -> None:
+    """The virtual machine is suspended for a while; what it was doing goes on after that."""
+    run = host.run
+    if world.size == 1 and run is not None and not run.is_gone and run.deadline == float("inf"):
+        host.paused_until = world.kernel.now + world.kernel.between(1.0, 60.0)
+
+
+def second_run(world: World, host: Host) -> None:
+    """Another host runs the same job, as a requeue does that gave the first one up."""
+    if world.size == 1:
+        world.start(world.spare)
+
+
+def pause_and_run_again(world: World, host: Host) -> None:
+    """Both: the late writer."""
+    pause(world, host)
+    second_run(world, host)
+
+
+def set_clocks(world: World, host: Host) -> None:
+    """Each host's time of day jumps; no decision may depend on it."""
+    for one in (*world.hosts, world.spare):
+        one.clock.wall_offset += world.kernel.between(-1e7, 1e7)
+
+
 FAULTS = (
     crash, crash, hang, kill_agent, kill_supervisor, lose_power, preempt_by_signal,
     preempt_by_signal, preempt_in_evaluation, preempt_by_platform, preempt_twice, interrupt_twice,
     warn, ask_for_a_save, fill_disk, fill_memory, freeze_disk, cut_link,
+    pause, second_run, pause_and_run_again, set_clocks,
 )  # fmt: skip
 
 
@@ -187,7 +213,13 @@ def _preempt(
         # One that ends already, and waits for a storage that hangs, learns of a notice only then.
         ends = run.decided_at and run.decided_at < noticed and world.disk.answers_at > noticed
         noted = run.supervisor.preemption.notice is not None
-        if host.run is run and not run.is_gone and noted and not ends:
+        if (
+            host.run is run
+            and not run.is_gone
+            and noted
+            and not ends
+            and host.paused_until < noticed
+        ):
             raise Violation(f"{run.name} is still there at its deadline")
         host.is_down = True
         world.network.changed()

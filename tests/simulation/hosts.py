@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.checkpoint.fence import Fence, RunOwner
+from elastic_ckpt.errors import ExitCode, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices import NoticeSource, Report
 from elastic_ckpt.policy.deadline import Notice, StopNow
 from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.interval import SaveInterval
+from elastic_ckpt.policy.lease import BEAT_SECONDS as BEAT_SECONDS_OF_A_RUN
+from elastic_ckpt.policy.lease import LEASE_SECONDS
 from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.cluster import BEAT_SECONDS
 from elastic_ckpt.protocol.ended import Ended
@@ -33,7 +37,7 @@ from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.watch.stacks import Stack
 from tests.simulation.kernel import HostClock, Kernel
 from tests.simulation.ranks import SimBoard, SimWorkers
-from tests.simulation.storage import Directory, HostMemory, Tier
+from tests.simulation.storage import Directory, Disk, HostMemory, Tier
 
 if TYPE_CHECKING:
     from tests.simulation.network import SimLink, SimStore
@@ -54,6 +58,32 @@ class Host:
         self.run: Run | None = None
         self.is_down = False
         self.is_cut = False
+        self.is_claiming = False
+        self.paused_until = 0.0
+        self._kernel = kernel
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether none of its processes runs: a virtual machine that is suspended."""
+        return self._kernel.now < self.paused_until
+
+    def when_it_runs(self, act: Callable[[], None]) -> bool:
+        """Have something happen once the host goes on; False if it is not paused."""
+        if self.is_paused:
+            self._kernel.after(self.paused_until - self._kernel.now + 0.001, act)
+            return True
+        return False
+
+
+class SimFence(Fence):
+    """The real fence, on a directory that is a number."""
+
+    def __init__(self, disk: Disk, number: int) -> None:
+        super().__init__(JobDirectory(Path("/job")), number, str(number))
+        self._disk = disk
+
+    def _newest(self) -> tuple[int, RunOwner | None]:
+        return self._disk.number, None
 
 
 class Signals(NoticeSource):
@@ -275,8 +305,15 @@ class Run:
         self.newest_at_notice: tuple[Key, float] = (NO_CHECKPOINT, float("inf"))
         self._due: float | None = None
         self._number = 0
+        self.number = self.beats = 0
+        self.lost = ""
+        self.has_ended = False
         if self.leads:
+            self.number = world.disk.number = world.disk.number + 1
             world.disk.owner = self
+        self.fence = SimFence(world.disk, self.number)
+        if self.leads:
+            self._beat()
         memory = host.memory if world.size == 1 and world.has_memory else None
         self.tier = Tier(self, memory, world.disk)
         events = Events(self)
@@ -329,6 +366,8 @@ class Run:
 
     def _turn(self, number: int) -> None:
         if self.is_gone or number != self._number:
+            return
+        if self.host.when_it_runs(lambda: self._turn(number)):
             return
         self._due = None
         self.supervisor.turn()
@@ -385,12 +424,39 @@ class Run:
         if self.is_gone:
             return
         self.is_gone = True
-        if self.world.disk.owner is self:
-            self.world.disk.owner = None
         agent = self.agent
         if agent is not None:
             agent.die()
         self.world.on_death(self)
+
+    # -- the run number -------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        if self.is_gone:
+            return
+        if not self.host.is_paused and not self.world.disk.hangs:
+            self.beats += 1
+            try:
+                self.fence.check()
+            except RunSuperseded as error:
+                self.lost = str(error)
+                self.wake(0.0)
+                return
+        self.kernel.after(BEAT_SECONDS_OF_A_RUN, self._beat)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it can beat, and could for as long as a lease lasts."""
+        now = self.kernel.now
+        return now - max(self.host.paused_until, self.world.disk.answers_at) > LEASE_SECONDS
+
+    def may_seal(self) -> bool:
+        """Check the fence, as every process does before it seals."""
+        try:
+            self.fence.check()
+        except RunSuperseded:
+            return False
+        return True
 
     # -- HostPort -------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class HostClock(Clock):
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.offset = kernel.between(10.0, 1e6)
-        self.blocked = 0.0
+        self.blocked = self.wall_offset = 0.0
 
     def monotonic(self) -> float:
         return self._kernel.now + self.offset + self.blocked
@@ -69,4 +69,4 @@ class HostClock(Clock):
         return int(self.monotonic() * 1e9)
 
     def wall(self) -> float:
-        return 1e9 + self._kernel.now + self.blocked
+        return 1e9 + self._kernel.now + self.blocked + self.wall_offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.protocol.agreement import (
     NOTHING_ENTERED,
     ActionKind,
@@ -20,7 +21,7 @@ from tests.simulation.kernel import Violation
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.agent.launch import NodeRank
-    from tests.simulation.hosts import SimAgent
+    from tests.simulation.hosts import Run, SimAgent
     from tests.simulation.world import World
 
 
@@ -222,7 +223,7 @@ class Gang:
         has_completed: whether all steps are done and the last checkpoint is sealed.
     """
 
-    def __init__(self, world: World, number: int, size: int, run: object) -> None:
+    def __init__(self, world: World, number: int, size: int, run: Run) -> None:
         self.world = world
         self.kernel = world.kernel
         self.number = number
@@ -239,7 +240,7 @@ class Gang:
             self.world.disk.when_it_answers(self._load, self.kernel.between(0.1, 1.5))
 
     def _load(self) -> None:
-        if self.is_broken:
+        if self.is_broken or self.run.host.when_it_runs(self._load):
             return
         if self.world.disk.hangs:
             self.world.disk.when_it_answers(self._load, 0.1)
@@ -314,6 +315,8 @@ class Gang:
     def _finish(self, step: int) -> None:
         if self.is_broken or self.finished >= step:
             return
+        if self.run.host.when_it_runs(lambda: self._finish(step)):
+            return
         if any(one.hangs for one in self.members):
             return
         if step == self.world.deadly_step and self.world.deaths_left > 0:
@@ -356,21 +359,25 @@ class Gang:
             )
 
     def _seal_memory(self, key: tuple[int, int], kind: ActionKind) -> None:
-        if not self.is_broken:
+        if not self.is_broken and not self.run.host.when_it_runs(
+            lambda: self._seal_memory(key, kind)
+        ):
             self.members[0].agent.run.tier.sealed(key)
             self._saved(kind)
 
     def _seal_disk(self, key: tuple[int, int], kind: ActionKind) -> None:
-        if self.is_broken:
+        if self.is_broken or self.run.host.when_it_runs(lambda: self._seal_disk(key, kind)):
             return
         disk = self.world.disk
         if disk.hangs:
             disk.when_it_answers(lambda: self._seal_disk(key, kind), 0.1)
             return
         memory = self.members[0].agent.run.tier.memory
-        if not disk.is_full:
-            disk.seal(key, self.run, self.number)
-            self._saved(kind)
+        if not self.run.may_seal():
+            self._superseded()
+        elif not disk.is_full:
+            disk.attempts.add((self.run.number, self.finished))
+            self.kernel.after(self.kernel.between(0.0, 0.5), lambda: self._rename(key, kind))
         elif memory is not None and memory.has_room:  # what the disk refuses goes into memory
             self._seal_memory(key, kind)
         elif kind in (ActionKind.STOP, ActionKind.GO):
@@ -379,6 +386,22 @@ class Gang:
                 one.fail(74, "StorageFailed")
         else:
             self._saved(kind, sealed=False)  # a Session trains on
+
+    def _rename(self, key: tuple[int, int], kind: ActionKind) -> None:
+        """The checked attempt becomes a checkpoint, unless a run that took over has moved it."""
+        if self.is_broken or self.run.host.when_it_runs(lambda: self._rename(key, kind)):
+            return
+        disk, attempt = self.world.disk, (self.run.number, self.finished)
+        if attempt not in disk.attempts:
+            self._superseded()
+            return
+        disk.attempts.discard(attempt)
+        disk.seal(key, self.run, self.number)
+        self._saved(kind)
+
+    def _superseded(self) -> None:
+        for one in list(self.members):
+            one.fail(int(ExitCode.UNAVAILABLE), "RunSuperseded")
 
     def _saved(self, kind: ActionKind, *, sealed: bool = True) -> None:
         if self.is_broken:

@@ -23,7 +23,10 @@ class Disk:
     """Sealed checkpoints by key, and who may seal.
 
     Attributes:
-        owner: the run that holds the job's lock; None while no run does.
+        owner: the run with the newest number; it may have ended.
+        number: the newest run number.
+        loaded: the newest number whose ranks have loaded: no earlier run may seal after that.
+        attempts: (run number, step) of what is being written; a take-over moves it away.
         answers_at: until then nothing that needs the disk returns.
         full_until: until then nothing can be written.
         incarnations: how many have been launched in the job; records count on from it.
@@ -31,7 +34,9 @@ class Disk:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.sealed: dict[Key, str] = {}
+        self.sealed: dict[Key, int] = {}
+        self.number = self.loaded = 0
+        self.attempts: set[tuple[int, int]] = set()
         self.set_aside: set[Key] = set()
         self.owner: Run | None = None
         self.answers_at = self.full_until = 0.0
@@ -55,16 +60,22 @@ class Disk:
         """Have something happen after ``least`` seconds, and not before the disk answers."""
         self.kernel.after(max(least, self.answers_at - self.kernel.now), act)
 
+    def is_off_the_line(self, left_by: int, run: int) -> bool:
+        """Whether what an earlier run left is behind what a later one has sealed."""
+        return left_by < run and self.sealed.get(self.newest, 0) > left_by
+
     def seal(self, key: Key, run: Run, incarnation: int) -> None:
-        """Publish a checkpoint; the one place where the fence is checked."""
-        if self.owner is not run:
-            raise Violation(f"{run.name} seals step {key[1]}, and is not the owner")
-        if incarnation and incarnation != self.incarnations:
+        """Publish a checkpoint; its caller has checked the fence, some time ago."""
+        if run.number < self.loaded:
+            raise Violation(
+                f"{run.name} seals step {key[1]}, and run number {self.loaded} has loaded"
+            )
+        if incarnation and self.owner is run and incarnation != self.incarnations:
             raise Violation(
                 f"incarnation {incarnation} seals step {key[1]}, {self.incarnations} is launched"
             )
         self.kernel.say(f"sealed on disk: step {key[1]}, by {run.name}")
-        self.sealed.setdefault(key, run.name)
+        self.sealed[key] = max(run.number, self.sealed.get(key, 0))
 
 
 @dataclass
@@ -90,6 +101,7 @@ class Snapshot:
     generation: Place
     settled: bool = False
     attempt: str = field(default_factory=lambda: f"attempt {next(_numbers)}")
+    run: int = 0
 
     @property
     def age(self) -> Key:
@@ -143,7 +155,10 @@ class Tier:
         if self.memory is None:
             return
         kept = [one for one in self.memory.generations if not one.settled]
-        self.memory.generations = [*kept[-1:], Snapshot(key, Seal(key[1]), Place("generation-0"))]
+        self.memory.generations = [
+            *kept[-1:],
+            Snapshot(key, Seal(key[1]), Place("generation-0"), run=self.run.number),
+        ]
         self.kernel.say(f"sealed in memory of {self.run.host.name}: step {key[1]}")
         if self._held:
             self.hurry()
@@ -227,18 +242,24 @@ class Tier:
     def _drained(self, one: Snapshot, number: int) -> None:
         if self.run.is_gone or number != self._number:
             return
-        if self._held or self.disk.hangs:  # nothing more is written until it continues
+        if self._held or self.disk.hangs or self.run.host.is_paused:  # nothing more is written
             self.disk.when_it_answers(lambda: self._drained(one, number), 0.2)
             return
         self._draining = None
+        if not self.run.may_seal():
+            self._plan.failed(one.attempt, self.kernel.now)
+            return
         if self.disk.is_full:
             self._plan.failed(one.attempt, self.kernel.now)
         else:
             if one in self._done:
                 raise Violation(f"{self.run.name} drains step {one.key[1]} again")
             self._done.append(one)
-            self.disk.seal(one.key, self.run, 0)
             assert self.memory is not None
+            if self.disk.is_off_the_line(one.run, self.run.number):
+                self.memory.generations.remove(one)  # superseded
+            else:
+                self.disk.seal(one.key, self.run, 0)
             self._plan.done(one.attempt, [each.attempt for each in self.memory.generations])
             one.settled = self.kernel.now >= self.memory.full_until
             self.kernel.after(self.kernel.between(0.0, 1.0), self.run.directory.scan)
@@ -257,7 +278,9 @@ class Directory:
         self._cancelled = False
         self.fallen_back: str | None = None
 
-    lost = ""
+    @property
+    def lost(self) -> str:
+        return self._run.lost
 
     def write_record(self, record: object) -> None:
         return
@@ -291,7 +314,18 @@ class Directory:
         takes = max(self._disk.answers_at - kernel.now, kernel.between(0.0, 1.5))
         self._cleaned_at = kernel.now + takes
         self._run.wake(takes)
-        kernel.after(takes, self._scan)
+
+        def swept() -> None:
+            self.sweep()
+            self._scan()
+
+        kernel.after(takes, swept)
+
+    def sweep(self) -> None:
+        """Move the attempts of earlier runs away."""
+        disk, number = self._disk, self._run.number
+        if disk.owner is self._run:
+            disk.attempts = {one for one in disk.attempts if one[0] >= number}
 
     @property
     def cleaned(self) -> bool:
@@ -345,8 +379,7 @@ class Directory:
 
     def close(self, seconds: float) -> None:
         self._wait_for_disk(seconds)
-        if self._disk.owner is self._run:
-            self._disk.owner = None
+        self._run.has_ended = True
 
     def _scan(self) -> None:
         self._known = self._disk.newest

@@ -9,11 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
+from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy import restart
 from elastic_ckpt.policy.deadline import EarlyWarning
 from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.policy.lease import LeaseWatch, Verdict
 from elastic_ckpt.protocol import cluster, run_state
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.run_state import Event, RunState
@@ -23,6 +25,7 @@ from elastic_ckpt.supervisor.saves import emergency
 from elastic_ckpt.supervisor.shutdown import Shutdown
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from tests.simulation.run import simulate
+from tests.simulation.storage import Directory
 from tests.simulation.world import World
 
 SCHEDULES = int(os.environ.get("ELASTIC_CKPT_SCHEDULES", "600"))
@@ -140,11 +143,24 @@ def drain_is_held_for_the_whole_grace(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(emergency.EmergencySave, "choose", lambda *_: "")
 
 
+def fence_is_not_checked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fence, "check", lambda self: None)
+
+
+def lease_is_not_waited_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LeaseWatch, "judge", lambda self, beat, now: Verdict.TAKE)
+
+
+def earlier_attempts_stay_where_they_are(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Directory, "sweep", lambda self: None)
+
+
 BUGS = [
     deadline_is_ignored, crash_during_a_notice_restarts, lost_node_is_charged,
     finished_before_the_memory_is_drained, silent_node_is_waited_for,
     nodes_stop_at_the_earliest_step, every_preemption_counts_as_saved,
     what_was_drained_is_forgotten, drain_is_held_for_the_whole_grace,
+    fence_is_not_checked, lease_is_not_waited_out, earlier_attempts_stay_where_they_are,
 ]  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.policy.lease import LeaseWatch, Verdict
+from elastic_ckpt.protocol.slot import Phase
 from tests.simulation.hosts import Host, Run
 from tests.simulation.kernel import Kernel, Violation
 from tests.simulation.network import SimNetwork
@@ -50,6 +52,7 @@ class World:
         self.network = SimNetwork(self)
         self.gangs: list[Gang] = []
         self.hosts = [Host(kernel, number) for number in range(self.size)]
+        self.spare = Host(kernel, 9)
         self.has_finished = False
         self.fell_back = 0
         self._runs = 0
@@ -71,9 +74,43 @@ class World:
         """Start a run on a host that is up, as a service manager or a requeue would."""
         if self.has_finished or host.is_down or (host.run is not None and not host.run.is_gone):
             return
+        if self.size > 1 and host.number:
+            self._begin(host)
+        elif not host.is_claiming:
+            host.is_claiming = True
+            self._claim(host, None)
+
+    def _begin(self, host: Host) -> None:
         self._runs += 1
         self.kernel.say(f"run {self._runs} starts on {host.name}")
         host.run = Run(self, host, self._runs)
+
+    def _claim(self, host: Host, watch: LeaseWatch | None) -> None:
+        """Take the job over, as ``OwnedJob`` does: what happens there to files is not modelled."""
+        if self.has_finished or host.is_down:
+            host.is_claiming = False
+            return
+        if self.disk.hangs or host.is_paused:
+            self.kernel.after(0.5, lambda: self._claim(host, watch))
+            return
+        owner, now = self.disk.owner, host.clock.monotonic()
+        beat = f"{owner.number}.{owner.beats}".encode() if owner else b""
+        if watch is None:
+            gone = owner is None or owner.has_ended or (owner.is_gone and owner.host is host)
+            watch = LeaseWatch(beat, now, gone=gone)
+        verdict = watch.judge(beat, now)
+        if verdict is Verdict.WAIT:
+            self.kernel.after(0.5, lambda: self._claim(host, watch))
+            return
+        host.is_claiming = False
+        if verdict is Verdict.REFUSE:
+            self.kernel.say(f"{host.name}: the job has an owner that is alive")
+            if host is not self.spare:
+                self.restart(host, 10.0, 30.0)
+            return
+        if owner is not None and not owner.is_gone and not owner.has_ended and owner.is_reachable:
+            raise Violation(f"{host.name} takes the job over from {owner.name}, which is well")
+        self._begin(host)
 
     def restart(self, host: Host, low: float = 1.0, high: float = 5.0) -> None:
         """Start the next run there after a while."""
@@ -81,12 +118,13 @@ class World:
 
     def gang(self, number: int, size: int, run: Run) -> Gang:
         """Return the ranks of an incarnation, which this node's are about to join."""
-        if self.gangs and self.gangs[-1].number == number:
+        if self.gangs and self.gangs[-1].number == number and self.size > 1:
             return self.gangs[-1]
-        if number <= self.disk.incarnations:
-            raise Violation(f"incarnation {number} is launched after {self.disk.incarnations}")
-        self.disk.incarnations = number
-        owner = self.hosts[0].run
+        if run is self.disk.owner or self.size > 1:
+            if number <= self.disk.incarnations:
+                raise Violation(f"incarnation {number} is launched after {self.disk.incarnations}")
+            self.disk.incarnations = number
+        owner = run if self.size == 1 else self.hosts[0].run
         assert owner is not None
         found = Gang(self, number, size, owner)
         self.gangs.append(found)
@@ -95,7 +133,7 @@ class World:
     def count_failure(self) -> None:
         """A failure was injected that uses up the budget."""
         self.failures_injected += 1
-        for host in self.hosts:
+        for host in (*self.hosts, self.spare):
             if host.run is not None:
                 host.run.failures_injected += 1
 
@@ -103,13 +141,13 @@ class World:
 
     def check_load(self, gang: Gang) -> int:
         """Return the step that ranks load; nothing sealed may be left out."""
-        newest = self.disk.newest
+        newest, run = self.disk.newest, gang.run
         if self.size == 1:
-            kept = self.hosts[0].memory.newest
-            if kept is not None and kept.key > newest and self.has_memory:
+            kept = run.host.memory.newest
+            is_newer = kept is not None and kept.key > newest and self.has_memory
+            if kept and is_newer and not self.disk.is_off_the_line(kept.run, run.number):
                 newest = kept.key
-        if self.disk.owner is not gang.run:
-            raise Violation(f"incarnation {gang.number} loads, and its run is not the owner")
+        self.disk.loaded = max(self.disk.loaded, run.number)
         return max(0, newest[1])
 
     def on_death(self, run: Run) -> None:
@@ -121,8 +159,13 @@ class World:
         """A supervisor has ended by itself."""
         assert run.code is not None
         self.kernel.say(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
-        self._check_exit(run, run.code)
         self.network.changed()
+        if run.leads and run is not self.disk.owner and run.code is not ExitCode.FINISHED:
+            # It was taken over, and may have ended for that before it knew the reason.
+            if run.host is not self.spare:
+                self.restart(run.host, 10.0, 30.0)
+            return
+        self._check_exit(run, run.code)
         if run.code is ExitCode.FINISHED:  # a member says so only if the head has
             self.has_finished = True
         elif run.code is ExitCode.FAILED and run.tier.not_on_disk() and self.disk.full_until:
@@ -155,7 +198,7 @@ class World:
             self._check_saved(run, gang)
         self._check_drained(run, code)
         now, due = run.host.clock.monotonic(), run.deadline
-        if now > due:
+        if now > due and run.host.paused_until < run.newest_at_notice[1]:
             raise Violation(f"{run.name} ends {now - due:.2f} s after its deadline")
 
     def _check_drained(self, run: Run, code: ExitCode) -> None:
@@ -164,6 +207,7 @@ class World:
         if code is not ExitCode.PREEMPTED_UNSAVED or kept is None or run.agent is None:
             return
         evaluated = run.agent.workers.evaluates_until >= run.decided_at
+        evaluated = evaluated and run.board.slot.phase is not Phase.SAVING
         could_write = max(self.disk.full_until, self.disk.answers_at) < noticed
         if run.supervisor.preemption.stops_at_once or not (evaluated and could_write):
             return
