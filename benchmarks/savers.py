@@ -33,7 +33,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.training.engines import Engine, EngineInputs, make_engine
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.save import SaveOperation
 from elastic_ckpt.training.state.snapshot import Snapshot

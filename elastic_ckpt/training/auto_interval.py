@@ -16,7 +16,7 @@ from elastic_ckpt.policy.interval import (
     optimal_interval,
 )
 from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.util.units import human_duration
 

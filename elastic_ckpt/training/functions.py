@@ -21,7 +21,7 @@ from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
 from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
 from elastic_ckpt.training.engines import EngineInputs, make_engine
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.state.load import load_given, load_newest
 from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState

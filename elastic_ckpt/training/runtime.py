@@ -27,7 +27,7 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training.opened_sessions import OpenedSessions
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.step import StepProtocol
 from elastic_ckpt.util.outlet import print_error
 from elastic_ckpt.util.text import printable

@@ -596,7 +596,7 @@ def test_growing_file_is_read_up_to_a_limit(tmp_path: Path, size: int) -> None:
 
 
 def runtime_of(job: JobDirectory) -> Any:
-    from elastic_ckpt.training.peers import Peers
+    from elastic_ckpt.training.ranks.peers import Peers
 
     journal = Journal(job, "here")
     return SimpleNamespace(

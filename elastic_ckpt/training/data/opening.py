@@ -8,7 +8,7 @@ from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import DataMismatch, UnequalSteps
 from elastic_ckpt.training.data.fingerprint import DataIdentity, describe_difference
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 
 _WAY_OUT = "give every rank the whole data set (the sampler divides it) and the same seed"
 

@@ -6,7 +6,7 @@ import msgspec
 
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import DataMismatch, UnequalSteps
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 
 
 class Arrival(msgspec.Struct, frozen=True):

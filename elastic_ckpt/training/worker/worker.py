@@ -30,7 +30,7 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome, SlotWriter
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.training import runtime
-from elastic_ckpt.training.rank_errors import describe
+from elastic_ckpt.training.ranks.rank_errors import describe
 from elastic_ckpt.training.state.rng import reseed_numpy
 from elastic_ckpt.training.tensors.device_copy import pin, unpin
 from elastic_ckpt.training.worker.signal_shield import (

@@ -514,7 +514,7 @@ def test_the_agent_drops_a_save_before_the_last_one_is_seen_but_never_a_stop(
 
 
 def test_a_watcher_without_a_supervisor_keeps_the_same_order() -> None:
-    from elastic_ckpt.training.peers import Peers
+    from elastic_ckpt.training.ranks.peers import Peers
     from elastic_ckpt.training.solo import SoloWatcher
 
     board = watched_board(1)

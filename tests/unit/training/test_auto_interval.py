@@ -6,7 +6,7 @@ import pytest
 
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, FIRST_SAVE_SECONDS, daly_interval
 from elastic_ckpt.training.auto_interval import AutoInterval
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 
 
 class CountingPeers(Peers):

@@ -39,7 +39,7 @@ from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 dist: Any = distributed
-"""As in :mod:`elastic_ckpt.training.peers`."""
+"""As in :mod:`elastic_ckpt.training.ranks.peers`."""
 
 
 class ColossalAIEngine(Engine):

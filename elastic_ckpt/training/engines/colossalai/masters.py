@@ -33,7 +33,7 @@ from elastic_ckpt.util.text import printable
 DIRECTORY: Final = "precision"
 
 dist: Any = distributed
-"""As in :mod:`elastic_ckpt.training.peers`."""
+"""As in :mod:`elastic_ckpt.training.ranks.peers`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.state.choice import CheckpointChoice
 from tests.checkpoints import make_checkpoint
 from tests.memory_tiers import own, snapshot

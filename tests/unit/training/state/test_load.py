@@ -26,7 +26,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Source
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_given, load_newest, load_on_rank
 from tests.checkpoints import MODEL, flip_bit, make_checkpoint, open_job, tick

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from elastic_ckpt.errors import SaveFailed
-    from elastic_ckpt.training.peers import Peers
+    from elastic_ckpt.training.ranks.peers import Peers
 
 log = logging.getLogger(__name__)
 

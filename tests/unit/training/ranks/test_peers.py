@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from elastic_ckpt.errors import SaveFailed, UnequalSteps
-from elastic_ckpt.training import peer_wait
-from elastic_ckpt.training.peers import Peers
+from elastic_ckpt.training.ranks import peer_wait
+from elastic_ckpt.training.ranks.peers import Peers
 
 
 def on_ranks(*scripts: Callable[[Peers], Any], limit: float = 20.0) -> list[Any]:
@@ -73,8 +73,8 @@ def test_a_leader_that_went_on_learns_that_a_rank_has_diverged() -> None:
 def test_a_wait_names_who_is_missing_and_ends(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("elastic_ckpt.training.peers.MEETING_SECONDS", 1.0)
-    monkeypatch.setattr("elastic_ckpt.training.peers.FAILURE_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("elastic_ckpt.training.ranks.peers.MEETING_SECONDS", 1.0)
+    monkeypatch.setattr("elastic_ckpt.training.ranks.peers.FAILURE_GRACE_SECONDS", 0.5)
     came = at("the save after step 7")
     results = on_ranks(came, came, lambda peers: "absent", limit=2.5)
     assert [type(error) for error in results[:2]] == [SaveFailed] * 2
@@ -87,8 +87,8 @@ def test_a_wait_names_who_is_missing_and_ends(
 def test_a_missing_leader_is_named_by_the_others(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("elastic_ckpt.training.peers.MEETING_SECONDS", 1.0)
-    monkeypatch.setattr("elastic_ckpt.training.peers.FAILURE_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("elastic_ckpt.training.ranks.peers.MEETING_SECONDS", 1.0)
+    monkeypatch.setattr("elastic_ckpt.training.ranks.peers.FAILURE_GRACE_SECONDS", 0.5)
     results = on_ranks(lambda peers: "absent", at("the save after step 7"), limit=2.0)
     assert isinstance(results[1], SaveFailed)
     assert "for rank 0 at" in capfd.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import elastic_ckpt.checkpoint.read_lock
 import elastic_ckpt.checkpoint.tier  # noqa: F401 -- both define errors
 from elastic_ckpt.errors import ElasticCkptError, SaveFailed
-from elastic_ckpt.training.rank_errors import decode_failure, encode_failure
+from elastic_ckpt.training.ranks.rank_errors import decode_failure, encode_failure
 
 
 def subclasses(kind: type[ElasticCkptError]) -> Iterator[type[ElasticCkptError]]:

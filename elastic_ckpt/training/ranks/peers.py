@@ -27,8 +27,8 @@ from elastic_ckpt.errors import (
     UnequalSteps,
     UsageError,
 )
-from elastic_ckpt.training.peer_wait import MEETING_SECONDS, WORKING_SECONDS, Wait
-from elastic_ckpt.training.rank_errors import (
+from elastic_ckpt.training.ranks.peer_wait import MEETING_SECONDS, WORKING_SECONDS, Wait
+from elastic_ckpt.training.ranks.rank_errors import (
     as_failure,
     decode_failure,
     encode_failure,

@@ -1,0 +1,1 @@
+"""The exchanges between ranks, and the errors that travel through them."""
