@@ -58,7 +58,7 @@ _INJECTED = {
 _LINE = re.compile(r"(?:(\d+) +)?(\w+)\((.*)\) += (.*)")
 _OTHER = re.compile(r"(?:\d+ +)?(?:---|\+\+\+) .*")
 _TOKEN = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?|<((?:\\x[0-9a-f]{2}|[^<>])*)>')
-_IDENTITY = re.compile(r"/\d+-[0-9a-f]{16}(?=/|$)")
+_IDENTITY = re.compile(r"/(?:\d+\.)?\d+-[0-9a-f]{16}(?=/|$)")
 _STAMP = re.compile(r"-\d{8}T\d{6}Z-[0-9a-f]+")
 _TEMPORARY = re.compile(r"(/\.tmp-.*)-[0-9a-f]+$|(/\.tmp)[0-9A-Za-z]{6}$")
 """The store's own, and those of the library that writes safetensors."""

@@ -591,7 +591,7 @@ def test_session_that_closes_without_a_step_says_what_it_did_not_see(tmp_path):
     said = run(step_outside_of_batches, str(tmp_path / "a"), 3)
     assert "the optimizer stepped 6 times in this Session, which has seen no step" in said
     assert "session.batches(loader)" in said
-    assert run(step_outside_of_batches, str(tmp_path / "b"), 0) == ""
+    assert "has seen no step" not in run(step_outside_of_batches, str(tmp_path / "b"), 0)
 
 
 # -- the data are the checkpoint's --------------------------------------------------------------
