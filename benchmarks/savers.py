@@ -23,6 +23,7 @@ from harness import Places
 from safetensors.torch import save_file
 from training_state import TrainingState
 
+from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
@@ -134,6 +135,7 @@ class Ours(Saver):
         if rank == 0:
             self.job.root.mkdir()
             self.job.prepare()
+            self.job.identity()  # made once, before the others read it
             if self.in_memory:
                 self._tier = OwnedTier(places.memory, self.job, NODE)
         dist.barrier()
@@ -202,6 +204,7 @@ def _runtime(job: JobDirectory, rank: int, memory: MemoryTier | None) -> Runtime
         peers=_peers(),
         supervised=None,
         incarnation=1,
+        fence=Fence(job),
         memory=memory,
     )
 
