@@ -16,7 +16,7 @@ from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
 from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_sizes
-from elastic_ckpt.errors import CheckpointRejected, UsageError
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.util.files import sync_directory
 
@@ -111,10 +111,11 @@ def continue_from(job: JobDirectory, name: str, ownership: Ownership) -> str:
 
 
 def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
-    """Make a checkpoint the newest of its job again, and supersede those after it.
+    """Make a checkpoint the newest of its job again, with its own ancestors before it.
 
-    For the holder of the job's lock. A kill at any moment leaves every checkpoint in one place or
-    the other; a repeat finishes the work.
+    What is newer, or of another branch, is superseded; ancestors that were are put back, so that a
+    job that has to fall back stays on this branch. For the holder of the job's lock. A kill at any
+    moment leaves every checkpoint in one place or the other; a repeat finishes the work.
 
     Args:
         name: ``epoch-N_step-M``; of several superseded ones of that name, the directory's.
@@ -133,16 +134,46 @@ def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
     verify_sizes(source, manifest.files)
     if manifest.checkpoint_name != there.name:
         raise CheckpointRejected(f"{source} holds {manifest.checkpoint_name}")
+    back, other = _branch(job, manifest)
     moved = supersede_newer(job, key, why)
-    if source != there:
-        if os.path.lexists(there):
-            moved.append(supersede(job, there, why))
-        os.rename(source, there)
+    moved += [supersede(job, path, why) for path in other if os.path.lexists(path)]
+    for path in [*back, *([source] if source != there else [])]:
+        place = job.root / read_manifest(path).checkpoint_name
+        if os.path.lexists(place):
+            moved.append(supersede(job, place, why))
+        os.rename(path, place)
         with contextlib.suppress(OSError):
-            source.with_name(source.name + ".json").unlink()
-        sync_directory(job.root)
+            path.with_name(path.name + ".json").unlink()
+    sync_directory(job.root)
+    if job.owns(job.superseded):
         sync_directory(job.superseded)
     return there, moved
+
+
+def _branch(job: JobDirectory, newest: Manifest) -> tuple[list[Path], list[Path]]:
+    """Return a checkpoint's superseded ancestors, and what is in place and of another branch.
+
+    Ancestors are known by the parents that manifests name, as far as they are still there.
+    """
+    known: dict[str, tuple[Path, Manifest]] = {}
+    for path in [*(Path(one.path) for one in superseded(job)), *scan(job)]:
+        with contextlib.suppress(CheckpointError, OSError):
+            manifest = read_manifest(path)
+            known[manifest.attempt] = path, manifest
+    line, oldest = {newest.attempt}, newest
+    while oldest.parent in known and oldest.parent not in line:
+        line.add(oldest.parent)
+        oldest = known[oldest.parent][1]
+    back, other = [], []
+    for attempt, (path, manifest) in known.items():
+        key = (manifest.epoch, manifest.step)
+        is_aside = path.parent == job.superseded
+        if is_aside and attempt in line and attempt != newest.attempt:
+            back.append(path)
+        elif not is_aside and attempt not in line and key < (newest.epoch, newest.step):
+            is_between = key > (oldest.epoch, oldest.step)
+            other += [path] if is_between or manifest.run > newest.run else []
+    return back, other
 
 
 def _find(job: JobDirectory, name: str) -> tuple[Path, tuple[int, int]]:

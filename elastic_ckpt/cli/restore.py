@@ -23,7 +23,8 @@ def command(directory: Path, name: str) -> int:
       elastic-ckpt restore ckpt epoch-0_step-120
 
     NAME is an older checkpoint in DIR, or one that was superseded; elastic-ckpt list shows both.
-    What is newer is moved to .superseded, from where it can be restored in the same way.
+    What is newer, or of another branch, is moved to .superseded, from where it can be restored in
+    the same way. Of a named session, DIR is its directory: ckpt/sessions/NAME.
 
     Exits with 0, with 73 while the job runs, with 65 if NAME is not intact.
     """

@@ -141,3 +141,29 @@ def test_damage_is_noticed_in_a_superseded_one(job: JobDirectory) -> None:
     there, _ = restore(job, "epoch-0_step-20", "by hand")
     with pytest.raises(CheckpointError):
         verify_full(there)
+
+
+def test_restored_branch_has_its_own_ancestors(job: JobDirectory) -> None:
+    """Should the newest turn out to be damaged, the one before it is of the same branch."""
+    parent = ""
+    for step in (10, 20, 30, 40):
+        parent = read_manifest(make_checkpoint(job, step, run=1, parent=parent)).attempt
+    first = read_manifest(job.checkpoint(0, 10)).attempt
+    supersede_newer(job, (0, 10), "again")
+    second = read_manifest(make_checkpoint(job, 20, run=2, parent=first)).attempt
+    make_checkpoint(job, 30, run=2, parent=second)
+    _, moved = restore(job, "epoch-0_step-40", "by hand")
+    assert [read_manifest(path).run for path in scan(job)] == [1, 1, 1, 1]
+    assert names(job) == [f"epoch-0_step-{step}" for step in (40, 30, 20, 10)]
+    assert sorted(read_manifest(path).run for path in moved) == [2, 2]
+    assert len(superseded(job)) == 2
+
+
+def test_unknown_ancestors_leave_what_an_earlier_run_sealed(job: JobDirectory) -> None:
+    """Retention has deleted the parents: only what a later run sealed is surely another branch."""
+    make_checkpoint(job, 10, run=1, parent="a" * 16)
+    make_checkpoint(job, 40, run=1, parent="b" * 16)
+    supersede_newer(job, (0, 10), "again")
+    make_checkpoint(job, 20, run=2, parent="c" * 16)
+    restore(job, "epoch-0_step-40", "by hand")
+    assert names(job) == ["epoch-0_step-40", "epoch-0_step-10"]
