@@ -41,6 +41,7 @@ class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
         endpoint: HOST:PORT where the nodes meet; empty for a job of one node.
         ended: it has ended, and seals nothing any more.
         continued_from: attempts that ``--from`` has named in this run and those before it.
+        rewound: as in :class:`Fence`.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str = ""
     ended: bool = False
     continued_from: tuple[str, ...] = ()
+    rewound: int = 0
 
     @property
     def shown(self) -> str:
@@ -63,12 +65,13 @@ class Fence:
     """A run's claim to a job. Every process of the run checks it before it seals."""
 
     def __init__(
-        self, job: JobDirectory, number: int = 0, nonce: str = "", *, rewound: bool = False
+        self, job: JobDirectory, number: int = 0, nonce: str = "", *, rewound: int = 0
     ) -> None:
         """Number 0 stands for a process that owns no job; it checks nothing.
 
         Args:
-            rewound: the job was taken back by ``--from``: what earlier runs left is off its line.
+            rewound: number of the run that took the job back to an older checkpoint last: what
+                earlier runs left in memory or unsealed is not continued from.
         """
         self.job = job
         self.number = number
@@ -102,7 +105,7 @@ class Ownership(Fence):
     """The claim of the process that made it: it beats, and ends it."""
 
     def __init__(self, job: JobDirectory, number: int, record: RunOwner) -> None:
-        super().__init__(job, number, record.nonce)
+        super().__init__(job, number, record.nonce, rewound=record.rewound)
         self.record = record
         self._beats = 0
 
@@ -139,14 +142,15 @@ class Ownership(Fence):
         self.check()
         self.beat()
 
-    def continues_from(self, attempt: str) -> None:
-        """Record that the job has been taken back to a checkpoint, so that it happens once.
+    def rewind(self, attempt: str = "") -> None:
+        """Record that the job has been taken back to a checkpoint: by ``--from``, of ``attempt``.
 
         Raises:
             OSError: the storage does not answer.
         """
-        done = (*self.record.continued_from, attempt)
-        self.record = msgspec.structs.replace(self.record, continued_from=done)
+        done = (*self.record.continued_from, *([attempt] if attempt else []))
+        self.rewound = self.number
+        self.record = msgspec.structs.replace(self.record, continued_from=done, rewound=self.number)
         write_atomic(_path(self.job, self.number), msgspec.json.encode(self.record))
 
     def end(self) -> None:
@@ -180,6 +184,7 @@ def new_record(
         run_id=run_id, node=node, owner=ProcessIdentity.current(), nonce=secrets.token_hex(16),
         lock=lock, endpoint=endpoint,
         continued_from=previous.continued_from if previous else (),
+        rewound=previous.rewound if previous else 0,
     )  # fmt: skip
 
 

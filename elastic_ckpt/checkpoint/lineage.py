@@ -26,7 +26,7 @@ def is_stale(job: JobDirectory, header: SealHeader, fence: Fence) -> bool:
 
     It is if it was left by an earlier run, in memory or unsealed, and the job has gone on without.
     """
-    if header.run >= fence.number or fence.rewound:
+    if header.run >= fence.number or header.run < fence.rewound:
         return header.run < fence.number
     newest = newest_intact(job)
     return newest is not None and newest.manifest is not None and newest.manifest.run > header.run
@@ -104,8 +104,7 @@ def continue_from(job: JobDirectory, name: str, ownership: Ownership) -> str:
             f"elastic-ckpt restore {job.root} {name} takes it back again"
         )
     there, moved = restore(job, name, f"run --from {name}")
-    ownership.continues_from(attempt)
-    ownership.rewound = True
+    ownership.rewind(attempt)
     aside = f", {len(moved)} newer ones are in {job.superseded}" if moved else ""
     return f"continuing from {there.name}{aside}"
 

@@ -34,6 +34,7 @@ def command(directory: Path, name: str) -> int:
     owned = OwnedJob(job, node_name(), f"restore-{os.getpid()}", "", patience)
     try:
         there, moved = restore(job, name, f"elastic-ckpt restore {name}")
+        owned.ownership.rewind()
     finally:
         owned.release()
     for path in moved:

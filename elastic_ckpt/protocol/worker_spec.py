@@ -44,7 +44,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     identity: str = ""
     run_number: int = 0
     nonce: str = ""
-    rewound: bool = False
+    rewound: int = 0
     rendezvous: Rendezvous | None = None
     terms: dict[str, str] = {}
     incarnation: int = 0

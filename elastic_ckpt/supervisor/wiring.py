@@ -204,7 +204,7 @@ def make_supervisor(
                 identity=files.identity(),
                 run_number=fence.number if fence else 0,
                 nonce=fence.nonce if fence else "",
-                rewound=fence is not None and fence.rewound,
+                rewound=fence.rewound if fence else 0,
                 rendezvous=rendezvous,
                 terms=now.terms,
             )

@@ -167,3 +167,16 @@ def test_unknown_ancestors_leave_what_an_earlier_run_sealed(job: JobDirectory) -
     make_checkpoint(job, 20, run=2, parent="c" * 16)
     restore(job, "epoch-0_step-40", "by hand")
     assert names(job) == ["epoch-0_step-40", "epoch-0_step-10"]
+
+
+def test_what_was_left_before_a_restore_does_not_come_back_in_later_runs(job: JobDirectory) -> None:
+    make_checkpoint(job, 10, run=1)
+    own(job)
+    make_attempt(job, 20, run=1)
+    restoring = own(job)
+    restore(job, "epoch-0_step-10", "by hand")
+    restoring.rewind()
+    own(job)
+    recover(job, fence=own(job))
+    assert names(job) == ["epoch-0_step-10"]
+    assert len(superseded(job)) == 1

@@ -20,14 +20,14 @@ from tests.memory_tiers import own, snapshot
 @pytest.mark.parametrize(
     ("on_disk", "in_memory", "rewound", "chosen"),
     [
-        (1, 1, False, "memory"),  # the run was killed before its drain
-        (2, 1, False, "disk"),  # run 2 continued on another node, from an older step
-        (1, 1, True, "disk"),  # run --from: what was left is off the line
-        (1, 3, True, "memory"),  # this run's own
+        (1, 1, 0, "memory"),  # the run was killed before its drain
+        (2, 1, 0, "disk"),  # run 2 continued on another node, from an older step
+        (1, 1, 2, "disk"),  # run 2 went back: what was left before is off the line
+        (1, 3, 3, "memory"),  # this run's own
     ],
 )
 def test_memory_of_an_earlier_run_counts_until_a_later_one_has_sealed(
-    job: JobDirectory, tmp_path: Path, on_disk: int, in_memory: int, rewound: bool, chosen: str
+    job: JobDirectory, tmp_path: Path, on_disk: int, in_memory: int, rewound: int, chosen: str
 ) -> None:
     place = tmp_path / "memory"
     place.mkdir()
