@@ -128,7 +128,7 @@ def shorter(text: str) -> str:
 
 def label(line: str) -> str:
     """Return the label of a line of ``status``; empty for a continuation or a row of a table."""
-    return "" if line[:1] in (" ", "", ".") else re.split(r"  +|, ", line)[0]
+    return "" if line[:1] in (" ", "", ".") else re.split(r"  +|, |: ", line)[0]
 
 
 def digits_aside(line: str) -> str:
