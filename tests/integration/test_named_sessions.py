@@ -37,7 +37,9 @@ def test_preempted_in_a_later_session_resumes_there_to_the_same_bits(tmp_path: P
         assert job.wait() == 75, job.output()
         directory = JobDirectory.at(job.directory)
         seal = newest_intact(directory.session("fold0")).manifest
-        assert (seal.session, seal.reason, seal.session_order) == ("fold0", "emergency", 1)
+        # "interval" where the stop fell on a step that was just saved.
+        assert seal.reason in ("emergency", "interval")
+        assert (seal.session, seal.session_order) == ("fold0", 1)
         assert directory.session("fold1") not in directory.sessions()
         job.arguments += ["--pause", "0"]
         assert job.start().wait() == 0, job.output()
