@@ -199,7 +199,8 @@ class OwnedJob:
         self, number: int, previous: RunOwner | None, run_id: str, patience: Patience
     ) -> None:
         job = self._job
-        gone = previous is None or previous.ended or self._is_gone(previous)
+        # A record that is torn may be of a run that is just starting.
+        gone = number == 0 or (previous is not None and (previous.ended or self._is_gone(previous)))
         watch = LeaseWatch(read_beat(job, number), time.monotonic(), gone=gone)
         who = previous.shown if previous else f"run number {number}"
         if not gone:

@@ -15,6 +15,7 @@ from elastic_ckpt.checkpoint.fence import Fence, Ownership
 from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
 from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
+from elastic_ckpt.checkpoint.read_lock import removing
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_sizes
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
@@ -50,16 +51,19 @@ def has_same_state(one: Manifest, other: Manifest) -> bool:
 def replace_by(job: JobDirectory, checkpoint: Path, there: Manifest, other: Manifest) -> None:
     """Make room for another checkpoint of the same name: supersede the one that is there.
 
-    One that the same incarnation saved earlier is deleted: the script has saved this step again.
+    One that the same incarnation saved earlier is deleted, unless it is being read: the script has
+    saved this step again.
 
     Raises:
         OSError: it cannot be moved.
     """
     if (there.run, there.incarnation) == (other.run, other.incarnation):
-        throw_away(job, checkpoint)
-        empty_trash(job)
-    else:
-        supersede(job, checkpoint, f"step {other.step} was saved again by run {other.run}")
+        with removing(checkpoint) as why:
+            if not why:
+                throw_away(job, checkpoint)
+                empty_trash(job)
+                return
+    supersede(job, checkpoint, f"step {other.step} was saved again by run {other.run}")
 
 
 def supersede(job: JobDirectory, checkpoint: Path, why: str, name: str = "") -> Path:

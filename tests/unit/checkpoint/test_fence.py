@@ -278,4 +278,6 @@ def test_torn_record_still_counts_as_a_run(
     """A kill between its creation and its contents; it is waited for, and then taken over."""
     own(job).release()
     (job.runs / "000002.json").write_bytes(data)
+    began = clock()
     assert own(job).ownership.number == 3
+    assert clock() - began >= LEASE_SECONDS

@@ -14,7 +14,15 @@ from elastic_ckpt.checkpoint.lineage import continue_from, restore, supersede_ne
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.errors import CheckpointError, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
-from tests.checkpoints import FILES, MODEL, flip_bit, make_attempt, make_checkpoint, tree
+from tests.checkpoints import (
+    FILES,
+    MODEL,
+    flip_bit,
+    make_attempt,
+    make_checkpoint,
+    read_locked_elsewhere,
+    tree,
+)
 
 OTHER = {**FILES, MODEL: b"of another branch"}
 
@@ -180,3 +188,13 @@ def test_what_was_left_before_a_restore_does_not_come_back_in_later_runs(job: Jo
     recover(job, fence=own(job))
     assert names(job) == ["epoch-0_step-10"]
     assert len(superseded(job)) == 1
+
+
+def test_step_that_is_saved_again_leaves_the_one_that_is_being_read(job: JobDirectory) -> None:
+    path = make_checkpoint(job, 10)
+    before = tree(path)
+    with read_locked_elsewhere(path):
+        make_checkpoint(job, 10, contents=OTHER)
+        [old] = superseded(job)
+        assert tree(Path(old.path)) == before
+    assert (path / MODEL).read_bytes() == OTHER[MODEL]
