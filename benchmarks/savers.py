@@ -23,12 +23,12 @@ from harness import Places
 from safetensors.torch import save_file
 from training_state import TrainingState
 
-from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
 from elastic_ckpt.checkpoint.memory.owner import tier_path
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal

@@ -51,7 +51,7 @@ FILES: dict[str, bytes] = {
 HOLDER = """
 import sys
 from pathlib import Path
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 
 lock = HeldLock(Path(sys.argv[1]), "other-run")
 print("held", flush=True)
@@ -61,7 +61,7 @@ sys.stdin.read()
 READER = """
 import sys
 from pathlib import Path
-from elastic_ckpt.checkpoint.read_lock import ReadLock
+from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
 
 lock = ReadLock(Path(sys.argv[1]))
 print("held", flush=True)

@@ -11,8 +11,8 @@ from typing import Final
 from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
+from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
-from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
     is_verified,

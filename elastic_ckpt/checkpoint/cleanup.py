@@ -14,7 +14,6 @@ import xxhash
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.disk.part import part_name
-from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -26,6 +25,7 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.prune import empty_trash
 from elastic_ckpt.checkpoint.quarantine import forget_unfinished
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_files, verify_sizes

@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
-from elastic_ckpt.checkpoint.fence import Fence, Ownership
 from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
+from elastic_ckpt.checkpoint.ownership.fence import Fence, Ownership
+from elastic_ckpt.checkpoint.ownership.read_lock import removing
 from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
-from elastic_ckpt.checkpoint.read_lock import removing
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_sizes
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key

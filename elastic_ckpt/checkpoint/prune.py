@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
-from elastic_ckpt.checkpoint.read_lock import removing
+from elastic_ckpt.checkpoint.ownership.read_lock import removing
 from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, unmark, verify_full
 from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key

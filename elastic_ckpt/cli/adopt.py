@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from elastic_ckpt.checkpoint.adopt import adopt
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
 from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.errors import UsageError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from elastic_ckpt.checkpoint.job_lock import OwnedJob, Patience
 from elastic_ckpt.checkpoint.lineage import restore
+from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.jobdir.node_record import node_name
 

@@ -18,8 +18,8 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import fall_back, newest_of_job, newest_two_intact
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.fence import newest_number, read_run
-from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.checkpoint.ownership.fence import newest_number, read_run
+from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory

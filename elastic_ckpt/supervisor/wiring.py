@@ -11,8 +11,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
-from elastic_ckpt.checkpoint.job_lock import Patience, RunLocks
 from elastic_ckpt.checkpoint.lineage import continue_from
+from elastic_ckpt.checkpoint.ownership.job_lock import Patience, RunLocks
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
 from elastic_ckpt.journal.journal import Journal

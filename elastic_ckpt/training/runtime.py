@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.catalog import next_session_order
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.fence import Fence
-from elastic_ckpt.checkpoint.job_lock import OwnedJob, Patience
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.ownership.fence import Fence
+from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
 from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.errors import ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name

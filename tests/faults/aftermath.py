@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory

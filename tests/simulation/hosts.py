@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic_ckpt.checkpoint.fence import Fence, RunOwner
+from elastic_ckpt.checkpoint.ownership.fence import Fence, RunOwner
 from elastic_ckpt.errors import ExitCode, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory

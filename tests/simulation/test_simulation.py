@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from elastic_ckpt.checkpoint.fence import Fence
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy import restart
 from elastic_ckpt.policy.deadline import EarlyWarning

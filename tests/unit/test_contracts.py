@@ -127,8 +127,8 @@ OTHER_STRUCTS: Final = {
     "training/data/opening.py",
     "training/state/meeting.py",
     # Owners of a lock and of a memory tier, which belong to the code that takes them.
-    "checkpoint/fence.py",
-    "checkpoint/job_lock.py",
+    "checkpoint/ownership/fence.py",
+    "checkpoint/ownership/job_lock.py",
     "checkpoint/memory/owner.py",
     "cli/leftovers.py",
     # The learned model is the decision's own state; jobdir/prediction_file.py stores it.

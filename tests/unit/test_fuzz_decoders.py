@@ -24,7 +24,6 @@ from elastic_ckpt.checkpoint import colossalai_layout as running_states
 from elastic_ckpt.checkpoint import quarantine
 from elastic_ckpt.checkpoint.colossalai_layout import decode_running_states
 from elastic_ckpt.checkpoint.disk.part import DiskPart
-from elastic_ckpt.checkpoint.job_lock import LockOwner, read_owner
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -42,6 +41,7 @@ from elastic_ckpt.checkpoint.manifest import (
     make_manifest,
     sign,
 )
+from elastic_ckpt.checkpoint.ownership.job_lock import LockOwner, read_owner
 from elastic_ckpt.checkpoint.quarantine import Rejected, rejected
 from elastic_ckpt.checkpoint.verify import is_verified
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat

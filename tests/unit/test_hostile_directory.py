@@ -26,8 +26,8 @@ from elastic_ckpt.checkpoint import verify
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.job_lock import RunLocks
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
+from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.checkpoint.prune import prune
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import mark_verified, read_manifest, verify_full, verify_quick
@@ -706,7 +706,7 @@ def test_lock_of_a_reader_does_not_block_pruning(
     pytest.importorskip("torch")
     import fcntl
 
-    from elastic_ckpt.checkpoint import read_lock as reading
+    from elastic_ckpt.checkpoint.ownership import read_lock as reading
     from elastic_ckpt.training.state import load as loading
 
     monkeypatch.setattr(reading, "_PATIENCE_SECONDS", 0.05)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.disk.part import DiskPart
-from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.lineage import (
     has_same_state,
     is_later,
@@ -37,6 +36,7 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_manifest,
 )
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_full

@@ -10,10 +10,10 @@ from pathlib import Path
 from elastic_ckpt.checkpoint.catalog import candidates, newest_intact
 from elastic_ckpt.checkpoint.disk.attempt import NAME, DiskAttempt
 from elastic_ckpt.checkpoint.disk.space import ensure_space
-from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.manifest import SealHeader
+from elastic_ckpt.checkpoint.ownership.fence import Fence
+from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.checkpoint.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,

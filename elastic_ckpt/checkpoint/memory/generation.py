@@ -18,7 +18,7 @@ from elastic_ckpt.checkpoint.manifest import (
     encode,
     make_memory_seal,
 )
-from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
+from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import verify_sizes
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat

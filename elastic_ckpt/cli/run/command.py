@@ -137,7 +137,7 @@ def settings_of(arguments: Sequence[str]) -> RunSettings:
 
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
-    from elastic_ckpt.checkpoint.job_lock import read_owner
+    from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
     from elastic_ckpt.notices.signals import is_held
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.wiring import make_supervisor

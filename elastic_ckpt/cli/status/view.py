@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
-from elastic_ckpt.checkpoint.job_lock import read_owner
+from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status.advice import Situation, advise

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 import psutil
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.memory.drain import drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Drained, DrainFailed

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_of_job
-from elastic_ckpt.checkpoint.fence import Fence
 from elastic_ckpt.checkpoint.memory.generation import GENERATIONS, Sealed
 from elastic_ckpt.checkpoint.memory.leftover import (
     ANSWER_SECONDS,
@@ -21,6 +20,7 @@ from elastic_ckpt.checkpoint.memory.leftover import (
 )
 from elastic_ckpt.checkpoint.memory.owned_tier import MemoryUnusable, OwnedTier
 from elastic_ckpt.checkpoint.memory.room import is_memory, room_bytes
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved

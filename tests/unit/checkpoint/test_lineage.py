@@ -8,9 +8,9 @@ import pytest
 
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.fence import Ownership
-from elastic_ckpt.checkpoint.job_lock import OwnedJob, Patience
 from elastic_ckpt.checkpoint.lineage import continue_from, restore, supersede_newer, superseded
+from elastic_ckpt.checkpoint.ownership.fence import Ownership
+from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.errors import CheckpointError, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory

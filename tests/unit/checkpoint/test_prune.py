@@ -20,9 +20,9 @@ import pytest
 from elastic_ckpt.checkpoint import prune as pruning
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.checkpoint.quarantine import set_aside
-from elastic_ckpt.checkpoint.read_lock import ReadLock
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
     is_verified,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint.job_lock import RunLocks
+from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save, waiting_requests

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 from elastic_ckpt.cli.status import workers as worker_view
 from elastic_ckpt.cli.status.page import page
 from elastic_ckpt.cli.status.view import StatusView, gather

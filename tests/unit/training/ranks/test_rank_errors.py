@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import elastic_ckpt.checkpoint.read_lock
+import elastic_ckpt.checkpoint.ownership.read_lock
 import elastic_ckpt.checkpoint.tier  # noqa: F401 -- both define errors
 from elastic_ckpt.errors import ElasticCkptError, SaveFailed
 from elastic_ckpt.training.ranks.rank_errors import decode_failure, encode_failure

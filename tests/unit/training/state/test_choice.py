@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from elastic_ckpt.checkpoint.fence import Fence
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.training.ranks.peers import Peers

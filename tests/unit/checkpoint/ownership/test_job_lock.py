@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint import job_lock as locks
-from elastic_ckpt.checkpoint.job_lock import HeldLock, RunLocks, read_owner
+from elastic_ckpt.checkpoint.ownership import job_lock as locks
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, RunLocks, read_owner
 from elastic_ckpt.errors import DirectoryUnusable, ExitCode, LockHeld
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import held_elsewhere, open_job

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint import read_lock as reading
-from elastic_ckpt.checkpoint.read_lock import ReadLock, removing
+from elastic_ckpt.checkpoint.ownership import read_lock as reading
+from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME
 from elastic_ckpt.errors import CheckpointRejected
 from tests.checkpoints import make_checkpoint, open_job, read_locked_elsewhere

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.checkpoint import fence as fences
-from elastic_ckpt.checkpoint import job_lock
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.fence import Ownership, newest_number, read_run
-from elastic_ckpt.checkpoint.job_lock import HeldLock, OwnedJob, Patience
+from elastic_ckpt.checkpoint.ownership import fence as fences
+from elastic_ckpt.checkpoint.ownership import job_lock
+from elastic_ckpt.checkpoint.ownership.fence import Ownership, newest_number, read_run
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, OwnedJob, Patience
 from elastic_ckpt.errors import (
     DirectoryUnusable,
     ExitCode,

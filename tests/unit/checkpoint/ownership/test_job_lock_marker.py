@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from elastic_ckpt.checkpoint import job_lock as locks
-from elastic_ckpt.checkpoint.job_lock import HeldLock, LockOwner, read_owner
+from elastic_ckpt.checkpoint.ownership import job_lock as locks
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, LockOwner, read_owner
 from elastic_ckpt.errors import ExitCode, LockHeld
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import held_elsewhere, open_job
@@ -31,7 +31,7 @@ def missing(fd, kind):
     raise OSError(int(sys.argv[2]), os.strerror(int(sys.argv[2])))
 
 fcntl.flock = missing
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 
 lock = HeldLock(Path(sys.argv[1]), "other-run")
 print("held", flush=True)
@@ -42,7 +42,7 @@ os._exit(0)
 LEAVES_A_CHILD = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from elastic_ckpt.checkpoint.job_lock import HeldLock
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 
 lock = HeldLock(Path(sys.argv[1]), "other-run")
 [fd] = [int(fd) for fd in os.listdir("/proc/self/fd")

@@ -20,7 +20,7 @@ from typing import Final
 import filelock
 import msgspec
 
-from elastic_ckpt.checkpoint.fence import (
+from elastic_ckpt.checkpoint.ownership.fence import (
     Ownership,
     RunOwner,
     new_record,
@@ -28,7 +28,7 @@ from elastic_ckpt.checkpoint.fence import (
     read_beat,
     read_run,
 )
-from elastic_ckpt.checkpoint.read_lock import NO_LOCKS
+from elastic_ckpt.checkpoint.ownership.read_lock import NO_LOCKS
 from elastic_ckpt.errors import DirectoryUnusable, LockHeld, StopAborted
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory

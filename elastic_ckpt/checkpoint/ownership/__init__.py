@@ -1,0 +1,1 @@
+"""Who may write, and who keeps what from being deleted."""
