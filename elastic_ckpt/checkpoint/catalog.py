@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
-from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
+from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected, set_aside
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
     is_verified,
@@ -62,7 +63,7 @@ class CheckpointView:
     @property
     def shown(self) -> str:
         """Its name for people, with that of its session."""
-        return f"{self.session}/{self.path.name}" if self.session else self.path.name
+        return JobDirectory(self.path.parent, self.session).shown(self.path)
 
     @property
     def state(self) -> str:
@@ -182,9 +183,13 @@ def superseded(job: JobDirectory) -> list[CheckpointView]:
 
 def _aside(job: JobDirectory, entry: Rejected, tier: str) -> CheckpointView:
     path = Path(entry.path)
-    epoch, step = checkpoint_key("-".join(path.name.split("-")[:3])) or (0, 0)
+    epoch, step = checkpoint_key(original_name(path)) or (0, 0)
+    manifest = None
+    if tier == "superseded":
+        with contextlib.suppress(CheckpointError, OSError):
+            manifest = read_manifest(path)
     return CheckpointView(
-        path, epoch, step, None, _age(path), False, False, entry.reason, tier, session=job.name
+        path, epoch, step, manifest, _age(path), False, False, entry.reason, tier, session=job.name
     )
 
 

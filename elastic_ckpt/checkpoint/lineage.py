@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
@@ -15,10 +16,10 @@ from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
 from elastic_ckpt.checkpoint.ownership.fence import Fence, Ownership
 from elastic_ckpt.checkpoint.ownership.read_lock import removing
 from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
-from elastic_ckpt.checkpoint.quarantine import Rejected, rejected, set_aside
-from elastic_ckpt.checkpoint.verify import read_manifest, verify_sizes
+from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected, set_aside
+from elastic_ckpt.checkpoint.verify import read_manifest, unmark, verify_sizes
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
-from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key, is_session_name
 from elastic_ckpt.util.files import sync_directory
 
 
@@ -63,27 +64,35 @@ def replace_by(job: JobDirectory, checkpoint: Path, there: Manifest, other: Mani
                 throw_away(job, checkpoint)
                 empty_trash(job)
                 return
-    supersede(job, checkpoint, f"step {other.step} was saved again by run {other.run}")
+    line = f"{there.run}.{there.incarnation} by {other.run}.{other.incarnation}"
+    supersede(job, checkpoint, f"step {other.step} was saved again by run {other.run}", line=line)
 
 
-def supersede(job: JobDirectory, checkpoint: Path, why: str, name: str = "") -> Path:
+def supersede(
+    job: JobDirectory, checkpoint: Path, why: str, name: str = "", line: str = ""
+) -> Path:
     """Move a checkpoint, or the attempt that holds it, to the superseded ones; return where it is.
+
+    Those of the same ``line`` were continued one from another; retention keeps the newest of each.
 
     Raises:
         DirectoryUnusable: a link stands in their place.
         OSError: it cannot be moved.
     """
-    return set_aside(job, checkpoint, why, job.superseded, name)
+    return set_aside(job, checkpoint, why, job.superseded, name, line)
 
 
-def supersede_newer(job: JobDirectory, key: tuple[int, int], why: str) -> list[Path]:
+def supersede_newer(
+    job: JobDirectory, key: tuple[int, int], why: str, line: str = ""
+) -> list[Path]:
     """Supersede all checkpoints after (epoch, step), the newest first; return where they are.
 
     Raises:
         OSError: one cannot be moved; those before it are.
     """
+    line = line or secrets.token_hex(8)
     newer = [path for path in scan(job) if (checkpoint_key(path.name) or key) > key]
-    return [supersede(job, path, why) for path in newer]
+    return [supersede(job, path, why, line=line) for path in newer]
 
 
 def superseded(job: JobDirectory) -> list[Rejected]:
@@ -100,7 +109,7 @@ def continue_from(job: JobDirectory, name: str, ownership: Ownership) -> str:
     Raises:
         UsageError, CheckpointError, OSError: as :func:`restore`, and it must be intact.
     """
-    place, _ = _find(job, name)
+    one, place, _ = _find(job, name)
     attempt = read_manifest(place).attempt
     if attempt in ownership.record.continued_from:
         return (
@@ -109,8 +118,8 @@ def continue_from(job: JobDirectory, name: str, ownership: Ownership) -> str:
         )
     there, moved = restore(job, name, f"run --from {name}")
     ownership.rewind(attempt)
-    aside = f", {len(moved)} newer ones are in {job.superseded}" if moved else ""
-    return f"continuing from {there.name}{aside}"
+    aside = f", {len(moved)} newer ones are in {one.superseded}" if moved else ""
+    return f"continuing from {one.shown(there)}{aside}"
 
 
 def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
@@ -121,7 +130,8 @@ def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
     moment leaves every checkpoint in one place or the other; a repeat finishes the work.
 
     Args:
-        name: ``epoch-N_step-M``; of several superseded ones of that name, the directory's.
+        name: ``epoch-N_step-M``; of several superseded ones of that name, the directory's. With
+            ``SESSION/`` before it, of that session.
 
     Returns:
         The checkpoint, and what was superseded.
@@ -131,20 +141,22 @@ def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
         CheckpointError: it is not intact.
         OSError: one cannot be moved.
     """
-    source, key = _find(job, name)
+    job, source, key = _find(job, name)
     there = job.checkpoint(*key)
     manifest = read_manifest(source)
     verify_sizes(source, manifest.files)
     if manifest.checkpoint_name != there.name:
         raise CheckpointRejected(f"{source} holds {manifest.checkpoint_name}")
     back, other = _branch(job, manifest)
-    moved = supersede_newer(job, key, why)
-    moved += [supersede(job, path, why) for path in other if os.path.lexists(path)]
+    line = secrets.token_hex(8)
+    moved = supersede_newer(job, key, why, line)
+    moved += [supersede(job, path, why, line=line) for path in other if os.path.lexists(path)]
     for path in [*back, *([source] if source != there else [])]:
         place = job.root / read_manifest(path).checkpoint_name
         if os.path.lexists(place):
-            moved.append(supersede(job, place, why))
+            moved.append(supersede(job, place, why, line=line))
         os.rename(path, place)
+        unmark(job, path)
         with contextlib.suppress(OSError):
             path.with_name(path.name + ".json").unlink()
     sync_directory(job.root)
@@ -179,17 +191,20 @@ def _branch(job: JobDirectory, newest: Manifest) -> tuple[list[Path], list[Path]
     return back, other
 
 
-def _find(job: JobDirectory, name: str) -> tuple[Path, tuple[int, int]]:
-    """Return where a checkpoint is, and its (epoch, step)."""
+def _find(job: JobDirectory, name: str) -> tuple[JobDirectory, Path, tuple[int, int]]:
+    """Return the session of a checkpoint, where it is, and its (epoch, step)."""
+    session, slash, tail = name.rpartition("/")
+    if slash and is_session_name(session) and job.owns(job.session(session).root):
+        job, name = job.session(session), tail
     key = checkpoint_key(name)
     if key is not None and (job.root / name).is_dir():
-        return job.root / name, key
+        return job, job.root / name, key
     found = [Path(one.path) for one in superseded(job)]
     match = [path for path in found if path.name == name or path.name.startswith(f"{name}-")]
-    key = checkpoint_key("-".join(match[0].name.split("-")[:3])) if len(match) == 1 else None
+    key = checkpoint_key(original_name(match[0])) if len(match) == 1 else None
     if key is None:
         what = f"{len(match)} superseded checkpoints" if match else "no checkpoint"
         raise UsageError(
             f"{job.root} has {what} called {name}: elastic-ckpt list {job.root} shows all"
         )
-    return match[0], key
+    return job, match[0], key

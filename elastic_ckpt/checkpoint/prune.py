@@ -18,6 +18,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
 from elastic_ckpt.checkpoint.ownership.read_lock import removing
+from elastic_ckpt.checkpoint.quarantine import original_name, rejected
 from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, unmark, verify_full
 from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
@@ -47,22 +48,68 @@ def prune(
     *,
     dry_run: bool = False,
     watch: Watch = unwatched,
+    superseded: int | None = None,
 ) -> list[Pruned]:
-    """Apply the rule. Safe while the job runs, and if it is killed at any moment.
+    """Apply the rule to the checkpoints, and to each superseded line by itself, the oldest last set
+    aside first. Safe while the job runs, and if it is killed at any moment.
 
     If no checkpoint is verified yet, the newest one that passes is verified first, by a full read.
 
     Args:
         dry_run: change nothing.
         watch: shows the progress of that read.
+        superseded: the number of superseded lines to keep, those set aside last; None keeps all.
 
     Returns:
-        One entry per checkpoint, newest first.
+        One entry per checkpoint, newest first; then the superseded ones.
     """
     views = [view(path) for path in scan(job)]
-    verdicts = judge(retention, [_candidate(found) for found in views])
+    pruned = _apply(job, views, judge(retention, [*map(_candidate, views)]), watch, dry_run)
+    lines = _superseded_lines(job)
+    told = lines[: len(lines) - superseded] if superseded is not None else []
+    is_safe = not told or _newest_verified(job, views, watch, dry_run) is not None
+    for line in lines:
+        views = [view(path) for path in line]
+        if line in told and is_safe:
+            gone = [RetentionVerdict(one.path.name, False, "as requested") for one in views]
+            pruned += _carry_out(job, views, gone, dry_run)
+        else:
+            verdicts = judge(retention, [*map(_candidate, views)])
+            pruned += _apply(job, views, verdicts, watch, dry_run)
+    if not dry_run:
+        empty_trash(job)
+    return pruned
+
+
+def _superseded_lines(job: JobDirectory) -> list[list[Path]]:
+    """Return what was superseded together, newest first; the line that was set aside last ends."""
+    lines: dict[str, list[Path]] = {}
+    for one in rejected(job, job.superseded):  # in the order of their times
+        lines[one.line] = [*lines.pop(one.line, []), Path(one.path)]
+    return [
+        sorted(line, key=lambda path: checkpoint_key(original_name(path)) or (0, 0), reverse=True)
+        for line in lines.values()
+    ]
+
+
+def _apply(
+    job: JobDirectory,
+    views: Sequence[CheckpointView],
+    verdicts: Sequence[RetentionVerdict],
+    watch: Watch,
+    dry_run: bool,
+) -> list[Pruned]:
     if not all(verdict.keep for verdict in verdicts):
         verdicts = _protect(job, views, verdicts, watch, dry_run)
+    return _carry_out(job, views, verdicts, dry_run)
+
+
+def _carry_out(
+    job: JobDirectory,
+    views: Sequence[CheckpointView],
+    verdicts: Sequence[RetentionVerdict],
+    dry_run: bool,
+) -> list[Pruned]:
     pruned: list[Pruned] = []
     for found, verdict in zip(views, verdicts, strict=True):
         size = found.manifest.total_bytes if found.manifest else 0
@@ -70,8 +117,6 @@ def prune(
         if not verdict.keep:
             result = _look(result) if dry_run else _remove(job, result)
         pruned.append(result)
-    if not dry_run:
-        empty_trash(job)
     return pruned
 
 
@@ -135,6 +180,8 @@ def _remove(job: JobDirectory, one: Pruned) -> Pruned:
                 return replace(one, keep=True, why=why)
             throw_away(job, one.path)
             unmark(job, one.path)
+            if one.path.parent == job.superseded:
+                one.path.with_name(one.path.name + ".json").unlink(missing_ok=True)
     except (OSError, DirectoryUnusable) as error:
         if os.path.lexists(one.path):  # else another process removed it
             why = f"cannot be removed: {getattr(error, 'strerror', None) or error}"
@@ -149,7 +196,7 @@ def throw_away(job: JobDirectory, checkpoint: Path) -> Path:
     """Take a checkpoint out of the catalog, durably; its bytes are still there. Raises
     DirectoryUnusable if the trash is a link, OSError if it is gone or cannot be moved."""
     job.require(job.trash)
-    target = job.trash / f"{checkpoint.name}-{secrets.token_hex(4)}"
+    target = job.trash / f"{original_name(checkpoint)}-{secrets.token_hex(4)}"
     os.rename(checkpoint, target)
     sync_directory(checkpoint.parent)
     return target

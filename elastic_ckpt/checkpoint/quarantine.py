@@ -34,10 +34,21 @@ class Rejected(msgspec.Struct, frozen=True):
     path: str
     reason: str
     at: str
+    line: str = ""  # what was superseded together; alone without it
+
+
+def original_name(aside: Path) -> str:
+    """Return the name that a checkpoint had, or has, in its job directory."""
+    return "-".join(aside.name.split("-")[:3])
 
 
 def set_aside(
-    job: JobDirectory, checkpoint: Path, reason: str, place: Path | None = None, name: str = ""
+    job: JobDirectory,
+    checkpoint: Path,
+    reason: str,
+    place: Path | None = None,
+    name: str = "",
+    line: str = "",
 ) -> Path:
     """Move a checkpoint to quarantine or ``place`` unless another process did it first, under
     ``name`` if it is not the directory's. DirectoryUnusable if a link stands there, OSError if it
@@ -46,7 +57,7 @@ def set_aside(
     place = place or job.quarantine
     job.require(place)
     target = place / f"{name or checkpoint.name}-{stamp}-{secrets.token_hex(6)}"
-    record = Rejected(encodable(str(target)), encodable(reason), stamp)
+    record = Rejected(encodable(str(target)), encodable(reason), stamp, line)
     write_atomic(target.with_name(target.name + ".json"), msgspec.json.encode(record))
     try:
         os.rename(checkpoint, target)
@@ -72,8 +83,9 @@ def rejected(job: JobDirectory, place: Path | None = None) -> list[Rejected]:
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             record = Rejected("", "its reason is not readable", "")
         # The job directory may have been moved since.
-        found.append(Rejected(str(place), printable(record.reason), record.at))
-    return sorted(found, key=lambda entry: (entry.at, entry.path))
+        why = printable(record.reason)
+        found.append(Rejected(str(place), why, record.at, record.line or place.name))
+    return sorted(found, key=lambda entry: (entry.at, _changed(Path(f"{entry.path}.json"))))
 
 
 def _changed(path: Path) -> int:

@@ -69,10 +69,10 @@ def verify_quick(checkpoint: Path) -> Manifest:
     """Return the manifest of an intact checkpoint: sealed, every file with its size. Raises as
     :func:`read_manifest`."""
     manifest = read_manifest(checkpoint)
-    if checkpoint.name.startswith("epoch-") and checkpoint.name != manifest.checkpoint_name:
-        raise CheckpointRejected(
-            f"its manifest says {manifest.checkpoint_name}: the directory was renamed or mixed up"
-        )
+    name = manifest.checkpoint_name
+    # A superseded one has a suffix.
+    if checkpoint.name.startswith("epoch-") and not f"{checkpoint.name}-".startswith(f"{name}-"):
+        raise CheckpointRejected(f"its manifest says {name}: the directory was renamed or mixed up")
     verify_sizes(checkpoint, manifest.files)
     return manifest
 
@@ -246,7 +246,8 @@ def _forget_cache(path: Path) -> None:
 def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> None:
     """Record that every byte was read and matched, if the directory can be written."""
     with contextlib.suppress(OSError, DirectoryUnusable):
-        if checkpoint_key(checkpoint.name) is None or checkpoint.parent != job.root:
+        is_named = checkpoint_key(checkpoint.name) is not None and checkpoint.parent == job.root
+        if not is_named and checkpoint.parent != job.superseded:
             return
         if not job.owns(job.control):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +27,21 @@ def command(directory: Path, as_json: bool) -> int:
 
     A checkpoint is intact if every file exists with its size, and verified if every byte was
     read and its digest matched: at a restart, or by verify --full. Checkpoints that are still in
-    memory are listed too.
+    memory are listed too. Superseded ones come last, by the names that restore takes.
     """
     job = open_job(directory)
     record = next(iter(job_records(job)), None)
     views = list_checkpoints(job, record.memory if record else "")
     if as_json:
         echo_json([as_row(view) for view in views])
-    elif views:
-        _print(views)
+        return 0
+    aside = [view for view in views if view.tier == "superseded"]
+    if len(views) > len(aside):
+        _print([view for view in views if view.tier != "superseded"])
     else:
         click.echo(f"no checkpoints in {directory}")
+    if aside:
+        _print_superseded(aside, directory)
     return 0
 
 
@@ -55,6 +60,14 @@ def as_row(view: CheckpointView) -> dict[str, Any]:
         "why": view.why,
         "session": view.session,
     }
+
+
+def _print_superseded(views: list[CheckpointView], directory: Path) -> None:
+    size = human_bytes(sum(one.manifest.total_bytes for one in views if one.manifest))
+    command = f"elastic-ckpt restore {shlex.quote(encodable(str(directory)))} NAME"
+    click.echo(f"\n{len(views)} superseded, {size}; {command} goes back to one:")
+    for view in views:
+        click.echo(f"  {view.shown}  {human_duration(view.age_seconds)} old  {view.why}")
 
 
 def _print(views: list[CheckpointView]) -> None:

@@ -22,6 +22,12 @@ from elastic_ckpt.util.units import human_bytes
 @click.command("prune")
 @directory_argument
 @retention_options
+@click.option(
+    "--keep-superseded",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Keep the N superseded lines that were set aside last; 0 deletes all. Default: all.",
+)
 @click.option("--memory", is_flag=True, help="DIR is a tier that doctor lists: delete all of it.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing; show what would go, and why.")
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
@@ -30,6 +36,7 @@ def command(
     keep_last: int,
     keep_every: int,
     keep_best: str | None,
+    keep_superseded: int | None,
     memory: bool,
     dry_run: bool,
     as_json: bool,
@@ -39,10 +46,13 @@ def command(
     \b
       elastic-ckpt prune ckpt --keep-last 3 --keep-every 1000 --dry-run
       elastic-ckpt prune ckpt --keep-last 2 --keep-best 3:loss
+      elastic-ckpt prune ckpt --keep-superseded 1
       elastic-ckpt prune --memory /dev/shm/elastic-ckpt-0-3f9c52d81b07e6a4
 
     Never deleted: the newest verified checkpoint, one that is open, and one that is not intact.
-    Safe while the job runs. The rule applies to each named Session by itself.
+    Safe while the job runs. The rule applies by itself to each named Session, and to each line of
+    superseded checkpoints, those that were set aside together. The newest of a line goes only with
+    --keep-superseded.
 
     What is in memory and not on the disk is deleted only by --memory: it cannot be brought back.
     status and doctor list it, with the command.
@@ -51,17 +61,21 @@ def command(
     """
     retention = make_retention(keep_last, keep_every, keep_best)
     if memory:
-        if retention:
+        if retention or keep_superseded is not None:
             raise UsageError("--memory deletes the whole tier: leave the --keep options out")
         return _delete_tier(directory, dry_run=dry_run, as_json=as_json)
-    if not retention:
-        raise UsageError("specify what to keep: --keep-last, --keep-every or --keep-best")
+    if not retention and keep_superseded is None:
+        raise UsageError(
+            "specify what to keep: --keep-last, --keep-every, --keep-best or --keep-superseded"
+        )
     job = open_job(directory)
     with progress_bar() as watch:
         done = [
             one
             for session in job.sessions()
-            for one in prune(session, retention, dry_run=dry_run, watch=watch)
+            for one in prune(
+                session, retention, dry_run=dry_run, watch=watch, superseded=keep_superseded
+            )
         ]
     if as_json:
         echo_json([{**vars(one), "path": encodable(str(one.path))} for one in done])
@@ -87,9 +101,12 @@ def _print(done: Sequence[Pruned], dry_run: bool) -> None:
     gone = "would go" if dry_run else "deleted"
     for one in done:
         what = "kept" if one.keep else gone
-        session = JobDirectory.holding(one.path.parent).name
-        name = f"{session}/{one.path.name}" if session else one.path.name
+        name = JobDirectory.holding(one.path.parent).shown(one.path)
         click.echo(f"{what:8}  {name}  {human_bytes(one.bytes)}  {one.why}")
     freed = [one for one in done if not one.keep]
     total = human_bytes(sum(one.bytes for one in freed))
-    click.echo(f"{len(freed)} of {len(done)} {gone}, {total}")
+    aside = [one for one in done if one.path.parent.name == ".superseded"]
+    kept = [one for one in aside if one.keep]
+    size = human_bytes(sum(one.bytes for one in kept))
+    also = f"; kept {len(kept)} of {len(aside)} superseded, {size}" if aside else ""
+    click.echo(f"{len(freed)} of {len(done)} {gone}, {total}{also}")

@@ -11,6 +11,7 @@ from elastic_ckpt.checkpoint.lineage import restore
 from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.jobdir.node_record import node_name
+from elastic_ckpt.jobdir.paths import JobDirectory
 
 
 @click.command("restore")
@@ -21,10 +22,11 @@ def command(directory: Path, name: str) -> int:
 
     \b
       elastic-ckpt restore ckpt epoch-0_step-120
+      elastic-ckpt restore ckpt fold0/epoch-0_step-120
 
     NAME is an older checkpoint in DIR, or one that was superseded; elastic-ckpt list shows both.
     What is newer, or of another branch, is moved to .superseded, from where it can be restored in
-    the same way. Of a named session, DIR is its directory: ckpt/sessions/NAME.
+    the same way. One of a named session has the session before it: fold0/epoch-0_step-120.
 
     Exits with 0, with 73 while the job runs, with 65 if NAME is not intact.
     """
@@ -38,6 +40,6 @@ def command(directory: Path, name: str) -> int:
     finally:
         owned.release()
     for path in moved:
-        click.echo(f"superseded  {path.name}")
-    click.echo(f"the next run continues from {there.name}")
+        click.echo(f"superseded  {JobDirectory.holding(path.parent).shown(path)}")
+    click.echo(f"the next run continues from {JobDirectory.holding(there.parent).shown(there)}")
     return 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_ckpt.errors import DirectoryUnusable
+from elastic_ckpt.errors import DirectoryUnusable, UsageError
 from elastic_ckpt.util.files import (
     group_may_read,
     let_group_in,
@@ -20,6 +21,9 @@ from elastic_ckpt.util.files import (
 )
 
 _NAME = re.compile(r"epoch-([0-9]{1,18})_step-([0-9]{1,18})")
+_INNER = frozenset(
+    ("sessions", ".attempts", ".quarantine", ".superseded", ".trash", ".elastic-ckpt")
+)
 _SESSION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
@@ -64,12 +68,22 @@ class JobDirectory:
 
     @classmethod
     def holding(cls, root: Path) -> JobDirectory:
-        """Return the job or session whose checkpoints are in ``root``."""
+        """Return the job or session whose checkpoints, or superseded ones, are in ``root``."""
+        root = root.parent if root.name == ".superseded" else root
         named = root.parent.name == "sessions" and is_session_name(root.name)
         if named and not (root / ".elastic-ckpt").exists():
             named = (root.parent.parent / ".elastic-ckpt").is_dir()
             return cls(root, root.name if named else "")
         return cls(root)
+
+    def refuse_inner(self) -> None:
+        """Raise UsageError if this is a directory inside another job's: of a session, or hidden."""
+        for home in () if self.control.is_dir() and not self.name else self.root.parents:
+            inside = self.root.relative_to(home).parts[0]
+            if inside in _INNER and (home / ".elastic-ckpt").is_dir():
+                raise UsageError(
+                    f"{self.root} belongs to the job in {home}: pass --dir {shlex.quote(str(home))}"
+                )
 
     @property
     def home(self) -> Path:
@@ -79,6 +93,10 @@ class JobDirectory:
     def session(self, name: str) -> JobDirectory:
         """Return the paths of a session of this job; those of the unnamed one for ``""``."""
         return JobDirectory(self.home / "sessions" / name if name else self.home, name)
+
+    def shown(self, checkpoint: Path) -> str:
+        """Return a checkpoint's name for people, with that of its session."""
+        return f"{self.name}/{checkpoint.name}" if self.name else checkpoint.name
 
     def sessions(self) -> list[JobDirectory]:
         """Return the job, which is its unnamed session, and its named ones; a session alone."""

@@ -280,6 +280,7 @@ def _join_alone(directory: Path) -> Runtime:
     job = JobDirectory(directory)
 
     def take() -> OwnedJob:
+        job.refuse_inner()
         job.prepare()
         owned = OwnedJob(job, node_name(), f"script-{os.getpid()}", "", Patience(_say))
         recover(job, fence=owned.ownership)

@@ -72,6 +72,7 @@ def build_settings(
     grace = signal_grace_seconds(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
     nodes, endpoint = _nodes(nnodes, rdzv_endpoint, platforms)
+    JobDirectory(directory.resolve()).refuse_inner()
     root = JobDirectory.at(directory).root
     return RunSettings(
         directory=root,

@@ -88,8 +88,8 @@ _RUN: Final = (
         "--from",
         "start_from",
         metavar="NAME",
-        help="Continue from this checkpoint, epoch-N_step-M, and supersede newer ones. Once: a "
-        "rerun of the same command continues from the newest.",
+        help="Continue from this checkpoint, [SESSION/]epoch-N_step-M, and supersede newer ones. "
+        "Once: a rerun of the same command continues from the newest.",
     ),
     # preemption notices
     _option(

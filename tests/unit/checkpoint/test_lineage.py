@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.lineage import continue_from, restore, supersede_newer, superseded
 from elastic_ckpt.checkpoint.ownership.fence import Ownership
 from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
+from elastic_ckpt.checkpoint.prune import prune
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.errors import CheckpointError, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
 from tests.checkpoints import (
     FILES,
     MODEL,
@@ -198,3 +201,73 @@ def test_step_that_is_saved_again_leaves_the_one_that_is_being_read(job: JobDire
         [old] = superseded(job)
         assert tree(Path(old.path)) == before
     assert (path / MODEL).read_bytes() == OTHER[MODEL]
+
+
+def test_retention_keeps_the_newest_of_each_superseded_line(job: JobDirectory) -> None:
+    """The rule applies to each line by itself; only a request deletes a line's newest one."""
+    for line in range(2):
+        for step in (10, 20, 30, 40):
+            make_checkpoint(job, step, contents={**FILES, MODEL: b"%d" % line})
+        for path in supersede_newer(job, (0, 10), f"line {line}"):
+            os.utime(f"{path}.json", (10**9 + line, 10**9 + line))
+    make_checkpoint(job, 15)
+    done = prune(job, Retention(last=1))
+    assert names(job) == ["epoch-0_step-15"]
+    assert [Path(one.path).name[:15] for one in superseded(job)] == ["epoch-0_step-40"] * 2
+    assert [(one.step, one.keep) for one in done] == [
+        (15, True), (10, False), *[(40, True), (30, False), (20, False)] * 2,
+    ]  # fmt: skip
+    assert list(job.trash.iterdir()) == []
+    newest = max(superseded(job), key=lambda one: one.reason)
+    prune(job, Retention(), superseded=1)
+    assert superseded(job) == [newest] and names(job) == ["epoch-0_step-15"]
+    assert [path.suffix for path in job.superseded.iterdir()].count(".json") == 1
+    restore(job, Path(newest.path).name, "by hand")
+    assert names(job)[0] == "epoch-0_step-40"
+
+
+def test_superseded_ones_stay_while_no_other_checkpoint_is_good(job: JobDirectory) -> None:
+    for step in (10, 20):
+        make_checkpoint(job, step)
+    supersede_newer(job, (0, 10), "again")
+    flip_bit(job.checkpoint(0, 10) / MODEL)
+    prune(job, Retention(), superseded=0)
+    assert len(superseded(job)) == 1
+
+
+def test_automatic_retention_leaves_superseded_ones_that_a_user_chose(job: JobDirectory) -> None:
+    make_checkpoint(job, 10)
+    for step in (20, 30, 40, 50):
+        make_checkpoint(job, step, automatic=step != 20)
+    supersede_newer(job, (0, 10), "again")
+    prune(job, Retention(automatic=2))
+    left = sorted(Path(one.path).name[:15] for one in superseded(job))
+    assert left == ["epoch-0_step-20", "epoch-0_step-40", "epoch-0_step-50"]
+
+
+def test_step_saved_again_and_again_keeps_the_newest_of_the_earlier_run(job: JobDirectory) -> None:
+    for run in (1, 2):
+        for step in (10, 20, 30):
+            make_checkpoint(job, step, run=run, contents={**FILES, MODEL: b"%d" % run})
+    prune(job, Retention(last=1))
+    assert [Path(one.path).name[:15] for one in superseded(job)] == ["epoch-0_step-30"]
+
+
+def test_superseded_checkpoint_can_be_verified(job: JobDirectory) -> None:
+    for step in (10, 20):
+        make_checkpoint(job, step)
+    [moved] = supersede_newer(job, (0, 10), "again")
+    verify_full(moved)
+    other = moved.rename(moved.with_name("epoch-0_step-2"))
+    with pytest.raises(CheckpointError, match="renamed or mixed up"):
+        verify_full(other)
+
+
+def test_run_from_a_checkpoint_of_a_named_session(job: JobDirectory) -> None:
+    fold = job.session("fold0")
+    fold.prepare()
+    for step in (10, 20):
+        make_checkpoint(fold, step, run=1, session="fold0")
+    said = continue_from(job, "fold0/epoch-0_step-10", own(job))
+    assert "continuing from fold0/epoch-0_step-10, 1 newer ones" in said
+    assert names(fold) == ["epoch-0_step-10"] and len(superseded(fold)) == 1

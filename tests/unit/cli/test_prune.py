@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.lineage import supersede_newer
 from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import MODEL, flip_bit, make_checkpoint, open_job, tree
@@ -172,3 +173,51 @@ def test_a_directory_name_that_is_not_utf_8_is_refused(
     said = cli(command[0], root, *command[1:])
     assert said.code == 73 and "not UTF-8" in said.err
     assert_one_line_of_error(said)
+
+
+def test_superseded_ones_are_listed_and_counted(cli: Command, job: JobDirectory) -> None:
+    """The name that list prints is the one that restore takes."""
+    supersede_newer(job, (0, 10), "the job was continued from step 10")
+    listed = cli("list", job.root).out
+    header, *rows = listed[listed.index("2 superseded, ") :].splitlines()
+    assert header.endswith(f"elastic-ckpt restore {job.root} NAME goes back to one:")
+    assert all("the job was continued from step 10" in row for row in rows) and len(rows) == 2
+    assert "kept 2 of 2 superseded, " in cli("prune", job.root, "--keep-last", "2").out
+    said = cli("restore", job.root, max(rows).split()[0])
+    assert said.code == 0, said.err
+    assert names(job)[0] == "epoch-0_step-30"
+    said = cli("prune", job.root, "--keep-superseded", "0")
+    assert said.code == 0 and "kept 0 of 0" not in said.out
+
+
+def test_restore_of_a_named_session_takes_the_name_that_list_prints(
+    cli: Command, job: JobDirectory
+) -> None:
+    fold = job.session("fold0")
+    fold.prepare()
+    for step in (10, 20):
+        make_checkpoint(fold, step, session="fold0")
+    supersede_newer(fold, (0, 10), "again")
+    rows = cli("list", job.root).out.splitlines()
+    name = rows[-1].split()[0]
+    assert name.startswith("fold0/epoch-0_step-20-")
+    said = cli("restore", job.root, name)
+    assert said.code == 0 and "continues from fold0/epoch-0_step-20\n" in said.out
+    said = cli("restore", job.root, "fold0/epoch-0_step-10")
+    assert said.code == 0 and "superseded  fold0/epoch-0_step-20-" in said.out
+    assert names(fold) == ["epoch-0_step-10"] and names(job)[0] == "epoch-0_step-30"
+    said = cli("restore", job.root, "fold1/epoch-0_step-10")
+    assert said.code == 64 and "no checkpoint called fold1/epoch-0_step-10" in said.err
+    assert cli("restore", job.root, "../epoch-0_step-10").code == 64
+
+
+@pytest.mark.usefixtures("no_supervisor")
+@pytest.mark.parametrize("inner", ["sessions/fold0", "sessions/new/deep", ".superseded", ".trash"])
+def test_run_in_a_directory_of_another_job_names_that_job(
+    cli: Command, job: JobDirectory, script: Path, inner: str
+) -> None:
+    job.session("fold0").prepare()
+    said = cli("run", "--dir", job.root / inner, "--", script)
+    assert said.code == 64 and f"pass --dir {job.root}" in said.err
+    assert_one_line_of_error(said)
+    assert not (job.root / "sessions/new").exists()
