@@ -217,13 +217,15 @@ class JobDirectory:
         return False
 
     def require(self, directory: Path) -> None:
-        """Create a directory of ours if it is missing.
+        """Create a directory of ours if it is missing, in a job directory that is there.
 
         Raises:
             DirectoryUnusable: its name is taken by a link or a file.
+            FileNotFoundError: the job directory was deleted, or its disk unmounted.
             OSError: the disk refuses.
         """
         inside = directory.relative_to(self.home)
+        os.lstat(self.control)  # only ``prepare`` makes a job directory
         for place in (*(self.home / one for one in reversed(inside.parents)), self.home / inside):
             if place != self.home and not os.path.lexists(place):
                 _make(place)

@@ -20,7 +20,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         retention: overrides the script's, if it is not the default.
         memory: directory of the node's memory tier; empty to save to the disk.
         run_id, identity: identify the run and the job directory.
-        run_number, nonce, rewound: the run's claim, as in ``checkpoint/ownership/fence.py``.
+        run_number, nonce, rewound, mount: the run's claim, as in ``checkpoint/ownership/fence.py``.
         rendezvous: where the job's nodes meet; None for a job of one node.
         terms: options that must be the same on all nodes, by name.
         incarnation: the one that a worker belongs to.
@@ -45,6 +45,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     run_number: int = 0
     nonce: str = ""
     rewound: int = 0
+    mount: int = 0
     rendezvous: Rendezvous | None = None
     terms: dict[str, str] = {}
     incarnation: int = 0

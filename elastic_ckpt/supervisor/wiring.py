@@ -205,6 +205,7 @@ def make_supervisor(
                 run_number=fence.number if fence else 0,
                 nonce=fence.nonce if fence else "",
                 rewound=fence.rewound if fence else 0,
+                mount=fence.mount if fence else 0,
                 rendezvous=rendezvous,
                 terms=now.terms,
             )

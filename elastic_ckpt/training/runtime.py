@@ -128,6 +128,7 @@ class Runtime:
                 shown = ", ".join(repr(one.decode()) for one in sorted(set(names)))
                 raise UsageError(f"the ranks name their Session differently: {shown}")
             if name:
+                self.fence.check_place()
                 job.prepare()
             return next_session_order(job, memory)
 
@@ -266,7 +267,11 @@ def _join_supervised(context: Supervised) -> Runtime:
         supervised=context,
         incarnation=incarnation,
         fence=Fence(
-            context.job, context.spec.run_number, context.spec.nonce, rewound=context.spec.rewound
+            context.job,
+            context.spec.run_number,
+            context.spec.nonce,
+            rewound=context.spec.rewound,
+            mount=context.spec.mount,
         ),
         memory=context.memory,
     )

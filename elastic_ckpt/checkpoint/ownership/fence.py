@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.checkpoint.ownership.mount import mount_of
 from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -65,36 +67,63 @@ class Fence:
     """A run's claim to a job. Every process of the run checks it before it seals."""
 
     def __init__(
-        self, job: JobDirectory, number: int = 0, nonce: str = "", *, rewound: int = 0
+        self,
+        job: JobDirectory,
+        number: int = 0,
+        nonce: str = "",
+        *,
+        rewound: int = 0,
+        mount: int = 0,
     ) -> None:
         """Number 0 stands for a process that owns no job; it checks nothing.
 
         Args:
             rewound: number of the run that took the job back to an older checkpoint last: what
                 earlier runs left in memory or unsealed is not continued from.
+            mount: where the directory was when the run began, as ``mount_of`` gives it; 0 for not
+                known.
         """
         self.job = job
         self.number = number
         self.nonce = nonce
         self.rewound = rewound
+        self.mount = mount
 
     def check(self) -> None:
         """Raise unless this run still owns the job.
 
         Raises:
             RunSuperseded: another run has taken the job over.
-            OSError: the storage does not answer.
+            OSError: the storage does not answer, or as :meth:`check_place`.
         """
         if not self.number:
             return
         newest, found = self._newest()
         is_other = found is not None and found.nonce != self.nonce
+        if newest != self.number or is_other:
+            self.check_place()
         if newest > self.number or (newest == self.number and is_other):
             by = found.shown if found else f"run number {newest}"
             raise RunSuperseded(
                 f"{by} has taken over {self.job.root}: this run stops and seals nothing; "
                 f"elastic-ckpt status {self.job.root} shows the job"
             )
+
+    def check_place(self) -> None:
+        """Raise if another directory is in the place of the job's: nothing may be written there.
+
+        A directory whose record of this run was removed is still the job's, and so is a new one
+        where it was deleted, unless it is on another mount than before.
+
+        Raises:
+            OSError: a disk was unmounted, or another one mounted over it.
+        """
+        if not self.number or not self.mount or mount_of(self.job.home) == self.mount:
+            return
+        own = read_run(self.job, self.number)
+        if own is None or own.nonce != self.nonce:  # else it was mounted again
+            why = "its disk is not mounted, another directory is in its place"
+            raise OSError(errno.ESTALE, why, str(self.job.home))
 
     def _newest(self) -> tuple[int, RunOwner | None]:
         newest = newest_number(self.job)
@@ -105,7 +134,8 @@ class Ownership(Fence):
     """The claim of the process that made it: it beats, and ends it."""
 
     def __init__(self, job: JobDirectory, number: int, record: RunOwner) -> None:
-        super().__init__(job, number, record.nonce, rewound=record.rewound)
+        mount = mount_of(job.home)
+        super().__init__(job, number, record.nonce, rewound=record.rewound, mount=mount)
         self.record = record
         self._beats = 0
 
@@ -137,6 +167,8 @@ class Ownership(Fence):
     def beat_and_check(self) -> None:
         """Beat, and raise as :meth:`check`; a record that was removed is written again."""
         if not os.path.lexists(_path(self.job, self.number)):
+            self.check_place()
+            self.job.prepare()  # the directory may have been deleted
             with contextlib.suppress(FileExistsError):
                 _create(self.job, self.number, self.record)
         self.check()

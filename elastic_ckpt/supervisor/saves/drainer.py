@@ -248,10 +248,7 @@ class Drainer:
                 if polite and not task.polite:
                     return
             else:
-                if self._disk(task.sealed.seal).holds(task.sealed.seal):
-                    task.sealed.generation.settle(task.sealed.seal)
-                else:  # another run has gone past it, and it was superseded
-                    task.sealed.generation.clear()
+                self._settle(task.sealed)
                 task.dropped = False  # it was done before it could be
                 task.seconds = time.monotonic() - task.began
                 if polite:
@@ -263,6 +260,14 @@ class Drainer:
             task.cpu_seconds += time.thread_time() - began
         task.over = True
         self._wake()
+
+    def _settle(self, sealed: Sealed) -> None:
+        if self._disk(sealed.seal).holds(sealed.seal):
+            sealed.generation.settle(sealed.seal)
+            return
+        if self._fence is not None:
+            self._fence.check_place()  # the disk may have gone just now
+        sealed.generation.clear()  # another run has gone past it, and it was superseded
 
     def _tell(self, task: _Task) -> None:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds

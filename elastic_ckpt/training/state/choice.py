@@ -53,7 +53,7 @@ class CheckpointChoice:
         """Of equal checkpoints, the faster tier's is taken."""
         job, bad = self._runtime.job, self._set_aside.copy()
         ranks = self._runtime.peers.world_size
-        found = [one for tier in self._tiers.values() for one in tier.candidates(ranks)]
+        found = self._candidates(ranks)
         unsealed: list[str] = []
         for one in sorted(found, key=lambda one: one.key, reverse=True):
             if one.ref in self._rejected or self._is_off_the_line(one):
@@ -78,6 +78,19 @@ class CheckpointChoice:
                 + f": see elastic-ckpt list {job.home}, or start over with a new --dir"
             )
         return None
+
+    def _candidates(self, ranks: int) -> list[Stored]:
+        """Return what the tiers hold; while the disk is not mounted, memory alone if it has any."""
+        found: list[Stored] = []
+        for tier in self._tiers.values():
+            try:
+                found += tier.candidates(ranks)
+            except FileNotFoundError:  # the directory itself
+                if not found:
+                    raise
+        if not found:
+            self._runtime.fence.check_place()
+        return found
 
     def _is_off_the_line(self, one: Stored) -> bool:
         """Return whether an earlier run left it in memory, and the job has gone on without."""

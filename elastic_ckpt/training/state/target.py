@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Final
 
@@ -28,7 +29,9 @@ def begin_attempt(
 
     def begin() -> Attempt:
         if not runtime.job.attempts.is_dir():
-            runtime.job.prepare()  # it was moved away, and there is work to save
+            with contextlib.suppress(OSError):  # without its disk only memory is left
+                runtime.fence.check_place()
+                runtime.job.prepare()  # it was moved away, and there is work to save
         if runtime.rewound_to is not None:
             leave_branch(runtime, runtime.rewound_to)
             runtime.rewound_to = None

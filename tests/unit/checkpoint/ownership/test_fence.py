@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from elastic_ckpt.checkpoint.ownership import fence as fences
 from elastic_ckpt.checkpoint.ownership import job_lock
 from elastic_ckpt.checkpoint.ownership.fence import Ownership, newest_number, read_run
 from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, OwnedJob, Patience
+from elastic_ckpt.checkpoint.ownership.mount import mount_of
 from elastic_ckpt.errors import (
     DirectoryUnusable,
     ExitCode,
@@ -281,3 +283,68 @@ def test_torn_record_still_counts_as_a_run(
     began = clock()
     assert own(job).ownership.number == 3
     assert clock() - began >= LEASE_SECONDS
+
+
+class Mounts:
+    """Stands in for the mounts of this host: the job's directory is on mount 1, then on others."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1
+        patch.setattr(fences, "mount_of", lambda directory: self.now)
+
+
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> Mounts:
+    return Mounts(monkeypatch)
+
+
+def test_nothing_is_written_where_the_disk_was_unmounted(
+    job: JobDirectory, mounts: Mounts, tmp_path: Path
+) -> None:
+    """Else a checkpoint is hidden once it is mounted again, and the next run does not find it."""
+    owned = own(job)
+    disk = job.root.rename(tmp_path / "disk")
+    job.root.mkdir()
+    mounts.now = 2  # of the directory below the mount point
+    for act in (
+        owned.ownership.check,
+        owned.ownership.beat_and_check,
+        lambda: DiskAttempt.begin(job, 8, fence=owned.ownership),
+        lambda: recover(job, fence=owned.ownership),
+    ):
+        with pytest.raises(OSError, match="its disk is not mounted") as raised:
+            act()
+        assert raised.value.errno == errno.ESTALE
+    assert not list(job.root.iterdir())
+    job.root.rmdir()
+    disk.rename(job.root)
+    mounts.now = 3
+    owned.ownership.beat_and_check()
+    DiskAttempt.begin(job, 8, fence=owned.ownership).drop()
+
+
+def test_deleted_directory_on_the_same_mount_is_made_again(
+    job: JobDirectory, mounts: Mounts
+) -> None:
+    owned = own(job)
+    shutil.rmtree(job.root)
+    owned.ownership.beat_and_check()
+    assert newest_number(job) == 1
+    owned.ownership.check()
+
+
+def test_another_job_on_the_mount_is_not_taken_for_a_newer_run(
+    job: JobDirectory, mounts: Mounts
+) -> None:
+    owned = own(job)
+    shutil.rmtree(job.root)
+    job.prepare()
+    mounts.now = 2
+    leave(job)
+    leave(job)
+    with pytest.raises(OSError, match="its disk is not mounted"):
+        owned.ownership.check()
+
+
+def test_mount_of_a_missing_directory_is_its_ancestors(tmp_path: Path) -> None:
+    assert mount_of(tmp_path / "a" / "b") == mount_of(tmp_path) != mount_of(Path("/proc"))

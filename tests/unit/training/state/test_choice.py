@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from elastic_ckpt.checkpoint.ownership import fence as fences
 from elastic_ckpt.checkpoint.ownership.fence import Fence
+from elastic_ckpt.errors import StorageFailed
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.training.ranks.peers import Peers
@@ -40,4 +43,29 @@ def test_memory_of_an_earlier_run_counts_until_a_later_one_has_sealed(
     )  # fmt: skip
     found = CheckpointChoice(runtime).newest()
     assert found is not None and found.ref.tier == chosen
+    held.release(remove=True)
+
+
+@pytest.mark.parametrize("is_covered", [False, True])
+def test_without_its_disk_a_job_restarts_from_memory_or_not_at_all(
+    job: JobDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_covered: bool
+) -> None:
+    """It would begin at step 0, and go on from there once the disk is back."""
+    monkeypatch.setattr(fences, "mount_of", lambda directory: 2)
+    place = tmp_path / "memory"
+    place.mkdir()
+    held = own(place, job)
+    make_checkpoint(job, 110, world_size=1, run=1)
+    runtime: Any = SimpleNamespace(
+        job=job, memory=held.tier, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"),
+        say=print, fence=Fence(job, 1, "nonce", mount=1),
+    )  # fmt: skip
+    shutil.rmtree(job.root)
+    if is_covered:
+        job.root.mkdir()
+    with pytest.raises(StorageFailed):
+        CheckpointChoice(runtime).newest()
+    assert snapshot(job, held.tier, 130, world_size=1, run=1) is not None
+    found = CheckpointChoice(runtime).newest()
+    assert found is not None and found.ref.tier == "memory"
     held.release(remove=True)

@@ -13,6 +13,7 @@ import pytest
 from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.disk import tier as disk_tier
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Manifest
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.prune import prune
 from elastic_ckpt.checkpoint.quarantine import rejected
 from elastic_ckpt.checkpoint.verify import is_verified, read_manifest
@@ -74,6 +75,7 @@ def runtime(job: JobDirectory) -> Any:
         say=print,
         memory=None,
         has_looked=False,
+        fence=Fence(job),
     )
 
 
