@@ -55,7 +55,8 @@ test-systemd: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_systemd.py
 
 # A small job under N disturbances drawn by SEED, in rounds of 50; bits and samples must be an
-# undisturbed one's. A call that was ended goes on where it was.
+# undisturbed one's. A call that was ended goes on where it was. Its disk and memory fill up or go
+# away, its lock, name and output are lost, its user goes back: those on mounts need root.
 N ?= 100
 SEED ?= $(shell date +%s)
 

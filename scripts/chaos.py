@@ -3,7 +3,10 @@
 Each round runs tests/faults/test_bit_exact.py: it starts a job, disturbs it at random moments
 drawn from the seed, and compares samples and bits with an undisturbed one. Rounds that passed are
 recorded in chaos-rounds.jsonl and not repeated, so an interrupted call resumes where it stopped.
-Prints how to replay a failed round, and exits with 1.
+Prints how to replay a failed round, and exits with 1; in the end prints how often each kind came.
+
+As root on Linux a round has mounts of its own, which end with it, however it ends. The undisturbed
+run is made once in each call, because all rounds of one length have the same.
 """
 
 from __future__ import annotations
@@ -11,15 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TALLY = ROOT / "chaos-rounds.jsonl"
 ROUND = 50
 """Disturbances per job; more only make the comparison slower."""
+
+_OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private"]
+_LINE = re.compile(r"[0-9]+ of [0-9]+, step [0-9]+: (\w+)\n")
 
 
 def main() -> int:
@@ -29,41 +38,75 @@ def main() -> int:
     parser.add_argument("seed", type=int, help="seed of the first round; later rounds count up")
     args = parser.parse_args()
     passed = read_tally()
-    done = 0
-    for number, start in enumerate(range(0, args.count, ROUND)):
-        seed, count = args.seed + number, min(ROUND, args.count - start)
-        if (seed, count) not in passed and not run_round(seed, count):
-            print(f"failed; to replay: make chaos N={count} SEED={seed}")
-            return 1
-        done += count
-        print(f"{done} of {args.count} disturbances passed, up to seed {seed}", flush=True)
+    done, kinds = 0, Counter[str]()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as place:
+        for number, start in enumerate(range(0, args.count, ROUND)):
+            seed, count = args.seed + number, min(ROUND, args.count - start)
+            found = passed.get((seed, count)) or run_round(seed, count, Path(place))
+            if found is None:
+                print(f"failed; to replay: make chaos N={count} SEED={seed}")
+                return 1
+            done += count
+            kinds.update(found)
+            print(f"{done} of {args.count} disturbances passed, up to seed {seed}", flush=True)
+    for kind, times in sorted(kinds.items()):
+        print(f"{times:6} {kind}")
     return 0
 
 
-def read_tally() -> set[tuple[int, int]]:
-    """Return seed and count of the rounds that passed in any call."""
+def read_tally() -> dict[tuple[int, int], dict[str, int]]:
+    """Return how often each kind came in the rounds that passed in any call, by seed and count."""
     lines = TALLY.read_text().splitlines() if TALLY.exists() else []
-    return {(line["seed"], line["count"]) for line in map(json.loads, lines)}
+    found = map(json.loads, lines)
+    return {(line["seed"], line["count"]): line.get("kinds", {"": 0}) for line in found}
 
 
-def run_round(seed: int, count: int) -> bool:
-    """Run one round; return whether it passed."""
-    settings = {"ELASTIC_CKPT_TEST_SEED": str(seed), "ELASTIC_CKPT_TEST_DISTURBANCES": str(count)}
+def run_round(seed: int, count: int, place: Path) -> dict[str, int] | None:
+    """Run one round; return how often each kind came, or None if it failed."""
+    settings = {
+        "ELASTIC_CKPT_TEST_SEED": str(seed),
+        "ELASTIC_CKPT_TEST_DISTURBANCES": str(count),
+        "ELASTIC_CKPT_TEST_CALM": str(place / "calm"),
+        # Compiled once: most of a round is the start of Python processes.
+        "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX", str(place / "compiled")),
+    }
+    environment = {**os.environ, **settings}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.monotonic()
-    test = ["-s", "tests/faults/test_bit_exact.py", "-k", "disturbances"]
-    command = [sys.executable, "-m", "pytest", *test]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings})
+    test = ["-s", f"--basetemp={place / 'test'}", "tests/faults/test_bit_exact.py"]
+    command = [*own_mounts(), sys.executable, "-m", "pytest", *test, "-k", "disturbances"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    kinds = Counter[str]()
     try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if match := _LINE.fullmatch(line):
+                kinds[match[1]] += 1
         code = process.wait()
     except KeyboardInterrupt:  # the test got the signal too, and has to clean up
         process.wait(60)
         raise
     if code != 0:
-        return False
-    line = {"seed": seed, "count": count, "seconds": round(time.monotonic() - began)}
+        return None
+    seconds = round(time.monotonic() - began)
+    line = {"seed": seed, "count": count, "seconds": seconds, "kinds": dict(kinds)}
     with TALLY.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    return True
+    return kinds
+
+
+def own_mounts() -> list[str]:
+    """Return what to put before a command so that its mounts end with it; empty if not possible."""
+    if os.geteuid() != 0:
+        return []
+    try:
+        tried = subprocess.run([*_OWN_MOUNTS, "true"], capture_output=True)
+    except FileNotFoundError:
+        return []
+    return _OWN_MOUNTS if tried.returncode == 0 else []
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Job:
         self.prefix: list[str] = []  # put before the command, to run it elsewhere
         self.packages: list[Path] = []
         self.log = directory / "log"
+        self.output_to: int | None = None  # a descriptor in place of the log
+        self.memory = MEMORY
         self.process: subprocess.Popen | None = None
         self.started: list[int] = []  # pids of all supervisors
         directory.mkdir(parents=True, exist_ok=True)
@@ -51,8 +53,8 @@ class Job:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log if self.output_to is None else self.output_to,
+                stderr=log if self.output_to is None else self.output_to,
                 env=environment(*self.packages),
             )
         self.started.append(self.process.pid)
@@ -167,7 +169,7 @@ class Job:
         roots = {str(self.directory), str(self.directory.resolve())}
         return [
             owner.parent
-            for owner in MEMORY.glob("elastic-ckpt-*/owner.json")
+            for owner in self.memory.glob("elastic-ckpt-*/owner.json")
             if json.loads(owner.read_text() or "{}").get("root") in roots
         ]
 

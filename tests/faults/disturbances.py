@@ -11,23 +11,22 @@ from pathlib import Path
 
 import psutil
 
-from elastic_ckpt.jobdir.node_record import job_records
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
-from tests.job import Job, survivors
+from tests.faults.wild import WildJob
+from tests.job import survivors
 
-Disturbance = Callable[[Job, random.Random], None]
+Disturbance = Callable[[WildJob, random.Random], None]
 
 
-def term_supervisor(job: Job, dice: random.Random) -> None:
+def term_supervisor(job: WildJob, dice: random.Random) -> None:
     """Give a notice and start again."""
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() == 75, job.output()
     job.start()
 
 
-def notice_on_the_heels_of_a_notice(job: Job, dice: random.Random) -> None:
+def notice_on_the_heels_of_a_notice(job: WildJob, dice: random.Random) -> None:
     """Send the second notice during the save or the shutdown."""
     job.process.send_signal(signal.SIGTERM)
     time.sleep(dice.uniform(0.0, 0.1))
@@ -37,7 +36,7 @@ def notice_on_the_heels_of_a_notice(job: Job, dice: random.Random) -> None:
     job.start()
 
 
-def notice_while_it_starts(job: Job, dice: random.Random) -> None:
+def notice_while_it_starts(job: WildJob, dice: random.Random) -> None:
     """Send a notice before, while or just after the workers load."""
     term_supervisor(job, dice)
     time.sleep(dice.uniform(0.3, 2.5))
@@ -46,13 +45,14 @@ def notice_while_it_starts(job: Job, dice: random.Random) -> None:
     job.start()
 
 
-def notice_during_a_save(job: Job, dice: random.Random) -> None:
+def notice_during_a_save(job: WildJob, dice: random.Random) -> None:
     catch(job, Phase.SAVING)
     term_supervisor(job, dice)
 
 
-def notice_during_a_load(job: Job, dice: random.Random) -> None:
+def notice_during_a_load(job: WildJob, dice: random.Random) -> None:
     """Send a notice while the incarnation after a crash, or the next run, loads."""
+    job.note_kept()
     if dice.random() < 0.5:
         dice.choice(job.workers()).send_signal(signal.SIGKILL)
     else:
@@ -63,19 +63,19 @@ def notice_during_a_load(job: Job, dice: random.Random) -> None:
     job.start()
 
 
-def catch(job: Job, phase: Phase, seconds: float = 5.0) -> None:
+def catch(job: WildJob, phase: Phase, seconds: float = 5.0) -> None:
     """Wait until a rank is in a phase; a short phase can be missed."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         with contextlib.suppress(OSError, IndexError):
-            board = Board.open(job_records(JobDirectory.at(job.directory))[0].board, writable=False)
+            board = Board.open(job.record().board, writable=False)
             for _ in range(2000):  # looked at without a pause: a phase lasts milliseconds
                 if any(slot.phase is phase for slot in board.read_slots()):
                     return
         time.sleep(0.001)
 
 
-def full_disk(job: Job, dice: random.Random) -> None:
+def full_disk(job: WildJob, dice: random.Random) -> None:
     """Fill the file system of the job directory for some seconds."""
     before = job.view().incarnation
     filler = job.directory / "filler"
@@ -87,12 +87,12 @@ def full_disk(job: Job, dice: random.Random) -> None:
     filler.unlink()
 
 
-def kill_supervisor(job: Job, dice: random.Random) -> None:
+def kill_supervisor(job: WildJob, dice: random.Random) -> None:
     end_all(job)
     job.start()
 
 
-def corrupt_the_newest_checkpoint(job: Job, dice: random.Random) -> None:
+def corrupt_the_newest_checkpoint(job: WildJob, dice: random.Random) -> None:
     """Flip a bit while no process runs; the memory tier is lost as well, as with the machine."""
     end_all(job)
     for tier in job.tiers():
@@ -103,6 +103,7 @@ def corrupt_the_newest_checkpoint(job: Job, dice: random.Random) -> None:
         target = dice.choice([p for p in checkpoints[-1].rglob("*") if p.is_file()])
         flip_a_bit(target, dice)
     job.start()
+    job.kept = 0
 
 
 def flip_a_bit(path: Path, dice: random.Random) -> None:
@@ -112,7 +113,7 @@ def flip_a_bit(path: Path, dice: random.Random) -> None:
         path.write_bytes(data)
 
 
-def end_all(job: Job) -> None:
+def end_all(job: WildJob) -> None:
     """Kill the supervisor; all its descendants must end with it."""
     tree = job.tree()
     job.process.send_signal(signal.SIGKILL)
@@ -120,21 +121,22 @@ def end_all(job: Job) -> None:
     assert not survivors(tree), job.output()
 
 
-def kill_agent(job: Job, dice: random.Random) -> None:
+def kill_agent(job: WildJob, dice: random.Random) -> None:
     expect_recovery(job, job.agent())
 
 
-def kill_forkserver(job: Job, dice: random.Random) -> None:
+def kill_forkserver(job: WildJob, dice: random.Random) -> None:
     expect_recovery(job, job.forkserver())
 
 
-def kill_worker(job: Job, dice: random.Random) -> None:
+def kill_worker(job: WildJob, dice: random.Random) -> None:
     expect_recovery(job, dice.choice(job.workers()))
 
 
-def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
+def kill_a_child_of_the_data_loader(job: WildJob, dice: random.Random) -> None:
     """Kill one; its rank fails, unless the epoch was over and the child was ending anyway."""
     before = job.view()
+    job.note_kept()
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         children = [child for worker in job.workers() for child in worker.children()]
         dice.choice(children).send_signal(signal.SIGKILL)
@@ -147,7 +149,7 @@ def kill_a_child_of_the_data_loader(job: Job, dice: random.Random) -> None:
     )
 
 
-def term_agent_and_worker(job: Job, dice: random.Random) -> None:
+def term_agent_and_worker(job: WildJob, dice: random.Random) -> None:
     """Send SIGTERM to all, as SLURM does; it must be ignored."""
     before = job.view().incarnation
     for process in (job.agent(), *job.workers()):
@@ -161,7 +163,7 @@ def term_agent_and_worker(job: Job, dice: random.Random) -> None:
     assert job.view().incarnation == before
 
 
-def stop_and_continue(job: Job, dice: random.Random) -> None:
+def stop_and_continue(job: WildJob, dice: random.Random) -> None:
     """Pause a process, as a debugger or a busy machine does."""
     workers = job.workers()
     children = [child for worker in workers for child in worker.children()]
@@ -174,8 +176,9 @@ def stop_and_continue(job: Job, dice: random.Random) -> None:
     assert job.view().incarnation == before
 
 
-def expect_recovery(job: Job, victim: psutil.Process) -> None:
+def expect_recovery(job: WildJob, victim: psutil.Process) -> None:
     before = job.view().incarnation
+    job.note_kept()
     victim.send_signal(signal.SIGKILL)
     job.until(lambda view: view.incarnation > before, "the next incarnation")
 
@@ -186,4 +189,3 @@ KINDS: list[Disturbance] = [
     notice_while_it_starts, corrupt_the_newest_checkpoint, kill_a_child_of_the_data_loader,
     notice_during_a_save, notice_during_a_load,
 ]  # fmt: skip
-ON_A_SMALL_DISK: list[Disturbance] = [*KINDS, full_disk]

@@ -4,11 +4,8 @@ import contextlib
 import json
 import os
 import random
-import shutil
-import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,44 +13,31 @@ import pytest
 
 from tests.faults.disturbances import (
     KINDS,
-    ON_A_SMALL_DISK,
     Disturbance,
     corrupt_the_newest_checkpoint,
     full_disk,
     kill_worker,
     term_supervisor,
 )
-from tests.job import TINY, Job, used_samples
+from tests.faults.surroundings import AROUND, ON_MOUNTS
+from tests.faults.wild import Place, WildJob, place
+from tests.job import Job, used_samples
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "30"))
+ONLY = os.environ.get("ELASTIC_CKPT_TEST_KINDS", "")
 STEPS_PER_EPOCH = 13  # 203 samples, batch 4, accumulation 2, 2 ranks
 
 
-def make_job(directory: Path, epochs: int) -> Job:
-    job = Job(
+def make_job(directory: Path, epochs: int, own: Place | None = None) -> WildJob:
+    job = WildJob(
         directory,
         *("--epochs", str(epochs), "--interval", "7", "--pause", "0.004", "--workers", "1"),
         *("--trace", str(directory / "trace"), "--digest", str(directory / "digest")),
-        script=TINY,
+        place=own,
     )
-    job.options = ["--max-failures", "1000", "--keep-last", "5"]
+    job.options += ["--max-failures", "1000", "--keep-last", "5"]
     return job
-
-
-@contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[bool]:
-    """Mount a file system that can be filled; yield False where that is not possible."""
-    place.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=256m,mode=700", "tmpfs", str(place)]
-    made = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
-    try:
-        yield made
-        if made:  # what is looked at afterwards
-            shutil.copytree(place, place.with_name("kept"), symlinks=True)
-    finally:
-        if made:
-            subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.one_torch  # with another torch the disturbances below include these
@@ -74,27 +58,31 @@ def test_disturbances_leave_no_trace(tmp_path, count=COUNT):
     dice = random.Random(SEED)
     print(f"seed {SEED}, {count} disturbances; to replay: make chaos SEED={SEED} N={count}")
     moments = sorted(dice.randrange(1, count * STEPS_PER_EPOCH) for _ in range(count))
-    place = tmp_path / "wild"
-    with small_disk(place / "job") as small:
-        possible = ON_A_SMALL_DISK if small else KINDS
+    with place(tmp_path / "place") as own:
+        possible = [*KINDS, *AROUND, *(ON_MOUNTS if own else [])]
+        if ONLY:
+            possible = [kind for kind in possible if kind.__name__ in ONLY.split(",")]
         kinds = [kind for kind in possible for _ in range(-(-count // len(possible)))]
         dice.shuffle(kinds)
         planned = list(zip(moments, kinds, strict=False))
         # More epochs than disturbances, so that the last ones still find the job running.
-        check_bits(tmp_path, 30 + count, planned, dice)
+        check_bits(tmp_path, 30 + count, planned, dice, own)
     fills = kinds[:count].count(full_disk)
     # A write that found no room can tear a line, one for each process.
-    assert torn_lines(place / ("kept" if small else "job")) <= 3 * fills
+    assert torn_lines(tmp_path / ("place/kept" if own else "wild/job")) <= 3 * fills
 
 
 def check_bits(
-    directory: Path, epochs: int, planned: list[tuple[int, Disturbance]], dice: random.Random
+    directory: Path,
+    epochs: int,
+    planned: list[tuple[int, Disturbance]],
+    dice: random.Random,
+    own: Place | None = None,
 ) -> None:
     """Run a job with and without the disturbances and compare its samples and parameters."""
     seconds = 120 + len(planned)
-    with make_job(directory / "calm", epochs) as calm:
-        assert calm.start().wait(seconds) == 0
-    with make_job(directory / "wild", epochs) as wild:
+    calm = undisturbed(directory, epochs, seconds)
+    with make_job(directory / "wild", epochs, own) as wild:
         wild.start()
         for number, (moment, kind) in enumerate(planned, 1):
             wild.until_training()
@@ -108,14 +96,23 @@ def check_bits(
         assert belonging_to(wild) == []
         assert directories_of(wild) == []
         assert not list((wild.directory / ".attempts").iterdir())
-    expected = used_samples(directory / "calm" / "trace", 2)
+    expected = used_samples(calm / "trace", 2)
     assert len(expected) == 2 * epochs * STEPS_PER_EPOCH
     assert used_samples(directory / "wild" / "trace", 2) == expected
-    digests = [(directory / name / "digest").read_text() for name in ("calm", "wild")]
+    digests = [(one / "digest").read_text() for one in (calm, directory / "wild")]
     assert digests[0] == digests[1]
     # 203 samples on 2 ranks: one is repeated so that both have 102.
     samples = Counter(index for epoch, used, _ in expected.values() if epoch == 0 for index in used)
     assert set(samples) == set(range(203)) and samples.total() == 204
+
+
+def undisturbed(directory: Path, epochs: int, seconds: float) -> Path:
+    """Return where an undisturbed run left its trace; `make chaos` keeps it for further rounds."""
+    calm = Path(os.environ.get("ELASTIC_CKPT_TEST_CALM", directory)) / f"calm-{epochs}"
+    if not (calm / "digest").exists():
+        with make_job(calm, epochs) as job:
+            assert job.start().wait(seconds) == 0, job.output()
+    return calm
 
 
 def belonging_to(job: Job) -> list[psutil.Process]:

@@ -11,7 +11,9 @@ import json
 import os
 import random
 import signal
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -45,6 +47,20 @@ def give_notice(args, step, place, rank):
         supervisor.send_signal(signal.SIGTERM)
 
 
+def leave_with_0(path, step, rank):
+    """Leave as the file says, STEP RANK HOW: one rank at once and only once, -1 for all at STEP."""
+    if not path or not os.path.exists(path):
+        return
+    try:
+        at_step, who, how = Path(path).read_text().split()
+    except FileNotFoundError:  # the other rank has left
+        return
+    if int(who) == rank:
+        Path(path).unlink()
+    if int(who) == rank or (int(who) < 0 and step == int(at_step)):
+        os._exit(0) if how == "os._exit" else sys.exit(0)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=2)
@@ -63,6 +79,8 @@ def main():
         "--notice", help="STEP:PLACE[:RANK], places: step, eval; once, and only once"
     )
     parser.add_argument("--notice-file", help="stands where the notice was given")
+    parser.add_argument("--leave", default="", help="a file: see leave_with_0")
+    parser.add_argument("--chatty", default="", help="a file: while it exists, print much")
     parser.add_argument("--trace")
     parser.add_argument("--digest")
     args = parser.parse_args()
@@ -101,6 +119,9 @@ def main():
                 (loss / args.accumulation).backward()
                 if args.pause and args.slow_rank in (-1, rank) and not os.path.exists(args.calm):
                     time.sleep(args.pause)
+                if args.chatty and os.path.exists(args.chatty):
+                    print(f"step {session.step} " + "x" * 20000)
+                leave_with_0(args.leave, session.step, rank)
                 give_notice(args, session.step + 1, "step", rank)
                 if session.step_ends:
                     optimizer.step()
