@@ -131,6 +131,7 @@ bench: .venv-peers/.ready
 	done
 	.venv-peers/bin/python benchmarks/report.py bench-results docs/performance.md
 	.venv-peers/bin/python benchmarks/step_overhead.py
+	.venv-peers/bin/python benchmarks/sampler.py
 	.venv-peers/bin/python benchmarks/store_speed.py
 	.venv-peers/bin/python benchmarks/store_scale.py
 	.venv-peers/bin/python benchmarks/corruption.py

@@ -18,6 +18,7 @@ from typing import Final
 from elastic_ckpt.checkpoint.colossalai_layout import RunningStates, read_index, read_running_states
 from elastic_ckpt.checkpoint.disk.part import DiskPart, part_name
 from elastic_ckpt.checkpoint.manifest import (
+    ORDER_VERSION,
     EngineInfo,
     Manifest,
     SealHeader,
@@ -148,6 +149,7 @@ def _header(job: JobDirectory, running: RunningStates, ranks: int) -> SealHeader
         sample_start_index=running.sample_start_index * ranks,
         samples_per_step=0,
         order_seed=None,
+        order_version=ORDER_VERSION,
         dataset_fingerprint="",
         dataset_size=0,
         world_size=1,

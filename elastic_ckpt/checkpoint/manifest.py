@@ -14,7 +14,12 @@ from elastic_ckpt.jobdir.paths import is_session_name
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.text import printable
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""2 since the order of samples has versions: a reader of format 1 would continue in its own."""
+
+ORDER_VERSION: Final = 2
+"""Newest version of the order of samples."""
+
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 MAX_FILES: Final = 200_000
 """Files of one checkpoint; this many with paths of 250 characters fit into a manifest."""
@@ -66,6 +71,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
         attempt, incarnation, run: which attempt of which launch of which run wrote it; run 0 is of
             a version without run numbers.
         parent: the attempt that its run continued from; empty for a fresh start.
+        order_version: as in ``Position``; format 1 does not have it.
         created: RFC 3339, UTC; for people, never for ordering.
         epoch, step, step_in_epoch, sample_start_index, order_seed, dataset_fingerprint,
             dataset_size, dataset_fields: as in ``Position``.
@@ -101,6 +107,7 @@ class SealHeader(msgspec.Struct, frozen=True, kw_only=True):
     run: int = 0
     parent: str = ""
     automatic: bool = False
+    order_version: int = 1
 
     @property
     def age(self) -> tuple[int, int, int]:
@@ -280,6 +287,10 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected("the manifest is of a job of no ranks")
     if header.session and not is_session_name(header.session):
         raise CheckpointRejected("the manifest holds a session's name that no session has")
+    if header.order_version > ORDER_VERSION:
+        raise UnsupportedFormat("a newer version ordered its samples: upgrade elastic-ckpt")
+    if header.order_version < 1:
+        raise CheckpointRejected("the manifest holds an order of samples that has never been")
     if header.order_seed is not None and not -(2**63) <= header.order_seed < 2**64:
         raise CheckpointRejected("the manifest holds an order seed of more than 64 bits")
     engine = header.engine

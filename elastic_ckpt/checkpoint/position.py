@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import SealHeader
+from elastic_ckpt.checkpoint.manifest import ORDER_VERSION, SealHeader
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +16,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
         step_in_epoch: optimizer steps finished in this epoch.
         sample_start_index: samples of this epoch consumed by all ranks together.
         order_seed: seed of the order of samples; None without a sampler.
+        order_version: how the order is computed; a job keeps that of its first checkpoint.
         dataset_fingerprint: digest of the data set; empty without a data set.
         dataset_size: samples in the data set; 0 without a data set.
         dataset_fields: digests of the fields of some of its samples, by name; may be empty.
@@ -26,6 +27,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     step_in_epoch: int = 0
     sample_start_index: int = 0
     order_seed: int | None = None
+    order_version: int = ORDER_VERSION
     dataset_fingerprint: str = ""
     dataset_size: int = 0
     dataset_fields: dict[str, str] = {}

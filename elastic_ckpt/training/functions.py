@@ -18,7 +18,7 @@ from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.consumption import Consumption
-from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
+from elastic_ckpt.training.data.data_pass import Resumed, current_pass, order_version, resume_at
 from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.ranks.peers import Peers
@@ -162,6 +162,7 @@ def save_checkpoint(
             step_in_epoch=now.steps_before + now.steps if now is not None else step,
             sample_start_index=samples,
             order_seed=seed,
+            order_version=order_version(),
             dataset_size=size,
         ),
         running_states={"epoch": epoch, "step": step, "sample_start_index": samples // replicas},
@@ -228,6 +229,7 @@ def load_checkpoint(
         seal.step_in_epoch,
         seal.dataset_size,
         seal.order_seed,
+        seal.order_version,
     )
     _loop.rank_state.resume(loaded, runtime.peers.rank)
     _loop.rank_state.restore_rng(keep=True)

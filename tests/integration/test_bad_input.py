@@ -75,7 +75,7 @@ def test_checkpoint_of_a_newer_format_stops_the_job(tmp_path):
         newest = max(job.checkpoints(), key=lambda path: int(path.name.split("-")[-1]))
         manifest = (newest / "manifest.json").read_bytes()
         (newest / "manifest.json").write_bytes(
-            sign(manifest.replace(b'"format": 1', b'"format": 9'))
+            sign(manifest.replace(b'"format": 2', b'"format": 9'))
         )
         assert job.start().wait() == 65, job.output()
         assert any("upgrade elastic-ckpt" in line for line in errors_of(job))

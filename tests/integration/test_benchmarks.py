@@ -18,6 +18,7 @@ ROWS = {
     "emergency": 5,
     "idle": 6,
     "recovery": 2,
+    "sampler": 4,
     "save_stall": 18,
 }
 

@@ -1,5 +1,6 @@
 """Makes ``tests/fixtures/format-<n>``: ``python -m tests.scripts.format_fixture DIRECTORY``.
 
+``format-1`` has 12 samples, ``order-1`` and later ones 5,000, whose order differs by its version.
 Run it when the format rises, never to make an old fixture fit a new writer.
 """
 
@@ -35,7 +36,7 @@ def main(job: Path) -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
-    data = TensorDataset(torch.arange(12.0).view(12, 1))
+    data = TensorDataset(torch.arange(5000.0).view(5000, 1))
     loader = DataLoader(data, batch_size=2, sampler=ElasticSampler(data, seed=3))
     extra = {"note": Note()}
     with Session(
@@ -49,6 +50,8 @@ def main(job: Path) -> None:
                 optimizer.zero_grad()
                 scheduler.step()
                 session.report(loss=loss.item())
+                if session.step == 5:
+                    return
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class DataLoop:
         self._max_epochs = 0
         self._group_batches = 0
         self._batch_is_out = False
+        self._sampler: ElasticSampler | None = None
         self._dataset: Any = None
         self._identity = DataIdentity(None)
 
@@ -60,6 +61,8 @@ class DataLoop:
             yield state.position.epoch
             self.settle()
             state.position = state.position.next_epoch()
+            if self._sampler is not None:
+                self._sampler.set_epoch(state.position.epoch)
             state.consumption.end()
             if state.position.epoch < max_epochs:
                 self._points.after_epoch()
@@ -167,6 +170,8 @@ class DataLoop:
             now = state.samples_per_batch * state.accumulation_steps
             if changed := step_size_changed(before, now):
                 self._runtime.leader_says(changed)
+        self._sampler = sampler
+        sampler.order_version = state.position.order_version
         sampler.set_position(epoch, state.position.sample_start_index)
         return sampler
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from elastic_ckpt.checkpoint.manifest import ORDER_VERSION
 from elastic_ckpt.errors import DataMismatch, UsageError
 
 
@@ -83,6 +84,7 @@ class Resumed:
     Attributes:
         samples, steps: used in this epoch; samples on all ranks together.
         size, order_seed: of the data; size is 0 if they are unknown.
+        order_version: of the job's order, in this epoch and all later ones.
     """
 
     epoch: int
@@ -90,6 +92,7 @@ class Resumed:
     steps: int = 0
     size: int = 0
     order_seed: int | None = None
+    order_version: int = ORDER_VERSION
 
     def per_rank(self, replicas: int) -> int:
         """Return ColossalChat's unit, rounded down if the ranks do not divide the samples."""
@@ -112,11 +115,13 @@ class PassTracker:
     Attributes:
         current: the pass in progress, or the last one.
         resumed: where the next pass begins, until a sampler takes it.
+        order_version: of the order of the checkpoint that was loaded; None without one.
         on_begin: called when a pass begins.
     """
 
     current: DataPass | None = None
     resumed: Resumed | None = None
+    order_version: int | None = None
     on_begin: Callable[[], None] = lambda: None
 
 
@@ -144,6 +149,11 @@ def current_pass() -> DataPass | None:
     return tracker.current
 
 
+def order_version(default: int = ORDER_VERSION) -> int:
+    """Return the version of the order of the checkpoint that was loaded, else ``default``."""
+    return tracker.order_version or default
+
+
 def resume_at(place: Resumed | None, on_begin: Callable[[], None]) -> None:
     """Set where the next pass begins, and what to call there, once."""
 
@@ -153,6 +163,7 @@ def resume_at(place: Resumed | None, on_begin: Callable[[], None]) -> None:
 
     tracker.current = None
     tracker.resumed = place
+    tracker.order_version = place.order_version if place is not None else None
     tracker.on_begin = once
 
 

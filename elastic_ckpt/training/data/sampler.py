@@ -1,12 +1,8 @@
-"""The order of samples: a permutation of (seed, epoch) over the whole data set.
+"""A sampler whose position in the data does not depend on the world size.
 
-It does not depend on the world size. Ranks stride through what remains after
-``sample_start_index``, so that after any change of the world size the consumed samples are still a
-prefix of the same order, and each is used exactly once.
-
-The permutation sorts the indices by a 64-bit hash of (seed, epoch, index), Steele, Lea and
-Flood's SplitMix64 (2014), rather than by a library's generator: those may change between
-versions, and a job's order must not.
+Ranks stride through what remains after ``sample_start_index`` of one order, so that after any
+change of the world size the consumed samples are still a prefix of the same order, and each is used
+exactly once.
 """
 
 from __future__ import annotations
@@ -14,30 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-import torch
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from elastic_ckpt.checkpoint.manifest import ORDER_VERSION
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.training.data.order import Order
 
-_GOLDEN: Final = 0x9E3779B97F4A7C15
-_FIRST: Final = 0xBF58476D1CE4E5B9
-_SECOND: Final = 0x94D049BB133111EB
-_MASK: Final = (1 << 64) - 1
-
-
-def epoch_order(size: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return the order of one epoch: int64, shape ``[size]``, a permutation of ``range(size)``."""
-    key = _mix_number(_mix_number(seed & _MASK) ^ (epoch & _MASK))
-    index = torch.arange(size, dtype=torch.int64)
-    return torch.argsort(_mix((index + 1) * _signed(_GOLDEN) + _signed(key)), stable=True)
+_FIRST_BLOCK: Final = 64
+_BLOCK: Final = 16_384
+"""Samples that are computed at a time: few first, then as many as stay in a core's cache."""
 
 
 class ElasticSampler(Sampler[int]):
     """A sampler whose position in the data is one global number.
 
     Takes the arguments of ``DistributedSampler``, so that
-    ``plugin.prepare_dataloader(..., distributed_sampler_cls=ElasticSampler)`` works.
+    ``plugin.prepare_dataloader(..., distributed_sampler_cls=ElasticSampler)`` works. The order is
+    computed while it is read: memory and start do not depend on the size of the data set.
+
+    ``len()`` counts what an iteration yields from the position on. A Session sets the position when
+    ``session.batches`` is called, and to the next epoch when ``session.epochs`` yields that.
 
     Args:
         dataset: anything with a length.
@@ -68,6 +61,7 @@ class ElasticSampler(Sampler[int]):
         self.drop_last = drop_last
         self.epoch = 0
         self.sample_start_index = 0
+        self.order_version = ORDER_VERSION
         if not 0 <= self.rank < self.num_replicas:
             raise UsageError(f"rank {self.rank} must be below num_replicas {self.num_replicas}")
         if self.dataset_size == 0:
@@ -96,42 +90,25 @@ class ElasticSampler(Sampler[int]):
         self.sample_start_index = min(sample_start_index, self.dataset_size)
 
     def __len__(self) -> int:
-        left = self.dataset_size - self.sample_start_index
-        if self.drop_last:
-            return left // self.num_replicas
-        return -(-left // self.num_replicas)
+        return self._length(self.sample_start_index)
 
     def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            order = epoch_order(self.dataset_size, self.seed, self.epoch)
-        else:
-            order = torch.arange(self.dataset_size)
-        left = order[self.sample_start_index :]
-        count = len(self) * self.num_replicas
-        if count > len(left):
-            repeats = -(-(count - len(left)) // len(order))
-            left = torch.cat([left, *[order] * repeats])
-        yield from left[self.rank : count : self.num_replicas].tolist()
+        return self._share(self.sample_start_index)
+
+    def _length(self, start: int) -> int:
+        left = self.dataset_size - start
+        return left // self.num_replicas if self.drop_last else -(-left // self.num_replicas)
+
+    def _share(self, start: int) -> Iterator[int]:
+        """Yield this rank's samples after ``start`` of the order, as it is now."""
+        order = Order(self.dataset_size, self.order_seed, self.epoch, self.order_version)
+        stride, position, left = self.num_replicas, start + self.rank, self._length(start)
+        return _read(order, position, stride, left)
 
 
-def _mix(value: torch.Tensor) -> torch.Tensor:
-    """Apply SplitMix64's finalizer to int64 values as unsigned ones; products wrap."""
-    value = (value ^ _shift(value, 30)) * _signed(_FIRST)
-    value = (value ^ _shift(value, 27)) * _signed(_SECOND)
-    return value ^ _shift(value, 31)
-
-
-def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift right logically; torch's own shift keeps the sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix_number(value: int) -> int:
-    value = (value + _GOLDEN) & _MASK
-    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
-    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
-    return value ^ (value >> 31)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+def _read(order: Order, position: int, stride: int, left: int) -> Iterator[int]:
+    block = _FIRST_BLOCK
+    while left:
+        count = min(block, left)
+        yield from order.samples(position, stride, count).tolist()
+        position, left, block = position + count * stride, left - count, min(4 * block, _BLOCK)

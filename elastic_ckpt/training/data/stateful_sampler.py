@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from elastic_ckpt.training.data.data_pass import DataPass, begin_pass, resumed, take_resumed
+from elastic_ckpt.training.data.data_pass import (
+    DataPass,
+    begin_pass,
+    order_version,
+    resumed,
+    take_resumed,
+)
 from elastic_ckpt.training.data.sampler import ElasticSampler
 
 
@@ -15,8 +21,9 @@ class StatefulDistributedSampler(ElasticSampler):
 
     After ``load_checkpoint`` the first pass resumes where the checkpoint was made, whether or not
     ``set_start_index`` is called; later passes begin at the start. Without ``set_epoch`` each pass
-    is the next epoch. The length is that of the current pass until the next one begins or is
-    named, because a loader with workers finishes reading the sampler before the loop ends.
+    is the next epoch. ``len()`` is that of the current pass until the next one begins or is
+    named, because a loader with workers finishes reading the sampler before the loop ends; before
+    the first pass after ``load_checkpoint``, what is left of the epoch.
     Reading under ``torch.no_grad()`` is an evaluation: always complete, and without effect on the
     training's position.
     """
@@ -49,12 +56,16 @@ class StatefulDistributedSampler(ElasticSampler):
             self.set_position(self.epoch, start_index * self.num_replicas)
             self._is_placed = True
 
-    def __iter__(self) -> Iterator[int]:
+    def __len__(self) -> int:
         if not torch.is_grad_enabled():
-            begin, self.sample_start_index = self.sample_start_index, 0
-            indices = list(super().__iter__())
-            self.sample_start_index = begin
-            yield from indices
+            return self._length(0)
+        place = None if self._is_used or self._is_placed else resumed()
+        return super().__len__() if place is None else self._length(place.samples)
+
+    def __iter__(self) -> Iterator[int]:
+        self.order_version = order_version(self.order_version)
+        if not torch.is_grad_enabled():
+            yield from self._share(0)
             return
         if self._is_used:
             self.set_position(self.epoch + 1, 0)
@@ -72,7 +83,7 @@ class StatefulDistributedSampler(ElasticSampler):
             steps_before=self._steps_before,
         )
         begin_pass(found)
-        for index in super().__iter__():
+        for index in self._share(self.sample_start_index):
             found.drawn += 1
             yield index
 

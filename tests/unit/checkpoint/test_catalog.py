@@ -8,6 +8,7 @@ import pytest
 
 from elastic_ckpt.checkpoint import catalog
 from elastic_ckpt.checkpoint.catalog import candidates, list_checkpoints, newest_intact, scan, view
+from elastic_ckpt.checkpoint.manifest import FORMAT
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.errors import UnsupportedFormat
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -124,14 +125,14 @@ def test_a_newer_newest_is_not_passed_over(job: JobDirectory) -> None:
     """To fall back to an older one silently would throw the newer version's work away."""
     make_checkpoint(job, 10)
     newest = make_checkpoint(job, 20)
-    change_manifest(newest, format=2)
+    change_manifest(newest, format=FORMAT + 1)
     with pytest.raises(UnsupportedFormat, match=r"epoch-0_step-20: .*upgrade"):
         candidates(job)
 
 
 def test_an_older_one_of_a_newer_format_does_not_matter(job: JobDirectory) -> None:
     """Only what stands before the first intact one can stop a restart."""
-    change_manifest(make_checkpoint(job, 10), format=2)
+    change_manifest(make_checkpoint(job, 10), format=FORMAT + 1)
     newest = make_checkpoint(job, 20)
     assert candidates(job) == [(newest, view(newest).manifest, None)]
 

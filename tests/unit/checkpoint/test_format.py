@@ -44,6 +44,15 @@ def test_a_checkpoint_of_format_1_is_valid() -> None:
     assert read_running_states(FIXTURE) == RunningStates(0, 4, 8)
 
 
+@pytest.mark.parametrize(("name", "written"), [("order-1", (1, 1)), ("format-2", (2, 2))])
+def test_a_checkpoint_has_a_format_and_an_order(name: str, written: tuple[int, int]) -> None:
+    path = ROOT / "fixtures" / name / "epoch-0_step-4"
+    manifest = verify_full(path)
+    assert (manifest.format, manifest.order_version) == written
+    assert (manifest.order_seed, manifest.dataset_size) == (3, 5000)
+    assert documented("check")(path)["step"] == 4
+
+
 def test_its_state_is_read() -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=9.0)

@@ -133,7 +133,10 @@ def test_what_may_be_left_out() -> None:
     assert decode_manifest(changed(change)).engine == EngineInfo("torch")
 
 
-ADDED = {"metrics", "dataset_fields", "session", "session_order", "automatic", "run", "parent"}
+ADDED = {
+    "metrics", "dataset_fields", "session", "session_order", "automatic", "run", "parent",
+    "order_version",
+}  # fmt: skip
 """Keys that a checkpoint of an earlier version lacks."""
 
 
@@ -161,6 +164,22 @@ def test_a_newer_format_is_refused_whatever_else_it_holds(version: int) -> None:
             with pytest.raises(UnsupportedFormat, match="newer"):
                 decode(data)
     assert UnsupportedFormat.exit_code is ExitCode.DATA
+
+
+def test_a_checkpoint_of_format_1_has_the_first_order() -> None:
+    def change(content: dict[str, Any]) -> None:
+        content.pop("order_version")
+        content.update(format=1)
+
+    assert decode_manifest(changed(change)).order_version == 1
+
+
+def test_an_unknown_order_is_refused() -> None:
+    """To continue in another one would repeat some samples and leave out others."""
+    with pytest.raises(UnsupportedFormat, match="upgrade"):
+        decode_manifest(changed(lambda content: content.update(order_version=3)))
+    with pytest.raises(CheckpointRejected, match="has never been"):
+        decode_manifest(changed(lambda content: content.update(order_version=0)))
 
 
 @pytest.mark.parametrize("version", [0, -1])

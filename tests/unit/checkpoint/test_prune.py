@@ -20,6 +20,7 @@ import pytest
 from elastic_ckpt.checkpoint import prune as pruning
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.manifest import FORMAT
 from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.checkpoint.quarantine import set_aside
@@ -229,7 +230,7 @@ def test_what_is_not_ours_or_not_valid_is_left_alone(job: JobDirectory, tmp_path
     make(job, 1, 2, 3, 4, 5, 6, 7, 50, 60)
     (job.checkpoint(0, 1) / MANIFEST_NAME).unlink()
     (job.checkpoint(0, 2) / MODEL).unlink()
-    change_manifest(job.checkpoint(0, 3), format=2)
+    change_manifest(job.checkpoint(0, 3), format=FORMAT + 1)
     job.checkpoint(0, 4).rename(tmp_path / "elsewhere")
     job.checkpoint(0, 4).symlink_to(tmp_path / "elsewhere")
     shutil.rmtree(job.checkpoint(0, 5))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint import verify
-from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint, sign
+from elastic_ckpt.checkpoint.manifest import FORMAT, FileEntry, fingerprint, sign
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_files, verify_full, verify_quick
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -234,7 +234,7 @@ def test_a_manifest_of_another_step_is_refused(job: JobDirectory, checkpoint: Pa
 
 def test_a_newer_format_is_its_own_error(checkpoint: Path) -> None:
     """It is no damage: the message says to upgrade."""
-    change_manifest(checkpoint, format=2)
+    change_manifest(checkpoint, format=FORMAT + 1)
     with pytest.raises(UnsupportedFormat, match="upgrade"):
         verify_quick(checkpoint)
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 import elastic_ckpt
-from elastic_ckpt.checkpoint.manifest import FileEntry, fingerprint
+from elastic_ckpt.checkpoint.manifest import FORMAT, FileEntry, fingerprint
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import read_manifest
 from elastic_ckpt.cli.app import main
@@ -449,7 +449,7 @@ def test_quarantine_moves_only_bad_checkpoints(cli: Command, job: JobDirectory) 
     plain = make_checkpoint(job, 30)
     (plain / "manifest.json").unlink()
     newer = make_checkpoint(job, 40)
-    change_manifest(newer, format=2)
+    change_manifest(newer, format=FORMAT + 1)
     said = cli("verify", "--full", "--quarantine", job.root)
     assert said.code == 65
     assert [path.exists() for path in (good, bad, plain, newer)] == [True, False, True, True]

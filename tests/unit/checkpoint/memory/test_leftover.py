@@ -109,7 +109,7 @@ def test_generation_of_a_newer_version_is_kept(
     made = snapshot(job, held.tier, 10)
     assert made is not None
     seal = made.generation.slot / "seal.json"
-    newer = sign(seal.read_bytes().replace(b'"format": 1', b'"format": 99'))
+    newer = sign(seal.read_bytes().replace(b'"format": 2', b'"format": 99'))
     seal.write_bytes(newer)
     for step in (20, 30, 40):
         assert (snapshot(job, held.tier, step) is None) == (step > 20)

@@ -8,7 +8,8 @@ import torch
 from elastic_ckpt import ElasticSampler, StatefulDistributedSampler
 from elastic_ckpt.errors import DataMismatch, UsageError
 from elastic_ckpt.training.data import data_pass
-from elastic_ckpt.training.data.data_pass import Resumed, current_pass, resume_at
+from elastic_ckpt.training.data.data_pass import Resumed, current_pass, order_version, resume_at
+from elastic_ckpt.training.data.order import Order
 
 DATA = range(20)
 
@@ -56,6 +57,37 @@ def test_the_length_is_that_of_the_pass_until_another_one_is_named() -> None:
     resumed.set_epoch(1)
     assert len(resumed) == 20
     assert list(resumed) == order(1)
+
+
+def test_before_the_first_pass_the_length_is_what_is_left_of_the_epoch() -> None:
+    resume_at(Resumed(epoch=2, samples=14, size=20, order_seed=0), lambda: None)
+    resumed, other = sampler(), sampler()
+    assert (len(resumed), len(other)) == (6, 6)
+    assert len(list(resumed)) == len(resumed) == 6
+    assert len(other) == 20
+
+
+def test_the_length_of_an_evaluation_is_that_of_all_samples() -> None:
+    training = sampler()
+    training.set_start_index(15)
+    with torch.no_grad():
+        assert len(training) == len(list(training)) == 20
+    assert len(training) == len(list(training)) == 5
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_all_passes_after_a_load_have_the_order_of_the_checkpoint(version: int) -> None:
+    """Also those of a sampler that the script makes later."""
+    size = 5000
+    resume_at(Resumed(2, 4990, 0, size, 0, version), lambda: None)
+    first = StatefulDistributedSampler(range(size), 1, 0)
+    for epoch in (2, 3):
+        expected = Order(size, 0, epoch, version).samples(0, 1, size).tolist()
+        assert list(first) == expected[4990 if epoch == 2 else 0 :]
+    later = StatefulDistributedSampler(range(size), 1, 0)
+    later.set_epoch(4)
+    assert list(later) == Order(size, 0, 4, version).samples(0, 1, size).tolist()
+    assert order_version() == version
 
 
 @pytest.mark.parametrize("calls", ["nothing", "epoch", "index", "epoch, index", "index, epoch"])
