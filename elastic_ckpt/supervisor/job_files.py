@@ -40,6 +40,8 @@ REQUESTS_SECONDS: Final = 0.25
 EVENTS_SECONDS: Final = 1.0
 """How often the thread looks for save requests, and into the journal."""
 
+_WAIT_SECONDS: Final = 0.05
+
 _SEALS: Final = (Saved, Drained)
 """Events after which the disk may have a newer checkpoint."""
 
@@ -141,8 +143,8 @@ class JobFiles:
     def scan(self) -> None:
         self._soon(self._scan)
 
-    def scan_now(self, seconds: float) -> Key | None:
-        done = self._within(self._scan, seconds)
+    def scan_now(self, left: Callable[[], float]) -> Key | None:
+        done = self._within(self._scan, left)
         return self._newest if done and self._scanned else None
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
@@ -205,8 +207,8 @@ class JobFiles:
                 found.append(self._events.popleft())
         return found
 
-    def catch_up(self, seconds: float) -> None:
-        self._within(self._read_events, seconds)
+    def catch_up(self, left: Callable[[], float]) -> None:
+        self._within(self._read_events, left)
 
     def history(self) -> Iterable[JournalEntry]:
         return read_journal(self._job, marks=False)
@@ -243,9 +245,9 @@ class JobFiles:
         self._identity = None
         return found
 
-    def close(self, seconds: float) -> None:
+    def close(self, left: Callable[[], float]) -> None:
         self.cancel_fall_back()
-        if not self._within(self._locks.release, seconds):
+        if not self._within(self._locks.release, left):
             log.warning("the storage does not answer; leaving without its last write")
         with self._changed:
             self._closing = True
@@ -258,8 +260,9 @@ class JobFiles:
             self._work.append(work)
             self._changed.notify_all()
 
-    def _within(self, work: Callable[[], None], seconds: float) -> bool:
-        """Have the thread do it after all that waits; return whether it was done in time."""
+    def _within(self, work: Callable[[], None], left: Callable[[], float]) -> bool:
+        """Have the thread do it after all that waits; return whether it was done in time. ``left``
+        is asked again and again, because a notice may shorten the wait."""
         done = threading.Event()
 
         def do() -> None:
@@ -269,7 +272,10 @@ class JobFiles:
                 done.set()
 
         self._soon(do)
-        return done.wait(seconds)
+        while not done.wait(min(_WAIT_SECONDS, max(0.0, left()))):
+            if left() <= 0:
+                return False
+        return True
 
     def _run(self) -> None:
         next_requests = next_events = 0.0

@@ -103,8 +103,8 @@ class DirectoryPort(Protocol):
     def scan(self) -> None:
         """Scan soon: a checkpoint may have been sealed."""
 
-    def scan_now(self, seconds: float) -> Key | None:
-        """Scan and wait up to ``seconds``; None if the storage does not answer in time."""
+    def scan_now(self, left: Callable[[], float]) -> Key | None:
+        """Scan and wait while ``left`` returns seconds; None if the storage does not answer."""
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         """Start to seal or remove what a killed run left; ``cleaned`` tells when it is done.
@@ -154,11 +154,11 @@ class DirectoryPort(Protocol):
         Waits up to ``seconds``, then returns None and goes on reading for the next call.
         """
 
-    def catch_up(self, seconds: float) -> None:
-        """Read the journal to its end for :meth:`events`, within ``seconds``."""
+    def catch_up(self, left: Callable[[], float]) -> None:
+        """Read the journal to its end for :meth:`events`; wait while ``left`` returns seconds."""
 
-    def close(self, seconds: float) -> None:
-        """Finish writing and release the locks, within ``seconds``."""
+    def close(self, left: Callable[[], float]) -> None:
+        """Finish writing and release the locks; wait while ``left`` returns seconds."""
 
 
 class MemoryPort(Protocol):

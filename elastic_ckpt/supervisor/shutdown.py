@@ -23,9 +23,10 @@ class Shutdown:
         directory: DirectoryPort,
         memory: MemoryPort,
         record: RunRecord,
-        patience: Callable[[float], float],
+        patience: Callable[[float, bool], Callable[[], float]],
     ) -> None:
-        """``patience`` returns how long a wait may take, given how long it should at most."""
+        """``patience`` returns what says how long a wait may still take, given how long it should
+        at most, and whether the run ends after it."""
         self._directory = directory
         self._memory = memory
         self._record = record
@@ -143,7 +144,7 @@ class Shutdown:
 
     def newest_key(self) -> Key:
         """Return the newest checkpoint of either tier; waits for a scan, bounded."""
-        on_disk = self._on_disk()
+        on_disk = self._on_disk(ends=False)
         known = self._directory.newest() if on_disk is None else on_disk
         return max(known, self._memory.newest_key())
 
@@ -158,9 +159,9 @@ class Shutdown:
     def _end(self, event: Event, code: ExitCode, message: str, **changes: Any) -> None:
         self._record.move(event, message, exit_code=int(code), **changes)
 
-    def _on_disk(self) -> Key | None:
+    def _on_disk(self, *, ends: bool = True) -> Key | None:
         """Return the newest intact checkpoint on disk; None if the storage does not answer."""
-        return self._directory.scan_now(self._patience(SCAN_SECONDS))
+        return self._directory.scan_now(self._patience(SCAN_SECONDS, ends))
 
     def _only_in_memory(self, on_disk: Key | None) -> Sealed | None:
         """Return what would be lost with this machine: newer than all that the disk has."""

@@ -29,7 +29,7 @@ from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
-from elastic_ckpt.supervisor.preemption import Preemption
+from elastic_ckpt.supervisor.preemption import IMPATIENT_SECONDS, Preemption
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
 from elastic_ckpt.supervisor.saves.emergency import TURN_SECONDS, EmergencySave
@@ -67,7 +67,7 @@ class Supervisor:
         self.record = record
         self.role = role
         self.preemption = Preemption(settings.grace, clock, board, journal, record)
-        self.shutdown = Shutdown(ports.directory, ports.memory, record, self.preemption.patience)
+        self.shutdown = Shutdown(ports.directory, ports.memory, record, self._patience)
         self._reread = reread
         self.incarnations = Incarnations(self)
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
@@ -140,9 +140,8 @@ class Supervisor:
         self.incarnations.end_agent()
         if self.settings.acknowledge and self.record.node.exit_code == ExitCode.PREEMPTED_SAVED:
             self.ports.listener.acknowledge()
-        self.ports.directory.catch_up(self.preemption.patience(1.0))
+        self.ports.directory.catch_up(self._patience(1.0))
         self._saves.close()
-        self.ports.listener.stop()
         end = self.record.node
         self.ports.journal.write(
             RunEnded(state=end.state.value, exit_code=end.exit_code, message=end.message)
@@ -150,7 +149,8 @@ class Supervisor:
         self.record.update()
         self.ports.memory.close()
         log.info("ended: %s, exit code %s", end.state.value, end.exit_code)
-        self.ports.directory.close(self.preemption.patience(CLOSE_SECONDS))
+        self.ports.directory.close(self._patience(CLOSE_SECONDS))
+        self.ports.listener.stop()
         self.ports.host.stop()
 
     @property
@@ -196,10 +196,32 @@ class Supervisor:
                     self._on_reload()
 
     def _tighten_deadline(self) -> None:
-        """Take in notices while the other nodes are informed: there may be less time."""
+        """Take in notices while the run ends: there may be less time."""
         for event in self.ports.listener.take_in(self.now, lambda: 0.0):
             if isinstance(event, Notice):
                 self.preemption.take(event)
+            elif isinstance(event, StopNow):
+                self.preemption.stops_at_once = True
+
+    def _patience(self, seconds: float, ends: bool = True) -> Callable[[], float]:
+        """Return what says how long a wait that begins now may still take.
+
+        A notice that comes during the wait shortens it. If the run does not end after the wait,
+        the wait is soon over: the loop has to serve the notice.
+        """
+        preemption, listener, began = self.preemption, self.ports.listener, self.now
+        until = began + preemption.patience(seconds)
+
+        def left() -> float:
+            nonlocal until
+            if listener.pending and not ends:
+                until = min(until, began + IMPATIENT_SECONDS)
+            elif listener.pending:
+                self._tighten_deadline()
+                until = min(until, self.now + preemption.patience(seconds))
+            return until - self.now
+
+        return left
 
     def serve_agent(self) -> None:
         """Take in what the agent has reported."""

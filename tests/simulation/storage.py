@@ -303,8 +303,8 @@ class Directory:
     def scan(self) -> None:
         self._disk.when_it_answers(self._scan, 0.01)
 
-    def scan_now(self, seconds: float) -> Key | None:
-        if not self._wait_for_disk(seconds):
+    def scan_now(self, left: Callable[[], float]) -> Key | None:
+        if not self._wait_for_disk(left()):
             return None
         self._scan()
         return self._known
@@ -359,8 +359,8 @@ class Directory:
     def events(self) -> list[JournalEvent]:
         return []
 
-    def catch_up(self, seconds: float) -> None:
-        self._wait_for_disk(seconds)
+    def catch_up(self, left: Callable[[], float]) -> None:
+        self._wait_for_disk(left())
 
     def history(self) -> Iterable[JournalEvent]:
         return ()
@@ -377,8 +377,8 @@ class Directory:
     def known_identity(self, seconds: float) -> str | None:
         return "job" if self._wait_for_disk(seconds) else None
 
-    def close(self, seconds: float) -> None:
-        self._wait_for_disk(seconds)
+    def close(self, left: Callable[[], float]) -> None:
+        self._wait_for_disk(left())
         self._run.has_ended = True
 
     def _scan(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,18 @@ from tests.waiting import until
 PATIENCE = 20.0
 
 
+def within(seconds: float) -> Callable[[], float]:
+    limit = time.monotonic() + seconds
+    return lambda: limit - time.monotonic()
+
+
 @pytest.fixture
 def files(job: JobDirectory) -> Iterator[JobFiles]:
     locks, journal = RunLocks(job, "here", "run"), Journal(job, "here")
     found = JobFiles(job, "here", locks, journal, lambda line: None, lambda: None)
     found.start()
     yield found
-    found.close(PATIENCE)
+    found.close(within(PATIENCE))
 
 
 def record(message: str) -> NodeRecord:
@@ -51,10 +57,10 @@ def test_newest_of_several_records_is_on_disk(job: JobDirectory, files: JobFiles
 
 
 def test_scan_finds_what_was_sealed(job: JobDirectory, files: JobFiles) -> None:
-    assert files.scan_now(PATIENCE) == NO_CHECKPOINT
+    assert files.scan_now(within(PATIENCE)) == NO_CHECKPOINT
     make_checkpoint(job, 7)
     assert files.newest() == NO_CHECKPOINT  # as of the last scan
-    found = files.scan_now(PATIENCE)
+    found = files.scan_now(within(PATIENCE))
     assert found is not None and found[-1] == 7 and files.newest() == found
 
 
@@ -71,7 +77,7 @@ def test_request_that_cannot_be_removed_is_taken_once(
     monkeypatch.setattr(job_files, "remove_requests", lambda job, names: None)
     ask_for_save(job)
     until(files.take_save_request)
-    files.catch_up(PATIENCE)  # the thread has looked again
+    files.catch_up(within(PATIENCE))  # the thread has looked again
     assert not files.take_save_request()
 
 
@@ -98,7 +104,7 @@ def test_storage_that_hangs_is_waited_for_within_the_bound(
     answer = threading.Event()
     monkeypatch.setattr(job_files, "newest_of_job", lambda job: answer.wait(PATIENCE) and None)
     try:
-        assert files.scan_now(0.05) is None
+        assert files.scan_now(within(0.05)) is None
         files.write_record(record("nothing waits for this"))
         assert not files.take_save_request()
     finally:
@@ -184,6 +190,25 @@ def test_thread_survives_errors_and_a_failed_scan_is_no_answer(
     make_checkpoint(job, 7)
     with monkeypatch.context() as broken:
         broken.setattr(job_files, "newest_of_job", lambda job: (_ for _ in ()).throw(error))
-        assert files.scan_now(PATIENCE) is None
-    found = files.scan_now(PATIENCE)
+        assert files.scan_now(within(PATIENCE)) is None
+    found = files.scan_now(within(PATIENCE))
     assert found is not None and found[-1] == 7
+
+
+def test_wait_ends_when_there_is_less_time(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notice during the wait for storage that hangs shortens it."""
+    answers, asked = threading.Event(), 0
+    monkeypatch.setattr(job_files, "newest_of_job", lambda job: answers.wait(PATIENCE))
+
+    def left() -> float:
+        nonlocal asked
+        asked += 1
+        return PATIENCE if asked < 3 else 0.0
+
+    began = time.monotonic()
+    assert files.scan_now(left) is None
+    assert time.monotonic() - began < PATIENCE / 2
+    answers.set()
+    monkeypatch.undo()
