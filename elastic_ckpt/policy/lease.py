@@ -17,6 +17,10 @@ LEASE_SECONDS: Final = 20.0
 """An owner on another host that has not beaten for this long has lost the job."""
 
 
+NODE_LEASE_SECONDS: Final = 30.0
+"""The same for the name of a node, whose supervisor's heartbeat comes every 10 s."""
+
+
 class Verdict(Enum):
     """What a run that wants the job does next."""
 
@@ -31,17 +35,21 @@ class LeaseWatch:
     Args:
         gone: it is certain that the owner is gone; nothing is waited for.
         now: monotonic seconds on this host.
+        lease: seconds without a beat after which the owner has lost it.
     """
 
-    def __init__(self, beat: bytes, now: float, *, gone: bool) -> None:
+    def __init__(
+        self, beat: bytes, now: float, *, gone: bool, lease: float = LEASE_SECONDS
+    ) -> None:
         self._first = beat
         self._since = now
         self._gone = gone
+        self._lease = lease
 
     def judge(self, beat: bytes, now: float) -> Verdict:
         """Return what to do, given the owner's newest beat."""
         if beat != self._first:
             return Verdict.REFUSE
-        if self._gone or now - self._since >= LEASE_SECONDS:
+        if self._gone or now - self._since >= self._lease:
             return Verdict.TAKE
         return Verdict.WAIT

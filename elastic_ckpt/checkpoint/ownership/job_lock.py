@@ -32,7 +32,7 @@ from elastic_ckpt.checkpoint.ownership.read_lock import NO_LOCKS
 from elastic_ckpt.errors import DirectoryUnusable, LockHeld, StopAborted
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.policy.lease import LEASE_SECONDS, LeaseWatch, Verdict
+from elastic_ckpt.policy.lease import LEASE_SECONDS, NODE_LEASE_SECONDS, LeaseWatch, Verdict
 from elastic_ckpt.util.files import read_bounded, write_atomic
 from elastic_ckpt.util.text import printable
 
@@ -102,13 +102,15 @@ class RunLocks:
         patience: Patience | None = None,
     ) -> None:
         """Take them; raises as :class:`HeldLock` and :class:`OwnedJob`."""
-        self._node = HeldLock(job.node_lock(node), run_id)
+        patience = patience or Patience()
+        # None if a host that is gone still holds it.
+        self._node: HeldLock | None = _take_node(job, node, run_id, patience)
         self._job: OwnedJob | None = None
         try:
             if leads:
-                self._job = OwnedJob(job, node, run_id, endpoint, patience or Patience())
+                self._job = OwnedJob(job, node, run_id, endpoint, patience)
         except BaseException:
-            self._node.release()
+            self._let_go()
             raise
 
     @property
@@ -126,7 +128,44 @@ class RunLocks:
         """Release them."""
         if self._job is not None:
             self._job.release()
-        self._node.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._node is not None:
+            self._node.release()
+
+
+def _take_node(job: JobDirectory, node: str, run_id: str, patience: Patience) -> HeldLock | None:
+    """Take a node's lock; if another host holds it, wait until that has surely gone."""
+    path = job.node_lock(node)
+    with contextlib.suppress(LockHeld):
+        return HeldLock(path, run_id)
+    holder = read_owner(path)
+    if holder is None or holder.owner.is_alive() is not None:
+        return HeldLock(path, run_id)  # which says who holds it
+
+    def beat() -> bytes:
+        with contextlib.suppress(OSError):
+            return read_bounded(job.heartbeat(node), 4096)
+        return b""
+
+    watch = LeaseWatch(beat(), time.monotonic(), gone=False, lease=NODE_LEASE_SECONDS)
+    who = f"pid {holder.owner.pid} on {holder.owner.host} (run {holder.run_id})"
+    patience.say(
+        f"{who} still holds the name of node {node}: waiting up to {NODE_LEASE_SECONDS:.0f} s to "
+        "be sure that it is gone"
+    )
+    while (verdict := watch.judge(beat(), time.monotonic())) is Verdict.WAIT:
+        patience.check(who)
+        with contextlib.suppress(LockHeld):
+            return HeldLock(path, run_id)
+        time.sleep(_POLL_SECONDS)
+    if verdict is Verdict.REFUSE:
+        raise LockHeld(
+            f"node {node} is in use by {who}, which is alive: stop that one first, or choose "
+            "another --node-name"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -140,6 +179,14 @@ class Patience:
 
     say: Callable[[str], None] = lambda line: None
     leaves: Callable[[], bool] = lambda: False
+
+    def check(self, who: str) -> None:
+        """Raise StopAborted if this process was told to end while it waits for an owner."""
+        if self.leaves():
+            raise StopAborted(
+                f"a signal came during the wait for {who}, nothing was started: rerun the same "
+                "command"
+            )
 
 
 class OwnedJob:
@@ -209,11 +256,7 @@ class OwnedJob:
                 "sure that it is gone"
             )
         while (verdict := watch.judge(read_beat(job, number), time.monotonic())) is Verdict.WAIT:
-            if patience.leaves():
-                raise StopAborted(
-                    f"a signal came during the wait for {who}, nothing was started: rerun the "
-                    "same command"
-                )
+            patience.check(who)
             if newest_number(job) != number:
                 raise LockHeld(f"another run has just taken over {job.root}: rerun to see it")
             time.sleep(_POLL_SECONDS)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.ownership import fence as fences
 from elastic_ckpt.checkpoint.ownership import job_lock
 from elastic_ckpt.checkpoint.ownership.fence import Ownership, newest_number, read_run
-from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, OwnedJob, Patience
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, OwnedJob, Patience, RunLocks
 from elastic_ckpt.checkpoint.ownership.mount import mount_of
 from elastic_ckpt.errors import (
     DirectoryUnusable,
@@ -26,9 +26,10 @@ from elastic_ckpt.errors import (
     RunSuperseded,
     StopAborted,
 )
+from elastic_ckpt.jobdir.heartbeat import Heartbeat, write_heartbeat
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.policy.lease import LEASE_SECONDS
+from elastic_ckpt.policy.lease import LEASE_SECONDS, NODE_LEASE_SECONDS
 from tests.checkpoints import fill, held_elsewhere, make_header
 
 ELSEWHERE = ProcessIdentity("another-host", "another-boot", 7, 1.0)
@@ -348,3 +349,53 @@ def test_another_job_on_the_mount_is_not_taken_for_a_newer_run(
 
 def test_mount_of_a_missing_directory_is_its_ancestors(tmp_path: Path) -> None:
     assert mount_of(tmp_path / "a" / "b") == mount_of(tmp_path) != mount_of(Path("/proc"))
+
+
+# -- the name of a node -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def held_node(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file server still keeps the lock that another host took as node ``here``."""
+    read = job_lock.read_owner
+    holder = job_lock.LockOwner("theirs", 0, ELSEWHERE)
+    path = job.node_lock("here")
+    monkeypatch.setattr(job_lock, "read_owner", lambda it: holder if it == path else read(it))
+    with held_elsewhere(path):
+        yield
+
+
+@pytest.mark.usefixtures("held_node")
+def test_node_lock_of_a_host_that_is_gone_is_waited_out(
+    job: JobDirectory, clock: Callable[[], float]
+) -> None:
+    said: list[str] = []
+    began = clock()
+    locks = RunLocks(job, "here", "mine", patience=Patience(said.append))
+    assert NODE_LEASE_SECONDS <= clock() - began < NODE_LEASE_SECONDS + 2
+    assert "pid 7 on another-host (run theirs)" in said[0] and "node here" in said[0]
+    assert locks.ownership is not None
+    locks.release()
+
+
+@pytest.mark.usefixtures("held_node")
+def test_node_that_beats_elsewhere_is_refused(
+    job: JobDirectory, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = job_lock.time.sleep
+
+    def beat_meanwhile(seconds: float) -> None:
+        plain(seconds)
+        if clock() > 108.0:
+            write_heartbeat(job, "here", Heartbeat(wall=clock()))
+
+    monkeypatch.setattr(job_lock.time, "sleep", beat_meanwhile)
+    with pytest.raises(LockHeld, match=r"node here is in use by .*another-host.*--node-name"):
+        RunLocks(job, "here", "mine")
+    assert newest_number(job) == 0
+
+
+@pytest.mark.usefixtures("held_node")
+def test_signal_ends_the_wait_for_a_node(job: JobDirectory, clock: Callable[[], float]) -> None:
+    with pytest.raises(StopAborted):
+        RunLocks(job, "here", "mine", patience=Patience(leaves=lambda: clock() > 103.0))
