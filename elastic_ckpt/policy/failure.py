@@ -79,12 +79,12 @@ class Failure:
     @property
     def kind(self) -> FailureClass:
         """The class of this failure."""
+        if self.message.startswith(LAUNCH_FAILED) and self.exit_code > 0 and self.rank < 0:
+            return FailureClass.LAUNCH  # also after a hang, if a worker does not go
         if self.lost:
             return FailureClass.MEMBERSHIP
         if self.hung:
             return FailureClass.HANG
-        if self.message.startswith(LAUNCH_FAILED) and self.exit_code > 0 and self.rank < 0:
-            return FailureClass.LAUNCH
         if self.exit_code < 0:
             number = -self.exit_code
             if number == signal.SIGKILL and self.out_of_memory and self.rank >= 0:

@@ -50,10 +50,11 @@ from elastic_ckpt.supervisor.agent.verdict import (
     in_background,
     launch_failed,
     lived_seconds,
+    still_there,
     summarize,
 )
 from elastic_ckpt.supervisor.agent.watcher import Watcher
-from elastic_ckpt.supervisor.agent.workers import Workers
+from elastic_ckpt.supervisor.agent.workers import STUCK_SECONDS, Workers
 from elastic_ckpt.util.processes import (
     become_subreaper,
     count_memory_kills,
@@ -235,6 +236,8 @@ class Agent:
         Torch elastic may return much later or never: it waits for nodes that did not come, at the
         end for those that are not done, and for the return value of a worker that had none.
         """
+        if self._workers.stuck():
+            return True
         if started.over or self._workers.long_gone:
             return True
         if self._nodes is not None and self._workers.left_well:
@@ -250,7 +253,9 @@ class Agent:
         self._launch = None
         now = time.monotonic_ns()
         failed_at, noticed_at = self._workers.failed_at or now, self._workers.noticed_at or now
-        verdict = self._verdict(finished)
+        verdict, stuck = self._verdict(finished), self._workers.stuck()
+        if stuck and verdict.kind in (EndKind.CRASHED, EndKind.CUT_SHORT):
+            verdict = still_there(verdict, stuck[0], STUCK_SECONDS)
         shown = f"{verdict.kind.value}, {verdict.what}" if verdict.what else verdict.kind.value
         log.info("incarnation %d is over: %s", verdict.incarnation, shown)
         self._workers.log_exits()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -78,6 +79,30 @@ def in_background(ended: Ended, pid: int) -> Ended:
     )
     return msgspec.structs.replace(
         ended, kind=EndKind.CRASHED, exit_code=int(ExitCode.USAGE), message=message
+    )
+
+
+@dataclass(frozen=True)
+class StuckWorker:
+    """A worker that SIGKILL did not end; ``state`` is the letter in /proc."""
+
+    rank: int
+    pid: int
+    state: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid}, state {self.state or 'unknown'})"
+
+
+def still_there(ended: Ended, stuck: StuckWorker, seconds: float) -> Ended:
+    """Return the end of workers of which one does not go: others cannot have its GPU and files."""
+    message = (
+        f"{LAUNCH_FAILED}: {stuck} is still there {seconds:.0f} s after SIGKILL, with its GPU "
+        "memory and files: repair the disk or device that it waits for, or restart this machine, "
+        "then rerun the same command"
+    )
+    return msgspec.structs.replace(
+        ended, kind=EndKind.CRASHED, rank=-1, exit_code=int(ExitCode.FAILED), message=message
     )
 
 

@@ -19,8 +19,16 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import ended_early, outcome_of_zero
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.agent.launch import WorkerProcess
-from elastic_ckpt.supervisor.agent.verdict import exit_text, explain, signal_name
-from elastic_ckpt.util.processes import copies, descendants, is_resource_tracker, kill_all, reap
+from elastic_ckpt.supervisor.agent.verdict import StuckWorker, exit_text, explain, signal_name
+from elastic_ckpt.util.outlet import print_error
+from elastic_ckpt.util.processes import (
+    copies,
+    descendants,
+    is_resource_tracker,
+    kill_all,
+    process_state,
+    reap,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +37,12 @@ LEARN_SECONDS: Final = 0.02
 
 LINGER_SECONDS: Final = 10.0
 """Time for workers to exit after the last of them has posted its outcome."""
+
+
+WARN_SECONDS: Final = 10.0
+STUCK_SECONDS: Final = 300.0
+"""How long a worker may be there after SIGKILL, in a system call that a dead disk or device does
+not end, until the user hears of it, and until the run ends."""
 
 
 STATUS_SECONDS: Final = 1.0
@@ -58,6 +72,8 @@ class Workers:
         self._all_left_at: float | None = None
         self._gone_at: float | None = None  # when the last worker was gone
         self._silent = False  # a worker ended well, but not by returning
+        self._killed_at: float | None = None
+        self._warned = False
 
     def patience(self) -> float:
         """Return the seconds after which to call :meth:`watch` again without an event."""
@@ -99,6 +115,7 @@ class Workers:
             self._lost(exited)
         self._end_early()
         self._end_lingering()
+        self._warn_of_stuck()
         if self._all_gone and self._gone_at is None:
             self._gone_at = time.monotonic()
 
@@ -123,6 +140,25 @@ class Workers:
         A worker posts COMPLETED after its exit hooks, and then returns to torch elastic.
         """
         return 0.0 if self._silent and outcomes == {Outcome.COMPLETED} else LINGER_SECONDS
+
+    def stuck(self, seconds: float = STUCK_SECONDS) -> list[StuckWorker]:
+        """Return the workers that are still there so long after SIGKILL."""
+        if self._killed_at is None or time.monotonic() < self._killed_at + seconds:
+            return []
+        slots = self._board.read_slots()
+        left = [slot for slot in slots if slot.local_rank in self._pidfds]
+        return [StuckWorker(slot.rank, slot.pid, process_state(slot.pid)) for slot in left]
+
+    def _warn_of_stuck(self) -> None:
+        if not self._warned and (left := self.stuck(WARN_SECONDS)):
+            self._warned = True
+            line = (
+                f"{left[0]} is still there {WARN_SECONDS:.0f} s after SIGKILL: a disk or device "
+                "does not answer; no new worker starts before it ends; waiting "
+                f"{STUCK_SECONDS:.0f} s"
+            )
+            log.warning("%s", line)
+            print_error(f"elastic-ckpt: {line}")
 
     def _end_early(self) -> None:
         """Fail if a rank ended with code 0 while others train and wait for it."""
@@ -181,6 +217,8 @@ class Workers:
         sent = [
             process.pid for process in list(WorkerProcess.started) if process.send_signal(number)
         ]
+        if sent and number == signal.SIGKILL and self._killed_at is None:
+            self._killed_at = time.monotonic()
         if sent:
             log.info("sent %s to %s", signal_name(number), sent)
 
@@ -236,8 +274,8 @@ class Workers:
             self._unfollow(pidfd)
         self._pidfds.clear()
         self._known.clear()
-        self._culprit = self._all_left_at = self._gone_at = None
-        self._silent = False
+        self._culprit = self._all_left_at = self._gone_at = self._killed_at = None
+        self._silent = self._warned = False
         self.failed_at = self.noticed_at = 0
         kill_all(
             process

@@ -1,0 +1,59 @@
+"""Workers as processes: one that SIGKILL does not end."""
+
+from __future__ import annotations
+
+import selectors
+import subprocess
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from elastic_ckpt.policy.failure import Failure, FailureClass
+from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.ended import EndKind
+from elastic_ckpt.supervisor.agent import workers as module
+from elastic_ckpt.supervisor.agent.launch import WorkerProcess
+from elastic_ckpt.supervisor.agent.verdict import still_there, summarize
+from elastic_ckpt.supervisor.agent.workers import STUCK_SECONDS, WARN_SECONDS, Workers
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_worker_that_sigkill_does_not_end_is_named_and_ends_the_run(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in state D takes the signal only when its system call returns."""
+    board, now, said = Board.create(1), [100.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "print_error", said.append)
+    monkeypatch.setattr(module, "process_state", lambda pid: "D")
+    immortal = SimpleNamespace(pid=child.pid, send_signal=lambda number: True, is_there=True)
+    monkeypatch.setattr(WorkerProcess, "started", [immortal])
+    board.rank_slot(0).launched(0, child.pid)
+    workers = Workers(board, selectors.DefaultSelector())
+    workers.watch()
+    workers.kill()
+    workers.watch()
+    assert workers.stuck() == [] and said == []
+    now[0] += WARN_SECONDS
+    workers.watch()
+    workers.watch()
+    [line] = said
+    assert f"rank 0 (process {child.pid}, state D) is still there" in line
+    now[0] += STUCK_SECONDS
+    [stuck] = workers.stuck()
+    ended = still_there(summarize(1, EndKind.CUT_SHORT, board.read_slots()), stuck, STUCK_SECONDS)
+    assert ended.kind is EndKind.CRASHED and str(stuck) in ended.message
+    failure = Failure(ended.rank, ended.exit_code, ended.message, stepped=True, hung=True)
+    assert failure.kind is FailureClass.LAUNCH  # which is not retried
+    child.kill()
+    child.wait()
+    monkeypatch.setattr(module, "_exit_status", lambda pid, patience=0.0: -9)
+    workers.watch()
+    assert workers.stuck() == []
