@@ -22,6 +22,7 @@ from elastic_ckpt.training.data.data_pass import Resumed, current_pass, order_ve
 from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.ranks.peers import Peers
+from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_given, load_newest
 from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState
@@ -39,7 +40,6 @@ class _Loop:
     attached: bool = False
     stop: bool = False
     reason: Reason = "interval"
-    rank_state: RankState = field(default_factory=lambda: RankState({}))
     consumption: Consumption = field(default_factory=Consumption)
     optimizer_steps: int = 0  # at the last call
     tries: int = 0  # calls for which a save has waited for an optimizer step
@@ -97,7 +97,7 @@ def _can_save(peers: Peers, step: int, *, has_stepped: bool) -> bool:
     limit = MAX_HURRIED_TRIES if _loop.stop else MAX_TRIES
     ready = has_stepped or _loop.tries >= limit
     name = f"should_save after step {step}"
-    if meet(peers, name, Arrival(Position(step=step), ready)):
+    if meet(peers, name, Arrival(Position(step=step), ready)) is not None:
         _loop.tries = 0
         return True
     _loop.tries += 1
@@ -148,30 +148,36 @@ def save_checkpoint(
         SystemExit: after the seal, at the agreed stop step.
     """
     runtime = runtimes.join(save_dir)
-    replicas = _data_parallel_size(booster, runtime.peers.world_size)
+    peers = runtime.peers
+    replicas = _data_parallel_size(booster, peers.world_size)
     now = current_pass()
     if now is None:
         samples, seed, size = step * batch_size * replicas, None, 0
     else:
         samples, seed, size = now.used(epoch, batch_size), now.order_seed, now.size
+    position = Position(
+        epoch=epoch,
+        step=step,
+        step_in_epoch=now.steps_before + now.steps if now is not None else step,
+        sample_start_index=samples,
+        order_seed=seed,
+        order_version=order_version(),
+        dataset_size=size,
+    )
+    own = RankState({}, model)
+    held = own.hold()
+    compared = held.digests() if peers.world_size > 1 else ()
+    name = f"the save after step {step}, epoch {epoch}"
+    unequal = meet(peers, name, Arrival(position, True, *compared)) or frozenset()
     snapshot = Snapshot(
         reason=_loop.reason,
-        position=Position(
-            epoch=epoch,
-            step=step,
-            step_in_epoch=now.steps_before + now.steps if now is not None else step,
-            sample_start_index=samples,
-            order_seed=seed,
-            order_version=order_version(),
-            dataset_size=size,
-        ),
+        position=position,
         running_states={"epoch": epoch, "step": step, "sample_start_index": samples // replicas},
         samples_per_step=batch_size * replicas,
         data_parallel_size=replicas,
-        rank_state=lambda: RankState({}).capture(iterating=True),
+        rank_state=lambda: own.capture(peers.rank, held, unequal, iterating=True),
     )
     inputs = EngineInputs(booster, model, optimizer, lr_scheduler, use_async)
-    meet(runtime.peers, f"the save after step {step}, epoch {epoch}", Arrival(snapshot.position))
     write_checkpoint(runtime, make_engine(inputs, engine), snapshot)
     if _loop.stop:
         runtime.leave(saved=True)
@@ -214,7 +220,15 @@ def load_checkpoint(
     runtime = runtimes.join(path.parent if single else path)
     _loop.consumption.watch(optimizer)
     made = make_engine(EngineInputs(booster, model, optimizer, lr_scheduler), engine)
-    loaded = load_given(runtime, made, path) if single else load_newest(runtime, made)
+    own = RankState({}, model)
+
+    def resume(found: Loaded) -> str:
+        return own.resume(found, runtime.peers)
+
+    if single:
+        loaded: Loaded | None = load_given(runtime, made, path, resume)
+    else:
+        loaded = load_newest(runtime, made, resume)
     runtime.slot.loaded(loaded.source if loaded else Source.NOTHING)
     if loaded is None:
         return 0, 0, 0
@@ -231,9 +245,8 @@ def load_checkpoint(
         seal.order_seed,
         seal.order_version,
     )
-    _loop.rank_state.resume(loaded, runtime.peers.rank)
-    _loop.rank_state.restore_rng(keep=True)
-    resume_at(place, _loop.rank_state.restore_rng)
+    own.restore_rng(keep=True)
+    resume_at(place, own.restore_rng)
     replicas = _data_parallel_size(booster, runtime.peers.world_size)
     return place.epoch, running.step, place.per_rank(replicas)
 

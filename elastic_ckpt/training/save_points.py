@@ -31,6 +31,7 @@ from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.data.postponement import Postponement
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
+from elastic_ckpt.training.state.holding import Holding, Names
 from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.saver import Saver
@@ -208,19 +209,23 @@ class SavePoints:
         loop = self._loop.position
         name = f"the save after step {loop.step}, epoch {loop.epoch}"
         ready = reason == "final" or self._postponement.is_ready(hurried=self._stopping)
-        here = self._loop.consumed
-        if not meet(self._runtime.peers, name, Arrival(here, ready)):
+        here, peers = self._loop.consumed, self._runtime.peers
+        is_new = (here.epoch, here.step) != self._saver.last
+        held = self._rank_state.hold() if ready and is_new else None
+        compared = held.digests() if held is not None and peers.world_size > 1 else ()
+        unequal = meet(peers, name, Arrival(here, ready, *compared))
+        if unequal is None:
             self._is_due = self._is_due or reason == "interval"
             self._postponement.count(loop.step, reason)
             return False
         self._is_due = False
         self._postponement.end(loop.step)
-        if (here.epoch, here.step) != self._saver.last:
+        if held is not None:
             self._timer.interrupted()
-            self._saver.save(self._snapshot(reason))
+            self._saver.save(self._snapshot(reason, held, unequal))
         return True
 
-    def _snapshot(self, reason: Reason) -> Snapshot:
+    def _snapshot(self, reason: Reason, held: Holding, unequal: Names) -> Snapshot:
         loop, here = self._loop, self._loop.consumed
         replicas = loop.replicas if loop.samples_per_batch else self._runtime.peers.world_size
         iterating = loop.iterated_epoch == here.epoch
@@ -234,6 +239,8 @@ class SavePoints:
             },
             samples_per_step=loop.samples_per_batch * loop.accumulation_steps,
             data_parallel_size=replicas,
-            rank_state=lambda: self._rank_state.capture(iterating=iterating),
+            rank_state=lambda: self._rank_state.capture(
+                self._runtime.peers.rank, held, unequal, iterating=iterating
+            ),
             metrics=self._metrics.values,
         )

@@ -57,8 +57,8 @@ class Session:
         retention: which checkpoints to keep. None keeps all, but of those that were saved
             automatically only the last two. The supervisor's ``--keep-last`` and the like override
             it.
-        extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank; plain
-            values belong into ``state``.
+        extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank where
+            ranks differ; plain values belong into ``state``.
         engine: the name of an engine that another package provides; None selects ColossalAI's with
             a booster and torch's without.
         use_async: have TensorNVMe write what a booster saves, if it is installed.
@@ -114,7 +114,7 @@ class Session:
         self._retention = retention
         self._consumption = Consumption()
         self._loop = LoopState(accumulation_steps, self._consumption)
-        self._rank_state = RankState(check_extra(extra if extra is not None else {}))
+        self._rank_state = RankState(check_extra(extra if extra is not None else {}), model)
         self._metrics = ReportedMetrics()
         self.resumed_from: Path | None = None
 
@@ -142,7 +142,9 @@ class Session:
         interval = choose_interval(runtime, steps)
         self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
         self._timer = StepTimer(slot, self._inputs.model, consumption=self._consumption)
-        found = load_newest(runtime, engine)
+        found = load_newest(
+            runtime, engine, lambda found: self._rank_state.resume(found, runtime.peers)
+        )
         if found is not None:
             self._resume(found)
             saver.last = (found.seal.epoch, found.seal.step)
@@ -276,7 +278,6 @@ class Session:
         self._metrics.resume(seal.metrics)
         self.state.resume(read_session_state(loaded))
         self.resumed_from = self._runtime.job.checkpoint(seal.epoch, seal.step)
-        self._rank_state.resume(loaded, self._runtime.peers.rank)
 
     def _watch_optimizer(self) -> None:
         inner = inner_optimizer(self._inputs.optimizer)

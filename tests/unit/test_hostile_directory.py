@@ -744,7 +744,8 @@ def test_without_a_booster_nothing_is_unpickled(tmp_path: Path, place: str, seal
     torch = pytest.importorskip("torch")
     from elastic_ckpt.checkpoint.colossalai_layout import read_running_states
     from elastic_ckpt.training.engines.torch.engine import TorchEngine
-    from elastic_ckpt.training.state.load import load_given, read_rank_state
+    from elastic_ckpt.training.state.load import load_given
+    from elastic_ckpt.training.state.rank_state import read_rank_state
     from elastic_ckpt.training.tensors.state_codec import write_state
 
     job, mark = open_job(tmp_path / "job"), tmp_path / "executed"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.errors import (
@@ -23,13 +23,19 @@ from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.candidate import LoadCandidate, Loaded
 from elastic_ckpt.training.state.choice import CheckpointChoice, given
-from elastic_ckpt.training.tensors.state_codec import read_state
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
 
+Resume = Callable[[Loaded], str]
+"""Restores a rank's own state after the engine's load; returns what it could not restore."""
 
-def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
+
+def _nothing(_: Loaded) -> str:
+    return ""
+
+
+def load_newest(runtime: Runtime, engine: Engine, resume: Resume = _nothing) -> Loaded | None:
     """Load the newest checkpoint that every rank verifies, from memory if it is there. Collective.
 
     A checkpoint on disk that fails verification is set aside, and the next older one is tried.
@@ -48,7 +54,7 @@ def load_newest(runtime: Runtime, engine: Engine) -> Loaded | None:
     if candidate is None:
         return None
     with candidate:
-        return _load(runtime, engine, candidate)
+        return _load(runtime, engine, candidate, resume)
 
 
 def choose(runtime: Runtime) -> LoadCandidate | None:
@@ -70,7 +76,7 @@ def choose(runtime: Runtime) -> LoadCandidate | None:
         choice.reject(candidate.ref, reason)
 
 
-def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
+def load_given(runtime: Runtime, engine: Engine, path: Path, resume: Resume = _nothing) -> Loaded:
     """Verify and load one checkpoint that the caller chose, from memory if it is not on disk yet.
     Collective. CheckpointRejected if it failed verification; it is not moved. The first save after
     it supersedes the job's newer ones; until then nothing moves, as a script may only look."""
@@ -78,26 +84,9 @@ def load_given(runtime: Runtime, engine: Engine, path: Path) -> Loaded:
         reason = candidate.verify()
         if reason:
             raise CheckpointRejected(f"{path}: {reason}")
-        loaded = _load(runtime, engine, candidate)
+        loaded = _load(runtime, engine, candidate, resume)
     runtime.rewound_to = (loaded.seal.epoch, loaded.seal.step)
     return loaded
-
-
-def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
-    """Return a rank's own state, or another rank's if the checkpoint has fewer ranks; None if it
-    has no such states."""
-    path, seal = loaded.path, loaded.seal
-    name = f"{rank % seal.world_size:05d}"
-    if not any(entry.path == f"ranks/{name}.json" for entry in seal.files):
-        return None
-    state = read_state(path / "ranks", name)
-    if not (
-        isinstance(state, dict)
-        and isinstance(state.get("rng"), dict)
-        and isinstance(state.get("extra"), dict)
-    ):
-        raise CheckpointRejected(f"ranks/{name} in {seal.checkpoint_name} is not a rank's state")
-    return state
 
 
 def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
@@ -132,12 +121,13 @@ def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
         ) from error
 
 
-def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate) -> Loaded:
+def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate, resume: Resume) -> Loaded:
     """Put the verified state in place. Collective: an error on one rank is raised on all."""
     peers, started, loaded = runtime.peers, time.monotonic(), candidate.loaded
 
     def load() -> bytes:
-        return load_on_rank(engine, loaded, peers.world_size).encode()
+        lost = load_on_rank(engine, loaded, peers.world_size), resume(loaded)
+        return "; ".join(filter(None, lost)).encode()
 
     notes = peers.collect("load", load, doing="load", watched=True)
     inexact = next((note.decode() for note in notes if note), "")

@@ -1,4 +1,5 @@
-"""The first exchange of a save: are all ranks at one place, with the state that belongs to it?"""
+"""The first exchange of a save: are all ranks at one place, with the state that belongs to it, and
+which values do they hold differently?"""
 
 from __future__ import annotations
 
@@ -7,26 +8,36 @@ import msgspec
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import DataMismatch, UnequalSteps
 from elastic_ckpt.training.ranks.peers import Peers
+from elastic_ckpt.training.state.holding import Names, unequal_names
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one rank reports before a save.
 
     Attributes:
         position: what would be saved.
         ready: whether the state is that of the position.
+        model, extra: digests of what a ``Holding`` compares.
     """
 
     position: Position
     ready: bool = True
+    model: bytes = b""
+    extra: bytes = b""
+
+
+class _Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    go: bool = True
+    unequal: list[bytes] = []
 
 
 _decoder = msgspec.json.Decoder(Arrival)
-_GO, _LATER = b"go", b"later"
+_verdict_decoder = msgspec.json.Decoder(_Verdict)
 
 
-def meet(peers: Peers, name: str, mine: Arrival) -> bool:
-    """Return on every rank whether to save now; False if a rank is not ready. Collective.
+def meet(peers: Peers, name: str, mine: Arrival) -> Names | None:
+    """Return on every rank what differs between ranks; None if a rank is not ready to save.
+    Collective.
 
     Args:
         name: the save in words, with its step, as in "the save after step 7".
@@ -35,13 +46,14 @@ def meet(peers: Peers, name: str, mine: Arrival) -> bool:
         UnequalSteps: on every rank; the ranks are at different epochs, steps or samples.
         DataMismatch: on every rank; their data sets or the seeds of their orders differ.
     """
-    return peers.agree(name, msgspec.json.encode(mine), _judge) == _GO
+    verdict = _verdict_decoder.decode(peers.agree(name, msgspec.json.encode(mine), _judge))
+    return frozenset(verdict.unequal) if verdict.go else None
 
 
 def _judge(values: list[bytes]) -> bytes:
     found = [_decoder.decode(value) for value in values]
     if not all(one.ready for one in found):
-        return _LATER
+        return msgspec.json.encode(_Verdict(go=False))
     first = found[0].position
     for rank, one in enumerate(found):
         here = one.position
@@ -58,7 +70,8 @@ def _judge(values: list[bytes]) -> bytes:
                 f"{first.order_seed}; nothing was saved at step {first.step}: give every rank the "
                 "same data set and seed"
             )
-    return _GO
+    unequal = unequal_names((one.model for one in found), (one.extra for one in found))
+    return msgspec.json.encode(_Verdict(unequal=sorted(unequal)))
 
 
 def _place(position: Position) -> tuple[int, int, int, int]:

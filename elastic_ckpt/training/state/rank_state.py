@@ -1,55 +1,87 @@
-"""Each rank's own state: its random state, and the objects that a script adds."""
+"""Each rank's own state: its random state, what a script adds, and buffers that differ by rank."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
+from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.state.candidate import Loaded
-from elastic_ckpt.training.state.load import read_rank_state
+from elastic_ckpt.training.state.holding import Holding, Names
+from elastic_ckpt.training.state.module_values import broadcast_names, restore_module_values
 from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, restore_rng
+from elastic_ckpt.training.tensors.state_codec import read_state
 from elastic_ckpt.util.text import printable
+
+_DOCS: Final = "docs/elastic.md#state-that-differs-by-rank"
 
 
 class RankState:
     """Captured at a save; restored in two parts, as the random state follows later. ``extra`` has
     objects with ``state_dict`` and ``load_state_dict``, by name."""
 
-    def __init__(self, extra: dict[str, Any]) -> None:
+    def __init__(self, extra: dict[str, Any], model: Any = None) -> None:
         self.extra = extra
+        self.model = model
         self._rng: dict[str, Any] | None = None
         self._rng_iterating = True
         self._new_rank = 0
         self._name = ""
 
-    def capture(self, *, iterating: bool) -> dict[str, Any]:
-        """Return the current state; ``iterating``: this epoch's DataLoader iterator exists."""
-        extra = {name: thing.state_dict() for name, thing in self.extra.items()}
-        return {"rng": capture_rng(), "iterating": iterating, "extra": extra}
+    def hold(self) -> Holding:
+        """Return what other ranks may hold differently, as it is now."""
+        return Holding(self.model, self.extra)
 
-    def resume(self, loaded: Loaded, rank: int) -> None:
-        """Restore what the script added; the random state waits for :meth:`restore_rng`.
+    def capture(
+        self, rank: int, held: Holding, unequal: Names, *, iterating: bool
+    ) -> dict[str, Any]:
+        """Return the current state; ``iterating``: this epoch's DataLoader iterator exists."""
+        own = held.to_write(rank, unequal)
+        return {"rng": capture_rng(), "iterating": iterating, **own}
+
+    def resume(self, loaded: Loaded, peers: Peers) -> str:
+        """Restore what differs by rank; the random state waits for :meth:`restore_rng`.
 
         A rank that did not exist when the checkpoint was made takes another rank's state, and
-        derives a random state of its own from it.
+        derives a random state of its own from it. With another number of ranks the model stays as
+        the engine has loaded it.
+
+        Returns:
+            What was not restored bit for bit, and why; empty if everything was.
 
         Raises:
             ElasticCkptError: an object was not saved.
         """
+        rank, saved_by = peers.rank, loaded.seal.world_size
         self._name = loaded.seal.checkpoint_name
-        state = read_rank_state(loaded, rank)
+        state = read_rank_state(loaded, rank % saved_by)
         if state is None:
-            return
+            return ""
         self._rng = state["rng"]
-        self._new_rank = rank if rank >= loaded.seal.world_size else 0
+        self._new_rank = rank if rank >= saved_by else 0
         self._rng_iterating = state.get("iterating", True)
+        shared = state.get("shared")
+        self._resume_extra(loaded, state["extra"], shared or [])
+        if saved_by == peers.world_size:
+            restore_module_values(self.model, state.get("model", {}))
+            return ""
+        if shared is None:  # an earlier version did not compare
+            return ""
+        buffers = len(state["model"].keys() - broadcast_names(self.model))
+        return _lost(buffers, len(self.extra.keys() - shared), saved_by, peers.world_size)
+
+    def _resume_extra(self, loaded: Loaded, own: dict[str, Any], shared: list[str]) -> None:
+        common = {} if self.extra.keys() <= own.keys() else (read_rank_state(loaded, 0) or {})
         for name, thing in self.extra.items():
-            if name not in state["extra"]:
+            if name in own:
+                thing.load_state_dict(own[name])
+            elif name in shared and name in common.get("extra", {}):
+                thing.load_state_dict(common["extra"][name])
+            else:
                 raise ElasticCkptError(
                     f"{self._name} has no state for extra={name!r}, as it was saved without it: "
                     "leave it out, or start over with a new --dir"
                 )
-            thing.load_state_dict(state["extra"][name])
 
     def restore_rng(self, *, iterating: bool = True, keep: bool = False) -> None:
         """Restore the random state, once unless ``keep`` is true.
@@ -75,3 +107,45 @@ class RankState:
                 f"the random state in {self._name} cannot be restored: {first}"
             ) from None
         self._rng = self._rng if keep else None
+
+
+def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
+    """Return what a rank wrote of its own; None if the checkpoint has no such states.
+
+    Raises:
+        CheckpointRejected: it is not a rank's state.
+    """
+    path, seal, name = loaded.path, loaded.seal, f"{rank:05d}"
+    if not any(entry.path == f"ranks/{name}.json" for entry in seal.files):
+        return None
+    state = read_state(path / "ranks", name)
+    if not (
+        isinstance(state, dict)
+        and isinstance(state.get("rng"), dict)
+        and isinstance(state.get("extra"), dict)
+        and isinstance(state.get("model", {}), dict)
+        and isinstance(shared := state.get("shared", []), list)
+        and all(isinstance(one, str) for one in shared)
+        and ("model" in state) is ("shared" in state)
+    ):
+        raise CheckpointRejected(f"ranks/{name} in {seal.checkpoint_name} is not a rank's state")
+    return state
+
+
+def _lost(buffers: int, objects: int, before: int, now: int) -> str:
+    """Return what another number of ranks cannot restore; empty for nothing."""
+    parts = []
+    if buffers:
+        parts.append(f"of {_count(buffers, 'buffer')} every rank has rank 0's")
+    if objects:
+        parts.append(f"of {_count(objects, 'extra object')} rank N has that of rank N % {before}")
+    if not parts:
+        return ""
+    return (
+        f"its {before} ranks differed, and {_count(now, 'rank')} cannot have all of that: "
+        f"{', '.join(parts)}; see {_DOCS}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"
