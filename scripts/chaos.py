@@ -3,7 +3,8 @@
 Each round runs tests/faults/test_bit_exact.py: it starts a job, disturbs it at random moments
 drawn from the seed, and compares samples and bits with an undisturbed one. Rounds that passed are
 recorded in chaos-rounds.jsonl and not repeated, so an interrupted call resumes where it stopped.
-Prints how to replay a failed round, and exits with 1; in the end prints how often each kind came.
+A round that failed is run again by the next call. Prints how often each kind came and how to replay
+what failed, and exits with 1 if anything did.
 
 As root on Linux a round has mounts of its own, which end with it, however it ends. The undisturbed
 run is made once in each call, because all rounds of one length have the same.
@@ -38,20 +39,22 @@ def main() -> int:
     parser.add_argument("seed", type=int, help="seed of the first round; later rounds count up")
     args = parser.parse_args()
     passed = read_tally()
-    done, kinds = 0, Counter[str]()
+    done, kinds, failed = 0, Counter[str](), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
         for number, start in enumerate(range(0, args.count, ROUND)):
             seed, count = args.seed + number, min(ROUND, args.count - start)
             found = passed.get((seed, count)) or run_round(seed, count, Path(place))
             if found is None:
-                print(f"failed; to replay: make chaos N={count} SEED={seed}")
-                return 1
+                failed.append(f"failed; to replay: make chaos N={count} SEED={seed}")
+                print(failed[-1], flush=True)
+                continue
             done += count
             kinds.update(found)
             print(f"{done} of {args.count} disturbances passed, up to seed {seed}", flush=True)
     for kind, times in sorted(kinds.items()):
         print(f"{times:6} {kind}")
-    return 0
+    print(*failed, sep="\n")
+    return 1 if failed else 0
 
 
 def read_tally() -> dict[tuple[int, int], dict[str, int]]:
