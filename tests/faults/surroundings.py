@@ -133,6 +133,7 @@ def disk_away_and_back(job: WildJob, dice: random.Random) -> None:
         elif act == "notice":
             job.process.send_signal(signal.SIGTERM)
             assert job.wait() == 76, job.output()
+            assert job.newest_sealed() >= before.position.step, job.output()  # in memory
     finally:
         job.place.bring_disk_back()
     if act == "notice":

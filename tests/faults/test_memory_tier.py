@@ -84,6 +84,20 @@ def test_crash_keeps_the_snapshot_in_memory(tmp_path, full, victim):
         assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
 
 
+@needs_root
+def test_memory_holds_the_newest_while_the_disk_is_full(tmp_path, full):
+    hold = tmp_path / "go"
+    with job_on(full, tmp_path, "--hold", f"11:{hold}") as job:
+        job.start().until(only_in_memory(10), "step 10")
+        job.workers()[0].send_signal(signal.SIGKILL)
+        job.until(lambda view: view.incarnation == 2 and view.workers, "a restart")
+        (full / "filler").unlink()
+        hold.touch()
+        assert job.wait() == 0, job.output()
+        assert "epoch-0_step-10\n" in job.output()
+        assert {8, 10, 13} <= set(steps(job)) and job.tiers() == []
+
+
 @pytest.mark.slow
 @needs_root
 def test_next_run_resumes_from_the_memory_of_a_killed_one(tmp_path, full):

@@ -12,7 +12,8 @@
             spare/                       the buffers of what stood here before, to be written again
 
 The files belong to no worker: they outlive the death of any process of the job. A generation is
-never overwritten or removed while a process reads it, nor before it is on disk.
+never overwritten or removed while a process reads it, nor before it or a newer one is on disk; only
+if the disk refuses a save, the older of two makes room for it.
 """
 
 from __future__ import annotations
@@ -92,8 +93,11 @@ class MemoryTier:
         """Whether anything in it may be nowhere else."""
         return self.is_unclear or bool(self.undrained())
 
-    def begin(self, step: int, size: int, identity: str | None = None) -> MemoryAttempt:
-        """Overwrite what has no seal, or is on disk."""
+    def begin(
+        self, step: int, size: int, identity: str | None = None, *, replaces: bool = False
+    ) -> MemoryAttempt:
+        """Overwrite what has no seal, or is on disk; if it ``replaces``, the older of two that are
+        not, so that memory holds the newest while the disk refuses it."""
         room = room_bytes(self.root) + self.held_bytes()
         if GENERATIONS * size > room:
             raise TierFull(
@@ -101,7 +105,7 @@ class MemoryTier:
                 f"the memory tier needs {human_bytes(GENERATIONS * size)}, and only "
                 f"{human_bytes(room)} are available",
             )
-        generation = self.free()
+        generation = self.free() or (self._older() if replaces else None)
         if generation is None:
             raise TierBusy(0, "both generations of the memory tier wait for their drain")
         generation.begin()
@@ -142,6 +146,14 @@ class MemoryTier:
             if one.settled and one.generation.clear():
                 return one.generation
         return None
+
+    def _older(self) -> Generation | None:
+        """Return the older of two generations of this session, its seal removed; None if a process
+        reads it, or the other one is not a newer checkpoint."""
+        sealed = self.sealed()
+        if len(sealed) < GENERATIONS or len(self.own()) < GENERATIONS:
+            return None
+        return sealed[-1].generation if sealed[-1].generation.clear() else None
 
     def held_bytes(self) -> int:
         """Return the bytes of all buffers."""

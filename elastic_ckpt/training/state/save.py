@@ -79,6 +79,7 @@ class SaveOperation:
         self._engine = engine
         self._snapshot = snapshot
         self._to_disk = snapshot.reason in _TO_DISK
+        self._refused = False  # by the disk
         self._taken: _Taken | None = None
         self._began = self._standing_since = time.monotonic()
         self._stall = 0.0
@@ -135,8 +136,9 @@ class SaveOperation:
         target: Attempt | None = None
         try:
             target = begin_attempt(
-                self._runtime, self._engine, self.position.step, allow_memory=not self._to_disk
-            )
+                self._runtime, self._engine, self.position.step, allow_memory=not self._to_disk,
+                replaces=self._refused,
+            )  # fmt: skip
             overlapped = overlap and target.ref.tier == "memory" and self._engine.overlaps
             copies = DeviceCopies() if overlapped else None
             taken = _write(self._runtime, self._engine, self._snapshot, target, copies)
@@ -156,9 +158,9 @@ class SaveOperation:
         if target is not None and target.ref.tier == "memory":
             self._runtime.memory = None
             what = "the memory tier is off from now on"
-        elif self._to_disk and self._runtime.memory is not None:
-            self._to_disk = False
+        elif self._runtime.memory is not None and not self._refused:
             what = "saving into memory instead"
+            self._to_disk, self._refused = False, True
         else:
             return False
         log.warning("%s: %s", what, refused)

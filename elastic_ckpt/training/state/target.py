@@ -19,10 +19,16 @@ _MARGIN: Final = 1.05
 
 
 def begin_attempt(
-    runtime: Runtime, engine: Engine, step: int, *, allow_memory: bool = True
+    runtime: Runtime,
+    engine: Engine,
+    step: int,
+    *,
+    allow_memory: bool = True,
+    replaces: bool = False,
 ) -> Attempt:
     """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
-    on every rank if the disk has no room, or does not answer."""
+    on every rank if the disk has no room, or does not answer. ``replaces``: as the memory tier's.
+    """
     disk = DiskTier(runtime.job, runtime.retain.make_room, runtime.fence)
     memory = runtime.memory if allow_memory else None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
@@ -38,7 +44,7 @@ def begin_attempt(
         size = _predicted_bytes(runtime, engine, disk)
         if memory is not None:
             try:
-                return memory.begin(step, size)
+                return memory.begin(step, size, replaces=replaces)
             except TierBusy:
                 log.info("saving step %d to the disk: memory waits for its drain", step)
             except TierFull as full:

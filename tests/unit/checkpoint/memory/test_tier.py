@@ -14,6 +14,7 @@ from elastic_ckpt.checkpoint.memory.generation import check_covers
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES, Mappings
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.tier import TierBusy
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.checkpoints import MODEL, open_job
@@ -62,6 +63,23 @@ def test_what_is_not_on_disk_is_never_overwritten(job: JobDirectory, tier: Memor
     second.generation.settle(second.seal)
     assert snapshot(job, tier, 30) is not None
     assert steps(tier) == [30, 10]
+
+
+def test_older_of_two_makes_room_while_the_disk_refuses(
+    job: JobDirectory, tier: MemoryTier
+) -> None:
+    for step in (10, 20):
+        assert snapshot(job, tier, step) is not None
+    tier.begin(30, 0, replaces=True)  # and it is cut off
+    assert steps(tier) == [20]
+    assert snapshot(job, tier, 30) is not None
+    lock = tier.sealed()[1].generation.lock()
+    with pytest.raises(TierBusy):
+        tier.begin(40, 0, replaces=True)
+    lock.release()
+    with pytest.raises(TierBusy):
+        tier.of_session("other").begin(40, 0, replaces=True)
+    assert steps(tier) == [30, 20]
 
 
 def test_generation_being_read_is_never_overwritten(job: JobDirectory, tier: MemoryTier) -> None:
