@@ -16,13 +16,29 @@ from tests.faults.disturbances import (
     Disturbance,
     corrupt_the_newest_checkpoint,
     full_disk,
+    kill_a_child_of_the_data_loader,
     kill_worker,
+    stop_and_continue,
+    term_agent_and_worker,
     term_supervisor,
 )
-from tests.faults.surroundings import AROUND, ON_MOUNTS
+from tests.faults.surroundings import (
+    AROUND,
+    ON_MOUNTS,
+    disk_away_and_back,
+    lock_lost,
+    memory_full,
+    nothing_reads_the_output,
+    rank_leaves_with_0,
+)
 from tests.faults.wild import Place, WildJob, place
 from tests.job import Job, used_samples
 
+WITHOUT_A_START = [
+    kill_worker, term_agent_and_worker, stop_and_continue, kill_a_child_of_the_data_loader,
+    nothing_reads_the_output, lock_lost, rank_leaves_with_0, full_disk, memory_full,
+    disk_away_and_back,
+]  # fmt: skip
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "30"))
 ONLY = os.environ.get("ELASTIC_CKPT_TEST_KINDS", "")
@@ -62,6 +78,7 @@ def test_disturbances_leave_no_trace(tmp_path, count=COUNT):
         possible = [*KINDS, *AROUND, *(ON_MOUNTS if own else [])]
         if ONLY:
             possible = [kind for kind in possible if kind.__name__ in ONLY.split(",")]
+        possible += [kind for kind in possible if kind in WITHOUT_A_START]  # those cost little
         kinds = [kind for kind in possible for _ in range(-(-count // len(possible)))]
         dice.shuffle(kinds)
         planned = list(zip(moments, kinds, strict=False))
