@@ -36,7 +36,8 @@ class OpenedSessions:
             what = "a second Session in one process" if not name else f"a second {_shown(name)}"
             raise UsageError(
                 f"{what} would continue from the first one's checkpoints: give each a name of its "
-                'own, as in Session(name="pretrain", ...), then Session(name="head", ...)'
+                'own, as in Session(name="pretrain", ...), then Session(name="head", ...); to '
+                "continue the first one, start the script again (in a notebook, restart the kernel)"
             )
 
     def enter(self, name: str) -> None:

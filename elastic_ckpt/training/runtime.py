@@ -63,6 +63,7 @@ class Runtime:
         supervised: None when there is no supervisor.
         memory: this node's memory tier; None to save to disk.
         last_bytes: size of the newest checkpoint; None if it is not known yet.
+        memory_problem: why the last save could not use the memory tier, as the user was told.
         session_order: of what this session saves; only the leader knows it.
         sessions: those of this process.
         automatic: neither the user nor the script chose when to save.
@@ -89,6 +90,7 @@ class Runtime:
     rewound_to: tuple[int, int] | None = None
     memory: MemoryTier | None = None
     last_bytes: int | None = None
+    memory_problem: str = ""
     session_order: int = 0
     sessions: OpenedSessions = field(default_factory=OpenedSessions)
     state: Callable[[], bytes] = bytes

@@ -57,8 +57,9 @@ class Session:
         retention: which checkpoints to keep. None keeps all, but of those that were saved
             automatically only the last two. The supervisor's ``--keep-last`` and the like override
             it.
-        extra: objects with ``state_dict`` and ``load_state_dict``, by name, saved per rank where
-            ranks differ; plain values belong into ``state``.
+        extra: objects with ``state_dict`` and ``load_state_dict``, and random generators of
+            torch, NumPy or Python, by name, saved per rank where ranks differ; plain values belong
+            into ``state``.
         engine: the name of an engine that another package provides; None selects ColossalAI's with
             a booster and torch's without.
         use_async: have TensorNVMe write what a booster saves, if it is installed.
@@ -281,6 +282,7 @@ class Session:
 
     def _watch_optimizer(self) -> None:
         inner = inner_optimizer(self._inputs.optimizer)
+        self._consumption.gradients_seen = self._inputs.booster is None
         if hasattr(inner, "register_step_pre_hook"):
             inner.register_step_pre_hook(lambda *_: self._timer.optimizing())
         self._consumption.watch(inner, *self._rank_state.extra.values())

@@ -5,31 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch.nn import Module
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.engines import EngineInputs
+from elastic_ckpt.training.state.generator import generator_state
 
 _LOADER = "DataLoader(dataset, batch_size=..., sampler=ElasticSampler(dataset, seed=0))"
 
 
 def check_extra(extra: Any) -> dict[str, Any]:
-    """Return a copy of ``extra``.
+    """Return a copy of ``extra``, with random generators wrapped.
 
     Raises:
         UsageError: it is not a dict of objects that can be saved.
     """
     if not isinstance(extra, Mapping) or not all(isinstance(name, str) for name in extra):
         raise UsageError(f"extra must be a dict of objects by name, not {extra!r:.80}")
-    for name, thing in extra.items():
+    checked = {name: generator_state(thing) or thing for name, thing in extra.items()}
+    for name, thing in checked.items():
         if not _has_state(thing):
             raise UsageError(
                 f"extra[{name!r}] is a {type(thing).__name__}, without state_dict and "
                 f"load_state_dict: keep plain values in session.state, as in "
                 f"session.state[{name!r}] = ..."
             )
-    return dict(extra)
+    return checked
 
 
 def check_inputs(inputs: EngineInputs) -> None:
@@ -56,6 +60,11 @@ def check_inputs(inputs: EngineInputs) -> None:
                 f"{name} is a {type(thing).__name__}, without state_dict and load_state_dict"
                 + (f": {todo}" if many else "")
             )
+    if lazy := _lazy_parameters(inputs.model):
+        raise UsageError(
+            f"the model's {lazy[0]} has no shape yet, so nothing can be loaded into it: run one "
+            "batch through the model before Session(...), as in model(next(iter(loader))[0])"
+        )
 
 
 def check_loader(loader: Any) -> None:
@@ -75,6 +84,11 @@ def check_loader(loader: Any) -> None:
             f"resume at: use a data set with __len__ and __getitem__, and {_LOADER}; or keep your "
             "own loop, with should_save and save_checkpoint"
         )
+
+
+def _lazy_parameters(model: Any) -> list[str]:
+    parameters = model.named_parameters() if isinstance(model, Module) else ()
+    return [name for name, one in parameters if is_lazy(one)]
 
 
 def _has_state(thing: Any) -> bool:

@@ -1,6 +1,7 @@
 """Snapshots that are only in memory survive every crash but the machine's."""
 
 import os
+import shutil
 import signal
 import subprocess
 
@@ -96,6 +97,19 @@ def test_memory_holds_the_newest_while_the_disk_is_full(tmp_path, full):
         assert job.wait() == 0, job.output()
         assert "epoch-0_step-10\n" in job.output()
         assert {8, 10, 13} <= set(steps(job)) and job.tiers() == []
+
+
+def test_saves_go_to_the_disk_once_the_memory_tier_was_deleted(tmp_path):
+    """As logind does when its user logs out, or a cleaner of /dev/shm."""
+    hold = tmp_path / "go"
+    with Job(tmp_path, "--hold", f"5:{hold}", nproc=1, script=KEEPER) as job:
+        job.start().until(lambda view: 4 in steps(job), "step 4")
+        for tier in job.tiers():
+            shutil.rmtree(tier)
+        hold.touch()
+        assert job.wait() == 0, job.output()
+        assert job.output().count("the memory tier cannot be used") == 1, job.output()
+        assert {6, 8, 10, 12, 13} <= set(steps(job)), job.output()
 
 
 @pytest.mark.slow

@@ -35,6 +35,18 @@ class Cut(Exception):
     """The machine goes away."""
 
 
+class Counter:
+    """State of the script's own, for ``extra``."""
+
+    count = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
 class Script:
     """One run: a model with dropout, its optimizers, and batches that are counted.
 
@@ -49,6 +61,7 @@ class Script:
         self.optimizer: Any = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.directory, self.cut, self.notice, self.options = directory, cut, notice, options
         self.batches_used = 0
+        self.counter = Counter()
 
     def open(self, interval: int = 6, **options: Any) -> Session:
         arguments = {"model": self.model, "optimizer": self.optimizer, "save_interval": interval}
@@ -73,7 +86,7 @@ class Script:
         return (self.model(inputs) - targets).pow(2).mean()
 
     def digest(self) -> str:
-        found = hashlib.sha256()
+        found = hashlib.sha256(str(self.counter.count).encode())
         for value in self.model.state_dict().values():
             found.update(value.numpy().tobytes())
         return found.hexdigest()
@@ -147,6 +160,36 @@ def overflow(script: Script) -> None:
                 scaler.step(script.optimizer)
                 scaler.update()
                 script.optimizer.zero_grad()
+
+
+def skip(script: Script) -> None:
+    """Skip more batches in a row than a save waits for, as after a bad loss; count them all."""
+    with script.open(extra={"counter": script.counter}) as session:
+        for _ in session.epochs(2):
+            for batch in session.batches(script.loader()):
+                script.optimizer.zero_grad()
+                loss = script.loss(batch)
+                script.counter.count += 1
+                if session.step % 24 in range(7, 22):
+                    continue
+                loss.backward()
+                script.optimizer.step()
+
+
+def same_loader(script: Script) -> None:
+    """Validate with the loader that is being read, within the epoch and behind it."""
+    loader = script.loader()
+    with script.open() as session:
+        for _ in session.epochs(2):
+            for index, batch in enumerate(session.batches(loader)):
+                script.optimizer.zero_grad()
+                script.loss(batch).backward()
+                script.optimizer.step()
+                if index % 5 == 0:
+                    with session.evaluation():
+                        assert sum(len(inputs) for inputs, _ in loader) == SAMPLES
+            with session.evaluation():
+                assert sum(len(inputs) for inputs, _ in loader) == SAMPLES
 
 
 def several(script: Script) -> None:
@@ -233,7 +276,7 @@ def unhooked(script: Script) -> None:
 
 LOOPS = [
     simple, look_ahead, look_far_ahead, fetch_between, accumulate, accumulate_ahead, overflow,
-    several, in_turns, twice, closures, scheduled, unhooked,
+    skip, same_loader, several, in_turns, twice, closures, scheduled, unhooked,
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ the backward pass before it, less that.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,8 +44,17 @@ class _Steps:
         """Whether it has nothing to do with the current batches."""
         if self.spacing:
             return handed - self.at > _IDLE_STEPS * self.spacing
-        groups = getattr(self.optimizer, "param_groups", [])
-        return self.ignored or all(one.grad is None for group in groups for one in group["params"])
+        return self.ignored or all(gradient is None for gradient in self.gradients())
+
+    def gradients(self) -> Iterator[Any]:
+        """Yield the gradient of each parameter."""
+        for group in getattr(self.optimizer, "param_groups", []):
+            yield from (one.grad for one in group["params"])
+
+    def has_pending(self) -> bool:
+        """Whether it holds gradients that a step may still use; no step uses non-finite ones."""
+        held = [_local(one) for one in self.gradients() if one is not None]
+        return bool(held) and all(bool(one.isfinite().all()) for one in held)
 
 
 class Consumption:
@@ -56,7 +66,11 @@ class Consumption:
         ahead: how many the script requests before it uses them; -1 until that is known.
         steps: optimizer steps of all passes.
         watched: whether optimizer steps can be seen.
+        gradients_seen: whether the parameters hold every gradient that a step will use, which a
+            plugin may keep elsewhere.
     """
+
+    gradients_seen = False
 
     def __init__(self) -> None:
         self.watched = False
@@ -95,7 +109,7 @@ class Consumption:
 
     def end(self) -> None:
         """End a pass. Gradients that no step has used are carried into the next one."""
-        self._carried = self.watched and 0 < self.handed != self._last
+        self._carried = self.watched and 0 < self.handed != self._last and not self._skipped()
         self.begin()
 
     def backward(self) -> None:
@@ -132,12 +146,27 @@ class Consumption:
             return True
         if not self.handed:
             return not self._carried
-        if self._last != self.handed or self.ahead < 0:
+        if self.ahead < 0 or (self._last != self.handed and not self._skip()):
             return False
         waiting = [one for one in self._optimizers if one.at != self.handed]
         waiting = [one for one in waiting if not one.is_idle(self.handed)]
         known = all(one.spacing for one in waiting)
         return not waiting or (known and tries >= 2 * self.spacing)
+
+    def _skip(self) -> bool:
+        """Count batches that the script skips as consumed: a bad loss, a scaler's overflow."""
+        if not self._skipped():
+            return False
+        self.consumed, self._used = self.handed, 0
+        return True
+
+    def _skipped(self) -> bool:
+        """Whether the batches since the last step left nothing that a later step may use."""
+        return (
+            self.gradients_seen
+            and self.ahead == 0
+            and not any(one.has_pending() for one in self._optimizers)
+        )
 
     def ignore_stepless(self) -> None:
         """Stop waiting for optimizers that have never stepped."""
@@ -199,6 +228,11 @@ def sample_state(optimizer: Any) -> list[float] | None:
 def _sum(value: Any) -> float:
     if not hasattr(value, "detach"):
         return float(value) if isinstance(value, int | float) else 0.0
+    return float(_local(value).reshape(-1)[:4096].double().sum())
+
+
+def _local(value: Any) -> Any:
+    """Return this rank's part of a tensor, dense."""
     local = value.detach()
     local = local.to_local() if hasattr(local, "to_local") else local
-    return float(local.reshape(-1)[:4096].double().sum())
+    return local.coalesce().values() if local.is_sparse else local

@@ -82,6 +82,7 @@ class DataLoop:
         self._rank_state.restore_rng(iterating=False)
         if count == 0:
             self._rank_state.restore_rng()
+            sampler.set_position(state.position.epoch, 0)
             return
         iterator = iter(dataloader)
         self._rank_state.restore_rng()
@@ -94,7 +95,9 @@ class DataLoop:
                     self._points.before_step()
                 slot.phase(Phase.FETCHING)
                 self._timer.fetching()
-                batch = next(iterator)
+                batch = self._next(iterator, dataloader)
+                if not index and type(sampler) is ElasticSampler:
+                    sampler.set_position(state.position.epoch, 0)  # for an evaluation's pass
                 self._timer.fetched()
                 slot.phase(Phase.TRAINING)
                 if begins and not in_process:
@@ -109,6 +112,22 @@ class DataLoop:
         finally:  # the script may leave by break
             self._timer.interrupted()
             slot.phase(Phase.BETWEEN)
+
+    def _next(self, iterator: Iterator[Any], dataloader: DataLoader[Any]) -> Any:
+        """Fetch a batch; UsageError if another loop has read them."""
+        try:
+            return next(iterator)
+        except StopIteration:
+            why = (
+                "another loop reads the same DataLoader, whose persistent workers serve only one "
+                "at a time: give the evaluation a DataLoader of its own"
+                if dataloader.persistent_workers
+                else "its length is wrong, or the script changed the data set"
+            )
+            raise UsageError(
+                f"the DataLoader ended before the epoch's last batch, after step "
+                f"{self._state.position.step}: {why}"
+            ) from None
 
     def settle(self) -> None:
         """Count the step of a batch that the script left by ``break``; whatever depends on the
@@ -146,7 +165,14 @@ class DataLoop:
             raise UsageError("session.batches needs a DataLoader with a batch_size")
         epoch = state.position.epoch
         if state.iterated_epoch == epoch:
-            raise UsageError("session.batches may be called once per epoch")
+            raise UsageError(
+                "session.batches may be called once per epoch: loop over "
+                "session.epochs(max_epochs), as in `for epoch in session.epochs(3):`; a second "
+                "DataLoader in the same epoch is read without it"
+                if not self._max_epochs
+                else f"session.batches was called before in epoch {epoch}, and may be called once "
+                "per epoch: read a second DataLoader without it, or join the data sets"
+            )
         state.iterated_epoch = epoch
         if self._dataset is not dataloader.dataset:  # once per data set: it reads samples
             self._dataset, self._identity = dataloader.dataset, DataIdentity(dataloader.dataset)

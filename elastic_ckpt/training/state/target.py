@@ -49,6 +49,8 @@ def begin_attempt(
                 log.info("saving step %d to the disk: memory waits for its drain", step)
             except TierFull as full:
                 runtime.say(f"saving to the disk: {full.reason}")
+            except OSError as error:  # something deleted it, say
+                _report_memory(runtime, f"{memory.root}: {error.strerror or error}")
         return disk.begin(step, size)
 
     begun = runtime.peers.leader_does("begin", begin)
@@ -57,6 +59,14 @@ def begin_attempt(
         return begun
     ref = Ref.decode(told)
     return tiers[ref.tier].join(ref)
+
+
+def _report_memory(runtime: Runtime, problem: str) -> None:
+    """Say once that the memory tier cannot be used; saves go to the disk meanwhile."""
+    log.warning("the memory tier cannot be used: %s", problem)
+    if runtime.memory_problem != problem:
+        runtime.memory_problem = problem
+        runtime.say(f"saving to the disk, as the memory tier cannot be used: {problem}")
 
 
 def _predicted_bytes(runtime: Runtime, engine: Engine, disk: DiskTier) -> int:

@@ -39,6 +39,7 @@ class Wrapper(torch.optim.Optimizer):
         ({"extra": [MODEL]}, "a dict of objects by name"),
         ({"model": [MODEL, MODEL]}, "nn.ModuleList"),
         ({"model": None}, "model is a NoneType"),
+        ({"model": nn.Sequential(nn.LazyLinear(1))}, "the model's 0.weight has no shape yet"),
         ({"lr_scheduler": 0.1}, "lr_scheduler is a float"),
         ({"optimizer": Wrapper(torch.optim.SGD(MODEL.parameters(), lr=1.0))},
          "optimizer=optimizer.optimizer"),

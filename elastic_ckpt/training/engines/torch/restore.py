@@ -122,10 +122,25 @@ def _groups(
         groups.append({**before, "params": now["params"]})
     if not len(groups) == len(saved) == len(own):
         raise CheckpointError(
-            "the script's optimizer does not fit the checkpoint: its groups have other parameters; "
+            "the script's optimizer does not fit the checkpoint: "
+            f"{_difference([name for group in saved for name in group['params']], number_of)}; "
             "use the script that saved it, or start over with a new --dir"
         )
     return groups
+
+
+def _difference(saved: list[str], number_of: dict[str, int]) -> str:
+    """Describe which parameters only one side has."""
+    missing = [name for name in saved if name not in number_of]
+    added = [name for name in number_of if name not in saved]
+    parts = [f"it lacks {_some(missing)}"] if missing else []
+    parts += [f"the checkpoint lacks {_some(added)}"] if added else []
+    return " and ".join(parts) or "its groups divide the same parameters in another way"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(printable(name, 80) for name in names[:2]) + more
 
 
 def _moment(parameter: torch.Tensor, existing: Any, value: Any, places: _Placeholders) -> Any:

@@ -309,13 +309,17 @@ def test_another_dtype_is_cast_as_by_torch(tmp_path: Path) -> None:
 def test_an_optimizer_of_other_parameters_is_rejected(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     save(tmp_path, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    larger = nn.Sequential(*model, nn.Linear(2, 2))
     others = [
-        torch.optim.SGD(model[0].parameters(), lr=0.1),
-        torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[1].parameters()}]),
+        (model, [model[0]], "it lacks 1.weight, 1.bias;"),
+        (model, [{"params": one.parameters()} for one in model], "the same parameters in another"),
+        (larger, [larger], "the checkpoint lacks 2.weight, 2.bias;"),
     ]
-    for optimizer in others:
-        with pytest.raises(CheckpointError, match="its groups have other parameters"):
-            TorchEngine(model, optimizer, None).load(tmp_path)
+    for module, trained, said in others:
+        groups = [one if isinstance(one, dict) else {"params": one.parameters()} for one in trained]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        with pytest.raises(CheckpointError, match=said):
+            TorchEngine(module, optimizer, None).load(tmp_path)
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["the model", "a part of it"])
