@@ -29,7 +29,12 @@ from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.prune import empty_trash
 from elastic_ckpt.checkpoint.quarantine import forget_unfinished
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, verify_files, verify_sizes
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
+from elastic_ckpt.errors import (
+    CheckpointError,
+    CheckpointRejected,
+    RunSuperseded,
+    UnsupportedFormat,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import read_bounded, remove_temporaries
 from elastic_ckpt.util.progress import Watch, unwatched
@@ -79,6 +84,29 @@ def recover(
     return done
 
 
+def take_over(job: JobDirectory, fence: Fence) -> None:
+    """Move the attempts of earlier runs to this run's number, as :func:`recover` does later.
+
+    A run that was suspended just before its rename cannot seal after that: neither what a restore
+    does next nor what ranks load can be overtaken by it. What cannot be moved now is left.
+    """
+    with contextlib.suppress(OSError, RunSuperseded):
+        for one in job.sessions():
+            for attempt in _attempts(one, fence):
+                _taken_over(attempt)
+
+
+def _attempts(job: JobDirectory, fence: Fence | None) -> list[DiskAttempt]:
+    found = []
+    if job.owns(job.attempts):
+        for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
+            match = _NAME.fullmatch(entry.name)
+            if match is not None and entry.is_dir(follow_symlinks=False):
+                step, run = int(match[2]), int(match[1] or 0)
+                found.append(DiskAttempt(job, match[3], step, run, fence))
+    return found
+
+
 def _recover(
     job: JobDirectory, hurry: Callable[[], bool], watch: Watch, spare: str, fence: Fence | None
 ) -> list[tuple[Path, str]]:
@@ -87,13 +115,9 @@ def _recover(
     forget_unfinished(job)
     empty_trash(job, hurry)
     done: list[tuple[Path, str]] = []
-    if not job.owns(job.attempts):
-        return done
-    for entry in sorted(os.scandir(job.attempts), key=lambda entry: entry.name):
-        match = _NAME.fullmatch(entry.name)
-        if match is None or match[3] == spare or not entry.is_dir(follow_symlinks=False):
+    for attempt in _attempts(job, fence):
+        if attempt.identity == spare:
             continue
-        attempt = DiskAttempt(job, match[3], int(match[2]), int(match[1] or 0), fence)
         try:
             done.append(_settle(_taken_over(attempt), hurry, watch))
         except _Interrupted:

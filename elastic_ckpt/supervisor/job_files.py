@@ -16,9 +16,14 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import fall_back, newest_of_job, newest_two_intact
+from elastic_ckpt.checkpoint.catalog import (
+    CheckpointView,
+    fall_back,
+    newest_of_job,
+    newest_two_intact,
+)
 from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.ownership.fence import newest_number, read_run
+from elastic_ckpt.checkpoint.ownership.fence import read_run, run_numbers
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
@@ -96,7 +101,7 @@ class JobFiles:
         self._work: deque[Callable[[], None]] = deque()
         self._cleaning: threading.Thread | None = None
         self._fall_back = _FallBack()
-        self._identity: SimpleQueue[str] | None = None  # while it is being read
+        self._identities: SimpleQueue[tuple[str, ...]] | None = None  # while they are read
         self._changed = threading.Condition()
         self._closing = False
         self._lost = ""
@@ -144,7 +149,11 @@ class JobFiles:
         self._soon(self._scan)
 
     def scan_now(self, left: Callable[[], float]) -> Key | None:
-        done = self._within(self._scan, left)
+        def look() -> None:
+            self._try(self._check)
+            self._scan()
+
+        done = self._within(look, left)
         return self._newest if done and self._scanned else None
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
@@ -191,7 +200,10 @@ class JobFiles:
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
             job = self._job.session(session)
             found = newest_two_intact(job) if job in self._job.sessions() else None
-            if found is None or not started.may_act() or not forget(found[0].age):
+            self._check()
+            if found is None or self._is_of_a_later_run(found[0]):
+                return ""
+            if not started.may_act() or not forget(found[0].age):
                 return ""
             newest, older = found
             target = fall_back(job, newest.path, why)
@@ -199,6 +211,10 @@ class JobFiles:
             self._try(self._scan)
             return f"{why}: setting {newest.shown} aside, resuming from {older.shown}"
         return ""
+
+    def _is_of_a_later_run(self, one: CheckpointView) -> bool:
+        owned = self._locks.ownership
+        return owned is not None and one.manifest is not None and one.manifest.run > owned.number
 
     def events(self) -> list[JournalEntry]:
         found = []
@@ -225,24 +241,25 @@ class JobFiles:
             return f"{self._job.identity()}.{owned.nonce if owned else ''}"
         return ""
 
-    def known_identity(self, seconds: float) -> str | None:
+    def known_identities(self, seconds: float) -> tuple[str, ...] | None:
         def read() -> None:
-            identity = ""
+            identities: tuple[str, ...] = ()
             with contextlib.suppress(OSError):
-                newest = read_run(self._job, newest_number(self._job))
-                identity = f"{self._job.known_identity()}.{newest.nonce if newest else ''}"
-            answers.put(identity)
+                job, numbers = self._job.known_identity(), run_numbers(self._job)
+                runs = [read_run(self._job, number) for number in sorted(numbers, reverse=True)]
+                identities = tuple(f"{job}.{run.nonce if run else ''}" for run in runs)
+            answers.put(identities)
             self._wake()
 
-        if self._identity is None:
-            self._identity = SimpleQueue[str]()
+        if self._identities is None:
+            self._identities = SimpleQueue[tuple[str, ...]]()
             self._soon(read)
-        answers = self._identity
+        answers = self._identities
         try:
             found = answers.get(timeout=seconds)
         except Empty:
             return None
-        self._identity = None
+        self._identities = None
         return found
 
     def close(self, left: Callable[[], float]) -> None:
@@ -307,20 +324,23 @@ class JobFiles:
         """Do one thing; whatever goes wrong, the next one may get there."""
         try:
             work()
+        except RunSuperseded as error:
+            self._lost = str(error)
+            self._wake()
         except OSError:  # a full disk, for example, must not keep the job from being saved
             log.debug("a file of the job directory", exc_info=True)
         except Exception:
             log.exception("a file of the job directory")
 
+    def _check(self) -> None:
+        if self._locks.ownership is not None:
+            self._locks.ownership.check()
+
     def _beat(self) -> None:
         ownership = self._locks.ownership
         if ownership is None or self._lost:
             return
-        try:
-            ownership.beat_and_check()
-        except RunSuperseded as error:
-            self._lost = str(error)
-            self._wake()
+        ownership.beat_and_check()
 
     def _look_for_requests(self) -> None:
         self._requests = waiting_requests(self._job)

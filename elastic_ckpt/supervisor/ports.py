@@ -104,7 +104,10 @@ class DirectoryPort(Protocol):
         """Scan soon: a checkpoint may have been sealed."""
 
     def scan_now(self, left: Callable[[], float]) -> Key | None:
-        """Scan and wait while ``left`` returns seconds; None if the storage does not answer."""
+        """Scan, and look who owns the job, see ``lost``; wait while ``left`` returns seconds.
+
+        None if the storage does not answer in time.
+        """
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         """Start to seal or remove what a killed run left; ``cleaned`` tells when it is done.
@@ -148,8 +151,8 @@ class DirectoryPort(Protocol):
     def identity(self) -> str:
         """Return what tells this job directory from others, made on the first call; may block."""
 
-    def known_identity(self, seconds: float) -> str | None:
-        """Return it without making it, empty if there is none.
+    def known_identities(self, seconds: float) -> tuple[str, ...] | None:
+        """Return those of this directory's runs, the newest first, without making one.
 
         Waits up to ``seconds``, then returns None and goes on reading for the next call.
         """

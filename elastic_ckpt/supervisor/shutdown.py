@@ -116,6 +116,9 @@ class Shutdown:
         """
         self._then = None
         key = self._on_disk()
+        if self._directory.lost:  # what the disk has is another run's
+            self.lose(self._directory.lost)
+            return
         kept = self._only_in_memory(key)
         if self._is_done and key is not None and kept is None:  # only older ones are not drained
             self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.simulation.run import simulate
+from tests.simulation.faults import simulate
 
 
 def main() -> None:

@@ -1,66 +1,51 @@
-"""Hosts, and on each a run: the real supervisor in its loop, and an agent."""
+"""Hosts, and the teams that run the job on them."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from elastic_ckpt.checkpoint.ownership.fence import Fence, RunOwner
-from elastic_ckpt.errors import ExitCode, RunSuperseded
-from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.notices import NoticeSource, Report
-from elastic_ckpt.policy.deadline import Notice, StopNow
-from elastic_ckpt.policy.hang import Effort
-from elastic_ckpt.policy.interval import SaveInterval
-from elastic_ckpt.policy.lease import BEAT_SECONDS as BEAT_SECONDS_OF_A_RUN
-from elastic_ckpt.policy.lease import LEASE_SECONDS
-from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
-from elastic_ckpt.protocol.cluster import BEAT_SECONDS
-from elastic_ckpt.protocol.ended import Ended
-from elastic_ckpt.protocol.messages import AgentEvent, Ask, Command, Kill, Launch, Ready
-from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.run_state import TERMINAL, RunState
-from elastic_ckpt.protocol.worker_spec import WorkerSpec
-from elastic_ckpt.supervisor.agent.cluster_member import Membership
-from elastic_ckpt.supervisor.agent.launch import NodeRank
-from elastic_ckpt.supervisor.cluster.head import HeadRole
-from elastic_ckpt.supervisor.cluster.member import MemberRole
-from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
-from elastic_ckpt.supervisor.listener import Listener
-from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
-from elastic_ckpt.supervisor.run_record import RunRecord
-from elastic_ckpt.supervisor.settings import RunSettings
-from elastic_ckpt.supervisor.supervisor import Supervisor
-from elastic_ckpt.supervisor.watch.stacks import Stack
 from tests.simulation.kernel import HostClock, Kernel
-from tests.simulation.ranks import SimBoard, SimWorkers
-from tests.simulation.storage import Directory, Disk, HostMemory, Tier
+from tests.simulation.storage import HostMemory
 
 if TYPE_CHECKING:
-    from tests.simulation.network import SimLink, SimStore
-    from tests.simulation.world import World
-
-TICK = 2.4
-"""Between two turns of a loop that nothing wakes; the real one turns more often for nothing."""
+    from tests.simulation.run import Run
 
 
 class Host:
-    """A machine: its clock, its shared memory, and the run on it, if there is one."""
+    """A machine: its clock, its shared memory, and the run on it, if there is one.
 
-    def __init__(self, kernel: Kernel, number: int) -> None:
-        self.number = number
+    Attributes:
+        machine: the same for two containers of one machine.
+        dials: whom it reaches where the nodes of the job are to meet.
+        storage_at: until then the disk does not answer to it.
+        paused_until: until then none of its processes runs.
+    """
+
+    def __init__(self, kernel: Kernel, team: Team, number: int) -> None:
+        self.number = self.machine = number
         self.name = f"n{number}"
+        self.team = team
         self.clock = HostClock(kernel)
         self.memory = HostMemory()
         self.run: Run | None = None
+        self.dials = self
         self.is_down = False
         self.is_cut = False
         self.is_claiming = False
-        self.paused_until = 0.0
+        self.storage_at = self.paused_until = 0.0
         self._kernel = kernel
+        self._waiting: list[Callable[[], None]] = []
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the head of its team."""
+        return self is self.team.head
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is there."""
+        return self.run is not None and not self.run.is_gone
 
     @property
     def is_paused(self) -> bool:
@@ -70,422 +55,43 @@ class Host:
     def when_it_runs(self, act: Callable[[], None]) -> bool:
         """Have something happen once the host goes on; False if it is not paused."""
         if self.is_paused:
-            self._kernel.after(self.paused_until - self._kernel.now + 0.001, act)
+            self._waiting.append(act)
             return True
         return False
 
+    def go_on(self) -> None:
+        """Do what was due during a pause that is over."""
+        waiting, self._waiting = self._waiting, []
+        for act in waiting:
+            self._kernel.after(0.001, act)
 
-class SimFence(Fence):
-    """The real fence, on a directory that is a number."""
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        """Have a process of this host do something, when it runs."""
 
-    def __init__(self, disk: Disk, number: int) -> None:
-        super().__init__(JobDirectory(Path("/job")), number, str(number))
-        self._disk = disk
+        def do() -> None:
+            if not self.when_it_runs(do):
+                act()
 
-    def _newest(self) -> tuple[int, RunOwner | None]:
-        return self._disk.number, None
-
-
-class Signals(NoticeSource):
-    """Signals to a supervisor, as ``SignalSource`` has them."""
-
-    name = "signal"
-
-    def __init__(self) -> None:
-        self._arrived: deque[Any] = deque()
-        self._report: Report = lambda event: None
-
-    def start(self, report: Report) -> None:
-        self._report = report
-
-    @property
-    def pending(self) -> bool:
-        return bool(self._arrived)
-
-    def arrive(self, event: Any) -> None:
-        self._arrived.append(event)
-
-    def deliver(self) -> None:
-        while self._arrived:
-            self._report(self._arrived.popleft())
+        self._kernel.after(seconds, do)
 
 
-class Platform(NoticeSource):
-    """A cloud's notices, which arrive in a thread."""
+class Team:
+    """The hosts on which a job is started with one command: ``srun``, or one requeue of it.
 
-    name = "cloud"
+    Attributes:
+        is_called: whether a service manager keeps its runs up.
+    """
 
-    def __init__(self) -> None:
-        self.report: Report = lambda event: None
-
-    def start(self, report: Report) -> None:
-        self.report = report
-
-
-class Events:
-    """A journal that keeps only what the invariants need."""
-
-    def __init__(self, run: Run) -> None:
-        self.incarnation = 0
-        self._run = run
-
-    def write(self, *event: Any, **data: Any) -> None:
-        return
-
-    note = write
-
-
-class Service:
-    is_there = False
-
-    def _nothing(self, *arguments: Any) -> None:
-        return
-
-    serve = alive = stopping = reloading = reloaded = _nothing
-
-
-class AgentHandle:
-    """The supervisor's end of an agent (``AgentPort``)."""
-
-    fd = -1
-    pid = 1
-
-    def __init__(self, agent: SimAgent, interval_steps: int) -> None:
-        self.interval_steps = interval_steps
-        self.said: deque[AgentEvent] = deque()
-        self._agent = agent
+    def __init__(self, kernel: Kernel, first: int, size: int) -> None:
+        self.is_called = False
+        self.hosts = [Host(kernel, self, first + number) for number in range(size)]
+        self.call_to(self.head)
 
     @property
-    def gone(self) -> bool:
-        return self._agent.is_dead
+    def head(self) -> Host:
+        return self.hosts[0]
 
-    def send(self, command: Command) -> None:
-        agent = self._agent
-        if not agent.is_dead:
-            later = agent.run.host.clock.blocked + agent.run.kernel.between(0.0005, 0.01)
-            agent.run.kernel.after(later, lambda: agent.obey(command))
-
-    def events(self) -> Iterator[AgentEvent]:
-        while self.said:
-            yield self.said.popleft()
-
-    def end(self) -> None:
-        self._agent.die()
-
-
-class SimAgent:
-    """The agent: real cluster rules on several nodes, a short stand-in on one that is alone."""
-
-    def __init__(self, run: Run, settings: RunSettings) -> None:
-        self.run = run
-        self.kernel = run.kernel
-        self.is_dead = False
-        self.link: SimLink | None = None
-        self.store: SimStore | None = None
-        self.workers = SimWorkers(self, run.world)
-        self.handle = AgentHandle(self, settings.interval.worker_interval)
-        self.membership: Membership | None = None
-        self._turn_is_due = False
-        self._alert_until = 0.0
-        if run.world.size > 1:
-            rendezvous = Rendezvous("head", 1, 3 if run.leads else -1)
-            spec = WorkerSpec(
-                script="x", args=[], directory="d", job="job", node=run.host.name, board="",
-                nproc=1, preload=[], run_id=run.name, identity="job", rendezvous=rendezvous,
-                terms=settings.terms,
-            )  # fmt: skip
-            self.membership = Membership(
-                spec, rendezvous, self.workers, self.send, run.world.network.of(self),
-                run.host.clock.monotonic,
-            )  # fmt: skip
-        self.kernel.after(self.kernel.between(0.2, 2.0), self._ready)
-
-    def _ready(self) -> None:
-        if not self.is_dead:
-            self.send(Ready())
-            self._tick()
-
-    def _tick(self) -> None:
-        """The loop's own turns: seldom, and often enough while a link is down."""
-        if self.is_dead or self.membership is None:
-            return
-        self.turn()
-        alert = self.kernel.now < self._alert_until
-        self.kernel.after(0.6 if alert else 4.0, self._tick)
-
-    def be_alert(self) -> None:
-        """A link has changed: turn as often as the real loop must to find out."""
-        if self.membership is not None and self._alert_until < self.kernel.now:
-            self._alert_until = self.kernel.now + 6.0
-            self._tick()
-
-    def changed(self) -> None:
-        """There is something to look at: turn soon, once."""
-        if not self._turn_is_due and not self.is_dead and self.membership is not None:
-            self._turn_is_due = True
-            self.kernel.after(self.kernel.between(0.0, BEAT_SECONDS), self._woken)
-
-    def _woken(self) -> None:
-        self._turn_is_due = False
-        self.turn()
-
-    def turn(self) -> None:
-        if self.is_dead or self.membership is None:
-            return
-        try:
-            self.membership.serve()
-        except SystemExit:  # the head's store has failed
-            self.die()
-
-    def obey(self, command: Command) -> None:
-        if self.is_dead:
-            return
-        if self.membership is not None:
-            self.membership.obey(command)
-        elif isinstance(command, Launch):
-            self.workers.begin(NodeRank(command.incarnation, 0, 1, "", 0))
-        elif isinstance(command, Ask):
-            self._ask(command.kind)
-        if isinstance(command, Kill):
-            self.workers.kill()
-        self.turn()
-
-    def _ask(self, kind: RequestKind) -> None:
-        """As ``Agent._ask``."""
-        workers = self.workers
-        if not workers.busy:
-            return
-        if kind is not RequestKind.STOP and workers.seen < workers.flagged:
-            return
-        number = workers.flagged + 1
-        answer = workers.flag(number)
-        idle = kind is RequestKind.STOP and not answer.started
-        assert answer.step >= 0 or answer.step == NOTHING_ENTERED
-        workers.post(RequestAnswer(number, kind, answer.step), idle=idle)
-
-    def ended(self, verdict: Ended) -> None:
-        """The workers are gone."""
-        if self.membership is None:
-            self.send(verdict)
-        else:
-            self.membership.ended(verdict)
-            self.changed()
-
-    def send(self, event: AgentEvent) -> None:
-        self.handle.said.append(event)
-        self.run.wake(self.kernel.between(0.0005, 0.01))
-
-    def die(self) -> None:
-        """SIGKILL, or its supervisor's end: it takes the workers with it."""
-        if self.is_dead:
-            return
-        self.is_dead = True
-        self.workers.kill()
-        self.run.world.network.changed()
-        self.run.wake(0.001)
-
-
-class Run:
-    """One ``elastic-ckpt run`` on a host: a supervisor whose turns are events."""
-
-    def __init__(self, world: World, host: Host, number: int) -> None:
-        self.world = world
-        self.kernel = world.kernel
-        self.host = host
-        self.name = f"run {number} on {host.name}"
-        self.leads = world.size == 1 or host.number == 0
-        self.is_gone = False
-        self.code: ExitCode | None = None
-        self.failures_injected = 0
-        self.board = SimBoard()
-        self.agent: SimAgent | None = None
-        self.signals, self.cloud = Signals(), Platform()
-        self.deadline = float("inf")
-        self.decided_at = 0.0
-        self.newest_at_notice: tuple[Key, float] = (NO_CHECKPOINT, float("inf"))
-        self._due: float | None = None
-        self._number = 0
-        self.number = self.beats = 0
-        self.lost = ""
-        self.has_ended = False
-        if self.leads:
-            self.number = world.disk.number = world.disk.number + 1
-            world.disk.owner = self
-        self.fence = SimFence(world.disk, self.number)
-        if self.leads:
-            self._beat()
-        memory = host.memory if world.size == 1 and world.has_memory else None
-        self.tier = Tier(self, memory, world.disk)
-        events = Events(self)
-        self.directory = Directory(self, world.disk)
-        first = NodeRecord(
-            job="job", run_id=self.name, node=host.name, owner=world.identity, since=0.0,
-            state=RunState.STARTING, incarnation=world.disk.incarnations,
-            head=host.name if self.leads else "?",
-        )  # fmt: skip
-        self.record = RunRecord(first, events, lambda record: None, self._show)
-        settings = RunSettings(
-            directory=Path("d"), script=Path("x"), args=(), name="job", node=host.name,
-            grace=world.grace, max_failures=8, hang_seconds=12.0,
-            interval=SaveInterval(seconds=world.interval_seconds),
-            nodes=world.nodes, endpoint="head:1" if world.size > 1 else "", gather_seconds=60.0,
-        )  # fmt: skip
-        ports = Ports(
-            clock=host.clock, board=self.board, directory=self.directory,
-            journal=events, memory=self.tier,
-            listener=Listener(self.signals, [self.cloud], events, lambda: self.wake(0.0)),
-            host=self, service=Service(), start_agent=self._start_agent,
-        )  # fmt: skip
-        self.supervisor = Supervisor(settings, ports, self.record, self._role(), lambda: settings)
-        self.supervisor.begin()
-        self._settle_turn()
-
-    def _role(self) -> Role:
-        if self.world.size == 1:
-            return AloneRole()
-        return HeadRole(self.world.nodes) if self.leads else MemberRole("head:1")
-
-    def _show(self, line: str) -> None:
-        self.kernel.say(f"{self.name}: {line}")
-
-    def _start_agent(self, settings: RunSettings) -> AgentHandle:
-        self.agent = SimAgent(self, settings)
-        return self.agent.handle
-
-    # -- the loop -------------------------------------------------------------------------------
-
-    def wake(self, seconds: float) -> None:
-        """Have the loop turn by then."""
-        at = self.kernel.now + seconds
-        if self.is_gone or (self._due is not None and self._due <= at):
-            return
-        self._due = at
-        self._number += 1
-        number = self._number
-        self.kernel.after(seconds, lambda: self._turn(number))
-
-    def _turn(self, number: int) -> None:
-        if self.is_gone or number != self._number:
-            return
-        if self.host.when_it_runs(lambda: self._turn(number)):
-            return
-        self._due = None
-        self.supervisor.turn()
-        self._settle_turn()
-
-    def _settle_turn(self) -> None:
-        """The turn is over, with the time that it was blocked; the next one is due."""
-        supervisor, clock = self.supervisor, self.host.clock
-        if supervisor.state in TERMINAL and not self.decided_at:
-            self.decided_at = self.kernel.now
-        if supervisor.is_over:
-            supervisor.finish()
-            blocked, clock.blocked = clock.blocked, 0.0
-            self._due = 0.0  # no more turns
-            self.kernel.after(blocked, self._exit)
-            return
-        due = supervisor.next_due()
-        blocked, clock.blocked = clock.blocked, 0.0
-        self._due = None
-        self.wake(blocked + min(due, TICK))
-
-    def _exit(self) -> None:
-        if self.is_gone:
-            return
-        code = self.record.node.exit_code
-        self.code = ExitCode.FAILED if code is None else ExitCode(code)
-        self.is_gone = True
-        self.world.on_exit(self)
-
-    # -- what happens to it -----------------------------------------------------------------------
-
-    def notice(self, source: str, grace: float, *, is_guess: bool = False) -> None:
-        """Its node will go away."""
-        if self.is_gone:
-            return
-        deadline = self.host.clock.monotonic() + grace
-        notice = Notice(source, "preempted", deadline, is_guess=is_guess)
-        if source == "signal":
-            self.signals.arrive(notice)
-        else:
-            self.cloud.report(notice)
-        if self.kernel.now < self.newest_at_notice[1]:
-            self.newest_at_notice = self.world.disk.newest, self.kernel.now
-        self.wake(0.0)
-
-    def stop_now(self) -> None:
-        """A second Ctrl-C."""
-        if not self.is_gone:
-            self.signals.arrive(StopNow())
-            self.notice("signal", 300.0)
-
-    def die(self) -> None:
-        """SIGKILL of the supervisor; the kernel lets go of its locks, its agent follows."""
-        if self.is_gone:
-            return
-        self.is_gone = True
-        agent = self.agent
-        if agent is not None:
-            agent.die()
-        self.world.on_death(self)
-
-    # -- the run number -------------------------------------------------------------------------
-
-    def _beat(self) -> None:
-        if self.is_gone:
-            return
-        if not self.host.is_paused and not self.world.disk.hangs:
-            self.beats += 1
-            try:
-                self.fence.check()
-            except RunSuperseded as error:
-                self.lost = str(error)
-                self.wake(0.0)
-                return
-        self.kernel.after(BEAT_SECONDS_OF_A_RUN, self._beat)
-
-    @property
-    def is_reachable(self) -> bool:
-        """Whether it can beat, and could for as long as a lease lasts."""
-        now = self.kernel.now
-        return now - max(self.host.paused_until, self.world.disk.answers_at) > LEASE_SECONDS
-
-    def may_seal(self) -> bool:
-        """Check the fence, as every process does before it seals."""
-        try:
-            self.fence.check()
-        except RunSuperseded:
-            return False
-        return True
-
-    # -- HostPort -------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        return
-
-    def wait(self, fds: Iterable[int | None], seconds: float) -> None:
-        raise AssertionError("the simulation waits")
-
-    def turn(self, agent_pid: int) -> None:
-        return
-
-    def activity(self, pids: Iterable[int]) -> object:
-        return None
-
-    def process_states(self, pids: Iterable[int]) -> Mapping[int, str]:
-        return dict.fromkeys(pids, "S")
-
-    def send(self, pid: int, number: int) -> None:
-        raise AssertionError("every process runs")
-
-    def effort(self, pids: Iterable[int]) -> Effort:
-        return Effort.IDLE
-
-    def aside(self, work: Callable[[], None]) -> None:
-        self.kernel.after(self.kernel.between(0.1, 1.0), lambda: (work(), self.wake(0.0))[0])
-
-    def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
-        return {rank: Stack(("train (x:1)",)) for rank in pids}
-
-    def stop(self) -> None:
-        return
+    def call_to(self, head: Host) -> None:
+        """Have all of them meet there."""
+        for host in self.hosts:
+            host.dials = head

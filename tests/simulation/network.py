@@ -11,7 +11,8 @@ from elastic_ckpt.protocol.cluster import JobState, MemberState, Seen
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
-    from tests.simulation.hosts import SimAgent
+    from tests.simulation.agents import SimAgent
+    from tests.simulation.hosts import Host
     from tests.simulation.world import World
 
 STORE_SECONDS = 2.0
@@ -103,19 +104,17 @@ class SimLink:
     def _dial(self) -> None:
         if self._closed or self._agent.is_dead:
             return
-        network = self._network
-        head = network.head
         if self._leads:
-            network.head = head = self._agent
             self._agent.store = SimStore(self._agent)
-        if head is None or head.is_dead or head.store is None or not network.is_up(self._agent):
+        head = self._network.head_of(self._agent)
+        if head is None or head.store is None or not self._network.is_up(self._agent):
             self._break("no answer")
             return
         store = head.store
         if store.job is None and not self._leads:
             self._kernel.after(0.05, self._dial)
             return
-        self.store = store
+        self.store, self._agent.head = store, head.run
         self.number = len(store.links)
         store.links[self.number] = self
         mine, job = self._first
@@ -199,11 +198,15 @@ class _Workers:
 
 
 class SimNetwork:
-    """Joins the agents of all hosts (``Network``, one for each agent by :meth:`of`)."""
+    """Joins the agents of all hosts (``Network``, one for each agent by :meth:`of`).
+
+    Attributes:
+        cuts: pairs of hosts that do not reach each other, by their numbers.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.head: SimAgent | None = None
+        self.cuts: set[frozenset[int]] = set()
 
     def of(self, agent: SimAgent) -> Any:
         network = self
@@ -221,18 +224,37 @@ class SimNetwork:
 
         return OfAgent()
 
+    def head_of(self, agent: SimAgent) -> SimAgent | None:
+        """Return the agent that this one is connected to, or would be if it dialled now."""
+        link = agent.link
+        if link is not None and link.store is not None:
+            head = link.store.agent
+        elif agent.run.leads:
+            head = agent
+        else:
+            there = agent.run.host.dials.run
+            if there is None or there.agent is None:
+                return None
+            head = there.agent
+        return None if head.is_dead or head.run.host.is_down else head
+
     def is_up(self, agent: SimAgent) -> bool:
-        """Whether this agent reaches the head."""
-        head = self.head
-        if head is None or head.is_dead or head.run.host.is_down:
-            return False
-        if agent is head:
+        """Whether this agent reaches its head."""
+        head = self.head_of(agent)
+        return head is not None and self.reaches(agent.run.host, head.run.host)
+
+    def reaches(self, one: Host, other: Host) -> bool:
+        """Whether two hosts reach each other, and answer."""
+        if one is other:
             return True
-        return not (agent.run.host.is_cut or head.run.host.is_cut or agent.run.host.is_down)
+        for host in (one, other):
+            if host.is_cut or host.is_down or host.is_paused:
+                return False
+        return not self.cuts or frozenset((one.number, other.number)) not in self.cuts
 
     def changed(self) -> None:
         """A link was cut or healed, or an end of it has gone: all agents learn in time."""
-        for host in self.world.hosts:
+        for host in self.world.all_hosts:
             agent = host.run.agent if host.run else None
             if agent is None or agent.is_dead or agent.link is None:
                 continue

@@ -1,8 +1,7 @@
-"""The disk that all hosts share, a host's memory tier, the job directory as the loop sees it."""
+"""A host's memory tier, and the job directory as a supervisor's loop sees it."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,71 +10,13 @@ from elastic_ckpt.journal.events import JournalEvent
 from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
-from tests.simulation.kernel import Kernel, Violation
+from tests.simulation.disk import Attempt, Checkpoint, Disk
+from tests.simulation.kernel import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.hosts import Run
 
 BYTES = 10**9
-
-
-class Disk:
-    """Sealed checkpoints by key, and who may seal.
-
-    Attributes:
-        owner: the run with the newest number; it may have ended.
-        number: the newest run number.
-        loaded: the newest number whose ranks have loaded: no earlier run may seal after that.
-        attempts: (run number, step) of what is being written; a take-over moves it away.
-        answers_at: until then nothing that needs the disk returns.
-        full_until: until then nothing can be written.
-        incarnations: how many have been launched in the job; records count on from it.
-    """
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.sealed: dict[Key, int] = {}
-        self.number = self.loaded = 0
-        self.attempts: set[tuple[int, int]] = set()
-        self.set_aside: set[Key] = set()
-        self.owner: Run | None = None
-        self.answers_at = self.full_until = 0.0
-        self.incarnations = 0
-        self.requested = False
-        self.predictor = Predictor()
-
-    @property
-    def newest(self) -> Key:
-        return max(self.sealed, default=NO_CHECKPOINT)
-
-    @property
-    def hangs(self) -> bool:
-        return self.kernel.now < self.answers_at
-
-    @property
-    def is_full(self) -> bool:
-        return self.kernel.now < self.full_until
-
-    def when_it_answers(self, act: Callable[[], None], least: float = 0.0) -> None:
-        """Have something happen after ``least`` seconds, and not before the disk answers."""
-        self.kernel.after(max(least, self.answers_at - self.kernel.now), act)
-
-    def is_off_the_line(self, left_by: int, run: int) -> bool:
-        """Whether what an earlier run left is behind what a later one has sealed."""
-        return left_by < run and self.sealed.get(self.newest, 0) > left_by
-
-    def seal(self, key: Key, run: Run, incarnation: int) -> None:
-        """Publish a checkpoint; its caller has checked the fence, some time ago."""
-        if run.number < self.loaded:
-            raise Violation(
-                f"{run.name} seals step {key[1]}, and run number {self.loaded} has loaded"
-            )
-        if incarnation and self.owner is run and incarnation != self.incarnations:
-            raise Violation(
-                f"incarnation {incarnation} seals step {key[1]}, {self.incarnations} is launched"
-            )
-        self.kernel.say(f"sealed on disk: step {key[1]}, by {run.name}")
-        self.sealed[key] = max(run.number, self.sealed.get(key, 0))
 
 
 @dataclass
@@ -89,19 +30,22 @@ class Place:
     slot: str
 
 
-_numbers = itertools.count()
-
-
 @dataclass(eq=False)
 class Snapshot:
     """A generation in memory, as ``memory.tier.Sealed`` is to the supervisor."""
 
-    key: Key
+    checkpoint: Checkpoint
     seal: Seal
     generation: Place
     settled: bool = False
-    attempt: str = field(default_factory=lambda: f"attempt {next(_numbers)}")
-    run: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self.checkpoint.key
+
+    @property
+    def attempt(self) -> str:
+        return self.checkpoint.attempt
 
     @property
     def age(self) -> Key:
@@ -150,16 +94,17 @@ class Tier:
             one.settled = one.settled or one.key in disk.sealed
         self.hurry()
 
-    def sealed(self, key: Key) -> None:
+    def sealed(self, one: Checkpoint) -> None:
         """A rank has sealed a generation."""
         if self.memory is None:
             return
+        self.disk.known[one.attempt] = one
         kept = [one for one in self.memory.generations if not one.settled]
         self.memory.generations = [
             *kept[-1:],
-            Snapshot(key, Seal(key[1]), Place("generation-0"), run=self.run.number),
+            Snapshot(one, Seal(one.key[1]), Place("generation-0")),
         ]
-        self.kernel.say(f"sealed in memory of {self.run.host.name}: step {key[1]}")
+        self.kernel.say(f"sealed in memory of {self.run.host.name}: step {one.key[1]}")
         if self._held:
             self.hurry()
         self._look()
@@ -236,35 +181,56 @@ class Tier:
         number = self._number
         low, high = (0.2, 2.0) if self._hurried else (0.5, 6.0)
         self.disk.when_it_answers(
-            lambda: self._drained(chosen, number), self.kernel.between(low, high)
+            self.run.host, lambda: self._written(chosen, number), self.kernel.between(low, high)
         )
 
-    def _drained(self, one: Snapshot, number: int) -> None:
-        if self.run.is_gone or number != self._number:
+    def _written(self, one: Snapshot, number: int) -> None:
+        """Its bytes are on the disk; what is left is the rename."""
+        if self._puts_off(lambda: self._written(one, number), number):
             return
-        if self._held or self.disk.hangs or self.run.host.is_paused:  # nothing more is written
-            self.disk.when_it_answers(lambda: self._drained(one, number), 0.2)
-            return
-        self._draining = None
-        if not self.run.may_seal():
+        if self.disk.is_full or not self.run.may_seal():
+            self._draining = None
             self._plan.failed(one.attempt, self.kernel.now)
+            self._look()
+            self.run.wake(0.001)
             return
-        if self.disk.is_full:
+        attempt = Attempt(one.checkpoint, self.run.number, set())
+        self.disk.attempts.append(attempt)
+        self.attempt = one.attempt
+        self.kernel.after(
+            self.kernel.between(0.0, 0.2), lambda: self._drained(one, number, attempt)
+        )
+
+    def _drained(self, one: Snapshot, number: int, attempt: Attempt) -> None:
+        if self._puts_off(lambda: self._drained(one, number, attempt), number):
+            return
+        self._draining, self.attempt = None, ""
+        assert self.memory is not None
+        if attempt not in self.disk.attempts or attempt.owner != self.run.number:
             self._plan.failed(one.attempt, self.kernel.now)
         else:
+            self.disk.attempts.remove(attempt)
             if one in self._done:
                 raise Violation(f"{self.run.name} drains step {one.key[1]} again")
             self._done.append(one)
-            assert self.memory is not None
-            if self.disk.is_off_the_line(one.run, self.run.number):
+            if self.disk.is_off_the_line(one.checkpoint.run, self.run):
                 self.memory.generations.remove(one)  # superseded
             else:
-                self.disk.seal(one.key, self.run, 0)
+                self.disk.seal(one.checkpoint, self.run, 0)
             self._plan.done(one.attempt, [each.attempt for each in self.memory.generations])
             one.settled = self.kernel.now >= self.memory.full_until
             self.kernel.after(self.kernel.between(0.0, 1.0), self.run.directory.scan)
         self._look()
         self.run.wake(0.001)
+
+    def _puts_off(self, act: Callable[[], None], number: int) -> bool:
+        """Return whether it does not happen now, as nothing is written, or never."""
+        if self.run.is_gone or number != self._number:
+            return True
+        waits = self._held or self.disk.hangs(self.run.host) or self.run.host.is_paused
+        if waits:
+            self.disk.when_it_answers(self.run.host, act, 0.2)
+        return waits
 
 
 class Directory:
@@ -274,7 +240,7 @@ class Directory:
         self._run = run
         self._disk = disk
         self._known = disk.newest
-        self._cleaned_at = 0.0
+        self._is_clean = True
         self._cancelled = False
         self.fallen_back: str | None = None
 
@@ -289,7 +255,7 @@ class Directory:
         return
 
     def take_save_request(self) -> bool:
-        if self._disk.hangs:
+        if self._disk.hangs(self._run.host):
             return False
         requested, self._disk.requested = self._disk.requested, False
         return requested
@@ -301,46 +267,63 @@ class Directory:
         return self._known
 
     def scan(self) -> None:
-        self._disk.when_it_answers(self._scan, 0.01)
+        self._disk.when_it_answers(self._run.host, self._scan, 0.01)
 
     def scan_now(self, left: Callable[[], float]) -> Key | None:
         if not self._wait_for_disk(left()):
             return None
+        self._run.still_owns()
         self._scan()
         return self._known
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         kernel = self._run.kernel
-        takes = max(self._disk.answers_at - kernel.now, kernel.between(0.0, 1.5))
-        self._cleaned_at = kernel.now + takes
-        self._run.wake(takes)
+        takes = max(self._disk.answers(self._run.host) - kernel.now, kernel.between(0.0, 1.5))
+        self._is_clean = False
 
         def swept() -> None:
             self.sweep()
+            self.settle(spare)
             self._scan()
+            self._is_clean = True
+            self._run.wake(0.001)
 
-        kernel.after(takes, swept)
+        self._run.host.after(takes, swept)
 
     def sweep(self) -> None:
-        """Move the attempts of earlier runs away."""
-        disk, number = self._disk, self._run.number
-        if disk.owner is self._run:
-            disk.attempts = {one for one in disk.attempts if one[0] >= number}
+        """Move the attempts of earlier runs to this one's number."""
+        if not self._run.is_gone and self._run.still_owns():
+            for one in self._disk.attempts:
+                one.owner = self._run.number
+
+    def settle(self, spare: str) -> None:
+        """Seal what is complete, and remove the rest."""
+        disk, run = self._disk, self._run
+        for one in [one for one in disk.attempts if one.owner == run.number]:
+            if run.is_gone or one.checkpoint.attempt == spare or not run.may_seal():
+                continue
+            disk.attempts.remove(one)
+            if not one.missing and not disk.is_off_the_line(one.checkpoint.run, run):
+                disk.seal(one.checkpoint, run, 0)
 
     @property
     def cleaned(self) -> bool:
-        return self._run.kernel.now >= self._cleaned_at
+        return self._is_clean
 
     def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> None:
         self.fallen_back = None
         self._cancelled = False
 
         def act() -> None:
-            if not self._cancelled and not self._run.is_gone:
+            if self._run.host.when_it_runs(act) or self._cancelled or self._run.is_gone:
+                return
+            if self._disk.hangs(self._run.host):
+                self._disk.when_it_answers(self._run.host, act, 0.01)
+            else:
                 self.fallen_back = self._fall_back(why, forget)
                 self._run.wake(0.001)
 
-        self._disk.when_it_answers(act, 0.01)
+        self._disk.when_it_answers(self._run.host, act, 0.01)
 
     def cancel_fall_back(self) -> bool:
         self._cancelled = True
@@ -348,9 +331,11 @@ class Directory:
 
     def _fall_back(self, why: str, forget: Callable[[Key], bool]) -> str:
         disk = self._disk
-        if len(disk.sealed) < 2 or not forget(disk.newest):
+        if not self._run.still_owns() or len(disk.sealed) < 2 or not forget(disk.newest):
             return ""
         newest = disk.newest
+        if disk.sealed[newest].run > self._run.number:
+            raise Violation(f"{self._run.name} sets aside what a later run has sealed")
         del disk.sealed[newest]
         disk.set_aside.add(newest)
         self._known = disk.newest
@@ -372,10 +357,12 @@ class Directory:
         return
 
     def identity(self) -> str:
-        return "job"
+        return f"job.{self._run.number}"
 
-    def known_identity(self, seconds: float) -> str | None:
-        return "job" if self._wait_for_disk(seconds) else None
+    def known_identities(self, seconds: float) -> tuple[str, ...] | None:
+        if not self._wait_for_disk(seconds):
+            return None
+        return tuple(f"job.{number}" for number in range(self._disk.number, 0, -1))
 
     def close(self, left: Callable[[], float]) -> None:
         self._wait_for_disk(left())
@@ -387,6 +374,6 @@ class Directory:
     def _wait_for_disk(self, seconds: float) -> bool:
         """Block the turn until the disk answers, or for ``seconds``."""
         clock = self._run.host.clock
-        left = max(0.0, self._disk.answers_at - self._run.kernel.now - clock.blocked)
+        left = max(0.0, self._disk.answers(self._run.host) - self._run.kernel.now - clock.blocked)
         clock.blocked += min(left, seconds)
         return left <= seconds

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.policy.lease import LeaseWatch, Verdict
 from elastic_ckpt.protocol.slot import Phase
-from tests.simulation.hosts import Host, Run
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from tests.simulation.agents import SimAgent
+from tests.simulation.disk import Checkpoint, Disk
+from tests.simulation.gang import Gang
+from tests.simulation.hosts import Host, Team
 from tests.simulation.kernel import Kernel, Violation
 from tests.simulation.network import SimNetwork
-from tests.simulation.ranks import Gang
-from tests.simulation.storage import Disk
+from tests.simulation.run import Run
 
 IDENTITY = ProcessIdentity.current()
 
@@ -29,14 +34,17 @@ class World:
 
     Attributes:
         size: hosts of the job.
+        hosts: those that it is started on.
+        spare: those on which it is run a second time.
         nodes: the minimum and the maximum of an incarnation.
         deadly_step: fails ``deaths_left`` times, whatever it resumes from; 0 for none.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, size: int = 0) -> None:
+        """``size`` is drawn as well if it is 0."""
         kernel = self.kernel = Kernel(seed)
         draw = kernel.random
-        self.size = draw.choices((1, 2, 3, 4, 5), (10, 4, 3, 2, 1))[0]
+        self.size = size or draw.choices((1, 2, 3, 4, 5), (10, 4, 3, 2, 1))[0]
         self.nodes = (draw.randint(1, self.size), self.size)
         self.has_memory = kernel.chance(0.7)
         self.total_steps = draw.randint(3, 12)
@@ -51,16 +59,24 @@ class World:
         self.disk = Disk(kernel)
         self.network = SimNetwork(self)
         self.gangs: list[Gang] = []
-        self.hosts = [Host(kernel, number) for number in range(self.size)]
-        self.spare = Host(kernel, 9)
+        least = max(self.nodes[0], min(self.size, 2))
+        self.first, self.spare = Team(kernel, 0, self.size), Team(kernel, 10, least)
+        self.hosts = self.first.hosts
+        self.all_hosts = [*self.first.hosts, *self.spare.hosts]
         self.has_finished = False
         self.fell_back = 0
         self._runs = 0
 
     def begin(self) -> None:
         """Start the runs of all hosts, at about the same time."""
-        for host in self.hosts:
-            self.kernel.after(self.kernel.between(0.0, 3.0), lambda host=host: self.start(host))
+        self.call(self.first)
+
+    def call(self, team: Team, start_from: Key | None = None) -> None:
+        """Start the job on all hosts of a team, as ``srun`` or a requeue would."""
+        team.is_called = True
+        for host in team.hosts:
+            later = self.kernel.between(0.0, 3.0)
+            self.kernel.after(later, lambda host=host: self.start(host, start_from))
 
     def go(self) -> None:
         """Run to the end; raises Violation."""
@@ -70,85 +86,124 @@ class World:
 
     # -- runs -------------------------------------------------------------------------------------
 
-    def start(self, host: Host) -> None:
-        """Start a run on a host that is up, as a service manager or a requeue would."""
-        if self.has_finished or host.is_down or (host.run is not None and not host.run.is_gone):
+    def start(self, host: Host, start_from: Key | None = None) -> None:
+        """Start a run on a host that is up, as a service manager or a requeue would.
+
+        Args:
+            start_from: the checkpoint of ``--from``.
+        """
+        if self.has_finished or host.is_down or host.is_busy:
             return
-        if self.size > 1 and host.number:
+        if not host.leads:
             self._begin(host)
         elif not host.is_claiming:
             host.is_claiming = True
-            self._claim(host, None)
+            self._claim(host, None, start_from)
 
-    def _begin(self, host: Host) -> None:
+    def _begin(self, host: Host, start_from: Key | None = None) -> None:
         self._runs += 1
         self.kernel.say(f"run {self._runs} starts on {host.name}")
-        host.run = Run(self, host, self._runs)
+        host.run = Run(self, host, self._runs, start_from)
 
-    def _claim(self, host: Host, watch: LeaseWatch | None) -> None:
+    def _claim(self, host: Host, watch: LeaseWatch | None, start_from: Key | None) -> None:
         """Take the job over, as ``OwnedJob`` does: what happens there to files is not modelled."""
         if self.has_finished or host.is_down:
             host.is_claiming = False
             return
-        if self.disk.hangs or host.is_paused:
-            self.kernel.after(0.5, lambda: self._claim(host, watch))
+        if self.disk.hangs(host) or host.is_paused:
+            self.kernel.after(0.5, lambda: self._claim(host, watch, start_from))
             return
         owner, now = self.disk.owner, host.clock.monotonic()
         beat = f"{owner.number}.{owner.beats}".encode() if owner else b""
+        has_its_lock = (
+            owner is not None
+            and owner.host.machine == host.machine
+            and (owner.is_gone or self.disk.lock_is_lost)
+        )
         if watch is None:
-            gone = owner is None or owner.has_ended or (owner.is_gone and owner.host is host)
+            gone = owner is None or owner.has_ended or has_its_lock
             watch = LeaseWatch(beat, now, gone=gone)
         verdict = watch.judge(beat, now)
         if verdict is Verdict.WAIT:
-            self.kernel.after(0.5, lambda: self._claim(host, watch))
+            self.kernel.after(0.5, lambda: self._claim(host, watch, start_from))
             return
         host.is_claiming = False
         if verdict is Verdict.REFUSE:
             self.kernel.say(f"{host.name}: the job has an owner that is alive")
-            if host is not self.spare:
-                self.restart(host, 10.0, 30.0)
+            self._give_way(host)
             return
-        if owner is not None and not owner.is_gone and not owner.has_ended and owner.is_reachable:
+        if (
+            owner is not None
+            and not (owner.is_gone or owner.has_ended or has_its_lock)
+            and owner.is_reachable
+        ):
             raise Violation(f"{host.name} takes the job over from {owner.name}, which is well")
-        self._begin(host)
+        self.disk.lock_is_lost = False
+        self._begin(host, start_from)
+
+    def _give_way(self, host: Host) -> None:
+        """The head of a team has found another owner; a service manager tries again."""
+        if host.team is self.first:
+            self.restart(host, 10.0, 30.0)
+        else:
+            host.team.is_called = False
+
+    def suspend(self, host: Host, seconds: float) -> None:
+        """Have all processes of a host stop for a while."""
+        host.paused_until = self.kernel.now + seconds
+        self.network.changed()
+        self.kernel.after(seconds, lambda: None if host.is_paused else self.go_on(host))
+
+    def go_on(self, host: Host) -> None:
+        """End the pause of a host."""
+        host.paused_until = min(host.paused_until, self.kernel.now)
+        host.go_on()
+        self.network.changed()
 
     def restart(self, host: Host, low: float = 1.0, high: float = 5.0) -> None:
         """Start the next run there after a while."""
-        self.kernel.after(self.kernel.between(low, high), lambda: self.start(host))
+        if host.team.is_called:
+            self.kernel.after(self.kernel.between(low, high), lambda: self.start(host))
 
-    def gang(self, number: int, size: int, run: Run) -> Gang:
+    def gang(self, number: int, size: int, agent: SimAgent) -> Gang:
         """Return the ranks of an incarnation, which this node's are about to join."""
-        if self.gangs and self.gangs[-1].number == number and self.size > 1:
-            return self.gangs[-1]
-        if run is self.disk.owner or self.size > 1:
+        run = agent.head
+        assert run is not None
+        for one in reversed(self.gangs[-8:]):
+            if (one.number, one.run) == (number, run) and self.size > 1:
+                return one
+        if run is self.disk.owner:
             if number <= self.disk.incarnations:
                 raise Violation(f"incarnation {number} is launched after {self.disk.incarnations}")
             self.disk.incarnations = number
-        owner = run if self.size == 1 else self.hosts[0].run
-        assert owner is not None
-        found = Gang(self, number, size, owner)
+        found = Gang(self, number, size, run)
         self.gangs.append(found)
         return found
 
     def count_failure(self) -> None:
         """A failure was injected that uses up the budget."""
         self.failures_injected += 1
-        for host in (*self.hosts, self.spare):
+        for host in self.all_hosts:
             if host.run is not None:
                 host.run.failures_injected += 1
 
     # -- invariants -------------------------------------------------------------------------------
 
-    def check_load(self, gang: Gang) -> int:
-        """Return the step that ranks load; nothing sealed may be left out."""
-        newest, run = self.disk.newest, gang.run
-        if self.size == 1:
-            kept = run.host.memory.newest
-            is_newer = kept is not None and kept.key > newest and self.has_memory
-            if kept and is_newer and not self.disk.is_off_the_line(kept.run, run.number):
-                newest = kept.key
-        self.disk.loaded = max(self.disk.loaded, run.number)
-        return max(0, newest[1])
+    def load(self, gang: Gang) -> Checkpoint | None:
+        """Return what ranks load; nothing sealed may be left out."""
+        disk, run = self.disk, gang.run
+        found = disk.sealed.get(disk.newest)
+        if self.size == 1 and self.has_memory and (kept := run.host.memory.newest) is not None:
+            is_newer = kept.key > disk.newest
+            if is_newer and not disk.is_off_the_line(kept.checkpoint.run, run):
+                found = kept.checkpoint
+        disk.loaded = max(disk.loaded, run.number)
+        if run is disk.owner and run.start_from is not None:
+            key = found.key if found else NO_CHECKPOINT
+            own = found is not None and found.run == run.number
+            if key != run.start_from and not own and run.start_from not in disk.set_aside:
+                raise Violation(f"{run.name} loads step {key[1]}, not that of --from")
+        return found
 
     def on_death(self, run: Run) -> None:
         """A supervisor was killed."""
@@ -160,10 +215,15 @@ class World:
         assert run.code is not None
         self.kernel.say(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
         self.network.changed()
-        if run.leads and run is not self.disk.owner and run.code is not ExitCode.FINISHED:
+        head = self._head_of(run)
+        is_stale = head is not None and head is not self.disk.owner
+        if is_stale and run.code is not ExitCode.FINISHED:
             # It was taken over, and may have ended for that before it knew the reason.
-            if run.host is not self.spare:
-                self.restart(run.host, 10.0, 30.0)
+            self._check_superseded(run, run.code)
+            if run.leads:
+                self._give_way(run.host)
+            else:
+                self.restart(run.host)
             return
         self._check_exit(run, run.code)
         if run.code is ExitCode.FINISHED:  # a member says so only if the head has
@@ -181,7 +241,7 @@ class World:
             raise Violation(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
 
     def _check_exit(self, run: Run, code: ExitCode) -> None:
-        gang = next((one for one in reversed(self.gangs) if one.run is run), None)
+        gang = self._gang_of(run)
         done = self.disk.newest[1] >= self.total_steps
         completed = any(one.has_completed for one in self.gangs)
         if code is ExitCode.FINISHED and not (done and completed):
@@ -189,7 +249,7 @@ class World:
         # A run that is stopped in the moment of the last seal does not know of it yet, nor does a
         # head that loses a node before that node could report, nor one whose disk does not answer.
         known = gang is not None and run.decided_at - gang.completed_at > REPORT_SECONDS
-        known = known and self.disk.answers_at < run.decided_at
+        known = known and self.disk.answers(run.host) < run.decided_at
         if self.size == 1 and known and done and code != 0:
             raise Violation(f"the job is done, and {run.name} exits with {int(code)}")
         if run.record.node.failures > run.failures_injected:
@@ -197,9 +257,35 @@ class World:
         if code is ExitCode.PREEMPTED_SAVED and run.leads:
             self._check_saved(run, gang)
         self._check_drained(run, code)
+        self._check_in_time(run)
+
+    def _check_in_time(self, run: Run) -> None:
         now, due = run.host.clock.monotonic(), run.deadline
         if now > due and run.host.paused_until < run.newest_at_notice[1]:
             raise Violation(f"{run.name} ends {now - due:.2f} s after its deadline")
+
+    def _gang_of(self, run: Run) -> Gang | None:
+        head = self._head_of(run)
+        return next((one for one in reversed(self.gangs) if one.run is head), None)
+
+    def _head_of(self, run: Run) -> Run | None:
+        """Return the run that led this one, itself perhaps; None if it has not joined any."""
+        return run if run.leads else run.agent.head if run.agent else None
+
+    def _check_superseded(self, run: Run, code: ExitCode) -> None:
+        """A run that was taken over does not say that its work is saved, unless it is."""
+        self._check_in_time(run)
+        if code is ExitCode.USAGE:
+            raise Violation(f"{run.name} exits with {int(code)}: {run.record.node.message}")
+        gang = self._gang_of(run)
+        if code is not ExitCode.PREEMPTED_SAVED or gang is None or not gang.is_loaded:
+            return
+        if gang.broken_at <= run.newest_at_notice[1]:
+            return
+        known = self.disk.known.values()
+        own = [one.key[1] for one in known if one.run == gang.run.number]
+        if gang.finished > max(own, default=gang.start_step):
+            raise Violation(f"{run.name} was taken over and says saved, {gang.finished} is lost")
 
     def _check_drained(self, run: Run, code: ExitCode) -> None:
         """A rank was in an evaluation until its deadline: the newest snapshot got to the disk."""
@@ -208,8 +294,9 @@ class World:
             return
         evaluated = run.agent.workers.evaluates_until >= run.decided_at
         evaluated = evaluated and run.board.slot.phase is not Phase.SAVING
-        could_write = max(self.disk.full_until, self.disk.answers_at) < noticed
-        if run.supervisor.preemption.stops_at_once or not (evaluated and could_write):
+        could_write = max(self.disk.full_until, self.disk.answers(run.host)) < noticed
+        runs = run.host.paused_until < noticed
+        if run.supervisor.preemption.stops_at_once or not (evaluated and could_write and runs):
             return
         now = run.host.clock.monotonic()
         if run.deadline - now + self.kernel.now - noticed >= DRAIN_SECONDS:
@@ -226,3 +313,37 @@ class World:
             return
         if gang.finished > max(0, newest[1]) and newest <= before:
             raise Violation(f"{run.name} says saved, step {gang.finished} is lost")
+
+
+# -- schedules that are built by hand -----------------------------------------------------------
+
+
+def quiet_world(size: int, *, has_memory: bool = False) -> World:
+    """Return a job of all its hosts, 40 steps of 2 s that are saved at the end, in 1 s."""
+    world = World(1, size)
+    world.nodes = (1, size)
+    world.has_memory = has_memory
+    world.total_steps, world.step_seconds = 40, 2.0
+    world.save_seconds = (0.9, 1.1)
+    world.interval_steps, world.interval_seconds = 0, 0.0
+    world.grace = 15.0
+    return world
+
+
+def when(world: World, holds: Callable[[], bool], act: Callable[[], None]) -> None:
+    """Have something happen as soon as a condition holds."""
+    if holds():
+        act()
+    else:
+        world.kernel.after(0.01, lambda: when(world, holds, act))
+
+
+def is_about_to_seal(run: Run | None) -> bool:
+    """Whether all parts of a checkpoint are written, and only its rename is left."""
+    attempts = run.world.disk.attempts if run is not None else []
+    return any(run is not None and one.owner == run.number and not one.missing for one in attempts)
+
+
+def is_at_step(world: World, step: int) -> bool:
+    """Whether the ranks that were launched last have finished a step."""
+    return bool(world.gangs) and world.gangs[-1].finished >= step

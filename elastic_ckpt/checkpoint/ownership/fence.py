@@ -226,11 +226,16 @@ def newest_number(job: JobDirectory) -> int:
     Raises:
         OSError: the storage does not answer.
     """
+    return max(run_numbers(job), default=0)
+
+
+def run_numbers(job: JobDirectory) -> list[int]:
+    """Return the numbers of the runs that have records, in no order; raises as the newest."""
     try:
         names = os.listdir(job.runs)
     except FileNotFoundError:
-        return 0
-    return max((int(match[1]) for name in names if (match := _RECORD.fullmatch(name))), default=0)
+        return []
+    return [int(match[1]) for name in names if (match := _RECORD.fullmatch(name))]
 
 
 def read_run(job: JobDirectory, number: int) -> RunOwner | None:

@@ -20,6 +20,7 @@ from typing import Final
 import filelock
 import msgspec
 
+from elastic_ckpt.checkpoint.cleanup import take_over
 from elastic_ckpt.checkpoint.ownership.fence import (
     Ownership,
     RunOwner,
@@ -215,6 +216,7 @@ class OwnedJob:
             self._wait_for_lease(number, previous, run_id, patience)
             record = new_record(job, node, run_id, endpoint, previous)
             self.ownership = Ownership.claim(job, number + 1, record)
+            take_over(job.session(""), self.ownership)
         except FileExistsError:
             self._let_go()
             raise LockHeld(f"another run has just taken over {job.root}: rerun to see it") from None

@@ -66,7 +66,7 @@ class MemberRole(ClusterRole):
 
     def on_agent_lost(self, run: Supervisor) -> None:
         """Look for the head anew, with another agent."""
-        self._apart_since = run.now
+        self._apart_since, self._unchecked = run.now, None
 
     def serve_start(self, run: Supervisor, now: float) -> None:
         """Wait for the head, bounded; it launches."""
@@ -123,19 +123,22 @@ class MemberRole(ClusterRole):
         joined = self._unchecked
         if joined is None or run.shutdown.is_decided:
             return
-        identity = run.ports.directory.known_identity(seconds)
+        identities = run.ports.directory.known_identities(seconds)
         directory, limit = run.settings.directory, run.settings.gather_seconds
-        if identity is None:
+        if identities is None:
             if run.now - self._joined_at > limit:
                 why = f"the storage of {directory} did not answer for {human_duration(limit)}"
                 run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
             return
-        is_same = identity == joined.identity
-        is_copy = not is_same and identity.partition(".")[0] == joined.identity.partition(".")[0]
+        is_same = bool(joined.identity) and joined.identity in identities
+        job = joined.identity.partition(".")[0]
+        is_copy = not is_same and any(one.partition(".")[0] == job for one in identities)
         if is_copy and run.now - self._joined_at < SEEN_SECONDS:
             return  # unless a network file system has only not shown the head's record yet
         self._unchecked = None
-        if not is_same or not identity:
+        if is_same and joined.identity != identities[0]:  # it finds out once it reaches its storage
+            run.record.say(f"{joined.head} leads a run that another one has taken over")
+        elif not is_same:
             why = f"{directory} is not the job directory of {joined.head}"
             run.shutdown.give_up(
                 ExitCode.USAGE, f"{why}: give all nodes one on a file system that they share"
@@ -143,7 +146,7 @@ class MemberRole(ClusterRole):
 
     def _on_head_lost(self, run: Supervisor, why: str) -> None:
         run.incarnations.is_launched = False
-        self._apart_since = run.now
+        self._apart_since, self._unchecked = run.now, None
         head = run.record.node.head
         run.ports.journal.write(HeadNodeLost(head=head, why=why))
         if run.shutdown.is_decided:

@@ -193,6 +193,19 @@ def test_what_was_left_before_a_restore_does_not_come_back_in_later_runs(job: Jo
     assert len(superseded(job)) == 1
 
 
+def test_run_that_seals_late_does_not_overtake_a_restore(job: JobDirectory) -> None:
+    """It had checked its number, and was suspended just before its rename."""
+    first = own(job)
+    make_checkpoint(job, 10, run=first.number)
+    attempt = make_attempt(job, 20, run=first.number)
+    second = own(job)
+    continue_from(job, "epoch-0_step-10", second)
+    with pytest.raises(FileNotFoundError):
+        os.rename(attempt.path, job.checkpoint(0, 20))
+    recover(job, fence=second)
+    assert names(job) == ["epoch-0_step-10"]
+
+
 def test_step_that_is_saved_again_leaves_the_one_that_is_being_read(job: JobDirectory) -> None:
     path = make_checkpoint(job, 10)
     before = tree(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.checkpoint.ownership.fence import Ownership, new_record, newest_number
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -145,6 +146,45 @@ def test_fall_back_does_not_happen_after_it_was_given_up(
     assert newest.exists()
 
 
+def take_over(job: JobDirectory) -> int:
+    """Take the job over as another host would, and return the number."""
+    number = newest_number(job) + 1
+    Ownership.claim(job, number, new_record(job, "there", "other", "", None))
+    return number
+
+
+def test_fall_back_leaves_what_another_run_has_sealed(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host was suspended between the failure and the fall-back, and taken over meanwhile."""
+    make_checkpoint(job, 5)
+    newest = make_checkpoint(job, 7, run=take_over(job))
+    files.fall_back("step 8 failed twice", lambda key: True, "")
+    until(lambda: files.fallen_back == "")
+    assert newest.exists()
+    until(lambda: "has taken over" in files.lost)
+    monkeypatch.setattr(Ownership, "check", lambda self: None)  # it was taken over behind that
+    files.fall_back("step 8 failed twice", lambda key: True, "")
+    until(lambda: files.fallen_back == "")
+    assert newest.exists()
+
+
+def test_scan_at_the_end_finds_that_the_job_was_taken_over(
+    job: JobDirectory, files: JobFiles
+) -> None:
+    """Else a run would call another one's checkpoint its own, until its next beat."""
+    take_over(job)
+    assert files.scan_now(lambda: PATIENCE) is not None
+    assert "has taken over" in files.lost
+
+
+def test_clean_up_finds_that_the_job_was_taken_over(job: JobDirectory, files: JobFiles) -> None:
+    take_over(job)
+    files.clean_up(lambda: False, "")
+    until(lambda: files.cleaned)
+    assert "has taken over" in files.lost
+
+
 def test_fall_back_that_has_begun_is_not_given_up(
     job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,10 +216,11 @@ def test_identity_is_waited_for_within_the_bound_and_read_once(
 
     monkeypatch.setattr(JobDirectory, "known_identity", late)
     try:
-        assert [files.known_identity(0.01) for _ in range(5)] == [None] * 5
+        assert [files.known_identities(0.01) for _ in range(5)] == [None] * 5
     finally:
         answer.set()
-    assert files.known_identity(PATIENCE).startswith("f00d.")
+    found = files.known_identities(PATIENCE)
+    assert found is not None and [one.partition(".")[0] for one in found] == ["f00d"]
     assert len(reads) == 1
 
 

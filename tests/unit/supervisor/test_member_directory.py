@@ -8,37 +8,41 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.protocol.messages import Joined
+from elastic_ckpt.protocol.messages import HeadLost, Joined
 from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 
 
 class Run:
-    """A run of a member, whose storage gives ``identity``."""
+    """A run of a member, whose storage gives ``identities``."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.identity: str | None = None
+        self.identities: tuple[str, ...] | None = None
         self.waited: list[float] = []
         self.ended: list[Any] = []
         self.said: list[str] = []
         self.state = RunState.STARTING
         self.agent = None
         self.settings = SimpleNamespace(directory="/job", gather_seconds=60.0, terms={})
-        self.ports = SimpleNamespace(directory=self)
+        journal = SimpleNamespace(write=lambda event: None)
+        self.ports = SimpleNamespace(directory=self, journal=journal)
         self.preemption = SimpleNamespace(patience=lambda seconds: seconds)
-        self.record = SimpleNamespace(update=lambda **_: None, say=self.said.append)
+        self.record = SimpleNamespace(
+            update=lambda **_: None, say=self.said.append, move=lambda *_: None,
+            node=SimpleNamespace(head="n1"),
+        )  # fmt: skip
         self.incarnation = 0
-        self.incarnations = SimpleNamespace(is_watched=False)
+        self.incarnations = SimpleNamespace(is_watched=False, is_launched=True)
         self.shutdown = self
 
     @property
     def is_decided(self) -> bool:
         return bool(self.ended)
 
-    def known_identity(self, seconds: float) -> str | None:
+    def known_identities(self, seconds: float) -> tuple[str, ...] | None:
         self.waited.append(seconds)
-        return self.identity
+        return self.identities
 
     def give_up(self, code: ExitCode, message: str) -> None:
         self.ended.append((code, message))
@@ -63,7 +67,7 @@ def test_a_storage_that_answers_late_is_asked_again_without_waiting(run: Any) ->
     assert run.said == ["joined job, led by n1"]
     for _ in range(3):
         role.look_for_hang(run)
-    run.identity = "f00d"
+    run.identities = ("f00d",)
     role.look_for_hang(run)
     assert run.ended == [] and run.waited == [1.0, 0.0, 0.0, 0.0, 0.0]
     role.look_for_hang(run)
@@ -72,7 +76,7 @@ def test_a_storage_that_answers_late_is_asked_again_without_waiting(run: Any) ->
 
 def test_another_directory_ends_the_run_also_late(run: Any) -> None:
     role = join(run)
-    run.identity = "0dd"
+    run.identities = ("0dd",)
     role.look_for_hang(run)
     [(code, message)] = run.ended
     assert code is ExitCode.USAGE and "/job is not the job directory of n1" in message
@@ -89,7 +93,7 @@ def test_copy_of_the_directory_ends_the_run_once_the_heads_record_must_have_been
     run: Any,
 ) -> None:
     """Two nodes with private copies of one directory: the saves of one miss in the other."""
-    run.identity = "f00d.of-the-copy"
+    run.identities = ("f00d.of-the-copy",)
     role = MemberRole("n1:29400")
     role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d.now", terms={}))
     run.now += 19.0
@@ -102,12 +106,33 @@ def test_copy_of_the_directory_ends_the_run_once_the_heads_record_must_have_been
 
 
 def test_record_that_is_seen_late_is_no_copy(run: Any) -> None:
-    run.identity = "f00d.before"
+    run.identities = ("f00d.before",)
     role = MemberRole("n1:29400")
     role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d.now", terms={}))
     run.now += 10.0
-    run.identity = "f00d.now"
+    run.identities = ("f00d.now",)
     role.look_for_hang(run)
     run.now += 30.0
+    role.look_for_hang(run)
+    assert run.ended == []
+
+
+def test_head_of_an_earlier_run_shares_the_directory(run: Any) -> None:
+    """It cannot reach its storage, and so does not know that another run has taken over."""
+    run.identities = ("f00d.second", "f00d.first")
+    role = MemberRole("n1:29400")
+    role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d.first", terms={}))
+    run.now += 30.0
+    role.look_for_hang(run)
+    assert run.ended == []
+    assert run.said[0] == "n1 leads a run that another one has taken over"
+
+
+def test_directory_is_not_compared_with_that_of_a_head_that_is_lost(run: Any) -> None:
+    run.identities = ("f00d.second",)
+    role = MemberRole("n1:29400")
+    role.on_event(run, Joined(head="n1", job="job", run_id="7", identity="f00d.first", terms={}))
+    role.on_event(run, HeadLost("no report for 2.6 s"))
+    run.now += 21.0
     role.look_for_hang(run)
     assert run.ended == []

@@ -1,0 +1,150 @@
+"""The disk that all hosts share: checkpoints, what is being written, and who may seal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from tests.simulation.kernel import Kernel, Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.hosts import Host
+    from tests.simulation.run import Run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a manifest says.
+
+    Attributes:
+        run: number of the run whose ranks wrote it; a later one may have sealed it.
+        parent: attempt that these ranks had loaded, or saved before; empty for none.
+    """
+
+    key: Key
+    attempt: str
+    run: int
+    incarnation: int
+    parent: str
+
+    def is_later(self, other: Checkpoint) -> bool:
+        """As ``lineage.is_later``."""
+        return (self.run, self.incarnation) > (other.run, other.incarnation)
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A directory in ``.attempts``.
+
+    Attributes:
+        owner: the run number in its name.
+        missing: ranks that have not written their parts.
+    """
+
+    checkpoint: Checkpoint
+    owner: int
+    missing: set[int]
+
+
+class Disk:
+    """Sealed checkpoints by key, and who may seal.
+
+    Attributes:
+        owner: the run with the newest number; it may have ended.
+        number: the newest run number.
+        loaded: the newest number whose ranks have loaded: no earlier run may seal after that.
+        rewound: the number of the run that has gone back to an older checkpoint last.
+        lock_is_lost: the server has forgotten the owner's lock.
+        answers_at: until then nothing that needs the disk returns, on any host.
+        full_until: until then nothing can be written.
+        incarnations: how many have been launched in the job; records count on from it.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.sealed: dict[Key, Checkpoint] = {}
+        self.known: dict[str, Checkpoint] = {}  # whatever was ever sealed, in either tier
+        self.number = self.loaded = self.rewound = 0
+        self.attempts: list[Attempt] = []
+        self.set_aside: set[Key] = set()
+        self.owner: Run | None = None
+        self.lock_is_lost = False
+        self.answers_at = self.full_until = 0.0
+        self.incarnations = 0
+        self.requested = False
+        self.predictor = Predictor()
+        self._count = 0
+
+    @property
+    def newest(self) -> Key:
+        return max(self.sealed, default=NO_CHECKPOINT)
+
+    @property
+    def is_full(self) -> bool:
+        return self.kernel.now < self.full_until
+
+    def answers(self, host: Host) -> float:
+        """Return when it answers to a host."""
+        return max(self.answers_at, host.storage_at)
+
+    def hangs(self, host: Host) -> bool:
+        return self.kernel.now < self.answers(host)
+
+    def when_it_answers(self, host: Host, act: Callable[[], None], least: float = 0.0) -> None:
+        """Have something happen after ``least`` seconds, and not before the disk answers."""
+        self.kernel.after(max(least, self.answers(host) - self.kernel.now), act)
+
+    def new_attempt(self) -> str:
+        self._count += 1
+        return f"attempt {self._count}"
+
+    def is_off_the_line(self, left_by: int, run: Run) -> bool:
+        """As ``lineage.is_stale``: whether the job has gone on without what a run has left."""
+        if left_by >= run.number or left_by < run.rewound:
+            return left_by < run.number
+        newest = self.sealed.get(self.newest)
+        return newest is not None and newest.run > left_by
+
+    def seal(self, one: Checkpoint, run: Run, incarnation: int) -> None:
+        """Publish a checkpoint; its caller has checked the fence, some time ago."""
+        step = one.key[1]
+        if run.number < self.loaded:
+            raise Violation(
+                f"{run.name} seals step {step}, and run number {self.loaded} has loaded"
+            )
+        if incarnation and self.owner is run and incarnation != self.incarnations:
+            raise Violation(
+                f"incarnation {incarnation} seals step {step}, {self.incarnations} is launched"
+            )
+        there = self.sealed.get(one.key)
+        self.known[one.attempt] = one
+        if there is not None and there.is_later(one):
+            return
+        self.kernel.say(f"sealed on disk: step {step}, by {run.name}")
+        self.sealed[one.key] = one
+        self.check_line()
+
+    def check_line(self) -> None:
+        """Follow the parents of the newest checkpoint: all others are among them."""
+        one: Checkpoint | None = self.sealed.get(self.newest)
+        line = set()
+        while one is not None:
+            line.add(one.attempt)
+            parent = self.known.get(one.parent)
+            if one.parent and parent is None:
+                raise Violation(f"step {one.key[1]} continues from what was never sealed")
+            if parent is not None and (parent.key >= one.key or parent.run > one.run):
+                raise Violation(f"step {one.key[1]} continues from a later one")
+            one = parent
+        for key, other in self.sealed.items():
+            if other.attempt not in line:
+                raise Violation(f"step {key[1]} of run {other.run} is on another line")
+
+    def go_back(self, key: Key, run: Run) -> None:
+        """As ``run --from``."""
+        self.kernel.say(f"{run.name} goes back to step {key[1]}")
+        self.sealed = {each: one for each, one in self.sealed.items() if each <= key}
+        self.rewound = run.number
