@@ -174,7 +174,7 @@ def test_scan_at_the_end_finds_that_the_job_was_taken_over(
 ) -> None:
     """Else a run would call another one's checkpoint its own, until its next beat."""
     take_over(job)
-    assert files.scan_now(lambda: PATIENCE) is not None
+    assert files.scan_now(within(PATIENCE)) is not None
     assert "has taken over" in files.lost
 
 
