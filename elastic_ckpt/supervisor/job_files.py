@@ -238,7 +238,8 @@ class JobFiles:
     def identity(self) -> str:
         with contextlib.suppress(OSError):
             owned = self._locks.ownership
-            return f"{self._job.identity()}.{owned.nonce if owned else ''}"
+            # The owner has read it at its start; its disk may be away by now.
+            return f"{owned.identity}.{owned.nonce}" if owned else f"{self._job.identity()}."
         return ""
 
     def known_identities(self, seconds: float) -> tuple[str, ...] | None:

@@ -274,6 +274,7 @@ def _join_supervised(context: Supervised) -> Runtime:
             context.spec.nonce,
             rewound=context.spec.rewound,
             mount=context.spec.mount,
+            identity=context.spec.identity.partition(".")[0],
         ),
         memory=context.memory,
     )

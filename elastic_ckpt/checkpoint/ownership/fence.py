@@ -74,6 +74,7 @@ class Fence:
         *,
         rewound: int = 0,
         mount: int = 0,
+        identity: str = "",
     ) -> None:
         """Number 0 stands for a process that owns no job; it checks nothing.
 
@@ -82,12 +83,14 @@ class Fence:
                 earlier runs left in memory or unsealed is not continued from.
             mount: where the directory was when the run began, as ``mount_of`` gives it; 0 for not
                 known.
+            identity: of the job, by which its directory is known where it is mounted again.
         """
         self.job = job
         self.number = number
         self.nonce = nonce
         self.rewound = rewound
         self.mount = mount
+        self.identity = identity
 
     def check(self) -> None:
         """Raise unless this run still owns the job.
@@ -112,18 +115,18 @@ class Fence:
     def check_place(self) -> None:
         """Raise if another directory is in the place of the job's: nothing may be written there.
 
-        A directory whose record of this run was removed is still the job's, and so is a new one
-        where it was deleted, unless it is on another mount than before.
+        A new one where it was deleted is still the job's, unless it is on another mount.
 
         Raises:
             OSError: a disk was unmounted, or another one mounted over it.
         """
         if not self.number or not self.mount or mount_of(self.job.home) == self.mount:
             return
-        own = read_run(self.job, self.number)
-        if own is None or own.nonce != self.nonce:  # else it was mounted again
-            why = "its disk is not mounted, another directory is in its place"
-            raise OSError(errno.ESTALE, why, str(self.job.home))
+        with contextlib.suppress(FileNotFoundError):
+            if self.job.known_identity() == self.identity:
+                return  # it was mounted again
+        why = "its disk is not mounted, another directory is in its place"
+        raise OSError(errno.ESTALE, why, str(self.job.home))
 
     def _newest(self) -> tuple[int, RunOwner | None]:
         newest = newest_number(self.job)
@@ -134,8 +137,10 @@ class Ownership(Fence):
     """The claim of the process that made it: it beats, and ends it."""
 
     def __init__(self, job: JobDirectory, number: int, record: RunOwner) -> None:
-        mount = mount_of(job.home)
-        super().__init__(job, number, record.nonce, rewound=record.rewound, mount=mount)
+        super().__init__(
+            job, number, record.nonce, rewound=record.rewound, mount=mount_of(job.home),
+            identity=job.identity(),
+        )  # fmt: skip
         self.record = record
         self._beats = 0
 

@@ -320,6 +320,7 @@ def test_nothing_is_written_where_the_disk_was_unmounted(
     job.root.rmdir()
     disk.rename(job.root)
     mounts.now = 3
+    shutil.rmtree(job.runs)  # by a cleaner
     owned.ownership.beat_and_check()
     DiskAttempt.begin(job, 8, fence=owned.ownership).drop()
 
