@@ -34,11 +34,16 @@ class Interval(Protocol):
         """Return whether to save after this step."""
 
 
-def choose_interval(runtime: Runtime, steps: int | None) -> Interval:
+def choose_interval(
+    runtime: Runtime,
+    steps: int | None,
+    how: str = "give the Session save_interval= and retention=",
+) -> Interval:
     """Return when a session saves, and say it if neither the user nor the script chose that.
 
     Args:
         steps: between two saves; 0 or less for none, None for automatic saves.
+        how: what to type to choose it.
     """
     if steps is not None:
         return SaveInterval(steps=max(0, steps))
@@ -48,8 +53,7 @@ def choose_interval(runtime: Runtime, steps: int | None) -> Interval:
         kept = f", keeping the last {KEPT} of them" if runtime.retain.rule.automatic else ""
         runtime.leader_says(
             f"saving automatically{kept}: first after {human_duration(FIRST_SAVE_SECONDS)}, then "
-            "as often as pays; to choose, give the Session save_interval= and retention=, or use "
-            "--save-interval and --keep-last"
+            f"as often as pays; to choose, {how}, or use --save-interval and --keep-last"
         )
     if runtime.supervised is not None:  # it asks for each save
         return SaveInterval()

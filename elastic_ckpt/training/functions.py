@@ -17,6 +17,7 @@ from elastic_ckpt.policy.interval import SaveInterval
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training import runtime as runtimes
+from elastic_ckpt.training.auto_interval import Interval, choose_interval
 from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.data.data_pass import Resumed, current_pass, order_version, resume_at
 from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
@@ -38,6 +39,7 @@ class _Loop:
 
     calls: int = 0
     attached: bool = False
+    interval: Interval | None = None  # of automatic saves
     stop: bool = False
     reason: Reason = "interval"
     consumption: Consumption = field(default_factory=Consumption)
@@ -48,17 +50,19 @@ class _Loop:
 _loop = _Loop()
 
 
-def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bool:
+def should_save(step: int, every: int | None = None, *, save_dir: str | None = None) -> bool:
     """Return whether to call ``save_checkpoint`` now. Call it after every optimizer step.
 
     True on all ranks alike: on the interval, when a save was requested, and at the agreed stop
     step, after which ``save_checkpoint`` ends the process. If the optimizer that was given to
     ``load_checkpoint`` has not stepped since the last call, the save waits for a call after which
-    it has. Collective at the first call and where a save is due.
+    it has. Collective at the first call, where a save is due, and without a supervisor at some
+    steps more.
 
     Args:
         step: the step's number in the script's own counting; only ``every`` uses it.
-        every: steps between saves, 0 for none. The supervisor's ``--save-interval`` overrides it.
+        every: steps between saves, 0 for none; by default as often as pays, and then only the
+            newest two of these saves are kept. The supervisor's ``--save-interval`` overrides it.
         save_dir: needed only if ``ELASTIC_CKPT_DIR`` is not set and no other function of this
             package was called before.
 
@@ -66,6 +70,11 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
         StopAborted: a rank died during the agreement.
     """
     runtime = runtimes.join(save_dir) if save_dir else runtimes.joined()
+    override = runtime.supervised.spec.save_interval_steps if runtime.supervised else 0
+    is_automatic = every is None and not override
+    if is_automatic and _loop.interval is None:
+        _loop.interval = choose_interval(runtime, None, "call should_save with every=")
+        runtime.slot.session("", wants_saves=True)
     if not _loop.attached:
         _loop.attached = True
         runtime.steps.attach(0, declares=False)
@@ -81,12 +90,16 @@ def should_save(step: int, every: int = 0, *, save_dir: str | None = None) -> bo
     _loop.stop = _loop.stop or action.kind is ActionKind.STOP
     if _loop.stop or not _loop.tries:
         _loop.reason = "emergency" if _loop.stop else REASONS.get(action.kind, "interval")
-    interval = runtime.supervised.spec.save_interval_steps if runtime.supervised else 0
-    due = SaveInterval(steps=interval or every).due(step)
+    if is_automatic and _loop.interval is not None:
+        due = _loop.interval.due(_loop.calls)
+    else:
+        due = SaveInterval(steps=override or every or 0).due(step)
     due = _loop.stop or action.kind is not ActionKind.GO or due or _loop.tries > 0
     steps, before = _loop.consumption.steps, _loop.optimizer_steps
     _loop.optimizer_steps = steps
-    return due and _can_save(runtime.peers, step, has_stepped=steps > before)
+    saves = due and _can_save(runtime.peers, step, has_stepped=steps > before)
+    runtime.automatic = saves and is_automatic  # not what the script saves at other steps
+    return saves
 
 
 def _can_save(peers: Peers, step: int, *, has_stepped: bool) -> bool:
@@ -179,6 +192,7 @@ def save_checkpoint(
     )
     inputs = EngineInputs(booster, model, optimizer, lr_scheduler, use_async)
     write_checkpoint(runtime, make_engine(inputs, engine), snapshot)
+    runtime.automatic = False
     if _loop.stop:
         runtime.leave(saved=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -118,6 +118,7 @@ class Session:
         self._rank_state = RankState(check_extra(extra if extra is not None else {}), model)
         self._metrics = ReportedMetrics()
         self.resumed_from: Path | None = None
+        self._hooks = ExitStack()  # on the model and the optimizers, while it is open
 
     def __enter__(self) -> Session:
         """Resume from the session's newest intact checkpoint.
@@ -179,6 +180,12 @@ class Session:
         Raises:
             UnequalSteps: this rank left by ``sys.exit(0)``, and another one trains on.
         """
+        try:
+            self._close(error)
+        finally:
+            self._hooks.close()
+
+    def _close(self, error: BaseException | None) -> None:
         runtime, points = self._runtime, self._points
         runtime.sessions.leave(saved=False)
         if runtime.has_left:
@@ -284,7 +291,11 @@ class Session:
         inner = inner_optimizer(self._inputs.optimizer)
         self._consumption.gradients_seen = self._inputs.booster is None
         if hasattr(inner, "register_step_pre_hook"):
-            inner.register_step_pre_hook(lambda *_: self._timer.optimizing())
+            hook = inner.register_step_pre_hook(lambda *_: self._timer.optimizing())
+            self._hooks.callback(hook.remove)
+        self._hooks.callback(self._timer.detach)
+        self._hooks.callback(self._saver.detach)
+        self._hooks.callback(self._consumption.unwatch)
         self._consumption.watch(inner, *self._rank_state.extra.values())
 
     def _warn_if_stepless(self) -> None:

@@ -51,14 +51,20 @@ class StepTimer:
         self._fetch = 0
         self._sampling = self._ended = False  # this step is sampled, and reached its last gradient
         self._unread = -1  # fetching time of the step whose events are not read yet
+        self._hook: Any = None
         first = next((one for one in model.parameters() if one.requires_grad), None)
         if first is None or not hasattr(first, "register_post_accumulate_grad_hook"):
             return
-        first.register_post_accumulate_grad_hook(self.gradient_ready)
+        self._hook = first.register_post_accumulate_grad_hook(self.gradient_ready)
         if make_event is None and first.is_cuda:
             make_event = partial(_CudaEvent, first.device)
         if make_event is not None:
             self._events = make_event(), make_event()
+
+    def detach(self) -> None:
+        """Take the hook off the model."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def fetching(self) -> None:
         """Fetching of the next batch begins."""

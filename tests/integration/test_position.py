@@ -7,6 +7,7 @@ ends with must be the calm run's, bit for bit, so no sample was lost or used twi
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from elastic_ckpt import (
     save_checkpoint,
     should_save,
 )
+from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.verify import read_manifest
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.interval import OptimalInterval
+from elastic_ckpt.training import auto_interval
 from tests.integration.test_session import checkpoints, newest, run
 
 pytestmark = pytest.mark.one_torch
@@ -339,3 +345,47 @@ def test_should_save_waits_for_an_optimizer_step(tmp_path: Path) -> None:
     assert run(own_loop, str(tmp_path / "cut"), 11) == "cut"
     assert newest(tmp_path / "cut").step == 8
     assert run(own_loop, str(tmp_path / "cut"), 0) == (8, calm)
+
+
+def automatic_loop(directory: str, every: int | None) -> bool:
+    """A loop of its own that says nothing of an interval."""
+    auto_interval.FIRST_INTERVAL = OptimalInterval(0.001, "at once")  # type: ignore[misc]
+    model = nn.Linear(2, 1)
+    load_checkpoint(directory, None, model, None, None)
+    for step in range(1, 30):
+        time.sleep(0.002)
+        if should_save(step, every=every):
+            save_checkpoint(directory, None, model, None, None, 0, step, BATCH)
+            break
+    save_checkpoint(directory, None, model, None, None, 0, 40, BATCH)
+    return step < 29
+
+
+def test_should_save_has_the_automatic_interval(tmp_path: Path) -> None:
+    """What the script saves at other steps is not automatic, and so is not pruned."""
+    assert run(automatic_loop, str(tmp_path), None)
+    manifests = [read_manifest(path) for path in scan(JobDirectory.at(tmp_path))]
+    assert [one.automatic for one in manifests] == [False, True]
+    assert manifests[0].step == 40 and manifests[1].reason == "interval"
+
+
+def test_should_save_with_interval_zero_has_none(tmp_path: Path) -> None:
+    assert not run(automatic_loop, str(tmp_path), 0)
+
+
+def hooks_of(directory: str) -> tuple[bool, bool]:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def found() -> bool:
+        pre, post = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+        first = next(model.parameters())._post_accumulate_grad_hooks
+        return bool(pre or post or first)
+
+    with Session(directory, model=model, optimizer=optimizer):
+        during = found()
+    return during, found()
+
+
+def test_finished_session_leaves_no_hooks(tmp_path: Path) -> None:
+    assert run(hooks_of, str(tmp_path)) == (True, False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.checkpoint.ownership.read_lock import NO_LOCKS
 from elastic_ckpt.cli.doctor.directory import CheckedPath
 from elastic_ckpt.cli.doctor.findings import Finding, State, ok
 from elastic_ckpt.cli.doctor.platform import Grace
@@ -38,8 +38,6 @@ TRIAL_SECONDS: Final = 20.0
 
 REMOVAL_SECONDS: Final = 5.0
 _SKEW_SECONDS: Final = 5.0
-_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-
 _ELSEWHERE: Final = "use a directory on another file system"
 _FAILURES: Final[Mapping[str, tuple[State, str]]] = {
     "fsync": ("problem", f"{_ELSEWHERE}: saves would fail, or be lost in a power cut"),
@@ -123,7 +121,7 @@ def judge(event: TrialResult) -> Finding:
     """Return the finding of a test's result."""
     if not event.why:
         return ok(event.what, _WORKS[event.what])
-    if event.what == "locks" and event.errno in _NO_LOCKS:
+    if event.what == "locks" and event.errno in NO_LOCKS:
         todo = (
             "mount it with locks (Lustre: flock; NFS: without nolock); otherwise marker files are "
             "used instead, and retention deletes nothing"

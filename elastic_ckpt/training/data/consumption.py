@@ -76,6 +76,7 @@ class Consumption:
         self.watched = False
         self.steps = 0
         self._optimizers: list[_Steps] = []
+        self._hooks: list[Any] = []
         self._carried = False
         self.handed = 0
         self.begin()
@@ -88,8 +89,17 @@ class Consumption:
             if hasattr(inner, "register_step_post_hook") and not known:
                 steps = _Steps(inner)
                 self._optimizers.append(steps)
-                inner.register_step_post_hook(lambda _, __, ___, steps=steps: self.stepped(steps))
+                self._hooks.append(
+                    inner.register_step_post_hook(
+                        lambda _, __, ___, steps=steps: self.stepped(steps)
+                    )
+                )
                 self.watched = True
+
+    def unwatch(self) -> None:
+        """Take the hooks off the optimizers, which another Session may use."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def begin(self, accumulation: int = 1) -> None:
         """Begin a pass, in the thread that reads it."""

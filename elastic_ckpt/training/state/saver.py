@@ -26,8 +26,14 @@ class Saver:
         # The next step's passes only read what is saved; its optimizer modifies it.
         inner = getattr(optimizer, "optim", optimizer)
         self._may_overlap = hasattr(inner, "register_step_pre_hook")
+        self._hook: Any = None
         if self._may_overlap:
-            inner.register_step_pre_hook(self._before_optimizer_step)
+            self._hook = inner.register_step_pre_hook(self._before_optimizer_step)
+
+    def detach(self) -> None:
+        """Take the hook off the optimizer; a save that was not completed is never sealed."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def save(self, snapshot: Snapshot) -> None:
         """Save; a device may continue to copy until :meth:`complete`."""

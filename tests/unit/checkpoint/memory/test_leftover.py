@@ -23,13 +23,6 @@ from tests.memory_tiers import own, snapshot
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    found = tmp_path / "memory"
-    found.mkdir()
-    return found
-
-
-@pytest.fixture
 def held(job: JobDirectory, place: Path) -> OwnedTier:
     return own(place, job)
 

@@ -22,13 +22,6 @@ def job(tmp_path: Path) -> JobDirectory:
     return open_job(tmp_path / "job")
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    found = tmp_path / "memory"
-    found.mkdir()
-    return found
-
-
 def steps(owned: OwnedTier) -> list[int]:
     return [one.seal.step for one in owned.sealed()]
 

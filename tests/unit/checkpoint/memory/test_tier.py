@@ -29,13 +29,6 @@ def job(tmp_path: Path) -> JobDirectory:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    found = tmp_path / "memory"
-    found.mkdir()
-    return found
-
-
-@pytest.fixture
 def tier(job: JobDirectory, place: Path) -> MemoryTier:
     return own(place, job).tier
 
