@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from elastic_ckpt.jobdir.node_record import NoticeRecord
 from elastic_ckpt.journal.events import NoticeReceived, StartHeld
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
+from elastic_ckpt.policy.deadline import Incoming, Notice, StopNow, kill_time, tightest
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.supervisor.ports import Clock
 from elastic_ckpt.supervisor.run_record import RunRecord
@@ -24,6 +25,15 @@ MIN_PATIENCE_SECONDS: Final = 0.02
 
 IMPATIENT_SECONDS: Final = 0.25
 """What a wait may take once the user does not want to wait."""
+
+
+class Arrivals(Protocol):
+    """Takes in what the notice sources report."""
+
+    @property
+    def pending(self) -> bool: ...  # noqa: D102
+
+    def take_in(self, now: float, lead: Callable[[], float]) -> Iterator[Incoming]: ...  # noqa: D102
 
 
 class Preemption:
@@ -89,6 +99,36 @@ class Preemption:
             return seconds
         until = self.notice.deadline - self._clock.monotonic()
         return max(MIN_PATIENCE_SECONDS, min(seconds, until / 4))
+
+    def tighten(self, listener: Arrivals) -> None:
+        """Take in notices while the run ends: there may be less time."""
+        for event in listener.take_in(self._clock.monotonic(), lambda: 0.0):
+            if isinstance(event, Notice):
+                self.take(event)
+            elif isinstance(event, StopNow):
+                self.stops_at_once = True
+
+    def waiting(
+        self, seconds: float, listener: Arrivals, *, ends: bool = True
+    ) -> Callable[[], float]:
+        """Return what says how long a wait that begins now may still take.
+
+        A notice that comes during the wait shortens it. If the run does not end after the wait,
+        the wait is soon over: the loop has to serve the notice.
+        """
+        began = self._clock.monotonic()
+        until = began + self.patience(seconds)
+
+        def left() -> float:
+            nonlocal until
+            if listener.pending and not ends:
+                until = min(until, began + IMPATIENT_SECONDS)
+            elif listener.pending:
+                self.tighten(listener)
+                until = min(until, self._clock.monotonic() + self.patience(seconds))
+            return until - self._clock.monotonic()
+
+        return left
 
     def left(self, now: float) -> float:
         """Return the seconds until what still runs must be killed; infinite without a notice."""

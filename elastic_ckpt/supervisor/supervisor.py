@@ -29,7 +29,7 @@ from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
-from elastic_ckpt.supervisor.preemption import IMPATIENT_SECONDS, Preemption
+from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
 from elastic_ckpt.supervisor.saves.emergency import TURN_SECONDS, EmergencySave
@@ -115,7 +115,7 @@ class Supervisor:
     def turn(self) -> None:
         """Do what has become due since the last turn. Never blocks."""
         if self.state in TERMINAL:
-            self._tighten_deadline()
+            self.preemption.tighten(self.ports.listener)
             self.serve_agent()
             return
         if self.ports.directory.lost:
@@ -195,33 +195,8 @@ class Supervisor:
                 case Reload():
                     self._on_reload()
 
-    def _tighten_deadline(self) -> None:
-        """Take in notices while the run ends: there may be less time."""
-        for event in self.ports.listener.take_in(self.now, lambda: 0.0):
-            if isinstance(event, Notice):
-                self.preemption.take(event)
-            elif isinstance(event, StopNow):
-                self.preemption.stops_at_once = True
-
     def _patience(self, seconds: float, ends: bool = True) -> Callable[[], float]:
-        """Return what says how long a wait that begins now may still take.
-
-        A notice that comes during the wait shortens it. If the run does not end after the wait,
-        the wait is soon over: the loop has to serve the notice.
-        """
-        preemption, listener, began = self.preemption, self.ports.listener, self.now
-        until = began + preemption.patience(seconds)
-
-        def left() -> float:
-            nonlocal until
-            if listener.pending and not ends:
-                until = min(until, began + IMPATIENT_SECONDS)
-            elif listener.pending:
-                self._tighten_deadline()
-                until = min(until, self.now + preemption.patience(seconds))
-            return until - self.now
-
-        return left
+        return self.preemption.waiting(seconds, self.ports.listener, ends=ends)
 
     def serve_agent(self) -> None:
         """Take in what the agent has reported."""

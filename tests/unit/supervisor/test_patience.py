@@ -9,20 +9,18 @@ from typing import Any, cast
 import pytest
 
 from elastic_ckpt.policy.deadline import Notice, StopNow
-from elastic_ckpt.supervisor.supervisor import Supervisor
+from elastic_ckpt.supervisor.preemption import Preemption
 
 
-class World:
-    """What a supervisor's patience depends on."""
+class World(Preemption):
+    """A clock, and notices that have arrived."""
 
     def __init__(self) -> None:
-        self.now, self.limit = 100.0, 60.0
+        self.now = 100.0
         self.arrived: list[Notice | StopNow] = []
-        self.preemption = SimpleNamespace(
-            patience=lambda seconds: min(seconds, self.limit),
-            take=lambda notice: setattr(self, "limit", (notice.deadline - self.now) / 4),
-        )
-        self.ports = SimpleNamespace(listener=self)
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        some = SimpleNamespace(note=lambda event: None, node=SimpleNamespace())
+        super().__init__(30.0, *(cast(Any, one) for one in (clock, some, some, some)))
 
     @property
     def pending(self) -> bool:
@@ -32,8 +30,8 @@ class World:
         while self.arrived:
             yield self.arrived.pop()
 
-    def _tighten_deadline(self) -> None:
-        Supervisor._tighten_deadline(cast(Any, self))
+    def wait(self, seconds: float, *, ends: bool = True) -> Callable[[], float]:
+        return self.waiting(seconds, self, ends=ends)
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def world() -> World:
 
 
 def test_notice_during_the_last_waits_shortens_them(world: World) -> None:
-    left = Supervisor._patience(cast(Any, world), 5.0)
+    left = world.wait(5.0)
     world.now += 1.0
     assert left() == 4.0
     world.arrived.append(Notice("signal", "SIGTERM", world.now + 2.0))
@@ -52,14 +50,14 @@ def test_notice_during_the_last_waits_shortens_them(world: World) -> None:
 
 
 def test_second_interrupt_is_seen_during_the_last_waits(world: World) -> None:
-    left = Supervisor._patience(cast(Any, world), 5.0)
+    left = world.wait(5.0)
     world.arrived.append(StopNow())
     left()
-    assert vars(world.preemption)["stops_at_once"] is True
+    assert world.stops_at_once
 
 
 def test_wait_of_a_run_that_continues_leaves_the_notice_to_the_loop(world: World) -> None:
-    left = Supervisor._patience(cast(Any, world), 5.0, ends=False)
+    left = world.wait(5.0, ends=False)
     world.now += 1.0
     world.arrived.append(Notice("signal", "SIGTERM", world.now + 20.0))
     assert left() < 0 and world.pending
