@@ -16,7 +16,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.policy.interval import OptimalInterval
 from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.util.files import read_bounded, write_atomic
+from elastic_ckpt.util.files import read_bounded, write_record
 from elastic_ckpt.util.text import printable
 
 _MAX_BYTES: Final = 1024 * 1024
@@ -153,7 +153,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
 
     def write(self, path: Path) -> None:
         """Replace the node's record."""
-        write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=1))
+        write_record(path, msgspec.json.format(msgspec.json.encode(self), indent=1))
 
 
 def read_record(path: Path) -> NodeRecord | None:

@@ -287,6 +287,11 @@ class JobDirectory:
         """Raise DirectoryUnusable unless the directory can be listed."""
         try:
             os.scandir(self.root).close()
+        except PermissionError:
+            raise DirectoryUnusable(
+                f"no permission to read {self.root}: log in as its owner, or have the job started "
+                "with --group-access and join its group"
+            ) from None
         except OSError as error:
             raise _unusable(self.root, error) from None
 

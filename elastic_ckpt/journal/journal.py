@@ -33,6 +33,9 @@ MAX_TAIL_BYTES: Final = 1024 * 1024
 """That one call of ``JournalTail.read`` reads; the rest comes with the next call."""
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+AHEAD_BYTES: Final = 64 * 1024
+"""Allocated beyond the end of a file: a full disk must not keep ``status`` from saying so."""
+
 KEPT_FILES: Final = 3
 """Older files of a node, besides the one that is written."""
 
@@ -85,7 +88,7 @@ class Journal:
         # Closed after each line: another process may rotate the file, and other hosts read it.
         file = AppendedFile(
             path, check, limit=MAX_FILE_BYTES if rotates else None, rotations=KEPT_FILES,
-            keeps_open=False,
+            keeps_open=False, ahead=AHEAD_BYTES,
         )  # fmt: skip
         self._node = node
         self._rank = rank

@@ -34,6 +34,8 @@ _LONGEST_TMPDIR: Final = 60
 
 _PREFIX: Final = "eckpt-"
 _OWNER: Final = "supervisor.json"
+_LISTENERS: Final = "pymp-*/listener-*"
+"""Sockets at which the template is asked for workers; multiprocessing names them."""
 
 
 def _make_scratch() -> str:
@@ -85,6 +87,7 @@ class AgentProcess:
         environment = dict(os.environ, ELASTIC_CKPT_EVENTS=str(write))
         environment["ELASTIC_CKPT_DIR"] = spec.directory
         self._scratch = _make_scratch()
+        self._listeners: set[Path] = set()
         environment["ELASTIC_CKPT_SCRATCH"] = self._scratch
         if spec.nproc > 1:
             environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
@@ -123,6 +126,12 @@ class AgentProcess:
     @property
     def gone(self) -> bool:
         return self._events.closed
+
+    @property
+    def is_intact(self) -> bool:
+        found = set(Path(self._scratch).glob(_LISTENERS))
+        self._listeners |= found
+        return found == self._listeners
 
     def end(self) -> None:
         self._process.kill()

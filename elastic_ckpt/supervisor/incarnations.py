@@ -15,7 +15,7 @@ from elastic_ckpt.policy.restart import RestartAction
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, Launch, Ready
 from elastic_ckpt.protocol.run_state import Event, RunState
-from elastic_ckpt.supervisor.ports import AgentPort
+from elastic_ckpt.supervisor.ports import AgentPort, Key
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
 from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
@@ -175,6 +175,7 @@ class Incarnations:
         match event:
             case Ready():
                 self.is_agent_ready = True
+                self._is_agent_intact()
             case Ended():
                 self._on_ended(event)
 
@@ -197,12 +198,15 @@ class Incarnations:
             )
         )
         self._run.role.on_ended(self._run)
-        if self.is_outdated:
+        if self.is_outdated or not self._is_agent_intact():
             self.end_agent()
         if not self._run.shutdown.is_decided:  # else what follows was decided when the notice came
             self._run.role.follow_up(self._run, ended)
         elif ended.kind is EndKind.COMPLETED and ended.attached:
             self._run.shutdown.work_is_done()
+
+    def _is_agent_intact(self) -> bool:
+        return self.agent is None or self.agent.is_intact
 
     def follow_up(self, ended: Ended) -> None:
         """Decide what follows the end of an incarnation."""
@@ -254,13 +258,32 @@ class Incarnations:
         self._run.record.update(failures=policy.total, failures_left=policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
         what = f"{culprit}{failure.message}"
-        if failure.exit_code in _FINAL_CODES:
+        if gone := self._gone(newest):
+            self._run.shutdown.give_up(ExitCode.UNAVAILABLE, f"{gone}; {what}")
+        elif failure.exit_code in _FINAL_CODES:
             self._run.shutdown.give_up(ExitCode(failure.exit_code), failure.message)
         elif decision.action is RestartAction.STOP:
             self._run.shutdown.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
         else:
             when = f" in {delay:.1f} s" if delay >= 0.1 else ""
             self._run.record.move(Event.CRASH, f"{what}: restarting{when}")
+
+    def _gone(self, newest: Key) -> str:
+        """Return why a restart from ``newest`` would repeat saved work; empty if it would not.
+
+        It would if the directory was taken away, and what the ranks had saved went with it.
+        """
+        left_behind = self._ports.directory.left_behind
+        if left_behind is None:
+            return ""
+        # The last scan may be older than the last save.
+        saved = max((slot.saved_step for slot in self._ports.board.read_slots()), default=-1)
+        if newest >= left_behind and newest[-1] >= saved:
+            return ""
+        return (
+            f"the checkpoint of step {max(left_behind[-1], saved)} is not there any more, because "
+            "the directory was moved, deleted or unmounted: put it back"
+        )
 
     def on_agent_lost(self) -> None:
         """The agent has died: start another one, unless the run ends."""

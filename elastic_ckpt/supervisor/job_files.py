@@ -28,6 +28,7 @@ from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.place import JobPlace
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
@@ -92,9 +93,12 @@ class JobFiles:
         self._say = say
         self._wake = wake
         self._tail = JournalTail(job, node)
+        self._place = JobPlace(job)
         self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
+        self._left_behind: Key | None = None  # the newest in the directory that is not there now
         self._scanned = False  # the last one worked
-        self._record: NodeRecord | None = None
+        self._record: NodeRecord | None = None  # to be written
+        self._last_record: NodeRecord | None = None
         self._requests: frozenset[str] = frozenset()  # as of the last look
         self._taken: set[str] = set()  # for good, even if one cannot be removed
         self._events: deque[JournalEntry] = deque()
@@ -120,7 +124,7 @@ class JobFiles:
 
     def write_record(self, record: NodeRecord) -> None:
         with self._changed:
-            self._record = record
+            self._record = self._last_record = record
             self._changed.notify_all()
 
     def record_incarnation(self, number: int) -> None:
@@ -141,6 +145,10 @@ class JobFiles:
                 ask_for_save(self._job)
 
         self._soon(leave)
+
+    @property
+    def left_behind(self) -> Key | None:
+        return self._left_behind
 
     def newest(self) -> Key:
         return self._newest
@@ -339,9 +347,30 @@ class JobFiles:
 
     def _beat(self) -> None:
         ownership = self._locks.ownership
+        self._try(self._check_place)
         if ownership is None or self._lost:
             return
         ownership.beat_and_check()
+
+    def _check_place(self) -> None:
+        """Report a directory that was moved, deleted or unmounted, and put ours in its place."""
+        said = self._place.check()
+        if not said:
+            return
+        if self._place.is_original:
+            self._left_behind = None
+        elif self._left_behind is None:
+            self._left_behind = self._newest
+        log.warning("%s", said)
+        self._say(said)
+        ownership = self._locks.ownership
+        if ownership is not None:
+            ownership.check_place()  # nothing is written where a disk was unmounted
+        self._place.restore()
+        if self._last_record is not None:
+            self._last_record.write(self._job.node_record(self._node))
+        if ownership is not None:
+            ownership.beat_and_check()
 
     def _look_for_requests(self) -> None:
         self._requests = waiting_requests(self._job)
@@ -356,6 +385,7 @@ class JobFiles:
 
     def _scan(self) -> None:
         self._scanned = False
+        self._try(self._check_place)
         newest = newest_of_job(self._job)
         self._newest = newest.age if newest else NO_CHECKPOINT
         self._scanned = True

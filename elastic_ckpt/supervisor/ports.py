@@ -68,6 +68,11 @@ class AgentPort(Protocol):
     def gone(self) -> bool:
         """Whether it has died."""
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether the sockets that it had at an earlier call are still there: a clean-up of /tmp
+        may have removed them. Without them it can launch no workers."""
+
     def send(self, command: Command) -> None:
         """Send a command; returns at once."""
 
@@ -99,6 +104,11 @@ class DirectoryPort(Protocol):
 
     def newest(self) -> Key:
         """Return the newest intact checkpoint as of the last scan; scans run in the background."""
+
+    @property
+    def left_behind(self) -> Key | None:
+        """Return the newest checkpoint of the directory in which the run started, if that was
+        moved, deleted or unmounted; else None."""
 
     def scan(self) -> None:
         """Scan soon: a checkpoint may have been sealed."""

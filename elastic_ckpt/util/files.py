@@ -7,6 +7,7 @@ directory above is: so one ``chmod`` of the job's directories decides for all of
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -126,6 +127,39 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_record(path: Path, data: bytes) -> None:
+    """As :func:`write_atomic`; on a full disk overwrite the file, if it has room for ``data``.
+
+    For what must be recorded above all. Trailing spaces fill the rest.
+    """
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_blocks * 512 < len(data):
+                raise
+            os.pwrite(fd, data.ljust(found.st_size), 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def allocate_ahead(fd: int, size: int, count: int) -> None:
+    """Allocate ``count`` bytes beyond a file's ``size``, which stays: a full disk takes them later.
+
+    Raises:
+        OSError: there is no room, or the file system cannot do it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(fd, 1, ctypes.c_int64(size), ctypes.c_int64(count)):  # 1: FALLOC_FL_KEEP_SIZE
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def remove_temporaries(directory: Path) -> None:

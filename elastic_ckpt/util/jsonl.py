@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from elastic_ckpt.util.files import create_file
+from elastic_ckpt.util.files import allocate_ahead, create_file
 
 
 def older(path: Path, number: int = 1) -> Path:
@@ -35,6 +35,7 @@ class AppendedFile:
         limit: bytes from which on it is rotated; None if another process does that.
         rotations: older files that are kept.
         keeps_open: no other process rotates it, so it stays open between appends.
+        ahead: bytes that are allocated beyond its end, for lines that say that the disk is full.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class AppendedFile:
         limit: int | None,
         rotations: int,
         keeps_open: bool,
+        ahead: int = 0,
     ) -> None:
         self._path = path
         self._prepare = prepare
         self._limit = limit
         self._rotations = rotations
         self._keeps_open = keeps_open
+        self._ahead = ahead
         self._fd = -1
         self._size = 0
         self._torn = False
@@ -102,7 +105,16 @@ class AppendedFile:
             self.close()
             raise OSError(errno.ENXIO, "not a regular file with one name", str(self._path))
         self._size = status.st_size
+        if status.st_blocks * 512 - self._size < self._ahead // 2:
+            self._allocate()
         self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
+
+    def _allocate(self) -> None:
+        try:
+            allocate_ahead(self._fd, self._size, self._ahead)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._ahead = 0  # this file system cannot
 
     def _rotate(self) -> None:
         for number in range(self._rotations, 0, -1):

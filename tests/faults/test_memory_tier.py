@@ -1,5 +1,6 @@
 """Snapshots that are only in memory survive every crash but the machine's."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -129,6 +130,33 @@ def test_next_run_resumes_from_the_memory_of_a_killed_one(tmp_path, full):
         assert "step 4 of an earlier run is in memory" in job.output()
         assert "epoch-0_step-4\n" in job.output()
         assert {2, 4, 13} <= set(steps(job)) and job.tiers() == []
+
+
+@needs_root
+def test_status_tells_the_truth_while_and_after_the_disk_is_full_to_the_last_byte(tmp_path, full):
+    """What says so is on that disk, too: the journal, and the record of how the run ended."""
+    hold = tmp_path / "go"
+    (full / "filler").unlink()
+    with job_on(full, tmp_path, "--hold", f"5:{hold}", "--interval", "4") as job:
+        job.start().until_step(3)
+        fill(full)
+        assert job.until(lambda view: view.last_save and view.last_save.error, "an error")
+        view = job.until(lambda view: view.workers and view.workers[0].step == 4, "step 4")
+        assert view.exit_code == 1 and "not on the disk" in view.warnings[0]
+        job.process.terminate()
+        job.until(lambda view: view.state == "draining" and board_flag(job), "the stop")
+        hold.touch()
+        assert job.wait() == 76, job.output()
+        view = job.view()
+        assert view.state == "preempted" and "preempted without a new checkpoint" in view.message
+        assert "next: first make saves work" in job.output()
+
+
+def fill(place):
+    """Write to a file until the disk takes nothing more."""
+    with open(place / "more", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
 
 
 @pytest.mark.slow

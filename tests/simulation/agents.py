@@ -27,6 +27,7 @@ class AgentHandle:
 
     fd = -1
     pid = 1
+    is_intact = True
 
     def __init__(self, agent: SimAgent, interval_steps: int) -> None:
         self.interval_steps = interval_steps

@@ -263,6 +263,10 @@ class Directory:
     def request_save(self) -> None:
         self._disk.requested = True
 
+    @property
+    def left_behind(self) -> Key | None:
+        return None
+
     def newest(self) -> Key:
         return self._known
 

@@ -132,7 +132,7 @@ def test_user_without_access_gets_one_line_and_73(
     message = as_user(job, group, command[0], *command[1:])
     assert message.returncode == 73, message
     assert message.stdout == "" and message.stderr.count("\n") == 1
-    assert "Permission denied" in message.stderr and str(job.root) in message.stderr
+    assert "no permission to read" in message.stderr and str(job.root) in message.stderr
 
 
 @pytest.mark.parametrize("group_access", [True, False])

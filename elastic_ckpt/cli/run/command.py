@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -99,6 +100,7 @@ def command(
             look = command_line("status", settings.directory)
             raise LockHeld(f"{error}; see what it does: {look}") from None
         supervisor.record.node.command = RunCommand.current(_arguments(context))
+        _import_what_the_end_needs()
         if problem:
             supervisor.record.say(problem)
         if hostfile is not None:  # not before this run owns the job
@@ -160,6 +162,12 @@ def _arguments(context: click.Context) -> list[str]:
     if context.get_parameter_source("directory") is ParameterSource.ENVIRONMENT:
         return ["--dir", str(context.params["directory"]), *arguments]
     return arguments
+
+
+def _import_what_the_end_needs() -> None:
+    """Import it now: the package may be upgraded or removed while the job runs."""
+    importlib.import_module("elastic_ckpt.cli.status.advice")
+    importlib.import_module("elastic_ckpt.cli.status.view")
 
 
 def _say_next(directory: Path, record: NodeRecord) -> None:

@@ -16,6 +16,9 @@ _ENDED: Final = (RunState.PREEMPTED.value, RunState.FAILED.value)
 _SET_ASIDE: Final = "failed verification"
 """In the message of a run that set too many checkpoints aside."""
 
+_GONE: Final = "is not there any more"
+"""In the message of a run whose directory was moved, deleted or unmounted."""
+
 
 class Advice(NamedTuple):
     """One sentence, and the commands to type, in this order; empty where there is nothing to do."""
@@ -62,6 +65,9 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
     again = f"{_RERUN}{_place(found)}: it {_resumes(found)}"
     if found.state == RunState.FAILED.value and record.exit_code == ExitCode.DATA:
         return _after_bad_data(job, record, again, rerun)
+    if found.state == RunState.FAILED.value and _GONE in record.message:
+        text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
+        return Advice(text, rerun)
     if found.save_error:
         first = "first make saves work, or the same steps are lost again (elastic-ckpt doctor)"
         text = f"{first}: the last save failed: {found.save_error}; then {again}"

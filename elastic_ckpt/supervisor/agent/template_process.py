@@ -20,10 +20,16 @@ _BASE: Final = (
     "elastic_ckpt.supervisor.agent.template",
     "elastic_ckpt.supervisor.agent.launch",
     WORKER_ENTRY,
+    # All of ours that a worker may need: the package may be upgraded while the job runs.
     "elastic_ckpt.training.session",
     "elastic_ckpt.training.functions",
+    "elastic_ckpt.training.place",
+    "elastic_ckpt.training.data.sampler",
+    "elastic_ckpt.training.data.stateful_sampler",
+    "elastic_ckpt.training.engines.torch.engine",
     "torch._dynamo",  # making an optimizer imports it, which takes longer than torch itself
 )
+_COLOSSALAI: Final = "elastic_ckpt.training.engines.colossalai.engine"
 
 
 class Template:
@@ -33,7 +39,8 @@ class Template:
         """Have it import ``preload`` before workers are forked from it."""
         self.pid = -1
         self._preload = ", ".join(["torch", *preload])
-        multiprocessing.set_forkserver_preload([*_BASE, *preload])
+        colossalai = [_COLOSSALAI] if "colossalai" in preload else []
+        multiprocessing.set_forkserver_preload([*_BASE, *preload, *colossalai])
         # Killed workers leave semaphores behind; the tracker's warning about them is no news.
         os.environ["PYTHONWARNINGS"] = "ignore"
         resource_tracker.ensure_running()

@@ -291,7 +291,10 @@ class Drainer:
         self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:
             self._said = why
-            self._say(f"step {seal.step} stays in memory, it cannot be written to the disk: {why}")
+            kept = (
+                "stays in memory, it" if task.sealed.generation.slot.exists() else "was deleted and"
+            )
+            self._say(f"step {seal.step} {kept} cannot be written to the disk: {why}")
 
 
 def _be_polite() -> None:

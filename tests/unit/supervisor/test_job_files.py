@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +32,15 @@ def within(seconds: float) -> Callable[[], float]:
 
 
 @pytest.fixture
-def files(job: JobDirectory) -> Iterator[JobFiles]:
+def lines() -> list[str]:
+    """What the user was shown."""
+    return []
+
+
+@pytest.fixture
+def files(job: JobDirectory, lines: list[str]) -> Iterator[JobFiles]:
     locks, journal = RunLocks(job, "here", "run"), Journal(job, "here")
-    found = JobFiles(job, "here", locks, journal, lambda line: None, lambda: None)
+    found = JobFiles(job, "here", locks, journal, lines.append, lambda: None)
     found.start()
     yield found
     found.close(within(PATIENCE))
@@ -253,3 +260,37 @@ def test_wait_ends_when_there_is_less_time(
     assert time.monotonic() - began < PATIENCE / 2
     answers.set()
     monkeypatch.undo()
+
+
+def test_directory_that_is_moved_away_is_reported_and_made_again(
+    job: JobDirectory, files: JobFiles, lines: list[str]
+) -> None:
+    files.write_record(record("training"))
+    identity = files.identity()
+    make_checkpoint(job, 7)
+    before = files.scan_now(within(PATIENCE))
+    old = job.root.rename(job.root.with_name("archive"))
+    assert files.scan_now(within(PATIENCE)) == NO_CHECKPOINT
+    assert files.left_behind == before
+    assert [line for line in lines if "was moved, deleted or unmounted" in line] == lines
+    assert files.identity() == identity  # as the memory tier is found by it
+    found = read_record(job.node_record("here"))
+    assert found is not None and found.message == "training"
+    shutil.rmtree(job.root)
+    old.rename(job.root)
+    assert files.scan_now(within(PATIENCE)) == before
+    assert files.left_behind is None
+    assert lines[-1] == f"{job.root} is again the directory in which this run started"
+
+
+def test_deleted_control_files_are_written_again(
+    job: JobDirectory, files: JobFiles, lines: list[str]
+) -> None:
+    files.write_record(record("training"))
+    assert files.identity()
+    make_checkpoint(job, 7)
+    before = files.scan_now(within(PATIENCE))
+    shutil.rmtree(job.control)
+    assert files.scan_now(within(PATIENCE)) == before
+    assert files.left_behind is None and len(lines) == 1 and str(job.control) in lines[0]
+    assert read_record(job.node_record("here")) is not None

@@ -10,7 +10,8 @@ import pytest
 import xxhash
 
 from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
-from elastic_ckpt.util.files import files_below, write_atomic
+from elastic_ckpt.util import files
+from elastic_ckpt.util.files import files_below, write_atomic, write_record
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -94,3 +95,20 @@ def test_links_are_listed_and_not_followed(tmp_path: Path) -> None:
     (root / "a" / "link").symlink_to(outside / "secret")
     (root / "a" / "b" / "loop").symlink_to(root)
     assert files_below(root) == ["a/b/file", "a/b/loop", "a/link", "link", "top"]
+
+
+def test_record_is_overwritten_where_a_full_disk_takes_no_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record"
+    write_record(path, b"a longer one")
+
+    def refuse(path: Path) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files, "create_file", refuse)
+    write_record(path, b"short")
+    assert path.read_bytes() == b"short       "
+    with pytest.raises(OSError, match="full"):
+        write_record(path, bytes(1024 * 1024))
+    assert path.read_bytes() == b"short       "

@@ -1,0 +1,81 @@
+"""Whether a running job's directory is still the one in which the run started.
+
+While a job runs, its directory may be moved or deleted, and its disk unmounted. Then the path leads
+to nothing, or to another directory: an empty mount point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import write_atomic
+
+
+class JobPlace:
+    """The directory in which a run started.
+
+    Attributes:
+        is_original: whether the path led to it when last checked.
+    """
+
+    def __init__(self, job: JobDirectory) -> None:
+        """Remember the directory; it has to be prepared.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        self._job = job
+        self._identity = _identity(job)
+        self._first = self._now = os.stat(job.root).st_ino
+        self.is_original = True
+
+    def check(self) -> str:
+        """Return what happened to the directory since the last call, in one line; else "".
+
+        A mount that comes back may have another device, so inode and identity are compared.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        root = self._job.root
+        try:
+            inode = os.stat(root).st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            inode = 0
+        known = _identity(self._job)
+        self._identity = self._identity or known
+        if inode == self._now and (known == self._identity or not inode):
+            return ""
+        if inode == self._first == self._now:
+            return f"{self._job.control} was deleted while the job runs: it starts anew there"
+        was_original = self.is_original
+        self._now, self.is_original = inode, inode == self._first and known == self._identity
+        if self.is_original:
+            return f"{root} is again the directory in which this run started"
+        if not was_original and inode:
+            return ""  # it was reported, and has been made again since
+        return (
+            f"{root} was moved, deleted or unmounted while the job runs: saves continue in a new "
+            "directory there, or in memory until its disk is mounted; what was saved before is "
+            "wherever the old one is now"
+        )
+
+    def restore(self) -> None:
+        """Make the directory again if it is missing, as that of the same job.
+
+        Raises:
+            DirectoryUnusable: it cannot be made.
+            OSError: the storage failed.
+        """
+        self._job.prepare()
+        if self._identity and _identity(self._job) != self._identity:
+            write_atomic(self._job.control / "identity", self._identity.encode())
+        self._now = os.stat(self._job.root).st_ino
+
+
+def _identity(job: JobDirectory) -> str:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return job.known_identity()
+    return ""
