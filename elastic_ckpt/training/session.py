@@ -27,6 +27,7 @@ from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.save_points import LoopState, SavePoints
 from elastic_ckpt.training.session_inputs import check_extra, check_inputs
+from elastic_ckpt.training.settings import given_settings
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_newest
 from elastic_ckpt.training.state.rank_state import RankState
@@ -144,6 +145,8 @@ class Session:
         interval = choose_interval(runtime, steps)
         self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
         self._timer = StepTimer(slot, self._inputs.model, consumption=self._consumption)
+        inputs = self._inputs
+        self._rank_state.settings = given_settings(inputs.optimizer, inputs.lr_scheduler)
         found = load_newest(
             runtime, engine, lambda found: self._rank_state.resume(found, runtime.peers)
         )
@@ -282,6 +285,8 @@ class Session:
 
     def _resume(self, loaded: Loaded) -> None:
         seal = loaded.seal
+        for line in self._rank_state.replaced:
+            self._runtime.leader_says(line)
         self._loop.position = Position.of(seal)
         self._metrics.resume(seal.metrics)
         self.state.resume(read_session_state(loaded))

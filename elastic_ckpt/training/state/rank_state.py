@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.training.ranks.peers import Peers
+from elastic_ckpt.training.settings import replaced_settings
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.holding import Holding, Names
 from elastic_ckpt.training.state.module_values import broadcast_names, restore_module_values
@@ -18,11 +19,18 @@ _DOCS: Final = "docs/elastic.md#state-that-differs-by-rank"
 
 class RankState:
     """Captured at a save; restored in two parts, as the random state follows later. ``extra`` has
-    objects with ``state_dict`` and ``load_state_dict``, by name."""
+    objects with ``state_dict`` and ``load_state_dict``, by name.
+
+    Attributes:
+        settings: what the script gave optimizer and schedule.
+        replaced: lines on those that the checkpoint has with other values.
+    """
 
     def __init__(self, extra: dict[str, Any], model: Any = None) -> None:
         self.extra = extra
         self.model = model
+        self.settings: dict[str, Any] = {}
+        self.replaced: list[str] = []
         self._rng: dict[str, Any] | None = None
         self._rng_iterating = True
         self._new_rank = 0
@@ -37,7 +45,9 @@ class RankState:
     ) -> dict[str, Any]:
         """Return the current state; ``iterating``: this epoch's DataLoader iterator exists."""
         own = held.to_write(rank, unequal)
-        return {"rng": capture_rng(), "iterating": iterating, **own}
+        return {
+            "rng": capture_rng(), "iterating": iterating, "settings": self.settings, **own,
+        }  # fmt: skip
 
     def resume(self, loaded: Loaded, peers: Peers) -> str:
         """Restore what differs by rank; the random state waits for :meth:`restore_rng`.
@@ -51,12 +61,14 @@ class RankState:
 
         Raises:
             ElasticCkptError: an object was not saved.
+            CheckpointError: another kind of optimizer was saved.
         """
         rank, saved_by = peers.rank, loaded.seal.world_size
         self._name = loaded.seal.checkpoint_name
         state = read_rank_state(loaded, rank % saved_by)
         if state is None:
             return ""
+        self.replaced = replaced_settings(state.get("settings"), self.settings, self._name)
         self._rng = state["rng"]
         self._new_rank = rank if rank >= saved_by else 0
         self._rng_iterating = state.get("iterating", True)
