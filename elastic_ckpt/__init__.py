@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from elastic_ckpt.policy.retention import Retention
     from elastic_ckpt.training.data.sampler import ElasticSampler
     from elastic_ckpt.training.data.stateful_sampler import StatefulDistributedSampler
-    from elastic_ckpt.training.functions import load_checkpoint, save_checkpoint, should_save
+    from elastic_ckpt.training.functions import (
+        load_checkpoint,
+        notice,
+        save_checkpoint,
+        should_save,
+    )
     from elastic_ckpt.training.place import resume_place
     from elastic_ckpt.training.session import Session
 
@@ -25,6 +30,7 @@ __all__ = [
     "Session",
     "StatefulDistributedSampler",
     "load_checkpoint",
+    "notice",
     "resume_place",
     "save_checkpoint",
     "should_save",
@@ -36,6 +42,7 @@ _HOMES = {
     "Retention": "elastic_ckpt.policy.retention",
     "ElasticSampler": "elastic_ckpt.training.data.sampler",
     "StatefulDistributedSampler": "elastic_ckpt.training.data.stateful_sampler",
+    "notice": "elastic_ckpt.training.functions",
     "save_checkpoint": "elastic_ckpt.training.functions",
     "load_checkpoint": "elastic_ckpt.training.functions",
     "should_save": "elastic_ckpt.training.functions",

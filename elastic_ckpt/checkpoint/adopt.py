@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
-import zipfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.checkpoint.archive import check_archive
 from elastic_ckpt.checkpoint.colossalai_layout import RunningStates, read_index, read_running_states
 from elastic_ckpt.checkpoint.disk.part import DiskPart, part_name
 from elastic_ckpt.checkpoint.manifest import (
@@ -31,7 +31,6 @@ from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.util.files import (
     files_below,
-    open_regular,
     remove_temporaries,
     sync_directory,
     sync_tree,
@@ -43,9 +42,6 @@ from elastic_ckpt.util.text import printable
 _PARTS: Final = "parts"
 _INTERRUPTED: Final = "tmp_index_files"
 """ColossalAI's pipeline stages meet there, and remove it when they have."""
-
-_ARCHIVE: Final = b"PK\x03\x04"
-_CHUNK_BYTES: Final = 1024 * 1024
 
 
 def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Manifest:
@@ -73,7 +69,7 @@ def adopt(job: JobDirectory, path: Path, ranks: int | None, watch: Watch) -> Man
     total = sum(os.lstat(path / name).st_size for name in files)
     advance = watch(f"reading {path.name}", total)
     for name in files:
-        advance(_check_archive(path, name))
+        advance(check_archive(path, name))
     header = _header(job, running, ranks or 1)
     (path / _PARTS).mkdir(exist_ok=True)
     part = DiskPart(path, header.attempt, 0)
@@ -114,26 +110,6 @@ def _check_index(index: Path, files: list[str], part: str) -> None:
     for name in sorted(set(names)):
         if f"{part}/{name}" not in files:
             raise CheckpointRejected(f"{part}/{printable(name)} is missing: its index speaks of it")
-
-
-def _check_archive(path: Path, name: str) -> int:
-    """Read a file to its end if it is an archive of tensors; its size."""
-    fd = open_regular(path / name)
-    with open(fd, "rb") as file:
-        size = os.fstat(fd).st_size
-        if file.read(len(_ARCHIVE)) != _ARCHIVE:
-            if name.endswith(".bin"):
-                raise CheckpointRejected(f"{name} is no archive of tensors, or has lost its begin")
-            return size
-        try:
-            with zipfile.ZipFile(file) as archive:
-                for entry in archive.infolist():
-                    with archive.open(entry) as record:
-                        while record.read(_CHUNK_BYTES):
-                            pass
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-            raise CheckpointRejected(f"{name} is damaged: {printable(str(error), 200)}") from None
-    return size
 
 
 def _header(job: JobDirectory, running: RunningStates, ranks: int) -> SealHeader:

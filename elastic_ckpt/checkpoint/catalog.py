@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Final
 from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
+from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal_path, seals, where_intact
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected, set_aside
 from elastic_ckpt.checkpoint.verify import (
@@ -40,6 +42,7 @@ class CheckpointView:
         intact: every file exists with its size, and no damage is known.
         verified: every byte was read and its digest matched, now or at an earlier time.
         why: why it is not intact; else empty.
+        own: its seal, if the script wrote it itself.
         foreign: whether it must not be set aside: never sealed, unreadable, or newer.
     """
 
@@ -54,11 +57,17 @@ class CheckpointView:
     tier: str = "disk"
     foreign: bool = False
     session: str = ""
+    own: OwnSeal | None = None
+
+    @property
+    def seal(self) -> Manifest | MemorySeal | OwnSeal | None:
+        """What it was sealed with, if that could be trusted: it has its bytes and its reason."""
+        return self.manifest or self.own
 
     @property
     def age(self) -> tuple[int, int, int]:
-        """See ``SealHeader.age``; without a manifest the session is not known."""
-        return self.manifest.age if self.manifest else (0, self.epoch, self.step)
+        """See ``SealHeader.age``; without a seal the session is not known."""
+        return self.seal.age if self.seal else (0, self.epoch, self.step)
 
     @property
     def shown(self) -> str:
@@ -101,6 +110,37 @@ def view(path: Path, full: Advance | None = None) -> CheckpointView:
     )  # fmt: skip
 
 
+def own_views(job: JobDirectory) -> list[CheckpointView]:
+    """Return the checkpoints that the script wrote itself, newest first; sizes are compared."""
+    return [_own_view(job, one) for one in seals(job)] if not job.name else []
+
+
+def _newest_own(job: JobDirectory) -> list[CheckpointView]:
+    every = (_own_view(job, one) for one in (seals(job) if not job.name else []))
+    return list(itertools.islice((view for view in every if view.intact), 1))
+
+
+def _own_view(job: JobDirectory, one: OwnSeal) -> CheckpointView:
+    path, why = Path(one.path), ""
+    try:
+        path = where_intact(job, one)
+    except CheckpointError as error:
+        why = printable(str(error))
+    except OSError as error:
+        why = f"cannot be read: {error.strerror or error}"
+    return CheckpointView(
+        path,
+        epoch=0,
+        step=one.step,
+        manifest=None,
+        age_seconds=_seconds_since(seal_path(job, one.number)),
+        intact=not why,
+        verified=False,
+        why=why,
+        own=one,
+    )
+
+
 def _read_in_full(path: Path, advance: Advance) -> Manifest:
     read_manifest(path)  # reports a bad manifest, where the lock finds it missing
     lock = ReadLock(path)
@@ -136,6 +176,7 @@ def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView
     """Return every checkpoint of all sessions, newest first; then the superseded and the
     quarantined ones. ``memory`` is a tier's root."""
     found = [view(path) for one in job.sessions() for path in scan(one)] + in_memory(job, memory)
+    found += own_views(job)
     found.sort(key=lambda one: one.age, reverse=True)
     return found + superseded(job) + quarantined(job)
 
@@ -162,6 +203,7 @@ def newest_and_rejected(
                 break
             passed_over.append(found)
         newest += [held] if held else []
+    newest += _newest_own(job)
     return max(newest, key=lambda one: one.age, default=None), passed_over + quarantined(job)
 
 
@@ -201,6 +243,7 @@ def newest_intact(job: JobDirectory) -> CheckpointView | None:
 def newest_of_job(job: JobDirectory) -> CheckpointView | None:
     """Return the newest intact checkpoint on disk of the session that was opened last."""
     found = [newest for one in job.sessions() if (newest := newest_intact(one)) is not None]
+    found += _newest_own(job)
     return max(found, key=lambda one: one.age, default=None)
 
 

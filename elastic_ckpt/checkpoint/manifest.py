@@ -168,7 +168,8 @@ class _Format(msgspec.Struct):
     format: int
 
 
-_AnyManifest = TypeVar("_AnyManifest", PartManifest, Manifest, MemorySeal)
+_Signed = TypeVar("_Signed", bound=msgspec.Struct)
+"""A struct with ``format`` and ``manifest_xxh3_128``."""
 
 
 def check_path(path: str) -> None:
@@ -219,7 +220,7 @@ def _fields(header: SealHeader) -> dict[str, Any]:
     return {name: getattr(header, name) for name in SealHeader.__struct_fields__}
 
 
-def encode(manifest: PartManifest | Manifest | MemorySeal) -> bytes:
+def encode(manifest: msgspec.Struct) -> bytes:
     """UTF-8 JSON with sorted keys, so that equal manifests are equal bytes.
 
     ``manifest_xxh3_128`` is the digest of these very bytes with zeros in its place: so no bit of
@@ -247,8 +248,8 @@ def decode_manifest(data: bytes) -> Manifest:
         CheckpointRejected: torn, too large, of the wrong shape, with unsafe paths, or with a
             fingerprint that its own list of files does not have.
     """
-    manifest = _decode(data, Manifest)
-    _check_files(manifest.files)
+    manifest = decode_signed(data, Manifest)
+    check_files(manifest.files)
     check_header(manifest)
     if fingerprint(manifest.files) != manifest.fingerprint:
         raise CheckpointRejected("the manifest's fingerprint does not match its files")
@@ -257,8 +258,8 @@ def decode_manifest(data: bytes) -> Manifest:
 
 def decode_part(data: bytes) -> PartManifest:
     """Decode and check one rank's part; raises as :func:`decode_manifest` does."""
-    part = _decode(data, PartManifest)
-    _check_files(part.files)
+    part = decode_signed(data, PartManifest)
+    check_files(part.files)
     if part.header is not None:
         check_header(part.header)
     return part
@@ -266,8 +267,8 @@ def decode_part(data: bytes) -> PartManifest:
 
 def decode_memory_seal(data: bytes) -> MemorySeal:
     """Decode and check a generation's seal; raises as :func:`decode_manifest` does."""
-    seal = _decode(data, MemorySeal)
-    _check_files(seal.files, digests=False)
+    seal = decode_signed(data, MemorySeal)
+    check_files(seal.files, digests=False)
     check_header(seal)
     return seal
 
@@ -304,7 +305,9 @@ def check_header(header: SealHeader) -> None:
         raise CheckpointRejected(f"the manifest holds a name of over {MAX_TEXT_CHARACTERS}")
 
 
-def _decode(data: bytes, kind: type[_AnyManifest]) -> _AnyManifest:
+def decode_signed(data: bytes, kind: type[_Signed]) -> _Signed:
+    """Decode what :func:`encode` wrote, once its own digest matches; raises as
+    :func:`decode_manifest` does."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise CheckpointRejected(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes")
     _check_own_digest(data)  # first: a flipped bit must not pass for a newer format
@@ -333,7 +336,8 @@ def _check_own_digest(data: bytes) -> None:
         raise CheckpointRejected("the manifest is torn or changed: its own digest does not match")
 
 
-def _check_files(files: list[FileEntry], *, digests: bool = True) -> None:
+def check_files(files: list[FileEntry], *, digests: bool = True) -> None:
+    """Raise CheckpointRejected for unsafe paths, sizes or digests; in memory there are none."""
     if len(files) > MAX_FILES:
         raise CheckpointRejected(f"the manifest lists more than {MAX_FILES} files")
     seen: set[str] = set()

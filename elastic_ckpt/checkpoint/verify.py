@@ -83,7 +83,7 @@ def verify_sizes(checkpoint: Path, entries: Iterable[FileEntry]) -> None:
     inside: set[Path] = {checkpoint}
     listed: set[str] = set()
     for entry in entries:
-        _check_size(checkpoint, entry, inside)
+        check_size(checkpoint, entry, inside)
         listed.add(entry.path)
     try:
         found = files_below(checkpoint)
@@ -212,7 +212,9 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _check_size(checkpoint: Path, entry: FileEntry, inside: set[Path]) -> None:
+def check_size(checkpoint: Path, entry: FileEntry, inside: set[Path]) -> None:
+    """Raise CheckpointRejected unless a file is there, regular, with its size; ``inside`` has the
+    directories that are known to be no links."""
     path = checkpoint / entry.path
     try:
         _check_parent(path.parent, entry, inside)

@@ -114,7 +114,7 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
         time.sleep(0.1)
     return Drill(
         step=saved.step,
-        bytes=saved.manifest.total_bytes if saved.manifest else 0,
+        bytes=saved.seal.total_bytes if saved.seal else 0,
         predicted_seconds=predicted,
         measured_seconds=seconds,
         grace_seconds=grace,

@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
+from elastic_ckpt.checkpoint.catalog import CheckpointView, own_views, scan, view
+from elastic_ckpt.checkpoint.own.seal import verify as verify_own
 from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, mark_verified, unmark
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.listing import as_row
 from elastic_ckpt.cli.progress_bar import progress_bar
-from elastic_ckpt.errors import ExitCode, UsageError
+from elastic_ckpt.errors import CheckpointError, ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.events import CheckpointVerified, JournalEvent, Quarantined
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.util.progress import Watch
-from elastic_ckpt.util.text import encodable
+from elastic_ckpt.util.text import encodable, printable
 from elastic_ckpt.util.units import human_bytes
 
 
@@ -58,6 +60,7 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
     paths += [Path(directory).resolve()] if single else []
     with progress_bar() as watch:
         views = [_look_at(path, full, watch) for path in paths]
+        views += [_look_at_own(job, one, full, watch) for one in ([] if single else own_views(job))]
     if as_json:
         echo_json([as_row(found) for found in views])
     else:
@@ -86,6 +89,28 @@ def _look_at(path: Path, full: bool, watch: Watch) -> CheckpointView:
     return found
 
 
+def _look_at_own(
+    job: JobDirectory, found: CheckpointView, full: bool, watch: Watch
+) -> CheckpointView:
+    """Verify one that the script wrote itself, in full if wanted."""
+    if not full or not found.intact or found.own is None:
+        return found
+    root = found.path.parent if found.own.is_file else found.path
+    began, why = time.monotonic(), ""
+    try:
+        verify_own(found.own, watch(f"verifying {found.path.name}", found.own.total_bytes), root)
+    except (CheckpointError, OSError) as error:
+        why = printable(str(error))
+    seconds = time.monotonic() - began
+    _tell(
+        job,
+        CheckpointVerified(
+            path=str(found.path), intact=not why, why=why, how="every byte", seconds=seconds
+        ),
+    )
+    return replace(found, intact=not why, verified=not why, why=why)
+
+
 def _tell(job: JobDirectory, event: JournalEvent) -> None:
     """Journal it, if the job is this user's: a file of another one's would be in its way."""
     with contextlib.suppress(OSError):
@@ -97,9 +122,9 @@ def _print(views: list[CheckpointView], full: bool) -> None:
     if not views:
         click.echo("no checkpoints to verify")
     for found in views:
-        if found.intact and found.manifest is not None:
+        if found.intact and found.seal is not None:
             state = "verified (every byte hashed" if full else "intact (sealed, sizes match"
-            size = human_bytes(found.manifest.total_bytes)
+            size = human_bytes(found.seal.total_bytes)
             click.echo(f"{found.shown}: {state}; {size})")
         else:
             click.echo(f"{found.shown}: FAILED: {found.why}")
@@ -107,7 +132,7 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 
 def _set_aside(found: CheckpointView) -> None:
     job = JobDirectory.holding(found.path.parent)
-    if not found.intact and not found.foreign:
+    if not found.intact and not found.foreign and found.own is None:
         target = set_aside(job, found.path, found.why)
         _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
         click.echo(f"{found.shown}: set aside as {encodable(str(target))}", err=True)

@@ -109,6 +109,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         exit_code: its exit code; None while it runs or if it was killed.
         message: one line for people: what it is doing, or why it ended.
         save_interval: chosen by ``--save-interval auto``; None for a fixed one.
+        saves_itself: the run watches checkpoints that the script writes itself.
         sessionless: the script trains without a Session and makes no checkpoints.
         stepless_since: since when an open Session, or one that the script ended with, has shown no
             step; seconds since the epoch, 0 for none.
@@ -138,6 +139,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     memory: str = ""
     save_interval: OptimalInterval | None = None
     sessionless: bool = False
+    saves_itself: bool = False
     stepless_since: float = 0.0
     last_recovery: RecoveryRecord | None = None
     last_failure: FailureRecord | None = None

@@ -151,6 +151,16 @@ class JobDirectory:
         return self.root / ".superseded"
 
     @property
+    def own_seals(self) -> Path:
+        """The seals of the checkpoints that the script writes itself, by number."""
+        return self.control / "own"
+
+    @property
+    def own_copies(self) -> Path:
+        """Copies of those that the script overwrites in place, by the seal's number."""
+        return self.home / "own"
+
+    @property
     def nodes(self) -> Path:
         """The records of the nodes' supervisors."""
         return self.control / "nodes"

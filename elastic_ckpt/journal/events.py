@@ -173,7 +173,7 @@ class Saved(JournalEvent, frozen=True, tag="saved"):
     Attributes:
         path: where it is, or will be after the drain.
         reason: one of ``manifest.Reason``.
-        tier: ``memory`` or ``disk``.
+        tier: ``memory``, ``disk``, or ``own`` for what the script wrote itself.
         seconds: from the snapshot to the seal.
         stall_seconds: for which training stood still; None if unknown.
     """

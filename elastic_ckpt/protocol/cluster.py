@@ -89,6 +89,7 @@ class JobState(msgspec.Struct, kw_only=True):
         incarnation: the newest; 0 before the first.
         roster: numbers of its members, in the order of their group ranks.
         port: where the workers' store listens, on the head.
+        arguments: what the script gets after its own, in this incarnation.
         over: the incarnation is over; nodes kill workers that still run.
         hung: every rank of every node is idle.
         verdict: how the last incarnation that is over ended on all nodes; kept during the next.
@@ -104,6 +105,7 @@ class JobState(msgspec.Struct, kw_only=True):
     incarnation: int = 0
     roster: tuple[int, ...] = ()
     port: int = 0
+    arguments: tuple[str, ...] = ()
     requests: list[Request] = []
     over: bool = False
     hung: bool = False
@@ -154,9 +156,13 @@ class HeadRules:
         words = [state.stuck for state in states if state.ended is None]
         return tuple(word for word in words if word is not None), None not in words
 
-    def launch(self, incarnation: int, most: int, port: int) -> tuple[int, ...]:
-        """Begin an incarnation with the present nodes, at most ``most``; return the roster."""
+    def launch(
+        self, incarnation: int, most: int, port: int, arguments: tuple[str, ...] = ()
+    ) -> tuple[int, ...]:
+        """Begin an incarnation with the present nodes, at most ``most``; return the roster. The
+        script gets ``arguments`` after its own."""
         state = self.state
+        state.arguments = arguments
         state.incarnation, state.port = incarnation, port
         state.requests, state.over, state.hung = [], False, False
         self._over_at = 0.0

@@ -14,10 +14,12 @@ from elastic_ckpt.protocol.ended import Ended
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
-    """Launch all workers as this incarnation, on at most ``nodes`` nodes."""
+    """Launch all workers as this incarnation, on at most ``nodes`` nodes, with ``arguments`` after
+    the script's own."""
 
     incarnation: int
     nodes: int = 1
+    arguments: tuple[str, ...] = ()
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):

@@ -25,6 +25,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         terms: options that must be the same on all nodes, by name.
         incarnation: the one that a worker belongs to.
         output: directory of the FIFOs that workers print to.
+        on_notice: how to make a script save that takes no part in the agreement.
+        saves_itself: whether the run watches the script's own checkpoints.
         module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
     """
 
@@ -51,3 +53,5 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 0
     output: str = ""
     module: str = ""
+    on_notice: str = "signal:SIGTERM"
+    saves_itself: bool = False

@@ -7,6 +7,8 @@ import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.journal.events import IncarnationEnded, WorkersLaunched
 from elastic_ckpt.policy.failure import Failure
@@ -15,6 +17,7 @@ from elastic_ckpt.policy.restart import RestartAction
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, Launch, Ready
 from elastic_ckpt.protocol.run_state import Event, RunState
+from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.ports import AgentPort, Key
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
@@ -39,6 +42,7 @@ class Incarnations:
         agent: the running agent; None between two.
         is_launched: whether this node has workers.
         is_agent_ready: whether the agent takes commands.
+        asked_to_save: a script that saves by itself was asked to in this incarnation.
         is_adopting: what a killed run left in memory is still being drained before the first.
         hangs: watches the ranks.
     """
@@ -49,6 +53,7 @@ class Incarnations:
         self.agent: AgentPort | None = None
         self.is_launched = self.is_agent_ready = False
         self.is_adopting = True
+        self.asked_to_save = False
         self.hangs = HangWatch(board, journal, settings.hang_seconds, ports.host, clock)
         self._run = run
         self._ports = ports
@@ -85,25 +90,31 @@ class Incarnations:
             memory.calm()
             directory.record_incarnation(self._run.incarnation + 1)
             directory.clean_up(lambda: self._run.leaves, memory.attempt)
-        return directory.cleaned
+            self._ports.own.prepare(lambda: self._run.leaves)
+        return directory.cleaned and self._ports.own.prepared
 
     def launch(self, nodes: int) -> None:
         """Launch the next incarnation on at most this number of nodes; after :meth:`clean_up`."""
         if self.agent is None:
             return
         self._cleaning = False
+        own = self._ports.own
+        if own.is_finished:
+            self._run.shutdown.finish(lambda: self._run.leaves, "its sign was there before")
+            return
         number = self._run.incarnation + 1
         self.begin(number, nodes)
-        self.agent.send(Launch(number, nodes))
+        self.agent.send(Launch(number, nodes, own.arguments))
 
     def begin(self, number: int, nodes: int) -> None:
         """Note that this node's workers are about to be launched, with those of other nodes."""
         nproc, journal = self._run.settings.nproc, self._ports.journal
-        self.is_launched, self._hang = True, None
+        self.is_launched, self._hang, self.asked_to_save = True, None, False
         self.hangs.begin()
         self._processes.begin()
         self._marks.begin()
         self._stepless.begin()
+        self._ports.own.launched(number)
         journal.incarnation = number
         journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
         message = f"launching incarnation {number}"
@@ -148,14 +159,34 @@ class Incarnations:
     def is_stepping(self) -> bool:
         """Return whether a rank of this incarnation, not of an earlier one, has begun a step."""
         board = self._ports.board
-        return board.incarnation == self._run.incarnation and any(
-            slot.first_entry for slot in board.read_slots()
-        )
+        slots = board.read_slots() if board.incarnation == self._run.incarnation else []
+        runs = self._ports.own.is_on and all(slot.pid for slot in slots)
+        return any(slot.first_entry for slot in slots) or (runs and bool(slots))
 
     @property
     def is_watched(self) -> bool:
         """Whether the board shows this node's workers, and not yet those of an earlier launch."""
         return self.is_launched and self._ports.board.incarnation == self._run.incarnation
+
+    @property
+    def newest_saved_step(self) -> int:
+        """The newest step that a rank has seen sealed, in whichever tier; -1 for none."""
+        return max(slot.saved_step for slot in self._ports.board.read_slots())
+
+    @property
+    def saves_itself(self) -> bool:
+        """Whether workers run whose script saves by itself, and takes no part in the agreement."""
+        slots = self._ports.board.read_slots() if self._ports.own.is_on else []
+        return self.is_launched and bool(slots) and not any(slot.attached for slot in slots)
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether there may be steps of this incarnation that no checkpoint holds. Behind the last
+        one, where the script evaluates or exports, a Session has saved everything."""
+        slots = self._ports.board.read_slots()
+        stepped = (slot for slot in slots if slot.first_entry)
+        sealed = all(slot.session_stage is SessionStage.SEALED for slot in stepped)
+        return not sealed or self.saves_itself
 
     @property
     def retry_at(self) -> float:
@@ -197,6 +228,9 @@ class Incarnations:
                 finished=ended.finished,
             )
         )
+        draining = self._run.state is RunState.DRAINING
+        left_well = ended.kind is EndKind.COMPLETED and not draining
+        self._ports.own.ended(left_well=left_well)
         self._run.role.on_ended(self._run)
         if self.is_outdated or not self._is_agent_intact():
             self.end_agent()
@@ -211,7 +245,9 @@ class Incarnations:
     def follow_up(self, ended: Ended) -> None:
         """Decide what follows the end of an incarnation."""
         draining = self._run.state is RunState.DRAINING
-        if ended.kind is EndKind.COMPLETED and draining and not ended.attached:
+        if self._ports.own.is_on and not ended.attached:
+            self._follow_up_own(ended, draining=draining)
+        elif ended.kind is EndKind.COMPLETED and draining and not ended.attached:
             # It may have caught SLURM's own SIGTERM and left: without a Session nobody knows.
             detail = "the script ended during the notice, without a Session"
             self._run.shutdown.preempt(Event.STOPPED, detail)
@@ -222,27 +258,51 @@ class Incarnations:
             stepped = ended.stepped and not ended.sealed
             self._run.shutdown.preempt(Event.CRASH, detail, stepped=stepped)
         elif draining:
-            self._run.shutdown.preempt(Event.STOPPED, "all ranks left together", stopped=True)
+            stopped = not self._ports.own.is_on  # what the script writes is sealed by this process
+            self._run.shutdown.preempt(Event.STOPPED, "all ranks left together", stopped=stopped)
         elif not ended.failed:
             self._run.record.move(Event.REGROUP, f"stopped at step {ended.finished}, to restart")
         else:
-            self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
-            hang = self._hang
-            self._on_failure(
-                Failure(
-                    rank=hang.rank if hang else ended.rank,
-                    exit_code=ended.exit_code,
-                    message=hang.message if hang else ended.message,
-                    hung=hang is not None,
-                    stepped=ended.stepped,
-                    lived=ended.lived,
-                    steps=ended.steps,
-                    step=ended.finished + 1 if ended.attached else 0,
-                    out_of_memory=ended.out_of_memory,
-                    lost=ended.lost,
-                    tail=ended.tail,
-                )
+            self._on_crash(ended)
+
+    def _follow_up_own(self, ended: Ended, *, draining: bool) -> None:
+        """Decide what follows where the script saves by itself: it leaves after a save that it was
+        asked for, and whether it had finished it alone knows."""
+        own, asked, shutdown = self._ports.own, self.asked_to_save, self._run.shutdown
+        left = ended.kind is EndKind.COMPLETED
+        if own.is_finished or (left and not own.has_sign and not draining and not asked):
+            shutdown.finish(lambda: self._run.leaves, ended.message)
+        elif draining:
+            what = f"during the notice {ended.what}" if ended.what else "the script has left"
+            saved = own.saved or not ended.failed
+            event = Event.STOPPED if saved else Event.CRASH
+            shutdown.preempt(event, "the script has saved" if own.saved else what)
+        elif left and not asked:
+            message = "it exited with code 0, but --finished-when says that work is left"
+            self._on_crash(msgspec.structs.replace(ended, message=message))
+        elif not ended.failed:
+            self._run.record.move(Event.REGROUP, "the script left after its save, to restart")
+        else:
+            self._on_crash(ended)
+
+    def _on_crash(self, ended: Ended) -> None:
+        self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
+        hang = self._hang
+        self._on_failure(
+            Failure(
+                rank=hang.rank if hang else ended.rank,
+                exit_code=ended.exit_code,
+                message=hang.message if hang else ended.message,
+                hung=hang is not None,
+                stepped=ended.stepped,
+                lived=ended.lived,
+                steps=ended.steps,
+                step=ended.finished + 1 if ended.attached else 0,
+                out_of_memory=ended.out_of_memory,
+                lost=ended.lost,
+                tail=ended.tail,
             )
+        )
 
     def _on_failure(self, failure: Failure) -> None:
         """A worker or the agent died outside a notice."""

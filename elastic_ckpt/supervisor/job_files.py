@@ -37,7 +37,7 @@ from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.policy.prediction import Predictor
-from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, OwnPort
 from elastic_ckpt.util.progress import in_lines
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class JobFiles:
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
+        own: OwnPort,
     ) -> None:
         """``locks`` are held until :meth:`close`. ``say`` shows one line to the user, ``wake`` ends
         the loop's wait; the thread calls both."""
@@ -92,6 +93,7 @@ class JobFiles:
         self._journal = journal
         self._say = say
         self._wake = wake
+        self._own = own
         self._tail = JournalTail(job, node)
         self._place = JobPlace(job)
         self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
@@ -151,7 +153,7 @@ class JobFiles:
         return self._left_behind
 
     def newest(self) -> Key:
-        return self._newest
+        return max(self._newest, self._own.newest())
 
     def scan(self) -> None:
         self._soon(self._scan)
@@ -162,7 +164,7 @@ class JobFiles:
             self._scan()
 
         done = self._within(look, left)
-        return self._newest if done and self._scanned else None
+        return self.newest() if done and self._scanned else None
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         def recover_attempts() -> None:
@@ -206,6 +208,8 @@ class JobFiles:
         self, why: str, forget: Callable[[Key], bool], session: str, started: _FallBack
     ) -> str:
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
+            if self._own.newest() > self._newest:
+                return self._own.fall_back(why) if started.may_act() else ""
             job = self._job.session(session)
             found = newest_two_intact(job) if job in self._job.sessions() else None
             self._check()

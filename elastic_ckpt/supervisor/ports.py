@@ -230,6 +230,75 @@ class MemoryPort(Protocol):
         """Release the tier, and remove it unless it holds what the disk lacks."""
 
 
+class OwnPort(Protocol):
+    """The checkpoints that the script writes itself; see ``saves/own_watch.py``."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether this run watches for any."""
+
+    def start(self) -> None:
+        """Start the thread that does the reading; once."""
+
+    def prepare(self, hurry: Callable[[], bool]) -> None:
+        """Start to verify the newest and to set aside what is torn; ``prepared`` tells when it is
+        done. ``hurry`` is called from a thread; True leaves the rest to the next start."""
+
+    @property
+    def prepared(self) -> bool:
+        """Whether no :meth:`prepare` is running."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the script has left its sign that all work is done."""
+
+    @property
+    def has_sign(self) -> bool:
+        """Whether the script leaves such a sign; if not, its exit code 0 tells."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What to append to the script's arguments, after :meth:`prepare`."""
+
+    def launched(self, incarnation: int) -> None:
+        """Look out for checkpoints of this incarnation, and seal what becomes complete."""
+
+    def mark(self) -> None:
+        """A notice has come: from now on tell what is saved because of it."""
+
+    def ended(self, *, left_well: bool) -> None:
+        """No worker runs any more: start to seal what is complete.
+
+        Args:
+            left_well: the script ended with code 0, by itself.
+        """
+
+    @property
+    def settled(self) -> bool:
+        """Whether that is done, or has taken too long."""
+
+    @property
+    def saved(self) -> bool:
+        """Whether a checkpoint is sealed that was begun after :meth:`mark`."""
+
+    def newest(self) -> Key:
+        """Return the newest one's key."""
+
+    @property
+    def newest_name(self) -> str:
+        """Its name, for people; empty without one."""
+
+    def newest_marked(self) -> Key:
+        """Return that of the newest which was complete at :meth:`mark`, whenever it was sealed."""
+
+    def fall_back(self, why: str) -> str:
+        """Set the newest aside if there is an older one; one line for people, else empty. Called
+        by the directory's thread while no worker runs."""
+
+    def close(self, seconds: float) -> None:
+        """End the thread, within ``seconds``."""
+
+
 class HostPort(Protocol):
     """This process among the others of its host, and those that watch it."""
 
@@ -277,6 +346,7 @@ class Ports:
     directory: DirectoryPort
     journal: Journal
     memory: MemoryPort
+    own: OwnPort
     listener: Listener
     host: HostPort
     service: Service

@@ -38,6 +38,7 @@ def first_record(
         preemptions=previous.preemptions if previous else 0,
         last_recovery=previous.last_recovery if previous else None,
         grace=settings.grace,
+        saves_itself=bool(settings.own),
         head=settings.node if leads else "?",
     )
 

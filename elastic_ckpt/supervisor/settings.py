@@ -9,6 +9,7 @@ from typing import Literal
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval
+from elastic_ckpt.policy.own_saves import OwnSaves
 from elastic_ckpt.policy.retention import Retention
 
 OnWarning = Literal["save", "stop", "ignore"]
@@ -39,6 +40,7 @@ class RunSettings:
         notice_file: a file or FIFO to read notices from.
         acknowledge: tell the platform not to wait once the checkpoint is sealed.
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
+        own: the checkpoints that the script writes itself.
         metrics_file: file to write the metrics to, for node_exporter.
     """
 
@@ -69,6 +71,7 @@ class RunSettings:
     acknowledge: bool = False
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
+    own: OwnSaves = field(default_factory=OwnSaves)
 
     @property
     def terms(self) -> dict[str, str]:
@@ -78,6 +81,7 @@ class RunSettings:
             "the script's arguments": " ".join(self.args),
             "--save-interval": f"{self.interval.worker_interval} steps",
             "--global-batch": str(self.global_batch),
+            "--watch, --resume-args and their like": repr(self.own),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.protocol.run_state import Event
-from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, DirectoryPort, Key, MemoryPort
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord
 
 SCAN_SECONDS: Final = 5.0
@@ -20,15 +20,13 @@ class Shutdown:
 
     def __init__(
         self,
-        directory: DirectoryPort,
-        memory: MemoryPort,
+        ports: Ports,
         record: RunRecord,
         patience: Callable[[float, bool], Callable[[], float]],
     ) -> None:
         """``patience`` returns what says how long a wait may still take, given how long it should
         at most, and whether the run ends after it."""
-        self._directory = directory
-        self._memory = memory
+        self._directory, self._memory, self._own = ports.directory, ports.memory, ports.own
         self._record = record
         self._patience = patience
         self._before_notice = NO_CHECKPOINT
@@ -47,6 +45,7 @@ class Shutdown:
         Args:
             saved_step: the newest that a rank has saved, in whichever tier; -1 for none.
         """
+        self._own.mark()
         self._before_notice, self._saved_before = self._directory.newest(), -1
         kept = self._memory.not_on_disk()
         # The last scan may be older than the last drain, or the last save to the disk.
@@ -61,7 +60,7 @@ class Shutdown:
 
     def serve(self) -> None:
         """End the run if all that the memory tier holds is on the disk, or cannot get there."""
-        if self._then is not None and self._memory.over:
+        if self._then is not None and self._memory.over and self._own.settled:
             then, self._then = self._then, None
             then()
 
@@ -124,10 +123,12 @@ class Shutdown:
             self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
             return
         there = key is not None and key > NO_CHECKPOINT
-        new = key is not None and key > self._before_notice and key[-1] != self._saved_before
+        before = max(self._before_notice, self._own.newest_marked())
+        new = key is not None and key > before and key[-1] != self._saved_before
         saved = kept is None and (new or (there and (stopped or not stepped)))
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
-        step = f" (newest intact: step {key[-1]})" if key is not None and there else ""
+        name = self._own.newest_name or (f"step {key[-1]}" if key else "")
+        step = f" (newest intact: {name})" if there else ""
         silent = "" if key is not None else "; the storage does not answer"
         self._end(
             event,

@@ -25,7 +25,6 @@ from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, 
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.messages import Ask, Kill
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
-from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
@@ -67,7 +66,7 @@ class Supervisor:
         self.record = record
         self.role = role
         self.preemption = Preemption(settings.grace, clock, board, journal, record)
-        self.shutdown = Shutdown(ports.directory, ports.memory, record, self._patience)
+        self.shutdown = Shutdown(ports, record, self._patience)
         self._reread = reread
         self.incarnations = Incarnations(self)
         self._saves = SaveAdviser(settings, clock, ports.directory, journal)
@@ -99,6 +98,7 @@ class Supervisor:
         self.ports.listener.start(now)
         self.ports.host.start()
         self.ports.memory.begin()
+        self.ports.own.start()
         self.ports.journal.write(
             RunStarted(
                 run_id=self.record.node.run_id,
@@ -148,6 +148,7 @@ class Supervisor:
         )
         self.record.update()
         self.ports.memory.close()
+        self.ports.own.close(self.preemption.patience(CLOSE_SECONDS))
         log.info("ended: %s, exit code %s", end.state.value, end.exit_code)
         self.ports.directory.close(self._patience(CLOSE_SECONDS))
         self.ports.listener.stop()
@@ -242,7 +243,7 @@ class Supervisor:
         elif self.state is RunState.RUNNING:
             if self._saves.learn():
                 self.record.update(save_interval=self._saves.optimal_interval)
-            saved = self._newest_saved_step()
+            saved = self.incarnations.newest_saved_step
             if saved != self._saved_step:  # a notice must not wait for a scan
                 self._saved_step = saved
                 self.ports.directory.scan()
@@ -255,12 +256,8 @@ class Supervisor:
         step = max(slot.start_step if slot.declares else -1 for slot in slots)
         resumed = f", from step {step}" if step > 0 else ""
         message = f"training, incarnation {self.incarnation}{resumed}"
-        self.record.move(
-            Event.STEPPING, message, step=step, save_interval=self._saves.optimal_interval
-        )
-
-    def _newest_saved_step(self) -> int:
-        return max(slot.saved_step for slot in self.ports.board.read_slots())
+        interval = self._saves.optimal_interval
+        self.record.move(Event.STEPPING, message, step=step, save_interval=interval)
 
     def _start_when_calm(self, now: float) -> None:
         """Start, unless the node is about to go: a requeued run would only start the same again."""
@@ -277,6 +274,7 @@ class Supervisor:
         requested = self.ports.directory.take_save_request()
         if requested:
             self.ports.memory.hurry_once()  # it may be the step that is in memory already
+            self.incarnations.asked_to_save = self.ports.own.is_on
         if self.incarnations.is_outdated:
             if self._asked_anew is not self.agent:
                 self._asked_anew = self.agent
@@ -300,7 +298,7 @@ class Supervisor:
             return
         drains = ""
         if first:
-            self.shutdown.notice_arrived(self._newest_saved_step())
+            self.shutdown.notice_arrived(self.incarnations.newest_saved_step)
         if self._saves_or_drains and self.agent is not None:
             now, slots = self.now, self.ports.board.read_slots()
             act = self._emergency.begin if first else self._emergency.choose
@@ -317,7 +315,9 @@ class Supervisor:
             self.shutdown.preempt(Event.STOPPED, "no worker was running", stepped=False)
 
     def _choose_again(self, agent: AgentPort) -> None:
-        """Under a notice, drain the newest snapshot instead of a save that will not be in time."""
+        """Under a notice, drain the newest snapshot instead of a save that cannot be in time."""
+        if self.incarnations.saves_itself and self.ports.own.saved:
+            agent.send(Kill())
         now, slots = self.now, self.ports.board.read_slots()
         drains = self._emergency.choose(agent, self.preemption.left(now), slots, now)
         if drains:
@@ -366,11 +366,7 @@ class Supervisor:
 
     def _on_expired(self) -> None:
         """The deadline has come, or the user does not want to wait."""
-        slots = self.ports.board.read_slots()
-        # Behind the last step, where the script evaluates or exports, all work is saved.
-        stepped = any(
-            slot.first_entry and slot.session_stage is not SessionStage.SEALED for slot in slots
-        )
+        stepped = self.incarnations.is_unsaved
         if self.agent is not None:
             self.agent.send(Kill())
         at_once = self.preemption.stops_at_once

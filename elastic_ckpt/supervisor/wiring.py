@@ -30,9 +30,10 @@ from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.metrics.exporter import Metrics
-from elastic_ckpt.supervisor.ports import Clock, Ports
+from elastic_ckpt.supervisor.ports import Clock, OwnPort, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord, first_record
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
+from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves, OwnWatch
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.systemd import Service
@@ -175,7 +176,12 @@ def make_supervisor(
         job, "supervisor", settings.node, lambda: {"incarnation": first.incarnation}
     ).begin()
     log.info("starting: %s, run %s, %d workers", settings.script, run_id, settings.nproc)
-    files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake)
+    own: OwnPort = NoOwnSaves()
+    if fence is not None:
+        own = OwnWatch(
+            job, settings.own, fence.number, settings.retention, journal, say, wakeup.wake
+        )
+    files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake, own)
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
     memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
@@ -208,6 +214,8 @@ def make_supervisor(
                 mount=fence.mount if fence else 0,
                 rendezvous=rendezvous,
                 terms=now.terms,
+                on_notice=now.own.on_notice,
+                saves_itself=bool(now.own),
             )
         )
 
@@ -217,6 +225,7 @@ def make_supervisor(
         directory=files,
         journal=journal,
         memory=memory,
+        own=own,
         listener=Listener(signals, sources, journal, wakeup.wake),
         host=Host(HeartbeatThread(job, settings.node, board), metrics, process_log, wakeup),
         service=Service(),

@@ -40,6 +40,7 @@ class _Loop:
     calls: int = 0
     attached: bool = False
     interval: Interval | None = None  # of automatic saves
+    notices: bool = False  # notice() agrees, not should_save()
     stop: bool = False
     reason: Reason = "interval"
     consumption: Consumption = field(default_factory=Consumption)
@@ -48,6 +49,32 @@ class _Loop:
 
 
 _loop = _Loop()
+
+
+def notice() -> bool:
+    """Return whether to save and leave now. Call it once after every optimizer step.
+
+    True on all ranks alike, after the same step: the machine goes away, or the job stops for
+    another reason. For a script that saves by itself; one that calls ``should_save`` gets the same
+    answer without a second agreement. A few microseconds while nothing is asked. Collective at the
+    first call.
+
+    Raises:
+        StopAborted: a rank died during the agreement.
+    """
+    runtime = runtimes.joined()
+    if _loop.attached and not _loop.notices:
+        return _loop.stop  # should_save agrees
+    if not _loop.attached:
+        _loop.attached = _loop.notices = True
+        runtime.steps.attach(0, declares=False)
+    runtime.steps.stepped()
+    _loop.calls += 1
+    action = runtime.steps.enter(_loop.calls, comes_back=False)
+    if action.kind is ActionKind.STOP:
+        _loop.stop, _loop.reason = True, "emergency"
+        runtime.told_to_stop = True
+    return _loop.stop
 
 
 def should_save(step: int, every: int | None = None, *, save_dir: str | None = None) -> bool:

@@ -53,6 +53,12 @@ class Supervised:
         """Whether the script takes part in the step protocol."""
         return _current is not None
 
+    @property
+    def leaves_unfinished(self) -> bool:
+        """Whether an end with code 0 means only that the script has left, because of a stop."""
+        told = _current is not None and _current.told_to_stop
+        return self.board.stop_wanted and (told or not self.attached)
+
 
 @dataclass
 class Runtime:
@@ -70,6 +76,7 @@ class Runtime:
         state: returns ``session.state``, encoded; empty for nothing to save.
         looked: by session, what ``resume_place`` has found for a Session that is not yet entered.
         candidate: the checkpoint to load, verified, if ``has_looked``; None for a fresh start.
+        told_to_stop: whether the script was told that it is to save by itself and leave.
         has_left: whether this rank is leaving at a stop.
         fence: this run's claim to the job.
         parent: attempt of the checkpoint that this process continues from, or has saved last.
@@ -98,6 +105,7 @@ class Runtime:
     looked: dict[str, Runtime] = field(default_factory=dict)
     candidate: LoadCandidate | None = None
     has_looked: bool = False
+    told_to_stop: bool = False
     has_left: bool = False
     steps: StepProtocol = field(init=False)
     retain: Retainer = field(init=False)

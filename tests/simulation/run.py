@@ -23,6 +23,7 @@ from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.watch.stacks import Stack
@@ -165,7 +166,7 @@ class Run:
         )  # fmt: skip
         ports = Ports(
             clock=host.clock, board=self.board, directory=self.directory,
-            journal=events, memory=self.tier,
+            journal=events, memory=self.tier, own=NoOwnSaves(),
             listener=Listener(self.signals, [self.cloud], events, lambda: self.wake(0.0)),
             host=self, service=Service(), start_agent=self._start_agent,
         )  # fmt: skip

@@ -115,6 +115,9 @@ WIRE_PACKAGES: Final = ("protocol", "jobdir", "journal")
 """Define what crosses a process or a file of ``.elastic-ckpt``."""
 
 OTHER_STRUCTS: Final = {
+    "checkpoint/archive.py",
+    "checkpoint/own/announced.py",
+    "checkpoint/own/seal.py",
     # The checkpoint format, in the checkpoint's own files (docs/format.md).
     "checkpoint/manifest.py",
     "checkpoint/position.py",

@@ -16,6 +16,7 @@ from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
+from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention, parse_best
 from elastic_ckpt.util.units import parse_duration
 
@@ -47,6 +48,11 @@ def build_settings(
     hang_seconds: float,
     global_batch: int | None,
     preload: str | None,
+    watch: tuple[str, ...],
+    complete_when: str | None,
+    on_notice: str | None,
+    resume_args: tuple[str, ...],
+    finished_when: str | None,
     keep_last: int,
     keep_every: int,
     keep_best: str | None,
@@ -101,6 +107,13 @@ def build_settings(
         on_warning=on_warning,
         acknowledge=acknowledge,
         metrics=None if metrics is None else parse_address(metrics),
+        own=own_saves(
+            watch=watch,
+            complete_when=complete_when,
+            on_notice=on_notice,
+            resume_args=resume_args,
+            finished_when=finished_when,
+        ),
         metrics_file=None if metrics_file is None else check_file(metrics_file),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from elastic_ckpt.util.text import printable
 _PATHS: Final = frozenset(
     {"dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
 )
+_TEXTS: Final = frozenset({"watch", "resume-args"})
 _TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
 _SOURCES: Final = {
@@ -97,6 +99,9 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
     wanted, fits = key_type(key, parameter)
     if not fits(value):
         raise UsageError(f"--config {path}: {key} must be {wanted}, not {value!r:.80}")
+    if key in _TEXTS:
+        texts = [value] if isinstance(value, str) else value
+        return [shlex.quote(text) for text in texts] if key == "resume-args" else texts
     if key in _PATHS and value != "off":
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
@@ -104,6 +109,11 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
 
 def key_type(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any], bool]]:
     """Return the type of a key, as a description and as a check."""
+    if key in _TEXTS:
+        return (
+            "a string or a list of strings",
+            lambda value: isinstance(value, str) or _is_texts(value),
+        )
     if parameter.nargs == -1 or getattr(parameter, "multiple", False):
         return "a list of strings", _is_texts
     if isinstance(parameter, click.Option) and parameter.is_flag:

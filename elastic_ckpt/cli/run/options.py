@@ -166,6 +166,33 @@ _RUN: Final = (
         "Modules to import before workers start.  [default: torch, and ColossalAI if the script "
         "or its arguments name it]",
     ),
+    # a script that saves by itself
+    _option(
+        "--watch PATTERN",
+        "A file or directory that the script saves itself, out/checkpoint-*: sealed when complete, "
+        "verified before each start. Repeatable.",
+        multiple=True,
+    ),
+    _option(
+        "--complete-when FILE|quiet:SECONDSs|exit",
+        "When such a checkpoint is complete: a file in it that is written last, no change for so "
+        "long, or the script's exit.  [default: quiet:20s]",
+    ),
+    _option(
+        "--on-notice signal:NAME|command:COMMAND",
+        "How a script without a Session is asked to save.  [default: SIGTERM, which it may handle]",
+    ),
+    _option(
+        "--resume-args 'ARG ...'",
+        "Arguments for the script if there is an intact checkpoint of its own; {newest} is its "
+        "path.",
+        multiple=True,
+    ),
+    _option(
+        "--finished-when PATH",
+        "What the script leaves once all work is done.  [default: its exit code 0 without a "
+        "notice]",
+    ),
     *_RETENTION,
     # where the run writes, and who may read it
     _option(

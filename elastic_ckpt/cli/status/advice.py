@@ -101,7 +101,10 @@ def _place(found: Situation) -> str:
 
 
 def _resumes(found: Situation) -> str:
-    return f"resumes from step {found.newest.step}" if found.newest else "starts at step 0"
+    if found.newest is None:
+        return "starts at step 0"
+    step = f"step {found.newest.step}"
+    return f"resumes from {found.newest.path.name if found.newest.own else step}"
 
 
 def advise_member(record: NodeRecord) -> Advice:

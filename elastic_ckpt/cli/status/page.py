@@ -201,8 +201,9 @@ def _newest(view: StatusView) -> str:
 
 def _checkpoint(one: NewestView) -> str:
     read_back = ", verified" if one.verified else ""
+    name = Path(one.path).name if one.reason == "script" else f"step {one.step}"
     return (
-        f"step {one.step} ({one.reason}, {one.tier}, {human_bytes(one.bytes)}, "
+        f"{name} ({one.reason}, {one.tier}, {human_bytes(one.bytes)}, "
         f"{human_duration(one.age_seconds)} old{read_back})"
     )
 

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
+from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.journal.events import StepMark
 from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.protocol.slot import Slot
@@ -108,6 +109,19 @@ def at_risk(
         same = epoch == on_disk.epoch
         return AtRiskView(0 if same else None, account.training_since(moment, now))
     return AtRiskView(ahead, account.training_since(moment, now) if ahead else 0.0)
+
+
+def at_risk_of_own(
+    record: NodeRecord | None,
+    on_disk: CheckpointView | None,
+    account: TimeAccount,
+    now: float | None,
+) -> AtRiskView | None:
+    """Return what is at risk where the script saves by itself, and shows no steps; else None."""
+    if record is None or not record.saves_itself or now is None:
+        return None
+    changed = on_disk.own.changed / 1e9 if on_disk and on_disk.own else -math.inf
+    return AtRiskView(None, account.training_since(changed, now))
 
 
 def _rate(slots: Sequence[Slot], marks: Sequence[tuple[float, StepMark]]) -> float | None:

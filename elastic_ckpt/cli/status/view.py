@@ -10,6 +10,7 @@ from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected,
 from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
+from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import Situation, advise
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
@@ -194,7 +195,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     newest_save = last_save(history)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
-    no_session = (record is not None and record.sessionless) or _no_session(record, slots)
+    no_session = _no_session(record, slots)
     warnings = [_NO_SESSION] if no_session else []
     if record is not None and record.stepless_since:
         warnings.append(_stepless(record, now))
@@ -235,7 +236,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
             stepless_since=record.stepless_since if record else 0.0,
         )
         if position and slots and now is not None
-        else None,
+        else work.at_risk_of_own(record, on_disk, account, now),
         newest_intact=_newest(newest),
         newest_on_disk=_newest(on_disk),
         memory_only=view_leftovers(records),
@@ -350,9 +351,11 @@ def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
 
 
 def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
-    """Return whether the script has run for a minute without creating a Session."""
-    if record is None or record.state is not RunState.STARTING or not slots:
+    """Return whether the script has run to its end, or for a minute, without a Session."""
+    if record is None or record.saves_itself:
         return False
+    if record.sessionless or record.state is not RunState.STARTING or not slots:
+        return record.sessionless
     now = time.monotonic_ns()
     return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
 
@@ -373,9 +376,9 @@ def _position(
 
 
 def _newest(view: CheckpointView | None) -> NewestView | None:
-    if view is None or view.manifest is None:
+    if view is None or view.seal is None:
         return None
-    seal = view.manifest
+    seal = view.seal
     return NewestView(
         view.step,
         encodable(str(view.path)),

@@ -153,13 +153,17 @@ class Agent:
         if self._nodes is not None:
             self._nodes.obey(command)
         elif isinstance(command, Launch):
-            self.begin(NodeRank.alone(command.incarnation))
+            self.begin(NodeRank.alone(command.incarnation, command.arguments))
         elif isinstance(command, Ask):
             self._ask(command.kind)
         if isinstance(command, Kill):
             self._workers.kill()
 
     def _ask(self, kind: RequestKind) -> None:
+        asks_itself = self._spec.saves_itself and not self._takes_part
+        if self._launch is not None and asks_itself and kind is not RequestKind.STOP:
+            self._workers.ask_to_save(self._spec.on_notice)
+            return  # no rank would see the flag, which must not keep the next request waiting
         asked = self._watcher.ask(kind) if self._launch is not None else None
         if asked is not None:
             answer, idle = asked
@@ -196,11 +200,15 @@ class Agent:
         if not idle:
             return
         self._not_begun = True
-        takes_part = any(slot.attached for slot in self._board.read_slots())
-        if takes_part or answer.step != NOTHING_ENTERED:
+        if self._takes_part or answer.step != NOTHING_ENTERED:
             self._workers.kill()
         else:
-            self._workers.kill(signal.SIGTERM)
+            self._workers.ask_to_save(self._spec.on_notice)
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether a rank takes part in the agreement: it has a Session, or calls should_save."""
+        return any(slot.attached for slot in self._board.read_slots())
 
     def cut_short(self) -> None:
         if self._launch is not None and not self._cut_short_at:

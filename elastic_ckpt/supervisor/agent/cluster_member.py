@@ -178,7 +178,7 @@ class Membership:
     def _launch(self, head: HeadRules, command: Launch) -> None:
         store = self._network.host_workers(self._rendezvous.host)
         self._workers_store = store
-        head.launch(command.incarnation, command.nodes, store.port)
+        head.launch(command.incarnation, command.nodes, store.port, command.arguments)
 
     def _ask(self, command: Ask) -> None:
         """Add a request to this node's report; the head numbers it."""
@@ -337,7 +337,13 @@ class Membership:
         if rank > 0:
             store = None
         node_rank = NodeRank(
-            job.incarnation, rank, len(job.roster), self._rendezvous.host, job.port, store
+            job.incarnation,
+            rank,
+            len(job.roster),
+            self._rendezvous.host,
+            job.port,
+            store,
+            job.arguments,
         )
         self._send(Launched(job.incarnation, len(job.roster)))
         self._local.begin(node_rank)

@@ -147,6 +147,7 @@ class NodeRank:
         node, nodes: this node's group rank, and the number of nodes.
         address, port: where the workers' store listens.
         store: that store, on the node that hosts it.
+        arguments: what the script gets after its own.
         abandoned: set to have torch elastic's thread end, which may wait for a worker for ever.
     """
 
@@ -156,13 +157,14 @@ class NodeRank:
     address: str
     port: int
     store: Any = None
+    arguments: tuple[str, ...] = ()
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
-    def alone(cls, number: int) -> NodeRank:
+    def alone(cls, number: int, arguments: tuple[str, ...] = ()) -> NodeRank:
         """Return the rank of a job's only node."""
         store = host_workers(LOOPBACK)
-        return cls(number, 0, 1, LOOPBACK, store.port, store)
+        return cls(number, 0, 1, LOOPBACK, store.port, store, arguments)
 
 
 class ElasticLaunch:
@@ -179,7 +181,8 @@ class ElasticLaunch:
         self.failures: Mapping[int, Any] = {}
         self.error: BaseException | None = None
         self._node_rank = node_rank
-        self._spec = msgspec.structs.replace(spec, incarnation=node_rank.number)
+        args = [*spec.args, *node_rank.arguments]
+        self._spec = msgspec.structs.replace(spec, incarnation=node_rank.number, args=args)
         self._wake = wake
         self.over = False
         self._thread = threading.Thread(target=self._run, name="elastic", daemon=True)

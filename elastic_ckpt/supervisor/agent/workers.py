@@ -11,10 +11,12 @@ import logging
 import os
 import selectors
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from elastic_ckpt.policy.own_saves import command_of, signal_of
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import ended_early, outcome_of_zero
 from elastic_ckpt.protocol.slot import Outcome, Slot
@@ -221,6 +223,19 @@ class Workers:
             self._killed_at = time.monotonic()
         if sent:
             log.info("sent %s to %s", signal_name(number), sent)
+
+    def ask_to_save(self, on_notice: str) -> None:
+        """Make a script save that takes no part in the agreement: by a signal to every worker, or
+        by a shell command that finds their pids in ELASTIC_CKPT_PIDS."""
+        number = signal_of(on_notice)
+        if number is not None:
+            self.kill(number)
+            return
+        pids = " ".join(str(slot.pid) for slot in self._board.read_slots() if slot.pid)
+        command = ["/bin/sh", "-c", command_of(on_notice)]
+        with contextlib.suppress(OSError):  # the notice goes on without it
+            asked = subprocess.Popen(command, env={**os.environ, "ELASTIC_CKPT_PIDS": pids})
+            log.info("ran %r: pid %d", command_of(on_notice), asked.pid)
 
     # -- the end of an incarnation ------------------------------------------------------------
 

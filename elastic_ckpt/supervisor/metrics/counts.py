@@ -115,6 +115,8 @@ class JobCounts:
         self.time.observe(entry if wall is None else replace(entry, wall=wall))
         self._count_restart(event)
         match event:
+            case Saved(tier="own"):
+                self._seal("disk", (event.epoch, event.step), entry.wall, event.bytes)
             case Saved():
                 self._count_save(entry.wall, event)
             case SaveFailure():

@@ -118,8 +118,8 @@ def _run_script(spec: WorkerSpec) -> None:
     if code:
         raise SystemExit(code)
     # Without a Session nobody knows whether the script was done: many handle SIGTERM themselves.
-    stopped = context.board.stop_wanted and not context.attached
-    context.slot.leave(Outcome.STOPPED_UNSAVED if stopped else Outcome.COMPLETED)
+    left = context.leaves_unfinished
+    context.slot.leave(Outcome.STOPPED_UNSAVED if left else Outcome.COMPLETED)
 
 
 def _outcome(spec: WorkerSpec) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves
 from tests.checkpoints import make_checkpoint
 from tests.waiting import until
 
@@ -40,7 +41,7 @@ def lines() -> list[str]:
 @pytest.fixture
 def files(job: JobDirectory, lines: list[str]) -> Iterator[JobFiles]:
     locks, journal = RunLocks(job, "here", "run"), Journal(job, "here")
-    found = JobFiles(job, "here", locks, journal, lines.append, lambda: None)
+    found = JobFiles(job, "here", locks, journal, lines.append, lambda: None, NoOwnSaves())
     found.start()
     yield found
     found.close(within(PATIENCE))

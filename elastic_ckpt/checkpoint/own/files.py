@@ -1,0 +1,84 @@
+"""What lies where the script writes its checkpoints."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_ckpt.policy.own_saves import FileStamps, is_overwritten
+from elastic_ckpt.util.files import files_below
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file or directory that a pattern matches.
+
+    Attributes:
+        path: absolute; never a link.
+        overwritten: the pattern names this path alone, so the script overwrites it each time.
+    """
+
+    path: Path
+    overwritten: bool
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is no directory."""
+        return not self.path.is_dir()
+
+
+def find(patterns: Iterable[str], base: Path) -> Iterator[Found]:
+    """Yield what the patterns match below ``base``, each path once; links only where a pattern
+    names one, as what they lead to."""
+    seen: set[Path] = set()
+    for pattern in patterns:
+        overwritten = is_overwritten(pattern)
+        place = base / Path(pattern).expanduser()
+        names = [str(place)] if overwritten else sorted(glob.glob(_below(base, pattern)))
+        for name in names:
+            if os.path.islink(name) and not overwritten:
+                continue
+            path = Path(os.path.realpath(name) if os.path.islink(name) else name)
+            if path not in seen and path.exists():
+                seen.add(path)
+                yield Found(path, overwritten)
+
+
+def _below(base: Path, pattern: str) -> str:
+    """Return a pattern for absolute paths; wild characters in ``base`` stand for themselves."""
+    expanded = Path(pattern).expanduser()
+    return str(expanded) if expanded.is_absolute() else f"{glob.escape(str(base))}/{expanded}"
+
+
+def stamps_of(path: Path) -> FileStamps:
+    """Return the stamps of all regular files below a path, or of the file itself; nothing if it
+    has vanished. OSError if a directory cannot be read."""
+    try:
+        if not path.is_dir():
+            return _stamp(path, path.name)
+        return tuple(one for name in files_below(path) for one in _stamp(path / name, name))
+    except FileNotFoundError:  # the script deletes it meanwhile
+        return ()
+
+
+def _stamp(path: Path, name: str) -> FileStamps:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return ()
+    if not stat.S_ISREG(found.st_mode):
+        return ()
+    return ((name, found.st_size, found.st_mtime_ns, found.st_ino),)
+
+
+def glance(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is rewritten or a directory's names change; cheap."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_size, found.st_mtime_ns, found.st_ino)

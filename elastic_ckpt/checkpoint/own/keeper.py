@@ -1,0 +1,417 @@
+"""Seals the checkpoints that the script writes, sets torn ones aside, and puts copies back.
+
+While the script runs, :meth:`OwnKeeper.look` seals what has become complete. Between two launches
+nothing writes, and :meth:`OwnKeeper.prepare` decides about every file: it is sealed and matches, it
+is complete and is sealed now, or it is set aside, so that the script's own search for its newest
+checkpoint cannot find it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from elastic_ckpt.checkpoint.archive import check_archive
+from elastic_ckpt.checkpoint.memory.room import is_memory
+from elastic_ckpt.checkpoint.own import seal as own_seal
+from elastic_ckpt.checkpoint.own.aside import set_own_aside
+from elastic_ckpt.checkpoint.own.copy import copy_files, put_back
+from elastic_ckpt.checkpoint.own.files import Found, find, glance, stamps_of
+from elastic_ckpt.checkpoint.own.seal import (
+    OwnSeal,
+    changed_at,
+    copies_of,
+    forget,
+    seals,
+    verify,
+    write,
+)
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.own_saves import (
+    FileStamps,
+    Growth,
+    OwnSaves,
+    is_complete,
+    may_be_complete,
+    step_of,
+)
+from elastic_ckpt.policy.retention import Retention, RetentionCandidate, judge
+from elastic_ckpt.util.files import remove_tree
+from elastic_ckpt.util.progress import Watch, ignore
+from elastic_ckpt.util.units import human_duration
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 600.0
+"""After which a pattern without a match, or a checkpoint that is never complete, is a mistake."""
+
+MIN_COPIES: Final = 2
+"""Copies to keep at least: the newest may turn out to be damaged."""
+
+
+class Hurried(Exception):  # not an error
+    """The rest is left to the next start."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A sealed checkpoint as it was seen when it was sealed."""
+
+    seal: OwnSeal
+    stamps: FileStamps
+    glance: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where the keeper reports to.
+
+    Attributes:
+        sealed: called with each new seal.
+        aside: called with each path that was set aside, where it is now, and why.
+        watch: shows progress of long reading.
+        say: shows one line to the user.
+    """
+
+    sealed: Callable[[OwnSeal], None]
+    aside: Callable[[Path, Path, str], None]
+    watch: Watch
+    say: Callable[[str], None]
+
+
+class OwnKeeper:
+    """The script's own checkpoints of one job; for one thread at a time.
+
+    Attributes:
+        rules: what to watch; may be replaced between two calls.
+        newest: the newest seal; None without one.
+        since_mark: whether one was sealed that was begun after :meth:`mark`.
+    """
+
+    def __init__(
+        self,
+        job: JobDirectory,
+        rules: OwnSaves,
+        base: Path,
+        run: int,
+        retention: Retention,
+        reports: Reports,
+    ) -> None:
+        """``base`` is what relative patterns start from; ``run`` is this run's number."""
+        self._job, self.rules, self._base, self._run = job, rules, base, run
+        self._retention, self._reports = retention, reports
+        self._known: dict[Path, _Known] = {}
+        self._growing: dict[Path, Growth] = {}
+        self._marked: dict[Path, FileStamps] = {}
+        self._mark: float | None = None
+        self._replaced: set[Path] = set()
+        self._said: set[str] = set()
+        self._looking_since = 0.0
+        self._sealed_at: dict[Path, int] = {}
+        self.incarnation = 0
+        self.newest: OwnSeal | None = next(iter(seals(job)), None)
+        self._number = self.newest.number if self.newest else 0
+        self.newest_marked = self.newest
+        self.since_mark = False
+
+    # -- while the script runs -------------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """Seal what is complete at monotonic ``now``; say what looks like a mistake, once."""
+        self._forget_deleted()
+        self._looking_since = self._looking_since or now
+        every = list(find(self.rules.watch, self._base))
+        if self.rules and not every and self._may_say("", now - self._looking_since):
+            patterns = " ".join(self.rules.watch)
+            self._reports.say(
+                f"--watch {patterns}: nothing is there after {human_duration(PATIENCE_SECONDS)}; "
+                f"relative patterns start from {self._base}"
+            )
+        for found in every:
+            if self._is_as_sealed(found):
+                continue
+            stamps = stamps_of(found.path)
+            growth = self._growing.setdefault(found.path, Growth(stamps, now, now))
+            if growth.stamps != stamps:
+                growth.stamps, growth.since = stamps, now
+            if is_complete(self.rules.complete, growth, now):
+                self._try_to_seal(found, stamps, growth.begun)
+            elif self._may_say(str(found.path), now - growth.since):
+                self._reports.say(
+                    f"{found.path} has not changed for {human_duration(now - growth.since)}, but "
+                    f"is not complete by --complete-when {self.rules.complete}: it is not sealed, "
+                    "and a restart sets it aside"
+                )
+
+    def _may_say(self, subject: str, waited: float) -> bool:
+        """Return whether it is time to speak of a subject: once."""
+        if waited < PATIENCE_SECONDS or subject in self._said or self.rules.complete.at_exit:
+            return False
+        self._said.add(subject)
+        return True
+
+    def mark(self, now: float) -> None:
+        """A notice has come: tell what is complete already from what is saved because of it."""
+        self.look(now)
+        self._mark = now
+        self._marked = {path: growth.stamps for path, growth in self._growing.items()}
+        self.newest_marked = self.newest
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the script has left its sign that all work is done."""
+        sign = self.rules.finished_when
+        return bool(sign) and os.path.lexists(self._base / Path(sign).expanduser())
+
+    def _is_as_sealed(self, found: Found) -> bool:
+        known = self._known.get(found.path)
+        if known is None or known.glance != self._glance(found.path):
+            return False
+        is_newest = self.newest is not None and known.seal.number == self.newest.number
+        return not is_newest or known.stamps == stamps_of(found.path)
+
+    def _glance(self, path: Path) -> tuple[object, ...]:
+        marker = self.rules.complete.marker
+        return glance(path), glance(path / marker) if marker else None
+
+    def _forget_deleted(self) -> None:
+        """Forget what the script has deleted itself, as most keep only the newest few."""
+        for path, known in list(self._known.items()):
+            if not known.seal.copied and not os.path.lexists(path):
+                del self._known[path]
+                forget(self._job, known.seal)
+                if self.newest is not None and self.newest.number == known.seal.number:
+                    self.newest = next(iter(seals(self._job)), None)
+
+    # -- sealing ---------------------------------------------------------------------------------
+
+    def _try_to_seal(self, found: Found, stamps: FileStamps, begun: float) -> bool:
+        """Seal a checkpoint unless it changes meanwhile, is torn, or the disk refuses."""
+        try:
+            self._check_files(found, stamps)
+            sealed = self._seal(found, stamps)
+        except CheckpointRejected as error:
+            log.info("%s is not complete: %s", found.path, error)
+        except OSError as error:
+            log.warning("%s could not be sealed: %s", found.path, error)
+        else:
+            if sealed is not None:
+                self._growing.pop(found.path, None)
+                self._note(found, sealed, stamps, begun)
+                return True
+        growth = self._growing.get(found.path)
+        if growth is not None:
+            growth.since = max(growth.since, begun)
+            growth.stamps = ()  # it is waited for anew
+        return False
+
+    def _check_files(self, found: Found, stamps: FileStamps) -> None:
+        if not self.rules.complete.marker:
+            root = found.path.parent if found.is_file else found.path
+            for name, *_ in stamps:
+                check_archive(root, name)
+
+    def _seal(self, found: Found, stamps: FileStamps) -> OwnSeal | None:
+        """Return the seal, which is written; None if the files changed meanwhile. What the script
+        overwrites, or keeps in memory, is copied into the job directory."""
+        self._number = number = self._number + 1
+        about = {"number": number, "step": step_of(found.path.name), "run": self._run}
+        volatile = is_memory(found.path) and not is_memory(self._job.root)
+        if not found.overwritten and not volatile:
+            made = own_seal.seal(found.path, stamps, **about, incarnation=self.incarnation)
+            if stamps_of(found.path) != stamps:
+                return None
+            write(self._job, made)
+            return made
+        self._job.require(self._job.own_copies)
+        copy = copies_of(self._job, number)
+        remove_tree(copy)  # of a seal that was not finished
+        root = found.path.parent if found.is_file else found.path
+        copy_files(root, [name for name, *_ in stamps], copy, link=found.path in self._replaced)
+        if stamps_of(found.path) != stamps:
+            remove_tree(copy)
+            return None
+        inside = copy / found.path.name if found.is_file else copy
+        made = own_seal.seal(inside, stamps, **about, incarnation=self.incarnation)
+        made = msgspec.structs.replace(made, path=str(found.path), copied=True)
+        write(self._job, made)
+        return made
+
+    def _note(self, found: Found, sealed: OwnSeal, stamps: FileStamps, begun: float) -> None:
+        path = found.path
+        before = self._known.get(path)
+        if before is not None and found.is_file and stamps[0][3] != before.stamps[0][3]:
+            self._replaced.add(path)  # the script renames a new file over the old one
+        for one in seals(self._job):
+            if one.path == sealed.path and one.number < sealed.number and not one.copied:
+                forget(self._job, one)  # it was written again
+        self._known[path] = _Known(sealed, stamps, self._glance(path))
+        self.newest = sealed
+        if self._marked.pop(path, None) == stamps:
+            self.newest_marked = sealed
+        elif self._mark is not None and begun > self._mark:
+            self.since_mark = True
+        self._reports.sealed(sealed)
+        self._retain()
+
+    def _retain(self) -> None:
+        """Delete old copies; of what the script keeps itself, only what the user's rule says."""
+        every = seals(self._job)
+        copied = [one for one in every if one.copied]
+        for one in copied[max(MIN_COPIES, self._retention.last) :]:
+            forget(self._job, one)
+            remove_tree(copies_of(self._job, one.number))
+        if not self._retention:
+            return
+        rule = replace(self._retention, last=max(MIN_COPIES, self._retention.last))
+        kept = [one for one in every if not one.copied]
+        verdicts = judge(rule, [RetentionCandidate(str(one.number), one.step) for one in kept])
+        for one, verdict in zip(kept, verdicts, strict=True):
+            known = self._known.get(Path(one.path))
+            if not verdict.keep and known is not None and known.seal.number == one.number:
+                self._delete(one)
+
+    def _delete(self, one: OwnSeal) -> None:
+        forget(self._job, one)
+        self._known.pop(Path(one.path), None)
+        if one.is_file:
+            Path(one.path).unlink(missing_ok=True)
+        else:
+            remove_tree(one.path)
+
+    # -- between two launches --------------------------------------------------------------------
+
+    def settle(self, *, left_well: bool) -> None:
+        """Seal what is complete now that no process writes any more.
+
+        Args:
+            left_well: the script ended with code 0, by itself.
+        """
+        for found in find(self.rules.watch, self._base):
+            if not self._is_as_sealed(found):
+                self._settle(found, left_well=left_well)
+
+    def _settle(self, found: Found, *, left_well: bool) -> bool:
+        stamps, growth = stamps_of(found.path), self._growing.get(found.path)
+        whole = may_be_complete(
+            self.rules.complete, stamps, is_file=found.is_file, left_well=left_well,
+            sealed_at=self._sealed_at.get(found.path, 0),
+        )  # fmt: skip
+        begun = growth.begun if growth else self._mark or 0.0
+        return whole and self._try_to_seal(found, stamps, begun)
+
+    def prepare(self, hurry: Callable[[], bool]) -> str:
+        """Verify the newest checkpoint, and set aside what no restart may load; return its path,
+        empty without one.
+
+        Called before each launch, while no worker runs. Stops early if ``hurry`` returns True.
+        """
+        self._growing.clear()
+        first = not self._sort_seals()
+        for found in find(self.rules.watch, self._base):
+            if hurry():
+                return ""
+            known = self._known.get(found.path)
+            if known is None and not self._settle(found, left_well=first):
+                self._set_aside(found.path, self._why_torn(found.path))
+        try:
+            return self._choose(hurry)
+        except Hurried:
+            return ""
+
+    def _why_torn(self, path: Path) -> str:
+        if path in self._sealed_at:
+            return "it was changed after it was sealed"
+        rule = self.rules.complete
+        what = f"{rule.marker} is missing" if rule.marker else f"not complete by {rule}"
+        return f"it was not sealed: {what}, or it is damaged"
+
+    def _sort_seals(self) -> bool:
+        """Learn which files are as a seal says; return whether there is any seal."""
+        self._known.clear()
+        every = seals(self._job)
+        self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
+        for one in every:
+            path = Path(one.path)
+            if path in self._known:
+                continue
+            stamps = stamps_of(path)
+            try:
+                same_time = changed_at(stamps) == one.changed
+                verify(one, None if same_time else ignore)
+            except (CheckpointError, OSError):
+                if not one.copied and not os.path.lexists(path):
+                    forget(self._job, one)  # the script has deleted it
+            else:
+                self._known[path] = _Known(one, stamps, self._glance(path))
+        self.newest = next(iter(seals(self._job)), None)
+        return bool(every)
+
+    def _choose(self, hurry: Callable[[], bool]) -> str:
+        """Return the newest checkpoint whose every byte is as it was sealed."""
+        for one in seals(self._job):
+            try:
+                self._verify(one, hurry)
+            except FileNotFoundError:
+                forget(self._job, one)
+            except CheckpointError as error:
+                self._reject(one, str(error))
+            else:
+                self.newest = self.newest_marked = one
+                return one.path
+        self.newest = self.newest_marked = None
+        return ""
+
+    def _verify(self, one: OwnSeal, hurry: Callable[[], bool]) -> None:
+        """Read a checkpoint where the script will; put its copy there if it is another one."""
+        watched = self._reports.watch(f"verifying {Path(one.path).name}", one.total_bytes)
+
+        def advance(count: int) -> None:
+            if hurry():
+                raise Hurried
+            watched(count)
+
+        try:
+            verify(one, advance)
+            return
+        except (CheckpointError, FileNotFoundError):
+            if not one.copied:
+                raise
+        copy, path = copies_of(self._job, one.number), Path(one.path)
+        verify(one, advance, copy)
+        if os.path.lexists(path):
+            self._set_aside(path, "it does not match its seal; the copy is put back")
+        put_back(copy, path, [entry.path for entry in one.files], is_file=one.is_file)
+        self._known[path] = _Known(one, stamps_of(path), self._glance(path))
+
+    def _reject(self, one: OwnSeal, why: str) -> None:
+        path = Path(one.path)
+        known = self._known.get(path)
+        if one.copied:
+            copy = copies_of(self._job, one.number)
+            if copy.exists():
+                self._set_aside(copy, why)
+        elif os.path.lexists(path) and (known is None or known.seal.number == one.number):
+            self._set_aside(path, why)
+        forget(self._job, one)
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        target = set_own_aside(self._job, path, why)
+        self._known.pop(path, None)
+        self._reports.aside(path, target, why)
+
+    def fall_back(self, why: str) -> OwnSeal | None:
+        """Set the newest checkpoint aside; return it, None without an older one."""
+        every = seals(self._job)
+        if len(every) < 2:
+            return None
+        self._reject(every[0], why)
+        self.newest = every[1]
+        return every[0]

@@ -1,0 +1,254 @@
+"""Watches the checkpoints that the script writes itself, in a thread: storage may not answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from elastic_ckpt.checkpoint.own.announced import announced
+from elastic_ckpt.checkpoint.own.keeper import OwnKeeper, Reports
+from elastic_ckpt.checkpoint.own.seal import OwnSeal
+from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.events import Quarantined, Saved
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.own_saves import OwnSaves
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.util.progress import in_lines
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+HURRIED_SECONDS: Final = 0.2
+"""Between two looks at what the script writes; the second one under a notice."""
+
+SETTLE_SECONDS: Final = 1800.0
+"""How long sealing may take after the script has ended, if no deadline is near."""
+
+
+class OwnWatch:
+    """The real ``OwnPort``. One thread of its own does all the reading, in order."""
+
+    def __init__(
+        self,
+        job: JobDirectory,
+        rules: OwnSaves,
+        run: int,
+        retention: Retention,
+        journal: Journal,
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """Without ``rules`` it goes by what the script announces. ``run`` is this run's number.
+        ``say`` shows one line to the user, ``wake`` ends the loop's wait; the thread calls both."""
+        self._job, self._given = job, bool(rules)
+        self._journal, self._say, self._wake = journal, say, wake
+        reports = Reports(self._sealed, self._aside, in_lines(say), say)
+        self._keeper = OwnKeeper(job, rules, Path.cwd(), run, retention, reports)
+        self._work: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._watching = self._closing = self._hurried = False
+        self._prepared = False
+        self._settled_by: float | None = None  # monotonic; None while nothing is settled
+        self._path = ""
+        self._thread = threading.Thread(target=self._run, name="own", daemon=True)
+
+    # -- what the loop asks for: see ports.py ---------------------------------------------------
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self._keeper.rules)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def prepare(self, hurry: Callable[[], bool]) -> None:
+        self._prepared = False
+
+        def work() -> None:
+            try:
+                self._learn()
+                self._path = self._keeper.prepare(hurry) if self.is_on else ""
+            finally:
+                self._prepared = True
+                self._wake()
+
+        self._soon(work)
+
+    @property
+    def prepared(self) -> bool:
+        return self._prepared
+
+    @property
+    def is_finished(self) -> bool:
+        return self._keeper.is_finished
+
+    @property
+    def has_sign(self) -> bool:
+        return bool(self._keeper.rules.finished_when)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return self._keeper.rules.arguments(self._path)
+
+    def launched(self, incarnation: int) -> None:
+        self._keeper.incarnation = incarnation
+        self._settled_by = None
+        self._watching = True
+
+    def mark(self) -> None:
+        self._hurried = True
+
+        def work() -> None:
+            self._learn()
+            self._keeper.mark(time.monotonic())
+
+        self._soon(work)
+
+    def ended(self, *, left_well: bool) -> None:
+        self._watching = False
+        self._settled_by = time.monotonic() + SETTLE_SECONDS
+
+        def work() -> None:
+            try:
+                self._learn()
+                self._keeper.settle(left_well=left_well)
+            finally:
+                self._settled_by = None
+                self._wake()
+
+        self._soon(work)
+
+    @property
+    def settled(self) -> bool:
+        by = self._settled_by
+        return by is None or time.monotonic() > by
+
+    @property
+    def saved(self) -> bool:
+        return self._keeper.since_mark
+
+    def newest(self) -> Key:
+        return _key(self._keeper.newest)
+
+    def newest_marked(self) -> Key:
+        return _key(self._keeper.newest_marked)
+
+    @property
+    def newest_name(self) -> str:
+        newest = self._keeper.newest
+        return Path(newest.path).name if newest else ""
+
+    def fall_back(self, why: str) -> str:
+        fallen = self._keeper.fall_back(why)
+        newest = self._keeper.newest
+        if fallen is None or newest is None:
+            return ""
+        older = Path(newest.path).name
+        return f"{why}: setting {Path(fallen.path).name} aside, resuming from {older}"
+
+    def close(self, seconds: float) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        with self._changed:
+            self._work.append(work)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._changed:
+                if not self._work:
+                    self._changed.wait(HURRIED_SECONDS if self._hurried else LOOK_SECONDS)
+                work = list(self._work)
+                self._work.clear()
+            if self._watching and not work:
+                work.append(self._look)
+            for one in work:
+                try:
+                    one()
+                except (OSError, ElasticCkptError) as error:
+                    log.warning("the script's checkpoints: %s", error)
+                except Exception:
+                    log.exception("the script's checkpoints")
+
+    def _look(self) -> None:
+        self._learn()
+        if self.is_on:
+            self._keeper.look(time.monotonic())
+
+    def _learn(self) -> None:
+        """Read what the script has announced, unless the run was told."""
+        if not self._given:
+            self._keeper.rules = announced(self._job)
+
+    def _sealed(self, sealed: OwnSeal) -> None:
+        self._journal.write(
+            Saved(
+                step=sealed.step,
+                path=sealed.path,
+                reason=sealed.reason,
+                tier="own",
+                bytes=sealed.total_bytes,
+                seconds=max(0.0, time.time() - sealed.changed / 1e9),
+                stall_seconds=0.0,
+            )
+        )
+        log.info("sealed %s as number %d", sealed.path, sealed.number)
+        self._wake()
+
+    def _aside(self, path: Path, target: Path, why: str) -> None:
+        self._journal.write(Quarantined(path=str(path), to=str(target), reason=why))
+        self._say(f"set {path} aside, in {target}: {why}")
+
+
+class NoOwnSaves:
+    """The ``OwnPort`` of a run that watches nothing."""
+
+    is_on = is_finished = has_sign = saved = False
+    prepared = settled = True
+    arguments: tuple[str, ...] = ()
+    newest_name = ""
+
+    def start(self) -> None:
+        return
+
+    def prepare(self, hurry: Callable[[], bool]) -> None:
+        return
+
+    def launched(self, incarnation: int) -> None:
+        return
+
+    def mark(self) -> None:
+        return
+
+    def ended(self, *, left_well: bool) -> None:
+        return
+
+    def newest(self) -> Key:
+        return NO_CHECKPOINT
+
+    def newest_marked(self) -> Key:
+        return NO_CHECKPOINT
+
+    def fall_back(self, why: str) -> str:
+        return ""
+
+    def close(self, seconds: float) -> None:
+        return
+
+
+def _key(seal: OwnSeal | None) -> Key:
+    return seal.age if seal else NO_CHECKPOINT

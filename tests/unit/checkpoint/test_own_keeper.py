@@ -1,0 +1,316 @@
+"""The script's own checkpoints: what is sealed, what is set aside, and what a restart gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_of_job
+from elastic_ckpt.checkpoint.own.keeper import OwnKeeper, Reports
+from elastic_ckpt.checkpoint.own.seal import OwnSeal, seals
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.own_saves import own_saves
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.progress import unwatched
+
+
+class Place:
+    """A job whose script writes below ``base``."""
+
+    def __init__(self, root: Path) -> None:
+        self.base = root / "work"
+        self.base.mkdir()
+        self.job = JobDirectory(root / "job")
+        self.job.prepare()
+        self.sealed: list[OwnSeal] = []
+        self.aside: list[tuple[str, str]] = []
+        self.said: list[str] = []
+
+    def keeper(self, *patterns: str, retention: Retention | None = None, **rules: str) -> OwnKeeper:
+        return OwnKeeper(
+            self.job,
+            own_saves(
+                watch=patterns or ("out/checkpoint-*",), on_notice=None, resume_args=(),
+                complete_when=rules.get("complete_when", "state.json"),
+                finished_when=rules.get("finished_when"),
+            ),
+            self.base,
+            run=1,
+            retention=retention or Retention(),
+            reports=Reports(
+                self.sealed.append,
+                lambda path, _, why: self.aside.append((path.name, why)),
+                unwatched,
+                self.said.append,
+            ),
+        )  # fmt: skip
+
+    def save(self, step: int, *, whole: bool = True, value: float = 1.0) -> Path:
+        path = self.base / "out" / f"checkpoint-{step}"
+        path.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.full((64,), value), path / "model.pt")
+        if whole:
+            (path / "state.json").write_text(json.dumps({"step": step}))
+        return path
+
+    def overwrite(self, value: float) -> Path:
+        path = self.base / "last.pt"
+        torch.save(torch.full((64,), value), path)
+        return path
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def names(place: Place) -> list[str]:
+    return [Path(one.path).name for one in seals(place.job)]
+
+
+def test_a_directory_is_sealed_once_its_last_file_is_there_and_nothing_changes(
+    place: Place,
+) -> None:
+    keeper = place.keeper()
+    path = place.save(10, whole=False)
+    keeper.look(0.0)
+    keeper.look(5.0)
+    assert names(place) == []
+    (path / "state.json").write_text("{}")
+    keeper.look(6.0)
+    (path / "rng_1.pt").write_bytes(b"another rank is slower")
+    keeper.look(6.5)
+    keeper.look(7.4)
+    assert names(place) == []
+    keeper.look(7.5)
+    assert names(place) == ["checkpoint-10"]
+    assert {entry.path for entry in seals(place.job)[0].files} == {
+        "model.pt", "rng_1.pt", "state.json",
+    }  # fmt: skip
+    assert sorted(entry.name for entry in path.iterdir()) == ["model.pt", "rng_1.pt", "state.json"]
+
+
+def test_a_torn_directory_is_set_aside_before_a_start(place: Place) -> None:
+    keeper = place.keeper()
+    place.save(10)
+    assert keeper.prepare(never) == str(place.base / "out/checkpoint-10")
+    torn = place.save(20, whole=False)
+    assert keeper.prepare(never) == str(place.base / "out/checkpoint-10")
+    assert not torn.exists()
+    assert [name for name, _ in place.aside] == ["checkpoint-20"]
+    assert "state.json is missing" in place.aside[0][1]
+
+
+def test_a_damaged_newest_one_is_set_aside_and_the_one_before_it_is_next(place: Place) -> None:
+    keeper = place.keeper()
+    place.save(10)
+    keeper.look(0.0)
+    keeper.look(2.0)
+    newest = place.save(20)
+    keeper.look(3.0)
+    keeper.look(5.0)
+    assert names(place) == ["checkpoint-20", "checkpoint-10"]
+    data = bytearray((newest / "model.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "model.pt").write_bytes(data)
+    fresh = place.keeper()
+    assert fresh.prepare(never) == str(place.base / "out/checkpoint-10")
+    assert not newest.exists()
+    assert "changed after it was sealed" in place.aside[0][1]
+
+
+def test_the_newest_is_the_one_that_was_written_last_not_the_one_with_the_largest_number(
+    place: Place,
+) -> None:
+    keeper = place.keeper()
+    for at, step in enumerate((300, 100)):
+        place.save(step)
+        keeper.look(at * 10.0)
+        keeper.look(at * 10.0 + 2)
+    assert keeper.prepare(never).endswith("checkpoint-100")
+
+
+def test_what_the_script_deletes_itself_is_forgotten(place: Place) -> None:
+    keeper = place.keeper()
+    for at, step in enumerate((10, 20)):
+        path = place.save(step)
+        keeper.look(at * 10.0)
+        keeper.look(at * 10.0 + 2)
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    keeper.look(30.0)
+    assert names(place) == ["checkpoint-10"]
+    assert place.aside == []
+
+
+def test_a_file_that_is_overwritten_is_copied_and_its_copy_put_back(place: Place) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:2s")
+    path = place.overwrite(1.0)
+    good = path.read_bytes()
+    keeper.look(0.0)
+    keeper.look(3.0)
+    assert names(place) == ["last.pt"]
+    path.write_bytes(good[: len(good) // 2])  # killed in the middle of the next save
+    found = newest_of_job(place.job)
+    assert found is not None
+    assert found.intact
+    assert found.path.read_bytes() == good  # its copy
+    assert place.keeper("last.pt", complete_when="quiet:2s").prepare(never) == str(path)
+    assert path.read_bytes() == good
+    assert [name for name, _ in place.aside] == ["last.pt"]
+
+
+def test_a_whole_file_that_nobody_saw_complete_is_sealed_before_a_start(place: Place) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:2s")
+    place.overwrite(1.0)
+    keeper.look(0.0)
+    keeper.look(3.0)
+    path = place.overwrite(2.0)  # the supervisor was killed within the two seconds
+    assert place.keeper("last.pt", complete_when="quiet:2s").prepare(never) == str(path)
+    assert torch.load(path, weights_only=True)[0] == 2.0
+    assert place.aside == []
+
+
+def test_a_directory_without_a_last_file_is_not_trusted_after_a_kill(place: Place) -> None:
+    keeper = place.keeper(complete_when="quiet:2s")
+    place.save(10)
+    keeper.look(0.0)
+    keeper.look(3.0)
+    place.save(20)
+    assert keeper.prepare(never).endswith("checkpoint-10")
+    assert [name for name, _ in place.aside] == ["checkpoint-20"]
+
+
+def test_what_was_there_before_the_first_run_is_taken_over(place: Place) -> None:
+    place.save(10)
+    keeper = place.keeper(complete_when="quiet:2s")
+    assert keeper.prepare(never).endswith("checkpoint-10")
+    assert names(place) == ["checkpoint-10"]
+
+
+def test_what_was_complete_at_the_notice_does_not_count_as_saved_because_of_it(
+    place: Place,
+) -> None:
+    keeper = place.keeper(complete_when="quiet:5s")
+    place.save(10)
+    keeper.look(0.0)
+    keeper.mark(1.0)
+    keeper.look(6.0)
+    assert names(place) == ["checkpoint-10"]
+    assert keeper.newest_marked == keeper.newest
+    assert not keeper.since_mark
+    place.save(20)
+    keeper.look(7.0)
+    keeper.look(13.0)
+    assert names(place)[0] == "checkpoint-20"
+    assert keeper.newest_marked != keeper.newest
+    assert keeper.since_mark
+
+
+def test_a_save_that_was_under_way_at_the_notice_is_no_reason_to_leave_early(place: Place) -> None:
+    keeper = place.keeper()
+    path = place.save(10, whole=False)
+    keeper.mark(0.0)
+    (path / "state.json").write_text("{}")
+    keeper.look(1.0)
+    keeper.look(3.0)
+    assert keeper.newest is not None
+    assert keeper.newest_marked is None
+    assert not keeper.since_mark
+
+
+def test_copies_are_kept_but_not_for_ever(place: Place) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:2s")
+    for at in range(5):
+        place.overwrite(float(at))
+        keeper.look(at * 10.0)
+        keeper.look(at * 10.0 + 3)
+    assert [one.number for one in seals(place.job)] == [5, 4]
+    assert sorted(path.name for path in place.job.own_copies.iterdir()) == ["000004", "000005"]
+
+
+def test_only_a_rule_of_the_users_deletes_what_the_script_keeps(place: Place) -> None:
+    for retention, left in ((Retention(), 4), (Retention(last=3), 3), (Retention(last=1), 2)):
+        keeper = place.keeper(retention=retention)
+        for at, step in enumerate((10, 20, 30, 40)):
+            place.save(step, value=float(at))
+            keeper.look(at * 10.0)
+            keeper.look(at * 10.0 + 2)
+        assert len(list((place.base / "out").iterdir())) == left
+        assert len(seals(place.job)) == left
+
+
+def test_a_fall_back_sets_the_newest_aside_unless_it_is_the_only_one(place: Place) -> None:
+    keeper = place.keeper()
+    place.save(10)
+    keeper.look(0.0)
+    keeper.look(2.0)
+    assert keeper.fall_back("step failed twice") is None
+    place.save(20)
+    keeper.look(3.0)
+    keeper.look(5.0)
+    fallen = keeper.fall_back("step failed twice")
+    assert fallen is not None
+    assert fallen.path.endswith("checkpoint-20")
+    assert keeper.prepare(never).endswith("checkpoint-10")
+
+
+def test_what_looks_like_a_mistake_is_said_once(place: Place) -> None:
+    keeper = place.keeper()
+    for at in (1.0, 500.0, 700.0, 900.0):
+        keeper.look(at)
+    assert len(place.said) == 1
+    assert "nothing is there" in place.said[0]
+    place.save(10, whole=False)
+    for at in (1000.0, 1500.0, 1700.0, 1900.0):
+        keeper.look(at)
+    assert len(place.said) == 2
+    assert "state.json" in place.said[1]
+
+
+def test_a_seal_that_was_changed_counts_for_nothing(place: Place) -> None:
+    keeper = place.keeper()
+    place.save(10)
+    keeper.look(0.0)
+    keeper.look(2.0)
+    seal = next(place.job.own_seals.glob("*.json"))
+    seal.write_bytes(seal.read_bytes().replace(b"checkpoint-10", b"checkpoint-99"))
+    assert seals(place.job) == []
+    assert list_checkpoints(place.job) == []
+
+
+def change_model(path: Path) -> None:
+    torch.save(torch.zeros(64), path / "model.pt")
+
+
+def add_a_file(path: Path) -> None:
+    (path / "optimizer.pt").write_bytes(b"not sealed")
+
+
+def lead_away(path: Path) -> None:
+    (path / "model.pt").unlink()
+    (path / "model.pt").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize("harm", [change_model, add_a_file, lead_away])
+def test_no_restart_gets_what_was_changed_after_the_seal(
+    place: Place, harm: Callable[[Path], None]
+) -> None:
+    keeper = place.keeper(complete_when="quiet:2s")
+    for at, step in enumerate((10, 20)):
+        path = place.save(step)
+        keeper.look(at * 10.0)
+        keeper.look(at * 10.0 + 3)
+    harm(path)
+    assert place.keeper(complete_when="quiet:2s").prepare(never).endswith("checkpoint-10")
+    assert not path.exists()
+    assert Path("/etc/passwd").exists()
