@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from elastic_ckpt.checkpoint.own import seal as own_seal
 from elastic_ckpt.checkpoint.own.aside import set_own_aside
 from elastic_ckpt.checkpoint.own.copy import copy_files, put_back
 from elastic_ckpt.checkpoint.own.files import Found, find, glance, stamps_of
+from elastic_ckpt.checkpoint.own.retain import retain
 from elastic_ckpt.checkpoint.own.seal import (
     OwnSeal,
     changed_at,
@@ -42,7 +43,7 @@ from elastic_ckpt.policy.own_saves import (
     may_be_complete,
     step_of,
 )
-from elastic_ckpt.policy.retention import Retention, RetentionCandidate, judge
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import remove_tree
 from elastic_ckpt.util.progress import Watch, ignore
 from elastic_ckpt.util.units import human_duration
@@ -51,9 +52,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 600.0
 """After which a pattern without a match, or a checkpoint that is never complete, is a mistake."""
-
-MIN_COPIES: Final = 2
-"""Copies to keep at least: the newest may turn out to be damaged."""
 
 
 class Hurried(Exception):  # not an error
@@ -259,32 +257,9 @@ class OwnKeeper:
         elif self._mark is not None and begun > self._mark:
             self.since_mark = True
         self._reports.sealed(sealed)
-        self._retain()
-
-    def _retain(self) -> None:
-        """Delete old copies; of what the script keeps itself, only what the user's rule says."""
-        every = seals(self._job)
-        copied = [one for one in every if one.copied]
-        for one in copied[max(MIN_COPIES, self._retention.last) :]:
-            forget(self._job, one)
-            remove_tree(copies_of(self._job, one.number))
-        if not self._retention:
-            return
-        rule = replace(self._retention, last=max(MIN_COPIES, self._retention.last))
-        kept = [one for one in every if not one.copied]
-        verdicts = judge(rule, [RetentionCandidate(str(one.number), one.step) for one in kept])
-        for one, verdict in zip(kept, verdicts, strict=True):
-            known = self._known.get(Path(one.path))
-            if not verdict.keep and known is not None and known.seal.number == one.number:
-                self._delete(one)
-
-    def _delete(self, one: OwnSeal) -> None:
-        forget(self._job, one)
-        self._known.pop(Path(one.path), None)
-        if one.is_file:
-            Path(one.path).unlink(missing_ok=True)
-        else:
-            remove_tree(one.path)
+        numbers = {known.seal.number for known in self._known.values()}
+        for deleted in retain(self._job, self._retention, numbers):
+            self._known.pop(deleted, None)
 
     # -- between two launches --------------------------------------------------------------------
 
