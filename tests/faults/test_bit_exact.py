@@ -48,7 +48,7 @@ STEPS_PER_EPOCH = 13  # 203 samples, batch 4, accumulation 2, 2 ranks
 def make_job(directory: Path, epochs: int, own: Place | None = None) -> WildJob:
     job = WildJob(
         directory,
-        *("--epochs", str(epochs), "--interval", "7", "--pause", "0.004", "--workers", "1"),
+        *("--epochs", str(epochs), "--interval", "7", "--pause", "0.012", "--workers", "1"),
         *("--trace", str(directory / "trace"), "--digest", str(directory / "digest")),
         place=own,
     )
@@ -82,8 +82,9 @@ def test_disturbances_leave_no_trace(tmp_path, count=COUNT):
         kinds = [kind for kind in possible for _ in range(-(-count // len(possible)))]
         dice.shuffle(kinds)
         planned = list(zip(moments, kinds, strict=False))
-        # More epochs than disturbances, so that the last ones still find the job running.
-        check_bits(tmp_path, 30 + count, planned, dice, own)
+        # More epochs than disturbances, so that the last ones still find the job running: it trains
+        # on while they wait for something.
+        check_bits(tmp_path, 60 + 2 * count, planned, dice, own)
     fills = kinds[:count].count(full_disk)
     # A write that found no room can tear a line, one for each process.
     assert torn_lines(tmp_path / ("place/kept" if own else "wild/job")) <= 3 * fills
@@ -107,6 +108,7 @@ def check_bits(
             print(f"{number} of {len(planned)}, step {moment}: {kind.__name__}", flush=True)
             assert belonging_to(wild) and directories_of(wild)  # visible while the job runs
             kind(wild, dice)
+        wild.calm.touch()
         code = wild.wait(seconds)
         assert (code if code not in (75, 76) else wild.finish()) == 0, wild.output()
         assert wild.tiers() == []
@@ -128,6 +130,7 @@ def undisturbed(directory: Path, epochs: int, seconds: float) -> Path:
     calm = Path(os.environ.get("ELASTIC_CKPT_TEST_CALM", directory)) / f"calm-{epochs}"
     if not (calm / "digest").exists():
         with make_job(calm, epochs) as job:
+            job.calm.touch()
             assert job.start().wait(seconds) == 0, job.output()
     return calm
 

@@ -173,7 +173,8 @@ class WildJob(Job):
     def __init__(self, directory: Path, *arguments: str, place: Place | None = None) -> None:
         self.leave = directory / "leave"
         self.chatty = directory / "chatty"
-        files = ("--leave", str(self.leave), "--chatty", str(self.chatty))
+        self.calm = directory / "calm"
+        files = ("--leave", str(self.leave), "--chatty", str(self.chatty), "--calm", str(self.calm))
         super().__init__(directory, *arguments, *files, script=TINY)
         self.place = place
         self.kept = 0
