@@ -24,14 +24,17 @@ from elastic_ckpt.util.files import sync_directory
 
 
 def is_stale(job: JobDirectory, header: SealHeader, fence: Fence) -> bool:
-    """Return whether a later run has sealed a checkpoint already, so that this one is off its line.
+    """Return whether what an earlier run left, in memory or unsealed, is off the job's line.
 
-    It is if it was left by an earlier run, in memory or unsealed, and the job has gone on without.
+    It is if a later run has sealed a checkpoint, or a still earlier one has a newer checkpoint.
     """
     if header.run >= fence.number or header.run < fence.rewound:
         return header.run < fence.number
     newest = newest_intact(job)
-    return newest is not None and newest.manifest is not None and newest.manifest.run > header.run
+    there = newest.manifest if newest is not None else None
+    if there is None or there.run == header.run:
+        return False
+    return there.run > header.run or (there.epoch, there.step) > (header.epoch, header.step)
 
 
 def is_later(there: SealHeader, other: SealHeader) -> bool:

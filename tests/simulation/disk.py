@@ -101,12 +101,14 @@ class Disk:
         self._count += 1
         return f"attempt {self._count}"
 
-    def is_off_the_line(self, left_by: int, run: Run) -> bool:
+    def is_off_the_line(self, one: Checkpoint, run: Run) -> bool:
         """As ``lineage.is_stale``: whether the job has gone on without what a run has left."""
-        if left_by >= run.number or left_by < run.rewound:
-            return left_by < run.number
-        newest = self.sealed.get(self.newest)
-        return newest is not None and newest.run > left_by
+        if one.run >= run.number or one.run < run.rewound:
+            return one.run < run.number
+        there = self.sealed.get(self.newest)
+        if there is None or there.run == one.run:
+            return False
+        return there.run > one.run or there.key > one.key
 
     def seal(self, one: Checkpoint, run: Run, incarnation: int) -> None:
         """Publish a checkpoint; its caller has checked the fence, some time ago."""

@@ -213,7 +213,7 @@ class Tier:
             if one in self._done:
                 raise Violation(f"{self.run.name} drains step {one.key[1]} again")
             self._done.append(one)
-            if self.disk.is_off_the_line(one.checkpoint.run, self.run):
+            if self.disk.is_off_the_line(one.checkpoint, self.run):
                 self.memory.generations.remove(one)  # superseded
             else:
                 self.disk.seal(one.checkpoint, self.run, 0)
@@ -307,7 +307,7 @@ class Directory:
             if run.is_gone or one.checkpoint.attempt == spare or not run.may_seal():
                 continue
             disk.attempts.remove(one)
-            if not one.missing and not disk.is_off_the_line(one.checkpoint.run, run):
+            if not one.missing and not disk.is_off_the_line(one.checkpoint, run):
                 disk.seal(one.checkpoint, run, 0)
 
     @property

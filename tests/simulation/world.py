@@ -195,7 +195,7 @@ class World:
         found = disk.sealed.get(disk.newest)
         if self.size == 1 and self.has_memory and (kept := run.host.memory.newest) is not None:
             is_newer = kept.key > disk.newest
-            if is_newer and not disk.is_off_the_line(kept.checkpoint.run, run):
+            if is_newer and not disk.is_off_the_line(kept.checkpoint, run):
                 found = kept.checkpoint
         disk.loaded = max(disk.loaded, run.number)
         if run is disk.owner and run.start_from is not None:

@@ -193,6 +193,19 @@ def test_what_was_left_before_a_restore_does_not_come_back_in_later_runs(job: Jo
     assert len(superseded(job)) == 1
 
 
+def test_what_two_runs_left_does_not_become_one_line(job: JobDirectory) -> None:
+    """Run 1 left step 30 in memory, run 2 an attempt at step 20, from before both."""
+    own(job)
+    make_checkpoint(job, 10, run=1)
+    own(job)
+    make_attempt(job, 20, run=2)
+    third = own(job)
+    make_checkpoint(job, 30, run=1)
+    recover(job, fence=third)
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
+    assert [Path(one.path).name[:15] for one in superseded(job)] == ["epoch-0_step-20"]
+
+
 def test_run_that_seals_late_does_not_overtake_a_restore(job: JobDirectory) -> None:
     """It had checked its number, and was suspended just before its rename."""
     first = own(job)
