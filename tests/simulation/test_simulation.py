@@ -24,9 +24,10 @@ from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.saves import emergency
 from elastic_ckpt.supervisor.shutdown import Shutdown
 from elastic_ckpt.supervisor.supervisor import Supervisor
-from tests.simulation.faults import simulate
+from tests.simulation.faults import outcome, simulate
+from tests.simulation.run import Run
 from tests.simulation.storage import Directory
-from tests.simulation.world import quiet_world
+from tests.simulation.world import World, is_at_step, quiet_world, when
 
 SCHEDULES = int(os.environ.get("ELASTIC_CKPT_SCHEDULES", "600"))
 """``make simulate`` runs 10,000."""
@@ -50,6 +51,49 @@ def test_seed_replays_the_same_schedule(seed: int) -> None:
         simulate(seed, log)
     assert logs[0] == logs[1]
     assert len(logs[0]) > 5
+
+
+def code_and_seconds(world: World, act: Callable[[Run], None], step: int) -> tuple[int, float]:
+    """Do something to the first run at a step; return how it ended, and how long after that."""
+    ended: list[tuple[int, float]] = []
+
+    def strike() -> None:
+        run, at = world.hosts[0].run, world.kernel.now
+        assert run is not None
+        act(run)
+
+        def note() -> None:
+            assert run.code is not None
+            ended.append((int(run.code), world.kernel.now - at))
+
+        when(world, lambda: run.code is not None, note)
+
+    when(world, lambda: is_at_step(world, step), strike)
+    assert outcome(world) is None
+    return ended[0]
+
+
+def test_storage_that_hangs_is_not_waited_for_beyond_the_deadline() -> None:
+    world = quiet_world(1)
+
+    def hang_and_preempt(run: Run) -> None:
+        world.disk.answers_at = world.kernel.now + 100.0
+        run.notice("signal", 15.0)
+
+    code, seconds = code_and_seconds(world, hang_and_preempt, 3)
+    assert code == ExitCode.PREEMPTED_UNSAVED and seconds <= 15.0
+
+
+def test_second_ctrl_c_does_not_wait_for_a_storage_that_hangs() -> None:
+    world = quiet_world(1)
+
+    def hang_and_interrupt(run: Run) -> None:
+        world.disk.answers_at = world.kernel.now + 100.0
+        run.notice("signal", 300.0)
+        run.stop_now()
+
+    code, seconds = code_and_seconds(world, hang_and_interrupt, 3)
+    assert code == ExitCode.PREEMPTED_UNSAVED and seconds < 2.0
 
 
 def steps_sealed(warned: int | None) -> set[int]:
