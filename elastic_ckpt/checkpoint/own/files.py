@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from elastic_ckpt.policy.own_saves import FileStamps, is_overwritten
@@ -46,6 +47,18 @@ def find(patterns: Iterable[str], base: Path) -> Iterator[Found]:
             if path not in seen and path.exists():
                 seen.add(path)
                 yield Found(path, overwritten)
+
+
+def matches(patterns: Iterable[str], base: Path, path: Path) -> bool:
+    """Return whether :func:`find` can yield a path: a seal may name any."""
+    for pattern in patterns:
+        place = base / Path(pattern).expanduser()
+        if is_overwritten(pattern) and path in (place, Path(os.path.realpath(place))):
+            return True
+        parts = zip(path.parts, place.parts, strict=False)
+        if len(path.parts) == len(place.parts) and all(fnmatchcase(*both) for both in parts):
+            return ".." not in path.parts
+    return False
 
 
 def _below(base: Path, pattern: str) -> str:

@@ -22,7 +22,7 @@ from elastic_ckpt.checkpoint.memory.room import is_memory
 from elastic_ckpt.checkpoint.own import seal as own_seal
 from elastic_ckpt.checkpoint.own.aside import set_own_aside
 from elastic_ckpt.checkpoint.own.copy import copy_files, put_back
-from elastic_ckpt.checkpoint.own.files import Found, find, glance, stamps_of
+from elastic_ckpt.checkpoint.own.files import Found, find, glance, matches, stamps_of
 from elastic_ckpt.checkpoint.own.retain import retain
 from elastic_ckpt.checkpoint.own.seal import (
     OwnSeal,
@@ -114,10 +114,16 @@ class OwnKeeper:
         self._looking_since = 0.0
         self._sealed_at: dict[Path, int] = {}
         self.incarnation = 0
-        self.newest: OwnSeal | None = next(iter(seals(job)), None)
+        self.newest: OwnSeal | None = next(iter(self._seals()), None)
         self._number = self.newest.number if self.newest else 0
         self.newest_marked = self.newest
         self.since_mark = False
+
+    def _seals(self) -> list[OwnSeal]:
+        """Return the seals of what the patterns match, newest first: a hostile one may name any
+        path, and what is set aside, put back or deleted must be the script's."""
+        every = seals(self._job)
+        return [one for one in every if matches(self.rules.watch, self._base, Path(one.path))]
 
     # -- while the script runs -------------------------------------------------------------------
 
@@ -186,7 +192,7 @@ class OwnKeeper:
                 del self._known[path]
                 forget(self._job, known.seal)
                 if self.newest is not None and self.newest.number == known.seal.number:
-                    self.newest = next(iter(seals(self._job)), None)
+                    self.newest = next(iter(self._seals()), None)
 
     # -- sealing ---------------------------------------------------------------------------------
 
@@ -247,7 +253,7 @@ class OwnKeeper:
         before = self._known.get(path)
         if before is not None and found.is_file and stamps[0][3] != before.stamps[0][3]:
             self._replaced.add(path)  # the script renames a new file over the old one
-        for one in seals(self._job):
+        for one in self._seals():
             if one.path == sealed.path and one.number < sealed.number and not one.copied:
                 forget(self._job, one)  # it was written again
         self._known[path] = _Known(sealed, stamps, self._glance(path))
@@ -258,7 +264,7 @@ class OwnKeeper:
             self.since_mark = True
         self._reports.sealed(sealed)
         numbers = {known.seal.number for known in self._known.values()}
-        for deleted in retain(self._job, self._retention, numbers):
+        for deleted in retain(self._job, self._seals(), self._retention, numbers):
             self._known.pop(deleted, None)
 
     # -- between two launches --------------------------------------------------------------------
@@ -311,7 +317,7 @@ class OwnKeeper:
     def _sort_seals(self) -> bool:
         """Learn which files are as a seal says; return whether there is any seal."""
         self._known.clear()
-        every = seals(self._job)
+        every = self._seals()
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
         for one in every:
             path = Path(one.path)
@@ -326,12 +332,12 @@ class OwnKeeper:
                     forget(self._job, one)  # the script has deleted it
             else:
                 self._known[path] = _Known(one, stamps, self._glance(path))
-        self.newest = next(iter(seals(self._job)), None)
+        self.newest = next(iter(self._seals()), None)
         return bool(every)
 
     def _choose(self, hurry: Callable[[], bool]) -> str:
         """Return the newest checkpoint whose every byte is as it was sealed."""
-        for one in seals(self._job):
+        for one in self._seals():
             try:
                 self._verify(one, hurry)
             except FileNotFoundError:
@@ -384,7 +390,7 @@ class OwnKeeper:
 
     def fall_back(self, why: str) -> OwnSeal | None:
         """Set the newest checkpoint aside; return it, None without an older one."""
-        every = seals(self._job)
+        every = self._seals()
         if len(every) < 2:
             return None
         self._reject(every[0], why)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.own.seal import OwnSeal, copies_of, forget, seals
+from elastic_ckpt.checkpoint.own.seal import OwnSeal, copies_of, forget
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention, RetentionCandidate, judge
 from elastic_ckpt.util.files import remove_tree
@@ -16,16 +16,18 @@ MIN_KEPT: Final = 2
 """To keep at least: the newest may turn out to be damaged."""
 
 
-def retain(job: JobDirectory, retention: Retention, intact: Set[int]) -> list[Path]:
+def retain(
+    job: JobDirectory, every: Sequence[OwnSeal], retention: Retention, intact: Set[int]
+) -> list[Path]:
     """Delete old copies; of what the script keeps itself, only what the user's rule says.
 
     Args:
+        every: the seals of what the script writes, newest first.
         intact: numbers of the seals whose files are as they were sealed.
 
     Returns:
         The script's checkpoints that were deleted.
     """
-    every = seals(job)
     last = max(MIN_KEPT, retention.last)
     for one in [one for one in every if one.copied][last:]:
         forget(job, one)

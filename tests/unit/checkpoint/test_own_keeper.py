@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_of_job
+from elastic_ckpt.checkpoint.own.files import matches, stamps_of
 from elastic_ckpt.checkpoint.own.keeper import OwnKeeper, Reports
-from elastic_ckpt.checkpoint.own.seal import OwnSeal, seals
+from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal, seals, write
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention
@@ -314,3 +316,35 @@ def test_no_restart_gets_what_was_changed_after_the_seal(
     assert place.keeper(complete_when="quiet:2s").prepare(never).endswith("checkpoint-10")
     assert not path.exists()
     assert Path("/etc/passwd").exists()
+
+
+def test_a_seal_of_a_path_that_no_pattern_matches_has_nothing_moved(place: Place) -> None:
+    keeper = place.keeper(retention=Retention(last=1))
+    mine = place.base / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    stamps = stamps_of(mine)
+    for number, path in enumerate(("mine", "out/../mine", "out/checkpoint-1/../../mine"), 7):
+        forged = seal(mine, stamps, number=number, step=1, run=1, incarnation=1)
+        write(place.job, msgspec.structs.replace(forged, path=str(place.base / path)))
+    (mine / "thesis.txt").write_text("precious, and longer")
+    place.save(10)
+    assert keeper.prepare(never).endswith("checkpoint-10")
+    assert (mine / "thesis.txt").read_text() == "precious, and longer"
+    assert place.aside == []
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/w/out/checkpoint-1", True),
+        ("/w/out/checkpoint-1/x", False),
+        ("/w/out/x", False),
+        ("/w/last.pt", True),
+        ("/elsewhere/out/checkpoint-1", False),
+        ("/abs/s1.pt", True),
+    ],
+)
+def test_paths_that_patterns_match(path: str, found: bool) -> None:
+    patterns = ("out/checkpoint-*", "last.pt", "/abs/s*.pt")
+    assert matches(patterns, Path("/w"), Path(path)) is found
