@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-latest-all test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -89,6 +89,12 @@ test-latest-all: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && \
 		$(call tests,.venv-latest,$(LATEST_REST),$(ONE_TORCH))
 
+# elastic_ckpt.integrations with the real frameworks, on torch 2.13.0; some minutes.
+test-frameworks: .venv-frameworks/.ready
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+		.venv-frameworks/bin/python -m pytest -n 2 --dist worksteal --durations=15 \
+		-m 'frameworks and not slow' tests/integrations $(PYTEST_FLAGS)
+
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready
 	mkdir -p bench-results
@@ -152,6 +158,14 @@ clean:
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+.venv-frameworks/.ready: pyproject.toml requirements/latest-torch.txt requirements/frameworks.txt
+	@echo "installing into .venv-frameworks: torch 2.13.0, transformers, accelerate, Lightning, TRL"
+	$(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest-torch.txt
+	.venv-frameworks/bin/python -m pip install $(PIP_FLAGS) -r requirements/frameworks.txt
+	.venv-frameworks/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
 	@touch $@
 
 .venv-peers/.ready: pyproject.toml requirements/latest-torch.txt requirements/latest.txt requirements/peers.txt

@@ -21,6 +21,8 @@ WRONG_TURNS = [
     ("cli/status/command.py", "import torch", "torch only in training and in the agent"),
     ("supervisor/listener.py", "import torch", "torch only in training and in the agent"),
     ("training/session.py", "import colossalai", "colossalai only in its engine"),
+    ("training/session.py", "import accelerate", "frameworks only in integrations"),
+    ("supervisor/listener.py", "import elastic_ckpt.integrations", "frameworks only in integ"),
     ("policy/restart.py", "import time", "decisions touch no clock, file, process or network"),
     ("protocol/cluster.py", "import os", "decisions touch no clock, file, process or network"),
 ]
@@ -52,7 +54,7 @@ def test_import_contracts_hold() -> None:
     """Every contract holds in the tree as it is."""
     result = lint(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 kept, 0 broken" in result.stdout
+    assert "6 kept, 0 broken" in result.stdout
 
 
 def test_unchanged_copy_passes(copy: Path) -> None:
