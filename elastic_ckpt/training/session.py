@@ -26,8 +26,8 @@ from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.save_points import LoopState, SavePoints
+from elastic_ckpt.training.script.settings import given_settings
 from elastic_ckpt.training.session_inputs import check_extra, check_inputs
-from elastic_ckpt.training.settings import given_settings
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_newest
 from elastic_ckpt.training.state.rank_state import RankState

@@ -83,6 +83,7 @@ class DataLoop:
         if count == 0:
             self._rank_state.restore_rng()
             sampler.set_position(state.position.epoch, 0)
+            self._compare_frozen()
             return
         iterator = iter(dataloader)
         self._rank_state.restore_rng()
@@ -107,11 +108,16 @@ class DataLoop:
                 yield from self._hand_out(batch)
                 if self._state.step_ends:
                     self._points.count_step(self._group_batches)
+                    self._compare_frozen()
                     self._points.after_step()
             state.consumption.exhaust()
         finally:  # the script may leave by break
             self._timer.interrupted()
             slot.phase(Phase.BETWEEN)
+
+    def _compare_frozen(self) -> None:
+        if said := self._rank_state.frozen_otherwise(self._state.position.epoch):
+            self._runtime.leader_says(said)
 
     def _next(self, iterator: Iterator[Any], dataloader: DataLoader[Any]) -> Any:
         """Fetch a batch; UsageError if another loop has read them."""

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.training.ranks.peers import Peers
-from elastic_ckpt.training.settings import replaced_settings
+from elastic_ckpt.training.script.frozen import frozen_otherwise, frozen_parameters
+from elastic_ckpt.training.script.settings import replaced_settings
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.holding import Holding, Names
 from elastic_ckpt.training.state.module_values import broadcast_names, restore_module_values
@@ -31,6 +32,7 @@ class RankState:
         self.model = model
         self.settings: dict[str, Any] = {}
         self.replaced: list[str] = []
+        self._frozen: Any = None  # as it was saved, until it was compared
         self._rng: dict[str, Any] | None = None
         self._rng_iterating = True
         self._new_rank = 0
@@ -46,8 +48,12 @@ class RankState:
         """Return the current state; ``iterating``: this epoch's DataLoader iterator exists."""
         own = held.to_write(rank, unequal)
         return {
-            "rng": capture_rng(), "iterating": iterating, "settings": self.settings, **own,
-        }  # fmt: skip
+            "rng": capture_rng(),
+            "iterating": iterating,
+            "settings": self.settings,
+            "frozen": frozen_parameters(self.model),
+            **own,
+        }
 
     def resume(self, loaded: Loaded, peers: Peers) -> str:
         """Restore what differs by rank; the random state waits for :meth:`restore_rng`.
@@ -69,6 +75,7 @@ class RankState:
         if state is None:
             return ""
         self.replaced = replaced_settings(state.get("settings"), self.settings, self._name)
+        self._frozen = state.get("frozen")
         self._rng = state["rng"]
         self._new_rank = rank if rank >= saved_by else 0
         self._rng_iterating = state.get("iterating", True)
@@ -94,6 +101,18 @@ class RankState:
                     f"{self._name} has no state for extra={name!r}, as it was saved without it: "
                     "leave it out, or start over with a new --dir"
                 )
+
+    def frozen_otherwise(self, epoch: int) -> str:
+        """Return a line if the script freezes other parameters than at the save; empty if not, and
+        from the second call on.
+
+        A save at the end of an epoch has what that epoch froze, so the first call belongs to the
+        end of the first step, or of the pass if that has none left.
+        """
+        before, self._frozen = self._frozen, None
+        if before is None:
+            return ""
+        return frozen_otherwise(before, frozen_parameters(self.model), self._name, epoch)
 
     def restore_rng(self, *, iterating: bool = True, keep: bool = False) -> None:
         """Restore the random state, once unless ``keep`` is true.

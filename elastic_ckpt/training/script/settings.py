@@ -31,7 +31,7 @@ def replaced_settings(before: Any, now: dict[str, Any], name: str) -> list[str]:
     Raises:
         CheckpointError: the optimizer is another one, whose state is made of other things.
     """
-    if not isinstance(before, dict) or before.keys() != now.keys() or not before["groups"]:
+    if not isinstance(before, dict) or before.keys() != now.keys() or not before.get("groups"):
         return []
     old, new = before["groups"], now["groups"]
     kinds = before["optimizer"], now["optimizer"]
