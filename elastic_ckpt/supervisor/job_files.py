@@ -160,8 +160,8 @@ class JobFiles:
 
     def scan_now(self, left: Callable[[], float]) -> Key | None:
         def look() -> None:
-            self._try(self._check)
             self._scan()
+            self._try(self._check)  # last: what was found is not another run's
 
         done = self._within(look, left)
         return self.newest() if done and self._scanned else None

@@ -31,6 +31,7 @@ class Shutdown:
         self._patience = patience
         self._before_notice = NO_CHECKPOINT
         self._saved_before = -1
+        self._followed: str | None = None
         self._then: Callable[[], None] | None = None
         self._is_done = False
 
@@ -58,6 +59,14 @@ class Shutdown:
         """Count the job as done: its ranks had finished when they were to be stopped."""
         self._is_done = True
 
+    def follow(self, identity: str) -> None:
+        """Count what the disk gets as saved only while this run of another node owns the job.
+
+        Args:
+            identity: of that run; empty as long as the directory has not confirmed it.
+        """
+        self._followed = identity
+
     def serve(self) -> None:
         """End the run if all that the memory tier holds is on the disk, or cannot get there."""
         if self._then is not None and self._memory.over and self._own.settled:
@@ -73,7 +82,11 @@ class Shutdown:
         """
 
         def end() -> None:
-            kept = self._only_in_memory(self._on_disk())
+            key = self._on_disk()
+            if self._directory.lost:  # it may have gone back to an older checkpoint
+                self.lose(self._directory.lost)
+                return
+            kept = self._only_in_memory(key)
             if kept is not None:
                 why = f"{_where(kept)}: fix the storage, then rerun the same command on this node"
                 self._end(Event.GIVE_UP, ExitCode.FAILED, f"the work is done, but {why}")
@@ -125,11 +138,15 @@ class Shutdown:
         there = key is not None and key > NO_CHECKPOINT
         before = max(self._before_notice, self._own.newest_marked())
         new = key is not None and key > before and key[-1] != self._saved_before
+        others = new and not self._is_still_followed()
+        new = new and not others
         saved = kept is None and (new or (there and (stopped or not stepped)))
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
         name = self._own.newest_name or (f"step {key[-1]}" if key else "")
         step = f" (newest intact: {name})" if there else ""
         silent = "" if key is not None else "; the storage does not answer"
+        if others and not saved:
+            silent = ", which another run may have saved"
         self._end(
             event,
             ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED,
@@ -166,6 +183,14 @@ class Shutdown:
     def _on_disk(self, *, ends: bool = True) -> Key | None:
         """Return the newest intact checkpoint on disk; None if the storage does not answer."""
         return self._directory.scan_now(self._patience(SCAN_SECONDS, ends))
+
+    def _is_still_followed(self) -> bool:
+        """Return whether the run that this node has joined owns the job; waits, bounded."""
+        if self._followed is None:
+            return True
+        left = self._patience(SCAN_SECONDS, True)
+        known = self._directory.known_identities(left()) if self._followed else None
+        return known is not None and known[:1] == (self._followed,)
 
     def _only_in_memory(self, on_disk: Key | None) -> Sealed | None:
         """Return what would be lost with this machine: newer than all that the disk has."""

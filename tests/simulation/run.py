@@ -122,6 +122,7 @@ class Run:
         self.name = f"run {number} on {host.name}"
         self.leads = host.leads
         self.is_gone = False
+        self.began = self.kernel.now
         self.code: ExitCode | None = None
         self.failures_injected = 0
         self.board = SimBoard()

@@ -205,6 +205,43 @@ def test_member_that_reaches_the_head_of_an_earlier_run_shares_its_directory() -
     assert outcome(world) is None
 
 
+def test_member_does_not_call_the_checkpoint_of_another_run_its_own() -> None:
+    """Its head cannot reach the storage and does not know; it said 75, and its step was lost."""
+    world = several_nodes()
+    head, member, codes = world.first.head, world.first.hosts[1], []
+
+    def preempt() -> None:
+        first, run = head.run, member.run
+        assert first is not None and run is not None
+        run.notice("signal", 90.0)
+        when(world, lambda: run.code is not None, lambda: codes.append(run.code))
+        when(world, lambda: world.disk.newest == (0, 4), first.die)
+
+    storage_of_the_head_is_cut(world)
+    when(world, lambda: world.disk.number == 2, preempt)
+    assert outcome(world) is None
+    assert codes == [ExitCode.PREEMPTED_UNSAVED]
+
+
+def test_run_that_was_taken_over_does_not_call_the_job_done() -> None:
+    """The other one has gone back to an older checkpoint, between the last seal and the end."""
+    world = several_nodes()
+    head, codes = world.first.head, []
+
+    def go_back() -> None:
+        first = head.run
+        assert first is not None
+        world.spare.head.machine, world.disk.lock_is_lost = head.machine, True
+        world.start(world.spare.head, (0, 38))
+        world.spare.is_called = True
+        world.start(world.spare.hosts[1])
+        when(world, lambda: first.code is not None, lambda: codes.append(first.code))
+
+    when(world, lambda: world.disk.newest == (0, 40), go_back)
+    assert outcome(world) is None
+    assert codes == [ExitCode.UNAVAILABLE]
+
+
 def test_run_that_was_taken_over_does_not_call_the_others_checkpoint_its_own() -> None:
     """A notice reaches it before its next beat: it said 75, for steps that were lost."""
     world = quiet_world(1)

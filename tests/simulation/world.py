@@ -217,6 +217,8 @@ class World:
         self.network.changed()
         head = self._head_of(run)
         is_stale = head is not None and head is not self.disk.owner
+        if is_stale and run.code is ExitCode.FINISHED and self._was_done(head):
+            return
         if is_stale and run.code is not ExitCode.FINISHED:
             # It was taken over, and may have ended for that before it knew the reason.
             self._check_superseded(run, run.code)
@@ -239,6 +241,11 @@ class World:
                 self.restart(run.host)
         elif run.code is not ExitCode.FINISHED:
             raise Violation(f"{run.name} exits with {int(run.code)}: {run.record.node.message}")
+
+    def _was_done(self, head: Run | None) -> bool:
+        """Whether a run had ended before another one took the job over, perhaps to go back."""
+        owner = self.disk.owner
+        return head is not None and owner is not None and 0.0 < head.decided_at <= owner.began
 
     def _check_exit(self, run: Run, code: ExitCode) -> None:
         gang = self._gang_of(run)

@@ -110,6 +110,9 @@ class HeadRole(ClusterRole):
 
     def announce_end(self, run: Supervisor) -> None:
         """Tell the other nodes that the job is over; they would look for the head."""
+        if run.ports.directory.lost:
+            run.incarnations.end_agent()  # it is not: they find the new head
+            return
         code = run.record.node.exit_code
         if code is None or run.agent is None:
             return

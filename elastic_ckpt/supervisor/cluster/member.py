@@ -106,6 +106,7 @@ class MemberRole(ClusterRole):
         self._apart_since = None
         self._was_joined = True
         self._unchecked, self._joined_at = joined, run.now
+        run.shutdown.follow("")
         self._check_directory(run, run.preemption.patience(IDENTITY_SECONDS))
         if run.shutdown.is_decided or run.state in TERMINAL:
             return
@@ -136,6 +137,8 @@ class MemberRole(ClusterRole):
         if is_copy and run.now - self._joined_at < SEEN_SECONDS:
             return  # unless a network file system has only not shown the head's record yet
         self._unchecked = None
+        if is_same:
+            run.shutdown.follow(joined.identity)
         if is_same and joined.identity != identities[0]:  # it finds out once it reaches its storage
             run.record.say(f"{joined.head} leads a run that another one has taken over")
         elif not is_same:

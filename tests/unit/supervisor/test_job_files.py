@@ -186,6 +186,20 @@ def test_scan_at_the_end_finds_that_the_job_was_taken_over(
     assert "has taken over" in files.lost
 
 
+def test_run_that_is_taken_over_during_its_last_scan_finds_out(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that scan has found may be the other run's."""
+
+    def look(job: JobDirectory) -> None:
+        monkeypatch.undo()
+        take_over(job)
+
+    monkeypatch.setattr("elastic_ckpt.supervisor.job_files.newest_of_job", look)
+    assert files.scan_now(within(5.0)) is not None
+    assert "has taken over" in files.lost
+
+
 def test_clean_up_finds_that_the_job_was_taken_over(job: JobDirectory, files: JobFiles) -> None:
     take_over(job)
     files.clean_up(lambda: False, "")

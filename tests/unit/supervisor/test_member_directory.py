@@ -22,6 +22,7 @@ class Run:
         self.waited: list[float] = []
         self.ended: list[Any] = []
         self.said: list[str] = []
+        self.followed = "nothing yet"
         self.state = RunState.STARTING
         self.agent = None
         self.settings = SimpleNamespace(directory="/job", gather_seconds=60.0, terms={})
@@ -43,6 +44,9 @@ class Run:
     def known_identities(self, seconds: float) -> tuple[str, ...] | None:
         self.waited.append(seconds)
         return self.identities
+
+    def follow(self, identity: str) -> None:
+        self.followed = identity
 
     def give_up(self, code: ExitCode, message: str) -> None:
         self.ended.append((code, message))
@@ -67,8 +71,10 @@ def test_a_storage_that_answers_late_is_asked_again_without_waiting(run: Any) ->
     assert run.said == ["joined job, led by n1"]
     for _ in range(3):
         role.look_for_hang(run)
+    assert run.followed == ""
     run.identities = ("f00d",)
     role.look_for_hang(run)
+    assert run.followed == "f00d"
     assert run.ended == [] and run.waited == [1.0, 0.0, 0.0, 0.0, 0.0]
     role.look_for_hang(run)
     assert len(run.waited) == 5
