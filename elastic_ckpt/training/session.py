@@ -26,6 +26,7 @@ from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.save_points import LoopState, SavePoints
+from elastic_ckpt.training.script.other_optimizers import OtherOptimizers
 from elastic_ckpt.training.script.settings import given_settings
 from elastic_ckpt.training.session_inputs import check_extra, check_inputs
 from elastic_ckpt.training.state.candidate import Loaded
@@ -302,6 +303,9 @@ class Session:
         self._hooks.callback(self._saver.detach)
         self._hooks.callback(self._consumption.unwatch)
         self._consumption.watch(inner, *self._rank_state.extra.values())
+        given = (self._inputs.optimizer, *self._rank_state.extra.values())
+        others = OtherOptimizers(self._inputs.model, given, self._runtime.leader_says)
+        self._hooks.callback(others.close)
 
     def _warn_if_stepless(self) -> None:
         """Say so if the optimizer stepped and none of the steps was counted."""

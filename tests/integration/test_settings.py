@@ -1,5 +1,7 @@
 """What a script gives its optimizer and schedule counts once; later the checkpoint's values do."""
 
+import contextlib
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,3 +56,26 @@ def test_values_that_the_checkpoint_replaces_are_said_once(tmp_path: Path) -> No
 def test_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     run(train, str(tmp_path), 1)
     assert "it is SGD instead of Adam" in run(train, str(tmp_path), 2, torch.optim.SGD)
+
+
+def two_optimizers(directory: str, **extra: Any) -> str:
+    model = nn.Linear(2, 1)
+    first, second = (torch.optim.Adam(model.parameters()) for _ in range(2))
+    data = TensorDataset(torch.ones(8, 2))
+    loader = DataLoader(data, batch_size=4, sampler=ElasticSampler(data, seed=0))
+    given = {"second": second} if extra else None
+    session = Session(directory, model=model, optimizer=first, extra=given)
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        with session:
+            for _ in session.epochs(2):
+                for (batch,) in session.batches(loader):
+                    model(batch).mean().backward()
+                    first.step()
+                    second.step()
+        second.step()
+    return printed.getvalue()
+
+
+def test_optimizer_that_the_session_lacks_is_named_in_one_line(tmp_path: Path) -> None:
+    assert run(two_optimizers, str(tmp_path / "a")).count("the Session was not given it") == 1
+    assert run(partial(two_optimizers, known=True), str(tmp_path / "b")).count("warning") == 0
