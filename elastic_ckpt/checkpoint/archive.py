@@ -22,6 +22,17 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int] = (0, 0)
 
 
+def is_archive(path: Path) -> bool:
+    """Return whether a file is of a kind that shows its own end: a zip archive, or safetensors."""
+    if path.suffix == ".safetensors":
+        return True
+    try:
+        with open(open_regular(path), "rb") as file:
+            return file.read(len(_ZIP)) == _ZIP
+    except OSError:  # the script replaces it at this moment
+        return False
+
+
 def check_archive(root: Path, name: str) -> int:
     """Read a file to its end if it is an archive of tensors, of torch or safetensors; its size.
 

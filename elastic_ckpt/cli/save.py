@@ -57,7 +57,8 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
             newest = newest_of_job(job)
             # If its step is sealed already, that checkpoint answers the request.
             reached_it = newest and newest.session == session and newest.step >= reached > 0
-            if newest and (reached_it or not before or newest.path != before.path):
+            another = newest and (not before or newest.path != before.path)
+            if newest and (reached_it or another or _is_overwritten(newest, before)):
                 return newest
             if ended:
                 raise NotAnswered(
@@ -67,6 +68,11 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     finally:
         request.unlink(missing_ok=True)
     raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
+
+
+def _is_overwritten(newest: CheckpointView, before: CheckpointView | None) -> bool:
+    """Return whether the script has written the same file once more."""
+    return bool(newest.own and before and before.own and newest.own.number > before.own.number)
 
 
 def running_records(job: JobDirectory) -> list[NodeRecord]:

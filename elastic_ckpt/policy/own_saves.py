@@ -184,32 +184,46 @@ class Growth:
     begun: float
 
 
-def is_complete(rule: CompleteWhen, growth: Growth, now: float) -> bool:
-    """Return whether a checkpoint is complete while the script runs, at monotonic ``now``."""
+def is_complete(
+    rule: CompleteWhen, growth: Growth, now: float, *, is_archive: bool = False
+) -> bool:
+    """Return whether a checkpoint is complete while the script runs, at monotonic ``now``.
+
+    Args:
+        is_archive: it is a file whose end shows that it is complete; it is checked before it is
+            sealed, so it need not rest for long, nor at all if the script rewrites it all the time.
+    """
     still = now - growth.since
     if rule.marker:
         there = any(path == rule.marker for path, *_ in growth.stamps)
         return there and still >= SETTLE_SECONDS
-    return bool(rule.quiet) and bool(growth.stamps) and still >= rule.quiet
+    if not rule.quiet or not any(size for _, size, *_ in growth.stamps):
+        return False
+    if is_archive and (still >= SETTLE_SECONDS or now - growth.begun >= rule.quiet):
+        return True
+    return still >= rule.quiet
 
 
 def may_be_complete(
     rule: CompleteWhen,
     stamps: FileStamps,
     *,
-    is_file: bool,
+    is_archive: bool,
     left_well: bool,
     sealed_at: int = 0,
 ) -> bool:
     """Return whether what lies there is complete, once no process writes to it any more.
 
-    Only a marker proves that of a directory whose writer was killed; a file can be checked.
+    Only a marker proves that of a directory whose writer was killed; an archive can be checked.
 
     Args:
+        is_archive: it is a file whose end shows that it is complete.
         left_well: the script ended with code 0, by itself.
         sealed_at: newest time of change of an earlier seal of this path, in ns; 0 without one. Only
             a marker that was written again makes a changed directory another checkpoint.
     """
     if rule.marker:
         return any(path == rule.marker and changed > sealed_at for path, _, changed, _ in stamps)
-    return bool(stamps) and (left_well or (is_file and not rule.at_exit))
+    if not any(size for _, size, *_ in stamps):  # a disk that was full leaves empty files
+        return False
+    return left_well or (is_archive and not rule.at_exit)

@@ -66,7 +66,7 @@ class Incarnations:
         self._stepless = SteplessWatch(clock, board, run.record)
         self._hang: Hang | None = None
         self._failed_session = ""
-        self._cleaning = False
+        self._cleaning = self._is_own_verified = False
         node.failures_left = self._restarts.policy.left
 
     # -- starting ---------------------------------------------------------------------------------
@@ -90,8 +90,13 @@ class Incarnations:
             memory.calm()
             directory.record_incarnation(self._run.incarnation + 1)
             directory.clean_up(lambda: self._run.leaves, memory.attempt)
+            self._is_own_verified = False
+        if not directory.cleaned:
+            return False
+        if not self._is_own_verified:  # not at the same time: both move what is torn
+            self._is_own_verified = True
             self._ports.own.prepare(lambda: self._run.leaves)
-        return directory.cleaned and self._ports.own.prepared
+        return self._ports.own.prepared
 
     def launch(self, nodes: int) -> None:
         """Launch the next incarnation on at most this number of nodes; after :meth:`clean_up`."""
@@ -100,7 +105,11 @@ class Incarnations:
         self._cleaning = False
         own = self._ports.own
         if own.is_finished:
-            self._run.shutdown.finish(lambda: self._run.leaves, "its sign was there before")
+            why = "nothing was launched: what --finished-when names is there"
+            self._run.shutdown.finish(lambda: self._run.leaves, why)
+            return
+        if own.failed:
+            self._run.shutdown.give_up(ExitCode.UNAVAILABLE, own.failed)
             return
         number = self._run.incarnation + 1
         self.begin(number, nodes)

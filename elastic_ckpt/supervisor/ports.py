@@ -249,6 +249,10 @@ class OwnPort(Protocol):
         """Whether no :meth:`prepare` is running."""
 
     @property
+    def failed(self) -> str:
+        """Why the last :meth:`prepare` failed, so that no script may start; empty if it did not."""
+
+    @property
     def is_finished(self) -> bool:
         """Whether the script has left its sign that all work is done."""
 

@@ -17,12 +17,13 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.archive import check_archive
+from elastic_ckpt.checkpoint.archive import check_archive, is_archive
 from elastic_ckpt.checkpoint.memory.room import is_memory
 from elastic_ckpt.checkpoint.own import seal as own_seal
 from elastic_ckpt.checkpoint.own.aside import set_own_aside
 from elastic_ckpt.checkpoint.own.copy import copy_files, put_back
 from elastic_ckpt.checkpoint.own.files import Found, find, glance, matches, stamps_of
+from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.retain import retain
 from elastic_ckpt.checkpoint.own.seal import (
     OwnSeal,
@@ -33,6 +34,7 @@ from elastic_ckpt.checkpoint.own.seal import (
     verify,
     write,
 )
+from elastic_ckpt.checkpoint.own.watched import note_watched, watched_before
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.own_saves import (
@@ -45,7 +47,7 @@ from elastic_ckpt.policy.own_saves import (
 )
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import remove_tree
-from elastic_ckpt.util.progress import Watch, ignore
+from elastic_ckpt.util.progress import ignore
 from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
@@ -65,23 +67,6 @@ class _Known:
     seal: OwnSeal
     stamps: FileStamps
     glance: tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class Reports:
-    """Where the keeper reports to.
-
-    Attributes:
-        sealed: called with each new seal.
-        aside: called with each path that was set aside, where it is now, and why.
-        watch: shows progress of long reading.
-        say: shows one line to the user.
-    """
-
-    sealed: Callable[[OwnSeal], None]
-    aside: Callable[[Path, Path, str], None]
-    watch: Watch
-    say: Callable[[str], None]
 
 
 class OwnKeeper:
@@ -145,7 +130,8 @@ class OwnKeeper:
             growth = self._growing.setdefault(found.path, Growth(stamps, now, now))
             if growth.stamps != stamps:
                 growth.stamps, growth.since = stamps, now
-            if is_complete(self.rules.complete, growth, now):
+            proves_it = found.is_file and is_archive(found.path)
+            if is_complete(self.rules.complete, growth, now, is_archive=proves_it):
                 self._try_to_seal(found, stamps, growth.begun)
             elif self._may_say(str(found.path), now - growth.since):
                 self._reports.say(
@@ -281,8 +267,9 @@ class OwnKeeper:
 
     def _settle(self, found: Found, *, left_well: bool) -> bool:
         stamps, growth = stamps_of(found.path), self._growing.get(found.path)
+        proves_it = found.is_file and is_archive(found.path)
         whole = may_be_complete(
-            self.rules.complete, stamps, is_file=found.is_file, left_well=left_well,
+            self.rules.complete, stamps, is_archive=proves_it, left_well=left_well,
             sealed_at=self._sealed_at.get(found.path, 0),
         )  # fmt: skip
         begun = growth.begun if growth else self._mark or 0.0
@@ -295,13 +282,19 @@ class OwnKeeper:
         Called before each launch, while no worker runs. Stops early if ``hurry`` returns True.
         """
         self._growing.clear()
-        first = not self._sort_seals()
-        for found in find(self.rules.watch, self._base):
-            if hurry():
-                return ""
-            known = self._known.get(found.path)
-            if known is None and not self._settle(found, left_well=first):
-                self._set_aside(found.path, self._why_torn(found.path))
+        self._sort_seals()
+        before = watched_before(self._job)
+        patterns = {one: str(self._base / Path(one).expanduser()) for one in self.rules.watch}
+        for pattern, place in patterns.items():
+            for found in find((pattern,), self._base):
+                if hurry():
+                    return ""
+                if found.path in self._known:
+                    continue
+                is_new = place not in before and found.path not in self._sealed_at
+                if not self._settle(found, left_well=is_new):
+                    self._set_aside(found.path, self._why_torn(found.path))
+        note_watched(self._job, patterns.values())
         try:
             return self._choose(hurry)
         except Hurried:
@@ -314,8 +307,8 @@ class OwnKeeper:
         what = f"{rule.marker} is missing" if rule.marker else f"not complete by {rule}"
         return f"it was not sealed: {what}, or it is damaged"
 
-    def _sort_seals(self) -> bool:
-        """Learn which files are as a seal says; return whether there is any seal."""
+    def _sort_seals(self) -> None:
+        """Learn which files are as a seal says."""
         self._known.clear()
         every = self._seals()
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
@@ -333,7 +326,6 @@ class OwnKeeper:
             else:
                 self._known[path] = _Known(one, stamps, self._glance(path))
         self.newest = next(iter(self._seals()), None)
-        return bool(every)
 
     def _choose(self, hurry: Callable[[], bool]) -> str:
         """Return the newest checkpoint whose every byte is as it was sealed."""

@@ -185,9 +185,11 @@ def where_intact(job: JobDirectory, sealed: OwnSeal) -> Path:
 
     A copy stands for an original that the script is overwriting at this moment.
     """
+    path = Path(sealed.path)
     try:
         verify(sealed)
-        return Path(sealed.path)
+        if not sealed.copied or changed_at(stamps_of(path)) == sealed.changed:
+            return path
     except (CheckpointError, OSError):
         if not sealed.copied:
             raise

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.own.announced import announced
-from elastic_ckpt.checkpoint.own.keeper import OwnKeeper, Reports
+from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
+from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import OwnSeal
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS: Final = 1.0
 HURRIED_SECONDS: Final = 0.2
 """Between two looks at what the script writes; the second one under a notice."""
+
+RETRY_SECONDS: Final = (0.5, 2.0)
+"""Waits between attempts to verify what is there before a start; storage may recover."""
 
 SETTLE_SECONDS: Final = 1800.0
 """How long sealing may take after the script has ended, if no deadline is near."""
@@ -55,6 +59,7 @@ class OwnWatch:
         self._changed = threading.Condition()
         self._watching = self._closing = self._hurried = False
         self._prepared = False
+        self.failed = ""
         self._settled_by: float | None = None  # monotonic; None while nothing is settled
         self._path = ""
         self._thread = threading.Thread(target=self._run, name="own", daemon=True)
@@ -73,13 +78,29 @@ class OwnWatch:
 
         def work() -> None:
             try:
-                self._learn()
-                self._path = self._keeper.prepare(hurry) if self.is_on else ""
+                self._prepare(hurry)
             finally:
                 self._prepared = True
                 self._wake()
 
         self._soon(work)
+
+    def _prepare(self, hurry: Callable[[], bool]) -> None:
+        self.failed, self._path = "", ""
+        for wait in (*RETRY_SECONDS, None):
+            try:
+                self._learn()
+                self._path = self._keeper.prepare(hurry) if self.is_on else ""
+                return
+            except (OSError, ElasticCkptError) as error:
+                log.warning("the script's checkpoints could not be verified: %s", error)
+                if wait is None or hurry():
+                    self.failed = (
+                        f"the script's checkpoints could not be verified: {error}; fix the "
+                        "storage, then rerun the same command"
+                    )
+                    return
+            time.sleep(wait)
 
     @property
     def prepared(self) -> bool:
@@ -220,7 +241,7 @@ class NoOwnSaves:
     is_on = is_finished = has_sign = saved = False
     prepared = settled = True
     arguments: tuple[str, ...] = ()
-    newest_name = ""
+    newest_name = failed = ""
 
     def start(self) -> None:
         return

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.own.announced import announce, announced
-from elastic_ckpt.checkpoint.own.keeper import OwnKeeper, Reports
+from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
+from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import seals, where_intact
 from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.journal.events import Quarantined

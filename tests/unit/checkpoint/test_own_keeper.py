@@ -12,8 +12,9 @@ import torch
 
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_of_job
 from elastic_ckpt.checkpoint.own.files import matches, stamps_of
-from elastic_ckpt.checkpoint.own.keeper import OwnKeeper, Reports
-from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal, seals, write
+from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
+from elastic_ckpt.checkpoint.own.reports import Reports
+from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal, seals, where_intact, write
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention
@@ -184,12 +185,71 @@ def test_a_whole_file_that_nobody_saw_complete_is_sealed_before_a_start(place: P
 
 def test_a_directory_without_a_last_file_is_not_trusted_after_a_kill(place: Place) -> None:
     keeper = place.keeper(complete_when="quiet:2s")
+    assert keeper.prepare(never) == ""
     place.save(10)
     keeper.look(0.0)
     keeper.look(3.0)
     place.save(20)
     assert keeper.prepare(never).endswith("checkpoint-10")
     assert [name for name, _ in place.aside] == ["checkpoint-20"]
+
+
+def test_the_first_one_is_not_trusted_after_a_kill_either(place: Place) -> None:
+    assert place.keeper(complete_when="quiet:2s").prepare(never) == ""
+    place.save(10)
+    assert place.keeper(complete_when="quiet:2s").prepare(never) == ""
+    assert [name for name, _ in place.aside] == ["checkpoint-10"]
+    other = place.base / "other-1"
+    other.mkdir()
+    (other / "weights").write_bytes(b"1")
+    both = place.keeper("out/checkpoint-*", "other-*", complete_when="quiet:2s")
+    assert both.prepare(never) == str(other)  # a pattern that is new
+
+
+@pytest.mark.parametrize("torn", [b"", b"no archive"])
+def test_a_file_that_shows_no_end_of_its_own_is_not_trusted_after_a_kill(
+    place: Place, torn: bytes
+) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:2s")
+    keeper.prepare(never)
+    path = place.overwrite(1.0)
+    good = path.read_bytes()
+    keeper.look(0.0)
+    keeper.look(3.0)
+    path.write_bytes(torn)
+    keeper.settle(left_well=False)
+    assert place.keeper("last.pt", complete_when="quiet:2s").prepare(never) == str(path)
+    assert path.read_bytes() == good
+
+
+def test_a_file_that_is_rewritten_all_the_time_is_sealed_as_it_is(place: Place) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:5s")
+    for second in range(5):
+        place.overwrite(float(second))
+        keeper.look(float(second))
+    assert names(place) == []
+    path = place.overwrite(5.0)
+    path.write_bytes(path.read_bytes()[:-9])
+    keeper.look(5.0)
+    assert names(place) == []
+    place.overwrite(6.0)
+    keeper.look(6.0)
+    assert names(place) == ["last.pt"]
+    place.overwrite(7.0)
+    keeper.look(7.0)
+    keeper.look(8.0)
+    assert names(place) == ["last.pt", "last.pt"]  # an archive need not rest for five seconds
+
+
+def test_an_older_copy_is_not_taken_for_the_file_that_has_replaced_it(place: Place) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:2s")
+    for at in range(2):
+        path = place.overwrite(float(at))
+        keeper.look(at * 10.0)
+        keeper.look(at * 10.0 + 3)
+    newer, older = (where_intact(place.job, one) for one in seals(place.job))
+    assert newer == path
+    assert torch.load(older, weights_only=True)[0] == 0.0
 
 
 def test_what_was_there_before_the_first_run_is_taken_over(place: Place) -> None:
