@@ -161,6 +161,11 @@ class SavePoints:
         """
         here = self._loop.consumed
         self._saver.complete()
+        if self._loop.consumption.is_half_done:
+            self._runtime.leader_says(
+                f"warning: the script left within step {here.step + 1}: a later run repeats that "
+                "step with other random numbers; leave after optimizer.step() to resume exactly"
+            )
         if here.step > 0 and (here.epoch, here.step) != self._saver.last:
             self._save("final")
         self.is_sealed, self._mark = True, self._state_mark()

@@ -106,6 +106,14 @@ def test_the_page_has_these_rows() -> None:
     assert found - others == set(ROWS)
 
 
+@pytest.mark.parametrize("what", ["exit-within", "exit-all"])
+def test_script_that_leaves_within_a_step_is_told(tmp_path: Path, what: str) -> None:
+    with ending(tmp_path, what, 1) as job:
+        assert job.start().wait() == 0, job.output()
+        assert ("left within step 8: a later run repeats" in job.output()) is (what != "exit-all")
+        assert job.view().newest_intact.step == (8 if what == "exit-all" else 7)
+
+
 def test_script_with_its_own_handler_that_returns_ends_with_76(tmp_path: Path) -> None:
     with ending(tmp_path, "handle-signal", 1) as job:
         job.start()

@@ -16,8 +16,9 @@ class EarlyStop(Exception):
     """A script's own way out of its loop."""
 
 
-def train(at_step=None, after=None):
-    """Train 16 steps, calling ``at_step`` with each step and ``after`` inside the Session."""
+def train(at_step=None, after=None, in_step=None):
+    """Train 16 steps, calling ``in_step`` within and ``at_step`` after each, and ``after`` inside
+    the Session."""
     import torch
     import torch.distributed as dist
     from torch.utils.data import DataLoader, TensorDataset
@@ -38,6 +39,8 @@ def train(at_step=None, after=None):
         for _ in session.epochs(1):
             for (batch,) in session.batches(loader):
                 model(batch).sum().backward()
+                if in_step is not None:
+                    in_step(session.step + 1)
                 optimizer.step()
                 optimizer.zero_grad()
                 time.sleep(0.02)
@@ -130,6 +133,7 @@ ENDINGS = {
     "os-exit-one-after": lambda: (train(), os._exit(0) if RANK == 0 else None),
     "os-exit-in-tail": lambda: train(after=lambda: os._exit(0)),
     "exit-all": lambda: train(at_eight(lambda: sys.exit(0))),
+    "exit-within": lambda: train(in_step=at_eight(lambda: sys.exit(0))),
     "exit-one": lambda: train(at_eight(lambda: sys.exit(0), rank=0, once=True)),
     "os-exit-one": lambda: train(at_eight(lambda: os._exit(0), rank=1, once=True)),
     "exit-before": lambda: sys.exit(0) if RANK == 0 and first_time() else train(),

@@ -47,17 +47,18 @@ def give_notice(args, step, place, rank):
         supervisor.send_signal(signal.SIGTERM)
 
 
-def leave_with_0(path, step, rank):
-    """Leave as the file says, STEP RANK HOW: one rank at once and only once, -1 for all at STEP."""
+def leave_with_0(path, step, rank, *, within=False):
+    """Leave as the file says, STEP RANK HOW: one rank within a step, and once; -1 for all after
+    STEP."""
     if not path or not os.path.exists(path):
         return
     try:
         at_step, who, how = Path(path).read_text().split()
     except FileNotFoundError:  # the other rank has left
         return
-    if int(who) == rank:
+    if within and int(who) == rank:
         Path(path).unlink()
-    if int(who) == rank or (int(who) < 0 and step == int(at_step)):
+    if int(who) == rank if within else int(who) < 0 and step == int(at_step):
         os._exit(0) if how == "os._exit" else sys.exit(0)
 
 
@@ -121,7 +122,7 @@ def main():
                     time.sleep(args.pause)
                 if args.chatty and os.path.exists(args.chatty):
                     print(f"step {session.step} " + "x" * 20000)
-                leave_with_0(args.leave, session.step, rank)
+                leave_with_0(args.leave, session.step, rank, within=True)
                 give_notice(args, session.step + 1, "step", rank)
                 if session.step_ends:
                     optimizer.step()
@@ -130,6 +131,7 @@ def main():
                         step = session.step + 1
                         trace.write(json.dumps([step, epoch, used, loss.item()]) + "\n")
                     used = []
+                    leave_with_0(args.leave, session.step + 1, rank)
             with session.evaluation(interruptible=args.interruptible) as evaluation:
                 give_notice(args, session.step, "eval", rank)
                 for _ in evaluation.batches(range(10)):

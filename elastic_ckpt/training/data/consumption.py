@@ -189,6 +189,11 @@ class Consumption:
         return self.handed > 0 and self._last == self.handed
 
     @property
+    def is_half_done(self) -> bool:
+        """Whether gradients were computed since the last step; that drew random numbers."""
+        return self.counts and self._used > 0
+
+    @property
     def spacing(self) -> int:
         """Micro-batches from one step to the next, at most, of the optimizers in use."""
         used = [one for one in self._optimizers if not one.is_idle(self.handed)]
