@@ -22,7 +22,11 @@ WRONG_TURNS = [
     ("supervisor/listener.py", "import torch", "torch only in training and in the agent"),
     ("training/session.py", "import colossalai", "colossalai only in its engine"),
     ("training/session.py", "import accelerate", "frameworks only in integrations"),
-    ("supervisor/listener.py", "import elastic_ckpt.integrations", "frameworks only in integ"),
+    (
+        "supervisor/listener.py",
+        "import elastic_ckpt.integrations",
+        "frameworks only in integrations",
+    ),
     ("policy/restart.py", "import time", "decisions touch no clock, file, process or network"),
     ("protocol/cluster.py", "import os", "decisions touch no clock, file, process or network"),
 ]

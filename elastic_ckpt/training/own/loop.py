@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from elastic_ckpt.protocol.agreement import ActionKind
 from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.own.checkpoints import OwnCheckpoints
+
+_STOP: Final = ActionKind.STOP  # a name of its own, because looking a member up costs time
 
 
 class OwnLoop:
@@ -18,6 +22,7 @@ class OwnLoop:
     def __init__(self) -> None:
         """Join the job. Collective."""
         self._runtime = runtimes.joined()
+        self._steps, self._slot = self._runtime.steps, self._runtime.slot
         self._calls = 0
         self._attached = False
         self.stops = False
@@ -32,8 +37,8 @@ class OwnLoop:
         """Take part in the agreement, having resumed from ``step`` as the framework counts."""
         if not self._attached:
             self._attached = True
-            self._runtime.steps.attach(0, declares=False)
-        self._runtime.slot.own_step(step)
+            self._steps.attach(0, declares=False)
+        self._slot.own_step(step)
 
     def after_step(self, step: int) -> ActionKind:
         """Return what all ranks do after this optimizer step: GO, SAVE, SAVE_NOW, or STOP, which is
@@ -43,13 +48,22 @@ class OwnLoop:
         Raises:
             StopAborted: a rank died during the agreement.
         """
-        self.begin(step)
-        self._runtime.steps.stepped()
-        self._calls += 1
-        self._runtime.slot.own_step(step)
-        action = self._runtime.steps.enter(self._calls, comes_back=False).kind
-        self.stops = self.stops or action is ActionKind.STOP
-        return ActionKind.STOP if self.stops else action
+        if not self._attached:
+            self.begin(step)
+        self._steps.stepped()
+        self._slot.own_step(step)
+        self._calls = finished = self._calls + 1
+        kind = self._steps.enter(finished, comes_back=False).kind
+        if kind is _STOP:
+            self.stops = True
+        return _STOP if self.stops else kind
+
+    def meet(self, name: str) -> None:
+        """Wait until all ranks have written their files, as before the one that is written last.
+
+        Collective. Every rank gives the same name.
+        """
+        self._runtime.peers.collect(name, bytes)
 
     def saved(self, step: int) -> None:
         """Have what the framework has just written sealed. Collective."""
