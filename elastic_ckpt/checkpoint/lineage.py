@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
 from elastic_ckpt.checkpoint.ownership.fence import Fence, Ownership
-from elastic_ckpt.checkpoint.ownership.read_lock import removing
+from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock, removing
 from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
 from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected, set_aside
 from elastic_ckpt.checkpoint.verify import read_manifest, unmark, verify_sizes
@@ -129,8 +130,9 @@ def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
     """Make a checkpoint the newest of its job again, with its own ancestors before it.
 
     What is newer, or of another branch, is superseded; ancestors that were are put back, so that a
-    job that has to fall back stays on this branch. For the holder of the job's lock. A kill at any
-    moment leaves every checkpoint in one place or the other; a repeat finishes the work.
+    job that has to fall back stays on this branch. For the holder of the job's lock; pruning at the
+    same time leaves the checkpoint alone. A kill at any moment leaves every checkpoint in one place
+    or the other; a repeat finishes the work.
 
     Args:
         name: ``epoch-N_step-M``; of several superseded ones of that name, the directory's. With
@@ -141,31 +143,70 @@ def restore(job: JobDirectory, name: str, why: str) -> tuple[Path, list[Path]]:
 
     Raises:
         UsageError: there is none of that name, or several.
-        CheckpointError: it is not intact.
+        CheckpointError: it is not intact, or is being deleted.
         OSError: one cannot be moved.
     """
     job, source, key = _find(job, name)
     there = job.checkpoint(*key)
-    manifest = read_manifest(source)
-    verify_sizes(source, manifest.files)
-    if manifest.checkpoint_name != there.name:
-        raise CheckpointRejected(f"{source} holds {manifest.checkpoint_name}")
-    back, other = _branch(job, manifest)
-    line = secrets.token_hex(8)
-    moved = supersede_newer(job, key, why, line)
-    moved += [supersede(job, path, why, line=line) for path in other if os.path.lexists(path)]
-    for path in [*back, *([source] if source != there else [])]:
-        place = job.root / read_manifest(path).checkpoint_name
-        if os.path.lexists(place):
-            moved.append(supersede(job, place, why, line=line))
-        os.rename(path, place)
-        unmark(job, path)
-        with contextlib.suppress(OSError):
-            path.with_name(path.name + ".json").unlink()
-    sync_directory(job.root)
-    if job.owns(job.superseded):
-        sync_directory(job.superseded)
+    with _kept(job, source):
+        manifest = read_manifest(source)
+        verify_sizes(source, manifest.files)
+        if manifest.checkpoint_name != there.name:
+            raise CheckpointRejected(f"{source} holds {manifest.checkpoint_name}")
+        line = secrets.token_hex(8)
+        moved = supersede_newer(job, key, why, line)
+        moved += straighten(job, manifest, why, line)
+        if source != there:
+            moved += _put_back(job, source, why, line)
     return there, moved
+
+
+@contextlib.contextmanager
+def _kept(job: JobDirectory, checkpoint: Path) -> Iterator[None]:
+    """Keep a checkpoint from being pruned; one that just goes is a CheckpointRejected."""
+    try:
+        lock = ReadLock(checkpoint)
+    except BeingRemoved as error:
+        if checkpoint.is_dir():
+            read_manifest(checkpoint)  # another reason: it is not sealed
+        raise CheckpointRejected(
+            f"{checkpoint.name} is being deleted, by retention or by elastic-ckpt prune: "
+            f"elastic-ckpt list {job.root} shows what is left"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def straighten(job: JobDirectory, newest: Manifest, why: str, line: str = "") -> list[Path]:
+    """Have the checkpoints before one be its ancestors; return what was superseded for that.
+
+    Ancestors that were superseded are put back. As far as manifests name each other.
+
+    Raises:
+        OSError: one cannot be moved.
+    """
+    line = line or secrets.token_hex(8)
+    back, other = _branch(job, newest)
+    moved = [supersede(job, path, why, line=line) for path in other if os.path.lexists(path)]
+    for path in back:
+        with contextlib.suppress(FileNotFoundError):  # it was pruned meanwhile
+            moved += _put_back(job, path, why, line)
+    return moved
+
+
+def _put_back(job: JobDirectory, path: Path, why: str, line: str) -> list[Path]:
+    """Put a superseded checkpoint into its place; return what was there."""
+    place = job.root / original_name(path)
+    moved = [supersede(job, place, why, line=line)] if os.path.lexists(place) else []
+    os.rename(path, place)
+    unmark(job, path)
+    with contextlib.suppress(OSError):
+        path.with_name(path.name + ".json").unlink()
+    sync_directory(job.root)
+    sync_directory(job.superseded)
+    return moved
 
 
 def _branch(job: JobDirectory, newest: Manifest) -> tuple[list[Path], list[Path]]:

@@ -70,6 +70,8 @@ class Disk:
         self.number = self.loaded = self.rewound = 0
         self.attempts: list[Attempt] = []
         self.set_aside: set[Key] = set()
+        self.superseded: dict[str, Checkpoint] = {}
+        self._written: set[str] = set()
         self.owner: Run | None = None
         self.lock_is_lost = False
         self.answers_at = self.full_until = 0.0
@@ -110,6 +112,30 @@ class Disk:
             return False
         return there.run > one.run or there.key > one.key
 
+    def seal_left(self, one: Checkpoint, run: Run) -> bool:
+        """Seal what is complete, of an earlier run perhaps; False if it was superseded."""
+        if self.is_off_the_line(one, run):
+            self.superseded[one.attempt] = one
+            return False
+        if one.run < run.number:
+            self._straighten(one)
+        self.seal(one, run, 0)
+        return True
+
+    def _straighten(self, newest: Checkpoint) -> None:
+        """As ``lineage.straighten``."""
+        there = {one.attempt: one for one in self.sealed.values()}
+        line, oldest = {newest.attempt}, newest
+        while (found := (there | self.superseded).get(oldest.parent)) is not None:
+            line.add(found.attempt)
+            oldest = found
+        for one in there.values():
+            if one.attempt not in line and oldest.key < one.key < newest.key:
+                self.superseded[one.attempt] = self.sealed.pop(one.key)
+        for attempt in line & set(self.superseded):
+            one = self.superseded.pop(attempt)
+            self.sealed[one.key] = one
+
     def seal(self, one: Checkpoint, run: Run, incarnation: int) -> None:
         """Publish a checkpoint; its caller has checked the fence, some time ago."""
         step = one.key[1]
@@ -127,26 +153,37 @@ class Disk:
             return
         self.kernel.say(f"sealed on disk: step {step}, by {run.name}")
         self.sealed[one.key] = one
+        self._written.add(one.attempt)
         self.check_line()
 
     def check_line(self) -> None:
-        """Follow the parents of the newest checkpoint: all others are among them."""
+        """Follow the parents of the newest checkpoint: all others are among them.
+
+        Those of an earlier run may be others where a parent was in a memory tier only: manifests do
+        not tell then, and they stay.
+        """
         one: Checkpoint | None = self.sealed.get(self.newest)
         line = set()
+        last: Checkpoint | None = None
         while one is not None:
             line.add(one.attempt)
             parent = self.known.get(one.parent)
+            if last is None and parent is not None and parent.attempt not in self._written:
+                last = one
             if one.parent and parent is None:
                 raise Violation(f"step {one.key[1]} continues from what was never sealed")
             if parent is not None and (parent.key >= one.key or parent.run > one.run):
                 raise Violation(f"step {one.key[1]} continues from a later one")
             one = parent
         for key, other in self.sealed.items():
-            if other.attempt not in line:
+            is_unknown = last is not None and key < last.key and other.run < last.run
+            if other.attempt not in line and not is_unknown:
                 raise Violation(f"step {key[1]} of run {other.run} is on another line")
 
     def go_back(self, key: Key, run: Run) -> None:
         """As ``run --from``."""
         self.kernel.say(f"{run.name} goes back to step {key[1]}")
-        self.sealed = {each: one for each, one in self.sealed.items() if each <= key}
+        for each in [each for each in self.sealed if each > key]:
+            one = self.sealed.pop(each)
+            self.superseded[one.attempt] = one
         self.rewound = run.number

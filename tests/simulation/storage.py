@@ -213,10 +213,8 @@ class Tier:
             if one in self._done:
                 raise Violation(f"{self.run.name} drains step {one.key[1]} again")
             self._done.append(one)
-            if self.disk.is_off_the_line(one.checkpoint, self.run):
-                self.memory.generations.remove(one)  # superseded
-            else:
-                self.disk.seal(one.checkpoint, self.run, 0)
+            if not self.disk.seal_left(one.checkpoint, self.run):
+                self.memory.generations.remove(one)
             self._plan.done(one.attempt, [each.attempt for each in self.memory.generations])
             one.settled = self.kernel.now >= self.memory.full_until
             self.kernel.after(self.kernel.between(0.0, 1.0), self.run.directory.scan)
@@ -307,8 +305,8 @@ class Directory:
             if run.is_gone or one.checkpoint.attempt == spare or not run.may_seal():
                 continue
             disk.attempts.remove(one)
-            if not one.missing and not disk.is_off_the_line(one.checkpoint, run):
-                disk.seal(one.checkpoint, run, 0)
+            if not one.missing:
+                disk.seal_left(one.checkpoint, run)
 
     @property
     def cleaned(self) -> bool:

@@ -26,6 +26,7 @@ from elastic_ckpt.checkpoint.lineage import (
     is_later,
     is_stale,
     replace_by,
+    straighten,
     supersede,
 )
 from elastic_ckpt.checkpoint.manifest import (
@@ -117,7 +118,8 @@ class DiskAttempt:
         Returns:
             The checkpoint's directory. A checkpoint of another content that stands there already
             is superseded, an invalid one is set aside. If the attempt is of an earlier run that
-            another one has gone past, it goes to the superseded ones itself.
+            another one has gone past, it goes to the superseded ones itself; if not, those that it
+            does not continue go there.
 
         Raises:
             CheckpointRejected: no checkpoint can hold that: too many files, one listed twice.
@@ -132,6 +134,9 @@ class DiskAttempt:
         if self.fence is not None and is_stale(self.job, header, self.fence):
             why = f"run {header.run} was taken over"
             return supersede(self.job, self.path, why, header.checkpoint_name)
+        if self.fence is not None and header.run < self.fence.number:
+            self.fence.check()
+            straighten(self.job, manifest, f"run {header.run} had gone on without it")
         return self._rename(self.job.checkpoint(header.epoch, header.step), manifest)
 
     def _rename(self, target: Path, manifest: Manifest) -> Path:

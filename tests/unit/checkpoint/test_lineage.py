@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.checkpoint import lineage
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.lineage import continue_from, restore, supersede_newer, superseded
+from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest
 from elastic_ckpt.checkpoint.ownership.fence import Ownership
 from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
-from elastic_ckpt.checkpoint.prune import prune
-from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
-from elastic_ckpt.errors import CheckpointError, UsageError
+from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
+from elastic_ckpt.checkpoint.prune import prune, throw_away
+from elastic_ckpt.checkpoint.verify import read_manifest, verify_full, verify_sizes
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 from tests.checkpoints import (
@@ -204,6 +207,72 @@ def test_what_two_runs_left_does_not_become_one_line(job: JobDirectory) -> None:
     recover(job, fence=third)
     assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
     assert [Path(one.path).name[:15] for one in superseded(job)] == ["epoch-0_step-20"]
+
+
+def test_what_a_later_run_left_supersedes_what_it_does_not_continue(job: JobDirectory) -> None:
+    """Run 1 left step 20 in memory, run 2 an attempt at step 30: it had gone on from step 10."""
+    own(job)
+    first = read_manifest(make_checkpoint(job, 10, run=1)).attempt
+    own(job)
+    make_attempt(job, 30, run=2, parent=first)
+    third = own(job)
+    made = tree(make_checkpoint(job, 20, run=1, parent=first))
+    recover(job, fence=third)
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
+    [other] = superseded(job)
+    assert tree(Path(other.path)) == made and "run 2 had gone on without it" in other.reason
+
+
+def test_pruning_during_a_restore_leaves_what_is_restored(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20):
+        make_checkpoint(job, step)
+    supersede_newer(job, (0, 10), "again")
+
+    def verify(checkpoint: Path, files: list[FileEntry]) -> None:
+        prune(job, Retention(), superseded=0)
+        verify_sizes(checkpoint, files)
+
+    monkeypatch.setattr("elastic_ckpt.checkpoint.lineage.verify_sizes", verify)
+    restore(job, "epoch-0_step-20", "by hand")
+    assert names(job) == ["epoch-0_step-20", "epoch-0_step-10"]
+
+
+def test_restore_of_what_is_pruned_at_that_moment_says_so_and_moves_nothing(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20, 30):
+        make_checkpoint(job, step)
+
+    def read(checkpoint: Path) -> ReadLock:
+        throw_away(job, checkpoint)
+        return ReadLock(checkpoint)
+
+    monkeypatch.setattr("elastic_ckpt.checkpoint.lineage.ReadLock", read)
+    with pytest.raises(CheckpointRejected, match="epoch-0_step-20 is being deleted"):
+        restore(job, "epoch-0_step-20", "by hand")
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
+
+
+def test_ancestor_that_is_pruned_during_a_restore_is_done_without(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = ""
+    for step in (10, 20, 30):
+        parent = read_manifest(make_checkpoint(job, step, parent=parent)).attempt
+    supersede_newer(job, (0, 10), "again")
+
+    branch = lineage._branch
+
+    def find(job: JobDirectory, newest: Manifest) -> tuple[list[Path], list[Path]]:
+        back, other = branch(job, newest)
+        throw_away(job, back[0])
+        return back, other
+
+    monkeypatch.setattr(lineage, "_branch", find)
+    restore(job, "epoch-0_step-30", "by hand")
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-10"]
 
 
 def test_run_that_seals_late_does_not_overtake_a_restore(job: JobDirectory) -> None:
