@@ -159,6 +159,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job.checkpoint(0, 5).rename(aside)
     aside.with_name(aside.name + ".json").write_bytes(b'{"path":"","reason":"bad","at":"1"}')
     (job.trash / "epoch-0_step-1-12345678").mkdir()
+    RunLocks(job, "here", "run").release()  # before: a run takes attempts over
     attempt = make_attempt(job, 30)
     for part in sorted((attempt.path / "parts").iterdir()):
         part.write_bytes(
@@ -167,7 +168,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attempt.path.rename(job.root / OPEN)
     Journal(job, "here").write(Saved(step=1, reason="interval", seconds=1.0))
     record().write(job.node_record("here"))
-    RunLocks(job, "here", "run").release()
     job.lock.with_name("lock.owner").write_bytes(b"{}")
     ask_for_save(job).rename(job.requests / "save-12345678")
     for name in ("x", "unfinished.json"):
