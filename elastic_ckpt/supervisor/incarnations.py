@@ -18,7 +18,7 @@ from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, Launch, Ready
 from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.protocol.slot import SessionStage
-from elastic_ckpt.supervisor.ports import AgentPort, Key
+from elastic_ckpt.supervisor.ports import AgentPort
 from elastic_ckpt.supervisor.restarts import Restarts
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
 from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
@@ -110,6 +110,9 @@ class Incarnations:
             return
         if own.failed:
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, own.failed)
+            return
+        if gone := self._run.shutdown.gone():
+            self._run.shutdown.give_up(ExitCode.UNAVAILABLE, gone)
             return
         number = self._run.incarnation + 1
         self.begin(number, nodes)
@@ -327,7 +330,7 @@ class Incarnations:
         self._run.record.update(failures=policy.total, failures_left=policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
         what = f"{culprit}{failure.message}"
-        if gone := self._gone(newest):
+        if gone := self._run.shutdown.gone(newest):
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, f"{gone}; {what}")
         elif failure.exit_code in _FINAL_CODES:
             self._run.shutdown.give_up(ExitCode(failure.exit_code), failure.message)
@@ -336,23 +339,6 @@ class Incarnations:
         else:
             when = f" in {delay:.1f} s" if delay >= 0.1 else ""
             self._run.record.move(Event.CRASH, f"{what}: restarting{when}")
-
-    def _gone(self, newest: Key) -> str:
-        """Return why a restart from ``newest`` would repeat saved work; empty if it would not.
-
-        It would if the directory was taken away, and what the ranks had saved went with it.
-        """
-        left_behind = self._ports.directory.left_behind
-        if left_behind is None:
-            return ""
-        # The last scan may be older than the last save.
-        saved = max((slot.saved_step for slot in self._ports.board.read_slots()), default=-1)
-        if newest >= left_behind and newest[-1] >= saved:
-            return ""
-        return (
-            f"the checkpoint of step {max(left_behind[-1], saved)} is not there any more, because "
-            "the directory was moved, deleted or unmounted: put it back"
-        )
 
     def on_agent_lost(self) -> None:
         """The agent has died: start another one, unless the run ends."""

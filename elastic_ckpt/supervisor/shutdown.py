@@ -27,6 +27,7 @@ class Shutdown:
         """``patience`` returns what says how long a wait may still take, given how long it should
         at most, and whether the run ends after it."""
         self._directory, self._memory, self._own = ports.directory, ports.memory, ports.own
+        self._board = ports.board
         self._record = record
         self._patience = patience
         self._before_notice = NO_CHECKPOINT
@@ -141,6 +142,11 @@ class Shutdown:
         others = new and not self._is_still_followed()
         new = new and not others
         saved = kept is None and (new or (there and (stopped or not stepped)))
+        # Rerun in the directory that is there now, the job would begin anew.
+        if not saved and (gone := self.gone(NO_CHECKPOINT if key is None else key)):
+            held = f"; {_where(kept)}" if kept else ""
+            self._end(Event.GIVE_UP, ExitCode.UNAVAILABLE, f"{gone}; preempted: {detail}{held}")
+            return
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
         name = self._own.newest_name or (f"step {key[-1]}" if key else "")
         step = f" (newest intact: {name})" if there else ""
@@ -162,6 +168,28 @@ class Shutdown:
         """
         self._then = None
         self._end(Event.GIVE_UP, ExitCode.UNAVAILABLE, by)
+
+    def gone(self, newest: Key | None = None) -> str:
+        """Return why a start from ``newest``, by default the newest of either tier, would repeat
+        saved work; empty if it would not.
+
+        It would if the directory was taken away, and what the ranks had saved went with it.
+        """
+        if self._directory.left_behind is None:
+            return ""
+        if newest is None:
+            newest = self.newest_key()
+        left_behind = self._directory.left_behind
+        if left_behind is None:  # it came back
+            return ""
+        # The last scan may be older than the last save.
+        saved = max((slot.saved_step for slot in self._board.read_slots()), default=-1)
+        if newest >= left_behind and newest[-1] >= saved:
+            return ""
+        return (
+            f"the checkpoint of step {max(left_behind[-1], saved)} is not there any more, because "
+            "the directory was moved, deleted or unmounted: put it back"
+        )
 
     def newest_key(self) -> Key:
         """Return the newest checkpoint of either tier; waits for a scan, bounded."""

@@ -82,3 +82,16 @@ def test_saves_go_to_the_disk_when_the_memory_tier_is_deleted(job: Job) -> None:
         assert job.wait() == 0, job.output()
         assert job.output().count("the memory tier cannot be used") == 1
         assert job.view().newest_on_disk.step == 200
+
+
+def test_notice_where_the_disk_was_unmounted_is_not_followed_by_a_start_at_step_0(job: Job) -> None:
+    """A link to another mount stands for the empty mount point."""
+    job.options = ["--memory-dir", "off", "--save-interval", "60"]
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere, job:
+        job.start().until_step(62)
+        job.directory.rename(job.root / "archive")
+        job.directory.symlink_to(elsewhere)
+        job.supervisor().terminate()
+        assert job.wait() == 73, job.output()
+        assert "the checkpoint of step 60 is not there any more" in job.output()
+        assert not list(Path(elsewhere).glob("epoch-*"))
