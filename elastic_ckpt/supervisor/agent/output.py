@@ -2,7 +2,7 @@
 
 Through FIFOs, and in a thread of the agent: the last output of a worker that is killed or dies in
 C code stays in its FIFO. A terminal or pipe that nothing reads delays no worker: what it does not
-take is dropped there, and is still in the logs.
+take is dropped there, and is still in the logs. Nor does a disk that hangs; see ``log_thread.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.worker_logs import LogWriter
 from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.supervisor.agent.log_thread import LogThread
 from elastic_ckpt.util.outlet import Outlet
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -54,6 +55,7 @@ class Output:
         self._outlets: list[Outlet] = []
         self._dropping = False
         self._logs: dict[int, LogWriter] = {}  # by local rank
+        self._disk = LogThread()
         self._fifos: dict[int, list[int]] = {}
         self._reading = threading.Lock()
         self._selector = selectors.DefaultSelector()
@@ -73,6 +75,8 @@ class Output:
     def tail(self, local_rank: int, seconds: float = 1.0) -> tuple[str, ...]:
         """Return a rank's last lines; first read, for up to ``seconds``, all that it printed."""
         self._read_all(self._fifos[local_rank], seconds)
+        if not self._disk.flush(seconds):
+            return ()  # to read from a disk that hangs could take forever
         kept = self._logs.get(local_rank)
         same = kept is not None and kept.file.incarnation == self._board.incarnation
         return kept.file.tail() if kept is not None and same else ()
@@ -80,6 +84,7 @@ class Output:
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
         """Log and show all that the workers printed, unless that takes too long."""
         self._read_all([fd for fifos in self._fifos.values() for fd in fifos], seconds)
+        self._disk.flush(seconds)
         for outlet in self._outlets:
             outlet.flush(seconds)
 
@@ -87,7 +92,7 @@ class Output:
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             if not self._reading.acquire(timeout=_POLL_SECONDS):
-                continue  # a disk that hangs may block the thread
+                continue  # a slow disk may hold the thread up
             try:
                 if not any(_unread(fd) for fd in fds):
                     break
@@ -103,7 +108,7 @@ class Output:
                     data = _read(key.fd)
                     kept = None if local_rank is None else self._log(local_rank)
                     if kept is not None:
-                        kept.write(data)
+                        self._disk.write(kept, data)
                 self._show(number, data)
 
     def _show(self, number: int, data: bytes) -> None:
@@ -127,7 +132,7 @@ class Output:
         kept = self._logs.get(local_rank)
         if rank >= 0 and (kept is None or kept.file.incarnation != incarnation):
             if kept is not None:
-                kept.close()
+                self._disk.close(kept)
             kept = self._logs[local_rank] = LogWriter(self._job, incarnation, rank)
         return kept
 

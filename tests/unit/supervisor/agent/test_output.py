@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.worker_logs import rank_path
+from elastic_ckpt.jobdir.worker_logs import LogWriter, rank_path
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.supervisor.agent.output import Output
 from tests.waiting import until
@@ -94,3 +94,34 @@ def test_flush_brings_out_what_a_worker_printed_last(job, terminals, tmp_path) -
     output.flush()
     assert terminals[0].read(LINE).startswith(LINE)
     until(lambda: rank_path(job, 1, 0, ".log").stat().st_size == 600 * len(LINE))
+
+
+def test_disk_that_hangs_stops_no_worker_and_the_log_says_what_is_missing(
+    job, terminals, tmp_path, monkeypatch
+) -> None:
+    answers, whole = threading.Event(), LogWriter.write
+
+    def write(self: LogWriter, data: bytes) -> None:
+        answers.wait(60.0)
+        whole(self, data)
+
+    monkeypatch.setattr(LogWriter, "write", write)
+    output = start(job, terminals, tmp_path)
+
+    def work() -> None:
+        fifo = os.open(tmp_path / "out-0", os.O_WRONLY)
+        for _ in range(4 * COUNT):
+            os.write(fifo, LINE)
+        os.close(fifo)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(30.0)
+    assert not worker.is_alive(), "the worker waits for the disk"
+    assert output.tail(0, 0.2) == ()
+    answers.set()
+    path = rank_path(job, 1, 0, ".log")
+    until(lambda: path.exists() and b"of output are missing here" in path.read_bytes())
+    assert output.tail(0)
+    assert path.read_bytes().count(b"\nelastic-ckpt: ") == 1
+    assert 80_000 <= path.read_bytes().count(LINE) < 4 * COUNT
