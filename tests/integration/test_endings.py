@@ -64,7 +64,7 @@ ROWS: dict[str, Row] = {
     "code 0 without a Session": Row("plain-exit", saved=None),
     "`os._exit(0)` without a Session": Row("plain-os-exit", saved=None),
     "goes into the background (a daemon)": Row(
-        "daemon", 64, "went into the background", None, ((-1, 64, "foreground"),), 1
+        "daemon", 64, "a copy of itself in the background", None, ((-1, 64, "foreground"),), 1
     ),
     "`mp.spawn` of processes without a Session": Row("spawn", saved=None, nproc=1),
     "`mp.spawn` of processes with a Session": Row(

@@ -72,10 +72,12 @@ def launch_failed(error: BaseException) -> tuple[int, str]:
 
 
 def in_background(ended: Ended, pid: int) -> Ended:
-    """Return the end of a script that continues as a daemon, which is a wrong use."""
+    """Return the end of a script that left a copy of itself running, which is a wrong use: whether
+    the copy trains, or only finishes work that is done, cannot be known."""
     message = (
-        f"the script went into the background as process {pid}, which was ended: start it in the "
-        "foreground, without its daemon option"
+        f"the script ended and left a copy of itself in the background, process {pid}, which was "
+        "ended too: if that trains, start it in the foreground, without its daemon option; if it "
+        "finishes work, as an upload does, wait for it before the script ends"
     )
     return msgspec.structs.replace(
         ended, kind=EndKind.CRASHED, exit_code=int(ExitCode.USAGE), message=message

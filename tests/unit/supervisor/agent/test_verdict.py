@@ -111,6 +111,8 @@ def test_a_daemon_is_a_wrong_use() -> None:
     found = in_background(summarize(1, EndKind.COMPLETED, [slot()]), 77)
     assert (found.kind, found.exit_code, found.rank) == (EndKind.CRASHED, 64, -1)
     assert "process 77" in found.message
+    # It may have trained for hours and have left only an upload behind.
+    assert "if that trains" in found.message and "wait for it" in found.message
 
 
 def test_work_is_sealed_if_every_session_is() -> None:
