@@ -125,17 +125,18 @@ def _of_training(slots: Sequence[Slot]) -> Iterator[Sample]:
     if not attached:
         return
     last = min(attached, key=lambda slot: slot.finished)
-    yield table.STEP, (), last.shown_step
-    yield table.EPOCH, (), last.epoch
-    yield table.EPOCH_SAMPLES, (), last.sample_start_index
+    session = (printable(last.session),)
+    yield table.STEP, session, last.shown_step
+    yield table.EPOCH, session, last.epoch
+    yield table.EPOCH_SAMPLES, session, last.sample_start_index
     if last.samples_per_step:
-        yield table.STEP_SAMPLES, (), last.samples_per_step
+        yield table.STEP_SAMPLES, session, last.samples_per_step
     if last.total_steps:
-        yield table.FINAL_STEP, (), last.total_steps
+        yield table.FINAL_STEP, session, last.total_steps
     first = next((slot for slot in attached if slot.rank == 0), None)
     reported = first.metrics if first is not None else {}
     for name, value in {printable(name): value for name, value in reported.items()}.items():
-        yield table.REPORTED, (name,), value
+        yield table.REPORTED, (*session, name), value
 
 
 def _of_history(history: JobCounts, now: float | None) -> Iterator[Sample]:
@@ -160,10 +161,11 @@ def _of_history(history: JobCounts, now: float | None) -> Iterator[Sample]:
         yield table.SAVE_DURATION, (tier,), history.save_durations[tier]
         newest = history.newest(tier)
         if newest is not None:
-            yield table.CHECKPOINT_STEP, (tier,), newest.step
-            yield table.CHECKPOINT_TIME, (tier,), newest.wall
+            labels = (printable(newest.session), tier)
+            yield table.CHECKPOINT_STEP, labels, newest.step
+            yield table.CHECKPOINT_TIME, labels, newest.wall
             if newest.bytes is not None:
-                yield table.CHECKPOINT_BYTES, (tier,), newest.bytes
+                yield table.CHECKPOINT_BYTES, labels, newest.bytes
 
 
 # -- the library's types ----------------------------------------------------------------------

@@ -79,6 +79,7 @@ class NewestCheckpoint:
     step: int
     wall: float
     bytes: int | None
+    session: str = ""
 
 
 class JobCounts:
@@ -101,7 +102,9 @@ class JobCounts:
         self.save_durations = {tier: Durations() for tier in TIERS}
         self.drain_durations = Durations()
         self.stall_seconds = 0.0
-        self._sealed: dict[str, dict[_Key, NewestCheckpoint]] = {tier: {} for tier in TIERS}
+        self._sealed: dict[str, dict[str, dict[_Key, NewestCheckpoint]]] = {
+            tier: {} for tier in TIERS
+        }  # by session
         self._launched = self._running = False
         self._exit_code: int | None = None  # of the last run
         self._cause = ""  # of the next launch; empty if unknown
@@ -116,7 +119,7 @@ class JobCounts:
         self._count_restart(event)
         match event:
             case Saved(tier="own"):
-                self._seal("disk", (event.epoch, event.step), entry.wall, event.bytes)
+                self._seal("disk", event.path, (event.epoch, event.step), entry.wall, event.bytes)
             case Saved():
                 self._count_save(entry.wall, event)
             case SaveFailure():
@@ -124,24 +127,25 @@ class JobCounts:
                 self.save_failures += 1
             case Drained(bytes=size):
                 self.drain_durations.add(event.seconds)
-                self._seal("disk", checkpoint_key(PurePath(event.path).name), entry.wall, size)
+                self._seal("disk", event.path, _key(event.path), entry.wall, size)
             case DrainFailed():
                 self.drain_failures += 1
             case AttemptRecovered(what="sealed"):
-                self._seal("disk", checkpoint_key(PurePath(event.path).name), entry.wall, None)
+                self._seal("disk", event.path, _key(event.path), entry.wall, None)
             case Quarantined():
                 self.quarantined += 1
-                key = checkpoint_key(PurePath(event.path).name)
+                key, session = _key(event.path), session_of(event.path)
                 for found in self._sealed.values():
                     if key is not None:
-                        found.pop(key, None)
+                        found.get(session, {}).pop(key, None)
             case MemoryRefused():
                 self._sealed["memory"].clear()
 
     def newest(self, tier: str) -> NewestCheckpoint | None:
-        """Return what a restart would load from this tier; None if nothing."""
-        found = self._sealed[tier]
-        return found[max(found)] if found else None
+        """Return what a restart would load from this tier, of the session that was saved last;
+        None if nothing."""
+        held = [found[max(found)] for found in self._sealed[tier].values() if found]
+        return max(held, key=lambda one: one.wall, default=None)
 
     def _count_restart(self, event: JournalEvent) -> None:
         match event:
@@ -173,15 +177,26 @@ class JobCounts:
             return
         self.saves[_known(event.reason, REASONS), event.tier] += 1
         self.save_durations[event.tier].add(event.seconds)
-        self._seal(event.tier, (event.epoch, event.step), wall, event.bytes or 0)
+        self._seal(event.tier, event.path, (event.epoch, event.step), wall, event.bytes or 0)
 
-    def _seal(self, tier: str, key: _Key | None, wall: float, size: int | None) -> None:
+    def _seal(self, tier: str, path: str, key: _Key | None, wall: float, size: int | None) -> None:
         if key is None:
             return
-        found = self._sealed[tier]
-        found[key] = NewestCheckpoint(key[1], wall, size)
+        session = session_of(path)
+        found = self._sealed[tier].setdefault(session, {})
+        found[key] = NewestCheckpoint(key[1], wall, size, session)
         if len(found) > _REMEMBERED:
             del found[min(found)]
+
+
+def session_of(path: str) -> str:
+    """Return the name of the session whose checkpoint this is; empty for the unnamed one."""
+    place = PurePath(path).parent
+    return place.name if place.parent.name == "sessions" else ""
+
+
+def _key(path: str) -> _Key | None:
+    return checkpoint_key(PurePath(path).name)
 
 
 def _known(word: str, words: Iterable[str]) -> str:

@@ -74,12 +74,12 @@ BEAT: Final = _node(
 
 INCARNATION: Final = _job("incarnation", "Launches of all workers, over all runs")
 NODES: Final = _job("nodes", "Nodes that take part")
-STEP: Final = _job("step", "Optimizer steps finished, by the slowest rank")
-FINAL_STEP: Final = _job("final_step", "Optimizer steps of the whole training")
-EPOCH: Final = _job("epoch", "The current epoch")
-EPOCH_SAMPLES: Final = _job("epoch_samples", "Samples of this epoch used so far")
-STEP_SAMPLES: Final = _job("step_samples", "Samples of one step, all ranks together")
-REPORTED: Final = _job("reported", "Metrics that the script reports, by name", "metric")
+STEP: Final = _job("step", "Optimizer steps finished, by the slowest rank", "session")
+FINAL_STEP: Final = _job("final_step", "Optimizer steps of the whole training", "session")
+EPOCH: Final = _job("epoch", "The current epoch", "session")
+EPOCH_SAMPLES: Final = _job("epoch_samples", "Samples of this epoch used so far", "session")
+STEP_SAMPLES: Final = _job("step_samples", "Samples of one step, all ranks together", "session")
+REPORTED: Final = _job("reported", "Metrics that the script reports, by name", "session", "metric")
 FAILURES_LEFT: Final = _job("failures_left", "Failures that will still be retried")
 
 TIME: Final = _job("time_seconds", "Seconds since the job's first start, by category", "category")
@@ -96,11 +96,13 @@ DRAIN_DURATION: Final = _durations("drain_duration_seconds", "Copying from memor
 DRAIN_FAILURES: Final = _counter(
     "drain_failures_total", "Failed attempts to copy a checkpoint from memory to the disk"
 )
-CHECKPOINT_STEP: Final = _job("checkpoint_step", "Step of the newest checkpoint", "tier")
+CHECKPOINT_STEP: Final = _job("checkpoint_step", "Step of the newest checkpoint", "session", "tier")
 CHECKPOINT_TIME: Final = _job(
-    "checkpoint_timestamp_seconds", "When the newest checkpoint was sealed", "tier"
+    "checkpoint_timestamp_seconds", "When the newest checkpoint was sealed", "session", "tier"
 )
-CHECKPOINT_BYTES: Final = _job("checkpoint_bytes", "Size of the newest checkpoint", "tier")
+CHECKPOINT_BYTES: Final = _job(
+    "checkpoint_bytes", "Size of the newest checkpoint", "session", "tier"
+)
 QUARANTINED: Final = _counter("quarantined_checkpoints_total", "Checkpoints set aside")
 RECOVERY: Final = _job(
     "last_recovery_duration_seconds",

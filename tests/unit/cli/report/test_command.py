@@ -292,6 +292,16 @@ def test_a_script_without_a_supervisor(job: JobDirectory) -> None:
     assert "there is no account of the time" in page.one("time").text
 
 
+def test_checkpoints_of_named_sessions_have_a_column(job: JobDirectory) -> None:
+    make_checkpoint(job, 30)
+    assert ">Session<" not in render(collect(job))
+    fold = job.session("fold0")
+    fold.prepare()
+    make_checkpoint(fold, 40, session="fold0")
+    html = render(collect(job))
+    assert ">Session<" in html and "<td>fold0</td>" in html
+
+
 def test_a_bad_checkpoint_is_listed_with_its_reason(job: JobDirectory) -> None:
     write_journal(job, [
         *CRASHED,

@@ -144,6 +144,14 @@ def test_the_newest_checkpoint_is_what_a_restart_would_load() -> None:
     assert found.newest("disk") == NewestCheckpoint(20, 7, None)
 
 
+def test_the_newest_checkpoint_is_of_the_session_that_was_saved_last() -> None:
+    first = saved(1, 900, path="/jobs/sessions/fold0/epoch-9_step-900")
+    found = history(first, saved(2, 20, path="/jobs/sessions/fold1/epoch-0_step-20"))
+    assert found.newest("disk") == NewestCheckpoint(20, 2, 100, "fold1")
+    found.observe(event("quarantined", 3, path="/jobs/sessions/fold1/epoch-0_step-20"))
+    assert found.newest("disk") == NewestCheckpoint(900, 1, 100, "fold0")
+
+
 def test_a_refused_memory_tier_has_no_newest_checkpoint() -> None:
     found = history(saved(1, 10, "memory"), event("memory_refused", path="/dev/shm/x/a"))
     assert found.newest("memory") is None
@@ -230,7 +238,9 @@ class Node:
 
     def value(self, name: str, **labels: str) -> float | None:
         values = [
-            v for found, v in self.exposed().get(f"elastic_ckpt_{name}", ()) if found == labels
+            v
+            for found, v in self.exposed().get(f"elastic_ckpt_{name}", ())
+            if {label: text for label, text in found.items() if text} == labels  # as Prometheus
         ]
         return values[0] if values else None
 
@@ -286,6 +296,14 @@ def test_metrics_of_the_board_and_the_record(node: Node) -> None:
     assert node.value("info", node_name="here", run_id="4711", version=__version__) == 1
     node.run.node.present = ("here", "there")
     assert node.value("nodes") == 2
+
+
+def test_metrics_of_the_training_have_the_session(node: Node) -> None:
+    node.train(0, 12)
+    node.board.rank_slot(0).session("fold1")
+    node.board.rank_slot(0).metric("loss", 0.75)
+    assert node.value("step", session="fold1") == 12
+    assert node.value("reported", session="fold1", metric="loss") == 0.75
 
 
 def test_unknown_values_are_left_out(node: Node) -> None:
