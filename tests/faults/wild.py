@@ -178,7 +178,7 @@ class WildJob(Job):
         super().__init__(directory, *arguments, *files, script=TINY)
         self.place = place
         self.kept = 0
-        self._set_aside = 0
+        self._set_aside = self._noted_in = 0
         self.rewound_to: int | None = None
         self.gone_back_to: set[str] = set()
         """Attempts that were named to --from, which goes back to each once."""
@@ -233,6 +233,9 @@ class WildJob(Job):
         """Remember what the next incarnation must not lose."""
         self.kept = self.newest_sealed()
         self._set_aside = self.set_aside()
+        self._noted_in = 0
+        with contextlib.suppress(OSError):
+            self._noted_in = self.view().incarnation if self.process else 0
 
     def until_training(self) -> Look:
         look: Look = super().until_training()
@@ -241,7 +244,7 @@ class WildJob(Job):
             assert resumed == {self.rewound_to}, (resumed, self.rewound_to, self.output())
             self.rewound_to = None
         # A step that fails twice, if for two reasons, sets the checkpoint before it aside.
-        if self.set_aside() == self._set_aside:
+        if self.set_aside() == self._set_aside and look.incarnation != self._noted_in:
             assert min(resumed) >= self.kept, (resumed, self.kept, self.output())
         self.kept = 0
         return look
