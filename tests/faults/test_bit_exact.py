@@ -98,7 +98,7 @@ def check_bits(
     own: Place | None = None,
 ) -> None:
     """Run a job with and without the disturbances and compare its samples and parameters."""
-    seconds = 120 + len(planned)
+    seconds = 300 + 2 * len(planned)  # other work may slow it down
     calm = undisturbed(directory, epochs, seconds)
     with make_job(directory / "wild", epochs, own) as wild:
         wild.start()
