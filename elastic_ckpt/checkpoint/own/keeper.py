@@ -100,7 +100,7 @@ class OwnKeeper:
         self._sealed_at: dict[Path, int] = {}
         self.incarnation = 0
         self.newest: OwnSeal | None = next(iter(self._seals()), None)
-        self._number = self.newest.number if self.newest else 0
+        self._number = max((one.number for one in seals(job)), default=0)  # of any pattern
         self.newest_marked = self.newest
         self.since_mark = False
 

@@ -141,6 +141,17 @@ def test_the_newest_is_the_one_that_was_written_last_not_the_one_with_the_larges
     assert keeper.prepare(never).endswith("checkpoint-100")
 
 
+def test_patterns_that_are_announced_later_do_not_reuse_the_number_of_a_seal(place: Place) -> None:
+    """A new run's keeper is told what to watch only after it was made."""
+    rules = place.keeper().rules
+    for step in (100, 200, 300):
+        keeper = place.keeper("nothing-*")
+        keeper.rules = rules
+        place.save(step)
+        keeper.settle(left_well=True)
+    assert names(place) == ["checkpoint-300", "checkpoint-200", "checkpoint-100"]
+
+
 def test_what_the_script_deletes_itself_is_forgotten(place: Place) -> None:
     keeper = place.keeper()
     for at, step in enumerate((10, 20)):
