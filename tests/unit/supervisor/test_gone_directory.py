@@ -31,7 +31,7 @@ class Scene:
         )  # fmt: skip
         own = SimpleNamespace(
             newest_marked=lambda: NO_CHECKPOINT, newest_name="", settled=True, is_finished=False,
-            arguments=(),
+            arguments=(), failed="",
         )  # fmt: skip
         board = SimpleNamespace(read_slots=lambda: [SimpleNamespace(saved_step=-1)])
         ports: Any = SimpleNamespace(directory=directory, memory=memory, own=own, board=board)
