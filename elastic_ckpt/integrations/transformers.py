@@ -120,6 +120,11 @@ class ElasticCallback(TrainerCallback, ExportableState):
                 "trainer.train(resume_from_checkpoint=ElasticCallback.newest()), or take another "
                 "output_dir and --dir"
             )
+        if args.load_best_model_at_end:
+            self._loop.say(
+                "load_best_model_at_end: a stop saves before that step's evaluation, which is not "
+                "made later; the best checkpoint is chosen among the other evaluations"
+            )
         self._control = control
         self._loop.begin(state.global_step)
 

@@ -65,6 +65,10 @@ class OwnLoop:
         """
         self._runtime.peers.collect(name, bytes)
 
+    def say(self, line: str) -> None:
+        """Print a line, on one rank."""
+        self._runtime.leader_says(line)
+
     def saved(self, step: int) -> None:
         """Have what the framework has just written sealed. Collective."""
         if self.checkpoints is not None:
