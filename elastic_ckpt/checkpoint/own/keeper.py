@@ -9,6 +9,7 @@ checkpoint cannot find it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,12 +148,19 @@ class OwnKeeper:
         self._said.add(subject)
         return True
 
-    def mark(self, now: float) -> None:
-        """A notice has come: tell what is complete already from what is saved because of it."""
+    def mark(self, now: float, came: float = math.inf) -> None:
+        """Tell what was complete at a notice, which ``came`` at this wall time, from what is saved
+        because of it: a small job may have saved before this is called."""
+        before = self.newest
         self.look(now)
-        self._mark = now
-        self._marked = {path: growth.stamps for path, growth in self._growing.items()}
-        self.newest_marked = self.newest
+        self._mark, came_ns = now, came * 1e9
+        self._marked = {
+            path: growth.stamps
+            for path, growth in self._growing.items()
+            if changed_at(growth.stamps) <= came_ns
+        }
+        newest = self.newest
+        self.newest_marked = before if newest and newest.changed > came_ns else newest
 
     @property
     def is_finished(self) -> bool:

@@ -124,11 +124,11 @@ class OwnWatch:
         self._watching = True
 
     def mark(self) -> None:
-        self._hurried = True
+        self._hurried, came = True, time.time()
 
         def work() -> None:
             self._learn()
-            self._keeper.mark(time.monotonic())
+            self._keeper.mark(time.monotonic(), came)
 
         self._soon(work)
 
