@@ -17,6 +17,7 @@ ROWS = {
     "drain_cost": 4,
     "emergency": 5,
     "idle": 6,
+    "own_seal": 4,
     "recovery": 2,
     "sampler": 4,
     "save_stall": 18,

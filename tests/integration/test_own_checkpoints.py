@@ -4,6 +4,7 @@ middle of a save, a killed supervisor. The final weights equal an undisturbed ru
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -60,18 +61,27 @@ class OwnJob(Job):
         return [event for event in self.events() if event["event"] == kind]
 
 
-def undisturbed(root: Path, script: str, *arguments: str, ranks: int = 1) -> Path:
+def undisturbed(
+    root: Path, script: str, *arguments: str, ranks: int = 1, packages: tuple[Path, ...] = ()
+) -> Path:
     """Run a script as its users do, without elastic-ckpt; return the directory that it ran in."""
     root.mkdir()
-    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": "29531"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = [
         subprocess.Popen(
             [sys.executable, str(SCRIPTS / script), *arguments],
-            cwd=root, env=environment() | place | {"RANK": str(rank)},
+            cwd=root, env=environment(*packages) | place | {"RANK": str(rank)},
         )
         for rank in range(ranks)
     ]  # fmt: skip
-    assert [one.wait(90) for one in running] == [0] * ranks
+    try:
+        assert [one.wait(200) for one in running] == [0] * ranks
+    finally:
+        for one in running:
+            one.kill()
+            one.wait(30)
     return root
 
 
@@ -152,6 +162,26 @@ def test_directories_with_a_marker(tmp_path: Path) -> None:
         assert survivors(tree) == []
         assert job.finish() == 0, job.output()
         assert_equal(job.root / "out/final.pt", expected / "out/final.pt")
+
+
+@pytest.mark.slow
+def test_distributed_checkpoints(tmp_path: Path) -> None:
+    """Synchronous and asynchronous ones of two ranks; the seal holds the files of both."""
+    expected = undisturbed(tmp_path / "plain", "own_dcp.py", ranks=2)
+    with OwnJob(tmp_path / "job", "own_dcp.py", "--pause=0.5", "--tear_at=12", nproc=2) as job:
+        job.start("--watch", "out/step-*", "--complete-when", ".metadata",
+                  "--resume-args", "--resume {newest}")  # fmt: skip
+        job.until(lambda _: "resumed at" in job.output(), "a restart")
+        for sealed in job.seals():
+            files = {entry.path for entry in sealed.files}
+            assert {".metadata", "__0_0.distcp", "__1_0.distcp"} <= files
+        job.process.terminate()
+        assert job.wait(40) == 75, job.output()
+        job.arguments[0] = "--pause=0"
+        assert job.start().wait() == 0, job.output()
+        assert job.command("verify", "--full").returncode == 0
+        for rank in range(2):
+            assert_equal(job.root / f"final.{rank}.pt", expected / f"final.{rank}.pt")
 
 
 @pytest.mark.slow

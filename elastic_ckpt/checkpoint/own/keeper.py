@@ -132,6 +132,8 @@ class OwnKeeper:
             if growth.stamps != stamps:
                 growth.stamps, growth.since = stamps, now
             proves_it = found.is_file and is_archive(found.path)
+            if self._is_being_overwritten(found.path, stamps):
+                continue
             if is_complete(self.rules.complete, growth, now, is_archive=proves_it):
                 self._try_to_seal(found, stamps, growth.begun)
             elif self._may_say(str(found.path), now - growth.since):
@@ -174,6 +176,14 @@ class OwnKeeper:
             return False
         is_newest = self.newest is not None and known.seal.number == self.newest.number
         return not is_newest or known.stamps == stamps_of(found.path)
+
+    def _is_being_overwritten(self, path: Path, stamps: FileStamps) -> bool:
+        """Return whether sealed files were written again, but not yet the one that is written last.
+        A rank's file that only comes after it is sealed with the others."""
+        known, marker = self._known.get(path), self.rules.complete.marker
+        if known is None or not marker or set(known.stamps) <= set(stamps):
+            return False
+        return any(one in stamps for one in known.stamps if one[0] == marker)
 
     def _glance(self, path: Path) -> tuple[object, ...]:
         marker = self.rules.complete.marker

@@ -101,6 +101,28 @@ def test_a_directory_is_sealed_once_its_last_file_is_there_and_nothing_changes(
     assert sorted(entry.name for entry in path.iterdir()) == ["model.pt", "rng_1.pt", "state.json"]
 
 
+def test_a_file_that_comes_after_the_last_one_is_sealed_too_but_not_half_an_overwrite(
+    place: Place,
+) -> None:
+    keeper = place.keeper()
+    path = place.save(10)
+    keeper.look(0.0)
+    keeper.look(2.0)
+    (path / "rng_1.pt").write_bytes(b"a rank that is much slower")
+    keeper.look(3.0)
+    keeper.look(5.0)
+    (sealed,) = seals(place.job)
+    assert "rng_1.pt" in {entry.path for entry in sealed.files}
+    torch.save(torch.zeros(64), path / "model.pt")  # the same checkpoint once more
+    keeper.look(6.0)
+    keeper.look(20.0)
+    assert seals(place.job) == [sealed]
+    (path / "state.json").write_text("{}")
+    keeper.look(21.0)
+    keeper.look(23.0)
+    assert seals(place.job)[0].number > sealed.number
+
+
 def test_a_torn_directory_is_set_aside_before_a_start(place: Place) -> None:
     keeper = place.keeper()
     place.save(10)
