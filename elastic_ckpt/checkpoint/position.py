@@ -40,11 +40,12 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     def advance(self, samples: int) -> Position:
         """Return the position one step later; ``samples`` are of that step, on all ranks
         together."""
+        used = self.sample_start_index + samples
         return msgspec.structs.replace(
             self,
             step=self.step + 1,
             step_in_epoch=self.step_in_epoch + 1,
-            sample_start_index=min(self.sample_start_index + samples, self.dataset_size),
+            sample_start_index=min(used, self.dataset_size) if self.dataset_size else used,
         )
 
     def next_epoch(self) -> Position:

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Final
 
+from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import UnequalSteps
 from elastic_ckpt.protocol.slot import Outcome, Phase
 from elastic_ckpt.training.runtime import Runtime
@@ -35,9 +36,26 @@ def leave_together(runtime: Runtime, step: int) -> None:
     Raises:
         UnequalSteps: a rank trains on, or does not leave within the time of ten steps.
     """
+    what = f"rank {runtime.peers.rank} left its Session with exit code 0 after step {step}"
+    _meet(runtime, f"exit/{runtime.name}/{step}", what, "end all ranks at the same step")
+
+
+def end_together(runtime: Runtime, place: Position) -> None:
+    """Wait until every rank has read its stream to the end of the epoch, at the same step.
+
+    Raises:
+        UnequalSteps: a rank trains on, or does not get there within the time of ten steps.
+    """
+    if runtime.peers.world_size == 1:
+        return
+    here = f"epoch {place.epoch} after step {place.step}"
+    what = f"the data of rank {runtime.peers.rank} ended in {here}"
+    todo = "give every rank equally many batches, as with drop_last, or a loader with len()"
+    _meet(runtime, f"end/{runtime.job.name}/{place.epoch}/{place.step}", what, todo)
+
+
+def _meet(runtime: Runtime, meeting: str, what: str, todo: str) -> None:
     peers, began, first, named = runtime.peers, time.monotonic(), 0, False
-    meeting = f"exit/{runtime.name}/{step}"
-    what = f"rank {peers.rank} left its Session with exit code 0 after step {step}"
     peers.arrive(meeting)
     while True:
         absent, elsewhere = peers.absent(meeting, first)
@@ -47,10 +65,10 @@ def leave_together(runtime: Runtime, step: int) -> None:
         ahead = absent if elsewhere else _ahead(runtime)
         if ahead >= 0 or waited > _limit_seconds(runtime):
             others = f"rank {ahead} trains on" if ahead >= 0 else f"rank {absent} did not"
-            raise UnequalSteps(f"{what}, but {others}: end all ranks at the same step")
+            raise UnequalSteps(f"{what}, but {others}: {todo}")
         if waited > NAME_SECONDS and not named:
             named = True
-            runtime.say(f"{what}; waiting for rank {absent} to leave its own")
+            runtime.say(f"{what}; waiting for rank {absent}")
         time.sleep(peers.pause_seconds)
 
 

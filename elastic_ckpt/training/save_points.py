@@ -71,13 +71,12 @@ class LoopState:
         if not self.consumption.counts or used == self.counted:
             return self.position
         steps = used // self.accumulation_steps
+        samples = start.sample_start_index + used * self.samples_per_batch
         return msgspec.structs.replace(
             self.position,
             step=start.step + steps,
             step_in_epoch=start.step_in_epoch + steps,
-            sample_start_index=min(
-                start.sample_start_index + used * self.samples_per_batch, start.dataset_size
-            ),
+            sample_start_index=min(samples, start.dataset_size or samples),
         )
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import is_session_name
@@ -21,6 +19,7 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.auto_interval import choose_interval
 from elastic_ckpt.training.data.consumption import Consumption, inner_optimizer
 from elastic_ckpt.training.data.data_loop import DataLoop
+from elastic_ckpt.training.data.loaders import Batches
 from elastic_ckpt.training.departure import is_exit, leave_together
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.evaluation import Evaluation, evaluating
@@ -248,23 +247,34 @@ class Session:
         """
         return self._data.epochs(max_epochs)
 
-    def batches(self, dataloader: DataLoader[Any]) -> Iterator[Any]:
+    def batches(self, *loaders: Any, position: str | None = None) -> Batches:
         """Return the remaining micro-batches of this epoch, once per epoch.
 
         Samples count as consumed when the script requests the next batch, whatever was
         prefetched. A group of micro-batches that the end of the epoch cuts short makes a shorter
-        last step, or is left out if the sampler was given ``drop_last``.
+        last step, or is left out if the sampler was given ``drop_last``. ``len()`` of the result is
+        the number of batches that are left, where the loader tells.
 
         Args:
-            dataloader: built with an ``ElasticSampler``.
+            loaders: a DataLoader with an ``ElasticSampler``, also within a ``BatchSampler``, whose
+                place is exact for any number of ranks; or any loader with ``state_dict`` and
+                ``load_state_dict``, whose own state each rank saves. With several, each batch is a
+                tuple: the first one's length is the epoch's and counts steps, the others continue
+                through the epochs and begin anew at their own end.
+            position: for loaders without a state. ``"skip"``: they yield the same batches at each
+                start, so the used ones are skipped after a restart. ``"approximate"``: they begin
+                anew after a restart, which is said and recorded.
 
         Raises:
-            UsageError: it was not, or it has no fixed batch size.
-            DataMismatch: the data or their order are not the checkpoint's.
+            UsageError: nothing tells a loader's place, or it has no fixed batch size.
+            DataMismatch: the data or their order are not the checkpoint's, or a loader cannot
+                continue.
             UnequalSteps: the ranks would run different numbers of steps.
             SystemExit: at the agreed stop step, after the seal.
         """
-        return self._data.batches(dataloader)
+        if not loaders:
+            raise UsageError("session.batches needs a loader: session.batches(loader)")
+        return self._data.batches(loaders, position)
 
     @contextmanager
     def evaluation(self, *, interruptible: bool = False) -> Iterator[Evaluation]:

@@ -8,13 +8,11 @@ from typing import Any
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
 
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.training.data.loaders import has_state
 from elastic_ckpt.training.engines import EngineInputs
 from elastic_ckpt.training.state.generator import generator_state
-
-_LOADER = "DataLoader(dataset, batch_size=..., sampler=ElasticSampler(dataset, seed=0))"
 
 
 def check_extra(extra: Any) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def check_extra(extra: Any) -> dict[str, Any]:
         raise UsageError(f"extra must be a dict of objects by name, not {extra!r:.80}")
     checked = {name: generator_state(thing) or thing for name, thing in extra.items()}
     for name, thing in checked.items():
-        if not _has_state(thing):
+        if not has_state(thing):
             raise UsageError(
                 f"extra[{name!r}] is a {type(thing).__name__}, without state_dict and "
                 f"load_state_dict: keep plain values in session.state, as in "
@@ -53,7 +51,7 @@ def check_inputs(inputs: EngineInputs) -> None:
     for name, thing in (
         ("model", inputs.model), ("optimizer", optimizer), ("lr_scheduler", inputs.lr_scheduler),
     ):  # fmt: skip
-        if not _has_state(thing) and (thing is not None or name == "model"):
+        if not has_state(thing) and (thing is not None or name == "model"):
             many = isinstance(thing, list | tuple | dict)
             todo = "put several into one nn.ModuleList" if name == "model" else "pass one"
             raise UsageError(
@@ -67,29 +65,6 @@ def check_inputs(inputs: EngineInputs) -> None:
         )
 
 
-def check_loader(loader: Any) -> None:
-    """Check that batches come from a DataLoader over a data set with positions.
-
-    Raises:
-        UsageError: they do not.
-    """
-    if not isinstance(loader, DataLoader):
-        raise UsageError(
-            f"session.batches needs a DataLoader, not a {type(loader).__name__}, which has no "
-            f"position to resume at: {_LOADER}"
-        )
-    if isinstance(loader.dataset, IterableDataset):
-        raise UsageError(
-            f"{type(loader.dataset).__name__} is an IterableDataset, which has no position to "
-            f"resume at: use a data set with __len__ and __getitem__, and {_LOADER}; or keep your "
-            "own loop, with should_save and save_checkpoint"
-        )
-
-
 def _lazy_parameters(model: Any) -> list[str]:
     parameters = model.named_parameters() if isinstance(model, Module) else ()
     return [name for name, one in parameters if is_lazy(one)]
-
-
-def _has_state(thing: Any) -> bool:
-    return all(callable(getattr(thing, one, None)) for one in ("state_dict", "load_state_dict"))

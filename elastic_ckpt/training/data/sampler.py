@@ -90,19 +90,20 @@ class ElasticSampler(Sampler[int]):
         self.sample_start_index = min(sample_start_index, self.dataset_size)
 
     def __len__(self) -> int:
-        return self._length(self.sample_start_index)
+        return self.length_from(self.sample_start_index)
 
     def __iter__(self) -> Iterator[int]:
         return self._share(self.sample_start_index)
 
-    def _length(self, start: int) -> int:
+    def length_from(self, start: int) -> int:
+        """Return how many samples an iteration yields that begins after ``start``."""
         left = self.dataset_size - start
         return left // self.num_replicas if self.drop_last else -(-left // self.num_replicas)
 
     def _share(self, start: int) -> Iterator[int]:
         """Yield this rank's samples after ``start`` of the order, as it is now."""
         order = Order(self.dataset_size, self.order_seed, self.epoch, self.order_version)
-        stride, position, left = self.num_replicas, start + self.rank, self._length(start)
+        stride, position, left = self.num_replicas, start + self.rank, self.length_from(start)
         return _read(order, position, stride, left)
 
 

@@ -58,9 +58,9 @@ class StatefulDistributedSampler(ElasticSampler):
 
     def __len__(self) -> int:
         if not torch.is_grad_enabled():
-            return self._length(0)
+            return self.length_from(0)
         place = None if self._is_used or self._is_placed else resumed()
-        return super().__len__() if place is None else self._length(place.samples)
+        return super().__len__() if place is None else self.length_from(place.samples)
 
     def __iter__(self) -> Iterator[int]:
         self.order_version = order_version(self.order_version)

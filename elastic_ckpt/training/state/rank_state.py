@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
+from elastic_ckpt.training.data.places import are_places, lost_places
 from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.script.frozen import frozen_otherwise, frozen_parameters
 from elastic_ckpt.training.script.settings import replaced_settings
@@ -25,6 +27,9 @@ class RankState:
     Attributes:
         settings: what the script gave optimizer and schedule.
         replaced: lines on those that the checkpoint has with other values.
+        places: of the script's loaders, as they were saved; ``places_now`` returns them as they
+            are, to be saved.
+        scale: ranks that saved the places per rank of this run.
     """
 
     def __init__(self, extra: dict[str, Any], model: Any = None) -> None:
@@ -33,6 +38,9 @@ class RankState:
         self.settings: dict[str, Any] = {}
         self.replaced: list[str] = []
         self._frozen: Any = None  # as it was saved, until it was compared
+        self.places: list[dict[str, Any] | None] = []
+        self.places_now: Callable[[], list[dict[str, Any] | None]] = list
+        self.scale = 1.0
         self._rng: dict[str, Any] | None = None
         self._rng_iterating = True
         self._new_rank = 0
@@ -52,6 +60,7 @@ class RankState:
             "iterating": iterating,
             "settings": self.settings,
             "frozen": frozen_parameters(self.model),
+            "places": self.places_now(),
             **own,
         }
 
@@ -81,13 +90,16 @@ class RankState:
         self._rng_iterating = state.get("iterating", True)
         shared = state.get("shared")
         self._resume_extra(loaded, state["extra"], shared or [])
+        self.places, self.scale = state.get("places", []), saved_by / peers.world_size
+        places = lost_places(filter(None, self.places), saved_by, peers.world_size)
         if saved_by == peers.world_size:
             restore_module_values(self.model, state.get("model", {}))
-            return ""
+            return places
         if shared is None:  # an earlier version did not compare
             return ""
         buffers = len(state["model"].keys() - broadcast_names(self.model))
-        return _lost(buffers, len(self.extra.keys() - shared), saved_by, peers.world_size)
+        lost = _lost(buffers, len(self.extra.keys() - shared), saved_by, peers.world_size)
+        return "; ".join(filter(None, (lost, places)))
 
     def _resume_extra(self, loaded: Loaded, own: dict[str, Any], shared: list[str]) -> None:
         common = {} if self.extra.keys() <= own.keys() else (read_rank_state(loaded, 0) or {})
@@ -155,6 +167,7 @@ def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
         and isinstance(state.get("rng"), dict)
         and isinstance(state.get("extra"), dict)
         and isinstance(state.get("model", {}), dict)
+        and are_places(state.get("places", []))
         and isinstance(shared := state.get("shared", []), list)
         and all(isinstance(one, str) for one in shared)
         and ("model" in state) is ("shared" in state)

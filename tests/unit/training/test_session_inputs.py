@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from elastic_ckpt import Session
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.training.session_inputs import check_loader
+from elastic_ckpt.training.data.loaders import inspect
 from elastic_ckpt.training.state.session_state import SessionState
 
 MODEL = nn.Linear(2, 1)
@@ -57,7 +57,7 @@ def test_constructor_refuses_what_cannot_be_saved(inputs: dict[str, Any], said: 
 @pytest.mark.parametrize("loader", [(x for x in "ab"), [1, 2], DataLoader(Stream())])
 def test_batches_need_positions(loader: Any) -> None:
     with pytest.raises(UsageError, match=r"no position to resume at"):
-        check_loader(loader)
+        inspect(loader, None, 1)
 
 
 def test_session_state_keeps_plain_values() -> None:
