@@ -271,7 +271,9 @@ class Incarnations:
             self._run.shutdown.preempt(Event.CRASH, detail, stepped=stepped)
         elif draining:
             stopped = not self._ports.own.is_on  # what the script writes is sealed by this process
-            self._run.shutdown.preempt(Event.STOPPED, "all ranks left together", stopped=stopped)
+            self._run.shutdown.preempt(
+                Event.STOPPED, "all ranks left together", stopped=stopped, stepped=ended.stepped
+            )
         elif not ended.failed:
             self._run.record.move(Event.REGROUP, f"stopped at step {ended.finished}, to restart")
         else:

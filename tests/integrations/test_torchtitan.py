@@ -30,6 +30,7 @@ def test_a_notice_and_a_crash_resume_to_the_bit(tmp_path: Path, mode: str) -> No
         job.start().until_sealed()
         job.workers()[1].kill()
         job.until(lambda _: "Training starts at step 9" in job.output(), "a restart")
+        job.until(lambda _: "done: 9" in job.output().split("starts at step 9")[1], "a step")
         job.process.terminate()
         assert job.wait(40) == 75, job.output()
         newest = job.seals()[0]

@@ -96,6 +96,8 @@ class Trainer:
             self.optimizers.optimizer.step()
             time.sleep(args.pause)
             self.checkpointer.save(self.step, last_step=self.step == args.steps)
+            if dist.get_rank() == 0:
+                print(f"done: {self.step}", flush=True)
         if dist.get_rank() == 0:
             torch.save(self.model.state_dict(), "final.pt")
 

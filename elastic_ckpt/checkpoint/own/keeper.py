@@ -57,8 +57,8 @@ PATIENCE_SECONDS: Final = 600.0
 """After which a pattern without a match, or a checkpoint that is never complete, is a mistake."""
 
 
-class Hurried(Exception):  # not an error
-    """The rest is left to the next start."""
+class Hurried(Exception):
+    """No error: the rest is left to the next start."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,8 @@ class OwnKeeper:
         before = self.newest
         self.look(now)
         self._mark, came_ns = now, came * 1e9
-        self._marked = {
-            path: growth.stamps
-            for path, growth in self._growing.items()
-            if changed_at(growth.stamps) <= came_ns
-        }
+        all_stamps = ((path, growth.stamps) for path, growth in self._growing.items())
+        self._marked = {path: one for path, one in all_stamps if changed_at(one) <= came_ns}
         newest = self.newest
         self.newest_marked = before if newest and newest.changed > came_ns else newest
 
