@@ -227,3 +227,11 @@ def may_be_complete(
     if not any(size for _, size, *_ in stamps):  # a disk that was full leaves empty files
         return False
     return left_well or (is_archive and not rule.at_exit)
+
+
+def why_torn(rule: CompleteWhen, *, was_sealed: bool) -> str:
+    """Return why a checkpoint is set aside that is not as a seal says, and not complete."""
+    if was_sealed:
+        return "it was changed after it was sealed"
+    what = f"{rule.marker} is missing" if rule.marker else f"not complete by {rule}"
+    return f"it was not sealed: {what}, or it is damaged"

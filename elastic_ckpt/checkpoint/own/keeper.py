@@ -45,6 +45,7 @@ from elastic_ckpt.policy.own_saves import (
     is_complete,
     may_be_complete,
     step_of,
+    why_torn,
 )
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import remove_tree
@@ -308,19 +309,13 @@ class OwnKeeper:
                     continue
                 is_new = place not in before and found.path not in self._sealed_at
                 if not self._settle(found, left_well=is_new):
-                    self._set_aside(found.path, self._why_torn(found.path))
+                    sealed = found.path in self._sealed_at
+                    self._set_aside(found.path, why_torn(self.rules.complete, was_sealed=sealed))
         note_watched(self._job, patterns.values())
         try:
             return self._choose(hurry)
         except Hurried:
             return ""
-
-    def _why_torn(self, path: Path) -> str:
-        if path in self._sealed_at:
-            return "it was changed after it was sealed"
-        rule = self.rules.complete
-        what = f"{rule.marker} is missing" if rule.marker else f"not complete by {rule}"
-        return f"it was not sealed: {what}, or it is damaged"
 
     def _sort_seals(self) -> None:
         """Learn which files are as a seal says."""
