@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,8 @@ def announce(job: JobDirectory, pattern: str, complete_when: str) -> None:
 
 
 def announced(job: JobDirectory) -> OwnSaves:
-    """Return what was announced; nothing to watch if nothing was, or if it is not readable."""
+    """Return what was announced; nothing to watch if nothing was, if it is not
+    readable, or if another user wrote it."""
     said = _read(job)
     with contextlib.suppress(UsageError):
         if said is not None and all(one.startswith("/") for one in said.watch):
@@ -52,5 +54,7 @@ def _path(job: JobDirectory) -> Path:
 def _read(job: JobDirectory) -> _Announced | None:
     if job.owns(job.own_seals):
         with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
-            return msgspec.json.decode(read_bounded(_path(job), _MAX_BYTES), type=_Announced)
+            # Another user's word must not have this user's files moved.
+            if os.lstat(_path(job)).st_uid == os.geteuid():
+                return msgspec.json.decode(read_bounded(_path(job), _MAX_BYTES), type=_Announced)
     return None

@@ -90,6 +90,5 @@ def put_back(copy: Path, target: Path, names: Iterable[str], *, is_file: bool) -
     try:
         os.rename(place / target.name if is_file else place, target)
     finally:
-        if is_file:
-            remove_tree(place)
+        remove_tree(place)
     sync_directory(target.parent)

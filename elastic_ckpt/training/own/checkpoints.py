@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.own.announced import announce, announced
+from elastic_ckpt.checkpoint.own.files import matches
 from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
-from elastic_ckpt.checkpoint.own.seal import seals, where_intact
+from elastic_ckpt.checkpoint.own.seal import seals, verify
 from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.journal.events import Quarantined
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.util.progress import unwatched
+from elastic_ckpt.util.progress import ignore, unwatched
 
 
 class OwnCheckpoints:
@@ -24,7 +26,7 @@ class OwnCheckpoints:
         Raises:
             UsageError, DirectoryUnusable, SaveFailed: on every rank; it could not be announced.
         """
-        self._runtime = runtime
+        self._runtime, self._pattern = runtime, pattern
         self._keeper: OwnKeeper | None = None
         self._newest: str | None = None
         runtime.peers.leader_does(
@@ -40,24 +42,25 @@ class OwnCheckpoints:
     def newest(self) -> str:
         """Return the path of the newest intact checkpoint, the same on every rank; empty if none.
 
-        A supervisor has verified it before the launch; without one it is verified here.
+        Every byte is verified by the leader.
+
+        Raises:
+            SaveFailed: on every rank; the leader could not look.
         """
         if self._newest is None:
-            path = self._find() if self._runtime.peers.is_leader else ""
-            told = self._runtime.peers.tell("newest", os.fsencode(path))
-            self._newest = os.fsdecode(told)
+            peers = self._runtime.peers
+            path = peers.leader_does("look for the newest checkpoint", self._find) or ""
+            self._newest = os.fsdecode(peers.tell("newest", os.fsencode(path)))
         return self._newest
 
     def _find(self) -> str:
         if self._keeper is not None:
             return self._keeper.prepare(lambda: False)
-        job = self._runtime.job
-        for one in seals(job):
-            try:
-                where_intact(job, one)
-            except (CheckpointError, OSError):
-                continue
-            return one.path
+        for one in seals(self._runtime.job):  # a hostile one may name any path
+            if matches((self._pattern,), Path("/"), Path(one.path)):
+                with contextlib.suppress(CheckpointError, OSError):
+                    verify(one, ignore)
+                    return one.path
         return ""
 
     def written(self) -> None:
