@@ -17,7 +17,7 @@ import transformers
 from elastic_ckpt.errors import UsageError
 
 MINIMUM: Final = (4, 51)
-"""The oldest transformers that was tried."""
+"""The oldest that is accepted; 5.24 is what was tried."""
 
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < MINIMUM:
     raise UsageError(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.data.loaders import has_state
 from elastic_ckpt.training.engines import EngineInputs
-from elastic_ckpt.training.state.generator import generator_state
+from elastic_ckpt.training.script.generator import generator_state
 
 
 def check_extra(extra: Any) -> dict[str, Any]:
