@@ -135,11 +135,13 @@ def test_next_run_resumes_from_the_memory_of_a_killed_one(tmp_path, full):
 @needs_root
 def test_status_tells_the_truth_while_and_after_the_disk_is_full_to_the_last_byte(tmp_path, full):
     """What says so is on that disk, too: the journal, and the record of how the run ended."""
-    hold = tmp_path / "go"
+    hold, before = tmp_path / "go", tmp_path / "before"
     (full / "filler").unlink()
-    with job_on(full, tmp_path, "--hold", f"5:{hold}", "--interval", "4") as job:
+    holds = ["--hold", f"4:{before}", "--hold", f"5:{hold}"]
+    with job_on(full, tmp_path, *holds, "--interval", "4") as job:
         job.start().until_step(3)
         fill(full)
+        before.touch()
         assert job.until(lambda view: view.last_save and view.last_save.error, "an error")
         view = job.until(lambda view: view.workers and view.workers[0].step == 4, "step 4")
         assert view.exit_code == 1 and "not on the disk" in view.warnings[0]

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+from datetime import timedelta
 from multiprocessing import forkserver, reduction
 from queue import Empty
 from typing import Any
@@ -127,7 +128,13 @@ def _enter(_, queue, environment, backend, function, rank, args) -> None:
     queue.put((rank, result))
     queue.close()
     queue.join_thread()
-    # The rank that hosts the store must outlive the others' last reads.
     with contextlib.suppress(Exception):
-        dist.barrier()
+        leave(rank, dist.get_world_size(), dist.distributed_c10d._get_default_store())
     os._exit(0)
+
+
+def leave(rank: int, world_size: int, store: Any) -> None:
+    """Leave at once, as a script would; rank 0 hosts the store, and waits for the others' reads."""
+    store.set(f"left/{rank}", b"")
+    if rank == 0:
+        store.wait([f"left/{rank}" for rank in range(world_size)], timedelta(seconds=60))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
 from elastic_ckpt import ElasticSampler, Session
+from elastic_ckpt.training import departure
 from tests.integration.ranks import run_ranks
 from tests.integration.test_rank_local import bits
 
@@ -237,6 +238,7 @@ def test_unequal_lengths_fail_before_training(tmp_path: Path) -> None:
 
 
 def end_apart(rank: int, directory: str) -> None:
+    departure.UNKNOWN_SECONDS = 4.0  # type: ignore[misc]
     model = nn.parallel.DistributedDataParallel(nn.Linear(2, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     stream = DataLoader(Numbers(8 if rank else 20), batch_size=4)
@@ -248,6 +250,7 @@ def end_apart(rank: int, directory: str) -> None:
 
 
 def test_stream_that_ends_early_on_one_rank_is_no_hang(tmp_path: Path) -> None:
-    _, second = run_ranks(end_apart, 2, str(tmp_path))
+    first, second = run_ranks(end_apart, 2, str(tmp_path))
+    assert first[0] == "RuntimeError", first  # of gloo's, as rank 1 has left
     assert second[0] == "UnequalSteps"
     assert "the data of rank 1 ended in epoch 0 after step 2, but rank 0 did not" in second[1]

@@ -1,7 +1,7 @@
 """A job with checkpoints of a given size, number and loss, without randomness.
 
 Reports ``loss``, which is lowest at step --best. ``--hold STEP:FILE`` waits before a step, bounded,
-until a file is there.
+until a file is there; may be repeated.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--best", type=int, default=6)
     parser.add_argument("--kilobytes", type=int, default=1)
     parser.add_argument("--keep-last", type=int, default=0)
-    parser.add_argument("--hold", default="-1:")
+    parser.add_argument("--hold", action="append", default=[])
     args = parser.parse_args()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
@@ -33,7 +33,7 @@ def main():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = TensorDataset(torch.ones(args.steps * ranks, 250))
     loader = DataLoader(data, sampler=ElasticSampler(data, seed=1))
-    hold_step, _, hold_file = args.hold.partition(":")
+    holds = {int(step): file for step, _, file in (hold.partition(":") for hold in args.hold)}
     retention = Retention(last=args.keep_last) if args.keep_last else None
     with Session(
         model=model, optimizer=optimizer, save_interval=args.interval, retention=retention
@@ -42,9 +42,9 @@ def main():
             for (batch,) in session.batches(loader):
                 step = session.step + 1
                 limit = time.monotonic() + 60
-                while step == int(hold_step) and not os.path.exists(hold_file):
+                while step in holds and not os.path.exists(holds[step]):
                     if time.monotonic() > limit:
-                        raise TimeoutError(hold_file)
+                        raise TimeoutError(holds[step])
                     time.sleep(0.01)
                 model(batch).mean().backward()
                 optimizer.step()
