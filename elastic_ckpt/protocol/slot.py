@@ -313,12 +313,15 @@ class SlotWriter:
         """Post that the first step of this incarnation begins now."""
         self._words[self._base + _S_FIRST_ENTRY] = time.monotonic_ns()
 
-    def phase(self, phase: Phase) -> Phase:
-        """Post what the rank is doing; return what it did before."""
-        before = Phase(self._words[self._base + _S_PHASE])
+    def phase(self, phase: Phase) -> None:
+        """Post what the rank is doing. Also a hot path: twice a step."""
         self._words[self._base + _S_BEAT] = time.monotonic_ns()
         self._words[self._base + _S_PHASE] = phase
-        return before
+
+    @property
+    def posted_phase(self) -> Phase:
+        """What the rank is doing, as it posted it last."""
+        return Phase(self._words[self._base + _S_PHASE])
 
     def seen(self, number: int) -> None:
         """Post that this rank has seen every request up to ``number``."""

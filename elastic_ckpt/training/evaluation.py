@@ -39,7 +39,8 @@ def evaluating(
     """Run the body as an evaluation, and restore the random state afterwards; ``requested`` returns
     whether there is a save or stop to leave it for."""
     evaluation = Evaluation(interruptible, _requested=requested)
-    before = slot.phase(Phase.EVALUATING)
+    before = slot.posted_phase
+    slot.phase(Phase.EVALUATING)
     with preserved_rng():
         try:
             yield evaluation

@@ -23,6 +23,7 @@ from elastic_ckpt.training.data.data_pass import Resumed, current_pass, order_ve
 from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.ranks.peers import Peers
+from elastic_ckpt.training.session_inputs import check_extra
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.training.state.load import load_given, load_newest
 from elastic_ckpt.training.state.meeting import Arrival, meet
@@ -81,10 +82,10 @@ def should_save(step: int, every: int | None = None, *, save_dir: str | None = N
     """Return whether to call ``save_checkpoint`` now. Call it after every optimizer step.
 
     True on all ranks alike: on the interval, when a save was requested, and at the agreed stop
-    step, after which ``save_checkpoint`` ends the process. If the optimizer that was given to
-    ``load_checkpoint`` has not stepped since the last call, the save waits for a call after which
-    it has. Collective at the first call, where a save is due, and without a supervisor at some
-    steps more.
+    step, after which ``save_checkpoint`` ends the process; a script that saves by itself leaves
+    then, as ``notice()`` tells. If the optimizer that was given to ``load_checkpoint`` has not
+    stepped since the last call, the save waits for a call after which it has. Collective at the
+    first call, where a save is due, and without a supervisor at some steps more.
 
     Args:
         step: the step's number in the script's own counting; only ``every`` uses it.
@@ -126,6 +127,7 @@ def should_save(step: int, every: int | None = None, *, save_dir: str | None = N
     _loop.optimizer_steps = steps
     saves = due and _can_save(runtime.peers, step, has_stepped=steps > before)
     runtime.automatic = saves and is_automatic  # not what the script saves at other steps
+    runtime.told_to_stop = saves and _loop.stop  # for a script that saves by itself
     return saves
 
 
@@ -159,6 +161,7 @@ def save_checkpoint(
     *,
     engine: str | None = None,
     use_async: bool = False,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """Save to ``save_dir/epoch-{epoch}_step-{step}``, and return once it is sealed. Collective.
 
@@ -175,6 +178,7 @@ def save_checkpoint(
         coordinator: ignored; ColossalChat's function has it.
         engine: as in ``Session``.
         use_async: have TensorNVMe write, if it is installed; the seal still waits for it.
+        extra: as in ``Session``: further objects with a state, such as a GradScaler or an EMA.
 
     With this package's ``StatefulDistributedSampler`` the position in the data follows from what it
     yielded and ``should_save`` counted. With another sampler it is ``step * batch_size``, which is
@@ -204,7 +208,7 @@ def save_checkpoint(
         order_version=order_version(),
         dataset_size=size,
     )
-    own = RankState({}, model)
+    own = RankState(check_extra(extra or {}), model)
     held = own.hold()
     compared = held.digests() if peers.world_size > 1 else ()
     name = f"the save after step {step}, epoch {epoch}"
@@ -232,6 +236,7 @@ def load_checkpoint(
     lr_scheduler: Any,
     *,
     engine: str | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> tuple[int, int, int]:
     """Verify every byte of a checkpoint, then load it. Collective.
 
@@ -239,6 +244,7 @@ def load_checkpoint(
         load_dir: one checkpoint, or a job directory, from which the newest intact one is loaded;
             newer ones that fail verification are set aside.
         engine: as in ``Session``.
+        extra: what ``save_checkpoint`` is given; restored in place.
 
     The random state is restored; with ``StatefulDistributedSampler`` again when the first pass
     begins, so that what creating a DataLoader's iterator draws does not matter.
@@ -250,6 +256,7 @@ def load_checkpoint(
 
     Raises:
         CheckpointRejected: the checkpoint failed verification.
+        ElasticCkptError: it was saved without an object of ``extra``.
         NoUsableCheckpoint: ``load_dir`` does not exist, or none of its checkpoints is usable.
     """
     path = Path(load_dir).resolve()
@@ -259,9 +266,9 @@ def load_checkpoint(
             f"{path} does not exist: pass a checkpoint or a job directory; for a new job, create it"
         )
     runtime = runtimes.join(path.parent if single else path)
-    _loop.consumption.watch(optimizer)
+    own = RankState(check_extra(extra or {}), model)
+    _loop.consumption.watch(optimizer, *own.extra.values())
     made = make_engine(EngineInputs(booster, model, optimizer, lr_scheduler), engine)
-    own = RankState({}, model)
 
     def resume(found: Loaded) -> str:
         return own.resume(found, runtime.peers)

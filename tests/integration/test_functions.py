@@ -31,7 +31,34 @@ def save(directory, step, value=0.0, epoch=0):
     save_checkpoint(directory, None, *build(value), epoch, step, 4, None)
 
 
+class Counter:
+    """State of the script's own, for ``extra``."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
 # -- what ranks do ----------------------------------------------------------------------------
+
+
+def save_and_load_extra(rank, directory):
+    """Each rank has a count of its own, and all have the same scale; one is asked for too much."""
+    from elastic_ckpt import load_checkpoint, save_checkpoint
+
+    own, shared = Counter(10 + rank), Counter(7)
+    save_checkpoint(directory, None, *build(), 0, 5, 4, None, extra={"own": own, "shared": shared})
+    own.count = shared.count = -1
+    load_checkpoint(directory, None, *build(), extra={"own": own, "shared": shared})
+    try:
+        load_checkpoint(directory, None, *build(), extra={"ema": Counter(0)})
+    except Exception as error:
+        return own.count, shared.count, str(error)
 
 
 def save_and_load(rank, directory):
@@ -191,6 +218,12 @@ def load_hopeless(rank, directory):
 
 
 # -- what must hold ----------------------------------------------------------------------------
+
+
+def test_extra_objects_are_saved_per_rank(tmp_path):
+    for rank, found in enumerate(run_ranks(save_and_load_extra, 2, str(tmp_path))):
+        assert found[:2] == (10 + rank, 7)
+        assert "epoch-0_step-5 has no state for extra='ema', as it was saved without" in found[2]
 
 
 def test_newest_checkpoint_is_loaded(tmp_path):

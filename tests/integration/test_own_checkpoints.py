@@ -223,3 +223,28 @@ def test_a_best_copy_and_a_resume_by_path(tmp_path: Path) -> None:
         assert_equal(job.root / "final.pt", expected / "final.pt")
         assert job.start(*options).wait() == 0  # nothing is left to do, nothing is launched
         assert "nothing was launched" in job.view().message
+
+
+@pytest.mark.parametrize("asks", ["notice", "should_save"])
+def test_ranks_that_ask_leave_after_the_same_step(tmp_path: Path, asks: str) -> None:
+    """Neither a loader nor a save of elastic-ckpt's: 75 if what they wrote is watched, else 76."""
+    out = tmp_path / "out"
+    out.mkdir()
+    watch = ["--watch", str(out / "ckpt.pt")]
+    with OwnJob(tmp_path / "job", "own_notice.py", asks, str(out), nproc=2) as job:
+        for options, code in (([], 76), (watch, 75)):
+            before = traced(out, 0)
+            job.start(*options)
+            job.until(lambda _, n=before: traced(out, 1) > n + 3, "some steps")
+            job.process.terminate()
+            assert job.wait(30) == code, job.output()
+            assert traced(out, 0) == traced(out, 1) == saved_step(out)
+
+
+def traced(out: Path, rank: int) -> int:
+    path = out / f"trace.{rank}"
+    return int(path.read_text().split()[-1]) if path.exists() else 0
+
+
+def saved_step(out: Path) -> int:
+    return int(torch.load(out / "ckpt.pt", weights_only=True)["step"])

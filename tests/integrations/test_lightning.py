@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,36 +11,19 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ranks import free_port
-from tests.job import Job, environment
+from tests.integrations.example import EXAMPLES, Example
+from tests.job import environment
 
 pytest.importorskip("lightning")
 
-FIT = Path(__file__).parents[2] / "examples" / "lightning_fit.py"
 BATCHES = {1: 135, 2: 69}
 EPOCHS = 3
 
 
-class Fit(Job):
-    """A run of the example, with the samples that each of its ranks saw."""
+class Fit(Example):
+    """A run of the example."""
 
-    def __init__(self, directory: Path, nproc: int, *arguments: str) -> None:
-        super().__init__(
-            directory, "--trace", str(directory / "trace"), *arguments, nproc=nproc, script=FIT
-        )
-
-    def samples(self, rank: int) -> list[list]:
-        path = self.root / f"trace.{rank}"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def until_batches(self, count: int) -> None:
-        limit = time.monotonic() + 90
-        while len(self.samples(self.nproc - 1)) < count:
-            assert time.monotonic() < limit, self.output()
-            assert self.process.poll() is None, self.output()
-            time.sleep(0.02)
-
-    def weights(self) -> set[str]:
-        return set(re.findall(r"weights (\w+)", self.log.read_text()))
+    script = EXAMPLES / "lightning_fit.py"
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 process", "2 processes"])
@@ -111,7 +92,7 @@ def run_alone(directory: Path, ranks: int, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, *((*torchrun, str(free_port())) if ranks > 1 else ())]
     with open(directory / "log", "ab") as log:
         return subprocess.Popen(
-            [*command, str(FIT), "--trace", str(directory / "trace"), *arguments],
+            [*command, str(Fit.script), "--trace", str(directory / "trace"), *arguments],
             stdout=log, stderr=log,
             env=environment() | {"ELASTIC_CKPT_DIR": str(directory / "job")},
         )  # fmt: skip

@@ -179,7 +179,8 @@ class SaveOperation:
     def _standing_still(self) -> Iterator[None]:
         """Count the body as time in which training stands still."""
         runtime = self._runtime
-        before = runtime.slot.phase(Phase.SAVING)
+        before = runtime.slot.posted_phase
+        runtime.slot.phase(Phase.SAVING)
         self._standing_since = time.monotonic()
         try:
             yield

@@ -232,10 +232,11 @@ def test_a_resumed_rank_has_a_checkpoint_and_a_fresh_one_has_none(start: int, sa
     assert (slot.start_step, slot.saved_step, slot.attached) == (start, saved, True)
 
 
-def test_phase_returns_the_previous_one(board: Board) -> None:
+def test_a_rank_can_read_the_phase_that_it_posted(board: Board) -> None:
     slot = board.rank_slot(0)
-    assert slot.phase(Phase.TRAINING) is Phase.LAUNCHED
-    assert slot.phase(Phase.SAVING) is Phase.TRAINING
+    assert slot.posted_phase is Phase.LAUNCHED
+    slot.phase(Phase.SAVING)
+    assert slot.posted_phase is Phase.SAVING
     assert board.read_slot(0).phase is Phase.SAVING
 
 
