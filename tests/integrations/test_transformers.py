@@ -49,15 +49,18 @@ def last_step(out: Path, rank: int = 0) -> int:
     return int(steps[-1]) if steps else 0
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_a_notice_and_a_crash_change_no_bit(nproc: int, tmp_path: Path) -> None:
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+"""Traced and functionalized as with inductor, but not lowered to code, which takes a minute."""
+
+
+@pytest.mark.parametrize(("nproc", "more"), [(1, {}), (2, {}), (1, COMPILED)])
+def test_a_notice_and_a_crash_change_no_bit(nproc: int, more: dict, tmp_path: Path) -> None:
     """Dropout, accumulation with a remainder, a schedule; 24 steps in 3 or 6 epochs."""
-    undisturbed = plain(
-        *arguments(tmp_path / "plain", callbacks=0, num_train_epochs=3 * nproc), nproc=nproc
-    )
+    more = more | {"num_train_epochs": 3 * nproc}
+    undisturbed = plain(*arguments(tmp_path / "plain", callbacks=0, **more), nproc=nproc)
     assert undisturbed.returncode == 0, undisturbed.stderr
     out = tmp_path / "out"
-    options = arguments(out, slow=0.1, num_train_epochs=3 * nproc, save_steps=5)
+    options = arguments(out, slow=0.1, save_steps=5, **more)
     with Job(tmp_path / "run", *options, nproc=nproc, script=SCRIPT) as job:
         job.start()
         until(lambda: last_step(out) >= 6, seconds=SECONDS)
