@@ -165,6 +165,19 @@ def test_loaders_whose_place_is_unknown_are_refused() -> None:
         own()
 
 
+def test_another_session_says_which_one_reads_a_prepared_loader() -> None:
+    import accelerate
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from elastic_ckpt.training.data.loaders import inspect
+
+    loader = DataLoader(TensorDataset(torch.ones(8, 2)), shuffle=True)
+    loader = accelerate.Accelerator(cpu=True).prepare(loader)
+    with pytest.raises(UsageError, match=r"Session from elastic_ckpt.integrations.accelerate"):
+        inspect(loader, None, 1)
+
+
 def test_fabrics_own_loaders_are_refused() -> None:
     import torch
     from lightning.fabric import Fabric as Lightning

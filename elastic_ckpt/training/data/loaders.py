@@ -126,6 +126,8 @@ def cannot_continue(loader: Any, error: Exception) -> str:
 
 def has_state(thing: Any) -> bool:
     """Return whether an object saves and restores its state."""
+    if not getattr(thing, "use_stateful_dataloader", True):  # Accelerate's has methods that fail
+        return False
     return all(callable(getattr(thing, one, None)) for one in ("state_dict", "load_state_dict"))
 
 
@@ -141,6 +143,11 @@ def _order(loader: Any) -> tuple[ElasticSampler | None, int | None, bool]:
 
 def _without_place(loader: Any) -> str:
     name = type(loader).__name__
+    if hasattr(loader, "use_stateful_dataloader"):
+        return (
+            f"a {name} of Accelerate's has no position to resume at: import Session from "
+            "elastic_ckpt.integrations.accelerate (docs/accelerate.md)"
+        )
     if not isinstance(loader, DataLoader):
         return (
             f"session.batches needs a DataLoader, not a {name}, which has no position to resume "

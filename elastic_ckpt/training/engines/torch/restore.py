@@ -123,19 +123,25 @@ def _groups(
     if not len(groups) == len(saved) == len(own):
         raise CheckpointError(
             "the script's optimizer does not fit the checkpoint: "
-            f"{_difference([name for group in saved for name in group['params']], number_of)}; "
-            "use the script that saved it, or start over with a new --dir"
+            + _difference([name for group in saved for name in group["params"]], number_of)
         )
     return groups
 
 
 def _difference(saved: list[str], number_of: dict[str, int]) -> str:
-    """Describe which parameters only one side has."""
+    """Describe which parameters only one side has, and what to do."""
     missing = [name for name in saved if name not in number_of]
     added = [name for name in number_of if name not in saved]
     parts = [f"it lacks {_some(missing)}"] if missing else []
     parts += [f"the checkpoint lacks {_some(added)}"] if added else []
-    return " and ".join(parts) or "its groups divide the same parameters in another way"
+    what = " and ".join(parts) or "its groups divide the same parameters in another way"
+    later = (
+        "add what the script adds in a later epoch before the Session, as resume_place().epoch "
+        "tells (docs/state.md); or "
+        if missing and not added
+        else ""
+    )
+    return f"{what}; {later}use the script that saved it, or start over with a new --dir"
 
 
 def _some(names: list[str]) -> str:
