@@ -15,6 +15,7 @@ from elastic_ckpt import ElasticSampler, Session
 from elastic_ckpt.training import departure
 from tests.integration.ranks import run_ranks
 from tests.integration.test_rank_local import bits
+from tests.marks import slow
 
 DATA = TensorDataset(torch.arange(40.0).reshape(20, 2) / 40, torch.arange(20))
 
@@ -154,8 +155,14 @@ def same(place: Path, kind: str, world: int, *stops: int, **how: Any) -> list[An
     return firsts
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("kind", ["duck", "shuffled", "workers", "stream", "batch_sampler"])
+KINDS = {"duck": 2, "shuffled": 1, "workers": 2, "stream": 2, "batch_sampler": 1}
+"""With the number of ranks that each test run has."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "world"),
+    [*KINDS.items(), *(slow(kind, 3 - world) for kind, world in KINDS.items())],
+)
 def test_exact_at_the_same_world_size(tmp_path: Path, kind: str, world: int) -> None:
     same(tmp_path, kind, world, 5, 8)  # saved after step 4 of 5, and in the next epoch
 
