@@ -160,12 +160,8 @@ class Session(sessions.Session):
                 "leave a loader that has one out of accelerator.prepare, and pass it to "
                 "session.batches as it is"
             )
-        known = isinstance(order, RandomSampler | SequentialSampler)
-        if (
-            type(batches) is not BatchSampler
-            or not known
-            or isinstance(loader, DataLoaderDispatcher)
-        ):
+        known = type(batches) is BatchSampler and _uses_each_sample_once(order)
+        if not known or isinstance(loader, DataLoaderDispatcher):
             raise UsageError(
                 f"nothing tells the place in a loader with a {type(order or batches).__name__}: "
                 "prepare it with DataLoaderConfiguration(use_stateful_dataloader=True); or pass "
@@ -195,6 +191,12 @@ class _Epoch(DataLoaderStateMixin):
     def __init__(self) -> None:
         self.gradient_state = GradientState()
         self._drop_last = True  # it has no remainder, which only a gather would use
+
+
+def _uses_each_sample_once(order: Any) -> bool:
+    if isinstance(order, RandomSampler):
+        return not order.replacement and order.num_samples == len(order.data_source)
+    return isinstance(order, SequentialSampler)
 
 
 def _is_prepared(loader: Any) -> bool:

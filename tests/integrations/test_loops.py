@@ -151,7 +151,12 @@ def accelerator_session(loader, **settings):
 
 def test_loaders_whose_place_is_unknown_are_refused() -> None:
     import torch
-    from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+    from torch.utils.data import (
+        DataLoader,
+        RandomSampler,
+        TensorDataset,
+        WeightedRandomSampler,
+    )
 
     from elastic_ckpt import ElasticSampler
 
@@ -160,6 +165,9 @@ def test_loaders_whose_place_is_unknown_are_refused() -> None:
     with pytest.raises(UsageError, match=r"a WeightedRandomSampler: .*use_stateful_dataloader"):
         weighted()
     assert len(weighted(position="approximate")) == 8
+    part = accelerator_session(DataLoader(data, sampler=RandomSampler(data, num_samples=4)))
+    with pytest.raises(UsageError, match=r"a RandomSampler: "):
+        part()
     own = accelerator_session(DataLoader(data, sampler=ElasticSampler(data)))
     with pytest.raises(UsageError, match=r"leave a loader that has one out of accelerator.prepare"):
         own()
