@@ -206,7 +206,8 @@ def job_file() -> Iterator[str]:
     yield (
         "TOML, for `elastic-ckpt run --config JOB.toml` and `elastic-ckpt slurm submit JOB.toml`. "
         "Each option of [run](#elastic-ckpt-run) is a key without its dashes; paths are "
-        "relative to the file. `--print-config` prints every value and its source."
+        "relative to the file, but `watch` and `finished-when` to the directory that the run "
+        "starts in, as for the script. `--print-config` prints every value and its source."
     )
     yield (
         '```toml\ndir = "checkpoints"\nscript = "train.py"\nargs = ["--epochs", "3"]\nnproc = 8\n'

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.catalog import newest_intact, scan
 from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
+from elastic_ckpt.checkpoint.own.seal import seals
 from elastic_ckpt.checkpoint.ownership.fence import Fence, Ownership
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock, removing
 from elastic_ckpt.checkpoint.prune import empty_trash, throw_away
@@ -247,8 +249,24 @@ def _find(job: JobDirectory, name: str) -> tuple[JobDirectory, Path, tuple[int, 
     match = [path for path in found if path.name == name or path.name.startswith(f"{name}-")]
     key = checkpoint_key(original_name(match[0])) if len(match) == 1 else None
     if key is None:
+        _refuse_own(job, name)
         what = f"{len(match)} superseded checkpoints" if match else "no checkpoint"
         raise UsageError(
             f"{job.root} has {what} called {name}: elastic-ckpt list {job.root} shows all"
         )
     return job, match[0], key
+
+
+def _refuse_own(job: JobDirectory, name: str) -> None:
+    """Say how to go back to one of the script's own checkpoints: by hand, as they lie where the
+    script wants them."""
+    key, every = checkpoint_key(name), seals(job)
+    wanted = {Path(name).name, *([] if key is None else [f"step {key[1]}"])}
+    for at, one in enumerate(every):
+        if wanted & {Path(one.path).name, f"step {one.step}"}:
+            newer = shlex.join(dict.fromkeys(two.path for two in every[:at] if not two.copied))
+            how = f": mkdir ELSEWHERE && mv {newer} ELSEWHERE" if newer else ""
+            raise UsageError(
+                f"{one.path} is one of the script's own checkpoints, which elastic-ckpt does not "
+                f"move back: move what is newer away, then run without --from{how}"
+            )

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from elastic_ckpt.checkpoint.memory.leftover import remove_leftover
+from elastic_ckpt.checkpoint.own.seal import seals
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.progress_bar import progress_bar
@@ -81,6 +82,11 @@ def command(
         echo_json([{**vars(one), "path": encodable(str(one.path))} for one in done])
     else:
         _print(done, dry_run)
+        if retention and (own := sum(not one.copied for one in seals(job))):
+            click.echo(
+                f"{own} of the script's own were left alone: elastic-ckpt run --keep-last deletes "
+                "these"
+            )
     return int(ExitCode.UNAVAILABLE) if any(one.failed for one in done) else 0
 
 

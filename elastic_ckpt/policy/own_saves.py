@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,10 +18,15 @@ NEWEST: Final = "{newest}"
 SETTLE_SECONDS: Final = 1.0
 """How long nothing may have changed once the last file is there: other ranks write theirs, too."""
 
+_NEVER_MARKED: Final = 2
+"""So many checkpoints without the last file, and none with it, were not all torn."""
+
 _QUIET_SECONDS: Final = 20.0
 _NUMBER: Final = re.compile(r"\d+")
 _COMMAND: Final = "command:"
 _SIGNAL: Final = "signal:"
+_PLACEHOLDER: Final = re.compile(r"(?<!\$)\{(?!newest\})\w+\}")
+_TWO_WORDS: Final = re.compile(r"-[\w-]+\s+\{newest\}$")
 _WILD: Final = re.compile(r"[*?\[]")
 
 FileStamps = tuple[tuple[str, int, int, int], ...]
@@ -40,6 +45,10 @@ class CompleteWhen:
     def at_exit(self) -> bool:
         """Whether only the end of the script tells."""
         return not self.marker and not self.quiet
+
+    def of(self, *, is_file: bool) -> CompleteWhen:
+        """Return the rule for a file or a directory: no marker can lie in a file."""
+        return CompleteWhen(quiet=_QUIET_SECONDS) if self.marker and is_file else self
 
     def __str__(self) -> str:
         return self.marker or (f"quiet:{self.quiet:g}s" if self.quiet else "exit")
@@ -101,6 +110,11 @@ def own_saves(
             words += shlex.split(text)
         except ValueError as error:
             raise UsageError(f"--resume-args {text!r}: {error}") from None
+    if one := next((word for word in words if _TWO_WORDS.match(word)), ""):
+        apart = ", ".join(f'"{part}"' for part in one.split())
+        raise UsageError(f"--resume-args: {one!r} is one argument; in a job file write [{apart}]")
+    if unknown := _PLACEHOLDER.search(" ".join(words)):
+        raise UsageError(f"--resume-args: {unknown[0]} is not known; {NEWEST} is the newest path")
     return OwnSaves(
         patterns,
         parse_complete_when(complete_when) if complete_when else CompleteWhen(quiet=_QUIET_SECONDS),
@@ -227,6 +241,16 @@ def may_be_complete(
     if not any(size for _, size, *_ in stamps):  # a disk that was full leaves empty files
         return False
     return left_well or (is_archive and not rule.at_exit)
+
+
+def never_marked(
+    rule: CompleteWhen, directories: Sequence[FileStamps], *, ever_sealed: bool
+) -> bool:
+    """Return whether the last file's name must be wrong: a writer that was killed leaves one
+    directory without it, not several and never one with it."""
+    if not rule.marker or ever_sealed or len(directories) < _NEVER_MARKED:
+        return False
+    return not any(path == rule.marker for stamps in directories for path, *_ in stamps)
 
 
 def why_torn(rule: CompleteWhen, *, was_sealed: bool) -> str:

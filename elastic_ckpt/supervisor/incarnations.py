@@ -109,7 +109,7 @@ class Incarnations:
             self._run.shutdown.finish(lambda: self._run.leaves, why)
             return
         if own.failed:
-            self._run.shutdown.give_up(ExitCode.UNAVAILABLE, own.failed)
+            self._run.shutdown.give_up(own.failed_code, own.failed)
             return
         if gone := self._run.shutdown.gone():
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, gone)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.hang import Effort
@@ -251,6 +252,10 @@ class OwnPort(Protocol):
     @property
     def failed(self) -> str:
         """Why the last :meth:`prepare` failed, so that no script may start; empty if it did not."""
+
+    @property
+    def failed_code(self) -> ExitCode:
+        """The exit code of a run whose :meth:`prepare` failed."""
 
     @property
     def is_finished(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from elastic_ckpt.policy.own_saves import FileStamps, is_overwritten
+from elastic_ckpt.policy.own_saves import FileStamps, is_overwritten, step_of
 from elastic_ckpt.util.files import files_below
 
 
@@ -76,6 +76,18 @@ def stamps_of(path: Path) -> FileStamps:
         return tuple(one for name in files_below(path) for one in _stamp(path / name, name))
     except FileNotFoundError:  # the script deletes it meanwhile
         return ()
+
+
+def changed_at(stamps: FileStamps) -> int:
+    """Return the newest time of change, in ns since the epoch."""
+    return max((changed for _, _, changed, _ in stamps), default=0)
+
+
+def oldest_first(every: Iterable[Found]) -> list[tuple[Found, FileStamps]]:
+    """Return files and directories with their stamps, in the order in which they were written;
+    by their step if that was at the same moment. OSError as :func:`stamps_of`."""
+    stamped = [(found, stamps_of(found.path)) for found in every]
+    return sorted(stamped, key=lambda one: (changed_at(one[1]), step_of(one[0].path.name)))
 
 
 def _stamp(path: Path, name: str) -> FileStamps:

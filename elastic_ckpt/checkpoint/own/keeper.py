@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -23,12 +22,20 @@ from elastic_ckpt.checkpoint.memory.room import is_memory
 from elastic_ckpt.checkpoint.own import seal as own_seal
 from elastic_ckpt.checkpoint.own.aside import set_own_aside
 from elastic_ckpt.checkpoint.own.copy import copy_files, put_back
-from elastic_ckpt.checkpoint.own.files import Found, find, glance, matches, stamps_of
+from elastic_ckpt.checkpoint.own.files import (
+    Found,
+    changed_at,
+    find,
+    glance,
+    matches,
+    oldest_first,
+    stamps_of,
+)
+from elastic_ckpt.checkpoint.own.mistakes import Mistakes, require_marker
 from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.retain import retain
 from elastic_ckpt.checkpoint.own.seal import (
     OwnSeal,
-    changed_at,
     copies_of,
     forget,
     seals,
@@ -39,6 +46,7 @@ from elastic_ckpt.checkpoint.own.watched import note_watched, watched_before
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.own_saves import (
+    CompleteWhen,
     FileStamps,
     Growth,
     OwnSaves,
@@ -50,12 +58,8 @@ from elastic_ckpt.policy.own_saves import (
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import remove_tree
 from elastic_ckpt.util.progress import ignore
-from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
-
-PATIENCE_SECONDS: Final = 600.0
-"""After which a pattern without a match, or a checkpoint that is never complete, is a mistake."""
 
 
 class Hurried(Exception):
@@ -97,8 +101,7 @@ class OwnKeeper:
         self._marked: dict[Path, FileStamps] = {}
         self._mark: float | None = None
         self._replaced: set[Path] = set()
-        self._said: set[str] = set()
-        self._looking_since = 0.0
+        self._mistakes = Mistakes(base, reports.say)
         self._sealed_at: dict[Path, int] = {}
         self.incarnation = 0
         self.newest: OwnSeal | None = next(iter(self._seals()), None)
@@ -117,39 +120,22 @@ class OwnKeeper:
     def look(self, now: float) -> None:
         """Seal what is complete at monotonic ``now``; say what looks like a mistake, once."""
         self._forget_deleted()
-        self._looking_since = self._looking_since or now
         every = list(find(self.rules.watch, self._base))
-        if self.rules and not every and self._may_say("", now - self._looking_since):
-            patterns = " ".join(self.rules.watch)
-            self._reports.say(
-                f"--watch {patterns}: nothing is there after {human_duration(PATIENCE_SECONDS)}; "
-                f"relative patterns start from {self._base}"
-            )
-        for found in every:
-            if self._is_as_sealed(found):
-                continue
-            stamps = stamps_of(found.path)
+        self._mistakes.looked(self.rules, every, now)
+        for found, stamps in oldest_first(one for one in every if not self._is_as_sealed(one)):
             growth = self._growing.setdefault(found.path, Growth(stamps, now, now))
             if growth.stamps != stamps:
                 growth.stamps, growth.since = stamps, now
             proves_it = found.is_file and is_archive(found.path)
             if self._is_being_overwritten(found.path, stamps):
                 continue
-            if is_complete(self.rules.complete, growth, now, is_archive=proves_it):
+            if is_complete(self._rule(found), growth, now, is_archive=proves_it):
                 self._try_to_seal(found, stamps, growth.begun)
-            elif self._may_say(str(found.path), now - growth.since):
-                self._reports.say(
-                    f"{found.path} has not changed for {human_duration(now - growth.since)}, but "
-                    f"is not complete by --complete-when {self.rules.complete}: it is not sealed, "
-                    "and a restart sets it aside"
-                )
+            else:
+                self._mistakes.incomplete(self.rules, found, growth, now)
 
-    def _may_say(self, subject: str, waited: float) -> bool:
-        """Return whether it is time to speak of a subject: once."""
-        if waited < PATIENCE_SECONDS or subject in self._said or self.rules.complete.at_exit:
-            return False
-        self._said.add(subject)
-        return True
+    def _rule(self, found: Found) -> CompleteWhen:
+        return self.rules.complete.of(is_file=found.is_file)
 
     def mark(self, now: float, came: float = math.inf) -> None:
         """Tell what was complete at a notice, which ``came`` at this wall time, from what is saved
@@ -219,7 +205,7 @@ class OwnKeeper:
         return False
 
     def _check_files(self, found: Found, stamps: FileStamps) -> None:
-        if not self.rules.complete.marker:
+        if not self._rule(found).marker:
             root = found.path.parent if found.is_file else found.path
             for name, *_ in stamps:
                 check_archive(root, name)
@@ -277,15 +263,17 @@ class OwnKeeper:
         Args:
             left_well: the script ended with code 0, by itself.
         """
-        for found in find(self.rules.watch, self._base):
-            if not self._is_as_sealed(found):
-                self._settle(found, left_well=left_well)
+        every = list(find(self.rules.watch, self._base))
+        for found, stamps in oldest_first(one for one in every if not self._is_as_sealed(one)):
+            self._settle(found, stamps, left_well=left_well)
+        if self.rules:
+            self._mistakes.ended(self.rules, every, self._known)
 
-    def _settle(self, found: Found, *, left_well: bool) -> bool:
-        stamps, growth = stamps_of(found.path), self._growing.get(found.path)
+    def _settle(self, found: Found, stamps: FileStamps, *, left_well: bool) -> bool:
+        growth = self._growing.get(found.path)
         proves_it = found.is_file and is_archive(found.path)
         whole = may_be_complete(
-            self.rules.complete, stamps, is_archive=proves_it, left_well=left_well,
+            self._rule(found), stamps, is_archive=proves_it, left_well=left_well,
             sealed_at=self._sealed_at.get(found.path, 0),
         )  # fmt: skip
         begun = growth.begun if growth else self._mark or 0.0
@@ -299,18 +287,24 @@ class OwnKeeper:
         """
         self._growing.clear()
         self._sort_seals()
+        self._mistakes.elsewhere(seals(self._job), self._seals())
         before = watched_before(self._job)
         patterns = {one: str(self._base / Path(one).expanduser()) for one in self.rules.watch}
-        for pattern, place in patterns.items():
-            for found in find((pattern,), self._base):
-                if hurry():
-                    return ""
-                if found.path in self._known:
-                    continue
-                is_new = place not in before and found.path not in self._sealed_at
-                if not self._settle(found, left_well=is_new):
-                    sealed = found.path in self._sealed_at
-                    self._set_aside(found.path, why_torn(self.rules.complete, was_sealed=sealed))
+        new = {place for place in patterns.values() if place not in before}
+        taken_over = {found.path for found in find(new, self._base)} - set(self._sealed_at)
+        torn = []
+        for found, stamps in oldest_first(find(patterns, self._base)):
+            if hurry():
+                return ""
+            if found.path in self._known:
+                continue
+            if not self._settle(found, stamps, left_well=found.path in taken_over):
+                torn.append((found, stamps))
+        ever_sealed = any(not one.is_file for one in self._seals())
+        require_marker(self.rules, torn, ever_sealed=ever_sealed)
+        for found, _ in torn:
+            why = why_torn(self._rule(found), was_sealed=found.path in self._sealed_at)
+            self._set_aside(found.path, why)
         note_watched(self._job, patterns.values())
         try:
             return self._choose(hurry)

@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.manifest import (
     decode_signed,
     encode,
 )
-from elastic_ckpt.checkpoint.own.files import stamps_of
+from elastic_ckpt.checkpoint.own.files import changed_at, stamps_of
 from elastic_ckpt.checkpoint.verify import check_size, verify_files
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -107,11 +107,6 @@ def seal(
         number=number, path=str(path), is_file=is_file, step=step, files=files, created=created,
         run=run, incarnation=incarnation, changed=changed_at(stamps),
     )  # fmt: skip
-
-
-def changed_at(stamps: FileStamps) -> int:
-    """Return the newest time of change, in ns since the epoch."""
-    return max((changed for _, _, changed, _ in stamps), default=0)
 
 
 def _sync_file(path: Path) -> None:

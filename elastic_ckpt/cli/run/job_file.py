@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,9 +55,19 @@ def format_options(ctx: click.Context) -> str:
         if name in ctx.meta.get(FROM_HOSTFILE, ()):
             source = "hostfile"
         value = ctx.params.get(name)
+        if key == "resume-args":
+            value = _words(value or ())
         text = f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set"
         lines.append(f"{text:<48}  # {source}")
     return "\n".join(lines)
+
+
+def _words(texts: Sequence[str]) -> Sequence[str]:
+    """Return the words of texts as a job file has them; unchanged if a quote is open."""
+    try:
+        return [word for text in texts for word in shlex.split(text)]
+    except ValueError:
+        return texts
 
 
 def _read(ctx: click.Context, path: Path) -> None:
@@ -100,8 +110,9 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
     if not fits(value):
         raise UsageError(f"--config {path}: {key} must be {wanted}, not {value!r:.80}")
     if key in _TEXTS:
-        texts = [value] if isinstance(value, str) else value
-        return [shlex.quote(text) for text in texts] if key == "resume-args" else texts
+        if isinstance(value, str):
+            return [value]  # resume-args: split into words, as on a command line
+        return [shlex.quote(text) for text in value] if key == "resume-args" else value
     if key in _PATHS and value != "off":
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value

@@ -19,6 +19,9 @@ _SET_ASIDE: Final = "failed verification"
 _GONE: Final = "is not there any more"
 """In the message of a run whose directory was moved, deleted or unmounted."""
 
+_NOT_MOVED: Final = "they were left where they are"
+"""In the message of a run that found no checkpoint with the file of --complete-when."""
+
 
 class Advice(NamedTuple):
     """One sentence, and the commands to type, in this order; empty where there is nothing to do."""
@@ -68,6 +71,8 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
     if found.state == RunState.FAILED.value and _GONE in record.message:
         text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
         return Advice(text, rerun)
+    if found.state == RunState.FAILED.value and _NOT_MOVED in record.message:
+        return Advice("correct --complete-when in this command:" if rerun else "", rerun)
     if found.save_error:
         first = "first make saves work, or the same steps are lost again (elastic-ckpt doctor)"
         text = f"{first}: the last save failed: {found.save_error}; then {again}"

@@ -12,6 +12,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -232,10 +233,10 @@ class Workers:
             self.kill(number)
             return
         pids = " ".join(str(slot.pid) for slot in self._board.read_slots() if slot.pid)
-        command = ["/bin/sh", "-c", command_of(on_notice)]
-        with contextlib.suppress(OSError):  # the notice goes on without it
-            asked = subprocess.Popen(command, env={**os.environ, "ELASTIC_CKPT_PIDS": pids})
-            log.info("ran %r: pid %d", command_of(on_notice), asked.pid)
+        if pids:
+            environment = {**os.environ, "ELASTIC_CKPT_PIDS": pids}
+            given = (command_of(on_notice), environment)
+            threading.Thread(target=_run_command, args=given, name="asks", daemon=True).start()
 
     # -- the end of an incarnation ------------------------------------------------------------
 
@@ -301,6 +302,17 @@ class Workers:
         for handle in list(WorkerProcess.started):  # torch elastic's thread may append to it
             if not handle.is_there:
                 WorkerProcess.started.remove(handle)
+
+
+def _run_command(command: str, environment: dict[str, str]) -> None:
+    """Run the user's command that asks the script to save, and say if it fails."""
+    try:  # whatever happens, the notice goes on without it
+        code = subprocess.Popen(["/bin/sh", "-c", command], env=environment).wait()
+        how = exit_text(code)
+    except OSError as error:
+        code, how = -1, str(error)
+    if code:
+        print_error(f"elastic-ckpt: --on-notice command:{command}: {how}; it may not have asked")
 
 
 def _exit_status(pid: int, patience: float = 0.0) -> int | None:

@@ -14,7 +14,7 @@ from elastic_ckpt.checkpoint.own.announced import announced
 from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import OwnSeal
-from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Quarantined, Saved
 from elastic_ckpt.journal.journal import Journal
@@ -53,13 +53,14 @@ class OwnWatch:
         ``say`` shows one line to the user, ``wake`` ends the loop's wait; the thread calls both."""
         self._job, self._given = job, bool(rules)
         self._journal, self._say, self._wake = journal, say, wake
-        reports = Reports(self._sealed, self._aside, in_lines(say), say)
+        mistakes = say if rules else _say_nothing  # what a framework announces is right
+        reports = Reports(self._sealed, self._aside, in_lines(say), mistakes)
         self._keeper = OwnKeeper(job, rules, Path.cwd(), run, retention, reports)
         self._work: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._watching = self._closing = self._hurried = False
         self._prepared = False
-        self.failed = ""
+        self.failed, self.failed_code = "", ExitCode.UNAVAILABLE
         self._settled_by: float | None = None  # monotonic; None while nothing is settled
         self._path = ""
         self._thread = threading.Thread(target=self._run, name="own", daemon=True)
@@ -86,11 +87,14 @@ class OwnWatch:
         self._soon(work)
 
     def _prepare(self, hurry: Callable[[], bool]) -> None:
-        self.failed, self._path = "", ""
+        self.failed, self.failed_code, self._path = "", ExitCode.UNAVAILABLE, ""
         for wait in (*RETRY_SECONDS, None):
             try:
                 self._learn()
                 self._path = self._keeper.prepare(hurry) if self.is_on else ""
+                return
+            except UsageError as error:
+                self.failed, self.failed_code = str(error), error.exit_code
                 return
             except (OSError, ElasticCkptError) as error:
                 log.warning("the script's checkpoints could not be verified: %s", error)
@@ -242,6 +246,7 @@ class NoOwnSaves:
     prepared = settled = True
     arguments: tuple[str, ...] = ()
     newest_name = failed = ""
+    failed_code = ExitCode.UNAVAILABLE
 
     def start(self) -> None:
         return
@@ -273,3 +278,7 @@ class NoOwnSaves:
 
 def _key(seal: OwnSeal | None) -> Key:
     return seal.age if seal else NO_CHECKPOINT
+
+
+def _say_nothing(line: str) -> None:
+    del line

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from click.testing import CliRunner
 
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_of_job
+from elastic_ckpt.checkpoint.lineage import restore
 from elastic_ckpt.checkpoint.own.files import matches, stamps_of
 from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal, seals, where_intact, write
+from elastic_ckpt.cli.prune import command as prune_command
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention
@@ -370,6 +376,105 @@ def test_what_looks_like_a_mistake_is_said_once(place: Place) -> None:
         keeper.look(at)
     assert len(place.said) == 2
     assert "state.json" in place.said[1]
+
+
+def test_a_pattern_that_matched_nothing_is_said_when_the_script_has_ended(place: Place) -> None:
+    keeper = place.keeper()
+    for _ in range(2):
+        keeper.settle(left_well=True)
+    (line,) = place.said
+    assert "out/checkpoint-*: nothing is there, and the script has ended" in line
+    assert str(place.base) in line
+    path = place.save(10, whole=False)
+    keeper.settle(left_well=True)
+    assert f"{path} is not complete by --complete-when state.json" in place.said[1]
+    place.save(20)
+    keeper.settle(left_well=True)
+    assert len(place.said) == 2
+
+
+def test_what_never_rests_is_said_once(place: Place) -> None:
+    keeper = place.keeper("out", complete_when="quiet:20s")
+    for at in range(0, 1000, 10):
+        place.save(10, value=float(at))
+        (place.base / "out/train.log").write_text("x" * at)
+        keeper.look(1.0 + at)
+    (line,) = place.said
+    assert "has been changing for 10 min" in line
+    assert "quiet:20s" in line
+
+
+def test_a_base_that_the_seals_do_not_lie_below_is_said(place: Place, tmp_path: Path) -> None:
+    sealed = place.save(10)
+    place.keeper().prepare(never)
+    place.base = tmp_path / "another"
+    place.base.mkdir()
+    assert place.keeper().prepare(never) == ""
+    (line,) = place.said
+    assert str(sealed) in line and str(place.base) in line
+
+
+@pytest.mark.parametrize("how", ["taken over", "together", "at the end"])
+def test_several_that_are_sealed_together_are_in_the_order_of_their_writing(
+    place: Place, how: str
+) -> None:
+    keeper = place.keeper()
+    for at, step in enumerate((95, 100, 500, 1000), 1):
+        path = place.save(step)
+        for file in path.iterdir():
+            os.utime(file, ns=(at * 10**9, at * 10**9))
+    if how == "together":
+        keeper.look(0.0)
+        keeper.look(2.0)
+    elif how == "at the end":
+        keeper.settle(left_well=False)
+    assert keeper.prepare(never).endswith("checkpoint-1000")
+    assert names(place) == ["checkpoint-1000", "checkpoint-500", "checkpoint-100", "checkpoint-95"]
+
+
+def test_a_file_needs_no_last_file_in_it(place: Place) -> None:
+    """--watch 'out/checkpoint-*' --watch last.pt --complete-when state.json"""
+    keeper = place.keeper("out/checkpoint-*", "last.pt")
+    place.save(10)
+    keeper.prepare(never)
+    best = place.overwrite(2.0)
+    keeper.look(0.0)
+    keeper.look(2.0)
+    assert names(place) == ["last.pt", "checkpoint-10"]
+    place.overwrite(3.0)
+    keeper.prepare(never)
+    assert best.exists()
+    assert place.aside == []
+
+
+def test_checkpoints_are_not_moved_because_of_a_wrong_name_of_the_last_file(place: Place) -> None:
+    for step in (10, 20):
+        place.save(step)
+    with pytest.raises(UsageError, match="none of the 2 checkpoints"):
+        place.keeper(complete_when="trainer_state.json").prepare(never)
+    assert place.aside == []
+    assert place.keeper().prepare(never).endswith("checkpoint-20")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-10", "out/checkpoint-10", "epoch-0_step-10"])
+def test_how_to_go_back_to_the_scripts_own_is_said(place: Place, name: str) -> None:
+    keeper = place.keeper()
+    for step in (10, 20):
+        place.save(step)
+        keeper.prepare(never)
+    newer = f"mv {place.base / 'out/checkpoint-20'} ELSEWHERE"
+    with pytest.raises(UsageError, match=re.escape(newer)):
+        restore(place.job, name, "restore")
+    with pytest.raises(UsageError, match="no checkpoint called"):
+        restore(place.job, "checkpoint-99", "restore")
+
+
+def test_prune_says_that_it_leaves_the_scripts_own_alone(place: Place) -> None:
+    place.save(10)
+    place.keeper().prepare(never)
+    shown = CliRunner().invoke(prune_command, [str(place.job.root), "--keep-last", "1"])
+    assert "1 of the script's own were left alone" in shown.output
+    assert names(place) == ["checkpoint-10"]
 
 
 def test_a_seal_that_was_changed_counts_for_nothing(place: Place) -> None:

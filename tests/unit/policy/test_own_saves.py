@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import Any
 
@@ -81,6 +82,25 @@ def test_arguments_are_words_and_the_path_is_one_of_them() -> None:
 def test_an_open_quote_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="--resume-args"):
         rules(watch=("out/*",), resume_args=("--resume '{newest}",))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("--resume {newst}", "{newst} is not known; {newest}"),
+        ("'--resume {newest}'", 'in a job file write ["--resume", "{newest}"]'),
+    ],
+)
+def test_arguments_that_no_script_understands(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        rules(watch=("out/*",), resume_args=(text,))
+
+
+def test_braces_of_other_programs_are_left_alone() -> None:
+    given = ("+ckpt={newest}", "run=${oc.env:RUN}", "name=${NAME}", "x={a: 1}")
+    assert rules(watch=("out/*",), resume_args=given).arguments("/n")[1:] == (
+        "run=${oc.env:RUN}", "name=${NAME}", "x={a:", "1}",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,16 @@ def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
     assert shown["nnodes"] == ('"1:2"', "file")
 
 
+@pytest.mark.parametrize("value", ['"--from \\"{newest}\\""', '["--from", "{newest}"]'])
+def test_resume_args_are_words_in_a_list_and_a_command_line_in_a_string(
+    tmp_path: Path, value: str
+) -> None:
+    job = write(tmp_path, f'dir = "/c"\nscript = "/t.py"\nwatch = "a"\nresume-args = {value}\n')
+    assert printed("--config", job)["resume-args"] == ('["--from", "{newest}"]', "file")
+    shown = printed("--config", job, "--resume-args", "--from '{newest}'")["resume-args"]
+    assert shown == ('["--from", "{newest}"]', "flag")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -53,6 +53,8 @@ def fail_save(job: JobDirectory, name: str = "save_failed") -> None:
          "command: it resumes from step 60", ["logs --last", RERUN]),
         (RunState.FAILED, 65, "the data set is another one", "correct what the message says does "
          "not match, then rerun the same command: it resumes from step 60", [RERUN]),
+        (RunState.FAILED, 64, "none has x; they were left where they are: give", "correct "
+         "--complete-when in this command:", [RERUN]),
         (RunState.FAILED, 65, BOTH_BAD, "fix the storage (elastic-ckpt list), then rerun",
          ["list", RERUN]),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import subprocess
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -57,3 +59,25 @@ def test_worker_that_sigkill_does_not_end_is_named_and_ends_the_run(
     monkeypatch.setattr(module, "_exit_status", lambda pid, patience=0.0: -9)
     workers.watch()
     assert workers.stuck() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("true", []), ("./no-such.sh 2>&-", ["exit code 127"]), ("kill -9 $$",
+     ["killed by SIGKILL"])],
+)  # fmt: skip
+def test_a_command_that_should_ask_the_script_and_fails_is_said(
+    command: str, says: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "print_error", said.append)
+    board = Board.create(1)
+    workers = Workers(board, selectors.DefaultSelector())
+    workers.ask_to_save(f"command:{command}")
+    assert not [one for one in threading.enumerate() if one.name == "asks"]  # nobody is there
+    board.rank_slot(0).launched(0, os.getpid())
+    workers.ask_to_save(f"command:{command}")
+    for one in threading.enumerate():
+        if one.name == "asks":
+            one.join(20)
+    assert len(said) == len(says)
+    assert all(word in line and command in line for word, line in zip(says, said, strict=True))
