@@ -266,7 +266,7 @@ class OwnKeeper:
         every = list(find(self.rules.watch, self._base))
         for found, stamps in oldest_first(one for one in every if not self._is_as_sealed(one)):
             self._settle(found, stamps, left_well=left_well)
-        if self.rules:
+        if self.rules and (left_well or self._mark is not None):  # a crash may have come early
             self._mistakes.ended(self.rules, every, self._known)
 
     def _settle(self, found: Found, stamps: FileStamps, *, left_well: bool) -> bool:

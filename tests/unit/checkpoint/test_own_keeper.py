@@ -380,6 +380,8 @@ def test_what_looks_like_a_mistake_is_said_once(place: Place) -> None:
 
 def test_a_pattern_that_matched_nothing_is_said_when_the_script_has_ended(place: Place) -> None:
     keeper = place.keeper()
+    keeper.settle(left_well=False)  # it crashed before its first save
+    assert place.said == []
     for _ in range(2):
         keeper.settle(left_well=True)
     (line,) = place.said
