@@ -332,8 +332,13 @@ class OwnKeeper:
         self.newest = next(iter(self._seals()), None)
 
     def _choose(self, hurry: Callable[[], bool]) -> str:
-        """Return the newest checkpoint whose every byte is as it was sealed."""
+        """Return the newest checkpoint whose every byte is as it was sealed. Of every other path
+        that the script overwrites, the newest copy is put back if the path is torn or missing."""
+        newest: OwnSeal | None = None
         for one in self._seals():
+            path = Path(one.path)
+            if newest is not None and (not one.copied or path in self._known):
+                continue
             try:
                 self._verify(one, hurry)
             except FileNotFoundError:
@@ -341,10 +346,10 @@ class OwnKeeper:
             except CheckpointError as error:
                 self._reject(one, str(error))
             else:
-                self.newest = self.newest_marked = one
-                return one.path
-        self.newest = self.newest_marked = None
-        return ""
+                newest = newest or one
+                self._known.setdefault(path, _Known(one, stamps_of(path), self._glance(path)))
+        self.newest = self.newest_marked = newest
+        return newest.path if newest else ""
 
     def _verify(self, one: OwnSeal, hurry: Callable[[], bool]) -> None:
         """Read a checkpoint where the script will; put its copy there if it is another one."""
