@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.own.announced import announced
+from elastic_ckpt.checkpoint.own.claim import Claim
 from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import OwnSeal
-from elastic_ckpt.errors import ElasticCkptError, ExitCode, UsageError
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, LockHeld, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Quarantined, Saved
 from elastic_ckpt.journal.journal import Journal
@@ -55,7 +57,8 @@ class OwnWatch:
         self._journal, self._say, self._wake = journal, say, wake
         mistakes = say if rules else _say_nothing  # what a framework announces is right
         reports = Reports(self._sealed, self._aside, in_lines(say), mistakes)
-        self._keeper = OwnKeeper(job, rules, Path.cwd(), run, retention, reports)
+        self._base, self._claim = Path.cwd(), Claim()
+        self._keeper = OwnKeeper(job, rules, self._base, run, retention, reports)
         self._work: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._watching = self._closing = self._hurried = False
@@ -91,6 +94,7 @@ class OwnWatch:
         for wait in (*RETRY_SECONDS, None):
             try:
                 self._learn()
+                self._claim.take(self._keeper.rules.watch, self._base)
                 self._path = self._keeper.prepare(hurry) if self.is_on else ""
                 return
             except UsageError as error:
@@ -100,8 +104,12 @@ class OwnWatch:
                 log.warning("the script's checkpoints could not be verified: %s", error)
                 if wait is None or hurry():
                     self.failed = (
-                        f"the script's checkpoints could not be verified: {error}; fix the "
-                        "storage, then rerun the same command"
+                        str(error)
+                        if isinstance(error, LockHeld)
+                        else (
+                            f"the script's checkpoints could not be verified: {error}; fix the "
+                            "storage, then rerun the same command"
+                        )
                     )
                     return
             time.sleep(wait)
@@ -184,6 +192,7 @@ class OwnWatch:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(seconds)
+        self._claim.release()
 
     # -- the thread -----------------------------------------------------------------------------
 
@@ -211,6 +220,8 @@ class OwnWatch:
 
     def _look(self) -> None:
         self._learn()
+        with contextlib.suppress(LockHeld):  # the output is new: whoever starts later is told
+            self._claim.take(self._keeper.rules.watch, self._base)
         if self.is_on:
             self._keeper.look(time.monotonic())
 

@@ -44,3 +44,33 @@ def test_storage_that_fails_before_a_start_is_tried_again_and_then_said(
         assert answers == []
     finally:
         watch.close(5)
+
+
+def test_two_runs_do_not_watch_the_same_output(tmp_path: Path, monkeypatch) -> None:
+    """The second one would set aside what the first one's script is writing."""
+    monkeypatch.setattr(own_watch, "RETRY_SECONDS", (0.01,))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    watches = []
+    try:
+        for name, output in (("one", "out"), ("two", "link"), ("three", "other")):
+            job = JobDirectory(tmp_path / name)
+            job.prepare()
+            rules = OwnSaves((str(tmp_path / output / "checkpoint-*"),))
+            journal = Journal(job, "here")
+            watch = OwnWatch(job, rules, 1, Retention(), journal, lambda _: None, lambda: None)
+            watches.append(watch)
+            watch.start()
+            watch.prepare(lambda: False)
+            until(lambda watch=watch: watch.prepared)
+        one, two, three = watches
+        assert (one.failed, three.failed) == ("", "")
+        assert "another run on this machine watches" in two.failed
+        assert two.failed_code == 73
+        one.close(5)
+        two.prepare(lambda: False)
+        until(lambda: two.prepared)
+        assert two.failed == ""
+    finally:
+        for watch in watches:
+            watch.close(5)
