@@ -49,6 +49,7 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     session = next((slot.session for slot in slots), "")
     before = newest_of_job(job)
     request = ask_for_save(job)
+    asked = _made_at(request)
     limit = time.monotonic() + timeout
     try:
         while time.monotonic() < limit:
@@ -57,8 +58,12 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
             newest = newest_of_job(job)
             # If its step is sealed already, that checkpoint answers the request.
             reached_it = newest and newest.session == session and newest.step >= reached > 0
-            another = newest and (not before or newest.path != before.path)
-            if newest and (reached_it or another or _is_overwritten(newest, before)):
+            if newest and newest.own:
+                # What was written before the request may be sealed only now.
+                is_new = newest.own.changed >= asked and _is_newer(newest, before)
+            else:
+                is_new = bool(newest and (not before or newest.path != before.path))
+            if newest and (reached_it or is_new):
                 return newest
             if ended:
                 raise NotAnswered(
@@ -70,9 +75,18 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
 
 
-def _is_overwritten(newest: CheckpointView, before: CheckpointView | None) -> bool:
-    """Return whether the script has written the same file once more."""
-    return bool(newest.own and before and before.own and newest.own.number > before.own.number)
+def _made_at(request: Path) -> int:
+    """Return when a request was made, in ns, by the clock of the storage if it is still there."""
+    try:
+        return request.stat().st_mtime_ns
+    except OSError:  # it was served at once
+        return time.time_ns()
+
+
+def _is_newer(newest: CheckpointView, before: CheckpointView | None) -> bool:
+    """Return whether one of the script's own was sealed later, be it the same file once more."""
+    known = before.own.number if before and before.own else 0
+    return bool(newest.own and newest.own.number > known)
 
 
 def running_records(job: JobDirectory) -> list[NodeRecord]:
