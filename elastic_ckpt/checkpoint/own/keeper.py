@@ -374,14 +374,15 @@ class OwnKeeper:
         self._known[path] = _Known(one, stamps_of(path), self._glance(path))
 
     def _reject(self, one: OwnSeal, why: str) -> None:
-        path = Path(one.path)
-        known = self._known.get(path)
-        if one.copied:
-            copy = copies_of(self._job, one.number)
-            if copy.exists():
-                self._set_aside(copy, why)
-        elif os.path.lexists(path) and (known is None or known.seal.number == one.number):
+        path, copy = Path(one.path), copies_of(self._job, one.number)
+        known, is_it = self._known.get(path), not one.copied
+        if known is not None:  # what the script has written over it since is another one
+            is_it = known.seal.number == one.number and (is_it or known.stamps == stamps_of(path))
+        if is_it and os.path.lexists(path):
             self._set_aside(path, why)
+            remove_tree(copy)
+        elif one.copied and copy.exists():
+            self._set_aside(copy, why)
         forget(self._job, one)
 
     def _set_aside(self, path: Path, why: str) -> None:

@@ -89,3 +89,16 @@ def test_the_order_of_the_names_does_not_make_the_newest(place: Place, restart: 
         assert keeper.newest is not None
         assert keeper.newest.step == 100
     assert [one.step for one in seals(place.job)] == [100, 75, 50]
+
+
+def test_a_fall_back_puts_the_copy_before_the_newest_in_its_place(place: Place) -> None:
+    keeper = place.keeper("last.pt", complete_when="quiet:2s")
+    keeper.prepare(never)
+    for at in range(3):
+        path = _write(place, "last.pt", float(at), at=2 + at)
+        keeper.look(at * 10.0)
+        keeper.look(at * 10.0 + 3)
+    assert keeper.fall_back("step failed twice") is not None
+    assert keeper.prepare(never) == str(path)
+    assert _value(path) == 1.0
+    assert [name for name, _ in place.aside] == ["last.pt"]
