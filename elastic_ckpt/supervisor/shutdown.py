@@ -87,6 +87,9 @@ class Shutdown:
             if self._directory.lost:  # it may have gone back to an older checkpoint
                 self.lose(self._directory.lost)
                 return
+            if not self._is_still_followed():
+                self._end_unconfirmed()
+                return
             kept = self._only_in_memory(key)
             if kept is not None:
                 why = f"{_where(kept)}: fix the storage, then rerun the same command on this node"
@@ -133,7 +136,8 @@ class Shutdown:
             self.lose(self._directory.lost)
             return
         kept = self._only_in_memory(key)
-        if self._is_done and key is not None and kept is None:  # only older ones are not drained
+        is_there = key is not None and kept is None  # only older ones are not drained
+        if self._is_done and is_there and self._is_still_followed():
             self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
             return
         there = key is not None and key > NO_CHECKPOINT
@@ -186,9 +190,11 @@ class Shutdown:
         saved = max((slot.saved_step for slot in self._board.read_slots()), default=-1)
         if newest >= left_behind and newest[-1] >= saved:
             return ""
+        in_memory = self._memory.newest_key()[-1]
+        there = left_behind[-1] if in_memory >= saved else max(left_behind[-1], saved)
         return (
-            f"the checkpoint of step {max(left_behind[-1], saved)} is not there any more, because "
-            "the directory was moved, deleted or unmounted: put it back"
+            f"the checkpoint of step {there} is not there any more, because the directory was "
+            "moved, deleted or unmounted: put it back"
         )
 
     def newest_key(self) -> Key:
@@ -219,6 +225,17 @@ class Shutdown:
         left = self._patience(SCAN_SECONDS, True)
         known = self._directory.known_identities(left()) if self._followed else None
         return known is not None and known[:1] == (self._followed,)
+
+    def _end_unconfirmed(self) -> None:
+        """End a node that leaves, and whose ranks had finished: another run may own the job, and
+        have gone back to an older checkpoint."""
+        self._end(
+            Event.STOPPED,
+            ExitCode.PREEMPTED_UNSAVED,
+            "preempted: its ranks had finished, but the directory does not confirm that the run "
+            "of its head still owns the job",
+            preemptions=self._record.node.preemptions + 1,
+        )
 
     def _only_in_memory(self, on_disk: Key | None) -> Sealed | None:
         """Return what would be lost with this machine: newer than all that the disk has."""

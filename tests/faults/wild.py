@@ -75,7 +75,7 @@ class Place:
         """
         written = [path.name for path in self.job.rglob("*") if not path.is_dir()]
         for path in self.job.iterdir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # the job removes what it made, too
         if self._mounted.count(self.job) > 1:
             self._unmount(self.job)
         else:

@@ -242,6 +242,32 @@ def test_run_that_was_taken_over_does_not_call_the_job_done() -> None:
     assert codes == [ExitCode.UNAVAILABLE]
 
 
+@pytest.mark.parametrize("seconds", [3.0, 60.0], ids=["answers late", "does not answer"])
+def test_member_that_leaves_does_not_call_the_job_of_a_former_head_done(seconds: float) -> None:
+    """Its ranks had finished during the notice; the other run has gone back meanwhile."""
+    world = several_nodes()
+    head, member, codes = world.first.head, world.first.hosts[1], []
+
+    def preempt() -> None:
+        assert member.run is not None
+        member.run.notice("signal", 90.0)
+
+    def go_back() -> None:
+        run = member.run
+        assert run is not None
+        member.storage_at = world.kernel.now + seconds
+        world.spare.head.machine, world.disk.lock_is_lost = head.machine, True
+        world.start(world.spare.head, (0, 38))
+        world.spare.is_called = True
+        world.start(world.spare.hosts[1])
+        when(world, lambda: run.code is not None, lambda: codes.append(run.code))
+
+    when(world, lambda: is_at_step(world, 40), preempt)
+    when(world, lambda: world.disk.newest == (0, 40), go_back)
+    assert outcome(world) is None
+    assert codes == [ExitCode.PREEMPTED_UNSAVED]
+
+
 def test_run_that_was_taken_over_does_not_call_the_others_checkpoint_its_own() -> None:
     """A notice reaches it before its next beat: it said 75, for steps that were lost."""
     world = quiet_world(1)

@@ -152,7 +152,7 @@ class MemberRole(ClusterRole):
         self._apart_since, self._unchecked = run.now, None
         head = run.record.node.head
         run.ports.journal.write(HeadNodeLost(head=head, why=why))
-        if run.shutdown.is_decided:
+        if run.shutdown.is_decided or run.state in TERMINAL:
             return
         message = f"{head} does not answer ({why})"
         if run.state is RunState.DRAINING:
@@ -161,7 +161,7 @@ class MemberRole(ClusterRole):
             run.record.move(Event.REGROUP, f"{message}: looking for it")
 
     def _on_job_over(self, run: Supervisor, code: ExitCode, message: str) -> None:
-        if run.shutdown.is_decided:
+        if run.shutdown.is_decided or run.state in TERMINAL:
             return
         head = run.record.node.head
         if code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED):
