@@ -108,8 +108,13 @@ def _place(found: Situation) -> str:
 def _resumes(found: Situation) -> str:
     if found.newest is None:
         return "starts at step 0"
-    step = f"step {found.newest.step}"
-    return f"resumes from {found.newest.path.name if found.newest.own else step}"
+    if not found.newest.own:
+        return f"resumes from step {found.newest.step}"
+    name, command = found.newest.path.name, found.record.command if found.record else None
+    options = {word.partition("=")[0] for word in command.argv} if command else set()
+    if "--watch" in options and not options & {"--resume-args", "--config"}:
+        return f"resumes from {name} if the script finds it by itself; else give --resume-args"
+    return f"resumes from {name}"
 
 
 def advise_member(record: NodeRecord) -> Advice:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from elastic_ckpt.checkpoint.own.files import stamps_of
+from elastic_ckpt.checkpoint.own.seal import seal, write
 from elastic_ckpt.cli.status.advice import advise_member
 from elastic_ckpt.cli.status.page import make_console, show
 from elastic_ckpt.cli.status.view import StatusView, gather
@@ -113,6 +116,28 @@ def test_a_job_of_slurm_or_systemd_may_come_back_by_itself(job: JobDirectory) ->
     for name in ("SLURM_JOB_ID", "INVOCATION_ID"):
         view = look(job, RunState.PREEMPTED, 75, command=RunCommand(ARGV, "/", ("HOME", name)))
         assert "rerun the same command, unless systemd or SLURM does: it" in view.advice
+
+
+@pytest.mark.parametrize(
+    ("options", "is_known"),
+    [
+        (("--watch", "out-*"), False),
+        (("--watch=out-*",), False),
+        (("--watch", "out-*", "--resume-args", "--resume {newest}"), True),
+        ((), True),  # announced by an integration
+    ],
+)
+def test_a_script_that_gets_no_arguments_must_find_its_checkpoint_itself(
+    job: JobDirectory, tmp_path: Path, options: tuple[str, ...], is_known: bool
+) -> None:
+    saved = tmp_path / "out-20"
+    saved.mkdir()
+    (saved / "model").write_bytes(b"1")
+    write(job, seal(saved, stamps_of(saved), number=1, step=20, run=1, incarnation=1))
+    command = RunCommand((*ARGV[:4], *options, "train.py"), "/my work")
+    advice = look(job, RunState.PREEMPTED, 76, command=command).advice
+    assert advice.startswith("rerun the same command: it resumes from out-20")
+    assert advice.endswith("else give --resume-args") is not is_known
 
 
 def test_an_unknown_command_is_not_invented(job: JobDirectory) -> None:
