@@ -75,6 +75,11 @@ class OwnSaves:
     def __bool__(self) -> bool:
         return bool(self.watch)
 
+    @property
+    def names_newest(self) -> bool:
+        """Whether the script is told which checkpoint to load."""
+        return any(NEWEST in one for one in self.resume_args)
+
     def arguments(self, newest: str) -> tuple[str, ...]:
         """Return what to append to the script's arguments; nothing without an intact checkpoint."""
         return tuple(one.replace(NEWEST, newest) for one in self.resume_args) if newest else ()

@@ -295,10 +295,8 @@ class Incarnations:
             message = "it exited with code 0, but --finished-when says that work is left"
             self._on_crash(msgspec.structs.replace(ended, message=message))
         elif not ended.failed:
-            why = "" if own.has_sign else ", as only --finished-when would tell that it is done"
-            self._run.record.move(
-                Event.REGROUP, f"the script left after it was asked to save: starting again{why}"
-            )
+            why = "the script left after it was asked to save: starting again"
+            self._run.record.move(Event.REGROUP, why)
         else:
             self._on_crash(ended)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from elastic_ckpt.checkpoint.archive import check_archive
 from elastic_ckpt.policy.own_saves import FileStamps, is_overwritten, step_of
 from elastic_ckpt.util.files import files_below
 
@@ -90,6 +91,18 @@ def oldest_first(every: Iterable[Found]) -> list[tuple[Found, FileStamps]]:
     return sorted(stamped, key=lambda one: (changed_at(one[1]), step_of(one[0].path.name)))
 
 
+def check_archives(found: Found, stamps: FileStamps) -> None:
+    """Check the ends of files that show by themselves whether they are complete.
+
+    Raises:
+        CheckpointRejected: one is torn.
+        OSError: one cannot be read.
+    """
+    root = found.path.parent if found.is_file else found.path
+    for name, *_ in stamps:
+        check_archive(root, name)
+
+
 def _stamp(path: Path, name: str) -> FileStamps:
     try:
         found = os.lstat(path)
@@ -100,8 +113,13 @@ def _stamp(path: Path, name: str) -> FileStamps:
     return ((name, found.st_size, found.st_mtime_ns, found.st_ino),)
 
 
-def glance(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is rewritten or a directory's names change; cheap."""
+def glance(path: Path, marker: str) -> tuple[tuple[int, int, int], ...]:
+    """Return what changes when a file is rewritten, a directory's names change, or the file in it
+    that is written last, if it is known; cheap."""
+    return tuple(_look_at(one) for one in ((path, path / marker) if marker else (path,)))
+
+
+def _look_at(path: Path) -> tuple[int, int, int]:
     try:
         found = os.lstat(path)
     except OSError:

@@ -14,10 +14,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from elastic_ckpt.checkpoint.archive import check_archive, is_archive
+from elastic_ckpt.checkpoint.archive import is_archive
 from elastic_ckpt.checkpoint.memory.room import is_memory
 from elastic_ckpt.checkpoint.own import seal as own_seal
 from elastic_ckpt.checkpoint.own.aside import set_own_aside
@@ -25,6 +26,7 @@ from elastic_ckpt.checkpoint.own.copy import copy_files, put_back
 from elastic_ckpt.checkpoint.own.files import (
     Found,
     changed_at,
+    check_archives,
     find,
     glance,
     matches,
@@ -38,7 +40,9 @@ from elastic_ckpt.checkpoint.own.seal import (
     OwnSeal,
     copies_of,
     forget,
+    newer,
     seals,
+    sort_anew,
     verify,
     write,
 )
@@ -134,6 +138,9 @@ class OwnKeeper:
             else:
                 self._mistakes.incomplete(self.rules, found, growth, now)
 
+    def _is_second(self, path: Path) -> bool:
+        return self.rules.names_newest and not matches(self.rules.watch[:1], self._base, path)
+
     def _rule(self, found: Found) -> CompleteWhen:
         return self.rules.complete.of(is_file=found.is_file)
 
@@ -156,7 +163,7 @@ class OwnKeeper:
 
     def _is_as_sealed(self, found: Found) -> bool:
         known = self._known.get(found.path)
-        if known is None or known.glance != self._glance(found.path):
+        if known is None or known.glance != glance(found.path, self.rules.complete.marker):
             return False
         is_newest = self.newest is not None and known.seal.number == self.newest.number
         return not is_newest or known.stamps == stamps_of(found.path)
@@ -168,10 +175,6 @@ class OwnKeeper:
         if known is None or not marker or set(known.stamps) <= set(stamps):
             return False
         return any(one in stamps for one in known.stamps if one[0] == marker)
-
-    def _glance(self, path: Path) -> tuple[object, ...]:
-        marker = self.rules.complete.marker
-        return glance(path), glance(path / marker) if marker else None
 
     def _forget_deleted(self) -> None:
         """Forget what the script has deleted itself, as most keep only the newest few."""
@@ -187,7 +190,8 @@ class OwnKeeper:
     def _try_to_seal(self, found: Found, stamps: FileStamps, begun: float) -> bool:
         """Seal a checkpoint unless it changes meanwhile, is torn, or the disk refuses."""
         try:
-            self._check_files(found, stamps)
+            if not self._rule(found).marker:
+                check_archives(found, stamps)
             sealed = self._seal(found, stamps)
         except CheckpointRejected as error:
             log.info("%s is not complete: %s", found.path, error)
@@ -204,17 +208,12 @@ class OwnKeeper:
             growth.stamps = ()  # it is waited for anew
         return False
 
-    def _check_files(self, found: Found, stamps: FileStamps) -> None:
-        if not self._rule(found).marker:
-            root = found.path.parent if found.is_file else found.path
-            for name, *_ in stamps:
-                check_archive(root, name)
-
     def _seal(self, found: Found, stamps: FileStamps) -> OwnSeal | None:
         """Return the seal, which is written; None if the files changed meanwhile. What the script
         overwrites, or keeps in memory, is copied into the job directory."""
         self._number = number = self._number + 1
-        about = {"number": number, "step": step_of(found.path.name), "run": self._run}
+        about: dict[str, Any] = {"number": number, "step": step_of(found.path.name)}
+        about |= {"run": self._run, "second": self._is_second(found.path)}
         volatile = is_memory(found.path) and not is_memory(self._job.root)
         if not found.overwritten and not volatile:
             made = own_seal.seal(found.path, stamps, **about, incarnation=self.incarnation)
@@ -244,12 +243,12 @@ class OwnKeeper:
         for one in self._seals():
             if one.path == sealed.path and one.number < sealed.number and not one.copied:
                 forget(self._job, one)  # it was written again
-        self._known[path] = _Known(sealed, stamps, self._glance(path))
-        self.newest = sealed
+        self._known[path] = _Known(sealed, stamps, glance(path, self.rules.complete.marker))
+        self.newest = newer(self.newest, sealed)
         if self._marked.pop(path, None) == stamps:
-            self.newest_marked = sealed
+            self.newest_marked = newer(self.newest_marked, sealed)
         elif self._mark is not None and begun > self._mark:
-            self.since_mark = True
+            self.since_mark = self.since_mark or self.newest is sealed
         self._reports.sealed(sealed)
         numbers = {known.seal.number for known in self._known.values()}
         for deleted in retain(self._job, self._seals(), self._retention, numbers):
@@ -300,8 +299,7 @@ class OwnKeeper:
                 continue
             if not self._settle(found, stamps, left_well=found.path in taken_over):
                 torn.append((found, stamps))
-        ever_sealed = any(not one.is_file for one in self._seals())
-        require_marker(self.rules, torn, ever_sealed=ever_sealed)
+        require_marker(self.rules, torn, self._seals())
         for found, _ in torn:
             why = why_torn(self._rule(found), was_sealed=found.path in self._sealed_at)
             self._set_aside(found.path, why)
@@ -314,7 +312,7 @@ class OwnKeeper:
     def _sort_seals(self) -> None:
         """Learn which files are as a seal says."""
         self._known.clear()
-        every = self._seals()
+        every = sort_anew(self._job, self._seals(), self._is_second)
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
         for one in every:
             path = Path(one.path)
@@ -328,7 +326,7 @@ class OwnKeeper:
                 if not one.copied and not os.path.lexists(path):
                     forget(self._job, one)  # the script has deleted it
             else:
-                self._known[path] = _Known(one, stamps, self._glance(path))
+                self._known[path] = _Known(one, stamps, glance(path, self.rules.complete.marker))
         self.newest = next(iter(self._seals()), None)
 
     def _choose(self, hurry: Callable[[], bool]) -> str:
@@ -347,7 +345,9 @@ class OwnKeeper:
                 self._reject(one, str(error))
             else:
                 newest = newest or one
-                self._known.setdefault(path, _Known(one, stamps_of(path), self._glance(path)))
+                self._known.setdefault(
+                    path, _Known(one, stamps_of(path), glance(path, self.rules.complete.marker))
+                )
         self.newest = self.newest_marked = newest
         return newest.path if newest else ""
 
@@ -371,7 +371,7 @@ class OwnKeeper:
         if os.path.lexists(path):
             self._set_aside(path, "it does not match its seal; the copy is put back")
         put_back(copy, path, [entry.path for entry in one.files], is_file=one.is_file)
-        self._known[path] = _Known(one, stamps_of(path), self._glance(path))
+        self._known[path] = _Known(one, stamps_of(path), glance(path, self.rules.complete.marker))
 
     def _reject(self, one: OwnSeal, why: str) -> None:
         path, copy = Path(one.path), copies_of(self._job, one.number)

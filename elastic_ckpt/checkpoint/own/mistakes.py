@@ -90,13 +90,14 @@ class Mistakes:
 
 
 def require_marker(
-    rules: OwnSaves, torn: Sequence[tuple[Found, FileStamps]], *, ever_sealed: bool
+    rules: OwnSaves, torn: Sequence[tuple[Found, FileStamps]], every: Sequence[OwnSeal]
 ) -> None:
     """Refuse to move several checkpoints because none has the last file.
 
     Raises:
         UsageError: its name must be wrong; all that the script has saved would be set aside.
     """
+    ever_sealed = any(not one.is_file for one in every)
     directories = [stamps for found, stamps in torn if not found.is_file]
     if never_marked(rules.complete, directories, ever_sealed=ever_sealed):
         raise UsageError(

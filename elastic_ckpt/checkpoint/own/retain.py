@@ -37,7 +37,8 @@ def retain(
             remove_tree(copies_of(job, one.number))
     if not retention:
         return []
-    kept = [one for one in every if not one.copied]
+    by_number = sorted(every, key=lambda one: one.number, reverse=True)
+    kept = [one for one in by_number if not one.copied]
     verdicts = judge(
         replace(retention, last=last),
         [RetentionCandidate(str(one.number), one.step) for one in kept],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,8 @@ class OwnSeal(msgspec.Struct, frozen=True, kw_only=True):
         changed: newest time of change of its files, in ns since the epoch: another one is reason to
             read them again.
         copied: whether the job directory has a copy, because the script overwrites the original.
+        second: the script may not be able to resume from it: ``{newest}`` means the first pattern
+            of ``--watch``, and another one matched.
     """
 
     format: int = FORMAT
@@ -56,13 +59,14 @@ class OwnSeal(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 0
     changed: int = 0
     copied: bool = False
+    second: bool = False
     reason: str = "script"
     manifest_xxh3_128: str = "0" * 32
 
     @property
     def age(self) -> tuple[int, int, int]:
         """Orders the job's checkpoints: the newest has the largest."""
-        return (0, self.number, self.step)
+        return (-1 if self.second else 0, self.number, self.step)
 
     @property
     def total_bytes(self) -> int:
@@ -86,7 +90,14 @@ def copies_of(job: JobDirectory, number: int) -> Path:
 
 
 def seal(
-    path: Path, stamps: FileStamps, *, number: int, step: int, run: int, incarnation: int
+    path: Path,
+    stamps: FileStamps,
+    *,
+    number: int,
+    step: int,
+    run: int,
+    incarnation: int,
+    second: bool = False,
 ) -> OwnSeal:
     """Hash the files of a complete checkpoint, and make them durable.
 
@@ -105,7 +116,7 @@ def seal(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return OwnSeal(
         number=number, path=str(path), is_file=is_file, step=step, files=files, created=created,
-        run=run, incarnation=incarnation, changed=changed_at(stamps),
+        run=run, incarnation=incarnation, changed=changed_at(stamps), second=second,
     )  # fmt: skip
 
 
@@ -139,7 +150,29 @@ def seals(job: JobDirectory) -> list[OwnSeal]:
             one = _decode(read_bounded(path, MAX_MANIFEST_BYTES))
             if path == seal_path(job, one.number):
                 found.append(one)
-    return sorted(found, key=lambda one: one.number, reverse=True)
+    return sorted(found, key=lambda one: one.age, reverse=True)
+
+
+def newer(one: OwnSeal | None, other: OwnSeal) -> OwnSeal:
+    """Return which of two seals a restart would use."""
+    return other if one is None or other.age > one.age else one
+
+
+def sort_anew(
+    job: JobDirectory, every: Iterable[OwnSeal], is_second: Callable[[Path], bool]
+) -> list[OwnSeal]:
+    """Return seals in their order now that other patterns may be given, or in another order.
+
+    Raises:
+        OSError: one that has to be written anew cannot be.
+    """
+    found = []
+    for one in every:
+        second = is_second(Path(one.path))
+        found.append(msgspec.structs.replace(one, second=second))
+        if second != one.second:
+            write(job, found[-1])
+    return sorted(found, key=lambda one: one.age, reverse=True)
 
 
 def _decode(data: bytes) -> OwnSeal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,8 @@ class Place:
         return OwnKeeper(
             self.job,
             own_saves(
-                watch=patterns or ("out/checkpoint-*",), on_notice=None, resume_args=(),
+                watch=patterns or ("out/checkpoint-*",), on_notice=None,
+                resume_args=[rules["resume_args"]] if "resume_args" in rules else (),
                 complete_when=rules.get("complete_when", "state.json"),
                 finished_when=rules.get("finished_when"),
             ),
@@ -447,6 +449,38 @@ def test_a_file_needs_no_last_file_in_it(place: Place) -> None:
     keeper.prepare(never)
     assert best.exists()
     assert place.aside == []
+
+
+def test_newest_is_of_the_first_pattern_where_the_script_is_told_what_to_load(
+    place: Place,
+) -> None:
+    """The best weights are written last, and no script can resume from them."""
+    both = ("out/checkpoint-*", "last.pt")
+    keeper = place.keeper(*both, resume_args="--resume {newest}")
+    place.save(5)
+    keeper.prepare(never)
+    keeper.mark(0.0)
+    place.overwrite(2.0)
+    keeper.look(1.0)
+    keeper.look(3.0)
+    assert not keeper.since_mark
+    for at, step in ((4.0, 10), (8.0, 20)):
+        place.save(step)
+        best = place.overwrite(float(step))
+        later = time.time_ns() + 10**9
+        os.utime(best, ns=(later, later))
+        keeper.look(at)
+        keeper.look(at + 2)
+    assert keeper.since_mark
+    newest = newest_of_job(place.job)
+    assert newest is not None and newest.path.name == "checkpoint-20"
+    assert keeper.newest is not None and keeper.newest.path.endswith("checkpoint-20")
+    again = place.keeper(*both, resume_args="--resume {newest}").prepare(never)
+    assert again.endswith("checkpoint-20")
+    for options in ({}, {"resume_args": "--resume"}):  # it finds its newest itself
+        assert place.keeper(*both, **options).prepare(never).endswith("last.pt")
+    other = place.keeper(*both[::-1], resume_args="--resume {newest}").prepare(never)
+    assert other.endswith("last.pt")
 
 
 def test_checkpoints_are_not_moved_because_of_a_wrong_name_of_the_last_file(place: Place) -> None:
