@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 
 from elastic_ckpt.errors import LockHeld
@@ -65,5 +66,6 @@ def _name(place: Path) -> str:
         found = os.stat(fixed)
     except OSError:
         return ""
-    rest = place.relative_to(fixed)
-    return f"\0elastic-ckpt-{os.geteuid()}-{found.st_dev:x}-{found.st_ino:x}-{rest}"[:107]
+    rest = blake2b(os.fsencode(place.relative_to(fixed)), digest_size=8)  # an address is short
+    where = f"{found.st_dev:x}-{found.st_ino:x}-{rest.hexdigest()}"
+    return f"\0elastic-ckpt-{os.geteuid()}-{where}"
