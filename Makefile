@@ -89,11 +89,14 @@ test-latest-all: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && \
 		$(call tests,.venv-latest,$(LATEST_REST),$(ONE_TORCH))
 
-# elastic_ckpt.integrations with the real frameworks, on torch 2.13.0; some minutes.
+# elastic_ckpt.integrations with the real frameworks, on torch 2.13.0; some minutes. With
+# FRAMEWORKS=frameworks each also at its other numbers of processes.
+FRAMEWORKS ?= frameworks and not slow
+
 test-frameworks: .venv-frameworks/.ready
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
 		.venv-frameworks/bin/python -m pytest -n 2 --dist worksteal --durations=15 \
-		-m 'frameworks and not slow' tests/integrations $(PYTEST_FLAGS)
+		-m '$(FRAMEWORKS)' tests/integrations $(PYTEST_FLAGS)
 
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready

@@ -13,6 +13,7 @@ import pytest
 from elastic_ckpt.errors import UsageError
 from tests.integrations.example import EXAMPLES, Example
 from tests.job import environment
+from tests.marks import slow
 
 pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
@@ -31,11 +32,12 @@ class Fabric(Example):
 
 
 @pytest.fixture(
-    scope="module", params=[(kind, ranks) for kind in (Accelerate, Fabric) for ranks in (1, 2)],
-    ids=lambda one: f"{one[0].__name__}-{one[1]}",
-)  # fmt: skip
+    scope="module",
+    params=["Accelerate-2", "Fabric-1", slow("Accelerate-1"), slow("Fabric-2")],
+)
 def undisturbed(request, tmp_path_factory) -> Example:
-    kind, ranks = request.param
+    name, _, number = request.param.partition("-")
+    kind, ranks = {"Accelerate": Accelerate, "Fabric": Fabric}[name], int(number)
     with kind(tmp_path_factory.mktemp("undisturbed"), ranks) as job:
         assert job.start().wait() == 0, job.output()
     seen = [job.samples(rank) for rank in range(ranks)]
