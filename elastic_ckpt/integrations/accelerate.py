@@ -107,8 +107,10 @@ class Session(sessions.Session):
 
         A prepared loader of a map-style data set, shuffled or in order, is read in the order of
         ``ElasticSampler(dataset)``, with its own batch size, workers and collation. Another one
-        needs a state, as with ``use_stateful_dataloader``, or a ``position``. One that is not
-        prepared is read as it is.
+        needs a ``position``. One that is not prepared is read as it is.
+
+        Raises:
+            UsageError: nothing tells the place in a prepared loader.
         """
         read = tuple(self._readable(loader, position) for loader in loaders)
         batches = super().batches(*read, position=position)
@@ -137,20 +139,13 @@ class Session(sessions.Session):
         return send_to_device(batch, accelerator.device) if accelerator.device_placement else batch
 
     def _readable(self, loader: Any, position: str | None) -> Any:
-        """Return what to read instead of a prepared loader; it itself, if that has a place.
+        """Return what to read instead of a prepared loader, whose own order is in no checkpoint.
 
         Raises:
-            UsageError: it is read in an order that nothing can continue.
+            UsageError: nothing can continue its order, and the script does not say what to do.
         """
         if not _is_prepared(loader):
             return loader
-        if position is not None or loader.use_stateful_dataloader:
-            return loader
-        if id(loader) not in self._remade:
-            self._remade[id(loader)] = loader, self._in_elastic_order(loader)
-        return self._remade[id(loader)][1]
-
-    def _in_elastic_order(self, loader: Any) -> DataLoader[Any]:
         batches = loader.batch_sampler
         batches = batches.batch_sampler if isinstance(batches, BatchSamplerShard) else batches
         order = getattr(batches, "sampler", None)
@@ -161,15 +156,23 @@ class Session(sessions.Session):
                 "session.batches as it is"
             )
         known = type(batches) is BatchSampler and _uses_each_sample_once(order)
-        if not known or isinstance(loader, DataLoaderDispatcher):
+        if known and not isinstance(loader, DataLoaderDispatcher):
+            if id(loader) not in self._remade:
+                self._remade[id(loader)] = loader, self._in_elastic_order(loader, order)
+            return self._remade[id(loader)][1]
+        if position is None:
             raise UsageError(
-                f"nothing tells the place in a loader with a {type(order or batches).__name__}: "
-                "prepare it with DataLoaderConfiguration(use_stateful_dataloader=True); or pass "
-                'session.batches(loader, position="skip") if it yields the same batches at each '
-                'start, position="approximate" to begin it anew after a restart'
+                f"nothing tells the place in a loader with a {type(order or batches).__name__}, "
+                "also not use_stateful_dataloader: leave a loader with a state of its own out of "
+                "accelerator.prepare; or pass session.batches(loader, "
+                'position="skip") if it yields the same batches in each epoch of each start, '
+                'position="approximate" to begin it anew after a restart'
             )
-        shuffle = isinstance(order, RandomSampler)
-        accelerator = self._accelerator
+        loader.iteration = self.epoch  # what it tells its sampler and data set
+        return loader
+
+    def _in_elastic_order(self, loader: Any, order: Any) -> DataLoader[Any]:
+        accelerator, drop_last = self._accelerator, bool(loader.batch_sampler.drop_last)
         return DataLoader(
             loader.dataset,
             batch_size=loader.total_batch_size // accelerator.num_processes,
@@ -177,10 +180,10 @@ class Session(sessions.Session):
                 loader.dataset,
                 num_replicas=accelerator.num_processes,
                 rank=accelerator.process_index,
-                shuffle=shuffle,
-                drop_last=batches.drop_last,
+                shuffle=isinstance(order, RandomSampler),
+                drop_last=drop_last,
             ),
-            drop_last=batches.drop_last,
+            drop_last=drop_last,
             **{name: getattr(loader, name) for name in _KEPT},
         )
 

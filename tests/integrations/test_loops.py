@@ -153,6 +153,7 @@ def accelerator_session(loader, **settings):
 
 def test_loaders_whose_place_is_unknown_are_refused() -> None:
     import torch
+    from accelerate.utils import DataLoaderConfiguration
     from torch.utils.data import (
         DataLoader,
         RandomSampler,
@@ -164,11 +165,14 @@ def test_loaders_whose_place_is_unknown_are_refused() -> None:
 
     data = TensorDataset(torch.ones(8, 2))
     weighted = accelerator_session(DataLoader(data, sampler=WeightedRandomSampler([1.0] * 8, 8)))
-    with pytest.raises(UsageError, match=r"a WeightedRandomSampler: .*use_stateful_dataloader"):
+    with pytest.raises(UsageError, match=r"a WeightedRandomSampler, also not use_stateful_data"):
         weighted()
     assert len(weighted(position="approximate")) == 8
+    setting = DataLoaderConfiguration(use_stateful_dataloader=True)  # it forgets a shuffled order
+    stateful = accelerator_session(DataLoader(data, shuffle=True), dataloader_config=setting)
+    assert isinstance(stateful().sampler, ElasticSampler)
     part = accelerator_session(DataLoader(data, sampler=RandomSampler(data, num_samples=4)))
-    with pytest.raises(UsageError, match=r"a RandomSampler: "):
+    with pytest.raises(UsageError, match=r"a RandomSampler, "):
         part()
     own = accelerator_session(DataLoader(data, sampler=ElasticSampler(data)))
     with pytest.raises(UsageError, match=r"leave a loader that has one out of accelerator.prepare"):
