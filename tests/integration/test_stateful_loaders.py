@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from elastic_ckpt import ElasticSampler, Session
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training import departure
+from elastic_ckpt.training.data.loaders import inspect
 from tests.integration.ranks import run_ranks
 from tests.integration.test_rank_local import bits
 from tests.marks import slow
@@ -237,6 +245,25 @@ def refuse_shape(rank: int, directory: str) -> None:
     with Session(directory, model=model, optimizer=optimizer, save_interval=2) as run:
         for _ in run.epochs(3):
             next(run.batches(Counting(rank, 1 if rank else 5)))
+
+
+class Forgetful(DataLoader[Any]):
+    """Its state has the number of batches, and not their order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def test_state_without_the_order_is_refused() -> None:
+    weighted = WeightedRandomSampler([1.0] * len(DATA), len(DATA))
+    with pytest.raises(UsageError, match=r"the order of a WeightedRandomSampler.*\"skip\""):
+        inspect(Forgetful(DATA, sampler=weighted), None, 1)
+    assert inspect(Forgetful(DATA, sampler=weighted), "skip", 1).how == "skip"
+    assert inspect(Forgetful(DATA), None, 1).how == "state"
+    assert inspect(Forgetful(Numbers()), None, 1).how == "state"
 
 
 def test_unequal_lengths_fail_before_training(tmp_path: Path) -> None:

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+)
 
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.data.sampler import ElasticSampler
@@ -15,10 +21,11 @@ from elastic_ckpt.util.text import printable
 
 LOADER: Final = "DataLoader(dataset, batch_size=..., sampler=ElasticSampler(dataset, seed=0))"
 
-_CHOICES: Final = (
-    'use torchdata\'s StatefulDataLoader; or session.batches(loader, position="skip") if it yields '
-    'the same batches at each start, position="approximate" to begin it anew after a restart'
+_UNLESS_STATE: Final = (
+    'session.batches(loader, position="skip") if it yields the same batches at each start, '
+    'position="approximate" to begin it anew after a restart'
 )
+_CHOICES: Final = f"use torchdata's StatefulDataLoader; or {_UNLESS_STATE}"
 
 
 @dataclass
@@ -99,6 +106,12 @@ def inspect(loader: Any, position: str | None, world_size: int) -> Pass:
             )
     elif not has_state(loader):
         raise UsageError(_without_place(loader))
+    elif forgotten := _forgotten_order(loader):
+        raise UsageError(
+            f"a {type(loader).__name__} does not save the order of a {forgotten}, which has no "
+            "state_dict: after a restart it would repeat samples and leave others out; "
+            f"pass {_UNLESS_STATE}"
+        )
     own = getattr(loader, "sampler", None)
     replicas = getattr(own, "num_replicas", world_size)
     size = getattr(loader, "batch_size", None)
@@ -139,6 +152,20 @@ def _order(loader: Any) -> tuple[ElasticSampler | None, int | None, bool]:
         if isinstance(sampler, ElasticSampler):
             return sampler, getattr(one, "batch_size", None), bool(getattr(one, "drop_last", False))
     return None, None, False
+
+
+def _forgotten_order(loader: Any) -> str:
+    """Return the name of the sampler whose order a loader does not save with its own state; empty
+    if it does, or if the order follows from the epoch."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return ""
+    order: Any = loader.batch_sampler
+    if isinstance(order, BatchSampler):
+        order = order.sampler
+    is_known = isinstance(order, SequentialSampler | DistributedSampler) or has_state(order)
+    if order is None or is_known or type(order).__module__.startswith("torchdata."):
+        return ""
+    return type(order).__name__
 
 
 def _without_place(loader: Any) -> str:
