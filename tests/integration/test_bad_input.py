@@ -190,7 +190,7 @@ def test_full_disk_fails_saves_but_not_training(tmp_path):
     try:
         with Job(small, "--interval", "1", "--epochs", "4") as job:
             job.log = tmp_path / "log"
-            job.options = ["--max-failures", "1"]
+            job.options = ["--max-failures", "1", "--memory-dir", "off"]
             assert job.start().wait() == 70, job.output()
             assert "failed, training continues" in job.output()
             assert "free: delete something there" in job.output()
