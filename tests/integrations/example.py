@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -34,3 +35,15 @@ class Example(Job):
 
     def weights(self) -> set[str]:
         return set(re.findall(r"weights (\w+)", self.log.read_text()))
+
+    def stop_twice(self, undisturbed: Example, *counts: int) -> None:
+        """Preempt after these batches, and resume: each rank reads every batch once, to the same
+        weights."""
+        for count in counts:
+            self.start().until_batches(count)
+            self.process.send_signal(signal.SIGTERM)
+            assert self.wait() == 75, self.output()
+        assert self.start().wait() == 0, self.output()
+        for rank in range(self.nproc):
+            assert self.samples(rank) == undisturbed.samples(rank)
+        assert self.weights() == undisturbed.weights()

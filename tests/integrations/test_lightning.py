@@ -39,14 +39,7 @@ def undisturbed(request, tmp_path_factory) -> Fit:
 def test_a_notice_repeats_and_loses_no_sample(undisturbed: Fit, tmp_path: Path) -> None:
     """Stopped in the first epoch, and in the last one; each rank reads every batch once."""
     with Fit(tmp_path, undisturbed.nproc, "--pause", "0.03", "--every", "1000") as job:
-        for count in (11, BATCHES[job.nproc] - 9):
-            job.start().until_batches(count)
-            job.process.send_signal(signal.SIGTERM)
-            assert job.wait() == 75, job.output()
-        assert job.start().wait() == 0, job.output()
-        for rank in range(job.nproc):
-            assert job.samples(rank) == undisturbed.samples(rank)
-        assert job.weights() == undisturbed.weights()
+        job.stop_twice(undisturbed, 11, BATCHES[job.nproc] - 9)
 
 
 def test_a_killed_rank_is_made_good_for_by_the_last_save(undisturbed: Fit, tmp_path: Path) -> None:

@@ -54,14 +54,7 @@ def undisturbed(request, tmp_path_factory) -> Example:
 def test_a_notice_repeats_and_loses_no_sample(undisturbed: Example, tmp_path: Path) -> None:
     """Stopped in the first epoch, and in the last one."""
     with type(undisturbed)(tmp_path, undisturbed.nproc, "--pause", "0.03") as job:
-        for count in (11, BATCHES[job.nproc] * EPOCHS - 9):
-            job.start().until_batches(count)
-            job.process.send_signal(signal.SIGTERM)
-            assert job.wait() == 75, job.output()
-        assert job.start().wait() == 0, job.output()
-        for rank in range(job.nproc):
-            assert job.samples(rank) == undisturbed.samples(rank)
-        assert job.weights() == undisturbed.weights()
+        job.stop_twice(undisturbed, 11, BATCHES[job.nproc] * EPOCHS - 9)
 
 
 def test_a_killed_rank_is_made_good_for_by_the_last_save(
