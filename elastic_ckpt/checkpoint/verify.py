@@ -10,13 +10,13 @@ import errno
 import heapq
 import os
 import stat
-import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.disk.hashed_file import LARGE_BYTES, hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import (
     MAX_MANIFEST_BYTES,
     FileEntry,
@@ -31,9 +31,6 @@ from elastic_ckpt.util.progress import Advance, ignore
 from elastic_ckpt.util.text import printable
 
 MANIFEST_NAME: Final = "manifest.json"
-
-_THREADS: Final = min(4, os.cpu_count() or 1)
-"""Files that are hashed at the same time; more would only take turns."""
 
 _OPENING_BYTES: Final = 256 * 1024
 """Opening a file costs about as much as reading this many bytes."""
@@ -110,45 +107,15 @@ def verify_files(checkpoint: Path, entries: Iterable[FileEntry], advance: Advanc
         OSError: a file could not be read; the checkpoint may still be good.
     """
     listed = list(entries)
-    threads = min(_THREADS, len(listed), sum(entry.bytes for entry in listed) // LARGE_BYTES)
-    if threads < 2:
-        for entry in listed:
-            _verify_file(checkpoint, entry, advance, alone=True)
-        return
-    shared = _OneAtATime(advance)
-    with ThreadPoolExecutor(threads, "verify") as pool:
-        found = [
-            pool.submit(_verify_file, checkpoint, entry, shared, alone=False) for entry in listed
-        ]
-        try:
-            for one in found:
-                one.result()
-        except BaseException:
-            shared.stopped = True
-            pool.shutdown(cancel_futures=True)
-            raise
+    total = sum(entry.bytes for entry in listed)
+    side_by_side(partial(_verify_file, checkpoint), listed, total, advance)
 
 
-class _OneAtATime:
-    """Lets several threads share one ``advance``, one at a time; stops all of them."""
-
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def __call__(self, count: int) -> None:
-        with self._lock:
-            if self.stopped:
-                raise CheckpointRejected("another of its files failed verification")
-            self._advance(count)
-
-
-def _verify_file(checkpoint: Path, entry: FileEntry, advance: Advance, *, alone: bool) -> None:
-    path = checkpoint / entry.path
-    expected = (entry.bytes, entry.xxh3_128)
+def _verify_file(checkpoint: Path, file: FileEntry, advance: Advance) -> None:
+    path = checkpoint / file.path
+    expected = (file.bytes, file.xxh3_128)
     try:
-        if hash_file(path, advance, alone=alone) == expected:
+        if hash_file(path, advance) == expected:
             return
         _forget_cache(path)
         if hash_file(path) == expected:
@@ -157,8 +124,8 @@ def _verify_file(checkpoint: Path, entry: FileEntry, advance: Advance, *, alone:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
             raise
         # It was a regular file when the sizes were compared.
-        raise CheckpointRejected(f"{entry.path} is not a regular file") from None
-    raise CheckpointRejected(f"{entry.path} does not match its checksum")
+        raise CheckpointRejected(f"{file.path} is not a regular file") from None
+    raise CheckpointRejected(f"{file.path} does not match its checksum")
 
 
 def verify_full(checkpoint: Path, advance: Advance = ignore) -> Manifest:

@@ -1,7 +1,7 @@
 """xxh3_128 of files: on the way to the disk, and in a pass of their own before a load.
 
-Reading, writing and hashing run in parallel: the hash works on one buffer while the kernel
-fills or takes another. Both release Python's lock.
+Writing and hashing run in parallel: the hash works on a buffer while the kernel takes it. Both
+release Python's lock.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread, local
+from threading import local
 from typing import Any, Final
 
 import xxhash
@@ -21,15 +20,15 @@ import xxhash
 from elastic_ckpt.util.files import create_file, open_regular
 from elastic_ckpt.util.progress import Advance, ignore
 
-CHUNK_BYTES: Final = 2 * 1024 * 1024
-"""Read at once; what is hashed a moment later should still lie in a cache of the processor."""
+CHUNK_BYTES: Final = 256 * 1024
+"""Read at once: what is hashed a moment later still lies in the cache of the core. A thread for
+the reads and one for the hash are no faster, as each byte then passes between two cores."""
 
 LARGE_BYTES: Final = 8 * 1024 * 1024
 """From here on a second thread is worth its while."""
 
 PAGE_BYTES: Final = 4096
 
-_BUFFERS: Final = 3
 _own = local()
 
 
@@ -111,63 +110,25 @@ def _write_usually(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
-def hash_file(path: Path, advance: Advance = ignore, *, alone: bool = True) -> tuple[int, str]:
-    """Return size in bytes and xxh3_128 of a regular file; a link is an OSError. ``alone`` if no
-    other file is hashed at the same time: a second thread has a core."""
+def hash_file(path: Path, advance: Advance = ignore) -> tuple[int, str]:
+    """Return size in bytes and xxh3_128 of a regular file; a link is an OSError."""
+    digest, size = xxhash.xxh3_128(), 0
+    buffer = _buffer()
     with open(open_regular(path), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        hash_all = _hash_in_parallel if alone and size >= LARGE_BYTES else _hash_here
-        return hash_all(file.fileno(), size, advance)
-
-
-# A file that grows is not read to its end: who writes to it could keep us for ever.
-
-
-def _hash_here(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
-    digest, size = xxhash.xxh3_128(), 0
-    buffer = _buffers()[0]
-    while size <= expected and (count := os.readv(fd, [buffer])):
-        digest.update(buffer[:count])
-        size += count
-        advance(count)
-    return size, digest.hexdigest()
-
-
-def _hash_in_parallel(fd: int, expected: int, advance: Advance) -> tuple[int, str]:
-    """Hash in a thread what was read while the next buffer is filled."""
-    digest, size = xxhash.xxh3_128(), 0
-    empty: SimpleQueue[memoryview] = SimpleQueue()
-    full: SimpleQueue[memoryview | None] = SimpleQueue()
-    for buffer in _buffers():
-        empty.put(buffer)
-
-    def hash_what_comes() -> None:
-        while (filled := full.get()) is not None:
-            digest.update(filled)
-            empty.put(memoryview(filled.obj))
-
-    helper = Thread(target=hash_what_comes, name="hash", daemon=True)
-    helper.start()
-    try:
-        while size <= expected:
-            buffer = empty.get()
-            count = os.readv(fd, [buffer])
-            if not count:
-                break
-            full.put(buffer[:count])
+        expected = os.fstat(file.fileno()).st_size
+        # A file that grows is not read to its end: who writes to it could keep us for ever.
+        while size <= expected and (count := os.readv(file.fileno(), [buffer])):
+            digest.update(buffer[:count])
             size += count
             advance(count)
-    finally:
-        full.put(None)
-        helper.join()
     return size, digest.hexdigest()
 
 
-def _buffers() -> list[memoryview]:
+def _buffer() -> memoryview:
     """This thread's own; making one costs more than filling it."""
-    if not hasattr(_own, "buffers"):
-        _own.buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(_BUFFERS)]
-    found: list[memoryview] = _own.buffers
+    if not hasattr(_own, "buffer"):
+        _own.buffer = memoryview(bytearray(CHUNK_BYTES))
+    found: memoryview = _own.buffer
     return found
 
 

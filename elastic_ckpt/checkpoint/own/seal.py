@@ -6,11 +6,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import (
     FORMAT,
     MAX_MANIFEST_BYTES,
@@ -106,11 +108,9 @@ def seal(
     """
     is_file = not path.is_dir()
     root = path.parent if is_file else path
-    files = []
-    for name, *_ in stamps:
-        size, digest = hash_file(root / name)
-        _sync_file(root / name)
-        files.append(FileEntry(name, size, digest, 0))
+    files = side_by_side(
+        partial(_entry_of, root), [name for name, *_ in stamps], sum(size for _, size, *_ in stamps)
+    )
     for directory in {root, *((root / entry.path).parent for entry in files), path.parent}:
         sync_directory(directory)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -118,6 +118,12 @@ def seal(
         number=number, path=str(path), is_file=is_file, step=step, files=files, created=created,
         run=run, incarnation=incarnation, changed=changed_at(stamps), second=second,
     )  # fmt: skip
+
+
+def _entry_of(root: Path, file: str, advance: Advance) -> FileEntry:
+    size, digest = hash_file(root / file, advance)
+    _sync_file(root / file)
+    return FileEntry(file, size, digest, 0)
 
 
 def _sync_file(path: Path) -> None:

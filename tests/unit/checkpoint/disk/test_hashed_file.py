@@ -149,7 +149,7 @@ def test_a_file_that_grows_while_it_is_hashed_is_hashed_to_its_end(
 def test_short_reads_do_not_shift_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The two buffers take turns whatever the kernel gives."""
+    """Whatever the kernel gives at once."""
     data = some_bytes(3 * CHUNK_BYTES + 17)
     path = tmp_path / "file"
     path.write_bytes(data)
