@@ -5,7 +5,9 @@
     ElasticCkptError                70
     ├── UsageError                  64  wrong options, a missing script, a wrong call of the API
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
-    │   └── LockHeld                73  another supervisor owns the job or this node
+    │   ├── LockHeld                73  another supervisor owns the job or this node
+    │   ├── BucketRefused           73  the bucket is missing, not permitted, or cannot be relied on
+    │   └── BucketFailed            73  the bucket does not answer now; an OSError as well
     ├── RunSuperseded               73  another run has taken the job over
     ├── CheckpointError             65
     │   ├── NoUsableCheckpoint      65  checkpoints exist, but none is usable
@@ -28,6 +30,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import ClassVar
 
@@ -64,6 +67,25 @@ class DirectoryUnusable(ElasticCkptError):
 
 class LockHeld(DirectoryUnusable):
     """Another supervisor holds the job's or the node's lock."""
+
+
+class BucketRefused(DirectoryUnusable):
+    """No later try can succeed until somebody changes the bucket, the credentials or the URL."""
+
+
+class BucketFailed(DirectoryUnusable, OSError):
+    """A request to a bucket failed; the same may succeed later, or may have succeeded already.
+
+    Args:
+        line: what failed and why.
+        code: an errno.
+    """
+
+    def __init__(self, line: str, code: int = errno.EIO) -> None:
+        super().__init__(code, line)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class RunSuperseded(ElasticCkptError):

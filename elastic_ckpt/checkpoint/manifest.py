@@ -210,8 +210,8 @@ def make_memory_seal(
     return MemorySeal(**_fields(header), files=listed, seconds=seconds, retention=retention)
 
 
-def header_of(seal: MemorySeal) -> SealHeader:
-    """Return the header of the checkpoint that a drain makes of it."""
+def header_of(seal: SealHeader) -> SealHeader:
+    """Return the header alone of a seal: that of the same checkpoint in another tier."""
     return SealHeader(**_fields(seal))
 
 

@@ -1,0 +1,1 @@
+"""The bucket tier: checkpoints in an object store; ``docs/format.md`` has the layout."""

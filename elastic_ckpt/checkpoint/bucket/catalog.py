@@ -1,0 +1,83 @@
+"""The checkpoints in a bucket, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from elastic_ckpt.checkpoint.bucket.keys import SealKey, seals_of
+from elastic_ckpt.checkpoint.bucket.ownership import newest_claim, read_beat
+from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
+from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.jobdir.paths import is_session_name
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A seal as a listing shows it.
+
+    Attributes:
+        modified: when it was sealed, in seconds since the epoch by the store's clock.
+        superseded: a later owner has gone past it by another way.
+    """
+
+    seal: SealKey
+    modified: float
+    superseded: bool = False
+
+
+def sessions(store: Store) -> list[str]:
+    """Return the names of the sessions that have checkpoints, the unnamed one, "", first. Lists
+    every seal of the named ones: for people."""
+    keys = (one.key.split("/") for page in store.listing("sessions/") for one in page)
+    named = {key[1] for key in keys if len(key) > 3 and key[2] == "seals"}
+    return ["", *sorted(name for name in named if is_session_name(name))]
+
+
+def listed(store: Store, session: str = "") -> Iterator[Listed]:
+    """Yield the seals of a session, newest first; one request per thousand, as they are used."""
+    lowest: tuple[int, int] | None = None  # (epoch, step) that a later owner has sealed
+    claim, lowest_of_claim = 0, None
+    for page in store.listing(seals_of(session)):
+        for one in page:
+            seal = SealKey.parse(session, one.key)
+            if seal is None:
+                continue
+            place = (seal.epoch, seal.step)
+            if seal.claim != claim:
+                known = [key for key in (lowest, lowest_of_claim) if key is not None]
+                claim, lowest, lowest_of_claim = seal.claim, min(known, default=None), place
+            lowest_of_claim = min(place, lowest_of_claim or place)
+            yield Listed(seal, one.modified, lowest is not None and place >= lowest)
+
+
+def newest(store: Store, session: str = "") -> SealKey | None:
+    """Return the newest seal, in three requests; None without any.
+
+    A store may list what was there a while ago. What its owner has reported as saved is in the
+    owner's beat, which is read by its name.
+    """
+    first = next((one.seal for one in listed(store, session)), None)
+    beat = read_beat(store, newest_claim(store))
+    told = beat.newest if beat else ""
+    of_session = told.startswith(seals_of(session))
+    found = [first, SealKey.parse(session, told) if of_session else None]
+    return max((one for one in found if one), key=lambda one: one.age, default=None)
+
+
+def read_seal(store: Store, seal: SealKey) -> Manifest:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        CheckpointRejected: it is not sealed any more, or its manifest is not of this key.
+        UnsupportedFormat: a newer version wrote it.
+        BucketFailed: the store does not answer.
+    """
+    try:
+        manifest = decode_manifest(store.get(seal.key, MAX_MANIFEST_BYTES))
+    except FileNotFoundError:
+        raise CheckpointRejected(f"{seal.name} is not in {store.url} any more") from None
+    if SealKey.of(manifest, seal.claim) != seal:
+        raise CheckpointRejected(f"the manifest of {seal.name} is that of another checkpoint")
+    return manifest

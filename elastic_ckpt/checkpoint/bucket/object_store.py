@@ -1,0 +1,187 @@
+"""The object stores of S3, GCS and Azure, and a directory in their place, through obstore.
+
+Credentials, signatures, retries with back-off, multipart and connections are obstore's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from elastic_ckpt.checkpoint.bucket.store import Store, StoredObject
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.errors import BucketFailed, BucketRefused, UsageError
+from elastic_ckpt.policy.bucket_failure import FINAL, BucketFailure, advice, classify
+from elastic_ckpt.util.text import printable
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+CHUNK_BYTES: Final = 16 * 1024 * 1024
+"""Of one part of a large object. S3 takes 10,000 parts, so an object has at most 160 GB."""
+
+UPLOADS: Final = 4
+"""Parts of one object that are under way at once: with what is read ahead, 100 MB."""
+
+LIST_PAGE: Final = 1000
+
+_REQUEST: Final = {"timeout": "60s", "connect_timeout": "5s"}
+_RETRIES: Final[Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
+
+
+def open_store(url: BucketUrl) -> Store:
+    """Return the store at a URL; makes no request.
+
+    Raises:
+        UsageError: the extra is not installed, or the platform's settings are incomplete.
+    """
+    try:
+        import obstore.store
+    except ImportError:
+        raise UsageError(
+            f"{url} needs the extra: pip install 'elastic-ckpt[bucket]', or start without a bucket"
+        ) from None
+    try:
+        if url.scheme == "file":
+            Path(url.prefix).mkdir(parents=True, exist_ok=True)
+            return BucketStore(url, obstore.store.LocalStore(url.prefix))
+        return BucketStore(url, obstore.store.from_url(str(url), **_options(url)))
+    except OSError as error:
+        raise BucketRefused(f"cannot use {url}: {error.strerror or error}") from None
+    except Exception as error:  # obstore raises types of its own for settings that it cannot use
+        raise UsageError(f"cannot use {url}: {_first_line(error)}") from None
+
+
+def _options(url: BucketUrl) -> dict[str, Any]:
+    client: dict[str, Any] = dict(_REQUEST)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if url.scheme != "s3":
+        return {"client_options": client, "retry_config": _RETRIES}
+    if endpoint.startswith("http://"):
+        client["allow_http"] = True  # a store in one's own network; the user wrote http://
+    config = {"checksum_algorithm": "SHA256"}
+    if endpoint:
+        config["endpoint"] = endpoint
+    return {"client_options": client, "retry_config": _RETRIES, "config": config}
+
+
+class BucketStore:
+    """See :class:`elastic_ckpt.checkpoint.bucket.store.Store`."""
+
+    def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
+        self.url = str(url)
+        self._store = store
+
+    def get(self, key: str, limit: int) -> bytes:
+        import obstore
+
+        with self._asking(f"read {key}"):
+            found = obstore.get(self._store, key)
+            if found.meta["size"] > limit:
+                raise BucketFailed(f"{key} in {self.url} has more than {limit} bytes", errno.EFBIG)
+            return bytes(found.bytes())
+
+    def get_range(self, key: str, start: int, length: int) -> memoryview:
+        import obstore
+
+        with self._asking(f"read {key}"):
+            return memoryview(obstore.get_range(self._store, key, start=start, length=length))
+
+    def put(self, key: str, data: bytes) -> None:
+        import obstore
+
+        with self._asking(f"write {key}"):
+            obstore.put(self._store, key, data, use_multipart=False)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        import obstore
+
+        with self._asking(f"create {key}"):
+            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+
+    def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
+        import obstore
+
+        source = _Source(chunks)
+        try:
+            with self._asking(f"write {key}"):
+                obstore.put(
+                    self._store, key, source, use_multipart=True, chunk_size=CHUNK_BYTES,
+                    max_concurrency=UPLOADS,
+                )  # fmt: skip
+        except Exception:
+            if source.error is not None:
+                raise source.error from None
+            raise
+
+    def listing(self, prefix: str) -> Iterator[list[StoredObject]]:
+        import obstore
+
+        with self._asking(f"list {prefix}"):
+            for page in obstore.list(self._store, prefix, chunk_size=LIST_PAGE):
+                yield [
+                    StoredObject(one["path"], one["size"], one["last_modified"].timestamp())
+                    for one in page
+                ]
+
+    def delete(self, keys: list[str]) -> None:
+        import obstore
+
+        for first in range(0, len(keys), LIST_PAGE):
+            with self._asking("delete objects"):
+                obstore.delete(self._store, keys[first : first + LIST_PAGE])
+
+    @contextmanager
+    def _asking(self, doing: str) -> Iterator[None]:
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        try:
+            yield
+        except (AlreadyExistsError, PreconditionError):
+            raise FileExistsError(errno.EEXIST, "the object is there already", self.url) from None
+        except FileNotFoundError as error:
+            if classify("", str(error)) is BucketFailure.NO_BUCKET:
+                raise self._error(BucketFailure.NO_BUCKET, doing, error) from None
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from None
+        except (BaseError, TimeoutError) as error:
+            raise self._error(classify(type(error).__name__, str(error)), doing, error) from None
+
+    def _error(self, failure: BucketFailure, doing: str, error: Exception) -> Exception:
+        line = f"cannot {doing} in {self.url}: {failure.value}; {advice(failure)}"
+        if failure in (BucketFailure.OTHER, BucketFailure.NO_ANSWER):
+            line += f" ({_first_line(error)})"
+        if failure in FINAL:
+            return BucketRefused(line)
+        return BucketFailed(line)
+
+
+class _Source:
+    """Hands chunks to obstore, which would hide what they raise."""
+
+    def __init__(self, chunks: Iterable[memoryview]) -> None:
+        self._chunks = iter(chunks)
+        self.error: Exception | None = None
+
+    def __iter__(self) -> _Source:
+        return self
+
+    def __next__(self) -> memoryview:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _first_line(error: Exception) -> str:
+    return printable(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)
+
+
+Opener = Callable[[BucketUrl], Store]

@@ -1,0 +1,174 @@
+"""Who may seal in a bucket: claims, as run numbers are in a directory.
+
+An owner creates the record of the next number, which only one can. It beats, and before it says
+that something is saved it looks whether the number after its own has been created. Nothing here
+compares clocks, and nothing relies on a fresh listing: who claims goes up until a number is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+
+import msgspec
+
+from elastic_ckpt.checkpoint.bucket.keys import JOB, RUNS, beat_key, claim_of, run_key
+from elastic_ckpt.checkpoint.bucket.store import Store, create
+from elastic_ckpt.errors import BucketFailed, BucketRefused, LockHeld, RunSuperseded
+from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.util.text import printable
+
+KEPT_CLAIMS = 20
+"""Records of earlier owners that stay, for people."""
+
+_MAX_BYTES = 64 * 1024
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a claim. ``nonce`` tells it from that of another run at the same number."""
+
+    run_id: str
+    node: str
+    owner: ProcessIdentity
+    nonce: str
+
+    @property
+    def shown(self) -> str:
+        """It, for people."""
+        where = f"pid {self.owner.pid} on {printable(self.owner.host)}"
+        return f"{where} (run {printable(self.run_id)})"
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """What an owner last said of itself.
+
+    Attributes:
+        count: grows, so that each beat differs from the one before.
+        newest: key of its newest seal: a listing may not show that yet.
+        ended: it seals nothing any more.
+    """
+
+    nonce: str
+    count: int
+    newest: str = ""
+    ended: bool = False
+
+
+class _Job(msgspec.Struct, frozen=True):
+    identity: str
+
+
+class Claim:
+    """An owner's claim. One thread at a time."""
+
+    def __init__(self, store: Store, number: int, owner: Owner, newest: str = "") -> None:
+        self.store = store
+        self.number = number
+        self.owner = owner
+        self.newest = newest
+        self._beats = 0
+
+    def check(self) -> None:
+        """Raise RunSuperseded if a later claim exists; BucketFailed if that cannot be told."""
+        later = read_owner(self.store, self.number + 1)
+        if later is not None:
+            raise RunSuperseded(
+                f"{later.shown} has taken over {self.store.url}: this run seals nothing there; "
+                f"elastic-ckpt status {self.store.url} shows the job"
+            )
+
+    def beat(self, *, ended: bool = False) -> None:
+        """Show that this owner lives, or has ended; raises as :meth:`check`."""
+        self._beats += 1
+        beat = Beat(nonce=self.owner.nonce, count=self._beats, newest=self.newest, ended=ended)
+        self.store.put(beat_key(self.number), msgspec.json.encode(beat))
+        self.check()
+
+    def sealed(self, key: str) -> None:
+        """Make a seal of this owner known; until this returns, it has not been saved for sure.
+        Raises as :meth:`check`."""
+        self.newest = key
+        self.beat()
+
+
+def identify(store: Store, identity: str) -> None:
+    """Make the bucket this job's, or check that it is.
+
+    Raises:
+        BucketRefused: it is another job's.
+        BucketFailed: the store does not answer.
+    """
+    if not create(store, JOB, msgspec.json.encode(_Job(identity))):
+        found = identity_of(store)
+        if found != identity:
+            raise BucketRefused(
+                f"{store.url} holds another job: choose another prefix, or bring that job here: "
+                f"elastic-ckpt pull {store.url} DIR"
+            )
+
+
+def identity_of(store: Store) -> str:
+    """Return the identity of the job that a bucket holds; empty if it holds none."""
+    try:
+        return msgspec.json.decode(store.get(JOB, _MAX_BYTES), type=_Job).identity
+    except FileNotFoundError:
+        return ""
+    except (msgspec.MsgspecError, ValueError):
+        raise BucketRefused(f"{store.url}/{JOB} is not what elastic-ckpt wrote") from None
+
+
+def newest_claim(store: Store) -> int:
+    """Return the number of the newest owner, as far as the store lists it; 0 without any."""
+    numbers = (claim_of(one.key) for page in store.listing(RUNS) for one in page)
+    return max((number for number in numbers if number is not None), default=0)
+
+
+def read_owner(store: Store, number: int) -> Owner | None:
+    """Return the record of an owner; None if there is none."""
+    try:
+        return msgspec.json.decode(store.get(run_key(number), _MAX_BYTES), type=Owner)
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, ValueError):
+        raise BucketRefused(
+            f"{store.url}/{run_key(number)} is not what elastic-ckpt wrote"
+        ) from None
+
+
+def read_beat(store: Store, number: int) -> Beat | None:
+    """Return what an owner last said; None if nothing can be read of it."""
+    try:
+        return msgspec.json.decode(store.get(beat_key(number), _MAX_BYTES), type=Beat)
+    except (FileNotFoundError, msgspec.MsgspecError, ValueError):
+        return None
+
+
+def new_owner(run_id: str, node: str) -> Owner:
+    """Return the record of this process."""
+    return Owner(
+        run_id=run_id, node=node, owner=ProcessIdentity.current(), nonce=secrets.token_hex(16)
+    )
+
+
+def claim_after(store: Store, previous: int, owner: Owner) -> Claim:
+    """Claim the number after ``previous``, of whom it is known that it has gone.
+
+    Raises:
+        LockHeld: another run was faster.
+        BucketFailed: the store does not answer; a repeat with the same ``owner`` is safe.
+    """
+    number = previous + 1
+    if not create(store, run_key(number), msgspec.json.encode(owner)):
+        other = read_owner(store, number)
+        raise LockHeld(f"{other.shown if other else 'another run'} has just taken {store.url} over")
+    before = read_beat(store, previous) if previous else None
+    made = Claim(store, number, owner, before.newest if before else "")
+    made.beat()
+    _forget(store, number - KEPT_CLAIMS)
+    return made
+
+
+def _forget(store: Store, last: int) -> None:
+    with contextlib.suppress(BucketFailed):
+        old = [number for number in range(last - 5, last + 1) if number > 0]
+        store.delete([key for number in old for key in (run_key(number), beat_key(number))])

@@ -1,0 +1,49 @@
+"""What is deleted in a bucket: checkpoints that no rule keeps, and what was never sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed
+from elastic_ckpt.checkpoint.bucket.keys import SealKey, data_of
+from elastic_ckpt.checkpoint.bucket.ownership import Claim
+from elastic_ckpt.checkpoint.bucket.store import Store
+
+SWEEP_SECONDS: Final = 24 * 3600.0
+"""Age, by the store's clock, from which what no seal names is taken for given up."""
+
+
+def remove(store: Store, seals: Sequence[SealKey]) -> None:
+    """Delete checkpoints: the seals first, so that none is ever incomplete. A repeat goes on with
+    what an interrupted one left unsealed, once it is old enough for :func:`sweep`."""
+    store.delete([seal.key for seal in seals])
+    for seal in seals:
+        store.delete([one.key for page in store.listing(seal.data) for one in page])
+
+
+def sweep(claim: Claim, session: str = "", *, now: float, spare: str = "") -> int:
+    """Delete what was uploaded and never sealed, or whose seal is gone; return how many objects.
+
+    Args:
+        now: seconds since the epoch by the store's clock: when it wrote something just now.
+        spare: prefix of what is being uploaded.
+    """
+    store = claim.store
+    sealed = {one.seal.data for one in listed(store, session)}
+    root = data_of(session)
+    old: list[str] = []
+    for page in store.listing(root):
+        for one in page:
+            attempt = root + one.key[len(root) :].partition("/")[0] + "/"
+            is_old = now - one.modified > SWEEP_SECONDS
+            if is_old and attempt not in sealed and attempt != spare:
+                old.append(one.key)
+    claim.check()
+    store.delete(old)
+    return len(old)
+
+
+def superseded(store: Store, session: str = "") -> list[Listed]:
+    """Return the seals that a later owner has gone past by another way, newest first."""
+    return [one for one in listed(store, session) if one.superseded]
