@@ -32,6 +32,11 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "restore": "elastic_ckpt.cli.restore",
         "adopt": "elastic_ckpt.cli.adopt",
     },
+    "Copy them": {
+        "push": "elastic_ckpt.cli.bucket.push",
+        "pull": "elastic_ckpt.cli.bucket.pull",
+        "copy": "elastic_ckpt.cli.bucket.copy",
+    },
     "Set up a machine": {
         "doctor": "elastic_ckpt.cli.doctor.command",
         "slurm": "elastic_ckpt.cli.slurm.command",

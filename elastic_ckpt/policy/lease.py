@@ -21,6 +21,11 @@ NODE_LEASE_SECONDS: Final = 30.0
 """The same for the name of a node, whose supervisor's heartbeat comes every 10 s."""
 
 
+BUCKET_BEAT_SECONDS: Final = 10.0
+BUCKET_LEASE_SECONDS: Final = 40.0
+"""The same for the owner of a bucket, where each beat costs two requests."""
+
+
 class Verdict(Enum):
     """What a run that wants the job does next."""
 

@@ -225,6 +225,16 @@ def new_record(
     )  # fmt: skip
 
 
+def count_from(job: JobDirectory, number: int) -> None:
+    """Let the next run of a directory have a higher number than ``number``, of a run elsewhere
+    whose checkpoint it has now. For the holder of the job's lock; raises as the newest."""
+    if newest_number(job) < number:
+        record = RunOwner(
+            run_id="elsewhere", node="", owner=ProcessIdentity.current(), nonce="", ended=True
+        )
+        _create(job, number, record)
+
+
 def newest_number(job: JobDirectory) -> int:
     """Return the number of the newest run; 0 without any.
 

@@ -10,6 +10,7 @@ import pytest
 from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.download import pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
+from elastic_ckpt.checkpoint.bucket.source import in_bucket, in_directory
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
@@ -28,11 +29,12 @@ def test_what_comes_out_is_what_went_in_to_the_byte(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(source, 10, contents=LARGE)
     owner = claim(memory_store())
     told: list[int] = []
-    seal = push(owner, checkpoint, read_manifest(checkpoint), told.append)
+    seal = push(owner, in_directory(checkpoint), read_manifest(checkpoint), told.append)
     assert sum(told) == read_manifest(checkpoint).total_bytes
     assert catalog.newest(owner.store) == seal
-    pulled = pull(owner.store, seal, DiskTier(target))
+    pulled = catalog.read_seal(owner.store, seal)
     assert pulled == read_manifest(checkpoint)
+    pull(in_bucket(owner.store, seal), pulled, DiskTier(target))
     assert tree(target.checkpoint(0, 10)) == tree(checkpoint)
     verify_full(target.checkpoint(0, 10))
 
@@ -41,11 +43,11 @@ def test_straight_into_memory(tmp_path: Path) -> None:
     """A generation there has the bytes, without a disk between."""
     checkpoint = make_checkpoint(open_job(tmp_path / "a"), 10, contents=LARGE)
     owner = claim(memory_store())
-    seal = push(owner, checkpoint, read_manifest(checkpoint))
+    seal = push(owner, in_directory(checkpoint), read_manifest(checkpoint))
     job = open_job(tmp_path / "b")
     owned = own(tmp_path, job)
     try:
-        pull(owner.store, seal, owned.tier)
+        pull(in_bucket(owner.store, seal), read_manifest(checkpoint), owned.tier)
         found = owned.tier.newest()
         assert found is not None
         reading = owned.tier.open(found.ref)
@@ -63,12 +65,12 @@ def test_a_repeat_sends_only_what_is_missing(tmp_path: Path) -> None:
     owner = claim(store)
     store.before = failing("put", f"{SealKey.of(manifest, owner.number).data}optimizer")
     with pytest.raises(BucketFailed):
-        push(owner, checkpoint, manifest)
+        push(owner, in_directory(checkpoint), manifest)
     assert catalog.newest(store) is None
     store.before = lambda *_: None
     store.asked.clear()
     told: list[int] = []
-    push(owner, checkpoint, manifest, told.append)
+    push(owner, in_directory(checkpoint), manifest, told.append)
     assert sum(told) == manifest.total_bytes
     assert "upload" not in store.asked
     assert catalog.newest(store) is not None
@@ -82,7 +84,7 @@ def test_damage_on_the_disk_is_not_sealed_in_the_bucket(tmp_path: Path, name: st
     manifest = read_manifest(checkpoint)
     owner = claim(memory_store())
     with pytest.raises(CheckpointRejected, match=f"{name} does not match"):
-        push(owner, checkpoint, manifest)
+        push(owner, in_directory(checkpoint), manifest)
     assert catalog.newest(owner.store) is None
     data = SealKey.of(manifest, owner.number).data
     there = [one.key for page in owner.store.listing(data) for one in page]
@@ -95,7 +97,7 @@ def test_damage_in_the_bucket_is_not_sealed_on_the_disk(tmp_path: Path, way: str
     source, target = open_job(tmp_path / "a"), open_job(tmp_path / "b")
     checkpoint = make_checkpoint(source, 10, contents=LARGE)
     owner = claim(memory_store())
-    seal = push(owner, checkpoint, read_manifest(checkpoint))
+    seal = push(owner, in_directory(checkpoint), read_manifest(checkpoint))
     key, data = seal.data + MODEL, bytearray(LARGE[MODEL])
     if way == "missing":
         owner.store.delete([key])
@@ -105,11 +107,11 @@ def test_damage_in_the_bucket_is_not_sealed_on_the_disk(tmp_path: Path, way: str
             key, bytes(data[:-1] if way == "shorter" else data + b"x" * (way == "longer"))
         )
     if way == "longer":  # what the manifest names is all there
-        pull(owner.store, seal, DiskTier(target))
+        pull(in_bucket(owner.store, seal), read_manifest(checkpoint), DiskTier(target))
         verify_full(target.checkpoint(0, 10))
         return
     with pytest.raises(CheckpointRejected, match="model"):
-        pull(owner.store, seal, DiskTier(target))
+        pull(in_bucket(owner.store, seal), read_manifest(checkpoint), DiskTier(target))
     assert not target.checkpoint(0, 10).exists()
     assert not list(target.attempts.iterdir())
 
@@ -120,7 +122,7 @@ def test_an_owner_that_was_taken_over_does_not_call_its_seal_saved(tmp_path: Pat
     store = Hooked(memory_store())
     first = claim(store)
     paths = [make_checkpoint(job, step) for step in (10, 20, 30, 40)]
-    push(first, paths[0], read_manifest(paths[0]))
+    push(first, in_directory(paths[0]), read_manifest(paths[0]))
     second = None
 
     def take_over(name: str, key: str) -> None:
@@ -130,11 +132,11 @@ def test_an_owner_that_was_taken_over_does_not_call_its_seal_saved(tmp_path: Pat
 
     store.before = take_over
     with pytest.raises(RunSuperseded):
-        push(first, paths[3], read_manifest(paths[3]))
+        push(first, in_directory(paths[3]), read_manifest(paths[3]))
     assert second is not None
     with pytest.raises(RunSuperseded):
-        push(first, paths[2], read_manifest(paths[2]))
-    push(second, paths[1], read_manifest(paths[1]))
+        push(first, in_directory(paths[2]), read_manifest(paths[2]))
+    push(second, in_directory(paths[1]), read_manifest(paths[1]))
     newest = catalog.newest(store)
     assert newest is not None and (newest.claim, newest.step) == (second.number, 20)
     rows = {one.seal.step: one.superseded for one in catalog.listed(store)}

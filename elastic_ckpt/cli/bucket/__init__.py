@@ -1,0 +1,1 @@
+"""The commands that copy checkpoints into buckets and out of them."""
