@@ -10,7 +10,8 @@ import click
 import msgspec
 from click.shell_completion import CompletionItem
 
-from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
+from elastic_ckpt.errors import ElasticCkptError, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
@@ -19,15 +20,21 @@ from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import shown_json
 
 
-class JobPath(click.Path):
-    """A path, or the number of a SLURM job in place of its directory.
+class JobPath(click.ParamType):
+    """A path, the number of a SLURM job in place of its directory, or the URL of a bucket.
 
     The path is not looked at: :func:`open_job` has a better exit code, and dead storage would
     block ``doctor`` forever.
     """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path; the directory of a SLURM job for its number."""
+    name = "directory"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | BucketUrl:
+        """Return the path, the directory of a SLURM job for its number, or the URL."""
+        if isinstance(value, str) and is_url(value):
+            return BucketUrl.parse(value)
         if not isinstance(value, str) or not is_job_number(value) or os.path.lexists(value):
             return Path(value)
         found = find_job(value)
@@ -49,7 +56,7 @@ class JobPath(click.Path):
 directory_argument = click.argument(
     "directory", metavar="[DIR]", envvar="ELASTIC_CKPT_DIR", type=JobPath(), required=True
 )
-"""``[DIR]``: a directory or a SLURM job's number; default ``$ELASTIC_CKPT_DIR``."""
+"""``[DIR]``: a directory, a SLURM job's number or a URL; default ``$ELASTIC_CKPT_DIR``."""
 
 timeout_option = click.option(
     "--timeout",
@@ -61,12 +68,17 @@ timeout_option = click.option(
 )
 
 
-def open_job(directory: Path) -> JobDirectory:
+def open_job(directory: Path | BucketUrl) -> JobDirectory:
     """Return a readable job directory.
 
     Raises:
         DirectoryUnusable: it cannot be read.
+        UsageError: it is in a bucket.
     """
+    if isinstance(directory, BucketUrl):
+        raise UsageError(
+            f"this needs a directory: elastic-ckpt pull {directory} DIR brings the job into one"
+        )
     job = JobDirectory.at(directory)
     job.check_readable()
     return job

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.jobdir.node_record import job_records
@@ -18,7 +19,7 @@ from elastic_ckpt.util.units import human_bytes, human_duration
 @click.command("list")
 @directory_argument
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, newest first.")
-def command(directory: Path, as_json: bool) -> int:
+def command(directory: Path | BucketUrl, as_json: bool) -> int:
     """List the checkpoints in DIR: verified, intact, or why not.
 
     \b
@@ -27,8 +28,13 @@ def command(directory: Path, as_json: bool) -> int:
 
     A checkpoint is intact if every file exists with its size, and verified if every byte was
     read and its digest matched: at a restart, or by verify --full. Checkpoints that are still in
-    memory are listed too. Superseded ones come last, by the names that restore takes.
+    memory are listed too. Superseded ones come last, by the names that restore takes. DIR may be
+    the URL of a bucket.
     """
+    if isinstance(directory, BucketUrl):
+        from elastic_ckpt.cli.bucket.inspect import list_bucket
+
+        return list_bucket(directory, as_json=as_json)
     job = open_job(directory)
     record = next(iter(job_records(job)), None)
     views = list_checkpoints(job, record.memory if record else "")

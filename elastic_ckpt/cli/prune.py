@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.memory.leftover import remove_leftover
 from elastic_ckpt.checkpoint.own.seal import seals
 from elastic_ckpt.checkpoint.prune import Pruned, prune
@@ -33,7 +34,7 @@ from elastic_ckpt.util.units import human_bytes
 @click.option("--dry-run", is_flag=True, help="Delete nothing; show what would go, and why.")
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 def command(
-    directory: Path,
+    directory: Path | BucketUrl,
     keep_last: int,
     keep_every: int,
     keep_best: str | None,
@@ -58,10 +59,14 @@ def command(
     What is in memory and not on the disk is deleted only by --memory: it cannot be brought back.
     status and doctor list it, with the command.
 
+    DIR may be the URL of a bucket, where superseded checkpoints count one by one.
+
     Exits with 0, with 73 if something could not be deleted or is in use.
     """
     retention = make_retention(keep_last, keep_every, keep_best)
     if memory:
+        if isinstance(directory, BucketUrl):
+            raise UsageError("--memory deletes a tier in this machine's memory: pass its path")
         if retention or keep_superseded is not None:
             raise UsageError("--memory deletes the whole tier: leave the --keep options out")
         return _delete_tier(directory, dry_run=dry_run, as_json=as_json)
@@ -69,6 +74,10 @@ def command(
         raise UsageError(
             "specify what to keep: --keep-last, --keep-every, --keep-best or --keep-superseded"
         )
+    if isinstance(directory, BucketUrl):
+        from elastic_ckpt.cli.bucket.inspect import prune_bucket
+
+        return prune_bucket(directory, retention, keep_superseded, dry_run=dry_run, as_json=as_json)
     job = open_job(directory)
     with progress_bar() as watch:
         done = [

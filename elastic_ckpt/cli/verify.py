@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.catalog import CheckpointView, own_views, scan, view
 from elastic_ckpt.checkpoint.own.seal import verify as verify_own
 from elastic_ckpt.checkpoint.quarantine import set_aside
@@ -32,7 +33,7 @@ from elastic_ckpt.util.units import human_bytes
 @click.option("--full", is_flag=True, help="Read and hash every byte; else compare sizes.")
 @click.option("--json", "as_json", is_flag=True, help="An array, newest first.")
 @click.option("--quarantine", is_flag=True, help="Set aside sealed checkpoints that fail.")
-def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int:
+def command(directory: Path | BucketUrl, full: bool, as_json: bool, quarantine: bool) -> int:
     """Check the size, or every byte, of every checkpoint in DIR.
 
     \b
@@ -41,10 +42,16 @@ def command(directory: Path, full: bool, as_json: bool, quarantine: bool) -> int
       elastic-ckpt verify ckpt --full --quarantine
 
     Intact: every file exists with its size. Verified: every byte was read and its digest
-    matches. DIR may be one checkpoint. Safe while the job runs.
+    matches. DIR may be one checkpoint, or the URL of a bucket. Safe while the job runs.
 
     Exits with 0 if all pass, with 65 if one fails or there is none.
     """
+    if isinstance(directory, BucketUrl):
+        if quarantine:
+            raise UsageError("--quarantine is for a directory: elastic-ckpt prune takes a URL")
+        from elastic_ckpt.cli.bucket.inspect import verify_bucket
+
+        return verify_bucket(directory, full=full, as_json=as_json)
     job = open_job(directory)
     named = checkpoint_key(job.root.name) is not None
     # A manifest in a job directory must not hide the checkpoints there.

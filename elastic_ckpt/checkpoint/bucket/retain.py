@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed
+from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed, read_seal
 from elastic_ckpt.checkpoint.bucket.keys import SealKey, data_of
 from elastic_ckpt.checkpoint.bucket.ownership import Claim
 from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.errors import CheckpointError
+from elastic_ckpt.policy.retention import (
+    Retention,
+    RetentionCandidate,
+    RetentionVerdict,
+    judge,
+)
 
 SWEEP_SECONDS: Final = 24 * 3600.0
 """Age, by the store's clock, from which what no seal names is taken for given up."""
@@ -44,6 +51,34 @@ def sweep(claim: Claim, session: str = "", *, now: float, spare: str = "") -> in
     return len(old)
 
 
-def superseded(store: Store, session: str = "") -> list[Listed]:
-    """Return the seals that a later owner has gone past by another way, newest first."""
-    return [one for one in listed(store, session) if one.superseded]
+def judged(
+    store: Store, session: str, retention: Retention, *, keep_superseded: int | None = None
+) -> list[tuple[Listed, RetentionVerdict]]:
+    """Return a verdict for each checkpoint of a session, newest first.
+
+    Reads manifests only if the rule needs what stands in them.
+
+    Args:
+        keep_superseded: number of superseded ones to keep, the newest; None keeps all.
+    """
+    every = list(listed(store, session))
+    current = [one for one in every if not one.superseded]
+    rows = [_candidate(store, one, retention) for one in current]
+    found = dict(zip(current, judge(retention, rows), strict=True))
+    aside = [one for one in every if one.superseded]
+    for number, one in enumerate(aside):
+        keep = keep_superseded is None or number < keep_superseded
+        why = "superseded" if keep else "as requested"
+        found[one] = RetentionVerdict(one.seal.key, keep, why)
+    return [(one, found[one]) for one in every]
+
+
+def _candidate(store: Store, one: Listed, retention: Retention) -> RetentionCandidate:
+    name, step = one.seal.key, one.seal.step
+    if not retention.best and not retention.automatic:
+        return RetentionCandidate(name, step)
+    try:
+        manifest = read_seal(store, one.seal)
+    except CheckpointError:
+        return RetentionCandidate(name, step, usable=False)
+    return RetentionCandidate(name, step, True, manifest.metrics, manifest.automatic)
