@@ -20,7 +20,7 @@ from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import shown_json
 
 
-class JobPath(click.ParamType):
+class JobPath(click.ParamType[Path | BucketUrl]):
     """A path, the number of a SLURM job in place of its directory, or the URL of a bucket.
 
     The path is not looked at: :func:`open_job` has a better exit code, and dead storage would

@@ -120,6 +120,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         head: name of the head; this node's own for a job of one node.
         present: names of the nodes that the head sees.
         command: how it was started; None in records of version one.
+        mirror: one line on the copies in a bucket; empty without a mirror.
     """
 
     job: str
@@ -147,6 +148,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     head: str = ""
     present: tuple[str, ...] = ()
     command: RunCommand | None = None
+    mirror: str = ""
 
     @property
     def leads(self) -> bool:
@@ -172,7 +174,7 @@ def _checked(record: NodeRecord) -> NodeRecord:
     if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
         raise ValueError("a count is out of range")
     record.present = tuple(map(printable, record.present))
-    for name in ("job", "run_id", "node", "message", "head"):
+    for name in ("job", "run_id", "node", "message", "head", "mirror"):
         setattr(record, name, printable(getattr(record, name)))
     record.owner = replace(record.owner, host=printable(record.owner.host))
     if (notice := record.notice) is not None:

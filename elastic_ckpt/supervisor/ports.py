@@ -308,6 +308,40 @@ class OwnPort(Protocol):
         """End the thread, within ``seconds``."""
 
 
+class MirrorPort(Protocol):
+    """The copies in a bucket; see ``saves/mirror.py``. Whatever it does, training goes on."""
+
+    def start(self) -> None:
+        """Start its thread; once."""
+
+    def serve(self, newest: Key) -> str:
+        """Take in what is on the disk; return one line for ``status``, empty without a mirror."""
+
+    def hurry(self) -> None:
+        """Spare neither training nor the network from now on: the node goes away."""
+
+    def close(self, left: Callable[[], float]) -> None:
+        """Copy the newest checkpoint; give up when ``left`` returns no seconds."""
+
+
+class NoMirror:
+    """The mirror of a run that has none."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def serve(self, newest: Key) -> str:
+        """Return nothing to show."""
+        del newest
+        return ""
+
+    def hurry(self) -> None:
+        """Do nothing."""
+
+    def close(self, left: Callable[[], float]) -> None:
+        """Do nothing."""
+
+
 class HostPort(Protocol):
     """This process among the others of its host, and those that watch it."""
 
@@ -356,6 +390,7 @@ class Ports:
     journal: Journal
     memory: MemoryPort
     own: OwnPort
+    mirror: MirrorPort
     listener: Listener
     host: HostPort
     service: Service

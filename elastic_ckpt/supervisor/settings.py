@@ -16,6 +16,20 @@ OnWarning = Literal["save", "stop", "ignore"]
 
 
 @dataclass(frozen=True)
+class MirrorSettings:
+    """What a run copies to a bucket.
+
+    Attributes:
+        every: seconds between two copies at least.
+        rate: bytes per second at most; 0 for no limit.
+    """
+
+    url: str
+    every: float = 0.0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """The settings of one ``elastic-ckpt run``.
 
@@ -39,6 +53,7 @@ class RunSettings:
         notice_sources: sources of notices in addition to signals.
         notice_file: a file or FIFO to read notices from.
         acknowledge: tell the platform not to wait once the checkpoint is sealed.
+        mirror: copies in a bucket; None for none.
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
         own: the checkpoints that the script writes itself.
         metrics_file: file to write the metrics to, for node_exporter.
@@ -69,6 +84,7 @@ class RunSettings:
     notice_file: Path | None = None
     on_warning: OnWarning = "save"
     acknowledge: bool = False
+    mirror: MirrorSettings | None = None
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
     own: OwnSaves = field(default_factory=OwnSaves)

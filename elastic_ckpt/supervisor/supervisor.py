@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.25
 CLOSE_SECONDS: Final = 2.0  # for the run's last writes to the storage
+MIRROR_SECONDS: Final = 600.0  # for the last copy to the bucket, without a deadline
 
 
 class Supervisor:
@@ -99,6 +100,7 @@ class Supervisor:
         self.ports.host.start()
         self.ports.memory.begin()
         self.ports.own.start()
+        self.ports.mirror.start()
         self.ports.journal.write(
             RunStarted(
                 run_id=self.record.node.run_id,
@@ -124,6 +126,9 @@ class Supervisor:
         self._serve_notices()
         self.serve_agent()
         self.ports.memory.serve()
+        mirror = self.ports.mirror.serve(self.ports.directory.newest())
+        if mirror != self.record.node.mirror:
+            self.record.update(mirror=mirror)
         self.shutdown.serve()
         self._serve_clock()
         self._serve_watchers()
@@ -142,6 +147,8 @@ class Supervisor:
             self.ports.listener.acknowledge()
         self.ports.directory.catch_up(self._patience(1.0))
         self._saves.close()
+        self.ports.mirror.close(self._patience(MIRROR_SECONDS))
+        self.record.node.mirror = self.ports.mirror.serve(self.ports.directory.newest())
         end = self.record.node
         self.ports.journal.write(
             RunEnded(state=end.state.value, exit_code=end.exit_code, message=end.message)
@@ -297,6 +304,7 @@ class Supervisor:
         if not self.preemption.take(notice):
             return
         drains = ""
+        self.ports.mirror.hurry()
         if first:
             self.shutdown.notice_arrived(self.incarnations.newest_saved_step)
         if self._saves_or_drains and self.agent is not None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from elastic_ckpt.checkpoint.lineage import continue_from
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, RunLocks
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
@@ -30,7 +31,7 @@ from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.metrics.exporter import Metrics
-from elastic_ckpt.supervisor.ports import Clock, OwnPort, Ports
+from elastic_ckpt.supervisor.ports import Clock, MirrorPort, NoMirror, OwnPort, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord, first_record
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves, OwnWatch
@@ -187,6 +188,8 @@ def make_supervisor(
     memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
     first.memory = memory.root
     files.start()
+    service = Service()
+    mirror = _mirror(settings, fence, run_id, journal, board, record, wakeup, service)
     signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
     sources = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
 
@@ -226,12 +229,45 @@ def make_supervisor(
         journal=journal,
         memory=memory,
         own=own,
+        mirror=mirror,
         listener=Listener(signals, sources, journal, wakeup.wake),
         host=Host(HeartbeatThread(job, settings.node, board), metrics, process_log, wakeup),
-        service=Service(),
+        service=service,
         start_agent=start_agent,
     )
     return Supervisor(settings, ports, record, _role(settings, rendezvous), reread)
+
+
+def _mirror(
+    settings: RunSettings,
+    fence: Fence | None,
+    run_id: str,
+    journal: Journal,
+    board: Board,
+    record: RunRecord,
+    wakeup: Wakeup,
+    service: Service,
+) -> MirrorPort:
+    """Return the copies in a bucket; only the node that owns the job makes any."""
+    if settings.mirror is None or fence is None:
+        return NoMirror()
+    from elastic_ckpt.checkpoint.bucket.object_store import open_store
+    from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+    from elastic_ckpt.supervisor.saves.mirror import Mirror
+
+    def finished() -> int:
+        return min((slot.finished for slot in board.read_slots()), default=0)
+
+    return Mirror(
+        settings,
+        open_store(BucketUrl.parse(settings.mirror.url)),
+        run_id,
+        journal,
+        finished,
+        record.say,
+        wakeup.wake,
+        lambda: service.alive(Clock().monotonic()),
+    )
 
 
 def _role(settings: RunSettings, rendezvous: Rendezvous | None) -> Role:

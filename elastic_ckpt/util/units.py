@@ -25,6 +25,17 @@ def parse_duration(text: str) -> float:
     return sum(float(part) * unit for part, unit in parts if part)
 
 
+_BYTES: Final = re.compile(rf"{_NUMBER} ?([kMGT]?)B?", re.ASCII)
+
+
+def parse_bytes(text: str) -> float:
+    """Return the bytes in ``50MB``, ``1.5GB`` or ``300000``, in powers of 1000; else UsageError."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a valid size: write it like 50MB or 1.5GB")
+    return float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " ")
+
+
 def human_duration(seconds: float | None) -> str:
     """Return a duration in two digits: ``0.2 s``, ``4.5 min``, ``12 d``; ``-`` for None."""
     if seconds is None:

@@ -21,7 +21,7 @@ from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
 from elastic_ckpt.supervisor.listener import Listener
-from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, NoMirror, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -167,7 +167,7 @@ class Run:
         )  # fmt: skip
         ports = Ports(
             clock=host.clock, board=self.board, directory=self.directory,
-            journal=events, memory=self.tier, own=NoOwnSaves(),
+            journal=events, memory=self.tier, own=NoOwnSaves(), mirror=NoMirror(),
             listener=Listener(self.signals, [self.cloud], events, lambda: self.wake(0.0)),
             host=self, service=Service(), start_agent=self._start_agent,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed, read_seal
-from elastic_ckpt.checkpoint.bucket.keys import SealKey, data_of
+from elastic_ckpt.checkpoint.bucket.keys import RUNS, SealKey, beat_key, data_of
 from elastic_ckpt.checkpoint.bucket.ownership import Claim
 from elastic_ckpt.checkpoint.bucket.store import Store
 from elastic_ckpt.errors import CheckpointError
@@ -29,22 +29,19 @@ def remove(store: Store, seals: Sequence[SealKey]) -> None:
         store.delete([one.key for page in store.listing(seal.data) for one in page])
 
 
-def sweep(claim: Claim, session: str = "", *, now: float, spare: str = "") -> int:
-    """Delete what was uploaded and never sealed, or whose seal is gone; return how many objects.
-
-    Args:
-        now: seconds since the epoch by the store's clock: when it wrote something just now.
-        spare: prefix of what is being uploaded.
-    """
+def sweep(claim: Claim, session: str = "") -> int:
+    """Delete what was uploaded long ago and never sealed, or whose seal is gone; return how many
+    objects. For an owner that is uploading nothing."""
     store = claim.store
+    beats = {one.key: one.modified for page in store.listing(RUNS) for one in page}
+    now = beats.get(beat_key(claim.number), 0.0)  # by the store's clock: it was written just now
     sealed = {one.seal.data for one in listed(store, session)}
     root = data_of(session)
     old: list[str] = []
     for page in store.listing(root):
         for one in page:
             attempt = root + one.key[len(root) :].partition("/")[0] + "/"
-            is_old = now - one.modified > SWEEP_SECONDS
-            if is_old and attempt not in sealed and attempt != spare:
+            if now - one.modified > SWEEP_SECONDS and attempt not in sealed:
                 old.append(one.key)
     claim.check()
     store.delete(old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import (
 )
 from elastic_ckpt.checkpoint.bucket.store import Store
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
-from elastic_ckpt.errors import LockHeld
+from elastic_ckpt.errors import BucketRefused, LockHeld
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.lease import BUCKET_LEASE_SECONDS, LeaseWatch, Verdict
 from elastic_ckpt.util.files import read_bounded, write_atomic
@@ -105,6 +106,17 @@ def is_in_step(job: JobDirectory, store: Store) -> bool:
         found = msgspec.json.decode(read_bounded(_links(job), 64 * 1024), type=_Link)
         return found == _Link(store.url, owner.nonce)
     return False
+
+
+def require_step(job: JobDirectory, store: Store) -> None:
+    """Raise BucketRefused unless :func:`is_in_step`: what a directory has would go before what
+    another machine has done since."""
+    if not is_in_step(job, store):
+        raise BucketRefused(
+            f"another directory or machine has continued the job in {store.url}: bring that here "
+            f"first with elastic-ckpt pull {store.url} {shlex.quote(str(job.root))}, or choose "
+            "another URL"
+        )
 
 
 def _links(job: JobDirectory) -> Path:

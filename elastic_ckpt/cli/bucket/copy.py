@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.take import is_in_step, require_step
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.cli.bucket.places import (
     BucketPlace,
     DirectoryPlace,
     Place,
-    has_followed,
     place_at,
 )
 from elastic_ckpt.cli.progress_bar import progress_bar
-from elastic_ckpt.errors import BucketRefused, NoUsableCheckpoint, UsageError
+from elastic_ckpt.errors import NoUsableCheckpoint, UsageError
 from elastic_ckpt.util.units import human_bytes
 
 
@@ -37,7 +37,7 @@ def command(origin: str, target: str, name: str) -> int:
     Exits with 0, with 65 if there is nothing to copy or it is damaged, with 73 if a place is in
     use, holds another job or cannot be used.
     """
-    return copy(place_at(origin), place_at(target), origin, target, name)
+    return copy(place_at(origin), place_at(target), origin, name)
 
 
 @click.command("push")
@@ -56,7 +56,7 @@ def push_command(directory: str, url: str, name: str) -> int:
     there = place_at(url)
     if not isinstance(there, BucketPlace):
         raise UsageError(f"{url!r} is no URL of a bucket: elastic-ckpt copy takes two directories")
-    return copy(place_at(directory), there, directory, url, name)
+    return copy(place_at(directory), there, directory, name)
 
 
 @click.command("pull")
@@ -76,15 +76,15 @@ def pull_command(url: str, directory: str, name: str) -> int:
     origin = place_at(url)
     if not isinstance(origin, BucketPlace):
         raise UsageError(f"{url!r} is no URL of a bucket: elastic-ckpt copy takes two directories")
-    return copy(origin, place_at(directory), url, directory, name)
+    return copy(origin, place_at(directory), url, name)
 
 
-def copy(origin: Place, target: Place, shown_origin: str, shown_target: str, name: str) -> int:
+def copy(origin: Place, target: Place, shown_origin: str, name: str) -> int:
     """Copy, and print a line for each checkpoint; raises as ``command`` documents."""
     identity = origin.identity()
     if not identity:
         raise NoUsableCheckpoint(f"{shown_origin} holds no job: correct the path or the URL")
-    newest = _becomes_newest(origin, target, shown_target) and not name
+    newest = _becomes_newest(origin, target) and not name
     patience = Patience(lambda line: click.echo(f"elastic-ckpt: {line}", err=True))
     count = 0
     with progress_bar() as watch, target.taken(identity, patience, newest=newest) as put:
@@ -103,20 +103,15 @@ def copy(origin: Place, target: Place, shown_origin: str, shown_target: str, nam
     return 0
 
 
-def _becomes_newest(origin: Place, target: Place, shown_target: str) -> bool:
+def _becomes_newest(origin: Place, target: Place) -> bool:
     """Return whether what is copied goes before what the target has.
 
     Raises:
         BucketRefused: a directory's would go before what another machine has done since.
     """
     if isinstance(origin, DirectoryPlace) and isinstance(target, BucketPlace):
-        if not has_followed(origin, target):
-            raise BucketRefused(
-                f"another directory or machine has continued the job in {shown_target}: bring that "
-                f"here first with elastic-ckpt pull {shown_target} {origin.job.root}, or choose "
-                "another URL"
-            )
+        require_step(origin.job, target.store)
         return True
     if isinstance(origin, BucketPlace) and isinstance(target, DirectoryPlace):
-        return not has_followed(target, origin)
+        return not is_in_step(target.job, origin.store)
     return False

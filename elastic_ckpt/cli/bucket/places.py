@@ -16,7 +16,7 @@ from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import identity_of, new_owner, read_owner
 from elastic_ckpt.checkpoint.bucket.source import Source, in_bucket, in_directory
-from elastic_ckpt.checkpoint.bucket.take import is_in_step, newest_owner, note, take
+from elastic_ckpt.checkpoint.bucket.take import newest_owner, note, take
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
 from elastic_ckpt.checkpoint.catalog import scan, view
@@ -194,11 +194,6 @@ class DirectoryPlace:
             owner = read_owner(origin.store, newest_owner(origin.store))
             if owner is not None:
                 note(self.job, origin.store.url, owner)
-
-
-def has_followed(directory: DirectoryPlace, bucket: BucketPlace) -> bool:
-    """Return whether nobody but a directory's own runs has continued the job in a bucket."""
-    return is_in_step(directory.job, bucket.store)
 
 
 def shown(seal: SealKey) -> str:

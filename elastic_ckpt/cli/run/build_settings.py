@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.run.entry import find_file
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir import node_record as records
@@ -18,10 +19,10 @@ from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention, parse_best
-from elastic_ckpt.util.units import parse_duration
+from elastic_ckpt.util.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
-    from elastic_ckpt.supervisor.settings import OnWarning, RunSettings
+    from elastic_ckpt.supervisor.settings import MirrorSettings, OnWarning, RunSettings
 
 DEFAULT_GRACE_SECONDS: Final = 30.0
 
@@ -57,6 +58,9 @@ def build_settings(
     keep_every: int,
     keep_best: str | None,
     memory_dir: str,
+    mirror: str | None,
+    mirror_every: str | None,
+    bucket_rate: str | None,
     metrics: str | None,
     metrics_file: Path | None,
     group_access: bool,
@@ -106,6 +110,7 @@ def build_settings(
         notice_file=notice_file.absolute() if notice_file else None,
         on_warning=on_warning,
         acknowledge=acknowledge,
+        mirror=_mirror(mirror, mirror_every, bucket_rate),
         metrics=None if metrics is None else parse_address(metrics),
         own=own_saves(
             watch=watch,
@@ -115,6 +120,20 @@ def build_settings(
             finished_when=finished_when,
         ),
         metrics_file=None if metrics_file is None else check_file(metrics_file),
+    )
+
+
+def _mirror(url: str | None, every: str | None, rate: str | None) -> MirrorSettings | None:
+    from elastic_ckpt.supervisor.settings import MirrorSettings
+
+    if url is None:
+        if every is not None or rate is not None:
+            raise UsageError("--mirror-every and --bucket-rate need --mirror URL")
+        return None
+    return MirrorSettings(
+        url=str(BucketUrl.parse(url)),
+        every=parse_duration(every) if every else 0.0,
+        rate=parse_bytes(rate) if rate else 0.0,
     )
 
 

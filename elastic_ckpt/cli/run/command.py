@@ -18,7 +18,7 @@ from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.job_file import format_options, print_config_option
 from elastic_ckpt.cli.run.options import run_options
-from elastic_ckpt.cli.run.storage_check import check_storage
+from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
 from elastic_ckpt.errors import ElasticCkptError, LockHeld, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand, command_line
@@ -93,7 +93,9 @@ def command(
     with unblocked_streams(_not_shown):
         settings = build_settings(**options)
         _remember_slurm_job(settings)
-        problem = check_storage(settings.directory)
+        problems = [check_storage(settings.directory)]
+        if settings.mirror is not None:
+            problems.append(check_bucket(settings.directory, settings.mirror.url))
         try:
             supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
         except LockHeld as error:
@@ -101,7 +103,7 @@ def command(
             raise LockHeld(f"{error}; see what it does: {look}") from None
         supervisor.record.node.command = RunCommand.current(_arguments(context))
         _import_what_the_end_needs()
-        if problem:
+        for problem in filter(None, problems):
             supervisor.record.say(problem)
         if hostfile is not None:  # not before this run owns the job
             _start_others(context, settings)

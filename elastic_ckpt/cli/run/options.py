@@ -194,6 +194,20 @@ _RUN: Final = (
         "notice]",
     ),
     *_RETENTION,
+    # copies in a bucket
+    _option(
+        "--mirror URL",
+        "Copy each sealed checkpoint to this bucket as well, while the job trains: s3://, gs:// or "
+        "az:// with a prefix of the job's own.",
+    ),
+    _option(
+        "--mirror-every DURATION",
+        "Copy at most so often (10m).  [default: as soon as the last copy is done]",
+    ),
+    _option(
+        "--bucket-rate BYTES",
+        "Bytes per second to the bucket at most (50MB).  [default: what training leaves]",
+    ),
     # where the run writes, and who may read it
     _option(
         "--memory-dir DIR|off",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
@@ -11,11 +12,15 @@ from elastic_ckpt.cli.doctor.directory import nearest
 from elastic_ckpt.cli.doctor.filesystem import check_filesystem, mount_of
 from elastic_ckpt.cli.doctor.storage import judge
 from elastic_ckpt.cli.doctor.storage_trial import TrialEvent, TrialResult, try_storage
-from elastic_ckpt.errors import DirectoryUnusable
+from elastic_ckpt.errors import BucketFailed, DirectoryUnusable
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answers
 
 TRIAL_SECONDS: Final = 10.0
 """How long a run waits for the trial of a storage that is not a local disk."""
+
+BUCKET_SECONDS: Final = 15.0
+"""How long a run waits for the trial of its bucket."""
 
 _LOSING: Final = frozenset({"fsync", "rename", "O_EXCL"})
 """Tests without which no save is sealed, or what is sealed is not there."""
@@ -46,6 +51,41 @@ def check_storage(directory: Path, proc: Path = Path("/proc")) -> str:
                 )
             problems.append(f"{failed.what}: {judged.text}: {judged.todo}")
     return f"warning: {directory}: {'; '.join(problems)}" if problems else ""
+
+
+def check_bucket(directory: Path, url: str) -> str:
+    """Return why a bucket cannot be written to now, in one line; empty if it can.
+
+    Raises:
+        BucketRefused: it is missing, not permitted, or ignores conditions; or another machine has
+            continued the job there.
+        UsageError: the extra is not installed, or a setting is missing.
+    """
+    from elastic_ckpt.checkpoint.bucket.object_store import open_store
+    from elastic_ckpt.checkpoint.bucket.probe import probe
+    from elastic_ckpt.checkpoint.bucket.take import require_step
+    from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+
+    store = open_store(BucketUrl.parse(url))
+    found: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            probe(store)
+            require_step(JobDirectory(directory), store)
+        except BaseException as error:  # whatever it is, the caller tells it
+            found.append(error)
+
+    thread = threading.Thread(target=look, name="bucket", daemon=True)
+    thread.start()
+    thread.join(BUCKET_SECONDS)
+    if thread.is_alive():
+        return f"{url} has not answered for {BUCKET_SECONDS:.0f} s: the job begins without it"
+    if found and isinstance(found[0], BucketFailed):
+        return f"{found[0]}: the job begins without it"
+    if found:
+        raise found[0]
+    return ""
 
 
 def _failures(directory: Path) -> Iterator[TrialResult]:

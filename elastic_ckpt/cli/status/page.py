@@ -126,6 +126,14 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
     facts += _lists(view)
     if view.last_save is not None:
         add("last save", _save(view.last_save))
+    if view.mirror:
+        add(
+            "mirror",
+            Text(
+                view.mirror,
+                "yellow" if ": failing" in view.mirror or ": off" in view.mirror else "",
+            ),
+        )
     if view.last_emergency_save is not None:
         add("last emergency save", _emergency(view.last_emergency_save))
     if view.save_interval is not None:

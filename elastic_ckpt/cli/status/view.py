@@ -134,6 +134,7 @@ class StatusView(msgspec.Struct, kw_only=True):
         reported: the metrics that the script reported, by name.
         goodput: share of the time that was training which still counts.
         time: where the time went.
+        mirror: how the copies in a bucket are; empty without any.
     """
 
     job: str
@@ -167,6 +168,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     goodput: float | None
     lost_work_seconds: float
     time: Goodput
+    mirror: str
 
 
 def gather(job: JobDirectory, history: History | None = None) -> StatusView:
@@ -255,6 +257,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         goodput=goodput.fraction,
         lost_work_seconds=goodput.lost_work_seconds,
         time=goodput,
+        mirror=record.mirror if record else "",
     )
 
 

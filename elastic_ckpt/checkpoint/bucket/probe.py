@@ -1,0 +1,34 @@
+"""Whether a store keeps what everything here rests on: that of two creations one fails."""
+
+from __future__ import annotations
+
+import secrets
+
+from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.errors import BucketFailed, BucketRefused
+from elastic_ckpt.policy.bucket_failure import BucketFailure, advice
+
+
+def probe(store: Store) -> None:
+    """Create an object twice, read it, list it and delete it.
+
+    Raises:
+        BucketRefused: the bucket is missing, not permitted, or ignores conditions.
+        BucketFailed: it does not answer now.
+    """
+    key = f"probe/{secrets.token_hex(8)}"
+    store.put_new(key, b"first")
+    try:
+        try:
+            store.put_new(key, b"second")
+        except FileExistsError:
+            pass
+        else:
+            why = BucketFailure.NO_CONDITIONS
+            raise BucketRefused(f"cannot use {store.url}: {why.value}; {advice(why)}")
+        if store.get(key, 64) != b"first":
+            raise BucketFailed(f"cannot use {store.url}: it does not return what was written")
+        if not any(one.key == key for page in store.listing("probe/") for one in page):
+            raise BucketFailed(f"cannot use {store.url}: it does not list what was written")
+    finally:
+        store.delete([key])

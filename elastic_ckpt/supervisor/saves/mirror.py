@@ -1,0 +1,280 @@
+"""The mirror: copies sealed checkpoints from the disk into a bucket while the job trains.
+
+In a thread of its own, which talks to nothing else of the run: the loop tells it that something
+was sealed and asks what to show. Whatever happens to the bucket, training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from elastic_ckpt.checkpoint.bucket.catalog import newest
+from elastic_ckpt.checkpoint.bucket.ownership import Claim, new_owner
+from elastic_ckpt.checkpoint.bucket.retain import judged, remove, sweep
+from elastic_ckpt.checkpoint.bucket.source import in_directory
+from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.take import note, require_step, take
+from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.manifest import Manifest
+from elastic_ckpt.checkpoint.ownership.job_lock import Patience
+from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
+from elastic_ckpt.errors import (
+    BucketFailed,
+    CheckpointRejected,
+    ElasticCkptError,
+    StopAborted,
+)
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.journal.bucket_events import Mirrored, MirrorFailed
+from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
+from elastic_ckpt.policy.pace import Pace, Throttle
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.supervisor.ports import Key
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import human_bytes
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+KEPT_AUTOMATIC: Final = 3
+"""Newest checkpoints that stay in the bucket of those that were saved automatically."""
+
+RETRY_SECONDS: Final = (2.0, 5.0, 15.0, 60.0)
+"""Between tries of what failed; the last one from then on."""
+
+
+class _Dropped(Exception):
+    """What is being copied is not worth it any more: something newer is there, or time is up."""
+
+
+class Mirror:
+    """See ``MirrorPort``. The loop's thread calls the public methods."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        store: Store,
+        run_id: str,
+        journal: Journal,
+        finished: Callable[[], int],
+        say: Callable[[str], None],
+        wake: Callable[[], None],
+        ping: Callable[[], None],
+    ) -> None:
+        """Start nothing yet. The settings have a mirror.
+
+        Args:
+            finished: returns the steps that all ranks have finished.
+            say: shows one line to the user; called in the loop's thread.
+            wake: ends the loop's wait.
+            ping: is called at least every second while :meth:`close` waits.
+        """
+        self._job = JobDirectory(settings.directory)
+        self._store = store
+        self._every = settings.mirror.every if settings.mirror else 0.0
+        self._rate = settings.mirror.rate if settings.mirror else 0.0
+        self._retention = settings.retention or Retention(automatic=KEPT_AUTOMATIC)
+        self._owner = new_owner(run_id, settings.node)
+        self._journal = journal
+        self._finished, self._say, self._wake, self._ping = finished, say, wake, ping
+        self._bell, self._hurry = threading.Event(), threading.Event()
+        self._pace = Pace()
+        self._ends = False
+        self._is_copying = False
+        self._done: dict[str, str] = {}  # newest attempt that is there, by session
+        self._last = 0.0  # when the last copy was done
+        self._lines: deque[str] = deque()
+        self._known: Key | None = None
+        self._state = "nothing copied yet"
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    # -- the loop's side ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def serve(self, newest: Key) -> str:
+        self._pace.feed(time.monotonic(), self._finished(), copying=self._is_copying)
+        while self._lines:
+            self._say(self._lines.popleft())
+        if newest != self._known:
+            self._known = newest
+            self._bell.set()
+        return f"{self._store.url}: {self._state}"
+
+    def hurry(self) -> None:
+        self._hurry.set()
+        self._bell.set()
+
+    def close(self, left: Callable[[], float]) -> None:
+        self._ends = True
+        self.hurry()
+        while self._thread.is_alive() and (seconds := left()) > 0:
+            self._ping()
+            self._thread.join(min(0.2, seconds))
+        for line in self._lines:
+            self._say(line)
+        if self._thread.is_alive():
+            self._say(f"mirror: the time is up, what {self._store.url} lacks stays on the disk")
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        try:
+            self._mirror(self._again(self._take))
+        except StopAborted:
+            self._tell("mirror: the run ended before the bucket was free; nothing was copied")
+        except (ElasticCkptError, OSError) as error:  # for good: another run, or no permission
+            self._fail(error, None)
+            self._show(f"off: {error}")
+            self._tell(f"mirror: {error}; the job trains on without it")
+        except Exception as error:
+            log.exception("the mirror failed")
+            self._tell(f"mirror: {type(error).__name__}, see the log; the job trains on without it")
+        self._wake()
+
+    def _take(self) -> Claim:
+        require_step(self._job, self._store)
+        patience = Patience(self._tell, lambda: self._ends)
+        claim = take(self._store, self._job.identity(), self._owner, patience)
+        note(self._job, self._store.url, self._owner)
+        for one in self._job.sessions():
+            there = newest(self._store, one.name)
+            self._done[one.name] = there.attempt if there else ""
+            sweep(claim, one.name)
+        return claim
+
+    def _mirror(self, claim: Claim) -> None:
+        while True:
+            for path, manifest in self._missing():
+                self._again(partial(self._copy, claim, path, manifest))
+            if self._ends and not self._missing():
+                break
+            self._bell.wait(BUCKET_BEAT_SECONDS)
+            self._bell.clear()
+            self._again(claim.beat)
+        with contextlib.suppress(OSError):
+            claim.beat(ended=True)
+
+    def _missing(self) -> list[tuple[Path, Manifest]]:
+        """Return the newest checkpoint of each session that the bucket lacks, if it is due."""
+        now = time.monotonic()
+        if not self._hurry.is_set() and self._last and now - self._last < self._every:
+            return []
+        found = [(one.name, newest_intact(one)) for one in self._job.sessions()]
+        return [
+            (view.path, view.manifest)
+            for name, view in found
+            if view is not None
+            and isinstance(view.manifest, Manifest)
+            and view.manifest.attempt != self._done.get(name)
+        ]
+
+    def _copy(self, claim: Claim, path: Path, manifest: Manifest) -> None:
+        began = time.monotonic()
+        throttle = Throttle(self._rate, began)
+        beaten, sent = began, 0
+        self._is_copying = True
+
+        def advance(count: int) -> None:
+            nonlocal beaten, sent
+            sent += count
+            now = time.monotonic()
+            if now - beaten > BUCKET_BEAT_SECONDS:
+                beaten = now
+                claim.beat()
+            self._show(f"step {manifest.step}, {human_bytes(sent)} of {human_bytes(total)}")
+            if self._hurry.is_set() and self._newer(manifest):
+                raise _Dropped
+            seconds = throttle.pause(count, now, slowed=self._pace.is_slowed)
+            if seconds > 0:
+                self._hurry.wait(seconds)
+
+        total = manifest.total_bytes
+        try:
+            lock = ReadLock(path)
+        except BeingRemoved:
+            return  # retention was faster: there is a newer one
+        try:
+            seal = push(claim, in_directory(path), manifest, advance)
+        except _Dropped:
+            return
+        except CheckpointRejected as error:
+            self._fail(error, manifest.step)
+            self._tell(
+                f"mirror: step {manifest.step} is left out: {error}; elastic-ckpt verify "
+                f"--full {self._job.root} looks at all"
+            )
+            self._done[manifest.session] = manifest.attempt
+            return
+        finally:
+            lock.release()
+            self._is_copying = False
+        seconds = time.monotonic() - began
+        self._last = time.monotonic()
+        self._done[manifest.session] = manifest.attempt
+        self._journal.write(
+            Mirrored(
+                path=f"{self._store.url}/{seal.key}", step=manifest.step,
+                bytes=manifest.total_bytes, seconds=seconds,
+            )
+        )  # fmt: skip
+        self._show(f"step {manifest.step}, sealed {time.strftime('%H:%M:%S')}")
+        self._retain(claim, manifest.session)
+
+    def _newer(self, manifest: Manifest) -> bool:
+        found = newest_intact(self._job.session(manifest.session))
+        newer = found.manifest if found is not None else None
+        return isinstance(newer, Manifest) and newer.attempt != manifest.attempt
+
+    def _retain(self, claim: Claim, session: str) -> None:
+        if not self._retention or self._ends:
+            return
+        done = judged(self._store, session, self._retention)
+        going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
+        claim.check()
+        remove(self._store, going)
+
+    def _again(self, do: Callable[[], _T]) -> _T:
+        """Do something until the bucket answers; raises what will not change."""
+        tries = 0
+        while True:
+            try:
+                return do()
+            except BucketFailed as error:
+                seconds = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
+                tries += 1
+                if tries == 1:
+                    self._fail(error, None)
+                    self._tell(f"mirror: {error}")
+                self._show(f"failing for {tries} tries: {error}")
+                if self._ends and tries > len(RETRY_SECONDS):
+                    raise
+                if self._hurry.wait(seconds):
+                    time.sleep(min(seconds, RETRY_SECONDS[0]))
+
+    def _fail(self, error: Exception, step: int | None) -> None:
+        with contextlib.suppress(OSError):
+            self._journal.write(MirrorFailed(step=step, error=printable(str(error), 500)))
+
+    def _show(self, what: str) -> None:
+        self._state = what
+
+    def _tell(self, line: str) -> None:
+        self._lines.append(line)
+        self._wake()
