@@ -18,6 +18,7 @@ from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.protocol.messages import AgentEvent, Command
+from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.watch.stacks import Stack
 
@@ -306,40 +307,6 @@ class OwnPort(Protocol):
 
     def close(self, seconds: float) -> None:
         """End the thread, within ``seconds``."""
-
-
-class MirrorPort(Protocol):
-    """The copies in a bucket; see ``saves/mirror.py``. Whatever it does, training goes on."""
-
-    def start(self) -> None:
-        """Start its thread; once."""
-
-    def serve(self, newest: Key) -> str:
-        """Take in what is on the disk; return one line for ``status``, empty without a mirror."""
-
-    def hurry(self) -> None:
-        """Spare neither training nor the network from now on: the node goes away."""
-
-    def close(self, left: Callable[[], float]) -> None:
-        """Copy the newest checkpoint; give up when ``left`` returns no seconds."""
-
-
-class NoMirror:
-    """The mirror of a run that has none."""
-
-    def start(self) -> None:
-        """Do nothing."""
-
-    def serve(self, newest: Key) -> str:
-        """Return nothing to show."""
-        del newest
-        return ""
-
-    def hurry(self) -> None:
-        """Do nothing."""
-
-    def close(self, left: Callable[[], float]) -> None:
-        """Do nothing."""
 
 
 class HostPort(Protocol):

@@ -20,6 +20,7 @@ class MirrorSettings:
     """What a run copies to a bucket.
 
     Attributes:
+        is_place: the bucket is the job's place, and the directory only this machine's copy of it.
         every: seconds between two copies at least.
         rate: bytes per second at most; 0 for no limit.
     """
@@ -27,6 +28,7 @@ class MirrorSettings:
     url: str
     every: float = 0.0
     rate: float = 0.0
+    is_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Shutdown:
         """``patience`` returns what says how long a wait may still take, given how long it should
         at most, and whether the run ends after it."""
         self._directory, self._memory, self._own = ports.directory, ports.memory, ports.own
+        self._mirror = ports.mirror
         self._board = ports.board
         self._record = record
         self._patience = patience
@@ -35,6 +36,7 @@ class Shutdown:
         self._followed: str | None = None
         self._then: Callable[[], None] | None = None
         self._is_done = False
+        self._flushes = False
 
     @property
     def is_decided(self) -> bool:
@@ -70,7 +72,12 @@ class Shutdown:
 
     def serve(self) -> None:
         """End the run if all that the memory tier holds is on the disk, or cannot get there."""
-        if self._then is not None and self._memory.over and self._own.settled:
+        if self._then is None or not self._memory.over or not self._own.settled:
+            return
+        if not self._flushes:
+            self._flushes = True
+            self._mirror.flush()
+        if self._mirror.flushed:
             then, self._then = self._then, None
             then()
 
@@ -93,6 +100,10 @@ class Shutdown:
             kept = self._only_in_memory(key)
             if kept is not None:
                 why = f"{_where(kept)}: fix the storage, then rerun the same command on this node"
+                self._end(Event.GIVE_UP, ExitCode.FAILED, f"the work is done, but {why}")
+                return
+            if self._mirror.lacks:
+                why = f"{self._mirror.lacks}; rerun the same command on this node"
                 self._end(Event.GIVE_UP, ExitCode.FAILED, f"the work is done, but {why}")
                 return
             self._memory.finish_pruning(hurry)
@@ -137,7 +148,7 @@ class Shutdown:
             return
         kept = self._only_in_memory(key)
         is_there = key is not None and kept is None  # only older ones are not drained
-        if self._is_done and is_there and self._is_still_followed():
+        if self._is_done and is_there and not self._mirror.lacks and self._is_still_followed():
             self._end(Event.COMPLETED, ExitCode.FINISHED, "finished")
             return
         there = key is not None and key > NO_CHECKPOINT
@@ -146,6 +157,8 @@ class Shutdown:
         others = new and not self._is_still_followed()
         new = new and not others
         saved = kept is None and (new or (there and (stopped or not stepped)))
+        lacks = self._mirror.lacks if saved else ""
+        saved = saved and not lacks
         # Rerun in the directory that is there now, the job would begin anew.
         if not saved and (gone := self.gone(NO_CHECKPOINT if key is None else key)):
             held = f"; {_where(kept)}" if kept else ""
@@ -154,7 +167,9 @@ class Shutdown:
         what = "preempted, saved" if saved else "preempted without a new checkpoint"
         name = self._own.newest_name or (f"step {key[-1]}" if key else "")
         step = f" (newest intact: {name})" if there else ""
-        silent = "" if key is not None else "; the storage does not answer"
+        silent = (
+            f"; {lacks}" if lacks else "" if key is not None else "; the storage does not answer"
+        )
         if others and not saved:
             silent = ", which another run may have saved"
         self._end(

@@ -120,8 +120,8 @@ class Supervisor:
             self.preemption.tighten(self.ports.listener)
             self.serve_agent()
             return
-        if self.ports.directory.lost:
-            self._on_lost(self.ports.directory.lost)
+        if lost := self.ports.directory.lost or self.ports.mirror.lost:
+            self._on_lost(lost)
             return
         self._serve_notices()
         self.serve_agent()

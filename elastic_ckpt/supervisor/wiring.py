@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
+from elastic_ckpt.checkpoint.bucket.ownership import Claim
 from elastic_ckpt.checkpoint.lineage import continue_from
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, RunLocks
@@ -31,9 +32,10 @@ from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.metrics.exporter import Metrics
-from elastic_ckpt.supervisor.ports import Clock, MirrorPort, NoMirror, OwnPort, Ports
+from elastic_ckpt.supervisor.ports import Clock, OwnPort, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord, first_record
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
+from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort, NoMirror
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves, OwnWatch
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -139,6 +141,7 @@ def make_supervisor(
     reread: Callable[[], RunSettings],
     rendezvous: Rendezvous | None = None,
     leaves: Callable[[], bool] = lambda: False,
+    claim: Claim | None = None,
 ) -> Supervisor:
     """Take the locks and make the supervisor of one ``elastic-ckpt run`` on this node.
 
@@ -147,6 +150,7 @@ def make_supervisor(
         reread: reads the settings again; raises UsageError if they are no longer right.
         rendezvous: where the nodes meet, for one of several.
         leaves: whether a signal has come that ends this process; asked during a wait for a lease.
+        claim: to the bucket that is the job's place; None if a directory is.
 
     Raises:
         DirectoryUnusable: the directory cannot be used.
@@ -157,7 +161,8 @@ def make_supervisor(
     """
     job = JobDirectory(settings.directory)
     job.prepare(group_access=settings.group_access)
-    run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+    own_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+    run_id = claim.owner.run_id if claim else own_id
     leads = rendezvous is None or rendezvous.leads
     locks = RunLocks(
         job, settings.node, run_id, leads=leads, endpoint=settings.endpoint,
@@ -189,7 +194,7 @@ def make_supervisor(
     first.memory = memory.root
     files.start()
     service = Service()
-    mirror = _mirror(settings, fence, run_id, journal, board, record, wakeup, service)
+    mirror = _mirror(settings, fence, run_id, journal, board, record, wakeup, service, claim)
     signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
     sources = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
 
@@ -247,6 +252,7 @@ def _mirror(
     record: RunRecord,
     wakeup: Wakeup,
     service: Service,
+    claim: Claim | None,
 ) -> MirrorPort:
     """Return the copies in a bucket; only the node that owns the job makes any."""
     if settings.mirror is None or fence is None:
@@ -267,6 +273,7 @@ def _mirror(
         record.say,
         wakeup.wake,
         lambda: service.alive(Clock().monotonic()),
+        claim,
     )
 
 

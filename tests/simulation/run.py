@@ -21,8 +21,9 @@ from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
 from elastic_ckpt.supervisor.listener import Listener
-from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, NoMirror, Ports
+from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.supervisor.saves.mirror_port import NoMirror
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor

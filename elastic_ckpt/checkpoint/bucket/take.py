@@ -83,29 +83,66 @@ def _wait(store: Store, number: int, patience: Patience) -> None:
 
 
 class _Link(msgspec.Struct, frozen=True):
+    """What a directory knows of its bucket.
+
+    Attributes:
+        own: nonces of its own owners: all that these have sealed came from here.
+        owner, newest: of another one, what it had sealed when that was brought here.
+    """
+
     url: str
-    nonce: str
+    own: tuple[str, ...] = ()
+    owner: str = ""
+    newest: str = ""
 
 
-def note(job: JobDirectory, url: str, owner: Owner) -> None:
-    """Note in a directory which owner of a bucket it has continued, or is."""
-    write_atomic(_links(job), msgspec.json.encode(_Link(url, owner.nonce)))
+def note_own(job: JobDirectory, url: str, owner: Owner) -> None:
+    """Note that an owner works in this directory; before it claims the bucket, or a kill in
+    between would make a stranger of it."""
+    before = _read_link(job, url)
+    _write_link(job, msgspec.structs.replace(before, own=(*before.own[-3:], owner.nonce)))
+
+
+def last_seen(store: Store) -> tuple[str, str]:
+    """Return the newest owner's nonce and its newest seal, for :func:`note_pulled`."""
+    number = newest_owner(store)
+    owner, beat = read_owner(store, number), read_beat(store, number)
+    return owner.nonce if owner else "", beat.newest if beat else ""
+
+
+def note_pulled(job: JobDirectory, url: str, seen: tuple[str, str]) -> None:
+    """Note that this directory has the newest checkpoints of a bucket, once it has them.
+
+    Args:
+        seen: as :func:`last_seen` returned it before: the owner there may have gone on.
+    """
+    owner, newest = seen
+    _write_link(job, msgspec.structs.replace(_read_link(job, url), owner=owner, newest=newest))
 
 
 def is_in_step(job: JobDirectory, store: Store) -> bool:
-    """Return whether a bucket has been continued by nobody but this directory's runs.
+    """Return whether a directory has all that was sealed in a bucket, or put it there.
 
     Raises:
         BucketFailed: the store does not answer.
     """
-    number = newest_owner(store)
-    owner = read_owner(store, number) if number else None
-    if owner is None:
+    owner, newest = last_seen(store)
+    if not owner:
         return True
+    link = _read_link(job, store.url)
+    return owner in link.own or (owner, newest) == (link.owner, link.newest)
+
+
+def _read_link(job: JobDirectory, url: str) -> _Link:
     with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):
-        found = msgspec.json.decode(read_bounded(_links(job), 64 * 1024), type=_Link)
-        return found == _Link(store.url, owner.nonce)
-    return False
+        found = msgspec.json.decode(read_bounded(_link(job), 64 * 1024), type=_Link)
+        if found.url == url:
+            return found
+    return _Link(url)
+
+
+def _write_link(job: JobDirectory, link: _Link) -> None:
+    write_atomic(_link(job), msgspec.json.encode(link))
 
 
 def require_step(job: JobDirectory, store: Store) -> None:
@@ -119,5 +156,5 @@ def require_step(job: JobDirectory, store: Store) -> None:
         )
 
 
-def _links(job: JobDirectory) -> Path:
+def _link(job: JobDirectory) -> Path:
     return job.control / "bucket.json"

@@ -87,7 +87,8 @@ def copy(origin: Place, target: Place, shown_origin: str, name: str) -> int:
     newest = _becomes_newest(origin, target) and not name
     patience = Patience(lambda line: click.echo(f"elastic-ckpt: {line}", err=True))
     count = 0
-    with progress_bar() as watch, target.taken(identity, patience, newest=newest) as put:
+    taken = target.taken(identity, patience, newest=newest, origin=origin)
+    with progress_bar() as watch, taken as put:
         for item in origin.items(name):
             count += 1
             size = item.manifest.total_bytes
@@ -98,8 +99,6 @@ def copy(origin: Place, target: Place, shown_origin: str, name: str) -> int:
             raise NoUsableCheckpoint(
                 f"{what} in {shown_origin}: elastic-ckpt list {shown_origin} shows what is there"
             )
-        if not name:
-            target.follows(origin)
     return 0
 
 

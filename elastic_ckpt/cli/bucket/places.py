@@ -14,9 +14,9 @@ from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.download import pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
-from elastic_ckpt.checkpoint.bucket.ownership import identity_of, new_owner, read_owner
+from elastic_ckpt.checkpoint.bucket.ownership import identity_of, new_owner
 from elastic_ckpt.checkpoint.bucket.source import Source, in_bucket, in_directory
-from elastic_ckpt.checkpoint.bucket.take import newest_owner, note, take
+from elastic_ckpt.checkpoint.bucket.take import last_seen, note_own, note_pulled, take
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
 from elastic_ckpt.checkpoint.catalog import scan, view
@@ -58,7 +58,7 @@ class Place(Protocol):
         deletes until the next one is asked for."""
 
     def taken(
-        self, identity: str, patience: Patience, *, newest: bool
+        self, identity: str, patience: Patience, *, newest: bool, origin: Place
     ) -> AbstractContextManager[Put]:
         """Own the place for the job of that identity while checkpoints are copied there.
 
@@ -68,9 +68,6 @@ class Place(Protocol):
         Raises:
             DirectoryUnusable: it holds another job, another run owns it, or it is not usable.
         """
-
-    def follows(self, origin: Place) -> None:
-        """Note that it has all that ``origin`` has, so that it may continue that one."""
 
 
 def place_at(text: str) -> Place:
@@ -105,9 +102,14 @@ class BucketPlace:
                 yield found
 
     @contextmanager
-    def taken(self, identity: str, patience: Patience, *, newest: bool) -> Iterator[Put]:
+    def taken(
+        self, identity: str, patience: Patience, *, newest: bool, origin: Place
+    ) -> Iterator[Put]:
         del newest  # the seals of a later owner always are
-        claim = take(self.store, identity, new_owner(f"copy-{os.getpid()}", node_name()), patience)
+        owner = new_owner(f"copy-{os.getpid()}", node_name())
+        if isinstance(origin, DirectoryPlace):
+            note_own(origin.job, self.store.url, owner)
+        claim = take(self.store, identity, owner, patience)
         beaten = time.monotonic()
 
         def put(item: Item, advance: Advance) -> bool:
@@ -130,12 +132,6 @@ class BucketPlace:
         finally:
             with suppress(OSError):
                 claim.beat(ended=True)
-
-    def follows(self, origin: Place) -> None:
-        if isinstance(origin, DirectoryPlace):
-            owner = read_owner(self.store, newest_owner(self.store))
-            if owner is not None:
-                note(origin.job, self.store.url, owner)
 
 
 class DirectoryPlace:
@@ -163,7 +159,9 @@ class DirectoryPlace:
                     lock.release()
 
     @contextmanager
-    def taken(self, identity: str, patience: Patience, *, newest: bool) -> Iterator[Put]:
+    def taken(
+        self, identity: str, patience: Patience, *, newest: bool, origin: Place
+    ) -> Iterator[Put]:
         self.job.prepare()
         mine = self.identity()
         if not mine:
@@ -174,7 +172,10 @@ class DirectoryPlace:
             )
         owned = OwnedJob(self.job, node_name(), f"copy-{os.getpid()}", "", patience)
         try:
+            seen = last_seen(origin.store) if isinstance(origin, BucketPlace) else None
             yield lambda item, advance: self._put(item, advance, newest)
+            if newest and isinstance(origin, BucketPlace) and seen is not None:
+                note_pulled(self.job, origin.store.url, seen)
         finally:
             owned.release()
 
@@ -188,12 +189,6 @@ class DirectoryPlace:
             path = session.checkpoint(item.manifest.epoch, item.manifest.step)
             restore(self.job, session.shown(path), "elastic-ckpt copy")
         return not was_there
-
-    def follows(self, origin: Place) -> None:
-        if isinstance(origin, BucketPlace):
-            owner = read_owner(origin.store, newest_owner(origin.store))
-            if owner is not None:
-                note(self.job, origin.store.url, owner)
 
 
 def shown(seal: SealKey) -> str:

@@ -31,7 +31,8 @@ _COLOSSALAI_MODULES: Final = ("colossalai", "colossalai.booster", "colossalai.bo
 
 def build_settings(
     *,
-    directory: Path,
+    directory: Path | BucketUrl,
+    local_dir: Path | None,
     name: str | None,
     nproc: str,
     nnodes: str | None,
@@ -82,6 +83,14 @@ def build_settings(
     grace = signal_grace_seconds(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
     nodes, endpoint = _nodes(nnodes, rdzv_endpoint, platforms)
+    url = directory if isinstance(directory, BucketUrl) else None
+    copies = _mirror(url, mirror, mirror_every, bucket_rate)
+    if isinstance(directory, BucketUrl):
+        from elastic_ckpt.cli.run.bucket import local_directory
+
+        directory = local_directory(directory, local_dir)
+    elif local_dir is not None:
+        raise UsageError("--local-dir goes with --dir URL: a directory is used where it is")
     JobDirectory(directory.resolve()).refuse_inner()
     root = JobDirectory.at(directory).root
     return RunSettings(
@@ -89,7 +98,7 @@ def build_settings(
         script=file.resolve(),
         module=module or "",
         args=args,
-        name=name or root.name,
+        name=name or (url.prefix.rpartition("/")[2] if url else root.name),
         node=records.node_name(node_name),
         nproc=_workers(nproc),
         start_from=start_from or "",
@@ -110,7 +119,7 @@ def build_settings(
         notice_file=notice_file.absolute() if notice_file else None,
         on_warning=on_warning,
         acknowledge=acknowledge,
-        mirror=_mirror(mirror, mirror_every, bucket_rate),
+        mirror=copies,
         metrics=None if metrics is None else parse_address(metrics),
         own=own_saves(
             watch=watch,
@@ -123,17 +132,23 @@ def build_settings(
     )
 
 
-def _mirror(url: str | None, every: str | None, rate: str | None) -> MirrorSettings | None:
+def _mirror(
+    place: BucketUrl | None, url: str | None, every: str | None, rate: str | None
+) -> MirrorSettings | None:
     from elastic_ckpt.supervisor.settings import MirrorSettings
 
+    if place is not None and url is not None:
+        raise UsageError("--mirror is for a directory: --dir URL has everything in the bucket")
+    url = url or (str(place) if place else None)
     if url is None:
         if every is not None or rate is not None:
-            raise UsageError("--mirror-every and --bucket-rate need --mirror URL")
+            raise UsageError("--mirror-every and --bucket-rate need --mirror URL or --dir URL")
         return None
     return MirrorSettings(
         url=str(BucketUrl.parse(url)),
         every=parse_duration(every) if every else 0.0,
         rate=parse_bytes(rate) if rate else 0.0,
+        is_place=place is not None,
     )
 
 

@@ -94,7 +94,7 @@ def command(
         settings = build_settings(**options)
         _remember_slurm_job(settings)
         problems = [check_storage(settings.directory)]
-        if settings.mirror is not None:
+        if settings.mirror is not None and not settings.mirror.is_place:
             problems.append(check_bucket(settings.directory, settings.mirror.url))
         try:
             supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
@@ -146,8 +146,13 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.wiring import make_supervisor
 
+    claim = None
+    if settings.mirror is not None and settings.mirror.is_place:
+        from elastic_ckpt.cli.run.bucket import take_bucket
+
+        claim = take_bucket(settings, _print_line, is_held)
     if not settings.endpoint:
-        return make_supervisor(settings, _print_line, reread, leaves=is_held)
+        return make_supervisor(settings, _print_line, reread, leaves=is_held, claim=claim)
     lock = JobDirectory(settings.directory).lock
 
     def is_led() -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
 from elastic_ckpt.cli.run.job_file import config_option
 from elastic_ckpt.notices.platforms import AUTO, source_names
 from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
@@ -15,6 +16,22 @@ from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path, readable=False)  # readable: a later error has a better exit code
+
+
+class JobPlace(click.ParamType[Path | BucketUrl]):
+    """A path, or the URL of a bucket."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | BucketUrl:
+        """Return either."""
+        if isinstance(value, str) and is_url(value):
+            return BucketUrl.parse(value)
+        return Path(value)
+
+
 _COUNT = click.IntRange(min=0)
 
 
@@ -51,8 +68,9 @@ _RUN: Final = (
         "directory",
         envvar="ELASTIC_CKPT_DIR",
         required=True,
-        type=_PATH,
-        help="The job directory, for checkpoints.",
+        type=JobPlace(),
+        help="The job directory, for checkpoints; or the URL of a bucket, which any machine "
+        "continues from.",
     ),
     _option("--name", "The job's name.  [default: the directory's name]"),
     # workers and nodes
@@ -194,7 +212,13 @@ _RUN: Final = (
         "notice]",
     ),
     *_RETENTION,
-    # copies in a bucket
+    # a bucket
+    _option(
+        "--local-dir DIR",
+        "With --dir URL: where this machine keeps its copy, on a disk of its own.  [default: "
+        "~/.cache/elastic-ckpt]",
+        type=_PATH,
+    ),
     _option(
         "--mirror URL",
         "Copy each sealed checkpoint to this bucket as well, while the job trains: s3://, gs:// or "

@@ -22,7 +22,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import Claim, new_owner
 from elastic_ckpt.checkpoint.bucket.retain import judged, remove, sweep
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Store
-from elastic_ckpt.checkpoint.bucket.take import note, require_step, take
+from elastic_ckpt.checkpoint.bucket.take import note_own, require_step, take
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.manifest import Manifest
@@ -32,6 +32,7 @@ from elastic_ckpt.errors import (
     BucketFailed,
     CheckpointRejected,
     ElasticCkptError,
+    RunSuperseded,
     StopAborted,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -40,7 +41,6 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.policy.pace import Pace, Throttle
 from elastic_ckpt.policy.retention import Retention
-from elastic_ckpt.supervisor.ports import Key
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -51,6 +51,9 @@ _T = TypeVar("_T")
 
 KEPT_AUTOMATIC: Final = 3
 """Newest checkpoints that stay in the bucket of those that were saved automatically."""
+
+FLUSH_SECONDS: Final = 600.0
+"""How long a run that has ended waits for its bucket, without a deadline."""
 
 RETRY_SECONDS: Final = (2.0, 5.0, 15.0, 60.0)
 """Between tries of what failed; the last one from then on."""
@@ -73,6 +76,7 @@ class Mirror:
         say: Callable[[str], None],
         wake: Callable[[], None],
         ping: Callable[[], None],
+        claim: Claim | None = None,
     ) -> None:
         """Start nothing yet. The settings have a mirror.
 
@@ -81,6 +85,7 @@ class Mirror:
             say: shows one line to the user; called in the loop's thread.
             wake: ends the loop's wait.
             ping: is called at least every second while :meth:`close` waits.
+            claim: to the bucket, if it was taken already; else it is taken in the thread.
         """
         self._job = JobDirectory(settings.directory)
         self._store = store
@@ -91,14 +96,21 @@ class Mirror:
         self._journal = journal
         self._finished, self._say, self._wake, self._ping = finished, say, wake, ping
         self._bell, self._hurry = threading.Event(), threading.Event()
+        self._claim = claim
         self._pace = Pace()
         self._ends = False
         self._is_copying = False
         self._done: dict[str, str] = {}  # newest attempt that is there, by session
         self._last = 0.0  # when the last copy was done
         self._lines: deque[str] = deque()
-        self._known: Key | None = None
+        self._known: object = None
         self._state = "nothing copied yet"
+        # A bucket that is the job's place is asked to have everything, and answers once it has.
+        self._is_place = settings.mirror is not None and settings.mirror.is_place
+        self._asked = self._answered = 0
+        self._flush_until = 0.0
+        self._is_off = False
+        self.lost = ""
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     # -- the loop's side ------------------------------------------------------------------------
@@ -106,7 +118,7 @@ class Mirror:
     def start(self) -> None:
         self._thread.start()
 
-    def serve(self, newest: Key) -> str:
+    def serve(self, newest: object) -> str:
         self._pace.feed(time.monotonic(), self._finished(), copying=self._is_copying)
         while self._lines:
             self._say(self._lines.popleft())
@@ -114,6 +126,23 @@ class Mirror:
             self._known = newest
             self._bell.set()
         return f"{self._store.url}: {self._state}"
+
+    def flush(self) -> None:
+        self._asked += 1
+        self._flush_until = time.monotonic() + FLUSH_SECONDS
+        self.hurry()
+
+    @property
+    def flushed(self) -> bool:
+        is_late = time.monotonic() > self._flush_until
+        return not self._is_place or self._answered == self._asked or self._is_off or is_late
+
+    @property
+    def lacks(self) -> str:
+        is_there = self._asked and self._answered == self._asked
+        if not self._is_place or is_there:
+            return ""
+        return f"{self._store.url} lacks it: {self._state}"
 
     def hurry(self) -> None:
         self._hurry.set()
@@ -136,7 +165,11 @@ class Mirror:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         try:
-            self._mirror(self._again(self._take))
+            self._mirror(self._claim or self._again(self._take))
+        except RunSuperseded as error:
+            self._show(f"off: {error}")
+            self.lost = str(error) if self._is_place else ""
+            self._tell(f"mirror: {error}" + "; the job trains on without it" * (not self.lost))
         except StopAborted:
             self._tell("mirror: the run ended before the bucket was free; nothing was copied")
         except (ElasticCkptError, OSError) as error:  # for good: another run, or no permission
@@ -146,23 +179,27 @@ class Mirror:
         except Exception as error:
             log.exception("the mirror failed")
             self._tell(f"mirror: {type(error).__name__}, see the log; the job trains on without it")
+        self._is_off = not self._ends or self._answered != self._asked
         self._wake()
 
     def _take(self) -> Claim:
         require_step(self._job, self._store)
         patience = Patience(self._tell, lambda: self._ends)
-        claim = take(self._store, self._job.identity(), self._owner, patience)
-        note(self._job, self._store.url, self._owner)
+        note_own(self._job, self._store.url, self._owner)
+        return take(self._store, self._job.identity(), self._owner, patience)
+
+    def _mirror(self, claim: Claim) -> None:
         for one in self._job.sessions():
             there = newest(self._store, one.name)
             self._done[one.name] = there.attempt if there else ""
             sweep(claim, one.name)
-        return claim
-
-    def _mirror(self, claim: Claim) -> None:
         while True:
+            asked = self._asked
             for path, manifest in self._missing():
                 self._again(partial(self._copy, claim, path, manifest))
+            if asked and not self._missing():
+                self._answered = asked
+                self._wake()
             if self._ends and not self._missing():
                 break
             self._bell.wait(BUCKET_BEAT_SECONDS)

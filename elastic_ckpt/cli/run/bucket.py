@@ -1,0 +1,128 @@
+"""``run --dir URL``: the bucket is the job's place, and this machine has a copy to work on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from elastic_ckpt.checkpoint.bucket.catalog import listed, newest, read_seal, sessions
+from elastic_ckpt.checkpoint.bucket.download import pull
+from elastic_ckpt.checkpoint.bucket.keys import SealKey
+from elastic_ckpt.checkpoint.bucket.object_store import open_store
+from elastic_ckpt.checkpoint.bucket.ownership import Claim, identity_of, new_owner
+from elastic_ckpt.checkpoint.bucket.probe import probe
+from elastic_ckpt.checkpoint.bucket.source import in_bucket
+from elastic_ckpt.checkpoint.bucket.take import is_in_step, note_own, take
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.ownership.fence import count_from
+from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, Patience
+from elastic_ckpt.errors import CheckpointRejected, NoUsableCheckpoint
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
+from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.files import write_atomic
+from elastic_ckpt.util.progress import in_lines
+
+
+def local_directory(url: BucketUrl, given: Path | None = None) -> Path:
+    """Return where this machine keeps its copy of a job: below ``given``, or the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    base = given or Path(home) / "elastic-ckpt"
+    name = url.prefix.rpartition("/")[2]
+    return base / f"{name}-{hashlib.sha256(str(url).encode()).hexdigest()[:12]}"
+
+
+def take_bucket(
+    settings: RunSettings, say: Callable[[str], None], leaves: Callable[[], bool]
+) -> Claim:
+    """Own the job in its bucket, and bring its newest checkpoint to this machine's directory.
+
+    What an earlier run of this machine left there is used if nobody has continued the job since;
+    else the directory is moved aside and begun anew.
+
+    Raises:
+        BucketRefused, BucketFailed: the bucket cannot be used, or does not answer.
+        LockHeld: the owner of the bucket, or of the directory, is alive.
+        StopAborted: a signal came during the wait for the last owner.
+        NoUsableCheckpoint: there are checkpoints, but none is intact.
+    """
+    if settings.mirror is None:
+        raise ValueError("the settings have no bucket")
+    run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+    store = open_store(BucketUrl.parse(settings.mirror.url))
+    probe(store)
+    job = JobDirectory(settings.directory)
+    job.prepare(group_access=settings.group_access)
+    lock = HeldLock(job.lock, run_id)  # nobody works in it while it is looked at
+    try:
+        theirs = identity_of(store)
+        if theirs and (theirs != job.identity() or not is_in_step(job, store)):
+            lock.release()
+            job = _begin_anew(job, theirs, say)
+            lock = HeldLock(job.lock, run_id)
+        owner = new_owner(run_id, settings.node)
+        had = is_in_step(job, store)
+        if had:
+            note_own(job, store.url, owner)
+        claim = take(store, job.identity(), owner, Patience(say, leaves))
+        if not had:
+            _bring(claim, job, say)
+            note_own(job, store.url, owner)
+    finally:
+        lock.release()
+    return claim
+
+
+def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) -> JobDirectory:
+    """Move what is in the directory aside, if it has any checkpoint, and make it that job's."""
+    if any(job.root.glob("epoch-*")) or job.sessions()[1:]:
+        aside = job.root.with_name(f"{job.root.name}.{time.strftime('%Y%m%dT%H%M%S')}")
+        os.rename(job.root, aside)
+        say(f"another machine has continued the job: what this one had is in {aside}")
+        job.prepare()
+    write_atomic(job.control / "identity", identity.encode())
+    return job
+
+
+def _bring(claim: Claim, job: JobDirectory, say: Callable[[str], None]) -> None:
+    """Copy the newest intact checkpoint of each session into an empty directory."""
+    for session in sessions(claim.store):
+        every = [one.seal for one in listed(claim.store, session) if not one.superseded]
+        first = newest(claim.store, session)
+        seals = list(dict.fromkeys([*([first] if first else []), *every]))
+        if seals and not any(_bring_one(claim, job.session(session), seal, say) for seal in seals):
+            raise NoUsableCheckpoint(
+                f"none of the {len(seals)} checkpoints in {claim.store.url} is intact: "
+                f"elastic-ckpt verify --full {claim.store.url} looks at all"
+            )
+
+
+def _bring_one(
+    claim: Claim, place: JobDirectory, seal: SealKey, say: Callable[[str], None]
+) -> bool:
+    """Copy a checkpoint; False if it is damaged."""
+    beaten = time.monotonic()
+    try:
+        manifest = read_seal(claim.store, seal)
+        show = in_lines(say)(f"bringing {seal.name} here", manifest.total_bytes)
+
+        def advance(count: int) -> None:
+            nonlocal beaten
+            if time.monotonic() - beaten > BUCKET_BEAT_SECONDS:
+                beaten = time.monotonic()
+                claim.beat()
+            show(count)
+
+        place.root.mkdir(parents=True, exist_ok=True)
+        pull(in_bucket(claim.store, seal), manifest, DiskTier(place), advance)
+    except CheckpointRejected as error:
+        say(f"{seal.name} in {claim.store.url} is damaged: {error}; trying the one before")
+        return False
+    count_from(place, manifest.run)
+    say(f"{seal.name} is here, from {claim.store.url}")
+    return True
