@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 import obstore.store
 
 from elastic_ckpt.checkpoint.bucket.object_store import BucketStore
-from elastic_ckpt.checkpoint.bucket.ownership import Claim, claim_after, new_owner, newest_claim
-from elastic_ckpt.checkpoint.bucket.store import Store, StoredObject
+from elastic_ckpt.checkpoint.bucket.ownership import (
+    BucketClaim,
+    claim_after,
+    new_owner,
+    newest_claim,
+)
+from elastic_ckpt.checkpoint.bucket.store import Bucket, StoredObject
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.errors import BucketFailed
 
@@ -21,8 +26,8 @@ def memory_store() -> BucketStore:
     return BucketStore(URL, obstore.store.MemoryStore())
 
 
-def claim(store: Store, run_id: str = "run") -> Claim:
-    """Claim a bucket whose earlier owners have gone."""
+def claim(store: Bucket, run_id: str = "run") -> BucketClaim:
+    """BucketClaim a bucket whose earlier owners have gone."""
     return claim_after(store, newest_claim(store), new_owner(run_id, "node"))
 
 
@@ -30,7 +35,7 @@ class Hooked:
     """A store that counts requests, and asks ``before`` and ``after`` each one with its name and
     key; what they raise is the request's error."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Bucket) -> None:
         self._store = store
         self.url = store.url
         self.asked: list[str] = []
@@ -91,6 +96,6 @@ def failing(name: str, key: str = "") -> Callable[[str, str], None]:
     return fail
 
 
-def store_now(store: Store) -> float:
+def store_now(store: Bucket) -> float:
     """Return seconds since the epoch, which is what a store in memory goes by."""
     return time.time()

@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
-from elastic_ckpt.checkpoint.bucket.ownership import Claim
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, RunLocks
@@ -141,7 +141,7 @@ def make_supervisor(
     reread: Callable[[], RunSettings],
     rendezvous: Rendezvous | None = None,
     leaves: Callable[[], bool] = lambda: False,
-    claim: Claim | None = None,
+    claim: BucketClaim | None = None,
 ) -> Supervisor:
     """Take the locks and make the supervisor of one ``elastic-ckpt run`` on this node.
 
@@ -252,7 +252,7 @@ def _mirror(
     record: RunRecord,
     wakeup: Wakeup,
     service: Service,
-    claim: Claim | None,
+    claim: BucketClaim | None,
 ) -> MirrorPort:
     """Return the copies in a bucket; only the node that owns the job makes any."""
     if settings.mirror is None or fence is None:

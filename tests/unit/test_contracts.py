@@ -116,6 +116,8 @@ WIRE_PACKAGES: Final = ("protocol", "jobdir", "journal")
 
 OTHER_STRUCTS: Final = {
     "checkpoint/archive.py",
+    "checkpoint/bucket/ownership.py",
+    "checkpoint/bucket/take.py",
     "checkpoint/own/announced.py",
     "checkpoint/own/seal.py",
     # The checkpoint format, in the checkpoint's own files (docs/format.md).

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey, seals_of
 from elastic_ckpt.checkpoint.bucket.ownership import newest_claim, read_beat
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import is_session_name
@@ -27,7 +27,7 @@ class Listed:
     superseded: bool = False
 
 
-def sessions(store: Store) -> list[str]:
+def sessions(store: Bucket) -> list[str]:
     """Return the names of the sessions that have checkpoints, the unnamed one, "", first. Lists
     every seal of the named ones: for people."""
     keys = (one.key.split("/") for page in store.listing("sessions/") for one in page)
@@ -35,7 +35,7 @@ def sessions(store: Store) -> list[str]:
     return ["", *sorted(name for name in named if is_session_name(name))]
 
 
-def listed(store: Store, session: str = "") -> Iterator[Listed]:
+def listed(store: Bucket, session: str = "") -> Iterator[Listed]:
     """Yield the seals of a session, newest first; one request per thousand, as they are used."""
     lowest: tuple[int, int] | None = None  # (epoch, step) that a later owner has sealed
     claim, lowest_of_claim = 0, None
@@ -52,7 +52,7 @@ def listed(store: Store, session: str = "") -> Iterator[Listed]:
             yield Listed(seal, one.modified, lowest is not None and place >= lowest)
 
 
-def newest(store: Store, session: str = "") -> SealKey | None:
+def newest(store: Bucket, session: str = "") -> SealKey | None:
     """Return the newest seal, in three requests; None without any.
 
     A store may list what was there a while ago. What its owner has reported as saved is in the
@@ -66,7 +66,7 @@ def newest(store: Store, session: str = "") -> SealKey | None:
     return max((one for one in found if one), key=lambda one: one.age, default=None)
 
 
-def read_seal(store: Store, seal: SealKey) -> Manifest:
+def read_seal(store: Bucket, seal: SealKey) -> Manifest:
     """Return the manifest of a checkpoint.
 
     Raises:

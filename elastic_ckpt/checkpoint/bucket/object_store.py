@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from elastic_ckpt.checkpoint.bucket.store import Store, StoredObject
+from elastic_ckpt.checkpoint.bucket.failures import FINAL, BucketFailure, advice, classify
+from elastic_ckpt.checkpoint.bucket.store import Bucket, StoredObject
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.errors import BucketFailed, BucketRefused, UsageError
-from elastic_ckpt.policy.bucket_failure import FINAL, BucketFailure, advice, classify
 from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _REQUEST: Final = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Final[Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 
 
-def open_store(url: BucketUrl) -> Store:
+def open_store(url: BucketUrl) -> Bucket:
     """Return the store at a URL; makes no request.
 
     Raises:
@@ -71,7 +71,7 @@ def _options(url: BucketUrl) -> dict[str, Any]:
 
 
 class BucketStore:
-    """See :class:`elastic_ckpt.checkpoint.bucket.store.Store`."""
+    """See :class:`elastic_ckpt.checkpoint.bucket.store.Bucket`."""
 
     def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
         self.url = str(url)
@@ -182,6 +182,3 @@ class _Source:
 
 def _first_line(error: Exception) -> str:
     return printable(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)
-
-
-Opener = Callable[[BucketUrl], Store]

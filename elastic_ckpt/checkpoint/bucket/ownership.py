@@ -13,7 +13,7 @@ import secrets
 import msgspec
 
 from elastic_ckpt.checkpoint.bucket.keys import JOB, RUNS, beat_key, claim_of, run_key
-from elastic_ckpt.checkpoint.bucket.store import Store, create
+from elastic_ckpt.checkpoint.bucket.store import Bucket, create
 from elastic_ckpt.errors import BucketFailed, BucketRefused, LockHeld, RunSuperseded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.util.text import printable
@@ -58,10 +58,10 @@ class _Job(msgspec.Struct, frozen=True):
     identity: str
 
 
-class Claim:
+class BucketClaim:
     """An owner's claim. One thread at a time."""
 
-    def __init__(self, store: Store, number: int, owner: Owner, newest: str = "") -> None:
+    def __init__(self, store: Bucket, number: int, owner: Owner, newest: str = "") -> None:
         self.store = store
         self.number = number
         self.owner = owner
@@ -91,7 +91,7 @@ class Claim:
         self.beat()
 
 
-def identify(store: Store, identity: str) -> None:
+def identify(store: Bucket, identity: str) -> None:
     """Make the bucket this job's, or check that it is.
 
     Raises:
@@ -107,7 +107,7 @@ def identify(store: Store, identity: str) -> None:
             )
 
 
-def identity_of(store: Store) -> str:
+def identity_of(store: Bucket) -> str:
     """Return the identity of the job that a bucket holds; empty if it holds none."""
     try:
         return msgspec.json.decode(store.get(JOB, _MAX_BYTES), type=_Job).identity
@@ -117,13 +117,13 @@ def identity_of(store: Store) -> str:
         raise BucketRefused(f"{store.url}/{JOB} is not what elastic-ckpt wrote") from None
 
 
-def newest_claim(store: Store) -> int:
+def newest_claim(store: Bucket) -> int:
     """Return the number of the newest owner, as far as the store lists it; 0 without any."""
     numbers = (claim_of(one.key) for page in store.listing(RUNS) for one in page)
     return max((number for number in numbers if number is not None), default=0)
 
 
-def read_owner(store: Store, number: int) -> Owner | None:
+def read_owner(store: Bucket, number: int) -> Owner | None:
     """Return the record of an owner; None if there is none."""
     try:
         return msgspec.json.decode(store.get(run_key(number), _MAX_BYTES), type=Owner)
@@ -135,7 +135,7 @@ def read_owner(store: Store, number: int) -> Owner | None:
         ) from None
 
 
-def read_beat(store: Store, number: int) -> Beat | None:
+def read_beat(store: Bucket, number: int) -> Beat | None:
     """Return what an owner last said; None if nothing can be read of it."""
     try:
         return msgspec.json.decode(store.get(beat_key(number), _MAX_BYTES), type=Beat)
@@ -150,8 +150,8 @@ def new_owner(run_id: str, node: str) -> Owner:
     )
 
 
-def claim_after(store: Store, previous: int, owner: Owner) -> Claim:
-    """Claim the number after ``previous``, of whom it is known that it has gone.
+def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
+    """BucketClaim the number after ``previous``, of whom it is known that it has gone.
 
     Raises:
         LockHeld: another run was faster.
@@ -162,13 +162,13 @@ def claim_after(store: Store, previous: int, owner: Owner) -> Claim:
         other = read_owner(store, number)
         raise LockHeld(f"{other.shown if other else 'another run'} has just taken {store.url} over")
     before = read_beat(store, previous) if previous else None
-    made = Claim(store, number, owner, before.newest if before else "")
+    made = BucketClaim(store, number, owner, before.newest if before else "")
     made.beat()
     _forget(store, number - KEPT_CLAIMS)
     return made
 
 
-def _forget(store: Store, last: int) -> None:
+def _forget(store: Bucket, last: int) -> None:
     with contextlib.suppress(BucketFailed):
         old = [number for number in range(last - 5, last + 1) if number > 0]
         store.delete([key for number in old for key in (run_key(number), beat_key(number))])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.failures import BucketFailure, advice
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.errors import BucketFailed, BucketRefused
-from elastic_ckpt.policy.bucket_failure import BucketFailure, advice
 
 
-def probe(store: Store) -> None:
+def probe(store: Bucket) -> None:
     """Create an object twice, read it, list it and delete it.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed, read_seal
 from elastic_ckpt.checkpoint.bucket.keys import RUNS, SealKey, beat_key, data_of
-from elastic_ckpt.checkpoint.bucket.ownership import Claim
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.policy.retention import (
     Retention,
@@ -21,7 +21,7 @@ SWEEP_SECONDS: Final = 24 * 3600.0
 """Age, by the store's clock, from which what no seal names is taken for given up."""
 
 
-def remove(store: Store, seals: Sequence[SealKey]) -> None:
+def remove(store: Bucket, seals: Sequence[SealKey]) -> None:
     """Delete checkpoints: the seals first, so that none is ever incomplete. A repeat goes on with
     what an interrupted one left unsealed, once it is old enough for :func:`sweep`."""
     store.delete([seal.key for seal in seals])
@@ -29,7 +29,7 @@ def remove(store: Store, seals: Sequence[SealKey]) -> None:
         store.delete([one.key for page in store.listing(seal.data) for one in page])
 
 
-def sweep(claim: Claim, session: str = "") -> int:
+def sweep(claim: BucketClaim, session: str = "") -> int:
     """Delete what was uploaded long ago and never sealed, or whose seal is gone; return how many
     objects. For an owner that is uploading nothing."""
     store = claim.store
@@ -49,7 +49,7 @@ def sweep(claim: Claim, session: str = "") -> int:
 
 
 def judged(
-    store: Store, session: str, retention: Retention, *, keep_superseded: int | None = None
+    store: Bucket, session: str, retention: Retention, *, keep_superseded: int | None = None
 ) -> list[tuple[Listed, RetentionVerdict]]:
     """Return a verdict for each checkpoint of a session, newest first.
 
@@ -70,7 +70,7 @@ def judged(
     return [(one, found[one]) for one in every]
 
 
-def _candidate(store: Store, one: Listed, retention: Retention) -> RetentionCandidate:
+def _candidate(store: Bucket, one: Listed, retention: Retention) -> RetentionCandidate:
     name, step = one.seal.key, one.seal.step
     if not retention.best and not retention.automatic:
         return RetentionCandidate(name, step)

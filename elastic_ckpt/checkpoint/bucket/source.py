@@ -12,7 +12,7 @@ from typing import Final
 import xxhash
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import open_regular
@@ -42,12 +42,12 @@ def in_directory(checkpoint: Path) -> Source:
     return lambda entry: _checked(entry, read(entry))
 
 
-def in_bucket(store: Store, seal: SealKey) -> Source:
+def in_bucket(store: Bucket, seal: SealKey) -> Source:
     """Read a checkpoint in a store, several requests at a time."""
     return lambda entry: _checked(entry, _fetched(store, seal.data + entry.path, entry.bytes))
 
 
-def _fetched(store: Store, key: str, size: int) -> Iterator[memoryview]:
+def _fetched(store: Bucket, key: str, size: int) -> Iterator[memoryview]:
     waiting: deque[Future[memoryview]] = deque()
     starts = iter(range(0, size, FETCH_BYTES))
     with ThreadPoolExecutor(AHEAD, "fetch") as pool:

@@ -19,7 +19,7 @@ class StoredObject:
     modified: float
 
 
-class Store(Protocol):
+class Bucket(Protocol):
     """An object store below one prefix. Any thread may call it.
 
     Every method raises BucketFailed if the request failed, with a put or a delete perhaps after it
@@ -56,7 +56,7 @@ class Store(Protocol):
         """Delete objects; one that is not there is no error."""
 
 
-def create(store: Store, key: str, data: bytes) -> bool:
+def create(store: Bucket, key: str, data: bytes) -> bool:
     """Write an object unless another one is there; return whether it is ours.
 
     Whatever happened to the answer, the object that is there afterwards decides: so ``data`` must

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.bucket.ownership import (
-    Claim,
+    BucketClaim,
     Owner,
     claim_after,
     identify,
@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import (
     read_beat,
     read_owner,
 )
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.errors import BucketRefused, LockHeld
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -29,7 +29,7 @@ from elastic_ckpt.util.files import read_bounded, write_atomic
 _POLL_SECONDS: Final = 2.0
 
 
-def take(store: Store, identity: str, owner: Owner, patience: Patience) -> Claim:
+def take(store: Bucket, identity: str, owner: Owner, patience: Patience) -> BucketClaim:
     """Own a job's bucket: at once if the previous owner has ended, else after its lease.
 
     Raises:
@@ -45,7 +45,7 @@ def take(store: Store, identity: str, owner: Owner, patience: Patience) -> Claim
     return claim_after(store, number, owner)
 
 
-def newest_owner(store: Store) -> int:
+def newest_owner(store: Bucket) -> int:
     """Return the number of the newest owner, 0 without any, although a listing may be old."""
     number = newest_claim(store)
     while read_owner(store, number + 1) is not None:
@@ -53,7 +53,7 @@ def newest_owner(store: Store) -> int:
     return number
 
 
-def _wait(store: Store, number: int, patience: Patience) -> None:
+def _wait(store: Bucket, number: int, patience: Patience) -> None:
     previous = read_owner(store, number)
     who = previous.shown if previous else f"claim {number}"
     beat = read_beat(store, number)
@@ -103,7 +103,7 @@ def note_own(job: JobDirectory, url: str, owner: Owner) -> None:
     _write_link(job, msgspec.structs.replace(before, own=(*before.own[-3:], owner.nonce)))
 
 
-def last_seen(store: Store) -> tuple[str, str]:
+def last_seen(store: Bucket) -> tuple[str, str]:
     """Return the newest owner's nonce and its newest seal, for :func:`note_pulled`."""
     number = newest_owner(store)
     owner, beat = read_owner(store, number), read_beat(store, number)
@@ -120,7 +120,7 @@ def note_pulled(job: JobDirectory, url: str, seen: tuple[str, str]) -> None:
     _write_link(job, msgspec.structs.replace(_read_link(job, url), owner=owner, newest=newest))
 
 
-def is_in_step(job: JobDirectory, store: Store) -> bool:
+def is_in_step(job: JobDirectory, store: Bucket) -> bool:
     """Return whether a directory has all that was sealed in a bucket, or put it there.
 
     Raises:
@@ -145,7 +145,7 @@ def _write_link(job: JobDirectory, link: _Link) -> None:
     write_atomic(_link(job), msgspec.json.encode(link))
 
 
-def require_step(job: JobDirectory, store: Store) -> None:
+def require_step(job: JobDirectory, store: Bucket) -> None:
     """Raise BucketRefused unless :func:`is_in_step`: what a directory has would go before what
     another machine has done since."""
     if not is_in_step(job, store):

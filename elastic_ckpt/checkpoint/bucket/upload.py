@@ -7,9 +7,9 @@ from functools import partial
 from typing import Final
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
-from elastic_ckpt.checkpoint.bucket.ownership import Claim
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.bucket.source import Source
-from elastic_ckpt.checkpoint.bucket.store import Store, create
+from elastic_ckpt.checkpoint.bucket.store import Bucket, create
 from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, encode
 from elastic_ckpt.errors import BucketFailed
@@ -19,7 +19,9 @@ SMALL_BYTES: Final = 4 * 1024 * 1024
 """Up to here an object is written by one request."""
 
 
-def push(claim: Claim, source: Source, manifest: Manifest, advance: Advance = ignore) -> SealKey:
+def push(
+    claim: BucketClaim, source: Source, manifest: Manifest, advance: Advance = ignore
+) -> SealKey:
     """Copy a checkpoint into the bucket, and seal it there with the manifest that it has.
 
     What an earlier try has uploaded is not sent again. The claim is asked before the seal and
@@ -51,7 +53,7 @@ def push(claim: Claim, source: Source, manifest: Manifest, advance: Advance = ig
     return seal
 
 
-def _send(store: Store, seal: SealKey, source: Source, entry: FileEntry, advance: Advance) -> None:
+def _send(store: Bucket, seal: SealKey, source: Source, entry: FileEntry, advance: Advance) -> None:
     def told() -> Iterator[memoryview]:
         for data in source(entry):
             yield data

@@ -8,8 +8,8 @@ from elastic_ckpt.checkpoint.bucket.take import is_in_step, require_step
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.cli.bucket.places import (
     BucketPlace,
+    CopyPlace,
     DirectoryPlace,
-    Place,
     place_at,
 )
 from elastic_ckpt.cli.progress_bar import progress_bar
@@ -79,7 +79,7 @@ def pull_command(url: str, directory: str, name: str) -> int:
     return copy(origin, place_at(directory), url, name)
 
 
-def copy(origin: Place, target: Place, shown_origin: str, name: str) -> int:
+def copy(origin: CopyPlace, target: CopyPlace, shown_origin: str, name: str) -> int:
     """Copy, and print a line for each checkpoint; raises as ``command`` documents."""
     identity = origin.identity()
     if not identity:
@@ -102,7 +102,7 @@ def copy(origin: Place, target: Place, shown_origin: str, name: str) -> int:
     return 0
 
 
-def _becomes_newest(origin: Place, target: Place) -> bool:
+def _becomes_newest(origin: CopyPlace, target: CopyPlace) -> bool:
     """Return whether what is copied goes before what the target has.
 
     Raises:

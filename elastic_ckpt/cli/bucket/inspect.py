@@ -14,7 +14,7 @@ from elastic_ckpt.checkpoint.bucket.catalog import Listed
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.retain import judged, remove
 from elastic_ckpt.checkpoint.bucket.source import in_bucket
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest
@@ -34,7 +34,7 @@ _REQUESTS: Final = 16
 class _Row:
     """A checkpoint in the bucket; ``why`` tells why it is not intact, else it is empty."""
 
-    def __init__(self, store: Store, listed: Listed) -> None:
+    def __init__(self, store: Bucket, listed: Listed) -> None:
         self.listed = listed
         self.name = shown(listed.seal)
         self.manifest: Manifest | None = None
@@ -141,14 +141,14 @@ def prune_bucket(
     return 0
 
 
-def _rows(store: Store) -> list[_Row]:
+def _rows(store: Bucket) -> list[_Row]:
     every = [one for session in catalog.sessions(store) for one in catalog.listed(store, session)]
     with ThreadPoolExecutor(_REQUESTS, "manifest") as pool:
         rows = list(pool.map(lambda one: _Row(store, one), every))
     return sorted(rows, key=lambda row: row.listed.superseded)
 
 
-def _check_sizes(store: Store, row: _Row, manifest: Manifest) -> None:
+def _check_sizes(store: Bucket, row: _Row, manifest: Manifest) -> None:
     prefix = row.listed.seal.data
     there = {one.key: one.bytes for page in store.listing(prefix) for one in page}
     for entry in manifest.files:
@@ -161,7 +161,7 @@ def _check_sizes(store: Store, row: _Row, manifest: Manifest) -> None:
             )
 
 
-def _read_all(store: Store, row: _Row, manifest: Manifest, advance: Advance) -> None:
+def _read_all(store: Bucket, row: _Row, manifest: Manifest, advance: Advance) -> None:
     source = in_bucket(store, row.listed.seal)
 
     def read(entry: FileEntry, told: Advance) -> None:

@@ -47,7 +47,7 @@ Put = Callable[[Item, Advance], bool]
 """Copies a checkpoint; False if it is there already. Raises as ``push`` and ``pull`` do."""
 
 
-class Place(Protocol):
+class CopyPlace(Protocol):
     """Where the checkpoints of one job are. Every method raises OSError if it cannot be read."""
 
     def identity(self) -> str:
@@ -58,7 +58,7 @@ class Place(Protocol):
         deletes until the next one is asked for."""
 
     def taken(
-        self, identity: str, patience: Patience, *, newest: bool, origin: Place
+        self, identity: str, patience: Patience, *, newest: bool, origin: CopyPlace
     ) -> AbstractContextManager[Put]:
         """Own the place for the job of that identity while checkpoints are copied there.
 
@@ -70,7 +70,7 @@ class Place(Protocol):
         """
 
 
-def place_at(text: str) -> Place:
+def place_at(text: str) -> CopyPlace:
     """Return the place that a user means by a path or a URL; UsageError for a wrong URL."""
     if is_url(text):
         return BucketPlace(text)
@@ -78,7 +78,7 @@ def place_at(text: str) -> Place:
 
 
 class BucketPlace:
-    """See :class:`Place`."""
+    """See :class:`CopyPlace`."""
 
     def __init__(self, url: str) -> None:
         self.store = open_store(BucketUrl.parse(url))
@@ -103,7 +103,7 @@ class BucketPlace:
 
     @contextmanager
     def taken(
-        self, identity: str, patience: Patience, *, newest: bool, origin: Place
+        self, identity: str, patience: Patience, *, newest: bool, origin: CopyPlace
     ) -> Iterator[Put]:
         del newest  # the seals of a later owner always are
         owner = new_owner(f"copy-{os.getpid()}", node_name())
@@ -135,7 +135,7 @@ class BucketPlace:
 
 
 class DirectoryPlace:
-    """See :class:`Place`."""
+    """See :class:`CopyPlace`."""
 
     def __init__(self, job: JobDirectory) -> None:
         self.job = job
@@ -160,7 +160,7 @@ class DirectoryPlace:
 
     @contextmanager
     def taken(
-        self, identity: str, patience: Patience, *, newest: bool, origin: Place
+        self, identity: str, patience: Patience, *, newest: bool, origin: CopyPlace
     ) -> Iterator[Put]:
         self.job.prepare()
         mine = self.identity()

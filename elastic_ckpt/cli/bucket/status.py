@@ -11,7 +11,7 @@ from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.keys import RUNS, beat_key
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import Owner, read_beat, read_owner
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.take import newest_owner
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.bucket.places import shown
@@ -35,7 +35,7 @@ def status_bucket(url: BucketUrl, *, as_json: bool) -> int:
     return code
 
 
-def _gather(store: Store, url: BucketUrl) -> dict[str, Any]:
+def _gather(store: Bucket, url: BucketUrl) -> dict[str, Any]:
     number = newest_owner(store)
     owner = read_owner(store, number) if number else None
     beat = read_beat(store, number) if number else None
@@ -59,7 +59,7 @@ def _gather(store: Store, url: BucketUrl) -> dict[str, Any]:
     }
 
 
-def _state(store: Store, number: int, *, ended: bool) -> str:
+def _state(store: Bucket, number: int, *, ended: bool) -> str:
     """Return ``none``, ``ended``, ``running``, or ``silent``: no beat within its lease, as far as
     this machine's clock and the store's agree."""
     if not number or ended:

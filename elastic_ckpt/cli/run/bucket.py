@@ -13,7 +13,7 @@ from elastic_ckpt.checkpoint.bucket.catalog import listed, newest, read_seal, se
 from elastic_ckpt.checkpoint.bucket.download import pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
-from elastic_ckpt.checkpoint.bucket.ownership import Claim, identity_of, new_owner
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, identity_of, new_owner
 from elastic_ckpt.checkpoint.bucket.probe import probe
 from elastic_ckpt.checkpoint.bucket.source import in_bucket
 from elastic_ckpt.checkpoint.bucket.take import is_in_step, note_own, take
@@ -39,7 +39,7 @@ def local_directory(url: BucketUrl, given: Path | None = None) -> Path:
 
 def take_bucket(
     settings: RunSettings, say: Callable[[str], None], leaves: Callable[[], bool]
-) -> Claim:
+) -> BucketClaim:
     """Own the job in its bucket, and bring its newest checkpoint to this machine's directory.
 
     What an earlier run of this machine left there is used if nobody has continued the job since;
@@ -89,7 +89,7 @@ def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) ->
     return job
 
 
-def _bring(claim: Claim, job: JobDirectory, say: Callable[[str], None]) -> None:
+def _bring(claim: BucketClaim, job: JobDirectory, say: Callable[[str], None]) -> None:
     """Copy the newest intact checkpoint of each session into an empty directory."""
     for session in sessions(claim.store):
         every = [one.seal for one in listed(claim.store, session) if not one.superseded]
@@ -103,7 +103,7 @@ def _bring(claim: Claim, job: JobDirectory, say: Callable[[str], None]) -> None:
 
 
 def _bring_one(
-    claim: Claim, place: JobDirectory, seal: SealKey, say: Callable[[str], None]
+    claim: BucketClaim, place: JobDirectory, seal: SealKey, say: Callable[[str], None]
 ) -> bool:
     """Copy a checkpoint; False if it is damaged."""
     beaten = time.monotonic()

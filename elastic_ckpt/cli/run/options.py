@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path, readable=False)  # readable: a later error has a better exit code
 
 
-class JobPlace(click.ParamType[Path | BucketUrl]):
+class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
     """A path, or the URL of a bucket."""
 
     name = "path"
@@ -68,7 +68,7 @@ _RUN: Final = (
         "directory",
         envvar="ELASTIC_CKPT_DIR",
         required=True,
-        type=JobPlace(),
+        type=DirectoryOrUrl(),
         help="The job directory, for checkpoints; or the URL of a bucket, which any machine "
         "continues from.",
     ),

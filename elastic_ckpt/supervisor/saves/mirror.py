@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from elastic_ckpt.checkpoint.bucket.catalog import newest
-from elastic_ckpt.checkpoint.bucket.ownership import Claim, new_owner
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, new_owner
 from elastic_ckpt.checkpoint.bucket.retain import judged, remove, sweep
 from elastic_ckpt.checkpoint.bucket.source import in_directory
-from elastic_ckpt.checkpoint.bucket.store import Store
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.take import note_own, require_step, take
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.catalog import newest_intact
@@ -69,14 +69,14 @@ class Mirror:
     def __init__(
         self,
         settings: RunSettings,
-        store: Store,
+        store: Bucket,
         run_id: str,
         journal: Journal,
         finished: Callable[[], int],
         say: Callable[[str], None],
         wake: Callable[[], None],
         ping: Callable[[], None],
-        claim: Claim | None = None,
+        claim: BucketClaim | None = None,
     ) -> None:
         """Start nothing yet. The settings have a mirror.
 
@@ -182,13 +182,13 @@ class Mirror:
         self._is_off = not self._ends or self._answered != self._asked
         self._wake()
 
-    def _take(self) -> Claim:
+    def _take(self) -> BucketClaim:
         require_step(self._job, self._store)
         patience = Patience(self._tell, lambda: self._ends)
         note_own(self._job, self._store.url, self._owner)
         return take(self._store, self._job.identity(), self._owner, patience)
 
-    def _mirror(self, claim: Claim) -> None:
+    def _mirror(self, claim: BucketClaim) -> None:
         for one in self._job.sessions():
             there = newest(self._store, one.name)
             self._done[one.name] = there.attempt if there else ""
@@ -222,7 +222,7 @@ class Mirror:
             and view.manifest.attempt != self._done.get(name)
         ]
 
-    def _copy(self, claim: Claim, path: Path, manifest: Manifest) -> None:
+    def _copy(self, claim: BucketClaim, path: Path, manifest: Manifest) -> None:
         began = time.monotonic()
         throttle = Throttle(self._rate, began)
         beaten, sent = began, 0
@@ -279,7 +279,7 @@ class Mirror:
         newer = found.manifest if found is not None else None
         return isinstance(newer, Manifest) and newer.attempt != manifest.attempt
 
-    def _retain(self, claim: Claim, session: str) -> None:
+    def _retain(self, claim: BucketClaim, session: str) -> None:
         if not self._retention or self._ends:
             return
         done = judged(self._store, session, self._retention)
