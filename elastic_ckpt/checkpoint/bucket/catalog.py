@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey, seals_of
@@ -27,11 +27,11 @@ class Listed:
     superseded: bool = False
 
 
-def sessions(store: Bucket) -> list[str]:
-    """Return the names of the sessions that have checkpoints, the unnamed one, "", first. Lists
-    every seal of the named ones: for people."""
+def sessions(store: Bucket, told: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the sessions that have checkpoints, the unnamed one, "", first; ``told``
+    as in :func:`newest`. Lists every object of the named ones."""
     keys = (one.key.split("/") for page in store.listing("sessions/") for one in page)
-    named = {key[1] for key in keys if len(key) > 3 and key[2] == "seals"}
+    named = {key[1] for key in keys if len(key) > 3 and key[2] == "seals"} | set(told or ())
     return ["", *sorted(name for name in named if is_session_name(name))]
 
 
@@ -52,17 +52,23 @@ def listed(store: Bucket, session: str = "") -> Iterator[Listed]:
             yield Listed(seal, one.modified, lowest is not None and place >= lowest)
 
 
-def newest(store: Bucket, session: str = "") -> SealKey | None:
+def newest(
+    store: Bucket, session: str = "", told: Mapping[str, str] | None = None
+) -> SealKey | None:
     """Return the newest seal, in three requests; None without any.
 
     A store may list what was there a while ago. What its owner has reported as saved is in the
     owner's beat, which is read by its name.
+
+    Args:
+        told: the newest keys of all sessions as the caller's own claim has them: an owner must not
+            rely on a listing of owners either.
     """
     first = next((one.seal for one in listed(store, session)), None)
-    beat = read_beat(store, newest_claim(store))
-    told = beat.newest if beat else ""
-    of_session = told.startswith(seals_of(session))
-    found = [first, SealKey.parse(session, told) if of_session else None]
+    if told is None:
+        beat = read_beat(store, newest_claim(store))
+        told = beat.newest if beat else {}
+    found = [first, SealKey.parse(session, told.get(session, ""))]
     return max((one for one in found if one), key=lambda one: one.age, default=None)
 
 

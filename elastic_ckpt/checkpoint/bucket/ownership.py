@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Mapping
 
 import msgspec
 
@@ -44,13 +45,13 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         count: grows, so that each beat differs from the one before.
-        newest: key of its newest seal: a listing may not show that yet.
+        newest: key of the newest seal of each session: a listing may not show that yet.
         ended: it seals nothing any more.
     """
 
     nonce: str
     count: int
-    newest: str = ""
+    newest: dict[str, str] = {}
     ended: bool = False
 
 
@@ -61,11 +62,13 @@ class _Job(msgspec.Struct, frozen=True):
 class BucketClaim:
     """An owner's claim. One thread at a time."""
 
-    def __init__(self, store: Bucket, number: int, owner: Owner, newest: str = "") -> None:
+    def __init__(
+        self, store: Bucket, number: int, owner: Owner, newest: Mapping[str, str] | None = None
+    ) -> None:
         self.store = store
         self.number = number
         self.owner = owner
-        self.newest = newest
+        self.newest = dict(newest or {})
         self._beats = 0
 
     def check(self) -> None:
@@ -84,10 +87,10 @@ class BucketClaim:
         self.store.put(beat_key(self.number), msgspec.json.encode(beat))
         self.check()
 
-    def sealed(self, key: str) -> None:
+    def sealed(self, session: str, key: str) -> None:
         """Make a seal of this owner known; until this returns, it has not been saved for sure.
         Raises as :meth:`check`."""
-        self.newest = key
+        self.newest[session] = key
         self.beat()
 
 
@@ -161,9 +164,14 @@ def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
     if not create(store, run_key(number), msgspec.json.encode(owner)):
         other = read_owner(store, number)
         raise LockHeld(f"{other.shown if other else 'another run'} has just taken {store.url} over")
-    before = read_beat(store, previous) if previous else None
-    made = BucketClaim(store, number, owner, before.newest if before else "")
-    made.beat()
+    # An owner may vanish between its record and its first beat; the one before it has spoken.
+    before = (read_beat(store, one) for one in range(previous, max(0, previous - KEPT_CLAIMS), -1))
+    spoken = next((beat for beat in before if beat is not None), None)
+    made = BucketClaim(store, number, owner, spoken.newest if spoken else None)
+    try:
+        made.beat()
+    except RunSuperseded as error:
+        raise LockHeld(str(error)) from None
     _forget(store, number - KEPT_CLAIMS)
     return made
 

@@ -40,7 +40,10 @@ def take(store: Bucket, identity: str, owner: Owner, patience: Patience) -> Buck
     """
     identify(store, identity)
     number = newest_owner(store)
-    if number:
+    last = read_owner(store, number) if number else None
+    if last is not None and last.nonce == owner.nonce:
+        number -= 1  # an earlier try got as far as that
+    elif number:
         _wait(store, number, patience)
     return claim_after(store, number, owner)
 
@@ -93,7 +96,7 @@ class _Link(msgspec.Struct, frozen=True):
     url: str
     own: tuple[str, ...] = ()
     owner: str = ""
-    newest: str = ""
+    newest: dict[str, str] = {}
 
 
 def note_own(job: JobDirectory, url: str, owner: Owner) -> None:
@@ -103,14 +106,14 @@ def note_own(job: JobDirectory, url: str, owner: Owner) -> None:
     _write_link(job, msgspec.structs.replace(before, own=(*before.own[-3:], owner.nonce)))
 
 
-def last_seen(store: Bucket) -> tuple[str, str]:
-    """Return the newest owner's nonce and its newest seal, for :func:`note_pulled`."""
+def last_seen(store: Bucket) -> tuple[str, dict[str, str]]:
+    """Return the newest owner's nonce and its newest seals, for :func:`note_pulled`."""
     number = newest_owner(store)
     owner, beat = read_owner(store, number), read_beat(store, number)
-    return owner.nonce if owner else "", beat.newest if beat else ""
+    return owner.nonce if owner else "", beat.newest if beat else {}
 
 
-def note_pulled(job: JobDirectory, url: str, seen: tuple[str, str]) -> None:
+def note_pulled(job: JobDirectory, url: str, seen: tuple[str, dict[str, str]]) -> None:
     """Note that this directory has the newest checkpoints of a bucket, once it has them.
 
     Args:

@@ -49,7 +49,7 @@ def push(
     claim.check()
     if not create(store, seal.key, encode(manifest)):
         raise BucketFailed(f"{store.url}/{seal.key} is there with another content")
-    claim.sealed(seal.key)
+    claim.sealed(seal.session, seal.key)
     return seal
 
 

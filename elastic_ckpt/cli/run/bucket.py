@@ -91,9 +91,9 @@ def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) ->
 
 def _bring(claim: BucketClaim, job: JobDirectory, say: Callable[[str], None]) -> None:
     """Copy the newest intact checkpoint of each session into an empty directory."""
-    for session in sessions(claim.store):
+    for session in sessions(claim.store, claim.newest):
         every = [one.seal for one in listed(claim.store, session) if not one.superseded]
-        first = newest(claim.store, session)
+        first = newest(claim.store, session, claim.newest)
         seals = list(dict.fromkeys([*([first] if first else []), *every]))
         if seals and not any(_bring_one(claim, job.session(session), seal, say) for seal in seals):
             raise NoUsableCheckpoint(

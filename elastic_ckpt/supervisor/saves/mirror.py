@@ -190,7 +190,7 @@ class Mirror:
 
     def _mirror(self, claim: BucketClaim) -> None:
         for one in self._job.sessions():
-            there = newest(self._store, one.name)
+            there = newest(self._store, one.name, claim.newest)
             self._done[one.name] = there.attempt if there else ""
             sweep(claim, one.name)
         while True:

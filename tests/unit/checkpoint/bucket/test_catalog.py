@@ -31,7 +31,7 @@ def test_the_newest_of_ten_thousand_takes_three_requests_and_its_manifest_one() 
     every = [key(1, step, epoch=step // 100) for step in range(10_000)]
     for one in every:
         store.put(one.key, b"{}")
-    owner.sealed(every[-1].key)
+    owner.sealed("", every[-1].key)
     store.asked.clear()
     assert catalog.newest(store) == every[-1]
     assert store.asked == ["list", "list", "get"]
@@ -76,10 +76,10 @@ def test_a_seal_that_is_not_listed_yet_is_in_the_beat() -> None:
     store = Old(memory_store())
     owner = claim(store)
     put(store, key(1, 10), key(1, 20))
-    owner.sealed(key(1, 20).key)
+    owner.sealed("", key(1, 20).key)
     assert catalog.newest(store) == key(1, 20)
     later = claim(store)
-    assert later.newest == key(1, 20).key
+    assert later.newest == {"": key(1, 20).key}
     assert catalog.newest(store) == key(1, 20)
 
 

@@ -75,7 +75,7 @@ def test_an_owner_notices_the_next_one() -> None:
     first.check()
     first.beat()
     claim(store, "later")
-    for ask in (first.check, first.beat, lambda: first.sealed("seals/x")):
+    for ask in (first.check, first.beat, lambda: first.sealed("", "seals/x")):
         with pytest.raises(RunSuperseded, match="run later"):
             ask()
 
@@ -146,12 +146,12 @@ def test_a_directory_knows_whether_the_bucket_went_on_without_it(tmp_path: Path)
     owner = new_owner("a", "n")
     note_own(here, store.url, owner)
     mine = claim_after(store, 0, owner)
-    mine.sealed("seals/1")
+    mine.sealed("", "seals/1")
     assert is_in_step(here, store)
     assert not is_in_step(there, store)
     note_pulled(there, store.url, last_seen(store))
     assert is_in_step(there, store)
-    mine.sealed("seals/2")  # it was alive, and went on
+    mine.sealed("", "seals/2")  # it was alive, and went on
     assert is_in_step(here, store)
     assert not is_in_step(there, store)
     claim(store)
