@@ -34,8 +34,9 @@ _REQUEST: Final = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Final[Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 
 
-def open_store(url: BucketUrl) -> Bucket:
-    """Return the store at a URL; makes no request.
+def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
+    """Return the store at a URL; makes no request. With ``make`` the directory of a ``file`` is
+    made if it is missing; other buckets are their owner's to make.
 
     Raises:
         UsageError: the extra is not installed, or the platform's settings are incomplete.
@@ -47,10 +48,13 @@ def open_store(url: BucketUrl) -> Bucket:
             f"{url} needs the extra: pip install 'elastic-ckpt[bucket]', or start without a bucket"
         ) from None
     try:
+        if url.scheme == "file" and not make and not Path(url.prefix).is_dir():
+            raise BucketRefused(f"cannot use {url}: there is no such directory")
         if url.scheme == "file":
-            Path(url.prefix).mkdir(parents=True, exist_ok=True)
-            return BucketStore(url, obstore.store.LocalStore(url.prefix))
+            return BucketStore(url, obstore.store.LocalStore(url.prefix, mkdir=make))
         return BucketStore(url, obstore.store.from_url(str(url), **_options(url)))
+    except BucketRefused:
+        raise
     except OSError as error:
         raise BucketRefused(f"cannot use {url}: {error.strerror or error}") from None
     except Exception as error:  # obstore raises types of its own for settings that it cannot use
@@ -76,6 +80,7 @@ class BucketStore:
     def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
         self.url = str(url)
         self._store = store
+        self._is_directory = url.scheme == "file"
 
     def get(self, key: str, limit: int) -> bytes:
         import obstore
@@ -120,6 +125,21 @@ class BucketStore:
             raise
 
     def listing(self, prefix: str) -> Iterator[list[StoredObject]]:
+        if self._is_directory:
+            yield sorted(one for page in self._pages(prefix) for one in page)
+            return
+        last = ""
+        for page in self._pages(prefix):
+            for one in page:
+                if one.key < last:  # S3's directory buckets do that
+                    raise BucketRefused(
+                        f"cannot use {self.url}: it does not list keys in their order; use a store "
+                        "that does"
+                    )
+                last = one.key
+            yield page
+
+    def _pages(self, prefix: str) -> Iterator[list[StoredObject]]:
         import obstore
 
         with self._asking(f"list {prefix}"):

@@ -10,7 +10,7 @@ from typing import Protocol
 from elastic_ckpt.errors import BucketFailed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class StoredObject:
     """One line of a listing; ``modified`` is in seconds since the epoch, by the store's clock."""
 

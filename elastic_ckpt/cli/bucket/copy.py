@@ -37,7 +37,7 @@ def command(origin: str, target: str, name: str) -> int:
     Exits with 0, with 65 if there is nothing to copy or it is damaged, with 73 if a place is in
     use, holds another job or cannot be used.
     """
-    return copy(place_at(origin), place_at(target), origin, name)
+    return copy(place_at(origin), place_at(target, make=True), origin, name)
 
 
 @click.command("push")
@@ -53,7 +53,7 @@ def push_command(directory: str, url: str, name: str) -> int:
     As elastic-ckpt copy DIR URL. Refused if another machine has continued the job in the bucket:
     pull that one first.
     """
-    there = place_at(url)
+    there = place_at(url, make=True)
     if not isinstance(there, BucketPlace):
         raise UsageError(f"{url!r} is no URL of a bucket: elastic-ckpt copy takes two directories")
     return copy(place_at(directory), there, directory, name)

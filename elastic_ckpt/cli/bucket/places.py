@@ -70,18 +70,19 @@ class CopyPlace(Protocol):
         """
 
 
-def place_at(text: str) -> CopyPlace:
-    """Return the place that a user means by a path or a URL; UsageError for a wrong URL."""
+def place_at(text: str, *, make: bool = False) -> CopyPlace:
+    """Return the place that a user means by a path or a URL, which may be new if ``make``;
+    UsageError for a wrong URL."""
     if is_url(text):
-        return BucketPlace(text)
+        return BucketPlace(text, make=make)
     return DirectoryPlace(JobDirectory.at(Path(text)))
 
 
 class BucketPlace:
     """See :class:`CopyPlace`."""
 
-    def __init__(self, url: str) -> None:
-        self.store = open_store(BucketUrl.parse(url))
+    def __init__(self, url: str, *, make: bool = False) -> None:
+        self.store = open_store(BucketUrl.parse(url), make=make)
 
     def identity(self) -> str:
         return identity_of(self.store)

@@ -54,7 +54,7 @@ def take_bucket(
     if settings.mirror is None:
         raise ValueError("the settings have no bucket")
     run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
-    store = open_store(BucketUrl.parse(settings.mirror.url))
+    store = open_store(BucketUrl.parse(settings.mirror.url), make=True)
     probe(store)
     job = JobDirectory(settings.directory)
     job.prepare(group_access=settings.group_access)

@@ -66,7 +66,7 @@ def check_bucket(directory: Path, url: str) -> str:
     from elastic_ckpt.checkpoint.bucket.take import require_step
     from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 
-    store = open_store(BucketUrl.parse(url))
+    store = open_store(BucketUrl.parse(url), make=True)
     found: list[BaseException] = []
 
     def look() -> None:

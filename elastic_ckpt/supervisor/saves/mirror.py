@@ -154,8 +154,7 @@ class Mirror:
         while self._thread.is_alive() and (seconds := left()) > 0:
             self._ping()
             self._thread.join(min(0.2, seconds))
-        for line in self._lines:
-            self._say(line)
+        self.serve(self._known)
         if self._thread.is_alive():
             self._say(f"mirror: the time is up, what {self._store.url} lacks stays on the disk")
 
@@ -175,7 +174,10 @@ class Mirror:
         except (ElasticCkptError, OSError) as error:  # for good: another run, or no permission
             self._fail(error, None)
             self._show(f"off: {error}")
-            self._tell(f"mirror: {error}; the job trains on without it")
+            goes_on = (
+                "what it lacks stays on the disk" if self._ends else "the job trains on without it"
+            )
+            self._tell(f"mirror: {error}; {goes_on}")
         except Exception as error:
             log.exception("the mirror failed")
             self._tell(f"mirror: {type(error).__name__}, see the log; the job trains on without it")
