@@ -112,7 +112,7 @@ def test_a_second_machine_is_refused_and_one_that_vanished_is_taken_over(
     tmp_path: Path, expected: str
 ) -> None:
     bucket = Bucket(tmp_path)
-    first = bucket.start("one", "--pause", "0.05")
+    first = bucket.start("one", "--pause", "0.4")
     try:
         bucket.until_sealed(5, first)
         assert bucket.run("two") == 73
