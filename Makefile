@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -66,6 +66,12 @@ chaos: .venv/.ready
 # Jobs on a SLURM of its own, with two nodes; prints how long things take. Needs root, SLURM, munge.
 test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
+
+# Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
+# ignores conditions is refused.
+test-storage: .venv-latest/.storage
+	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py
+	.venv-latest/bin/python -m tests.simulation.bucket 1 10000
 
 # What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
 # tutorials as a reader types them.
@@ -161,6 +167,10 @@ clean:
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/latest.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+.venv-latest/.storage: .venv-latest/.ready requirements/storage.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/storage.txt
 	@touch $@
 
 .venv-frameworks/.ready: pyproject.toml requirements/latest-torch.txt requirements/frameworks.txt

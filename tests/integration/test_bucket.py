@@ -38,7 +38,7 @@ class Bucket:
         where = place or ("--dir", self.url, "--local-dir", str(disk))
         return [
             sys.executable, "-m", "elastic_ckpt", "run", *where, "--memory-dir", str(memory),
-            "--nproc", "2", "--grace", "20", "--", str(TINY), "--interval", "5", "--pause", "0.01",
+            "--nproc", "2", "--grace", "8", "--", str(TINY), "--interval", "5", "--pause", "0.01",
             "--digest", str(self.digest), "--notice-file", str(self.notice), *options,
         ]  # fmt: skip
 
