@@ -23,12 +23,13 @@ from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
 from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord
-from elastic_ckpt.supervisor.saves.mirror_port import NoMirror
+from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort, NoMirror
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.watch.stacks import Stack
 from tests.simulation.agents import AgentHandle, SimAgent
+from tests.simulation.bucket_copies import SimMirror
 from tests.simulation.disk import Disk
 from tests.simulation.ranks import SimBoard
 from tests.simulation.storage import Directory, Tier
@@ -168,7 +169,7 @@ class Run:
         )  # fmt: skip
         ports = Ports(
             clock=host.clock, board=self.board, directory=self.directory,
-            journal=events, memory=self.tier, own=NoOwnSaves(), mirror=NoMirror(),
+            journal=events, memory=self.tier, own=NoOwnSaves(), mirror=self._mirror(),
             listener=Listener(self.signals, [self.cloud], events, lambda: self.wake(0.0)),
             host=self, service=Service(), start_agent=self._start_agent,
         )  # fmt: skip
@@ -180,6 +181,12 @@ class Run:
         if self.world.size == 1:
             return AloneRole()
         return HeadRole(self.world.nodes) if self.leads else MemberRole("head:1")
+
+    def _mirror(self) -> MirrorPort:
+        bucket = self.world.bucket
+        if bucket.is_there and self.world.size == 1:
+            return SimMirror(self, bucket)
+        return NoMirror()
 
     def _show(self, line: str) -> None:
         self.kernel.say(f"{self.name}: {line}")

@@ -24,6 +24,7 @@ from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.saves import emergency
 from elastic_ckpt.supervisor.shutdown import Shutdown
 from elastic_ckpt.supervisor.supervisor import Supervisor
+from tests.simulation.bucket_copies import SimMirror
 from tests.simulation.faults import outcome, simulate
 from tests.simulation.run import Run
 from tests.simulation.storage import Directory
@@ -201,3 +202,9 @@ def test_bug_is_caught(bug: Callable[[pytest.MonkeyPatch], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         bug(patch)
         assert any(simulate(seed) is not None for seed in range(1, UNCAUGHT))
+
+
+def test_a_run_that_does_not_wait_for_its_bucket_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimMirror, "lacks", "")
+    monkeypatch.setattr(SimMirror, "flushed", True)
+    assert any("its bucket lacks it" in (simulate(seed) or "") for seed in range(1, 200))

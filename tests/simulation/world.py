@@ -10,6 +10,7 @@ from elastic_ckpt.policy.lease import LeaseWatch, Verdict
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from tests.simulation.agents import SimAgent
+from tests.simulation.bucket_copies import SimBucket
 from tests.simulation.disk import Checkpoint, Disk
 from tests.simulation.gang import Gang
 from tests.simulation.hosts import Host, Team
@@ -57,6 +58,7 @@ class World:
         self.deadly_step = self.deaths_left = self.failures_injected = 0
         self.identity = IDENTITY
         self.disk = Disk(kernel)
+        self.bucket = SimBucket(kernel, seed)
         self.network = SimNetwork(self)
         self.gangs: list[Gang] = []
         least = max(self.nodes[0], min(self.size, 2))
@@ -227,6 +229,7 @@ class World:
             else:
                 self.restart(run.host)
             return
+        lacks = self._check_bucket(run, run.code)
         self._check_exit(run, run.code)
         if run.code is ExitCode.FINISHED:  # a member says so only if the head has
             self.has_finished = True
@@ -234,6 +237,8 @@ class World:
             self.restart(run.host, 40.0, 60.0)  # the user has made room
         elif run.code is ExitCode.FAILED and self.deadly_step and self.failures_injected >= 3:
             self.has_finished = True  # the same step failed three times: the policy gives up
+        elif run.code is ExitCode.FAILED and lacks:
+            self.restart(run.host, 40.0, 60.0)
         elif run.code is ExitCode.FAILED:
             raise Violation(f"{run.name} gave up: {run.record.node.message}")
         elif run.code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED):
@@ -257,7 +262,7 @@ class World:
         # head that loses a node before that node could report, nor one whose disk does not answer.
         known = gang is not None and run.decided_at - gang.completed_at > REPORT_SECONDS
         known = known and self.disk.answers(run.host) < run.decided_at
-        if self.size == 1 and known and done and code != 0:
+        if self.size == 1 and known and done and code != 0 and not self._bucket_lags:
             raise Violation(f"the job is done, and {run.name} exits with {int(code)}")
         if run.record.node.failures > run.failures_injected:
             raise Violation(f"{run.name} counts {run.record.node.failures} failures")
@@ -265,6 +270,18 @@ class World:
             self._check_saved(run, gang)
         self._check_drained(run, code)
         self._check_in_time(run)
+
+    @property
+    def _bucket_lags(self) -> bool:
+        """Whether the bucket is the job's place, and has not all that the disk has."""
+        is_place = self.bucket.is_there and self.size == 1
+        return is_place and self.bucket.newest < self.disk.newest
+
+    def _check_bucket(self, run: Run, code: ExitCode) -> bool:
+        """What the bucket lacks is not called saved; return whether it lacks anything."""
+        if self._bucket_lags and code in (ExitCode.FINISHED, ExitCode.PREEMPTED_SAVED):
+            raise Violation(f"{run.name} exits with {int(code)}, and its bucket lacks it")
+        return self._bucket_lags
 
     def _check_in_time(self, run: Run) -> None:
         now, due = run.host.clock.monotonic(), run.deadline
