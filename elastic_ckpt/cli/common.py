@@ -20,8 +20,8 @@ from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import shown_json
 
 
-class JobPath(click.ParamType[Path | BucketUrl]):
-    """A path, the number of a SLURM job in place of its directory, or the URL of a bucket.
+class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
+    """A path, or the URL of a bucket.
 
     The path is not looked at: :func:`open_job` has a better exit code, and dead storage would
     block ``doctor`` forever.
@@ -32,11 +32,27 @@ class JobPath(click.ParamType[Path | BucketUrl]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path | BucketUrl:
-        """Return the path, the directory of a SLURM job for its number, or the URL."""
+        """Return either."""
         if isinstance(value, str) and is_url(value):
             return BucketUrl.parse(value)
+        return Path(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Complete directories only."""
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class JobPath(DirectoryOrUrl):
+    """The same, or the number of a SLURM job in place of its directory."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | BucketUrl:
+        """Return the path, the directory of a SLURM job for its number, or the URL."""
         if not isinstance(value, str) or not is_job_number(value) or os.path.lexists(value):
-            return Path(value)
+            return super().convert(value, param, ctx)
         found = find_job(value)
         if found is None:
             self.fail(
@@ -45,12 +61,6 @@ class JobPath(click.ParamType[Path | BucketUrl]):
                 ctx,
             )
         return found
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[Any]]:
-        """Complete directories only."""
-        return [CompletionItem(incomplete, type="dir")]
 
 
 directory_argument = click.argument(

@@ -22,17 +22,19 @@ from elastic_ckpt.util.units import human_bytes
 @click.argument("target", metavar="TO")
 @click.argument("name", default="")
 def command(origin: str, target: str, name: str) -> int:
-    """Copy the newest checkpoint from one place to another; each is a directory or a URL.
+    """Copy the newest checkpoint from one place to another.
 
     \b
       elastic-ckpt copy ckpt s3://bucket/job
       elastic-ckpt copy s3://bucket/job /scratch/job
       elastic-ckpt copy s3://bucket/job gs://other/job epoch-0_step-120
 
-    Of each named session the newest as well, or only NAME. Every byte is verified on the way, and
-    the copy counts once it is sealed; killed at any moment it leaves nothing that a job would
-    load, and a repeat goes on where it was. A URL is s3://, gs:// or az:// with a prefix of the
-    job's own; docs/bucket.md tells where credentials are read from.
+    FROM and TO are directories or URLs: s3://, gs:// or az:// with a prefix of the job's own;
+    docs/bucket.md tells where credentials are read from. Of each named session the newest is
+    copied as well, or only NAME.
+
+    Every byte is verified on the way, and the copy counts once it is sealed; killed at any moment
+    it leaves nothing that a job would load, and a repeat goes on where it was.
 
     Exits with 0, with 65 if there is nothing to copy or it is damaged, with 73 if a place is in
     use, holds another job or cannot be used.
@@ -45,7 +47,7 @@ def command(origin: str, target: str, name: str) -> int:
 @click.argument("url")
 @click.argument("name", default="")
 def push_command(directory: str, url: str, name: str) -> int:
-    """Copy the newest checkpoint of DIR, or NAME, into a bucket.
+    """Copy the newest checkpoint of DIR into a bucket.
 
     \b
       elastic-ckpt push ckpt s3://bucket/job
@@ -64,13 +66,13 @@ def push_command(directory: str, url: str, name: str) -> int:
 @click.argument("directory", metavar="DIR", envvar="ELASTIC_CKPT_DIR")
 @click.argument("name", default="")
 def pull_command(url: str, directory: str, name: str) -> int:
-    """Copy the newest checkpoint of a bucket, or NAME, into DIR, which may be new.
+    """Copy the newest checkpoint of a bucket into DIR.
 
     \b
       elastic-ckpt pull s3://bucket/job ckpt
       elastic-ckpt run --dir ckpt -- train.py
 
-    As elastic-ckpt copy URL DIR. What DIR has beyond it is moved to .superseded if another machine
+    As elastic-ckpt copy URL DIR; DIR may be new. What DIR has beyond it is moved to .superseded if another machine
     has continued the job in the bucket.
     """
     origin = place_at(url)

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
+from elastic_ckpt.cli.common import DirectoryOrUrl
 from elastic_ckpt.cli.run.job_file import config_option
 from elastic_ckpt.notices.platforms import AUTO, source_names
 from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
@@ -16,20 +16,6 @@ from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path, readable=False)  # readable: a later error has a better exit code
-
-
-class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
-    """A path, or the URL of a bucket."""
-
-    name = "path"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path | BucketUrl:
-        """Return either."""
-        if isinstance(value, str) and is_url(value):
-            return BucketUrl.parse(value)
-        return Path(value)
 
 
 _COUNT = click.IntRange(min=0)

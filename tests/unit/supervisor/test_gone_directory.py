@@ -11,6 +11,7 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.protocol.run_state import Event
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.supervisor.saves.mirror_port import NoMirror
 from elastic_ckpt.supervisor.shutdown import Shutdown
 
 BEFORE: Key = (0, 60)
@@ -34,7 +35,9 @@ class Scene:
             arguments=(), failed="",
         )  # fmt: skip
         board = SimpleNamespace(read_slots=lambda: [SimpleNamespace(saved_step=-1)])
-        ports: Any = SimpleNamespace(directory=directory, memory=memory, own=own, board=board)
+        ports: Any = SimpleNamespace(
+            directory=directory, memory=memory, own=own, board=board, mirror=NoMirror()
+        )
         record: Any = SimpleNamespace(
             move=lambda event, message, exit_code, **_: self.ended.append((exit_code, message)),
             node=SimpleNamespace(preemptions=0),
