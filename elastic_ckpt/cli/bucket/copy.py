@@ -72,8 +72,8 @@ def pull_command(url: str, directory: str, name: str) -> int:
       elastic-ckpt pull s3://bucket/job ckpt
       elastic-ckpt run --dir ckpt -- train.py
 
-    As elastic-ckpt copy URL DIR; DIR may be new. What DIR has beyond it is moved to .superseded if another machine
-    has continued the job in the bucket.
+    As elastic-ckpt copy URL DIR; DIR may be new. If another machine has continued the job in the
+    bucket, what DIR has beyond it is moved to .superseded.
     """
     origin = place_at(url)
     if not isinstance(origin, BucketPlace):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.common import JobPath, echo_json
+from elastic_ckpt.cli.doctor.bucket import check_bucket_url
 from elastic_ckpt.cli.doctor.directory import (
     CheckedPath,
     check_directory,
@@ -38,7 +40,9 @@ from elastic_ckpt.notices.platforms import detect
 )
 @click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")
-def command(directory: Path | None, grace: float | None, unit: str | None, as_json: bool) -> int:
+def command(
+    directory: Path | BucketUrl | None, grace: float | None, unit: str | None, as_json: bool
+) -> int:
     """Check this machine, and whether DIR is suitable for checkpoints.
 
     \b
@@ -48,7 +52,7 @@ def command(directory: Path | None, grace: float | None, unit: str | None, as_js
 
     Each line is ok, a warning or a problem, with what to do. Up to 268 MB are written to DIR, or
     its nearest existing parent, for up to 5 s, and removed again; without DIR no storage is
-    tested. DIR may be a SLURM job number.
+    tested. DIR may be a SLURM job number, or the URL of a bucket, which is tried with one object.
 
     Exits with 1 if there is a problem.
     """
@@ -68,7 +72,7 @@ def command(directory: Path | None, grace: float | None, unit: str | None, as_js
 
 
 def _groups(
-    directory: Path | None, given: float | None, unit: str | None, status: StatusLine
+    directory: Path | BucketUrl | None, given: float | None, unit: str | None, status: StatusLine
 ) -> Iterator[Group]:
     """Yield the groups of findings; each is checked when it is iterated."""
     yield "versions", check_versions()
@@ -80,9 +84,14 @@ def _groups(
     status.say("checking the platform ...")
     grace = find_grace(given, platforms)
     yield "platform", check_platform(platforms, grace)
-    status.say("checking the directory ...")
-    path = inspect_directory(directory)
-    yield "checkpoints", _checkpoints(path, platforms, grace, status)
+    path: CheckedPath | Finding | None = None
+    if isinstance(directory, BucketUrl):
+        status.say("checking the bucket ...")
+        yield "checkpoints", check_bucket_url(directory)
+    else:
+        status.say("checking the directory ...")
+        path = inspect_directory(directory)
+        yield "checkpoints", _checkpoints(path, platforms, grace, status)
     yield "memory", check_memory(path if isinstance(path, CheckedPath) else None)
     yield "machine", _machine(workers, bool(gpus.devices))
     if unit:

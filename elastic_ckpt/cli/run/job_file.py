@@ -11,12 +11,13 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from elastic_ckpt.checkpoint.bucket.url import is_url
 from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
 _PATHS: Final = frozenset(
-    {"dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
+    {"dir", "local-dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
 )
 _TEXTS: Final = frozenset({"watch", "resume-args"})
 _TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
@@ -113,7 +114,7 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
         if isinstance(value, str):
             return [value]  # resume-args: split into words, as on a command line
         return [shlex.quote(text) for text in value] if key == "resume-args" else value
-    if key in _PATHS and value != "off":
+    if key in _PATHS and value != "off" and not is_url(value):
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
 

@@ -57,8 +57,9 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
         return 0
     find_file(params["script"], params["module"])
     number = _sbatch(options, script)
-    if not is_array(options):  # tasks of an array have their own directories
-        remember_job(number, Path(params["directory"]).absolute())
+    # Tasks of an array have their own directories; a bucket's job is known where it runs.
+    if not is_array(options) and isinstance(params["directory"], Path):
+        remember_job(number, params["directory"].absolute())
     task = "_TASK" if is_array(options) else ""
     click.echo(f"submitted job {number}: elastic-ckpt status {number}{task}")
     return 0
@@ -215,11 +216,13 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
     from elastic_ckpt.protocol.rendezvous import parse_nodes
 
     array = is_array(options)
-    directory = Path(params["directory"]).absolute()
+    directory = params["directory"]
+    if isinstance(directory, Path):
+        directory = directory.absolute()
     task = f' --dir {shlex.quote(str(directory))}/task-"$SLURM_ARRAY_TASK_ID"'
     least, most = parse_nodes(params.get("nnodes") or "1")
     return _SCRIPT.format(
-        name=_word(params.get("name") or directory.name),
+        name=_word(params.get("name") or str(directory).rpartition("/")[2]),
         nodes=f"{least}-{most}" if most > least else str(least),
         output="slurm-%A_%a.out" if array else "slurm-%j.out",
         config=shlex.quote(str(job_file)),
