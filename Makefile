@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -72,6 +72,10 @@ test-slurm: .venv-latest/.ready
 test-storage: .venv-latest/.storage
 	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py
 	.venv-latest/bin/python -m tests.simulation.bucket 1 10000
+
+# A push and a pull beside obstore alone.
+bench-storage: .venv-latest/.storage
+	.venv-latest/bin/python benchmarks/bucket.py
 
 # What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
 # tutorials as a reader types them.

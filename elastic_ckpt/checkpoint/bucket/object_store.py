@@ -75,18 +75,18 @@ def _options(url: BucketUrl) -> dict[str, Any]:
 
 
 class BucketStore:
-    """See :class:`elastic_ckpt.checkpoint.bucket.store.Bucket`."""
+    """See :class:`elastic_ckpt.checkpoint.bucket.store.Bucket`; ``plain`` is obstore's own."""
 
     def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
         self.url = str(url)
-        self._store = store
+        self.plain = store
         self._is_directory = url.scheme == "file"
 
     def get(self, key: str, limit: int) -> bytes:
         import obstore
 
         with self._asking(f"read {key}"):
-            found = obstore.get(self._store, key)
+            found = obstore.get(self.plain, key)
             if found.meta["size"] > limit:
                 raise BucketFailed(f"{key} in {self.url} has more than {limit} bytes", errno.EFBIG)
             return bytes(found.bytes())
@@ -95,19 +95,19 @@ class BucketStore:
         import obstore
 
         with self._asking(f"read {key}"):
-            return memoryview(obstore.get_range(self._store, key, start=start, length=length))
+            return memoryview(obstore.get_range(self.plain, key, start=start, length=length))
 
     def put(self, key: str, data: bytes) -> None:
         import obstore
 
         with self._asking(f"write {key}"):
-            obstore.put(self._store, key, data, use_multipart=False)
+            obstore.put(self.plain, key, data, use_multipart=False)
 
     def put_new(self, key: str, data: bytes) -> None:
         import obstore
 
         with self._asking(f"create {key}"):
-            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            obstore.put(self.plain, key, data, mode="create", use_multipart=False)
 
     def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
         import obstore
@@ -116,7 +116,7 @@ class BucketStore:
         try:
             with self._asking(f"write {key}"):
                 obstore.put(
-                    self._store, key, source, use_multipart=True, chunk_size=CHUNK_BYTES,
+                    self.plain, key, source, use_multipart=True, chunk_size=CHUNK_BYTES,
                     max_concurrency=UPLOADS,
                 )  # fmt: skip
         except Exception:
@@ -143,7 +143,7 @@ class BucketStore:
         import obstore
 
         with self._asking(f"list {prefix}"):
-            for page in obstore.list(self._store, prefix, chunk_size=LIST_PAGE):
+            for page in obstore.list(self.plain, prefix, chunk_size=LIST_PAGE):
                 yield [
                     StoredObject(one["path"], one["size"], one["last_modified"].timestamp())
                     for one in page
@@ -154,7 +154,7 @@ class BucketStore:
 
         for first in range(0, len(keys), LIST_PAGE):
             with self._asking("delete objects"):
-                obstore.delete(self._store, keys[first : first + LIST_PAGE])
+                obstore.delete(self.plain, keys[first : first + LIST_PAGE])
 
     @contextmanager
     def _asking(self, doing: str) -> Iterator[None]:

@@ -85,6 +85,8 @@ def build_settings(
     nodes, endpoint = _nodes(nnodes, rdzv_endpoint, platforms)
     url = directory if isinstance(directory, BucketUrl) else None
     copies = _mirror(url, mirror, mirror_every, bucket_rate)
+    if copies is not None:
+        _refuse_with_bucket(copies, endpoint=endpoint, watch=watch, start_from=start_from)
     if isinstance(directory, BucketUrl):
         from elastic_ckpt.cli.run.bucket import local_directory
 
@@ -150,6 +152,27 @@ def _mirror(
         rate=parse_bytes(rate) if rate else 0.0,
         is_place=place is not None,
     )
+
+
+def _refuse_with_bucket(
+    copies: MirrorSettings, *, endpoint: str, watch: Sequence[str], start_from: str | None
+) -> None:
+    """Raise UsageError for what would be lost with the machine without a word."""
+    if watch:
+        raise UsageError(
+            "--watch: checkpoints that the script writes itself are not copied to a bucket yet; "
+            "leave --mirror out, or save with a Session"
+        )
+    if copies.is_place and endpoint:
+        raise UsageError(
+            "--dir URL is for one node: several need a directory that they share; --mirror URL "
+            "copies that"
+        )
+    if copies.is_place and start_from:
+        raise UsageError(
+            f"--from goes with a directory: elastic-ckpt pull {copies.url} DIR, then run --dir DIR "
+            f"--from {start_from} --mirror {copies.url}"
+        )
 
 
 def make_retention(last: int, every: int, best: str | None) -> Retention:
