@@ -23,7 +23,7 @@ from harness import Options, Places, Report, goal, places, ratios, read_options,
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from elastic_ckpt.checkpoint.bucket.download import pull
+from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.object_store import BucketStore, open_store
 from elastic_ckpt.checkpoint.bucket.ownership import claim_after, new_owner, newest_claim
 from elastic_ckpt.checkpoint.bucket.source import FETCH_BYTES, in_bucket, in_directory
@@ -38,7 +38,7 @@ from tests.checkpoints import make_checkpoint, open_job
 from tests.memory_tiers import own
 
 LARGE_FILES = 4
-THREADS = 4
+THREADS = 8
 
 
 def make(job: JobDirectory, step: int, megabytes: float) -> Path:
@@ -119,10 +119,12 @@ def measure(options: Options, where: Places, server: s3.Server) -> dict[str, lis
         assert key is not None
         with empty_memory(where) as tier:
             began = time.perf_counter()
-            pull(in_bucket(store, key), manifest, tier)
+            with in_bucket(store, key, in_order(manifest)) as source:
+                pull(source, manifest, tier)
             values["memory"] = time.perf_counter() - began
         began = time.perf_counter()
-        pull(in_bucket(store, key), manifest, DiskTier(open_job(where.disk / f"to-{turn}")))
+        with in_bucket(store, key, in_order(manifest)) as source:
+            pull(source, manifest, DiskTier(open_job(where.disk / f"to-{turn}")))
         values["disk"] = time.perf_counter() - began
         shutil.rmtree(where.disk / f"to-{turn}")
         shutil.rmtree(checkpoint)

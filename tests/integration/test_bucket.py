@@ -149,6 +149,7 @@ def test_what_is_not_in_the_bucket_is_not_called_saved(tmp_path: Path) -> None:
     assert "from step" in bucket.said("one").rpartition("training")[2]
 
 
+@pytest.mark.slow
 def test_a_mirror_that_fails_does_not_stop_training(tmp_path: Path, expected: str) -> None:
     bucket = Bucket(tmp_path)
     job = tmp_path / "job"
@@ -172,6 +173,7 @@ def test_a_mirror_that_fails_does_not_stop_training(tmp_path: Path, expected: st
     assert final["reason"] == "final"
 
 
+@pytest.mark.slow
 def test_a_directory_that_was_left_behind_does_not_go_before_the_bucket(tmp_path: Path) -> None:
     """Its older checkpoints would become the newest."""
     bucket = Bucket(tmp_path)

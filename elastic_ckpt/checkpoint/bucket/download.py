@@ -10,6 +10,13 @@ from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.progress import Advance, ignore
 
 
+def in_order(manifest: Manifest) -> list[FileEntry]:
+    """Return the files in the order in which :func:`pull` reads them: rank by rank, without the
+    part manifests, which are the target's own affair."""
+    files = [entry for entry in manifest.files if entry.path != part_name(entry.rank)]
+    return sorted(files, key=lambda entry: entry.rank)
+
+
 def pull(source: Source, manifest: Manifest, target: Tier, advance: Advance = ignore) -> None:
     """Copy a checkpoint into another tier, and seal it there once every byte matches.
 
@@ -29,9 +36,8 @@ def pull(source: Source, manifest: Manifest, target: Tier, advance: Advance = ig
     try:
         for rank in range(manifest.world_size):
             part = attempt.part(rank)
-            for entry in manifest.files:
-                # Part manifests are the target's own affair.
-                if entry.rank == rank and entry.path != part_name(rank):
+            for entry in in_order(manifest):
+                if entry.rank == rank:
                     with part.open(entry.path, entry.bytes) as file:
                         for data in source(entry):
                             file.write(data)

@@ -16,8 +16,7 @@ from elastic_ckpt.checkpoint.bucket.retain import judged, remove
 from elastic_ckpt.checkpoint.bucket.source import in_bucket
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
-from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
-from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest
+from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.cli.bucket.places import shown
 from elastic_ckpt.cli.common import echo_json
 from elastic_ckpt.cli.progress_bar import progress_bar
@@ -162,13 +161,10 @@ def _check_sizes(store: Bucket, row: _Row, manifest: Manifest) -> None:
 
 
 def _read_all(store: Bucket, row: _Row, manifest: Manifest, advance: Advance) -> None:
-    source = in_bucket(store, row.listed.seal)
-
-    def read(entry: FileEntry, told: Advance) -> None:
-        for data in source(entry):
-            told(len(data))
-
-    side_by_side(read, manifest.files, manifest.total_bytes, advance)
+    with in_bucket(store, row.listed.seal, manifest.files) as source:
+        for entry in manifest.files:
+            for data in source(entry):
+                advance(len(data))
 
 
 def _age(listed: Listed) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from elastic_ckpt.checkpoint.bucket import catalog
-from elastic_ckpt.checkpoint.bucket.download import pull
+from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import identity_of, new_owner
@@ -90,7 +90,8 @@ class BucketPlace:
     def items(self, name: str) -> Iterator[Item]:
         for seal in self._chosen(name):
             manifest = catalog.read_seal(self.store, seal)
-            yield Item(shown(seal), manifest, in_bucket(self.store, seal))
+            with in_bucket(self.store, seal, in_order(manifest)) as source:
+                yield Item(shown(seal), manifest, source)
 
     def _chosen(self, name: str) -> Iterator[SealKey]:
         for session in catalog.sessions(self.store):

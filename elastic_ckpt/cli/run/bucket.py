@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.bucket.catalog import listed, newest, read_seal, sessions
-from elastic_ckpt.checkpoint.bucket.download import pull
+from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, identity_of, new_owner
@@ -119,7 +119,8 @@ def _bring_one(
             show(count)
 
         place.root.mkdir(parents=True, exist_ok=True)
-        pull(in_bucket(claim.store, seal), manifest, DiskTier(place), advance)
+        with in_bucket(claim.store, seal, in_order(manifest)) as source:
+            pull(source, manifest, DiskTier(place), advance)
     except CheckpointRejected as error:
         say(f"{seal.name} in {claim.store.url} is damaged: {error}; trying the one before")
         return False

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.bucket import catalog
-from elastic_ckpt.checkpoint.bucket.download import pull
+from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.source import in_bucket, in_directory
+from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.manifest import Manifest
+from elastic_ckpt.checkpoint.tier import Tier
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.errors import BucketFailed, CheckpointRejected, RunSuperseded
 from tests.buckets import Hooked, claim, failing, memory_store
@@ -21,6 +24,11 @@ from tests.memory_tiers import own
 
 LARGE = {**FILES, MODEL: secrets.token_bytes(21_000_000)}
 """More than one request, and no whole number of them."""
+
+
+def bring(store: Bucket, seal: SealKey, manifest: Manifest, target: Tier) -> None:
+    with in_bucket(store, seal, in_order(manifest)) as source:
+        pull(source, manifest, target)
 
 
 def test_what_comes_out_is_what_went_in_to_the_byte(tmp_path: Path) -> None:
@@ -34,7 +42,7 @@ def test_what_comes_out_is_what_went_in_to_the_byte(tmp_path: Path) -> None:
     assert catalog.newest(owner.store) == seal
     pulled = catalog.read_seal(owner.store, seal)
     assert pulled == read_manifest(checkpoint)
-    pull(in_bucket(owner.store, seal), pulled, DiskTier(target))
+    bring(owner.store, seal, pulled, DiskTier(target))
     assert tree(target.checkpoint(0, 10)) == tree(checkpoint)
     verify_full(target.checkpoint(0, 10))
 
@@ -47,7 +55,7 @@ def test_straight_into_memory(tmp_path: Path) -> None:
     job = open_job(tmp_path / "b")
     owned = own(tmp_path, job)
     try:
-        pull(in_bucket(owner.store, seal), read_manifest(checkpoint), owned.tier)
+        bring(owner.store, seal, read_manifest(checkpoint), owned.tier)
         found = owned.tier.newest()
         assert found is not None
         reading = owned.tier.open(found.ref)
@@ -107,11 +115,11 @@ def test_damage_in_the_bucket_is_not_sealed_on_the_disk(tmp_path: Path, way: str
             key, bytes(data[:-1] if way == "shorter" else data + b"x" * (way == "longer"))
         )
     if way == "longer":  # what the manifest names is all there
-        pull(in_bucket(owner.store, seal), read_manifest(checkpoint), DiskTier(target))
+        bring(owner.store, seal, read_manifest(checkpoint), DiskTier(target))
         verify_full(target.checkpoint(0, 10))
         return
     with pytest.raises(CheckpointRejected, match="model"):
-        pull(in_bucket(owner.store, seal), read_manifest(checkpoint), DiskTier(target))
+        bring(owner.store, seal, read_manifest(checkpoint), DiskTier(target))
     assert not target.checkpoint(0, 10).exists()
     assert not list(target.attempts.iterdir())
 
