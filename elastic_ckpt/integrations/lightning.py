@@ -10,7 +10,6 @@ of ``on_train_batch_end`` skips that validation, and one of an epoch's last batc
 from __future__ import annotations
 
 import importlib
-import io
 import itertools
 import os
 import shutil
@@ -21,8 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from elastic_ckpt.checkpoint.own.seal import seals, where_intact
 from elastic_ckpt.errors import CheckpointError, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -31,6 +28,7 @@ from elastic_ckpt.training import runtime as runtimes
 from elastic_ckpt.training.data.loader_order import LoaderOrder
 from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.own.loop import OwnLoop
+from elastic_ckpt.training.own.values import decode, encode, plain, unplain
 from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, restore_rng
 
 OLDEST: Final = (2, 6)
@@ -39,7 +37,6 @@ OLDEST: Final = (2, 6)
 _KEY: Final = "elastic_ckpt"
 _FILE: Final = "lightning.ckpt"
 _MARKER: Final = "complete"
-_ARRAY: Final = "array"
 _PACKAGES: Final = ("lightning.pytorch", "pytorch_lightning")
 
 
@@ -86,6 +83,7 @@ class ElasticCallback(_lightning.Callback):
         self._orders: list[LoaderOrder | None] = []
         self._ahead: list[Any] = []  # batches that were read, but not trained on
         self._skip = 0  # batches to read and drop, of a stream without a state
+        self._extra = -1, 0  # in this epoch, samples that are done beyond the batches' own
 
     @staticmethod
     def newest() -> str | None:
@@ -128,20 +126,22 @@ class ElasticCallback(_lightning.Callback):
         _after(batches, "on_run_start", lambda: self._first_batch(trainer))
         _after(batches, "on_advance_end", lambda: self._batch_done(trainer))
         _after(fit, "on_advance_end", lambda: self._epoch_done(trainer))
-        plain = type(fit)._load_combined_loader_states
-        fit._load_combined_loader_states = lambda: self._place(trainer, lambda: plain(fit))
+        loads = type(fit)._load_combined_loader_states
+        fit._load_combined_loader_states = lambda: self._place(trainer, lambda: loads(fit))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning leaves out, of every rank, to any checkpoint. Collective."""
         if self._loop is None or trainer.fit_loop._combined_loader is None:
             return
-        ranks = runtimes.joined().peers.collect("random", lambda: _encode(self._capture(trainer)))
+        ranks = runtimes.joined().peers.collect("random", lambda: encode(self._capture(trainer)))
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        samples = batches * _batch_size(trainer) * trainer.world_size
+        epoch, extra = self._extra
+        extra = extra if epoch == trainer.fit_loop.epoch_progress.current.processed else 0
         checkpoint[_KEY] = {
             "batches": batches,
-            "samples": samples,
-            "ranks": [_decode(one) for one in ranks],
+            "samples": batches * _global_batch_size(trainer) + extra,
+            "order": self._order_name(),
+            "ranks": [decode(one) for one in ranks],
         }
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -197,15 +197,15 @@ class ElasticCallback(_lightning.Callback):
                 loaders.append({"state": loader.state_dict()} if _has_state(loader) else {})
         has_state = any("state" in one for one in loaders)
         ahead = list(getattr(loop._data_fetcher, "batches", ())) if has_state else []
-        return {"random": _plain(capture_rng()), "loaders": _plain(loaders), "ahead": ahead}
+        return {"random": plain(capture_rng()), "loaders": plain(loaders), "ahead": ahead}
 
     # -- resuming -----------------------------------------------------------------------------
 
-    def _place(self, trainer: Any, plain: Callable[[], None]) -> None:
+    def _place(self, trainer: Any, loads: Callable[[], None]) -> None:
         """Put the loaders where the checkpoint was made. Lightning makes their iterators next."""
         loop, loaded, self._loaded = trainer.fit_loop, self._loaded, None
         loaders = loop._combined_loader.flattened
-        self._orders = [LoaderOrder.of(loader) for loader in loaders]
+        self._orders, self._extra = [LoaderOrder.of(loader) for loader in loaders], (-1, 0)
         for loader in loaders:
             _check_sampler(trainer, loader)
         if loaded is None:
@@ -217,13 +217,13 @@ class ElasticCallback(_lightning.Callback):
             _set_epoch(loader, progress.processed)
         batches = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0
         if not loaded:
-            plain()
+            loads()
             runtimes.joined().leader_says(
                 "the checkpoint was made without ElasticCallback: random numbers, and an order "
                 "that no seed and epoch decide, differ from an undisturbed run's"
             )
-        elif len(loaded["ranks"]) != trainer.world_size and batches:
-            batches = _resize(trainer, loaded)
+        elif batches:
+            batches = self._batches_done(trainer, loaded, batches)
         mine = _of_this_rank(trainer, loaded)
         states = mine.get("loaders") or [{}] * len(loaders)
         for loader, order, state in zip(loaders, self._orders, states, strict=True):
@@ -233,12 +233,40 @@ class ElasticCallback(_lightning.Callback):
                     iter(loader)  # this one ends the epoch that is over; Lightning's is the next
             elif order is None:
                 self._skip = batches
-            elif batches:
+            elif batches and not self._is_elastic():
                 order.resume(state.get("begun"), batches % len(loader) or batches)
         self._ahead = mine.get("ahead", [])
         self._resumed = mine
         if mine and not loop.restarting:
             self._restore_random(trainer)  # before the iterators draw from it, as undisturbed
+
+    def _batches_done(self, trainer: Any, loaded: dict[str, Any], batches: int) -> int:
+        """Return the batches of the epoch that are done, counted in this run's batches."""
+        loop, size, before = trainer.fit_loop, _global_batch_size(trainer), len(loaded["ranks"])
+        epoch, samples = loop.epoch_progress.current.processed, loaded["samples"]
+        order, more, [loader, *_] = self._orders[0], 0, loop._combined_loader.flattened
+        if order is not None and self._is_elastic():
+            batches = len(loader) - order.resume_after(epoch, samples)
+            self._extra = epoch, samples - batches * size
+        elif before != trainer.world_size:
+            batches, more = divmod(samples, size)
+        if before != trainer.world_size:
+            now = self._order_name()
+            is_same = loaded.get("order", now) == now != ""
+            if warning := _inexact(before, more, size, is_same=is_same):
+                runtimes.joined().leader_says(warning)
+        progress = loop.epoch_loop.batch_progress.current
+        shift = batches - progress.processed
+        for one in ("ready", "started", "processed", "completed"):
+            setattr(progress, one, getattr(progress, one) + shift)
+        return int(batches)
+
+    def _order_name(self) -> str:
+        """Return the name of the one loader's order; empty if several are read, or it has none."""
+        return self._orders[0].name if len(self._orders) == 1 and self._orders[0] else ""
+
+    def _is_elastic(self) -> bool:
+        return self._order_name() == "elastic"
 
     def _first_batch(self, trainer: Any) -> None:
         """Restore what the start of the loop has used up, right before the first batch."""
@@ -324,28 +352,27 @@ def _of_this_rank(trainer: Any, loaded: dict[str, Any]) -> dict[str, Any]:
     ranks, rank = loaded.get("ranks"), trainer.global_rank
     if not ranks:
         return {}
-    mine = _unplain(ranks[rank % len(ranks)])
+    mine = unplain(ranks[rank % len(ranks)])
     return {**mine, "is_copy": rank >= len(ranks)}
 
 
-def _resize(trainer: Any, loaded: dict[str, Any]) -> int:
-    """Count the batches of an epoch that other ranks have begun in this run's batches."""
-    size = _batch_size(trainer) * trainer.world_size
-    batches, more = divmod(loaded["samples"], size)
-    if more:
-        runtimes.joined().leader_says(
-            f"{more} samples of this epoch are read twice: they fill no batch of {size}"
+def _inexact(before: int, more: int, size: int, *, is_same: bool) -> str:
+    """Return what is wrong with an epoch that other processes have begun; empty if nothing is."""
+    if not is_same:
+        return (
+            f"the rest of this epoch repeats some samples and skips others: {before} processes "
+            "began it in an order that depends on their number; with ElasticSampler each sample is "
+            "used once (docs/lightning.md)"
         )
-    progress = trainer.fit_loop.epoch_loop.batch_progress.current
-    progress.ready = progress.started = progress.processed = progress.completed = batches
-    return int(batches)
+    return f"{more} samples of this epoch are read twice: they fill no batch of {size}" * (more > 0)
 
 
-def _batch_size(trainer: Any) -> int:
-    """Return the samples of a rank's batch; 1 if the loader does not say."""
+def _global_batch_size(trainer: Any) -> int:
+    """Return the samples of a batch of all ranks; of 1 each if the loader does not say."""
     loader = trainer.fit_loop._combined_loader.flattened[0]
     sampler = getattr(loader, "batch_sampler", None)
-    return int(getattr(sampler, "batch_size", None) or getattr(loader, "batch_size", None) or 1)
+    size = getattr(sampler, "batch_size", None) or getattr(loader, "batch_size", None) or 1
+    return int(size) * int(trainer.world_size)
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
@@ -358,35 +385,3 @@ def _set_epoch(loader: Any, epoch: int) -> None:
 
 def _has_state(loader: Any) -> bool:
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-
-
-def _encode(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _decode(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
-def _plain(value: Any) -> Any:
-    """Replace NumPy's arrays, which ``torch.load`` refuses, by tensors."""
-    if type(value) is dict:
-        return {key: _plain(one) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(one) for one in value)
-    if type(value).__name__ == "ndarray":
-        return {_ARRAY: torch.from_numpy(value.copy())}
-    return value
-
-
-def _unplain(value: Any) -> Any:
-    """Reverse :func:`_plain`."""
-    if type(value) is dict:
-        if _ARRAY in value:
-            return value[_ARRAY].numpy()
-        return {key: _unplain(one) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_unplain(one) for one in value)
-    return value

@@ -113,6 +113,9 @@ def _enter(_, queue, environment, backend, function, rank, args) -> None:
     os.environ.clear()  # the server still has an earlier test's
     os.environ.update(environment)
     os.environ.pop("ELASTIC_CKPT_DIR", None)
+    # As a worker does: a loader's children are forked. From a server of the rank's own they start
+    # in seconds, and outlive the rank.
+    multiprocessing.set_start_method(None, force=True)
     import torch
     import torch.distributed as dist
 

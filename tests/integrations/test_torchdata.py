@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from elastic_ckpt import Session
 from tests.integration.ranks import run_ranks
 from tests.integration.test_rank_local import bits
 from tests.integration.test_stateful_loaders import DATA, Numbers
+from tests.job import SCRIPTS, Job
+from tests.marks import slow
+from tests.waiting import until
 
 stateful: Any = pytest.importorskip("torchdata.stateful_dataloader")
 
@@ -61,7 +66,7 @@ def train(rank: int, directory: str, workers: int, stream: bool, stop: int) -> d
     return {"seen": seen, "bits": bits(*model.parameters()), "from": first}
 
 
-@pytest.mark.parametrize(("workers", "stream"), [(0, False), (2, False), (0, True)])
+@pytest.mark.parametrize(("workers", "stream"), [(0, False), (2, False), (0, True), (2, True)])
 def test_exact_in_and_between_epochs(tmp_path: Path, workers: int, stream: bool) -> None:
     [whole] = run_ranks(train, 1, str(tmp_path / "whole"), workers, stream, 0)
     for stop in (5, 8):
@@ -72,3 +77,23 @@ def test_exact_in_and_between_epochs(tmp_path: Path, workers: int, stream: bool)
         assert done >= stop - 2
         assert after["seen"] == whole["seen"][done:]
         assert after["bits"] == whole["bits"]
+
+
+@pytest.mark.parametrize("batches", [9, slow(27)])
+def test_a_stream_that_workers_read_resumes(batches: int, tmp_path: Path) -> None:
+    """Under a supervisor, with both workers reading, and after one of them has ended."""
+    trace = tmp_path / "trace"
+
+    def seen() -> list[list[Any]]:
+        return [json.loads(line) for line in trace.read_text().splitlines()]
+
+    with Job(tmp_path, str(trace), nproc=1, script=SCRIPTS / "streaming.py") as job:
+        job.start()
+        until(lambda: trace.exists() and len(seen()) >= batches, seconds=90)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait() == 75, job.output()
+        assert batches <= len(seen()) < 30
+        assert job.start().wait(60) == 0, job.output()
+        for epoch in range(2):
+            numbers = [number for there, batch in seen() if there == epoch for number in batch]
+            assert sorted(numbers) == list(range(120))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
+from elastic_ckpt.training.data.sampler import ElasticSampler
 from elastic_ckpt.training.state.rng import capture_rng, preserved_rng, restore_rng
 
 
@@ -29,6 +31,7 @@ class LoaderOrder:
                             and all(one is not other for other in found[:at])]  # fmt: skip
         self.begun: dict[str, Any] | None = None
         self._resume: tuple[dict[str, Any] | None, int] | None = None
+        self._after: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, loader: Any) -> LoaderOrder | None:
@@ -48,6 +51,29 @@ class LoaderOrder:
     def resume(self, begun: dict[str, Any] | None, batches: int) -> None:
         """Have the next iteration begin after ``batches`` of the order drawn from ``begun``."""
         self._resume = begun, batches
+
+    @property
+    def name(self) -> str:
+        """The name of an order that is the same at any number of ranks, which stride through it;
+        empty if this one is not known to be."""
+        sampler = self._sampler
+        if isinstance(sampler, ElasticSampler):
+            return "elastic"
+        if isinstance(sampler, DistributedSampler) and not hasattr(sampler.dataset, "_sampler"):
+            return "shuffled" if sampler.shuffle else "sequential"  # Lightning's wraps another one
+        return "sequential" if isinstance(sampler, SequentialSampler) else ""
+
+    def resume_after(self, epoch: int, samples: int) -> int:
+        """Have the next iteration begin after ``samples`` of an ElasticSampler's epoch.
+
+        Returns:
+            The batches that are left.
+        """
+        self._after = epoch, samples
+        self._sampler.set_position(epoch, samples)
+        left = len(self)
+        self._sampler.set_epoch(epoch)
+        return left
 
     def state(self) -> dict[str, Any]:
         """Return the random state, with those of the generators that the loader was given."""
@@ -76,6 +102,9 @@ class LoaderOrder:
         return len(self._inner)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._after is not None:
+            yield from self._rest(*self._after)
+            return
         resume, self._resume = self._resume, None
         begun, batches = resume or (None, 0)
         with preserved_rng() if resume else nullcontext():
@@ -88,4 +117,19 @@ class LoaderOrder:
                 next(order, None)
             if begun is not None:
                 self.set_generators(now["generators"])
+        yield from order
+
+    @property
+    def _sampler(self) -> Any:
+        return getattr(self._inner, "sampler", self._inner)
+
+    def _rest(self, epoch: int, samples: int) -> Iterator[Any]:
+        """Yield what follows these samples. The library has set the sampler to the epoch's start,
+        and counts its length from there."""
+        self._after, self.begun = None, self.state()
+        self._sampler.set_position(epoch, samples)
+        order = iter(self._inner)
+        first = list(islice(order, 1))  # the place is read here
+        self._sampler.set_epoch(epoch)
+        yield from first
         yield from order

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
+from elastic_ckpt import ElasticSampler
 from elastic_ckpt.training.data.loader_order import LoaderOrder
 
 DATA = TensorDataset(torch.arange(11))
@@ -57,6 +58,30 @@ def test_reading_again_draws_nothing() -> None:
     before = torch.get_rng_state()
     next(iterator)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_elastic_order_continues_after_samples_that_fill_no_batch(workers: int) -> None:
+    sampler = ElasticSampler(DATA, num_replicas=1, rank=0, seed=1)
+    order = list(sampler)
+    source = loader(sampler=sampler, shuffle=None, num_workers=workers)
+    resumed = LoaderOrder.of(source)
+    assert resumed.resume_after(0, 5) == 3
+    assert len(source) == 6  # of a whole epoch, as the library has to count
+    sampler.set_epoch(0)
+    assert [number for batch in read(source) for number in batch] == order[5:]
+    assert [number for batch in read(source) for number in batch] == order
+
+
+def test_names_of_orders_that_any_number_of_ranks_shares() -> None:
+    def name(sampler=None, **options) -> str:
+        return LoaderOrder.of(DataLoader(DATA, sampler=sampler, **options)).name
+
+    two = {"num_replicas": 2, "rank": 1}
+    assert name(ElasticSampler(DATA, **two)) == name(ElasticSampler(DATA), batch_size=None)
+    assert name(DistributedSampler(DATA, **two)) == "shuffled"
+    assert name(DistributedSampler(DATA, shuffle=False, **two)) == name() == "sequential"
+    assert name(shuffle=True) == name([1, 2]) == ""
 
 
 def test_a_loader_is_taken_over_once() -> None:
