@@ -79,7 +79,7 @@ def test_exact_in_and_between_epochs(tmp_path: Path, workers: int, stream: bool)
         assert after["bits"] == whole["bits"]
 
 
-@pytest.mark.parametrize("batches", [9, slow(27)])
+@pytest.mark.parametrize("batches", [slow(9), slow(27)])
 def test_a_stream_that_workers_read_resumes(batches: int, tmp_path: Path) -> None:
     """Under a supervisor, with both workers reading, and after one of them has ended."""
     trace = tmp_path / "trace"
