@@ -112,7 +112,7 @@ def test_a_second_machine_is_refused_and_one_that_vanished_is_taken_over(
     tmp_path: Path, expected: str
 ) -> None:
     bucket = Bucket(tmp_path)
-    first = bucket.start("one", "--pause", "0.4")
+    first = bucket.start("one", "--pause", "0.25")
     try:
         bucket.until_sealed(5, first)
         assert bucket.run("two") == 73
@@ -125,6 +125,7 @@ def test_a_second_machine_is_refused_and_one_that_vanished_is_taken_over(
     assert bucket.digest.read_text() == expected
 
 
+@pytest.mark.slow
 def test_what_is_not_in_the_bucket_is_not_called_saved(tmp_path: Path) -> None:
     """76 where the upload fails; this machine still has it, and a rerun brings it there."""
     bucket = Bucket(tmp_path)
