@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.bucket.ownership import (
+    KEPT_CLAIMS,
     BucketClaim,
     Owner,
     claim_after,
@@ -90,20 +91,31 @@ class _Link(msgspec.Struct, frozen=True):
 
     Attributes:
         own: nonces of its own owners: all that these have sealed came from here.
+        pending: nonces of those since that may have claimed, and have sealed nothing.
         owner, newest: of another one, what it had sealed when that was brought here.
     """
 
     url: str
     own: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
     owner: str = ""
     newest: dict[str, str] = {}
 
 
-def note_own(job: JobDirectory, url: str, owner: Owner) -> None:
-    """Note that an owner works in this directory; before it claims the bucket, or a kill in
-    between would make a stranger of it."""
-    before = _read_link(job, url)
-    _write_link(job, msgspec.structs.replace(before, own=(*before.own[-3:], owner.nonce)))
+def take_for(job: JobDirectory, store: Bucket, owner: Owner, patience: Patience) -> BucketClaim:
+    """:func:`take` for a directory, which then decides by :func:`was_in_step` whether it may seal,
+    and :func:`note_own` if so. A kill anywhere in between leaves it as in step as it was."""
+    before = _read_link(job, store.url)
+    pending = (*before.pending[1 - KEPT_CLAIMS :], owner.nonce)
+    _write_link(job, msgspec.structs.replace(before, pending=pending))
+    return take(store, job.identity(), owner, patience)
+
+
+def note_own(job: JobDirectory, claim: BucketClaim) -> None:
+    """Note that a directory has all that is in its bucket, and that an owner seals from it now."""
+    before = _read_link(job, claim.store.url)
+    own = (*before.own[-3:], claim.owner.nonce)
+    _write_link(job, msgspec.structs.replace(before, own=own, pending=()))
 
 
 def last_seen(store: Bucket) -> tuple[str, dict[str, str]]:
@@ -129,11 +141,28 @@ def is_in_step(job: JobDirectory, store: Bucket) -> bool:
     Raises:
         BucketFailed: the store does not answer.
     """
-    owner, newest = last_seen(store)
-    if not owner:
-        return True
+    return _has_followed(job, store, newest_owner(store))
+
+
+def was_in_step(job: JobDirectory, claim: BucketClaim) -> bool:
+    """The same, but for this claim, before which the last owner may have gone on sealing."""
+    return _has_followed(job, claim.store, claim.number - 1)
+
+
+def _has_followed(job: JobDirectory, store: Bucket, number: int) -> bool:
     link = _read_link(job, store.url)
-    return owner in link.own or (owner, newest) == (link.owner, link.newest)
+    while number:
+        owner, beat = read_owner(store, number), read_beat(store, number)
+        if owner is None:
+            return False
+        if owner.nonce in link.own:
+            return True
+        if (owner.nonce, beat.newest if beat else {}) == (link.owner, link.newest):
+            return True
+        if owner.nonce not in link.pending:
+            return False
+        number -= 1  # a try from here that was cut off
+    return True
 
 
 def _read_link(job: JobDirectory, url: str) -> _Link:
@@ -148,10 +177,10 @@ def _write_link(job: JobDirectory, link: _Link) -> None:
     write_atomic(_link(job), msgspec.json.encode(link))
 
 
-def require_step(job: JobDirectory, store: Bucket) -> None:
-    """Raise BucketRefused unless :func:`is_in_step`: what a directory has would go before what
-    another machine has done since."""
-    if not is_in_step(job, store):
+def require_step(job: JobDirectory, store: Bucket, claim: BucketClaim | None = None) -> None:
+    """Raise BucketRefused unless :func:`is_in_step`, or :func:`was_in_step` at a claim: what a
+    directory has would go before what another machine has done since."""
+    if not (was_in_step(job, claim) if claim else is_in_step(job, store)):
         raise BucketRefused(
             f"another directory or machine has continued the job in {store.url}: bring that here "
             f"first with elastic-ckpt pull {store.url} {shlex.quote(str(job.root))}, or choose "

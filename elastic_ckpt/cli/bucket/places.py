@@ -16,7 +16,14 @@ from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import identity_of, new_owner
 from elastic_ckpt.checkpoint.bucket.source import Source, in_bucket, in_directory
-from elastic_ckpt.checkpoint.bucket.take import last_seen, note_own, note_pulled, take
+from elastic_ckpt.checkpoint.bucket.take import (
+    last_seen,
+    note_own,
+    note_pulled,
+    require_step,
+    take,
+    take_for,
+)
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
 from elastic_ckpt.checkpoint.catalog import scan, view
@@ -110,8 +117,9 @@ class BucketPlace:
         del newest  # the seals of a later owner always are
         owner = new_owner(f"copy-{os.getpid()}", node_name())
         if isinstance(origin, DirectoryPlace):
-            note_own(origin.job, self.store.url, owner)
-        claim = take(self.store, identity, owner, patience)
+            claim = take_for(origin.job, self.store, owner, patience)
+        else:
+            claim = take(self.store, identity, owner, patience)
         beaten = time.monotonic()
 
         def put(item: Item, advance: Advance) -> bool:
@@ -130,6 +138,9 @@ class BucketPlace:
             return True
 
         try:
+            if isinstance(origin, DirectoryPlace):
+                require_step(origin.job, self.store, claim)
+                note_own(origin.job, claim)
             yield put
         finally:
             with suppress(OSError):

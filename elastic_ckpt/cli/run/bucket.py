@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.bucket.catalog import listed, newest, read_seal, sessions
@@ -16,7 +17,7 @@ from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, identity_of, new_owner
 from elastic_ckpt.checkpoint.bucket.probe import probe
 from elastic_ckpt.checkpoint.bucket.source import in_bucket
-from elastic_ckpt.checkpoint.bucket.take import is_in_step, note_own, take
+from elastic_ckpt.checkpoint.bucket.take import note_own, take_for, was_in_step
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.ownership.fence import count_from
@@ -58,27 +59,33 @@ def take_bucket(
     probe(store)
     job = JobDirectory(settings.directory)
     job.prepare(group_access=settings.group_access)
-    lock = HeldLock(job.lock, run_id)  # nobody works in it while it is looked at
-    try:
-        theirs = identity_of(store)
-        if theirs and (theirs != job.identity() or not is_in_step(job, store)):
-            lock.release()
-            job = _begin_anew(job, theirs, say)
-            lock = HeldLock(job.lock, run_id)
+    theirs = identity_of(store)
+    with _locked(job, run_id):  # nobody works in it while it is looked at
+        is_of_job = theirs in ("", job.identity())
+    if not is_of_job:
+        _begin_anew(job, theirs, say)
+    with _locked(job, run_id):
         owner = new_owner(run_id, settings.node)
-        had = is_in_step(job, store)
-        if had:
-            note_own(job, store.url, owner)
-        claim = take(store, job.identity(), owner, Patience(say, leaves))
-        if not had:
+        claim = take_for(job, store, owner, Patience(say, leaves))
+        is_in_step = was_in_step(job, claim)
+    if not is_in_step:
+        _begin_anew(job, identity_of(store), say)
+        with _locked(job, run_id):
             _bring(claim, job, say)
-            note_own(job, store.url, owner)
-    finally:
-        lock.release()
+    note_own(job, claim)
     return claim
 
 
-def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) -> JobDirectory:
+@contextlib.contextmanager
+def _locked(job: JobDirectory, run_id: str) -> Iterator[None]:
+    lock = HeldLock(job.lock, run_id)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) -> None:
     """Move what is in the directory aside, if it has any checkpoint, and make it that job's."""
     if any(job.root.glob("epoch-*")) or job.sessions()[1:]:
         aside = job.root.with_name(f"{job.root.name}.{time.strftime('%Y%m%dT%H%M%S')}")
@@ -86,7 +93,6 @@ def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) ->
         say(f"another machine has continued the job: what this one had is in {aside}")
         job.prepare()
     write_atomic(job.control / "identity", identity.encode())
-    return job
 
 
 def _bring(claim: BucketClaim, job: JobDirectory, say: Callable[[str], None]) -> None:

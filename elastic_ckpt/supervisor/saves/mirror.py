@@ -22,7 +22,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, new_owner
 from elastic_ckpt.checkpoint.bucket.retain import judged, remove, sweep
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
-from elastic_ckpt.checkpoint.bucket.take import note_own, require_step, take
+from elastic_ckpt.checkpoint.bucket.take import note_own, require_step, take_for
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.manifest import Manifest
@@ -30,6 +30,7 @@ from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.errors import (
     BucketFailed,
+    BucketRefused,
     CheckpointRejected,
     ElasticCkptError,
     RunSuperseded,
@@ -187,8 +188,14 @@ class Mirror:
     def _take(self) -> BucketClaim:
         require_step(self._job, self._store)
         patience = Patience(self._tell, lambda: self._ends)
-        note_own(self._job, self._store.url, self._owner)
-        return take(self._store, self._job.identity(), self._owner, patience)
+        claim = take_for(self._job, self._store, self._owner, patience)
+        try:
+            require_step(self._job, self._store, claim)
+        except BucketRefused:
+            claim.beat(ended=True)
+            raise
+        note_own(self._job, claim)
+        return claim
 
     def _mirror(self, claim: BucketClaim) -> None:
         for one in self._job.sessions():

@@ -26,7 +26,10 @@ from elastic_ckpt.checkpoint.bucket.take import (
     newest_owner,
     note_own,
     note_pulled,
+    require_step,
     take,
+    take_for,
+    was_in_step,
 )
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.errors import (
@@ -143,9 +146,8 @@ def test_a_signal_ends_the_wait() -> None:
 def test_a_directory_knows_whether_the_bucket_went_on_without_it(tmp_path: Path) -> None:
     store, here, there = memory_store(), open_job(tmp_path / "a"), open_job(tmp_path / "b")
     assert is_in_step(here, store)
-    owner = new_owner("a", "n")
-    note_own(here, store.url, owner)
-    mine = claim_after(store, 0, owner)
+    mine = take_for(here, store, new_owner("a", "n"), Patience())
+    note_own(here, mine)
     mine.sealed("", "seals/1")
     assert is_in_step(here, store)
     assert not is_in_step(there, store)
@@ -156,16 +158,57 @@ def test_a_directory_knows_whether_the_bucket_went_on_without_it(tmp_path: Path)
     assert not is_in_step(there, store)
     claim(store)
     assert not is_in_step(here, store)
+    assert not is_in_step(here, at_url("s3://bucket/other", store))
 
 
-def test_a_kill_between_the_note_and_the_claim_makes_no_stranger(tmp_path: Path) -> None:
-    store, job = memory_store(), open_job(tmp_path)
-    first = new_owner("a", "n")
-    note_own(job, store.url, first)
-    claim_after(store, 0, first)
-    note_own(job, store.url, new_owner("killed", "n"))
-    assert is_in_step(job, store)
-    assert not is_in_step(job, at_url("s3://bucket/other", store))
+def test_a_kill_around_a_claim_leaves_a_directory_as_in_step_as_it_was(tmp_path: Path) -> None:
+    """It has noted that it will claim; whether it did, and how often, does not matter."""
+    store, here, there = memory_store(), open_job(tmp_path / "a"), open_job(tmp_path / "b")
+    identity = here.identity()
+    (there.control / "identity").write_text(identity)
+    note_own(here, take_for(here, store, new_owner("a", "n"), Patience()))
+    for _ in range(2):
+        take_for(here, store, new_owner("killed", "n"), Patience())
+    assert is_in_step(here, store)
+    again = take_for(here, store, new_owner("once", "n"), Patience())
+    assert was_in_step(here, again)
+    later = open_job(tmp_path / "c")
+    (later.control / "identity").write_text(identity)
+    note_pulled(later, store.url, last_seen(store))
+    killed = take_for(later, store, new_owner("killed", "n"), Patience())
+    assert was_in_step(later, killed)
+    assert is_in_step(later, store)
+    stranger = take_for(there, store, new_owner("stranger", "n"), Patience())
+    assert not was_in_step(there, stranger)
+    assert not is_in_step(there, store)  # and a kill here does not make it so
+    assert not is_in_step(later, store)
+
+
+def test_what_the_last_owner_sealed_during_the_wait_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in step when it began to wait for the other machine."""
+    store, here, now = memory_store(), open_job(tmp_path), [0.0]
+    other = claim_after(store, 0, owner_elsewhere("x"))
+    identify(store, here.identity())
+    other.sealed("", "seals/1")
+    note_pulled(here, store.url, last_seen(store))
+    assert is_in_step(here, store)
+    monkeypatch.setattr(taking.time, "monotonic", lambda: now[0])
+    taken: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if not taken:
+            taken.append(now[0])
+            other.newest[""] = "seals/2"
+            other.beat(ended=True)
+
+    monkeypatch.setattr(taking.time, "sleep", sleep)
+    mine = take_for(here, store, new_owner("b", "n"), Patience())
+    assert not was_in_step(here, mine)
+    with pytest.raises(BucketRefused, match="elastic-ckpt pull s3://bucket/job"):
+        require_step(here, store, mine)
 
 
 def at_url(url: str, store: object) -> Hooked:  # as a class
