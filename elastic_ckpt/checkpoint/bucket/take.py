@@ -105,10 +105,15 @@ class _Link(msgspec.Struct, frozen=True):
 def take_for(job: JobDirectory, store: Bucket, owner: Owner, patience: Patience) -> BucketClaim:
     """:func:`take` for a directory, which then decides by :func:`was_in_step` whether it may seal,
     and :func:`note_own` if so. A kill anywhere in between leaves it as in step as it was."""
+    note_pending(job, store, owner)
+    return take(store, job.identity(), owner, patience)
+
+
+def note_pending(job: JobDirectory, store: Bucket, owner: Owner) -> None:
+    """Note that an owner may claim the bucket from here; before it does."""
     before = _read_link(job, store.url)
     pending = (*before.pending[1 - KEPT_CLAIMS :], owner.nonce)
     _write_link(job, msgspec.structs.replace(before, pending=pending))
-    return take(store, job.identity(), owner, patience)
 
 
 def note_own(job: JobDirectory, claim: BucketClaim) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from elastic_ckpt.checkpoint.bucket.catalog import newest
-from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, new_owner
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, claim_after, new_owner
 from elastic_ckpt.checkpoint.bucket.retain import judged, remove, sweep
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
-from elastic_ckpt.checkpoint.bucket.take import note_own, require_step, take_for
+from elastic_ckpt.checkpoint.bucket.take import note_own, note_pending, require_step, take_for
 from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.manifest import Manifest
@@ -102,6 +102,7 @@ class Mirror:
         self._ends = False
         self._is_copying = False
         self._done: dict[str, str] = {}  # newest attempt that is there, by session
+        self._sealed: dict[str, tuple[int, int]] = {}  # newest that this claim has sealed, likewise
         self._last = 0.0  # when the last copy was done
         self._lines: deque[str] = deque()
         self._known: object = None
@@ -205,6 +206,8 @@ class Mirror:
         while True:
             asked = self._asked
             for path, manifest in self._missing():
+                if _key(manifest) <= self._sealed.get(manifest.session, (-1, -1)):
+                    claim = self._again(partial(self._claim_again, claim))
                 self._again(partial(self._copy, claim, path, manifest))
             if asked and not self._missing():
                 self._answered = asked
@@ -216,6 +219,16 @@ class Mirror:
             self._again(claim.beat)
         with contextlib.suppress(OSError):
             claim.beat(ended=True)
+
+    def _claim_again(self, claim: BucketClaim) -> BucketClaim:
+        """Claim the next number: the job has gone back behind what this one has sealed, which must
+        not be the newest any more."""
+        owner = new_owner(claim.owner.run_id, claim.owner.node)
+        note_pending(self._job, self._store, owner)
+        found = claim_after(self._store, claim.number, owner)
+        note_own(self._job, found)
+        self._sealed.clear()
+        return found
 
     def _missing(self) -> list[tuple[Path, Manifest]]:
         """Return the newest checkpoint of each session that the bucket lacks, if it is due."""
@@ -274,6 +287,7 @@ class Mirror:
         seconds = time.monotonic() - began
         self._last = time.monotonic()
         self._done[manifest.session] = manifest.attempt
+        self._sealed[manifest.session] = _key(manifest)
         self._journal.write(
             Mirrored(
                 path=f"{self._store.url}/{seal.key}", step=manifest.step,
@@ -324,3 +338,7 @@ class Mirror:
     def _tell(self, line: str) -> None:
         self._lines.append(line)
         self._wake()
+
+
+def _key(manifest: Manifest) -> tuple[int, int]:
+    return manifest.epoch, manifest.step

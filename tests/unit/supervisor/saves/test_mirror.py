@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,6 +155,25 @@ def test_an_owner_that_was_taken_over_stops(bench: Bench, is_place: bool) -> Non
     bench.until(lambda: ": off: " in mirror.serve(None))
     assert "run elsewhere" in mirror.serve(None)
     assert bool(mirror.lost) is is_place
+
+
+def test_a_job_that_goes_back_takes_the_bucket_with_it(bench: Bench) -> None:
+    """A fall-back within the run, or a load of an older one: what it left is not the newest."""
+    for step in (10, 20):
+        make_checkpoint(bench.job, step)
+        if step == 20:
+            mirror = bench.start()
+            bench.until(lambda: bench.steps() == [20])
+    bench.job.checkpoint(0, 20).rename(bench.job.root / "aside")
+    bench.until(lambda: bench.steps() == [10, 20])
+    assert [one.superseded for one in catalog.listed(bench.store)] == [False, True]
+    shutil.rmtree(bench.job.root / "aside")
+    make_checkpoint(bench.job, 20)  # the same step again, by another way
+    bench.until(lambda: bench.steps() == [20, 10, 20])
+    mirror.close(some_time())
+    newest = catalog.newest(bench.store)
+    assert newest is not None
+    assert newest.attempt == read_manifest(bench.job.checkpoint(0, 20)).attempt
 
 
 def test_a_place_lacks_what_could_not_be_copied(bench: Bench) -> None:
