@@ -13,7 +13,7 @@ QUICK = not faults_full and not hosts and not benchmarks and not slow
 REST = slow and not faults_full and not hosts and not benchmarks
 
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 --dist worksteal --durations=15 -m '$2' $3 $(SUITE)
+tests = $1/bin/python -m pytest -n 2 --dist worksteal --durations=15 -m '$2' $3 $(or $4,$(SUITE))
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
@@ -89,15 +89,15 @@ test-look: .venv-latest/.ready
 LATEST = $(QUICK) and not one_torch
 LATEST_REST = $(REST) and not one_torch
 ONE_TORCH = $(foreach part,checkpoint cli jobdir journal notices policy protocol util \
-	supervisor/metrics supervisor/saves supervisor/watch,--ignore=tests/unit/$(part)) \
-	--ignore=tests/simulation
+	supervisor/metrics supervisor/saves supervisor/watch,--ignore=tests/unit/$(part))
+WITH_TORCH = $(filter-out tests/simulation,$(SUITE))
 
 test-latest: .venv-latest/.ready
-	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH))
+	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && $(call tests,.venv-latest,$(LATEST),$(ONE_TORCH),$(WITH_TORCH))
 
 test-latest-all: .venv-latest/.ready
 	export ELASTIC_CKPT_TEST_DISTURBANCES=14 && \
-		$(call tests,.venv-latest,$(LATEST_REST),$(ONE_TORCH))
+		$(call tests,.venv-latest,$(LATEST_REST),$(ONE_TORCH),$(WITH_TORCH))
 
 # elastic_ckpt.integrations with the real frameworks, on torch 2.13.0; some minutes. With
 # FRAMEWORKS=frameworks each also at its other numbers of processes.
