@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import obstore.store
@@ -94,8 +93,3 @@ def failing(name: str, key: str = "") -> Callable[[str, str], None]:
             raise BucketFailed(f"cannot {name} {at}")
 
     return fail
-
-
-def store_now(store: Bucket) -> float:
-    """Return seconds since the epoch, which is what a store in memory goes by."""
-    return time.time()

@@ -31,11 +31,6 @@ FINAL: Final = frozenset(
 )  # fmt: skip
 """A run that needs the bucket is refused at its start; nothing will change by itself."""
 
-UNKNOWN: Final = frozenset(
-    {BucketFailure.THROTTLED, BucketFailure.NO_ANSWER, BucketFailure.OTHER, BucketFailure.CHECKSUM}
-)
-"""The request may have been carried out although it failed: the answer was lost."""
-
 _CODES: Final = {
     BucketFailure.EXPIRED: r"ExpiredToken|TokenRefreshRequired|AuthenticationExpired"
     r"|token (has|is) expired",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -17,6 +18,8 @@ from elastic_ckpt.checkpoint.bucket.keys import JOB, RUNS, beat_key, claim_of, r
 from elastic_ckpt.checkpoint.bucket.store import Bucket, create
 from elastic_ckpt.errors import BucketFailed, BucketRefused, LockHeld, RunSuperseded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
+from elastic_ckpt.util.progress import Advance
 from elastic_ckpt.util.text import printable
 
 KEPT_CLAIMS = 20
@@ -92,6 +95,20 @@ class BucketClaim:
         Raises as :meth:`check`."""
         self.newest[session] = key
         self.beat()
+
+    def beating(self, advance: Advance) -> Advance:
+        """Return an ``advance`` that also beats when it is time, during a long copy; raises as
+        :meth:`check` besides what ``advance`` does."""
+        beaten = time.monotonic()
+
+        def told(count: int) -> None:
+            nonlocal beaten
+            if time.monotonic() - beaten > BUCKET_BEAT_SECONDS:
+                beaten = time.monotonic()
+                self.beat()
+            advance(count)
+
+        return told
 
 
 def identify(store: Bucket, identity: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
 from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.util.files import write_atomic
 from elastic_ckpt.util.progress import Advance
 
@@ -120,21 +118,13 @@ class BucketPlace:
             claim = take_for(origin.job, self.store, owner, patience)
         else:
             claim = take(self.store, identity, owner, patience)
-        beaten = time.monotonic()
 
         def put(item: Item, advance: Advance) -> bool:
-            def told(count: int) -> None:
-                nonlocal beaten
-                if time.monotonic() - beaten > BUCKET_BEAT_SECONDS:
-                    beaten = time.monotonic()
-                    claim.beat()
-                advance(count)
-
             session = item.manifest.session
             there = (one.seal.attempt for one in catalog.listed(self.store, session))
             if item.manifest.attempt in there:
                 return False
-            push(claim, item.source, item.manifest, told)
+            push(claim, item.source, item.manifest, claim.beating(advance))
             return True
 
         try:

@@ -24,7 +24,6 @@ from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, Patience
 from elastic_ckpt.errors import CheckpointRejected, NoUsableCheckpoint
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.files import write_atomic
 from elastic_ckpt.util.progress import in_lines
@@ -49,11 +48,12 @@ def take_bucket(
     Raises:
         BucketRefused, BucketFailed: the bucket cannot be used, or does not answer.
         LockHeld: the owner of the bucket, or of the directory, is alive.
-        StopAborted: a signal came during the wait for the last owner.
+        StopAborted: a signal came during the wait for the last owner, or for the checkpoint.
         NoUsableCheckpoint: there are checkpoints, but none is intact.
     """
     if settings.mirror is None:
         raise ValueError("the settings have no bucket")
+    patience = Patience(say, leaves)
     run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
     store = open_store(BucketUrl.parse(settings.mirror.url), make=True)
     probe(store)
@@ -66,12 +66,12 @@ def take_bucket(
         _begin_anew(job, theirs, say)
     with _locked(job, run_id):
         owner = new_owner(run_id, settings.node)
-        claim = take_for(job, store, owner, Patience(say, leaves))
+        claim = take_for(job, store, owner, patience)
         is_in_step = was_in_step(job, claim)
     if not is_in_step:
         _begin_anew(job, identity_of(store), say)
         with _locked(job, run_id):
-            _bring(claim, job, say)
+            _bring(claim, job, patience)
     note_own(job, claim)
     return claim
 
@@ -95,41 +95,37 @@ def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) ->
     write_atomic(job.control / "identity", identity.encode())
 
 
-def _bring(claim: BucketClaim, job: JobDirectory, say: Callable[[str], None]) -> None:
+def _bring(claim: BucketClaim, job: JobDirectory, patience: Patience) -> None:
     """Copy the newest intact checkpoint of each session into an empty directory."""
     for session in sessions(claim.store, claim.newest):
         every = [one.seal for one in listed(claim.store, session) if not one.superseded]
         first = newest(claim.store, session, claim.newest)
         seals = list(dict.fromkeys([*([first] if first else []), *every]))
-        if seals and not any(_bring_one(claim, job.session(session), seal, say) for seal in seals):
+        if seals and not any(
+            _bring_one(claim, job.session(session), seal, patience) for seal in seals
+        ):
             raise NoUsableCheckpoint(
                 f"none of the {len(seals)} checkpoints in {claim.store.url} is intact: "
                 f"elastic-ckpt verify --full {claim.store.url} looks at all"
             )
 
 
-def _bring_one(
-    claim: BucketClaim, place: JobDirectory, seal: SealKey, say: Callable[[str], None]
-) -> bool:
+def _bring_one(claim: BucketClaim, place: JobDirectory, seal: SealKey, patience: Patience) -> bool:
     """Copy a checkpoint; False if it is damaged."""
-    beaten = time.monotonic()
     try:
         manifest = read_seal(claim.store, seal)
-        show = in_lines(say)(f"bringing {seal.name} here", manifest.total_bytes)
+        show = in_lines(patience.say)(f"bringing {seal.name} here", manifest.total_bytes)
 
         def advance(count: int) -> None:
-            nonlocal beaten
-            if time.monotonic() - beaten > BUCKET_BEAT_SECONDS:
-                beaten = time.monotonic()
-                claim.beat()
+            patience.check(f"{seal.name} from {claim.store.url}")
             show(count)
 
         place.root.mkdir(parents=True, exist_ok=True)
         with in_bucket(claim.store, seal, in_order(manifest)) as source:
-            pull(source, manifest, DiskTier(place), advance)
+            pull(source, manifest, DiskTier(place), claim.beating(advance))
     except CheckpointRejected as error:
-        say(f"{seal.name} in {claim.store.url} is damaged: {error}; trying the one before")
+        patience.say(f"{seal.name} in {claim.store.url} is damaged: {error}; trying the one before")
         return False
     count_from(place, manifest.run)
-    say(f"{seal.name} is here, from {claim.store.url}")
+    patience.say(f"{seal.name} is here, from {claim.store.url}")
     return True

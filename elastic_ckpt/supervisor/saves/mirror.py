@@ -247,16 +247,13 @@ class Mirror:
     def _copy(self, claim: BucketClaim, path: Path, manifest: Manifest) -> None:
         began = time.monotonic()
         throttle = Throttle(self._rate, began)
-        beaten, sent = began, 0
+        sent = 0
         self._is_copying = True
 
         def advance(count: int) -> None:
-            nonlocal beaten, sent
+            nonlocal sent
             sent += count
             now = time.monotonic()
-            if now - beaten > BUCKET_BEAT_SECONDS:
-                beaten = now
-                claim.beat()
             self._show(f"step {manifest.step}, {human_bytes(sent)} of {human_bytes(total)}")
             if self._hurry.is_set() and self._newer(manifest):
                 raise _Dropped
@@ -270,7 +267,7 @@ class Mirror:
         except BeingRemoved:
             return  # retention was faster: there is a newer one
         try:
-            seal = push(claim, in_directory(path), manifest, advance)
+            seal = push(claim, in_directory(path), manifest, claim.beating(advance))
         except _Dropped:
             return
         except CheckpointRejected as error:
