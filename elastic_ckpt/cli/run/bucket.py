@@ -22,6 +22,7 @@ from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, Patience
+from elastic_ckpt.cli.run.storage_check import ask
 from elastic_ckpt.errors import CheckpointRejected, NoUsableCheckpoint
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -56,7 +57,8 @@ def take_bucket(
     patience = Patience(say, leaves)
     run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
     store = open_store(BucketUrl.parse(settings.mirror.url), make=True)
-    probe(store)
+    if failed := ask(lambda: probe(store), settings.mirror.url, patience):
+        raise failed
     job = JobDirectory(settings.directory)
     job.prepare(group_access=settings.group_access)
     theirs = identity_of(store)
@@ -68,11 +70,16 @@ def take_bucket(
         owner = new_owner(run_id, settings.node)
         claim = take_for(job, store, owner, patience)
         is_in_step = was_in_step(job, claim)
-    if not is_in_step:
-        _begin_anew(job, identity_of(store), say)
-        with _locked(job, run_id):
-            _bring(claim, job, patience)
-    note_own(job, claim)
+    try:
+        if not is_in_step:
+            _begin_anew(job, identity_of(store), say)
+            with _locked(job, run_id):
+                _bring(claim, job, patience)
+        note_own(job, claim)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            claim.beat(ended=True)  # nobody needs to wait for it
+        raise
     return claim
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.cli.doctor.directory import nearest
 from elastic_ckpt.cli.doctor.filesystem import check_filesystem, mount_of
 from elastic_ckpt.cli.doctor.storage import judge
 from elastic_ckpt.cli.doctor.storage_trial import TrialEvent, TrialResult, try_storage
 from elastic_ckpt.errors import BucketFailed, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.notices.signals import is_held
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answers
 
 TRIAL_SECONDS: Final = 10.0
@@ -67,25 +70,39 @@ def check_bucket(directory: Path, url: str) -> str:
     from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 
     store = open_store(BucketUrl.parse(url), make=True)
-    found: list[BaseException] = []
 
     def look() -> None:
+        probe(store)
+        require_step(JobDirectory(directory), store)
+
+    failed = ask(look, url, Patience(leaves=is_held))
+    return f"{failed}: the job begins without it" if failed else ""
+
+
+def ask(look: Callable[[], None], url: str, patience: Patience) -> BucketFailed | None:
+    """Do something with a bucket within ``BUCKET_SECONDS``; return that it does not answer now, and
+    raise what will not change, or StopAborted on a signal."""
+    found: list[BaseException] = []
+
+    def work() -> None:
         try:
-            probe(store)
-            require_step(JobDirectory(directory), store)
+            look()
         except BaseException as error:  # whatever it is, the caller tells it
             found.append(error)
 
-    thread = threading.Thread(target=look, name="bucket", daemon=True)
+    thread = threading.Thread(target=work, name="bucket", daemon=True)
     thread.start()
-    thread.join(BUCKET_SECONDS)
+    until = time.monotonic() + BUCKET_SECONDS
+    while thread.is_alive() and time.monotonic() < until:
+        patience.check(url)
+        thread.join(0.2)
     if thread.is_alive():
-        return f"{url} has not answered for {BUCKET_SECONDS:.0f} s: the job begins without it"
-    if found and isinstance(found[0], BucketFailed):
-        return f"{found[0]}: the job begins without it"
-    if found:
-        raise found[0]
-    return ""
+        return BucketFailed(f"{url} has not answered for {BUCKET_SECONDS:.0f} s")
+    for error in found:
+        if isinstance(error, BucketFailed):
+            return error
+        raise error
+    return None
 
 
 def _failures(directory: Path) -> Iterator[TrialResult]:
