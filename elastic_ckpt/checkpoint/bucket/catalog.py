@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey, seals_of
-from elastic_ckpt.checkpoint.bucket.ownership import newest_claim, read_beat
+from elastic_ckpt.checkpoint.bucket.ownership import newest_claim, read_told
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from elastic_ckpt.errors import CheckpointRejected
@@ -57,8 +57,8 @@ def newest(
 ) -> SealKey | None:
     """Return the newest seal, in three requests; None without any.
 
-    A store may list what was there a while ago. What its owner has reported as saved is in the
-    owner's beat, which is read by its name.
+    A store may list what was there a while ago. What its owner has reported as saved, it
+    has written down, and that is read by its name.
 
     Args:
         told: the newest keys of all sessions as the caller's own claim has them: an owner must not
@@ -66,8 +66,7 @@ def newest(
     """
     first = next((one.seal for one in listed(store, session)), None)
     if told is None:
-        beat = read_beat(store, newest_claim(store))
-        told = beat.newest if beat else {}
+        told = read_told(store, newest_claim(store)) or {}
     found = [first, SealKey.parse(session, told.get(session, ""))]
     return max((one for one in found if one), key=lambda one: one.age, default=None)
 

@@ -4,7 +4,8 @@
 
     job.json                                identity of the job; created, never replaced
     runs/000007.json                        the owner of claim 7; created, and so the fence
-    runs/000007.beat.json                   rewritten while it lives: its newest seal, its end
+    runs/000007.beat.json                   rewritten while it lives: a count, its end
+    runs/000007.seals.json                  rewritten at each seal: its newest ones
     seals/AGE_ATTEMPT.json                  a manifest: the seal; created
     data/000007-ATTEMPT/modeling/...        the files of an attempt of claim 7
     sessions/NAME/seals/, data/             the same of a named session
@@ -104,6 +105,11 @@ def run_key(claim: int) -> str:
 def beat_key(claim: int) -> str:
     """Return the key of its beat."""
     return f"{RUNS}{claim:06d}.beat.json"
+
+
+def told_key(claim: int) -> str:
+    """Return the key of what it has told of its seals."""
+    return f"{RUNS}{claim:06d}.seals.json"
 
 
 def claim_of(key: str) -> int | None:

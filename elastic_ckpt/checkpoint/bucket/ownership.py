@@ -14,7 +14,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from elastic_ckpt.checkpoint.bucket.keys import JOB, RUNS, beat_key, claim_of, run_key
+from elastic_ckpt.checkpoint.bucket.keys import (
+    JOB,
+    RUNS,
+    beat_key,
+    claim_of,
+    run_key,
+    told_key,
+)
 from elastic_ckpt.checkpoint.bucket.store import Bucket, create
 from elastic_ckpt.errors import BucketFailed, BucketRefused, LockHeld, RunSuperseded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
@@ -48,14 +55,21 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         count: grows, so that each beat differs from the one before.
-        newest: key of the newest seal of each session: a listing may not show that yet.
         ended: it seals nothing any more.
     """
 
     nonce: str
     count: int
-    newest: dict[str, str] = {}
     ended: bool = False
+
+
+class _Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What an owner has told of its seals: the key of the newest of each session, which a listing
+    may not show yet. Apart from the beat: the leader of the ranks may seal, where the supervisor
+    beats."""
+
+    nonce: str
+    newest: dict[str, str] = {}
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -63,7 +77,7 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class BucketClaim:
-    """An owner's claim. One thread at a time."""
+    """An owner's claim. One thread at a time; another process of the run may have its own."""
 
     def __init__(
         self, store: Bucket, number: int, owner: Owner, newest: Mapping[str, str] | None = None
@@ -86,7 +100,7 @@ class BucketClaim:
     def beat(self, *, ended: bool = False) -> None:
         """Show that this owner lives, or has ended; raises as :meth:`check`."""
         self._beats += 1
-        beat = Beat(nonce=self.owner.nonce, count=self._beats, newest=self.newest, ended=ended)
+        beat = Beat(nonce=self.owner.nonce, count=self._beats, ended=ended)
         self.store.put(beat_key(self.number), msgspec.json.encode(beat))
         self.check()
 
@@ -94,7 +108,13 @@ class BucketClaim:
         """Make a seal of this owner known; until this returns, it has not been saved for sure.
         Raises as :meth:`check`."""
         self.newest[session] = key
-        self.beat()
+        self.tell()
+        self.check()
+
+    def tell(self) -> None:
+        """Write down the newest seals; BucketFailed if the store does not answer."""
+        told = _Told(nonce=self.owner.nonce, newest=self.newest)
+        self.store.put(told_key(self.number), msgspec.json.encode(told))
 
     def beating(self, advance: Advance) -> Advance:
         """Return an ``advance`` that also beats when it is time, during a long copy; raises as
@@ -163,6 +183,15 @@ def read_beat(store: Bucket, number: int) -> Beat | None:
         return None
 
 
+def read_told(store: Bucket, number: int) -> dict[str, str] | None:
+    """Return the newest seals that an owner has told of, by session; None if nothing can be read
+    of it."""
+    try:
+        return msgspec.json.decode(store.get(told_key(number), _MAX_BYTES), type=_Told).newest
+    except (FileNotFoundError, msgspec.MsgspecError, ValueError):
+        return None
+
+
 def new_owner(run_id: str, node: str) -> Owner:
     """Return the record of this process."""
     return Owner(
@@ -181,11 +210,11 @@ def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
     if not create(store, run_key(number), msgspec.json.encode(owner)):
         other = read_owner(store, number)
         raise LockHeld(f"{other.shown if other else 'another run'} has just taken {store.url} over")
-    # An owner may vanish between its record and its first beat; the one before it has spoken.
-    before = (read_beat(store, one) for one in range(previous, max(0, previous - KEPT_CLAIMS), -1))
-    spoken = next((beat for beat in before if beat is not None), None)
-    made = BucketClaim(store, number, owner, spoken.newest if spoken else None)
+    # An owner may vanish between its record and its first word; the one before it has spoken.
+    before = (read_told(store, one) for one in range(previous, max(0, previous - KEPT_CLAIMS), -1))
+    made = BucketClaim(store, number, owner, next((one for one in before if one is not None), None))
     try:
+        made.tell()
         made.beat()
     except RunSuperseded as error:
         raise LockHeld(str(error)) from None
@@ -196,4 +225,8 @@ def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
 def _forget(store: Bucket, last: int) -> None:
     with contextlib.suppress(BucketFailed):
         old = [number for number in range(last - 5, last + 1) if number > 0]
-        store.delete([key for number in old for key in (run_key(number), beat_key(number))])
+        store.delete([key for number in old for key in _keys(number)])
+
+
+def _keys(number: int) -> tuple[str, ...]:
+    return run_key(number), beat_key(number), told_key(number)

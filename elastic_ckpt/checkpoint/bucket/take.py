@@ -19,6 +19,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import (
     newest_claim,
     read_beat,
     read_owner,
+    read_told,
 )
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
@@ -126,8 +127,8 @@ def note_own(job: JobDirectory, claim: BucketClaim) -> None:
 def last_seen(store: Bucket) -> tuple[str, dict[str, str]]:
     """Return the newest owner's nonce and its newest seals, for :func:`note_pulled`."""
     number = newest_owner(store)
-    owner, beat = read_owner(store, number), read_beat(store, number)
-    return owner.nonce if owner else "", beat.newest if beat else {}
+    owner = read_owner(store, number)
+    return owner.nonce if owner else "", read_told(store, number) or {}
 
 
 def note_pulled(job: JobDirectory, url: str, seen: tuple[str, dict[str, str]]) -> None:
@@ -157,12 +158,12 @@ def was_in_step(job: JobDirectory, claim: BucketClaim) -> bool:
 def _has_followed(job: JobDirectory, store: Bucket, number: int) -> bool:
     link = _read_link(job, store.url)
     while number:
-        owner, beat = read_owner(store, number), read_beat(store, number)
+        owner = read_owner(store, number)
         if owner is None:
             return False
         if owner.nonce in link.own:
             return True
-        if (owner.nonce, beat.newest if beat else {}) == (link.owner, link.newest):
+        if (owner.nonce, read_told(store, number) or {}) == (link.owner, link.newest):
             return True
         if owner.nonce not in link.pending:
             return False

@@ -67,7 +67,7 @@ def test_what_a_later_owner_went_past_is_superseded() -> None:
     }  # fmt: skip
 
 
-def test_a_seal_that_is_not_listed_yet_is_in_the_beat() -> None:
+def test_a_seal_that_is_not_listed_yet_was_told() -> None:
     class Old(Hooked):
         def listing(self, prefix: str) -> Iterator[list[StoredObject]]:
             for page in super().listing(prefix):

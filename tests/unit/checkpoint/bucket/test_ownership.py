@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.bucket import take as taking
-from elastic_ckpt.checkpoint.bucket.keys import RUNS, beat_key, run_key
+from elastic_ckpt.checkpoint.bucket.keys import RUNS, beat_key, run_key, told_key
 from elastic_ckpt.checkpoint.bucket.ownership import (
     Owner,
     claim_after,
@@ -17,6 +17,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import (
     newest_claim,
     read_beat,
     read_owner,
+    read_told,
 )
 from elastic_ckpt.checkpoint.bucket.probe import probe
 from elastic_ckpt.checkpoint.bucket.store import StoredObject, create
@@ -201,7 +202,7 @@ def test_what_the_last_owner_sealed_during_the_wait_counts(
         now[0] += seconds
         if not taken:
             taken.append(now[0])
-            other.newest[""] = "seals/2"
+            other.sealed("", "seals/2")
             other.beat(ended=True)
 
     monkeypatch.setattr(taking.time, "sleep", sleep)
@@ -223,7 +224,9 @@ def test_records_of_nobody(data: bytes) -> None:
     """Who can write into the bucket can stop the job, with one line, and no more."""
     store = memory_store()
     store.put(beat_key(1), data)
+    store.put(told_key(1), data)
     assert read_beat(store, 1) is None
+    assert read_told(store, 1) is None
     store.put(run_key(1), data)
     with pytest.raises(BucketRefused, match=r"runs/000001\.json is not what"):
         read_owner(store, 1)
@@ -234,7 +237,7 @@ def test_claims_are_forgotten_at_some_time() -> None:
     for _ in range(40):
         claim(store)
     keys = [one.key for page in store.listing(RUNS) for one in page]
-    assert len(keys) == 40  # twenty records and their beats
+    assert len(keys) == 60  # twenty records, what they told, and their beats
     assert newest_claim(store) == 40
 
 
