@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey, seals_of
 from elastic_ckpt.checkpoint.bucket.ownership import newest_claim, read_told
@@ -11,6 +12,7 @@ from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import is_session_name
+from elastic_ckpt.util.text import printable
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,43 @@ def newest(
     first = next((one.seal for one in listed(store, session)), None)
     if told is None:
         told = read_told(store, newest_claim(store)) or {}
-    found = [first, SealKey.parse(session, told.get(session, ""))]
+    found = [SealKey.parse(session, told.get(session, "")), first]  # of equals, what was told
     return max((one for one in found if one), key=lambda one: one.age, default=None)
+
+
+def current(
+    store: Bucket, session: str = "", told: Mapping[str, str] | None = None
+) -> Iterator[Listed]:
+    """Yield the seals of a session that are not superseded, newest first; ``told`` as in
+    :func:`newest`, whose seal is the first one even if no listing shows it yet."""
+    first = newest(store, session, told)
+    if first is None:
+        return
+    every = listed(store, session)
+    head = next(every, None)
+    if head is not None and head.seal == first:
+        yield head
+    else:
+        yield Listed(first, 0.0)
+        every = chain([head] if head else [], every)
+    yield from (one for one in every if not one.superseded and one.seal != first)
+
+
+def read_intact(store: Bucket, seal: SealKey) -> Manifest:
+    """Return the manifest of a checkpoint whose files are there with their sizes, and no others.
+
+    Raises:
+        CheckpointRejected, UnsupportedFormat, BucketFailed: as :func:`read_seal`.
+    """
+    manifest = read_seal(store, seal)
+    expected = {seal.data + entry.path: entry.bytes for entry in manifest.files}
+    there = {one.key: one.bytes for page in store.listing(seal.data) for one in page}
+    for key in sorted(expected.keys() | there.keys()):
+        if expected.get(key) != there.get(key):
+            name = printable(key[len(seal.data) :], 200)
+            what = "is missing" if key not in there else "has another size"
+            raise CheckpointRejected(f"{name} {what if key in expected else 'is not listed'}")
+    return manifest
 
 
 def read_seal(store: Bucket, seal: SealKey) -> Manifest:

@@ -7,6 +7,7 @@
     runs/000007.beat.json                   rewritten while it lives: a count, its end
     runs/000007.seals.json                  rewritten at each seal: its newest ones
     seals/AGE_ATTEMPT.json                  a manifest: the seal; created
+    aside/AGE_ATTEMPT.json                  a seal that was taken away: nothing loads it
     data/000007-ATTEMPT/modeling/...        the files of an attempt of claim 7
     sessions/NAME/seals/, data/             the same of a named session
 
@@ -82,6 +83,11 @@ class SealKey:
         return f"{_place(self.session)}data/{self.claim:06d}-{self.attempt}/"
 
     @property
+    def aside(self) -> str:
+        """Where its seal goes if nothing may load it any more."""
+        return f"{aside_of(self.session)}{self.key.rpartition('/')[2]}"
+
+    @property
     def age(self) -> tuple[int, int, int]:
         """Orders the seals of a session: the newest has the largest."""
         return self.claim, self.epoch, self.step
@@ -90,6 +96,11 @@ class SealKey:
 def seals_of(session: str) -> str:
     """Return the prefix of a session's seals."""
     return f"{_place(session)}seals/"
+
+
+def aside_of(session: str) -> str:
+    """Return the prefix of its seals that were taken away."""
+    return f"{_place(session)}aside/"
 
 
 def data_of(session: str) -> str:
@@ -112,7 +123,7 @@ def told_key(claim: int) -> str:
     return f"{RUNS}{claim:06d}.seals.json"
 
 
-def claim_of(key: str) -> int | None:
+def number_of(key: str) -> int | None:
     """Return the number of an owner's record; None for any other key."""
     found = _RUN.fullmatch(key)
     return int(found[1]) if found else None

@@ -18,7 +18,7 @@ from elastic_ckpt.checkpoint.bucket.keys import (
     JOB,
     RUNS,
     beat_key,
-    claim_of,
+    number_of,
     run_key,
     told_key,
 )
@@ -159,7 +159,7 @@ def identity_of(store: Bucket) -> str:
 
 def newest_claim(store: Bucket) -> int:
     """Return the number of the newest owner, as far as the store lists it; 0 without any."""
-    numbers = (claim_of(one.key) for page in store.listing(RUNS) for one in page)
+    numbers = (number_of(one.key) for page in store.listing(RUNS) for one in page)
     return max((number for number in numbers if number is not None), default=0)
 
 
@@ -220,6 +220,19 @@ def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
         raise LockHeld(str(error)) from None
     _forget(store, number - KEPT_CLAIMS)
     return made
+
+
+def claim_of(store: Bucket, number: int, nonce: str) -> BucketClaim:
+    """Return the claim that another process of the same run has made.
+
+    Raises:
+        RunSuperseded: it is another run's.
+        BucketFailed: the store does not answer.
+    """
+    owner = read_owner(store, number)
+    if owner is None or owner.nonce != nonce:
+        raise RunSuperseded(f"claim {number} of {store.url} is not this run's")
+    return BucketClaim(store, number, owner, read_told(store, number))
 
 
 def _forget(store: Bucket, last: int) -> None:

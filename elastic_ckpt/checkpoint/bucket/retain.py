@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed, read_seal
-from elastic_ckpt.checkpoint.bucket.keys import RUNS, SealKey, beat_key, data_of
+from elastic_ckpt.checkpoint.bucket.keys import RUNS, SealKey, aside_of, beat_key, data_of
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.bucket.store import Bucket
+from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES
 from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.policy.retention import (
     Retention,
@@ -16,6 +17,12 @@ from elastic_ckpt.policy.retention import (
     RetentionVerdict,
     judge,
 )
+
+KEPT_AUTOMATIC: Final = 3
+"""Newest checkpoints that stay of those that were saved automatically, without a rule."""
+
+ASIDE_SECONDS: Final = 7 * 24 * 3600.0
+"""How long, by the store's clock, a checkpoint stays whose seal was taken away."""
 
 SWEEP_SECONDS: Final = 24 * 3600.0
 """Age, by the store's clock, from which what no seal names is taken for given up."""
@@ -29,6 +36,41 @@ def remove(store: Bucket, seals: Sequence[SealKey]) -> None:
         store.delete([one.key for page in store.listing(seal.data) for one in page])
 
 
+def prune(claim: BucketClaim, session: str, retention: Retention) -> None:
+    """Delete what a rule, or :data:`KEPT_AUTOMATIC` without one, does not keep.
+
+    Raises:
+        RunSuperseded: another run owns the bucket.
+        BucketFailed: the store failed; a repeat goes on.
+    """
+    done = judged(claim.store, session, retention or Retention(automatic=KEPT_AUTOMATIC))
+    going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
+    if going:
+        claim.check()
+        remove(claim.store, going)
+
+
+def set_aside(claim: BucketClaim, seal: SealKey) -> str:
+    """Take a checkpoint's seal away, so that nothing loads it; return where it went, empty if it
+    was gone already. Its files stay for :data:`ASIDE_SECONDS`: the seal can be put back by hand.
+
+    Raises:
+        RunSuperseded: another run owns the bucket.
+        BucketFailed: the store failed; a repeat goes on.
+    """
+    store = claim.store
+    claim.check()
+    try:
+        store.put(seal.aside, store.get(seal.key, MAX_MANIFEST_BYTES))
+    except FileNotFoundError:
+        return ""
+    if claim.newest.get(seal.session) == seal.key:
+        del claim.newest[seal.session]
+        claim.tell()
+    store.delete([seal.key])
+    return f"{store.url}/{seal.aside}"
+
+
 def sweep(claim: BucketClaim, session: str = "") -> int:
     """Delete what was uploaded long ago and never sealed, or whose seal is gone; return how many
     objects. For an owner that is uploading nothing."""
@@ -36,8 +78,13 @@ def sweep(claim: BucketClaim, session: str = "") -> int:
     beats = {one.key: one.modified for page in store.listing(RUNS) for one in page}
     now = beats.get(beat_key(claim.number), 0.0)  # by the store's clock: it was written just now
     sealed = {one.seal.data for one in listed(store, session)}
+    aside = [one for page in store.listing(aside_of(session)) for one in page]
+    for one in aside:
+        seal = SealKey.parse(session, one.key)
+        if seal is not None and now - one.modified < ASIDE_SECONDS:
+            sealed.add(seal.data)
     root = data_of(session)
-    old: list[str] = []
+    old = [one.key for one in aside if now - one.modified > ASIDE_SECONDS]
     for page in store.listing(root):
         for one in page:
             attempt = root + one.key[len(root) :].partition("/")[0] + "/"

@@ -44,17 +44,20 @@ def in_directory(checkpoint: Path) -> Source:
 
 
 @contextmanager
-def in_bucket(store: Bucket, seal: SealKey, order: Sequence[FileEntry] = ()) -> Iterator[Source]:
+def in_bucket(
+    store: Bucket, seal: SealKey, order: Sequence[FileEntry] = (), ahead: int = AHEAD
+) -> Iterator[Source]:
     """Read a checkpoint in a store, several requests at a time, until the block ends.
 
     Args:
         order: the files in the order in which they will be read, as far as that is known: the next
             ones are fetched while one is written.
+        ahead: requests under way at once.
     """
-    with ThreadPoolExecutor(AHEAD, "fetch") as pool:
-        ahead = _Ahead(store, seal.data, order, pool)
+    with ThreadPoolExecutor(ahead, "fetch") as pool:
+        reader = _Ahead(store, seal.data, order, pool, ahead)
         try:
-            yield lambda entry: _checked(entry, ahead.read(entry))
+            yield lambda entry: _checked(entry, reader.read(entry))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -63,11 +66,17 @@ class _Ahead:
     """Keeps the next requests of a known order under way."""
 
     def __init__(
-        self, store: Bucket, prefix: str, order: Sequence[FileEntry], pool: ThreadPoolExecutor
+        self,
+        store: Bucket,
+        prefix: str,
+        order: Sequence[FileEntry],
+        pool: ThreadPoolExecutor,
+        limit: int,
     ) -> None:
         self._store = store
         self._prefix = prefix
         self._pool = pool
+        self._limit = limit
         self._waiting: deque[tuple[str, Future[memoryview]]] = deque()
         self._next = self._ask(order)
 
@@ -91,12 +100,12 @@ class _Ahead:
                 key = self._prefix + entry.path
                 yield entry.path, self._pool.submit(self._store.get_range, key, start, length)
 
-    @staticmethod
     def _fill(
+        self,
         waiting: deque[tuple[str, Future[memoryview]]],
         more: Iterator[tuple[str, Future[memoryview]]],
     ) -> None:
-        while len(waiting) < AHEAD and (asked := next(more, None)) is not None:
+        while len(waiting) < self._limit and (asked := next(more, None)) is not None:
             waiting.append(asked)
 
 

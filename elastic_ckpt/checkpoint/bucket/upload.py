@@ -11,7 +11,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.bucket.source import Source
 from elastic_ckpt.checkpoint.bucket.store import Bucket, create
 from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
-from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, encode
+from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, decode_manifest, encode
 from elastic_ckpt.errors import BucketFailed
 from elastic_ckpt.util.progress import Advance, ignore
 
@@ -45,21 +45,46 @@ def push(
     missing = [entry for entry in files if there.get(seal.data + entry.path) != entry.bytes]
     total = sum(entry.bytes for entry in missing)
     advance(manifest.total_bytes - total)
-    side_by_side(partial(_send, store, seal, source), missing, total, advance)
+    side_by_side(partial(send, store, seal.data, source), missing, total, advance)
     claim.check()
-    if not create(store, seal.key, encode(manifest)):
-        raise BucketFailed(f"{store.url}/{seal.key} is there with another content")
-    claim.sealed(seal.session, seal.key)
+    _create(claim, seal, manifest)
     return seal
 
 
-def _send(store: Bucket, seal: SealKey, source: Source, entry: FileEntry, advance: Advance) -> None:
+def seal_uploaded(claim: BucketClaim, manifest: Manifest) -> SealKey:
+    """Seal what other processes have uploaded, if all of it is there. A repeat changes nothing.
+
+    Raises:
+        RunSuperseded: another run owns the bucket.
+        BucketFailed, BucketRefused: the store failed, or lacks a file; nothing was sealed for sure.
+    """
+    store = claim.store
+    seal = SealKey.of(manifest, claim.number)
+    decode_manifest(encode(manifest))  # do not seal what cannot be read
+    there = {one.key: one.bytes for page in store.listing(seal.data) for one in page}
+    for entry in manifest.files:
+        if there.get(seal.data + entry.path) != entry.bytes:
+            raise BucketFailed(f"{store.url}/{seal.data}{entry.path} was uploaded and is not there")
+    claim.check()
+    _create(claim, seal, manifest)
+    return seal
+
+
+def _create(claim: BucketClaim, seal: SealKey, manifest: Manifest) -> None:
+    if not create(claim.store, seal.key, encode(manifest)):
+        raise BucketFailed(f"{claim.store.url}/{seal.key} is there with another content")
+    claim.sealed(seal.session, seal.key)
+
+
+def send(store: Bucket, prefix: str, source: Source, entry: FileEntry, advance: Advance) -> None:
+    """Upload one file; raises what the source or the store does."""
+
     def told() -> Iterator[memoryview]:
         for data in source(entry):
             yield data
             advance(len(data))
 
     if entry.bytes > SMALL_BYTES:
-        store.upload(seal.data + entry.path, told())
+        store.upload(prefix + entry.path, told())
     else:
-        store.put(seal.data + entry.path, b"".join(told()))
+        store.put(prefix + entry.path, b"".join(told()))

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from elastic_ckpt.checkpoint.bucket.catalog import newest
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, claim_after, new_owner
-from elastic_ckpt.checkpoint.bucket.retain import judged, remove, sweep
+from elastic_ckpt.checkpoint.bucket.retain import prune, sweep
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.take import note_own, note_pending, require_step, take_for
@@ -41,7 +41,6 @@ from elastic_ckpt.journal.bucket_events import Mirrored, MirrorFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.policy.pace import Pace, Throttle
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -49,9 +48,6 @@ from elastic_ckpt.util.units import human_bytes
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-KEPT_AUTOMATIC: Final = 3
-"""Newest checkpoints that stay in the bucket of those that were saved automatically."""
 
 FLUSH_SECONDS: Final = 600.0
 """How long a run that has ended waits for its bucket, without a deadline."""
@@ -92,7 +88,7 @@ class Mirror:
         self._store = store
         self._every = settings.mirror.every if settings.mirror else 0.0
         self._rate = settings.mirror.rate if settings.mirror else 0.0
-        self._retention = settings.retention or Retention(automatic=KEPT_AUTOMATIC)
+        self._retention = settings.retention
         self._owner = new_owner(run_id, settings.node)
         self._journal = journal
         self._finished, self._say, self._wake, self._ping = finished, say, wake, ping
@@ -300,12 +296,8 @@ class Mirror:
         return isinstance(newer, Manifest) and newer.attempt != manifest.attempt
 
     def _retain(self, claim: BucketClaim, session: str) -> None:
-        if not self._retention or self._ends:
-            return
-        done = judged(self._store, session, self._retention)
-        going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
-        claim.check()
-        remove(self._store, going)
+        if not self._ends:
+            prune(claim, session, self._retention)
 
     def _again(self, do: Callable[[], _T]) -> _T:
         """Do something until the bucket answers; raises what will not change."""

@@ -1,0 +1,209 @@
+"""The checkpoints in a bucket, as a tier of ranks on several machines."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from elastic_ckpt.checkpoint.bucket import catalog
+from elastic_ckpt.checkpoint.bucket.attempt import NAME, BucketAttempt, local_files, tidy
+from elastic_ckpt.checkpoint.bucket.keys import SealKey
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
+from elastic_ckpt.checkpoint.bucket.retain import set_aside
+from elastic_ckpt.checkpoint.bucket.source import AHEAD, in_bucket
+from elastic_ckpt.checkpoint.bucket.store import Bucket
+from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.space import ensure_space
+from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, SealHeader
+from elastic_ckpt.checkpoint.tier import Ref, Stored
+from elastic_ckpt.checkpoint.verify import Unchanged, share_out
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.progress import Advance, Watch
+
+
+class LocalRank(NamedTuple):
+    """A rank's place among those of its machine, which bring a checkpoint there together."""
+
+    rank: int
+    of: int
+    nodes: int = 1
+
+
+class BucketTier:
+    """See :class:`elastic_ckpt.checkpoint.tier.Tier`.
+
+    Args:
+        job: this machine's directory, with the files of the last attempts.
+        claim: of the run that saves; the leader of the ranks has it, no other rank needs it.
+        local: None for a process that verifies the share of a rank of the whole job.
+    """
+
+    name = NAME
+    every_byte = True
+
+    def __init__(
+        self,
+        store: Bucket,
+        job: JobDirectory,
+        claim: BucketClaim | None = None,
+        local: LocalRank | None = None,
+    ) -> None:
+        self._store = store
+        self._job = job
+        self._claim = claim
+        self._local = local
+
+    def begin(self, step: int, size: int, identity: str | None = None) -> BucketAttempt:
+        if self._claim is None:
+            raise UsageError("only a run that owns the bucket saves there")
+        ensure_space(self._job.home, size // (self._local.nodes if self._local else 1), _nothing)
+        attempt = BucketAttempt.begin(self._job, self._claim, step, identity)
+        tidy(self._job, attempt.path)
+        return attempt
+
+    def join(self, ref: Ref) -> BucketAttempt:
+        attempt = BucketAttempt.join(self._store, self._job, ref)
+        if self._local is not None and self._local.rank == 0:
+            tidy(self._job, attempt.path)
+        return attempt
+
+    def newest(self) -> Stored | None:
+        return next((one for one in self._stored() if one.why is None), None)
+
+    def candidates(self, world_size: int) -> list[Stored]:
+        """Return them down to the first intact one: they can be resharded."""
+        found: list[Stored] = []
+        for one in self._stored():
+            found.append(one)
+            if one.why is None:
+                break
+        return found
+
+    def holds(self, seal: SealHeader) -> bool:
+        with suppress(CheckpointError, OSError):
+            return any(one.seal.attempt == seal.attempt for one in self._current(seal.session))
+        return False
+
+    def open(self, ref: Ref) -> BucketReading:
+        return BucketReading(self._store, self._job, self._key(ref), ref, self._local)
+
+    def where(self, ref: Ref) -> str:
+        return f"{self._store.url}/{ref.name}"
+
+    def reject(self, ref: Ref, why: str) -> str:
+        """Take its seal away: its files stay until they are swept."""
+        del why  # the journal has it
+        return set_aside(self._claim, self._key(ref)) if self._claim else ""
+
+    def leave_newer(self, key: tuple[int, int]) -> list[str]:
+        """Set aside what is newer than (epoch, step), before the first save of another branch;
+        return where it went. Leader only; BucketFailed if the store failed."""
+        found = [one.seal for one in self._current(self._job.name)]
+        newer = [seal for seal in found if (seal.epoch, seal.step) > key]
+        return [self.reject(self._ref(seal), "") for seal in newer]
+
+    def _stored(self) -> Iterator[Stored]:
+        for one in self._current(self._job.name):
+            place = (one.seal.epoch, one.seal.step)
+            try:
+                manifest = catalog.read_intact(self._store, one.seal)
+            except CheckpointRejected as error:
+                yield Stored(self._ref(one.seal), place, None, error)
+            else:
+                yield Stored(self._ref(one.seal), place, manifest)
+
+    def _current(self, session: str) -> Iterator[catalog.Listed]:
+        told = self._claim.newest if self._claim else None
+        return catalog.current(self._store, session, told)
+
+    @staticmethod
+    def _ref(seal: SealKey) -> Ref:
+        return Ref(NAME, seal.key, seal.attempt)
+
+    def _key(self, ref: Ref) -> SealKey:
+        seal = SealKey.parse(self._job.name, ref.name)
+        if seal is None or seal.key != ref.name or ref.attempt not in ("", seal.attempt):
+            raise CheckpointRejected(f"{ref.name[:200]!r} is no seal")
+        return seal
+
+
+class BucketReading:
+    """See :class:`elastic_ckpt.checkpoint.tier.Reading`. The ranks of a machine bring all files
+    there, but for those that it still has."""
+
+    def __init__(
+        self, store: Bucket, job: JobDirectory, key: SealKey, ref: Ref, local: LocalRank | None
+    ) -> None:
+        """Raises as the protocol's ``open``."""
+        self.ref = ref
+        self.seal: Manifest = catalog.read_intact(store, key)
+        self.path = local_files(job, key)
+        self._store = store
+        self._key = key
+        self._local = local
+        self._unchanged: Unchanged | None = None
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(self._fd, fcntl.LOCK_SH)  # against tidy()
+
+    def verify(self, rank: int, world_size: int, watch: Watch) -> None:
+        if self._local is not None:
+            rank, world_size = self._local.rank, self._local.of
+        mine = share_out(self.seal.files, rank, world_size)
+        total = sum(entry.bytes for entry in mine)
+        advance = watch(f"bringing {self._key.name} here", total)
+        missing: list[FileEntry] = []
+        for entry in mine:
+            if _has(self.path, entry):
+                advance(entry.bytes)
+            else:
+                missing.append(entry)
+        ahead = max(1, AHEAD // world_size)  # what is on its way is in memory, once for each rank
+        with in_bucket(self._store, self._key, missing, ahead) as source:
+            for entry in missing:
+                _write(self.path / entry.path, source(entry), advance)
+        self._unchanged = Unchanged(self.path, mine)
+
+    def confirm(self) -> None:
+        if self._unchanged is None:
+            raise CheckpointRejected("it was not verified")
+        self._unchanged.check()
+
+    def mark_verified(self) -> None:
+        """Do nothing: every load verifies what it brings."""
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _has(directory: Path, entry: FileEntry) -> bool:
+    try:
+        if os.lstat(directory / entry.path).st_size != entry.bytes:
+            return False
+        return hash_file(directory / entry.path) == (entry.bytes, entry.xxh3_128)
+    except OSError:
+        return False
+
+
+def _write(path: Path, source: Iterator[memoryview], advance: Advance) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        path.unlink()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb", buffering=0) as file:
+        for data in source:
+            view = data
+            while view:
+                view = view[file.write(view) :]
+            advance(len(data))
+
+
+def _nothing() -> None:
+    """Make no room: the newest attempts alone are here."""
