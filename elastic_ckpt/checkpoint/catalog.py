@@ -16,6 +16,7 @@ from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
 from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal_path, seals, where_intact
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
 from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected, set_aside
+from elastic_ckpt.checkpoint.remote_note import noted_seconds_ago, read_remote
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
     is_verified,
@@ -43,6 +44,7 @@ class CheckpointView:
         verified: every byte was read and its digest matched, now or at an earlier time.
         why: why it is not intact; else empty.
         own: its seal, if the script wrote it itself.
+        url: the job's, if it is in the bucket of several nodes; then nothing is at ``path``.
         foreign: whether it must not be set aside: never sealed, unreadable, or newer.
     """
 
@@ -58,6 +60,7 @@ class CheckpointView:
     foreign: bool = False
     session: str = ""
     own: OwnSeal | None = None
+    url: str = ""
 
     @property
     def seal(self) -> Manifest | MemorySeal | OwnSeal | None:
@@ -118,6 +121,21 @@ def own_views(job: JobDirectory) -> list[CheckpointView]:
 def _newest_own(job: JobDirectory) -> list[CheckpointView]:
     every = (_own_view(job, one) for one in (seals(job) if not job.name else []))
     return list(itertools.islice((view for view in every if view.intact), 1))
+
+
+def _newest_remote(job: JobDirectory) -> list[CheckpointView]:
+    """Return the newest one in the bucket of several nodes, as its head has noted it."""
+    found = read_remote(job) if not job.name else None
+    if found is None:
+        return []
+    url, seal = found
+    path, age = job.session(seal.session).checkpoint(seal.epoch, seal.step), noted_seconds_ago(job)
+    return [
+        CheckpointView(
+            path, seal.epoch, seal.step, seal, age, True, False, "", "bucket",
+            session=seal.session, url=url,
+        )
+    ]  # fmt: skip
 
 
 def _own_view(job: JobDirectory, one: OwnSeal) -> CheckpointView:
@@ -203,7 +221,7 @@ def newest_and_rejected(
                 break
             passed_over.append(found)
         newest += [held] if held else []
-    newest += _newest_own(job)
+    newest += _newest_own(job) + _newest_remote(job)
     return max(newest, key=lambda one: one.age, default=None), passed_over + quarantined(job)
 
 
@@ -243,7 +261,7 @@ def newest_intact(job: JobDirectory) -> CheckpointView | None:
 def newest_of_job(job: JobDirectory) -> CheckpointView | None:
     """Return the newest intact checkpoint on disk of the session that was opened last."""
     found = [newest for one in job.sessions() if (newest := newest_intact(one)) is not None]
-    found += _newest_own(job)
+    found += _newest_own(job) + _newest_remote(job)
     return max(found, key=lambda one: one.age, default=None)
 
 

@@ -61,6 +61,7 @@ class Source(IntEnum):
     NOTHING = 0
     DISK = 1
     MEMORY = 2
+    BUCKET = 3
 
 
 class SessionStage(IntEnum):

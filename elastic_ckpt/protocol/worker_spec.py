@@ -8,6 +8,18 @@ from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 
 
+class SharedBucket(msgspec.Struct, frozen=True):
+    """The bucket that nodes without a common directory save to.
+
+    Attributes:
+        claim, nonce: the head's; 0 and empty on the others, whose ranks do not lead.
+    """
+
+    url: str
+    claim: int = 0
+    nonce: str = ""
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The specification of this node's workers.
 
@@ -26,6 +38,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         incarnation: the one that a worker belongs to.
         output: directory of the FIFOs that workers print to.
         on_notice: how to make a script save that takes no part in the agreement.
+        bucket: what the ranks of several nodes save to; None if they share a directory.
         saves_itself: whether the run watches the script's own checkpoints.
         module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
     """
@@ -55,3 +68,4 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     module: str = ""
     on_notice: str = "signal:SIGTERM"
     saves_itself: bool = False
+    bucket: SharedBucket | None = None

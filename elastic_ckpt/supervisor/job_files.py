@@ -16,14 +16,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import (
-    CheckpointView,
-    fall_back,
-    newest_of_job,
-    newest_two_intact,
-)
-from elastic_ckpt.checkpoint.cleanup import recover
-from elastic_ckpt.checkpoint.ownership.fence import read_run, run_numbers
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.errors import ElasticCkptError, RunSuperseded
 from elastic_ckpt.jobdir.node_record import NodeRecord
@@ -32,13 +24,13 @@ from elastic_ckpt.jobdir.place import JobPlace
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
-from elastic_ckpt.journal.events import AttemptRecovered, Drained, Quarantined, Saved
+from elastic_ckpt.journal.events import Drained, Saved
 from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, OwnPort
-from elastic_ckpt.util.progress import in_lines
+from elastic_ckpt.supervisor.saves.checkpoints import DirectoryCheckpoints, JobCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +76,10 @@ class JobFiles:
         say: Callable[[str], None],
         wake: Callable[[], None],
         own: OwnPort,
+        checkpoints: JobCheckpoints | None = None,
     ) -> None:
-        """``locks`` are held until :meth:`close`. ``say`` shows one line to the user, ``wake`` ends
+        """``locks`` are held until :meth:`close`; ``checkpoints`` are the directory's by default.
+        ``say`` shows one line to the user, ``wake`` ends
         the loop's wait; the thread calls both."""
         self._job = job
         self._node = node
@@ -94,6 +88,8 @@ class JobFiles:
         self._say = say
         self._wake = wake
         self._own = own
+        own_place = DirectoryCheckpoints(job, locks, journal, say)
+        self._checkpoints: JobCheckpoints = checkpoints or own_place
         self._tail = JournalTail(job, node)
         self._place = JobPlace(job)
         self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
@@ -167,14 +163,9 @@ class JobFiles:
         return self.newest() if done and self._scanned else None
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
-        def recover_attempts() -> None:
-            for path, what in recover(
-                self._job, hurry, in_lines(self._say), spare, self._locks.ownership
-            ):
-                self._journal.write(AttemptRecovered(path=str(path), what=what))
-
         def work() -> None:
-            for one in (recover_attempts, partial(forget_old_logs, self._job), self._scan):
+            clean_up = partial(self._checkpoints.clean_up, hurry, spare)
+            for one in (clean_up, partial(forget_old_logs, self._job), self._scan):
                 self._try(one)
             self._wake()
 
@@ -210,23 +201,13 @@ class JobFiles:
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
             if self._own.newest() > self._newest:
                 return self._own.fall_back(why) if started.may_act() else ""
-            job = self._job.session(session)
-            found = newest_two_intact(job) if job in self._job.sessions() else None
-            self._check()
-            if found is None or self._is_of_a_later_run(found[0]):
-                return ""
-            if not started.may_act() or not forget(found[0].age):
-                return ""
-            newest, older = found
-            target = fall_back(job, newest.path, why)
-            self._journal.write(Quarantined(path=str(newest.path), to=str(target), reason=why))
-            self._try(self._scan)
-            return f"{why}: setting {newest.shown} aside, resuming from {older.shown}"
+            line = self._checkpoints.fall_back(
+                why, lambda key: started.may_act() and forget(key), session
+            )
+            if line:
+                self._try(self._scan)
+            return line
         return ""
-
-    def _is_of_a_later_run(self, one: CheckpointView) -> bool:
-        owned = self._locks.ownership
-        return owned is not None and one.manifest is not None and one.manifest.run > owned.number
 
     def events(self) -> list[JournalEntry]:
         found = []
@@ -249,18 +230,14 @@ class JobFiles:
 
     def identity(self) -> str:
         with contextlib.suppress(OSError):
-            owned = self._locks.ownership
-            # The owner has read it at its start; its disk may be away by now.
-            return f"{owned.identity}.{owned.nonce}" if owned else f"{self._job.identity()}."
+            return self._checkpoints.identity()
         return ""
 
     def known_identities(self, seconds: float) -> tuple[str, ...] | None:
         def read() -> None:
             identities: tuple[str, ...] = ()
             with contextlib.suppress(OSError):
-                job, numbers = self._job.known_identity(), run_numbers(self._job)
-                runs = [read_run(self._job, number) for number in sorted(numbers, reverse=True)]
-                identities = tuple(f"{job}.{run.nonce if run else ''}" for run in runs)
+                identities = self._checkpoints.known_identities()
             answers.put(identities)
             self._wake()
 
@@ -277,7 +254,12 @@ class JobFiles:
 
     def close(self, left: Callable[[], float]) -> None:
         self.cancel_fall_back()
-        if not self._within(self._locks.release, left):
+
+        def release() -> None:
+            self._try(self._checkpoints.end)
+            self._locks.release()
+
+        if not self._within(release, left):
             log.warning("the storage does not answer; leaving without its last write")
         with self._changed:
             self._closing = True
@@ -348,6 +330,7 @@ class JobFiles:
     def _check(self) -> None:
         if self._locks.ownership is not None:
             self._locks.ownership.check()
+        self._checkpoints.check()
 
     def _beat(self) -> None:
         ownership = self._locks.ownership
@@ -355,6 +338,7 @@ class JobFiles:
         if ownership is None or self._lost:
             return
         ownership.beat_and_check()
+        self._checkpoints.beat()
 
     def _check_place(self) -> None:
         """Report a directory that was moved, deleted or unmounted, and put ours in its place."""
@@ -390,6 +374,5 @@ class JobFiles:
     def _scan(self) -> None:
         self._scanned = False
         self._try(self._check_place)
-        newest = newest_of_job(self._job)
-        self._newest = newest.age if newest else NO_CHECKPOINT
+        self._newest = self._checkpoints.newest()
         self._scanned = True

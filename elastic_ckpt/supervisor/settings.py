@@ -92,11 +92,18 @@ class RunSettings:
     own: OwnSaves = field(default_factory=OwnSaves)
 
     @property
+    def shared_url(self) -> str:
+        """The bucket that several nodes save to, which share no directory; else empty."""
+        is_shared = self.mirror is not None and self.mirror.is_place and bool(self.endpoint)
+        return self.mirror.url if self.mirror is not None and is_shared else ""
+
+    @property
     def terms(self) -> dict[str, str]:
         """The settings that must be the same on all nodes, by option."""
         return {
             "the script": self.module or self.script.name,
             "the script's arguments": " ".join(self.args),
+            "--dir": self.shared_url,
             "--save-interval": f"{self.interval.worker_interval} steps",
             "--global-batch": str(self.global_batch),
             "--watch, --resume-args and their like": repr(self.own),

@@ -23,7 +23,7 @@ from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.worker_spec import WorkerSpec
+from elastic_ckpt.protocol.worker_spec import SharedBucket, WorkerSpec
 from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
@@ -34,6 +34,7 @@ from elastic_ckpt.supervisor.listener import Listener
 from elastic_ckpt.supervisor.metrics.exporter import Metrics
 from elastic_ckpt.supervisor.ports import Clock, OwnPort, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord, first_record
+from elastic_ckpt.supervisor.saves.checkpoints import BucketCheckpoints
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort, NoMirror
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves, OwnWatch
@@ -187,7 +188,9 @@ def make_supervisor(
         own = OwnWatch(
             job, settings.own, fence.number, settings.retention, journal, say, wakeup.wake
         )
-    files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake, own)
+    shared = settings.shared_url
+    checkpoints = _in_bucket(job, shared, claim, journal) if shared else None
+    files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake, own, checkpoints)
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
     memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
@@ -223,6 +226,7 @@ def make_supervisor(
                 rendezvous=rendezvous,
                 terms=now.terms,
                 on_notice=now.own.on_notice,
+                bucket=_shared(shared, claim),
                 saves_itself=bool(now.own),
             )
         )
@@ -243,6 +247,21 @@ def make_supervisor(
     return Supervisor(settings, ports, record, _role(settings, rendezvous), reread)
 
 
+def _in_bucket(
+    job: JobDirectory, url: str, claim: BucketClaim | None, journal: Journal
+) -> BucketCheckpoints:
+    from elastic_ckpt.checkpoint.bucket.object_store import open_store
+    from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+
+    return BucketCheckpoints(job, open_store(BucketUrl.parse(url)), claim, journal)
+
+
+def _shared(url: str, claim: BucketClaim | None) -> SharedBucket | None:
+    if not url:
+        return None
+    return SharedBucket(url, claim.number, claim.owner.nonce) if claim else SharedBucket(url)
+
+
 def _mirror(
     settings: RunSettings,
     fence: Fence | None,
@@ -255,7 +274,7 @@ def _mirror(
     claim: BucketClaim | None,
 ) -> MirrorPort:
     """Return the copies in a bucket; only the node that owns the job makes any."""
-    if settings.mirror is None or fence is None:
+    if settings.mirror is None or fence is None or settings.shared_url:
         return NoMirror()
     from elastic_ckpt.checkpoint.bucket.object_store import open_store
     from elastic_ckpt.checkpoint.bucket.url import BucketUrl

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.catalog import next_session_order
 from elastic_ckpt.checkpoint.cleanup import recover
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.ownership.job_lock import OwnedJob, Patience
@@ -33,7 +34,9 @@ from elastic_ckpt.util.outlet import print_error
 from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
+    from elastic_ckpt.checkpoint.bucket.tier import BucketTier
     from elastic_ckpt.training.state.candidate import LoadCandidate
+    from elastic_ckpt.training.state.shared_bucket import RankBucket
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Supervised:
     board: Board
     slot: SlotWriter
     memory: MemoryTier | None
+    bucket: RankBucket | None = None
 
     @property
     def attached(self) -> bool:
@@ -68,6 +72,7 @@ class Runtime:
         job: the job directory, or that of the session.
         supervised: None when there is no supervisor.
         memory: this node's memory tier; None to save to disk.
+        bucket: what several nodes without a common directory save to; None to save to disk.
         last_bytes: size of the newest checkpoint; None if it is not known yet.
         memory_problem: why the last save could not use the memory tier, as the user was told.
         session_order: of what this session saves; only the leader knows it.
@@ -96,6 +101,7 @@ class Runtime:
     parent: str = ""
     rewound_to: tuple[int, int] | None = None
     memory: MemoryTier | None = None
+    bucket: RankBucket | None = None
     last_bytes: int | None = None
     memory_problem: str = ""
     session_order: int = 0
@@ -140,6 +146,8 @@ class Runtime:
             if name:
                 self.fence.check_place()
                 job.prepare()
+            if self.bucket is not None:
+                return self.bucket.session_order(name)
             return next_session_order(job, memory)
 
         order = peers.leader_does("session", make) or 0
@@ -149,6 +157,18 @@ class Runtime:
         )  # fmt: skip
         made.steps = self.steps
         return made
+
+    @property
+    def durable(self) -> DiskTier | BucketTier:
+        """The tier that outlives this machine: what a save comes to in the end."""
+        if self.bucket is not None:
+            return self.bucket.tier(self.job)
+        return DiskTier(self.job, self.retain.make_room, self.fence)
+
+    @property
+    def home(self) -> str:
+        """Where people look at the job: its directory, or its URL."""
+        return self.bucket.url if self.bucket is not None else str(self.job.home)
 
     def say(self, line: str) -> None:
         """Print a line to the job's output, without waiting for a reader; errors are ignored."""
@@ -285,6 +305,7 @@ def _join_supervised(context: Supervised) -> Runtime:
             identity=context.spec.identity.partition(".")[0],
         ),
         memory=context.memory,
+        bucket=context.bucket,
     )
 
 

@@ -124,6 +124,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/manifest.py",
     "checkpoint/position.py",
     "checkpoint/quarantine.py",
+    "checkpoint/remote_note.py",
     "checkpoint/colossalai_layout.py",
     "training/tensors/shard_index.py",
     "training/tensors/safetensors_file.py",

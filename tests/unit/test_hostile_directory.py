@@ -26,6 +26,7 @@ from elastic_ckpt.checkpoint import verify
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, scan
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import PartManifest, decode_part, encode, sign
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.checkpoint.prune import prune
@@ -606,6 +607,9 @@ def runtime_of(job: JobDirectory) -> Any:
         peers=Peers(0, 1, None, 10.0),
         say=lambda line: None,
         memory=None,
+        bucket=None,
+        durable=DiskTier(job),
+        home=str(job.home),
     )
 
 

@@ -116,6 +116,12 @@ class BucketClaim:
         told = _Told(nonce=self.owner.nonce, newest=self.newest)
         self.store.put(told_key(self.number), msgspec.json.encode(told))
 
+    def learn(self) -> dict[str, str]:
+        """Return the newest seals by session, of another process of this run, too; BucketFailed if
+        the store does not answer."""
+        self.newest = read_told(self.store, self.number) or {}
+        return self.newest
+
     def beating(self, advance: Advance) -> Advance:
         """Return an ``advance`` that also beats when it is time, during a long copy; raises as
         :meth:`check` besides what ``advance`` does."""

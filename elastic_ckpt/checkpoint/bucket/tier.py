@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from elastic_ckpt.checkpoint.disk.space import ensure_space
 from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, SealHeader
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import Unchanged, share_out
-from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UsageError
+from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.progress import Advance, Watch
 
@@ -39,7 +39,7 @@ class BucketTier:
 
     Args:
         job: this machine's directory, with the files of the last attempts.
-        claim: of the run that saves; the leader of the ranks has it, no other rank needs it.
+        claim: returns that of the run, to the leader of the ranks: no other rank asks.
         local: None for a process that verifies the share of a rank of the whole job.
     """
 
@@ -50,7 +50,7 @@ class BucketTier:
         self,
         store: Bucket,
         job: JobDirectory,
-        claim: BucketClaim | None = None,
+        claim: Callable[[], BucketClaim],
         local: LocalRank | None = None,
     ) -> None:
         self._store = store
@@ -59,10 +59,8 @@ class BucketTier:
         self._local = local
 
     def begin(self, step: int, size: int, identity: str | None = None) -> BucketAttempt:
-        if self._claim is None:
-            raise UsageError("only a run that owns the bucket saves there")
         ensure_space(self._job.home, size // (self._local.nodes if self._local else 1), _nothing)
-        attempt = BucketAttempt.begin(self._job, self._claim, step, identity)
+        attempt = BucketAttempt.begin(self._job, self._claim(), step, identity)
         tidy(self._job, attempt.path)
         return attempt
 
@@ -98,7 +96,7 @@ class BucketTier:
     def reject(self, ref: Ref, why: str) -> str:
         """Take its seal away: its files stay until they are swept."""
         del why  # the journal has it
-        return set_aside(self._claim, self._key(ref)) if self._claim else ""
+        return set_aside(self._claim(), self._key(ref))
 
     def leave_newer(self, key: tuple[int, int]) -> list[str]:
         """Set aside what is newer than (epoch, step), before the first save of another branch;
@@ -118,8 +116,14 @@ class BucketTier:
                 yield Stored(self._ref(one.seal), place, manifest)
 
     def _current(self, session: str) -> Iterator[catalog.Listed]:
-        told = self._claim.newest if self._claim else None
-        return catalog.current(self._store, session, told)
+        return catalog.current(self._store, session, self._claim().newest)
+
+    def named(self, name: str) -> Ref:
+        """Return the checkpoint that people call so; leader only. CheckpointRejected without it."""
+        for one in self._current(self._job.name):
+            if one.seal.name == name:
+                return self._ref(one.seal)
+        raise CheckpointRejected(f"{name[:200]} is not in {self._store.url}")
 
     @staticmethod
     def _ref(seal: SealKey) -> Ref:

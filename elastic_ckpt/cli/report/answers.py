@@ -191,7 +191,7 @@ def _verified(material: Material) -> Iterator[str]:
         parts = natural_list([f"{number} {way}" for number, way in ways if number])
         yield f"{plural(passed, 'load')}, each verified first: {parts}."
     newest = next((one for one in material.checkpoints if one.intact), None)
-    if newest is not None and newest.tier == "disk":
+    if newest is not None and newest.tier != "memory":
         how = "every byte was verified" if newest.verified else "only its sizes were compared"
         yield f"The newest is step {newest.step:,}: {how}."
 

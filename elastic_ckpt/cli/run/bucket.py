@@ -16,12 +16,17 @@ from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, identity_of, new_owner
 from elastic_ckpt.checkpoint.bucket.probe import probe
-from elastic_ckpt.checkpoint.bucket.source import in_bucket
-from elastic_ckpt.checkpoint.bucket.take import note_own, take_for, was_in_step
+from elastic_ckpt.checkpoint.bucket.source import in_bucket, in_directory
+from elastic_ckpt.checkpoint.bucket.store import Bucket
+from elastic_ckpt.checkpoint.bucket.take import note_own, take, take_for, was_in_step
+from elastic_ckpt.checkpoint.bucket.upload import push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock, Patience
+from elastic_ckpt.checkpoint.remote_note import forget_remote
 from elastic_ckpt.cli.run.storage_check import ask
 from elastic_ckpt.errors import CheckpointRejected, NoUsableCheckpoint
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -52,24 +57,12 @@ def take_bucket(
         StopAborted: a signal came during the wait for the last owner, or for the checkpoint.
         NoUsableCheckpoint: there are checkpoints, but none is intact.
     """
-    if settings.mirror is None:
-        raise ValueError("the settings have no bucket")
-    patience = Patience(say, leaves)
     run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
-    store = open_store(BucketUrl.parse(settings.mirror.url), make=True)
-    if failed := ask(lambda: probe(store), settings.mirror.url, patience):
-        raise failed
-    job = JobDirectory(settings.directory)
-    job.prepare(group_access=settings.group_access)
-    theirs = identity_of(store)
-    with _locked(job, run_id):  # nobody works in it while it is looked at
-        is_of_job = theirs in ("", job.identity())
-    if not is_of_job:
-        _begin_anew(job, theirs, say)
+    job, store, patience = _opened(settings, say, leaves, run_id)
     with _locked(job, run_id):
-        owner = new_owner(run_id, settings.node)
-        claim = take_for(job, store, owner, patience)
+        claim = take_for(job, store, new_owner(run_id, settings.node), patience)
         is_in_step = was_in_step(job, claim)
+        forget_remote(job)
     try:
         if not is_in_step:
             _begin_anew(job, identity_of(store), say)
@@ -83,6 +76,66 @@ def take_bucket(
     return claim
 
 
+def share_bucket(
+    settings: RunSettings, say: Callable[[str], None], leaves: Callable[[], bool]
+) -> BucketClaim:
+    """Own the job in its bucket, for nodes that share no directory: their ranks bring the newest
+    checkpoint to each machine. Raises as :func:`take_bucket`.
+
+    What an earlier run of this machine alone has here, and the bucket lacks, is copied there.
+    """
+    run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+    job, store, patience = _opened(settings, say, leaves, run_id)
+    with _locked(job, run_id):
+        claim = take(store, job.identity(), new_owner(run_id, settings.node), patience)
+        is_in_step = was_in_step(job, claim)
+    try:
+        if is_in_step:
+            _push_rest(claim, job, patience)
+        why = "the ranks of several nodes bring checkpoints here from the bucket"
+        _begin_anew(job, identity_of(store), say, why)
+        newest_seals = [newest(store, one, claim.newest) for one in sessions(store, claim.newest)]
+        for seal in filter(None, newest_seals):
+            with _locked(job, run_id), contextlib.suppress(CheckpointRejected):
+                count_from(job, read_seal(store, seal).run)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            claim.beat(ended=True)  # nobody needs to wait for it
+        raise
+    return claim
+
+
+def _push_rest(claim: BucketClaim, job: JobDirectory, patience: Patience) -> None:
+    for one in job.sessions():
+        found, there = newest_intact(one), newest(claim.store, one.name, claim.newest)
+        if found is None or not isinstance(found.manifest, Manifest):
+            continue
+        if there is None or there.attempt != found.manifest.attempt:
+            patience.say(f"copying {found.shown} to {claim.store.url}, which lacks it")
+            told = claim.beating(lambda _: patience.check(claim.store.url))
+            push(claim, in_directory(found.path), found.manifest, told)
+
+
+def _opened(
+    settings: RunSettings, say: Callable[[str], None], leaves: Callable[[], bool], run_id: str
+) -> tuple[JobDirectory, Bucket, Patience]:
+    """Try the bucket out, and have a directory for that job here."""
+    if settings.mirror is None:
+        raise ValueError("the settings have no bucket")
+    patience = Patience(say, leaves)
+    store = open_store(BucketUrl.parse(settings.mirror.url), make=True)
+    if failed := ask(lambda: probe(store), settings.mirror.url, patience):
+        raise failed
+    job = JobDirectory(settings.directory)
+    job.prepare(group_access=settings.group_access)
+    theirs = identity_of(store)
+    with _locked(job, run_id):  # nobody works in it while it is looked at
+        is_of_job = theirs in ("", job.identity())
+    if not is_of_job:
+        _begin_anew(job, theirs, say)
+    return job, store, patience
+
+
 @contextlib.contextmanager
 def _locked(job: JobDirectory, run_id: str) -> Iterator[None]:
     lock = HeldLock(job.lock, run_id)
@@ -92,12 +145,17 @@ def _locked(job: JobDirectory, run_id: str) -> Iterator[None]:
         lock.release()
 
 
-def _begin_anew(job: JobDirectory, identity: str, say: Callable[[str], None]) -> None:
+def _begin_anew(
+    job: JobDirectory,
+    identity: str,
+    say: Callable[[str], None],
+    why: str = "another machine has continued the job",
+) -> None:
     """Move what is in the directory aside, if it has any checkpoint, and make it that job's."""
     if any(job.root.glob("epoch-*")) or job.sessions()[1:]:
         aside = job.root.with_name(f"{job.root.name}.{time.strftime('%Y%m%dT%H%M%S')}")
         os.rename(job.root, aside)
-        say(f"another machine has continued the job: what this one had is in {aside}")
+        say(f"{why}: what this one had is in {aside}")
         job.prepare()
     write_atomic(job.control / "identity", identity.encode())
 

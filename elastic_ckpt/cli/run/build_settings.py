@@ -163,10 +163,10 @@ def _refuse_with_bucket(
             "--watch: checkpoints that the script writes itself are not copied to a bucket yet; "
             "leave --mirror out, or save with a Session"
         )
-    if copies.is_place and endpoint:
+    if copies.is_place and endpoint and (copies.every or copies.rate):
         raise UsageError(
-            "--dir URL is for one node: several need a directory that they share; --mirror URL "
-            "copies that"
+            "--mirror-every and --bucket-rate: with --dir URL the ranks of several nodes upload "
+            "each save themselves, at once; leave both out"
         )
     if copies.is_place and start_from:
         raise UsageError(

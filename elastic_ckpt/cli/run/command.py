@@ -28,6 +28,7 @@ from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
+    from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
     from elastic_ckpt.jobdir.node_record import NodeRecord
     from elastic_ckpt.supervisor.settings import RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -146,12 +147,8 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.wiring import make_supervisor
 
-    claim = None
-    if settings.mirror is not None and settings.mirror.is_place:
-        from elastic_ckpt.cli.run.bucket import take_bucket
-
-        claim = take_bucket(settings, _print_line, is_held)
     if not settings.endpoint:
+        claim = _claim(settings)
         return make_supervisor(settings, _print_line, reread, leaves=is_held, claim=claim)
     lock = JobDirectory(settings.directory).lock
 
@@ -160,7 +157,19 @@ def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Sup
         return found is not None and found.owner.is_alive() is not False
 
     rendezvous = meet(settings.endpoint, is_led)
-    return make_supervisor(settings, _print_line, reread, rendezvous, leaves=is_held)
+    claim = _claim(settings) if rendezvous.leads else None
+    return make_supervisor(settings, _print_line, reread, rendezvous, is_held, claim)
+
+
+def _claim(settings: RunSettings) -> BucketClaim | None:
+    """Own the bucket that is the job's place; None if a directory is."""
+    if settings.mirror is None or not settings.mirror.is_place:
+        return None
+    from elastic_ckpt.cli.run.bucket import share_bucket, take_bucket
+    from elastic_ckpt.notices.signals import is_held
+
+    take = share_bucket if settings.shared_url else take_bucket
+    return take(settings, _print_line, is_held)
 
 
 def _arguments(context: click.Context) -> list[str]:

@@ -66,7 +66,9 @@ def start_hosts(
         own = [f"--nnodes={least}:{most}", f"--rdzv-endpoint={settings.endpoint}"]
         own.append(f"--node-name={host}")
         command = ["--", *words(context.params)]
-        line = shell_line(Path.cwd(), logs / f"{host}.log", [*options, *own, *command])
+        arguments = [*options, *own, *command]
+        log = logs / f"{host}.log"
+        line = shell_line(Path.cwd(), log, arguments, makes=bool(settings.shared_url))
         error = _call_ssh(host, line)
         return error and f"{host} was not started: {error} (log: {logs / f'{host}.log'})"
 
@@ -102,12 +104,17 @@ def same_options(context: click.Context) -> list[str]:
     return found
 
 
-def shell_line(directory: Path, log: Path, arguments: Sequence[str]) -> str:
-    """Return the command for a host's shell: read the environment, start ``run``, and exit."""
+def shell_line(directory: Path, log: Path, arguments: Sequence[str], *, makes: bool = False) -> str:
+    """Return the command for a host's shell: read the environment, start ``run``, and exit.
+
+    Args:
+        makes: make the log's directory, which is not on a disk that the hosts share.
+    """
+    make = f"mkdir -m 700 -p {shlex.quote(str(log.parent))} || exit; " if makes else ""
     python, folder = shlex.quote(sys.executable), shlex.quote(str(directory))
     run = shlex.join([sys.executable, "-m", "elastic_ckpt", "run", *arguments])
     script = (
-        f'eval "$(cat)"; cd {folder} || exit; '
+        f'eval "$(cat)"; cd {folder} || exit; {make}'
         f"[ -x {python} ] || {{ echo no {python} there >&2; exit 127; }}; "
         f"exec </dev/null >>{shlex.quote(str(log))} 2>&1; setsid {run} &"
     )

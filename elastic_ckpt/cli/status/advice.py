@@ -54,7 +54,8 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
     if found.state == "unknown":
         return Advice("start it with elastic-ckpt run")
     if found.state == RunState.FINISHED.value:
-        shown = (command_line("list", job.root),) if found.newest is not None else ()
+        place = found.newest.url or job.root if found.newest is not None else ""
+        shown = (command_line("list", place),) if place else ()
         return Advice("nothing is left to do" + "; its checkpoints:" * bool(shown), shown)
     if record is None or found.state not in ("dead", *_ENDED):
         return Advice()
@@ -98,7 +99,7 @@ def _after_bad_data(
 def _place(found: Situation) -> str:
     """Return where to rerun it: on the machine whose memory has the newest checkpoint."""
     record, newest = found.record, found.newest
-    in_memory = newest is not None and newest.tier != "disk" and record is not None
+    in_memory = newest is not None and newest.tier == "memory" and record is not None
     if in_memory and record is not None:
         return f" on {record.owner.host} before it reboots"
     several = record is not None and len(record.present) > 1

@@ -201,7 +201,7 @@ def _newest(view: StatusView) -> str:
             if view.rejected
             else "none: a restart would start at step 0"
         )
-    if newest.tier == "disk":
+    if newest.tier != "memory":
         return _checkpoint(newest)
     rest = _checkpoint(on_disk) if on_disk else "none on the disk"
     return f"{_checkpoint(newest)}\n{rest}"

@@ -184,7 +184,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
-    on_disk = newest if newest is None or newest.tier == "disk" else newest_of_job(job)
+    on_disk = newest if newest is None or newest.tier != "memory" else newest_of_job(job)
     session = next((slot.session for slot in slots), newest.session if newest else "")
     if history is None:
         history = History.of(read_journal(job, marks=False))
@@ -384,7 +384,7 @@ def _newest(view: CheckpointView | None) -> NewestView | None:
     seal = view.seal
     return NewestView(
         view.step,
-        encodable(str(view.path)),
+        encodable(view.url or str(view.path)),
         view.tier,
         seal.total_bytes,
         view.age_seconds,

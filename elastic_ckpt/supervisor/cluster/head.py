@@ -43,7 +43,8 @@ class HeadRole(ClusterRole):
 
     def begin(self, run: Supervisor) -> None:
         """Report that saves go to the shared disk."""
-        run.record.say("no memory tier on several nodes: saves go to the disk that they share")
+        place = run.settings.shared_url or "the disk that they share"
+        run.record.say(f"no memory tier on several nodes: saves go to {place}")
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
         """Handle what concerns all nodes."""

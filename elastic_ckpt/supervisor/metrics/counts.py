@@ -43,7 +43,7 @@ CAUSES: Final = ("failure", "preemption", "resize", OTHER)
 job had ended and was run again."""
 
 REASONS: Final = (*get_args(Reason), OTHER)
-TIERS: Final = ("memory", "disk")
+TIERS: Final = ("memory", "disk", "bucket")
 CRASHES: Final = (*(kind.value for kind in FailureClass), OTHER)
 
 _PREEMPTED: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED)

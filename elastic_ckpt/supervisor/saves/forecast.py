@@ -15,8 +15,8 @@ from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.protocol.slot import Phase, Slot
 from elastic_ckpt.supervisor.ports import DirectoryPort
 
-_ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK}
-"""Which route a save measures, by its tier."""
+_ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK, "bucket": Route.DISK}
+"""Which route a save measures, by its tier; a job has its disk or its bucket, not both."""
 
 LATE_SECONDS: Final = 1.0
 """A step of this length is never late, however short the others are."""
@@ -71,7 +71,11 @@ class SaveForecast:
     def learn(self, entry: JournalEntry) -> None:
         """Take a new entry of this node's journal into account."""
         match entry.event:
-            case Saved(tier="memory" | "disk" as tier, bytes=size, seconds=seconds) as event:
+            case (
+                Saved(
+                    tier="memory" | "disk" | "bucket" as tier, bytes=size, seconds=seconds
+                ) as event
+            ):
                 self._observe(_ROUTES[tier], size, seconds)
                 if self._waiting and event.reason == "emergency":
                     self._compare(event.step, entry.monotonic)

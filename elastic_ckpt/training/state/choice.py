@@ -9,6 +9,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.lineage import is_stale
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.tier import Ref, Stored, Tier
 from elastic_ckpt.errors import NotSealed, NoUsableCheckpoint
 from elastic_ckpt.journal.events import MemoryRefused, Quarantined
@@ -51,7 +52,7 @@ class CheckpointChoice:
 
     def _choose(self) -> Ref | None:
         """Of equal checkpoints, the faster tier's is taken."""
-        job, bad = self._runtime.job, self._set_aside.copy()
+        bad = self._set_aside.copy()
         ranks = self._runtime.peers.world_size
         found = self._candidates(ranks)
         unsealed: list[str] = []
@@ -61,8 +62,8 @@ class CheckpointChoice:
             if bad[one.ref.tier] >= MAX_QUARANTINED:
                 raise NoUsableCheckpoint(
                     f"{bad[one.ref.tier]} checkpoints in a row failed verification and were moved "
-                    f"to {job.quarantine}: fix the storage, then rerun the same command to resume "
-                    f"from an older one; elastic-ckpt list {job.home} shows them"
+                    f"to {self._quarantine}: fix the storage, then rerun the same command to "
+                    f"resume from an older one; elastic-ckpt list {self._runtime.home} shows them"
                 )
             if one.why is None:
                 return one.ref
@@ -73,11 +74,16 @@ class CheckpointChoice:
             bad[one.ref.tier] += 1
         if bad.total() or unsealed:
             raise NoUsableCheckpoint(
-                f"no checkpoint in {job.root} is usable"
+                f"no checkpoint in {self._runtime.home} is usable"
                 + (f" ({', '.join(unsealed[:3])} not sealed)" if unsealed else "")
-                + f": see elastic-ckpt list {job.home}, or start over with a new --dir"
+                + f": see elastic-ckpt list {self._runtime.home}, or start over with a new --dir"
             )
         return None
+
+    @property
+    def _quarantine(self) -> str:
+        bucket = self._runtime.bucket
+        return f"{bucket.url}/aside/" if bucket else str(self._runtime.job.quarantine)
 
     def _candidates(self, ranks: int) -> list[Stored]:
         """Return what the tiers hold; while the disk is not mounted, memory alone if it has any."""
@@ -94,7 +100,7 @@ class CheckpointChoice:
 
     def _is_off_the_line(self, one: Stored) -> bool:
         """Return whether an earlier run left it in memory, and the job has gone on without."""
-        if one.ref.tier == DiskTier.name or one.seal is None:
+        if one.ref.tier != MemoryTier.name or one.seal is None:
             return False
         return is_stale(self._runtime.job, one.seal, self._runtime.fence)
 
@@ -117,6 +123,8 @@ def given(runtime: Runtime, path: Path) -> LoadCandidate:
             for held in runtime.memory.own():
                 if runtime.job.checkpoint(*held.key) == path:
                     return held.stored.ref
+        if runtime.bucket is not None:
+            return runtime.bucket.tier(runtime.job).named(path.name)
         return Ref(DiskTier.name, str(path))
 
     found = runtime.peers.leader_does("where", look)
@@ -126,5 +134,5 @@ def given(runtime: Runtime, path: Path) -> LoadCandidate:
 
 def _tiers(runtime: Runtime) -> dict[str, Tier]:
     """Return the tiers that a restart reads, the fastest first."""
-    tiers = (runtime.memory, DiskTier(runtime.job))
+    tiers: tuple[Tier | None, ...] = (runtime.memory, runtime.durable)
     return {tier.name: tier for tier in tiers if tier is not None}

@@ -27,6 +27,13 @@ def leave_branch(runtime: Runtime, key: tuple[int, int]) -> None:
         OSError: one cannot be moved.
     """
     runtime.fence.check()
+    if runtime.bucket is not None:
+        aside = runtime.bucket.tier(runtime.job).leave_newer(key)
+        if aside:
+            runtime.say(f"continuing from step {key[1]}: {len(aside)} newer moved to {aside[0]}")
+        for url in aside:
+            runtime.journal.write(Superseded(to=url, step=key[1]))
+        return
     memory, limit = runtime.memory, time.monotonic() + DRAIN_SECONDS
     later = [one for one in memory.sealed() if one.key > key] if memory else []
     while later and not all(one.settled for one in later) and memory is not None:

@@ -17,7 +17,7 @@ import msgspec
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.checkpoint.tier import Attempt, Part
+from elastic_ckpt.checkpoint.tier import Attempt, Part, Ref
 from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
 from elastic_ckpt.journal.events import Saved, SaveFailure, SaveStarted
 from elastic_ckpt.protocol.slot import Phase
@@ -168,8 +168,8 @@ class SaveOperation:
         return True
 
     def _finish(self, taken: _Taken) -> None:
-        files = _seal(self._runtime, self._engine, taken)
-        self._record(taken.target, sum(entry.bytes for entry in files))
+        files, sealed = _seal(self._runtime, self._engine, taken)
+        self._record(taken.target, sealed, sum(entry.bytes for entry in files))
 
     def _drop(self, target: Attempt | None) -> None:
         if target is not None and self._runtime.peers.is_leader:
@@ -200,7 +200,14 @@ class SaveOperation:
             runtime.slot.phase(before)
             self._stall += time.monotonic() - self._standing_since
 
-    def _record(self, target: Attempt, size: int) -> None:
+    def _place(self, sealed: Ref | None) -> str:
+        """Return where the checkpoint is, or will be once it is drained; for the leader."""
+        durable = self._runtime.durable
+        if sealed is not None and sealed.tier == durable.name:
+            return durable.where(sealed)
+        return str(self._runtime.job.checkpoint(self.position.epoch, self.position.step))
+
+    def _record(self, target: Attempt, sealed: Ref | None, size: int) -> None:
         runtime, step, now = self._runtime, self.position.step, time.monotonic()
         seconds = now - self._began
         runtime.last_bytes = size
@@ -213,7 +220,7 @@ class SaveOperation:
             return
         runtime.journal.write(
             Saved(
-                path=str(runtime.job.checkpoint(self.position.epoch, step)),
+                path=self._place(sealed),
                 step=step,
                 epoch=self.position.epoch,
                 sample_start_index=self.position.sample_start_index,
@@ -257,7 +264,8 @@ def _write(
     return _Taken(target, header, writer, written, copies)
 
 
-def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
+def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEntry], Ref | None]:
+    """Return the files, and on the leader what was sealed."""
     peers, target = runtime.peers, taken.target
 
     def look() -> bytes:
@@ -279,8 +287,10 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> list[FileEntry]:
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
-    peers.leader_does("seal", lambda: target.seal(taken.header, files, runtime.retain.rule))
-    return files
+    sealed = peers.leader_does(
+        "seal", lambda: target.seal(taken.header, files, runtime.retain.rule)
+    )
+    return files, sealed
 
 
 def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:

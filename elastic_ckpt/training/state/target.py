@@ -6,7 +6,6 @@ import contextlib
 import logging
 from typing import Final
 
-from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -29,7 +28,7 @@ def begin_attempt(
     """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
     on every rank if the disk has no room, or does not answer. ``replaces``: as the memory tier's.
     """
-    disk = DiskTier(runtime.job, runtime.retain.make_room, runtime.fence)
+    disk = runtime.durable
     memory = runtime.memory if allow_memory else None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
@@ -69,7 +68,7 @@ def _report_memory(runtime: Runtime, problem: str) -> None:
         runtime.say(f"saving to the disk, as the memory tier cannot be used: {problem}")
 
 
-def _predicted_bytes(runtime: Runtime, engine: Engine, disk: DiskTier) -> int:
+def _predicted_bytes(runtime: Runtime, engine: Engine, disk: Tier) -> int:
     """Return the size of the last checkpoint, and at least that of the leader's own tensors."""
     if runtime.last_bytes is None:
         newest = disk.newest()

@@ -97,7 +97,12 @@ def _start_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: in
 def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:
     """Let a Session find its job, and the supervisor inspect this worker."""
     memory = MemoryTier(Path(spec.memory), Mappings(pin, unpin)) if spec.memory else None
-    runtime.install(runtime.Supervised(spec, job, board, slot, memory))
+    bucket = None
+    if spec.bucket is not None:
+        from elastic_ckpt.training.state.shared_bucket import RankBucket
+
+        bucket = RankBucket(spec.bucket)
+    runtime.install(runtime.Supervised(spec, job, board, slot, memory, bucket))
     set_terminate_hook(_leave_if_idle)
     _allow_py_spy(spec.board)
 

@@ -120,7 +120,7 @@ class BucketBench(Bench):
         self.nonce = made.owner.nonce if made else getattr(read_owner(self.store, 1), "nonce", "")
 
     def tier(self) -> Tier:
-        return BucketTier(self.store, self.job, claim_of(self.store, 1, self.nonce))
+        return BucketTier(self.store, self.job, lambda: claim_of(self.store, 1, self.nonce))
 
     def seal_path(self, ref: Ref) -> Path:
         return self.place / "bucket" / ref.name

@@ -23,7 +23,10 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         (["--dir", "s3://b/j", "--watch", "out/*"], "--watch: .* not copied"),
         (["--dir", "d", "--mirror", "s3://b/j", "--watch", "out/*"], "--watch: .* not copied"),
-        (["--dir", "s3://b/j", "--nnodes", "2", "--rdzv-endpoint", "h"], "for one node"),
+        (
+            ["--dir", "s3://b/j", "--nnodes", "2", "--rdzv-endpoint", "h", "--bucket-rate", "1MB"],
+            "upload each save themselves",
+        ),
         (["--dir", "s3://b/j", "--from", "epoch-0_step-5"], "elastic-ckpt pull s3://b/j DIR"),
         (["--dir", "s3://b/j", "--mirror", "s3://b/k"], "--mirror is for a directory"),
         (["--dir", "d", "--bucket-rate", "50MB"], "need --mirror URL"),
@@ -36,6 +39,14 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_what_does_not_go_together(script: str, options: list[str], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         settings_of([*options, "--", script])
+
+
+def test_nodes_that_share_a_bucket_must_name_the_same(script: str) -> None:
+    nodes = ["--nnodes", "2", "--rdzv-endpoint", "h"]
+    several = settings_of(["--dir", "s3://b/j", *nodes, "--", script])
+    assert several.shared_url == several.terms["--dir"] == "s3://b/j"
+    for alone in (["--dir", "s3://b/j"], ["--dir", "d", "--mirror", "s3://b/j", *nodes]):
+        assert settings_of([*alone, "--", script]).shared_url == ""
 
 
 def test_the_local_copy_is_this_urls_alone(script: str, tmp_path: Path) -> None:

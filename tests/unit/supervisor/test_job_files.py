@@ -20,6 +20,7 @@ from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.supervisor.saves import checkpoints as places
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves
 from tests.checkpoints import make_checkpoint
 from tests.waiting import until
@@ -111,7 +112,7 @@ def test_storage_that_hangs_is_waited_for_within_the_bound(
     files: JobFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(job_files, "newest_of_job", lambda job: answer.wait(PATIENCE) and None)
+    monkeypatch.setattr(places, "newest_of_job", lambda job: answer.wait(PATIENCE) and None)
     try:
         assert files.scan_now(within(0.05)) is None
         files.write_record(record("nothing waits for this"))
@@ -139,13 +140,13 @@ def test_fall_back_does_not_happen_after_it_was_given_up(
     """Whoever gave up may have launched from that checkpoint meanwhile."""
     newest = make_checkpoint(job, 7)
     make_checkpoint(job, 5)
-    answer, look = threading.Event(), job_files.newest_two_intact
+    answer, look = threading.Event(), places.newest_two_intact
 
     def late(job: JobDirectory) -> tuple[Path, Path] | None:
         answer.wait(PATIENCE)
         return look(job)
 
-    monkeypatch.setattr(job_files, "newest_two_intact", late)
+    monkeypatch.setattr(places, "newest_two_intact", late)
     files.fall_back("step 8 failed twice", lambda key: pytest.fail("it was cancelled"), "")
     assert files.fallen_back is None
     assert files.cancel_fall_back()
@@ -195,7 +196,7 @@ def test_run_that_is_taken_over_during_its_last_scan_finds_out(
         monkeypatch.undo()
         take_over(job)
 
-    monkeypatch.setattr("elastic_ckpt.supervisor.job_files.newest_of_job", look)
+    monkeypatch.setattr("elastic_ckpt.supervisor.saves.checkpoints.newest_of_job", look)
     assert files.scan_now(within(5.0)) is not None
     assert "has taken over" in files.lost
 
@@ -252,7 +253,7 @@ def test_thread_survives_errors_and_a_failed_scan_is_no_answer(
 ) -> None:
     make_checkpoint(job, 7)
     with monkeypatch.context() as broken:
-        broken.setattr(job_files, "newest_of_job", lambda job: (_ for _ in ()).throw(error))
+        broken.setattr(places, "newest_of_job", lambda job: (_ for _ in ()).throw(error))
         assert files.scan_now(within(PATIENCE)) is None
     found = files.scan_now(within(PATIENCE))
     assert found is not None and found[-1] == 7
@@ -263,7 +264,7 @@ def test_wait_ends_when_there_is_less_time(
 ) -> None:
     """A notice during the wait for storage that hangs shortens it."""
     answers, asked = threading.Event(), 0
-    monkeypatch.setattr(job_files, "newest_of_job", lambda job: answers.wait(PATIENCE))
+    monkeypatch.setattr(places, "newest_of_job", lambda job: answers.wait(PATIENCE))
 
     def left() -> float:
         nonlocal asked

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.ownership import fence as fences
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.errors import StorageFailed
@@ -39,7 +40,8 @@ def test_memory_of_an_earlier_run_counts_until_a_later_one_has_sealed(
     assert snapshot(job, held.tier, 130, world_size=1, run=in_memory) is not None
     runtime: Any = SimpleNamespace(
         job=job, memory=held.tier, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"),
-        say=print, fence=Fence(job, 3, "nonce", rewound=rewound),
+        say=print, bucket=None, durable=DiskTier(job), home="",
+        fence=Fence(job, 3, "nonce", rewound=rewound),
     )  # fmt: skip
     found = CheckpointChoice(runtime).newest()
     assert found is not None and found.ref.tier == chosen
@@ -58,7 +60,8 @@ def test_without_its_disk_a_job_restarts_from_memory_or_not_at_all(
     make_checkpoint(job, 110, world_size=1, run=1)
     runtime: Any = SimpleNamespace(
         job=job, memory=held.tier, peers=Peers(0, 1, None, 60.0), journal=Journal(job, "here"),
-        say=print, fence=Fence(job, 1, "nonce", mount=1),
+        say=print, bucket=None, durable=DiskTier(job), home="",
+        fence=Fence(job, 1, "nonce", mount=1),
     )  # fmt: skip
     shutil.rmtree(job.root)
     if is_covered:

@@ -12,6 +12,7 @@ import pytest
 
 from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.disk import tier as disk_tier
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import EngineInfo, Manifest
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.prune import prune
@@ -74,6 +75,9 @@ def runtime(job: JobDirectory) -> Any:
         journal=Journal(job, "here"),
         say=print,
         memory=None,
+        bucket=None,
+        durable=DiskTier(job),
+        home=str(job.home),
         has_looked=False,
         fence=Fence(job),
     )
@@ -178,6 +182,7 @@ def test_a_backup_during_a_load_is_harmless(job: JobDirectory, runtime: Any) -> 
 
 def test_a_job_without_checkpoints_starts_fresh(tmp_path: Path, runtime: Any) -> None:
     runtime.job = open_job(tmp_path / "new")
+    runtime.durable = DiskTier(runtime.job)
     assert load_newest(runtime, Engine()) is None
 
 

@@ -1,0 +1,98 @@
+"""Nodes that share no directory: the ranks save to a bucket, and any other machines continue."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.bucket import catalog
+from elastic_ckpt.checkpoint.bucket.object_store import open_store
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.cli.run.bucket import local_directory
+from tests.cluster import EPOCHS, SIZE, Cluster, Node
+
+
+class Machine(Node):
+    """A node with a disk of its own."""
+
+    def __init__(self, cluster: Machines, name: str) -> None:
+        super().__init__(cluster, name)
+        disk = cluster.root / f"disk-{name}"
+        self.directory = local_directory(cluster.url, disk)
+        self.options += ["--dir", str(cluster.url), "--local-dir", str(disk)]  # the last one counts
+
+
+class Machines(Cluster):
+    """Nodes whose bucket is a directory, which they use by its URL alone."""
+
+    def __init__(self, root: Path, nnodes: str, *options: str, nproc: int = 1) -> None:
+        arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
+        super().__init__(
+            root, nnodes, *arguments, nproc=nproc, options=("--save-interval", "10", *options)
+        )
+        self.url = BucketUrl.parse(f"file://{root}/bucket")
+
+    def make(self, name: str) -> Node:
+        return Machine(self, name)
+
+    def until_step(self, nodes: int, step: int) -> None:
+        """As each machine sees its own ranks."""
+        for node in list(self.nodes.values())[:nodes]:
+            node.until(
+                lambda view: (
+                    len(view.workers) == self.nproc
+                    and all(worker.step >= step for worker in view.workers)
+                ),
+                f"step {step}",
+            )
+
+    def forget(self) -> None:
+        """Start with machines that know nothing of those before: they count incarnations anew."""
+        self.nodes.clear()
+        for path in self.root.glob("trace.*"):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            before = "".join(json.dumps([*line[:-1], 0]) + "\n" for line in lines)
+            path.with_name(f"{path.name}.before").write_text(before)
+            path.unlink()
+
+    def newest(self) -> catalog.SealKey | None:
+        return catalog.newest(open_store(self.url, make=True))
+
+
+@pytest.mark.hosts
+def test_machines_that_vanish_are_replaced_by_others(tmp_path: Path) -> None:
+    """Of another number, with other numbers of ranks, and with nothing but the bucket."""
+    with Machines(tmp_path, "2") as machines:
+        machines.start("n1", "n2")
+        machines.until_step(2, 25)
+        for name in ("n1", "n2"):
+            machines.lose(name)
+        newest = machines.newest()
+        assert newest is not None and newest.step >= 20
+        machines.forget()
+        machines.nnodes, machines.nproc = "1", 3
+        machines.start("n3")
+        machines.finish("n3")
+        machines.assert_each_sample_once(3)
+        assert f"elastic-ckpt list {machines.url}" in machines["n3"].output()
+        view = machines.head.view()
+        assert (view.newest_intact.tier, view.newest_intact.reason) == ("bucket", "final")
+
+
+def test_a_preempted_machine_saves_with_all_ranks_and_the_others_continue(tmp_path: Path) -> None:
+    with Machines(tmp_path, "1:2") as machines:
+        machines.start("n1", "n2")
+        machines.until_step(2, 15)
+        before = machines.newest()
+        machines["n2"].process.send_signal(signal.SIGTERM)
+        assert machines["n2"].wait(60) == 75, machines.output()
+        assert "all ranks left together" in machines["n2"].output()
+        after = machines.newest()
+        assert after is not None and (before is None or after.step > before.step)
+        machines.head.until(lambda view: view.incarnation > 1, "another incarnation")
+        machines.finish("n1")
+        machines.assert_each_sample_once(2)
+        assert machines.head.view().restarts.failures == 0
