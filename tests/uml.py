@@ -94,7 +94,8 @@ mount -t nfsd nfsd /proc/fs/nfsd
 echo 10 > /proc/fs/nfsd/nfsv4leasetime
 echo 10 > /proc/fs/nfsd/nfsv4gracetime
 echo 10 > /proc/sys/fs/nfs/nlm_grace_period
-echo '/run/export 127.0.0.1(rw,sync,no_root_squash,fsid=0,insecure,no_subtree_check)' > /run/exports
+options=rw,sync,no_root_squash,fsid=0,insecure,no_subtree_check
+echo "/run/export 127.0.0.0/8($options)" > /run/exports
 mount --bind /run/exports /etc/exports
 rpcbind -w
 rpc.statd

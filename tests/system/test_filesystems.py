@@ -27,7 +27,7 @@ from tests.machine import REPOSITORY
 GIVEN = mounts.GIVEN.split(":")[0]  # in a guest, which has one kind alone
 ONCE = [] if GIVEN else ["ext4", "xfs", "btrfs", "overlay"]
 TWICE = [GIVEN] if GIVEN else ["glusterfs", "sshfs", "s3fs"]
-LONG = ("--interval", "4", "--pause", "0.4")
+LONG = ("--interval", "4", "--pause", "1.5" if GIVEN else "0.4")
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -190,13 +190,28 @@ def test_nfs_in_a_guest(version: str, tmp_path: Path, expected: str) -> None:
     names = [name for name in variables if name.startswith(("ELASTIC_", "PYTHON"))]
     settings = [f"export {name}={shlex.quote(variables[name])}" for name in names]
     path = "/" if version.startswith("4") else "/run/export"
+    # Two clients to the server: it tells them apart by the name of the host that mounts.
     places = [
-        f"mount -t nfs -o vers={version},nosharecache 127.0.0.1:{path} /run/nfs-{number}"
+        f"unshare --uts sh -c 'hostname client-{number}; "
+        f"mount -t nfs -o vers={version},nosharecache 127.0.0.{number + 1}:{path} "
+        f"/run/nfs-{number}'"
         for number in range(2)
     ]
     tests = f"cd {REPOSITORY} && {sys.executable} -m pytest -s -x -p no:cacheprovider"
     tests += f" --basetemp=/run/tmp/tests tests/system/test_filesystems.py -k nfs{version}"
-    commands = "\n".join([uml.NFS_SERVER, *places, *settings, "uname -r", tests])
+    commands = "\n".join(
+        [
+            uml.NFS_SERVER,
+            *places,
+            *settings,
+            "uname -r",
+            "grep nfs /proc/mounts",
+            tests,
+            "ended=$?",
+            "cat /proc/fs/nfsd/clients/*/info",
+            "(exit $ended)",
+        ]
+    )
     printed = uml.run(tmp_path, commands, 3000)
     print(f"\n{printed}")
     assert "guest done: 0" in printed, printed
