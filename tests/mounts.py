@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -97,9 +97,21 @@ class Mounted:
     ) -> None:
         self.kind = kind
         self.exported = exported
+        self.start: Callable[[Path], psutil.Process] | None = None  # a FUSE server
         self.places = places
         self.version = version
         self.servers = servers
+
+    def take_away(self, number: int) -> None:
+        """Kill a FUSE server: each call to its mount is an error."""
+        self.servers[number].kill()
+        self.servers[number].wait(30)
+
+    def bring_back(self, number: int) -> None:
+        """Mount it again in the same place."""
+        unmount(self.places[number])
+        assert self.start is not None
+        self.servers[number] = self.start(self.places[number])
 
     def stop_answering(self, number: int) -> None:
         """Let every call to a mount hang, as with a file server that is gone."""
@@ -122,21 +134,17 @@ def mounted(kind: str, root: Path, count: int = 1) -> Iterator[Mounted]:
     for place in places:
         place.mkdir()
     with contextlib.ExitStack() as stack:
-        servers: list[psutil.Process] = []
+        made = Mounted(kind, places, _version(kind), [])
         if kind in _MAKE:
             assert count == 1, "a disk cannot be mounted by two hosts"
             stack.enter_context(disk(kind, root / "disk", places[0]))
         elif kind == "overlay":
             stack.enter_context(_overlay(root, places[0]))
         else:
-            for command in stack.enter_context(_SERVED[kind](root)):
-                place = places[len(servers)]
-                servers.append(stack.enter_context(_fuse([*command, str(place)], place)))
-                if len(servers) == count:
-                    break
-        served = root / "served"
-        exported = served if served.exists() else None
-        yield Mounted(kind, places, _version(kind), servers, exported)
+            command = stack.enter_context(_SERVED[kind](root))
+            made.start = lambda place: stack.enter_context(_fuse([*command, str(place)], place))
+            made.servers = [made.start(place) for place in places]
+        yield made
 
 
 @contextlib.contextmanager
@@ -179,7 +187,7 @@ def _fuse(command: list[str], place: Path) -> Iterator[psutil.Process]:
         )
     try:
         limit = time.monotonic() + MOUNT_SECONDS
-        while not os.path.ismount(place):
+        while not (is_mounted(place) and os.path.ismount(place)):
             assert process.poll() is None and time.monotonic() < limit, (
                 f"{' '.join(command)} does not mount:\n{log.read_text()[-3000:]}"
             )
@@ -193,23 +201,23 @@ def _fuse(command: list[str], place: Path) -> Iterator[psutil.Process]:
 
 
 @contextlib.contextmanager
-def _bindfs(root: Path) -> Iterator[Iterator[list[str]]]:
+def _bindfs(root: Path) -> Iterator[list[str]]:
     (root / "served").mkdir()
-    yield _endlessly(["bindfs", "-f", str(root / "served")])
+    yield ["bindfs", "-f", str(root / "served")]
 
 
 @contextlib.contextmanager
-def _sshfs(root: Path) -> Iterator[Iterator[list[str]]]:
+def _sshfs(root: Path) -> Iterator[list[str]]:
     """The real client and the real server of SFTP, without the encryption between them."""
     (root / "served").mkdir()
     ssh = root / "ssh"
     ssh.write_text(f"#!/bin/sh\nexec {_SFTP}\n")
     ssh.chmod(0o755)
-    yield _endlessly(["sshfs", "-f", "-o", f"ssh_command={ssh}", f"host:{root}/served"])
+    yield ["sshfs", "-f", "-o", f"ssh_command={ssh}", f"host:{root}/served"]
 
 
 @contextlib.contextmanager
-def _s3fs(root: Path) -> Iterator[Iterator[list[str]]]:
+def _s3fs(root: Path) -> Iterator[list[str]]:
     program = s3.program("weed")
     assert program is not None
     (root / "s3").mkdir()
@@ -218,7 +226,7 @@ def _s3fs(root: Path) -> Iterator[Iterator[list[str]]]:
         passwords.write_text(f"{s3.KEY}:{s3.SECRET}\n")
         passwords.chmod(0o600)
         options = f"url={server.endpoint},use_path_request_style,passwd_file={passwords}"
-        yield _endlessly(["s3fs", "-f", "-o", options, s3.BUCKET])
+        yield ["s3fs", "-f", "-o", options, s3.BUCKET]
 
 
 _GLUSTERD = """
@@ -232,7 +240,7 @@ exec glusterd -N --pid-file=/run/gluster/pid
 
 
 @contextlib.contextmanager
-def _glusterfs(root: Path) -> Iterator[Iterator[list[str]]]:
+def _glusterfs(root: Path) -> Iterator[list[str]]:
     """A volume of two replicated bricks, whose servers are in namespaces of their own."""
     with open(root / "glusterd.log", "wb") as log:
         process = subprocess.Popen(
@@ -248,11 +256,9 @@ def _glusterfs(root: Path) -> Iterator[Iterator[list[str]]]:
         bricks = [f"10.78.0.1:{root}/brick-{number}" for number in range(2)]
         run(*gluster, "volume", "create", "jobs", "replica", "2", *bricks, "force")
         run(*gluster, "volume", "start", "jobs")
-        yield _endlessly(
-            ["nsenter", "-t", inner, "--net", "glusterfs", "--no-daemon",
-             "--volfile-server=10.78.0.1", "--volfile-id=jobs",
-             f"--log-file={root}/client.log"]
-        )  # fmt: skip
+        client = ["glusterfs", "--no-daemon", f"--log-file={root}/client.log"]
+        server = ["--volfile-server=10.78.0.1", "--volfile-id=jobs"]
+        yield ["nsenter", "-t", inner, "--net", *client, *server]
     finally:
         for child in psutil.Process(process.pid).children():
             child.kill()  # it is PID 1 of the namespace, with which all of its processes go
@@ -280,11 +286,6 @@ def _until_answers(process: subprocess.Popen[bytes], root: Path) -> None:
 _SERVED = {"bindfs": _bindfs, "sshfs": _sshfs, "glusterfs": _glusterfs, "s3fs": _s3fs}
 
 
-def _endlessly(command: list[str]) -> Iterator[list[str]]:
-    while True:
-        yield command
-
-
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a server and its children, which have a process group of their own."""
     with contextlib.suppress(ProcessLookupError):
@@ -303,10 +304,18 @@ def _version(kind: str) -> str:
 def unmount(place: Path) -> None:
     """Unmount; lazily if something still holds it, which must not outlive the test."""
     for _ in range(50):
+        if not is_mounted(place):
+            return
         if subprocess.run(["umount", str(place)], capture_output=True).returncode == 0:
             return
         time.sleep(0.1)
     run("umount", "-l", str(place))
+
+
+def is_mounted(place: Path) -> bool:
+    """Return whether something is mounted there; asks the kernel, not the file system."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return any(line.split()[1] == str(place) for line in lines)
 
 
 def run(*command: str, seconds: float = 60.0) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from tests import mounts
 from tests.job import Job
-from tests.system.test_filesystems import GIVEN, LONG, check_all, command, of, sealed
+from tests.system.test_filesystems import GIVEN, LONG, check_all, command, of, sealed, until
 from tests.system.test_filesystems import expected as expected
 
 pytestmark = [
@@ -42,47 +42,51 @@ def filled(place: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(place: Path) -> Iterator[None]:
-    """Turn it read-only as the kernel does after an error."""
-    mounts.run("mount", "-o", "remount,ro", str(place))
+    """Turn it read-only as the kernel does after an error; a repair mounts it again."""
+    mounts.run("mount", "-o", "remount,abort", str(place))
     yield
-    mounts.run("mount", "-o", "remount,rw", str(place))
+    again(place)
+
+
+@contextlib.contextmanager
+def broken(place: Path) -> Iterator[None]:
+    """Stop it as the kernel does when its device fails: reads fail as well."""
+    mounts.run("xfs_io", "-x", "-c", "shutdown", str(place))
+    yield
+    again(place)
+
+
+def again(place: Path) -> None:
+    mounts.unmount(place)
+    mounts.run("mount", "-o", "loop", str(place.with_name("image")), str(place))
 
 
 @contextlib.contextmanager
 def over_quota(place: Path) -> Iterator[None]:
-    """Limit the job's directory to what it uses: a project of xfs, a subvolume of btrfs."""
-    kind = mounts.run("stat", "-f", "-c", "%T", str(place)).strip()
+    """Limit the job's directory, a subvolume, to less than it uses."""
     job = next(place.glob("job-*"))
-    if kind == "btrfs":
-        mounts.run("btrfs", "quota", "enable", str(place))
-        mounts.run("btrfs", "quota", "rescan", "-w", str(place))
-        mounts.run("btrfs", "qgroup", "limit", "1", str(job))
-        yield
-        mounts.run("btrfs", "qgroup", "limit", "none", str(job))
-        return
-    quota = ["xfs_quota", "-x", "-c"]
-    mounts.run(*quota, f"project -s -p {job} 7", str(place))
-    mounts.run(*quota, "limit -p bhard=4k ihard=1 7", str(place))
+    mounts.run("btrfs", "quota", "enable", str(place))
+    mounts.run("btrfs", "quota", "rescan", "-w", str(place))
+    mounts.run("btrfs", "qgroup", "limit", "1", str(job))
     yield
-    mounts.run(*quota, "limit -p bhard=0 ihard=0 7", str(place))
+    mounts.run("btrfs", "qgroup", "limit", "none", str(job))
 
 
 FULL = ("No space left on device", " Bytes free")
 QUOTA = ("Disk quota exceeded",)
 READ_ONLY = ("Read-only file system",)
+BROKEN = ("Input/output error",)
 
 
 @pytest.mark.parametrize(
     ("fault", "kind", "reasons", "memory"),
     [
-        (filled, "ext4", FULL, True),
-        (filled, "btrfs", FULL, False),
-        (over_quota, "xfs", QUOTA, False),
-        (over_quota, "btrfs", QUOTA, True),
-        (read_only, "ext4", READ_ONLY, False),
-        (read_only, "xfs", READ_ONLY, True),
+        pytest.param(filled, "ext4", FULL, True, id="full-ext4-memory"),
+        pytest.param(filled, "btrfs", FULL, False, id="full-btrfs"),
+        pytest.param(over_quota, "btrfs", QUOTA, True, id="quota-btrfs-memory"),
+        pytest.param(read_only, "ext4", READ_ONLY, False, id="read-only-ext4"),
+        pytest.param(broken, "xfs", BROKEN, True, id="broken-xfs-memory"),
     ],
-    ids=lambda value: getattr(value, "__name__", value) if not isinstance(value, tuple) else "",
 )
 def test_a_disk_that_takes_nothing(
     fault: Callable, kind: str, reasons: tuple[str, ...], memory: bool, tmp_path: Path,
@@ -91,33 +95,107 @@ def test_a_disk_that_takes_nothing(
     """Saves fail and the job trains on; a notice does not say saved; the rerun is exact."""
     if why := mounts.why_not(kind):
         pytest.skip(why)
-    place, calm = tmp_path / "mounted", tmp_path / "calm"
+    place = tmp_path / "mounted"
     place.mkdir()
-    size, options = (400, "prjquota") if kind == "xfs" else (128, "")
-    job = of(tmp_path, place, *LONG, "--calm", str(calm))
+    job = of(tmp_path, place, *LONG, "--calm", str(tmp_path / "calm"))
     job.options += [] if memory else ["--memory-dir", "off"]
-    with mounts.disk(kind, tmp_path / "image", place, size, options), job:
+    with mounts.disk(kind, tmp_path / "image", place, 400 if kind == "xfs" else 128), job:
         if kind == "btrfs":
             mounts.run("btrfs", "subvolume", "create", str(job.directory))
         job.start().until(lambda view: len(sealed(job)) >= 2, "two checkpoints")
+        before, step = sealed(job), steps(job)
         with fault(place):
-            before = sealed(job)
-            step = job.view().position.step
-            job.until_step(step + 6)
+            until(
+                lambda: steps(job) >= step + 6, job.output
+            )  # it trains on, and has failed to save
             job.process.send_signal(signal.SIGTERM)
             assert job.wait() == 76, job.output()
             print(job.output())
             assert any(reason in job.output() for reason in reasons), job.output()
-            said = re.search(r"it resumes from step ([0-9]+)", job.output())
-            assert said is not None, job.output()
-            assert (int(said[1]) >= step + 6) == memory, job.output()
-            check_all(job, before)
-            assert "preempted" in command("status", job.directory).stdout
-        calm.touch()
+            said = promised(job)
+            if fault is not broken:
+                assert (said >= step + 6) == memory, job.output()
+                check_all(job, before)
+        (tmp_path / "calm").touch()
         assert job.start().wait() == 0, job.output()
-        assert loaded(job) == int(said[1]), job.output()
+        assert loaded(job) >= said, job.output()
+        assert (loaded(job) >= step + 6) == memory, job.output()
         assert (tmp_path / "digest").read_text() == expected
         check_all(job, before)
+
+
+def test_a_file_server_that_hangs(tmp_path: Path, expected: str) -> None:
+    """What is asked of a directory there says so and ends; a start waits, and hears a signal."""
+    if why := mounts.why_not("bindfs"):
+        pytest.skip(why)
+    with mounts.mounted("bindfs", tmp_path / "fs") as fs:
+        job = of(tmp_path, fs.places[0], *LONG, "--calm", str(tmp_path / "calm"))
+        with job:
+            fs.stop_answering(0)
+            try:
+                job.start()
+                until(lambda: "does not answer: waiting up to" in job.output(), job.output)
+                job.process.send_signal(signal.SIGTERM)
+                assert job.wait() == 76, job.output()
+                assert "nothing was started" in job.output()
+            finally:
+                fs.answer(0)
+            job.start().until(lambda view: len(sealed(job)) >= 2, "two checkpoints")
+            before = sealed(job)
+            fs.stop_answering(0)
+            try:
+                for name in ("status", "list"):
+                    asked = command(name, job.directory)
+                    assert asked.returncode == 73, asked
+                    assert f"{job.directory} has not answered for" in asked.stderr, asked
+                job.process.send_signal(signal.SIGTERM)
+                assert job.wait() == 76, job.output()
+                assert "the storage does not answer" in job.output()
+            finally:
+                fs.answer(0)
+            print(job.output())
+            (tmp_path / "calm").touch()
+            assert job.start().wait() == 0, job.output()
+            assert (tmp_path / "digest").read_text() == expected
+            check_all(job, before)
+
+
+@pytest.mark.parametrize("kind", ["sshfs", "glusterfs"])
+def test_a_mount_that_goes_and_comes_back(kind: str, tmp_path: Path, expected: str) -> None:
+    """The job trains on, and saves to the disk again once that is there."""
+    if why := mounts.why_not(kind):
+        pytest.skip(why)
+    with mounts.mounted(kind, tmp_path / "fs") as fs:
+        job = of(tmp_path, fs.places[0], *LONG, "--calm", str(tmp_path / "calm"))
+        with job:
+            job.start().until(lambda view: len(sealed(job)) >= 2, "two checkpoints")
+            before, step = sealed(job), steps(job)
+            fs.take_away(0)
+            until(lambda: steps(job) >= step + 6, job.output)
+            assert command("status", job.directory).returncode == 73
+            fs.bring_back(0)
+            until(lambda: len(sealed(job)) > len(before), job.output)
+            job.process.send_signal(signal.SIGTERM)
+            assert job.wait() == 75, job.output()
+            print(job.output())
+            (tmp_path / "calm").touch()
+            assert job.start().wait() == 0, job.output()
+            assert loaded(job) >= step + 6
+            assert (tmp_path / "digest").read_text() == expected
+            check_all(job, before)
+
+
+def steps(job: Job) -> int:
+    """Return the steps that rank 0 has finished; looks at no file of the job."""
+    path = job.root / "trace.0"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def promised(job: Job) -> int:
+    """Return the step that the end of a run says a rerun resumes from."""
+    said = re.findall(r"it resumes from step ([0-9]+)", job.output())
+    assert said, job.output()
+    return int(said[-1])
 
 
 def loaded(job: Job) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -151,6 +153,36 @@ def test_one_run_at_a_time_through_two_mounts(
         check_all(first, before)
         runs = [run for _, run in sorted(sealed(first).items(), key=in_order)]
         assert runs == sorted(runs) and set(runs) == {1, 2}, runs
+
+
+@pytest.mark.skipif(not GIVEN.startswith("nfs"), reason="of the guest with NFS")
+@pytest.mark.parametrize("fs", TWICE, indirect=True)
+def test_a_directory_that_the_server_has_made_anew(
+    fs: mounts.Mounted, tmp_path: Path, expected: str
+) -> None:
+    """As from a backup: what the job has open is stale. It continues in what is there now."""
+    calm = tmp_path / "calm"
+    with of(tmp_path, fs.places[0], *LONG, "--calm", str(calm)) as job:
+        job.start().until(lambda view: len(sealed(job)) >= 2, "two checkpoints")
+        before = sealed(job)
+        paused = job.tree()
+        each(paused, psutil.Process.suspend)
+        assert fs.exported is not None
+        there = fs.exported / job.directory.name
+        shutil.copytree(there, fs.exported / "backup", symlinks=True)
+        shutil.rmtree(there)
+        (fs.exported / "backup").rename(there)
+        each(paused, psutil.Process.resume)
+        until(lambda: len(sealed(job)) > len(before), job.output)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait() == 75, job.output()
+        print(job.output())
+        check_all(job, before)
+        calm.touch()
+        with elsewhere(job, fs.places[1]) as second:
+            assert second.start().wait() == 0, second.output()
+            assert (tmp_path / "digest").read_text() == expected
+            check_all(second, before)
 
 
 def until(condition: Callable[[], object], output: Callable[[], str]) -> None:
