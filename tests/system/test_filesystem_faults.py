@@ -69,7 +69,7 @@ def over_quota(place: Path) -> Iterator[None]:
     mounts.run("btrfs", "quota", "rescan", "-w", str(place))
     mounts.run("btrfs", "qgroup", "limit", "1", str(job))
     yield
-    mounts.run("btrfs", "qgroup", "limit", "none", str(job))
+    mounts.run("btrfs", "quota", "disable", str(place))
 
 
 FULL = ("No space left on device", " Bytes free")
