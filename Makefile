@@ -68,7 +68,7 @@ test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
-# ignores conditions is refused. Then jobs on real file systems, which takes half an hour as root;
+# ignores conditions is refused. Then jobs on real file systems, which takes up to an hour as root;
 # what cannot be mounted is skipped with the reason. On Debian, for all of them: apt install
 # xfsprogs btrfs-progs bindfs sshfs openssh-sftp-server s3fs glusterfs-server user-mode-linux
 # busybox nfs-kernel-server rpcbind iproute2 gcc libc6-dev
