@@ -68,9 +68,17 @@ test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
-# ignores conditions is refused.
+# ignores conditions is refused. Then jobs on real file systems, which takes up to an hour as root;
+# what cannot be mounted is skipped with the reason. On Debian, for all of them: apt install
+# xfsprogs btrfs-progs bindfs sshfs openssh-sftp-server s3fs glusterfs-server user-mode-linux
+# busybox nfs-kernel-server rpcbind iproute2 gcc libc6-dev
+OWN_MOUNTS = $(if $(filter 0,$(shell id -u)),unshare --mount --propagation private)
+
 test-storage: .venv-latest/.storage
 	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py
+	$(OWN_MOUNTS) .venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_filesystems.py
+	$(OWN_MOUNTS) .venv-latest/bin/python -m pytest -s --durations=6 \
+		tests/system/test_filesystem_faults.py
 	.venv-latest/bin/python -m tests.simulation.bucket 1 10000
 
 # A push and a pull beside obstore alone.

@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
 from elastic_ckpt.errors import ElasticCkptError, UsageError
+from elastic_ckpt.jobdir.answering import require_answer
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
@@ -82,13 +83,14 @@ def open_job(directory: Path | BucketUrl) -> JobDirectory:
     """Return a readable job directory.
 
     Raises:
-        DirectoryUnusable: it cannot be read.
+        DirectoryUnusable: it cannot be read, or its storage does not answer.
         UsageError: it is in a bucket.
     """
     if isinstance(directory, BucketUrl):
         raise UsageError(
             f"this needs a directory: elastic-ckpt pull {directory} DIR brings the job into one"
         )
+    require_answer(directory)
     job = JobDirectory.at(directory)
     job.check_readable()
     return job

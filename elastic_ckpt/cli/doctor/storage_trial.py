@@ -21,7 +21,7 @@ import filelock
 import msgspec
 
 from elastic_ckpt.checkpoint.disk.hashed_file import HashedFile
-from elastic_ckpt.util.files import create_file, remove_tree, sync_directory
+from elastic_ckpt.util.files import create_file, let_group_in, remove_tree, sync_directory
 
 PREFIX: Final = ".elastic-ckpt-trial-"
 """Prefix of the trial's directory, which is not a checkpoint's."""
@@ -147,6 +147,7 @@ def _try_rename(place: Path) -> None:
         raise _TrialFailed("a renamed file did not replace the target")
     for name in ("attempts", "attempts/1", "attempts/2"):
         os.mkdir(place / name)
+        let_group_in(place / name)
     (place / "attempts/1/manifest").write_bytes(b"1")
     os.rename(place / "attempts/1", place / "sealed")
     if (place / "sealed/manifest").read_bytes() != b"1" or (place / "attempts/1").exists():

@@ -20,15 +20,17 @@ from elastic_ckpt.cli.run.job_file import format_options, print_config_option
 from elastic_ckpt.cli.run.options import run_options
 from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
 from elastic_ckpt.errors import ElasticCkptError, LockHeld, UsageError
+from elastic_ckpt.jobdir.answering import wait_for_answer
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand, command_line
-from elastic_ckpt.notices.signals import hold_signals
+from elastic_ckpt.notices.signals import hold_signals, is_held
 from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
     from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
+    from elastic_ckpt.cli.status.advice import Advice
     from elastic_ckpt.jobdir.node_record import NodeRecord
     from elastic_ckpt.supervisor.settings import RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -92,6 +94,8 @@ def command(
     _open_standard_streams()
     hold_signals()
     with unblocked_streams(_not_shown):
+        if isinstance(options["directory"], Path):
+            wait_for_answer(options["directory"], _print_line, is_held)
         settings = build_settings(**options)
         _remember_slurm_job(settings)
         problems = [check_storage(settings.directory)]
@@ -143,7 +147,6 @@ def settings_of(arguments: Sequence[str]) -> RunSettings:
 
 def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
     from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
-    from elastic_ckpt.notices.signals import is_held
     from elastic_ckpt.protocol.rendezvous import meet
     from elastic_ckpt.supervisor.wiring import make_supervisor
 
@@ -189,14 +192,12 @@ def _import_what_the_end_needs() -> None:
 def _say_next(directory: Path, record: NodeRecord) -> None:
     """Say what to do next, unless the storage does not answer in time."""
     from elastic_ckpt.cli.status.advice import Advice, advise_member
-    from elastic_ckpt.cli.status.view import gather
 
     found: list[Advice] = []
 
     def look() -> None:
         with contextlib.suppress(OSError, ElasticCkptError):
-            view = gather(JobDirectory(directory))
-            found.append(Advice(view.advice, view.commands))
+            found.append(_advice(JobDirectory(directory), record))
 
     if record.leads:
         thread = threading.Thread(target=look, name="next", daemon=True)
@@ -212,6 +213,20 @@ def _say_next(directory: Path, record: NodeRecord) -> None:
     _print_line(f"next: {text}")
     for line in commands:
         click.echo(f"  {line}", err=True)
+
+
+def _advice(job: JobDirectory, record: NodeRecord) -> Advice:
+    from elastic_ckpt.checkpoint.catalog import newest_and_rejected
+    from elastic_ckpt.cli.status.advice import Advice, Situation, advise
+    from elastic_ckpt.cli.status.view import gather
+
+    view = gather(job)
+    if view.advice:
+        return Advice(view.advice, view.commands)
+    # The disk did not take this run's last record, and has one of a run that goes on.
+    newest, rejected = newest_and_rejected(job, record.memory)
+    error = view.last_save.error if view.last_save else ""
+    return advise(job, Situation(record.state.value, record, newest, bool(rejected), error))
 
 
 def _start_others(context: click.Context, settings: RunSettings) -> None:

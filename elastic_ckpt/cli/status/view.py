@@ -313,7 +313,7 @@ def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tu
     if record.state in TERMINAL:
         return record.state.value, record.message
     if alive is False:
-        gone = f"the supervisor (pid {record.owner.pid}) was killed"
+        gone = f"the supervisor (pid {record.owner.pid}) was killed, or its disk failed,"
         return "dead", f"{gone} while it was {record.state.value}"
     if alive is None:
         last = f"{beat.age_seconds:.0f} s ago" if beat else "never"

@@ -33,8 +33,8 @@ def begin_attempt(
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
     def begin() -> Attempt:
-        if not runtime.job.attempts.is_dir():
-            with contextlib.suppress(OSError):  # without its disk only memory is left
+        with contextlib.suppress(OSError):  # without its disk only memory is left
+            if not runtime.job.attempts.is_dir():
                 runtime.fence.check_place()
                 runtime.job.prepare()  # it was moved away, and there is work to save
         if runtime.rewound_to is not None:
@@ -70,7 +70,9 @@ def _report_memory(runtime: Runtime, problem: str) -> None:
 
 def _predicted_bytes(runtime: Runtime, engine: Engine, disk: Tier) -> int:
     """Return the size of the last checkpoint, and at least that of the leader's own tensors."""
-    if runtime.last_bytes is None:
-        newest = disk.newest()
-        runtime.last_bytes = newest.seal.total_bytes if newest and newest.seal else 0
-    return int(_MARGIN * max(runtime.last_bytes, engine.state_bytes()))
+    last = runtime.last_bytes
+    if last is None:
+        with contextlib.suppress(OSError):  # the save itself finds out what the disk refuses
+            newest = disk.newest()
+            last = runtime.last_bytes = newest.seal.total_bytes if newest and newest.seal else 0
+    return int(_MARGIN * max(last or 0, engine.state_bytes()))
