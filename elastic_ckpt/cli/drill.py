@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import newest_of_job
+from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_of_job
 from elastic_ckpt.cli.common import (
     directory_argument,
     echo_json,
@@ -21,6 +21,8 @@ from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
+from elastic_ckpt.journal.bucket_events import Mirrored
+from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.util.units import human_bytes, human_duration
 
@@ -30,7 +32,8 @@ class Drill(msgspec.Struct, frozen=True):
 
     Attributes:
         predicted_seconds: the prediction for a notice at that moment; None if unknown.
-        measured_seconds: from the request until the checkpoint was on the disk.
+        measured_seconds: from the request until the checkpoint was where the job is: on the disk,
+            or in the bucket of ``--dir URL``.
         grace_seconds: from a notice until the node goes away.
         fits: whether the measured time is within the grace.
     """
@@ -61,8 +64,8 @@ def command(directory: Path, grace: float | None, timeout: float, as_json: bool)
       elastic-ckpt drill ckpt --grace 120
 
     The running job saves as it would on a notice, and continues to train. The measured time lasts
-    from the request until the checkpoint is on the disk. It includes up to 0.25 s until the
-    request is seen, which a signal does not need.
+    from the request until the checkpoint is on the disk, and with --dir URL in the bucket. It
+    includes up to 0.25 s until the request is seen, which a signal does not need.
 
     Exits with 0 if it fits, 1 if it does not, 70 if no checkpoint was saved in time.
     """
@@ -102,6 +105,8 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
     while True:
         began = time.monotonic()
         saved = saved_now(job, directory, timeout)
+        if record.bucket and (before is None or saved.path != before.path):
+            _wait_for_upload(job, record.bucket, saved, limit)
         seconds = time.monotonic() - began
         if before is None or saved.path != before.path:
             break
@@ -122,6 +127,22 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
     )
 
 
+def _wait_for_upload(job: JobDirectory, url: str, saved: CheckpointView, limit: float) -> None:
+    """Return once the bucket has a checkpoint, or a newer one; NotAnswered if that takes too long.
+
+    The copy leaves training its pace, and keeps to --bucket-rate, which it does not on a notice.
+    """
+    while time.monotonic() < limit:
+        steps = [one.event.step for one in read_journal(job) if isinstance(one.event, Mirrored)]
+        if max((step for step in steps if step is not None), default=-1) >= saved.step:
+            return
+        time.sleep(0.2)
+    raise NotAnswered(
+        f"step {saved.step} is on the disk, and did not get to {url} in time: see elastic-ckpt "
+        "status, or wait longer with --timeout"
+    )
+
+
 def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
     """Return the prediction for a notice now; None before the first measured save."""
     from elastic_ckpt.supervisor.saves.forecast import seconds_to_boundary
@@ -131,4 +152,6 @@ def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
         return None
     now = time.monotonic()
     rest = max((seconds_to_boundary(slot, now) for slot in read_slots(record)), default=0.0)
-    return save_seconds(predictor, Outlook(record.grace, rest, predictor.last_bytes))
+    uploads = bool(record.bucket)
+    outlook = Outlook(record.grace, rest, predictor.last_bytes, uploads=uploads)
+    return save_seconds(predictor, outlook)

@@ -30,7 +30,8 @@ def command(directory: Path, timeout: float) -> int:
 
     Exits with 0 if it is saved, 70 if it was not saved in time, 64 if no job is running in DIR.
     """
-    click.echo(str(saved_now(open_job(directory), directory, timeout).path))
+    saved = saved_now(open_job(directory), directory, timeout)
+    click.echo(saved.url or str(saved.path))
     return 0
 
 

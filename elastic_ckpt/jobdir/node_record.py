@@ -121,6 +121,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         present: names of the nodes that the head sees.
         command: how it was started; None in records of version one.
         mirror: one line on the copies in a bucket; empty without a mirror.
+        bucket: the URL that is the job's place, behind this node's disk; empty without one.
     """
 
     job: str
@@ -149,6 +150,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     present: tuple[str, ...] = ()
     command: RunCommand | None = None
     mirror: str = ""
+    bucket: str = ""
 
     @property
     def leads(self) -> bool:
@@ -174,7 +176,7 @@ def _checked(record: NodeRecord) -> NodeRecord:
     if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
         raise ValueError("a count is out of range")
     record.present = tuple(map(printable, record.present))
-    for name in ("job", "run_id", "node", "message", "head", "mirror"):
+    for name in ("job", "run_id", "node", "message", "head", "mirror", "bucket"):
         setattr(record, name, printable(getattr(record, name)))
     record.owner = replace(record.owner, host=printable(record.owner.host))
     if (notice := record.notice) is not None:

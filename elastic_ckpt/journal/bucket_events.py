@@ -6,12 +6,16 @@ from elastic_ckpt.journal.events import Count, JournalEvent, Seconds
 
 
 class Mirrored(JournalEvent, frozen=True, tag="mirrored"):
-    """A checkpoint was copied to a bucket and sealed there; ``path`` is its URL."""
+    """A checkpoint was copied to a bucket and sealed there; ``path`` is its URL. Of the bytes
+    ``sent_bytes`` were not there yet; of the seconds ``paused_seconds`` were left to training or to
+    ``--bucket-rate``."""
 
     path: str = ""
     step: Count | None = None
     bytes: Count = 0
     seconds: Seconds = 0.0
+    sent_bytes: Count = 0
+    paused_seconds: Seconds = 0.0
 
 
 class MirrorFailed(JournalEvent, frozen=True, tag="mirror_failed"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -33,6 +33,7 @@ class Outlook:
             without a snapshot, or if the disk has it already.
         saving_seconds: how long the ranks have been writing to the disk; None if they are not.
         is_late: a step takes so much longer than usual that nothing is known of its end.
+        uploads: what is on the disk counts once a bucket has it, too.
     """
 
     grace_left: float
@@ -41,6 +42,7 @@ class Outlook:
     undrained_bytes: int | None = None
     saving_seconds: float | None = None
     is_late: bool = False
+    uploads: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,21 @@ def choose(predictor: Predictor, outlook: Outlook) -> EmergencyChoice:
 
     Called again as time passes: a step or a save that takes longer than expected is waited for
     only as long as a drain would still fit after it.
+
+    Where a bucket is the job's place, an action that leaves time for the upload beats one that does
+    not; without one, the disk is at least what this machine comes back to.
     """
+    upload = _upload_cost(predictor, outlook)
+    if upload is not None:
+        before = replace(outlook, grace_left=outlook.grace_left - upload.worst)
+        found = _certain(predictor, before)
+        if found is not None:
+            then = f"{found.why} before an upload of up to {human_duration(upload.worst)}"
+            return replace(found, why=then)
+    return _certain(predictor, outlook) or _possible(predictor, outlook)
+
+
+def _certain(predictor: Predictor, outlook: Outlook) -> EmergencyChoice | None:
     left = outlook.grace_left
     costs = _costs(predictor, outlook)
     fits = [kind for kind in (ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST) if kind in costs]
@@ -82,8 +98,13 @@ def choose(predictor: Predictor, outlook: Outlook) -> EmergencyChoice:
     if len(fits) > 1 and _is_overdue(predictor, outlook):
         is_last_moment = costs[ChoiceKind.DRAIN_NEWEST].worst + LAST_MOMENT_SECONDS >= left
         fits = fits[1:] if is_last_moment else fits
-    if fits:
-        return EmergencyChoice(fits[0], costs[fits[0]].worst, _why(fits[0], costs, left))
+    if not fits:
+        return None
+    return EmergencyChoice(fits[0], costs[fits[0]].worst, _why(fits[0], costs, left))
+
+
+def _possible(predictor: Predictor, outlook: Outlook) -> EmergencyChoice:
+    left, costs = outlook.grace_left, _costs(predictor, outlook)
     unknown = _unknown(predictor, outlook)
     if unknown is not None:
         return unknown
@@ -97,9 +118,15 @@ def choose(predictor: Predictor, outlook: Outlook) -> EmergencyChoice:
 
 
 def save_seconds(predictor: Predictor, outlook: Outlook) -> float | None:
-    """Return how long a whole save to the disk takes in the worst case; None if unknown."""
+    """Return how long a whole save takes in the worst case, to the disk and, if it ``uploads`` and
+    that was measured, to the bucket; None if unknown."""
     cost = _costs(predictor, outlook).get(ChoiceKind.FULL)
-    return None if cost is None else cost.worst
+    upload = _upload_cost(predictor, outlook)
+    return None if cost is None else cost.worst + (upload.worst if upload else 0.0)
+
+
+def _upload_cost(predictor: Predictor, outlook: Outlook) -> _Cost | None:
+    return _cost(predictor, Route.UPLOAD, outlook.save_bytes) if outlook.uploads else None
 
 
 def _costs(predictor: Predictor, outlook: Outlook) -> dict[ChoiceKind, _Cost]:

@@ -10,8 +10,24 @@ SLOWED: Final = 0.95
 MAX_EASE: Final = 8.0
 """Pauses are at most so many times as long as the work between them: a copy makes progress."""
 
+DROP_MARGIN: Final = 1.25
+"""A copy is dropped for a newer one if that fits into the time left even at this many times its
+expected duration."""
+
 _WINDOW_SECONDS: Final = 2.0
 _WINDOW_STEPS: Final = 5
+
+
+def drops_for_newer(rate: float, newer_bytes: float, left: float) -> bool:
+    """Return whether to drop a copy that is under way for the newer checkpoint.
+
+    A copy that is not finished is worth nothing: near a deadline the older one comes first.
+
+    Args:
+        rate: bytes per second of this copy; 0 if it has only begun.
+        left: seconds until the deadline; infinite without one.
+    """
+    return rate <= 0 or DROP_MARGIN * newer_bytes / rate <= left
 
 
 class Pace:

@@ -40,12 +40,14 @@ class Route(str, Enum):
     MEMORY = "memory"  # a save into the memory tier
     DISK = "disk"  # a save straight to the disk
     DRAIN = "drain"  # from the memory tier to the disk
+    UPLOAD = "upload"  # from the disk to the bucket that is the job's place
 
 
 STAND_INS: Final = {
     Route.MEMORY: (Route.DRAIN, Route.DISK),
     Route.DRAIN: (Route.DISK,),
     Route.DISK: (Route.DRAIN,),
+    Route.UPLOAD: (),
 }
 """Routes to use for one that was never measured: of the same disk, or slower."""
 
@@ -118,7 +120,8 @@ class Predictor(msgspec.Struct):
             return
         if not _SHORTEST_SECONDS <= seconds <= _LONGEST_SECONDS:
             return
-        self.last_bytes = int(size)
+        if route is not Route.UPLOAD:  # of a save that may not be the last one
+            self.last_bytes = int(size)
         model = self.routes.get(route)
         if model is None:
             self.routes[route] = RouteModel(seconds / size, seconds)

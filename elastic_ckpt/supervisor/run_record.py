@@ -40,6 +40,7 @@ def first_record(
         grace=settings.grace,
         saves_itself=bool(settings.own),
         head=settings.node if leads else "?",
+        bucket=settings.own_bucket,
     )
 
 

@@ -92,6 +92,12 @@ class RunSettings:
     own: OwnSaves = field(default_factory=OwnSaves)
 
     @property
+    def own_bucket(self) -> str:
+        """The bucket that is this node's place of the job, behind its disk; else empty."""
+        is_place = self.mirror is not None and self.mirror.is_place and not self.endpoint
+        return self.mirror.url if self.mirror is not None and is_place else ""
+
+    @property
     def shared_url(self) -> str:
         """The bucket that several nodes save to, which share no directory; else empty."""
         is_shared = self.mirror is not None and self.mirror.is_place and bool(self.endpoint)

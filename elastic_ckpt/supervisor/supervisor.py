@@ -304,7 +304,7 @@ class Supervisor:
         if not self.preemption.take(notice):
             return
         drains = ""
-        self.ports.mirror.hurry()
+        self.ports.mirror.hurry(lambda: self.preemption.left(self.now))
         if first:
             self.shutdown.notice_arrived(self.incarnations.newest_saved_step)
         if self._saves_or_drains and self.agent is not None:

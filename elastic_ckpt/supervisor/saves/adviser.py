@@ -38,7 +38,7 @@ class SaveAdviser:
         self._wanted = False
         self._shown: OptimalInterval | None = None
         self._schedule = self._make_schedule(settings)
-        self._forecast = SaveForecast(directory, journal)
+        self._forecast = SaveForecast(directory, journal, uploads=bool(settings.own_bucket))
         self._chosen: ChoiceKind | None = None
 
     @property

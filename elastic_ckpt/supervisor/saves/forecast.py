@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
+from elastic_ckpt.journal.bucket_events import Mirrored
 from elastic_ckpt.journal.events import Drained, EmergencySaved, Saved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.line import JournalEntry
@@ -26,10 +28,14 @@ class SaveForecast:
     """Learns from the journal, and compares predictions with results; its ``predictor`` is also of
     the runs before."""
 
-    def __init__(self, directory: DirectoryPort, journal: Journal) -> None:
+    def __init__(
+        self, directory: DirectoryPort, journal: Journal, *, uploads: bool = False
+    ) -> None:
+        """``uploads``: what is on the disk counts once a bucket has it, too."""
         self.predictor: Predictor = directory.read_predictor()
         self._directory = directory
         self._journal = journal
+        self._uploads = uploads
         self._learned = False
         self._noticed = 0.0
         self._waiting = False
@@ -54,19 +60,22 @@ class SaveForecast:
             undrained_bytes=undrained_bytes,
             saving_seconds=saving_seconds,
             is_late=any(_is_late(slot, now) for slot in steps),
+            uploads=self._uploads,
         )
 
     def noticed(self, outlook: Outlook, now: float) -> EmergencyChoice:
         """Return what to do on a notice; the first prediction is compared with the result."""
         if not self._waiting:
             self._waiting, self._noticed = True, now
-            self._predicted = save_seconds(self.predictor, outlook) if outlook.save_bytes else None
+            to_disk = replace(outlook, uploads=False)
+            self._predicted = save_seconds(self.predictor, to_disk) if outlook.save_bytes else None
         return choose(self.predictor, outlook)
 
     def seconds(self) -> float | None:
-        """Return what a full save to the disk takes at worst, in seconds; None if unknown."""
+        """Return what a full save takes at worst, with its upload, in seconds; None if unknown."""
         size = self.predictor.last_bytes
-        return save_seconds(self.predictor, Outlook(math.inf, 0.0, size)) if size else None
+        outlook = Outlook(math.inf, 0.0, size, uploads=self._uploads)
+        return save_seconds(self.predictor, outlook) if size else None
 
     def learn(self, entry: JournalEntry) -> None:
         """Take a new entry of this node's journal into account."""
@@ -79,6 +88,8 @@ class SaveForecast:
                 self._observe(_ROUTES[tier], size, seconds)
                 if self._waiting and event.reason == "emergency":
                     self._compare(event.step, entry.monotonic)
+            case Mirrored(sent_bytes=size) as event:
+                self._observe(Route.UPLOAD, size, event.seconds - event.paused_seconds)
             case Drained(bytes=size, seconds=seconds):
                 self._observe(Route.DRAIN, size, seconds)
 

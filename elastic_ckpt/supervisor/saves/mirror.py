@@ -40,7 +40,8 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.bucket_events import Mirrored, MirrorFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
-from elastic_ckpt.policy.pace import Pace, Throttle
+from elastic_ckpt.policy.pace import Pace, Throttle, drops_for_newer
+from elastic_ckpt.supervisor.saves.mirror_port import forever
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -93,6 +94,7 @@ class Mirror:
         self._journal = journal
         self._finished, self._say, self._wake, self._ping = finished, say, wake, ping
         self._bell, self._hurry = threading.Event(), threading.Event()
+        self._left: Callable[[], float] = forever
         self._claim = claim
         self._pace = Pace()
         self._ends = False
@@ -142,7 +144,9 @@ class Mirror:
             return ""
         return f"{self._store.url} lacks it: {self._state}"
 
-    def hurry(self) -> None:
+    def hurry(self, left: Callable[[], float] = forever) -> None:
+        if left is not forever:
+            self._left = left
         self._hurry.set()
         self._bell.set()
 
@@ -227,10 +231,10 @@ class Mirror:
         return found
 
     def _missing(self) -> list[tuple[Path, Manifest]]:
-        """Return the newest checkpoint of each session that the bucket lacks, if it is due."""
+        """Return the newest checkpoint of each session that the bucket lacks, if it is due. One
+        that somebody has asked for always is."""
         now = time.monotonic()
-        if not self._hurry.is_set() and self._last and now - self._last < self._every:
-            return []
+        waits = not self._hurry.is_set() and self._last and now - self._last < self._every
         found = [(one.name, newest_intact(one)) for one in self._job.sessions()]
         return [
             (view.path, view.manifest)
@@ -238,24 +242,30 @@ class Mirror:
             if view is not None
             and isinstance(view.manifest, Manifest)
             and view.manifest.attempt != self._done.get(name)
+            and not (waits and view.manifest.reason != "manual")
         ]
 
     def _copy(self, claim: BucketClaim, path: Path, manifest: Manifest) -> None:
         began = time.monotonic()
         throttle = Throttle(self._rate, began)
-        sent = 0
+        sent, paused = 0, 0.0
+        found: int | None = None  # bytes that an earlier try has left there: the first count
         self._is_copying = True
 
         def advance(count: int) -> None:
-            nonlocal sent
+            nonlocal found, sent, paused
+            found = count if found is None else found
             sent += count
             now = time.monotonic()
             self._show(f"step {manifest.step}, {human_bytes(sent)} of {human_bytes(total)}")
-            if self._hurry.is_set() and self._newer(manifest):
-                raise _Dropped
+            if self._hurry.is_set() and (newer := self._newer(manifest)):
+                rate = (sent - found) / max(1e-3, now - began - paused)
+                if drops_for_newer(rate, newer.total_bytes, self._left()):
+                    raise _Dropped
             seconds = throttle.pause(count, now, slowed=self._pace.is_slowed)
             if seconds > 0:
                 self._hurry.wait(seconds)
+                paused += time.monotonic() - now
 
         total = manifest.total_bytes
         try:
@@ -284,16 +294,19 @@ class Mirror:
         self._journal.write(
             Mirrored(
                 path=f"{self._store.url}/{seal.key}", step=manifest.step,
-                bytes=manifest.total_bytes, seconds=seconds,
+                bytes=manifest.total_bytes, sent_bytes=sent - (found or 0), seconds=seconds,
+                paused_seconds=paused,
             )
         )  # fmt: skip
         self._show(f"step {manifest.step}, sealed {time.strftime('%H:%M:%S')}")
         self._retain(claim, manifest.session)
 
-    def _newer(self, manifest: Manifest) -> bool:
+    def _newer(self, manifest: Manifest) -> Manifest | None:
+        """Return what has become the newest since a copy began; None if it still is."""
         found = newest_intact(self._job.session(manifest.session))
         newer = found.manifest if found is not None else None
-        return isinstance(newer, Manifest) and newer.attempt != manifest.attempt
+        is_newer = isinstance(newer, Manifest) and newer.attempt != manifest.attempt
+        return newer if is_newer and isinstance(newer, Manifest) else None
 
     def _retain(self, claim: BucketClaim, session: str) -> None:
         if not self._ends:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
+
+
+def forever() -> float:
+    """Return the seconds until a deadline that nobody has set."""
+    return math.inf
 
 
 class MirrorPort(Protocol):
@@ -28,8 +34,12 @@ class MirrorPort(Protocol):
             newest: differs from the last call's once something else is the newest there.
         """
 
-    def hurry(self) -> None:
-        """Spare neither training nor the network from now on: the node goes away."""
+    def hurry(self, left: Callable[[], float] = forever) -> None:
+        """Spare neither training nor the network from now on: the node goes away.
+
+        Args:
+            left: seconds until it does; asked by another thread.
+        """
 
     def flush(self) -> None:
         """Begin to bring what the disk has now to a bucket that is the job's place; ``flushed``
@@ -62,7 +72,7 @@ class NoMirror:
         del newest
         return ""
 
-    def hurry(self) -> None:
+    def hurry(self, left: Callable[[], float] = forever) -> None:
         """Do nothing."""
 
     def flush(self) -> None:

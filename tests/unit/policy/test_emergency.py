@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import product
 
@@ -136,6 +137,29 @@ def outlook(left: float, **changes: object) -> Outlook:
 def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> None:
     choice = choose(predictor, given_)
     assert choice.kind is kind, choice.why
+
+
+@pytest.mark.parametrize(
+    ("grace", "kind"),
+    [
+        pytest.param(60.0, FULL, id="time for the save and its upload"),
+        pytest.param(30.0, DRAIN, id="an upload of the newest snapshot, and of nothing newer"),
+        pytest.param(17.0, FULL, id="no upload can be in time: the disk has the most"),
+        pytest.param(14.0, DRAIN, id="nor a save"),
+    ],
+)
+def test_what_a_bucket_gets_in_time_goes_before_what_the_disk_gets(
+    grace: float, kind: ChoiceKind
+) -> None:
+    """At worst a save takes 16 s, a drain 12 s, and the upload of either 15 s."""
+    predictor = copy.deepcopy(KNOWN)
+    predictor.observe(Route.UPLOAD, GB, 10.0)
+    choice = choose(predictor, outlook(grace, undrained_bytes=GB, uploads=True))
+    assert choice.kind is kind, choice.why
+    assert ("before an upload of up to 15 s" in choice.why) is (grace >= 30)
+    assert choose(KNOWN, outlook(grace, undrained_bytes=GB, uploads=True)) == choose(
+        KNOWN, outlook(grace, undrained_bytes=GB)
+    )
 
 
 @pytest.mark.parametrize(

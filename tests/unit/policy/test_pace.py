@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from elastic_ckpt.policy.pace import MAX_EASE, Pace, Throttle
+import math
+
+import pytest
+
+from elastic_ckpt.policy.pace import MAX_EASE, Pace, Throttle, drops_for_newer
 
 
 def fed(pace: Pace, start: float, seconds: float, per_second: float, *, copying: bool) -> float:
@@ -38,6 +42,21 @@ def test_a_job_that_has_not_begun_is_not_slowed() -> None:
     for tick in range(100):
         pace.feed(tick / 4, 0, copying=True)
     assert not pace.is_slowed
+
+
+@pytest.mark.parametrize(
+    ("rate", "newer", "left", "drops"),
+    [
+        (1e8, 1e9, math.inf, True),  # no deadline: only the newest counts
+        (1e8, 1e9, 13.0, True),
+        (1e8, 1e9, 12.0, False),  # it might not fit: the one under way does
+        (0.0, 1e9, 1.0, True),  # nothing is lost yet
+    ],
+)
+def test_a_copy_under_way_is_dropped_only_for_what_fits(
+    rate: float, newer: float, left: float, drops: bool
+) -> None:
+    assert drops_for_newer(rate, newer, left) is drops
 
 
 def test_a_rate_is_kept_on_the_average() -> None:

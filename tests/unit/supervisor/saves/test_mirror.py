@@ -214,6 +214,24 @@ def test_an_older_copy_gives_way_when_time_is_short(bench: Bench) -> None:
     assert bench.steps() == [20]
 
 
+def test_a_copy_is_finished_if_the_newer_one_would_not_fit(bench: Bench) -> None:
+    """The deadline is near: a copy that is not finished is worth nothing."""
+    make_checkpoint(bench.job, 10, contents={f"modeling/{n}": b"x" * 9_000_000 for n in range(2)})
+    first = []
+
+    def slow(name: str, key: str) -> None:
+        if name == "upload" and len(first) < 2:
+            first.append(key)
+            make_checkpoint(bench.job, 20, contents={"modeling/0": b"y" * 9_000_000})
+            bench.mirrors[-1].hurry(lambda: 1e-9)
+
+    bench.store.before = slow
+    mirror = bench.start()
+    bench.until(lambda: 20 in bench.steps())
+    assert bench.steps() == [20, 10]
+    mirror.close(some_time())
+
+
 def test_closing_without_time_says_what_stays(bench: Bench) -> None:
     make_checkpoint(bench.job, 10)
     bench.store.before = failing("put_new", "seals/")
