@@ -1,0 +1,1 @@
+"""Power cuts of real file systems: what a kernel writes is recorded and replayed in part."""
