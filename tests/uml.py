@@ -43,7 +43,6 @@ def run(
     *,
     disks: Iterable[Path],
     modules: Iterable[str],
-    environment: dict[str, str],
     seconds: float,
 ) -> str:
     """Boot a guest, run a command in the repository there, power off, and return the console.
@@ -60,7 +59,7 @@ def run(
         AssertionError: it did not boot, did not end in time, or the command failed.
     """
     init = directory / "init"
-    init.write_text("\n".join(_script(command, modules, environment)) + "\n")
+    init.write_text("\n".join(_script(command, modules)) + "\n")
     init.chmod(0o700)
     drives = [f"ubd{chr(ord('a') + at)}={disk}" for at, disk in enumerate(disks)]
     guest = [
@@ -86,16 +85,13 @@ def run(
     return console
 
 
-def _script(
-    command: Sequence[str], modules: Iterable[str], environment: dict[str, str]
-) -> list[str]:
+def _script(command: Sequence[str], modules: Iterable[str]) -> list[str]:
     release = next(_MODULES.iterdir()).name
     variables = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONDONTWRITEBYTECODE": "1",
         "GLIBC_TUNABLES": _PLAIN,
-        **environment,
     }
     return [
         "#!/bin/bash",

@@ -75,7 +75,12 @@ class Log:
         """Return (position, text) of each mark, in order."""
         return [(at, one.mark) for at, one in enumerate(self.entries) if one.mark]
 
+    @property
+    def flushes(self) -> int:
+        return sum(one.flush for one in self.entries)
+
     def position(self, mark: str) -> int:
+        """Return where a mark is."""
         return next(at for at, text in self.marks if text == mark)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.cleanup import recover, take_over
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.own.seal import OwnSeal, seals, verify, where_intact
+from elastic_ckpt.checkpoint.own.seal import seals, verify, where_intact
 from elastic_ckpt.checkpoint.ownership.fence import Ownership, new_record, newest_number
 from elastic_ckpt.checkpoint.quarantine import original_name, rejected
 from elastic_ckpt.checkpoint.verify import verify_full
@@ -144,7 +144,7 @@ def _store(job: JobDirectory, promises: Promises) -> Iterator[str]:
 def _own_seals(job: JobDirectory, promises: Promises) -> Iterator[str]:
     there = {one.number: one for one in seals(job)}
     for number, one in there.items():
-        if number in promises.own_going or (number not in promises.own and _was_replaced(one)):
+        if number in promises.own_going:
             continue
         try:
             where = where_intact(job, one)
@@ -153,10 +153,6 @@ def _own_seals(job: JobDirectory, promises: Promises) -> Iterator[str]:
             yield f"the script's {one.path}, seal {number}, is not intact: {error}"
     if gone := set(promises.own) - there.keys():
         yield f"the script's, reported sealed and gone: {sorted(gone)}"
-
-
-def _was_replaced(one: OwnSeal) -> bool:
-    return False
 
 
 def _script_directory(path: Path) -> Iterator[str]:

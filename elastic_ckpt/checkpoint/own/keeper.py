@@ -54,6 +54,7 @@ from elastic_ckpt.policy.own_saves import (
     FileStamps,
     Growth,
     OwnSaves,
+    is_being_overwritten,
     is_complete,
     may_be_complete,
     step_of,
@@ -131,7 +132,8 @@ class OwnKeeper:
             if growth.stamps != stamps:
                 growth.stamps, growth.since = stamps, now
             proves_it = found.is_file and is_archive(found.path)
-            if self._is_being_overwritten(found.path, stamps):
+            known = self._known.get(found.path)
+            if known and is_being_overwritten(self.rules.complete, known.stamps, stamps):
                 continue
             if is_complete(self._rule(found), growth, now, is_archive=proves_it):
                 self._try_to_seal(found, stamps, growth.begun)
@@ -167,14 +169,6 @@ class OwnKeeper:
             return False
         is_newest = self.newest is not None and known.seal.number == self.newest.number
         return not is_newest or known.stamps == stamps_of(found.path)
-
-    def _is_being_overwritten(self, path: Path, stamps: FileStamps) -> bool:
-        """Return whether sealed files were written again, but not yet the one that is written last.
-        A rank's file that only comes after it is sealed with the others."""
-        known, marker = self._known.get(path), self.rules.complete.marker
-        if known is None or not marker or set(known.stamps) <= set(stamps):
-            return False
-        return any(one in stamps for one in known.stamps if one[0] == marker)
 
     def _forget_deleted(self) -> None:
         """Forget what the script has deleted itself, as most keep only the newest few."""
@@ -268,12 +262,14 @@ class OwnKeeper:
         if self.rules and (left_well or self._mark is not None):  # a crash may have come early
             self._mistakes.ended(self.rules, every, self._known)
 
-    def _settle(self, found: Found, stamps: FileStamps, *, left_well: bool) -> bool:
+    def _settle(
+        self, found: Found, stamps: FileStamps, *, left_well: bool, rebooted: bool = False
+    ) -> bool:
         growth = self._growing.get(found.path)
-        proves_it = found.is_file and is_archive(found.path)
+        proves_it = found.is_file and is_archive(found.path, with_checksums=rebooted)
         whole = may_be_complete(
             self._rule(found), stamps, is_archive=proves_it, left_well=left_well,
-            sealed_at=self._sealed_at.get(found.path, 0),
+            sealed_at=self._sealed_at.get(found.path, 0), rebooted=rebooted,
         )  # fmt: skip
         begun = growth.begun if growth else self._mark or 0.0
         return whole and self._try_to_seal(found, stamps, begun)
@@ -289,7 +285,7 @@ class OwnKeeper:
         self._mistakes.elsewhere(seals(self._job), self._seals())
         before = watched_before(self._job)
         patterns = {one: str(self._base / Path(one).expanduser()) for one in self.rules.watch}
-        new = {place for place in patterns.values() if place not in before}
+        new = {place for place in patterns.values() if place not in before.patterns}
         taken_over = {found.path for found in find(new, self._base)} - set(self._sealed_at)
         torn = []
         for found, stamps in oldest_first(find(patterns, self._base)):
@@ -297,11 +293,13 @@ class OwnKeeper:
                 return ""
             if found.path in self._known:
                 continue
-            if not self._settle(found, stamps, left_well=found.path in taken_over):
+            is_new, rebooted = found.path in taken_over, before.rebooted
+            if not self._settle(found, stamps, left_well=is_new, rebooted=rebooted):
                 torn.append((found, stamps))
         require_marker(self.rules, torn, self._seals())
         for found, _ in torn:
-            why = why_torn(self._rule(found), was_sealed=found.path in self._sealed_at)
+            was_sealed = found.path in self._sealed_at
+            why = why_torn(self._rule(found), was_sealed=was_sealed, rebooted=before.rebooted)
             self._set_aside(found.path, why)
         note_watched(self._job, patterns.values())
         try:
