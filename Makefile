@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage test-power-cuts bench-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -68,10 +68,18 @@ test-slurm: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
 
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
-# ignores conditions is refused.
+# ignores conditions is refused. Then many power cuts.
 test-storage: .venv-latest/.storage
 	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py
 	.venv-latest/bin/python -m tests.simulation.bucket 1 10000
+	$(MAKE) test-power-cuts STATES=300
+
+# Saves on ext4, xfs and btrfs in a guest whose kernel records every write; disks that a power cut
+# can leave, STATES of each, are mounted here. Needs root and user-mode Linux; else it is skipped.
+STATES ?= 20
+
+test-power-cuts: .venv-latest/.ready
+	POWER_CUT_STATES=$(STATES) .venv-latest/bin/python -m pytest -s -rs tests/system/test_power_cuts.py
 
 # A push and a pull beside obstore alone.
 bench-storage: .venv-latest/.storage

@@ -19,18 +19,20 @@ _TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "losetup")
 class Case(msgspec.Struct, frozen=True):
     """A job that is recorded: on which file system, and how many states are looked at.
 
-    ``fsync`` is what the job's fsync works on: ``on`` for all, ``off``, or ``directories``.
+    ``fsync`` is what the job's fsync works on: ``on`` for all, ``off``, or ``directories``. The
+    job saves at so many ``steps``.
     """
 
     kind: str
     options: str
     fsync: str
     states: int
+    steps: int = 12
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Case:
-        kind, options, fsync, states = words
-        return cls(kind, options, fsync, int(states))
+        kind, options, fsync, states, steps = words
+        return cls(kind, options, fsync, int(states), int(steps))
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """Record a job on real file systems, cut the power, and look at what each disk holds.
 
-``python -m tests.power_cuts SEED KIND OPTIONS FSYNC STATES [KIND ...]`` prints one line of JSON per
-file system. FSYNC is ``on``, ``off`` or ``directories``, what the job's fsync works on. Start it
+``python -m tests.power_cuts SEED KIND OPTIONS FSYNC STATES STEPS [KIND ...]`` prints one line of
+JSON per file system. FSYNC is ``on``, ``off`` or ``directories``, what the job's fsync works on. Start it
 with :func:`tests.power_cuts.outcomes`: in a mount namespace of its own, so that nothing stays.
 """
 
@@ -41,7 +41,7 @@ _MKFS: Final = {
 
 def main(seed: str, *arguments: str) -> None:
     """Record all cases in one guest, then look at each one's states."""
-    cases = [Case.of(arguments[at : at + 4]) for at in range(0, len(arguments), 4)]
+    cases = [Case.of(arguments[at : at + 5]) for at in range(0, len(arguments), 5)]
     with memory() as room:
         places = [record_place(room, number, case) for number, case in enumerate(cases)]
         boot(room, cases, places)
@@ -91,7 +91,7 @@ def boot(room: Path, cases: list[Case], places: list[Path]) -> None:
     for case, place in zip(cases, places, strict=True):
         names = [f"/dev/ubd{chr(ord('a') + len(disks) + at)}" for at in range(2)]
         disks += [disk_of(place), log_of(place)]
-        arguments += [str(place), *names, case.kind, case.options, case.fsync]
+        arguments += [str(place), *names, case.kind, case.options, case.fsync, str(case.steps)]
     command = uml.python("tests.power_cuts.guest", *arguments)
     console = uml.run(room, command, disks=disks, modules=_MODULES, seconds=GUEST_SECONDS)
     took = [line for line in console.splitlines() if line.startswith(TOOK)]

@@ -1,6 +1,6 @@
 """In the guest: a job on a disk whose every write is recorded, with a mark after each save.
 
-``python -m tests.power_cuts.guest PLACE DISK LOG KIND OPTIONS FSYNC [the next ...]``
+``python -m tests.power_cuts.guest PLACE DISK LOG KIND OPTIONS FSYNC STEPS [the next ...]``
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,7 +41,7 @@ from tests.power_cuts.scene import (
     script_contents,
 )
 
-FIELDS = 6
+FIELDS = 7
 TOOK = "recorded: "
 _fsync = os.fsync
 
@@ -58,13 +58,13 @@ Mark = Callable[[str], None]
 
 
 def main(arguments: list[str]) -> None:
-    """Run the job once for each six arguments."""
+    """Run the job once for each seven arguments."""
     for at in range(0, len(arguments), FIELDS):
-        place, disk, log, kind, options, fsync = arguments[at : at + FIELDS]
+        place, disk, log, kind, options, fsync, steps = arguments[at : at + FIELDS]
         begun = time.monotonic()
         patched = mock.patch.object(os, "fsync", FSYNCS[fsync])
         with recorded(Path(place), disk, log, kind, options) as mark, patched:
-            work(Path(place), mark)
+            work(Path(place), mark, STEPS[: int(steps)])
         print(
             f"{TOOK}{kind} {options}, fsync {fsync}: {time.monotonic() - begun:.1f} s", flush=True
         )
@@ -88,7 +88,7 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, timeout=60)
 
 
-def work(place: Path, mark: Mark) -> None:
+def work(place: Path, mark: Mark, steps: Sequence[int]) -> None:
     """Save at every step, by the ranks and by the script; delete, damage and set aside."""
     job = open_job(place / "job")
     tier = DiskTier(job, fence=Ownership.claim(job, 1, new_record(job, "guest", "1", "", None)))
@@ -97,7 +97,7 @@ def work(place: Path, mark: Mark) -> None:
     mark("begin")
     neighbour = open(place / "neighbour", "wb")  # another program, which never syncs
     with neighbour, ProcessPoolExecutor(RANKS, get_context("fork")) as ranks:
-        for step in STEPS:
+        for step in steps:
             neighbour.write(os.urandom(150_000))
             neighbour.flush()
             script_save(job, place, step, mark)

@@ -16,13 +16,14 @@ from tests.power_cuts import Case, Outcome, outcomes, why_not
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261129"))
 STATES = int(os.environ.get("POWER_CUT_STATES", "20"))
 CONTROL_STATES = 8
+CONTROL_STEPS = 4
 
 SOUND = [Case(kind, "rw", "on", STATES) for kind in ("ext4", "xfs", "btrfs")]
 LOSING = [
-    Case("ext4", "nobarrier", "on", CONTROL_STATES),
-    Case("xfs", "rw", "off", CONTROL_STATES),
-    Case("ext4", "rw", "directories", CONTROL_STATES),
-    Case("btrfs", "nobarrier", "on", CONTROL_STATES),
+    Case("ext4", "nobarrier", "on", CONTROL_STATES, CONTROL_STEPS),
+    Case("xfs", "rw", "off", CONTROL_STATES, CONTROL_STEPS),
+    Case("ext4", "rw", "directories", CONTROL_STATES, CONTROL_STEPS),
+    Case("btrfs", "nobarrier", "on", CONTROL_STATES, CONTROL_STEPS),
 ]
 
 pytestmark = [
