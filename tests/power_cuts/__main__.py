@@ -1,8 +1,8 @@
 """Record a job on real file systems, cut the power, and look at what each disk holds.
 
 ``python -m tests.power_cuts SEED KIND OPTIONS FSYNC STATES STEPS [KIND ...]`` prints one line of
-JSON per file system. FSYNC is ``on``, ``off`` or ``directories``, what the job's fsync works on. Start it
-with :func:`tests.power_cuts.outcomes`: in a mount namespace of its own, so that nothing stays.
+JSON per :class:`~tests.power_cuts.Case`. Start it with :func:`tests.power_cuts.outcomes`: in a
+mount namespace of its own, so that nothing stays.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ CONTROL_STATES = 8
 CONTROL_STEPS = 4
 
 SOUND = [Case(kind, "rw", "on", STATES) for kind in ("ext4", "xfs", "btrfs")]
+if STATES >= 100:
+    SOUND.append(Case("ext4", "data=writeback", "on", STATES))
 LOSING = [
     Case("ext4", "nobarrier", "on", CONTROL_STATES, CONTROL_STEPS),
     Case("xfs", "rw", "off", CONTROL_STATES, CONTROL_STEPS),
@@ -41,7 +43,7 @@ def found() -> dict[str, Outcome]:
     return {one.name: one for one in found}
 
 
-@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.kind)
+@pytest.mark.parametrize("case", SOUND, ids=lambda case: f"{case.kind}-{case.options}")
 def test_what_was_reported_sealed_survives(found: dict[str, Outcome], case: Case) -> None:
     outcome = found[case.name]
     assert outcome.states == STATES and outcome.flushes > 100
