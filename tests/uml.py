@@ -51,7 +51,7 @@ def run(
     directory can be mounted over.
 
     Args:
-        directory: for the guest's script and sockets.
+        directory: for the guest's memory, script and sockets; best in memory itself.
         modules: kernel modules to load, in order, such as ``drivers/md/dm-mod``.
         seconds: the guest is killed after that.
 
@@ -68,10 +68,12 @@ def run(
         "linux.uml", "mem=768M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
         f"init={init}", f"uml_dir={directory}", "con=null", "con0=null,fd:1", *drives,
     ]  # fmt: skip
-    preload = {"LD_PRELOAD": str(_registers(directory))} if _is_wide() else {}
+    variables = {**os.environ, "TMPDIR": str(directory)}  # the guest's memory is a file there
+    if _is_wide():
+        variables["LD_PRELOAD"] = str(_registers(directory))
     process = subprocess.Popen(
         guest, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **preload}, text=True, errors="replace",
+        env=variables, text=True, errors="replace",
     )  # fmt: skip
     try:
         console, _ = process.communicate(timeout=seconds)

@@ -253,8 +253,8 @@ def may_be_complete(
             a marker that was written again makes a changed directory another checkpoint.
         rebooted: it was written before this machine's last boot, or on another machine.
     """
-    if rebooted and not left_well and not is_archive:
-        return False
+    if rebooted and not left_well and (sealed_at or not is_archive):
+        return False  # what was written over a sealed one may be older than that
     if rule.marker:
         return any(path == rule.marker and changed > sealed_at for path, _, changed, _ in stamps)
     if not any(size for _, size, *_ in stamps):  # a disk that was full leaves empty files

@@ -75,9 +75,10 @@ def why_not() -> str:
     return f"this kernel has no {', '.join(sorted(missing))}" if missing else ""
 
 
-def outcomes(cases: Iterable[Case], seed: int, seconds: float) -> list[Outcome]:
+def outcomes(directory: Path, cases: Iterable[Case], seed: int, seconds: float) -> list[Outcome]:
     """Record and look at all cases; AssertionError if that fails, or takes too long.
 
+    All of it happens in memory that is mounted on ``directory``, where no other process sees it.
     Processes, mounts, loop devices and files in memory end with it, even if it is killed.
     """
     words = [str(one) for case in cases for one in msgspec.structs.astuple(case)]
@@ -85,7 +86,7 @@ def outcomes(cases: Iterable[Case], seed: int, seconds: float) -> list[Outcome]:
         "setpriv", "--pdeathsig=KILL",
         "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc",
         "--kill-child=KILL",
-        sys.executable, "-m", "tests.power_cuts", str(seed), *words,
+        sys.executable, "-m", "tests.power_cuts", str(directory), str(seed), *words,
     ]  # fmt: skip
     try:
         done = subprocess.run(

@@ -1,7 +1,7 @@
 """Record a job on real file systems, cut the power, and look at what each disk holds.
 
-``python -m tests.power_cuts SEED KIND OPTIONS FSYNC STATES STEPS [KIND ...]`` prints one line of
-JSON per :class:`~tests.power_cuts.Case`. Start it with :func:`tests.power_cuts.outcomes`: in a
+``python -m tests.power_cuts ROOM SEED KIND OPTIONS FSYNC STATES STEPS [KIND ...]`` prints one line
+of JSON per :class:`~tests.power_cuts.Case`. Start it with :func:`tests.power_cuts.outcomes`: in a
 mount namespace of its own, so that nothing stays.
 """
 
@@ -12,9 +12,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -39,26 +36,16 @@ _MKFS: Final = {
 }
 
 
-def main(seed: str, *arguments: str) -> None:
+def main(directory: str, seed: str, *arguments: str) -> None:
     """Record all cases in one guest, then look at each one's states."""
     cases = [Case.of(arguments[at : at + 5]) for at in range(0, len(arguments), 5)]
-    with memory() as room:
-        places = [record_place(room, number, case) for number, case in enumerate(cases)]
-        boot(room, cases, places)
-        for case, place in zip(cases, places, strict=True):
-            outcome = looked_at(case, place, room / "image", int(seed))
-            print(msgspec.json.encode(outcome).decode(), flush=True)
-
-
-@contextmanager
-def memory() -> Iterator[Path]:
-    """Yield a directory in memory."""
-    with tempfile.TemporaryDirectory() as directory:
-        run("mount", "-t", "tmpfs", "tmpfs", directory)
-        try:
-            yield Path(directory)
-        finally:
-            run("umount", directory)
+    run("mount", "-t", "tmpfs", "tmpfs", directory)  # it ends with the mount namespace
+    room = Path(directory)
+    places = [record_place(room, number, case) for number, case in enumerate(cases)]
+    boot(room, cases, places)
+    for case, place in zip(cases, places, strict=True):
+        outcome = looked_at(case, place, room / "image", int(seed))
+        print(msgspec.json.encode(outcome).decode(), flush=True)
 
 
 def record_place(room: Path, number: int, case: Case) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.cleanup import recover, take_over
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.own.seal import seals, verify, where_intact
+from elastic_ckpt.checkpoint.own.seal import OwnSeal, copies_of, seals, verify
 from elastic_ckpt.checkpoint.ownership.fence import Ownership, new_record, newest_number
 from elastic_ckpt.checkpoint.quarantine import original_name, rejected
 from elastic_ckpt.checkpoint.verify import verify_full
@@ -146,13 +146,23 @@ def _own_seals(job: JobDirectory, promises: Promises) -> Iterator[str]:
     for number, one in there.items():
         if number in promises.own_going:
             continue
-        try:
-            where = where_intact(job, one)
-            verify(one, ignore, where.parent if one.is_file else where)
-        except (CheckpointError, OSError) as error:
-            yield f"the script's {one.path}, seal {number}, is not intact: {error}"
+        if why := _why_lost(job, one):
+            yield f"the script's {one.path}, seal {number}, is not intact: {why}"
     if gone := set(promises.own) - there.keys():
         yield f"the script's, reported sealed and gone: {sorted(gone)}"
+
+
+def _why_lost(job: JobDirectory, one: OwnSeal) -> str:
+    """Return why a sealed checkpoint is neither in its place nor in its copy; empty if it is."""
+    why = ""
+    for root in [None, copies_of(job, one.number)][: 1 + one.copied]:
+        try:
+            verify(one, ignore, root)
+        except (CheckpointError, OSError) as error:
+            why = str(error)
+        else:
+            return ""
+    return why
 
 
 def _script_directory(path: Path) -> Iterator[str]:

@@ -28,17 +28,21 @@ LOSING = [
     Case("btrfs", "nobarrier", "on", CONTROL_STATES, CONTROL_STEPS),
 ]
 
+SECONDS = 240.0 + 1.5 * STATES * len(SOUND)
+"""All of it is killed after that; a tenth to a third of it is usual."""
+
 pytestmark = [
+    pytest.mark.timeout(SECONDS + 30.0),
     pytest.mark.one_torch,
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "they can be cut"),
 ]
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Outcome]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """All cases, which share a guest."""
     begun = time.monotonic()
-    found = outcomes([*SOUND, *LOSING], SEED, 240.0 + 1.5 * STATES * len(SOUND))
+    found = outcomes(tmp_path_factory.mktemp("room"), [*SOUND, *LOSING], SEED, SECONDS)
     print(f"\nseed {SEED}, {time.monotonic() - begun:.0f} s", *found, sep="\n  ")
     return {one.name: one for one in found}
 

@@ -281,9 +281,9 @@ class OwnKeeper:
         Called before each launch, while no worker runs. Stops early if ``hurry`` returns True.
         """
         self._growing.clear()
-        self._sort_seals()
-        self._mistakes.elsewhere(seals(self._job), self._seals())
         before = watched_before(self._job)
+        self._sort_seals(rebooted=before.rebooted)
+        self._mistakes.elsewhere(seals(self._job), self._seals())
         patterns = {one: str(self._base / Path(one).expanduser()) for one in self.rules.watch}
         new = {place for place in patterns.values() if place not in before.patterns}
         taken_over = {found.path for found in find(new, self._base)} - set(self._sealed_at)
@@ -307,8 +307,8 @@ class OwnKeeper:
         except Hurried:
             return ""
 
-    def _sort_seals(self) -> None:
-        """Learn which files are as a seal says."""
+    def _sort_seals(self, *, rebooted: bool) -> None:
+        """Learn which files are as a seal says. Of what was copied only the copy was synced."""
         self._known.clear()
         every = sort_anew(self._job, self._seals(), self._is_second)
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
@@ -318,8 +318,8 @@ class OwnKeeper:
                 continue
             stamps = stamps_of(path)
             try:
-                same_time = changed_at(stamps) == one.changed
-                verify(one, None if same_time else ignore)
+                as_before = changed_at(stamps) == one.changed and not (rebooted and one.copied)
+                verify(one, None if as_before else ignore)
             except (CheckpointError, OSError):
                 if not one.copied and not os.path.lexists(path):
                     forget(self._job, one)  # the script has deleted it

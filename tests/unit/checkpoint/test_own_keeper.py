@@ -621,6 +621,32 @@ def test_after_a_reboot_checksums_prove_a_file(place: Place, reboot: Callable[[]
     assert [name for name, _ in place.aside] == [other.name]
 
 
+def test_after_a_reboot_an_overwritten_file_is_read_to_its_end(
+    place: Place, reboot: Callable[[], None]
+) -> None:
+    """Only its copy was synced, so its size and time may be on the disk, and not its bytes."""
+    patterns = ("out/checkpoint-*", "last.pt")
+    keeper = place.keeper(*patterns)
+    keeper.prepare(never)
+    older = place.overwrite(1.0).read_bytes()
+    keeper.look(0.0)
+    keeper.look(30.0)
+    path = place.overwrite(2.0)
+    keeper.look(31.0)
+    keeper.look(60.0)
+    newest, times = path.read_bytes(), os.stat(path)
+    directory = place.save(30)  # the newest of all is read in any case
+    keeper.look(61.0)
+    keeper.look(90.0)
+    assert [one.copied for one in seals(place.job)] == [False, True, True]
+    assert len(older) == len(newest)
+    path.write_bytes(older)  # an archive that is complete, and not the one that was sealed last
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    reboot()
+    assert place.keeper(*patterns).prepare(never) == str(directory)
+    assert path.read_bytes() == newest
+
+
 def test_without_a_reboot_both_are_taken(place: Place) -> None:
     keeper = place.keeper("*.safetensors", "out/checkpoint-*")
     keeper.prepare(never)
