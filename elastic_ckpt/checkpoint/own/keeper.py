@@ -2,8 +2,7 @@
 
 While the script runs, :meth:`OwnKeeper.look` seals what has become complete. Between two launches
 nothing writes, and :meth:`OwnKeeper.prepare` decides about every file: it is sealed and matches, it
-is complete and is sealed now, or it is set aside, so that the script's own search for its newest
-checkpoint cannot find it.
+is complete and is sealed now, or it is set aside, where the script does not search.
 """
 
 from __future__ import annotations
@@ -308,13 +307,14 @@ class OwnKeeper:
             return ""
 
     def _sort_seals(self, *, rebooted: bool) -> None:
-        """Learn which files are as a seal says. Of what was copied only the copy was synced."""
+        """Learn which files are as a seal says; after a reboot, as the newest, whose copy was synced."""
         self._known.clear()
         every = sort_anew(self._job, self._seals(), self._is_second)
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
+        lost: set[Path] = set()
         for one in every:
             path = Path(one.path)
-            if path in self._known:
+            if path in self._known or path in lost:
                 continue
             stamps = stamps_of(path)
             try:
@@ -323,6 +323,8 @@ class OwnKeeper:
             except (CheckpointError, OSError):
                 if not one.copied and not os.path.lexists(path):
                     forget(self._job, one)  # the script has deleted it
+                elif rebooted:
+                    lost.add(path)
             else:
                 self._known[path] = _Known(one, stamps, glance(path, self.rules.complete.marker))
         self.newest = next(iter(self._seals()), None)
