@@ -307,7 +307,7 @@ class OwnKeeper:
             return ""
 
     def _sort_seals(self, *, rebooted: bool) -> None:
-        """Learn which files are as a seal says; after a reboot, as the newest, whose copy was synced."""
+        """Learn which files are as a seal says; after a reboot, as their newest one says."""
         self._known.clear()
         every = sort_anew(self._job, self._seals(), self._is_second)
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
