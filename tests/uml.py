@@ -1,7 +1,7 @@
-"""A machine with a kernel of its own on this one: user-mode Linux, with this host's files.
+"""A second kernel as a process: user-mode Linux, with this host's files as its read-only root.
 
-Its kernel has an NFS server and client, which the host's may lack. The guest sees the host's ``/``
-read-only, and one directory of the test to write to. Needs root and Debian's ``user-mode-linux``.
+It brings what many hosts lack, such as the device mapper. Needs root and Debian's packages
+``user-mode-linux`` and ``dmsetup``; nothing is installed in it and nothing of it stays.
 """
 
 from __future__ import annotations
@@ -9,179 +9,120 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
-import psutil
+REPOSITORY: Final = Path(__file__).parents[1]
+_MODULES: Final = Path("/usr/lib/uml/modules")
+_REGISTERS: Final = Path(__file__).with_name("uml_registers.c")
+_WIDE: Final = " amx_tile "
+_LEFT: Final = "guest exit code: "
 
-from tests import mounts
-
-MODULES = Path("/usr/lib/uml/modules")
-_NEEDS = (
-    "linux.uml",
-    "busybox",
-    "ip",
-    "rpcbind",
-    "rpc.statd",
-    "rpc.nfsd",
-    "rpc.mountd",
-    "exportfs",
-)
-
-# The guest's kernel gives back what it read of a process's registers, cut to the size that it
-# knows; the host's refuses that where the processor has more (AMX). The rest stays as it was.
-_REGISTERS = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <elf.h>
-#include <stdarg.h>
-#include <string.h>
-#include <sys/ptrace.h>
-#include <sys/types.h>
-#include <sys/uio.h>
-static char whole[65536];
-long ptrace(enum __ptrace_request request, ...)
-{
-    static long (*real)(int, pid_t, void *, void *);
-    va_list list;
-    va_start(list, request);
-    pid_t pid = va_arg(list, pid_t);
-    void *address = va_arg(list, void *), *data = va_arg(list, void *);
-    va_end(list);
-    if (!real)
-        *(void **)&real = dlsym(RTLD_NEXT, "ptrace");
-    if (request == PTRACE_SETREGSET && (long)address == NT_X86_XSTATE) {
-        struct iovec *given = data, all = {whole, sizeof whole};
-        if (real(PTRACE_GETREGSET, pid, address, &all) == 0 && all.iov_len > given->iov_len) {
-            memcpy(whole, given->iov_base, given->iov_len);
-            return real(request, pid, address, &all);
-        }
-    }
-    return real(request, pid, address, data);
-}
-"""
-
-_INIT = """#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/run/tmp
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mkdir -p /dev/shm /dev/pts
-mount -t tmpfs -o size=1g tmpfs /dev/shm
-mount -t devpts devpts /dev/pts
-mount -t tmpfs tmpfs /run
-mkdir -p /run/tmp /run/kernel/lib
-ln -s {modules} /run/kernel/lib/modules
-mount -t hostfs -o {root} none {root}
-exec > {root}/guest.log 2>&1 < /dev/null
-ip link set lo up
-hostname guest
-{commands}
-echo "guest done: $?"
-sync
-busybox poweroff -f
-"""
-
-NFS_SERVER = """
-for module in nfsd nfsv3 nfsv4; do modprobe -d /run/kernel $module; done
-mkdir -p /run/export
-mount -t ext4 /dev/ubda /run/export
-mount -t tmpfs tmpfs /var/lib/nfs
-mkdir -p /var/lib/nfs/sm /var/lib/nfs/sm.bak /var/lib/nfs/v4recovery /var/lib/nfs/rpc_pipefs
-touch /var/lib/nfs/etab /var/lib/nfs/rmtab /var/lib/nfs/state
-mount -t nfsd nfsd /proc/fs/nfsd
-echo 10 > /proc/fs/nfsd/nfsv4leasetime
-echo 10 > /proc/fs/nfsd/nfsv4gracetime
-echo 10 > /proc/sys/fs/nfs/nlm_grace_period
-options=rw,sync,no_root_squash,fsid=0,insecure,no_subtree_check
-echo "/run/export 127.0.0.0/8($options)" > /run/exports
-mount --bind /run/exports /etc/exports
-rpcbind -w
-rpc.statd
-exportfs -ra
-rpc.nfsd 4
-rpc.mountd
-mkdir -p /run/nfs-0 /run/nfs-1
-"""
-"""Starts an NFS server of ``/run/export``, an ext4 on the first disk."""
+_PLAIN: Final = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD"
+"""The guest's kernel saves no more than AVX2 when it switches threads."""
 
 
 def why_not() -> str:
-    """Return why no guest with NFS can be booted here; empty if one can."""
+    """Return why such a guest cannot run here; empty if it can."""
     if os.geteuid() != 0:
-        return "the guest's mounts need root"
-    missing = [name for name in _NEEDS if shutil.which(name) is None]
-    if missing:
-        return f"NFS needs {', '.join(missing)}"
-    if not MODULES.exists():
-        return f"NFS needs {MODULES}"
-    if _is_wide() and shutil.which("cc") is None:
-        return "user-mode Linux needs a C compiler on a processor with AMX"
+        return "user-mode Linux with devices needs root"
+    for tool in ("linux.uml", "dmsetup", "unshare", "setpriv"):
+        if not shutil.which(tool):
+            return f"{tool} is not installed (apt-get install user-mode-linux dmsetup)"
+    if _is_wide() and not shutil.which("cc"):
+        return "user-mode Linux needs a C compiler here: this processor has AMX"
     return ""
 
 
-def run(root: Path, commands: str, seconds: float, *, megabytes: int = 3000) -> str:
-    """Boot a guest that runs shell commands and powers off; return what they printed.
+def run(
+    directory: Path,
+    command: Sequence[str],
+    *,
+    disks: Iterable[Path],
+    modules: Iterable[str] = (),
+    seconds: float,
+    megabytes: int = 768,
+) -> str:
+    """Boot a guest, run a command in the repository there, power off, and return the console.
+
+    The disks are ``/dev/ubda``, ``/dev/ubdb`` and so on. Every path of the host can be read; a
+    directory can be mounted over.
 
     Args:
-        root: an empty directory, which the guest sees at the same path and may write to.
-        seconds: after which it is killed, and the test fails.
+        directory: for the guest's memory, script and sockets; best in memory itself.
+        modules: kernel modules to load, in order, such as ``drivers/md/dm-mod``.
+        seconds: the guest is killed after that.
+
+    Raises:
+        AssertionError: it did not boot, did not end in time, or the command failed.
     """
-    init, image, console = root / "init", root / "disk", root / "console"
-    init.write_text(
-        _INIT.format(modules=MODULES, root=shlex.quote(str(root)), commands=commands.strip())
-    )
-    init.chmod(0o755)
-    with open(image, "wb") as file:
-        file.truncate(512 * mounts.MB)
-    mounts.run("mkfs.ext4", "-q", "-F", str(image))
-    command = [
-        "linux.uml", f"mem={megabytes}M", "rootfstype=hostfs", "rootflags=/", "ro",
-        f"ubda={image}", f"init={init}", f"uml_dir={root}/", "con=null", "con0=null,fd:1",
-        "con1=null",
+    init = directory / "init"
+    init.write_text("\n".join(_script(command, modules)) + "\n")
+    init.chmod(0o700)
+    drives = [f"ubd{chr(ord('a') + at)}={disk}" for at, disk in enumerate(disks)]
+    guest = [
+        "setpriv", "--pdeathsig=KILL",  # with the test's end
+        "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
+        "linux.uml", f"mem={megabytes}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/",
+        "ro", f"init={init}", f"uml_dir={directory}", "con=null", "con0=null,fd:1", *drives,
     ]  # fmt: skip
-    with open(console, "wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, env=os.environ | _preloaded(root),
-        )  # fmt: skip
+    variables = {**os.environ, "TMPDIR": str(directory)}  # the guest's memory is a file there
+    if _is_wide():
+        variables["LD_PRELOAD"] = str(_registers(directory))
+    process = subprocess.Popen(
+        guest, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=variables, text=True, errors="replace",
+    )  # fmt: skip
     try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"the guest runs for {seconds} s\n{_printed(root)}") from None
+        console, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        late = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
+        raise AssertionError(f"the guest ran for over {seconds:.0f} s:\n{late[-4000:]}") from None
     finally:
-        _end(process)
-        image.unlink()
-    return _printed(root)
+        process.kill()
+        process.wait(20)
+    assert f"{_LEFT}0" in console, f"the guest failed:\n{console[-6000:]}"
+    return console
+
+
+def _script(command: Sequence[str], modules: Iterable[str]) -> list[str]:
+    release = next(_MODULES.iterdir()).name
+    variables = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "GLIBC_TUNABLES": _PLAIN,
+    }
+    return [
+        "#!/bin/bash",
+        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+        "mount -t proc proc /proc; mount -t sysfs sys /sys",
+        "mount -t tmpfs run /run; mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm",
+        *(f"insmod {_MODULES}/{release}/kernel/{module}.ko" for module in modules),
+        f"cd {shlex.quote(str(REPOSITORY))}",
+        shlex.join(command),
+        f'echo "{_LEFT}$?"',
+        "echo o > /proc/sysrq-trigger; sleep 60",
+    ]
 
 
 def _is_wide() -> bool:
-    return " amx_tile" in Path("/proc/cpuinfo").read_text()
+    """Whether the processor has more registers than a guest's kernel knows to pass on."""
+    return _WIDE in Path("/proc/cpuinfo").read_text()
 
 
-def _preloaded(root: Path) -> dict[str, str]:
-    if not _is_wide():
-        return {}
-    source, library = root / "registers.c", root / "registers.so"
-    source.write_text(_REGISTERS)
-    mounts.run("cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl")
-    return {"LD_PRELOAD": str(library)}
+def _registers(directory: Path) -> Path:
+    """Compile what lets such a guest run: without it no process of the guest starts."""
+    library = directory / "registers.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(_REGISTERS)], check=True
+    )
+    return library
 
 
-def _printed(root: Path) -> str:
-    log, console = root / "guest.log", root / "console"
-    if log.exists():
-        return log.read_text(errors="replace")
-    return console.read_text(errors="replace")[-3000:]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the guest, whose processes are processes of this host in the same session."""
-    for one in psutil.process_iter():
-        try:
-            if os.getsid(one.pid) == process.pid:
-                one.send_signal(signal.SIGKILL)
-        except (psutil.Error, ProcessLookupError):
-            continue
-    process.wait(30)
+def python(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]

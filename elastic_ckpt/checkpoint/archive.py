@@ -22,10 +22,11 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int] = (0, 0)
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether a file is of a kind that shows its own end: a zip archive, or safetensors."""
+def is_archive(path: Path, *, with_checksums: bool = False) -> bool:
+    """Return whether a file is of a kind that shows its own end: a zip archive, or safetensors,
+    which has no checksums of its bytes."""
     if path.suffix == ".safetensors":
-        return True
+        return not with_checksums
     try:
         with open(open_regular(path), "rb") as file:
             return file.read(len(_ZIP)) == _ZIP

@@ -223,6 +223,14 @@ def is_complete(
     return still >= rule.quiet
 
 
+def is_being_overwritten(rule: CompleteWhen, sealed: FileStamps, stamps: FileStamps) -> bool:
+    """Return whether sealed files were written again, but not yet the one that is written last.
+    A rank's file that only comes after it is sealed with the others."""
+    if not rule.marker or set(sealed) <= set(stamps):
+        return False
+    return any(one in stamps for one in sealed if one[0] == rule.marker)
+
+
 def may_be_complete(
     rule: CompleteWhen,
     stamps: FileStamps,
@@ -230,17 +238,23 @@ def may_be_complete(
     is_archive: bool,
     left_well: bool,
     sealed_at: int = 0,
+    rebooted: bool = False,
 ) -> bool:
     """Return whether what lies there is complete, once no process writes to it any more.
 
     Only a marker proves that of a directory whose writer was killed; an archive can be checked.
+    After a power cut a marker proves nothing: it may be on the disk, and the other files not.
 
     Args:
-        is_archive: it is a file whose end shows that it is complete.
+        is_archive: it is a file whose end shows that it is complete; if ``rebooted``, one whose
+            checksums do.
         left_well: the script ended with code 0, by itself.
         sealed_at: newest time of change of an earlier seal of this path, in ns; 0 without one. Only
             a marker that was written again makes a changed directory another checkpoint.
+        rebooted: it was written before this machine's last boot, or on another machine.
     """
+    if rebooted and not left_well and (sealed_at or not is_archive):
+        return False  # what was written over a sealed one may be older than that
     if rule.marker:
         return any(path == rule.marker and changed > sealed_at for path, _, changed, _ in stamps)
     if not any(size for _, size, *_ in stamps):  # a disk that was full leaves empty files
@@ -258,9 +272,14 @@ def never_marked(
     return not any(path == rule.marker for stamps in directories for path, *_ in stamps)
 
 
-def why_torn(rule: CompleteWhen, *, was_sealed: bool) -> str:
+def why_torn(rule: CompleteWhen, *, was_sealed: bool, rebooted: bool = False) -> str:
     """Return why a checkpoint is set aside that is not as a seal says, and not complete."""
     if was_sealed:
         return "it was changed after it was sealed"
+    if rebooted:
+        return (
+            "it was not sealed before the machine went down: the disk may lack parts of it; if you "
+            "know that it is intact, move it back"
+        )
     what = f"{rule.marker} is missing" if rule.marker else f"not complete by {rule}"
     return f"it was not sealed: {what}, or it is damaged"

@@ -22,9 +22,8 @@ import pytest
 from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.verify import read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
-from tests import mounts, uml
+from tests import mounts, nfs_guest
 from tests.job import START_SECONDS, Job, environment
-from tests.machine import REPOSITORY
 
 GIVEN = mounts.GIVEN.split(":")[0]  # in a guest, which has one kind alone
 ONCE = [] if GIVEN else ["ext4", "xfs", "btrfs", "overlay"]
@@ -222,7 +221,7 @@ def each(processes: list[psutil.Process], do) -> None:
 @pytest.mark.parametrize("version", ["4.2", "3"])
 def test_nfs_in_a_guest(version: str, tmp_path: Path, expected: str) -> None:
     """All tests of this file that take two mounts, with an NFS server and two clients."""
-    why = uml.why_not()
+    why = nfs_guest.why_not()
     if why:
         pytest.skip(why)
     variables = environment() | {
@@ -233,29 +232,15 @@ def test_nfs_in_a_guest(version: str, tmp_path: Path, expected: str) -> None:
     }
     names = [name for name in variables if name.startswith(("ELASTIC_", "PYTHON"))]
     settings = [f"export {name}={shlex.quote(variables[name])}" for name in names]
-    path = "/" if version.startswith("4") else "/run/export"
-    # Two clients to the server: it tells them apart by the name of the host that mounts.
-    places = [
-        f"unshare --uts sh -c 'hostname client-{number}; "
-        f"mount -t nfs -o vers={version},nosharecache 127.0.0.{number + 1}:{path} "
-        f"/run/nfs-{number}'"
-        for number in range(2)
-    ]
-    tests = f"cd {REPOSITORY} && {sys.executable} -m pytest -s -x -p no:cacheprovider"
+    tests = f"{sys.executable} -m pytest -s -x -p no:cacheprovider"
     tests += f" --basetemp=/run/tmp/tests tests/system/test_filesystems.py -k nfs{version}"
-    commands = "\n".join(
-        [
-            uml.NFS_SERVER,
-            *places,
-            *settings,
-            "uname -r",
-            "grep nfs /proc/mounts",
-            tests,
-            "ended=$?",
-            "cat /proc/fs/nfsd/clients/*/info",
-            "(exit $ended)",
-        ]
-    )
-    printed = uml.run(tmp_path, commands, 3000)
-    print(f"\n{printed}")
-    assert "guest done: 0" in printed, printed
+    commands = [
+        *settings,
+        "uname -r",
+        "grep nfs /proc/mounts",
+        tests,
+        "ended=$?",
+        "cat /proc/fs/nfsd/clients/*/info",
+        "exit $ended",
+    ]
+    print(f"\n{nfs_guest.run(tmp_path, version, chr(10).join(commands), 3000)}")

@@ -2,8 +2,7 @@
 
 While the script runs, :meth:`OwnKeeper.look` seals what has become complete. Between two launches
 nothing writes, and :meth:`OwnKeeper.prepare` decides about every file: it is sealed and matches, it
-is complete and is sealed now, or it is set aside, so that the script's own search for its newest
-checkpoint cannot find it.
+is complete and is sealed now, or it is set aside, where the script does not search.
 """
 
 from __future__ import annotations
@@ -54,6 +53,7 @@ from elastic_ckpt.policy.own_saves import (
     FileStamps,
     Growth,
     OwnSaves,
+    is_being_overwritten,
     is_complete,
     may_be_complete,
     step_of,
@@ -131,7 +131,8 @@ class OwnKeeper:
             if growth.stamps != stamps:
                 growth.stamps, growth.since = stamps, now
             proves_it = found.is_file and is_archive(found.path)
-            if self._is_being_overwritten(found.path, stamps):
+            known = self._known.get(found.path)
+            if known and is_being_overwritten(self.rules.complete, known.stamps, stamps):
                 continue
             if is_complete(self._rule(found), growth, now, is_archive=proves_it):
                 self._try_to_seal(found, stamps, growth.begun)
@@ -167,14 +168,6 @@ class OwnKeeper:
             return False
         is_newest = self.newest is not None and known.seal.number == self.newest.number
         return not is_newest or known.stamps == stamps_of(found.path)
-
-    def _is_being_overwritten(self, path: Path, stamps: FileStamps) -> bool:
-        """Return whether sealed files were written again, but not yet the one that is written last.
-        A rank's file that only comes after it is sealed with the others."""
-        known, marker = self._known.get(path), self.rules.complete.marker
-        if known is None or not marker or set(known.stamps) <= set(stamps):
-            return False
-        return any(one in stamps for one in known.stamps if one[0] == marker)
 
     def _forget_deleted(self) -> None:
         """Forget what the script has deleted itself, as most keep only the newest few."""
@@ -268,12 +261,14 @@ class OwnKeeper:
         if self.rules and (left_well or self._mark is not None):  # a crash may have come early
             self._mistakes.ended(self.rules, every, self._known)
 
-    def _settle(self, found: Found, stamps: FileStamps, *, left_well: bool) -> bool:
+    def _settle(
+        self, found: Found, stamps: FileStamps, *, left_well: bool, rebooted: bool = False
+    ) -> bool:
         growth = self._growing.get(found.path)
-        proves_it = found.is_file and is_archive(found.path)
+        proves_it = found.is_file and is_archive(found.path, with_checksums=rebooted)
         whole = may_be_complete(
             self._rule(found), stamps, is_archive=proves_it, left_well=left_well,
-            sealed_at=self._sealed_at.get(found.path, 0),
+            sealed_at=self._sealed_at.get(found.path, 0), rebooted=rebooted,
         )  # fmt: skip
         begun = growth.begun if growth else self._mark or 0.0
         return whole and self._try_to_seal(found, stamps, begun)
@@ -285,11 +280,11 @@ class OwnKeeper:
         Called before each launch, while no worker runs. Stops early if ``hurry`` returns True.
         """
         self._growing.clear()
-        self._sort_seals()
-        self._mistakes.elsewhere(seals(self._job), self._seals())
         before = watched_before(self._job)
+        self._sort_seals(rebooted=before.rebooted)
+        self._mistakes.elsewhere(seals(self._job), self._seals())
         patterns = {one: str(self._base / Path(one).expanduser()) for one in self.rules.watch}
-        new = {place for place in patterns.values() if place not in before}
+        new = {place for place in patterns.values() if place not in before.patterns}
         taken_over = {found.path for found in find(new, self._base)} - set(self._sealed_at)
         torn = []
         for found, stamps in oldest_first(find(patterns, self._base)):
@@ -297,11 +292,13 @@ class OwnKeeper:
                 return ""
             if found.path in self._known:
                 continue
-            if not self._settle(found, stamps, left_well=found.path in taken_over):
+            is_new, rebooted = found.path in taken_over, before.rebooted
+            if not self._settle(found, stamps, left_well=is_new, rebooted=rebooted):
                 torn.append((found, stamps))
         require_marker(self.rules, torn, self._seals())
         for found, _ in torn:
-            why = why_torn(self._rule(found), was_sealed=found.path in self._sealed_at)
+            was_sealed = found.path in self._sealed_at
+            why = why_torn(self._rule(found), was_sealed=was_sealed, rebooted=before.rebooted)
             self._set_aside(found.path, why)
         note_watched(self._job, patterns.values())
         try:
@@ -309,22 +306,25 @@ class OwnKeeper:
         except Hurried:
             return ""
 
-    def _sort_seals(self) -> None:
-        """Learn which files are as a seal says."""
+    def _sort_seals(self, *, rebooted: bool) -> None:
+        """Learn which files are as a seal says; after a reboot, as their newest one says."""
         self._known.clear()
         every = sort_anew(self._job, self._seals(), self._is_second)
         self._sealed_at = {Path(one.path): one.changed for one in reversed(every)}
+        lost: set[Path] = set()
         for one in every:
             path = Path(one.path)
-            if path in self._known:
+            if path in self._known or path in lost:
                 continue
             stamps = stamps_of(path)
             try:
-                same_time = changed_at(stamps) == one.changed
-                verify(one, None if same_time else ignore)
+                as_before = changed_at(stamps) == one.changed and not (rebooted and one.copied)
+                verify(one, None if as_before else ignore)
             except (CheckpointError, OSError):
                 if not one.copied and not os.path.lexists(path):
                     forget(self._job, one)  # the script has deleted it
+                elif rebooted:
+                    lost.add(path)
             else:
                 self._known[path] = _Known(one, stamps, glance(path, self.rules.complete.marker))
         self.newest = next(iter(self._seals()), None)

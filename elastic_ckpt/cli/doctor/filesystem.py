@@ -11,7 +11,7 @@ from typing import Final
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 
 _LOCAL: Final = frozenset(
-    {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "nilfs2"}
+    {"ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "nilfs2"}
 )
 _NETWORK: Final = frozenset(
     {
@@ -44,6 +44,23 @@ _LOCAL_LOCKS: Final = {
 }
 """Mount options that hide a node's locks from other nodes, and what to do."""
 
+_SLOW: Final = "a save fails where a slow server should only make it wait"
+_SHARED: Final = {
+    "nocto": ("a node may see what a file of another node was before", "mount it without nocto"),
+    "soft": (_SLOW, "mount it with hard instead of soft"),
+    "softerr": (_SLOW, "mount it with hard instead of softerr"),
+}
+"""Mount options of network file systems that cost a save or a start: how, and what to do."""
+
+_UNSYNCED: Final = {
+    "data=writeback": (
+        "sealed checkpoints are safe, but a file that was not synced before a power cut may have "
+        "its size and old data of other files in it",
+        "mount it with data=ordered if a script saves there by itself",
+    ),
+}
+"""Mount options that harm only what was never synced: how, and what to do."""
+
 _BARRIERS: Final = "remount it with barriers (mount -o remount,barrier {})"
 _UNSAFE: Final = {
     "nobarrier": _BARRIERS,
@@ -52,6 +69,8 @@ _UNSAFE: Final = {
     "nointegrity": "remount it with integrity",
     "volatile": "mount a volume, or the overlay without volatile",
     "fsync=volatile": "mount a volume, or the overlay without fsync=volatile",
+    "nostrictsync": "mount it without nostrictsync",
+    "journal_flush_disabled": "mount it without journal_flush_disabled",
 }
 """Mount options that make fsync return before the data is durable, and what to do."""
 
@@ -125,7 +144,7 @@ def check_filesystem(
     if found.kind in _NETWORK:
         return _network(name, found)
     if found.kind in _LOCAL:
-        return _local(name, platforms, nodes)
+        return _local(name, found, platforms, nodes)
     todo = "check that rename is atomic and fsync durable on it (docs/filesystems.md)"
     return Finding("file system", "warning", f"{name} is not in the list of known types", todo)
 
@@ -136,14 +155,20 @@ def _network(name: str, found: Mount) -> Finding:
         text = f"{name}, shared, {hidden[0]}: nodes do not see each other's locks"
         todo = f"{_LOCAL_LOCKS[hidden[0]]}, or make sure yourself that a job runs only once"
         return Finding("file system", "warning", text, todo)
+    for option in sorted(found.options & _SHARED.keys()):
+        why, todo = _SHARED[option]
+        return Finding("file system", "warning", f"{name}, shared, {option}: {why}", todo)
     return ok("file system", f"{name}, shared between nodes")
 
 
-def _local(name: str, platforms: Sequence[str], nodes: int) -> Finding:
+def _local(name: str, found: Mount, platforms: Sequence[str], nodes: int) -> Finding:
     text = f"{name}, local: for one node only"
     if nodes > 1:
         todo = "use a directory that all nodes share"
         return Finding("file system", "warning", f"{text}, but this job has {nodes}", todo)
+    for option in sorted(found.options & _UNSYNCED.keys()):
+        why, todo = _UNSYNCED[option]
+        return Finding("file system", "warning", f"{name}, {option}: {why}", todo)
     if _CLOUDS & set(platforms):
         text += "; a replacement machine needs the same disk"
     return ok("file system", text)

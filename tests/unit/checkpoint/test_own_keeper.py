@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_of_job
 from elastic_ckpt.checkpoint.lineage import restore
+from elastic_ckpt.checkpoint.own import watched
 from elastic_ckpt.checkpoint.own.files import matches, stamps_of
 from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
@@ -582,3 +583,87 @@ def test_a_seal_of_a_path_that_no_pattern_matches_has_nothing_moved(place: Place
 def test_paths_that_patterns_match(path: str, found: bool) -> None:
     patterns = ("out/checkpoint-*", "last.pt", "/abs/s*.pt")
     assert matches(patterns, Path("/w"), Path(path)) is found
+
+
+@pytest.fixture
+def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let the machine have been started again."""
+    boots = iter(range(1, 100))
+    return lambda: monkeypatch.setattr(watched, "_boot", f"boot {next(boots)}".strip)
+
+
+def test_after_a_reboot_the_last_file_proves_nothing(
+    place: Place, reboot: Callable[[], None]
+) -> None:
+    keeper = place.keeper()
+    older = place.save(10)
+    assert keeper.prepare(never) == str(older)
+    newer = place.save(20)  # and the power is cut before it is sealed
+    reboot()
+    assert place.keeper().prepare(never) == str(older)
+    assert not newer.exists()
+    ((name, why),) = place.aside
+    assert name == newer.name and "not sealed before the machine went down" in why
+    # Its user knows that it is intact, and moves it back as the line says.
+    (aside,) = (path for path in place.job.quarantine.iterdir() if path.is_dir())
+    aside.rename(newer)
+    assert place.keeper().prepare(never) == str(newer)
+
+
+def test_after_a_reboot_checksums_prove_a_file(place: Place, reboot: Callable[[], None]) -> None:
+    keeper = place.keeper("*.pt", "*.safetensors", complete_when="quiet:20s")
+    keeper.prepare(never)
+    summed, other = place.overwrite(1.0), place.base / "a.safetensors"
+    other.write_bytes((2).to_bytes(8, "little") + b"{}")
+    reboot()
+    place.keeper("*.pt", "*.safetensors", complete_when="quiet:20s").prepare(never)
+    assert names(place) == [summed.name]
+    assert [name for name, _ in place.aside] == [other.name]
+
+
+def test_after_a_reboot_an_overwritten_file_is_read_to_its_end(
+    place: Place, reboot: Callable[[], None]
+) -> None:
+    """Only its copy was synced, so its size and time may be on the disk, and not its bytes."""
+    patterns = ("out/checkpoint-*", "last.pt")
+    keeper = place.keeper(*patterns)
+    keeper.prepare(never)
+    older = place.overwrite(1.0).read_bytes()
+    keeper.look(0.0)
+    keeper.look(30.0)
+    path = place.overwrite(2.0)
+    keeper.look(31.0)
+    keeper.look(60.0)
+    newest, times = path.read_bytes(), os.stat(path)
+    directory = place.save(30)  # the newest of all is read in any case
+    keeper.look(61.0)
+    keeper.look(90.0)
+    assert [one.copied for one in seals(place.job)] == [False, True, True]
+    assert len(older) == len(newest)
+    path.write_bytes(older)  # an archive that is complete, and not the one that was sealed last
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    reboot()
+    assert place.keeper(*patterns).prepare(never) == str(directory)
+    assert path.read_bytes() == newest
+
+
+def test_without_a_reboot_both_are_taken(place: Place) -> None:
+    keeper = place.keeper("*.safetensors", "out/checkpoint-*")
+    keeper.prepare(never)
+    other = place.base / "a.safetensors"
+    other.write_bytes((2).to_bytes(8, "little") + b"{}")
+    place.save(10)
+    keeper.prepare(never)
+    assert sorted(names(place)) == ["a.safetensors", "checkpoint-10"]
+    assert place.aside == []
+
+
+def test_patterns_that_an_earlier_version_noted_are_known(place: Place) -> None:
+    """It noted no boot, so what is not sealed may be of any."""
+    place.keeper().prepare(never)
+    noted = place.job.own_seals / "watched.json"
+    noted.write_text(json.dumps([str(place.base / "out/checkpoint-*")]))
+    place.save(10)
+    assert place.keeper().prepare(never) == ""
+    assert [name for name, _ in place.aside] == ["checkpoint-10"]
+    assert json.loads(noted.read_text())["boot"]

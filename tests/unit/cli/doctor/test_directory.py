@@ -29,8 +29,10 @@ TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 55 27 0:55 / /fast rw - overlay overlay rw,lowerdir=/a,volatile
 56 27 0:56 / /fast2 rw - overlay overlay rw,lowerdir=/a,fsync=volatile
 57 27 0:57 / /flash rw - f2fs /dev/sdi rw,fsync_mode=nobarrier
+58 27 0:58 / /old rw - ext2 /dev/sdj rw
 broken line
 """
+LOSES = "a crash or power cut can lose sealed checkpoints"
 
 
 @pytest.fixture
@@ -83,12 +85,45 @@ def test_a_later_mount_covers_an_earlier_one(proc: Path) -> None:
         ("/fast2", "problem", "fsync=volatile"),
         ("/flash", "problem", "fsync_mode=nobarrier"),
         ("/odd", "warning", "not in the list of known types"),
+        ("/old", "warning", "check that rename is atomic"),
     ],
 )
 def test_the_finding_for_each_file_system(proc: Path, path: str, state: str, says: str) -> None:
     found = check_filesystem(path, proc=proc)
-    assert found.state == state and says in found.text
+    assert found.state == state and says in f"{found.text}: {found.todo}"
     assert bool(found.todo) == (state != "ok")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "state", "says", "todo"),
+    [
+        ("ext4", "nobarrier", "problem", LOSES, "mount -o remount,barrier /"),
+        ("ext3", "barrier=0", "problem", LOSES, "mount -o remount,barrier /"),
+        ("btrfs", "nobarrier", "problem", LOSES, "mount -o remount,barrier /"),
+        ("xfs", "nobarrier", "problem", LOSES, "mount -o remount,barrier /"),
+        ("f2fs", "fsync_mode=nobarrier", "problem", LOSES, "fsync_mode=posix"),
+        ("jfs", "nointegrity", "problem", LOSES, "remount it with integrity"),
+        ("bcachefs", "journal_flush_disabled", "problem", LOSES, "without journal_flush_disabled"),
+        ("overlay", "volatile", "problem", LOSES, "without volatile"),
+        ("overlay", "fsync=volatile", "problem", LOSES, "without fsync=volatile"),
+        ("cifs", "nostrictsync", "problem", LOSES, "without nostrictsync"),
+        ("ext4", "data=writeback", "warning", "sealed checkpoints are safe", "data=ordered"),
+        ("ext4", "data=ordered", "ok", "local", ""),
+        ("ext4", "data=journal", "ok", "local", ""),
+        ("nfs4", "soft", "warning", "a save fails where a slow server", "hard instead of soft"),
+        ("nfs4", "softerr", "warning", "a save fails where", "hard instead of softerr"),
+        ("nfs4", "nocto", "warning", "another node", "without nocto"),
+        ("nfs4", "hard", "ok", "shared between nodes", ""),
+    ],
+)
+def test_the_finding_for_each_mount_option(
+    tmp_path: Path, kind: str, option: str, state: str, says: str, todo: str
+) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/mountinfo").write_text(f"1 0 0:1 / / rw - {kind} far rw,{option},x=1\n")
+    found = check_filesystem("/x", proc=tmp_path)
+    assert found.state == state and says in found.text and todo in (found.todo or "")
+    assert (option in found.text) == (state != "ok")
 
 
 @pytest.mark.parametrize("kind", ["nfs", "gpfs", "beegfs", "ceph", "cifs", "9p", "fuse.juicefs"])
