@@ -76,7 +76,8 @@ test-slurm: .venv-latest/.ready
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
 # ignores conditions is refused.
 test-buckets: .venv-latest/.storage
-	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py
+	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py \
+		tests/system/test_empty_machines.py
 
 # That, jobs on real file systems, and many power cuts and schedules, which takes over an hour as
 # root; what cannot be mounted is skipped with the reason. On Debian, for all of them: apt install
