@@ -17,7 +17,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TINY = SCRIPTS / "tiny.py"
-START_SECONDS = 90.0 * float(os.environ.get("ELASTIC_CKPT_TEST_PATIENCE", "1"))
+START_SECONDS = 240.0 * float(os.environ.get("ELASTIC_CKPT_TEST_PATIENCE", "1"))
 JOB_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 MEMORY = Path("/dev/shm")
 

@@ -228,7 +228,7 @@ class Machine:
         if self.files.exists():
             self.files.rmdir()
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 180.0) -> int:
         """Wait for the machine's own end.
 
         Returns:
@@ -243,7 +243,7 @@ class Machine:
 
     # -- from the inside --------------------------------------------------------------------
 
-    def run(self, *command: str, check: bool = True, seconds: float = 30.0, given: str = "") -> str:
+    def run(self, *command: str, check: bool = True, seconds: float = 90.0, given: str = "") -> str:
         """Return a command's output inside, as root, with ``given`` as its input."""
         assert self.init is not None
         enter = ["nsenter", "-t", str(self.init.pid), *_ALL]
@@ -264,7 +264,7 @@ class Machine:
     def read(self, path: str) -> str:
         return self.run("cat", path)
 
-    def systemctl(self, *arguments: str, check: bool = True, seconds: float = 60.0) -> str:
+    def systemctl(self, *arguments: str, check: bool = True, seconds: float = 180.0) -> str:
         return self.run("systemctl", *arguments, check=check, seconds=seconds)
 
     def keep(self, *units: str) -> None:
@@ -287,7 +287,7 @@ class Machine:
         unit: str,
         condition: Callable[[dict[str, str]], bool],
         what: str,
-        seconds: float = 30.0,
+        seconds: float = 90.0,
     ) -> dict[str, str]:
         """Wait, bounded, until ``condition`` is true of the unit's properties; returns them."""
         limit = time.monotonic() + seconds

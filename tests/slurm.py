@@ -23,7 +23,7 @@ import psutil
 from tests.job import environment, is_tracker
 
 NODES = ("n1", "n2")
-START_SECONDS = 40.0
+START_SECONDS = 90.0
 MAX_DIRECTORY = 80  # characters: SLURM's sockets are below it, and a socket's path ends at 107
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 _FIELD = re.compile(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s[A-Z][\w:/]*=|\s*$)")
@@ -240,7 +240,7 @@ class Slurm:
 
     # -- jobs -------------------------------------------------------------------------------
 
-    def run(self, *command: str, seconds: float = 20.0) -> str:
+    def run(self, *command: str, seconds: float = 60.0) -> str:
         """Return the output of a command of the cluster, which must succeed."""
         found = self.call(*command, seconds=seconds)
         reported = f"{' '.join(command)}: {found.returncode}: {found.stderr}{found.stdout}"
@@ -248,7 +248,7 @@ class Slurm:
         return found.stdout
 
     def call(
-        self, *command: str, seconds: float = 20.0, text: str | None = None
+        self, *command: str, seconds: float = 60.0, text: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command of the cluster with ``text`` as input, whether it succeeds or not."""
         try:
@@ -287,7 +287,7 @@ class Slurm:
         job: str,
         condition: Callable[[dict[str, str]], bool],
         what: str,
-        seconds: float = 60.0,
+        seconds: float = 180.0,
     ) -> dict[str, str]:
         """Wait, bounded, until ``condition(show(job))`` is true; returns what it saw."""
         limit = time.monotonic() + seconds
@@ -299,7 +299,7 @@ class Slurm:
                 self.fail(f"not within {seconds} s: {what}\n{seen}\n{self.output(job)}")
             time.sleep(0.1)
 
-    def until_state(self, job: str, *states: str, seconds: float = 60.0) -> dict[str, str]:
+    def until_state(self, job: str, *states: str, seconds: float = 180.0) -> dict[str, str]:
         what = f"job {job} {' or '.join(states)}"
         return self.until(job, lambda seen: seen["JobState"] in states, what, seconds)
 

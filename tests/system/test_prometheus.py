@@ -119,7 +119,7 @@ scrape_configs:
             self.process.wait(20)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
     limit = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):  # it is not there yet

@@ -65,7 +65,7 @@ class Submitted:
         assert shown.returncode in (0, 1, 2), shown.stderr
         return msgspec.json.decode(shown.stdout, type=StatusView)
 
-    def until(self, condition, what: str, seconds: float = 60.0, number: str = "") -> StatusView:
+    def until(self, condition, what: str, seconds: float = 180.0, number: str = "") -> StatusView:
         limit = time.monotonic() + seconds
         while True:
             if (self.cluster.root / "home").exists() and self.job.directory.exists():
@@ -77,7 +77,7 @@ class Submitted:
             if time.monotonic() > limit:
                 message = self.cluster.output(self.number)
                 self.cluster.fail(f"not within {seconds} s: {what}\n{message}")
-            time.sleep(0.1)
+            time.sleep(0.5)  # asking starts an interpreter, which the job would wait for
 
     def until_step(self, step: int) -> StatusView:
         return self.until(
@@ -129,9 +129,9 @@ def test_preempted_job_is_requeued_and_resumes_exactly(
     job = Submitted(cluster, ARGUMENTS, "--time=60")
     job.until_step(20)
     high = job.high()
-    cluster.until(job.number, lambda seen: seen.get("Restarts") == "1", "requeued", seconds=60)
-    cluster.until_state(high, "COMPLETED", seconds=60)
-    cluster.until_state(job.number, "COMPLETED", seconds=90)
+    cluster.until(job.number, lambda seen: seen.get("Restarts") == "1", "requeued")
+    cluster.until_state(high, "COMPLETED")
+    cluster.until_state(job.number, "COMPLETED")
     assert (job.digest.read_text(), used_samples(job.trace, 2)) == expected
     [notice, *_] = job.moments("notice")
     [saved] = job.moments("saved", step=job.stopped())
@@ -204,7 +204,7 @@ def test_two_nodes_rendezvous_and_resume_after_a_preemption(
     assert sorted(worker.node for worker in view.workers) == ["n1", "n2"]
     job.high()
     cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "requeued", 60)
-    cluster.until_state(job.number, "COMPLETED", seconds=90)
+    cluster.until_state(job.number, "COMPLETED")
     assert (job.digest.read_text(), used_samples(job.trace, 2)) == expected
 
 

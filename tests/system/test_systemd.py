@@ -67,12 +67,13 @@ class Service:
         shown = self.machine.run("env", path, *command, check=False)
         return msgspec.json.decode(shown, type=StatusView)
 
-    def until(self, condition, what: str, seconds: float = 60.0) -> StatusView:
+    def until(self, condition, what: str, seconds: float = 180.0) -> StatusView:
         limit = time.monotonic() + seconds
         while not condition(view := self.view()):
             if time.monotonic() > limit:
                 message = self.machine.journal(self.name)[-6000:]
                 raise AssertionError(f"not within {seconds} s: {what}; {view}\n{message}")
+            time.sleep(0.2)
         return view
 
     def until_step(self, step: int) -> StatusView:
