@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import Final
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
@@ -29,7 +30,8 @@ def begin_attempt(
     """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
     on every rank if the disk has no room, or does not answer. ``replaces``: as the memory tier's.
     """
-    disk = DiskTier(runtime.job, runtime.retain.make_room, runtime.fence)
+    one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(runtime.peers.world_size)
+    disk = DiskTier(runtime.job, runtime.retain.make_room, runtime.fence, one_host=one_host)
     memory = runtime.memory if allow_memory else None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
