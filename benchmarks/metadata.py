@@ -7,7 +7,7 @@ descriptor.
 - *save*: by two ranks that save to the disk, from one seal to the next, on the attempt, the
   checkpoint and the directories that they are in. Goal: at most 120. Those on control files (run
   number, journal, logs) are counted apart.
-- *idle supervisor*: in each second while two ranks train without saving. Goal: at most 2.
+- *idle supervisor*: in each second while the script of two ranks sleeps. Goal: at most 2.
 - *list*: of 100 checkpoints. Goal: at most 500.
 - *retention*: a pass that deletes one checkpoint, with 100 and with 1,000 kept; the first pass of a
   process, which reads all of them, is not counted. Goal: the same for both, within 10 %.
@@ -156,7 +156,7 @@ def measure_saves(where: Places, saves: int) -> list[SaveCalls]:
 def measure_idle(where: Places, options: Options) -> list[float]:
     """The supervisor's calls per second, of each window."""
     seconds = QUICK_SECONDS if options.quick else WINDOW_SECONDS
-    pace = ["--size", "1", "--every", "0", "--pause", "0.5"]
+    pace = ["--size", "1", "--every", "0", "--sleep-from", "3"]
     with DiskJob(where.disk / "idle", where.memory, *pace, light=True) as job:
         job.until_step(3, seconds=PATIENCE_SECONDS)
         time.sleep(seconds)  # what the first steps lead to
