@@ -44,6 +44,7 @@ def run(script, *arguments):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err), left
 
 
+@pytest.mark.timeout(600)  # metadata starts two jobs
 @pytest.mark.parametrize("name", ROWS)
 def test_benchmark_measures_every_contestant_and_leaves_no_files(name, tmp_path):
     if name == "metadata" and shutil.which("strace") is None:
