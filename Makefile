@@ -179,6 +179,7 @@ bench: .venv-peers/.ready
 	.venv-peers/bin/python benchmarks/sampler.py
 	.venv-peers/bin/python benchmarks/store_speed.py
 	.venv-peers/bin/python benchmarks/store_scale.py
+	.venv-peers/bin/python benchmarks/metadata.py
 	.venv-peers/bin/python benchmarks/corruption.py
 
 clean:

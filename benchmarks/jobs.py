@@ -106,7 +106,7 @@ class Job:
                         found[-1].append(Step(int(words[0]), float(words[1]), int(words[2])))
         return found
 
-    def until_step(self, number: int) -> list[Step]:
+    def until_step(self, number: int, *, seconds: float = START_SECONDS) -> list[Step]:
         """Wait until every rank has finished it; the last step of each."""
         return self.until(
             lambda: (
@@ -115,6 +115,7 @@ class Job:
                 else None
             ),
             f"step {number}",
+            seconds=seconds,
         )
 
     def until(

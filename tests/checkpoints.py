@@ -147,12 +147,13 @@ def make_checkpoint(
     world_size: int = 2,
     contents: Mapping[str, bytes] = FILES,
     durable: bool = False,
+    one_host: bool = True,
     **changes: Any,
 ) -> Path:
     """Make a sealed checkpoint; not ``durable``, because few tests are about power cuts."""
     unsynced = mock.patch.object(os, "fsync", lambda fd: None)
     with contextlib.nullcontext() if durable else unsynced:
-        attempt = DiskAttempt.begin(job, step)
+        attempt = DiskAttempt.begin(job, step, one_host=one_host)
         header = make_header(attempt, epoch=epoch, world_size=world_size, **changes)
         return attempt.publish(header, fill(attempt, header, contents=contents))
 

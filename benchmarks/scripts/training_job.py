@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--trace", required=True, help="its rank is appended")
     parser.add_argument("--size", type=float, default=24.0, help="MB of state")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds of a step that sleep")
+    parser.add_argument("--sleep-from", type=int, default=0, help="sleep for good after this step")
     parser.add_argument("--every", type=int, default=10, help="steps between two saves")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument(LIGHT, action="store_true", help="leave ColossalAI out")
@@ -69,6 +70,8 @@ def main() -> None:
             for (numbers,) in session.batches(loader):
                 train(state, numbers.expand(-1, width), args.pause)
                 tell(session.step + 1)
+                while args.sleep_from and session.step + 1 >= args.sleep_from:
+                    time.sleep(60)
 
 
 def train_plain(args, state, batch, tell) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,8 +20,11 @@ from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected
 from elastic_ckpt.checkpoint.remote_note import noted_seconds_ago, read_remote
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
+    is_marked,
     is_verified,
+    marked,
     read_manifest,
+    read_sealed,
     verify_full,
     verify_quick,
 )
@@ -40,11 +44,12 @@ class CheckpointView:
         session: name of its session; empty for the unnamed one.
         manifest: None where it could not be trusted.
         age_seconds: since the seal was written, by the file's time; None if unknown.
-        intact: every file exists with its size, and no damage is known.
+        intact: every file was seen to exist with its size, and no damage is known.
         verified: every byte was read and its digest matched, now or at an earlier time.
         why: why it is not intact; else empty.
         own: its seal, if the script wrote it itself.
         url: the job's, if it is in the bucket of several nodes; then nothing is at ``path``.
+        checked: whether its files were looked at, rather than its manifest alone.
         foreign: whether it must not be set aside: never sealed, unreadable, or newer.
     """
 
@@ -61,6 +66,7 @@ class CheckpointView:
     session: str = ""
     own: OwnSeal | None = None
     url: str = ""
+    checked: bool = True
 
     @property
     def seal(self) -> Manifest | MemorySeal | OwnSeal | None:
@@ -79,18 +85,25 @@ class CheckpointView:
 
     @property
     def state(self) -> str:
-        """``verified``, ``intact``, or why it is neither."""
-        return self.why or ("verified" if self.verified else "intact")
+        """``verified``, ``intact``, ``sealed``, or why it is none of these."""
+        if self.verified or self.why:
+            return self.why or "verified"
+        return "intact" if self.checked else "sealed"
 
 
 def scan(job: JobDirectory) -> list[Path]:
     """Return the directories named like a checkpoint, newest first: by (epoch, step) as numbers."""
-    found: list[tuple[tuple[int, int], str]] = []
+    return [path for path, _ in scan_with_inodes(job)]
+
+
+def scan_with_inodes(job: JobDirectory) -> list[tuple[Path, int]]:
+    """Return what :func:`scan` does, each with the directory's inode."""
+    found: list[tuple[tuple[int, int], str, int]] = []
     for entry in os.scandir(job.root):
         key = checkpoint_key(entry.name)
         if key is not None and entry.is_dir(follow_symlinks=False):
-            found.append((key, entry.path))
-    return [Path(path) for _, path in sorted(found, reverse=True)]
+            found.append((key, entry.path, entry.inode()))
+    return [(Path(path), inode) for _, path, inode in sorted(found, reverse=True)]
 
 
 def view(path: Path, full: Advance | None = None) -> CheckpointView:
@@ -110,6 +123,31 @@ def view(path: Path, full: Advance | None = None) -> CheckpointView:
     return CheckpointView(
         path, epoch, step, manifest, _age(path), not why, verified, why,
         foreign=foreign, session=job.name,
+    )  # fmt: skip
+
+
+def _listed(job: JobDirectory) -> list[CheckpointView]:
+    """Return a session's checkpoints, newest first. The files are looked at down to the first
+    intact one, which a restart would load, and of the others the manifest: on a shared file system
+    each look takes a way over the network."""
+    found: list[CheckpointView] = []
+    names = marked(job)
+    for path in scan(job):
+        is_known = any(one.intact for one in found)
+        found.append(_sealed_view(job, path, names) if is_known else view(path))
+    return found
+
+
+def _sealed_view(job: JobDirectory, path: Path, names: Collection[str]) -> CheckpointView:
+    try:
+        manifest, written = read_sealed(path)
+    except (CheckpointError, OSError):
+        return view(path)  # which says what is wrong
+    verified = path.name in names and is_marked(job, path, manifest.attempt)
+    age = max(0.0, time.time() - written)
+    return CheckpointView(
+        path, manifest.epoch, manifest.step, manifest, age, False, verified, "",
+        session=job.name, checked=False,
     )  # fmt: skip
 
 
@@ -192,8 +230,9 @@ def in_memory(job: JobDirectory, root: str) -> list[CheckpointView]:
 
 def list_checkpoints(job: JobDirectory, memory: str = "") -> list[CheckpointView]:
     """Return every checkpoint of all sessions, newest first; then the superseded and the
-    quarantined ones. ``memory`` is a tier's root."""
-    found = [view(path) for one in job.sessions() for path in scan(one)] + in_memory(job, memory)
+    quarantined ones. ``memory`` is a tier's root. Files are looked at down to the newest intact
+    checkpoint of each session; older ones are sealed, as far as their manifests say."""
+    found = [view for one in job.sessions() for view in _listed(one)] + in_memory(job, memory)
     found += own_views(job)
     found.sort(key=lambda one: one.age, reverse=True)
     return found + superseded(job) + quarantined(job)

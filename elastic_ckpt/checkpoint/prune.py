@@ -11,15 +11,15 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, scan, view
 from elastic_ckpt.checkpoint.ownership.read_lock import removing
-from elastic_ckpt.checkpoint.quarantine import original_name, rejected
-from elastic_ckpt.checkpoint.verify import is_verified, mark_verified, unmark, verify_full
+from elastic_ckpt.checkpoint.quarantine import original_name
+from elastic_ckpt.checkpoint.retainable import KnownCheckpoints, Retainable
+from elastic_ckpt.checkpoint.verify import is_marked, mark_verified, marked, unmark, verify_full
 from elastic_ckpt.errors import CheckpointError, DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.journal.events import CheckpointPruned, PruneFailed
@@ -49,6 +49,7 @@ def prune(
     dry_run: bool = False,
     watch: Watch = unwatched,
     superseded: int | None = None,
+    known: KnownCheckpoints | None = None,
 ) -> list[Pruned]:
     """Apply the rule to the checkpoints, and to each superseded line by itself, the oldest last set
     aside first. Safe while the job runs, and if it is killed at any moment.
@@ -59,108 +60,109 @@ def prune(
         dry_run: change nothing.
         watch: shows the progress of that read.
         superseded: the number of superseded lines to keep, those set aside last; None keeps all.
+        known: what earlier passes have seen, so that this one reads only what is new, what it
+            deletes, and what makes that safe: the newest, the newest verified one, and the best.
 
     Returns:
         One entry per checkpoint, newest first; then the superseded ones.
     """
-    views = [view(path) for path in scan(job)]
-    pruned = _apply(job, views, judge(retention, [*map(_candidate, views)]), watch, dry_run)
-    lines = _superseded_lines(job)
-    told = lines[: len(lines) - superseded] if superseded is not None else []
-    is_safe = not told or _newest_verified(job, views, watch, dry_run) is not None
-    for line in lines:
-        views = [view(path) for path in line]
-        if line in told and is_safe:
-            gone = [RetentionVerdict(one.path.name, False, "as requested") for one in views]
-            pruned += _carry_out(job, views, gone, dry_run)
-        else:
-            verdicts = judge(retention, [*map(_candidate, views)])
-            pruned += _apply(job, views, verdicts, watch, dry_run)
+    known = known or KnownCheckpoints()
+    for is_last in (False, True):
+        newest, lines = known.look(job)
+        told = lines[: len(lines) - superseded] if superseded is not None else []
+        plans = [_Plan(newest, judge(retention, [*map(_candidate, newest)]))]
+        is_safe = not told or _newest_verified(job, newest, watch, dry_run) is not None
+        for line in lines:
+            if line in told and is_safe:
+                gone = [RetentionVerdict(one.path.name, False, "as requested") for one in line]
+                plans.append(_Plan(line, gone, requested=True))
+            else:
+                plans.append(_Plan(line, judge(retention, [*map(_candidate, line)])))
+        plans = [_protected(job, plan, watch, dry_run) for plan in plans]
+        # The second time all that is known was seen just now.
+        if is_last or known.still_true(one for plan in plans for one in plan.relied_upon):
+            break
+    pruned = [one for plan in plans for one in _carry_out(job, plan, dry_run)]
     if not dry_run:
         empty_trash(job)
     return pruned
 
 
-def _superseded_lines(job: JobDirectory) -> list[list[Path]]:
-    """Return what was superseded together, newest first; the line that was set aside last ends."""
-    lines: dict[str, list[Path]] = {}
-    for one in rejected(job, job.superseded):  # in the order of their times
-        lines[one.line] = [*lines.pop(one.line, []), Path(one.path)]
-    return [
-        sorted(line, key=lambda path: checkpoint_key(original_name(path)) or (0, 0), reverse=True)
-        for line in lines.values()
+@dataclass(frozen=True)
+class _Plan:
+    """What to do with some checkpoints, newest first. ``support`` is the newest verified one, which
+    makes it safe to delete others."""
+
+    found: Sequence[Retainable]
+    verdicts: Sequence[RetentionVerdict]
+    requested: bool = False
+    support: Retainable | None = None
+
+    @property
+    def deletes(self) -> bool:
+        return not all(verdict.keep for verdict in self.verdicts)
+
+    @property
+    def relied_upon(self) -> list[Retainable]:
+        """What has to be as it was seen before anything is deleted."""
+        if not self.deletes or self.requested:
+            return []
+        going = [one for one, verdict in self._pairs() if not verdict.keep or verdict.by_metric]
+        first = next((one for one in self.found if one.intact), None)
+        return list({one.path: one for one in (*going, first, self.support) if one}.values())
+
+    def _pairs(self) -> Iterator[tuple[Retainable, RetentionVerdict]]:
+        return zip(self.found, self.verdicts, strict=True)
+
+
+def _protected(job: JobDirectory, plan: _Plan, watch: Watch, dry_run: bool) -> _Plan:
+    """Keep the newest verified checkpoint, whatever the rule; without one, keep all."""
+    if plan.requested or not plan.deletes:
+        return plan
+    newest = _newest_verified(job, plan.found, watch, dry_run)
+    if newest is None:
+        why = "no checkpoint could be verified: nothing is deleted"
+        kept = [replace(verdict, keep=True, why=why) for verdict in plan.verdicts]
+        return replace(plan, verdicts=kept)
+    verdicts = [
+        replace(verdict, keep=True, why="the newest verified one")
+        if verdict.name == newest.path.name and not verdict.keep
+        else verdict
+        for verdict in plan.verdicts
     ]
+    return replace(plan, verdicts=verdicts, support=newest)
 
 
-def _apply(
-    job: JobDirectory,
-    views: Sequence[CheckpointView],
-    verdicts: Sequence[RetentionVerdict],
-    watch: Watch,
-    dry_run: bool,
-) -> list[Pruned]:
-    if not all(verdict.keep for verdict in verdicts):
-        verdicts = _protect(job, views, verdicts, watch, dry_run)
-    return _carry_out(job, views, verdicts, dry_run)
-
-
-def _carry_out(
-    job: JobDirectory,
-    views: Sequence[CheckpointView],
-    verdicts: Sequence[RetentionVerdict],
-    dry_run: bool,
-) -> list[Pruned]:
+def _carry_out(job: JobDirectory, plan: _Plan, dry_run: bool) -> list[Pruned]:
     pruned: list[Pruned] = []
-    for found, verdict in zip(views, verdicts, strict=True):
-        size = found.manifest.total_bytes if found.manifest else 0
-        result = Pruned(found.path, found.step, size, verdict.keep, verdict.why)
+    for found, verdict in zip(plan.found, plan.verdicts, strict=True):
+        result = Pruned(found.path, found.step, found.bytes, verdict.keep, verdict.why)
         if not verdict.keep:
             result = _look(result) if dry_run else _remove(job, result)
         pruned.append(result)
     return pruned
 
 
-def _candidate(found: CheckpointView) -> RetentionCandidate:
-    metrics = found.manifest.metrics if found.manifest else {}
-    automatic = found.manifest is not None and found.manifest.automatic
-    return RetentionCandidate(found.path.name, found.step, found.intact, metrics, automatic)
-
-
-def _protect(
-    job: JobDirectory,
-    views: Sequence[CheckpointView],
-    verdicts: Sequence[RetentionVerdict],
-    watch: Watch,
-    dry_run: bool,
-) -> list[RetentionVerdict]:
-    """Keep the newest verified checkpoint, whatever the rule; without one, keep all."""
-    newest = _newest_verified(job, views, watch, dry_run)
-    if newest is None:
-        why = "no checkpoint could be verified: nothing is deleted"
-        return [replace(verdict, keep=True, why=why) for verdict in verdicts]
-    return [
-        replace(verdict, keep=True, why="the newest verified one")
-        if verdict.name == newest and not verdict.keep
-        else verdict
-        for verdict in verdicts
-    ]
+def _candidate(found: Retainable) -> RetentionCandidate:
+    metrics = found.metrics or {}
+    return RetentionCandidate(found.path.name, found.step, found.intact, metrics, found.automatic)
 
 
 def _newest_verified(
-    job: JobDirectory, views: Sequence[CheckpointView], watch: Watch, dry_run: bool
-) -> str | None:
-    intact = [found for found in views if found.intact and found.manifest is not None]
+    job: JobDirectory, checkpoints: Sequence[Retainable], watch: Watch, dry_run: bool
+) -> Retainable | None:
+    intact = [found for found in checkpoints if found.intact and found.attempt]
+    names = marked(job)
     for found in intact:
-        if found.manifest and is_verified(job, found.path, found.manifest):
-            return found.path.name
+        if found.path.name in names and is_marked(job, found.path, found.attempt):
+            return found
     for found in intact:
-        size = found.manifest.total_bytes if found.manifest else 0
         with contextlib.suppress(CheckpointError, OSError):
-            advance = watch(f"verifying {found.path.name}", size)
+            advance = watch(f"verifying {found.path.name}", found.bytes)
             manifest = verify_full(found.path, advance)
             if not dry_run:
                 mark_verified(job, found.path, manifest)
-            return found.path.name
+            return found
     return None
 
 
@@ -230,6 +232,8 @@ class Retainer:
         self._job = job
         self._journal = journal
         self._say = say
+        self._known = KnownCheckpoints()
+        self._pass = threading.Lock()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
         self._due = False
@@ -276,7 +280,14 @@ class Retainer:
 
     def _prune(self) -> None:
         try:
-            done = prune(self._job, self.rule, watch=in_lines(self._say))
+            # make_room() does not wait for a slow pass; what that one knows is not shared then.
+            alone = self._pass.acquire(blocking=False)
+            try:
+                known = self._known if alone else None
+                done = prune(self._job, self.rule, watch=in_lines(self._say), known=known)
+            finally:
+                if alone:
+                    self._pass.release()
         except (OSError, RuntimeError) as error:  # RuntimeError: Python ends, and hashing with it
             self._journal.write(PruneFailed(error=str(error)))
             return

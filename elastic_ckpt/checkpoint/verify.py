@@ -26,7 +26,13 @@ from elastic_ckpt.checkpoint.manifest import (
 )
 from elastic_ckpt.errors import CheckpointRejected, DirectoryUnusable, NotSealed
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
-from elastic_ckpt.util.files import files_below, open_regular, read_bounded, write_atomic
+from elastic_ckpt.util.files import (
+    files_below,
+    open_regular,
+    read_bounded,
+    read_with_time,
+    write_atomic,
+)
 from elastic_ckpt.util.progress import Advance, ignore
 from elastic_ckpt.util.text import printable
 
@@ -49,8 +55,23 @@ def read_manifest(checkpoint: Path) -> Manifest:
         UnsupportedFormat: a newer version wrote it.
         OSError: it could not be read; the checkpoint may still be good.
     """
+    return _read(checkpoint)[0]
+
+
+def read_sealed(checkpoint: Path) -> tuple[Manifest, float]:
+    """Return the manifest of a sealed checkpoint, whose files nothing is known of, and when it was
+    written, in seconds since 1970. Raises as :func:`read_manifest`, and if it is another's."""
+    manifest, written = _read(checkpoint)
+    name = manifest.checkpoint_name
+    # A superseded one has a suffix.
+    if checkpoint.name.startswith("epoch-") and not f"{checkpoint.name}-".startswith(f"{name}-"):
+        raise CheckpointRejected(f"its manifest says {name}: the directory was renamed or mixed up")
+    return manifest, written
+
+
+def _read(checkpoint: Path) -> tuple[Manifest, float]:
     try:
-        data = read_bounded(checkpoint / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        data, written = read_with_time(checkpoint / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise NotSealed("not sealed: it has no manifest.json") from None
     except OSError as error:
@@ -59,17 +80,13 @@ def read_manifest(checkpoint: Path) -> Manifest:
         if error.errno == errno.EFBIG:
             raise CheckpointRejected(f"manifest.json is {error.strerror}") from None
         raise
-    return decode_manifest(data)
+    return decode_manifest(data), written
 
 
 def verify_quick(checkpoint: Path) -> Manifest:
     """Return the manifest of an intact checkpoint: sealed, every file with its size. Raises as
     :func:`read_manifest`."""
-    manifest = read_manifest(checkpoint)
-    name = manifest.checkpoint_name
-    # A superseded one has a suffix.
-    if checkpoint.name.startswith("epoch-") and not f"{checkpoint.name}-".startswith(f"{name}-"):
-        raise CheckpointRejected(f"its manifest says {name}: the directory was renamed or mixed up")
+    manifest, _ = read_sealed(checkpoint)
     verify_sizes(checkpoint, manifest.files)
     return manifest
 
@@ -226,12 +243,23 @@ def mark_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> 
 
 def is_verified(job: JobDirectory, checkpoint: Path, manifest: SealHeader) -> bool:
     """Return whether this very checkpoint, not another of its name, was verified."""
-    if not job.owns(job.verified):
-        return False
+    return job.owns(job.verified) and is_marked(job, checkpoint, manifest.attempt)
+
+
+def is_marked(job: JobDirectory, checkpoint: Path, attempt: str) -> bool:
+    """Return whether one of :func:`marked` was verified as that attempt."""
     try:
-        return read_bounded(job.verified / checkpoint.name, 64) == manifest.attempt.encode()
+        return read_bounded(job.verified / checkpoint.name, 64) == attempt.encode()
     except OSError:
         return False
+
+
+def marked(job: JobDirectory) -> frozenset[str]:
+    """Return the names of the checkpoints that may have been verified: look at no others."""
+    try:
+        return frozenset(os.listdir(job.verified) if job.owns(job.verified) else ())
+    except OSError:
+        return frozenset()
 
 
 def unmark(job: JobDirectory, checkpoint: Path) -> None:

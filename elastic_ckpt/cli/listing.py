@@ -20,16 +20,17 @@ from elastic_ckpt.util.units import human_bytes, human_duration
 @directory_argument
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, newest first.")
 def command(directory: Path | BucketUrl, as_json: bool) -> int:
-    """List the checkpoints in DIR: verified, intact, or why not.
+    """List the checkpoints in DIR: verified, intact, sealed or not.
 
     \b
       elastic-ckpt list ckpt
-      elastic-ckpt list ckpt --json | jq -r '.[] | select(.intact) | .path'
+      elastic-ckpt list ckpt --json | jq -r '.[] | select(.sealed) | .path'
 
-    A checkpoint is intact if every file exists with its size, and verified if every byte was
-    read and its digest matched: at a restart, or by verify --full. Checkpoints that are still in
-    memory are listed too. Superseded ones come last, by the names that restore takes. DIR may be
-    the URL of a bucket.
+    The newest checkpoint is intact if every file exists with its size. Older ones are sealed if
+    their manifest is valid; their files are not looked at here, but by elastic-ckpt verify.
+    Verified means that every byte was once read and its digest matched: at a restart, or by
+    verify --full. Checkpoints that are still in memory are listed too. Superseded ones come last,
+    by the names that restore takes. DIR may be the URL of a bucket.
     """
     if isinstance(directory, BucketUrl):
         from elastic_ckpt.cli.bucket.inspect import list_bucket
@@ -52,7 +53,8 @@ def command(directory: Path | BucketUrl, as_json: bool) -> int:
 
 
 def as_row(view: CheckpointView) -> dict[str, Any]:
-    """Return one checkpoint as ``--json`` prints it: bytes, seconds."""
+    """Return one checkpoint as ``--json`` prints it: bytes, seconds. ``intact`` is None if its
+    files were not looked at; ``sealed`` tells that nothing is known to be wrong."""
     return {
         "path": encodable(str(view.path)),
         "epoch": view.epoch,
@@ -61,7 +63,8 @@ def as_row(view: CheckpointView) -> dict[str, Any]:
         "tier": view.tier,
         "bytes": view.seal.total_bytes if view.seal else None,
         "age_seconds": view.age_seconds,
-        "intact": view.intact,
+        "sealed": not view.why,
+        "intact": view.intact if view.checked else None,
         "verified": view.verified,
         "why": view.why,
         "session": view.session,
@@ -89,7 +92,7 @@ def _print(views: list[CheckpointView]) -> None:
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
-        state = Text(view.state, "green" if view.intact else "red")
+        state = Text(view.state, "red" if view.why else "green")
         table.add_row(
             *[view.session or "-"] * named,
             str(view.step),

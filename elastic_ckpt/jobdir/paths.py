@@ -237,7 +237,9 @@ class JobDirectory:
         inside = directory.relative_to(self.home)
         os.lstat(self.control)  # only ``prepare`` makes a job directory
         for place in (*(self.home / one for one in reversed(inside.parents)), self.home / inside):
-            if place != self.home and not os.path.lexists(place):
+            if place == self.home or self.owns(place):
+                continue
+            if not os.path.lexists(place):
                 _make(place)
                 if group_may_read(self.control) and not group_may_read(place):
                     let_group_in(place)

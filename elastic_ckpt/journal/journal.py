@@ -167,9 +167,11 @@ class JournalTail:
         try:
             if not self._job.owns(path.parent):
                 return b""
-            with os.fdopen(open_regular(path), "rb") as file:
-                file.seek(offset)
-                return file.read(MAX_TAIL_BYTES)
+            fd = open_regular(path)
+            try:
+                return os.pread(fd, MAX_TAIL_BYTES, offset)
+            finally:
+                os.close(fd)
         except OSError:
             return b""
 

@@ -58,11 +58,13 @@ class RetentionCandidate:
 
 @dataclass(frozen=True)
 class RetentionVerdict:
-    """Whether to keep a checkpoint, and why."""
+    """Whether to keep a checkpoint, and why; ``by_metric`` if it is one of the best, so that what
+    is not goes because of it."""
 
     name: str
     keep: bool
     why: str
+    by_metric: bool = False
 
 
 def parse_best(text: str) -> tuple[int, str, bool]:
@@ -87,13 +89,14 @@ def judge(retention: Retention, candidates: Sequence[RetentionCandidate]) -> lis
     if not retention:
         reasons = {candidate.name: "no retention is set" for candidate in usable}
     chosen = [candidate.name for candidate in usable if not candidate.automatic]
+    best = _best(retention, usable)
     for reason, names in (
         ("the newest", [candidate.name for candidate in usable[:1]]),
         ("not saved automatically", chosen if retention.automatic else []),
         (f"one of the last {retention.automatic}", _names(usable[: retention.automatic])),
         (f"one of the last {retention.last}", _names(usable[: retention.last])),
         (f"the first of {retention.every} steps", _every(retention, usable)),
-        (f"one of the best {retention.best} by {retention.metric}", _best(retention, usable)),
+        (f"one of the best {retention.best} by {retention.metric}", best),
     ):
         for name in names:
             reasons.setdefault(name, reason)
@@ -101,7 +104,10 @@ def judge(retention: Retention, candidates: Sequence[RetentionCandidate]) -> lis
         RetentionVerdict(candidate.name, False, "no rule keeps it")
         if candidate.usable and candidate.name not in reasons
         else RetentionVerdict(
-            candidate.name, True, reasons.get(candidate.name, "not intact: left alone")
+            candidate.name,
+            True,
+            reasons.get(candidate.name, "not intact: left alone"),
+            by_metric=candidate.name in best,
         )
         for candidate in candidates
     ]

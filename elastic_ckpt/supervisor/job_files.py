@@ -22,7 +22,7 @@ from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.place import JobPlace
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
-from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
+from elastic_ckpt.jobdir.save_requests import RequestWatch, ask_for_save, remove_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
 from elastic_ckpt.journal.events import Drained, Saved
 from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
@@ -34,7 +34,7 @@ from elastic_ckpt.supervisor.saves.checkpoints import DirectoryCheckpoints, JobC
 
 log = logging.getLogger(__name__)
 
-REQUESTS_SECONDS: Final = 0.25
+REQUESTS_SECONDS: Final = 0.5
 EVENTS_SECONDS: Final = 1.0
 """How often the thread looks for save requests, and into the journal."""
 
@@ -97,6 +97,7 @@ class JobFiles:
         self._scanned = False  # the last one worked
         self._record: NodeRecord | None = None  # to be written
         self._last_record: NodeRecord | None = None
+        self._request_watch = RequestWatch(job)
         self._requests: frozenset[str] = frozenset()  # as of the last look
         self._taken: set[str] = set()  # for good, even if one cannot be removed
         self._events: deque[JournalEntry] = deque()
@@ -361,7 +362,7 @@ class JobFiles:
             ownership.beat_and_check()
 
     def _look_for_requests(self) -> None:
-        self._requests = waiting_requests(self._job)
+        self._requests = self._request_watch.look(time.monotonic())
         if self._requests - self._taken:
             self._wake()
 

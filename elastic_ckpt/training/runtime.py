@@ -163,7 +163,8 @@ class Runtime:
         """The tier that outlives this machine: what a save comes to in the end."""
         if self.bucket is not None:
             return self.bucket.tier(self.job)
-        return DiskTier(self.job, self.retain.make_room, self.fence)
+        one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(self.peers.world_size)
+        return DiskTier(self.job, self.retain.make_room, self.fence, one_host=one_host)
 
     @property
     def home(self) -> str:

@@ -34,11 +34,16 @@ def sync_directory(directory: Path) -> None:
 def open_regular(path: Path) -> int:
     """Open a regular file for reading, without waiting for the other end of a FIFO. OSError for
     anything else (a link, a directory, a FIFO), or if it cannot be opened."""
+    return _open_regular(path)[0]
+
+
+def _open_regular(path: Path) -> tuple[int, os.stat_result]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise OSError(errno.ENXIO, "not a regular file", str(path))
-    return fd
+    return fd, status
 
 
 def read_tail(path: Path, limit: int) -> bytes:
@@ -57,17 +62,34 @@ def read_tail(path: Path, limit: int) -> bytes:
 def read_bounded(path: Path, limit: int) -> bytes:
     """Return the contents of a small file that another user may have created. OSError if it is not
     a regular file, cannot be read, or is larger than ``limit`` bytes."""
-    with os.fdopen(open_regular(path), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        data = b"" if size > limit else file.read(size + 1)  # it may grow
-    if max(size, len(data)) > limit:
+    return read_with_time(path, limit)[0]
+
+
+def read_with_time(path: Path, limit: int) -> tuple[bytes, float]:
+    """Return what :func:`read_bounded` does and when the file was written, in seconds since 1970.
+    Four system calls, as each may cost a way over the network."""
+    fd, status = _open_regular(path)
+    try:
+        data = b""
+        # At the end of a regular file a read is short. One byte more: the file may grow.
+        while status.st_size <= limit and len(data) <= status.st_size:
+            wanted = status.st_size + 1 - len(data)
+            piece = os.read(fd, wanted)
+            data += piece
+            if not piece or len(data) == status.st_size:
+                break
+    finally:
+        os.close(fd)
+    if max(status.st_size, len(data)) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
-    return data
+    return data, status.st_mtime
 
 
-def create_file(path: Path) -> int:
-    """Open a new file for writing; OSError if the name exists, even as a link."""
-    shared = group_may_read(path.parent)
+def create_file(path: Path, *, shared: bool | None = None) -> int:
+    """Open a new file for writing; OSError if the name exists, even as a link. ``shared``: whether
+    the group may read the directory, if the caller knows it."""
+    if shared is None:
+        shared = group_may_read(path.parent)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     if shared:
         try:
@@ -79,10 +101,11 @@ def create_file(path: Path) -> int:
     return fd
 
 
-def create_directory(path: Path) -> None:
-    """Create a directory in an existing one; the name must be free."""
+def create_directory(path: Path, *, shared: bool | None = None) -> None:
+    """Create a directory in an existing one; the name must be free. ``shared`` as for
+    :func:`create_file`."""
     os.mkdir(path, 0o700)
-    if group_may_read(path.parent):
+    if group_may_read(path.parent) if shared is None else shared:
         let_group_in(path)
 
 
@@ -105,23 +128,33 @@ def group_may_read(directory: Path) -> bool:
     return os.stat(directory).st_mode & _GROUP == _GROUP
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes, *, shared: bool | None = None) -> None:
+    """Write a new file: its contents are durable on return, its name once its directory is synced.
+    OSError if the name exists. A kill leaves a part of it. ``shared`` as for :func:`create_file`.
+    """
+    fd = create_file(path, shared=shared)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, *, shared: bool | None = None) -> None:
     """Replace ``path`` with ``data``: a reader sees the old contents or the new ones.
 
     One writer per path. Durable on return. A kill leaves at most one ``.tmp-`` file next to it,
-    which is never read and which the next write replaces.
+    which is never read and which the next write replaces. ``shared`` as for :func:`create_file`.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        fd = create_file(temporary)
-    except FileExistsError:
-        temporary.unlink()
-        fd = create_file(temporary)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            write_new(temporary, data, shared=shared)
+        except FileExistsError:
+            temporary.unlink()
+            write_new(temporary, data, shared=shared)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

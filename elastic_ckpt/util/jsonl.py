@@ -56,7 +56,10 @@ class AppendedFile:
         self._ahead = ahead
         self._fd = -1
         self._size = 0
+        self._inode = 0
         self._torn = False
+        self._whole_until: tuple[int, int] | None = None
+        """Inode and size after our last append, if it ended a line: then there is no tear."""
 
     def close(self) -> None:
         """Close the file; the next append opens it again."""
@@ -80,6 +83,7 @@ class AppendedFile:
             count = os.write(self._fd, data)
             self._size += count
             self._torn = data[count - 1 : count] != b"\n"
+            self._whole_until = None if self._torn else (self._inode, self._size)
             if count < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         finally:
@@ -92,22 +96,30 @@ class AppendedFile:
 
     def _open(self) -> None:
         self._prepare()
-        with contextlib.suppress(FileNotFoundError):
-            self._size = os.stat(self._path, follow_symlinks=False).st_size
-            if self._is_full:
-                self._rotate()
-        with contextlib.suppress(FileExistsError):
-            os.close(create_file(self._path))
+        status = self._open_or_create()
+        if self._is_full:
+            self.close()
+            self._rotate()
+            status = self._open_or_create()
+        if status.st_blocks * 512 - self._size < self._ahead // 2:
+            self._allocate()
+        if (status.st_ino, self._size) != self._whole_until:
+            self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
+
+    def _open_or_create(self) -> os.stat_result:
         flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-        self._fd = os.open(self._path, flags)
+        try:
+            self._fd = os.open(self._path, flags)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.close(create_file(self._path))
+            self._fd = os.open(self._path, flags)
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             self.close()
             raise OSError(errno.ENXIO, "not a regular file with one name", str(self._path))
-        self._size = status.st_size
-        if status.st_blocks * 512 - self._size < self._ahead // 2:
-            self._allocate()
-        self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
+        self._inode, self._size = status.st_ino, status.st_size
+        return status
 
     def _allocate(self) -> None:
         try:

@@ -60,7 +60,7 @@ def live(rank: int, port: int, root: Path, outcomes: Path, traced: bool, steps: 
     """Run a rank after the fork; return its exit code."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        LOCAL_WORLD_SIZE=str(WORLD_SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     os.environ.pop("ELASTIC_CKPT_DIR", None)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))

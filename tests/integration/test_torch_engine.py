@@ -153,6 +153,7 @@ def step_for_real(rank: int, directory: str, load: bool) -> dict[str, str]:
         trainer.engine.load(place)
     else:
         steps(0, 2)
+        place.mkdir(exist_ok=True)
         trainer.engine.save(place, DiskPart(place, "tested", rank))
     steps(2, 4)
     return {

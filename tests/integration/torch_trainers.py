@@ -108,6 +108,7 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 def save(trainer: Trainer, directory: Path, rank: int) -> None:
     """Save a checkpoint and the same state by other means, for :func:`differences`."""
+    directory.mkdir(exist_ok=True)
     trainer.engine.save(directory, DiskPart(directory, "tested", rank))
     gathered = trainer.gathered()
     if rank == 0:

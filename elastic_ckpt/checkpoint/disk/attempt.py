@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.disk.part import DiskPart
+from elastic_ckpt.checkpoint.disk.part import DiskPart, directories_of
 from elastic_ckpt.checkpoint.lineage import (
     has_same_state,
     is_later,
@@ -46,9 +46,9 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import (
     create_directory,
+    group_may_read,
     remove_tree,
     sync_directory,
-    sync_tree,
     write_atomic,
 )
 
@@ -57,17 +57,31 @@ NAME: Final = "disk"
 
 @dataclass(frozen=True)
 class DiskAttempt:
-    """A directory that one attempt writes to; see :class:`elastic_ckpt.checkpoint.tier.Attempt`."""
+    """A directory that one attempt writes to; see :class:`elastic_ckpt.checkpoint.tier.Attempt`.
+
+    Attributes:
+        one_host: whether all ranks are on the leader's host: then the leader alone syncs the
+            directories, as an fsync there covers what any process of its kernel created.
+        shared: whether the group may read it; None for not known.
+    """
 
     job: JobDirectory
     identity: str
     step: int
     run: int = 0
     fence: Fence | None = None
+    one_host: bool = False
+    shared: bool | None = None
 
     @classmethod
     def begin(
-        cls, job: JobDirectory, step: int, identity: str | None = None, fence: Fence | None = None
+        cls,
+        job: JobDirectory,
+        step: int,
+        identity: str | None = None,
+        fence: Fence | None = None,
+        *,
+        one_host: bool = False,
     ) -> DiskAttempt:
         """Make a new directory, for a drain in place of what an earlier drain of ``identity`` left.
         DirectoryUnusable if a link stands where attempts belong, RunSuperseded if another run owns
@@ -75,14 +89,15 @@ class DiskAttempt:
         if fence is not None:
             fence.check()
         run = fence.number if fence is not None else 0
-        attempt = cls(job, identity or secrets.token_hex(8), step, run, fence)
         job.require(job.attempts)
+        shared = group_may_read(job.attempts)
+        name = identity or secrets.token_hex(8)
+        attempt = cls(job, name, step, run, fence, one_host, shared)
         if identity is not None:
             attempt.drop()
         try:
-            create_directory(attempt.path)
-            create_directory(attempt.path / "parts")
-            create_directory(attempt.path / "ranks")
+            for place in (attempt.path, attempt.path / "parts", attempt.path / "ranks"):
+                create_directory(place, shared=shared)
         except OSError:
             attempt.drop()
             raise
@@ -94,23 +109,30 @@ class DiskAttempt:
         return self.job.attempts / f"{run}{self.step}-{self.identity}"
 
     def part(self, rank: int) -> DiskPart:
-        return DiskPart(self.path, self.identity, rank)
+        made = DiskPart(
+            self.path, self.identity, rank, shared=self.shared, leaves_names=self.one_host
+        )
+        made.expect("parts", "ranks")
+        return made
 
     @property
     def ref(self) -> Ref:
         return Ref(NAME, f"{self.run}.{self.step}", self.identity)
 
     @classmethod
-    def join(cls, job: JobDirectory, ref: Ref, fence: Fence | None = None) -> DiskAttempt:
+    def join(
+        cls, job: JobDirectory, ref: Ref, fence: Fence | None = None, *, one_host: bool = False
+    ) -> DiskAttempt:
         """Return the attempt that another process began."""
         run, step = map(int, ref.name.split("."))
-        return cls(job, ref.attempt, step, run, fence)
+        return cls(job, ref.attempt, step, run, fence, one_host)
 
     def seal(self, header: SealHeader, files: Sequence[FileEntry], _: Retention) -> Ref:
         return Ref(NAME, self.publish(header, files).name)
 
     def publish(self, header: SealHeader, files: Sequence[FileEntry]) -> Path:
-        """Turn the attempt into a checkpoint. Leader only, after every part is durable.
+        """Turn the attempt into a checkpoint. Leader only, after every part is finished: the
+        contents of all files are durable, and all names once this has synced their directories.
 
         Args:
             files: all parts' files, as their writers described them.
@@ -128,9 +150,13 @@ class DiskAttempt:
         """
         data = encode(make_manifest(header, files))
         manifest = decode_manifest(data)  # do not seal what cannot be read
-        if os.path.lexists(self.path):  # else it was renamed already
-            sync_tree(self.path)
-            write_atomic(self.path / MANIFEST_NAME, data)
+        try:
+            for directory in directories_of(entry.path for entry in manifest.files):
+                sync_directory(self.path / directory)
+            write_atomic(self.path / MANIFEST_NAME, data, shared=self.shared)  # syncs the rest
+        except FileNotFoundError:
+            if os.path.lexists(self.path):
+                raise  # else it was renamed already
         if self.fence is not None and is_stale(self.job, header, self.fence):
             why = f"run {header.run} was taken over"
             return supersede(self.job, self.path, why, header.checkpoint_name)

@@ -36,10 +36,10 @@ class HashedFile:
     """A new file of :class:`DiskPart`; what is written to it is hashed on the way. Has what
     ``torch.save`` asks of a file. If ``direct``, writes of whole pages bypass the page cache."""
 
-    def __init__(self, path: Path, direct_bytes: int = 0) -> None:
+    def __init__(self, path: Path, direct_bytes: int = 0, *, shared: bool | None = None) -> None:
         """Create it, for ``direct_bytes`` past the page cache: whole pages at addresses of pages,
-        the end excepted; 0 for the usual way."""
-        self._fd = create_file(path)
+        the end excepted; 0 for the usual way. ``shared`` as for ``create_file``."""
+        self._fd = create_file(path, shared=shared)
         self.direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
         self._reserved = direct_bytes if self.direct else 0
         self._digest = xxhash.xxh3_128()

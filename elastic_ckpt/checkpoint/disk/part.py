@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import xxhash
 
@@ -27,6 +28,7 @@ from elastic_ckpt.util.files import (
     set_mode,
     sync_directory,
     write_atomic,
+    write_new,
 )
 
 
@@ -36,18 +38,41 @@ def part_name(rank: int) -> str:
 
 
 class DiskPart(PartFiles):
-    """A part on disk: each file is durable when its block ends."""
+    """A part on disk: each file's contents are durable when its block ends."""
 
-    def __init__(self, directory: Path, attempt: str, rank: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        attempt: str,
+        rank: int,
+        *,
+        shared: bool | None = None,
+        leaves_names: bool = False,
+    ) -> None:
+        """
+        Args:
+            shared: whether the group may read the attempt, and so what is in it; None to find out.
+            leaves_names: whether the seal makes the names durable, on this very kernel, so that
+                :meth:`finish` need not.
+        """
         super().__init__(directory, rank)
         self._attempt = attempt
+        self._leaves_names = leaves_names
+        self._known_shared = shared
+        self._known = {directory}
+        """Directories that exist, with our mode."""
+
+    @property
+    def _shared(self) -> bool:
+        if self._known_shared is None:
+            self._known_shared = group_may_read(self._directory)
+        return self._known_shared
 
     def _create(self, path: str, size: int | None, paged: bool) -> HashedFile | StagedFile:
         """Create a file; a large one of known size passes the page cache by."""
         target = self._directory / path
-        if not target.parent.is_dir():
-            self._make_parents(target.parent)
-        hashed = HashedFile(target, size or 0)
+        self._make(target.parent)
+        hashed = HashedFile(target, size or 0, shared=self._shared)
         return hashed if paged or not hashed.direct else StagedFile(hashed)
 
     def claim(self, path: str) -> None:
@@ -58,16 +83,17 @@ class DiskPart(PartFiles):
             status = os.fstat(fd)
             if status.st_nlink != 1:
                 raise CheckpointRejected(f"{path} has another name: hard links are not followed")
-            wanted = 0o640 if group_may_read(self._directory) else 0o600
+            wanted = 0o640 if self._shared else 0o600
             if stat.S_IMODE(status.st_mode) != wanted:
                 set_mode(fd, wanted)
             size, digest = _sync_and_hash(fd, status.st_size, target)
+        for directory in directories_of([path]):
+            self._adopt(self._directory / directory)
         self._entries[path] = FileEntry(path, size, digest, self.rank)
 
     def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:
-        """Make the names durable and write the part manifest, last; it is one of the files."""
-        for directory in sorted({(self._directory / path).parent for path in self._entries}):
-            sync_directory(directory)
+        """Make the names durable, unless the seal does, and write the part manifest, last; it is
+        one of the files."""
         part = PartManifest(
             attempt=self._attempt,
             rank=self.rank,
@@ -76,15 +102,46 @@ class DiskPart(PartFiles):
             header=header,
         )
         name, data = part_name(self.rank), encode(part)
-        write_atomic(self._directory / name, data)
+        if not self._leaves_names:
+            for directory in directories_of(self._entries):
+                sync_directory(self._directory / directory)
+            write_atomic(self._directory / name, data, shared=self._shared)
+        else:
+            try:
+                write_new(self._directory / name, data, shared=self._shared)
+            except FileExistsError:  # a repeat
+                write_atomic(self._directory / name, data, shared=self._shared)
         digest = xxhash.xxh3_128_hexdigest(data)
         return [*part.files, FileEntry(name, len(data), digest, self.rank)]
 
-    def _make_parents(self, directory: Path) -> None:
-        if not directory.parent.is_dir():
-            self._make_parents(directory.parent)
+    def expect(self, *directories: str) -> None:
+        """Take it that these directories of the attempt exist, with our mode."""
+        self._known.update(self._directory / one for one in directories)
+
+    def _make(self, directory: Path) -> None:
+        """Create a directory of the attempt, unless it is known to exist."""
+        if directory in self._known:
+            return
+        self._make(directory.parent)
         with suppress(FileExistsError):  # another rank was faster
-            create_directory(directory)
+            create_directory(directory, shared=self._shared)
+        self._known.add(directory)
+
+    def _adopt(self, directory: Path) -> None:
+        """Give a directory that other code created the mode of ours, whatever the umask."""
+        if directory in self._known:
+            return
+        mode = stat.S_IMODE(os.lstat(directory).st_mode)
+        wanted = 0o750 if self._shared else 0o700
+        if mode & 0o777 != wanted:
+            set_mode(directory, mode & stat.S_ISGID | wanted)
+        self._known.add(directory)
+
+
+def directories_of(paths: Iterable[str]) -> list[str]:
+    """Return the directories inside an attempt that these files are in, the outer ones first."""
+    found = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    return sorted(found - {"."})
 
 
 def _sync_and_hash(fd: int, size: int, path: Path) -> tuple[int, str]:

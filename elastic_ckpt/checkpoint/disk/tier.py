@@ -31,7 +31,8 @@ from elastic_ckpt.util.progress import Watch
 
 class DiskTier:
     """See :class:`elastic_ckpt.checkpoint.tier.Tier`. ``make_room`` deletes what no retention rule
-    keeps, for a save that does not fit; ``fence`` is of the run that saves, None to read only."""
+    keeps, for a save that does not fit; ``fence`` is of the run that saves, None to read only.
+    ``one_host`` as in :class:`DiskAttempt`."""
 
     name = NAME
     every_byte = True
@@ -41,17 +42,20 @@ class DiskTier:
         job: JobDirectory,
         make_room: Callable[[], None] = lambda: None,
         fence: Fence | None = None,
+        *,
+        one_host: bool = False,
     ) -> None:
         self._job = job
         self._fence = fence
+        self._one_host = one_host
         self._make_room = make_room
 
     def begin(self, step: int, size: int, identity: str | None = None) -> DiskAttempt:
         ensure_space(self._job.home, size, self._make_room)
-        return DiskAttempt.begin(self._job, step, identity, self._fence)
+        return DiskAttempt.begin(self._job, step, identity, self._fence, one_host=self._one_host)
 
     def join(self, ref: Ref) -> DiskAttempt:
-        return DiskAttempt.join(self._job, ref, self._fence)
+        return DiskAttempt.join(self._job, ref, self._fence, one_host=self._one_host)
 
     def newest(self) -> Stored | None:
         found = newest_intact(self._job)

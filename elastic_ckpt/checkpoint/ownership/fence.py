@@ -166,8 +166,13 @@ class Ownership(Fence):
         """
         self._beats += 1
         # No fsync: after a power cut no run beats any more.
-        with open(_path(self.job, self.number, "beat"), "wb") as file:
-            file.write(f"{self.nonce} {self._beats}\n".encode())
+        fd = os.open(
+            _path(self.job, self.number, "beat"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666
+        )
+        try:
+            os.write(fd, f"{self.nonce} {self._beats}\n".encode())
+        finally:
+            os.close(fd)
 
     def beat_and_check(self) -> None:
         """Beat, and raise as :meth:`check`; a record that was removed is written again."""

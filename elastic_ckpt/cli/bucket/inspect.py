@@ -38,6 +38,7 @@ class _Row:
         self.name = shown(listed.seal)
         self.manifest: Manifest | None = None
         self.why = ""
+        self.checked = False  # the sizes of its objects
         self.verified = False
         try:
             self.manifest = catalog.read_seal(store, listed.seal)
@@ -63,7 +64,8 @@ class _Row:
             "tier": "superseded" if self.listed.superseded else "bucket",
             "bytes": self.bytes,
             "age_seconds": _age(self.listed),
-            "intact": not self.why,
+            "sealed": not self.why,
+            "intact": False if self.why else (True if self.checked else None),
             "verified": self.verified,
             "why": self.why,
             "session": self.listed.seal.session,
@@ -92,6 +94,7 @@ def verify_bucket(url: BucketUrl, *, full: bool, as_json: bool) -> int:
                 continue
             try:
                 _check_sizes(store, row, row.manifest)
+                row.checked = True
                 if full:
                     advance = watch(f"verifying {row.name}", row.manifest.total_bytes)
                     _read_all(store, row, row.manifest, advance)

@@ -206,7 +206,8 @@ class Drainer:
     def _disk(self, seal: SealHeader) -> DiskTier:
         """Return the disk tier of the session that a seal is of."""
         place = self._job.session(seal.session)
-        return DiskTier(place, self._retainer(seal).make_room, self._fence)
+        make_room = self._retainer(seal).make_room
+        return DiskTier(place, make_room, self._fence, one_host=True)
 
     def _due(self) -> list[Sealed]:
         now = time.monotonic()

@@ -44,7 +44,7 @@ class EngineInputs:
 class Engine(Protocol):
     """Saves and loads the state of a script's model, optimizer and scheduler.
 
-    An engine has six members. A class that derives from this one defines four of them: ``info``,
+    An engine has seven members. A class that derives from this one defines four of them: ``info``,
     ``save``, ``load`` and ``state_bytes``. It is constructed with :class:`EngineInputs`, on every
     rank: once by a ``Session``, at each call by ``save_checkpoint`` and ``load_checkpoint``.
 
@@ -100,6 +100,12 @@ class Engine(Protocol):
             SaveFailed: something is missing; the checkpoint is not sealed.
         """
         return
+
+    @property
+    def by_path(self) -> bool:
+        """Whether ``save`` may create files otherwise than through ``part``, which then have to be
+        searched for. It must be the same on every rank; True by default."""
+        return True
 
     @property
     def overlaps(self) -> bool:

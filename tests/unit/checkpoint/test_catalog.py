@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -10,6 +13,7 @@ from elastic_ckpt.checkpoint import catalog
 from elastic_ckpt.checkpoint.catalog import candidates, list_checkpoints, newest_intact, scan, view
 from elastic_ckpt.checkpoint.manifest import FORMAT
 from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.checkpoint.verify import mark_verified, read_manifest
 from elastic_ckpt.errors import UnsupportedFormat
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.progress import ignore
@@ -163,17 +167,54 @@ def test_a_seal_that_is_no_file_does_not_stop_a_restart(job: JobDirectory, kind:
 
 
 def test_the_list_is_newest_first_with_the_quarantine_last(job: JobDirectory) -> None:
-    """What was set aside is shown with its reason and never as intact."""
+    """What was set aside is shown with its reason and never as intact; the files of the newest are
+    looked at, and those of the others are not claimed to be there."""
     for step in (9, 10, 100):
         make_checkpoint(job, step)
     set_aside(job, job.checkpoint(0, 100), "a reason")
     views = list_checkpoints(job)
-    assert [(found.step, found.tier, found.intact) for found in views] == [
-        (10, "disk", True),
-        (9, "disk", True),
-        (100, "quarantine", False),
+    assert [(found.step, found.tier, found.intact, found.checked) for found in views] == [
+        (10, "disk", True, True),
+        (9, "disk", False, False),
+        (100, "quarantine", False, True),
     ]
+    assert [found.state for found in views] == ["intact", "sealed", "a reason"]
     assert views[-1].why == "a reason"
+
+
+def test_list_looks_at_files_down_to_the_newest_intact_one(job: JobDirectory) -> None:
+    """A damaged manifest is found in every one, a missing file where a restart would begin."""
+    paths = {step: make_checkpoint(job, step) for step in range(1, 7)}
+    for step in (6, 3):
+        (paths[step] / MODEL).unlink()
+    flip_bit(paths[2] / "manifest.json")
+    paths[1].rename(job.checkpoint(0, 7))
+    states = {found.path.name.rpartition("-")[2]: found.state for found in list_checkpoints(job)}
+    assert states.pop("7").startswith("its manifest says epoch-0_step-1")
+    assert "manifest is torn or changed" in states.pop("2")
+    assert states == {"6": f"{MODEL} is missing", "5": "intact", "4": "sealed", "3": "sealed"}
+
+
+def test_list_of_many_makes_four_calls_for_each(job: JobDirectory, tmp_path: Path) -> None:
+    opened: list[str] = []
+    marks = job.verified / "epoch-0_step-3"
+    for step in range(1, 6):
+        make_checkpoint(job, step)
+    mark_verified(job, job.checkpoint(0, 3), read_manifest(job.checkpoint(0, 3)))
+
+    def record(path: Any, *arguments: Any, **options: Any) -> int:
+        opened.append(str(path))
+        return real(path, *arguments, **options)
+
+    real = os.open
+    with mock.patch.object(os, "open", record), mock.patch.object(os, "lstat") as lstat:
+        lstat.side_effect = lambda path: (opened.append(str(path)), os.stat(path))[1]
+        views = list_checkpoints(job)
+    assert [found.verified for found in views] == [False, False, True, False, False]
+    below = [path for path in opened if path.startswith(f"{job.root}/epoch-0_step-")]
+    older = [path for path in below if not path.startswith(f"{job.checkpoint(0, 5)}/")]
+    assert older == [str(job.checkpoint(0, step) / "manifest.json") for step in (4, 3, 2, 1)]
+    assert [path for path in opened if "/verified/" in path].count(str(marks)) == 1
 
 
 def test_a_list_does_not_hash(job: JobDirectory) -> None:

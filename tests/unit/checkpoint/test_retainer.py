@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint import prune as retainers
+from elastic_ckpt.checkpoint import retainable
 from elastic_ckpt.checkpoint.catalog import scan
+from elastic_ckpt.checkpoint.lineage import supersede_newer
 from elastic_ckpt.checkpoint.prune import Retainer, prune
+from elastic_ckpt.checkpoint.verify import mark_verified, read_manifest
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
-from tests.checkpoints import make_checkpoint, open_job
+from tests.checkpoints import MODEL, make_checkpoint, open_job
 
 
 @pytest.fixture
@@ -56,6 +60,72 @@ def test_what_went_stands_in_the_journal(job: JobDirectory, retainer: Retainer) 
     retainer.finish(never)
     assert names(job) == ["epoch-0_step-30"]
     assert events(job) == [("pruned", 20), ("pruned", 10)]
+
+
+def prune_now(retainer: Retainer) -> None:
+    retainer.after_save()
+    retainer.finish(never)
+
+
+def test_later_pass_looks_at_what_is_new_and_what_it_relies_upon(
+    job: JobDirectory, retainer: Retainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not grow with what is kept."""
+    looked: list[str] = []
+    look = retainable.look_at
+    monkeypatch.setattr(
+        retainable, "look_at", lambda path: (looked.append(path.name), look(path))[1]
+    )
+    retainer.rule = Retention(last=20)
+    make(job, *range(10, 30))
+    supersede_newer(job, (0, 25), "again")
+    prune_now(retainer)
+    assert len(looked) == 20
+    make(job, *range(26, 32))
+    looked.clear()
+    prune_now(retainer)
+    assert names(job)[-1] == "epoch-0_step-12"
+    new = [f"epoch-0_step-{step}" for step in range(31, 25, -1)]
+    assert looked == [*new, "epoch-0_step-11", "epoch-0_step-10"]
+    assert len(names(job)) == 20
+    looked.clear()
+    prune_now(retainer)
+    assert looked == []
+
+
+@pytest.mark.parametrize("lost", [50, 20, 10], ids=["newest", "verified", "deleted"])
+def test_damage_since_the_last_pass_is_found_before_anything_is_deleted(
+    job: JobDirectory, retainer: Retainer, lost: int
+) -> None:
+    """The newest and the verified one must be able to stand for what goes; what is damaged by now
+    is not deleted."""
+    make(job, 10, 20, 30, 40, 50)
+    path = job.checkpoint(0, 20)
+    mark_verified(job, path, read_manifest(path))
+    retainer.rule = Retention(last=5)
+    prune_now(retainer)  # remembers all of them
+    (job.checkpoint(0, lost) / MODEL).unlink()
+    retainer.rule = Retention(last=2)
+    prune_now(retainer)
+    left = {int(name.rpartition("-")[2]) for name in names(job)}
+    kept = {50: {50, 40, 30, 20}, 20: {50, 40, 20}, 10: {50, 40, 20, 10}}
+    assert left == kept[lost]
+
+
+def test_checkpoint_that_took_the_place_of_a_known_one_is_looked_at(
+    job: JobDirectory, retainer: Retainer
+) -> None:
+    retainer.rule = Retention(best=1, metric="loss")
+    for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0)):
+        make_checkpoint(job, step, metrics={"loss": loss})
+    prune_now(retainer)
+    assert names(job) == ["epoch-0_step-30", "epoch-0_step-20"]
+    shutil.rmtree(job.checkpoint(0, 20))
+    make_checkpoint(job, 20, metrics={"loss": 9.0})  # may get the same inode
+    for step, loss in ((40, 1.5), (50, 5.0)):
+        make_checkpoint(job, step, metrics={"loss": loss})
+    prune_now(retainer)
+    assert names(job) == ["epoch-0_step-50", "epoch-0_step-40", "epoch-0_step-30"]
 
 
 def test_without_a_rule_there_is_no_thread(job: JobDirectory, retainer: Retainer) -> None:

@@ -45,7 +45,7 @@ from tests.checkpoints import (
 
 LIST_KEYS = {
     "path", "epoch", "step", "reason", "tier", "bytes", "age_seconds", "intact", "verified", "why",
-    "session",
+    "session", "sealed",
 }  # fmt: skip
 STATUS_KEYS = {
     "job", "state", "supervisor", "workers", "position", "newest_intact", "rejected", "notice",
@@ -362,7 +362,9 @@ def test_the_list_as_json(cli: Command, job: JobDirectory) -> None:
     rows = cli("list", "--json", job.root).json
     assert [row["step"] for row in rows] == [100, 10, 9]
     assert all(set(row) == LIST_KEYS for row in rows)
-    bad, good, _ = rows
+    bad, good, older = rows
+    assert [row["sealed"] for row in rows] == [False, True, True]
+    assert (older["intact"], older["why"]) == (None, "")  # its files were not looked at
     assert (bad["intact"], bad["why"]) == (False, f"{MODEL} is missing")
     assert (bad["epoch"], bad["reason"], bad["bytes"]) == (1, None, None)
     manifest = read_manifest(job.checkpoint(1, 10))

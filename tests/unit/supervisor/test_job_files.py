@@ -14,7 +14,7 @@ from elastic_ckpt.checkpoint.ownership.fence import Ownership, new_record, newes
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.save_requests import ask_for_save, waiting_requests
+from elastic_ckpt.jobdir.save_requests import RequestWatch, ask_for_save
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
@@ -97,11 +97,13 @@ def test_node_that_does_not_serve_a_request_leaves_it(
     """All nodes of a job look into the same directory."""
     seen: list[frozenset[str]] = []
 
-    def look(job: JobDirectory) -> frozenset[str]:
-        seen.append(waiting_requests(job))
+    real = job_files.RequestWatch.look
+
+    def look(watch: RequestWatch, now: float) -> frozenset[str]:
+        seen.append(real(watch, now))
         return seen[-1]
 
-    monkeypatch.setattr(job_files, "waiting_requests", look)
+    monkeypatch.setattr(job_files.RequestWatch, "look", look)
     request = ask_for_save(job)
     until(lambda: seen.count({request.name}) > 2)
     assert request.exists()

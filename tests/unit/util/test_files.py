@@ -103,7 +103,7 @@ def test_record_is_overwritten_where_a_full_disk_takes_no_new_file(
     path = tmp_path / "record"
     write_record(path, b"a longer one")
 
-    def refuse(path: Path) -> int:
+    def refuse(path: Path, *, shared: bool | None = None) -> int:
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(files, "create_file", refuse)

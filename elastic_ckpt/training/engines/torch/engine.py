@@ -89,6 +89,11 @@ class TorchEngine(Engine):
         return cls(inputs.model, inputs.optimizer, inputs.lr_scheduler)
 
     @property
+    def by_path(self) -> bool:
+        """False: all files go through the part."""
+        return False
+
+    @property
     def overlaps(self) -> bool:
         """Whether the parameters are on a device."""
         return self._named and any(is_on_device(one) for one in self._model.parameters())

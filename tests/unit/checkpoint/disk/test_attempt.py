@@ -80,10 +80,12 @@ def test_two_attempts_at_one_step_do_not_share_a_directory(job: JobDirectory) ->
     assert DiskAttempt.begin(job, 10).path != DiskAttempt.begin(job, 10).path
 
 
-def test_everything_is_on_the_disk_before_the_seal_and_the_rename(
-    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("one_host", [True, False])
+def test_everything_is_on_the_disk_before_the_rename(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, one_host: bool
 ) -> None:
-    """Files, their directories, the seal, then the rename, then the name's own directory."""
+    """Files, part manifests, directories, the seal, the rename, then the name's own directory. The
+    ranks of several hosts sync the directories, too, before each says that it is done."""
     done: list[tuple[str, str]] = []
     fsync, rename, replace = os.fsync, os.rename, os.replace
 
@@ -102,17 +104,22 @@ def test_everything_is_on_the_disk_before_the_seal_and_the_rename(
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "rename", record_rename)
     monkeypatch.setattr(os, "replace", record_replace)
-    attempt = DiskAttempt.begin(job, 10)
+    attempt = DiskAttempt.begin(job, 10, one_host=one_host)
     path = seal(attempt, FILES)
 
     sealed = done.index(("replace", str(attempt.path / "manifest.json")))
+    parts = {}
+    for rank in range(2):
+        part = str(attempt.path / f"parts/{rank:05d}.json")
+        parts[rank] = done.index(("fsync", part) if one_host else ("replace", part))
     for name in [*FILES, "ranks/00000.json", "ranks/00001.json"]:
         written = done.index(("fsync", str(attempt.path / name)))
-        part = f"parts/{1 if '00001' in name else 0:05d}.json"
-        assert written < done.index(("replace", str(attempt.path / part))) < sealed, name
-    for directory in (".", "modeling", "optimizer", "ranks", "parts"):
-        place = str((attempt.path / directory).resolve())
-        assert ("fsync", place.replace(str(path), str(attempt.path))) in done[:sealed], directory
+        assert written < parts["00001" in name] < sealed, name
+    for directory in ("modeling", "optimizer", "ranks", "parts"):
+        synced = ("fsync", str(attempt.path / directory))
+        assert synced in done[parts[1] : sealed], directory
+        told = {"ranks": parts[1], "parts": sealed}.get(directory, parts[0])
+        assert one_host or synced in done[:told], directory
     published = done.index(("rename", str(path)))
     kind, temporary = done[sealed - 1]
     assert kind == "fsync" and ".tmp-manifest.json" in temporary

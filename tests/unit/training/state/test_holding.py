@@ -78,6 +78,7 @@ def save(
     held = [one.hold() for one in states]
     found = unequal(held) if len(held) > 1 else frozenset()
     files = []
+    directory.mkdir(exist_ok=True)
     for rank, state in enumerate(states):
         part = DiskPart(directory, "tested", rank)
         tree = state.capture(rank, held[rank], found, iterating=True)
