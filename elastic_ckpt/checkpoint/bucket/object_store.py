@@ -80,6 +80,7 @@ class BucketStore:
     def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
         self.url = str(url)
         self.plain = store
+        self._bucket = url.bucket or url.prefix
         self._is_directory = url.scheme == "file"
 
     def get(self, key: str, limit: int) -> bytes:
@@ -100,13 +101,13 @@ class BucketStore:
     def put(self, key: str, data: bytes) -> None:
         import obstore
 
-        with self._asking(f"write {key}"):
+        with self._asking(f"write {key}", needs_object=False):
             obstore.put(self.plain, key, data, use_multipart=False)
 
     def put_new(self, key: str, data: bytes) -> None:
         import obstore
 
-        with self._asking(f"create {key}"):
+        with self._asking(f"create {key}", needs_object=False):
             obstore.put(self.plain, key, data, mode="create", use_multipart=False)
 
     def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
@@ -114,7 +115,7 @@ class BucketStore:
 
         source = _Source(chunks)
         try:
-            with self._asking(f"write {key}"):
+            with self._asking(f"write {key}", needs_object=False):
                 obstore.put(
                     self.plain, key, source, use_multipart=True, chunk_size=CHUNK_BYTES,
                     max_concurrency=UPLOADS,
@@ -142,7 +143,7 @@ class BucketStore:
     def _pages(self, prefix: str) -> Iterator[list[StoredObject]]:
         import obstore
 
-        with self._asking(f"list {prefix}"):
+        with self._asking(f"list {prefix}", needs_object=self._is_directory):
             for page in obstore.list(self.plain, prefix, chunk_size=LIST_PAGE):
                 yield [
                     StoredObject(one["path"], one["size"], one["last_modified"].timestamp())
@@ -157,27 +158,48 @@ class BucketStore:
                 obstore.delete(self.plain, keys[first : first + LIST_PAGE])
 
     @contextmanager
-    def _asking(self, doing: str) -> Iterator[None]:
+    def _asking(self, doing: str, *, needs_object: bool = True) -> Iterator[None]:
+        """Raise what the block's request failed of.
+
+        Args:
+            needs_object: a 404 means that there is no such object. Else it can mean the bucket
+                only: BucketFailed with ENOENT, as a gateway whose servers are away says so, too.
+        """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         try:
             yield
         except (AlreadyExistsError, PreconditionError):
             raise FileExistsError(errno.EEXIST, "the object is there already", self.url) from None
-        except FileNotFoundError as error:
-            if classify("", str(error)) is BucketFailure.NO_BUCKET:
-                raise self._error(BucketFailure.NO_BUCKET, doing, error) from None
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from None
-        except (BaseError, TimeoutError) as error:
-            raise self._error(classify(type(error).__name__, str(error)), doing, error) from None
+        except (FileNotFoundError, BaseError, TimeoutError) as error:
+            raise self._meaning(error, doing, needs_object=needs_object) from None
+
+    def _meaning(self, error: Exception, doing: str, *, needs_object: bool) -> Exception:
+        text = str(error)
+        failure = classify(type(error).__name__, text)
+        is_404 = isinstance(error, FileNotFoundError) or (
+            failure is BucketFailure.OTHER and "status code: 404" in text  # of a listing
+        )
+        if not is_404 or failure is BucketFailure.NO_BUCKET or "NoSuchUpload" in text:
+            return self._error(failure, doing, error)
+        if needs_object:
+            return FileNotFoundError(errno.ENOENT, "there is no such object", self.url)
+        return BucketFailed(self._line(BucketFailure.NO_BUCKET, doing, error), errno.ENOENT)
 
     def _error(self, failure: BucketFailure, doing: str, error: Exception) -> Exception:
-        line = f"cannot {doing} in {self.url}: {failure.value}; {advice(failure)}"
-        if failure in (BucketFailure.OTHER, BucketFailure.NO_ANSWER):
-            line += f" ({_first_line(error)})"
+        line = self._line(failure, doing, error)
         if failure in FINAL:
             return BucketRefused(line)
         return BucketFailed(line)
+
+    def _line(self, failure: BucketFailure, doing: str, error: Exception) -> str:
+        why = failure.value
+        if failure is BucketFailure.NO_BUCKET:
+            why = f"there is no bucket {self._bucket!r}"
+        line = f"cannot {doing} in {self.url}: {why}; {advice(failure)}"
+        if failure in (BucketFailure.OTHER, BucketFailure.NO_ANSWER):
+            line += f" ({_first_line(error)})"
+        return line
 
 
 class _Source:

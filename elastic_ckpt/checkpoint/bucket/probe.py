@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 
 from elastic_ckpt.checkpoint.bucket.failures import BucketFailure, advice
@@ -17,7 +18,12 @@ def probe(store: Bucket) -> None:
         BucketFailed: it does not answer now.
     """
     key = f"probe/{secrets.token_hex(8)}"
-    store.put_new(key, b"first")
+    try:
+        store.put_new(key, b"first")
+    except BucketFailed as error:
+        if error.errno == errno.ENOENT:  # a 404 to the very first request: not a gateway's
+            raise BucketRefused(str(error)) from None
+        raise
     try:
         try:
             store.put_new(key, b"second")
