@@ -97,12 +97,22 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_an_empty_machine_continues_to_the_bit(tmp_path: Path, expected: str) -> None:
     bucket = Bucket(tmp_path)
-    assert bucket.run("one", "--notice", "17:step") == 75, bucket.said("one")
+    prints = ("--chatty", str(tmp_path))
+    assert bucket.run("one", "--notice", "17:step", *prints) == 75, bucket.said("one")
     assert bucket.newest() >= 16
     shown = bucket.ask("status", bucket.url, "--json")
     assert json.loads(shown.stdout)["step"] == bucket.newest()
     shutil.rmtree(tmp_path / "one")
+    printed = bucket.ask("logs", bucket.url)
+    assert "== incarnation 1, rank 1" in printed.stdout, printed.stderr
+    assert "step 16 xxx" in printed.stdout
+    page = bucket.ask("report", bucket.url, "-o", "-")
+    assert "Yes: saved, and waiting" in page.stdout, page.stderr
+    assert "In the bucket, " in page.stdout
     assert bucket.run("two") == 0, bucket.said("two")
+    page = bucket.ask("report", bucket.url, "-o", "-")
+    assert "Yes: it has finished" in page.stdout
+    assert "2 runs, 2 incarnations" in page.stdout
     assert "is here, from file://" in bucket.said("two")
     assert bucket.digest.read_text() == expected
     assert bucket.ask("verify", "--full", bucket.url).returncode == 0

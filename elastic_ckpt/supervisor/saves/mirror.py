@@ -42,6 +42,7 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.policy.pace import Pace, Throttle
 from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.supervisor.saves.history_copy import HistoryCopy
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -113,6 +114,7 @@ class Mirror:
         self._flush_until = 0.0
         self._is_off = False
         self.lost = ""
+        self._history = HistoryCopy(self._job, store, self._rate)
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     # -- the loop's side ------------------------------------------------------------------------
@@ -160,6 +162,9 @@ class Mirror:
         if self._thread.is_alive():
             self._say(f"mirror: the time is up, what {self._store.url} lacks stays on the disk")
 
+    def close_history(self, left: Callable[[], float]) -> None:
+        self._history.close(left, self._ping)
+
     # -- the thread -------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -199,6 +204,7 @@ class Mirror:
         return claim
 
     def _mirror(self, claim: BucketClaim) -> None:
+        self._history.offer(claim.number)
         for one in self._job.sessions():
             there = newest(self._store, one.name, claim.newest)
             self._done[one.name] = there.attempt if there else ""
@@ -292,6 +298,7 @@ class Mirror:
             )
         )  # fmt: skip
         self._show(f"step {manifest.step}, sealed {time.strftime('%H:%M:%S')}")
+        self._history.offer(claim.number)
         self._retain(claim, manifest.session)
 
     def _newer(self, manifest: Manifest) -> bool:
