@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from elastic_ckpt.checkpoint.bucket.aws_profile import read_profile
 from elastic_ckpt.checkpoint.bucket.failures import FINAL, BucketFailure, advice, classify
 from elastic_ckpt.checkpoint.bucket.store import Bucket, StoredObject
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
@@ -53,7 +54,7 @@ def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
         if url.scheme == "file":
             return BucketStore(url, obstore.store.LocalStore(url.prefix, mkdir=make))
         return BucketStore(url, obstore.store.from_url(str(url), **_options(url)))
-    except BucketRefused:
+    except (BucketRefused, UsageError):
         raise
     except OSError as error:
         raise BucketRefused(f"cannot use {url}: {error.strerror or error}") from None
@@ -62,16 +63,23 @@ def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
 
 
 def _options(url: BucketUrl) -> dict[str, Any]:
+    """Return what obstore does not find by itself; UsageError for an AWS profile of no use."""
     client: dict[str, Any] = dict(_REQUEST)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    options: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES}
     if url.scheme != "s3":
-        return {"client_options": client, "retry_config": _RETRIES}
+        return options
+    profile = read_profile()
+    config = {"checksum_algorithm": "SHA256"}
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint := given or profile.endpoint:
+        config["endpoint"] = endpoint
     if endpoint.startswith("http://"):
         client["allow_http"] = True  # a store in one's own network; the user wrote http://
-    config = {"checksum_algorithm": "SHA256"}
-    if endpoint:
-        config["endpoint"] = endpoint
-    return {"client_options": client, "retry_config": _RETRIES, "config": config}
+    if profile.region and not any(map(os.environ.get, ("AWS_REGION", "AWS_DEFAULT_REGION"))):
+        config["region"] = profile.region
+    if profile.credentials is not None:
+        options["credential_provider"] = profile.credentials
+    return {**options, "config": config}
 
 
 class BucketStore:
