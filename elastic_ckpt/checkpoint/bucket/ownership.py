@@ -194,6 +194,6 @@ def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
 
 
 def _forget(store: Bucket, last: int) -> None:
-    with contextlib.suppress(BucketFailed):
+    with contextlib.suppress(BucketFailed, BucketRefused):  # who may not delete may own
         old = [number for number in range(last - 5, last + 1) if number > 0]
         store.delete([key for number in old for key in (run_key(number), beat_key(number))])

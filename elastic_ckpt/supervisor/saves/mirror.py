@@ -28,6 +28,7 @@ from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
+from elastic_ckpt.checkpoint.retention_file import read_rule
 from elastic_ckpt.errors import (
     BucketFailed,
     BucketRefused,
@@ -44,6 +45,7 @@ from elastic_ckpt.policy.pace import Pace, Throttle
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.saves.history_copy import HistoryCopy
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.progress import ignore
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
@@ -93,7 +95,7 @@ class Mirror:
         self._store = store
         self._every = settings.mirror.every if settings.mirror else 0.0
         self._rate = settings.mirror.rate if settings.mirror else 0.0
-        self._retention = settings.retention or Retention(automatic=KEPT_AUTOMATIC)
+        self._retention = settings.retention
         self._owner = new_owner(run_id, settings.node)
         self._journal = journal
         self._finished, self._say, self._wake, self._ping = finished, say, wake, ping
@@ -112,7 +114,7 @@ class Mirror:
         self._is_place = settings.mirror is not None and settings.mirror.is_place
         self._asked = self._answered = 0
         self._flush_until = 0.0
-        self._is_off = False
+        self._is_off = self._stays = False
         self.lost = ""
         self._history = HistoryCopy(self._job, store, self._rate)
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -206,9 +208,9 @@ class Mirror:
     def _mirror(self, claim: BucketClaim) -> None:
         self._history.offer(claim.number)
         for one in self._job.sessions():
-            there = newest(self._store, one.name, claim.newest)
+            there = self._again(partial(newest, self._store, one.name, claim.newest))
             self._done[one.name] = there.attempt if there else ""
-            sweep(claim, one.name)
+            self._delete(partial(sweep, claim, one.name))
         while True:
             asked = self._asked
             for path, manifest in self._missing():
@@ -307,12 +309,28 @@ class Mirror:
         return isinstance(newer, Manifest) and newer.attempt != manifest.attempt
 
     def _retain(self, claim: BucketClaim, session: str) -> None:
-        if not self._retention or self._ends:
-            return
-        done = judged(self._store, session, self._retention)
+        """Delete what no rule keeps: that of the run, else that of the script, else our own."""
+        if not self._ends:
+            rule = self._retention or read_rule(self._job.session(session))
+            rule = rule or Retention(automatic=KEPT_AUTOMATIC)
+            self._delete(partial(self._retain_by, claim, session, rule))
+
+    def _retain_by(self, claim: BucketClaim, session: str, rule: Retention) -> None:
+        done = judged(self._store, session, rule)
         going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
-        claim.check()
-        remove(self._store, going)
+        if going:
+            claim.check()
+            remove(self._store, going, claim.beating(ignore))
+
+    def _delete(self, do: Callable[[], object]) -> None:
+        """Do it; a store that deletes nothing, or not now, is named once, and gets its copies."""
+        try:
+            do()
+        except (BucketFailed, BucketRefused) as error:
+            if not self._stays:
+                self._fail(error, None)
+                self._tell(f"mirror: old checkpoints stay there: {error}; copies are made")
+            self._stays = True
 
     def _again(self, do: Callable[[], _T]) -> _T:
         """Do something until the bucket answers; raises what will not change."""
