@@ -5,10 +5,10 @@ Credentials, signatures, retries with back-off, multipart and connections are ob
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -159,13 +159,22 @@ class BucketStore:
                 ]
 
     def delete(self, keys: list[str]) -> None:
+        for first in range(0, len(keys), LIST_PAGE):
+            some = keys[first : first + LIST_PAGE]
+            try:
+                self._delete(some)
+            except FileNotFoundError:  # GCS and Azure say so of one, and leave the others
+                for key in some:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._delete([key])
+
+    def _delete(self, keys: list[str]) -> None:
         import obstore
 
-        for first in range(0, len(keys), LIST_PAGE):
-            with self._asking("delete objects"):
-                obstore.delete(self.plain, keys[first : first + LIST_PAGE])
+        with self._asking("delete objects"):
+            obstore.delete(self.plain, keys)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _asking(self, doing: str, *, needs_object: bool = True) -> Iterator[None]:
         """Raise what the block's request failed of.
 

@@ -92,3 +92,12 @@ def test_an_upload_that_a_rule_has_aborted_is_tried_again(server: Answering) -> 
     server.body = b"<Error><Code>NoSuchUpload</Code></Error>"
     with pytest.raises(BucketFailed, match="it is tried again"):
         open_store(BucketUrl.parse(URL)).upload("x", [memoryview(b"x")])
+
+
+def test_deleting_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    """As Azure has it, a directory stops at the first one that is missing."""
+    store = open_store(BucketUrl.parse(f"file://{tmp_path}/store"), make=True)
+    for name in ("a/1", "a/2"):
+        store.put(name, b"")
+    store.delete(["a/0", "a/1", "a/missing", "a/2"])
+    assert not [one for page in store.listing("a/") for one in page]
