@@ -6,7 +6,10 @@ its process id.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import email.utils
+import hmac
 import http.client
 import json
 import random
@@ -88,6 +91,76 @@ class Server:
                 assert time.monotonic() < limit, self.log.read_text()[-2000:]
                 time.sleep(0.5)
 
+    def shell(self, *commands: str) -> str:
+        """Give commands to the server's own shell; return what it printed."""
+        master, _, filer, _ = self.ports
+        place = [f"-master=127.0.0.1:{master}", f"-filer=127.0.0.1:{filer}"]
+        found = subprocess.run(
+            [self.process.args[0], "shell", *place], text=True, timeout=60, check=False,
+            input="\n".join(("lock", *commands, "unlock", "exit", "")), stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        return found.stdout
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+
+class Azurite:
+    """Microsoft's own simulation of Azure Blob Storage, with one container, in memory."""
+
+    ACCOUNT = "devstoreaccount1"
+    ACCOUNT_KEY = (  # documented: it is the same everywhere
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    )
+
+    def __init__(self, root: Path, program: Path) -> None:
+        self.port = free_ports(1)[0]
+        self.log = root / "azurite.log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [str(program), "--blobPort", str(self.port), "--inMemoryPersistence", "--silent",
+                 "--disableTelemetry", "--skipApiVersionCheck"],
+                cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AZURE_STORAGE_USE_EMULATOR": "true",
+            "AZURITE_BLOB_STORAGE_URL": f"http://127.0.0.1:{self.port}",
+        }
+
+    def make_container(self) -> None:
+        """Wait, bounded, until it has made the container."""
+        limit = time.monotonic() + START_SECONDS
+        while True:
+            date = email.utils.formatdate(usegmt=True)
+            version = "2021-08-06"
+            signed = (
+                f"PUT{12 * chr(10)}x-ms-date:{date}\nx-ms-version:{version}\n"
+                f"/{self.ACCOUNT}/{self.ACCOUNT}/{BUCKET}\nrestype:container"
+            )
+            key = base64.b64decode(self.ACCOUNT_KEY)
+            mac = base64.b64encode(hmac.new(key, signed.encode(), "sha256").digest()).decode()
+            link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            try:
+                link.request(
+                    "PUT", f"/{self.ACCOUNT}/{BUCKET}?restype=container",
+                    headers={"x-ms-date": date, "x-ms-version": version, "Content-Length": "0",
+                             "Authorization": f"SharedKey {self.ACCOUNT}:{mac}"},
+                )  # fmt: skip
+                found = link.getresponse()
+                assert found.status == 201, found.read()
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()[-2000:]
+                assert time.monotonic() < limit, self.log.read_text()[-2000:]
+                time.sleep(0.5)
+            finally:
+                link.close()
+
     def stop(self) -> None:
         self.process.kill()
         self.process.wait(30)
@@ -124,11 +197,13 @@ class Proxy:
 
     Attributes:
         share: of the requests that fail in one of these ways.
+        forbids_deletion: answer what deletes as a policy does that denies it.
         asked, failed: how many there were.
     """
 
     def __init__(self, target: Server, seed: int) -> None:
         self.share = 0.0
+        self.forbids_deletion = False
         self.asked = self.failed = 0
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
@@ -140,6 +215,11 @@ class Proxy:
 
             def do_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                deletes = self.command == "DELETE" or self.path.partition("?")[2] == "delete"
+                if proxy.forbids_deletion and deletes:
+                    proxy.failed += 1
+                    self.answer(403, [], b"<Error><Code>AccessDenied</Code></Error>")
+                    return
                 way = proxy.draw()
                 if way == "refused":
                     self.answer(503, [], b"<Error><Code>SlowDown</Code></Error>")

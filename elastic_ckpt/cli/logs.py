@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -27,21 +28,28 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The log of elastic-ckpt's own processes by time: supervisors, agents, workers.",
 )
-def command(directory: Path, rank: int | None, last: bool, processes: bool) -> int:
+def command(directory: Path | BucketUrl, rank: int | None, last: bool, processes: bool) -> int:
     """Print the workers' output of the job in DIR, by incarnation.
 
     \b
       elastic-ckpt logs checkpoints --last
       elastic-ckpt logs checkpoints --rank 3 | less
       elastic-ckpt logs checkpoints --processes --last
+      elastic-ckpt logs s3://bucket/job
 
     Kept are the newest 20 incarnations, with 16 to 32 MB of each rank, and 4 to 8 MB of each
-    process's log.
+    process's log. In a bucket there is the end of what the ranks of the newest incarnation
+    printed, up to 1 MiB each.
 
     Exits with 0, or with 64 if there is no output.
     """
-    job = open_job(directory)
-    lines = _processes(job, rank, last) if processes else _printed(job, rank, last)
+    if isinstance(directory, BucketUrl):
+        from elastic_ckpt.cli.bucket.history import bucket_logs
+
+        lines = bucket_logs(directory, rank, processes=processes)
+    else:
+        job = open_job(directory)
+        lines = _processes(job, rank, last) if processes else _printed(job, rank, last)
     for line in lines:
         click.echo(line)
     return 0

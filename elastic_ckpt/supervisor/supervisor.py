@@ -158,6 +158,7 @@ class Supervisor:
         self.ports.own.close(self.preemption.patience(CLOSE_SECONDS))
         log.info("ended: %s, exit code %s", end.state.value, end.exit_code)
         self.ports.directory.close(self._patience(CLOSE_SECONDS))
+        self.ports.mirror.close_history(self._patience(5.0))
         self.ports.listener.stop()
         self.ports.host.stop()
 

@@ -35,9 +35,11 @@ from elastic_ckpt.supervisor.metrics.exporter import Metrics
 from elastic_ckpt.supervisor.ports import Clock, OwnPort, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord, first_record
 from elastic_ckpt.supervisor.saves.checkpoints import BucketCheckpoints
+from elastic_ckpt.supervisor.saves.history_copy import HistoryCopy
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort, NoMirror
 from elastic_ckpt.supervisor.saves.own_watch import NoOwnSaves, OwnWatch
+from elastic_ckpt.supervisor.saves.shared_history import SharedHistory
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.systemd import Service
@@ -197,7 +199,14 @@ def make_supervisor(
     first.memory = memory.root
     files.start()
     service = Service()
-    mirror = _mirror(settings, fence, run_id, journal, board, record, wakeup, service, claim)
+    mirror = (
+        SharedHistory(
+            HistoryCopy(job, checkpoints.store, 0.0), shared, lambda: checkpoints.owner,
+            lambda: service.alive(Clock().monotonic()),
+        )
+        if checkpoints is not None
+        else _mirror(settings, fence, run_id, journal, board, record, wakeup, service, claim)
+    )  # fmt: skip
     signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
     sources = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
 
@@ -274,7 +283,7 @@ def _mirror(
     claim: BucketClaim | None,
 ) -> MirrorPort:
     """Return the copies in a bucket; only the node that owns the job makes any."""
-    if settings.mirror is None or fence is None or settings.shared_url:
+    if settings.mirror is None or fence is None:
         return NoMirror()
     from elastic_ckpt.checkpoint.bucket.object_store import open_store
     from elastic_ckpt.checkpoint.bucket.url import BucketUrl

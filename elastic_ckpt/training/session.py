@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from elastic_ckpt.checkpoint.position import Position
+from elastic_ckpt.checkpoint.retention_file import note_rule
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import is_session_name
 from elastic_ckpt.policy.retention import Retention
@@ -143,6 +144,8 @@ class Session:
             runtime.retain.rule = self._retention
         slot.session(self._name, wants_saves=runtime.automatic)
         interval = choose_interval(runtime, steps)
+        if runtime.peers.is_leader:
+            note_rule(runtime.job, runtime.retain.rule)
         self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
         self._timer = StepTimer(slot, self._inputs.model, consumption=self._consumption)
         inputs = self._inputs

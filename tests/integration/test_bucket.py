@@ -97,12 +97,22 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_an_empty_machine_continues_to_the_bit(tmp_path: Path, expected: str) -> None:
     bucket = Bucket(tmp_path)
-    assert bucket.run("one", "--notice", "17:step") == 75, bucket.said("one")
+    prints = ("--chatty", str(tmp_path))
+    assert bucket.run("one", "--notice", "17:step", *prints) == 75, bucket.said("one")
     assert bucket.newest() >= 16
     shown = bucket.ask("status", bucket.url, "--json")
     assert json.loads(shown.stdout)["step"] == bucket.newest()
     shutil.rmtree(tmp_path / "one")
+    printed = bucket.ask("logs", bucket.url)
+    assert "== incarnation 1, rank 1" in printed.stdout, printed.stderr
+    assert "step 16 xxx" in printed.stdout
+    page = bucket.ask("report", bucket.url, "-o", "-")
+    assert "Yes: saved, and waiting" in page.stdout, page.stderr
+    assert "In the bucket, " in page.stdout
     assert bucket.run("two") == 0, bucket.said("two")
+    page = bucket.ask("report", bucket.url, "-o", "-")
+    assert "Yes: it has finished" in page.stdout
+    assert "2 runs, 2 incarnations" in page.stdout
     assert "is here, from file://" in bucket.said("two")
     assert bucket.digest.read_text() == expected
     assert bucket.ask("verify", "--full", bucket.url).returncode == 0
@@ -189,3 +199,26 @@ def test_a_directory_that_was_left_behind_does_not_go_before_the_bucket(tmp_path
     assert bucket.ask("pull", bucket.url, str(tmp_path / "job")).returncode == 0
     assert bucket.run("one", "--notice", f"{there + 4}:step", place=place) == 75
     assert bucket.newest() > there
+
+
+@pytest.mark.slow
+def test_going_back_takes_a_directory_and_the_bucket_follows(tmp_path: Path) -> None:
+    """By the commands that the refusal of --from names."""
+    bucket = Bucket(tmp_path)
+    assert bucket.run("one", "--notice", "17:step") == 75, bucket.said("one")
+    bucket.notice.unlink()
+    target = "epoch-0_step-5"
+    assert target in bucket.ask("list", bucket.url).stdout
+    place = ("--dir", bucket.url, "--from", target)
+    assert bucket.run("refused", place=place) == 64
+    assert f"elastic-ckpt pull {bucket.url} DIR {target}" in bucket.said("refused")
+    job = str(tmp_path / "job")
+    assert bucket.ask("pull", bucket.url, job).returncode == 0
+    assert bucket.ask("pull", bucket.url, job, target).returncode == 0
+    place = ("--dir", job, "--from", target, "--mirror", bucket.url)
+    assert bucket.run("back", "--notice", "9:step", place=place) == 75, bucket.said("back")
+    assert f"continuing from {target}" in bucket.said("back")
+    bucket.notice.unlink()
+    assert 5 <= bucket.newest() < 16
+    assert bucket.run("two", "--notice", "12:step") == 75, bucket.said("two")
+    assert "from step" in bucket.said("two").rpartition("training")[2]

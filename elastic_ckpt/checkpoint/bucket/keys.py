@@ -10,6 +10,9 @@
     aside/AGE_ATTEMPT.json                  a seal that was taken away: nothing loads it
     data/000007-ATTEMPT/modeling/...        the files of an attempt of claim 7
     sessions/NAME/seals/, data/             the same of a named session
+    history/000007/journal/NODE.jsonl       what people read once the machine is gone; rewritten
+    history/000007/nodes/NODE.json          likewise: how each node stands
+    history/000007/logs/000003-00001.log    likewise: the end of what rank 1 printed last
 
 AGE counts down in the claim, the epoch and the step: stores list keys in ascending order, so the
 newest seal is the first, however many there are. What an earlier owner seals too late sorts behind
@@ -27,12 +30,55 @@ from elastic_ckpt.errors import CheckpointRejected
 
 JOB: Final = "job.json"
 RUNS: Final = "runs/"
+HISTORY: Final = "history/"
+"""Copies for people, of each owner its own; nothing rests on them."""
 
 _ATTEMPT: Final = r"[0-9A-Za-z-]{1,64}"
 _SEAL = re.compile(
     rf"([0-9]{{18}})-([0-9]{{18}})-([0-9]{{18}})_epoch-[0-9]+_step-[0-9]+_({_ATTEMPT})\.json"
 )
 _RUN = re.compile(r"runs/([0-9]{6,18})\.json")
+_NODE: Final = r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,199}"
+_HISTORY = re.compile(
+    rf"history/([0-9]{{6,18}})/(?:(journal)/({_NODE})\.jsonl|(nodes)/({_NODE})\.json"
+    r"|(logs)/([0-9]{6,18}-[0-9]{5,18})\.log)"
+)
+
+
+@dataclass(frozen=True)
+class HistoryKey:
+    """The key of a copy for people.
+
+    Attributes:
+        kind: ``journal``, ``nodes`` or ``logs``.
+        name: of the node; of a log ``INCARNATION-RANK``.
+    """
+
+    claim: int
+    kind: str
+    name: str
+
+    @classmethod
+    def parse(cls, key: str) -> HistoryKey | None:
+        """Return what a key says; None for any other key."""
+        found = _HISTORY.fullmatch(key)
+        if found is None:
+            return None
+        claim, kind, name = (one for one in found.groups() if one is not None)
+        return cls(int(claim), kind, name)
+
+    @property
+    def key(self) -> str:
+        """The key itself; the name in it holds nothing but letters, digits, dots and dashes."""
+        name = re.sub(r"[^0-9A-Za-z._-]", "_", self.name)[:200]
+        suffix = {"journal": "jsonl", "nodes": "json", "logs": "log"}[self.kind]
+        return f"{HISTORY}{self.claim:06d}/{self.kind}/{name}.{suffix}"
+
+    @property
+    def worker(self) -> tuple[int, int]:
+        """The incarnation and the rank of a log."""
+        incarnation, _, rank = self.name.partition("-")
+        return int(incarnation), int(rank)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ Credentials, signatures, retries with back-off, multipart and connections are ob
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from elastic_ckpt.checkpoint.bucket.aws_profile import read_profile
 from elastic_ckpt.checkpoint.bucket.failures import FINAL, BucketFailure, advice, classify
 from elastic_ckpt.checkpoint.bucket.store import Bucket, StoredObject
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
@@ -53,7 +54,7 @@ def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
         if url.scheme == "file":
             return BucketStore(url, obstore.store.LocalStore(url.prefix, mkdir=make))
         return BucketStore(url, obstore.store.from_url(str(url), **_options(url)))
-    except BucketRefused:
+    except (BucketRefused, UsageError):
         raise
     except OSError as error:
         raise BucketRefused(f"cannot use {url}: {error.strerror or error}") from None
@@ -62,16 +63,23 @@ def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
 
 
 def _options(url: BucketUrl) -> dict[str, Any]:
+    """Return what obstore does not find by itself; UsageError for an AWS profile of no use."""
     client: dict[str, Any] = dict(_REQUEST)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    options: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES}
     if url.scheme != "s3":
-        return {"client_options": client, "retry_config": _RETRIES}
+        return options
+    profile = read_profile()
+    config = {"checksum_algorithm": "SHA256"}
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint := given or profile.endpoint:
+        config["endpoint"] = endpoint
     if endpoint.startswith("http://"):
         client["allow_http"] = True  # a store in one's own network; the user wrote http://
-    config = {"checksum_algorithm": "SHA256"}
-    if endpoint:
-        config["endpoint"] = endpoint
-    return {"client_options": client, "retry_config": _RETRIES, "config": config}
+    if profile.region and not any(map(os.environ.get, ("AWS_REGION", "AWS_DEFAULT_REGION"))):
+        config["region"] = profile.region
+    if profile.credentials is not None:
+        options["credential_provider"] = profile.credentials
+    return {**options, "config": config}
 
 
 class BucketStore:
@@ -80,6 +88,7 @@ class BucketStore:
     def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
         self.url = str(url)
         self.plain = store
+        self._bucket = url.bucket or url.prefix
         self._is_directory = url.scheme == "file"
 
     def get(self, key: str, limit: int) -> bytes:
@@ -100,13 +109,13 @@ class BucketStore:
     def put(self, key: str, data: bytes) -> None:
         import obstore
 
-        with self._asking(f"write {key}"):
+        with self._asking(f"write {key}", needs_object=False):
             obstore.put(self.plain, key, data, use_multipart=False)
 
     def put_new(self, key: str, data: bytes) -> None:
         import obstore
 
-        with self._asking(f"create {key}"):
+        with self._asking(f"create {key}", needs_object=False):
             obstore.put(self.plain, key, data, mode="create", use_multipart=False)
 
     def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
@@ -114,7 +123,7 @@ class BucketStore:
 
         source = _Source(chunks)
         try:
-            with self._asking(f"write {key}"):
+            with self._asking(f"write {key}", needs_object=False):
                 obstore.put(
                     self.plain, key, source, use_multipart=True, chunk_size=CHUNK_BYTES,
                     max_concurrency=UPLOADS,
@@ -142,7 +151,7 @@ class BucketStore:
     def _pages(self, prefix: str) -> Iterator[list[StoredObject]]:
         import obstore
 
-        with self._asking(f"list {prefix}"):
+        with self._asking(f"list {prefix}", needs_object=self._is_directory):
             for page in obstore.list(self.plain, prefix, chunk_size=LIST_PAGE):
                 yield [
                     StoredObject(one["path"], one["size"], one["last_modified"].timestamp())
@@ -150,34 +159,64 @@ class BucketStore:
                 ]
 
     def delete(self, keys: list[str]) -> None:
+        for first in range(0, len(keys), LIST_PAGE):
+            some = keys[first : first + LIST_PAGE]
+            try:
+                self._delete(some)
+            except FileNotFoundError:  # GCS and Azure say so of one, and leave the others
+                for key in some:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._delete([key])
+
+    def _delete(self, keys: list[str]) -> None:
         import obstore
 
-        for first in range(0, len(keys), LIST_PAGE):
-            with self._asking("delete objects"):
-                obstore.delete(self.plain, keys[first : first + LIST_PAGE])
+        with self._asking("delete objects"):
+            obstore.delete(self.plain, keys)
 
-    @contextmanager
-    def _asking(self, doing: str) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _asking(self, doing: str, *, needs_object: bool = True) -> Iterator[None]:
+        """Raise what the block's request failed of.
+
+        Args:
+            needs_object: a 404 means that there is no such object. Else it can mean the bucket
+                only: BucketFailed with ENOENT, as a gateway whose servers are away says so, too.
+        """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         try:
             yield
         except (AlreadyExistsError, PreconditionError):
             raise FileExistsError(errno.EEXIST, "the object is there already", self.url) from None
-        except FileNotFoundError as error:
-            if classify("", str(error)) is BucketFailure.NO_BUCKET:
-                raise self._error(BucketFailure.NO_BUCKET, doing, error) from None
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from None
-        except (BaseError, TimeoutError) as error:
-            raise self._error(classify(type(error).__name__, str(error)), doing, error) from None
+        except (FileNotFoundError, BaseError, TimeoutError) as error:
+            raise self._meaning(error, doing, needs_object=needs_object) from None
+
+    def _meaning(self, error: Exception, doing: str, *, needs_object: bool) -> Exception:
+        text = str(error)
+        failure = classify(type(error).__name__, text)
+        is_404 = isinstance(error, FileNotFoundError) or (
+            failure is BucketFailure.OTHER and "status code: 404" in text  # of a listing
+        )
+        if not is_404 or failure is BucketFailure.NO_BUCKET or "NoSuchUpload" in text:
+            return self._error(failure, doing, error)
+        if needs_object:
+            return FileNotFoundError(errno.ENOENT, "there is no such object", self.url)
+        return BucketFailed(self._line(BucketFailure.NO_BUCKET, doing, error), errno.ENOENT)
 
     def _error(self, failure: BucketFailure, doing: str, error: Exception) -> Exception:
-        line = f"cannot {doing} in {self.url}: {failure.value}; {advice(failure)}"
-        if failure in (BucketFailure.OTHER, BucketFailure.NO_ANSWER):
-            line += f" ({_first_line(error)})"
+        line = self._line(failure, doing, error)
         if failure in FINAL:
             return BucketRefused(line)
         return BucketFailed(line)
+
+    def _line(self, failure: BucketFailure, doing: str, error: Exception) -> str:
+        why = failure.value
+        if failure is BucketFailure.NO_BUCKET:
+            why = f"there is no bucket {self._bucket!r}"
+        line = f"cannot {doing} in {self.url}: {why}; {advice(failure)}"
+        if failure in (BucketFailure.OTHER, BucketFailure.NO_ANSWER):
+            line += f" ({_first_line(error)})"
+        return line
 
 
 class _Source:

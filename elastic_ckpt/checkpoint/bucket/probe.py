@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 
 from elastic_ckpt.checkpoint.bucket.failures import BucketFailure, advice
@@ -9,26 +10,43 @@ from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.errors import BucketFailed, BucketRefused
 
 
-def probe(store: Bucket) -> None:
+def probe(store: Bucket) -> str:
     """Create an object twice, read it, list it and delete it.
+
+    Returns:
+        Why nothing can be deleted: then copies are made, and none goes; empty if it can.
 
     Raises:
         BucketRefused: the bucket is missing, not permitted, or ignores conditions.
         BucketFailed: it does not answer now.
     """
     key = f"probe/{secrets.token_hex(8)}"
-    store.put_new(key, b"first")
     try:
-        try:
-            store.put_new(key, b"second")
-        except FileExistsError:
-            pass
-        else:
-            why = BucketFailure.NO_CONDITIONS
-            raise BucketRefused(f"cannot use {store.url}: {why.value}; {advice(why)}")
-        if store.get(key, 64) != b"first":
-            raise BucketFailed(f"cannot use {store.url}: it does not return what was written")
-        if not any(one.key == key for page in store.listing("probe/") for one in page):
-            raise BucketFailed(f"cannot use {store.url}: it does not list what was written")
+        store.put_new(key, b"first")
+    except BucketFailed as error:
+        if error.errno == errno.ENOENT:  # a 404 to the very first request: not a gateway's
+            raise BucketRefused(str(error)) from None
+        raise
+    why = ""
+    try:
+        _try_again(store, key)
     finally:
-        store.delete([key])
+        try:
+            store.delete([key])
+        except (BucketFailed, BucketRefused) as error:
+            why = str(error)
+    return why
+
+
+def _try_again(store: Bucket, key: str) -> None:
+    try:
+        store.put_new(key, b"second")
+    except FileExistsError:
+        pass
+    else:
+        why = BucketFailure.NO_CONDITIONS
+        raise BucketRefused(f"cannot use {store.url}: {why.value}; {advice(why)}")
+    if store.get(key, 64) != b"first":
+        raise BucketFailed(f"cannot use {store.url}: it does not return what was written")
+    if not any(one.key == key for page in store.listing("probe/") for one in page):
+        raise BucketFailed(f"cannot use {store.url}: it does not list what was written")

@@ -17,6 +17,7 @@ from elastic_ckpt.policy.retention import (
     RetentionVerdict,
     judge,
 )
+from elastic_ckpt.util.progress import Advance, ignore
 
 KEPT_AUTOMATIC: Final = 3
 """Newest checkpoints that stay of those that were saved automatically, without a rule."""
@@ -28,12 +29,21 @@ SWEEP_SECONDS: Final = 24 * 3600.0
 """Age, by the store's clock, from which what no seal names is taken for given up."""
 
 
-def remove(store: Bucket, seals: Sequence[SealKey]) -> None:
+_AT_ONCE: Final = 1000
+
+
+def remove(store: Bucket, seals: Sequence[SealKey], advance: Advance = ignore) -> None:
     """Delete checkpoints: the seals first, so that none is ever incomplete. A repeat goes on with
-    what an interrupted one left unsealed, once it is old enough for :func:`sweep`."""
+    what an interrupted one left unsealed, once it is old enough for :func:`sweep`.
+
+    Args:
+        advance: called with each number of objects that were deleted, for an owner that must beat.
+    """
     store.delete([seal.key for seal in seals])
     for seal in seals:
-        store.delete([one.key for page in store.listing(seal.data) for one in page])
+        for page in store.listing(seal.data):
+            store.delete([one.key for one in page])
+            advance(len(page))
 
 
 def prune(claim: BucketClaim, session: str, retention: Retention) -> None:
@@ -47,7 +57,7 @@ def prune(claim: BucketClaim, session: str, retention: Retention) -> None:
     going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
     if going:
         claim.check()
-        remove(claim.store, going)
+        remove(claim.store, going, claim.beating(ignore))
 
 
 def set_aside(claim: BucketClaim, seal: SealKey) -> str:
@@ -73,8 +83,8 @@ def set_aside(claim: BucketClaim, seal: SealKey) -> str:
 
 def sweep(claim: BucketClaim, session: str = "") -> int:
     """Delete what was uploaded long ago and never sealed, or whose seal is gone; return how many
-    objects. For an owner that is uploading nothing."""
-    store = claim.store
+    objects. For an owner that is uploading nothing; it beats meanwhile."""
+    store, advance = claim.store, claim.beating(ignore)
     beats = {one.key: one.modified for page in store.listing(RUNS) for one in page}
     now = beats.get(beat_key(claim.number), 0.0)  # by the store's clock: it was written just now
     sealed = {one.seal.data for one in listed(store, session)}
@@ -86,12 +96,15 @@ def sweep(claim: BucketClaim, session: str = "") -> int:
     root = data_of(session)
     old = [one.key for one in aside if now - one.modified > ASIDE_SECONDS]
     for page in store.listing(root):
+        advance(len(page))
         for one in page:
             attempt = root + one.key[len(root) :].partition("/")[0] + "/"
             if now - one.modified > SWEEP_SECONDS and attempt not in sealed:
                 old.append(one.key)
     claim.check()
-    store.delete(old)
+    for first in range(0, len(old), _AT_ONCE):
+        store.delete(old[first : first + _AT_ONCE])
+        advance(_AT_ONCE)
     return len(old)
 
 

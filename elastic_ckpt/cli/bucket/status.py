@@ -35,6 +35,14 @@ def status_bucket(url: BucketUrl, *, as_json: bool) -> int:
     return code
 
 
+def bucket_state(store: Bucket) -> tuple[str, str]:
+    """Return ``none``, ``ended``, ``running`` or ``silent``, and who owns it, for people."""
+    number = newest_owner(store)
+    beat = read_beat(store, number) if number else None
+    owner = read_owner(store, number) if number else None
+    return _state(store, number, ended=beat is not None and beat.ended), _shown(owner)
+
+
 def _gather(store: Bucket, url: BucketUrl) -> dict[str, Any]:
     number = newest_owner(store)
     owner = read_owner(store, number) if number else None

@@ -18,12 +18,15 @@ def check_bucket_url(url: BucketUrl) -> Iterator[Finding]:
     limits."""
     began = time.monotonic()
     try:
-        probe(open_store(url, make=True))
+        undeletable = probe(open_store(url, make=True))
     except (DirectoryUnusable, UsageError) as error:
         text, _, todo = str(error).partition("; ")
         yield Finding("bucket", "problem", text, todo)
         return
     seconds = time.monotonic() - began
+    if undeletable:
+        text, _, todo = undeletable.partition("; ")
+        yield Finding("deletion", "warning", f"{text}: old checkpoints stay there", todo)
     yield ok("bucket", f"{url}: keeps conditions, lists and reads what was written")
     each = seconds / 5
     yield ok("requests", f"{human_duration(each)} each, of five", each, "seconds")

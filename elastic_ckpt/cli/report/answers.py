@@ -26,6 +26,8 @@ Found = tuple[Tone, str, list[str]]
 _NEGLIGIBLE_SECONDS: Final = 0.05
 _QUOTED: Final = 90  # characters of a message
 _SHOWN: Final = 5  # classes of failures
+_LASTING: Final = {"disk": "On the disk", "bucket": "In the bucket"}
+"""The tiers that outlive the machine."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,11 @@ def _good(material: Material) -> Found:
         sealed = len(history.saves) - len(failed)
         errors = f"; {len(failed)} failed, the last: {_cut(failed[-1].error)}" if failed else ""
         sentences.append(f"{sealed:,} of {plural(len(history.saves), 'save')} sealed{errors}.")
-    intact = [one.intact for one in material.checkpoints if one.tier == "disk"]
-    if intact:
-        sentences.append(f"On the disk, {sum(intact)} of {len(intact)} are intact.")
+    lasting = [one for one in material.checkpoints if one.tier in _LASTING]
+    intact = [one.intact for one in lasting]
+    if lasting:
+        place = _LASTING[lasting[0].tier]
+        sentences.append(f"{place}, {sum(intact)} of {len(intact)} are intact.")
     if not sentences:
         sentences.append("No save is in the journal, and no checkpoint on the disk.")
     if material.status.newest_intact is None:
@@ -191,7 +195,7 @@ def _verified(material: Material) -> Iterator[str]:
         parts = natural_list([f"{number} {way}" for number, way in ways if number])
         yield f"{plural(passed, 'load')}, each verified first: {parts}."
     newest = next((one for one in material.checkpoints if one.intact), None)
-    if newest is not None and newest.tier != "memory":
+    if newest is not None and newest.tier in _LASTING:
         how = "every byte was verified" if newest.verified else "only its sizes were compared"
         yield f"The newest is step {newest.step:,}: {how}."
 
@@ -244,7 +248,8 @@ def _on_disk(newest: NewestView | None) -> str:
     if newest is None:
         return "There is no intact checkpoint on the disk: a start would begin at step 0."
     age = "" if newest.age_seconds is None else f", {human_duration(newest.age_seconds)} old"
-    return f"The newest on the disk is step {newest.step:,} ({newest.reason}{age})."
+    place = _LASTING.get(newest.tier, "on the disk").lower()
+    return f"The newest {place} is step {newest.step:,} ({newest.reason}{age})."
 
 
 def _cut(text: str, limit: int = _QUOTED) -> str:

@@ -7,12 +7,17 @@ import gc
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.common import directory_argument, open_job
 from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.util.files import write_atomic
+
+if TYPE_CHECKING:
+    from elastic_ckpt.cli.report.material import Material
 
 
 @click.command("report")
@@ -25,26 +30,27 @@ from elastic_ckpt.util.files import write_atomic
     metavar="FILE",
     help="File to write or replace; - for standard output.",
 )
-def command(directory: Path, output: str) -> int:
+def command(directory: Path | BucketUrl, output: str) -> int:
     """Write the history of the job in DIR as one page of HTML.
 
     \b
       elastic-ckpt report checkpoints
       elastic-ckpt report checkpoints -o /var/www/html/gpt.html
       elastic-ckpt report 4711 -o - | gzip > report.html.gz
+      elastic-ckpt report s3://bucket/job
 
     It answers what was lost and why, whether the job is safe now, whether its checkpoints were
     good, and what the disturbances cost; then it shows all that happened. The page needs no network
-    and contains no script.
+    and contains no script. Of a bucket it shows what the runs copied there with each upload.
     """
-    job = open_job(directory)
+    job = None if isinstance(directory, BucketUrl) else open_job(directory)
     if output != "-":
         _check(Path(output))  # before the work
     from elastic_ckpt.cli.report.material import collect
     from elastic_ckpt.cli.report.page import render
 
     with _uncollected():
-        page = render(collect(job))
+        page = render(_from_bucket(directory) if job is None else collect(job))
     if output == "-":
         click.echo(page)
         return 0
@@ -54,6 +60,13 @@ def command(directory: Path, output: str) -> int:
         raise _unusable(Path(output), error) from None
     click.echo(f"wrote {Path(output).resolve()}")
     return 0
+
+
+def _from_bucket(url: Path | BucketUrl) -> Material:
+    from elastic_ckpt.cli.bucket.history import collect_bucket
+    from elastic_ckpt.cli.report.material import collect
+
+    return collect_bucket(BucketUrl.parse(str(url)), collect)
 
 
 @contextlib.contextmanager

@@ -160,8 +160,8 @@ def _refuse_with_bucket(
     """Raise UsageError for what would be lost with the machine without a word."""
     if watch:
         raise UsageError(
-            "--watch: checkpoints that the script writes itself are not copied to a bucket yet; "
-            "leave --mirror out, or save with a Session"
+            "--watch: checkpoints that the script writes itself are not copied to a bucket: they "
+            "lie outside the job directory; leave the bucket out, or save with a Session"
         )
     if copies.is_place and endpoint and (copies.every or copies.rate):
         raise UsageError(
@@ -170,8 +170,9 @@ def _refuse_with_bucket(
         )
     if copies.is_place and start_from:
         raise UsageError(
-            f"--from goes with a directory: elastic-ckpt pull {copies.url} DIR, then run --dir DIR "
-            f"--from {start_from} --mirror {copies.url}"
+            f"--from goes with a directory: elastic-ckpt pull {copies.url} DIR, then elastic-ckpt "
+            f"pull {copies.url} DIR {start_from}, then run --dir DIR --from {start_from} --mirror "
+            f"{copies.url}"
         )
 
 

@@ -79,7 +79,7 @@ def check_bucket(directory: Path, url: str) -> str:
     return f"{failed}: the job begins without it" if failed else ""
 
 
-def ask(look: Callable[[], None], url: str, patience: Patience) -> BucketFailed | None:
+def ask(look: Callable[[], object], url: str, patience: Patience) -> BucketFailed | None:
     """Do something with a bucket within ``BUCKET_SECONDS``; return that it does not answer now, and
     raise what will not change, or StopAborted on a signal."""
     found: list[BaseException] = []

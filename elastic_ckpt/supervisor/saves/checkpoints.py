@@ -134,9 +134,11 @@ class BucketCheckpoints:
         self, job: JobDirectory, store: Bucket, claim: BucketClaim | None, journal: Journal
     ) -> None:
         self._job = job
-        self._store = store
+        self.store = store
         self._claim = claim
         self._journal = journal
+        self.owner = claim.number if claim else 0
+        """Number of the newest claim that this node knows of; 0 for none."""
         self._next_beat = 0.0
         self._is_swept = False
         self._known: dict[SealKey, Manifest] = {}  # the newest of each session
@@ -145,7 +147,7 @@ class BucketCheckpoints:
     def newest(self) -> Key:
         told = self._told()
         seals = [
-            catalog.newest(self._store, one, told) for one in catalog.sessions(self._store, told)
+            catalog.newest(self.store, one, told) for one in catalog.sessions(self.store, told)
         ]
         found = [self._read(seal) for seal in seals if seal is not None]
         self._known = {one[0]: one[1] for one in found if one is not None}
@@ -158,7 +160,7 @@ class BucketCheckpoints:
         if newest is None:
             forget_remote(self._job)
         else:
-            note_remote(self._job, self._store.url, newest[1])
+            note_remote(self._job, self.store.url, newest[1])
         self._noted = newest
 
     def check(self) -> None:
@@ -176,7 +178,7 @@ class BucketCheckpoints:
         del hurry, spare
         if self._claim is not None and not self._is_swept:
             self._is_swept = True
-            for session in catalog.sessions(self._store):
+            for session in catalog.sessions(self.store):
                 with contextlib.suppress(BucketFailed):
                     sweep(self._claim, session)
 
@@ -193,12 +195,13 @@ class BucketCheckpoints:
         return f"{why}: setting {newest[0].name} aside, resuming from {older[0].name}"
 
     def identity(self) -> str:
-        return f"{identity_of(self._store)}.{self._claim.owner.nonce if self._claim else ''}"
+        return f"{identity_of(self.store)}.{self._claim.owner.nonce if self._claim else ''}"
 
     def known_identities(self) -> tuple[str, ...]:
-        job, number = identity_of(self._store), newest_owner(self._store)
+        job = identity_of(self.store)
+        self.owner = number = newest_owner(self.store)
         owners = [
-            read_owner(self._store, one) for one in range(number, max(0, number - _OWNERS), -1)
+            read_owner(self.store, one) for one in range(number, max(0, number - _OWNERS), -1)
         ]
         return tuple(f"{job}.{owner.nonce}" for owner in owners if owner is not None)
 
@@ -215,10 +218,10 @@ class BucketCheckpoints:
         if seal in self._known:
             return seal, self._known[seal]
         with contextlib.suppress(CheckpointError):
-            return seal, catalog.read_intact(self._store, seal)
+            return seal, catalog.read_intact(self.store, seal)
         return next(self._intact(seal.session), None)
 
     def _intact(self, session: str) -> Iterator[tuple[SealKey, Manifest]]:
-        for one in catalog.current(self._store, session, self._told()):
+        for one in catalog.current(self.store, session, self._told()):
             with contextlib.suppress(CheckpointError):
-                yield one.seal, catalog.read_intact(self._store, one.seal)
+                yield one.seal, catalog.read_intact(self.store, one.seal)

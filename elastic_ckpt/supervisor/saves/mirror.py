@@ -28,6 +28,7 @@ from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
+from elastic_ckpt.checkpoint.retention_file import read_rule
 from elastic_ckpt.errors import (
     BucketFailed,
     BucketRefused,
@@ -41,6 +42,7 @@ from elastic_ckpt.journal.bucket_events import Mirrored, MirrorFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.policy.pace import Pace, Throttle, drops_for_newer
+from elastic_ckpt.supervisor.saves.history_copy import HistoryCopy
 from elastic_ckpt.supervisor.saves.mirror_port import forever
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
@@ -109,8 +111,9 @@ class Mirror:
         self._is_place = settings.mirror is not None and settings.mirror.is_place
         self._asked = self._answered = 0
         self._flush_until = 0.0
-        self._is_off = False
+        self._is_off = self._stays = False
         self.lost = ""
+        self._history = HistoryCopy(self._job, store, self._rate)
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     # -- the loop's side ------------------------------------------------------------------------
@@ -160,6 +163,9 @@ class Mirror:
         if self._thread.is_alive():
             self._say(f"mirror: the time is up, what {self._store.url} lacks stays on the disk")
 
+    def close_history(self, left: Callable[[], float]) -> None:
+        self._history.close(left, self._ping)
+
     # -- the thread -------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -199,10 +205,11 @@ class Mirror:
         return claim
 
     def _mirror(self, claim: BucketClaim) -> None:
+        self._history.offer(claim.number)
         for one in self._job.sessions():
-            there = newest(self._store, one.name, claim.newest)
+            there = self._again(partial(newest, self._store, one.name, claim.newest))
             self._done[one.name] = there.attempt if there else ""
-            sweep(claim, one.name)
+            self._delete(partial(sweep, claim, one.name))
         while True:
             asked = self._asked
             for path, manifest in self._missing():
@@ -299,6 +306,7 @@ class Mirror:
             )
         )  # fmt: skip
         self._show(f"step {manifest.step}, sealed {time.strftime('%H:%M:%S')}")
+        self._history.offer(claim.number)
         self._retain(claim, manifest.session)
 
     def _newer(self, manifest: Manifest) -> Manifest | None:
@@ -309,8 +317,20 @@ class Mirror:
         return newer if is_newer and isinstance(newer, Manifest) else None
 
     def _retain(self, claim: BucketClaim, session: str) -> None:
+        """Delete what no rule keeps: that of the run, else that of the script, else our own."""
         if not self._ends:
-            prune(claim, session, self._retention)
+            rule = self._retention or read_rule(self._job.session(session))
+            self._delete(partial(prune, claim, session, rule))
+
+    def _delete(self, do: Callable[[], object]) -> None:
+        """Do it; a store that deletes nothing, or not now, is named once, and gets its copies."""
+        try:
+            do()
+        except (BucketFailed, BucketRefused) as error:
+            if not self._stays:
+                self._fail(error, None)
+                self._tell(f"mirror: old checkpoints stay there: {error}; copies are made")
+            self._stays = True
 
     def _again(self, do: Callable[[], _T]) -> _T:
         """Do something until the bucket answers; raises what will not change."""

@@ -57,6 +57,9 @@ class MirrorPort(Protocol):
     def close(self, left: Callable[[], float]) -> None:
         """Copy the newest checkpoint; give up when ``left`` returns no seconds."""
 
+    def close_history(self, left: Callable[[], float]) -> None:
+        """Copy for people how the run has ended, once that is written; give up likewise."""
+
 
 class NoMirror:
     """The mirror of a run that has none."""
@@ -79,4 +82,7 @@ class NoMirror:
         """Do nothing."""
 
     def close(self, left: Callable[[], float]) -> None:
+        """Do nothing."""
+
+    def close_history(self, left: Callable[[], float]) -> None:
         """Do nothing."""

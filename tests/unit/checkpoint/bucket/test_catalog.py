@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from elastic_ckpt.checkpoint.bucket import catalog
+from elastic_ckpt.checkpoint.bucket import catalog, ownership
 from elastic_ckpt.checkpoint.bucket.keys import SealKey, seals_of
+from elastic_ckpt.checkpoint.bucket.ownership import read_beat
 from elastic_ckpt.checkpoint.bucket.retain import SWEEP_SECONDS, judged, remove, sweep
 from elastic_ckpt.checkpoint.bucket.store import StoredObject
-from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.errors import CheckpointRejected, RunSuperseded
 from elastic_ckpt.policy.retention import Retention
 from tests.buckets import Hooked, claim, memory_store
 
@@ -125,6 +126,21 @@ def test_what_was_never_sealed_goes_once_it_is_old() -> None:
     assert [one.key for page in store.listing("data/") for one in page] == [
         f"{key(1, 5).data}modeling/x"
     ]
+
+
+def test_an_owner_beats_during_a_long_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "BUCKET_BEAT_SECONDS", -1.0)
+    store = Hooked(memory_store())
+    owner = claim(store)
+    put(store, key(1, 5))
+    store.put(f"{key(1, 7).data}modeling/x", b"data")
+    before = read_beat(store, owner.number)
+    sweep(owner)
+    after = read_beat(store, owner.number)
+    assert before is not None and after is not None and after.count > before.count
+    claim(store, "elsewhere")
+    with pytest.raises(RunSuperseded):
+        sweep(owner)
 
 
 def test_retention_reads_no_manifest_that_it_does_not_need() -> None:

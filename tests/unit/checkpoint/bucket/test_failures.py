@@ -41,6 +41,17 @@ TABLE = [
     ("GenericError", S3.format("NotImplemented"), BucketFailure.NO_CONDITIONS),
     ("NotSupportedError", "", BucketFailure.NO_CONDITIONS),
     ("GenericError", "something new", BucketFailure.OTHER),
+    ("GenericError", "retries: 0, retry_timeout: 60s, status: 418", BucketFailure.OTHER),
+    (
+        "GenericError",
+        "Error performing GET http://h:503/b/503/connection - 418",
+        BucketFailure.OTHER,
+    ),
+    (
+        "UnauthenticatedError",
+        "necessary privileges for path run-503/x: ",
+        BucketFailure.NO_CREDENTIALS,
+    ),
 ]
 
 

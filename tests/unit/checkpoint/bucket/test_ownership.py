@@ -162,8 +162,13 @@ def test_a_directory_knows_whether_the_bucket_went_on_without_it(tmp_path: Path)
     assert not is_in_step(here, at_url("s3://bucket/other", store))
 
 
-def test_a_kill_around_a_claim_leaves_a_directory_as_in_step_as_it_was(tmp_path: Path) -> None:
+def test_a_kill_around_a_claim_leaves_a_directory_as_in_step_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has noted that it will claim; whether it did, and how often, does not matter."""
+    now = [0.0]  # the leases of five owners that are waited for
+    monkeypatch.setattr(taking.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(taking.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     store, here, there = memory_store(), open_job(tmp_path / "a"), open_job(tmp_path / "b")
     identity = here.identity()
     (there.control / "identity").write_text(identity)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.bucket import catalog
+from elastic_ckpt.checkpoint.retention_file import note_rule
 from elastic_ckpt.checkpoint.verify import read_manifest
-from elastic_ckpt.errors import BucketFailed
+from elastic_ckpt.errors import BucketFailed, BucketRefused
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.saves import mirror as mirroring
@@ -142,6 +143,36 @@ def test_retention_is_the_runs(bench: Bench) -> None:
         bench.until(lambda step=step: bench.steps()[:1] == [step])  # type: ignore[misc]
     bench.until(lambda: bench.steps() == [30, 20])
     mirror.close(some_time())
+
+
+def test_without_one_it_is_the_scripts(bench: Bench) -> None:
+    note_rule(bench.job, Retention(last=1))
+    mirror = bench.start()
+    for step in (10, 20):
+        make_checkpoint(bench.job, step)
+        bench.until(lambda step=step: bench.steps() == [step])  # type: ignore[misc]
+    note_rule(bench.job, Retention(last=5))  # the next Session's
+    make_checkpoint(bench.job, 30)
+    bench.until(lambda: bench.steps() == [30, 20])
+    mirror.close(some_time())
+
+
+@pytest.mark.parametrize("error", [BucketRefused, BucketFailed])
+def test_a_store_that_deletes_nothing_gets_its_copies_and_is_named_once(
+    bench: Bench, error: type[Exception]
+) -> None:
+    def refuse(name: str, key: str) -> None:
+        if name == "delete":
+            raise error("cannot delete objects: not permitted")
+
+    bench.store.before = refuse
+    mirror = bench.start(Retention(last=1))
+    for step in (10, 20, 30):
+        make_checkpoint(bench.job, step)
+        bench.until(lambda step=step: step in bench.steps())  # type: ignore[misc]
+    mirror.close(some_time())
+    assert bench.steps() == [30, 20, 10]
+    assert [line for line in bench.said if "old checkpoints stay there" in line] == bench.said
 
 
 @pytest.mark.parametrize("is_place", [False, True])
