@@ -23,11 +23,10 @@ from harness import Options, Places, Report, goal, places, ratios, read_options,
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.object_store import BucketStore, open_store
 from elastic_ckpt.checkpoint.bucket.ownership import claim_after, new_owner, newest_claim
 from elastic_ckpt.checkpoint.bucket.source import FETCH_BYTES, in_bucket, in_directory
-from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.bucket.transfer import in_order, pull, push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier

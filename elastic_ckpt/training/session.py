@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any
 
 from elastic_ckpt.checkpoint.position import Position
-from elastic_ckpt.checkpoint.retention_file import note_rule
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import is_session_name
+from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Phase, SessionStage, Source
 from elastic_ckpt.protocol.stepless import STEPLESS

@@ -26,7 +26,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, Owner
 from elastic_ckpt.checkpoint.bucket.retain import judged, remove
 from elastic_ckpt.checkpoint.bucket.store import StoredObject
 from elastic_ckpt.checkpoint.bucket.take import take
-from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.bucket.transfer import push
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,

@@ -120,6 +120,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/bucket/take.py",
     "checkpoint/own/announced.py",
     "checkpoint/own/seal.py",
+    "checkpoint/own/watched.py",
     # The checkpoint format, in the checkpoint's own files (docs/format.md).
     "checkpoint/manifest.py",
     "checkpoint/position.py",

@@ -21,7 +21,7 @@ from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.bucket.retain import prune
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
-from elastic_ckpt.checkpoint.bucket.upload import seal_uploaded, send
+from elastic_ckpt.checkpoint.bucket.transfer import seal_uploaded, send
 from elastic_ckpt.checkpoint.disk.hashed_file import HashedFile, hash_file
 from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path, make_manifest

@@ -59,8 +59,9 @@ _KINDS: Final = {
 
 _OURS: Final = re.compile(
     r"retry_timeout: \S+|(?:location|path:?) \S+|https?://(?!169\.254\.|metadata)\S+"
+    r"|\b[\d.]+(?:ns|µs|ms|s)\b"
 )
-"""What obstore adds of its own: a URL or a key may hold any of the above."""
+"""What obstore adds of its own: a URL, a key or a duration may look like any of the above."""
 
 
 def classify(kind: str, text: str) -> BucketFailure:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 from elastic_ckpt.checkpoint.bucket import catalog
-from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import identity_of, new_owner
@@ -23,7 +22,7 @@ from elastic_ckpt.checkpoint.bucket.take import (
     take,
     take_for,
 )
-from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.bucket.transfer import in_order, pull, push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
 from elastic_ckpt.checkpoint.catalog import scan, view
 from elastic_ckpt.checkpoint.disk.tier import DiskTier

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.bucket.catalog import listed, newest, read_seal, sessions
-from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, identity_of, new_owner
@@ -19,7 +18,7 @@ from elastic_ckpt.checkpoint.bucket.probe import probe
 from elastic_ckpt.checkpoint.bucket.source import in_bucket, in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.take import note_own, take, take_for, was_in_step
-from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.bucket.transfer import in_order, pull, push
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.disk.tier import DiskTier

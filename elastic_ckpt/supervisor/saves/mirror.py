@@ -23,12 +23,11 @@ from elastic_ckpt.checkpoint.bucket.retain import prune, sweep
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.take import note_own, note_pending, require_step, take_for
-from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.bucket.transfer import push
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
-from elastic_ckpt.checkpoint.retention_file import read_rule
 from elastic_ckpt.errors import (
     BucketFailed,
     BucketRefused,
@@ -38,6 +37,7 @@ from elastic_ckpt.errors import (
     StopAborted,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.retention_file import read_rule
 from elastic_ckpt.journal.bucket_events import Mirrored, MirrorFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS

@@ -47,6 +47,8 @@ TABLE = [
         "Error performing GET http://h:503/b/503/connection - 418",
         BucketFailure.OTHER,
     ),
+    ("GenericError", "Error performing PUT x in 503.403µs - code: 418", BucketFailure.OTHER),
+    ("GenericError", "Error performing PUT x in 1.502ms - code: 418", BucketFailure.OTHER),
     (
         "UnauthenticatedError",
         "necessary privileges for path run-503/x: ",

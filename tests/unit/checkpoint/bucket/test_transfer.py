@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.bucket import catalog
-from elastic_ckpt.checkpoint.bucket.download import in_order, pull
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.source import in_bucket, in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
-from elastic_ckpt.checkpoint.bucket.upload import push
+from elastic_ckpt.checkpoint.bucket.transfer import in_order, pull, push
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.tier import Tier

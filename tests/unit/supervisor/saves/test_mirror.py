@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.bucket import catalog
-from elastic_ckpt.checkpoint.retention_file import note_rule
 from elastic_ckpt.checkpoint.verify import read_manifest
 from elastic_ckpt.errors import BucketFailed, BucketRefused
+from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.saves import mirror as mirroring

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint.retention_file import note_rule, read_rule
+from elastic_ckpt.jobdir.retention_file import note_rule, read_rule
 from elastic_ckpt.policy.retention import Retention
 from tests.checkpoints import open_job
 
