@@ -99,9 +99,18 @@ STATES ?= 20
 test-power-cuts: .venv-latest/.ready
 	POWER_CUT_STATES=$(STATES) .venv-latest/bin/python -m pytest -s -rs tests/system/test_power_cuts.py
 
-# A push and a pull beside obstore alone.
-bench-storage: .venv-latest/.storage
+# A push and a pull beside obstore alone; beside other libraries; what a mirror takes from training.
+bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	.venv-latest/bin/python benchmarks/bucket.py
+	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
+	.venv-latest/bin/python benchmarks/mirror_cost.py
+
+bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --target bench-results/peers --upgrade \
+		-r requirements/storage-peers.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --target bench-results/peers --upgrade \
+		--no-deps s3torchconnector s3torchconnectorclient # whose torch would be another one
+	@touch $@
 
 # What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
 # tutorials as a reader types them.
