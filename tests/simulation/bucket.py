@@ -22,11 +22,12 @@ from unittest import mock
 
 from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket import take as taking
-from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, Owner
-from elastic_ckpt.checkpoint.bucket.retain import judged, remove
+from elastic_ckpt.checkpoint.bucket.keys import SealKey
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, Owner, claim_of
+from elastic_ckpt.checkpoint.bucket.retain import prune, set_aside
 from elastic_ckpt.checkpoint.bucket.store import StoredObject
 from elastic_ckpt.checkpoint.bucket.take import take
-from elastic_ckpt.checkpoint.bucket.transfer import push
+from elastic_ckpt.checkpoint.bucket.transfer import push, seal_uploaded, send
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
@@ -38,6 +39,7 @@ from elastic_ckpt.checkpoint.ownership.job_lock import Patience
 from elastic_ckpt.errors import BucketFailed, LockHeld, RunSuperseded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
 from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.progress import ignore
 
 T = TypeVar("T")
 
@@ -313,6 +315,9 @@ class OwnerLife:
             run_id=actor.name, node="node", nonce=actor.name,
             owner=ProcessIdentity(f"host of {actor.name}", "boot", 1, 1.0),
         )  # fmt: skip
+        # Of several nodes: the leader of the ranks seals, and the supervisor beats.
+        self._is_shared = schedule.rng.random() < 0.5
+        self._leader: BucketClaim | None = None
 
     def live(self) -> None:
         claim = self._claim()
@@ -356,14 +361,35 @@ class OwnerLife:
         manifest = _manifest(attempt, step, parent)
         self._schedule.made[attempt] = (claim.number, parent)
         with contextlib.suppress(BucketFailed):
-            self._again(lambda: push(claim, lambda _: iter([memoryview(DATA)]), manifest))
+            seal = self._again(lambda: self._seal(claim, manifest))
             self._schedule.say(f"{self._actor.name} calls {attempt} saved")
+            if self._is_shared and self._schedule.rng.random() < 0.1:
+                return self._fall_back(claim, seal, attempt, parent)
             self._schedule.reported.append(attempt)
             if self._schedule.rng.random() < 0.3:
-                done = judged(self._store, "", Retention(last=2))
-                claim.check()
-                remove(self._store, [one.seal for one, verdict in done if not verdict.keep])
+                prune(self._leader or claim, "", Retention(last=2))
         return attempt
+
+    def _seal(self, claim: BucketClaim, manifest: Manifest) -> SealKey:
+        def source(_: FileEntry) -> Iterator[memoryview]:
+            return iter([memoryview(DATA)])
+
+        if not self._is_shared:
+            return push(claim, source, manifest)
+        if self._leader is None:
+            self._leader = claim_of(self._store, claim.number, self._owner.nonce)
+        for entry in manifest.files:
+            send(self._store, SealKey.of(manifest, claim.number).data, source, entry, ignore)
+        return seal_uploaded(self._leader, manifest)
+
+    def _fall_back(self, claim: BucketClaim, seal: SealKey, attempt: str, parent: str) -> str:
+        """Take the newest one's seal away; return what the next one continues from."""
+        try:
+            self._again(lambda: set_aside(self._leader or claim, seal))
+        except BucketFailed:
+            return attempt  # it may still be there, and is as good
+        self._schedule.say(f"{self._actor.name} goes back to {parent or 'nothing'}")
+        return parent
 
     def _again(self, do: Callable[[], T]) -> T:
         for _ in range(8):

@@ -57,7 +57,7 @@ def listed(store: Bucket, session: str = "") -> Iterator[Listed]:
 def newest(
     store: Bucket, session: str = "", told: Mapping[str, str] | None = None
 ) -> SealKey | None:
-    """Return the newest seal, in three requests; None without any.
+    """Return the newest seal, in three requests, or four if a listing lacks it; None without any.
 
     A store may list what was there a while ago. What its owner has reported as saved, it
     has written down, and that is read by its name.
@@ -69,8 +69,19 @@ def newest(
     first = next((one.seal for one in listed(store, session)), None)
     if told is None:
         told = read_told(store, newest_claim(store)) or {}
-    found = [SealKey.parse(session, told.get(session, "")), first]  # of equals, what was told
-    return max((one for one in found if one), key=lambda one: one.age, default=None)
+    last = SealKey.parse(session, told.get(session, ""))
+    if last is None or last == first or (first is not None and last.age < first.age):
+        return first
+    return last if is_there(store, last.key) else first  # it may have been taken away since
+
+
+def is_there(store: Bucket, key: str) -> bool:
+    """Return whether a seal is there, which a listing may not tell."""
+    try:
+        store.get(key, MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def current(

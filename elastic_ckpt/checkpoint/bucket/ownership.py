@@ -86,6 +86,9 @@ class BucketClaim:
         self.number = number
         self.owner = owner
         self.newest = dict(newest or {})
+        self._before: dict[str, list[str]] = {}  # what was the newest of a session, in this process
+        self.taken_back: set[str] = set()
+        """Keys of seals that are no more, although an old listing may show them."""
         self._beats = 0
 
     def check(self) -> None:
@@ -107,8 +110,25 @@ class BucketClaim:
     def sealed(self, session: str, key: str) -> None:
         """Make a seal of this owner known; until this returns, it has not been saved for sure.
         Raises as :meth:`check`."""
+        if session in self.newest:
+            self._before.setdefault(session, []).append(self.newest[session])
         self.newest[session] = key
         self.tell()
+        self.check()
+
+    def sealed_before(self, session: str, key: str) -> list[str]:
+        """Return what this process knows to have been the newest before a seal, the newest first;
+        some of it may have been deleted since."""
+        return [one for one in reversed(self._before.get(session, ())) if one > key]
+
+    def take_back(self, session: str, key: str, newest: str) -> None:
+        """Make known that a seal is to be no more, and which one is the newest then; empty for
+        none. Raises as :meth:`check`."""
+        self.taken_back.add(key)
+        if self.newest.get(session) == key:
+            self.newest.pop(session)
+            self.newest |= {session: newest} if newest else {}
+            self.tell()
         self.check()
 
     def tell(self) -> None:

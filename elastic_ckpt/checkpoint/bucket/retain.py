@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from functools import partial
 from typing import Final
 
-from elastic_ckpt.checkpoint.bucket.catalog import Listed, listed, read_seal
+from elastic_ckpt.checkpoint.bucket.catalog import Listed, is_there, listed, read_seal
 from elastic_ckpt.checkpoint.bucket.keys import RUNS, SealKey, aside_of, beat_key, data_of
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.bucket.store import Bucket
@@ -53,7 +54,8 @@ def prune(claim: BucketClaim, session: str, retention: Retention) -> None:
         RunSuperseded: another run owns the bucket.
         BucketFailed: the store failed; a repeat goes on.
     """
-    done = judged(claim.store, session, retention or Retention(automatic=KEPT_AUTOMATIC))
+    rule = retention or Retention(automatic=KEPT_AUTOMATIC)
+    done = judged(claim.store, session, rule, without=claim.taken_back)
     going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
     if going:
         claim.check()
@@ -74,9 +76,9 @@ def set_aside(claim: BucketClaim, seal: SealKey) -> str:
         store.put(seal.aside, store.get(seal.key, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return ""
-    if claim.newest.get(seal.session) == seal.key:
-        del claim.newest[seal.session]
-        claim.tell()
+    others = [one.seal.key for one in listed(store, seal.session) if one.seal.age < seal.age]
+    known = sorted({*claim.sealed_before(seal.session, seal.key), *others})  # keys count down
+    claim.take_back(seal.session, seal.key, next(filter(partial(is_there, store), known), ""))
     store.delete([seal.key])
     return f"{store.url}/{seal.aside}"
 
@@ -109,7 +111,12 @@ def sweep(claim: BucketClaim, session: str = "") -> int:
 
 
 def judged(
-    store: Bucket, session: str, retention: Retention, *, keep_superseded: int | None = None
+    store: Bucket,
+    session: str,
+    retention: Retention,
+    *,
+    keep_superseded: int | None = None,
+    without: Container[str] = (),
 ) -> list[tuple[Listed, RetentionVerdict]]:
     """Return a verdict for each checkpoint of a session, newest first.
 
@@ -117,8 +124,9 @@ def judged(
 
     Args:
         keep_superseded: number of superseded ones to keep, the newest; None keeps all.
+        without: keys that an old listing may show.
     """
-    every = list(listed(store, session))
+    every = [one for one in listed(store, session) if one.seal.key not in without]
     current = [one for one in every if not one.superseded]
     rows = [_candidate(store, one, retention) for one in current]
     found = dict(zip(current, judge(retention, rows), strict=True))
