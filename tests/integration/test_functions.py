@@ -86,6 +86,7 @@ def save_sharded(rank, directory):
             (path / "modeling" / "temporary.json").unlink()
 
     engines.TorchEngine.save = sharded
+    engines.TorchEngine.by_path = True
     save(directory, 5)
 
 

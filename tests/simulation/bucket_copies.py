@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.supervisor.saves.mirror_port import forever
 from tests.simulation.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class SimMirror:
     def _lacks(self) -> bool:
         return self._bucket.newest < self._run.world.disk.newest
 
-    def hurry(self) -> None:
+    def hurry(self, left: Callable[[], float] = forever) -> None:
         """Uploads take what they take."""
 
     def flush(self) -> None:

@@ -90,8 +90,8 @@ class TorchEngine(Engine):
 
     @property
     def by_path(self) -> bool:
-        """False: all files go through the part."""
-        return False
+        """False: all files go through the part. True if a subclass may save in its own way."""
+        return type(self) is not TorchEngine
 
     @property
     def overlaps(self) -> bool:

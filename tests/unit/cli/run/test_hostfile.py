@@ -269,7 +269,12 @@ def start(tmp_path: Path, monkeypatch, script: str | None, least: int = 3) -> li
     directory = tmp_path / "job"
     JobDirectory(directory).prepare()
     settings: Any = SimpleNamespace(
-        directory=directory, args=("--x",), nodes=(least, 3), endpoint="a", gather_seconds=600.0
+        directory=directory,
+        args=("--x",),
+        nodes=(least, 3),
+        endpoint="a",
+        gather_seconds=600.0,
+        shared_url="",
     )
     said: list[str] = []
     found = context("--dir", str(directory), "--", "t.py", "--x")
