@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from elastic_ckpt.errors import ElasticCkptError, LeaderLost, SaveFailed, StorageFailed
+from elastic_ckpt.errors import (
+    BucketFailed,
+    BucketRefused,
+    ElasticCkptError,
+    LeaderLost,
+    SaveFailed,
+    StorageFailed,
+)
 
 
 def describe(error: BaseException) -> str:
@@ -19,6 +26,8 @@ def describe(error: BaseException) -> str:
 
 def as_failure(rank: int, error: Exception, doing: str) -> ElasticCkptError:
     """Return what every rank raises because this one raised ``error``."""
+    if isinstance(error, (BucketFailed, BucketRefused)):  # the storage's, as an OSError is a disk's
+        return StorageFailed(rank, str(error), doing)
     if isinstance(error, ElasticCkptError):
         return error
     stored = isinstance(error, OSError) and not isinstance(error, ConnectionError)

@@ -8,8 +8,15 @@ import pytest
 
 import elastic_ckpt.checkpoint.ownership.read_lock
 import elastic_ckpt.checkpoint.tier  # noqa: F401 -- both define errors
-from elastic_ckpt.errors import ElasticCkptError, SaveFailed
-from elastic_ckpt.training.ranks.rank_errors import decode_failure, encode_failure
+from elastic_ckpt.errors import (
+    BucketFailed,
+    BucketRefused,
+    ElasticCkptError,
+    RunSuperseded,
+    SaveFailed,
+    StorageFailed,
+)
+from elastic_ckpt.training.ranks.rank_errors import as_failure, decode_failure, encode_failure
 
 
 def subclasses(kind: type[ElasticCkptError]) -> Iterator[type[ElasticCkptError]]:
@@ -27,3 +34,12 @@ def test_every_error_arrives_as_itself(kind: type[ElasticCkptError]) -> None:
     assert type(arrived) is kind
     assert str(arrived) == str(sent)
     assert not isinstance(arrived, SaveFailed) or arrived.rank == 3
+
+
+@pytest.mark.parametrize("error", [BucketFailed("no answer"), BucketRefused("denied"), OSError(5)])
+def test_a_storage_that_fails_a_save_lets_the_job_train_on(error: Exception) -> None:
+    assert isinstance(as_failure(1, error, "save"), StorageFailed)
+
+
+def test_a_run_that_was_taken_over_learns_that() -> None:
+    assert isinstance(as_failure(1, RunSuperseded("another"), "save"), RunSuperseded)
