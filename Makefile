@@ -36,7 +36,7 @@ simulate: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation $(SEEDS)
 
 # Claims, uploads and listings on a store that refuses, loses answers, is late; owners vanish.
-BUCKET_SEEDS ?= 1 2000
+BUCKET_SEEDS ?= 1 1000
 
 simulate-buckets: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation.bucket $(BUCKET_SEEDS)
@@ -75,9 +75,11 @@ test-slurm: .venv-latest/.ready
 
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
 # ignores conditions is refused.
+BUCKETS = not slow
+
 test-buckets: .venv-latest/.storage
-	.venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_buckets.py \
-		tests/system/test_empty_machines.py
+	.venv-latest/bin/python -m pytest -s --durations=6 -m '$(BUCKETS)' \
+		tests/system/test_buckets.py tests/system/test_empty_machines.py
 
 # That, jobs on real file systems, and many power cuts and schedules, which takes over an hour as
 # root; what cannot be mounted is skipped with the reason. On Debian, for all of them: apt install
@@ -85,7 +87,8 @@ test-buckets: .venv-latest/.storage
 # dmsetup busybox nfs-kernel-server rpcbind iproute2 gcc libc6-dev
 OWN_MOUNTS = $(if $(filter 0,$(shell id -u)),unshare --mount --propagation private)
 
-test-storage: test-buckets
+test-storage:
+	$(MAKE) test-buckets BUCKETS="slow or not slow"
 	$(OWN_MOUNTS) .venv-latest/bin/python -m pytest -s --durations=6 tests/system/test_filesystems.py
 	$(OWN_MOUNTS) .venv-latest/bin/python -m pytest -s --durations=6 \
 		tests/system/test_filesystem_faults.py

@@ -82,6 +82,7 @@ def test_machines_that_vanish_are_replaced_by_others(tmp_path: Path) -> None:
         assert (view.newest_intact.tier, view.newest_intact.reason) == ("bucket", "final")
 
 
+@pytest.mark.one_torch
 def test_a_preempted_machine_saves_with_all_ranks_and_the_others_continue(tmp_path: Path) -> None:
     with Machines(tmp_path, "1:2") as machines:
         machines.start("n1", "n2")

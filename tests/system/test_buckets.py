@@ -82,6 +82,7 @@ def test_one_request_in_five_fails_and_the_job_is_exact(
     assert bucket.ask("verify", "--full", bucket.url).returncode == 0
 
 
+@pytest.mark.slow  # tests/system/test_empty_machines.py resizes as well
 def test_another_number_of_workers_uses_each_sample_once(tmp_path: Path, proxy: s3.Proxy) -> None:
     """From two workers on one machine to one on the next."""
     bucket = bucket_of(tmp_path, "resized")
@@ -132,6 +133,7 @@ def test_wrong_credentials_and_no_bucket_are_one_line(
     assert len(lines) == 1 and "no credentials were found, or they are wrong" in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["versioning", "lock"])
 def test_old_versions_are_in_nobodys_way(
     tmp_path: Path, server: s3.Server, proxy: s3.Proxy, expected: str, kind: str
@@ -156,6 +158,7 @@ def test_old_versions_are_in_nobodys_way(
     assert bucket.ask("verify", "--full", bucket.url).returncode == 0
 
 
+@pytest.mark.slow
 def test_where_nothing_may_be_deleted_copies_are_made_and_it_is_said_once(
     tmp_path: Path, proxy: s3.Proxy, expected: str
 ) -> None:
