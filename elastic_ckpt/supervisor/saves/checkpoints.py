@@ -141,6 +141,7 @@ class BucketCheckpoints:
         """Number of the newest claim that this node knows of; 0 for none."""
         self._next_beat = 0.0
         self._is_swept = False
+        self._identity = ""
         self._known: dict[SealKey, Manifest] = {}  # the newest of each session
         self._noted: tuple[SealKey, Manifest] | None = None
 
@@ -195,7 +196,9 @@ class BucketCheckpoints:
         return f"{why}: setting {newest[0].name} aside, resuming from {older[0].name}"
 
     def identity(self) -> str:
-        return f"{identity_of(self.store)}.{self._claim.owner.nonce if self._claim else ''}"
+        if not self._identity:  # it stays what it is, and the loop must not wait for it again
+            self._identity = identity_of(self.store)
+        return f"{self._identity}.{self._claim.owner.nonce if self._claim else ''}"
 
     def known_identities(self) -> tuple[str, ...]:
         job = identity_of(self.store)
