@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import sys
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from drain_cost import WAIT_SECONDS
 from harness import Options, Places, Report, Row, goal, places, read_options, summary
 from ranks import run_ranks
+
+from tests.checkpoints import make_checkpoint, open_job
 
 STEPS = 400
 QUICK_STEPS = 20
@@ -93,7 +98,6 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
     import torch.distributed as dist
 
     from elastic_ckpt.jobdir.paths import JobDirectory
-    from tests.checkpoints import make_checkpoint, open_job
 
     mirror = None
     if rank == 0:
