@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,20 @@ def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
         pipe.send(time.process_time() - used)
 
 
-class Drainer:
-    """Rank 0's handle on that process."""
+class Beside:
+    """Rank 0's handle on a process that works beside training, when it is told to."""
 
-    def __init__(self, saver: Any) -> None:
+    def __init__(self, target: Callable[..., None], *args: Any) -> None:
+        """``target`` gets a pipe and ``args``: for each word it answers the CPU seconds that its
+        work took, until the word is 0."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        places_ = (str(saver.job.root), str(saver.memory.root))
-        self._process = context.Process(target=drain_when_told, args=(theirs, *places_))
+        self._process = context.Process(target=target, args=(theirs, *args))
         self._process.start()
 
-    def begin(self) -> None:
-        """Drain the newest."""
-        self._pipe.send(True)
+    def begin(self, word: int = 1) -> None:
+        """Have it work."""
+        self._pipe.send(word)
 
     def finished(self) -> bool:
         """Whether it is through."""
@@ -68,14 +70,14 @@ class Drainer:
     def cpu_seconds(self) -> float:
         """What it used; waits for it."""
         if not self._pipe.poll(WAIT_SECONDS):
-            raise TimeoutError("the drain did not end")
+            raise TimeoutError("it did not end")
         used: float = self._pipe.recv()
         return used
 
     def close(self) -> None:
         """End it."""
-        self._pipe.send(False)
-        self._process.join(10)
+        self._pipe.send(0)
+        self._process.join(20)
 
 
 def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]]:
@@ -86,7 +88,8 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
 
     state = make_state(options.megabytes, wrap=True)
     ours, theirs = (kind(rank, state, where) for kind in (OursMemory, DcpAsync))
-    drainer = Drainer(ours) if rank == 0 else None
+    drain = (drain_when_told, str(ours.job.root), str(ours.memory.root)) if rank == 0 else ()
+    drainer = Beside(*drain) if drain else None
     steps = QUICK_STEPS if options.quick else STEPS
     found: dict[str, list[float]] = {NOTHING: [], OURS: [], DCP: [], "cpu": [], "within": []}
     try:
@@ -99,7 +102,7 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
                 dist.barrier()
                 if name == OURS and drainer is not None:
                     drainer.begin()
-                seconds = _train(steps)
+                seconds = train(steps)
                 if turn:
                     found[name].append(seconds)
                 if name == OURS and drainer is not None:
@@ -121,8 +124,8 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
     return found
 
 
-def _train(steps: int) -> float:
-    """Seconds of a block: each step is some arithmetic and an all-reduce."""
+def train(steps: int, done: Any = None) -> float:
+    """Seconds of a block: each step is some arithmetic and an all-reduce; ``done`` counts them."""
     import torch
     import torch.distributed as dist
 
@@ -133,6 +136,8 @@ def _train(steps: int) -> float:
         for _ in range(8):
             left = (left @ right).clamp_(max=1.0)
         dist.all_reduce(left[:8, :8].contiguous())
+        if done is not None:
+            done.value += 1
     dist.barrier()
     return time.perf_counter() - began
 

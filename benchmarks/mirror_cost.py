@@ -17,11 +17,10 @@ import time
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from drain_cost import WAIT_SECONDS
+from drain_cost import Beside, train
 from harness import Options, Places, Report, Row, goal, places, read_options, summary
 from ranks import run_ranks
 
@@ -60,49 +59,18 @@ def mirror_when_told(pipe: Connection, directory: str, url: str, steps: Synchron
     mirror.close(lambda: 10.0)
 
 
-class MirrorProcess:
-    """Rank 0's handle on that process."""
-
-    def __init__(self, job: Path, url: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.steps = context.Value("q", 0)
-        self._process = context.Process(
-            target=mirror_when_told, args=(theirs, str(job), url, self.steps)
-        )
-        self._process.start()
-
-    def begin(self, step: int) -> None:
-        """Copy the checkpoint of that step."""
-        self._pipe.send(step)
-
-    def is_done(self) -> bool:
-        """Whether it is through."""
-        return self._pipe.poll()
-
-    def cpu_seconds(self) -> float:
-        """What it used; waits for it."""
-        if not self._pipe.poll(WAIT_SECONDS):
-            raise TimeoutError("the copy did not end")
-        used: float = self._pipe.recv()
-        return used
-
-    def close(self) -> None:
-        """End it."""
-        self._pipe.send(0)
-        self._process.join(20)
-
-
 def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]]:
     """Seconds of each block by name; under ``cpu`` those of the mirror itself."""
     import torch.distributed as dist
 
     from elastic_ckpt.jobdir.paths import JobDirectory
 
-    mirror = None
+    mirror, done = None, None
     if rank == 0:
         open_job(where.disk / "job")
-        mirror = MirrorProcess(where.disk / "job", f"file://{where.disk}/bucket")
+        done = multiprocessing.get_context("spawn").Value("q", 0)
+        places_ = (str(where.disk / "job"), f"file://{where.disk}/bucket")
+        mirror = Beside(mirror_when_told, *places_, done)
     steps = QUICK_STEPS if options.quick else STEPS
     found: dict[str, list[float]] = {NOTHING: [], MIRROR: [], "cpu": [], "within": []}
     try:
@@ -115,10 +83,10 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
                 dist.barrier()
                 if name == MIRROR and mirror is not None:
                     mirror.begin(turn)
-                seconds = _train(steps, mirror.steps if mirror else None)
+                seconds = train(steps, done)
                 used, within = 0.0, False
                 if name == MIRROR and mirror is not None:
-                    within = mirror.is_done()
+                    within = mirror.finished()
                     used = mirror.cpu_seconds()
                 if turn > 1:
                     found[name].append(seconds)
@@ -129,24 +97,6 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
         if mirror is not None:
             mirror.close()
     return found
-
-
-def _train(steps: int, done: Any) -> float:
-    """Seconds of a block: each step is some arithmetic and an all-reduce."""
-    import torch
-    import torch.distributed as dist
-
-    left, right = torch.ones(384, 384), torch.ones(384, 384)
-    dist.barrier()
-    began = time.perf_counter()
-    for _ in range(steps):
-        for _ in range(8):
-            left = (left @ right).clamp_(max=1.0)
-        dist.all_reduce(left[:8, :8].contiguous())
-        if done is not None:
-            done.value += 1
-    dist.barrier()
-    return time.perf_counter() - began
 
 
 def main() -> None:

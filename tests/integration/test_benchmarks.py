@@ -17,6 +17,7 @@ ROWS = {
     "load": 4,
     "metadata": 7,
     "drain_cost": 4,
+    "mirror_cost": 3,
     "emergency": 5,
     "idle": 6,
     "own_seal": 4,

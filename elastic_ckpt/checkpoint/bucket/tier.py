@@ -23,6 +23,7 @@ from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import Unchanged, share_out
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import files_below
 from elastic_ckpt.util.progress import Advance, Watch
 
 
@@ -158,6 +159,7 @@ class BucketReading:
     def verify(self, rank: int, world_size: int, watch: Watch) -> None:
         if self._local is not None:
             rank, world_size = self._local.rank, self._local.of
+        self._drop_unlisted()
         mine = share_out(self.seal.files, rank, world_size)
         total = sum(entry.bytes for entry in mine)
         advance = watch(f"bringing {self._key.name} here", total)
@@ -172,6 +174,13 @@ class BucketReading:
             for entry in missing:
                 _write(self.path / entry.path, source(entry), advance)
         self._unchanged = Unchanged(self.path, mine)
+
+    def _drop_unlisted(self) -> None:
+        """Remove what an engine might read and no digest covers; the ranks write what is listed."""
+        listed = {entry.path for entry in self.seal.files}
+        for path in files_below(self.path):
+            if path not in listed:
+                (self.path / path).unlink(missing_ok=True)
 
     def confirm(self) -> None:
         if self._unchanged is None:
