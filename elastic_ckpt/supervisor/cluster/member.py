@@ -125,10 +125,11 @@ class MemberRole(ClusterRole):
         if joined is None or run.shutdown.is_decided:
             return
         identities = run.ports.directory.known_identities(seconds)
-        directory, limit = run.settings.directory, run.settings.gather_seconds
+        url, limit = run.settings.shared_url, run.settings.gather_seconds
+        place = url or run.settings.directory
         if identities is None:
             if run.now - self._joined_at > limit:
-                why = f"the storage of {directory} did not answer for {human_duration(limit)}"
+                why = f"the storage of {place} did not answer for {human_duration(limit)}"
                 run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
             return
         is_same = bool(joined.identity) and joined.identity in identities
@@ -142,9 +143,11 @@ class MemberRole(ClusterRole):
         if is_same and joined.identity != identities[0]:  # it finds out once it reaches its storage
             run.record.say(f"{joined.head} leads a run that another one has taken over")
         elif not is_same:
-            why = f"{directory} is not the job directory of {joined.head}"
+            what = "bucket" if url else "job directory"
+            todo = "the same URL" if url else "one on a file system that they share"
             run.shutdown.give_up(
-                ExitCode.USAGE, f"{why}: give all nodes one on a file system that they share"
+                ExitCode.USAGE,
+                f"{place} is not the {what} of {joined.head}: give all nodes {todo}",
             )
 
     def _on_head_lost(self, run: Supervisor, why: str) -> None:
