@@ -25,7 +25,9 @@ class Run:
         self.followed = "nothing yet"
         self.state = RunState.STARTING
         self.agent = None
-        self.settings = SimpleNamespace(directory="/job", gather_seconds=60.0, terms={})
+        self.settings = SimpleNamespace(
+            directory="/job", shared_url="", gather_seconds=60.0, terms={}
+        )
         journal = SimpleNamespace(write=lambda event: None)
         self.ports = SimpleNamespace(directory=self, journal=journal)
         self.preemption = SimpleNamespace(patience=lambda seconds: seconds)
@@ -86,6 +88,16 @@ def test_another_directory_ends_the_run_also_late(run: Any) -> None:
     role.look_for_hang(run)
     [(code, message)] = run.ended
     assert code is ExitCode.USAGE and "/job is not the job directory of n1" in message
+
+
+def test_another_bucket_is_named_with_what_to_do(run: Any) -> None:
+    run.settings.shared_url = "s3://b/j"
+    role = join(run)
+    run.identities = ("0dd",)
+    role.look_for_hang(run)
+    [(code, message)] = run.ended
+    assert code is ExitCode.USAGE
+    assert message == "s3://b/j is not the bucket of n1: give all nodes the same URL"
 
 
 def test_a_storage_that_does_not_answer_ends_the_run_with_a_message(run: Any) -> None:
