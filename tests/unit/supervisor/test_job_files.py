@@ -316,6 +316,22 @@ def test_directory_that_is_moved_away_is_reported_and_made_again(
     assert lines[-1] == f"{job.root} is again the directory in which this run started"
 
 
+def test_directory_that_was_restored_with_its_content_is_called_a_copy(
+    job: JobDirectory, files: JobFiles, lines: list[str]
+) -> None:
+    make_checkpoint(job, 7)
+    before = files.scan_now(within(PATIENCE))
+    archive = job.root.rename(job.root.with_name("archive"))
+    shutil.copytree(archive, job.root)
+    assert files.scan_now(within(PATIENCE)) == before
+    [line] = lines
+    assert line.startswith(f"{job.root} was replaced while the job runs, by a copy of its own")
+    shutil.rmtree(job.root)
+    archive.rename(job.root)
+    assert files.scan_now(within(PATIENCE)) == before
+    assert lines[1:] == [f"{job.root} is again the directory in which this run started"]
+
+
 def test_deleted_control_files_are_written_again(
     job: JobDirectory, files: JobFiles, lines: list[str]
 ) -> None:
