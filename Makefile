@@ -46,8 +46,9 @@ test-faults: .venv/.ready
 	.venv/bin/python -m pytest -m faults_full tests/faults $(PYTEST_FLAGS)
 
 # The benchmarks themselves, run small: their shape, not their figures.
-test-benchmarks: .venv/.ready
+test-benchmarks: .venv/.ready .venv-latest/.storage
 	.venv/bin/python -m pytest -n 2 -m benchmarks tests/integration
+	.venv-latest/bin/python -m pytest tests/integration/test_benchmarks.py -k bucket
 
 # Several nodes as processes of this host; then hosts of network namespaces, which join, leave and
 # are cut off: prints how long each takes. Needs root.
@@ -105,6 +106,7 @@ test-power-cuts: .venv-latest/.ready
 # A push and a pull beside obstore alone; beside other libraries; what a mirror takes from training.
 bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	.venv-latest/bin/python benchmarks/bucket.py
+	.venv-latest/bin/python benchmarks/bucket_nodes.py
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
 

@@ -63,9 +63,9 @@ class Hooked:
         self._store.put_new(key, data)
         with_answer()
 
-    def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, key: str, chunks: Iterable[memoryview], size: int = 0) -> None:
         with_answer = self._ask("upload", key)
-        self._store.upload(key, chunks)
+        self._store.upload(key, chunks, size)
         with_answer()
 
     def listing(self, prefix: str) -> Iterator[list[StoredObject]]:

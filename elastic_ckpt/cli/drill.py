@@ -65,7 +65,8 @@ def command(directory: Path, grace: float | None, timeout: float, as_json: bool)
 
     The running job saves as it would on a notice, and continues to train. The measured time lasts
     from the request until the checkpoint is on the disk, and with --dir URL in the bucket. It
-    includes up to 0.5 s until the request is seen, which a signal does not need.
+    includes up to 0.5 s until the request is seen, up to 1 s from another host, which a signal does
+    not need.
 
     Exits with 0 if it fits, 1 if it does not, 70 if no checkpoint was saved in time.
     """

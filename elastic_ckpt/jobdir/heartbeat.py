@@ -17,6 +17,9 @@ SILENT_SECONDS: Final = 60.0
 """A supervisor without a heartbeat for this long may be dead."""
 
 _MAX_BYTES: Final = 4096
+_ROOM: Final = 192
+"""Bytes of each heartbeat, filled with spaces: one is written over another."""
+
 _MAX_COUNT: Final = 10**12
 
 
@@ -35,12 +38,33 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 def write_heartbeat(job: JobDirectory, node: str, beat: Heartbeat) -> None:
-    """Replace the node's heartbeat.
+    """Replace the node's heartbeat, whatever is there.
 
     Raises:
         OSError: the disk refuses.
     """
-    write_atomic(job.heartbeat(node), msgspec.json.encode(beat))
+    write_atomic(job.heartbeat(node), _encode(beat))
+
+
+def renew_heartbeat(job: JobDirectory, node: str, beat: Heartbeat) -> None:
+    """Write over the heartbeat that this process has written; raises as :func:`write_heartbeat`.
+
+    Three calls, and no fsync: after a power cut no supervisor beats any more. Closing the file
+    sends it to a file server.
+    """
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(job.heartbeat(node), flags)
+        try:
+            os.pwrite(fd, _encode(beat), 0)
+        finally:
+            os.close(fd)
+    except OSError:  # it was removed, for example
+        write_heartbeat(job, node, beat)
+
+
+def _encode(beat: Heartbeat) -> bytes:
+    return msgspec.json.encode(beat).ljust(_ROOM)
 
 
 def read_heartbeat(job: JobDirectory, node: str) -> Heartbeat | None:

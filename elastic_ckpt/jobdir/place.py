@@ -56,6 +56,11 @@ class JobPlace:
             return f"{root} is again the directory in which this run started"
         if not was_original and inode:
             return ""  # it was reported, and has been made again since
+        if inode and known == self._identity:
+            return (
+                f"{root} was replaced while the job runs, by a copy of its own: saves continue in "
+                "the copy; what was saved before and is not in it is wherever the old one is now"
+            )
         return (
             f"{root} was moved, deleted or unmounted while the job runs: saves continue in a new "
             "directory there, or in memory until its disk is mounted; what was saved before is "

@@ -6,7 +6,12 @@ import contextlib
 import threading
 import time
 
-from elastic_ckpt.jobdir.heartbeat import BEAT_SECONDS, Heartbeat, write_heartbeat
+from elastic_ckpt.jobdir.heartbeat import (
+    BEAT_SECONDS,
+    Heartbeat,
+    renew_heartbeat,
+    write_heartbeat,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
 
@@ -36,12 +41,14 @@ class HeartbeatThread:
         self._over.set()
 
     def _beat(self) -> None:
+        write = write_heartbeat
         while not self._over.is_set():
             self._turned.wait(BEAT_SECONDS)
             if self._turned.is_set():
                 self._turned.clear()
                 with contextlib.suppress(OSError):  # the next one may get there
-                    write_heartbeat(self._job, self._node, self._now())
+                    write(self._job, self._node, self._now())
+                    write = renew_heartbeat
             self._over.wait(BEAT_SECONDS)
 
     def _now(self) -> Heartbeat:

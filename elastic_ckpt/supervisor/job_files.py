@@ -22,6 +22,7 @@ from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.place import JobPlace
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
+from elastic_ckpt.jobdir.runs_watch import RunsWatch
 from elastic_ckpt.jobdir.save_requests import RequestWatch, ask_for_save, remove_requests
 from elastic_ckpt.jobdir.worker_logs import forget_old_logs
 from elastic_ckpt.journal.events import Drained, Saved
@@ -31,12 +32,16 @@ from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, OwnPort
 from elastic_ckpt.supervisor.saves.checkpoints import DirectoryCheckpoints, JobCheckpoints
+from elastic_ckpt.util.change_bell import ChangeBell
 
 log = logging.getLogger(__name__)
 
 REQUESTS_SECONDS: Final = 0.5
 EVENTS_SECONDS: Final = 1.0
-"""How often the thread looks for save requests, and into the journal."""
+"""How often the thread looks for save requests, and into the journal, if something rang."""
+
+EVENTS_POLL_SECONDS: Final = 30.0
+"""How often it looks into the journal of this host's processes although nothing rang."""
 
 _WAIT_SECONDS: Final = 0.05
 
@@ -90,7 +95,10 @@ class JobFiles:
         self._own = own
         own_place = DirectoryCheckpoints(job, locks, journal, say)
         self._checkpoints: JobCheckpoints = checkpoints or own_place
+        self._journal_bell = ChangeBell(job.journal(node).parent)
+        self._journal_poll = 0.0
         self._tail = JournalTail(job, node)
+        self._runs_watch = RunsWatch(job)
         self._place = JobPlace(job)
         self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
         self._left_behind: Key | None = None  # the newest in the directory that is not there now
@@ -312,14 +320,17 @@ class JobFiles:
                 work.append(self._look_for_requests)
             if now >= next_events:
                 next_events = now + EVENTS_SECONDS
-                work.append(self._read_events)
+                work.append(self._look_for_events)
             for one in work:
                 self._try(one)
+        self._request_watch.close()
+        self._journal_bell.close()
 
-    def _try(self, work: Callable[[], object]) -> None:
-        """Do one thing; whatever goes wrong, the next one may get there."""
+    def _try(self, work: Callable[[], object]) -> bool:
+        """Do one thing, and return whether it was done; the next one may get there in any case."""
         try:
             work()
+            return True
         except RunSuperseded as error:
             self._lost = str(error)
             self._wake()
@@ -327,6 +338,7 @@ class JobFiles:
             log.debug("a file of the job directory", exc_info=True)
         except Exception:
             log.exception("a file of the job directory")
+        return False
 
     def _check(self) -> None:
         if self._locks.ownership is not None:
@@ -335,11 +347,13 @@ class JobFiles:
 
     def _beat(self) -> None:
         ownership = self._locks.ownership
-        self._try(self._check_place)
-        if ownership is None or self._lost:
-            return
-        ownership.beat_and_check()
-        self._checkpoints.beat()
+        is_calm = self._runs_watch.is_calm() and (ownership is None or ownership.shows_changes)
+        is_placed = is_calm or self._try(self._check_place)
+        if ownership is not None and not self._lost:
+            (ownership.beat if is_calm else ownership.beat_and_check)()
+            self._checkpoints.beat()
+        if is_placed and not is_calm:
+            self._runs_watch.checked()
 
     def _check_place(self) -> None:
         """Report a directory that was moved, deleted or unmounted, and put ours in its place."""
@@ -356,6 +370,7 @@ class JobFiles:
         if ownership is not None:
             ownership.check_place()  # nothing is written where a disk was unmounted
         self._place.restore()
+        self._journal_bell.hang()
         if self._last_record is not None:
             self._last_record.write(self._job.node_record(self._node))
         if ownership is not None:
@@ -365,6 +380,12 @@ class JobFiles:
         self._requests = self._request_watch.look(time.monotonic())
         if self._requests - self._taken:
             self._wake()
+
+    def _look_for_events(self) -> None:
+        now = time.monotonic()
+        if self._journal_bell.rang() or now >= self._journal_poll:
+            self._journal_poll = now + EVENTS_POLL_SECONDS
+            self._read_events()
 
     def _read_events(self) -> None:
         found = self._tail.read()

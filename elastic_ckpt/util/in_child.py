@@ -22,10 +22,15 @@ PATIENCE_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 2.0
 """Time for a killed child to end; one that is stuck in the kernel does not."""
 
+_IDLE_SECONDS: Final = 1.0
+
 _ANSWER, _ERROR, _END = b"+", b"!", b"."
 
 Work = Callable[[], Generator[Any, None, None]]
 """Called in the child only; the parent receives what it yields."""
+
+Idle = Callable[[float], None]
+"""Called in the parent while it waits."""
 
 
 class NoAnswer(Exception):
@@ -37,7 +42,7 @@ class WorkFailed(Exception):
 
 
 def answers(
-    work: Work, kind: Any, seconds: float
+    work: Work, kind: Any, seconds: float, idle: Idle | None = None
 ) -> contextlib.closing[Generator[Any, None, None]]:
     """Run ``work`` in a fork of this process and yield its answers as they arrive.
 
@@ -48,21 +53,24 @@ def answers(
     Args:
         kind: the type of the answers, which JSON must be able to hold.
         seconds: time for all of them.
+        idle: called about once in each second without an answer, with the seconds since the start.
 
     Raises:
         NoAnswer: in the block: no answer in time, or the child died.
         WorkFailed: in the block: the work raised an error, whose text this one has.
     """
-    return contextlib.closing(_answers(work, kind, seconds))
+    return contextlib.closing(_answers(work, kind, seconds, idle))
 
 
-def answer(work: Work, kind: Any, seconds: float) -> Any:
-    """Return the only answer of ``work``; raise as :func:`answers`."""
-    with answers(work, kind, seconds) as found:
+def answer(work: Work, kind: Any, seconds: float, idle: Idle | None = None) -> Any:
+    """Return the only answer of ``work``; as :func:`answers`."""
+    with answers(work, kind, seconds, idle) as found:
         return next(found)
 
 
-def _answers(work: Work, kind: Any, seconds: float) -> Generator[Any, None, None]:
+def _answers(
+    work: Work, kind: Any, seconds: float, idle: Idle | None
+) -> Generator[Any, None, None]:
     limit = time.monotonic() + seconds
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -73,7 +81,7 @@ def _answers(work: Work, kind: Any, seconds: float) -> Generator[Any, None, None
         _serve(work, writing)
     os.close(writing)
     try:
-        for line in _lines(reading, limit, seconds):
+        for line in _lines(reading, limit, seconds, idle):
             if line.startswith(_END):
                 return
             if line.startswith(_ERROR):
@@ -85,14 +93,20 @@ def _answers(work: Work, kind: Any, seconds: float) -> Generator[Any, None, None
         _end(child)
 
 
-def _lines(fd: int, limit: float, seconds: float) -> Iterator[bytes]:
+def _lines(fd: int, limit: float, seconds: float, idle: Idle | None) -> Iterator[bytes]:
     """Yield whole lines until the other end is closed."""
+    began = time.monotonic()
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     rest = b""
     while True:
-        if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
-            raise NoAnswer(f"did not answer within {human_duration(seconds)}")
+        left = max(0.0, limit - time.monotonic())
+        if not poll.poll(min(left, _IDLE_SECONDS if idle else left) * 1000):
+            if time.monotonic() >= limit:
+                raise NoAnswer(f"did not answer within {human_duration(seconds)}")
+            if idle is not None:
+                idle(time.monotonic() - began)
+            continue
         data = os.read(fd, 65536)
         if not data:
             return

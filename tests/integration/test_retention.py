@@ -10,6 +10,8 @@ import pytest
 from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.retention_file import read_rule
+from elastic_ckpt.policy.retention import Retention
 from tests.job import SCRIPTS, Job
 
 pytestmark = pytest.mark.one_torch
@@ -49,6 +51,7 @@ def test_command_line_retention_overrides_the_script_and_survives_a_restart(tmp_
         assert steps(job)[2] == 8
         assert set(pruned(job)) <= {2, 4, 6, 10}  # the kill can cut off a line
         assert job.view().newest_intact.step == 13
+        assert read_rule(JobDirectory(job.directory)) == Retention(last=2)  # for a mirror
         assert list((job.directory / ".trash").iterdir()) == []
 
 

@@ -236,7 +236,7 @@ class FaultyStore:
 
         self._ask("create", key, set_new, writes=True)
 
-    def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, key: str, chunks: Iterable[memoryview], size: int = 0) -> None:
         self.put(key, b"".join(chunks))
 
     def listing(self, prefix: str) -> Iterator[list[StoredObject]]:

@@ -6,8 +6,10 @@ Credentials, signatures, retries with back-off, multipart and connections are ob
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -24,10 +26,25 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 CHUNK_BYTES: Final = 16 * 1024 * 1024
-"""Of one part of a large object. S3 takes 10,000 parts, so an object has at most 160 GB."""
+"""Of one part of a large object."""
+
+SHARED_CHUNK_BYTES: Final = 8 * 1024 * 1024
+"""The same where more than ``MANY_SHARERS`` processes of a machine upload at the same time."""
+
+MANY_SHARERS: Final = 4
+
+MOST_PARTS: Final = 9_900
+"""Of one object; S3 takes 10,000. The parts of larger objects are larger."""
 
 UPLOADS: Final = 4
-"""Parts of one object that are under way at once: with what is read ahead, 100 MB."""
+"""Parts of one object that are under way at once, at most."""
+
+AHEAD_PARTS: Final = 2
+"""Further parts of one object in memory: one that is read, and one that is handed over."""
+
+PARTS: Final = 2 * (UPLOADS + AHEAD_PARTS)
+"""Parts in memory on one machine, whose processes share them: 200 MB. Each has at least one under
+way: eight processes take 200 MB as well, and beside the parts some 10 MB each."""
 
 LIST_PAGE: Final = 1000
 
@@ -35,9 +52,13 @@ _REQUEST: Final = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Final[Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 
 
-def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
-    """Return the store at a URL; makes no request. With ``make`` the directory of a ``file`` is
-    made if it is missing; other buckets are their owner's to make.
+def open_store(url: BucketUrl, *, make: bool = False, sharers: int = 1) -> Bucket:
+    """Return the store at a URL; makes no request.
+
+    Args:
+        make: make the directory of a ``file`` if it is missing; other buckets are their owner's to
+            make.
+        sharers: processes of this machine that upload at the same time.
 
     Raises:
         UsageError: the extra is not installed, or the platform's settings are incomplete.
@@ -52,8 +73,8 @@ def open_store(url: BucketUrl, *, make: bool = False) -> Bucket:
         if url.scheme == "file" and not make and not Path(url.prefix).is_dir():
             raise BucketRefused(f"cannot use {url}: there is no such directory")
         if url.scheme == "file":
-            return BucketStore(url, obstore.store.LocalStore(url.prefix, mkdir=make))
-        return BucketStore(url, obstore.store.from_url(str(url), **_options(url)))
+            return BucketStore(url, obstore.store.LocalStore(url.prefix, mkdir=make), sharers)
+        return BucketStore(url, obstore.store.from_url(str(url), **_options(url)), sharers)
     except (BucketRefused, UsageError):
         raise
     except OSError as error:
@@ -85,11 +106,15 @@ def _options(url: BucketUrl) -> dict[str, Any]:
 class BucketStore:
     """See :class:`elastic_ckpt.checkpoint.bucket.store.Bucket`; ``plain`` is obstore's own."""
 
-    def __init__(self, url: BucketUrl, store: ObjectStore) -> None:
+    def __init__(self, url: BucketUrl, store: ObjectStore, sharers: int = 1) -> None:
         self.url = str(url)
         self.plain = store
         self._bucket = url.bucket or url.prefix
         self._is_directory = url.scheme == "file"
+        parts = max(1 + AHEAD_PARTS, PARTS // sharers)
+        self._uploads = min(UPLOADS, parts - AHEAD_PARTS)
+        self._objects = threading.Semaphore(parts // (self._uploads + AHEAD_PARTS))
+        self._chunk_bytes = CHUNK_BYTES if sharers <= MANY_SHARERS else SHARED_CHUNK_BYTES
 
     def get(self, key: str, limit: int) -> bytes:
         import obstore
@@ -118,20 +143,23 @@ class BucketStore:
         with self._asking(f"create {key}", needs_object=False):
             obstore.put(self.plain, key, data, mode="create", use_multipart=False)
 
-    def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, key: str, chunks: Iterable[memoryview], size: int = 0) -> None:
         import obstore
 
+        chunk_bytes = max(self._chunk_bytes, -(-size // MOST_PARTS))
         source = _Source(chunks)
         try:
-            with self._asking(f"write {key}", needs_object=False):
+            with self._objects, self._asking(f"write {key}", needs_object=False):
                 obstore.put(
-                    self.plain, key, source, use_multipart=True, chunk_size=CHUNK_BYTES,
-                    max_concurrency=UPLOADS,
+                    self.plain, key, source, use_multipart=True, chunk_size=chunk_bytes,
+                    max_concurrency=self._uploads,
                 )  # fmt: skip
         except Exception:
             if source.error is not None:
                 raise source.error from None
             raise
+        finally:
+            _give_back_memory()
 
     def listing(self, prefix: str) -> Iterator[list[StoredObject]]:
         if self._is_directory:
@@ -217,6 +245,13 @@ class BucketStore:
         if failure in (BucketFailure.OTHER, BucketFailure.NO_ANSWER):
             line += f" ({_first_line(error)})"
         return line
+
+
+def _give_back_memory() -> None:
+    """Return the buffers of an upload to the kernel: glibc keeps some 70 MB for each thread that
+    has uploaded a large object. Other C libraries may have no such call."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Source:

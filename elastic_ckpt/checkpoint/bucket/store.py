@@ -42,10 +42,11 @@ class Bucket(Protocol):
         """Write an object that is not there; FileExistsError if it is. Callers use :func:`create`,
         which also copes with a lost answer."""
 
-    def upload(self, key: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, key: str, chunks: Iterable[memoryview], size: int = 0) -> None:
         """Write a large object, over one that is there. It appears whole or not at all.
 
-        What ``chunks`` raises ends the upload and is raised here.
+        What ``chunks`` raises ends the upload and is raised here. ``size`` is in bytes; 0 stands
+        for one that is not known, and is at most 80 GB.
         """
 
     def listing(self, prefix: str) -> Iterator[list[StoredObject]]:

@@ -94,7 +94,7 @@ def send(store: Bucket, prefix: str, source: Source, entry: FileEntry, advance: 
             advance(len(data))
 
     if entry.bytes > SMALL_BYTES:
-        store.upload(prefix + entry.path, told())
+        store.upload(prefix + entry.path, told(), entry.bytes)
     else:
         store.put(prefix + entry.path, b"".join(told()))
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import click
+import msgspec
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
-from elastic_ckpt.cli.status.view import gather
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.cli.status.view import StatusView, gather
+from elastic_ckpt.errors import DirectoryUnusable, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
+from elastic_ckpt.util.units import human_duration
 
 _WATCH_SECONDS = 1.0
+
+_SILENT_SECONDS = 3.0
+"""How long a look may take before the page says that the directory does not answer."""
 
 
 @click.command("status")
@@ -58,16 +66,42 @@ def command(directory: Path | BucketUrl, as_json: bool, watch: bool) -> int:
 
 def _watch(job: JobDirectory) -> int:
     """Refresh until Ctrl-C; return the exit code of the last page."""
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
     from elastic_ckpt.cli.status.page import make_console, page
 
-    console, view = make_console(), gather(job)
-    try:
-        with Live(page(view, console.width), console=console, auto_refresh=False) as live:
+    console = make_console()
+    view: StatusView | None = None
+    with Live(console=console, auto_refresh=False) as live:
+
+        def still_waits(seconds: float) -> None:
+            if seconds >= _SILENT_SECONDS:
+                silence = f"no answer for {human_duration(seconds)} from {job.root}"
+                line = Text(f"{silence}: its storage or mount hangs", style="yellow")
+                shown = [page(view, console.width)] if view is not None else []
+                live.update(Group(*shown, line), refresh=True)
+
+        try:
             while True:
-                time.sleep(_WATCH_SECONDS)
-                view = gather(job)
+                view = _look(job, still_waits)
                 live.update(page(view, console.width), refresh=True)
-    except KeyboardInterrupt:
-        return view.exit_code
+                time.sleep(_WATCH_SECONDS)
+        except KeyboardInterrupt:
+            if view is None:
+                raise
+            return view.exit_code
+
+
+def _look(job: JobDirectory, still_waits: Callable[[float], None]) -> StatusView:
+    """Gather in a child, as a call to storage that does not answer cannot be interrupted."""
+
+    def look() -> Generator[bytes, None, None]:
+        yield msgspec.msgpack.encode(gather(job))  # JSON has no NaN, which a metric may be
+
+    try:
+        found = answer(look, bytes, math.inf, still_waits)
+    except (WorkFailed, NoAnswer) as error:
+        raise DirectoryUnusable(f"cannot look at {job.root}: {error}; rerun the command") from None
+    return msgspec.msgpack.decode(found, type=StatusView)

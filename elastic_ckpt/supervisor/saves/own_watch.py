@@ -23,6 +23,7 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.own_saves import OwnSaves
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.util.change_bell import ChangeBell
 from elastic_ckpt.util.progress import in_lines
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS: Final = 1.0
 HURRIED_SECONDS: Final = 0.2
 """Between two looks at what the script writes; the second one under a notice."""
+
+POLL_SECONDS: Final = 10.0
+"""Between two looks for an announcement that has not rung, and how long each look is made after
+something rang: the announcement is written somewhat later."""
 
 RETRY_SECONDS: Final = (0.5, 2.0)
 """Waits between attempts to verify what is there before a start; storage may recover."""
@@ -66,6 +71,8 @@ class OwnWatch:
         self.failed, self.failed_code = "", ExitCode.UNAVAILABLE
         self._settled_by: float | None = None  # monotonic; None while nothing is settled
         self._path = ""
+        self._bell = ChangeBell(job.control)
+        self._rang = self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="own", daemon=True)
 
     # -- what the loop asks for: see ports.py ---------------------------------------------------
@@ -217,13 +224,24 @@ class OwnWatch:
                     log.warning("the script's checkpoints: %s", error)
                 except Exception:
                     log.exception("the script's checkpoints")
+        self._bell.close()
 
     def _look(self) -> None:
-        self._learn()
+        if self.is_on or self._may_be_announced():
+            self._learn()
         with contextlib.suppress(LockHeld):  # the output is new: whoever starts later is told
             self._claim.take(self._keeper.rules.watch, self._base)
         if self.is_on:
             self._keeper.look(time.monotonic())
+
+    def _may_be_announced(self) -> bool:
+        now = time.monotonic()
+        if self._bell.rang():
+            self._rang = now
+        if self._rang + POLL_SECONDS < now < self._looked + POLL_SECONDS:
+            return False
+        self._looked = now
+        return True
 
     def _learn(self) -> None:
         """Read what the script has announced, unless the run was told."""

@@ -20,12 +20,13 @@ class RankBucket:
     def __init__(self, shared: SharedBucket) -> None:
         self.url = shared.url
         self._shared = shared
-        self._store = open_store(BucketUrl.parse(shared.url))
+        self._local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._store = open_store(BucketUrl.parse(shared.url), sharers=self._local)
         self._claim: BucketClaim | None = None
 
     def tier(self, job: JobDirectory) -> BucketTier:
         """Return the tier of a session, on any rank; makes no request."""
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        local = self._local
         nodes = -(-int(os.environ.get("WORLD_SIZE", "1")) // local)
         rank = LocalRank(int(os.environ.get("LOCAL_RANK", "0")), local, nodes)
         return BucketTier(self._store, job, self._claimed, rank)

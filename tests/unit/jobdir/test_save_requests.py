@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from elastic_ckpt.jobdir.save_requests import (
     ask_for_save,
     remove_requests,
 )
+from elastic_ckpt.util.change_bell import ChangeBell
+from elastic_ckpt.util.directory_stamp import Stamp
 from tests.checkpoints import open_job
 
 
@@ -36,34 +38,122 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return found
 
 
-def test_directory_is_listed_when_it_changes(job: JobDirectory, listings: list[None]) -> None:
-    os.utime(job.requests, ns=(0, 0))
+@pytest.fixture
+def watch(job: JobDirectory) -> Iterator[RequestWatch]:
     watch = RequestWatch(job)
-    assert [watch.look(now) for now in (0.0, 0.5, 1.0)] == [frozenset()] * 3
-    assert len(listings) == 1
-    request = ask_for_save(job).name
-    assert watch.look(1.5) == watch.look(2.0) == {request}
-    assert len(listings) == 2
-    os.utime(job.requests, ns=(0, 0))
-    remove_requests(job, {request})
-    assert watch.look(2.5) == frozenset()
+    yield watch
+    watch.close()
 
 
-def test_request_is_found_though_the_time_of_the_directory_stays(
-    job: JobDirectory, listings: list[None]
+@pytest.fixture
+def stamps(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each call to the file system while nothing changes."""
+    found: list[None] = []
+    real = save_requests.stamp_of
+
+    def record(directory: Path) -> Stamp:
+        found.append(None)
+        return real(directory)
+
+    monkeypatch.setattr(save_requests, "stamp_of", record)
+    return found
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on what is changed was changed by another host: no bell rings."""
+    monkeypatch.setattr(ChangeBell, "rang", lambda bell: False)
+
+
+def looks(watch: RequestWatch, first: float, last: float) -> list[frozenset[str]]:
+    """Look each half second, as the supervisor does."""
+    return [watch.look(first + number / 2) for number in range(int(2 * (last - first)))]
+
+
+def test_idle_watch_makes_one_call_a_second(
+    watch: RequestWatch, listings: list[None], stamps: list[None]
 ) -> None:
-    """A network file system may show an old one."""
-    watch = RequestWatch(job)
-    os.utime(job.requests, ns=(0, 0))
-    watch.look(10.0)
+    looks(watch, 0.0, 10.0)
+    listings.clear()
+    stamps.clear()
+    assert set(looks(watch, 10.0, 30.0)) == {frozenset()}
+    assert (len(stamps), len(listings)) == (20, 0)
+
+
+def test_request_of_this_host_is_found_by_the_next_look(
+    job: JobDirectory, watch: RequestWatch
+) -> None:
+    looks(watch, 0.0, 10.0)
+    assert watch.look(10.0) == frozenset()
     request = ask_for_save(job).name
-    os.utime(job.requests, ns=(0, 0))
-    assert watch.look(10.5) == frozenset()
-    assert watch.look(10.0 + LISTING_SECONDS) == {request}
+    assert watch.look(10.01) == watch.look(10.02) == {request}
+    remove_requests(job, {request})
+    assert watch.look(10.03) == frozenset()
 
 
-def test_missing_directory_or_a_link_has_no_requests(job: JobDirectory, tmp_path: Path) -> None:
+def test_request_of_another_host_is_found_within_a_second(
+    job: JobDirectory, watch: RequestWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks(watch, 0.0, 10.0)
+    elsewhere(monkeypatch)
+    request = ask_for_save(job).name
+    assert {request} in looks(watch, 10.0, 11.5)
+    remove_requests(job, {request})
+    assert looks(watch, 11.5, 13.0)[-1] == frozenset()
+
+
+def test_two_changes_in_one_tick_of_a_slow_clock_are_both_found(
+    job: JobDirectory, watch: RequestWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks(watch, 0.0, 10.0)
+    elsewhere(monkeypatch)
+    ticks = (10.0, 12.0)  # of a clock with steps of two seconds
+    now = [10.0]
+    stamp = lambda _: (max(tick for tick in ticks if tick <= now[0]),)  # noqa: E731
+    monkeypatch.setattr(save_requests, "stamp_of", stamp)
+    assert watch.look(now[0]) == frozenset()
+    request = ask_for_save(job).name  # in the same tick
+    now[0] = 11.0
+    assert watch.look(now[0]) == {request}
+
+
+def test_request_is_found_where_directories_have_no_times(
+    job: JobDirectory, watch: RequestWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(monkeypatch)
+    monkeypatch.setattr(save_requests, "stamp_of", lambda directory: (1,))
+    looks(watch, 0.0, 10.0)
+    request = ask_for_save(job).name
+    assert watch.look(11.0) == frozenset()
+    assert {request} in looks(watch, 12.0, 13.0 + LISTING_SECONDS)
+
+
+def test_watch_without_inotify_looks_each_time(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChangeBell, "hang", lambda bell: None)
     watch = RequestWatch(job)
+    looks(watch, 0.0, 10.0)
+    request = ask_for_save(job).name
+    assert watch.look(10.0) == {request}
+    watch.close()
+
+
+@pytest.mark.parametrize("replace", [Path.rmdir, lambda path: path.rename(f"{path}-old")])
+def test_request_in_a_directory_that_took_the_place_is_found(
+    job: JobDirectory, watch: RequestWatch, replace: Callable[[Path], object]
+) -> None:
+    looks(watch, 0.0, 10.0)
+    replace(job.requests)
+    assert watch.look(10.0) == frozenset()
+    request = ask_for_save(job).name
+    assert watch.look(10.5) == {request}
+    remove_requests(job, {request})
+    assert watch.look(10.6) == frozenset()
+
+
+def test_missing_directory_or_a_link_has_no_requests(
+    job: JobDirectory, watch: RequestWatch, tmp_path: Path
+) -> None:
     job.requests.rmdir()
     assert watch.look(0.0) == frozenset()
     (tmp_path / "elsewhere").mkdir()

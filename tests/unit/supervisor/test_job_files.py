@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.checkpoint.ownership.fence import Ownership, new_record, newest_number
+from elastic_ckpt.checkpoint.ownership.fence import (
+    Ownership,
+    new_record,
+    newest_number,
+    read_beat,
+)
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
+from elastic_ckpt.jobdir import runs_watch
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import RequestWatch, ask_for_save
+from elastic_ckpt.journal.events import RunEnded
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
@@ -46,6 +53,14 @@ def files(job: JobDirectory, lines: list[str]) -> Iterator[JobFiles]:
     found.start()
     yield found
     found.close(within(PATIENCE))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> JobFiles:
+    """One that beats all the time."""
+    monkeypatch.setattr(job_files, "BEAT_SECONDS", 0.02)
+    found: JobFiles = request.getfixturevalue("files")
+    return found
 
 
 def record(message: str) -> NodeRecord:
@@ -301,6 +316,22 @@ def test_directory_that_is_moved_away_is_reported_and_made_again(
     assert lines[-1] == f"{job.root} is again the directory in which this run started"
 
 
+def test_directory_that_was_restored_with_its_content_is_called_a_copy(
+    job: JobDirectory, files: JobFiles, lines: list[str]
+) -> None:
+    make_checkpoint(job, 7)
+    before = files.scan_now(within(PATIENCE))
+    archive = job.root.rename(job.root.with_name("archive"))
+    shutil.copytree(archive, job.root)
+    assert files.scan_now(within(PATIENCE)) == before
+    [line] = lines
+    assert line.startswith(f"{job.root} was replaced while the job runs, by a copy of its own")
+    shutil.rmtree(job.root)
+    archive.rename(job.root)
+    assert files.scan_now(within(PATIENCE)) == before
+    assert lines[1:] == [f"{job.root} is again the directory in which this run started"]
+
+
 def test_deleted_control_files_are_written_again(
     job: JobDirectory, files: JobFiles, lines: list[str]
 ) -> None:
@@ -312,3 +343,76 @@ def test_deleted_control_files_are_written_again(
     assert files.scan_now(within(PATIENCE)) == before
     assert files.left_behind is None and len(lines) == 1 and str(job.control) in lines[0]
     assert read_record(job.node_record("here")) is not None
+
+
+def calm(job: JobDirectory) -> None:
+    """Wait until a run's thread has found nothing for some beats, so that it looks briefly."""
+    beats: set[bytes] = set()
+
+    def have_come() -> bool:
+        beats.add(read_beat(job, 1))
+        return len(beats) > 10
+
+    until(have_come)
+
+
+def test_run_that_is_taken_over_finds_out_at_its_next_beat(
+    job: JobDirectory, quick: JobFiles
+) -> None:
+    calm(job)
+    assert not quick.lost
+    take_over(job)
+    until(lambda: "has taken over" in quick.lost)
+
+
+def test_directory_that_is_moved_is_noticed_at_the_next_beat(
+    job: JobDirectory, quick: JobFiles, lines: list[str]
+) -> None:
+    calm(job)
+    job.root.rename(job.root.with_name("archive"))
+    until(lambda: "was moved, deleted or unmounted" in "".join(lines))
+    until(lambda: newest_number(job) == 1)
+    calm(job)
+    assert len(lines) == 1 and not quick.lost
+
+
+def test_record_that_was_removed_is_written_again_at_the_next_beat(
+    job: JobDirectory, quick: JobFiles
+) -> None:
+    calm(job)
+    for path in list(job.runs.iterdir()):
+        path.unlink()
+    until(lambda: newest_number(job) == 1)
+    calm(job)
+    assert not quick.lost
+
+
+def test_run_is_told_of_a_newer_one_where_directories_have_no_times(
+    job: JobDirectory, quick: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_watch, "stamp_of", lambda directory: (1,))
+    quick._locks.ownership.shows_changes = False  # as its claim finds it there
+    calm(job)
+    take_over(job)
+    until(lambda: "has taken over" in quick.lost)
+
+
+def test_journal_of_this_host_is_read_soon_and_once(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its directory has been moved away meanwhile, and made again."""
+    journal = Journal(job, "here")
+    found: list[object] = []
+
+    def has(number: int) -> bool:
+        found.extend(entry.event for entry in files.events())
+        return len(found) >= number
+
+    for number in (1, 2):
+        journal.write(RunEnded(state="ended", exit_code=0, message=str(number)))
+        until(lambda number=number: has(number))
+    job.root.rename(job.root.with_name("archive"))
+    files.scan_now(within(PATIENCE))
+    journal.write(RunEnded(state="ended", exit_code=0, message="3"))
+    until(lambda: has(3))
+    assert len(found) == 3

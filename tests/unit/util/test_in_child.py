@@ -59,6 +59,26 @@ def test_a_silent_child_is_killed_after_the_bound(monkeypatch: pytest.MonkeyPatc
     assert len(received) == 1 and not psutil.pid_exists(received[0])
 
 
+def test_a_parent_that_waits_is_called_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(in_child, "_IDLE_SECONDS", 0.01)
+    told: list[float] = []
+
+    def work() -> Generator[int, None, None]:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        yield 7
+
+    def idle(seconds: float) -> None:
+        told.append(seconds)
+        if len(told) == 3:
+            (tmp_path / "go").touch()
+
+    assert answer(work, int, 30.0, idle) == 7
+    assert told == sorted(told) and told[0] > 0
+
+
 def test_a_dead_child_is_no_answer() -> None:
     def work() -> Generator[int, None, None]:
         yield 1

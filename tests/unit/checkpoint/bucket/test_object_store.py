@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
 
-from elastic_ckpt.checkpoint.bucket.object_store import open_store
+from elastic_ckpt.checkpoint.bucket.object_store import AHEAD_PARTS, MOST_PARTS, open_store
 from elastic_ckpt.checkpoint.bucket.probe import probe
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.run.storage_check import check_bucket
-from elastic_ckpt.errors import BucketFailed, BucketRefused
+from elastic_ckpt.errors import BucketFailed, BucketRefused, CheckpointRejected
 from tests.s3 import environment_of
 
 URL = "s3://missing/job"
@@ -92,6 +96,59 @@ def test_an_upload_that_a_rule_has_aborted_is_tried_again(server: Answering) -> 
     server.body = b"<Error><Code>NoSuchUpload</Code></Error>"
     with pytest.raises(BucketFailed, match="it is tried again"):
         open_store(BucketUrl.parse(URL)).upload("x", [memoryview(b"x")])
+
+
+@pytest.mark.parametrize("sharers", [1, 2, 3, 4, 5, 8])
+def test_what_a_machine_uploads_at_once_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharers: int
+) -> None:
+    """Each process of a machine that has so many, on a machine with cores for all its files."""
+    now, most = [0], [0]
+    lock = threading.Lock()
+    real = obstore.put
+
+    def put(*arguments: Any, max_concurrency: int, chunk_size: int, **more: Any) -> Any:
+        taken = (max_concurrency + AHEAD_PARTS) * chunk_size
+        with lock:
+            now[0] += taken
+            most[0] = max(most[0], now[0])
+        try:
+            time.sleep(0.02)
+            return real(*arguments, max_concurrency=max_concurrency, chunk_size=chunk_size, **more)
+        finally:
+            with lock:
+                now[0] -= taken
+
+    monkeypatch.setattr(obstore, "put", put)
+    store = open_store(BucketUrl.parse(f"file://{tmp_path}/store"), make=True, sharers=sharers)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: store.upload(key, [memoryview(b"x")]), "abcdefgh"))
+    assert 0 < sharers * most[0] <= 256 * 2**20
+    assert store.get("h", 10) == b"x"
+
+
+@pytest.mark.parametrize("sharers", [1, 8])
+@pytest.mark.parametrize("size", [0, 10**9, 8 * 10**10, 4 * 10**12])
+def test_an_object_has_no_more_parts_than_a_store_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharers: int, size: int
+) -> None:
+    chunks: list[int] = []
+    monkeypatch.setattr(obstore, "put", lambda *_, chunk_size, **more: chunks.append(chunk_size))
+    store = open_store(BucketUrl.parse(f"file://{tmp_path}/store"), make=True, sharers=sharers)
+    store.upload("x", [], size)
+    assert MOST_PARTS * chunks[0] >= size and chunks[0] >= 5 * 2**20  # the least that S3 takes
+
+
+def test_an_upload_that_failed_makes_room_for_the_next(tmp_path: Path) -> None:
+    def failing() -> Iterator[memoryview]:
+        raise CheckpointRejected("it does not match")
+        yield
+
+    store = open_store(BucketUrl.parse(f"file://{tmp_path}/store"), make=True, sharers=8)
+    for _ in range(5):
+        with pytest.raises(CheckpointRejected):
+            store.upload("x", failing())
+    store.upload("x", [memoryview(b"x")])
 
 
 def test_deleting_what_is_not_there_is_no_error(tmp_path: Path) -> None:

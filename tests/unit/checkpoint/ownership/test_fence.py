@@ -267,6 +267,45 @@ def test_record_that_was_removed_is_written_again(job: JobDirectory) -> None:
     assert newest_number(job) == 1
 
 
+def test_each_beat_differs_from_those_before(job: JobDirectory) -> None:
+    owned = own(job)
+    beats = [fences.read_beat(job, 1)]
+    for _ in range(20):  # longer than any lease
+        owned.ownership.beat()
+        beats.append(fences.read_beat(job, 1))
+    assert len(set(beats)) == len(beats) and all(beats)
+
+
+def test_beat_that_was_removed_is_written_again(job: JobDirectory) -> None:
+    owned = own(job)
+    (job.runs / "000001.beat").unlink()
+    owned.ownership.beat()
+    assert fences.read_beat(job, 1)
+
+
+def test_beat_where_files_cannot_change_their_length_is_written(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    owned = own(job)
+    monkeypatch.setattr(os, "truncate", refuse)
+    before = fences.read_beat(job, 1)
+    owned.ownership.beat()
+    assert fences.read_beat(job, 1) != before
+
+
+def test_run_knows_whether_its_directory_shows_changes(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = own(job)
+    assert first.ownership.shows_changes
+    first.release()
+    monkeypatch.setattr(fences, "stamp_of", lambda directory: (1,))
+    assert not own(job).ownership.shows_changes
+
+
 def test_only_the_newest_records_are_kept(job: JobDirectory) -> None:
     for _ in range(fences.KEPT_RECORDS + 5):
         own(job).release()
