@@ -112,6 +112,7 @@ class RunSettings:
             "--dir": self.shared_url,
             "--save-interval": f"{self.interval.worker_interval} steps",
             "--global-batch": str(self.global_batch),
+            "--memory-dir": "off" if self.memory is None else "on",
             "--watch, --resume-args and their like": repr(self.own),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }

@@ -226,6 +226,7 @@ def make_supervisor(
                 global_batch=now.global_batch,
                 retention=now.retention,
                 memory=memory.root,
+                memory_server=memory.server,
                 run_id=run_id,
                 identity=files.identity(),
                 run_number=fence.number if fence else 0,
