@@ -159,6 +159,7 @@ class Share(msgspec.Struct, frozen=True):
         first, count: its ranks.
         host, port, token: where its supervisor serves that to other nodes, and the secret that it
             asks for.
+        domain: what fails together with it: a zone, a rack, a switch.
     """
 
     first: int
@@ -166,6 +167,7 @@ class Share(msgspec.Struct, frozen=True):
     host: str = ""
     port: int = 0
     token: str = ""
+    domain: str = ""
 
     @property
     def ranks(self) -> range:
@@ -181,12 +183,14 @@ class MemorySeal(_Seal, frozen=True, kw_only=True):
         retention: what to keep once this is on disk; the supervisor's own goes before it.
         share: the ranks whose files are here; None if that is all of them.
         others: on the leader's node, the shares of the other nodes.
+        guards: the other nodes' shares of which this node keeps a replica.
     """
 
     seconds: float = 0.0
     retention: Retention = Retention()
     share: Share | None = None
     others: tuple[Share, ...] = ()
+    guards: tuple[Share, ...] = ()
 
     @property
     def ranks(self) -> range:

@@ -227,6 +227,8 @@ def make_supervisor(
                 retention=now.retention,
                 memory=memory.root,
                 memory_server=memory.server,
+                replicas=now.replicas,
+                domain=now.domain,
                 run_id=run_id,
                 identity=files.identity(),
                 run_number=fence.number if fence else 0,

@@ -62,7 +62,7 @@ def test_saves_go_to_memory_and_each_host_drains_its_share(tmp_path: Path) -> No
 
 
 def test_a_host_that_vanishes_takes_its_share_with_it(tmp_path: Path) -> None:
-    with make(tmp_path, 3, "2", "--rdzv-timeout", "30") as hosts:
+    with make(tmp_path, 3, "2", "--rdzv-timeout", "30", "--replicas", "0") as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 25)
         hosts.lose("h2")
@@ -86,5 +86,26 @@ def test_a_host_is_preempted_while_memory_is_drained(tmp_path: Path) -> None:
         hosts.finish("h1")
         assert_used_once(hosts, 2)
         assert "emergency" in [one["reason"] for one in events(hosts, "saved")]
+    for path in hosts.head.checkpoints():
+        verify_full(path)
+
+
+@pytest.mark.parametrize(("nnodes", "joins"), [("2", ["h3"]), ("1:2", [])])
+def test_the_share_of_a_host_that_vanishes_is_in_its_peers_memory(
+    tmp_path: Path, nnodes: str, joins: list[str]
+) -> None:
+    """Nothing is read from the disk, and nothing is lost that was sealed."""
+    with make(tmp_path, 3, nnodes, "--rdzv-timeout", "30") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 25)
+        hosts.head.until(lambda _: len(events(hosts, "replicated")) >= 2, "two replicas")
+        hosts.lose("h2")
+        hosts.start(*joins)
+        hosts.until_training(1 + len(joins), beyond=1)
+        kept = max(one["step"] for one in events(hosts, "replicated"))
+        hosts.finish("h1", *joins)
+        loaded = [one for one in events(hosts, "loaded") if one["step"] >= kept]
+        assert [one["tier"] for one in loaded] == ["memory"], hosts.output()
+        assert_used_once(hosts, 2)
     for path in hosts.head.checkpoints():
         verify_full(path)

@@ -9,12 +9,7 @@ from typing import Final
 
 import xxhash
 
-from elastic_ckpt.checkpoint.manifest import (
-    FileEntry,
-    MemorySeal,
-    Share,
-    decode_memory_seal,
-)
+from elastic_ckpt.checkpoint.manifest import MemorySeal, Share, decode_memory_seal
 from elastic_ckpt.checkpoint.nodes.link import (
     SILENCE_SECONDS,
     Copied,
@@ -53,7 +48,7 @@ class NodeMemory:
 
     def describe(self, attempt: str) -> MemorySeal:
         """Return the seal of its share of an attempt."""
-        reply = self._ask(Describe(attempt))
+        reply = self._ask(Describe(attempt, self.share.first))
         if not isinstance(reply, Piece):
             raise self._odd(reply)
         data = bytearray(reply.bytes)
@@ -64,19 +59,20 @@ class NodeMemory:
             raise CheckpointRejected(f"{self.share.host} has another checkpoint than it said")
         return seal
 
-    def fetch(self, attempt: str, path: str, begin: int, target: memoryview) -> None:
-        """Fill ``target`` with a file's bytes from ``begin`` on. CheckpointRejected if they are not
-        those that the other node has read from its memory."""
-        reply = self._ask(Fetch(attempt, path, begin, len(target)))
+    def fetch(self, attempt: str, path: str, begin: int, target: memoryview) -> str:
+        """Fill ``target`` with a file's bytes from ``begin`` on; return their digest.
+        CheckpointRejected if they are not those that the other node has read from its memory."""
+        reply = self._ask(Fetch(attempt, self.share.first, path, begin, len(target)))
         if not isinstance(reply, Piece) or reply.bytes != len(target):
             raise self._odd(reply)
         self._linked().fill(target)
         if xxhash.xxh3_128_hexdigest(target) != reply.xxh3_128:
             raise CheckpointRejected(f"{path} was changed on its way from {self.share.host}")
+        return reply.xxh3_128
 
     def copy(self, attempt: str, target: Ref) -> Copied:
         """Have it copy a piece of its share to the disk."""
-        reply = self._ask(Copy(attempt, target.encode().decode()))
+        reply = self._ask(Copy(attempt, self.share.first, target.encode().decode()))
         if not isinstance(reply, Copied):
             raise self._odd(reply)
         return reply
@@ -121,8 +117,3 @@ def settle(others: Iterable[Share], attempt: str) -> None:
     for share in others:
         with suppress(NodeLost, CheckpointRejected), NodeMemory(share) as node:
             node.settle(attempt)
-
-
-def entries_of(seals: Iterable[MemorySeal]) -> list[FileEntry]:
-    """Return the files of several shares."""
-    return [entry for seal in seals for entry in seal.files]

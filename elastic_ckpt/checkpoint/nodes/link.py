@@ -31,15 +31,18 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Describe(msgspec.Struct, frozen=True, tag=True):
-    """Asks for the seal of the node's share of an attempt."""
+    """Asks for the seal of the share of an attempt that begins with the rank ``first``: the node's
+    own, or one of which it has a replica."""
 
     attempt: str
+    first: int
 
 
 class Fetch(msgspec.Struct, frozen=True, tag=True):
     """Asks for ``count`` bytes of a file of that share, from ``begin`` on."""
 
     attempt: str
+    first: int
     path: str
     begin: int
     count: int
@@ -54,6 +57,7 @@ class Copy(msgspec.Struct, frozen=True, tag=True):
     """
 
     attempt: str
+    first: int
     target: str
 
 

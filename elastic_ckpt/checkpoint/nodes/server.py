@@ -15,7 +15,7 @@ from typing import Final
 import xxhash
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.manifest import FileEntry, Share, encode
+from elastic_ckpt.checkpoint.manifest import FileEntry, encode
 from elastic_ckpt.checkpoint.memory.drain import copy_share
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
@@ -32,6 +32,7 @@ from elastic_ckpt.checkpoint.nodes.link import (
     Request,
     Settle,
 )
+from elastic_ckpt.checkpoint.nodes.replica import check_piece, read_digests, replicas
 from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -62,9 +63,10 @@ class MemoryServer:
         self._host, self._port = self._listener.getsockname()[:2]
         threading.Thread(target=self._accept, name="memory-server", daemon=True).start()
 
-    def share(self, first: int, count: int) -> Share:
-        """Return what other nodes are told of these ranks' share."""
-        return Share(first, count, self._host, self._port, self._token)
+    @property
+    def where(self) -> tuple[str, int, str]:
+        """Host, port and the secret, for the ranks to tell other nodes."""
+        return self._host, self._port, self._token
 
     def close(self) -> None:
         """Accept nothing more; connections end with their other side, or with this process."""
@@ -100,8 +102,10 @@ class _Answers:
     def __init__(self, tier: MemoryTier, job: JobDirectory) -> None:
         self._tier = tier
         self._job = job
+        self._asked = "", -1
         self._found: Sealed | None = None
         self._sizes: dict[str, int] = {}
+        self._digests: dict[str, list[str]] | None = None  # of a replica
         self._copying: Generator[int, None, list[FileEntry]] | None = None
         self._held = contextlib.ExitStack()
 
@@ -116,7 +120,7 @@ class _Answers:
             if isinstance(request, Fetch):
                 self._send_piece(request, link)
             elif isinstance(request, Describe):
-                data = encode(self._find(request.attempt).seal)
+                data = encode(self._find(request.attempt, request.first).seal)
                 link.send(Piece(len(data)))
                 link.send_bytes(data)
             else:
@@ -134,31 +138,35 @@ class _Answers:
             return Copied()
         return Refused("that is no request")
 
-    def _find(self, attempt: str) -> Sealed:
-        """Return a generation, which nothing overwrites before the connection ends."""
-        if self._found is not None and self._found.seal.attempt == attempt:
+    def _find(self, attempt: str, first: int) -> Sealed:
+        """Return a generation or a replica, which nothing removes before the connection ends."""
+        if self._asked == (attempt, first) and self._found is not None:
             return self._found
-        for one in self._tier.sealed():
-            if one.seal.attempt == attempt:
+        for one in (*self._tier.sealed(), *replicas(self._tier.root)):
+            if one.seal.attempt == attempt and one.seal.ranks.start == first:
                 lock = one.generation.lock()
                 self._held.callback(lock.release)
-                self._found = one
+                self._asked, self._found = (attempt, first), one
                 self._sizes = {entry.path: entry.bytes for entry in one.seal.files}
+                self._digests = read_digests(one)
                 return one
         raise CheckpointRejected(f"attempt {attempt[:40]!r} is not in its memory")
 
     def _send_piece(self, request: Fetch, link: Link) -> None:
-        sealed = self._find(request.attempt)
-        begin, end = request.begin, request.begin + request.count
-        if not 0 <= begin < end <= self._sizes.get(request.path, 0):
-            raise CheckpointRejected(f"{request.path[:80]!r} does not have these bytes")
-        with open(open_regular(sealed.generation.path / request.path), "rb") as file:
-            link.send(Piece(request.count, _digest(file.fileno(), begin, end)))
+        sealed = self._find(request.attempt, request.first)
+        path, begin, end = request.path, request.begin, request.begin + request.count
+        if not 0 <= begin < end <= self._sizes.get(path, 0):
+            raise CheckpointRejected(f"{path[:80]!r} does not have these bytes")
+        with open(open_regular(sealed.generation.path / path), "rb") as file:
+            digest = _digest(file.fileno(), begin, end)
+            if self._digests is not None:
+                check_piece(self._digests, path, begin, digest)
+            link.send(Piece(request.count, digest))
             link.send_file(file, begin, request.count)
 
     def _copy(self, request: Copy) -> Copied:
         if self._copying is None:
-            sealed = self._find(request.attempt)
+            sealed = self._find(request.attempt, request.first)
             disk = DiskTier(self._job.session(sealed.seal.session))
             attempt = disk.join(Ref.decode(request.target.encode()))
             self._copying = copy_share(sealed, attempt)
@@ -172,9 +180,10 @@ class _Answers:
         return Copied(copied)
 
     def _settle(self, attempt: str) -> None:
-        settled = self._find(attempt)
-        settled.generation.settle(settled.seal)
-        settle_older(self._tier, settled)
+        for one in self._tier.sealed():
+            if one.seal.attempt == attempt:
+                one.generation.settle(one.seal)
+                settle_older(self._tier, one)
 
 
 def _digest(fd: int, begin: int, end: int) -> str:

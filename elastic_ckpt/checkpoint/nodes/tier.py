@@ -25,7 +25,9 @@ from elastic_ckpt.checkpoint.memory.generation import NAME, Generation
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryAttempt, MemoryPart
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.nodes.reading import SharesReading, clear_brought
+from elastic_ckpt.checkpoint.nodes.pairs import guarded_by
+from elastic_ckpt.checkpoint.nodes.reading import SharesReading, can_load, clear_brought
+from elastic_ckpt.checkpoint.nodes.replica import replicas
 from elastic_ckpt.checkpoint.tier import Reading, Ref, Stored, TierFull
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.policy.retention import Retention
@@ -36,11 +38,12 @@ _Files = msgspec.json.Decoder(list[FileEntry])
 
 
 class HeldShare(msgspec.Struct, frozen=True):
-    """A checkpoint of which a node has its share in memory."""
+    """A share of a checkpoint that a node has in memory: its own, or a replica of another's."""
 
     header: SealHeader
     first: int
     count: int
+    is_replica: bool = False
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -57,6 +60,7 @@ class NodesMemory(MemoryTier):
         share: this node's ranks, and where others reach what they have written; port 0 if the node
             has no memory for it, so that no save goes into memory.
         acts: whether this rank is the one.
+        replicas: how many other nodes keep a copy of each share.
     """
 
     def __init__(
@@ -65,19 +69,22 @@ class NodesMemory(MemoryTier):
         share: Share,
         *,
         acts: bool,
+        replicas: int = 0,
         mappings: Mappings | None = None,
         session: str = "",
     ) -> None:
         super().__init__(root, mappings, session)
         self.share = share
         self.acts = acts
+        self.replicas = replicas
         self._reports: list[NodeReport] = []
         self._known: dict[str, tuple[Share, ...]] = {}
 
     def of_session(self, name: str) -> NodesMemory:
         return NodesMemory(
-            self.root, self.share, acts=self.acts, mappings=self._mappings, session=name
-        )
+            self.root, self.share, acts=self.acts, replicas=self.replicas,
+            mappings=self._mappings, session=name,
+        )  # fmt: skip
 
     # -- saving -------------------------------------------------------------------------------
 
@@ -92,10 +99,15 @@ class NodesMemory(MemoryTier):
         parts.mkdir(mode=0o700)
         return begun.ref.name
 
-    def attempt(self, slot: str, identity: str, others: Sequence[Share]) -> SharesAttempt:
-        """Return the attempt that is written into a generation of this node."""
+    def attempt(self, slot: str, identity: str, shares: Sequence[Share]) -> SharesAttempt:
+        """Return the attempt that is written into a generation of this node; ``shares`` are those
+        of all nodes."""
         generation = self._generation(Ref(NAME, slot))
-        return SharesAttempt(generation, identity, self._mappings, self.share, tuple(others))
+        guards = guarded_by(self.share, shares, self.replicas)
+        others = tuple(one for one in shares if one.first != self.share.first)
+        return SharesAttempt(
+            generation, identity, self._mappings, self.share, others=others, guards=guards
+        )
 
     # -- loading ------------------------------------------------------------------------------
 
@@ -105,9 +117,11 @@ class NodesMemory(MemoryTier):
         if not self.acts:
             return b""
         clear_brought(self.root)
+        kept = [one for one in replicas(self.root) if one.seal.session == self._session]
         held = [
-            HeldShare(header_of(one.seal), one.seal.ranks.start, len(one.seal.ranks))
-            for one in self.own()
+            HeldShare(header_of(one.seal), one.seal.ranks.start, len(one.seal.ranks), is_replica)
+            for found, is_replica in ((kept, True), (self.own(), False))
+            for one in found
         ]
         return msgspec.json.encode(NodeReport(self.share, held))
 
@@ -117,10 +131,12 @@ class NodesMemory(MemoryTier):
         self._reports = [decode(one) for one in reports if one]
 
     def candidates(self, world_size: int) -> list[Stored]:
-        """Return what is complete on the nodes that are here, and of this world size."""
+        """Return what is complete on the nodes that are here, for these ranks to load."""
         found: list[Stored] = []
         for attempt, header in self._headers().items():
-            if header.world_size == world_size and self._shares(attempt, world_size):
+            if not can_load(header, world_size):
+                continue
+            if self._shares(attempt, header.world_size):
                 seal = make_memory_seal(header, ())
                 found.append(Stored(Ref(NAME, "", attempt), (header.epoch, header.step), seal))
         return sorted(found, key=lambda one: one.key, reverse=True)
@@ -150,13 +166,14 @@ class NodesMemory(MemoryTier):
         return {one.header.attempt: one.header for report in self._reports for one in report.held}
 
     def _shares(self, attempt: str, world_size: int) -> tuple[Share, ...]:
-        """Return shares that have each rank once, in the order of ranks; none if one is missing."""
+        """Return shares that have each rank once, in the order of ranks; none if one is missing. A
+        replica counts where the node itself is gone."""
+        held = [(one, report.share) for report in self._reports for one in report.held]
+        held.sort(key=lambda one: not one[0].is_replica)
         found: dict[int, Share] = {}
-        for report in self._reports:
-            for one in report.held:
-                if one.header.attempt == attempt and one.count > 0:
-                    node = report.share
-                    found[one.first] = Share(one.first, one.count, node.host, node.port, node.token)
+        for one, node in held:
+            if one.header.attempt == attempt and one.count > 0:
+                found[one.first] = msgspec.structs.replace(node, first=one.first, count=one.count)
         shares: list[Share] = []
         following = 0
         while following < world_size and following in found:
@@ -183,11 +200,14 @@ class SharesAttempt(MemoryAttempt):
         identity: str,
         mappings: Mappings,
         share: Share,
+        *,
         others: tuple[Share, ...],
+        guards: tuple[Share, ...],
     ) -> None:
         super().__init__(generation, identity, mappings)
         self._share = share
         self._others = others
+        self._guards = guards
 
     def part(self, rank: int) -> SharesPart:
         return SharesPart(self._generation, rank, self._mappings)
@@ -216,7 +236,7 @@ class SharesAttempt(MemoryAttempt):
     ) -> None:
         seal: MemorySeal = make_memory_seal(
             header, files, retention=retention, seconds=self._seconds, share=self._share,
-            others=others,
+            others=others, guards=self._guards,
         )  # fmt: skip
         self._close(seal)
 

@@ -21,6 +21,7 @@ from elastic_ckpt.checkpoint.memory.leftover import (
 from elastic_ckpt.checkpoint.memory.owned_tier import MemoryUnusable, OwnedTier
 from elastic_ckpt.checkpoint.memory.room import is_memory, room_bytes
 from elastic_ckpt.checkpoint.nodes.reading import clear_brought
+from elastic_ckpt.checkpoint.nodes.replica import clear_replicas
 from elastic_ckpt.checkpoint.nodes.server import MemoryServer, own_address
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.node_record import job_records
@@ -30,6 +31,7 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.rendezvous import parse_endpoint
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.supervisor.saves.drainer import Drainer, be_polite
+from elastic_ckpt.supervisor.saves.replicator import Replicator
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -81,6 +83,9 @@ class MemoryKeeper:
         leads = owned is not None and (not name or fence is not None)
         self._drainer = (
             Drainer(job, fence, owned.tier, journal, say, wake) if owned and leads else None
+        )
+        self._replicator = (
+            Replicator(owned.tier, journal, say, wake, be_polite) if owned and server else None
         )
         self._moves: list[_Move] = []
         self.root = str(owned.tier.root) if owned else ""
@@ -158,8 +163,7 @@ class MemoryKeeper:
         empty host if no node has."""
         if self._server is None:
             return self._name, 0, ""
-        share = self._server.share(0, 0)
-        return share.host, share.port, share.token
+        return self._server.where
 
     @property
     def attempt(self) -> str:
@@ -175,6 +179,8 @@ class MemoryKeeper:
         rung = False
         with contextlib.suppress(BlockingIOError):
             rung = bool(os.read(self.bell, 4096))
+        if self._replicator is not None:
+            self._replicator.serve(sealed=rung)
         if self._drainer is None:
             return  # the head has it drained
         if self._moves:
@@ -225,6 +231,8 @@ class MemoryKeeper:
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        if self._replicator is not None:
+            self._replicator.close()
         if self._owned is not None:
             left = self._drainer.pending() if self._drainer else self._owned.tier.undrained()
             self._owned.release(remove=not (self._owned.tier.is_unclear or left))
@@ -235,6 +243,7 @@ def _serve(
 ) -> MemoryServer | None:
     """Serve this node's memory to the others, on the address by which it reaches them."""
     clear_brought(owned.tier.root)
+    clear_replicas(owned.tier.root)
     try:
         address = own_address(*parse_endpoint(settings.endpoint))
         return MemoryServer(owned.tier, job, address, be_polite)

@@ -125,9 +125,8 @@ def _begin_on_nodes(
     offer = _offer(runtime, engine, step, memory, replaces=replaces)
     answer = msgspec.json.decode(peers.agree(f"room for step {step}", offer, judge), type=_Begun)
     if answer.ref.tier == memory.name:
-        others = [one for one in answer.shares if one.first != memory.share.first]
         slot = answer.slots[memory.share.first]
-        return memory.attempt(slot, answer.ref.attempt, others if peers.is_leader else ())
+        return memory.attempt(slot, answer.ref.attempt, answer.shares)
     return begun[0] if begun else disk.join(answer.ref)
 
 

@@ -115,8 +115,8 @@ def _memory(spec: WorkerSpec) -> MemoryTier | None:
     if not host:
         return MemoryTier(root, mappings) if spec.memory else None
     local, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    share = Share(int(os.environ["RANK"]) - local, count, host, port, token)
-    return NodesMemory(root, share, acts=local == 0, mappings=mappings)
+    share = Share(int(os.environ["RANK"]) - local, count, host, port, token, spec.domain)
+    return NodesMemory(root, share, acts=local == 0, replicas=spec.replicas, mappings=mappings)
 
 
 def _run_script(spec: WorkerSpec) -> None:
