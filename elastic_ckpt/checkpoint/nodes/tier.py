@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -33,7 +34,8 @@ from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import read_bounded, remove_tree
 
-_MAX_PART_BYTES = 64 * 1024 * 1024
+_MAX_PART_BYTES: Final = 64 * 1024 * 1024
+_cleared: set[Path] = set()
 _Files = msgspec.json.Decoder(list[FileEntry])
 
 
@@ -116,7 +118,9 @@ class NodesMemory(MemoryTier):
         that do not act for their node."""
         if not self.acts:
             return b""
-        clear_brought(self.root)
+        if self.root not in _cleared:  # what this process brings it removes itself
+            _cleared.add(self.root)
+            clear_brought(self.root)
         kept = [one for one in replicas(self.root) if one.seal.session == self._session]
         held = [
             HeldShare(header_of(one.seal), one.seal.ranks.start, len(one.seal.ranks), is_replica)

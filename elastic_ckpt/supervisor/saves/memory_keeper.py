@@ -112,7 +112,7 @@ class MemoryKeeper:
                 journal.write(MemoryRemoved(path=str(path)))
             try:
                 owned = OwnedTier(place, job, settings.node)
-                say(_needs(place, job, owned))
+                say(_needs(place, job, owned, settings))
             except MemoryUnusable as error:
                 say(f"no memory tier, saves go to the disk: {error}")
         name, server = settings.node if settings.endpoint and place else "", None
@@ -252,14 +252,23 @@ def _serve(
         return None
 
 
-def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
+def _needs(place: Path, job: JobDirectory, owned: OwnedTier, settings: RunSettings) -> str:
+    """Say what the tier takes: on several nodes a share of a checkpoint, and as much for each
+    replica that this one keeps of another node's."""
     room = human_bytes(room_bytes(place) + owned.tier.held_bytes())
+    nodes = settings.nodes[0] if settings.endpoint else 1
+    held = GENERATIONS * (1 + min(settings.replicas, settings.nodes[1] - 1))
     with contextlib.suppress(OSError):
         newest = newest_of_job(job)
         if newest is not None and newest.manifest is not None:
-            needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
+            needed = human_bytes(held * newest.manifest.total_bytes // nodes)
             return f"memory tier in {place}: needs about {needed} of {room}"
-    return f"memory tier in {place}: {room} available; it needs twice the size of a checkpoint"
+    share = " divided by the number of nodes" if settings.endpoint else ""
+    times = "twice" if held == GENERATIONS else f"{held} times"
+    return (
+        f"memory tier in {place}: {room} available; it needs {times} the size of a checkpoint"
+        f"{share}"
+    )
 
 
 def _earlier_places(job: JobDirectory) -> list[Path]:
