@@ -11,7 +11,6 @@ import xxhash
 
 from elastic_ckpt.checkpoint.manifest import MemorySeal, Share, decode_memory_seal
 from elastic_ckpt.checkpoint.nodes.link import (
-    SILENCE_SECONDS,
     Copied,
     Copy,
     Describe,
@@ -29,6 +28,9 @@ from elastic_ckpt.errors import CheckpointRejected, NodeLost
 
 PIECE_BYTES: Final = 16 * 1024 * 1024
 """Of a file at once."""
+
+_CONNECT_SECONDS: Final = 5.0
+"""A host that is switched off does not even refuse."""
 
 
 class NodeMemory:
@@ -101,7 +103,7 @@ class NodeMemory:
         if self._link is None:
             where = self.share.host, self.share.port
             try:
-                connection = socket.create_connection(where, timeout=SILENCE_SECONDS)
+                connection = socket.create_connection(where, timeout=_CONNECT_SECONDS)
             except OSError as error:
                 raise NodeLost(f"{self.share.host}: {error.strerror or error}") from None
             self._link = Link(connection, self.share.host)

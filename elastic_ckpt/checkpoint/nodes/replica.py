@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -100,9 +100,13 @@ def check_piece(digests: dict[str, list[str]], path: str, begin: int, digest: st
         raise CheckpointRejected(f"the replica of {path[:80]} is damaged")
 
 
-def clear_replicas(root: Path) -> None:
-    """Remove all of them: of an earlier incarnation of this node, whose pairs were others."""
-    remove_tree(_home(root))
+def drop_strangers(root: Path, guards: Iterable[Share], newest: Sealed) -> None:
+    """Remove what is older than the newest replica and of a share that this node keeps no more: the
+    pairs were others."""
+    kept = {one.first for one in guards}
+    for one in replicas(root):
+        if one.seal.ranks.start not in kept and one.age < newest.age:
+            _remove(one.generation.slot)
 
 
 def _bring(

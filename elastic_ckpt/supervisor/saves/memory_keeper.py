@@ -21,7 +21,6 @@ from elastic_ckpt.checkpoint.memory.leftover import (
 from elastic_ckpt.checkpoint.memory.owned_tier import MemoryUnusable, OwnedTier
 from elastic_ckpt.checkpoint.memory.room import is_memory, room_bytes
 from elastic_ckpt.checkpoint.nodes.reading import clear_brought
-from elastic_ckpt.checkpoint.nodes.replica import clear_replicas
 from elastic_ckpt.checkpoint.nodes.server import MemoryServer, own_address
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.node_record import job_records
@@ -243,7 +242,6 @@ def _serve(
 ) -> MemoryServer | None:
     """Serve this node's memory to the others, on the address by which it reaches them."""
     clear_brought(owned.tier.root)
-    clear_replicas(owned.tier.root)
     try:
         address = own_address(*parse_endpoint(settings.endpoint))
         return MemoryServer(owned.tier, job, address, be_polite)

@@ -14,7 +14,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.manifest import MemorySeal, Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.nodes.replica import replicate
+from elastic_ckpt.checkpoint.nodes.replica import drop_strangers, replicate
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.node_events import ReplicaFailed, Replicated
@@ -92,6 +92,7 @@ class Replicator:
                 return ReplicaFailed(share.host, seal.step, str(error))
             except (ElasticCkptError, OSError) as error:
                 return ReplicaFailed(share.host, seal.step, str(error))
+            drop_strangers(self._tier.root, seal.guards, made)
             return Replicated(
                 host=share.host,
                 step=seal.step,

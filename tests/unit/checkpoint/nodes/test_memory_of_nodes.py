@@ -14,10 +14,10 @@ import pytest
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import Share
 from elastic_ckpt.checkpoint.memory.drain import drain
-from elastic_ckpt.checkpoint.nodes import client, link
+from elastic_ckpt.checkpoint.nodes import link
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory, settle
 from elastic_ckpt.checkpoint.nodes.copies import copy_shares
-from elastic_ckpt.checkpoint.nodes.replica import replicas, replicate
+from elastic_ckpt.checkpoint.nodes.replica import drop_strangers, replicas, replicate
 from elastic_ckpt.checkpoint.tier import TierFull
 from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import CheckpointRejected, NodeLost
@@ -156,6 +156,17 @@ def test_only_the_newest_replicas_of_a_share_are_kept(nodes: Make) -> None:
         assert [one.seal.step for one in replicas(tier.root)] == [9, 8]
 
 
+def test_replicas_of_earlier_pairs_go_once_there_is_a_newer_one(nodes: Make) -> None:
+    three = nodes(3)
+    replicate_all(three, three.save(7))
+    attempt = three.save(8)
+    root, shares = three.tiers[0].root, [one.share for one in three.tiers]
+    other = next(one for one in shares[1:] if one not in three.sealed(0).seal.guards)
+    made = replicate(root, other, attempt, lambda _: None)
+    drop_strangers(root, [other], made)
+    assert [(one.seal.step, one.seal.ranks.start) for one in replicas(root)] == [(8, other.first)]
+
+
 def test_a_replica_without_room_is_not_made(nodes: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     two = nodes(2)
     attempt = two.save(7)
@@ -253,7 +264,6 @@ def test_what_is_no_message_ends_the_connection_alone(nodes: Make) -> None:
 
 
 def test_a_node_that_says_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(link, "SILENCE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         share = Share(0, 1, *silent.getsockname()[:2])
