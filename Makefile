@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage test-power-cuts bench-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -55,7 +55,12 @@ test-benchmarks: .venv/.ready .venv-latest/.storage
 test-hosts: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -n 2 -m hosts tests/integration
 	.venv-latest/bin/python -m pytest -s tests/system/test_several_hosts.py \
-		tests/system/test_chaos_on_hosts.py tests/system/test_the_head.py
+		tests/system/test_chaos_on_hosts.py tests/system/test_the_head.py \
+		tests/system/test_memory_of_nodes.py
+
+# Saves, replicas and lost nodes on hosts of network namespaces. Needs root.
+bench-hosts: .venv-latest/.ready
+	.venv-latest/bin/python benchmarks/nodes.py
 
 # The unit under a systemd of its own, in namespaces; prints how long things take. Needs root.
 test-systemd: .venv-latest/.ready

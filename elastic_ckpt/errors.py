@@ -162,6 +162,10 @@ class LeaderLost(SaveFailed):
     """The job's key-value store does not answer: the process that hosts it is gone."""
 
 
+class NodeLost(ElasticCkptError):
+    """Another node of the job does not answer, or not as it should."""
+
+
 class StopAborted(ElasticCkptError):
     """A rank died or the time ran out before the ranks agreed on a stop step."""
 

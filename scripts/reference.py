@@ -81,6 +81,7 @@ YOURS = {
 THEIRS = {
     "SLURM_JOB_ID": "set by SLURM in a job, with `SLURM_ARRAY_JOB_ID`, `SLURM_ARRAY_TASK_ID`, "
     "`SLURM_JOB_PARTITION`, `SLURM_JOB_NODELIST`, `SLURM_STEP_NODELIST`, `SLURM_STEP_NUM_NODES`, "
+    "`SLURM_TOPOLOGY_ADDR`, "
     "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT`",
     "NOTIFY_SOCKET": "set by systemd: the socket for the supervisor's state, with `WATCHDOG_USEC`",
 }

@@ -85,9 +85,11 @@ class CheckpointView:
 
     @property
     def state(self) -> str:
-        """``verified``, ``intact``, ``sealed``, or why it is none of these."""
+        """``verified``, ``intact``, ``sealed``, ``share``, or why it is none of these."""
         if self.verified or self.why:
             return self.why or "verified"
+        if isinstance(self.seal, MemorySeal) and self.seal.share is not None:
+            return "share"  # other nodes have the rest
         return "intact" if self.checked else "sealed"
 
 

@@ -152,16 +152,50 @@ class Manifest(_Seal, frozen=True, kw_only=True):
     fingerprint: str
 
 
+class Share(msgspec.Struct, frozen=True):
+    """A node's share of a checkpoint of several nodes: what its ranks hold in its memory.
+
+    Attributes:
+        first, count: its ranks.
+        host, port, token: where its supervisor serves that to other nodes, and the secret that it
+            asks for.
+        domain: what fails together with it: a zone, a rack, a switch.
+    """
+
+    first: int
+    count: int
+    host: str = ""
+    port: int = 0
+    token: str = ""
+    domain: str = ""
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of the node."""
+        return range(self.first, self.first + self.count)
+
+
 class MemorySeal(_Seal, frozen=True, kw_only=True):
     """The seal of a generation on the memory tier: sizes and attempt, no digests.
 
     Attributes:
         seconds: what the save took until here.
         retention: what to keep once this is on disk; the supervisor's own goes before it.
+        share: the ranks whose files are here; None if that is all of them.
+        others: on the leader's node, the shares of the other nodes.
+        guards: the other nodes' shares of which this node keeps a replica.
     """
 
     seconds: float = 0.0
     retention: Retention = Retention()
+    share: Share | None = None
+    others: tuple[Share, ...] = ()
+    guards: tuple[Share, ...] = ()
+
+    @property
+    def ranks(self) -> range:
+        """The ranks whose files are here."""
+        return range(self.world_size) if self.share is None else self.share.ranks
 
 
 class _Format(msgspec.Struct):
@@ -202,12 +236,10 @@ def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
     return Manifest(**_fields(header), files=listed, fingerprint=fingerprint(listed))
 
 
-def make_memory_seal(
-    header: SealHeader, files: Iterable[FileEntry], seconds: float, retention: Retention
-) -> MemorySeal:
-    """The seal of a generation with these files."""
+def make_memory_seal(header: SealHeader, files: Iterable[FileEntry], **about: Any) -> MemorySeal:
+    """The seal of a generation with these files; ``about`` as the attributes of the seal."""
     listed = sorted(files, key=lambda entry: entry.path)
-    return MemorySeal(**_fields(header), files=listed, seconds=seconds, retention=retention)
+    return MemorySeal(**_fields(header), files=listed, **about)
 
 
 def header_of(seal: SealHeader) -> SealHeader:

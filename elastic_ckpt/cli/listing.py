@@ -29,8 +29,9 @@ def command(directory: Path | BucketUrl, as_json: bool) -> int:
     The newest checkpoint is intact if every file exists with its size. Older ones are sealed if
     their manifest is valid; their files are not looked at here, but by elastic-ckpt verify.
     Verified means that every byte was once read and its digest matched: at a restart, or by
-    verify --full. Checkpoints that are still in memory are listed too. Superseded ones come last,
-    by the names that restore takes. DIR may be the URL of a bucket.
+    verify --full. Checkpoints that are still in memory are listed too; on several nodes as a share,
+    the part that this node has. Superseded ones come last, by the names that restore takes. DIR may
+    be the URL of a bucket.
     """
     if isinstance(directory, BucketUrl):
         from elastic_ckpt.cli.bucket.inspect import list_bucket

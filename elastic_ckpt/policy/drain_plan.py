@@ -32,6 +32,10 @@ class DrainPlan:
         """Return whether the time has come to retry one that failed."""
         return any(at <= now for at in self._retry_at.values())
 
+    def has_failed(self, attempt: str) -> bool:
+        """Return whether its last drain failed."""
+        return attempt in self._retry_at
+
     def begin(self, attempt: str) -> None:
         """Note that its drain begins."""
         self._retry_at.pop(attempt, None)

@@ -31,6 +31,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         global_batch: samples of one optimizer step; 0 leaves the script's accumulation.
         retention: overrides the script's, if it is not the default.
         memory: directory of the node's memory tier; empty to save to the disk.
+        memory_server: on several nodes host and port where this one serves it, and the secret;
+            port 0 if it has none, an empty host if no node has.
+        replicas: how many other nodes keep a copy of what this one has in memory.
+        domain: what fails together with this node.
         run_id, identity: identify the run and the job directory.
         run_number, nonce, rewound, mount: the run's claim, as in ``checkpoint/ownership/fence.py``.
         rendezvous: where the job's nodes meet; None for a job of one node.
@@ -55,6 +59,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     global_batch: int = 0
     retention: Retention = Retention()
     memory: str = ""
+    memory_server: tuple[str, int, str] = ("", 0, "")
+    replicas: int = 0
+    domain: str = ""
     run_id: str = ""
     identity: str = ""
     run_number: int = 0

@@ -49,6 +49,8 @@ class RunSettings:
         retention: overrides the script's retention unless empty.
         group_access: let the group read the job directory.
         memory: directory of the memory tier; None for none.
+        replicas: how many other nodes keep a copy of what a node has in memory.
+        domain: what fails together with this node: a zone, a rack, a switch.
         nodes: minimum and maximum number of nodes of an incarnation.
         endpoint: HOST:PORT where the nodes meet; empty for a single node.
         gather_seconds: how long to wait for the minimum number of nodes, or for the head.
@@ -79,6 +81,8 @@ class RunSettings:
     retention: Retention = field(default_factory=Retention)
     group_access: bool = False
     memory: Path | None = None
+    replicas: int = 1
+    domain: str = ""
     nodes: tuple[int, int] = (1, 1)
     endpoint: str = ""
     gather_seconds: float = 600.0
@@ -112,6 +116,8 @@ class RunSettings:
             "--dir": self.shared_url,
             "--save-interval": f"{self.interval.worker_interval} steps",
             "--global-batch": str(self.global_batch),
+            "--memory-dir": "off" if self.memory is None else "on",
+            "--replicas": str(self.replicas),
             "--watch, --resume-args and their like": repr(self.own),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }

@@ -130,7 +130,11 @@ OTHER_STRUCTS: Final = {
     "training/tensors/shard_index.py",
     "training/tensors/safetensors_file.py",
     "training/engines/colossalai/loss_scale.py",
+    # What nodes say to each other about what is in their memory.
+    "checkpoint/nodes/link.py",
+    "checkpoint/nodes/tier.py",
     # What ranks exchange before a pass over the data and before a save.
+    "training/state/target.py",
     "training/data/opening.py",
     "training/state/meeting.py",
     # Owners of a lock and of a memory tier, which belong to the code that takes them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import MAPPED_FROM_BYTES
 from elastic_ckpt.checkpoint.memory.room import room_bytes
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.tier import Part, Sink, Tier
+from elastic_ckpt.checkpoint.tier import Attempt, Part, Sink, Tier
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.util.files import open_regular, remove_tree
 
@@ -22,11 +22,31 @@ CHUNK_BYTES: Final = 16 * 1024 * 1024
 """Bytes copied between two pauses; a multiple of every page size."""
 
 
-def drain(sealed: Sealed, target: Tier) -> Generator[int, None, None]:
+Copying = Generator[int, None, list[FileEntry]]
+"""Yields bytes copied since the last time; returns the files that were copied."""
+
+
+def copy_share(sealed: Sealed, attempt: Attempt) -> Copying:
+    """Copy what is in a generation into an attempt of another tier. Raises as :func:`drain`."""
+    seal = sealed.seal
+    files: list[FileEntry] = []
+    for rank in seal.ranks:
+        part = attempt.part(rank)
+        yield from _copy_part(sealed, part)
+        files += part.finish(seal.world_size, header_of(seal) if rank == 0 else None)
+    return files
+
+
+def drain(
+    sealed: Sealed, target: Tier, copy: Callable[[Sealed, Attempt], Copying] = copy_share
+) -> Generator[int, None, None]:
     """Copy a generation to another tier and seal it there, while training goes on.
 
     A generator, so that its caller may pause it between two chunks, or hand it to another thread.
     Closing it early drops what was copied. Does nothing if the target holds the attempt already.
+
+    Args:
+        copy: returns the files of all ranks, also those that other nodes have in their memory.
 
     Yields:
         Bytes copied since the last time.
@@ -43,11 +63,7 @@ def drain(sealed: Sealed, target: Tier) -> Generator[int, None, None]:
             return
         attempt = target.begin(seal.step, seal.total_bytes, seal.attempt)
         try:
-            files: list[FileEntry] = []
-            for rank in range(seal.world_size):
-                part = attempt.part(rank)
-                yield from _copy_part(sealed, part)
-                files += part.finish(seal.world_size, header_of(seal) if rank == 0 else None)
+            files = yield from copy(sealed, attempt)
             attempt.seal(header_of(seal), files, seal.retention)
         except BaseException:  # GeneratorExit too: it was closed
             attempt.drop()

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.checkpoint.manifest import (
     MAX_MANIFEST_BYTES,
-    FileEntry,
     MemorySeal,
-    SealHeader,
     decode_memory_seal,
     encode,
-    make_memory_seal,
 )
 from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import verify_sizes
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, UnsupportedFormat
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
 
 NAME: Final = "memory"
@@ -116,18 +111,11 @@ class Generation:
         for directory in (self.path, self.path / "ranks"):
             directory.mkdir(mode=0o700)
 
-    def close(
-        self,
-        header: SealHeader,
-        files: Sequence[FileEntry],
-        seconds: float,
-        retention: Retention,
-    ) -> None:
-        """Seal it. Leader only, when every rank has written all of its files."""
+    def close(self, seal: MemorySeal) -> None:
+        """Seal it. One rank only, when every rank of this node has written all of its files."""
         remove_tree(self.spare)
         with contextlib.suppress(OSError):
-            write_atomic(self.slot / "settled", b"-" * len(header.attempt))
-        seal = make_memory_seal(header, files, seconds, retention)
+            write_atomic(self.slot / "settled", b"-" * len(seal.attempt))
         write_atomic(self.slot / SEAL_NAME, encode(seal))
 
 

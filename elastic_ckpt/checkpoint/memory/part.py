@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path
+from elastic_ckpt.checkpoint.manifest import (
+    FileEntry,
+    MemorySeal,
+    SealHeader,
+    check_path,
+    make_memory_seal,
+)
 from elastic_ckpt.checkpoint.memory.generation import NAME, Generation
 from elastic_ckpt.checkpoint.memory.mapped_file import MappedFile, Mappings, StreamedFile
 from elastic_ckpt.checkpoint.part_files import PartFiles
@@ -67,9 +73,16 @@ class MemoryAttempt:
 
     def seal(self, header: SealHeader, files: Sequence[FileEntry], retention: Retention) -> Ref:
         """Seal it, and wake the supervisor, which drains the generation."""
-        self._generation.close(header, files, time.monotonic() - self._started, retention)
-        _ring(self._generation.slot.parent)
+        self._close(make_memory_seal(header, files, retention=retention, seconds=self._seconds))
         return self.ref
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _close(self, seal: MemorySeal) -> None:
+        self._generation.close(seal)
+        _ring(self._generation.slot.parent)
 
     def drop(self) -> None:
         """Do nothing: it has no seal, and its buffers serve the next save."""

@@ -36,7 +36,7 @@ from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.owner import is_private, read_tier_owner
 from elastic_ckpt.checkpoint.memory.part import MemoryAttempt
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.tier import Ref, Stored, TierBusy, TierFull
+from elastic_ckpt.checkpoint.tier import Reading, Ref, Stored, TierBusy, TierFull
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.progress import Watch
@@ -124,7 +124,7 @@ class MemoryTier:
     def holds(self, seal: SealHeader) -> bool:
         return any(one.seal.attempt == seal.attempt for one in self.sealed())
 
-    def open(self, ref: Ref) -> MemoryReading:
+    def open(self, ref: Ref) -> Reading:
         return MemoryReading(self._generation(ref), ref)
 
     def where(self, ref: Ref) -> str:

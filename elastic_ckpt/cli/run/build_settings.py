@@ -59,6 +59,8 @@ def build_settings(
     keep_every: int,
     keep_best: str | None,
     memory_dir: str,
+    replicas: int,
+    domain: str | None,
     mirror: str | None,
     mirror_every: str | None,
     bucket_rate: str | None,
@@ -113,7 +115,11 @@ def build_settings(
         preload=modules_to_preload(preload, file, args),
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
-        memory=None if memory_dir == "off" or endpoint else Path(memory_dir).absolute(),
+        memory=None if memory_dir == "off" or (endpoint and url) else Path(memory_dir).absolute(),
+        replicas=replicas,
+        domain=os.environ.get("SLURM_TOPOLOGY_ADDR", "").rpartition(".")[0]
+        if domain is None
+        else domain,
         nodes=nodes,
         endpoint=endpoint,
         gather_seconds=rdzv_timeout,

@@ -225,6 +225,18 @@ _RUN: Final = (
         default="/dev/shm",
     ),
     _option(
+        "--replicas",
+        "Other nodes that keep a copy of what a node has in memory, so that a node which vanishes "
+        "takes nothing with it: 0, 1 or 2.",
+        default=1,
+        type=click.IntRange(0, 2),
+    ),
+    _option(
+        "--domain NAME",
+        "What fails together with this node, as a zone or a rack: copies go to nodes of other "
+        "ones.  [default: SLURM's switch]",
+    ),
+    _option(
         "--metrics [HOST:]PORT",
         "Serve Prometheus metrics on this address, on 127.0.0.1 without HOST; port 0 picks a free "
         "one.",

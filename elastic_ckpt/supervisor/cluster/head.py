@@ -42,9 +42,11 @@ class HeadRole(ClusterRole):
         self._notice: Notice | None = None
 
     def begin(self, run: Supervisor) -> None:
-        """Report that saves go to the shared disk."""
-        place = run.settings.shared_url or "the disk that they share"
-        run.record.say(f"no memory tier on several nodes: saves go to {place}")
+        """Report it if saves do not go to the nodes' memory first."""
+        if run.settings.shared_url:
+            run.record.say(
+                f"no memory tier on several nodes: saves go to {run.settings.shared_url}"
+            )
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
         """Handle what concerns all nodes."""

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 import psutil
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.manifest import SealHeader
-from elastic_ckpt.checkpoint.memory.drain import drain, make_spare_buffers
+from elastic_ckpt.checkpoint.manifest import MemorySeal, SealHeader
+from elastic_ckpt.checkpoint.memory.drain import copy_share, drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.client import settle
+from elastic_ckpt.checkpoint.nodes.copies import copy_shares
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.prune import Retainer
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -99,8 +101,14 @@ class Drainer:
         return sorted(filter(self.lacks, found), key=lambda one: one.age)
 
     def lacks(self, one: Sealed) -> bool:
-        """Return whether the disk lacks a generation, for all that this run knows."""
-        return not one.settled and self._plan.is_pending(one.seal.attempt)
+        """Return whether the disk lacks a generation, for all that this run knows. An earlier run's
+        share of one is for the ranks to find: they alone hear from all nodes."""
+        is_ours = one.seal.share is None or one.seal.run == self._run_number
+        return is_ours and not one.settled and self._plan.is_pending(one.seal.attempt)
+
+    @property
+    def _run_number(self) -> int:
+        return self._fence.number if self._fence is not None else 0
 
     @property
     def over(self) -> bool:
@@ -203,11 +211,11 @@ class Drainer:
         job = self._job.session(seal.session)
         return self._retainers.setdefault(job.name, Retainer(job, self._journal, self._say))
 
-    def _disk(self, seal: SealHeader) -> DiskTier:
+    def _disk(self, seal: MemorySeal) -> DiskTier:
         """Return the disk tier of the session that a seal is of."""
         place = self._job.session(seal.session)
         make_room = self._retainer(seal).make_room
-        return DiskTier(place, make_room, self._fence, one_host=True)
+        return DiskTier(place, make_room, self._fence, one_host=seal.share is None)
 
     def _due(self) -> list[Sealed]:
         now = time.monotonic()
@@ -215,7 +223,8 @@ class Drainer:
 
     def _begin(self, sealed: Sealed) -> None:
         self._retainer(sealed.seal).rule = sealed.seal.retention
-        chunks = drain(sealed, self._disk(sealed.seal))
+        copy = copy_shares if sealed.seal.others else copy_share
+        chunks = drain(sealed, self._disk(sealed.seal), copy)
         self._task = _Task(sealed, chunks, polite=not self._hurried)
         self._start(self._task, None)
 
@@ -237,7 +246,7 @@ class Drainer:
         if task.over:
             return
         if polite:
-            _be_polite()
+            be_polite()
         began = time.thread_time()
         try:
             for count in task.chunks:
@@ -265,10 +274,19 @@ class Drainer:
     def _settle(self, sealed: Sealed) -> None:
         if self._disk(sealed.seal).holds(sealed.seal):
             sealed.generation.settle(sealed.seal)
+            settle(sealed.seal.others, sealed.seal.attempt)
             return
         if self._fence is not None:
             self._fence.check_place()  # the disk may have gone just now
         sealed.generation.clear()  # another run has gone past it, and it was superseded
+
+    def _give_up_lost(self) -> None:
+        """Let shares be overwritten whose other nodes are gone, once the disk has a newer one."""
+        for one in self._tier.sealed():
+            if one.seal.share is not None and self._plan.has_failed(one.seal.attempt):
+                newest = self._disk(one.seal).newest()
+                if newest is not None and newest.key > one.key:
+                    one.generation.settle(one.seal)
 
     def _tell(self, task: _Task) -> None:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds
@@ -286,9 +304,12 @@ class Drainer:
                 )
             )
             self._retainer(seal).after_save()
+            self._give_up_lost()
             return
         self._plan.failed(seal.attempt, time.monotonic(), again=task.again)
         why = printable(str(error)) or type(error).__name__
+        with contextlib.suppress(OSError):  # the disk's own failure is told below
+            self._give_up_lost()
         self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:
             self._said = why
@@ -298,7 +319,7 @@ class Drainer:
             self._say(f"step {seal.step} {kept} cannot be written to the disk: {why}")
 
 
-def _be_polite() -> None:
+def be_polite() -> None:
     """Give this thread the lowest CPU and I/O priority."""
     thread = threading.get_native_id()
     with contextlib.suppress(OSError):

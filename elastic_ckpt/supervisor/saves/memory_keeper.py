@@ -20,13 +20,17 @@ from elastic_ckpt.checkpoint.memory.leftover import (
 )
 from elastic_ckpt.checkpoint.memory.owned_tier import MemoryUnusable, OwnedTier
 from elastic_ckpt.checkpoint.memory.room import is_memory, room_bytes
+from elastic_ckpt.checkpoint.nodes.reading import clear_brought
+from elastic_ckpt.checkpoint.nodes.server import MemoryServer, own_address
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved
 from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.protocol.rendezvous import parse_endpoint
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
-from elastic_ckpt.supervisor.saves.drainer import Drainer
+from elastic_ckpt.supervisor.saves.drainer import Drainer, be_polite
+from elastic_ckpt.supervisor.saves.replicator import Replicator
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -63,14 +67,25 @@ class MemoryKeeper:
         say: Callable[[str], None],
         wake: Callable[[], None],
         owned: OwnedTier | None,
+        server: MemoryServer | None = None,
+        name: str = "",
     ) -> None:
-        """Drain nothing before :meth:`begin`."""
+        """Drain nothing before :meth:`begin`. With a ``name`` it is the tier of one of several
+        nodes, of which the one with the fence has all of them drain."""
         self._job = job
         self._journal = journal
         self._say = say
         self._wake = wake
         self._owned = owned
-        self._drainer = Drainer(job, fence, owned.tier, journal, say, wake) if owned else None
+        self._server = server
+        self._name = name
+        leads = owned is not None and (not name or fence is not None)
+        self._drainer = (
+            Drainer(job, fence, owned.tier, journal, say, wake) if owned and leads else None
+        )
+        self._replicator = (
+            Replicator(owned.tier, journal, say, wake, be_polite) if owned and server else None
+        )
         self._moves: list[_Move] = []
         self.root = str(owned.tier.root) if owned else ""
         self.bell = owned.bell if owned else None
@@ -96,10 +111,13 @@ class MemoryKeeper:
                 journal.write(MemoryRemoved(path=str(path)))
             try:
                 owned = OwnedTier(place, job, settings.node)
-                say(_needs(place, job, owned))
+                say(_needs(place, job, owned, settings))
             except MemoryUnusable as error:
                 say(f"no memory tier, saves go to the disk: {error}")
-        keeper = cls(job, fence, journal, say, wake, owned)
+        name, server = settings.node if settings.endpoint and place else "", None
+        if name and owned is not None:
+            server = _serve(settings, owned, job, say)
+        keeper = cls(job, fence, journal, say, wake, owned, server, name)
         elsewhere = owned.elsewhere if owned else []
         left = leftovers([*([place] if place else []), *_earlier_places(job)])
         _warn([one for one in left if one.tier not in elsewhere], job, say)
@@ -139,6 +157,14 @@ class MemoryKeeper:
             self._adopt()
 
     @property
+    def server(self) -> tuple[str, int, str]:
+        """Where other nodes reach this one's memory, and the secret; port 0 if it has none, an
+        empty host if no node has."""
+        if self._server is None:
+            return self._name, 0, ""
+        return self._server.where
+
+    @property
     def attempt(self) -> str:
         return self._drainer.attempt if self._drainer else ""
 
@@ -147,11 +173,15 @@ class MemoryKeeper:
         return self._drainer is None or (self._drainer.over and not self._moves)
 
     def serve(self) -> None:
-        if self._owned is None or self._drainer is None or self.bell is None:
+        if self._owned is None or self.bell is None:
             return
         rung = False
         with contextlib.suppress(BlockingIOError):
             rung = bool(os.read(self.bell, 4096))
+        if self._replicator is not None:
+            self._replicator.serve(sealed=rung)
+        if self._drainer is None:
+            return  # the head has it drained
         if self._moves:
             self._settle_moves()
         self._drainer.serve(sealed=rung)
@@ -198,19 +228,45 @@ class MemoryKeeper:
             self._drainer.finish_pruning(hurry)
 
     def close(self) -> None:
-        if self._owned is not None and self._drainer is not None:
-            keeps = self._owned.tier.is_unclear or self._drainer.pending()
-            self._owned.release(remove=not keeps)
+        if self._server is not None:
+            self._server.close()
+        if self._replicator is not None:
+            self._replicator.close()
+        if self._owned is not None:
+            left = self._drainer.pending() if self._drainer else self._owned.tier.undrained()
+            self._owned.release(remove=not (self._owned.tier.is_unclear or left))
 
 
-def _needs(place: Path, job: JobDirectory, owned: OwnedTier) -> str:
+def _serve(
+    settings: RunSettings, owned: OwnedTier, job: JobDirectory, say: Callable[[str], None]
+) -> MemoryServer | None:
+    """Serve this node's memory to the others, on the address by which it reaches them."""
+    clear_brought(owned.tier.root)
+    try:
+        address = own_address(*parse_endpoint(settings.endpoint))
+        return MemoryServer(owned.tier, job, address, be_polite)
+    except OSError as error:
+        say(f"no memory tier, saves go to the disk: {error.strerror or error}")
+        return None
+
+
+def _needs(place: Path, job: JobDirectory, owned: OwnedTier, settings: RunSettings) -> str:
+    """Say what the tier takes: on several nodes a share of a checkpoint, and as much for each
+    replica that this one keeps of another node's."""
     room = human_bytes(room_bytes(place) + owned.tier.held_bytes())
+    nodes = settings.nodes[0] if settings.endpoint else 1
+    held = GENERATIONS * (1 + min(settings.replicas, settings.nodes[1] - 1))
     with contextlib.suppress(OSError):
         newest = newest_of_job(job)
         if newest is not None and newest.manifest is not None:
-            needed = human_bytes(GENERATIONS * newest.manifest.total_bytes)
+            needed = human_bytes(held * newest.manifest.total_bytes // nodes)
             return f"memory tier in {place}: needs about {needed} of {room}"
-    return f"memory tier in {place}: {room} available; it needs twice the size of a checkpoint"
+    share = " divided by the number of nodes" if settings.endpoint else ""
+    times = "twice" if held == GENERATIONS else f"{held} times"
+    return (
+        f"memory tier in {place}: {room} available; it needs {times} the size of a checkpoint"
+        f"{share}"
+    )
 
 
 def _earlier_places(job: JobDirectory) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Final
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.lineage import is_stale
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
 from elastic_ckpt.checkpoint.tier import Ref, Stored, Tier
 from elastic_ckpt.errors import NotSealed, NoUsableCheckpoint
 from elastic_ckpt.journal.events import MemoryRefused, Quarantined
@@ -28,16 +29,22 @@ class CheckpointChoice:
         self._tiers = _tiers(runtime)
         self._set_aside: Counter[str] = Counter()
         self._rejected: set[Ref] = set()
+        self._has_asked = False  # the nodes, for what is in their memory
 
     def newest(self) -> LoadCandidate | None:
         """Return the newest checkpoint that was not rejected; None if there are no checkpoints.
         NoUsableCheckpoint if none is usable, or too many in a row were bad."""
-        peers = self._runtime.peers
+        peers, memory = self._runtime.peers, self._runtime.memory
+        if isinstance(memory, NodesMemory) and not self._has_asked:
+            self._has_asked = True
+            memory.take_in(peers.collect("memory", memory.report, doing="load"))
         chosen = peers.leader_does("choose", self._choose)
         encoded = peers.tell("chosen", chosen.encode() if chosen else b"")
         if not encoded:
             return None
         ref = Ref.decode(encoded)
+        if isinstance(memory, NodesMemory) and ref.tier == memory.name:
+            memory.learn(ref, peers.tell("shares", memory.tell(ref) if chosen else b""))
         return LoadCandidate(self._runtime, self._tiers[ref.tier], ref)
 
     def reject(self, ref: Ref, reason: str) -> None:
@@ -119,7 +126,8 @@ def given(runtime: Runtime, path: Path) -> LoadCandidate:
     """Return a checkpoint that the caller named: on disk, or in memory if not on disk yet."""
 
     def look() -> Ref:
-        if not os.path.lexists(path) and runtime.memory is not None:
+        is_alone = not isinstance(runtime.memory, NodesMemory)
+        if is_alone and not os.path.lexists(path) and runtime.memory is not None:
             for held in runtime.memory.own():
                 if runtime.job.checkpoint(*held.key) == path:
                     return held.stored.ref

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, SharesAttempt
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part, Ref
 from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
@@ -288,10 +289,25 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
+    if isinstance(target, SharesAttempt):
+        _seal_shares(runtime, target, taken.header)
     sealed = peers.leader_does(
         "seal", lambda: target.seal(taken.header, files, runtime.retain.rule)
     )
     return files, sealed
+
+
+def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> None:
+    """Seal the share of each node but the leader's. Collective."""
+    peers, memory = runtime.peers, runtime.memory
+    told = peers.tell("header", msgspec.json.encode(header))
+
+    def seal() -> bytes:
+        if isinstance(memory, NodesMemory) and memory.acts and not peers.is_leader:
+            target.seal_share(msgspec.json.decode(told, type=SealHeader))
+        return b""
+
+    peers.collect("share", seal)
 
 
 def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:

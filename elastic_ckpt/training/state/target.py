@@ -6,12 +6,20 @@ import contextlib
 import logging
 from typing import Final
 
+import msgspec
+
+from elastic_ckpt.checkpoint.manifest import Share
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, new_identity
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
+from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.training.engines import Engine
+from elastic_ckpt.training.ranks.rank_errors import as_failure
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.rewind import leave_branch
 
 log = logging.getLogger(__name__)
+
+_encode = msgspec.json.encode
 
 _MARGIN: Final = 1.05
 """How much larger than the last checkpoint the next one may be."""
@@ -30,16 +38,17 @@ def begin_attempt(
     """
     disk = runtime.durable
     memory = runtime.memory if allow_memory else None
+    if isinstance(memory, NodesMemory):
+        if runtime.rewound_to is None and not engine.by_path:
+            return _begin_on_nodes(runtime, engine, step, memory, replaces=replaces)
+        memory = None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
     def begin() -> Attempt:
         with contextlib.suppress(OSError):  # without its disk only memory is left
-            if not runtime.job.attempts.is_dir():
-                runtime.fence.check_place()
-                runtime.job.prepare()  # it was moved away, and there is work to save
+            _prepare(runtime)
         if runtime.rewound_to is not None:
             leave_branch(runtime, runtime.rewound_to)
-            runtime.rewound_to = None
         size = _predicted_bytes(runtime, engine, disk)
         if memory is not None:
             try:
@@ -54,10 +63,91 @@ def begin_attempt(
 
     begun = runtime.peers.leader_does("begin", begin)
     told = runtime.peers.tell("attempt", begun.ref.encode() if begun else b"")
+    runtime.rewound_to = None
     if begun is not None:
         return begun
     ref = Ref.decode(told)
     return tiers[ref.tier].join(ref)
+
+
+def _prepare(runtime: Runtime) -> None:
+    if not runtime.job.attempts.is_dir():
+        runtime.fence.check_place()
+        runtime.job.prepare()  # it was moved away, and there is work to save
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    """What a node says when a save begins: the generation that it has room in, or why not."""
+
+    share: Share
+    slot: str = ""
+    problem: str = ""
+    is_full: bool = False  # which people are told; that a drain takes long is no news
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """What the leader answers: the attempt in memory by the nodes' generations, or that on disk."""
+
+    ref: Ref
+    slots: dict[int, str] = {}
+    shares: list[Share] = []
+
+
+_Offers = msgspec.json.Decoder(_Offer)
+
+
+def _begin_on_nodes(
+    runtime: Runtime, engine: Engine, step: int, memory: NodesMemory, *, replaces: bool
+) -> Attempt:
+    """Begin in the memory of all nodes if each has room, else on disk. Collective."""
+    disk, peers = runtime.durable, runtime.peers
+    begun: list[Attempt] = []
+
+    def judge(offers: list[bytes]) -> bytes:
+        found = [_Offers.decode(one) for one in offers if one]
+        refused = next((one for one in found if one.problem), None)
+        if refused is None:
+            ref = Ref(memory.name, "", new_identity())
+            slots = {one.share.first: one.slot for one in found}
+            return msgspec.json.encode(_Begun(ref, slots, [one.share for one in found]))
+        told = f"{refused.share.host}: {refused.problem}"
+        if refused.is_full:
+            _report_memory(runtime, told)
+        log.info("saving step %d to the disk: %s", step, told)
+        try:
+            with contextlib.suppress(OSError):
+                _prepare(runtime)
+            begun.append(disk.begin(step, _predicted_bytes(runtime, engine, disk)))
+        except OSError as error:
+            raise as_failure(peers.rank, error, "save") from error
+        return msgspec.json.encode(_Begun(begun[0].ref))
+
+    offer = _offer(runtime, engine, step, memory, replaces=replaces)
+    answer = msgspec.json.decode(peers.agree(f"room for step {step}", offer, judge), type=_Begun)
+    if answer.ref.tier == memory.name:
+        slot = answer.slots[memory.share.first]
+        return memory.attempt(slot, answer.ref.attempt, answer.shares)
+    return begun[0] if begun else disk.join(answer.ref)
+
+
+def _offer(
+    runtime: Runtime, engine: Engine, step: int, memory: NodesMemory, *, replaces: bool
+) -> bytes:
+    """Take a generation for this node's share, on the rank that acts for it."""
+    if not memory.acts:
+        return b""
+    ranks, share = runtime.peers.world_size, memory.share
+    size = int(_MARGIN * engine.state_bytes() * share.count / ranks)
+    held = max((one.seal.total_bytes for one in memory.own()), default=0)
+    try:
+        slot = memory.make_room(step, max(size, held), replaces=replaces)
+    except TierBusy as busy:
+        return _encode(_Offer(share, problem=busy.reason))
+    except TierFull as full:
+        return _encode(_Offer(share, problem=full.reason, is_full=True))
+    except (OSError, ElasticCkptError) as error:
+        return _encode(_Offer(share, problem=str(error), is_full=True))
+    return _encode(_Offer(share, slot))
 
 
 def _report_memory(runtime: Runtime, problem: str) -> None:

@@ -21,8 +21,10 @@ import msgspec
 import torch
 from torch import distributed
 
+from elastic_ckpt.checkpoint.manifest import Share
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
 from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
@@ -96,7 +98,7 @@ def _start_log(job: JobDirectory, spec: WorkerSpec, board: Board, local_rank: in
 
 def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: SlotWriter) -> None:
     """Let a Session find its job, and the supervisor inspect this worker."""
-    memory = MemoryTier(Path(spec.memory), Mappings(pin, unpin)) if spec.memory else None
+    memory = _memory(spec)
     bucket = None
     if spec.bucket is not None:
         from elastic_ckpt.training.state.shared_bucket import RankBucket
@@ -105,6 +107,16 @@ def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: Sl
     runtime.install(runtime.Supervised(spec, job, board, slot, memory, bucket))
     set_terminate_hook(_leave_if_idle)
     _allow_py_spy(spec.board)
+
+
+def _memory(spec: WorkerSpec) -> MemoryTier | None:
+    root, mappings = Path(spec.memory or os.devnull), Mappings(pin, unpin)
+    host, port, token = spec.memory_server
+    if not host:
+        return MemoryTier(root, mappings) if spec.memory else None
+    local, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    share = Share(int(os.environ["RANK"]) - local, count, host, port, token, spec.domain)
+    return NodesMemory(root, share, acts=local == 0, replicas=spec.replicas, mappings=mappings)
 
 
 def _run_script(spec: WorkerSpec) -> None:

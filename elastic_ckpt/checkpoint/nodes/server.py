@@ -1,0 +1,213 @@
+"""Serves a node's generations to the other nodes of the job."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import mmap
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from typing import Final
+
+import xxhash
+
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
+from elastic_ckpt.checkpoint.manifest import FileEntry, encode
+from elastic_ckpt.checkpoint.memory.drain import copy_share
+from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.link import (
+    Copied,
+    Copy,
+    Describe,
+    Fetch,
+    Hello,
+    Link,
+    Piece,
+    Refused,
+    Reply,
+    Request,
+    Settle,
+)
+from elastic_ckpt.checkpoint.nodes.replica import check_piece, read_digests, replicas
+from elastic_ckpt.checkpoint.tier import Ref
+from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.files import open_regular
+
+_BACKLOG: Final = 128
+_COPY_BYTES: Final = 16 * 1024 * 1024
+"""Copied to the disk between two answers."""
+
+
+class MemoryServer:
+    """Serves one node's memory tier until closed, a thread for each connection."""
+
+    def __init__(
+        self, tier: MemoryTier, job: JobDirectory, host: str, be_polite: Callable[[], None]
+    ) -> None:
+        """Listen on this node's address ``host``; OSError if that is not possible.
+
+        Args:
+            be_polite: gives the calling thread the lowest priority: training goes on meanwhile.
+        """
+        self._tier = tier
+        self._job = job
+        self._be_polite = be_polite
+        self._token = secrets.token_hex(16)
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        self._host, self._port = self._listener.getsockname()[:2]
+        threading.Thread(target=self._accept, name="memory-server", daemon=True).start()
+
+    @property
+    def where(self) -> tuple[str, int, str]:
+        """Host, port and the secret, for the ranks to tell other nodes."""
+        return self._host, self._port, self._token
+
+    def close(self) -> None:
+        """Accept nothing more; connections end with their other side, or with this process."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                return  # closed
+            link = Link(connection, str(address[0]))
+            threading.Thread(
+                target=self._serve, args=(link,), name="memory-link", daemon=True
+            ).start()
+
+    def _serve(self, link: Link) -> None:
+        with closing(link), suppress(NodeLost), closing(_Answers(self._tier, self._job)) as answers:
+            hello = link.receive(Hello)
+            if hello is None or not hmac.compare_digest(hello.token, self._token):
+                return
+            while (request := link.receive(Request)) is not None:
+                if isinstance(request, Copy):
+                    self._be_polite()  # the connection is for that alone
+                answers.answer(request, link)
+
+
+class _Answers:
+    """What one connection has asked for, and the copy that is under way on it."""
+
+    def __init__(self, tier: MemoryTier, job: JobDirectory) -> None:
+        self._tier = tier
+        self._job = job
+        self._asked = "", -1
+        self._found: Sealed | None = None
+        self._sizes: dict[str, int] = {}
+        self._digests: dict[str, list[str]] | None = None  # of a replica
+        self._copying: Generator[int, None, list[FileEntry]] | None = None
+        self._held = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Give up the copy; the attempt that it wrote into is the head's to drop."""
+        if self._copying is not None:
+            self._copying.close()
+        self._held.close()
+
+    def answer(self, request: Request, link: Link) -> None:
+        try:
+            if isinstance(request, Fetch):
+                self._send_piece(request, link)
+            elif isinstance(request, Describe):
+                data = encode(self._find(request.attempt, request.first).seal)
+                link.send(Piece(len(data)))
+                link.send_bytes(data)
+            else:
+                link.send(self._act(request))
+        except NodeLost:
+            raise
+        except (ElasticCkptError, OSError) as error:
+            link.send(Refused(str(error)))
+
+    def _act(self, request: Request) -> Reply:
+        if isinstance(request, Copy):
+            return self._copy(request)
+        if isinstance(request, Settle):
+            self._settle(request.attempt)
+            return Copied()
+        return Refused("that is no request")
+
+    def _find(self, attempt: str, first: int) -> Sealed:
+        """Return a generation or a replica, which nothing removes before the connection ends."""
+        if self._asked == (attempt, first) and self._found is not None:
+            return self._found
+        for one in (*self._tier.sealed(), *replicas(self._tier.root)):
+            if one.seal.attempt == attempt and one.seal.ranks.start == first:
+                lock = one.generation.lock()
+                self._held.callback(lock.release)
+                self._asked, self._found = (attempt, first), one
+                self._sizes = {entry.path: entry.bytes for entry in one.seal.files}
+                self._digests = read_digests(one)
+                return one
+        raise CheckpointRejected(f"attempt {attempt[:40]!r} is not in its memory")
+
+    def _send_piece(self, request: Fetch, link: Link) -> None:
+        sealed = self._find(request.attempt, request.first)
+        path, begin, end = request.path, request.begin, request.begin + request.count
+        if not 0 <= begin < end <= self._sizes.get(path, 0):
+            raise CheckpointRejected(f"{path[:80]!r} does not have these bytes")
+        with open(open_regular(sealed.generation.path / path), "rb") as file:
+            digest = _digest(file.fileno(), begin, end)
+            if self._digests is not None:
+                check_piece(self._digests, path, begin, digest)
+            link.send(Piece(request.count, digest))
+            link.send_file(file, begin, request.count)
+
+    def _copy(self, request: Copy) -> Copied:
+        if self._copying is None:
+            sealed = self._find(request.attempt, request.first)
+            disk = DiskTier(self._job.session(sealed.seal.session))
+            attempt = disk.join(Ref.decode(request.target.encode()))
+            self._copying = copy_share(sealed, attempt)
+        copied = 0
+        while copied < _COPY_BYTES:
+            try:
+                copied += next(self._copying)
+            except StopIteration as done:
+                files: list[FileEntry] = done.value
+                return Copied(copied, files)
+        return Copied(copied)
+
+    def _settle(self, attempt: str) -> None:
+        for one in self._tier.sealed():
+            if one.seal.attempt == attempt:
+                one.generation.settle(one.seal)
+                settle_older(self._tier, one)
+
+
+def _digest(fd: int, begin: int, end: int) -> str:
+    start = begin - begin % mmap.ALLOCATIONGRANULARITY
+    with (
+        closing(mmap.mmap(fd, end - start, prot=mmap.PROT_READ, offset=start)) as window,
+        memoryview(window) as view,
+        view[begin - start :] as wanted,
+    ):
+        return xxhash.xxh3_128_hexdigest(wanted)
+
+
+def settle_older(tier: MemoryTier, settled: Sealed) -> None:
+    """Let what is older than a checkpoint on the disk be overwritten: the other nodes' shares of it
+    may be gone, and the head drains the oldest first."""
+    for one in tier.sealed():
+        if one.seal.share is not None and one.age < settled.age:
+            one.generation.settle(one.seal)
+
+
+def own_address(head: str, port: int) -> str:
+    """Return this host's address as those see it that reach the head; OSError if unknown. Sends
+    nothing."""
+    family, kind, _, _, address = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])

@@ -1,0 +1,88 @@
+"""Several nodes' memory for tests: tiers that are served, saved into as a job's ranks do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.manifest import FileEntry, Share
+from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.reading import SharesReading
+from elastic_ckpt.checkpoint.nodes.server import MemoryServer
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.util.progress import unwatched
+from tests.checkpoints import make_header
+
+
+class NodeMemories:
+    """One tier for each node of one rank, and what its ranks have written: a file per rank."""
+
+    def __init__(
+        self, job: JobDirectory, place: Path, count: int, replicas: int = 1, domains: str = ""
+    ) -> None:
+        self.job = job
+        self.contents: dict[str, bytes] = {}
+        self.servers: list[MemoryServer] = []
+        self.tiers: list[NodesMemory] = []
+        for number in range(count):
+            root = place / f"node{number}"
+            root.mkdir(mode=0o700)
+            server = MemoryServer(MemoryTier(root), job, "127.0.0.1", lambda: None)
+            self.servers.append(server)
+            share = Share(number, 1, *server.where, domains[number : number + 1])
+            self.tiers.append(NodesMemory(root, share, acts=True, replicas=replicas))
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    def save(self, step: int, *, size: int = 100_000, seal: Iterable[int] | None = None) -> str:
+        """Save on all nodes, and seal on all of them, or on some; return the attempt."""
+        shares = [one.share for one in self.tiers]
+        identity, world_size = f"{step:016x}", len(shares)
+        made = [
+            one.attempt(one.make_room(step, size, replaces=False), identity, shares)
+            for one in self.tiers
+        ]
+        header = make_header(DiskAttempt(self.job, identity, step), world_size=world_size)
+        files: list[FileEntry] = []
+        for rank, attempt in enumerate(made):
+            part = attempt.part(rank)
+            name = f"modeling/{rank:05d}.safetensors"
+            self.contents[name] = bytes([rank + step]) * size + b"%d" % rank
+            part.write(name, self.contents[name])
+            files += part.finish(world_size, header if rank == 0 else None)
+        sealing = range(world_size) if seal is None else seal
+        for rank in sorted(sealing, reverse=True):
+            if rank:
+                made[rank].seal_share(header)
+            else:
+                made[0].seal(header, files, Retention())
+        return identity
+
+    def sealed(self, node: int) -> Sealed:
+        return self.tiers[node].sealed()[0]
+
+    def look(self, leader: int, nodes: Iterable[int]) -> list[str]:
+        """Have these nodes say what they have; return the attempts that are complete there."""
+        tier = self.tiers[leader]
+        tier.take_in([self.tiers[node].report() for node in nodes])
+        return [one.ref.attempt for one in tier.candidates(len(self.tiers))]
+
+    def bring(self, node: int, leader: int = 0) -> SharesReading:
+        """Open what the leader chose on a node, and bring it there."""
+        ref = self.tiers[leader].candidates(len(self.tiers))[0].ref
+        tier = self.tiers[node]
+        tier.learn(ref, self.tiers[leader].tell(ref))
+        reading = tier.open(ref)
+        assert isinstance(reading, SharesReading)
+        try:
+            reading.verify(node, len(self.tiers), unwatched)
+        except BaseException:
+            reading.close()
+            raise
+        return reading

@@ -1,0 +1,111 @@
+"""Saves into the memory of several hosts: loaded from there, drained by each, whole or not at all.
+
+Every host has its own ``/dev/shm``, which goes with it as with a machine.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.checkpoint.verify import verify_full
+from tests.hosts import Hosts, why_not
+
+SIZE = 1203
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")
+
+
+def make(root: Path, count: int, nnodes: str, *options: str) -> Hosts:
+    arguments = ("--epochs", "2", "--size", str(SIZE), "--pause", "0.06")
+    return Hosts(count, root, nnodes, *arguments, options=("--save-interval", "10", *options))
+
+
+def events(hosts: Hosts, kind: str) -> list[dict]:
+    """Return the data of the head's events of a kind, in order."""
+    found = [one for one in hosts.head.events() if one["event"] == kind]
+    return [one["data"] for one in found if not one["data"].get("follows")]
+
+
+def shared_memory(hosts: Hosts, name: str) -> str:
+    return hosts.inside(name, "sh", "-c", "ls /dev/shm | grep elastic-ckpt-0- || true")
+
+
+def assert_used_once(hosts: Hosts, ranks: int) -> None:
+    for used in hosts.used_per_epoch():
+        assert set(used) == set(range(SIZE))
+        assert used.total() - SIZE < ranks
+
+
+def test_saves_go_to_memory_and_each_host_drains_its_share(tmp_path: Path) -> None:
+    with make(tmp_path, 2, "2") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 25)
+        assert shared_memory(hosts, "h1") and shared_memory(hosts, "h2")
+        worker = hosts["h2"].workers()[0]
+        worker.send_signal(signal.SIGKILL)
+        hosts.until_training(2, beyond=1)
+        hosts.finish("h1", "h2")
+
+        saved = events(hosts, "saved")
+        assert saved[0]["tier"] == "memory"  # later ones go to the disk if a drain takes long
+        loaded = events(hosts, "loaded")
+        assert [one["tier"] for one in loaded] == ["memory"], hosts.output()
+        newest = max(one["step"] for one in saved if one["step"] <= loaded[0]["step"])
+        assert loaded[0]["step"] == newest
+        assert events(hosts, "drained")
+        assert not events(hosts, "drain_failed"), hosts.output()
+        assert_used_once(hosts, 2)
+    for path in hosts.head.checkpoints():
+        verify_full(path)
+
+
+def test_a_host_that_vanishes_takes_its_share_with_it(tmp_path: Path) -> None:
+    with make(tmp_path, 3, "2", "--rdzv-timeout", "30", "--replicas", "0") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 25)
+        hosts.lose("h2")
+        hosts.start("h3")
+        hosts.until_training(2, beyond=1)
+        hosts.finish("h1", "h3")
+        loaded = events(hosts, "loaded")
+        assert [one["tier"] for one in loaded] == ["disk"], hosts.output()
+        assert_used_once(hosts, 2)
+    for path in hosts.head.checkpoints():
+        verify_full(path)
+
+
+def test_a_host_is_preempted_while_memory_is_drained(tmp_path: Path) -> None:
+    with make(tmp_path, 2, "1:2", "--rdzv-timeout", "30") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 25)
+        hosts["h2"].process.send_signal(signal.SIGTERM)
+        assert hosts["h2"].wait() == 75, hosts.output()
+        hosts.until_training(1, beyond=1)
+        hosts.finish("h1")
+        assert_used_once(hosts, 2)
+        assert "emergency" in [one["reason"] for one in events(hosts, "saved")]
+    for path in hosts.head.checkpoints():
+        verify_full(path)
+
+
+@pytest.mark.parametrize(("nnodes", "joins"), [("2", ["h3"]), ("1:2", [])])
+def test_the_share_of_a_host_that_vanishes_is_in_its_peers_memory(
+    tmp_path: Path, nnodes: str, joins: list[str]
+) -> None:
+    """Nothing is read from the disk, and nothing is lost that was sealed."""
+    with make(tmp_path, 3, nnodes, "--rdzv-timeout", "30") as hosts:
+        hosts.start("h1", "h2")
+        hosts.until_step(2, 25)
+        hosts.head.until(lambda _: len(events(hosts, "replicated")) >= 2, "two replicas")
+        hosts.lose("h2")
+        hosts.start(*joins)
+        hosts.until_training(1 + len(joins), beyond=1)
+        kept = max(one["step"] for one in events(hosts, "replicated"))
+        hosts.finish("h1", *joins)
+        loaded = [one for one in events(hosts, "loaded") if one["step"] >= kept]
+        assert [one["tier"] for one in loaded] == ["memory"], hosts.output()
+        assert_used_once(hosts, 2)
+    for path in hosts.head.checkpoints():
+        verify_full(path)
