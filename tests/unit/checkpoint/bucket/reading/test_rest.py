@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 
 from elastic_ckpt.checkpoint.bucket.attempt import local_files
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
+from elastic_ckpt.checkpoint.bucket.object_store import BucketStore, open_store
 from elastic_ckpt.checkpoint.bucket.reading.chunks import chunks_in
 from elastic_ckpt.checkpoint.bucket.reading.reading import BucketReading, LocalRank
 from elastic_ckpt.checkpoint.bucket.tier import BucketTier
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.disk.tier import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, FileEntry
 from elastic_ckpt.checkpoint.tier import Ranges, Ref
@@ -37,9 +41,11 @@ FIRST, SECOND, THIRD, LAST = (range(n * CHUNK_BYTES, (n + 1) * CHUNK_BYTES) for 
 class Machine:
     """Two ranks of a machine that has nothing of a checkpoint in a bucket."""
 
-    def __init__(self, place: Path, *, chunks: bool = True) -> None:
+    def __init__(
+        self, place: Path, *, chunks: bool = True, store: BucketStore | None = None
+    ) -> None:
         self.job = open_job(place)
-        self.store = Hooked(memory_store())
+        self.store = Hooked(store or memory_store())
         owned = claim(self.store)
         self.tiers = [
             BucketTier(self.store, self.job, lambda: owned, LocalRank(rank, 2)) for rank in range(2)
@@ -191,6 +197,54 @@ def test_a_half_written_chunk_is_fetched_again(machine: Machine) -> None:
         file.write(DATA[SECOND.start : SECOND.start + 5_000_000])
     machine.load(wanted(SECOND), wanted())
     assert machine.has(SECOND) and machine.fetched == 2
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from elastic_ckpt.checkpoint.bucket.object_store import open_store
+from elastic_ckpt.checkpoint.bucket.reading.reading import LocalRank
+from elastic_ckpt.checkpoint.bucket.tier import BucketTier
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.checkpoint.tier import Ref
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.progress import unwatched
+from tests.buckets import Hooked
+
+url, directory, name, limit = sys.argv[1:]
+store = Hooked(open_store(BucketUrl.parse(url)))
+seen = []
+
+def kill(asked, key):
+    seen.append(asked == "get_range" and key.endswith("large"))
+    if sum(seen) > int(limit):
+        os.kill(os.getpid(), 9)
+
+store.before = kill
+tier = BucketTier(store, JobDirectory.at(Path(directory)), lambda: None, LocalRank(0, 1))
+reading = tier.open(Ref("bucket", name))
+reading.verify(0, 1, unwatched)
+reading.rest.want(None)
+reading.rest.bring(unwatched)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_a_kill_in_the_middle_costs_at_most_what_was_under_way(tmp_path: Path, limit: int) -> None:
+    url = BucketUrl.parse(f"file://{tmp_path}/bucket")
+    machine = Machine(tmp_path / "job", store=open_store(url, make=True))
+    arguments = (str(url), str(machine.job.root), machine.ref.name, str(limit))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -9, done.stderr
+    machine.load(None, None)
+    assert (machine.path / LARGE).read_bytes() == DATA
+    assert machine.fetched >= 4 - limit
 
 
 def _remake(path: Path) -> None:
