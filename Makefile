@@ -105,6 +105,7 @@ test-power-cuts: .venv-latest/.ready
 # A push and a pull beside obstore alone; beside other libraries; what a mirror takes from training.
 bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	.venv-latest/bin/python benchmarks/bucket.py
+	.venv-latest/bin/python benchmarks/bucket_load.py
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
 

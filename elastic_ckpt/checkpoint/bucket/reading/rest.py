@@ -75,6 +75,7 @@ class BucketRest:
             for index in range(1, len(entry.chunks))  # the first one is here
             if (entry.path, index) in wanted
         ]
+        left.sort(key=lambda chunk: chunk.begin)  # writes to one file wait for each other
         share = left[self._rank :: self._of]
         self._bring(share, watch)
         self._mine += share
