@@ -65,6 +65,8 @@ class LoadCandidate:
     def _write_verified(self, reason: str, seconds: float) -> None:
         where = self._tier.where(self.ref)
         how = "every byte" if self._tier.every_byte else "sizes, in memory"
+        if self._reading is not None and self._reading.rest is not None:
+            how = "every byte that is fetched"
         self._runtime.journal.write(
             CheckpointVerified(path=where, intact=not reason, why=reason, how=how, seconds=seconds)
         )
