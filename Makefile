@@ -112,6 +112,7 @@ test-power-cuts: .venv-latest/.ready
 bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	.venv-latest/bin/python benchmarks/bucket.py
 	.venv-latest/bin/python benchmarks/bucket_nodes.py
+	.venv-latest/bin/python benchmarks/bucket_load.py
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
 

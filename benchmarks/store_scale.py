@@ -28,7 +28,7 @@ from pathlib import Path
 from elastic_ckpt.checkpoint.catalog import list_checkpoints, newest_and_rejected, newest_intact
 from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import digest_file
 from elastic_ckpt.checkpoint.disk.part import part_name
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
@@ -57,8 +57,7 @@ def header(attempt: str, step: int, world_size: int) -> SealHeader:
 def write_plain(path: Path, data: bytes, rank: int) -> FileEntry:
     """A file as the store would write it, but not made durable: thousands of them take minutes."""
     path.write_bytes(data)
-    size, digest = hash_file(path)
-    return FileEntry("", size, digest, rank)
+    return digest_file(path).entry("", rank)
 
 
 def fill_parts(attempt: DiskAttempt, ranks: int) -> list[FileEntry]:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES, HashedFile
+from elastic_ckpt.checkpoint.disk.hashed_file import BLOCK_BYTES, HashedFile
 from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader
 from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -122,7 +122,7 @@ def make_checkpoint(root: Path, data: bytes, files: int, blocks: int) -> Path:
 
 def read_raw(checkpoint: Path) -> None:
     """Every file that the manifest lists, in its order, into one buffer."""
-    buffer = bytearray(CHUNK_BYTES)
+    buffer = bytearray(BLOCK_BYTES)
     for entry in read_manifest(checkpoint).files:
         with open(checkpoint / entry.path, "rb", buffering=0) as file:
             while file.readinto(buffer):

@@ -21,7 +21,7 @@ from unittest import mock
 import msgspec
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import digest_file
 from elastic_ckpt.checkpoint.manifest import (
     EngineInfo,
     FileEntry,
@@ -251,7 +251,7 @@ def seal_again(checkpoint: Path) -> None:
     """Seal changed files as an attacker with write access would: sizes, digests, fingerprint."""
     old = decode_manifest((checkpoint / MANIFEST_NAME).read_bytes())
     files = [
-        FileEntry(entry.path, *hash_file(checkpoint / entry.path), entry.rank)
+        digest_file(checkpoint / entry.path).entry(entry.path, entry.rank)
         for entry in old.files
         if (checkpoint / entry.path).exists()
     ]

@@ -66,6 +66,7 @@ class Server:
                     "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}",
                     "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={self.port}",
                     f"-s3.config={config}", "-volume.max=50", "-master.volumeSizeLimitMB=256",
+                    "-s3.port.iceberg=0", "-s3.port.lance=0",  # else fixed ones
                 ],
                 cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip

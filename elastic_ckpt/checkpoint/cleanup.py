@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import xxhash
-
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.file_digest import digest_bytes
 from elastic_ckpt.checkpoint.disk.part import part_name
 from elastic_ckpt.checkpoint.manifest import (
     MAX_FILES,
@@ -201,5 +200,5 @@ def _read_part(attempt: DiskAttempt, rank: int, files: list[FileEntry]) -> PartM
         raise CheckpointRejected(f"{name} belongs to another rank or attempt")
     if any(entry.rank != rank for entry in part.files):
         raise CheckpointRejected(f"{name} lists a file of another rank")
-    files.extend([*part.files, FileEntry(name, len(data), xxhash.xxh3_128_hexdigest(data), rank)])
+    files.extend([*part.files, digest_bytes(data).entry(name, rank)])
     return part

@@ -29,6 +29,9 @@ MAX_TEXT_CHARACTERS: Final = 1024
 
 MAX_PATH_CHARACTERS: Final = 1024
 MAX_NAME_BYTES: Final = 255
+CHUNK_BYTES: Final = 16 * 1024 * 1024
+"""What the digests in ``FileEntry.chunks`` are of; part of the format."""
+
 MAX_NUMBER: Final = 10**18 - 1
 """No count, position or size is larger; a directory's name holds as many digits."""
 
@@ -39,7 +42,7 @@ _OWN = re.compile(rb'"manifest_xxh3_128": "([0-9a-f]{32})"')
 _BLANK: Final = "0" * 32
 
 
-class FileEntry(msgspec.Struct, frozen=True):
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One file of a checkpoint.
 
     Attributes:
@@ -47,12 +50,16 @@ class FileEntry(msgspec.Struct, frozen=True):
         bytes: size.
         xxh3_128: hexadecimal digest of the contents; empty only in the memory tier.
         rank: the rank that wrote it.
+        chunks: the same digest of every ``CHUNK_BYTES`` of it, the last chunk excepted, which may
+            be shorter; empty for a file of one chunk, in the memory tier, and from versions that
+            did not write them.
     """
 
     path: str
     bytes: int
     xxh3_128: str
     rank: int
+    chunks: tuple[str, ...] = ()
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -380,6 +387,16 @@ def check_files(files: list[FileEntry], *, digests: bool = True) -> None:
         if not 0 <= entry.rank <= MAX_NUMBER:
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is of no rank")
         digest = _DIGEST.fullmatch(entry.xxh3_128) if digests else entry.xxh3_128 == ""
-        if not 0 <= entry.bytes <= MAX_NUMBER or not digest:
+        if not 0 <= entry.bytes <= MAX_NUMBER or not digest or not _has_chunks(entry, digests):
             raise CheckpointRejected(f"the manifest's entry for {entry.path!r} is malformed")
         seen.add(entry.path)
+
+
+def _has_chunks(entry: FileEntry, digests: bool) -> bool:
+    if not entry.chunks:
+        return True
+    return (
+        digests
+        and len(entry.chunks) == -(-entry.bytes // CHUNK_BYTES) > 1
+        and all(map(_DIGEST.fullmatch, entry.chunks))
+    )

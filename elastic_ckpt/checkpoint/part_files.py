@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from elastic_ckpt.checkpoint.disk.file_digest import Digest
 from elastic_ckpt.checkpoint.manifest import FileEntry, check_path
 from elastic_ckpt.checkpoint.tier import Sink
 
@@ -19,8 +20,8 @@ class PartFile(Sink, Protocol):
     def error(self) -> OSError | None:
         """The first error of a write."""
 
-    def finish(self) -> tuple[int, str]:
-        """Make the contents as durable as the tier is; return their bytes and digest, if any."""
+    def finish(self) -> Digest:
+        """Make the contents as durable as the tier is; return their digests, if it has any."""
 
     def close(self) -> None:
         """Close; complete only after :meth:`finish`."""
@@ -50,10 +51,10 @@ class PartFiles(ABC):
             finally:
                 if file.error is not None:
                     raise file.error
-            written, digest = file.finish()
+            digest = file.finish()
         finally:
             file.close()
-        self._entries[path] = FileEntry(path, written, digest, self.rank)
+        self._entries[path] = digest.entry(path, self.rank)
 
     def write(self, path: str, data: bytes) -> None:
         with self.open(path) as file:

@@ -4,7 +4,7 @@
 
     begin ─> Attempt ─> part(rank) per rank ─> seal     a checkpoint
                                             └> drop     nothing
-    newest, candidates ─> open ─> Reading ─> verify ─> confirm ─> close
+    newest, candidates ─> open ─> Reading ─> verify ─> rest ─> confirm ─> close
 
 A save goes to the fastest tier with room, and a drain copies it to the next one. Every tier passes
 ``tests/unit/checkpoint/test_tiers.py``.
@@ -12,7 +12,7 @@ A save goes to the fastest tier with room, and a drain copies it to the next one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, MemorySeal, Se
 from elastic_ckpt.errors import CheckpointError, StorageFailed
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.progress import Watch
+
+Ranges = Mapping[str, Sequence[tuple[int, int]]]
+"""By path in a checkpoint, the bytes that a rank will read of a file: from, and up to."""
 
 
 class TierFull(StorageFailed):
@@ -176,6 +179,38 @@ class Attempt(Protocol):
         """
 
 
+class Rest(Protocol):
+    """What is not here of a checkpoint's large files after :meth:`Reading.verify`.
+
+    Every rank calls each method once, in this order, and waits for the others in between.
+    """
+
+    def want(self, ranges: Ranges | None) -> None:
+        """Tell the other ranks of this machine what this rank will read.
+
+        Args:
+            ranges: files that are not in it are brought in full; None for all of them.
+
+        Raises:
+            OSError: the local disk failed.
+        """
+
+    def bring(self, watch: Watch) -> None:
+        """Bring this rank's share of what the ranks of this machine want, and verify it.
+
+        Raises:
+            CheckpointRejected: it is damaged.
+            OSError: it could not be read; the checkpoint may be good.
+        """
+
+    def settle(self) -> None:
+        """Note what the files are like now, so that ``confirm`` sees changes.
+
+        Raises:
+            OSError: the local disk failed.
+        """
+
+
 class Reading(Protocol):
     """A checkpoint that one rank holds open: no process deletes or overwrites it until close."""
 
@@ -191,7 +226,7 @@ class Reading(Protocol):
     def path(self) -> Path:
         """A local directory with the files, laid out as in docs/format.md, after ``verify``.
 
-        A tier without directories fetches the files that this rank needs in ``verify``.
+        A tier without directories fetches the files in ``verify``, but for the ``rest``.
         """
 
     def verify(self, rank: int, world_size: int, watch: Watch) -> None:
@@ -200,6 +235,14 @@ class Reading(Protocol):
         Raises:
             CheckpointRejected: it is damaged, or these ranks cannot load it.
             OSError: it could not be read; the checkpoint may be good.
+        """
+
+    @property
+    def rest(self) -> Rest | None:
+        """What ``verify`` left; None, on all ranks, if every file is there in full.
+
+        Until it is brought, there are JSON files, small ones, and the first ``CHUNK_BYTES`` of each
+        large one, which has its size.
         """
 
     def confirm(self) -> None:

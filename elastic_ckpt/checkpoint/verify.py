@@ -177,12 +177,15 @@ class Unchanged:
 
     def check(self) -> None:
         """Raise CheckpointRejected if a file is no longer what was hashed."""
-        after = self._stamps()
-        changed = [entry for entry in self._entries if self._before[entry] != after[entry]]
         try:
-            verify_files(self._checkpoint, changed)
+            verify_files(self._checkpoint, self.touched())
         except (CheckpointRejected, FileNotFoundError) as error:
             raise CheckpointRejected(f"it was changed while it was loaded: {error}") from None
+
+    def touched(self) -> list[FileEntry]:
+        """Return the files that may have changed."""
+        after = self._stamps()
+        return [entry for entry in self._entries if self._before[entry] != after[entry]]
 
     def _stamps(self) -> dict[FileEntry, tuple[int, ...] | None]:
         return {entry: _stamp(self._checkpoint / entry.path) for entry in self._entries}

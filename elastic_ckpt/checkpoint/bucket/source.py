@@ -25,7 +25,7 @@ FETCH_BYTES: Final = 8 * 1024 * 1024
 """Of one request to a store."""
 
 AHEAD: Final = 8
-"""Requests under way at once, of one checkpoint: 64 MB."""
+"""Requests under way at once, of one checkpoint: 64 MB, or 128 MB of chunks."""
 
 Source = Callable[[FileEntry], Iterator[memoryview]]
 """Yields the bytes of a file, in order. Raises CheckpointRejected at its end unless they are those

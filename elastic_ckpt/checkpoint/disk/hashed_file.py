@@ -1,4 +1,4 @@
-"""xxh3_128 of files: on the way to the disk, and in a pass of their own before a load.
+"""Digests of files: on the way to the disk, and in a pass of their own before a load.
 
 Writing and hashing run in parallel: the hash works on a buffer while the kernel takes it. Both
 release Python's lock.
@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import local
@@ -17,12 +18,9 @@ from typing import Any, Final
 
 import xxhash
 
+from elastic_ckpt.checkpoint.disk.file_digest import BLOCK_BYTES, Digest, FileDigest
 from elastic_ckpt.util.files import create_file, open_regular
 from elastic_ckpt.util.progress import Advance, ignore
-
-CHUNK_BYTES: Final = 256 * 1024
-"""Read at once: what is hashed a moment later still lies in the cache of the core. A thread for
-the reads and one for the hash are no faster, as each byte then passes between two cores."""
 
 LARGE_BYTES: Final = 8 * 1024 * 1024
 """From here on a second thread is worth its while."""
@@ -42,7 +40,7 @@ class HashedFile:
         self._fd = create_file(path, shared=shared)
         self.direct = direct_bytes >= LARGE_BYTES and _write_directly(self._fd, direct_bytes)
         self._reserved = direct_bytes if self.direct else 0
-        self._digest = xxhash.xxh3_128()
+        self._digest = FileDigest()
         self._bytes = 0
         self._helper: ThreadPoolExecutor | None = None
         self.error: OSError | None = None
@@ -81,10 +79,10 @@ class HashedFile:
             os.ftruncate(self._fd, self._bytes)
         os.fsync(self._fd)
 
-    def finish(self) -> tuple[int, str]:
-        """Make the contents durable; return their bytes and xxh3_128."""
+    def finish(self) -> Digest:
+        """Make the contents durable; return their digests."""
         self.sync()
-        return self._bytes, self._digest.hexdigest()
+        return self._digest.finish()
 
     def close(self) -> None:
         """Close; durable only after :meth:`sync`."""
@@ -112,22 +110,36 @@ def _write_usually(fd: int) -> None:
 
 def hash_file(path: Path, advance: Advance = ignore) -> tuple[int, str]:
     """Return size in bytes and xxh3_128 of a regular file; a link is an OSError."""
-    digest, size = xxhash.xxh3_128(), 0
-    buffer = _buffer()
+    digest = xxhash.xxh3_128()
+    return _read(path, digest.update, advance), digest.hexdigest()
+
+
+def digest_file(path: Path, advance: Advance = ignore) -> Digest:
+    """Return what a manifest says of a regular file; a link is an OSError."""
+    digest = FileDigest()
+    _read(path, digest.update, advance)
+    return digest.finish()
+
+
+def _read(path: Path, update: Callable[[memoryview], object], advance: Advance) -> int:
+    """Read a file in blocks of ``BLOCK_BYTES``, and return its size: what is hashed a moment later
+    still lies in the cache of the core. A thread for the reads and one for the hash are no faster,
+    as each byte then passes between two cores."""
+    size, buffer = 0, _buffer()
     with open(open_regular(path), "rb") as file:
         expected = os.fstat(file.fileno()).st_size
         # A file that grows is not read to its end: who writes to it could keep us for ever.
         while size <= expected and (count := os.readv(file.fileno(), [buffer])):
-            digest.update(buffer[:count])
+            update(buffer[:count])
             size += count
             advance(count)
-    return size, digest.hexdigest()
+    return size
 
 
 def _buffer() -> memoryview:
     """This thread's own; making one costs more than filling it."""
     if not hasattr(_own, "buffer"):
-        _own.buffer = memoryview(bytearray(CHUNK_BYTES))
+        _own.buffer = memoryview(bytearray(BLOCK_BYTES))
     found: memoryview = _own.buffer
     return found
 
@@ -169,7 +181,7 @@ class StagedFile:
     def flush(self) -> None:
         """What is held back is written by :meth:`finish`."""
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self) -> Digest:
         """As :meth:`HashedFile.finish`; raises as :meth:`write`."""
         self._hand_over()
         self._wait()

@@ -9,9 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-import xxhash
-
-from elastic_ckpt.checkpoint.disk.hashed_file import LARGE_BYTES, HashedFile, StagedFile, hash_file
+from elastic_ckpt.checkpoint.disk.file_digest import Digest, digest_bytes
+from elastic_ckpt.checkpoint.disk.hashed_file import (
+    LARGE_BYTES,
+    HashedFile,
+    StagedFile,
+    digest_file,
+)
 from elastic_ckpt.checkpoint.manifest import (
     FileEntry,
     PartManifest,
@@ -86,10 +90,10 @@ class DiskPart(PartFiles):
             wanted = 0o640 if self._shared else 0o600
             if stat.S_IMODE(status.st_mode) != wanted:
                 set_mode(fd, wanted)
-            size, digest = _sync_and_hash(fd, status.st_size, target)
+            digest = _sync_and_hash(fd, status.st_size, target)
         for directory in directories_of([path]):
             self._adopt(self._directory / directory)
-        self._entries[path] = FileEntry(path, size, digest, self.rank)
+        self._entries[path] = digest.entry(path, self.rank)
 
     def finish(self, world_size: int, header: SealHeader | None) -> list[FileEntry]:
         """Make the names durable, unless the seal does, and write the part manifest, last; it is
@@ -111,8 +115,7 @@ class DiskPart(PartFiles):
                 write_new(self._directory / name, data, shared=self._shared)
             except FileExistsError:  # a repeat
                 write_atomic(self._directory / name, data, shared=self._shared)
-        digest = xxhash.xxh3_128_hexdigest(data)
-        return [*part.files, FileEntry(name, len(data), digest, self.rank)]
+        return [*part.files, digest_bytes(data).entry(name, self.rank)]
 
     def expect(self, *directories: str) -> None:
         """Take it that these directories of the attempt exist, with our mode."""
@@ -144,13 +147,13 @@ def directories_of(paths: Iterable[str]) -> list[str]:
     return sorted(found - {"."})
 
 
-def _sync_and_hash(fd: int, size: int, path: Path) -> tuple[int, str]:
+def _sync_and_hash(fd: int, size: int, path: Path) -> Digest:
     """The disk and the hash have nothing to do with each other: a large file has both at once."""
     if size < LARGE_BYTES:
         os.fsync(fd)
-        return hash_file(path)
+        return digest_file(path)
     with ThreadPoolExecutor(1, "fsync") as helper:
         synced = helper.submit(os.fsync, fd)
-        found = hash_file(path)
+        found = digest_file(path)
         synced.result()
     return found

@@ -92,6 +92,8 @@ class DiskTier:
 class DiskReading:
     """See :class:`elastic_ckpt.checkpoint.tier.Reading`."""
 
+    rest = None
+
     def __init__(self, job: JobDirectory, path: Path, ref: Ref) -> None:
         """Lock the checkpoint against deletion; raises as the protocol's ``open``."""
         self._job = job

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from elastic_ckpt.checkpoint.disk.file_digest import Digest
+
 MAPPED_FROM_BYTES: Final = 64 * 1024
 """A smaller file is written with a system call; a mapping of it would cost more."""
 
@@ -50,11 +52,11 @@ class MappedFile:
     def flush(self) -> None:
         """Do nothing; nothing is held back."""
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self) -> Digest:
         """Return the bytes written, without a digest; fewer than expected truncate the file."""
         if self._at < len(self._view):
             os.ftruncate(self._fd, self._at)
-        return self._at, ""
+        return Digest(self._at, "")
 
     def close(self) -> None:
         """Close; the mapping stays for the next time."""
@@ -86,10 +88,10 @@ class StreamedFile:
     def flush(self) -> None:
         """Do nothing; nothing is held back."""
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self) -> Digest:
         """Return the bytes written, without a digest; cut off what a longer file left."""
         os.ftruncate(self._fd, self._bytes)
-        return self._bytes, ""
+        return Digest(self._bytes, "")
 
     def close(self) -> None:
         """Close."""

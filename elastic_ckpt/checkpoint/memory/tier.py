@@ -173,6 +173,8 @@ class MemoryTier:
 class MemoryReading:
     """See :class:`elastic_ckpt.checkpoint.tier.Reading`. The seal has only sizes."""
 
+    rest = None
+
     def __init__(self, generation: Generation, ref: Ref) -> None:
         """Lock the generation against being overwritten; raises as the protocol's ``open``."""
         self.ref = ref

@@ -9,7 +9,7 @@ from typing import Final
 
 import xxhash
 
-from elastic_ckpt.checkpoint.manifest import MemorySeal, Share, decode_memory_seal
+from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, MemorySeal, Share, decode_memory_seal
 from elastic_ckpt.checkpoint.nodes.link import (
     Copied,
     Copy,
@@ -26,7 +26,7 @@ from elastic_ckpt.checkpoint.nodes.link import (
 from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.errors import CheckpointRejected, NodeLost
 
-PIECE_BYTES: Final = 16 * 1024 * 1024
+PIECE_BYTES: Final = CHUNK_BYTES
 """Of a file at once."""
 
 _CONNECT_SECONDS: Final = 5.0

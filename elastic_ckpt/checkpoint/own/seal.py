@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from elastic_ckpt.checkpoint.disk.hashed_file import hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import digest_file
 from elastic_ckpt.checkpoint.disk.side_by_side import side_by_side
 from elastic_ckpt.checkpoint.manifest import (
     FORMAT,
@@ -121,9 +121,9 @@ def seal(
 
 
 def _entry_of(root: Path, file: str, advance: Advance) -> FileEntry:
-    size, digest = hash_file(root / file, advance)
+    digest = digest_file(root / file, advance)
     _sync_file(root / file)
-    return FileEntry(file, size, digest, 0)
+    return digest.entry(file, 0)
 
 
 def _sync_file(path: Path) -> None:

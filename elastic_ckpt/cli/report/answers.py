@@ -190,8 +190,12 @@ def _verified(material: Material) -> Iterator[str]:
     verified = material.history.verified
     passed = verified.total()
     if passed:
-        in_full = verified["every byte"]
-        ways = ((in_full, "by every byte"), (passed - in_full, "by their sizes, in memory"))
+        in_full, fetched = verified["every byte"], verified["every byte that is fetched"]
+        ways = (
+            (in_full, "by every byte"),
+            (fetched, "by every byte that was fetched"),
+            (passed - in_full - fetched, "by their sizes, in memory"),
+        )
         parts = natural_list([f"{number} {way}" for number, way in ways if number])
         yield f"{plural(passed, 'load')}, each verified first: {parts}."
     newest = next((one for one in material.checkpoints if one.intact), None)

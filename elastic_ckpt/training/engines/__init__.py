@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
-from elastic_ckpt.checkpoint.tier import Part
+from elastic_ckpt.checkpoint.tier import Part, Ranges
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.util.plugins import load_plugin
 
@@ -44,7 +44,7 @@ class EngineInputs:
 class Engine(Protocol):
     """Saves and loads the state of a script's model, optimizer and scheduler.
 
-    An engine has seven members. A class that derives from this one defines four of them: ``info``,
+    An engine has eight members. A class that derives from this one defines four of them: ``info``,
     ``save``, ``load`` and ``state_bytes``. It is constructed with :class:`EngineInputs`, on every
     rank: once by a ``Session``, at each call by ``save_checkpoint`` and ``load_checkpoint``.
 
@@ -83,6 +83,23 @@ class Engine(Protocol):
             What could not be restored bit for bit, and why; empty if everything was.
         """
         ...
+
+    def ranges(self, directory: Path) -> Ranges | None:
+        """Return which bytes of which files ``load`` will read on this rank. Not collective.
+
+        Every rank calls it before ``load`` if the checkpoint is in a bucket. Of the files that it
+        names only these bytes are fetched, so ``load`` must not read any others. By default all
+        files are fetched in full.
+
+        Args:
+            directory: as for ``load``, except that files of more than 16 MiB (``CHUNK_BYTES``) have
+                only their first 16 MiB and then a hole, unless their name ends with ``.json``.
+
+        Returns:
+            For each path below ``directory`` a list of (begin, end) in bytes. Files that are not
+            listed are fetched in full; None means all files.
+        """
+        return None
 
     def state_bytes(self) -> int:
         """Return about how many bytes a save of all ranks writes. Not collective.

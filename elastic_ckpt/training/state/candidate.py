@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
-from elastic_ckpt.checkpoint.tier import Reading, Ref, Tier
+from elastic_ckpt.checkpoint.tier import Ranges, Reading, Ref, Tier
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.journal.events import CheckpointVerified
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.util.progress import in_lines, unwatched
+from elastic_ckpt.util.progress import Watch, in_lines, unwatched
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
@@ -59,20 +59,27 @@ class LoadCandidate:
         seconds = time.monotonic() - started
         log.info("%s, after %.3f s", f"rejected: {reason}" if reason else "verified", seconds)
         if self._runtime.peers.is_leader:
-            how = "every byte" if self._tier.every_byte else "sizes, in memory"
-            self._runtime.journal.write(
-                CheckpointVerified(
-                    path=where, intact=not reason, why=reason, how=how, seconds=seconds
-                )
-            )
+            self._write_verified(reason, seconds)
         return reason
+
+    def _write_verified(self, reason: str, seconds: float) -> None:
+        where = self._tier.where(self.ref)
+        how = "every byte" if self._tier.every_byte else "sizes, in memory"
+        if self._reading is not None and self._reading.rest is not None:
+            how = "every byte that is fetched"
+        self._runtime.journal.write(
+            CheckpointVerified(path=where, intact=not reason, why=reason, how=how, seconds=seconds)
+        )
+
+    @property
+    def _watch(self) -> Watch:
+        return in_lines(self._runtime.say) if self._runtime.peers.is_leader else unwatched
 
     def _verify_share(self) -> None:
         peers = self._runtime.peers
-        watch = in_lines(self._runtime.say) if peers.is_leader else unwatched
         reading = self._tier.open(self.ref)
         self._held.callback(reading.close)
-        reading.verify(peers.rank, peers.world_size, watch)
+        reading.verify(peers.rank, peers.world_size, self._watch)
         self._reading = reading
 
     def _vote(self, doing: str, check: Callable[[], None]) -> str:
@@ -88,6 +95,33 @@ class LoadCandidate:
         peers = self._runtime.peers
         votes = peers.collect(f"{doing}-vote", vote, doing=doing)
         return peers.tell(f"{doing}-verdict", next(filter(None, votes), b"")).decode()
+
+    def bring(self, ranges: Callable[[], Ranges | None]) -> str:
+        """Bring what the ranks read of large files, unless it is here; return why the checkpoint
+        cannot be loaded, if so.
+
+        Args:
+            ranges: returns what this rank reads, as :meth:`Engine.ranges`.
+        """
+        rest = self._verified.rest
+        if rest is None:
+            return ""
+        peers, watch = self._runtime.peers, self._watch
+
+        def want() -> bytes:
+            rest.want(ranges())
+            return b""
+
+        peers.collect("want", want, doing="load")
+        reason = self._vote("bring", lambda: rest.bring(watch))
+        if reason and peers.is_leader:
+            self._write_verified(reason, 0.0)
+        return reason
+
+    def settle(self) -> None:
+        """Note what was brought, so that :meth:`confirm` sees changes; not collective."""
+        if (rest := self._verified.rest) is not None:
+            rest.settle()
 
     @property
     def _verified(self) -> Reading:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.errors import (
@@ -26,6 +27,8 @@ from elastic_ckpt.training.state.choice import CheckpointChoice, given
 from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Resume = Callable[[Loaded], str]
 """Restores a rank's own state after the engine's load; returns what it could not restore."""
@@ -50,15 +53,25 @@ def load_newest(runtime: Runtime, engine: Engine, resume: Resume = _nothing) -> 
         CheckpointError: the state does not fit the script's model or optimizer. CannotReshard, if
             another plugin or number of ranks wrote it.
     """
-    candidate = runtime.candidate if runtime.has_looked else choose(runtime)
+    candidate = runtime.candidate if runtime.has_looked else choose(runtime, engine)
     if candidate is None:
         return None
     with candidate:
+        if runtime.has_looked and (reason := _bring(runtime, engine, candidate)):
+            CheckpointChoice(runtime).reject(candidate.ref, reason)
+            raise CheckpointRejected(
+                f"{candidate.loaded.seal.checkpoint_name}: {reason}; it is set aside, and the "
+                "script already knows where it resumes: rerun the same command"
+            )
         return _load(runtime, engine, candidate, resume)
 
 
-def choose(runtime: Runtime) -> LoadCandidate | None:
-    """Return the checkpoint that :func:`load_newest` loads, verified and locked. Collective."""
+def choose(runtime: Runtime, engine: Engine | None = None) -> LoadCandidate | None:
+    """Return the checkpoint that :func:`load_newest` loads, verified and locked. Collective.
+
+    Without an engine, a load still has to bring and verify what the engine reads of large files
+    that are in a bucket.
+    """
     choice = CheckpointChoice(runtime)
     while True:
         candidate = choice.newest()
@@ -67,6 +80,8 @@ def choose(runtime: Runtime) -> LoadCandidate | None:
             return None
         try:
             reason = candidate.verify()
+            if engine is not None and not reason:
+                reason = _bring(runtime, engine, candidate)
         except BaseException:
             candidate.close()
             raise
@@ -81,7 +96,7 @@ def load_given(runtime: Runtime, engine: Engine, path: Path, resume: Resume = _n
     Collective. CheckpointRejected if it failed verification; it is not moved. The first save after
     it supersedes the job's newer ones; until then nothing moves, as a script may only look."""
     with given(runtime, path) as candidate:
-        reason = candidate.verify()
+        reason = candidate.verify() or _bring(runtime, engine, candidate)
         if reason:
             raise CheckpointRejected(f"{path}: {reason}")
         loaded = _load(runtime, engine, candidate, resume)
@@ -91,6 +106,18 @@ def load_given(runtime: Runtime, engine: Engine, path: Path, resume: Resume = _n
 
 def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
     """Load a verified checkpoint on this rank, and return what was not restored bit for bit.
+    Raises as :func:`_ask`."""
+    return _ask(engine, engine.load, loaded, world_size)
+
+
+def _bring(runtime: Runtime, engine: Engine, candidate: LoadCandidate) -> str:
+    """Bring what this engine reads; as :meth:`LoadCandidate.bring`."""
+    ranks = runtime.peers.world_size
+    return candidate.bring(lambda: _ask(engine, engine.ranges, candidate.loaded, ranks))
+
+
+def _ask(engine: Engine, ask: Callable[[Path], T], loaded: Loaded, world_size: int) -> T:
+    """Return what a method of the engine returns for a checkpoint.
 
     Raises:
         CannotReshard: another plugin or number of ranks wrote the checkpoint.
@@ -103,7 +130,7 @@ def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
             f"{engine.info.name}: use that engine, or start over with a new --dir"
         )
     try:
-        return engine.load(loaded.path)
+        return ask(loaded.path)
     except (ElasticCkptError, OSError):  # the latter is the storage's
         raise
     except Exception as error:  # torch and ColossalAI raise and assert all kinds of things
@@ -126,6 +153,7 @@ def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate, resume: Re
     peers, started, loaded = runtime.peers, time.monotonic(), candidate.loaded
 
     def load() -> bytes:
+        candidate.settle()
         lost = load_on_rank(engine, loaded, peers.world_size), resume(loaded)
         return "; ".join(filter(None, lost)).encode()
 

@@ -7,7 +7,8 @@ import os
 from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, claim_of
-from elastic_ckpt.checkpoint.bucket.tier import BucketTier, LocalRank
+from elastic_ckpt.checkpoint.bucket.reading.reading import LocalRank
+from elastic_ckpt.checkpoint.bucket.tier import BucketTier
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.errors import CheckpointError
 from elastic_ckpt.jobdir.paths import JobDirectory

@@ -154,6 +154,12 @@ class StoredTensor:
     begin: int
 
 
+def first_tensor_at(path: Path) -> int:
+    """Return where in a file its header ends, as its first bytes say; OSError as ``TensorFile``."""
+    with open(open_regular(path), "rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
 class TensorFile:
     """An open safetensors file, whose header is checked against its size. ValueError if it is
     invalid, OSError if it cannot be opened or is not a regular file."""

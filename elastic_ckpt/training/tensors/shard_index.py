@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,9 @@ MAX_DIMENSIONS: Final = 64
 MAX_ELEMENTS: Final = 2**60
 MAX_SHARDS: Final = 16_384
 """The maximum per tensor, as each shard is compared with all others."""
+
+Range = tuple[int, int]
+"""From a byte of a file, and up to one."""
 
 _FILE: Final = re.compile(r"[0-9]{5,10}\.safetensors")
 
@@ -152,22 +155,42 @@ class ShardReader:
     def read(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Fill targets on any device, by names in the index, with its dtype and global shape; for a
         DTensor, this rank's shard."""
+        with rejecting(f"a file in {self._directory.name}"):
+            for planner, item, shard in self._plan(wanted):
+                self._copy(shard, tuple(item.storage_offsets), planner.resolve_tensor(item))
+
+    def ranges(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> dict[str, list[Range]]:
+        """Return the bytes that :meth:`read` will read, by file."""
+        found: dict[str, list[Range]] = {name: [] for name in self._files}
+        with rejecting(f"{INDEX_NAME} in {self._directory.name}"):
+            for _, item, shard in self._plan(wanted):
+                begin, row = self._place(shard, tuple(item.storage_offsets))
+                found[shard.file].append((begin, begin + prod(tuple(item.lengths)[:1]) * row))
+        return found
+
+    def _plan(
+        self, wanted: Sequence[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[DefaultLoadPlanner, Any, Shard]]:
+        """Yield what torch's planner reads from each shard, and the planner."""
         targets = {str(number): target.detach() for number, (_, target) in enumerate(wanted)}
         entries = {str(number): self.index.tensors[name] for number, (name, _) in enumerate(wanted)}
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         planner.set_up_planner(targets, Metadata(dict(map(_described, entries.items()))))
-        with rejecting(f"a file in {self._directory.name}"):
-            for item in planner.create_local_plan().items:
-                shard = entries[item.storage_index.fqn].shards[item.storage_index.index or 0]
-                target = planner.resolve_tensor(item)
-                self._copy(shard, tuple(item.storage_offsets), target)
+        for item in planner.create_local_plan().items:
+            index = item.storage_index
+            yield planner, item, entries[index.fqn].shards[index.index or 0]
+
+    def _place(self, shard: Shard, offsets: Sequence[int]) -> tuple[int, int]:
+        """Return where in its file the row of a box's first element begins, and a row's bytes."""
+        stored = self._files[shard.file].tensors[shard.name]
+        row = prod(shard.sizes[1:]) * stored.dtype.itemsize
+        return stored.begin + (offsets[0] * row if offsets else 0), row
 
     def _copy(self, shard: Shard, offsets: Sequence[int], target: torch.Tensor) -> None:
         """Fill ``target`` from the box of the shard that begins at ``offsets``."""
         file = self._files[shard.file]
         stored = file.tensors[shard.name]
-        row = prod(shard.sizes[1:]) * stored.dtype.itemsize
-        begin = stored.begin + (offsets[0] * row if offsets else 0)
+        begin, _ = self._place(shard, offsets)
         if list(target.shape[1:]) == shard.sizes[1:]:
             if target.is_cpu and target.is_contiguous():
                 file.read_into(begin, target)

@@ -99,7 +99,7 @@ def test_manifest_properties() -> None:
 
 
 def test_the_fingerprint_holds_paths_sizes_and_digests_but_not_their_order() -> None:
-    path, size, digest, rank = msgspec.structs.astuple(FILES[0])
+    path, size, digest, rank, _ = msgspec.structs.astuple(FILES[0])
     others = [
         [FileEntry(path + "x", size, digest, rank), FILES[1]],
         [FileEntry(path, size + 1, digest, rank), FILES[1]],
@@ -245,6 +245,13 @@ def test_a_refusal_does_not_repeat_a_path_at_full_length_or_raw() -> None:
         (lambda content: content["files"][0].update(xxh3_128="0" * 32 + "\n"), "malformed"),
         (lambda content: content["files"][0].update(xxh3_128="G" * 32), "malformed"),
         (lambda content: content["files"][0].update(xxh3_128="A" * 32), "malformed"),
+        (lambda content: content["files"][0].update(chunks=["0" * 32] * 2), "malformed"),
+        (lambda content: content["files"][1].update(chunks=["0" * 32] * 2**16), "malformed"),
+        (lambda content: content["files"][1].update(bytes=2**25, chunks=["0" * 32]), "malformed"),
+        (
+            lambda content: content["files"][1].update(bytes=2**25, chunks=["0" * 31] * 2),
+            "malformed",
+        ),
         (lambda content: content.update(step=-1), "negative position"),
         (lambda content: content.update(epoch=-1), "negative position"),
         (lambda content: content.update(sample_start_index=-1), "negative position"),
@@ -254,6 +261,17 @@ def test_a_refusal_does_not_repeat_a_path_at_full_length_or_raw() -> None:
 def test_a_seal_that_contradicts_itself_is_refused(change: Change, why: str) -> None:
     with pytest.raises(CheckpointRejected, match=why):
         decode_manifest(changed(change, sealed=True))
+
+
+def test_a_manifest_without_digests_of_chunks_is_read() -> None:
+    """As the versions before them wrote it."""
+    data = encode(MANIFEST)
+    assert b"chunks" not in data
+    assert [entry.chunks for entry in decode_manifest(data).files] == [(), ()]
+    large = FileEntry("modeling/large", 2**25 + 1, "1" * 32, 0, ("2" * 32, "3" * 32, "4" * 32))
+    manifest = make_manifest(HEADER, [large])
+    assert decode_manifest(encode(manifest)) == manifest
+    assert manifest.fingerprint == fingerprint([msgspec.structs.replace(large, chunks=())])
 
 
 @pytest.mark.parametrize("key", ["world_size", "data_parallel_size"])

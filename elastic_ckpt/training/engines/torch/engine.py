@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from elastic_ckpt.checkpoint.manifest import EngineInfo
-from elastic_ckpt.checkpoint.tier import Part
+from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, EngineInfo
+from elastic_ckpt.checkpoint.tier import Part, Ranges
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
 from elastic_ckpt.training.engines.torch.restore import (
@@ -40,7 +40,7 @@ from elastic_ckpt.training.engines.torch.state import (
     optimizer_state,
 )
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device
-from elastic_ckpt.training.tensors.safetensors_file import write_file
+from elastic_ckpt.training.tensors.safetensors_file import first_tensor_at, write_file
 from elastic_ckpt.training.tensors.shard_index import INDEX_NAME, ShardIndex, ShardReader
 from elastic_ckpt.training.tensors.state_codec import (
     MAX_JSON_BYTES,
@@ -123,18 +123,39 @@ class TorchEngine(Engine):
     def load(self, directory: Path) -> str:
         """Read what this rank needs; CheckpointError if the state does not fit. Not collective."""
         with ExitStack() as held:
-            halves = []
+            halves = self._halves(directory, held)
             for name, thing in self._things():
-                if (directory / name / INDEX_NAME).exists():
-                    reader = held.enter_context(ShardReader(directory / name))
-                    halves.append((reader, self._restoration(directory / name, reader.index)))
-                else:
+                if name not in halves:
                     bare(thing).load_state_dict(read_state(directory / name, "state"))
-            for reader, half in halves:
+            for reader, half in halves.values():
                 reader.read(half.wanted)
-            for _, half in halves:
+            for _, half in halves.values():
                 half.finish()
         return ""
+
+    def ranges(self, directory: Path) -> Ranges | None:
+        """Name the bytes of this rank's shards; raises as :meth:`load`. None if the header of a
+        file is not there in full."""
+        files = [*directory.glob("*/*.safetensors")]
+        if any(first_tensor_at(file) > CHUNK_BYTES for file in files):
+            return None
+        with ExitStack() as held:
+            return {
+                f"{name}/{file}": ranges
+                for name, (reader, half) in self._halves(directory, held).items()
+                for file, ranges in reader.ranges(half.wanted).items()
+            }
+
+    def _halves(
+        self, directory: Path, held: ExitStack
+    ) -> dict[str, tuple[ShardReader, Restoration]]:
+        """Return the parts with an index, open until ``held`` ends, and how to restore them."""
+        found = {}
+        for name, _ in self._things():
+            if (directory / name / INDEX_NAME).exists():
+                reader = held.enter_context(ShardReader(directory / name))
+                found[name] = reader, self._restoration(directory / name, reader.index)
+        return found
 
     def state_bytes(self) -> int:
         """Count the tensors of all ranks; a shard counts as the whole tensor."""

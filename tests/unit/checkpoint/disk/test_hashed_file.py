@@ -13,10 +13,10 @@ import pytest
 import xxhash
 
 from elastic_ckpt.checkpoint.disk import hashed_file as hashing
-from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES, HashedFile, hash_file
+from elastic_ckpt.checkpoint.disk.hashed_file import BLOCK_BYTES, HashedFile, hash_file
 
-SIZES = [0, 1, 7, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES,
-         2 * CHUNK_BYTES + 3]  # fmt: skip
+SIZES = [0, 1, 7, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES,
+         2 * BLOCK_BYTES + 3]  # fmt: skip
 
 
 def some_bytes(size: int) -> bytes:
@@ -29,7 +29,7 @@ def written(path: Path, *chunks: object) -> tuple[int, str]:
     try:
         for chunk in chunks:
             file.write(chunk)
-        return file.finish()
+        return file.finish()[:2]
     finally:
         file.close()
 
@@ -50,8 +50,8 @@ def test_many_small_writes_and_large_ones_between_make_one_digest(tmp_path: Path
     """The helper thread and the direct way keep their order."""
     sizes = np.random.default_rng(1)
     chunks = [some_bytes(int(size)) for size in sizes.integers(0, 900, 400)]
-    chunks[100:100] = [some_bytes(CHUNK_BYTES)]
-    chunks[200:200] = [some_bytes(CHUNK_BYTES + 5), some_bytes(CHUNK_BYTES)]
+    chunks[100:100] = [some_bytes(BLOCK_BYTES)]
+    chunks[200:200] = [some_bytes(BLOCK_BYTES + 5), some_bytes(BLOCK_BYTES)]
     data = b"".join(chunks)
     path = tmp_path / "file"
     assert written(path, *chunks) == (len(data), xxhash.xxh3_128_hexdigest(data))
@@ -78,7 +78,7 @@ def test_a_buffer_with_gaps_is_refused_and_not_torn(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b""
 
 
-@pytest.mark.parametrize("size", [1000, CHUNK_BYTES + 1])
+@pytest.mark.parametrize("size", [1000, BLOCK_BYTES + 1])
 def test_short_write_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
@@ -99,7 +99,7 @@ def test_short_write_is_continued(
     assert (tmp_path / "file").read_bytes() == data
 
 
-@pytest.mark.parametrize("size", [1000, CHUNK_BYTES, 2 * CHUNK_BYTES])
+@pytest.mark.parametrize("size", [1000, BLOCK_BYTES, 2 * BLOCK_BYTES])
 def test_an_error_while_it_writes_is_raised_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
@@ -118,7 +118,7 @@ def test_an_error_while_it_writes_is_raised_and_kept(
 
 def test_no_thread_or_descriptor_leaks(tmp_path: Path) -> None:
     threads, open_before = threading.active_count(), set(os.listdir("/proc/self/fd"))
-    data = some_bytes(2 * CHUNK_BYTES)
+    data = some_bytes(2 * BLOCK_BYTES)
     for name in ("one", "two"):
         written(tmp_path / name, data)
         hash_file(tmp_path / name)
@@ -150,7 +150,7 @@ def test_short_reads_do_not_shift_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the kernel gives at once."""
-    data = some_bytes(3 * CHUNK_BYTES + 17)
+    data = some_bytes(3 * BLOCK_BYTES + 17)
     path = tmp_path / "file"
     path.write_bytes(data)
     readv = os.readv
@@ -163,7 +163,7 @@ def test_the_size_of_a_chunk_does_not_change_the_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every split of a file into chunks, with a chunk so small that all paths are taken."""
-    monkeypatch.setattr(hashing, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(hashing, "BLOCK_BYTES", 8)
     for size in range(30):
         data = some_bytes(size)
         path = tmp_path / str(size)

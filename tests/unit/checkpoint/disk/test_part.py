@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES
+from elastic_ckpt.checkpoint.disk.hashed_file import BLOCK_BYTES
 from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.checkpoint.manifest import decode_part
 from elastic_ckpt.errors import CheckpointRejected
@@ -121,7 +121,7 @@ def test_a_path_that_leads_out_is_refused(part: DiskPart, path: str, tmp_path: P
     assert part.paths == []
 
 
-@pytest.mark.parametrize("size", [0, 5, CHUNK_BYTES, CHUNK_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 5, BLOCK_BYTES, BLOCK_BYTES + 1])
 def test_file_written_by_foreign_code_is_claimed(
     part: DiskPart, attempt: DiskAttempt, size: int
 ) -> None:
@@ -132,7 +132,7 @@ def test_file_written_by_foreign_code_is_claimed(
     assert (entry.bytes, entry.xxh3_128) == (size, xxhash.xxh3_128_hexdigest(data))
 
 
-@pytest.mark.parametrize("size", [5, CHUNK_BYTES + 1])
+@pytest.mark.parametrize("size", [5, BLOCK_BYTES + 1])
 def test_a_claimed_file_that_cannot_be_made_durable_is_an_error(
     part: DiskPart, attempt: DiskAttempt, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:

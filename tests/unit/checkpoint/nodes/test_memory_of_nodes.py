@@ -22,6 +22,7 @@ from elastic_ckpt.checkpoint.tier import TierFull
 from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import CheckpointRejected, NodeLost
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.util.progress import unwatched
 from tests.node_memories import NodeMemories
 
 Make = Callable[..., NodeMemories]
@@ -51,6 +52,46 @@ def test_every_node_brings_what_the_others_have(nodes: Make) -> None:
         reading.close()
         assert not reading.path.exists()
     assert three.save(8)  # the second names of a load do not keep files from being written again
+
+
+def test_a_node_brings_the_chunks_alone_that_its_ranks_read(
+    nodes: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = nodes(2)
+    two.save(7, size=4 * PIECE_BYTES)
+    two.look(0, range(2))
+    fetched: list[int] = []
+    fetch = NodeMemory.fetch
+
+    def counted(self: NodeMemory, attempt: str, path: str, begin: int, target) -> str:
+        fetched.append(begin // PIECE_BYTES)
+        return fetch(self, attempt, path, begin, target)
+
+    monkeypatch.setattr(NodeMemory, "fetch", counted)
+    reading = two.bring(0)
+    name = "modeling/00001.safetensors"
+    assert reading.rest is not None
+    assert fetched == [0]
+    reading.rest.want({name: [(2 * PIECE_BYTES + 5, 3 * PIECE_BYTES)]})
+    reading.rest.bring(unwatched)
+    reading.rest.settle()
+    reading.confirm()
+    assert fetched == [0, 2]
+    wanted = slice(2 * PIECE_BYTES, 3 * PIECE_BYTES)
+    assert (reading.path / name).read_bytes()[wanted] == two.contents[name][wanted]
+    assert (reading.path / name).stat().st_size == len(two.contents[name])
+    reading.close()
+
+
+def test_a_load_without_room_in_memory_is_refused(
+    nodes: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = nodes(2)
+    two.save(7, size=2 * PIECE_BYTES)
+    two.look(0, range(2))
+    monkeypatch.setattr("elastic_ckpt.checkpoint.nodes.reading.room_bytes", lambda _: 1000)
+    with pytest.raises(CheckpointRejected, match="do not fit"):
+        two.bring(0)
 
 
 def test_a_checkpoint_that_not_all_nodes_have_sealed_is_none(nodes: Make) -> None:

@@ -13,7 +13,7 @@ import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from elastic_ckpt.checkpoint.disk.hashed_file import CHUNK_BYTES, HashedFile
+from elastic_ckpt.checkpoint.disk.hashed_file import BLOCK_BYTES, HashedFile
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES, METADATA_KEY
 from tests.unit.training.tensors.write_tensors import write_tensors
 
@@ -26,7 +26,7 @@ def written(path: Path, tensors: dict[str, torch.Tensor]) -> bytes:
     finally:
         file.close()
     data = path.read_bytes()
-    assert written == (len(data), xxhash.xxh3_128_hexdigest(data))
+    assert written[:2] == (len(data), xxhash.xxh3_128_hexdigest(data))
     return data
 
 
@@ -121,7 +121,7 @@ def test_the_header_equals_the_librarys(tmp_path: Path, tensors: dict[str, torch
 
 
 def test_a_tensor_larger_than_a_chunk_is_written_whole(tmp_path: Path) -> None:
-    tensor = random_bits(torch.int16, CHUNK_BYTES + 3)
+    tensor = random_bits(torch.int16, BLOCK_BYTES + 3)
     written(tmp_path / "file", {"large": tensor})
     assert torch.equal(load_file(tmp_path / "file")["large"], tensor)
 

@@ -1,0 +1,1 @@
+"""Large files of which a machine has only the chunks that its ranks read."""
