@@ -17,7 +17,8 @@ from typing import Any, Final
 from elastic_ckpt.errors import LeaderLost
 from elastic_ckpt.protocol.agreement import RequestAnswer, RequestKind, answer_step
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.training.ranks.peers import Peers, private_store
+from elastic_ckpt.training.ranks.job_store import private_store
+from elastic_ckpt.training.ranks.peers import Peers
 
 POLL_SECONDS: Final = 0.05
 FENCE_SECONDS: Final = 0.001
