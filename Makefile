@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage test-power-cuts bench-storage test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage test-power-cuts bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -107,6 +107,12 @@ bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	.venv-latest/bin/python benchmarks/bucket.py
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
+
+# What nodes cost their head and what ranks cost their store, for docs/scale.md; some minutes. 10,000
+# members take as many open files: ulimit -Hn.
+bench-hosts: .venv-latest/.ready
+	.venv-latest/bin/python benchmarks/hub.py
+	.venv-latest/bin/python benchmarks/exchanges.py
 
 bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --target bench-results/peers --upgrade \

@@ -33,6 +33,10 @@ AWAY_SECONDS: Final = 1.0
 ACCEPT_AT_ONCE: Final = 64
 """Connections accepted in one turn, so that a thousand new ones do not hold up the others."""
 
+WAKE_SECONDS: Final = 1e-5
+"""Pause per member between two wake-ups of the main thread: it looks at all of them each time, and
+takes what has arrived meanwhile together."""
+
 MAX_FILES: Final = 65536
 """Open files that the process allows itself: each member has a connection."""
 
@@ -89,6 +93,7 @@ class Hub:
         self._next = 1
         self._news = self._closed = False
         self._accepts = True
+        self._wake_at = 0.0
 
     def start(self) -> None:
         """Start the thread."""
@@ -175,15 +180,17 @@ class Hub:
             self._beat(now)
         self._give_up(now)
         self._turned_at = now
-        if self._news:
-            self._news = False
+        if self._news and now >= self._wake_at:
+            self._news, self._wake_at = False, now + WAKE_SECONDS * len(self._connections)
             self._wake()
 
     def _due(self) -> float:
-        """Return when to turn without an event: a beat, or a member that is silent for too long."""
+        """Return when to turn without an event: for a beat, a member that is silent for too long,
+        or news that the main thread has yet to receive."""
         quiet = [next(iter(self._connections.values()), None), next(iter(self._strangers), None)]
         silent = [one.heard_at + LOST_SECONDS for one in quiet if one is not None]
-        self._due_at = min([self._beat_at, *silent])
+        news = [self._wake_at] if self._news else []
+        self._due_at = min([self._beat_at, *silent, *news])
         return self._due_at
 
     def _accept(self, now: float) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
-from torch import distributed
+from torch import distributed as dist
 
 from elastic_ckpt.errors import (
     ElasticCkptError,
@@ -55,9 +55,6 @@ _DIVERGED: Final = "diverged"
 
 T = TypeVar("T")
 
-dist: Any = distributed
-"""Its stores are public, but untyped."""
-
 
 class Peers:
     """The ranks of this incarnation. All ranks call the same methods in the same order."""
@@ -92,8 +89,8 @@ class Peers:
             )
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(0, 1, None, limit)
-        size = dist.get_world_size()
-        return cls(dist.get_rank(), size, job_store(), limit, private_store)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return cls(rank, size, job_store(), limit, private_store)
 
     @property
     def is_leader(self) -> bool:
@@ -205,9 +202,9 @@ class Peers:
 
     def await_arrival(self, meeting: str, rank: int) -> None:
         """Wait until this rank has come to a meeting, for a moment at most."""
-        seconds = max(0.1, self.world_size / MAX_LOOKS)
         if self._store is not None:
-            self._reader.read([f"{meeting}/{rank}"]).wait(seconds)
+            arrival = self._reader.read([f"{meeting}/{rank}"])
+            arrival.wait(max(0.1, self.world_size / MAX_LOOKS))
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -268,30 +265,30 @@ class Peers:
 
     def _outcomes(self, wait: Wait) -> list[bytes]:
         """Return what each rank posted; raise the error of the first that failed or did not come.
-
-        After a failure the others get a while to post theirs.
-        """
-        key, failing = wait.key, False
-        reading = self._reader.read([f"{key}/{rank}" for rank in range(self.world_size)])
+        After a failure the others get a while to post theirs."""
+        keys = [f"{wait.key}/{rank}" for rank in range(self.world_size)]
+        reading, posted = self._reader.read(keys), dict.fromkeys(keys, b"")
         while not reading.wait(min(wait.pause, LOOK_SECONDS)) and not wait.is_over:
-            if wait.look() and not failing:
-                failing = any(self._is_bad(one, wait.name) for one in self._arrived(key))
-            failing = failing or self._there(f"{key}/failed")
-            if failing:
+            if wait.look():
+                self._read_arrived(posted)
+            good = _OK + _named(wait.name, b"")
+            bad = (one for one in posted.values() if one and not one.startswith(good))
+            if any(bad) or self._there(f"{wait.key}/failed"):
                 wait.shorten(FAILURE_GRACE_SECONDS)
-        posted = self._values(reading) if reading.done else self._arrived(key)
-        return [self._outcome(one, wait, rank) for rank, one in enumerate(posted)]
+        if reading.done:
+            posted = dict(zip(keys, self._values(reading), strict=True))
+        else:
+            self._read_arrived(posted)
+        return [self._outcome(one, wait, rank) for rank, one in enumerate(posted.values())]
 
-    def _arrived(self, key: str) -> list[bytes | None]:
-        """Return what the ranks have posted so far."""
-        keys = [f"{key}/{rank}" for rank in range(self.world_size)]
-        return [self._read(one) if self._there(one) else None for one in keys]
+    def _read_arrived(self, posted: dict[str, bytes]) -> None:
+        """Add what the ranks have posted since; empty is what they have not."""
+        for key, before in posted.items():
+            if not before and self._there(key):
+                posted[key] = self._read(key)
 
-    def _is_bad(self, posted: bytes | None, name: str) -> bool:
-        return posted is not None and not posted.startswith(_OK + _named(name, b""))
-
-    def _outcome(self, posted: bytes | None, wait: Wait, rank: int) -> bytes:
-        if posted is not None:
+    def _outcome(self, posted: bytes, wait: Wait, rank: int) -> bytes:
+        if posted:
             return self._named_value(posted, wait.name, rank)
         if self._there(f"{wait.key}/failed"):
             raise decode_failure(self._read(f"{wait.key}/failed"))
@@ -332,7 +329,7 @@ class Peers:
 
         If the leader has arrived, it is the one to report.
         """
-        ranks = range(self.world_size) if self.is_leader else [0]
+        ranks = range(self.world_size if self.is_leader else 1)
         return [rank for rank in ranks if not self._there(f"{key}/{rank}")]
 
     def check_diverged(self) -> None:
