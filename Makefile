@@ -108,8 +108,7 @@ bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
 
-# What nodes cost their head and what ranks cost their store, for docs/scale.md; some minutes. 10,000
-# members take as many open files: ulimit -Hn.
+# What nodes cost their head and what ranks cost their store, for docs/scale.md; some minutes.
 bench-hosts: .venv-latest/.ready
 	.venv-latest/bin/python benchmarks/hub.py
 	.venv-latest/bin/python benchmarks/exchanges.py

@@ -32,7 +32,7 @@ from elastic_ckpt.supervisor.agent.hub_link import HubNetwork
 from elastic_ckpt.supervisor.agent.launch import NodeRank
 from elastic_ckpt.supervisor.agent.line_socket import LineSocket, Waker
 
-COUNTS = (2, 16, 128, 1000, 10000)
+COUNTS = (2, 16, 128, 1000)
 QUICK_COUNTS = (2, 16)
 WINDOW_SECONDS = 10.0
 QUICK_SECONDS = 1.0

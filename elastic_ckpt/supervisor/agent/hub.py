@@ -111,8 +111,8 @@ class Hub:
 
     @property
     def heard_at(self) -> float:
-        """When the thread last turned, in monotonic seconds."""
-        return self._turned_at
+        """Now: the head is never silent to itself, even in a long turn of the thread."""
+        return self._clock()
 
     @property
     def heard(self) -> tuple[dict[int, Seen], float]:
