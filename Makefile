@@ -58,10 +58,6 @@ test-hosts: .venv-latest/.ready
 		tests/system/test_chaos_on_hosts.py tests/system/test_the_head.py \
 		tests/system/test_memory_of_nodes.py
 
-# Saves, replicas and lost nodes on hosts of network namespaces. Needs root.
-bench-hosts: .venv-latest/.ready
-	.venv-latest/bin/python benchmarks/nodes.py
-
 # The unit under a systemd of its own, in namespaces; prints how long things take. Needs root.
 test-systemd: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -s tests/system/test_systemd.py
@@ -115,6 +111,12 @@ bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	.venv-latest/bin/python benchmarks/bucket_load.py
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
+
+# What nodes cost their head and what ranks cost their store, for docs/scale.md; some minutes.
+bench-hosts: .venv-latest/.ready
+	.venv-latest/bin/python benchmarks/hub.py
+	.venv-latest/bin/python benchmarks/exchanges.py
+	.venv-latest/bin/python benchmarks/nodes.py
 
 bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --target bench-results/peers --upgrade \

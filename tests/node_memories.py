@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
-from elastic_ckpt.checkpoint.manifest import FileEntry, Share
+from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.reading import SharesReading
 from elastic_ckpt.checkpoint.nodes.server import MemoryServer

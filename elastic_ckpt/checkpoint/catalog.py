@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal, SealHeader
+from elastic_ckpt.checkpoint.manifest import Manifest, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
 from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal_path, seals, where_intact
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock

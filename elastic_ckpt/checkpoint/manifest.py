@@ -11,7 +11,6 @@ import xxhash
 
 from elastic_ckpt.errors import CheckpointRejected, UnsupportedFormat
 from elastic_ckpt.jobdir.paths import is_session_name
-from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.text import printable
 
 FORMAT: Final = 2
@@ -142,7 +141,9 @@ class PartManifest(msgspec.Struct, frozen=True, kw_only=True):
     manifest_xxh3_128: str = _BLANK
 
 
-class _Seal(SealHeader, frozen=True, kw_only=True):
+class SealBody(SealHeader, frozen=True, kw_only=True):
+    """What the seals of all tiers have: the header and the files."""
+
     format: int = FORMAT
     files: list[FileEntry]
     manifest_xxh3_128: str = _BLANK
@@ -153,56 +154,10 @@ class _Seal(SealHeader, frozen=True, kw_only=True):
         return sum(entry.bytes for entry in self.files)
 
 
-class Manifest(_Seal, frozen=True, kw_only=True):
+class Manifest(SealBody, frozen=True, kw_only=True):
     """The seal: once it stands in a directory, that directory is a checkpoint."""
 
     fingerprint: str
-
-
-class Share(msgspec.Struct, frozen=True):
-    """A node's share of a checkpoint of several nodes: what its ranks hold in its memory.
-
-    Attributes:
-        first, count: its ranks.
-        host, port, token: where its supervisor serves that to other nodes, and the secret that it
-            asks for.
-        domain: what fails together with it: a zone, a rack, a switch.
-    """
-
-    first: int
-    count: int
-    host: str = ""
-    port: int = 0
-    token: str = ""
-    domain: str = ""
-
-    @property
-    def ranks(self) -> range:
-        """The ranks of the node."""
-        return range(self.first, self.first + self.count)
-
-
-class MemorySeal(_Seal, frozen=True, kw_only=True):
-    """The seal of a generation on the memory tier: sizes and attempt, no digests.
-
-    Attributes:
-        seconds: what the save took until here.
-        retention: what to keep once this is on disk; the supervisor's own goes before it.
-        share: the ranks whose files are here; None if that is all of them.
-        others: on the leader's node, the shares of the other nodes.
-        guards: the other nodes' shares of which this node keeps a replica.
-    """
-
-    seconds: float = 0.0
-    retention: Retention = Retention()
-    share: Share | None = None
-    others: tuple[Share, ...] = ()
-    guards: tuple[Share, ...] = ()
-
-    @property
-    def ranks(self) -> range:
-        """The ranks whose files are here."""
-        return range(self.world_size) if self.share is None else self.share.ranks
 
 
 class _Format(msgspec.Struct):
@@ -240,21 +195,16 @@ def fingerprint(files: Iterable[FileEntry]) -> str:
 def make_manifest(header: SealHeader, files: Iterable[FileEntry]) -> Manifest:
     """The seal of a checkpoint with these files."""
     listed = sorted(files, key=lambda entry: entry.path)
-    return Manifest(**_fields(header), files=listed, fingerprint=fingerprint(listed))
-
-
-def make_memory_seal(header: SealHeader, files: Iterable[FileEntry], **about: Any) -> MemorySeal:
-    """The seal of a generation with these files; ``about`` as the attributes of the seal."""
-    listed = sorted(files, key=lambda entry: entry.path)
-    return MemorySeal(**_fields(header), files=listed, **about)
+    return Manifest(**fields_of(header), files=listed, fingerprint=fingerprint(listed))
 
 
 def header_of(seal: SealHeader) -> SealHeader:
     """Return the header alone of a seal: that of the same checkpoint in another tier."""
-    return SealHeader(**_fields(seal))
+    return SealHeader(**fields_of(seal))
 
 
-def _fields(header: SealHeader) -> dict[str, Any]:
+def fields_of(header: SealHeader) -> dict[str, Any]:
+    """Return the fields of a header by name."""
     # Field by field: a manifest is a header, too.
     return {name: getattr(header, name) for name in SealHeader.__struct_fields__}
 
@@ -302,14 +252,6 @@ def decode_part(data: bytes) -> PartManifest:
     if part.header is not None:
         check_header(part.header)
     return part
-
-
-def decode_memory_seal(data: bytes) -> MemorySeal:
-    """Decode and check a generation's seal; raises as :func:`decode_manifest` does."""
-    seal = decode_signed(data, MemorySeal)
-    check_files(seal.files, digests=False)
-    check_header(seal)
-    return seal
 
 
 def check_header(header: SealHeader) -> None:

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, MemorySeal, SealHeader
+from elastic_ckpt.checkpoint.manifest import FileEntry, Manifest, SealHeader
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.errors import CheckpointError, StorageFailed
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.progress import Watch

@@ -1,8 +1,8 @@
 """A multi-node job: the states that its nodes exchange, and the rules of the head.
 
-One node, the head, hosts the job's store and leads. Every member, the head included, publishes a
-:class:`MemberState`, the head also the :class:`JobState`. Both are whole states that are published
-again and again, so that a missed one does not matter.
+One node, the head, hosts the hub that all members connect to, and leads. Every member, the head
+included, reports a :class:`MemberState`, the head publishes the :class:`JobState`. Each is a whole
+state, sent when it has changed; only the newest one matters.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from elastic_ckpt.policy.hang import StalledNode
 from elastic_ckpt.protocol.agreement import RING, RequestKind, answer_step
 from elastic_ckpt.protocol.ended import Ended, EndKind, merge
 
-BEAT_SECONDS: Final = 0.05
-"""Maximum time between two reports of a node."""
+BEAT_SECONDS: Final = 1.0
+"""Maximum time in which a node sends nothing; a change is sent at once."""
 
 LOST_SECONDS: Final = 2.5
-"""Silence after which a node counts as lost: longer than a pause of a process or a switch."""
+"""Silence after which a node counts as lost: longer than a pause of a process or a switch, and than
+the time that TCP takes to send a beat again that was lost three times."""
 
 STUCK_SECONDS: Final = 60.0
 """Maximum time for a node to end its workers."""
@@ -121,15 +122,17 @@ class JobState(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Seen:
-    """A member's newest state, and when it arrived at the head, in monotonic seconds."""
+    """A member's newest state, and when it was last alive, in the head's monotonic seconds. Once it
+    is ``gone``, its connection is over, and it never uses this number again."""
 
     state: MemberState
     heard_at: float
+    gone: bool = False
 
 
 class HeadRules:
     """The rules of the head; pure, so that tests can apply any order of reports. The head publishes
-    ``state``."""
+    ``state``. Each rule looks at each member a constant number of times."""
 
     def __init__(self, state: JobState) -> None:
         self.state = state
@@ -185,11 +188,15 @@ class HeadRules:
         all were read at ``now``, in monotonic seconds."""
         self._members = members
         self._give_up(now)
+        roster = set(self.state.roster)
         for number, seen in members.items():
-            new = {count for count in seen.state.asks if count > self._taken.get(number, 0)}
-            self._taken[number] = max(new, default=self._taken.get(number, 0))
-            if number in self.state.roster:
-                for count in sorted(new):
+            if not seen.state.asks:
+                continue
+            taken = self._taken.get(number, 0)
+            new = sorted(count for count in seen.state.asks if count > taken)
+            self._taken[number] = max(new, default=taken)
+            if number in roster:
+                for count in new:
                     self.ask(seen.state.asks[count])
         if self.running:
             self._answer()
@@ -198,7 +205,8 @@ class HeadRules:
     def _give_up(self, now: float) -> None:
         newest = {seen.state.node: number for number, seen in sorted(self._members.items())}
         for number, seen in self._members.items():
-            if now - seen.heard_at > LOST_SECONDS or newest[seen.state.node] != number:
+            silent = seen.gone or now - seen.heard_at > LOST_SECONDS
+            if silent or newest[seen.state.node] != number:
                 self.state.lost.add(number)
 
     def _roster_states(self) -> dict[int, MemberState]:
@@ -235,7 +243,7 @@ class HeadRules:
         ended = {number: one.ended for number, one in states.items() if one.ended is not None}
         if gone or any(one.failed for one in ended.values()):
             state.over = True
-        if all(number in ended or number in gone for number in state.roster):
+        if all(number in ended or number in state.lost for number in state.roster):
             verdicts = [ended[number] for number in state.roster if number in ended]
             names = tuple(self._members[number].state.node for number in gone)
             if verdicts:

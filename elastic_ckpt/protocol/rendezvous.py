@@ -21,7 +21,7 @@ LEFT_OVER_SECONDS: Final = 10.0
 
 
 class Rendezvous(msgspec.Struct, frozen=True):
-    """The job's store, as a node sees it.
+    """The job's hub, as a node sees it.
 
     Attributes:
         host, port: where it listens.
@@ -36,7 +36,7 @@ class Rendezvous(msgspec.Struct, frozen=True):
 
     @property
     def leads(self) -> bool:
-        """Whether this node is the head, which hosts the store and directs all nodes."""
+        """Whether this node is the head, which hosts the hub and directs all nodes."""
         return self.listen_fd >= 0
 
 

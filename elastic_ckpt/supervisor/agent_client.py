@@ -60,7 +60,7 @@ def _sweep(place: Path) -> None:
 
 
 def _listening(spec: WorkerSpec) -> tuple[int, ...]:
-    """Return the descriptor of the socket that the job's store serves, if this node leads."""
+    """Return the descriptor of the socket that the job's hub listens on, if this node leads."""
     rendezvous = spec.rendezvous
     return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
 

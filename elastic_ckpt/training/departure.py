@@ -71,7 +71,7 @@ def _meet(runtime: Runtime, meeting: str, what: str, todo: str) -> None:
         if waited > NAME_SECONDS and not named:
             named = True
             runtime.say(f"{what}; waiting for rank {absent}")
-        time.sleep(peers.pause_seconds)
+        peers.await_arrival(meeting, absent)
 
 
 def _limit_seconds(runtime: Runtime) -> float:

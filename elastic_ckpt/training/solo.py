@@ -17,7 +17,9 @@ from typing import Any, Final
 from elastic_ckpt.errors import LeaderLost
 from elastic_ckpt.protocol.agreement import RequestAnswer, RequestKind, answer_step
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.training.ranks.peers import Peers, private_store
+from elastic_ckpt.training.ranks.job_store import private_store
+from elastic_ckpt.training.ranks.key_reader import KeyReader
+from elastic_ckpt.training.ranks.peers import Peers
 
 POLL_SECONDS: Final = 0.05
 FENCE_SECONDS: Final = 0.001
@@ -83,9 +85,9 @@ class SoloWatcher:
     def _exchange(self, store: Any, entered: int) -> list[int]:
         store.set(f"stop/entered/{self._peers.rank}", str(entered))
         keys = [f"stop/entered/{rank}" for rank in range(self._peers.world_size)]
+        reading = KeyReader(store, lambda: None).read(keys)
         limit = time.monotonic() + ANSWER_SECONDS
-        while not store.check(keys):
+        while not reading.wait(POLL_SECONDS):
             if self._ended.is_set() or time.monotonic() > limit:
                 raise TimeoutError("a rank did not post the step that it entered")
-            time.sleep(FENCE_SECONDS)
-        return [int(store.get(key)) for key in keys]
+        return [int(value) for value in reading.values()]

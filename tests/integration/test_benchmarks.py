@@ -21,6 +21,8 @@ ROWS = {
     "drain_cost": 4,
     "mirror_cost": 3,
     "emergency": 5,
+    "exchanges": 4,
+    "hub": 4,
     "idle": 6,
     "own_seal": 4,
     "recovery": 2,

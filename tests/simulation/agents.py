@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
-from elastic_ckpt.protocol.cluster import BEAT_SECONDS
 from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.protocol.messages import AgentEvent, Ask, Command, Kill, Launch, Ready
 from elastic_ckpt.protocol.rendezvous import Rendezvous
@@ -20,6 +19,9 @@ from tests.simulation.ranks import SimWorkers
 if TYPE_CHECKING:
     from tests.simulation.network import SimLink, SimStore
     from tests.simulation.run import Run
+
+TURN_SECONDS = 0.05
+"""Within this time an agent looks at what has arrived."""
 
 
 class AgentHandle:
@@ -107,7 +109,7 @@ class SimAgent:
         """There is something to look at: turn soon, once."""
         if not self._turn_is_due and not self.is_dead and self.membership is not None:
             self._turn_is_due = True
-            self.run.host.after(self.kernel.between(0.0, BEAT_SECONDS), self._woken)
+            self.run.host.after(self.kernel.between(0.0, TURN_SECONDS), self._woken)
 
     def _woken(self) -> None:
         self._turn_is_due = False

@@ -27,7 +27,7 @@ PRIVATE_NAMES: Final = {
     ("training/worker/signal_shield.py", "_set_worker_signal_handlers"),
     ("training/worker/signal_shield.py", "torch.utils.data._utils.signal_handling"),
     # The store of the default process group, to reach ranks that the group's collectives do not.
-    ("training/ranks/peers.py", "_get_default_store"),
+    ("training/ranks/job_store.py", "_get_default_store"),
     # ColossalAI on a CPU, for trying it without a GPU; the tests pin the version.
     ("training/engines/colossalai/cpu_shim.py", "_sanity_checks"),
     ("training/engines/colossalai/cpu_shim.py", "_name"),
@@ -123,6 +123,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/own/watched.py",
     # The checkpoint format, in the checkpoint's own files (docs/format.md).
     "checkpoint/manifest.py",
+    "checkpoint/memory/seal.py",
     "checkpoint/position.py",
     "checkpoint/quarantine.py",
     "checkpoint/remote_note.py",

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.manifest import (
-    MAX_MANIFEST_BYTES,
-    MemorySeal,
-    decode_memory_seal,
-    encode,
-)
+from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, encode
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, decode_memory_seal
 from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import verify_sizes

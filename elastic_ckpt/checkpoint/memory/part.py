@@ -9,15 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.manifest import (
-    FileEntry,
-    MemorySeal,
-    SealHeader,
-    check_path,
-    make_memory_seal,
-)
+from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path
 from elastic_ckpt.checkpoint.memory.generation import NAME, Generation
 from elastic_ckpt.checkpoint.memory.mapped_file import MappedFile, Mappings, StreamedFile
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, make_memory_seal
 from elastic_ckpt.checkpoint.part_files import PartFiles
 from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.errors import CheckpointRejected

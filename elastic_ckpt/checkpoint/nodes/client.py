@@ -9,7 +9,8 @@ from typing import Final
 
 import xxhash
 
-from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, MemorySeal, Share, decode_memory_seal
+from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, decode_memory_seal
 from elastic_ckpt.checkpoint.nodes.link import (
     Copied,
     Copy,

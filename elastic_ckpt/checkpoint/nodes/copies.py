@@ -8,9 +8,10 @@ from contextlib import ExitStack
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import FileEntry, MemorySeal, Share
+from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory.drain import Copying, copy_share
 from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share
 from elastic_ckpt.checkpoint.nodes.client import NodeMemory
 from elastic_ckpt.checkpoint.nodes.pairs import guarded_by
 from elastic_ckpt.checkpoint.tier import Attempt, Ref

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from elastic_ckpt.checkpoint.manifest import Share
+from elastic_ckpt.checkpoint.memory.seal import Share
 
 
 def guarded_by(node: Share, shares: Sequence[Share], replicas: int) -> tuple[Share, ...]:

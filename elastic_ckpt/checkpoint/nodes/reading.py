@@ -11,16 +11,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import (
-    CHUNK_BYTES,
-    FileEntry,
-    MemorySeal,
-    SealHeader,
-    Share,
-    make_memory_seal,
-)
+from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, FileEntry, SealHeader
 from elastic_ckpt.checkpoint.memory.generation import Sealed, check_covers
 from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, make_memory_seal
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory
 from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
 from elastic_ckpt.checkpoint.ranges.chunks import Chunk, LocalChunks, is_cut

@@ -21,9 +21,10 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, FileEntry, Share, encode
+from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, FileEntry, encode
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME, Generation, Sealed
 from elastic_ckpt.checkpoint.memory.room import room_bytes
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory
 from elastic_ckpt.checkpoint.ownership.read_lock import removing
 from elastic_ckpt.checkpoint.tier import TierFull

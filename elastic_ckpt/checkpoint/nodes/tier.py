@@ -14,17 +14,11 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import (
-    FileEntry,
-    MemorySeal,
-    SealHeader,
-    Share,
-    header_of,
-    make_memory_seal,
-)
+from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, header_of
 from elastic_ckpt.checkpoint.memory.generation import NAME, Generation
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryAttempt, MemoryPart
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, make_memory_seal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.pairs import guarded_by
 from elastic_ckpt.checkpoint.nodes.reading import SharesReading, can_load, clear_brought

@@ -26,7 +26,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.process_log import ProcessLog
 from elastic_ckpt.protocol.agreement import NOTHING_ENTERED, RequestAnswer, RequestKind
 from elastic_ckpt.protocol.board import Board
-from elastic_ckpt.protocol.cluster import BEAT_SECONDS, NodeAnswer
+from elastic_ckpt.protocol.cluster import NodeAnswer
 from elastic_ckpt.protocol.ended import Ended, EndKind, end_kind
 from elastic_ckpt.protocol.messages import (
     AgentEvent,
@@ -41,9 +41,9 @@ from elastic_ckpt.protocol.messages import (
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent import launch
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
+from elastic_ckpt.supervisor.agent.hub_link import HubNetwork
 from elastic_ckpt.supervisor.agent.launch import ElasticLaunch, NodeRank
 from elastic_ckpt.supervisor.agent.output import Output
-from elastic_ckpt.supervisor.agent.store_link import TorchNetwork
 from elastic_ckpt.supervisor.agent.template_process import Template
 from elastic_ckpt.supervisor.agent.verdict import (
     ended_before,
@@ -108,9 +108,8 @@ class Agent:
         self._memory_kills = 0
         self._nodes: Membership | None = None
         if spec.rendezvous is not None:
-            self._nodes = Membership(
-                spec, spec.rendezvous, self, self._send, TorchNetwork(self._wake)
-            )
+            network = HubNetwork(self._wake)
+            self._nodes = Membership(spec, spec.rendezvous, self, self._send, network)
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -133,7 +132,8 @@ class Agent:
         patience = self._workers.patience() if self._launch is not None else None
         if self._nodes is None:
             return patience
-        return BEAT_SECONDS if patience is None else min(BEAT_SECONDS, patience)
+        nodes = self._nodes.patience()
+        return nodes if patience is None else min(nodes, patience)
 
     def _log_fields(self) -> dict[str, int]:
         return {"incarnation": self._board.incarnation}

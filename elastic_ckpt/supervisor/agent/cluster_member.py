@@ -56,6 +56,12 @@ EXPLAIN_SECONDS: Final = 60.0
 """Time for all nodes to report the stacks of their ranks, after the first report."""
 
 REDIAL_SECONDS: Final = 0.3
+TURN_SECONDS: Final = 0.25
+"""Maximum time between two turns of the agent's loop."""
+
+UNSEEN_SECONDS: Final = 0.05
+"""The same while ranks have yet to see a request, which they note on this node's board."""
+
 AWAY_SECONDS: Final = 1.0
 """A longer pause between two turns means that this process was stopped, and reports not old."""
 
@@ -93,16 +99,23 @@ class LocalWorkers(Protocol):
 
 
 class Link(Protocol):
-    """This node's connection to the job's store; see :class:`store_link.StoreLink`."""
+    """This node's connection to the head: :class:`hub_link.HubLink`, on the head itself
+    :class:`hub.Hub`."""
 
     number: int
-    job: JobState | None
-    heard: tuple[dict[int, Seen], float]
     broken: str
 
     @property
+    def job(self) -> JobState | None:
+        """The head's newest report; None before the first."""
+
+    @property
+    def heard(self) -> tuple[dict[int, Seen], float]:
+        """On the head the members' reports by number, and the time at which they were read."""
+
+    @property
     def heard_at(self) -> float:
-        """When the head's newest report arrived, in monotonic seconds."""
+        """When the head was last alive, in monotonic seconds."""
 
     def say(self, mine: MemberState, job: JobState | None) -> None:
         """Report this from now on; the caller may change the structs afterwards."""
@@ -118,7 +131,8 @@ class Network(Protocol):
         """Return a store for the workers of one incarnation; its ``port`` is where it listens."""
 
     def connect(self, rendezvous: Rendezvous, mine: MemberState, job: JobState | None) -> Link:
-        """Return a connection that is being made to the job's store."""
+        """Return a connection that is being made to the head; on the head, which gives ``job``,
+        the hub that the others connect to."""
 
 
 class Membership:
@@ -215,9 +229,6 @@ class Membership:
             self._lead(self._head, link)
         job = self._head.state if self._head is not None else link.job
         if job is not None and link.number >= 0:
-            if link.number in job.lost:
-                self._hang_up(link, "it has given up this node")
-                return
             self._follow(job, link.number)
         self._mine.seen = self._local.seen
         link.say(self._mine, self._head.state if self._head else None)
@@ -234,8 +245,20 @@ class Membership:
         job = self._head.state if self._head else None
         self._link = self._network.connect(self._rendezvous, mine, job)
 
+    def patience(self) -> float:
+        """Return the seconds after which to call :meth:`serve` again without an event."""
+        link = self._link
+        if self._local.busy and self._local.seen < self._local.flagged:
+            return UNSEEN_SECONDS
+        if link is None or link.job is None or self._head is not None:
+            return TURN_SECONDS
+        silent_at = max(link.heard_at, self._back) + LOST_SECONDS
+        return min(TURN_SECONDS, max(0.01, silent_at - self._clock()))
+
     def _silence(self, link: Link, now: float) -> str:
         """Return why the link counts as lost; empty if it works."""
+        if link.job is not None and link.number in link.job.lost:
+            return "it has given up this node"
         if link.broken:
             return link.broken
         if link.job is None:
@@ -244,8 +267,8 @@ class Membership:
         return f"no report for {now - since:.1f} s" if now - since > LOST_SECONDS else ""
 
     def _hang_up(self, link: Link, why: str) -> None:
-        if self._head is not None:  # its own store: the supervisor starts another agent
-            raise SystemExit(f"elastic-ckpt agent: the job's store has failed: {why}")
+        if self._head is not None:  # its own hub: the supervisor starts another agent
+            raise SystemExit(f"elastic-ckpt agent: the job's hub has failed: {why}")
         self._link = None
         self._local.cut_short()
         link.close()

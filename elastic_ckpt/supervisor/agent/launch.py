@@ -12,11 +12,9 @@ import importlib
 import logging
 import os
 import re
-import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.popen_forkserver import Popen
@@ -25,7 +23,6 @@ from typing import Any, ClassVar, Final
 import msgspec
 import psutil
 
-from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -37,9 +34,6 @@ MONITOR_SECONDS: Final = 0.02
 """Interval at which torch elastic polls its workers; a poll costs about 0.2 ms."""
 
 LOOPBACK: Final = "127.0.0.1"
-
-STORE_SECONDS: Final = 2.0
-"""Timeout of a call to the job's store."""
 
 RUN_ID_CHARACTERS: Final = 40
 """Torch elastic makes a directory's name of this and more, and names end at 255 bytes."""
@@ -243,28 +237,6 @@ def run_id(job: str, number: int) -> str:
 def host_workers(address: str) -> Any:
     """Return a store for one incarnation's workers; it closes with the last reference to it."""
     return _stores().TCPStore(address, 0, is_master=True, wait_for_workers=False)
-
-
-def connect(rendezvous: Rendezvous) -> Any:
-    """Connect to the job's store, which the head hosts on its listening socket. RuntimeError or
-    OSError if the store does not answer."""
-    host, port = rendezvous.host, rendezvous.port
-    limit = timedelta(seconds=STORE_SECONDS)
-    if not rendezvous.leads:
-        # Torch's own attempt prints warnings until the store listens.
-        socket.create_connection((host, port), timeout=STORE_SECONDS).close()
-        return _stores().TCPStore(
-            host, port, is_master=False, wait_for_workers=False, timeout=limit
-        )
-    return _stores().TCPStore(
-        host,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=limit,
-        master_listen_fd=os.dup(rendezvous.listen_fd),
-        use_libuv=False,  # which in torch 2.5 cannot take a socket over
-    )
 
 
 def _known_nodes(parameters: Any) -> Any:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 import psutil
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.manifest import MemorySeal, SealHeader
+from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.memory.drain import copy_share, drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.client import settle
 from elastic_ckpt.checkpoint.nodes.copies import copy_shares

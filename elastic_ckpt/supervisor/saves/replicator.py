@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt.checkpoint.manifest import MemorySeal, Share
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.replica import drop_strangers, replicate
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError

@@ -2,7 +2,8 @@
 
 A collective hangs the healthy ranks when one has raised. Here each rank posts its outcome, the
 leader reads all of them and posts a verdict, and every rank reads that. So an error on one rank
-becomes the same error on every rank. Every wait polls, is bounded, and names the missing ranks.
+becomes the same error on every rank, and N ranks need four calls of the store each. Every wait
+blocks, is bounded, and names the missing ranks.
 Exchanges are numbered and named: ranks that meet in one number under two names have diverged, which
 is an error on all of them.
 """
@@ -11,13 +12,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from torch import distributed
+from torch import distributed as dist
 
 from elastic_ckpt.errors import (
     ElasticCkptError,
@@ -27,6 +26,8 @@ from elastic_ckpt.errors import (
     UnequalSteps,
     UsageError,
 )
+from elastic_ckpt.training.ranks.job_store import job_store, private_store
+from elastic_ckpt.training.ranks.key_reader import KeyReader, Reading
 from elastic_ckpt.training.ranks.peer_wait import MEETING_SECONDS, WORKING_SECONDS, Wait
 from elastic_ckpt.training.ranks.rank_errors import (
     as_failure,
@@ -42,10 +43,11 @@ LIMIT_SECONDS: Final = 1800.0
 FAILURE_GRACE_SECONDS: Final = 10.0
 """How long the other ranks may take to post their outcome after one rank failed."""
 
-_SHORTEST_PAUSE: Final = 0.00025
-_LONGEST_PAUSE: Final = 0.01
-"""Seconds between polls of the store, which serves one rank at a time: many ranks poll less often.
-(Its own ``wait`` cannot be interrupted before it times out, and then prints a warning.)"""
+LOOK_SECONDS: Final = 1.0
+"""Maximum time until the leader sees that a rank failed while others are at work."""
+
+MAX_LOOKS: Final = 1000
+"""Looks at the store a second, of all ranks together, for what may never be there."""
 
 _OK: Final = b"+"
 _BAD: Final = b"!"
@@ -53,22 +55,27 @@ _DIVERGED: Final = "diverged"
 
 T = TypeVar("T")
 
-dist: Any = distributed
-"""Its stores are public, but untyped."""
-
 
 class Peers:
     """The ranks of this incarnation. All ranks call the same methods in the same order."""
 
-    def __init__(self, rank: int, world_size: int, store: Any, limit: float) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        store: Any,
+        limit: float,
+        connect: Callable[[], Any] = lambda: None,
+    ) -> None:
+        """``connect`` returns another connection to the ``store``; None if threads can share it."""
         self.rank = rank
         self.world_size = world_size
         self._store = store
         self.limit_seconds = limit
-        self.pause_seconds = min(_SHORTEST_PAUSE * world_size, _LONGEST_PAUSE)
+        self._reader = KeyReader(store, connect)
         self._round = 0
-        self._keys: dict[str, list[str]] = {}  # by round, those that a rank may still read
-        self._watching: Any = None
+        self._answered = ""  # the key of this rank's newest answer
+        self._verdicts: list[str] = []  # on the leader, the keys that a rank may still read
 
     @classmethod
     def connect(cls, limit: float = LIMIT_SECONDS) -> Peers:
@@ -82,8 +89,8 @@ class Peers:
             )
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(0, 1, None, limit)
-        store = dist.PrefixStore(_prefix(), _base_store())
-        return cls(dist.get_rank(), dist.get_world_size(), store, limit)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return cls(rank, size, job_store(), limit, private_store)
 
     @property
     def is_leader(self) -> bool:
@@ -110,7 +117,7 @@ class Peers:
             SaveFailed: on every rank, if that rank raised anything else; StorageFailed if that was
                 an ``OSError``.
         """
-        key = self._next(range(self.world_size))
+        key = self._next()
         try:
             with self._watch(key) if watched else nullcontext():
                 mine = produce()
@@ -128,7 +135,7 @@ class Peers:
             results.extend(found)
             return b""
 
-        self._post(f"{key}/{self.rank}", _OK, _named(name, mine))
+        self._answer(key, _named(name, mine))
         self._judge(key, name, mine, keep)
         return results
 
@@ -143,8 +150,8 @@ class Peers:
             UnequalSteps: on every rank, if they are at different exchanges.
             ElasticCkptError: on every rank, if ``judge`` raised one.
         """
-        key = self._next(range(self.world_size))
-        self._post(f"{key}/{self.rank}", _OK, _named(name, mine))
+        key = self._next()
+        self._answer(key, _named(name, mine))
         return self._judge(key, name, mine, judge, MEETING_SECONDS)
 
     def leader_does(self, name: str, act: Callable[[], T]) -> T | None:
@@ -193,13 +200,17 @@ class Peers:
                 return rank, self._there(f"{self._round + 1}/{rank}")
         return -1, False
 
+    def await_arrival(self, meeting: str, rank: int) -> None:
+        """Wait until this rank has come to a meeting, for a moment at most."""
+        if self._store is not None:
+            arrival = self._reader.read([f"{meeting}/{rank}"])
+            arrival.wait(max(0.1, self.world_size / MAX_LOOKS))
+
     # -- inside -------------------------------------------------------------------------------
 
     @contextmanager
     def _watch(self, key: str) -> Iterator[None]:
-        if self._store is not None and self._watching is None:
-            self._watching = private_store()
-        store = self._watching
+        store = self._reader.idle_connection() if self._store is not None else None
         if store is None:
             yield
             return
@@ -216,7 +227,8 @@ class Peers:
 
     def _end_if_stuck(self, store: Any, key: str, done: threading.Event) -> None:
         try:
-            while not done.wait(0.5) and not store.check([f"{key}/failed"]):
+            pause = max(0.5, self.world_size / MAX_LOOKS)
+            while not done.wait(pause) and not store.check([f"{key}/failed"]):
                 pass
             if done.is_set():
                 return
@@ -242,19 +254,8 @@ class Peers:
             return judge([mine])
         if not self.is_leader:
             return self._verdict(key, name, patience)
-        outcomes: list[bytes] = []
-        bad: ElasticCkptError | None = None
-        wait = Wait(self, key, name, patience)
-        for rank in range(self.world_size):
-            try:
-                outcomes.append(self._outcome(wait, rank))
-            except ElasticCkptError as error:
-                bad = bad or error
-                wait.shorten(FAILURE_GRACE_SECONDS)
         try:
-            if bad is not None:
-                raise bad
-            verdict = judge(outcomes)
+            verdict = judge(self._outcomes(Wait(self, key, name, patience)))
         except ElasticCkptError as error:
             self._post(f"{key}/verdict", _BAD, encode_failure(error, self.rank))
             raise
@@ -262,22 +263,46 @@ class Peers:
         self._forget_before(key)
         return verdict
 
-    def _outcome(self, wait: Wait, rank: int) -> bytes:
-        failed, first_failure = f"{wait.key}/failed", 0.0
-        while not self._there(f"{wait.key}/{rank}"):
-            if not first_failure and self._there(failed):
-                first_failure = time.monotonic()
-            if first_failure and time.monotonic() > first_failure + FAILURE_GRACE_SECONDS:
-                raise decode_failure(self._read(failed))
-            wait.poll(SaveFailed(rank, f"no answer within {self.limit_seconds:.0f} s"))
-        return self._named_value(self._read(f"{wait.key}/{rank}"), wait.name, rank)
+    def _outcomes(self, wait: Wait) -> list[bytes]:
+        """Return what each rank posted; raise the error of the first that failed or did not come.
+        After a failure the others get a while to post theirs."""
+        keys = [f"{wait.key}/{rank}" for rank in range(self.world_size)]
+        reading, posted = self._reader.read(keys), dict.fromkeys(keys, b"")
+        while not reading.wait(min(wait.pause, LOOK_SECONDS)) and not wait.is_over:
+            if wait.look():
+                self._read_arrived(posted)
+            good = _OK + _named(wait.name, b"")
+            bad = (one for one in posted.values() if one and not one.startswith(good))
+            if any(bad) or self._there(f"{wait.key}/failed"):
+                wait.shorten(FAILURE_GRACE_SECONDS)
+        if reading.done:
+            posted = dict(zip(keys, self._values(reading), strict=True))
+        else:
+            self._read_arrived(posted)
+        return [self._outcome(one, wait, rank) for rank, one in enumerate(posted.values())]
+
+    def _read_arrived(self, posted: dict[str, bytes]) -> None:
+        """Add what the ranks have posted since; empty is what they have not."""
+        for key, before in posted.items():
+            if not before and self._there(key):
+                posted[key] = self._read(key)
+
+    def _outcome(self, posted: bytes, wait: Wait, rank: int) -> bytes:
+        if posted:
+            return self._named_value(posted, wait.name, rank)
+        if self._there(f"{wait.key}/failed"):
+            raise decode_failure(self._read(f"{wait.key}/failed"))
+        raise SaveFailed(rank, f"no answer within {self.limit_seconds:.0f} s")
 
     def _verdict(self, key: str, name: str, patience: float = WORKING_SECONDS) -> bytes:
         wait = Wait(self, key, name, patience, FAILURE_GRACE_SECONDS)
-        while not self._there(f"{key}/verdict"):
-            wait.poll(SaveFailed(0, f"no answer from the leader within {self.limit_seconds:.0f} s"))
+        reading = self._reader.read([f"{key}/verdict"])
+        while not reading.wait(wait.pause):
+            if wait.is_over:
+                raise SaveFailed(0, f"no answer from the leader within {self.limit_seconds:.0f} s")
+            wait.look()
         try:
-            return self._named_value(self._read(f"{key}/verdict"), name, 0)
+            return self._named_value(self._values(reading)[0], name, 0)
         except UnequalSteps as error:
             self._post(_DIVERGED, _BAD, encode_failure(error, self.rank))  # the leader is elsewhere
             raise
@@ -304,7 +329,7 @@ class Peers:
 
         If the leader has arrived, it is the one to report.
         """
-        ranks = range(self.world_size) if self.is_leader else [0]
+        ranks = range(self.world_size if self.is_leader else 1)
         return [rank for rank in ranks if not self._there(f"{key}/{rank}")]
 
     def check_diverged(self) -> None:
@@ -327,6 +352,12 @@ class Peers:
         except RuntimeError as error:
             raise leader_lost(error) from None
 
+    def _values(self, reading: Reading) -> list[bytes]:
+        try:
+            return reading.values()
+        except RuntimeError as error:
+            raise leader_lost(error) from None
+
     def _post(self, key: str, mark: bytes, value: bytes) -> None:
         if self._store is None:
             return
@@ -335,52 +366,34 @@ class Peers:
         except RuntimeError as error:
             raise leader_lost(error) from None
 
-    def _next(self, ranks: Iterable[int] = ()) -> str:
-        """Return the key of the next round, in which these ranks answer."""
+    def _answer(self, key: str, value: bytes) -> None:
+        """Post this rank's outcome. The leader has read the one before, which is deleted."""
+        before, self._answered = self._answered, f"{key}/{self.rank}"
+        self._post(self._answered, _OK, value)
+        if before:
+            self._delete(before)
+
+    def _next(self) -> str:
+        """Return the key of the next round."""
         self._round += 1
         key = str(self._round)
-        if self._store is not None and self.is_leader:
-            self._keys[key] = [f"{key}/verdict", *(f"{key}/{rank}" for rank in ranks)]
+        if self.is_leader:
+            self._verdicts.append(key)
         return key
 
     def _forget_before(self, key: str) -> None:
-        """Delete the earlier rounds' keys: a rank that answered this round has read them all."""
-        for old in list(self._keys):
-            if old == key:
-                return
-            for posted in self._keys.pop(old):
-                self._store.delete_key(posted)
+        """Delete the earlier rounds' verdicts: a rank that answered this round has read them."""
+        while self._verdicts and self._verdicts[0] != key:
+            self._delete(f"{self._verdicts.pop(0)}/verdict")
+
+    def _delete(self, key: str) -> None:
+        if self._store is None:
+            return
+        try:
+            self._store.delete_key(key)
+        except RuntimeError as error:
+            raise leader_lost(error) from None
 
 
 def _named(name: str, value: bytes) -> bytes:
     return name.encode() + b"\0" + value
-
-
-def private_store() -> Any:
-    """Return a separate connection to the job's store, for a thread: a client runs one call at a
-    time. None if it is not a TCP store; LeaderLost if the store does not answer."""
-    store = _base_store()
-    if not isinstance(store, dist.TCPStore):
-        return None
-    try:
-        fresh = dist.TCPStore(
-            store.host, store.port, is_master=False, wait_for_workers=False,
-            timeout=timedelta(seconds=FAILURE_GRACE_SECONDS),
-        )  # fmt: skip
-    except RuntimeError as error:  # its host has just died
-        raise leader_lost(error) from None
-    return dist.PrefixStore(_prefix(), fresh)
-
-
-def _base_store() -> Any:
-    """Return the store below the default process group; torch has no public name for it."""
-    store = dist.distributed_c10d._get_default_store()
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return store
-
-
-def _prefix() -> str:
-    """Return a key prefix of this launch: torchrun keeps its store across restarts."""
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"elastic-ckpt/{run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

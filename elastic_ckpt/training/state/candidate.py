@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
+from elastic_ckpt.checkpoint.manifest import Manifest
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.checkpoint.tier import Ranges, Reading, Ref, Tier
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.journal.events import CheckpointVerified

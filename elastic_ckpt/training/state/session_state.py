@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from elastic_ckpt.checkpoint.manifest import Manifest, MemorySeal
+from elastic_ckpt.checkpoint.manifest import Manifest
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.errors import CheckpointRejected, UsageError
 from elastic_ckpt.training.state.candidate import Loaded
 from elastic_ckpt.util.files import read_bounded

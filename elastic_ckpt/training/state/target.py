@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.manifest import Share
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, new_identity
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
 from elastic_ckpt.errors import ElasticCkptError

@@ -21,8 +21,8 @@ import msgspec
 import torch
 from torch import distributed
 
-from elastic_ckpt.checkpoint.manifest import Share
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
 from elastic_ckpt.errors import ElasticCkptError

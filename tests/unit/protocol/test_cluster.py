@@ -293,6 +293,57 @@ def test_in_any_order_of_reports_an_incarnation_ends_and_no_answer_changes(seed:
     assert unsaid <= lost <= {nodes[number].node for number in gone}
 
 
+class Counter(int):
+    """A member's number that counts how often the rules compare or look up one."""
+
+    looks = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counter.looks += 1
+        return int(self) == other
+
+    def __hash__(self) -> int:
+        Counter.looks += 1
+        return int(self)
+
+
+def looks_of(count: int) -> int:
+    """How often the rules look at a number while ``count`` nodes agree, one crashes, one is lost
+    and all end."""
+    nodes = Nodes("head")
+    nodes.states = {Counter(one): MemberState(node=f"n{one}") for one in range(count)}
+    nodes.heard = dict.fromkeys(nodes.states, 0.0)
+    Counter.looks = 0
+    nodes.launch(most=count)
+    for state in nodes.states.values():
+        state.asks = {1: RequestKind.SAVE}
+    nodes.report()
+    for state in nodes.states.values():
+        state.answers = {1: NodeAnswer(9, True)}
+    assert nodes.report().requests[0].step == 9
+    nodes.end(Counter(1), "crashed", rank=1)
+    nodes.report(Counter(2), after=LOST_SECONDS + 1)
+    for number in nodes.states:
+        if number != 2:
+            nodes.end(number, "cut-short")
+    assert nodes.report(Counter(2)).verdict is not None
+    nodes.head.present()
+    return Counter.looks
+
+
+def test_the_rules_look_at_each_member_a_constant_number_of_times() -> None:
+    small, large = looks_of(50), looks_of(500)
+    assert large < 12 * small
+
+
+def test_a_member_whose_connection_is_over_is_lost_at_once() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    heard = {number: Seen(state, 0.2) for number, state in nodes.states.items()}
+    nodes.head.take_in(heard | {1: Seen(nodes[1], 0.2, gone=True)}, 0.2)
+    assert nodes.head.state.lost == {1} and nodes.head.state.over
+
+
 def test_a_job_begins_with_all_nodes_or_after_a_wait_with_enough() -> None:
     gathering = Gathering(2, 4)
     assert not gathering.may_launch(1, 100.0)

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.manifest import Share
 from elastic_ckpt.checkpoint.memory.drain import drain
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.nodes import link
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory, settle
 from elastic_ckpt.checkpoint.nodes.copies import copy_shares

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from elastic_ckpt.checkpoint.manifest import Share
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.nodes.pairs import guarded_by
 
 

@@ -1,0 +1,79 @@
+"""The seal of a generation: sizes without digests, and whose files they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from elastic_ckpt.checkpoint.manifest import (
+    FileEntry,
+    SealBody,
+    SealHeader,
+    check_files,
+    check_header,
+    decode_signed,
+    fields_of,
+)
+from elastic_ckpt.policy.retention import Retention
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A node's share of a checkpoint of several nodes: what its ranks hold in its memory.
+
+    Attributes:
+        first, count: its ranks.
+        host, port, token: where its supervisor serves that to other nodes, and the secret that it
+            asks for.
+        domain: what fails together with it: a zone, a rack, a switch.
+    """
+
+    first: int
+    count: int
+    host: str = ""
+    port: int = 0
+    token: str = ""
+    domain: str = ""
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of the node."""
+        return range(self.first, self.first + self.count)
+
+
+class MemorySeal(SealBody, frozen=True, kw_only=True):
+    """The seal of a generation on the memory tier: sizes and attempt, no digests.
+
+    Attributes:
+        seconds: what the save took until here.
+        retention: what to keep once this is on disk; the supervisor's own goes before it.
+        share: the ranks whose files are here; None if that is all of them.
+        others: on the leader's node, the shares of the other nodes.
+        guards: the other nodes' shares of which this node keeps a replica.
+    """
+
+    seconds: float = 0.0
+    retention: Retention = Retention()
+    share: Share | None = None
+    others: tuple[Share, ...] = ()
+    guards: tuple[Share, ...] = ()
+
+    @property
+    def ranks(self) -> range:
+        """The ranks whose files are here."""
+        return range(self.world_size) if self.share is None else self.share.ranks
+
+
+def make_memory_seal(header: SealHeader, files: Iterable[FileEntry], **about: Any) -> MemorySeal:
+    """The seal of a generation with these files; ``about`` as the attributes of the seal."""
+    listed = sorted(files, key=lambda entry: entry.path)
+    return MemorySeal(**fields_of(header), files=listed, **about)
+
+
+def decode_memory_seal(data: bytes) -> MemorySeal:
+    """Decode and check a generation's seal; raises as :func:`decode_manifest` does."""
+    seal = decode_signed(data, MemorySeal)
+    check_files(seal.files, digests=False)
+    check_header(seal)
+    return seal
