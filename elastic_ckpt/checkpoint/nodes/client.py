@@ -17,11 +17,11 @@ from elastic_ckpt.checkpoint.nodes.link import (
     Describe,
     Fetch,
     Hello,
-    Link,
-    Piece,
-    Refused,
+    NodeLink,
+    NotServed,
     Reply,
     Request,
+    SentPiece,
     Settle,
 )
 from elastic_ckpt.checkpoint.tier import Ref
@@ -41,7 +41,7 @@ class NodeMemory:
 
     def __init__(self, share: Share) -> None:
         self.share = share
-        self._link: Link | None = None
+        self._link: NodeLink | None = None
 
     def __enter__(self) -> NodeMemory:
         return self
@@ -52,7 +52,7 @@ class NodeMemory:
     def describe(self, attempt: str) -> MemorySeal:
         """Return the seal of its share of an attempt."""
         reply = self._ask(Describe(attempt, self.share.first))
-        if not isinstance(reply, Piece):
+        if not isinstance(reply, SentPiece):
             raise self._odd(reply)
         data = bytearray(reply.bytes)
         self._linked().fill(data)
@@ -66,7 +66,7 @@ class NodeMemory:
         """Fill ``target`` with a file's bytes from ``begin`` on; return their digest.
         CheckpointRejected if they are not those that the other node has read from its memory."""
         reply = self._ask(Fetch(attempt, self.share.first, path, begin, len(target)))
-        if not isinstance(reply, Piece) or reply.bytes != len(target):
+        if not isinstance(reply, SentPiece) or reply.bytes != len(target):
             raise self._odd(reply)
         self._linked().fill(target)
         if xxhash.xxh3_128_hexdigest(target) != reply.xxh3_128:
@@ -96,18 +96,18 @@ class NodeMemory:
         reply: Reply | None = link.receive(Reply)
         if reply is None:
             raise NodeLost(f"{self.share.host} closed the connection")
-        if isinstance(reply, Refused):
+        if isinstance(reply, NotServed):
             raise CheckpointRejected(f"{self.share.host}: {reply.why}")
         return reply
 
-    def _linked(self) -> Link:
+    def _linked(self) -> NodeLink:
         if self._link is None:
             where = self.share.host, self.share.port
             try:
                 connection = socket.create_connection(where, timeout=_CONNECT_SECONDS)
             except OSError as error:
                 raise NodeLost(f"{self.share.host}: {error.strerror or error}") from None
-            self._link = Link(connection, self.share.host)
+            self._link = NodeLink(connection, self.share.host)
             self._link.send(Hello(self.share.token))
         return self._link
 

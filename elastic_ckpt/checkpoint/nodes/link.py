@@ -70,7 +70,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True):
 Request = Hello | Describe | Fetch | Copy | Settle
 
 
-class Piece(msgspec.Struct, frozen=True, tag=True):
+class SentPiece(msgspec.Struct, frozen=True, tag=True):
     """Answers ``Fetch``: the bytes follow, with this digest; or ``Describe``: a seal follows."""
 
     bytes: int
@@ -89,16 +89,16 @@ class Copied(msgspec.Struct, frozen=True, tag=True):
     files: list[FileEntry] | None = None
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True):
+class NotServed(msgspec.Struct, frozen=True, tag=True):
     """Answers anything that cannot be done."""
 
     why: str
 
 
-Reply = Piece | Copied | Refused
+Reply = SentPiece | Copied | NotServed
 
 
-class Link:
+class NodeLink:
     """One connection. Every method raises NodeLost if the other node is gone or silent."""
 
     def __init__(self, connection: socket.socket, who: str) -> None:

@@ -25,11 +25,11 @@ from elastic_ckpt.checkpoint.nodes.link import (
     Describe,
     Fetch,
     Hello,
-    Link,
-    Piece,
-    Refused,
+    NodeLink,
+    NotServed,
     Reply,
     Request,
+    SentPiece,
     Settle,
 )
 from elastic_ckpt.checkpoint.nodes.replica import check_piece, read_digests, replicas
@@ -80,12 +80,12 @@ class MemoryServer:
                 connection, address = self._listener.accept()
             except OSError:
                 return  # closed
-            link = Link(connection, str(address[0]))
+            link = NodeLink(connection, str(address[0]))
             threading.Thread(
                 target=self._serve, args=(link,), name="memory-link", daemon=True
             ).start()
 
-    def _serve(self, link: Link) -> None:
+    def _serve(self, link: NodeLink) -> None:
         with closing(link), suppress(NodeLost), closing(_Answers(self._tier, self._job)) as answers:
             hello = link.receive(Hello)
             if hello is None or not hmac.compare_digest(hello.token, self._token):
@@ -115,20 +115,20 @@ class _Answers:
             self._copying.close()
         self._held.close()
 
-    def answer(self, request: Request, link: Link) -> None:
+    def answer(self, request: Request, link: NodeLink) -> None:
         try:
             if isinstance(request, Fetch):
                 self._send_piece(request, link)
             elif isinstance(request, Describe):
                 data = encode(self._find(request.attempt, request.first).seal)
-                link.send(Piece(len(data)))
+                link.send(SentPiece(len(data)))
                 link.send_bytes(data)
             else:
                 link.send(self._act(request))
         except NodeLost:
             raise
         except (ElasticCkptError, OSError) as error:
-            link.send(Refused(str(error)))
+            link.send(NotServed(str(error)))
 
     def _act(self, request: Request) -> Reply:
         if isinstance(request, Copy):
@@ -136,7 +136,7 @@ class _Answers:
         if isinstance(request, Settle):
             self._settle(request.attempt)
             return Copied()
-        return Refused("that is no request")
+        return NotServed("that is no request")
 
     def _find(self, attempt: str, first: int) -> Sealed:
         """Return a generation or a replica, which nothing removes before the connection ends."""
@@ -152,7 +152,7 @@ class _Answers:
                 return one
         raise CheckpointRejected(f"attempt {attempt[:40]!r} is not in its memory")
 
-    def _send_piece(self, request: Fetch, link: Link) -> None:
+    def _send_piece(self, request: Fetch, link: NodeLink) -> None:
         sealed = self._find(request.attempt, request.first)
         path, begin, end = request.path, request.begin, request.begin + request.count
         if not 0 <= begin < end <= self._sizes.get(path, 0):
@@ -161,7 +161,7 @@ class _Answers:
             digest = _digest(file.fileno(), begin, end)
             if self._digests is not None:
                 check_piece(self._digests, path, begin, digest)
-            link.send(Piece(request.count, digest))
+            link.send(SentPiece(request.count, digest))
             link.send_file(file, begin, request.count)
 
     def _copy(self, request: Copy) -> Copied:

@@ -17,7 +17,7 @@ BLOCK: Final = timedelta(days=30)
 """Maximum time of a call of the store: the caller gives up earlier, and leaves the thread to it."""
 
 
-class Reading:
+class KeyRead:
     """The values of some keys, once all of them are set."""
 
     def __init__(self, keys: list[str]) -> None:
@@ -59,10 +59,10 @@ class KeyReader:
         self._shared = shared
         self._connect = connect
         self._store: Any = None
-        self._readings: SimpleQueue[Reading] | None = None
-        self._newest: Reading | None = None
+        self._readings: SimpleQueue[KeyRead] | None = None
+        self._newest: KeyRead | None = None
 
-    def read(self, keys: list[str]) -> Reading:
+    def read(self, keys: list[str]) -> KeyRead:
         """Begin to read; the same reading again if the newest one is of these keys. One that is not
         done is left to its thread, which a new one replaces.
 
@@ -77,7 +77,7 @@ class KeyReader:
         if self._readings is None:
             self._begin()
         assert self._readings is not None
-        self._newest = reading = Reading(keys)
+        self._newest = reading = KeyRead(keys)
         self._readings.put(reading)
         return reading
 
@@ -90,7 +90,7 @@ class KeyReader:
 
     def _begin(self) -> None:
         store, shared = self.idle_connection(), self._shared
-        readings: SimpleQueue[Reading] = SimpleQueue()
+        readings: SimpleQueue[KeyRead] = SimpleQueue()
         self._readings = readings
         if store is not None:
             store.set_timeout(BLOCK)

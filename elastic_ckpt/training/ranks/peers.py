@@ -27,7 +27,7 @@ from elastic_ckpt.errors import (
     UsageError,
 )
 from elastic_ckpt.training.ranks.job_store import job_store, private_store
-from elastic_ckpt.training.ranks.key_reader import KeyReader, Reading
+from elastic_ckpt.training.ranks.key_reader import KeyRead, KeyReader
 from elastic_ckpt.training.ranks.peer_wait import MEETING_SECONDS, WORKING_SECONDS, Wait
 from elastic_ckpt.training.ranks.rank_errors import (
     as_failure,
@@ -352,7 +352,7 @@ class Peers:
         except RuntimeError as error:
             raise leader_lost(error) from None
 
-    def _values(self, reading: Reading) -> list[bytes]:
+    def _values(self, reading: KeyRead) -> list[bytes]:
         try:
             return reading.values()
         except RuntimeError as error:

@@ -174,15 +174,15 @@ def test_bytes_that_change_on_their_way_are_refused(
     two = nodes(2)
     two.save(7)
     two.look(0, range(2))
-    fill = link.Link.fill
+    fill = link.NodeLink.fill
 
-    def flip(self: link.Link, target, **options) -> bool:
+    def flip(self: link.NodeLink, target, **options) -> bool:
         ended = fill(self, target, **options)
         if len(target) > 50_000:
             target[4711] ^= 1
         return ended
 
-    monkeypatch.setattr(link.Link, "fill", flip)
+    monkeypatch.setattr(link.NodeLink, "fill", flip)
     with pytest.raises(CheckpointRejected, match="changed on its way"):
         two.bring(0)
 
