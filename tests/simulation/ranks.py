@@ -149,6 +149,10 @@ class SimWorkers:
             self.kill()
 
     @property
+    def is_warm(self) -> bool:
+        return True
+
+    @property
     def busy(self) -> bool:
         return self.gang is not None
 

@@ -221,6 +221,10 @@ class Agent:
             self._workers.kill()
 
     @property
+    def is_warm(self) -> bool:
+        return self._template.is_warm
+
+    @property
     def busy(self) -> bool:
         return self._launch is not None
 

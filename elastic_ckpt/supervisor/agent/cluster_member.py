@@ -86,6 +86,10 @@ class LocalWorkers(Protocol):
         """Whether an incarnation runs."""
 
     @property
+    def is_warm(self) -> bool:
+        """Whether workers would start without a wait for imports."""
+
+    @property
     def answered(self) -> int:
         """The newest request whose answer is posted."""
 
@@ -239,6 +243,8 @@ class Membership:
             return
         if now < self._redial_at:
             return
+        if self._head is None and not self._local.is_warm:
+            return  # the others would stop to go on with this node, and wait for it
         self._redial_at = now + REDIAL_SECONDS
         mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
         self._mine, self._joined, self._reported = mine, False, True

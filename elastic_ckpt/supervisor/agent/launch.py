@@ -35,6 +35,9 @@ MONITOR_SECONDS: Final = 0.02
 
 LOOPBACK: Final = "127.0.0.1"
 
+WARM_VARIABLE: Final = "ELASTIC_CKPT_TEMPLATE_WARM"
+"""Path of the pipe to which the template writes once it has imported everything."""
+
 RUN_ID_CHARACTERS: Final = 40
 """Torch elastic makes a directory's name of this and more, and names end at 255 bytes."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Final
 
 import psutil
 
-from elastic_ckpt.supervisor.agent.launch import WORKER_ENTRY
+from elastic_ckpt.supervisor.agent.launch import WARM_VARIABLE, WORKER_ENTRY
 from elastic_ckpt.util.processes import is_resource_tracker
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,10 @@ _BASE: Final = (
     "torch._dynamo",  # making an optimizer imports it, which takes longer than torch itself
 )
 _COLOSSALAI: Final = "elastic_ckpt.training.engines.colossalai.engine"
+_LAST: Final = "elastic_ckpt.supervisor.agent.template_is_warm"
+
+WARM_SECONDS: Final = 120.0
+"""A template that has not said by then that it has imported everything is used as it is."""
 
 
 class Template:
@@ -40,11 +46,24 @@ class Template:
         self.pid = -1
         self._preload = ", ".join(["torch", *preload])
         colossalai = [_COLOSSALAI] if "colossalai" in preload else []
-        multiprocessing.set_forkserver_preload([*_BASE, *preload, *colossalai])
+        multiprocessing.set_forkserver_preload([*_BASE, *preload, *colossalai, _LAST])
+        self._warm_read, warm_write = os.pipe()
+        os.set_blocking(self._warm_read, False)
+        self._is_warm, self._limit = False, time.monotonic() + WARM_SECONDS
+        # The template inherits no descriptors but those of multiprocessing.
+        os.environ[WARM_VARIABLE] = f"/proc/{os.getpid()}/fd/{warm_write}"
         # Killed workers leave semaphores behind; the tracker's warning about them is no news.
         os.environ["PYTHONWARNINGS"] = "ignore"
         resource_tracker.ensure_running()
         os.environ.pop("PYTHONWARNINGS")
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the template has imported everything, or has had the time to."""
+        if not self._is_warm:
+            with contextlib.suppress(BlockingIOError):
+                self._is_warm = bool(os.read(self._warm_read, 1))
+        return self._is_warm or time.monotonic() > self._limit
 
     def ensure_running(self) -> None:
         """Start it unless it runs. Call this from the thread that lives as long as the agent: the
