@@ -394,3 +394,17 @@ class HeadNodeLost(JournalEvent, frozen=True, tag="head_lost"):
 
     head: str = ""
     why: str = ""
+
+
+class HeadTakenOver(JournalEvent, frozen=True, tag="head_taken_over"):
+    """This node leads from now on.
+
+    Attributes:
+        before: the node that led.
+        run: the run number that this node has taken.
+        endpoint: where the nodes meet from now on.
+    """
+
+    before: str = ""
+    run: int | None = None
+    endpoint: str = ""

@@ -29,6 +29,7 @@ from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.protocol.succession import Leader
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, OwnPort
 from elastic_ckpt.supervisor.saves.checkpoints import DirectoryCheckpoints, JobCheckpoints
 
@@ -77,10 +78,11 @@ class JobFiles:
         wake: Callable[[], None],
         own: OwnPort,
         checkpoints: JobCheckpoints | None = None,
+        beat_seconds: float = BEAT_SECONDS,
     ) -> None:
         """``locks`` are held until :meth:`close`; ``checkpoints`` are the directory's by default.
-        ``say`` shows one line to the user, ``wake`` ends
-        the loop's wait; the thread calls both."""
+        The thread calls ``say``, which shows a line to the user, and ``wake``, which ends the
+        loop's wait. An owner beats each ``beat_seconds``."""
         self._job = job
         self._node = node
         self._locks = locks
@@ -108,6 +110,8 @@ class JobFiles:
         self._changed = threading.Condition()
         self._closing = False
         self._lost = ""
+        self._leader: Leader | None = None  # as of the last look, until it is taken
+        self._looks, self._passed_on, self._beat_seconds = False, False, beat_seconds
         self._thread = threading.Thread(target=self._run, name="files", daemon=True)
 
     def start(self) -> None:
@@ -120,6 +124,23 @@ class JobFiles:
     @property
     def lost(self) -> str:
         return self._lost
+
+    def leader(self) -> Leader | None:
+        def look() -> None:
+            try:
+                self._leader = self._checkpoints.leader()
+            finally:
+                self._looks = False
+            self._wake()
+
+        found, self._leader = self._leader, None
+        if not self._looks and found is None:
+            self._looks = True
+            self._soon(look)
+        return found
+
+    def pass_on(self) -> None:
+        self._passed_on = True
 
     def write_record(self, record: NodeRecord) -> None:
         with self._changed:
@@ -257,8 +278,8 @@ class JobFiles:
         self.cancel_fall_back()
 
         def release() -> None:
-            self._try(self._checkpoints.end)
-            self._locks.release()
+            self._try(lambda: self._checkpoints.end(passed_on=self._passed_on))
+            self._locks.release(passed_on=self._passed_on)
 
         if not self._within(release, left):
             log.warning("the storage does not answer; leaving without its last write")
@@ -292,7 +313,7 @@ class JobFiles:
 
     def _run(self) -> None:
         next_requests = next_events = 0.0
-        next_beat = time.monotonic() + BEAT_SECONDS
+        next_beat = time.monotonic() + self._beat_seconds
         while not self._closing:
             with self._changed:
                 if self._record is None and not self._work:
@@ -305,7 +326,7 @@ class JobFiles:
                 work.insert(0, partial(record.write, self._job.node_record(self._node)))
             now = time.monotonic()
             if now >= next_beat:
-                next_beat = now + BEAT_SECONDS
+                next_beat = now + self._beat_seconds
                 work.insert(0, self._beat)
             if now >= next_requests:
                 next_requests = now + REQUESTS_SECONDS

@@ -51,6 +51,7 @@ class RunSettings:
         memory: directory of the memory tier; None for none.
         nodes: minimum and maximum number of nodes of an incarnation.
         endpoint: HOST:PORT where the nodes meet; empty for a single node.
+        started_others: this command starts the other nodes, and a signal to it is for all.
         gather_seconds: how long to wait for the minimum number of nodes, or for the head.
         notice_sources: sources of notices in addition to signals.
         notice_file: a file or FIFO to read notices from.
@@ -81,6 +82,7 @@ class RunSettings:
     memory: Path | None = None
     nodes: tuple[int, int] = (1, 1)
     endpoint: str = ""
+    started_others: bool = False
     gather_seconds: float = 600.0
     notice_sources: tuple[str, ...] = ()
     notice_file: Path | None = None

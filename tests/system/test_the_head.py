@@ -5,22 +5,51 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import pytest
-
-from tests.cluster import small_cluster
+from tests.cluster import Cluster, small_cluster
 
 
-@pytest.mark.parametrize("how", ["preempted", "lost"])
-def test_losing_the_head_makes_the_others_ask_for_a_rerun(tmp_path: Path, how: str) -> None:
-    with small_cluster(tmp_path, "1:2", "--rdzv-timeout", "15") as cluster:
+def events(cluster: Cluster, name: str, kind: str) -> list[dict]:
+    """Return a node's journal events of a kind."""
+    return [one for one in cluster[name].events() if one["event"] == kind and one["node"] == name]
+
+
+def test_next_node_leads_when_the_head_is_killed(tmp_path: Path) -> None:
+    with small_cluster(tmp_path, "1:3") as cluster:
+        cluster.start("n1", "n2", "n3")
+        cluster.until_step(3, 15)
+        before = cluster.head.view().incarnation
+        cluster.lose("n1")
+        cluster.until_training(2, beyond=before)
+        assert events(cluster, "n2", "head_taken_over"), cluster.output()
+        assert cluster["n2"].view().supervisor.node == "n2"
+        cluster.finish("n2", "n3")
+        cluster.assert_each_sample_once(3)
+
+
+def test_preempted_head_leaves_the_job_to_the_others_and_joins_them_again(tmp_path: Path) -> None:
+    with small_cluster(tmp_path, "1:3") as cluster:
+        cluster.start("n1", "n2", "n3")
+        cluster.until_step(3, 15)
+        before = cluster.head.view().incarnation
+        cluster["n1"].process.send_signal(signal.SIGTERM)
+        assert cluster["n1"].wait() == 75, cluster.output()
+        cluster.until_training(2, beyond=before)
+        assert events(cluster, "n2", "head_taken_over"), cluster.output()
+        cluster.start("n1")
+        cluster.until_training(3, beyond=before + 1)
+        assert "n2 leads this job" in cluster["n1"].output()
+        cluster.finish("n1", "n2", "n3")
+        cluster.assert_each_sample_once(3)
+
+
+def test_interrupted_head_ends_the_job(tmp_path: Path) -> None:
+    """Ctrl-C comes from a person, and is for the job."""
+    with small_cluster(tmp_path, "1:2") as cluster:
         cluster.start("n1", "n2")
         cluster.until_step(2, 25)
-        if how == "preempted":
-            cluster["n1"].process.send_signal(signal.SIGTERM)
-            assert cluster["n1"].wait() == 75, cluster.output()
-        else:
-            cluster.lose("n1")
-        assert cluster["n2"].wait(60) == 75, cluster.output()
+        cluster["n1"].process.send_signal(signal.SIGINT)
+        for name in ("n1", "n2"):
+            assert cluster[name].wait() == 75, cluster.output()
         cluster.start("n1", "n2")
         cluster.finish("n1", "n2")
         cluster.assert_each_sample_once(2)

@@ -44,6 +44,7 @@ from elastic_ckpt.protocol.messages import (
     Nodes,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.succession import position
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent.launch import NodeRank
 
@@ -150,6 +151,7 @@ class Membership:
         self._link: Link | None = None
         self._redial_at = 0.0
         self._joined, self._reported = False, True
+        self._dismissed = False  # by a head that has left the job to this node and others
         self._all_idle = False
         self._nodes: Nodes | None = None
         self._workers_store: object = None
@@ -172,7 +174,8 @@ class Membership:
             case Kill() if self._head is not None and self._head.running:
                 self._head.state.over = True
             case Finish() if self._head is not None:
-                self._head.state.end = JobEnd(command.exit_code, command.message)
+                end = JobEnd(command.exit_code, command.message, command.passed_on)
+                self._head.state.end = end
                 self._dismiss_by = self._clock() + DISMISS_SECONDS
 
     def _launch(self, head: HeadRules, command: Launch) -> None:
@@ -229,7 +232,8 @@ class Membership:
         if now < self._redial_at:
             return
         self._redial_at = now + REDIAL_SECONDS
-        mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
+        leaving = self._mine.leaving and not self._dismissed
+        mine = MemberState(node=self._mine.node, leaving=leaving)
         self._mine, self._joined, self._reported = mine, False, True
         job = self._head.state if self._head else None
         self._link = self._network.connect(self._rendezvous, mine, job)
@@ -255,13 +259,27 @@ class Membership:
         if self._joined:
             self._joined = False
             log.warning("the head is lost: %s", why)
-            self._send(HeadLost(why))
+            self._send(self._head_lost(why, link))
+
+    def _head_lost(self, why: str, link: Link, *, passed_on: bool = False) -> HeadLost:
+        job = link.job
+        if job is None:
+            return HeadLost(why)
+        others = max(0, len(job.roster) - (2 if link.number in job.roster else 1))
+        return HeadLost(why, position(job, link.number), others, passed_on)
+
+    def leave(self) -> None:
+        """Leave the head without a report to the supervisor."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _lead(self, head: HeadRules, link: Link) -> None:
         members, heard_until = link.heard
         head.take_in(members, heard_until)
         running = len(head.state.roster) if head.running else 0
-        nodes = Nodes(tuple(head.present().values()), running)
+        lost = sum(number in head.state.lost for number in head.state.roster)
+        nodes = Nodes(tuple(head.present().values()), running, lost, len(head.state.roster))
         if nodes != self._nodes:
             self._nodes = nodes
             log.info("nodes here: %s; running: %d", ", ".join(nodes.present), nodes.running)
@@ -292,8 +310,11 @@ class Membership:
             log.info("joined %s, which %s leads, as member %d", job.job, job.head, number)
             self._send(Joined(job.run_id, job.job, job.identity, job.head, job.terms))
         if job.end is not None and self._head is None and not self._mine.leaving:
-            self._mine.leaving = True
-            self._send(JobOver(job.end.exit_code, job.end.message))
+            self._mine.leaving, self._dismissed = True, job.end.passed_on
+            if job.end.passed_on and self._link is not None:
+                self._send(self._head_lost(job.end.message, self._link, passed_on=True))
+            else:
+                self._send(JobOver(job.end.exit_code, job.end.message))
         mine = self._mine
         self._report(job)
         if number in job.roster and job.incarnation != mine.incarnation and not job.is_over:
@@ -345,7 +366,7 @@ class Membership:
             store,
             job.arguments,
         )
-        self._send(Launched(job.incarnation, len(job.roster)))
+        self._send(Launched(job.incarnation, len(job.roster), rank))
         self._local.begin(node_rank)
 
     def _serve_requests(self, job: JobState) -> None:
