@@ -5,19 +5,21 @@ from __future__ import annotations
 from elastic_ckpt.journal.events import (
     AttemptRecovered,
     DrainFailed,
-    HeadNodeLost,
-    HeadTakenOver,
     JobFileReloaded,
     JournalEvent,
     MemoryAdopted,
-    NodeJoined,
-    NodeLeft,
     NoticeSourceFailed,
     PruneFailed,
     RestoredInexactly,
     SaveIntervalChanged,
-    WaitingForNodes,
     WorldResized,
+)
+from elastic_ckpt.journal.node_events import (
+    HeadNodeLost,
+    HeadTakenOver,
+    NodeJoined,
+    NodeLeft,
+    WaitingForNodes,
 )
 from elastic_ckpt.util.text import printable
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-import elastic_ckpt.journal.bucket_events  # noqa: F401  # its events are kinds, too
+import elastic_ckpt.journal.bucket_events  # its events are kinds, too
+import elastic_ckpt.journal.node_events  # noqa: F401
 from elastic_ckpt.journal.events import JournalEvent, Unknown
 
 MAX_LINE_BYTES: Final = 64 * 1024

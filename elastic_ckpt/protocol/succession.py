@@ -23,7 +23,7 @@ NO_POSITION: Final = -1
 
 
 @dataclass(frozen=True)
-class Place:
+class RosterPlace:
     """A node's place in the order of succession.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
     others: int = 0
 
 
-NO_PLACE: Final = Place(NO_POSITION)
+NO_PLACE: Final = RosterPlace(NO_POSITION)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.lease import BEAT_SECONDS, HEAD_BEAT_SECONDS
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.succession import NO_PLACE, Lead, Leader, Place
+from elastic_ckpt.protocol.succession import NO_PLACE, Lead, Leader, RosterPlace
 from elastic_ckpt.protocol.worker_spec import SharedBucket, WorkerSpec
 from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
@@ -153,7 +153,7 @@ class Handed:
 
     board: Board
     service: Service
-    place: Place
+    place: RosterPlace
     taken: Leader | None = None
     agent: AgentProcess | None = None
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, read_owner
+from elastic_ckpt.checkpoint.ownership.leaders import leader_in, leader_of
 from elastic_ckpt.errors import DirectoryUnusable, ElasticCkptError, LockHeld
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices.signals import is_held
@@ -25,7 +26,6 @@ from elastic_ckpt.protocol.rendezvous import (
     parse_endpoint,
 )
 from elastic_ckpt.protocol.succession import Follow, Leader
-from elastic_ckpt.supervisor.cluster.leaders import leader_in, leader_of
 
 if TYPE_CHECKING:
     from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim

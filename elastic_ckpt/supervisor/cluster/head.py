@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from elastic_ckpt.journal.events import (
+from elastic_ckpt.journal.node_events import (
     HeadNodeLost,
     HeadTakenOver,
     NodeJoined,
@@ -17,7 +17,7 @@ from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import Gathering
 from elastic_ckpt.protocol.messages import AgentEvent, Ask, Dismissed, Finish, Hung, Nodes
 from elastic_ckpt.protocol.run_state import Event, RunState
-from elastic_ckpt.protocol.succession import Follow, Leader, Place
+from elastic_ckpt.protocol.succession import Follow, Leader, RosterPlace
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.util.units import human_duration
 
@@ -128,7 +128,7 @@ class HeadRole(ClusterRole):
         run.ports.journal.write(HeadNodeLost(head=run.settings.node, why=why))
         run.incarnations.end_agent()
         run.ports.directory.pass_on()
-        self.place = Place(nodes.roster, nodes.lost - 1)
+        self.place = RosterPlace(nodes.roster, nodes.lost - 1)
         run.goes_on = Follow(Leader(0, run.settings.node, run.settings.endpoint))
         return True
 

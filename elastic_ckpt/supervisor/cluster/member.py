@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.journal.events import HeadNodeLost
+from elastic_ckpt.journal.node_events import HeadNodeLost
 from elastic_ckpt.policy.lease import BUCKET_SURVIVOR_LEASE_SECONDS, SURVIVOR_LEASE_SECONDS
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
-from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, Place, Succession
+from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, RosterPlace, Succession
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.util.units import human_duration
 
@@ -40,7 +40,7 @@ _EVENTS: Final = {
 class MemberRole(ClusterRole):
     """Restarts, saves on an interval, retention and the verdict are the head's business."""
 
-    def __init__(self, endpoint: str, place: Place = NO_PLACE) -> None:
+    def __init__(self, endpoint: str, place: RosterPlace = NO_PLACE) -> None:
         """Take HOST:PORT of the head, and this node's place among those that were in the job."""
         super().__init__()
         self._endpoint = endpoint
@@ -65,7 +65,7 @@ class MemberRole(ClusterRole):
             case Joined():
                 self._on_joined(run, event)
             case Launched():
-                self.place = Place(event.position, event.nodes - 2)
+                self.place = RosterPlace(event.position, event.nodes - 2)
                 run.incarnations.begin(event.incarnation, event.nodes)
             case HeadLost():
                 self._on_head_lost(run, event)
@@ -192,7 +192,7 @@ class MemberRole(ClusterRole):
             return  # it has left, and then its link broke
         run.incarnations.is_launched = False
         self._apart_since, self._unchecked = run.now, None
-        self.place = Place(lost.position, lost.others)
+        self.place = RosterPlace(lost.position, lost.others)
         self._succession = self._watch(run)
         head = run.record.node.head
         run.ports.journal.write(HeadNodeLost(head=head, why=lost.why))

@@ -24,6 +24,7 @@ from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import read_run, run_numbers
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
+from elastic_ckpt.checkpoint.ownership.leaders import leader_in, leader_of
 from elastic_ckpt.checkpoint.remote_note import forget_remote, note_remote
 from elastic_ckpt.errors import BucketFailed, CheckpointError
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -31,7 +32,6 @@ from elastic_ckpt.journal.events import AttemptRecovered, Quarantined
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.lease import BUCKET_HEAD_BEAT_SECONDS
 from elastic_ckpt.protocol.succession import Leader
-from elastic_ckpt.supervisor.cluster.leaders import leader_in, leader_of
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.util.progress import in_lines
 
