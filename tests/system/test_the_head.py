@@ -207,3 +207,25 @@ def test_too_few_nodes_are_waited_for(tmp_path: Path) -> None:
         cluster.start("n1")
         assert cluster["n1"].wait() == 76, cluster.output()
         assert "fewer than 2 nodes for 5 s" in cluster.output()
+
+
+@needs_hosts
+def test_former_head_that_comes_back_during_the_lease_joins_the_next_one(tmp_path: Path) -> None:
+    """The endpoint that it was given names a node that does not lead."""
+    with make(tmp_path, 3, "1:3", "--rdzv-timeout", "60") as hosts:
+        hosts.start("h1", "h2", "h3")
+        hosts.until_step(3, 10)
+        before = hosts.head.view().incarnation
+        hosts["h1"].process.send_signal(signal.SIGTERM)
+        assert hosts["h1"].wait() == 75, hosts.output()
+        hosts.start("h1")
+        hosts.until_training(3, beyond=before)
+        view = hosts.head.view()
+        head = view.supervisor.node
+        assert head != "h1"
+        hosts.lose(head)
+        time.sleep(1.0)
+        hosts.start(head)
+        hosts.until_training(3, beyond=view.incarnation)
+        hosts.finish("h1", "h2", "h3")
+        assert_samples(hosts, SIZE, EPOCHS)
