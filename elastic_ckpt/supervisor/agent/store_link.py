@@ -104,6 +104,8 @@ class StoreLink:
         self._beat += 1
         if self.number < 0:
             self._enter(store)
+        if self.number < 0:
+            return  # closed before it had entered
         if self._leads:
             store.set(_JOB, f"{self._beat} {self._job_report}")
         store.set(f"member/{self.number}", f"{self._beat} {self._mine}")
@@ -122,7 +124,8 @@ class StoreLink:
         """Get a number, the head before all others."""
         while not (self._leads or self._closed or store.check([_JOB])):
             time.sleep(BEAT_SECONDS)
-        self.number = int(store.add(_NUMBERS, 1)) - 1
+        if not self._closed:  # or this node would be there twice, if it leads here by now
+            self.number = int(store.add(_NUMBERS, 1)) - 1
 
     def _hear(self, key: str, data: bytes) -> bool:
         """Record when a report arrived; whether it contains news."""
