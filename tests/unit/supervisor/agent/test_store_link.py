@@ -155,3 +155,20 @@ def test_close_sends_the_last_report() -> None:
     other.close()
     until(lambda: head.heard[0][other.number].state.leaving)
     head.close()
+
+
+def test_link_that_is_closed_before_it_has_entered_does_not_enter() -> None:
+    """This node may lead by now, at the same address: it would be there twice, and be given up."""
+    store, dials = Memory(), threading.Event()
+
+    def connect() -> Memory:
+        dials.wait(10)
+        return store
+
+    late = StoreLink(connect, member("a"), None, lambda: None)
+    late.close()
+    [head] = links(store)
+    dials.set()
+    head.close()
+    until(lambda: not any(one.name == "store-link" for one in threading.enumerate()))
+    assert late.number == -1 and store.values["numbers"] == "1"
