@@ -73,7 +73,9 @@ class Cluster:
 
     @property
     def head(self) -> Node:
-        return next(iter(self.nodes.values()))
+        """The first node that lives: the one that leads unless the job has moved."""
+        nodes = list(self.nodes.values())
+        return next((node for node in nodes if node.process.poll() is None), nodes[0])
 
     def until_training(self, nodes: int, beyond: int = 0):
         """Wait until ``nodes`` nodes train in an incarnation after ``beyond``."""

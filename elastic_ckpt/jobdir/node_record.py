@@ -118,6 +118,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         last_failure: the newest of this run.
         grace: seconds between a notice without a deadline and the end of the node.
         head: name of the head; this node's own for a job of one node.
+        took_over_from: name of the node that led before this one in the same job run; else empty.
         present: names of the nodes that the head sees.
         command: how it was started; None in records of version one.
         mirror: one line on the copies in a bucket; empty without a mirror.
@@ -147,6 +148,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     last_failure: FailureRecord | None = None
     grace: float = 0.0
     head: str = ""
+    took_over_from: str = ""
     present: tuple[str, ...] = ()
     command: RunCommand | None = None
     mirror: str = ""
@@ -176,7 +178,7 @@ def _checked(record: NodeRecord) -> NodeRecord:
     if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
         raise ValueError("a count is out of range")
     record.present = tuple(map(printable, record.present))
-    for name in ("job", "run_id", "node", "message", "head", "mirror", "bucket"):
+    for name in ("job", "run_id", "node", "message", "head", "mirror", "bucket", "took_over_from"):
         setattr(record, name, printable(getattr(record, name)))
     record.owner = replace(record.owner, host=printable(record.owner.host))
     if (notice := record.notice) is not None:

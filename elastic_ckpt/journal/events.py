@@ -368,29 +368,3 @@ class PruneFailed(JournalEvent, frozen=True, tag="prune_failed"):
 
     path: str = ""
     error: str = ""
-
-
-class WaitingForNodes(JournalEvent, frozen=True, tag="waiting"):
-    """Fewer nodes are present than the job needs."""
-
-    present: Count | None = None
-    needed: Count | None = None
-
-
-class NodeJoined(JournalEvent, frozen=True, tag="node_joined"):
-    """A node joined the job."""
-
-    name: str = ""
-
-
-class NodeLeft(JournalEvent, frozen=True, tag="node_left"):
-    """A node left the job."""
-
-    name: str = ""
-
-
-class HeadNodeLost(JournalEvent, frozen=True, tag="head_lost"):
-    """This node lost its head."""
-
-    head: str = ""
-    why: str = ""

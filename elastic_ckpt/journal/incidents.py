@@ -5,36 +5,35 @@ from __future__ import annotations
 from elastic_ckpt.journal.events import (
     AttemptRecovered,
     DrainFailed,
-    HeadNodeLost,
     JobFileReloaded,
     JournalEvent,
     MemoryAdopted,
-    NodeJoined,
-    NodeLeft,
     NoticeSourceFailed,
     PruneFailed,
     RestoredInexactly,
     SaveIntervalChanged,
-    WaitingForNodes,
     WorldResized,
+)
+from elastic_ckpt.journal.node_events import (
+    HeadNodeLost,
+    HeadTakenOver,
+    NodeJoined,
+    NodeLeft,
+    WaitingForNodes,
 )
 from elastic_ckpt.util.text import printable
 
 
 def sentence(event: JournalEvent) -> str | None:
     """Return what an incident's line says; None if the event is not an incident."""
-    text: str | None = None
+    text = _of_nodes(event)
     match event:
         case MemoryAdopted():
             text = f"step {_known(event.step)}, left in memory by a killed run"
         case DrainFailed():
             text = f"step {_known(event.step)}: {event.error}"
-        case HeadNodeLost():
-            text = f"{event.head}: {event.why}"
         case RestoredInexactly():
             text = f"{_name(event.path)}: {event.reason}"
-        case NodeJoined() | NodeLeft():
-            text = event.name
         case NoticeSourceFailed():
             text = f"{event.source}: {event.what}"
         case PruneFailed():
@@ -47,9 +46,20 @@ def sentence(event: JournalEvent) -> str | None:
             text = f"from {_known(before)} to {_known(now)} ranks, at step {_known(step)}"
         case SaveIntervalChanged():
             text = event.why
-        case WaitingForNodes(present=present, needed=needed):
-            text = f"{_known(present)} of {_known(needed)} nodes are here"
     return None if text is None else printable(text)
+
+
+def _of_nodes(event: JournalEvent) -> str | None:
+    match event:
+        case NodeJoined() | NodeLeft():
+            return event.name
+        case HeadNodeLost():
+            return f"{event.head}: {event.why}"
+        case HeadTakenOver():
+            return f"from {event.before}, as run {_known(event.run)}, at {event.endpoint}"
+        case WaitingForNodes(present=present, needed=needed):
+            return f"{_known(present)} of {_known(needed)} nodes are here"
+    return None
 
 
 def _known(found: int | None) -> str:

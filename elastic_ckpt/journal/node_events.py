@@ -1,8 +1,48 @@
-"""The journal's events of copies in other nodes' memory; conventions as in ``events.py``."""
+"""The journal's events of several nodes; conventions as in ``events.py``."""
 
 from __future__ import annotations
 
 from elastic_ckpt.journal.events import Count, JournalEvent, Seconds
+
+
+class WaitingForNodes(JournalEvent, frozen=True, tag="waiting"):
+    """Fewer nodes are present than the job needs."""
+
+    present: Count | None = None
+    needed: Count | None = None
+
+
+class NodeJoined(JournalEvent, frozen=True, tag="node_joined"):
+    """A node joined the job."""
+
+    name: str = ""
+
+
+class NodeLeft(JournalEvent, frozen=True, tag="node_left"):
+    """A node left the job."""
+
+    name: str = ""
+
+
+class HeadNodeLost(JournalEvent, frozen=True, tag="head_lost"):
+    """This node lost its head."""
+
+    head: str = ""
+    why: str = ""
+
+
+class HeadTakenOver(JournalEvent, frozen=True, tag="head_taken_over"):
+    """This node leads from now on.
+
+    Attributes:
+        before: the node that led.
+        run: the run number that this node has taken.
+        endpoint: where the nodes meet from now on.
+    """
+
+    before: str = ""
+    run: Count | None = None
+    endpoint: str = ""
 
 
 class Replicated(JournalEvent, frozen=True, tag="replicated"):

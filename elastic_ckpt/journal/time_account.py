@@ -25,10 +25,10 @@ from elastic_ckpt.journal.events import (
     StartHeld,
     StateChanged,
     StepMark,
-    WaitingForNodes,
     WorkersLaunched,
 )
 from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.journal.node_events import WaitingForNodes
 from elastic_ckpt.protocol.ended import EndKind
 from elastic_ckpt.protocol.run_state import RunState
 

@@ -32,7 +32,11 @@ def hold_signals() -> None:
     PID 1, be lost. Ctrl-C still ends it.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: _early.append((number, time.monotonic())))
+        signal.signal(number, _hold)
+
+
+def _hold(number: int, frame: FrameType | None) -> None:
+    _early.append((number, time.monotonic()))
 
 
 def is_held() -> bool:
@@ -75,6 +79,13 @@ class SignalSource(NoticeSource):
         """Ignore further signals: a repeat must not change the exit code."""
         for number in self._handled:
             signal.signal(number, signal.SIG_IGN)
+
+    def hold(self) -> None:
+        """Keep further signals, and those not delivered, for the next source of this process."""
+        for number in self._handled:
+            if number != signal.SIGHUP:
+                signal.signal(number, _hold)
+        _early.extend(self._arrived)
 
     @property
     def pending(self) -> bool:

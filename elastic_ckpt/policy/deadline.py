@@ -72,6 +72,11 @@ def may_wait(notice: Notice) -> bool:
     return notice.source not in _LEAVE_AT_ONCE
 
 
+def is_by_hand(notice: Notice) -> bool:
+    """Whether a person ends the job at a terminal; other notices take this node alone."""
+    return notice.source == "signal" and notice.reason in ("SIGINT", "SIGHUP")
+
+
 def tightest(current: Notice | None, new: Notice) -> Notice:
     """Return the notice with the earlier deadline; a known deadline replaces a guessed one."""
     if current is None or (current.is_guess and not new.is_guess):

@@ -26,6 +26,19 @@ BUCKET_LEASE_SECONDS: Final = 40.0
 """The same for the owner of a bucket, where each beat costs two requests."""
 
 
+HEAD_BEAT_SECONDS: Final = 2.0
+BUCKET_HEAD_BEAT_SECONDS: Final = 5.0
+"""The same for the head of several nodes, whose place another one takes if it is lost."""
+
+
+SURVIVOR_LEASE_SECONDS: Final = 8.0
+BUCKET_SURVIVOR_LEASE_SECONDS: Final = 20.0
+"""A head that its members have lost, and that has not beaten for this long, has lost the job.
+
+Shorter than for a new run, since two signs agree. A mistake costs a restart, never a checkpoint:
+whoever has the newest run number seals."""
+
+
 class Verdict(Enum):
     """What a run that wants the job does next."""
 

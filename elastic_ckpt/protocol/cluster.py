@@ -75,10 +75,11 @@ class Request(msgspec.Struct):
 
 
 class JobEnd(msgspec.Struct, frozen=True):
-    """The end of the job on every node."""
+    """The end of the job on every node; on the head alone if it is ``passed_on``."""
 
     exit_code: int
     message: str
+    passed_on: bool = False
 
 
 class JobState(msgspec.Struct, kw_only=True):

@@ -11,6 +11,8 @@ import msgspec
 from elastic_ckpt.policy.hang import StalledNode
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.ended import Ended
+from elastic_ckpt.protocol.succession import NO_POSITION
+from elastic_ckpt.protocol.worker_spec import WorkerSpec
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
@@ -35,10 +37,12 @@ class Kill(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """Announce the end of the job to the other nodes, then send :class:`Dismissed`."""
+    """Announce the end of the job to the other nodes, then send :class:`Dismissed`; if it is
+    ``passed_on``, only this node leaves, and another one leads."""
 
     exit_code: int
     message: str
+    passed_on: bool = False
 
 
 class Idle(msgspec.Struct, frozen=True, tag=True):
@@ -53,7 +57,14 @@ class Explained(msgspec.Struct, frozen=True, tag=True):
     stuck: StalledNode
 
 
-Command = Launch | Ask | Kill | Finish | Idle | Explained
+class Move(msgspec.Struct, frozen=True, tag=True):
+    """End the workers, leave the head, and go on with this specification; then send
+    :class:`Ready`. The socket of a node that leads comes over the agent's Unix socket."""
+
+    spec: WorkerSpec
+
+
+Command = Launch | Ask | Kill | Finish | Idle | Explained | Move
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -62,10 +73,16 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 class Nodes(msgspec.Struct, frozen=True, tag=True):
     """For the head's supervisor: names of the nodes that can take part in the next incarnation, and
-    the number of those that take part in this one."""
+    the number of those that take part in this one.
+
+    Attributes:
+        lost: of the ``roster`` nodes of the newest incarnation, those that were given up.
+    """
 
     present: tuple[str, ...]
     running: int
+    lost: int = 0
+    roster: int = 0
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
@@ -79,10 +96,12 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
 
 
 class Launched(msgspec.Struct, frozen=True, tag=True):
-    """This node's workers are being launched, in an incarnation of ``nodes`` nodes."""
+    """This node's workers are being launched, in an incarnation of ``nodes`` nodes, of whose roster
+    this node has the ``position``."""
 
     incarnation: int
     nodes: int
+    position: int = NO_POSITION
 
 
 class AllIdle(msgspec.Struct, frozen=True, tag=True):
@@ -96,9 +115,18 @@ class Hung(msgspec.Struct, frozen=True, tag=True):
 
 
 class HeadLost(msgspec.Struct, frozen=True, tag=True):
-    """The head does not answer; this node's workers are gone, and it keeps trying to rejoin."""
+    """The head does not answer; this node's workers are gone, and it keeps trying to rejoin.
+
+    Attributes:
+        position: this node's in the order of succession.
+        others: nodes of the last incarnation besides the head and this one.
+        passed_on: the head has left the job to the other nodes.
+    """
 
     why: str
+    position: int = NO_POSITION
+    others: int = 0
+    passed_on: bool = False
 
 
 class JobOver(msgspec.Struct, frozen=True, tag=True):

@@ -63,29 +63,54 @@ def meet(endpoint: str, is_led: Callable[[], bool]) -> Rendezvous:
 def _try_to_lead(endpoint: str) -> Rendezvous:
     host, port = parse_endpoint(endpoint)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+        return _listen(host, port)
+    except socket.gaierror as error:
         raise UsageError(
             f"--rdzv-endpoint {endpoint}: {error.strerror or error}: give the name or address of "
             "a node that this one can reach"
         ) from None
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(1024)
     except OSError as error:
-        listener.close()
         if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
             # The address is another node's, or another process listens there.
             return Rendezvous(host, port, in_use=error.errno == errno.EADDRINUSE)
         raise UsageError(
             f"--rdzv-endpoint {endpoint}: {error.strerror}: give another port"
         ) from None
-    fd = os.dup(listener.fileno())
-    listener.close()
-    return Rendezvous(host, port, fd)
+
+
+def _listen(host: str, port: int) -> Rendezvous:
+    """Listen on an address of this node; port 0 picks a free one. OSError as a socket raises it."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+        return Rendezvous(host, int(listener.getsockname()[1]), os.dup(listener.fileno()))
+
+
+def lead_towards(endpoint: str) -> tuple[Rendezvous, str]:
+    """Become the head on this node's own address, the one that reaches the nodes at ``endpoint``.
+
+    Returns the rendezvous and its endpoint. The port is the same, or a free one if it is taken.
+
+    Raises:
+        OSError: this node has no way to that address.
+    """
+    host, port = parse_endpoint(endpoint)
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)  # sends nothing
+        own = str(probe.getsockname()[0])
+    shown = f"[{own}]" if ":" in own else own
+    found = _try_to_lead(f"{shown}:{port}")
+    if not found.leads:
+        found = _listen(own, 0)
+    return found, f"{shown}:{found.port}"
+
+
+def is_same_endpoint(one: str, other: str) -> bool:
+    """Return whether two endpoints are written for the same host name and port."""
+    return parse_endpoint(one) == parse_endpoint(other)
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,14 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
-from elastic_ckpt.protocol.messages import AgentEvent, Command, LineReader, encode_line
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    Command,
+    LineReader,
+    Move,
+    Ready,
+    encode_line,
+)
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
@@ -65,7 +73,7 @@ def _listening(spec: WorkerSpec) -> tuple[int, ...]:
     return (rendezvous.listen_fd,) if rendezvous is not None and rendezvous.leads else ()
 
 
-_UNLOGGED: Final = ("tail", "terms")
+_UNLOGGED: Final = ("tail", "terms", "spec")
 """Fields with the workers' output and the script's arguments, which may hold secrets."""
 
 
@@ -89,16 +97,20 @@ class AgentProcess:
         self._scratch = _make_scratch()
         self._listeners: set[Path] = set()
         environment["ELASTIC_CKPT_SCRATCH"] = self._scratch
+        self._sockets, theirs = socket.socketpair()
+        environment["ELASTIC_CKPT_SOCKETS"] = str(theirs.fileno())
         if spec.nproc > 1:
             environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE],
             stdin=subprocess.PIPE,
-            pass_fds=(write, *_listening(spec)),
+            pass_fds=(write, theirs.fileno(), *_listening(spec)),
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is for the supervisor only
         )
         os.close(write)
+        theirs.close()
+        self._moves = False
         self.pid = self._process.pid
         self._events = LineReader(read)
         self.fd = read
@@ -117,11 +129,23 @@ class AgentProcess:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
 
+    def move(self, spec: WorkerSpec) -> None:
+        """Give it another place in the job. What it reports before it has taken that is ignored;
+        its :class:`Ready` is the next event."""
+        self._moves = True
+        self.interval_steps = spec.save_interval_steps
+        with contextlib.suppress(OSError):
+            for fd in _listening(spec):
+                socket.send_fds(self._sockets, [b"."], [fd])
+        self.send(Move(spec))
+
     def events(self) -> Iterator[AgentEvent]:
         for line in self._events.lines():
             event: AgentEvent = msgspec.json.decode(line, type=AgentEvent)
             log.info("from the agent: %s", summary(event))
-            yield event
+            self._moves = self._moves and not isinstance(event, Ready)
+            if not self._moves:
+                yield event
 
     @property
     def gone(self) -> bool:
@@ -139,6 +163,7 @@ class AgentProcess:
             self._process.wait(KILL_WAIT_SECONDS)
         log.info("agent ended: pid %d", self.pid)
         kill_descendants()
+        self._sockets.close()
         os.close(self.fd)
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):  # a command that it did not read

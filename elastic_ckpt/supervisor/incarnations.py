@@ -335,6 +335,8 @@ class Incarnations:
         what = f"{culprit}{failure.message}"
         if gone := self._run.shutdown.gone(newest):
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, f"{gone}; {what}")
+        elif self._ports.directory.lost:
+            return  # the next turn finds out whether this node joins the new owner
         elif failure.exit_code in _FINAL_CODES:
             self._run.shutdown.give_up(ExitCode(failure.exit_code), failure.message)
         elif decision.action is RestartAction.STOP:

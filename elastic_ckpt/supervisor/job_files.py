@@ -30,8 +30,10 @@ from elastic_ckpt.journal.journal import Journal, JournalTail, read_journal
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.protocol.succession import Leader
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, OwnPort
 from elastic_ckpt.supervisor.saves.checkpoints import DirectoryCheckpoints, JobCheckpoints
+from elastic_ckpt.supervisor.saves.fall_back import FallBack
 from elastic_ckpt.util.change_bell import ChangeBell
 
 log = logging.getLogger(__name__)
@@ -49,26 +51,6 @@ _SEALS: Final = (Saved, Drained)
 """Events after which the disk may have a newer checkpoint."""
 
 
-class _FallBack:
-    """One fall-back, which is cancelled or acts, but not both.
-
-    Attributes:
-        line: what was done; None until it is over.
-    """
-
-    def __init__(self) -> None:
-        self.line: str | None = None
-        self._decided = threading.Lock()
-
-    def may_act(self) -> bool:
-        """Return whether to act now: once, and not after :meth:`cancel`."""
-        return self._decided.acquire(blocking=False)
-
-    def cancel(self) -> bool:
-        """Return whether it will not act any more."""
-        return self._decided.acquire(blocking=False)
-
-
 class JobFiles:
     """The real ``DirectoryPort``. One thread of the supervisor calls all public methods."""
 
@@ -82,10 +64,11 @@ class JobFiles:
         wake: Callable[[], None],
         own: OwnPort,
         checkpoints: JobCheckpoints | None = None,
+        beat_seconds: float = BEAT_SECONDS,
     ) -> None:
         """``locks`` are held until :meth:`close`; ``checkpoints`` are the directory's by default.
-        ``say`` shows one line to the user, ``wake`` ends
-        the loop's wait; the thread calls both."""
+        The thread calls ``say``, which shows a line to the user, and ``wake``, which ends the
+        loop's wait. An owner beats each ``beat_seconds``."""
         self._job = job
         self._node = node
         self._locks = locks
@@ -111,11 +94,13 @@ class JobFiles:
         self._events: deque[JournalEntry] = deque()
         self._work: deque[Callable[[], None]] = deque()
         self._cleaning: threading.Thread | None = None
-        self._fall_back = _FallBack()
+        self._fall_back = FallBack()
         self._identities: SimpleQueue[tuple[str, ...]] | None = None  # while they are read
         self._changed = threading.Condition()
         self._closing = False
         self._lost = ""
+        self._leader: Leader | None = None  # as of the last look, until it is taken
+        self._looks, self._passed_on, self._beat_seconds = False, False, beat_seconds
         self._thread = threading.Thread(target=self._run, name="files", daemon=True)
 
     def start(self) -> None:
@@ -128,6 +113,23 @@ class JobFiles:
     @property
     def lost(self) -> str:
         return self._lost
+
+    def leader(self) -> Leader | None:
+        def look() -> None:
+            try:
+                self._leader = self._checkpoints.leader()
+            finally:
+                self._looks = False
+            self._wake()
+
+        found, self._leader = self._leader, None
+        if not self._looks and found is None:
+            self._looks = True
+            self._soon(look)
+        return found
+
+    def pass_on(self) -> None:
+        self._passed_on = True
 
     def write_record(self, record: NodeRecord) -> None:
         with self._changed:
@@ -186,7 +188,7 @@ class JobFiles:
         return self._cleaning is None or not self._cleaning.is_alive()
 
     def fall_back(self, why: str, forget: Callable[[Key], bool], session: str) -> None:
-        started = self._fall_back = _FallBack()
+        started = self._fall_back = FallBack()
 
         def work() -> None:
             try:
@@ -205,7 +207,7 @@ class JobFiles:
         return self._fall_back.cancel()
 
     def _set_aside(
-        self, why: str, forget: Callable[[Key], bool], session: str, started: _FallBack
+        self, why: str, forget: Callable[[Key], bool], session: str, started: FallBack
     ) -> str:
         with contextlib.suppress(OSError):  # what cannot be set aside is tried once more
             if self._own.newest() > self._newest:
@@ -219,11 +221,7 @@ class JobFiles:
         return ""
 
     def events(self) -> list[JournalEntry]:
-        found = []
-        with contextlib.suppress(IndexError):
-            while True:
-                found.append(self._events.popleft())
-        return found
+        return [self._events.popleft() for _ in range(len(self._events))]
 
     def catch_up(self, left: Callable[[], float]) -> None:
         self._within(self._read_events, left)
@@ -265,8 +263,8 @@ class JobFiles:
         self.cancel_fall_back()
 
         def release() -> None:
-            self._try(self._checkpoints.end)
-            self._locks.release()
+            self._try(lambda: self._checkpoints.end(passed_on=self._passed_on))
+            self._locks.release(passed_on=self._passed_on)
 
         if not self._within(release, left):
             log.warning("the storage does not answer; leaving without its last write")
@@ -300,7 +298,7 @@ class JobFiles:
 
     def _run(self) -> None:
         next_requests = next_events = 0.0
-        next_beat = time.monotonic() + BEAT_SECONDS
+        next_beat = time.monotonic() + self._beat_seconds
         while not self._closing:
             with self._changed:
                 if self._record is None and not self._work:
@@ -313,7 +311,7 @@ class JobFiles:
                 work.insert(0, partial(record.write, self._job.node_record(self._node)))
             now = time.monotonic()
             if now >= next_beat:
-                next_beat = now + BEAT_SECONDS
+                next_beat = now + self._beat_seconds
                 work.insert(0, self._beat)
             if now >= next_requests:
                 next_requests = now + REQUESTS_SECONDS

@@ -58,10 +58,14 @@ class Listener:
         for source in (self._signals, *self._others):
             source.start(self._receive)
 
-    def stop(self) -> None:
-        """Stop all sources."""
-        for source in (*self._others, self._signals):
+    def stop(self, *, hold: bool = False) -> None:
+        """Stop all sources; ``hold`` keeps signals for the next listener of this process."""
+        for source in self._others:
             source.stop()
+        if hold:
+            self._signals.hold()
+        else:
+            self._signals.stop()
 
     def is_settled(self, now: float) -> bool:
         """Return whether a notice pending at the start would be known by now."""

@@ -18,6 +18,7 @@ from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.prediction import Predictor
 from elastic_ckpt.protocol.messages import AgentEvent, Command
+from elastic_ckpt.protocol.succession import Leader
 from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort
 from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.watch.stacks import Stack
@@ -87,6 +88,12 @@ class AgentPort(Protocol):
 
 class DirectoryPort(Protocol):
     """The job directory. A method returns at once unless it states how long it may take."""
+
+    def leader(self) -> Leader | None:
+        """Return the newest run, as read since the last call, and read again; None meanwhile."""
+
+    def pass_on(self) -> None:
+        """Leave the job to its other nodes at :meth:`close`: the next one need not wait."""
 
     @property
     def lost(self) -> str:

@@ -53,6 +53,7 @@ class RunSettings:
         domain: what fails together with this node: a zone, a rack, a switch.
         nodes: minimum and maximum number of nodes of an incarnation.
         endpoint: HOST:PORT where the nodes meet; empty for a single node.
+        started_others: this command starts the other nodes, and a signal to it is for all.
         gather_seconds: how long to wait for the minimum number of nodes, or for the head.
         notice_sources: sources of notices in addition to signals.
         notice_file: a file or FIFO to read notices from.
@@ -85,6 +86,7 @@ class RunSettings:
     domain: str = ""
     nodes: tuple[int, int] = (1, 1)
     endpoint: str = ""
+    started_others: bool = False
     gather_seconds: float = 600.0
     notice_sources: tuple[str, ...] = ()
     notice_file: Path | None = None

@@ -25,6 +25,7 @@ from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, 
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.messages import Ask, Kill
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
+from elastic_ckpt.protocol.succession import Follow, Lead
 from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
@@ -32,9 +33,9 @@ from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
 from elastic_ckpt.supervisor.saves.emergency import TURN_SECONDS, EmergencySave
-from elastic_ckpt.supervisor.saves.forecast import step_seconds
 from elastic_ckpt.supervisor.settings import RunSettings, reload
 from elastic_ckpt.supervisor.shutdown import Shutdown
+from elastic_ckpt.supervisor.watch.service_watch import report_turn
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Supervisor:
 
     Attributes:
         settings: as given, or as the job file said at the last reload.
+        goes_on: whom this node follows from now on, or that it leads: another supervisor in this
+            process continues, with this one's agent. None if the run ends with this one.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Supervisor:
         self._emergency = EmergencySave(ports.memory, self._saves)
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
+        self.goes_on: Follow | Lead | None = None
         record.node.save_interval = self._saves.optimal_interval
 
     # -- the loop -----------------------------------------------------------------------------
@@ -131,35 +135,39 @@ class Supervisor:
             self.record.update(mirror=mirror)
         self.shutdown.serve()
         self._serve_clock()
-        self._serve_watchers()
+        report_turn(self)
         if self.state in TERMINAL:
             self.role.announce_end(self)
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended, and the other nodes know."""
-        return self.state in TERMINAL and self.role.has_left(self)
+        """Whether the run has ended, and the other nodes know; or another supervisor goes on."""
+        has_ended = self.state in TERMINAL and self.role.has_left(self)
+        return has_ended or self.goes_on is not None
 
     def finish(self) -> None:
-        """Take everything down; bounded."""
-        self.incarnations.end_agent()
+        """Take everything down, but the agent if the run goes on; bounded."""
+        moves = self.goes_on is not None
+        if not moves:
+            self.incarnations.end_agent()
         if self.settings.acknowledge and self.record.node.exit_code == ExitCode.PREEMPTED_SAVED:
             self.ports.listener.acknowledge()
         self.ports.directory.catch_up(self._patience(1.0))
         self._saves.close()
-        self.ports.mirror.close(self._patience(MIRROR_SECONDS))
+        self.ports.mirror.close(self._patience(CLOSE_SECONDS if moves else MIRROR_SECONDS))
         self.record.node.mirror = self.ports.mirror.serve(self.ports.directory.newest())
         end = self.record.node
-        self.ports.journal.write(
-            RunEnded(state=end.state.value, exit_code=end.exit_code, message=end.message)
-        )
+        if not moves:
+            self.ports.journal.write(
+                RunEnded(state=end.state.value, exit_code=end.exit_code, message=end.message)
+            )
         self.record.update()
         self.ports.memory.close()
         self.ports.own.close(self.preemption.patience(CLOSE_SECONDS))
-        log.info("ended: %s, exit code %s", end.state.value, end.exit_code)
+        log.info("ended: %s, exit code %s, goes on: %s", end.state.value, end.exit_code, moves)
         self.ports.directory.close(self._patience(CLOSE_SECONDS))
         self.ports.mirror.close_history(self._patience(5.0))
-        self.ports.listener.stop()
+        self.ports.listener.stop(hold=moves)
         self.ports.host.stop()
 
     @property
@@ -217,17 +225,6 @@ class Supervisor:
                 self.incarnations.on_event(event)
         if agent.gone and self.state not in TERMINAL and self.agent is agent:
             self.incarnations.on_agent_lost()
-
-    def _serve_watchers(self) -> None:
-        """Beat, and report to systemd, which waits for a save as long as it makes progress."""
-        now, service, board = self.now, self.ports.service, self.ports.board
-        self.ports.host.turn(self.agent.pid if self.agent else 0)
-        service.serve(now, self.state, self.record.node.message)
-        if self.state is RunState.DRAINING and service.is_there:
-            slots = board.read_slots()
-            active = self.ports.host.activity(slot.pid for slot in slots)
-            step = max((step_seconds(slot) for slot in slots), default=0.0)
-            service.stopping(now, (tuple(slot.beat for slot in slots), active), step)
 
     def _serve_clock(self) -> None:
         now = self.now
@@ -371,7 +368,8 @@ class Supervisor:
     def _on_lost(self, by: str) -> None:
         """Another run has taken the job over: stop the workers, and seal nothing."""
         self.incarnations.end_agent()
-        self.shutdown.lose(by)
+        if not self.role.gives_way(self):
+            self.shutdown.lose(by)
 
     def _on_expired(self) -> None:
         """The deadline has come, or the user does not want to wait."""

@@ -10,6 +10,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
@@ -21,13 +22,15 @@ from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices.platforms import make_sources
 from elastic_ckpt.notices.signals import SignalSource
 from elastic_ckpt.policy.hang import Effort
+from elastic_ckpt.policy.lease import BEAT_SECONDS, HEAD_BEAT_SECONDS
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.succession import NO_PLACE, Lead, Leader, RosterPlace
 from elastic_ckpt.protocol.worker_spec import SharedBucket, WorkerSpec
 from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
-from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
+from elastic_ckpt.supervisor.cluster.role import AloneRole, ClusterRole, Role
 from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.listener import Listener
@@ -138,6 +141,31 @@ class Host:
         self._process_log.end()
 
 
+@dataclass(frozen=True)
+class Handed:
+    """What a supervisor leaves to the next one of its process, which has another role.
+
+    Attributes:
+        place: this node's in the order of succession.
+        taken: the run that this node takes the place of; None if it follows.
+        agent: its agent, without workers; None if it had none.
+    """
+
+    board: Board
+    service: Service
+    place: RosterPlace
+    taken: Leader | None = None
+    agent: AgentProcess | None = None
+
+    @classmethod
+    def of(cls, before: Supervisor) -> Handed:
+        """Return what a supervisor leaves that has ended, with ``goes_on`` set."""
+        place = before.role.place if isinstance(before.role, ClusterRole) else NO_PLACE
+        taken = before.goes_on.leader if isinstance(before.goes_on, Lead) else None
+        agent = before.agent if isinstance(before.agent, AgentProcess) else None
+        return cls(before.ports.board, before.ports.service, place, taken, agent)
+
+
 def make_supervisor(
     settings: RunSettings,
     say: Callable[[str], None],
@@ -145,6 +173,7 @@ def make_supervisor(
     rendezvous: Rendezvous | None = None,
     leaves: Callable[[], bool] = lambda: False,
     claim: BucketClaim | None = None,
+    handed: Handed | None = None,
 ) -> Supervisor:
     """Take the locks and make the supervisor of one ``elastic-ckpt run`` on this node.
 
@@ -154,6 +183,7 @@ def make_supervisor(
         rendezvous: where the nodes meet, for one of several.
         leaves: whether a signal has come that ends this process; asked during a wait for a lease.
         claim: to the bucket that is the job's place; None if a directory is.
+        handed: what an earlier supervisor of this process leaves to this one.
 
     Raises:
         DirectoryUnusable: the directory cannot be used.
@@ -167,9 +197,10 @@ def make_supervisor(
     own_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
     run_id = claim.owner.run_id if claim else own_id
     leads = rendezvous is None or rendezvous.leads
+    taken = handed.taken if handed else None
     locks = RunLocks(
         job, settings.node, run_id, leads=leads, endpoint=settings.endpoint,
-        patience=Patience(say, leaves),
+        patience=Patience(say, leaves), after=taken.number if taken and not claim else 0,
     )  # fmt: skip
     fence = locks.ownership  # None on a node that follows: the leader of the ranks seals
     try:
@@ -179,7 +210,8 @@ def make_supervisor(
         locks.release()
         raise
     journal = Journal(job, settings.node, follows=not leads, rotates=True)
-    board, wakeup = Board.create(settings.nproc), Wakeup()
+    board = handed.board if handed else Board.create(settings.nproc)
+    wakeup = Wakeup()
     first = first_record(settings, job, run_id, board.path, leads=leads)
     process_log = ProcessLog.of_node(
         job, "supervisor", settings.node, lambda: {"incarnation": first.incarnation}
@@ -192,13 +224,16 @@ def make_supervisor(
         )
     shared = settings.shared_url
     checkpoints = _in_bucket(job, shared, claim, journal) if shared else None
-    files = JobFiles(job, settings.node, locks, journal, say, wakeup.wake, own, checkpoints)
+    files = JobFiles(
+        job, settings.node, locks, journal, say, wakeup.wake, own, checkpoints,
+        BEAT_SECONDS if rendezvous is None else HEAD_BEAT_SECONDS,
+    )  # fmt: skip
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
     memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
     first.memory = memory.root
     files.start()
-    service = Service()
+    service = handed.service if handed else Service()
     mirror = (
         SharedHistory(
             HistoryCopy(job, checkpoints.store, 0.0), shared, lambda: checkpoints.owner,
@@ -210,38 +245,43 @@ def make_supervisor(
     signals = SignalSource(settings.grace, is_guess="slurm" in settings.notice_sources)
     sources = make_sources(settings.notice_sources, settings.notice_file, settings.grace)
 
+    kept = [handed.agent] if handed and handed.agent else []  # until it is used
+
     def start_agent(now: RunSettings) -> AgentProcess:
-        return AgentProcess(
-            WorkerSpec(
-                script=str(now.script),
-                module=now.module,
-                args=list(now.args),
-                directory=str(now.directory),
-                job=now.name,
-                node=now.node,
-                board=board.path,
-                nproc=now.nproc,
-                preload=list(now.preload),
-                save_interval_steps=now.interval.worker_interval,
-                global_batch=now.global_batch,
-                retention=now.retention,
-                memory=memory.root,
-                memory_server=memory.server,
-                replicas=now.replicas,
-                domain=now.domain,
-                run_id=run_id,
-                identity=files.identity(),
-                run_number=fence.number if fence else 0,
-                nonce=fence.nonce if fence else "",
-                rewound=fence.rewound if fence else 0,
-                mount=fence.mount if fence else 0,
-                rendezvous=rendezvous,
-                terms=now.terms,
-                on_notice=now.own.on_notice,
-                bucket=_shared(shared, claim),
-                saves_itself=bool(now.own),
-            )
+        spec = WorkerSpec(
+            script=str(now.script),
+            module=now.module,
+            args=list(now.args),
+            directory=str(now.directory),
+            job=now.name,
+            node=now.node,
+            board=board.path,
+            nproc=now.nproc,
+            preload=list(now.preload),
+            save_interval_steps=now.interval.worker_interval,
+            global_batch=now.global_batch,
+            retention=now.retention,
+            memory=memory.root,
+            memory_server=memory.server,
+            replicas=now.replicas,
+            domain=now.domain,
+            run_id=run_id,
+            identity=files.identity(),
+            run_number=fence.number if fence else 0,
+            nonce=fence.nonce if fence else "",
+            rewound=fence.rewound if fence else 0,
+            mount=fence.mount if fence else 0,
+            rendezvous=rendezvous,
+            terms=now.terms,
+            on_notice=now.own.on_notice,
+            bucket=_shared(shared, claim),
+            saves_itself=bool(now.own),
         )
+        if not kept:
+            return AgentProcess(spec)
+        agent = kept.pop()
+        agent.move(spec)
+        return agent
 
     ports = Ports(
         clock=Clock(),
@@ -256,7 +296,7 @@ def make_supervisor(
         service=service,
         start_agent=start_agent,
     )
-    return Supervisor(settings, ports, record, _role(settings, rendezvous), reread)
+    return Supervisor(settings, ports, record, _role(settings, rendezvous, handed), reread)
 
 
 def _in_bucket(
@@ -308,7 +348,12 @@ def _mirror(
     )
 
 
-def _role(settings: RunSettings, rendezvous: Rendezvous | None) -> Role:
+def _role(settings: RunSettings, rendezvous: Rendezvous | None, handed: Handed | None) -> Role:
+    place = handed.place if handed else NO_PLACE
     if rendezvous is None:
         return AloneRole()
-    return HeadRole(settings.nodes) if rendezvous.leads else MemberRole(settings.endpoint)
+    if not rendezvous.leads:
+        return MemberRole(settings.endpoint, place)
+    if handed is None or handed.taken is None:
+        return HeadRole(settings.nodes)
+    return HeadRole(settings.nodes, place.others + 1, handed.taken)

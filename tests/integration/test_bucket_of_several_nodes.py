@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,35 @@ def test_a_preempted_machine_saves_with_all_ranks_and_the_others_continue(tmp_pa
         machines.finish("n1")
         machines.assert_each_sample_once(2)
         assert machines.head.view().restarts.failures == 0
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("how", ["lost", "preempted"])
+def test_next_machine_leads_and_the_former_one_joins_it(tmp_path: Path, how: str) -> None:
+    with Machines(tmp_path, "1:2") as machines:
+        machines.start("n1", "n2")
+        machines.until_step(2, 25)
+        began = time.monotonic()
+        if how == "lost":
+            machines.lose("n1")
+        else:
+            machines["n1"].process.send_signal(signal.SIGTERM)
+            assert machines["n1"].wait() == 75, machines.output()
+        second = machines["n2"]
+        second.until(lambda _: "leads from now on" in second.output(), "the next head")
+        until_it_trains(second)
+        print(f"\n{how}: {time.monotonic() - began:.2f} s until the next head trains")
+        machines.start("n1")
+        until_it_trains(machines["n1"])
+        assert "led by n2" in machines["n1"].output()
+        machines.finish("n1", "n2")
+        machines.assert_each_sample_once(2)
+
+
+def until_it_trains(node: Node) -> None:
+    node.until(
+        lambda view: (
+            view.state == "running" and any(one.phase == "training" for one in view.workers)
+        ),
+        "training",
+    )

@@ -69,6 +69,9 @@ class Signals(NoticeSource):
     def pending(self) -> bool:
         return bool(self._arrived)
 
+    def hold(self) -> None:
+        return
+
     def arrive(self, event: Any) -> None:
         self._arrived.append(event)
 
@@ -234,6 +237,12 @@ class Run:
 
     def _exit(self) -> None:
         if self.is_gone:
+            return
+        if self.supervisor.goes_on is not None:
+            # A head that lets others lead. Nobody is told of another place here: it leads again.
+            self.is_gone = True
+            self.world.on_death(self)
+            self.world.restart(self.host)
             return
         code = self.record.node.exit_code
         self.code = ExitCode.FAILED if code is None else ExitCode(code)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ckpt.journal.events import JournalEvent
 from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.policy.prediction import Predictor
+from elastic_ckpt.protocol.succession import Leader
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from tests.simulation.disk import Attempt, Checkpoint, Disk
 from tests.simulation.kernel import Violation
@@ -365,6 +366,13 @@ class Directory:
         if not self._wait_for_disk(seconds):
             return None
         return tuple(f"job.{number}" for number in range(self._disk.number, 0, -1))
+
+    def leader(self) -> Leader | None:
+        """Return nothing: the nodes of a simulated job meet where its team says."""
+        return None
+
+    def pass_on(self) -> None:
+        return
 
     def close(self, left: Callable[[], float]) -> None:
         self._wait_for_disk(left())

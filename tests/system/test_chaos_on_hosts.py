@@ -18,7 +18,7 @@ import pytest
 from tests.hosts import Hosts, why_not
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261125"))
-COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "7"))
+COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "12"))
 SIZE = 4003
 ALL = ("h1", "h2", "h3")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")
@@ -43,11 +43,45 @@ def preempt(hosts: Hosts, name: str, dice: random.Random) -> None:
     hosts.start(name)
 
 
-def preempt_the_head(hosts: Hosts, name: str, dice: random.Random) -> None:
-    hosts["h1"].process.send_signal(signal.SIGTERM)
+def head_of(hosts: Hosts) -> str:
+    return str(hosts.head.view().supervisor.node)
+
+
+def interrupt_the_head(hosts: Hosts, name: str, dice: random.Random) -> None:
+    """A person ends the job, and starts it again."""
+    hosts[head_of(hosts)].process.send_signal(signal.SIGINT)
     for one in ALL:
         assert hosts[one].wait() == 75, hosts.output()
     hosts.start(*ALL)
+
+
+def preempt_the_head(hosts: Hosts, name: str, dice: random.Random) -> None:
+    preempt(hosts, head_of(hosts), dice)
+
+
+def lose_the_head(hosts: Hosts, name: str, dice: random.Random) -> None:
+    lose(hosts, head_of(hosts), dice)
+
+
+def lose_the_head_for_long(hosts: Hosts, name: str, dice: random.Random) -> None:
+    """Until another host leads."""
+    head, before = head_of(hosts), hosts.head.view().incarnation
+    hosts.lose(head)
+    hosts.until_training(2, beyond=before)
+    hosts.start(head)
+
+
+def lose_head_and_another(hosts: Hosts, name: str, dice: random.Random) -> None:
+    head, before = head_of(hosts), hosts.head.view().incarnation
+    other = dice.choice([one for one in ALL if one != head])
+    hosts.lose(head)
+    hosts.lose(other)
+    hosts.until_training(1, beyond=before)
+    hosts.start(head, other)
+
+
+def cut_the_head_off(hosts: Hosts, name: str, dice: random.Random) -> None:
+    cut_off(hosts, head_of(hosts), dice)
 
 
 def kill_worker(hosts: Hosts, name: str, dice: random.Random) -> None:
@@ -72,7 +106,9 @@ def stop_agent(hosts: Hosts, name: str, dice: random.Random) -> None:
 
 
 KINDS: list[Callable[[Hosts, str, random.Random], None]] = [
-    cut_off, lose, preempt, preempt_the_head, kill_worker, kill_agent, stop_agent,
+    cut_off, lose, preempt, interrupt_the_head, preempt_the_head, lose_the_head,
+    lose_the_head_for_long, lose_head_and_another, cut_the_head_off, kill_worker, kill_agent,
+    stop_agent,
 ]  # fmt: skip
 
 
@@ -91,7 +127,8 @@ def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
             step = hosts.until_training(3).position.step
             hosts.until_step(3, step + dice.randrange(1, 40))
             print(f"{number} of {COUNT}: {kind.__name__}", flush=True)
-            kind(hosts, dice.choice(ALL[1:]), dice)
+            others = [one for one in ALL if one != head_of(hosts)]
+            kind(hosts, dice.choice(others), dice)
         hosts.until_training(3)
         hosts.finish(*ALL)
         used = hosts.used_per_epoch()

@@ -158,6 +158,7 @@ OTHER_STRUCTS: Final = {
     "cli/gpus.py",
     "cli/status/progress.py",
     "cli/status/saves.py",
+    "cli/status/nodes.py",
     "cli/status/view.py",
     "cli/status/workers.py",
 }

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.one_torch
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 INTERNAL = {
-    "ELASTIC_CKPT_EVENTS", "ELASTIC_CKPT_SCRATCH", "ELASTIC_CKPT_LEARNED",  # between our processes
+    # between our processes
+    "ELASTIC_CKPT_EVENTS", "ELASTIC_CKPT_SOCKETS", "ELASTIC_CKPT_SCRATCH", "ELASTIC_CKPT_LEARNED",
     "HOME", "PYTHONWARNINGS", "WATCHDOG_PID", "INVOCATION_ID",
 }  # fmt: skip
 DIAGRAMS = ("flowchart", "sequenceDiagram", "stateDiagram-v2")

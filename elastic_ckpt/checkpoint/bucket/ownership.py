@@ -36,12 +36,18 @@ _MAX_BYTES = 64 * 1024
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a claim. ``nonce`` tells it from that of another run at the same number."""
+    """The record of a claim.
+
+    Attributes:
+        nonce: tells it from that of another run at the same number.
+        endpoint: HOST:PORT where the nodes meet; empty for a job of one node.
+    """
 
     run_id: str
     node: str
     owner: ProcessIdentity
     nonce: str
+    endpoint: str = ""
 
     @property
     def shown(self) -> str:
@@ -56,11 +62,13 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         count: grows, so that each beat differs from the one before.
         ended: it seals nothing any more.
+        passed_on: it has ended and left the job to its other nodes.
     """
 
     nonce: str
     count: int
     ended: bool = False
+    passed_on: bool = False
 
 
 class _Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,10 +108,10 @@ class BucketClaim:
                 f"elastic-ckpt status {self.store.url} shows the job"
             )
 
-    def beat(self, *, ended: bool = False) -> None:
+    def beat(self, *, ended: bool = False, passed_on: bool = False) -> None:
         """Show that this owner lives, or has ended; raises as :meth:`check`."""
         self._beats += 1
-        beat = Beat(nonce=self.owner.nonce, count=self._beats, ended=ended)
+        beat = Beat(nonce=self.owner.nonce, count=self._beats, ended=ended, passed_on=passed_on)
         self.store.put(beat_key(self.number), msgspec.json.encode(beat))
         self.check()
 
@@ -218,11 +226,12 @@ def read_told(store: Bucket, number: int) -> dict[str, str] | None:
         return None
 
 
-def new_owner(run_id: str, node: str) -> Owner:
+def new_owner(run_id: str, node: str, endpoint: str = "") -> Owner:
     """Return the record of this process."""
     return Owner(
-        run_id=run_id, node=node, owner=ProcessIdentity.current(), nonce=secrets.token_hex(16)
-    )
+        run_id=run_id, node=node, owner=ProcessIdentity.current(), nonce=secrets.token_hex(16),
+        endpoint=endpoint,
+    )  # fmt: skip
 
 
 def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:

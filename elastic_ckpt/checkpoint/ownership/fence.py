@@ -44,6 +44,7 @@ class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
         lock: device and inode of the lock file that it holds; zeros if it holds none.
         endpoint: HOST:PORT where the nodes meet; empty for a job of one node.
         ended: it has ended, and seals nothing any more.
+        passed_on: it has ended and left the job to its other nodes.
         continued_from: attempts that ``--from`` has named in this run and those before it.
         rewound: as in :class:`Fence`.
     """
@@ -55,6 +56,7 @@ class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
     lock: tuple[int, int] = (0, 0)
     endpoint: str = ""
     ended: bool = False
+    passed_on: bool = False
     continued_from: tuple[str, ...] = ()
     rewound: int = 0
 
@@ -212,11 +214,11 @@ class Ownership(Fence):
         self.record = msgspec.structs.replace(self.record, continued_from=done, rewound=self.number)
         write_atomic(_path(self.job, self.number), msgspec.json.encode(self.record))
 
-    def end(self) -> None:
+    def end(self, *, passed_on: bool = False) -> None:
         """Record that this run has ended, so that the next one need not wait for its lease."""
         with contextlib.suppress(OSError, RunSuperseded):
             self.check()
-            ended = msgspec.structs.replace(self.record, ended=True)
+            ended = msgspec.structs.replace(self.record, ended=True, passed_on=passed_on)
             write_atomic(_path(self.job, self.number), msgspec.json.encode(ended))
 
     def beat_in_background(self) -> None:

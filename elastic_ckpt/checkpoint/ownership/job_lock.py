@@ -101,15 +101,20 @@ class RunLocks:
         leads: bool = True,
         endpoint: str = "",
         patience: Patience | None = None,
+        after: int = 0,
     ) -> None:
-        """Take them; raises as :class:`HeldLock` and :class:`OwnedJob`."""
+        """Take them; raises as :class:`HeldLock` and :class:`OwnedJob`.
+
+        Args:
+            after: number of the run whose lease this node has waited out already; 0 for none.
+        """
         patience = patience or Patience()
         # None if a host that is gone still holds it.
         self._node: HeldLock | None = _take_node(job, node, run_id, patience)
         self._job: OwnedJob | None = None
         try:
             if leads:
-                self._job = OwnedJob(job, node, run_id, endpoint, patience)
+                self._job = OwnedJob(job, node, run_id, endpoint, patience, after)
         except BaseException:
             self._let_go()
             raise
@@ -125,10 +130,10 @@ class RunLocks:
             if self._job is not None and self._job.lock is not None:
                 self._job.lock.record(incarnation)
 
-    def release(self) -> None:
+    def release(self, *, passed_on: bool = False) -> None:
         """Release them."""
         if self._job is not None:
-            self._job.release()
+            self._job.release(passed_on=passed_on)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -198,9 +203,16 @@ class OwnedJob:
     """
 
     def __init__(
-        self, job: JobDirectory, node: str, run_id: str, endpoint: str, patience: Patience
+        self,
+        job: JobDirectory,
+        node: str,
+        run_id: str,
+        endpoint: str,
+        patience: Patience,
+        after: int = 0,
     ) -> None:
-        """Take the job over, at once if the previous owner is surely gone, else after its lease.
+        """Take the job over, at once if the previous owner is surely gone, else after its lease;
+        ``after`` as in :class:`RunLocks`.
 
         Raises:
             LockHeld: the previous owner is alive, or another run was faster.
@@ -209,11 +221,15 @@ class OwnedJob:
         """
         self._job = job
         self.lock: HeldLock | None = None
-        number = newest_number(job)
+        number = after or newest_number(job)
         previous = read_run(job, number) if number else None
         try:
-            self._acquire(run_id, previous)
-            self._wait_for_lease(number, previous, run_id, patience)
+            if after:
+                with contextlib.suppress(LockHeld):  # the number alone counts
+                    self.lock = HeldLock(job.lock, run_id)
+            else:
+                self._acquire(run_id, previous)
+                self._wait_for_lease(number, previous, run_id, patience)
             record = new_record(job, node, run_id, endpoint, previous)
             self.ownership = Ownership.claim(job, number + 1, record)
             take_over(job.session(""), self.ownership)
@@ -229,9 +245,9 @@ class OwnedJob:
             self._let_go()
             raise
 
-    def release(self) -> None:
+    def release(self, *, passed_on: bool = False) -> None:
         """End the run, and release the lock."""
-        self.ownership.end()
+        self.ownership.end(passed_on=passed_on)
         self._let_go()
 
     def _acquire(self, run_id: str, previous: RunOwner | None) -> None:

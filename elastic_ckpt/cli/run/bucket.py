@@ -13,7 +13,12 @@ from pathlib import Path
 from elastic_ckpt.checkpoint.bucket.catalog import listed, newest, read_seal, sessions
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
-from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, identity_of, new_owner
+from elastic_ckpt.checkpoint.bucket.ownership import (
+    BucketClaim,
+    claim_after,
+    identity_of,
+    new_owner,
+)
 from elastic_ckpt.checkpoint.bucket.probe import probe
 from elastic_ckpt.checkpoint.bucket.source import in_bucket, in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
@@ -75,6 +80,27 @@ def take_bucket(
     return claim
 
 
+def succeed_in_bucket(settings: RunSettings, previous: int) -> BucketClaim:
+    """Own the job in the bucket of several nodes after run ``previous``, whose lease this node has
+    waited out; raises as :func:`take_bucket`, without a wait."""
+    if settings.mirror is None:
+        raise ValueError("the settings have no bucket")
+    run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
+    job, store = JobDirectory(settings.directory), open_store(BucketUrl.parse(settings.mirror.url))
+    claim = claim_after(store, previous, new_owner(run_id, settings.node, settings.endpoint))
+    _count_on(claim, job, run_id)
+    return claim
+
+
+def _count_on(claim: BucketClaim, job: JobDirectory, run_id: str) -> None:
+    """Let this machine's run number be higher than those that the bucket's checkpoints have."""
+    store = claim.store
+    for seal in [newest(store, one, claim.newest) for one in sessions(store, claim.newest)]:
+        with _locked(job, run_id), contextlib.suppress(CheckpointRejected):
+            if seal is not None:
+                count_from(job, read_seal(store, seal).run)
+
+
 def share_bucket(
     settings: RunSettings, say: Callable[[str], None], leaves: Callable[[], bool]
 ) -> BucketClaim:
@@ -86,17 +112,15 @@ def share_bucket(
     run_id = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex[:12]
     job, store, patience = _opened(settings, say, leaves, run_id)
     with _locked(job, run_id):
-        claim = take(store, job.identity(), new_owner(run_id, settings.node), patience)
+        owner = new_owner(run_id, settings.node, settings.endpoint)
+        claim = take(store, job.identity(), owner, patience)
         is_in_step = was_in_step(job, claim)
     try:
         if is_in_step:
             _push_rest(claim, job, patience)
         why = "the ranks of several nodes bring checkpoints here from the bucket"
         _begin_anew(job, identity_of(store), say, why)
-        newest_seals = [newest(store, one, claim.newest) for one in sessions(store, claim.newest)]
-        for seal in filter(None, newest_seals):
-            with _locked(job, run_id), contextlib.suppress(CheckpointRejected):
-                count_from(job, read_seal(store, seal).run)
+        _count_on(claim, job, run_id)
     except BaseException:
         with contextlib.suppress(OSError):
             claim.beat(ended=True)  # nobody needs to wait for it

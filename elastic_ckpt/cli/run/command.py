@@ -6,7 +6,8 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from elastic_ckpt.cli.run.build_settings import build_settings
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.job_file import format_options, print_config_option
+from elastic_ckpt.cli.run.node_run import NodeRun
 from elastic_ckpt.cli.run.options import run_options
 from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
 from elastic_ckpt.errors import ElasticCkptError, LockHeld, UsageError
@@ -29,11 +31,9 @@ from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
-    from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
     from elastic_ckpt.cli.status.advice import Advice
     from elastic_ckpt.jobdir.node_record import NodeRecord
     from elastic_ckpt.supervisor.settings import RunSettings
-    from elastic_ckpt.supervisor.supervisor import Supervisor
 
 _ARGUMENTS = "elastic_ckpt.arguments"
 _NEXT_SECONDS = 2.0  # for what to do next
@@ -101,8 +101,11 @@ def command(
         problems = [check_storage(settings.directory)]
         if settings.mirror is not None and not settings.mirror.is_place:
             problems.append(check_bucket(settings.directory, settings.mirror.url))
+        hosts = _hosts(context, settings) if hostfile is not None else ()
+        settings = replace(settings, started_others=bool(hosts))
+        node = NodeRun(settings, _print_line, lambda: settings_of(context.meta[_ARGUMENTS]))
         try:
-            supervisor = _supervisor(settings, lambda: settings_of(context.meta[_ARGUMENTS]))
+            supervisor = node.begin()
         except LockHeld as error:
             look = command_line("status", settings.directory)
             raise LockHeld(f"{error}; see what it does: {look}") from None
@@ -110,9 +113,13 @@ def command(
         _import_what_the_end_needs()
         for problem in filter(None, problems):
             supervisor.record.say(problem)
-        if hostfile is not None:  # not before this run owns the job
-            _start_others(context, settings)
+        if hosts and supervisor.record.node.leads:  # not before this run owns the job
+            _start_others(hosts, context, settings)
         code = int(supervisor.run())
+        while supervisor.goes_on is not None:
+            supervisor = node.go_on(supervisor)
+            supervisor.record.node.command = RunCommand.current(_arguments(context))
+            code = int(supervisor.run())
         _say_next(settings.directory, supervisor.record.node)
         return code
 
@@ -143,36 +150,6 @@ def settings_of(arguments: Sequence[str]) -> RunSettings:
         return build_settings(**parse(arguments))
     except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a link loop, no such user
         raise UsageError(printable(str(error))) from None
-
-
-def _supervisor(settings: RunSettings, reread: Callable[[], RunSettings]) -> Supervisor:
-    from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
-    from elastic_ckpt.protocol.rendezvous import meet
-    from elastic_ckpt.supervisor.wiring import make_supervisor
-
-    if not settings.endpoint:
-        claim = _claim(settings)
-        return make_supervisor(settings, _print_line, reread, leaves=is_held, claim=claim)
-    lock = JobDirectory(settings.directory).lock
-
-    def is_led() -> bool:
-        found = read_owner(lock)
-        return found is not None and found.owner.is_alive() is not False
-
-    rendezvous = meet(settings.endpoint, is_led)
-    claim = _claim(settings) if rendezvous.leads else None
-    return make_supervisor(settings, _print_line, reread, rendezvous, is_held, claim)
-
-
-def _claim(settings: RunSettings) -> BucketClaim | None:
-    """Own the bucket that is the job's place; None if a directory is."""
-    if settings.mirror is None or not settings.mirror.is_place:
-        return None
-    from elastic_ckpt.cli.run.bucket import share_bucket, take_bucket
-    from elastic_ckpt.notices.signals import is_held
-
-    take = share_bucket if settings.shared_url else take_bucket
-    return take(settings, _print_line, is_held)
 
 
 def _arguments(context: click.Context) -> list[str]:
@@ -229,12 +206,15 @@ def _advice(job: JobDirectory, record: NodeRecord) -> Advice:
     return advise(job, Situation(record.state.value, record, newest, bool(rejected), error))
 
 
-def _start_others(context: click.Context, settings: RunSettings) -> None:
-    hosts = hosts_to_start(context.meta[HOSTS], settings.node)
-    if hosts:
-        from elastic_ckpt.cli.run.ssh import start_hosts
+def _hosts(context: click.Context, settings: RunSettings) -> tuple[str, ...]:
+    """Return the hosts of the hostfile that this command starts."""
+    return hosts_to_start(context.meta[HOSTS], settings.node)
 
-        start_hosts(hosts, context, settings, _print_line)
+
+def _start_others(hosts: Sequence[str], context: click.Context, settings: RunSettings) -> None:
+    from elastic_ckpt.cli.run.ssh import start_hosts
+
+    start_hosts(hosts, context, settings, _print_line)
 
 
 def _remember_slurm_job(settings: RunSettings) -> None:

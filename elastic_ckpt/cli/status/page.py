@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from elastic_ckpt.cli.status.nodes import NodeView
 from elastic_ckpt.cli.status.progress import ProgressView
 from elastic_ckpt.cli.status.saves import EmergencySaveView, LastSaveView
 from elastic_ckpt.cli.status.view import NewestView, StatusView
@@ -283,10 +284,17 @@ def _nodes(view: StatusView) -> RenderableType:
     for title in ("node", "host", "state", "activity"):
         table.add_column(title, overflow="fold")
     for node in view.nodes:
-        name = f"{node.node} (leads)" if node.leads else node.node
+        name = f"{node.node} (leads{_takeover(node)})" if node.leads else node.node
         state = "gone" if node.alive is False else node.state
         table.add_row(name, node.host, state, node.message)
     return table
+
+
+def _takeover(node: NodeView) -> str:
+    if not node.took_over_from:
+        return ""
+    since = time.strftime("%H:%M:%S", time.localtime(node.since))
+    return f" since {since}, in place of {node.took_over_from}"
 
 
 def _workers(workers: list[WorkerView]) -> list[RenderableType]:

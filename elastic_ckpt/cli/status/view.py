@@ -12,6 +12,7 @@ from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import Situation, advise
+from elastic_ckpt.cli.status.nodes import NodeView, node_views, shown_record
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
     EmergencySaveView,
@@ -59,17 +60,6 @@ class SupervisorView(msgspec.Struct):
     host: str
     node: str
     last_beat_seconds: float | None = None
-
-
-class NodeView(msgspec.Struct):
-    """One node of a multi-node job; ``alive`` as for a supervisor."""
-
-    node: str
-    host: str
-    leads: bool
-    state: str
-    message: str
-    alive: bool | None
 
 
 class PositionView(msgspec.Struct):
@@ -178,7 +168,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         history: what the job's journal holds, if it was read already.
     """
     records = job_records(job)
-    record = next((one for one in records if one.leads), next(iter(records), None))
+    record = shown_record(records)
     alive = record.owner.is_alive() if record else False
     run = [one for one in records if record and one.run_id == record.run_id]
     boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
@@ -216,7 +206,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         exit_code=_exit_code(state, warnings),
         supervisor=_supervisor(record, alive, beat),
         incarnation=record.incarnation if record else 0,
-        nodes=_nodes(record, run),
+        nodes=node_views(record, run),
         workers=worker_views(boards),
         position=position,
         progress=progress(
@@ -272,19 +262,6 @@ def _crashes(history: History) -> int:
     """Return the number of failures in all runs of the job; a record has those of the last."""
     crashes = [one for one in history.interruptions if one.cause is Cause.FAILURE]
     return sum(one.kind != FailureClass.MEMBERSHIP.value for one in crashes)
-
-
-def _nodes(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:
-    """Return the nodes of a multi-node job, including those about to leave."""
-    if record is None or not record.present:
-        return []
-    shown = [one for one in run if one.node in record.present or one.owner.is_alive()]
-    return [
-        NodeView(
-            one.node, one.owner.host, one.leads, one.state.value, one.message, one.owner.is_alive()
-        )
-        for one in sorted(shown, key=lambda one: (not one.leads, one.node))
-    ]
 
 
 def _supervisor(

@@ -14,6 +14,7 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ from elastic_ckpt.protocol.messages import (
     Kill,
     Launch,
     LineReader,
+    Move,
     Ready,
     encode_line,
 )
@@ -80,13 +82,20 @@ _IGNORED: Final = (
 
 
 class Agent:
-    """The main thread's loop; implements :class:`~.cluster_member.LocalWorkers`."""
+    """The main thread's loop; implements :class:`~.member_ports.LocalWorkers`."""
 
     def __init__(
-        self, spec: WorkerSpec, commands: LineReader, events: int, template: Template
+        self,
+        spec: WorkerSpec,
+        commands: LineReader,
+        events: int,
+        template: Template,
+        sockets: socket.socket,
     ) -> None:
-        """``events`` is the descriptor that events are written to."""
+        """``events`` is the descriptor that events are written to; ``sockets`` receives those of a
+        node that becomes the head."""
         self._spec = spec
+        self._sockets = sockets
         self._commands = commands
         self._events = events
         self._template = template
@@ -106,10 +115,12 @@ class Agent:
         self._not_begun = False
         self._cut_short_at = 0.0
         self._memory_kills = 0
-        self._nodes: Membership | None = None
-        if spec.rendezvous is not None:
-            network = HubNetwork(self._wake)
-            self._nodes = Membership(spec, spec.rendezvous, self, self._send, network)
+        self._next: WorkerSpec | None = None  # to go on with, once no worker runs
+        self._nodes = self._member(spec)
+
+    def _member(self, spec: WorkerSpec) -> Membership | None:
+        place, network = spec.rendezvous, HubNetwork(self._wake)
+        return Membership(spec, place, self, self._send, network) if place else None
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -120,7 +131,9 @@ class Agent:
                 os.read(self._wake_read, 4096)
             for line in self._commands.lines():
                 self._obey(msgspec.json.decode(line, type=Command))
-            if self._nodes is not None:
+            if self._next is not None:
+                self._move(self._next)
+            elif self._nodes is not None:
                 self._nodes.serve()
             if self._launch is None:
                 continue
@@ -150,7 +163,9 @@ class Agent:
     # -- commands ---------------------------------------------------------------------------
 
     def _obey(self, command: Command) -> None:
-        if self._nodes is not None:
+        if isinstance(command, Move):
+            self._next = received(command.spec, self._sockets)
+        elif self._nodes is not None:
             self._nodes.obey(command)
         elif isinstance(command, Launch):
             self.begin(NodeRank.alone(command.incarnation, command.arguments))
@@ -158,6 +173,19 @@ class Agent:
             self._ask(command.kind)
         if isinstance(command, Kill):
             self._workers.kill()
+
+    def _move(self, spec: WorkerSpec) -> None:
+        """Take the place that this node has from now on, once the workers are gone."""
+        if self._nodes is not None:
+            self._nodes.leave()
+        if self._launch is not None:
+            self.cut_short()
+            return
+        self._next = None
+        self._spec = msgspec.structs.replace(spec, output=self._spec.output)
+        self._nodes = self._member(self._spec)
+        log.info("goes on, with the head at %s", spec.rendezvous)
+        self._send(Ready())
 
     def _ask(self, kind: RequestKind) -> None:
         asks_itself = self._spec.saves_itself and not self._takes_part
@@ -169,7 +197,7 @@ class Agent:
             answer, idle = asked
             self._posted(answer, idle=idle)
 
-    # -- this node's workers: see LocalWorkers in cluster_member.py ---------------------------
+    # -- this node's workers: see member_ports.py ---------------------------
 
     def begin(self, node_rank: NodeRank) -> None:
         number = node_rank.number
@@ -318,6 +346,16 @@ class Agent:
         )
 
 
+def received(spec: WorkerSpec, sockets: socket.socket) -> WorkerSpec:
+    """Return a specification with the socket of a node that leads, as this process has it."""
+    if spec.rendezvous is None or not spec.rendezvous.leads:
+        return spec
+    _, fds, _, _ = socket.recv_fds(sockets, 1, 1)
+    return msgspec.structs.replace(
+        spec, rendezvous=msgspec.structs.replace(spec.rendezvous, listen_fd=fds[0])
+    )
+
+
 def _read_spec(commands: LineReader) -> WorkerSpec:
     limit = time.monotonic() + SPEC_SECONDS
     while time.monotonic() < limit and not commands.closed:
@@ -339,10 +377,12 @@ def main() -> None:
     tempfile.tempdir = scratch = os.environ.pop("ELASTIC_CKPT_SCRATCH")
     events = int(os.environ.pop("ELASTIC_CKPT_EVENTS"))
     os.set_inheritable(events, False)
+    sockets = socket.socket(fileno=int(os.environ.pop("ELASTIC_CKPT_SOCKETS")))
+    sockets.set_inheritable(False)
     become_subreaper()
     spec = msgspec.structs.replace(_read_spec(commands), output=scratch)
     template = Template(spec.preload)
-    agent = Agent(spec, commands, events, template)
+    agent = Agent(spec, commands, events, template, sockets)
     template.ensure_running()
     launch.prepare()  # while the template imports, too
     outlive_parent()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -21,8 +21,6 @@ from elastic_ckpt.protocol.cluster import (
     JobEnd,
     JobState,
     MemberState,
-    NodeAnswer,
-    Seen,
 )
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
@@ -44,8 +42,10 @@ from elastic_ckpt.protocol.messages import (
     Nodes,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.protocol.succession import position
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent.launch import NodeRank
+from elastic_ckpt.supervisor.agent.member_ports import Link, LocalWorkers, Network
 
 log = logging.getLogger(__name__)
 
@@ -64,79 +64,6 @@ UNSEEN_SECONDS: Final = 0.05
 
 AWAY_SECONDS: Final = 1.0
 """A longer pause between two turns means that this process was stopped, and reports not old."""
-
-
-class LocalWorkers(Protocol):
-    """This node's workers."""
-
-    def begin(self, node_rank: NodeRank) -> None:
-        """Launch the workers of an incarnation."""
-
-    def flag(self, number: int) -> NodeAnswer:
-        """Raise a request's flag and return this node's answer."""
-
-    def post(self, answer: RequestAnswer, *, idle: bool) -> None:
-        """Publish the job's answer; if it is ``idle``, end workers with nothing to save."""
-
-    def cut_short(self) -> None:
-        """End the workers because of another node."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether an incarnation runs."""
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether workers would start without a wait for imports."""
-
-    @property
-    def answered(self) -> int:
-        """The newest request whose answer is posted."""
-
-    @property
-    def flagged(self) -> int:
-        """The newest request whose flag is raised."""
-
-    @property
-    def seen(self) -> int:
-        """The newest request that all ranks have seen."""
-
-
-class Link(Protocol):
-    """This node's connection to the head: :class:`hub_link.HubLink`, on the head itself
-    :class:`hub.Hub`."""
-
-    number: int
-    broken: str
-
-    @property
-    def job(self) -> JobState | None:
-        """The head's newest report; None before the first."""
-
-    @property
-    def heard(self) -> tuple[dict[int, Seen], float]:
-        """On the head the members' reports by number, and the time at which they were read."""
-
-    @property
-    def heard_at(self) -> float:
-        """When the head was last alive, in monotonic seconds."""
-
-    def say(self, mine: MemberState, job: JobState | None) -> None:
-        """Report this from now on; the caller may change the structs afterwards."""
-
-    def close(self) -> None:
-        """Send the last report, and close without waiting."""
-
-
-class Network(Protocol):
-    """Connects the nodes of a job."""
-
-    def host_workers(self, address: str) -> Any:
-        """Return a store for the workers of one incarnation; its ``port`` is where it listens."""
-
-    def connect(self, rendezvous: Rendezvous, mine: MemberState, job: JobState | None) -> Link:
-        """Return a connection that is being made to the head; on the head, which gives ``job``,
-        the hub that the others connect to."""
 
 
 class Membership:
@@ -168,6 +95,7 @@ class Membership:
         self._link: Link | None = None
         self._redial_at = 0.0
         self._joined, self._reported = False, True
+        self._dismissed = False  # by a head that has left the job to this node and others
         self._all_idle = False
         self._nodes: Nodes | None = None
         self._workers_store: object = None
@@ -190,7 +118,8 @@ class Membership:
             case Kill() if self._head is not None and self._head.running:
                 self._head.state.over = True
             case Finish() if self._head is not None:
-                self._head.state.end = JobEnd(command.exit_code, command.message)
+                end = JobEnd(command.exit_code, command.message, command.passed_on)
+                self._head.state.end = end
                 self._dismiss_by = self._clock() + DISMISS_SECONDS
 
     def _launch(self, head: HeadRules, command: Launch) -> None:
@@ -246,7 +175,8 @@ class Membership:
         if self._head is None and not self._local.is_warm:
             return  # the others would stop to go on with this node, and wait for it
         self._redial_at = now + REDIAL_SECONDS
-        mine = MemberState(node=self._mine.node, leaving=self._mine.leaving)
+        leaving = self._mine.leaving and not self._dismissed
+        mine = MemberState(node=self._mine.node, leaving=leaving)
         self._mine, self._joined, self._reported = mine, False, True
         job = self._head.state if self._head else None
         self._link = self._network.connect(self._rendezvous, mine, job)
@@ -284,13 +214,27 @@ class Membership:
         if self._joined:
             self._joined = False
             log.warning("the head is lost: %s", why)
-            self._send(HeadLost(why))
+            self._send(self._head_lost(why, link))
+
+    def _head_lost(self, why: str, link: Link, *, passed_on: bool = False) -> HeadLost:
+        job = link.job
+        if job is None:
+            return HeadLost(why)
+        others = max(0, len(job.roster) - (2 if link.number in job.roster else 1))
+        return HeadLost(why, position(job, link.number), others, passed_on)
+
+    def leave(self) -> None:
+        """Leave the head without a report to the supervisor."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _lead(self, head: HeadRules, link: Link) -> None:
         members, heard_until = link.heard
         head.take_in(members, heard_until)
         running = len(head.state.roster) if head.running else 0
-        nodes = Nodes(tuple(head.present().values()), running)
+        lost = sum(number in head.state.lost for number in head.state.roster)
+        nodes = Nodes(tuple(head.present().values()), running, lost, len(head.state.roster))
         if nodes != self._nodes:
             self._nodes = nodes
             log.info("nodes here: %s; running: %d", ", ".join(nodes.present), nodes.running)
@@ -321,8 +265,11 @@ class Membership:
             log.info("joined %s, which %s leads, as member %d", job.job, job.head, number)
             self._send(Joined(job.run_id, job.job, job.identity, job.head, job.terms))
         if job.end is not None and self._head is None and not self._mine.leaving:
-            self._mine.leaving = True
-            self._send(JobOver(job.end.exit_code, job.end.message))
+            self._mine.leaving, self._dismissed = True, job.end.passed_on
+            if job.end.passed_on and self._link is not None:
+                self._send(self._head_lost(job.end.message, self._link, passed_on=True))
+            else:
+                self._send(JobOver(job.end.exit_code, job.end.message))
         mine = self._mine
         self._report(job)
         if number in job.roster and job.incarnation != mine.incarnation and not job.is_over:
@@ -374,7 +321,7 @@ class Membership:
             store,
             job.arguments,
         )
-        self._send(Launched(job.incarnation, len(job.roster)))
+        self._send(Launched(job.incarnation, len(job.roster), rank))
         self._local.begin(node_rank)
 
     def _serve_requests(self, job: JobState) -> None:

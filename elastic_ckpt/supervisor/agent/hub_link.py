@@ -19,9 +19,9 @@ from elastic_ckpt.protocol.cluster import BEAT_SECONDS, JobState, MemberState, S
 from elastic_ckpt.protocol.hub_lines import BEAT, Roster, decode_job, encode_member
 from elastic_ckpt.protocol.rendezvous import Rendezvous
 from elastic_ckpt.supervisor.agent import launch
-from elastic_ckpt.supervisor.agent.cluster_member import Link
 from elastic_ckpt.supervisor.agent.hub import Hub
 from elastic_ckpt.supervisor.agent.line_socket import LineSocket, Waker
+from elastic_ckpt.supervisor.agent.member_ports import Link
 
 CONNECT_SECONDS: Final = 2.0
 """Time for the head to accept the connection, and again to answer the first report."""
@@ -92,6 +92,8 @@ class HubLink:
             selector.register(self._waker, selectors.EVENT_READ)
             while True:
                 last = self._closed
+                if last and not self._sent:
+                    return  # or this node would be there twice, if it leads here by now
                 now = time.monotonic()
                 self._speak(lines, now)
                 if last:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from elastic_ckpt.journal.events import NodeJoined, NodeLeft, WaitingForNodes
-from elastic_ckpt.policy.deadline import Notice
+from elastic_ckpt.journal.node_events import (
+    HeadNodeLost,
+    HeadTakenOver,
+    NodeJoined,
+    NodeLeft,
+    WaitingForNodes,
+)
+from elastic_ckpt.policy.deadline import Notice, is_by_hand
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.cluster import Gathering
 from elastic_ckpt.protocol.messages import AgentEvent, Ask, Dismissed, Finish, Hung, Nodes
-from elastic_ckpt.protocol.run_state import Event
+from elastic_ckpt.protocol.run_state import Event, RunState
+from elastic_ckpt.protocol.succession import Follow, Leader, RosterPlace
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.util.units import human_duration
 
@@ -19,6 +26,9 @@ if TYPE_CHECKING:
 
 DISMISS_SECONDS: Final = 5.0
 """How long the agent may take to inform the other nodes that the job is over."""
+
+GIVE_WAY_SECONDS: Final = 5.0
+"""How long the storage may take to report who has taken the job over."""
 
 HURRIED_SECONDS: Final = 0.5
 """The same where the user does not want to wait."""
@@ -29,11 +39,20 @@ _NO_NODES: Final = Nodes((), 0)
 class HeadRole(ClusterRole):
     """Launches with the nodes that are there, and lets others join."""
 
-    def __init__(self, nodes: tuple[int, int]) -> None:
-        """Take the minimum and the maximum of an incarnation."""
+    def __init__(
+        self, nodes: tuple[int, int], expected: int = 0, taken: Leader | None = None
+    ) -> None:
+        """Take the minimum and the maximum of an incarnation.
+
+        Args:
+            expected: nodes that come from the head before this one; 0 for the first.
+            taken: that one's run; None for the first.
+        """
         super().__init__()
+        self._taken = taken
         self._min, self._max = nodes
-        self._gathering = Gathering(*nodes)
+        self._gathering = Gathering(*nodes, expected=expected)
+        self._gives_way_by = 0.0
         self._nodes = _NO_NODES
         self._waiting_since = 0.0
         self._growing = False
@@ -42,11 +61,19 @@ class HeadRole(ClusterRole):
         self._notice: Notice | None = None
 
     def begin(self, run: Supervisor) -> None:
-        """Report it if saves do not go to the nodes' memory first."""
-        if run.settings.shared_url:
-            run.record.say(
-                f"no memory tier on several nodes: saves go to {run.settings.shared_url}"
-            )
+        """Report it if saves do not go to the nodes' memory first, and whose place this node has
+        taken."""
+        url = run.settings.shared_url
+        if url:
+            run.record.say(f"no memory tier on several nodes: saves go to {url}")
+        taken, endpoint = self._taken, run.settings.endpoint
+        if taken is not None:
+            number = taken.number + 1
+            event = HeadTakenOver(before=taken.node, run=number, endpoint=endpoint)
+            run.ports.journal.write(event)
+            message = f"leads from now on, in place of {taken.node}, at {endpoint}"
+            run.record.say(message)
+            run.record.update(message=message, took_over_from=taken.node)
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
         """Handle what concerns all nodes."""
@@ -78,9 +105,38 @@ class HeadRole(ClusterRole):
         """Forget the nodes: they will join the next agent."""
         self._nodes = _NO_NODES
 
+    def gives_way(self, run: Supervisor) -> bool:
+        """Join the run that has taken the job over, if it is one of several nodes as well."""
+        self._gives_way_by = self._gives_way_by or run.now + GIVE_WAY_SECONDS
+        if not run.ports.directory.lost or run.preemption.notice is not None:
+            return False
+        leader = run.ports.directory.leader()
+        if leader is None:
+            return run.now < self._gives_way_by
+        if leader.ended or not leader.endpoint:
+            return False
+        run.record.say(f"{leader.node} leads now, at {leader.endpoint}: joining it")
+        run.goes_on = Follow(leader)
+        return True
+
+    def _let_others_lead(self, run: Supervisor) -> bool:
+        """Leave the job to the nodes that this one has lost, if these are most of the roster: this
+        node may be the one that is cut off. Without them it takes the job back."""
+        nodes = self._nodes
+        if 2 * nodes.lost <= nodes.roster or 2 * len(nodes.present) >= nodes.roster:
+            return False
+        why = f"{nodes.lost} of {nodes.roster} nodes do not answer: letting one of them lead"
+        run.record.say(why)
+        run.ports.journal.write(HeadNodeLost(head=run.settings.node, why=why))
+        run.incarnations.end_agent()
+        run.ports.directory.pass_on()
+        self.place = RosterPlace(nodes.roster, nodes.lost - 1)
+        run.goes_on = Follow(Leader(0, run.settings.node, run.settings.endpoint))
+        return True
+
     def serve_start(self, run: Supervisor, now: float) -> None:
         """Launch once there are enough nodes; wait for them, bounded."""
-        if not run.incarnations.may_launch:
+        if not run.incarnations.may_launch or self._let_others_lead(run):
             return
         present = len(self._nodes.present)
         if self._gathering.may_launch(present, now):
@@ -119,10 +175,23 @@ class HeadRole(ClusterRole):
         code = run.record.node.exit_code
         if code is None or run.agent is None:
             return
-        run.agent.send(Finish(code, run.record.node.message))
+        passes_on = self._may_pass_on(run)
+        if passes_on:
+            run.ports.directory.pass_on()
+            run.record.say(f"{', '.join(self._nodes.present)}: continue without this node")
+        run.agent.send(Finish(code, run.record.node.message, passes_on))
         self._dismissed, self._notice = False, run.preemption.notice
         seconds = HURRIED_SECONDS if run.preemption.stops_at_once else DISMISS_SECONDS
         self._leave_by = run.now + run.preemption.patience(seconds)
+
+    def _may_pass_on(self, run: Supervisor) -> bool:
+        """Return whether only this node leaves: a platform takes it, and enough others stay."""
+        notice = run.preemption.notice
+        if notice is None or run.state is not RunState.PREEMPTED or is_by_hand(notice):
+            return False
+        is_for_all = run.settings.started_others and notice.source == "signal"
+        others = set(self._nodes.present) - {run.settings.node}
+        return len(others) >= self._min and not is_for_all
 
     def has_left(self, run: Supervisor) -> bool:
         """Return whether all nodes know, or it is too late for them."""

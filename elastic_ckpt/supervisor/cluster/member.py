@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.journal.events import HeadNodeLost
+from elastic_ckpt.journal.node_events import HeadNodeLost
+from elastic_ckpt.policy.lease import BUCKET_SURVIVOR_LEASE_SECONDS, SURVIVOR_LEASE_SECONDS
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
+from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, RosterPlace, Succession
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.util.units import human_duration
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 HEAD_BACK_SECONDS: Final = 30.0
 """How long a head that was lost may take to come back; then this run ends as well."""
+
+LOOK_SECONDS: Final = 0.25
+BUCKET_LOOK_SECONDS: Final = 1.0
+"""How often a node without a head looks who leads."""
 
 SEEN_SECONDS: Final = 20.0
 """How long the record of the head's run may take to be seen here: a copy never shows it."""
@@ -34,19 +40,23 @@ _EVENTS: Final = {
 class MemberRole(ClusterRole):
     """Restarts, saves on an interval, retention and the verdict are the head's business."""
 
-    def __init__(self, endpoint: str) -> None:
-        """Take HOST:PORT of the head."""
+    def __init__(self, endpoint: str, place: RosterPlace = NO_PLACE) -> None:
+        """Take HOST:PORT of the head, and this node's place among those that were in the job."""
         super().__init__()
         self._endpoint = endpoint
+        self.place = place
+        self._succession: Succession | None = None  # while there is no head
+        self._look_at = 0.0
         self._apart_since: float | None = 0.0
-        self._was_joined = False
+        self._was_joined = place != NO_PLACE
         self._unchecked: Joined | None = None  # until the directory has said whose it is
         self._joined_at = 0.0
 
     def begin(self, run: Supervisor) -> None:
         """Start looking for the head."""
         self._apart_since = run.now
-        limit = human_duration(run.settings.gather_seconds)
+        self._succession = self._watch(run)
+        limit = human_duration(self._limit(run))
         run.record.say(f"looking for the head at {self._endpoint} for up to {limit}")
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
@@ -55,9 +65,10 @@ class MemberRole(ClusterRole):
             case Joined():
                 self._on_joined(run, event)
             case Launched():
+                self.place = RosterPlace(event.position, event.nodes - 2)
                 run.incarnations.begin(event.incarnation, event.nodes)
             case HeadLost():
-                self._on_head_lost(run, event.why)
+                self._on_head_lost(run, event)
             case JobOver():
                 self._on_job_over(run, ExitCode(event.exit_code), event.message)
             case _:
@@ -67,6 +78,7 @@ class MemberRole(ClusterRole):
     def on_agent_lost(self, run: Supervisor) -> None:
         """Look for the head anew, with another agent."""
         self._apart_since, self._unchecked = run.now, None
+        self._succession = self._succession or self._watch(run)
 
     def serve_start(self, run: Supervisor, now: float) -> None:
         """Wait for the head, bounded; it launches."""
@@ -74,12 +86,35 @@ class MemberRole(ClusterRole):
             return
         if not run.incarnations.is_agent_ready:
             self._apart_since = now  # there is no agent yet to look for it
-        limit = run.settings.gather_seconds
-        if self._was_joined:
-            limit = min(limit, HEAD_BACK_SECONDS)
+        self._look_who_leads(run, now)
+        limit = self._limit(run)
         if now - self._apart_since > limit:
             why = f"no head at {self._endpoint} for {limit:.0f} s"
             run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
+
+    def _limit(self, run: Supervisor) -> float:
+        limit = run.settings.gather_seconds
+        return min(limit, HEAD_BACK_SECONDS) if self._was_joined else limit
+
+    def _watch(self, run: Supervisor) -> Succession:
+        in_bucket = bool(run.settings.shared_url)
+        lease = BUCKET_SURVIVOR_LEASE_SECONDS if in_bucket else SURVIVOR_LEASE_SECONDS
+        return Succession(self._endpoint, self.place.position, lease)
+
+    def _look_who_leads(self, run: Supervisor, now: float) -> None:
+        """Follow a newer head, or become the head if it is this node's turn."""
+        if self._succession is None or now < self._look_at:
+            return
+        leader = run.ports.directory.leader()
+        if leader is None:
+            return
+        self._look_at = now + (BUCKET_LOOK_SECONDS if run.settings.shared_url else LOOK_SECONDS)
+        run.goes_on = self._succession.judge(leader, now)
+        match run.goes_on:
+            case Follow(leader):
+                run.record.say(f"{leader.node} leads now, at {leader.endpoint}")
+            case Lead(leader):
+                run.record.say(f"taking the place of {leader.node}")
 
     def look_for_hang(self, run: Supervisor) -> None:
         """Besides hangs, look whether the directory has answered by now."""
@@ -98,12 +133,14 @@ class MemberRole(ClusterRole):
             run.incarnations.follow_up(ended)
         elif ended.kind is EndKind.COMPLETED:
             run.record.update(message="done, waiting for the head")
+        elif self._succession is not None:
+            run.record.move(Event.REGROUP)  # it has said whom it waits for
         else:
             what = ended.what or "nodes have changed"
             run.record.move(Event.REGROUP, f"{what}: waiting for the head to continue")
 
     def _on_joined(self, run: Supervisor, joined: Joined) -> None:
-        self._apart_since = None
+        self._apart_since = self._succession = None
         self._was_joined = True
         self._unchecked, self._joined_at = joined, run.now
         run.shutdown.follow("")
@@ -150,18 +187,25 @@ class MemberRole(ClusterRole):
                 f"{place} is not the {what} of {joined.head}: give all nodes {todo}",
             )
 
-    def _on_head_lost(self, run: Supervisor, why: str) -> None:
+    def _on_head_lost(self, run: Supervisor, lost: HeadLost) -> None:
+        if self._succession is not None:
+            return  # it has left, and then its link broke
         run.incarnations.is_launched = False
         self._apart_since, self._unchecked = run.now, None
+        self.place = RosterPlace(lost.position, lost.others)
+        self._succession = self._watch(run)
         head = run.record.node.head
-        run.ports.journal.write(HeadNodeLost(head=head, why=why))
+        run.ports.journal.write(HeadNodeLost(head=head, why=lost.why))
         if run.shutdown.is_decided or run.state in TERMINAL:
             return
-        message = f"{head} does not answer ({why})"
+        message = f"{head} does not answer ({lost.why})"
+        if lost.passed_on:
+            message = f"{head} leaves: {lost.why}"
         if run.state is RunState.DRAINING:
             run.shutdown.preempt(Event.STOPPED, message)
         else:
-            run.record.move(Event.REGROUP, f"{message}: looking for it")
+            todo = "looking for the next head" if lost.passed_on else "looking for it"
+            run.record.move(Event.REGROUP, f"{message}: {todo}")
 
     def _on_job_over(self, run: Supervisor, code: ExitCode, message: str) -> None:
         if run.shutdown.is_decided or run.state in TERMINAL:

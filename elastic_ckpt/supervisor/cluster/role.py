@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.ended import Ended
 from elastic_ckpt.protocol.messages import AgentEvent, AllIdle, Explained, Idle, Kill
+from elastic_ckpt.protocol.succession import NO_PLACE
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -53,6 +54,11 @@ class Role:
     def on_agent_lost(self, run: Supervisor) -> None:
         """Note that the agent died; the supervisor starts another one."""
 
+    def gives_way(self, run: Supervisor) -> bool:
+        """Another run owns the job: return whether this node joins it, or still finds out; called
+        at each turn until then."""
+        return False
+
     def announce_end(self, run: Supervisor) -> None:
         """Tell the other nodes that the run is over; called once, in a terminal state."""
 
@@ -73,6 +79,7 @@ class ClusterRole(Role):
     """What head and members have in common: a hang takes the ranks of every node."""
 
     def __init__(self) -> None:
+        self.place = NO_PLACE  # in the order of succession, once this node has lost the head
         self._reported_idle = self._all_idle = False
         self._incarnation = 0
 

@@ -24,12 +24,14 @@ from elastic_ckpt.checkpoint.cleanup import recover
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import read_run, run_numbers
 from elastic_ckpt.checkpoint.ownership.job_lock import RunLocks
+from elastic_ckpt.checkpoint.ownership.leaders import leader_in, leader_of
 from elastic_ckpt.checkpoint.remote_note import forget_remote, note_remote
 from elastic_ckpt.errors import BucketFailed, CheckpointError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import AttemptRecovered, Quarantined
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
+from elastic_ckpt.policy.lease import BUCKET_HEAD_BEAT_SECONDS
+from elastic_ckpt.protocol.succession import Leader
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.util.progress import in_lines
 
@@ -64,7 +66,10 @@ class JobCheckpoints(Protocol):
     def known_identities(self) -> tuple[str, ...]:
         """Return those of the job's runs, the newest first."""
 
-    def end(self) -> None:
+    def leader(self) -> Leader | None:
+        """Return the newest run of the job; None before the first."""
+
+    def end(self, *, passed_on: bool = False) -> None:
         """Let the next run take over at once, where the directory's locks do not; the last call."""
 
 
@@ -123,7 +128,10 @@ class DirectoryCheckpoints:
             return tuple(f"{job}.{run.nonce if run else ''}" for run in runs)
         return ()
 
-    def end(self) -> None:
+    def leader(self) -> Leader | None:
+        return leader_of(self._job)
+
+    def end(self, *, passed_on: bool = False) -> None:
         """Do nothing: the owner of the directory ends its run."""
 
 
@@ -171,7 +179,7 @@ class BucketCheckpoints:
     def beat(self) -> None:
         now = time.monotonic()
         if self._claim is not None and now >= self._next_beat:
-            self._next_beat = now + BUCKET_BEAT_SECONDS
+            self._next_beat = now + BUCKET_HEAD_BEAT_SECONDS
             self._claim.beat()
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
@@ -208,9 +216,12 @@ class BucketCheckpoints:
         ]
         return tuple(f"{job}.{owner.nonce}" for owner in owners if owner is not None)
 
-    def end(self) -> None:
+    def leader(self) -> Leader | None:
+        return leader_in(self.store)
+
+    def end(self, *, passed_on: bool = False) -> None:
         if self._claim is not None:
-            self._claim.beat(ended=True)
+            self._claim.beat(ended=True, passed_on=passed_on)
 
     def _told(self) -> dict[str, str] | None:
         """Return what the leader of the ranks has sealed; None on a node that only looks."""

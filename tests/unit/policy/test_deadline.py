@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from elastic_ckpt.policy.deadline import Notice, kill_time, tightest
+from elastic_ckpt.policy.deadline import Notice, is_by_hand, kill_time, tightest
 
 EARLY = Notice("slurm", "SIGUSR1", 90.0)
 LATE = Notice("signal", "SIGTERM", 120.0)
@@ -46,3 +46,17 @@ def test_workers_are_killed_a_tenth_of_the_grace_or_one_second_before_the_deadli
     grace: float, margin: float
 ) -> None:
     assert kill_time(LATE, grace) == pytest.approx(LATE.deadline - margin)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "is_a_persons"),
+    [
+        ("signal", "SIGINT", True),
+        ("signal", "SIGHUP", True),
+        ("signal", "SIGTERM", False),
+        ("slurm", "preempted", False),
+        ("aws", "SIGINT", False),
+    ],
+)
+def test_only_a_terminal_ends_the_whole_job(source: str, reason: str, is_a_persons: bool) -> None:
+    assert is_by_hand(Notice(source, reason, 90.0)) is is_a_persons

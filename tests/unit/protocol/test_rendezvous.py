@@ -8,7 +8,13 @@ import socket
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.protocol.rendezvous import meet, parse_endpoint, parse_nodes
+from elastic_ckpt.protocol.rendezvous import (
+    is_same_endpoint,
+    lead_towards,
+    meet,
+    parse_endpoint,
+    parse_nodes,
+)
 from tests.cluster import free_port
 
 
@@ -78,3 +84,22 @@ def test_numbers_of_nodes() -> None:
     for text in ("", "0", "2:1", "a", "1:", ":2", "1:2:3", "-1"):
         with pytest.raises(UsageError, match="neither a number from 1 nor MIN:MAX"):
             parse_nodes(text)
+
+
+def test_next_head_listens_on_its_own_address_with_the_same_port_if_it_is_free() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.listen()
+        other, endpoint = lead_towards(f"127.0.0.1:{port}")
+        assert other.leads and other.host == "127.0.0.1" and other.port != port
+        assert endpoint == f"127.0.0.1:{other.port}"
+        os.close(other.listen_fd)
+    same, endpoint = lead_towards(f"127.0.0.1:{port}")
+    assert same.leads and endpoint == f"127.0.0.1:{port}"
+    os.close(same.listen_fd)
+
+
+def test_endpoints_are_compared_with_their_default_port() -> None:
+    assert is_same_endpoint("node0", "node0:29400")
+    assert not is_same_endpoint("node0", "node0:29401")

@@ -293,3 +293,20 @@ def test_a_peer_that_does_not_read_holds_up_nobody() -> None:
             head.hub.say(member("a"), state)
             until(lambda n=number: other.job is not None and other.job.incarnation == n)
         until(lambda: head.gone() == {"b"})
+
+
+def test_link_that_is_closed_before_it_has_entered_does_not_enter() -> None:
+    """This node may lead by now, at the same address: it would be there twice, and be given up."""
+    dials = threading.Event()
+    with Head() as head:
+
+        def connect() -> socket.socket:
+            dials.wait(10)
+            return head.dial()
+
+        late = HubLink(connect, member("late"), lambda: None)
+        late.close()
+        dials.set()
+        until(lambda: not any(one.name == "hub-link" for one in threading.enumerate()))
+        assert late.number == -1
+        assert "late" not in head.states()
