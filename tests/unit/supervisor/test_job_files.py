@@ -23,6 +23,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import RequestWatch, ask_for_save
 from elastic_ckpt.journal.events import RunEnded
 from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.policy.lease import BEAT_SECONDS
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor import job_files
 from elastic_ckpt.supervisor.job_files import JobFiles
@@ -47,20 +48,20 @@ def lines() -> list[str]:
 
 
 @pytest.fixture
-def files(job: JobDirectory, lines: list[str]) -> Iterator[JobFiles]:
-    locks, journal = RunLocks(job, "here", "run"), Journal(job, "here")
-    found = JobFiles(job, "here", locks, journal, lines.append, lambda: None, NoOwnSaves())
-    found.start()
-    yield found
-    found.close(within(PATIENCE))
+def beat_seconds() -> float:
+    return BEAT_SECONDS
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> JobFiles:
-    """One that beats all the time."""
-    monkeypatch.setattr(job_files, "BEAT_SECONDS", 0.02)
-    found: JobFiles = request.getfixturevalue("files")
-    return found
+def files(job: JobDirectory, lines: list[str], beat_seconds: float) -> Iterator[JobFiles]:
+    locks, journal = RunLocks(job, "here", "run"), Journal(job, "here")
+    found = JobFiles(
+        job, "here", locks, journal, lines.append, lambda: None, NoOwnSaves(),
+        beat_seconds=beat_seconds,
+    )  # fmt: skip
+    found.start()
+    yield found
+    found.close(within(PATIENCE))
 
 
 def record(message: str) -> NodeRecord:
@@ -356,45 +357,49 @@ def calm(job: JobDirectory) -> None:
     until(have_come)
 
 
+@pytest.mark.parametrize("beat_seconds", [0.02])  # it beats all the time
 def test_run_that_is_taken_over_finds_out_at_its_next_beat(
-    job: JobDirectory, quick: JobFiles
+    job: JobDirectory, files: JobFiles
 ) -> None:
     calm(job)
-    assert not quick.lost
+    assert not files.lost
     take_over(job)
-    until(lambda: "has taken over" in quick.lost)
+    until(lambda: "has taken over" in files.lost)
 
 
+@pytest.mark.parametrize("beat_seconds", [0.02])  # it beats all the time
 def test_directory_that_is_moved_is_noticed_at_the_next_beat(
-    job: JobDirectory, quick: JobFiles, lines: list[str]
+    job: JobDirectory, files: JobFiles, lines: list[str]
 ) -> None:
     calm(job)
     job.root.rename(job.root.with_name("archive"))
     until(lambda: "was moved, deleted or unmounted" in "".join(lines))
     until(lambda: newest_number(job) == 1)
     calm(job)
-    assert len(lines) == 1 and not quick.lost
+    assert len(lines) == 1 and not files.lost
 
 
+@pytest.mark.parametrize("beat_seconds", [0.02])  # it beats all the time
 def test_record_that_was_removed_is_written_again_at_the_next_beat(
-    job: JobDirectory, quick: JobFiles
+    job: JobDirectory, files: JobFiles
 ) -> None:
     calm(job)
     for path in list(job.runs.iterdir()):
         path.unlink()
     until(lambda: newest_number(job) == 1)
     calm(job)
-    assert not quick.lost
+    assert not files.lost
 
 
+@pytest.mark.parametrize("beat_seconds", [0.02])  # it beats all the time
 def test_run_is_told_of_a_newer_one_where_directories_have_no_times(
-    job: JobDirectory, quick: JobFiles, monkeypatch: pytest.MonkeyPatch
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs_watch, "stamp_of", lambda directory: (1,))
-    quick._locks.ownership.shows_changes = False  # as its claim finds it there
+    files._locks.ownership.shows_changes = False  # as its claim finds it there
     calm(job)
     take_over(job)
-    until(lambda: "has taken over" in quick.lost)
+    until(lambda: "has taken over" in files.lost)
 
 
 def test_journal_of_this_host_is_read_soon_and_once(
