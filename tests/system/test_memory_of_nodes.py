@@ -109,3 +109,21 @@ def test_the_share_of_a_host_that_vanishes_is_in_its_peers_memory(
         assert_used_once(hosts, 2)
     for path in hosts.head.checkpoints():
         verify_full(path)
+
+
+def test_what_the_lost_head_had_in_memory_is_in_its_peers(tmp_path: Path) -> None:
+    """The next node leads, and goes on from memory: the head's share is there as a replica."""
+    with make(tmp_path, 3, "2:3", "--rdzv-timeout", "60") as hosts:
+        hosts.start("h1", "h2", "h3")
+        hosts.until_training(3)
+        hosts.until_step(3, hosts.head.view().position.step + 25)
+        replicated = [one for one in events(hosts, "replicated") if one["host"]]
+        assert replicated, hosts.output()
+        hosts.lose("h1")
+        hosts.until_training(2, beyond=1)
+        hosts.finish("h2", "h3")
+        loaded = events(hosts, "loaded")
+        assert [one["tier"] for one in loaded] == ["memory"], hosts.output()
+        assert_used_once(hosts, 3)
+    for path in hosts.head.checkpoints():
+        verify_full(path)

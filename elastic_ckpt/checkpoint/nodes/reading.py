@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory
 from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock
 from elastic_ckpt.checkpoint.ranges.chunks import Chunk, LocalChunks, is_cut
 from elastic_ckpt.checkpoint.ranges.rest import ChunkRest
-from elastic_ckpt.checkpoint.tier import Ref, Rest
+from elastic_ckpt.checkpoint.tier import Ranges, Ref, Rest
 from elastic_ckpt.checkpoint.verify import share_out
 from elastic_ckpt.errors import CheckpointRejected, NodeLost
 from elastic_ckpt.util.files import remove_tree
@@ -58,11 +58,11 @@ class SharesReading:
         """Bring this rank's part of the small files that the node lacks, and of the first chunks of
         the large ones; each has the digest that its node took of its own memory. CheckpointRejected
         if a node is gone, or there is no room."""
-        rank, of = rank - self._share.first, self._share.count
-        try:
-            files = self._describe()
-        except NodeLost as error:
-            raise CheckpointRejected(f"a part of it is gone: {error}") from None
+        with _refusing():
+            self._verify(rank - self._share.first, self._share.count, world_size, watch)
+
+    def _verify(self, rank: int, of: int, world_size: int, watch: Watch) -> None:
+        files = self._describe()
         if not can_load(self.seal, world_size):
             check_covers(self.seal, world_size)
         self._link_own()
@@ -127,16 +127,21 @@ class SharesReading:
 
     def _fetch(self, chunk: Chunk) -> memoryview:
         data = memoryview(bytearray(chunk.bytes))
-        try:
-            with self._links.lent(self._holders[chunk.path]) as node:
-                node.fetch(self.ref.attempt, chunk.path, chunk.begin, data)
-        except NodeLost as error:
-            raise CheckpointRejected(f"a part of it is gone: {error}") from None
+        with self._links.lent(self._holders[chunk.path]) as node:
+            node.fetch(self.ref.attempt, chunk.path, chunk.begin, data)
         return data
 
 
 class _SharesRest(ChunkRest):
     """The chunks that a node's ranks want of the other nodes' files."""
+
+    def want(self, ranges: Ranges | None) -> None:
+        with _refusing():
+            super().want(ranges)
+
+    def bring(self, watch: Watch) -> None:
+        with _refusing():
+            super().bring(watch)
 
     def _bring(self, chunks: list[Chunk], watch: Watch) -> None:
         total, room = sum(chunk.bytes for chunk in chunks) * self._of, room_bytes(self._directory)
@@ -145,6 +150,18 @@ class _SharesRest(ChunkRest):
                 f"{human_bytes(total)} of other nodes do not fit into {human_bytes(room)} of memory"
             )
         super()._bring(chunks, watch)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Have the checkpoint refused if a node is gone or this one's memory fails: it is a copy, and
+    an older one or the disk has the job go on."""
+    try:
+        yield
+    except NodeLost as error:
+        raise CheckpointRejected(f"a part of it is gone: {error}") from None
+    except OSError as error:
+        raise CheckpointRejected(f"it cannot be brought here: {error}") from None
 
 
 class _Links:

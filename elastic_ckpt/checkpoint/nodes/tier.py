@@ -129,8 +129,11 @@ class NodesMemory(MemoryTier):
         self._reports = [decode(one) for one in reports if one]
 
     def candidates(self, world_size: int) -> list[Stored]:
-        """Return what is complete on the nodes that are here, for these ranks to load."""
+        """Return what is complete on the nodes that are here, for these ranks to load; nothing if a
+        node has no memory to bring it to."""
         found: list[Stored] = []
+        if not all(report.share.port for report in self._reports):
+            return found
         for attempt, header in self._headers().items():
             if not can_load(header, world_size):
                 continue

@@ -94,6 +94,25 @@ def test_a_load_without_room_in_memory_is_refused(
         two.bring(0)
 
 
+def test_memory_that_fails_during_a_load_has_the_checkpoint_refused(nodes: Make) -> None:
+    two = nodes(2)
+    two.save(7)
+    two.look(0, range(2))
+    (two.tiers[0].root / "brought").write_bytes(b"")
+    with pytest.raises(CheckpointRejected, match="cannot be brought here"):
+        two.bring(0)
+
+
+def test_nothing_is_loaded_from_memory_if_a_node_has_none(nodes: Make) -> None:
+    two = nodes(2)
+    attempt = two.save(7)
+    replicate_all(two, attempt)
+    assert two.look(0, range(2)) == [attempt]
+    two.tiers[1].share = msgspec.structs.replace(two.tiers[1].share, port=0)
+    assert two.look(0, range(2)) == []
+    assert two.look(0, [0]) == [attempt]
+
+
 def test_a_checkpoint_that_not_all_nodes_have_sealed_is_none(nodes: Make) -> None:
     three = nodes(3)
     first = three.save(7)
