@@ -164,7 +164,8 @@ class Supervisor:
         self.record.update()
         self.ports.memory.close()
         self.ports.own.close(self.preemption.patience(CLOSE_SECONDS))
-        log.info("ended: %s, exit code %s, goes on: %s", end.state.value, end.exit_code, moves)
+        on = ", and goes on in another role" if moves else ""
+        log.info("ended: %s, exit code %s%s", end.state.value, end.exit_code, on)
         self.ports.directory.close(self._patience(CLOSE_SECONDS))
         self.ports.mirror.close_history(self._patience(5.0))
         self.ports.listener.stop(hold=moves)

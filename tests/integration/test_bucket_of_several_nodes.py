@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import fsdp
 
 from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.attempt import local_files
@@ -18,6 +19,10 @@ from elastic_ckpt.cli.run.bucket import local_directory
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.cluster import EPOCHS, SIZE, Cluster, Node
 from tests.job import SCRIPTS
+
+sharded = pytest.mark.skipif(
+    not hasattr(fsdp, "fully_shard"), reason="FSDP2 needs a GPU before torch 2.6"
+)
 
 
 class Machine(Node):
@@ -87,7 +92,7 @@ def test_machines_that_vanish_are_replaced_by_others(tmp_path: Path) -> None:
         assert (view.newest_intact.tier, view.newest_intact.reason) == ("bucket", "final")
 
 
-@pytest.mark.one_torch
+@sharded
 def test_a_machine_of_a_sharded_job_brings_its_share(tmp_path: Path) -> None:
     """Two machines that have nothing continue; each needs one of two shards."""
     with Machines(tmp_path, "2") as machines:
@@ -110,7 +115,7 @@ def test_a_machine_of_a_sharded_job_brings_its_share(tmp_path: Path) -> None:
         machines.assert_each_sample_once(2)
 
 
-@pytest.mark.one_torch
+@sharded
 def test_ranks_that_find_damage_take_the_checkpoint_before_together(tmp_path: Path) -> None:
     """In a chunk that one of two ranks of a machine brings."""
     with Machines(tmp_path, "2") as machines:

@@ -225,7 +225,7 @@ _RUN: Final = (
         default="/dev/shm",
     ),
     _option(
-        "--replicas",
+        "--replicas N",
         "Other nodes that keep a copy of what a node has in memory, so that a node which vanishes "
         "takes nothing with it: 0, 1 or 2.",
         default=1,
