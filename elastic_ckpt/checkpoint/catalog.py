@@ -89,7 +89,7 @@ class CheckpointView:
         """``verified``, ``intact``, ``sealed``, ``share``, or why it is none of these."""
         if self.verified or self.why:
             return self.why or "verified"
-        if isinstance(self.seal, MemorySeal) and self.seal.share is not None:
+        if isinstance(self.seal, MemorySeal) and not self.seal.is_whole:
             return "share"  # other nodes have the rest
         return "intact" if self.checked else "sealed"
 

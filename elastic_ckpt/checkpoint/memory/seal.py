@@ -64,6 +64,11 @@ class MemorySeal(SealBody, frozen=True, kw_only=True):
         """The ranks whose files are here."""
         return range(self.world_size) if self.share is None else self.share.ranks
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files of all ranks are here."""
+        return self.ranks == range(self.world_size)
+
 
 def make_memory_seal(header: SealHeader, files: Iterable[FileEntry], **about: Any) -> MemorySeal:
     """The seal of a generation with these files; ``about`` as the attributes of the seal."""

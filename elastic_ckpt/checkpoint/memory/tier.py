@@ -115,11 +115,13 @@ class MemoryTier:
         return MemoryAttempt(self._generation(ref), ref.attempt, self._mappings)
 
     def newest(self) -> Stored | None:
-        return next((one.stored for one in self.own()), None)
+        return next((one.stored for one in self.own() if one.seal.is_whole), None)
 
     def candidates(self, world_size: int) -> list[Stored]:
-        """Return those of this world size: a generation cannot be resharded."""
-        return [one.stored for one in self.own() if one.seal.world_size == world_size]
+        """Return those of this world size: a generation cannot be resharded. A share of one that
+        several nodes saved is for their ranks together."""
+        whole = [one for one in self.own() if one.seal.is_whole]
+        return [one.stored for one in whole if one.seal.world_size == world_size]
 
     def holds(self, seal: SealHeader) -> bool:
         return any(one.seal.attempt == seal.attempt for one in self.sealed())

@@ -197,10 +197,10 @@ def _digest(fd: int, begin: int, end: int) -> str:
 
 
 def settle_older(tier: MemoryTier, settled: Sealed) -> None:
-    """Let what is older than a checkpoint on the disk be overwritten: the other nodes' shares of it
-    may be gone, and the head drains the oldest first."""
+    """Let what is older than a checkpoint on the disk be overwritten: on this node nobody drains
+    it, as the head drains the oldest first."""
     for one in tier.sealed():
-        if one.seal.share is not None and one.age < settled.age:
+        if one.age < settled.age:
             one.generation.settle(one.seal)
 
 

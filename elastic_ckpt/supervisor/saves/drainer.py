@@ -104,7 +104,7 @@ class Drainer:
     def lacks(self, one: Sealed) -> bool:
         """Return whether the disk lacks a generation, for all that this run knows. An earlier run's
         share of one is for the ranks to find: they alone hear from all nodes."""
-        is_ours = one.seal.share is None or one.seal.run == self._run_number
+        is_ours = one.seal.is_whole or one.seal.run == self._run_number
         return is_ours and not one.settled and self._plan.is_pending(one.seal.attempt)
 
     @property

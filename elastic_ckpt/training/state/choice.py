@@ -118,6 +118,7 @@ class CheckpointChoice:
         if to:
             journal.write(Quarantined(path=path, to=to, reason=reason))
         elif not tier.every_byte:
+            self._runtime.say(f"not loaded from memory, but from an older checkpoint: {reason}")
             journal.write(MemoryRefused(path=path, reason=reason))
         return bool(to)
 

@@ -14,6 +14,7 @@ import pytest
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.memory.drain import drain
 from elastic_ckpt.checkpoint.memory.seal import Share
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes import link
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory, settle
 from elastic_ckpt.checkpoint.nodes.copies import copy_shares
@@ -92,6 +93,17 @@ def test_a_load_without_room_in_memory_is_refused(
     monkeypatch.setattr("elastic_ckpt.checkpoint.nodes.reading.room_bytes", lambda _: 1000)
     with pytest.raises(CheckpointRejected, match="do not fit"):
         two.bring(0)
+
+
+def test_a_run_on_one_node_takes_no_share_for_a_checkpoint(nodes: Make) -> None:
+    """Whatever its number of ranks; a share of all ranks is one."""
+    two, alone = nodes(2), nodes(1)
+    two.save(7)
+    whole = alone.save(7)
+    for world_size in (1, 2):
+        assert MemoryTier(two.tiers[0].root).candidates(world_size) == []
+    assert MemoryTier(two.tiers[0].root).newest() is None
+    assert [one.ref.attempt for one in MemoryTier(alone.tiers[0].root).candidates(1)] == [whole]
 
 
 def test_memory_that_fails_during_a_load_has_the_checkpoint_refused(nodes: Make) -> None:
