@@ -235,8 +235,9 @@ class MemoryPort(Protocol):
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait until old checkpoints are deleted, or ``hurry`` returns True."""
 
-    def close(self) -> None:
-        """Release the tier, and remove it unless it holds what the disk lacks."""
+    def close(self, *, keep: bool = False) -> None:
+        """Release the tier, and remove it unless it holds what the disk lacks, or another
+        supervisor of this node goes on with it (``keep``)."""
 
 
 class OwnPort(Protocol):

@@ -240,8 +240,7 @@ class Run:
             return
         if self.supervisor.goes_on is not None:
             # A head that lets others lead. Nobody is told of another place here: it leads again.
-            self.is_gone = True
-            self.world.on_death(self)
+            self.die()
             self.world.restart(self.host)
             return
         code = self.record.node.exit_code

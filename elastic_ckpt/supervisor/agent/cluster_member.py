@@ -235,7 +235,8 @@ class Membership:
         running = len(head.state.roster) if head.running else 0
         lost = sum(number in head.state.lost for number in head.state.roster)
         nodes = Nodes(tuple(head.present().values()), running, lost, len(head.state.roster))
-        if nodes != self._nodes:
+        # Until this node itself can launch, nobody counts: the others come when they can, too.
+        if nodes != self._nodes and (self._nodes is not None or self._local.is_warm):
             self._nodes = nodes
             log.info("nodes here: %s; running: %d", ", ".join(nodes.present), nodes.running)
             self._send(nodes)

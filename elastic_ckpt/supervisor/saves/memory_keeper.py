@@ -227,14 +227,14 @@ class MemoryKeeper:
         if self._drainer is not None:
             self._drainer.finish_pruning(hurry)
 
-    def close(self) -> None:
+    def close(self, *, keep: bool = False) -> None:
         if self._server is not None:
             self._server.close()
         if self._replicator is not None:
             self._replicator.close()
         if self._owned is not None:
             left = self._drainer.pending() if self._drainer else self._owned.tier.undrained()
-            self._owned.release(remove=not (self._owned.tier.is_unclear or left))
+            self._owned.release(remove=not (keep or self._owned.tier.is_unclear or left))
 
 
 def _serve(
