@@ -28,8 +28,8 @@ from elastic_ckpt.checkpoint.memory.generation import Generation, Sealed
 from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
 from elastic_ckpt.checkpoint.memory.part import MemoryPart
+from elastic_ckpt.checkpoint.memory.seal import make_memory_seal
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.policy.retention import Retention
 
 CHUNK_BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 4096
@@ -65,7 +65,7 @@ def fill(owned: OwnedTier, megabytes: float) -> Sealed:
                     file.write(block[: size - at])
         part.write(f"ranks/{rank:05d}.json", b"{}")
         files += part.finish(WORLD_SIZE, None)
-    generation.close(header(1), files, 0.0, Retention())
+    generation.close(make_memory_seal(header(1), files))
     return owned.tier.sealed()[0]
 
 
