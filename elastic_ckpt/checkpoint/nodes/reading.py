@@ -60,6 +60,7 @@ class SharesReading:
         if a node is gone, or there is no room."""
         with _refusing():
             self._verify(rank - self._share.first, self._share.count, world_size, watch)
+        self._links.close()  # until the script has built what is loaded, they would be given up
 
     def _verify(self, rank: int, of: int, world_size: int, watch: Watch) -> None:
         files = self._describe()

@@ -82,13 +82,13 @@ def replicate(root: Path, source: Share, attempt: str, pause: Callable[[int], No
     return Sealed(generation, seal)
 
 
-def read_digests(sealed: Sealed) -> dict[str, list[str]] | None:
-    """Return the digests of each file's pieces; None for a generation, which has none."""
+def read_digests(sealed: Sealed) -> dict[str, list[str]]:
+    """Return the digests of each file's pieces; CheckpointRejected without them."""
     try:
         data = read_bounded(sealed.generation.slot / _DIGESTS, MAX_MANIFEST_BYTES)
         return msgspec.json.decode(data, type=dict[str, list[str]])
     except FileNotFoundError:
-        return None
+        raise CheckpointRejected("a replica is damaged: it has no digests") from None
     except (msgspec.MsgspecError, ValueError) as error:
         raise CheckpointRejected(f"a replica's digests are damaged: {error}") from None
 

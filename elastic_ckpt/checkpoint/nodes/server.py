@@ -19,6 +19,7 @@ from elastic_ckpt.checkpoint.manifest import FileEntry, encode
 from elastic_ckpt.checkpoint.memory.drain import copy_share
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES
 from elastic_ckpt.checkpoint.nodes.link import (
     Copied,
     Copy,
@@ -37,6 +38,7 @@ from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import open_regular
+from elastic_ckpt.util.text import printable
 
 _BACKLOG: Final = 128
 _COPY_BYTES: Final = 16 * 1024 * 1024
@@ -88,7 +90,7 @@ class MemoryServer:
     def _serve(self, link: NodeLink) -> None:
         with closing(link), suppress(NodeLost), closing(_Answers(self._tier, self._job)) as answers:
             hello = link.receive(Hello)
-            if hello is None or not hmac.compare_digest(hello.token, self._token):
+            if hello is None or not _is_same(hello.token, self._token):
                 return
             while (request := link.receive(Request)) is not None:
                 if isinstance(request, Copy):
@@ -127,8 +129,8 @@ class _Answers:
                 link.send(self._act(request))
         except NodeLost:
             raise
-        except (ElasticCkptError, OSError) as error:
-            link.send(NotServed(str(error)))
+        except (ElasticCkptError, OSError, ValueError) as error:  # a message may say anything
+            link.send(NotServed(printable(str(error), 400)))
 
     def _act(self, request: Request) -> Reply:
         if isinstance(request, Copy):
@@ -142,13 +144,14 @@ class _Answers:
         """Return a generation or a replica, which nothing removes before the connection ends."""
         if self._asked == (attempt, first) and self._found is not None:
             return self._found
-        for one in (*self._tier.sealed(), *replicas(self._tier.root)):
+        own = self._tier.sealed()
+        for one in (*own, *replicas(self._tier.root)):
             if one.seal.attempt == attempt and one.seal.ranks.start == first:
                 lock = one.generation.lock()
                 self._held.callback(lock.release)
-                self._asked, self._found = (attempt, first), one
+                self._digests = None if one in own else read_digests(one)
                 self._sizes = {entry.path: entry.bytes for entry in one.seal.files}
-                self._digests = read_digests(one)
+                self._asked, self._found = (attempt, first), one
                 return one
         raise CheckpointRejected(f"attempt {attempt[:40]!r} is not in its memory")
 
@@ -167,9 +170,13 @@ class _Answers:
     def _copy(self, request: Copy) -> Copied:
         if self._copying is None:
             sealed = self._find(request.attempt, request.first)
+            target = Ref.decode(request.target.encode())
+            if target.attempt != sealed.seal.attempt:  # it names a directory
+                raise CheckpointRejected("the target is of another attempt")
+            if self._digests is not None:
+                self._check_all(sealed, self._digests)
             disk = DiskTier(self._job.session(sealed.seal.session))
-            attempt = disk.join(Ref.decode(request.target.encode()))
-            self._copying = copy_share(sealed, attempt)
+            self._copying = copy_share(sealed, disk.join(target))
         copied = 0
         while copied < _COPY_BYTES:
             try:
@@ -179,11 +186,23 @@ class _Answers:
                 return Copied(copied, files)
         return Copied(copied)
 
+    def _check_all(self, sealed: Sealed, digests: dict[str, list[str]]) -> None:
+        """Verify a replica before it is sealed elsewhere with digests of its own."""
+        for entry in sealed.seal.files:
+            with open(open_regular(sealed.generation.path / entry.path), "rb") as file:
+                for begin in range(0, entry.bytes, PIECE_BYTES):
+                    end = min(entry.bytes, begin + PIECE_BYTES)
+                    check_piece(digests, entry.path, begin, _digest(file.fileno(), begin, end))
+
     def _settle(self, attempt: str) -> None:
         for one in self._tier.sealed():
             if one.seal.attempt == attempt:
                 one.generation.settle(one.seal)
                 settle_older(self._tier, one)
+
+
+def _is_same(said: str, secret: str) -> bool:
+    return hmac.compare_digest(said.encode(errors="replace"), secret.encode())
 
 
 def _digest(fd: int, begin: int, end: int) -> str:

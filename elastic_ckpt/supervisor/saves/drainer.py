@@ -283,11 +283,12 @@ class Drainer:
 
     def _give_up_lost(self) -> None:
         """Let shares be overwritten whose other nodes are gone, once the disk has a newer one."""
-        for one in self._tier.sealed():
-            if one.seal.share is not None and self._plan.has_failed(one.seal.attempt):
-                newest = self._disk(one.seal).newest()
-                if newest is not None and newest.key > one.key:
-                    one.generation.settle(one.seal)
+        with contextlib.suppress(OSError):  # it is tried again behind the next drain
+            for one in self._tier.sealed():
+                if one.seal.share is not None and self._plan.has_failed(one.seal.attempt):
+                    newest = self._disk(one.seal).newest()
+                    if newest is not None and newest.key > one.key:
+                        one.generation.settle(one.seal)
 
     def _tell(self, task: _Task) -> None:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds
@@ -309,8 +310,7 @@ class Drainer:
             return
         self._plan.failed(seal.attempt, time.monotonic(), again=task.again)
         why = printable(str(error)) or type(error).__name__
-        with contextlib.suppress(OSError):  # the disk's own failure is told below
-            self._give_up_lost()
+        self._give_up_lost()
         self._journal.write(DrainFailed(step=seal.step, seconds=seconds, error=why))
         if why != self._said:
             self._said = why

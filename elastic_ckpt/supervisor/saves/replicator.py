@@ -85,6 +85,7 @@ class Replicator:
         while True:
             try:
                 made = replicate(self._tier.root, share, seal.attempt, self._pause)
+                drop_strangers(self._tier.root, seal.guards, made)
             except CheckpointRejected as error:
                 if time.monotonic() < began + _PATIENCE_SECONDS and not self._closing:
                     time.sleep(_PAUSE_SECONDS)
@@ -92,7 +93,6 @@ class Replicator:
                 return ReplicaFailed(share.host, seal.step, str(error))
             except (ElasticCkptError, OSError) as error:
                 return ReplicaFailed(share.host, seal.step, str(error))
-            drop_strangers(self._tier.root, seal.guards, made)
             return Replicated(
                 host=share.host,
                 step=seal.step,

@@ -19,7 +19,7 @@ from elastic_ckpt.checkpoint.nodes import link
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory, settle
 from elastic_ckpt.checkpoint.nodes.copies import copy_shares
 from elastic_ckpt.checkpoint.nodes.replica import drop_strangers, replicas, replicate
-from elastic_ckpt.checkpoint.tier import TierFull
+from elastic_ckpt.checkpoint.tier import Ref, TierFull
 from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import CheckpointRejected, NodeLost
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -274,6 +274,46 @@ def test_a_drain_takes_the_share_of_a_lost_node_from_its_replica(
     verify_full(job.checkpoint(0, 7))
 
 
+def test_a_drain_takes_nothing_from_a_damaged_replica(nodes: Make, job: JobDirectory) -> None:
+    """The disk's digests would be of the damage."""
+    three = nodes(3)
+    replicate_all(three, three.save(7))
+    three.servers[2].close()
+    for tier in three.tiers:
+        for kept in replicas(tier.root):
+            if kept.seal.ranks.start == 2:
+                path = kept.generation.path / kept.seal.files[0].path
+                path.write_bytes(b"!" + path.read_bytes()[1:])
+    with pytest.raises(CheckpointRejected, match="damaged"):
+        for _ in drain(three.sealed(0), DiskTier(job), copy_shares):
+            pass
+    assert not job.checkpoint(0, 7).exists()
+
+
+@pytest.mark.parametrize("attempt", ["../../out", "0" * 16, ""])
+def test_a_share_is_copied_into_no_other_attempt(
+    nodes: Make, job: JobDirectory, attempt: str
+) -> None:
+    two = nodes(2)
+    saved = two.save(7)
+    with (
+        NodeMemory(two.tiers[1].share) as node,
+        pytest.raises(CheckpointRejected, match="another attempt"),
+    ):
+        node.copy(saved, Ref("disk", "0.7", attempt))
+    assert list(job.attempts.iterdir()) == []
+
+
+def test_a_replica_without_its_digests_is_refused(nodes: Make) -> None:
+    two = nodes(2)
+    replicate_all(two, two.save(7))
+    (kept,) = replicas(two.tiers[0].root)
+    (kept.generation.slot / "digests.json").unlink()
+    two.look(0, [0])
+    with pytest.raises(CheckpointRejected, match="damaged"):
+        two.bring(0)
+
+
 def test_a_drain_without_a_share_seals_nothing(nodes: Make, job: JobDirectory) -> None:
     three = nodes(3, replicas=0)
     three.save(7)
@@ -313,7 +353,7 @@ def test_a_node_serves_no_file_that_its_seal_does_not_list(nodes: Make, path: st
         node.fetch(attempt, path, 0, memoryview(bytearray(10)))
 
 
-@pytest.mark.parametrize("token", ["", "0" * 32])
+@pytest.mark.parametrize("token", ["", "0" * 32, "\u00e9" * 32])
 def test_nobody_is_served_without_the_secret(nodes: Make, token: str) -> None:
     two = nodes(2)
     attempt = two.save(7)
