@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 16 * 1024 * 1024
 """Of one part of a large object."""
 
-SHARED_CHUNK_BYTES: Final = 8 * 1024 * 1024
-"""The same where more than ``MANY_SHARERS`` processes of a machine upload at the same time."""
+SHARED_CHUNK_BYTES: Final = 6 * 1024 * 1024
+"""The same where more than ``MANY_SHARERS`` processes of a machine upload at the same time; S3
+takes no less than 5 MiB."""
 
 MANY_SHARERS: Final = 4
 
@@ -44,7 +45,7 @@ AHEAD_PARTS: Final = 2
 
 PARTS: Final = 2 * (UPLOADS + AHEAD_PARTS)
 """Parts in memory on one machine, whose processes share them: 200 MB. Each has at least one under
-way: eight processes take 200 MB as well, and beside the parts some 10 MB each."""
+way, smaller ones where there are many: eight processes take 150 MB."""
 
 LIST_PAGE: Final = 1000
 
