@@ -117,6 +117,7 @@ bench-hosts: .venv-latest/.ready
 	.venv-latest/bin/python benchmarks/hub.py
 	.venv-latest/bin/python benchmarks/exchanges.py
 	.venv-latest/bin/python benchmarks/nodes.py
+	.venv-latest/bin/python benchmarks/replica_cost.py
 
 bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --target bench-results/peers --upgrade \

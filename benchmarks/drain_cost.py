@@ -10,25 +10,21 @@ drain itself used.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import psutil
+from beside import NOTHING, Beside, train
 from harness import Options, Places, Report, Row, goal, places, read_options, summary
 from ranks import run_ranks
 
 STEPS = 200
 QUICK_STEPS = 20
-NOTHING = "nothing beside it"
 OURS = "drain of the memory tier"
 DCP = "DCP async, thread"
-WAIT_SECONDS = 120.0
 
 
 def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
@@ -46,38 +42,6 @@ def drain_when_told(pipe: Connection, job: str, tier: str) -> None:
             for _ in drain(newest, DiskTier(JobDirectory(Path(job)))):
                 pass
         pipe.send(time.process_time() - used)
-
-
-class Beside:
-    """Rank 0's handle on a process that works beside training, when it is told to."""
-
-    def __init__(self, target: Callable[..., None], *args: Any) -> None:
-        """``target`` gets a pipe and ``args``: for each word it answers the CPU seconds that its
-        work took, until the word is 0."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=target, args=(theirs, *args))
-        self._process.start()
-
-    def begin(self, word: int = 1) -> None:
-        """Have it work."""
-        self._pipe.send(word)
-
-    def finished(self) -> bool:
-        """Whether it is through."""
-        return self._pipe.poll()
-
-    def cpu_seconds(self) -> float:
-        """What it used; waits for it."""
-        if not self._pipe.poll(WAIT_SECONDS):
-            raise TimeoutError("it did not end")
-        used: float = self._pipe.recv()
-        return used
-
-    def close(self) -> None:
-        """End it."""
-        self._pipe.send(0)
-        self._process.join(20)
 
 
 def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]]:
@@ -122,24 +86,6 @@ def contest(rank: int, options: Options, where: Places) -> dict[str, list[float]
             drainer.close()
         ours.close()
     return found
-
-
-def train(steps: int, done: Any = None) -> float:
-    """Seconds of a block: each step is some arithmetic and an all-reduce; ``done`` counts them."""
-    import torch
-    import torch.distributed as dist
-
-    left, right = torch.ones(384, 384), torch.ones(384, 384)
-    dist.barrier()
-    began = time.perf_counter()
-    for _ in range(steps):
-        for _ in range(8):
-            left = (left @ right).clamp_(max=1.0)
-        dist.all_reduce(left[:8, :8].contiguous())
-        if done is not None:
-            done.value += 1
-    dist.barrier()
-    return time.perf_counter() - began
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
@@ -23,7 +23,13 @@ class NodeMemories:
     """One tier for each node of one rank, and what its ranks have written: a file per rank."""
 
     def __init__(
-        self, job: JobDirectory, place: Path, count: int, replicas: int = 1, domains: str = ""
+        self,
+        job: JobDirectory,
+        place: Path,
+        count: int,
+        replicas: int = 1,
+        domains: str = "",
+        be_polite: Callable[[], None] = lambda: None,
     ) -> None:
         self.job = job
         self.contents: dict[str, bytes] = {}
@@ -32,7 +38,7 @@ class NodeMemories:
         for number in range(count):
             root = place / f"node{number}"
             root.mkdir(mode=0o700)
-            server = MemoryServer(MemoryTier(root), job, "127.0.0.1", lambda: None)
+            server = MemoryServer(MemoryTier(root), job, "127.0.0.1", be_polite)
             self.servers.append(server)
             share = Share(number, 1, *server.where, domains[number : number + 1])
             self.tiers.append(NodesMemory(root, share, acts=True, replicas=replicas))

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
@@ -230,7 +231,9 @@ def make_supervisor(
     )  # fmt: skip
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
-    memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
+    memory = MemoryKeeper.open(
+        settings, job, fence, journal, record.say, wakeup.wake, partial(_finished_steps, board)
+    )
     first.memory = memory.root
     files.start()
     service = handed.service if handed else Service()
@@ -332,15 +335,12 @@ def _mirror(
     from elastic_ckpt.checkpoint.bucket.url import BucketUrl
     from elastic_ckpt.supervisor.saves.mirror import Mirror
 
-    def finished() -> int:
-        return min((slot.finished for slot in board.read_slots()), default=0)
-
     return Mirror(
         settings,
         open_store(BucketUrl.parse(settings.mirror.url)),
         run_id,
         journal,
-        finished,
+        partial(_finished_steps, board),
         record.say,
         wakeup.wake,
         lambda: service.alive(Clock().monotonic()),
@@ -357,3 +357,8 @@ def _role(settings: RunSettings, rendezvous: Rendezvous | None, handed: Handed |
     if handed is None or handed.taken is None:
         return HeadRole(settings.nodes)
     return HeadRole(settings.nodes, place.others + 1, handed.taken)
+
+
+def _finished_steps(board: Board) -> int:
+    """Return how many steps all ranks of this node have finished."""
+    return min((slot.finished for slot in board.read_slots()), default=0)

@@ -22,6 +22,7 @@ ROWS = {
     "metadata": 7,
     "drain_cost": 4,
     "mirror_cost": 3,
+    "replica_cost": 3,
     "emergency": 5,
     "exchanges": 4,
     "hub": 4,

@@ -66,12 +66,14 @@ class MemoryKeeper:
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
+        finished: Callable[[], int],
         owned: OwnedTier | None,
         server: MemoryServer | None = None,
         name: str = "",
     ) -> None:
-        """Drain nothing before :meth:`begin`. With a ``name`` it is the tier of one of several
-        nodes, of which the one with the fence has all of them drain."""
+        """Drain nothing before :meth:`begin`; ``finished`` as :class:`Replicator` takes it. With a
+        ``name`` it is the tier of one of several nodes, of which the one with the fence has all of
+        them drain."""
         self._job = job
         self._journal = journal
         self._say = say
@@ -84,7 +86,9 @@ class MemoryKeeper:
             Drainer(job, fence, owned.tier, journal, say, wake) if owned and leads else None
         )
         self._replicator = (
-            Replicator(owned.tier, journal, say, wake, be_polite) if owned and server else None
+            Replicator(owned.tier, journal, say, wake, be_polite, finished)
+            if owned and server
+            else None
         )
         self._moves: list[_Move] = []
         self.root = str(owned.tier.root) if owned else ""
@@ -99,6 +103,7 @@ class MemoryKeeper:
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
+        finished: Callable[[], int],
     ) -> MemoryKeeper:
         """Make the tier, or take over what earlier runs of this job left there.
 
@@ -117,7 +122,7 @@ class MemoryKeeper:
         name, server = settings.node if settings.endpoint and place else "", None
         if name and owned is not None:
             server = _serve(settings, owned, job, say)
-        keeper = cls(job, fence, journal, say, wake, owned, server, name)
+        keeper = cls(job, fence, journal, say, wake, finished, owned, server, name)
         elsewhere = owned.elsewhere if owned else []
         left = leftovers([*([place] if place else []), *_earlier_places(job)])
         _warn([one for one in left if one.tier not in elsewhere], job, say)

@@ -18,6 +18,7 @@ from elastic_ckpt.checkpoint.nodes.replica import drop_strangers, replicate
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.node_events import ReplicaFailed, Replicated
+from elastic_ckpt.policy.pace import Pace, Throttle
 
 _PATIENCE_SECONDS: Final = 5.0
 """Another node may seal its share a moment after this one, and may be held up meanwhile."""
@@ -35,22 +36,32 @@ class Replicator:
         say: Callable[[str], None],
         wake: Callable[[], None],
         be_polite: Callable[[], None],
+        finished: Callable[[], int],
     ) -> None:
-        """Start the thread; ``wake`` ends the loop's wait, ``be_polite`` lowers its priority."""
+        """Start the thread; ``wake`` ends the loop's wait, ``be_polite`` lowers its priority.
+
+        Args:
+            finished: steps that all ranks have finished; a copy pauses where they come slower than
+                without one.
+        """
         self._tier = tier
         self._journal = journal
         self._say = say
         self._wake = wake
         self._be_polite = be_polite
+        self._finished = finished
+        self._pace = Pace()
+        self._is_copying = False
         self._wanted: queue.Queue[MemorySeal | None] = queue.Queue()
         self._done: queue.Queue[Replicated | ReplicaFailed] = queue.Queue()
         self._last = ""
         self._said = ""
-        self._closing = False
+        self._closing = threading.Event()
         threading.Thread(target=self._work, name="replicas", daemon=True).start()
 
     def serve(self, *, sealed: bool) -> None:
         """Write down what was done, and begin with what a worker has ``sealed``."""
+        self._pace.feed(time.monotonic(), self._finished(), copying=self._is_copying)
         if sealed:
             newest = next((one.seal for one in self._tier.sealed()), None)
             if newest is not None and newest.guards and newest.attempt != self._last:
@@ -65,7 +76,7 @@ class Replicator:
 
     def close(self) -> None:
         """Give up what is under way."""
-        self._closing = True
+        self._closing.set()
         self._wanted.put(None)
 
     def _work(self) -> None:
@@ -77,18 +88,27 @@ class Replicator:
                     return
                 seal = newer
             for share in seal.guards:
+                self._is_copying = True
                 self._done.put(self._replicate(share, seal))
+                self._is_copying = False
                 self._wake()
 
     def _replicate(self, share: Share, seal: MemorySeal) -> Replicated | ReplicaFailed:
         began, cpu = time.monotonic(), time.thread_time()
+        throttle = Throttle(0.0, began)
+
+        def pause(count: int) -> None:
+            seconds = throttle.pause(count, time.monotonic(), slowed=self._pace.is_slowed)
+            if self._closing.wait(seconds):
+                raise CheckpointRejected("this node leaves")
+
         while True:
             try:
-                made = replicate(self._tier.root, share, seal.attempt, self._pause)
+                made = replicate(self._tier.root, share, seal.attempt, pause)
                 drop_strangers(self._tier.root, seal.guards, made)
             except CheckpointRejected as error:
-                if time.monotonic() < began + _PATIENCE_SECONDS and not self._closing:
-                    time.sleep(_PAUSE_SECONDS)
+                is_early = time.monotonic() < began + _PATIENCE_SECONDS
+                if is_early and not self._closing.wait(_PAUSE_SECONDS):
                     continue
                 return ReplicaFailed(share.host, seal.step, str(error))
             except (ElasticCkptError, OSError) as error:
@@ -100,8 +120,3 @@ class Replicator:
                 seconds=time.monotonic() - began,
                 cpu_seconds=time.thread_time() - cpu,
             )
-
-    def _pause(self, count: int) -> None:
-        del count
-        if self._closing:
-            raise CheckpointRejected("this node leaves")

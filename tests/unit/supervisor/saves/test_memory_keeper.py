@@ -35,7 +35,7 @@ class Start:
         journal = Journal(job, node)
         self.woken = threading.Event()
         self.keeper = MemoryKeeper.open(
-            settings, job, None, journal, self.said.append, self.woken.set
+            settings, job, None, journal, self.said.append, self.woken.set, lambda: 0
         )
 
     def settle(self) -> None:
