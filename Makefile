@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos lint types layers bench clean
+.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -54,9 +54,9 @@ test-benchmarks: .venv/.ready .venv-latest/.storage
 # are cut off: prints how long each takes. Needs root.
 test-hosts: .venv-latest/.ready
 	.venv-latest/bin/python -m pytest -n 2 -m hosts tests/integration
-	.venv-latest/bin/python -m pytest -s tests/system/test_several_hosts.py \
-		tests/system/test_chaos_on_hosts.py tests/system/test_the_head.py \
-		tests/system/test_memory_of_nodes.py
+	.venv-latest/bin/python -m pytest -s tests/system/test_hosts.py \
+		tests/system/test_several_hosts.py tests/system/test_chaos_on_hosts.py \
+		tests/system/test_the_head.py tests/system/test_memory_of_nodes.py
 
 # The unit under a systemd of its own, in namespaces; prints how long things take. Needs root.
 test-systemd: .venv-latest/.ready
@@ -70,6 +70,11 @@ SEED ?= $(shell date +%s)
 
 chaos: .venv/.ready
 	.venv/bin/python scripts/chaos.py $(N) $(SEED)
+
+# The same with a job on hosts of network namespaces, in rounds of 25: they vanish, singly or two at
+# once, their links lose, reorder, and delay, or carry one way only, their clocks step. Needs root.
+chaos-hosts: .venv-latest/.ready
+	.venv-latest/bin/python scripts/chaos.py --hosts $(N) $(SEED)
 
 # Jobs on a SLURM of its own, with two nodes; prints how long things take. Needs root, SLURM, munge.
 test-slurm: .venv-latest/.ready

@@ -1,11 +1,12 @@
 """Disturb a small job many times, in rounds: `make chaos N=1000 SEED=1`.
 
 Each round runs tests/faults/test_bit_exact.py: it starts a job, disturbs it at random moments
-drawn from the seed, and compares samples and bits with an undisturbed one. Rounds that passed are
+drawn from the seed, and compares samples and bits with an undisturbed one. `make chaos-hosts` does
+so with a job on several hosts, in tests/system/test_chaos_on_hosts.py. Rounds that passed are
 recorded in chaos-rounds.jsonl and not repeated, so an interrupted call resumes where it stopped.
-A round that failed is run again by the next call. Prints how often each kind came and how to replay
-what failed, and exits with 1 if anything did. ELASTIC_CKPT_TEST_KINDS=rewind,host_renamed draws
-those kinds alone, and records nothing.
+A round that failed is run again by the next call; its files are kept. Prints how often each kind
+came and how to replay what failed, and exits with 1 if anything did.
+ELASTIC_CKPT_TEST_KINDS=rewind,host_renamed draws those kinds alone, and records nothing.
 
 As root on Linux a round has mounts of its own, which end with it, however it ends. The undisturbed
 run is made once in each call, because all rounds of one length have the same.
@@ -17,21 +18,46 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TALLY = ROOT / "chaos-rounds.jsonl"
-ROUND = 50
-"""Disturbances per job; more only make the comparison slower."""
 ONLY = os.environ.get("ELASTIC_CKPT_TEST_KINDS", "")
 
 _OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private"]
 _LINE = re.compile(r"[0-9]+ of [0-9]+, step [0-9]+: (\w+)\n")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kind of job that is disturbed.
+
+    Attributes:
+        target: of make.
+        test: the file and the name of its test.
+        size: disturbances per job; more only make the comparison slower.
+        tally: where the rounds that passed are recorded.
+    """
+
+    target: str
+    test: tuple[str, str]
+    size: int
+    tally: Path
+
+
+ONE_HOST = Job(
+    "chaos", ("tests/faults/test_bit_exact.py", "disturbances"), 50, ROOT / "chaos-rounds.jsonl"
+)
+HOSTS = Job(
+    "chaos-hosts", ("tests/system/test_chaos_on_hosts.py", "disturbed"), 25,
+    ROOT / "chaos-hosts-rounds.jsonl",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -39,15 +65,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("count", type=int, help="total number of disturbances")
     parser.add_argument("seed", type=int, help="seed of the first round; later rounds count up")
+    parser.add_argument("--hosts", action="store_true", help="a job on several hosts; needs root")
     args = parser.parse_args()
-    passed = {} if ONLY else read_tally()
+    job = HOSTS if args.hosts else ONE_HOST
+    passed = {} if ONLY else read_tally(job.tally)
     done, kinds, failed = 0, Counter[str](), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
-        for number, start in enumerate(range(0, args.count, ROUND)):
-            seed, count = args.seed + number, min(ROUND, args.count - start)
-            found = passed.get((seed, count)) or run_round(seed, count, Path(place))
+        for number, start in enumerate(range(0, args.count, job.size)):
+            seed, count = args.seed + number, min(job.size, args.count - start)
+            found = passed.get((seed, count)) or run_round(job, seed, count, Path(place))
             if found is None:
-                failed.append(f"failed; to replay: make chaos N={count} SEED={seed}")
+                failed.append(f"failed; to replay: make {job.target} N={count} SEED={seed}")
                 print(failed[-1], flush=True)
                 continue
             done += count
@@ -59,14 +87,14 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def read_tally() -> dict[tuple[int, int], dict[str, int]]:
+def read_tally(tally: Path) -> dict[tuple[int, int], dict[str, int]]:
     """Return how often each kind came in the rounds that passed in any call, by seed and count."""
-    lines = TALLY.read_text().splitlines() if TALLY.exists() else []
+    lines = tally.read_text().splitlines() if tally.exists() else []
     found = map(json.loads, lines)
     return {(line["seed"], line["count"]): line.get("kinds", {"": 0}) for line in found}
 
 
-def run_round(seed: int, count: int, place: Path) -> dict[str, int] | None:
+def run_round(job: Job, seed: int, count: int, place: Path) -> dict[str, int] | None:
     """Run one round; return how often each kind came, or None if it failed."""
     settings = {
         "ELASTIC_CKPT_TEST_SEED": str(seed),
@@ -78,8 +106,9 @@ def run_round(seed: int, count: int, place: Path) -> dict[str, int] | None:
     environment = {**os.environ, **settings}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.monotonic()
-    test = ["-s", f"--basetemp={place / 'test'}", "tests/faults/test_bit_exact.py"]
-    command = [*own_mounts(), sys.executable, "-m", "pytest", *test, "-k", "disturbances"]
+    path, name = job.test
+    test = ["-s", f"--basetemp={place / 'test'}", path, "-k", name]
+    command = [*own_mounts(), sys.executable, "-m", "pytest", *test]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
     )
@@ -95,12 +124,14 @@ def run_round(seed: int, count: int, place: Path) -> dict[str, int] | None:
         process.wait(60)
         raise
     if code != 0:
+        kept = tempfile.mkdtemp(prefix=f"chaos-{seed}-")
+        print(f"its files are in {shutil.move(place / 'test', kept)}", flush=True)
         return None
     seconds = round(time.monotonic() - began)
     if ONLY:
         return kinds
     line = {"seed": seed, "count": count, "seconds": seconds, "kinds": dict(kinds)}
-    with TALLY.open("a") as file:
+    with job.tally.open("a") as file:
         file.write(json.dumps(line) + "\n")
     return kinds
 

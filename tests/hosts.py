@@ -1,7 +1,8 @@
 """Several hosts on this one: network namespaces on a bridge, each with names and memory of its own.
 
-Each host has its own interfaces, ``/etc/hosts``, host name and ``/dev/shm``. Needs root and
-iproute2; everything goes when the context ends.
+Each host has its own interfaces, ``/etc/hosts``, host name and ``/dev/shm``, which stays until the
+host is switched off, and a time of day of its own if it is in ``clocks``. Needs root and iproute2;
+everything goes when the context ends.
 """
 
 import itertools
@@ -10,10 +11,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.clocks import SteppedClock
 from tests.cluster import Cluster, Node
+from tests.links import Link, run
 
 _BRIDGES = itertools.count()
-_ENTER = 'hostname "$1"; mount -t tmpfs -o size=512m tmpfs /dev/shm; shift; exec "$@"'
+_BOOT = 'hostname "$1"; mount -t tmpfs -o size=512m tmpfs /dev/shm; echo up; exec cat'
 
 
 def why_not() -> str:
@@ -34,6 +37,8 @@ class Hosts(Cluster):
         self.tag = f"ec{os.getpid() % 100000}x{next(_BRIDGES)}"
         self.names = [f"h{number}" for number in range(1, count + 1)]
         self.endpoint = "h1:29400"
+        self.clocks: dict[str, SteppedClock] = {}
+        self._machines: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> "Hosts":
         try:
@@ -68,6 +73,8 @@ class Hosts(Cluster):
         run("ip", "-n", space, "link", "set", "lo", "up")
 
     def remove(self) -> None:
+        for name in list(self._machines):
+            self.switch_off(name)
         for name in self.names:
             space = f"{self.tag}{name}"
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
@@ -78,9 +85,31 @@ class Hosts(Cluster):
 
     def make(self, name: str) -> Node:
         node = super().make(name)
-        inner = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", _ENTER]
-        node.prefix = ["ip", "netns", "exec", f"{self.tag}{name}", *inner, "sh", name]
+        node.prefix = ["nsenter", *self._spaces(name), "env", "-C", str(Path.cwd())]
+        if name in self.clocks:
+            node.prefix += self.clocks[name].variables
         return node
+
+    def lose(self, name: str) -> None:
+        super().lose(name)
+        self.switch_off(name)
+
+    def switch_off(self, name: str) -> None:
+        """Have a host forget what is in its memory; its processes have ended."""
+        machine = self._machines.pop(name, None)
+        if machine is not None:
+            machine.stdin.close()
+            machine.wait(20)
+
+    def _spaces(self, name: str) -> list[str]:
+        """Return how to enter a host, which is switched on."""
+        if name not in self._machines:
+            inner = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", _BOOT]
+            boot = ["ip", "netns", "exec", f"{self.tag}{name}", *inner, "sh", name]
+            pipe = subprocess.PIPE  # a host goes when its input ends, as when this process dies
+            machine = self._machines[name] = subprocess.Popen(boot, stdin=pipe, stdout=pipe)
+            assert machine.stdout.readline() == b"up\n"
+        return ["-t", str(self._machines[name].pid), "--mount", "--net", "--uts"]
 
     def cut(self, name: str) -> None:
         """Pull the host's cable."""
@@ -92,17 +121,13 @@ class Hosts(Cluster):
     def cable(self, name: str) -> str:
         return f"{self.tag}{name}"[-15:]
 
+    def link(self, name: str) -> Link:
+        return Link(self.cable(name), f"{self.tag}{name}")
+
     def inside(self, name: str, *command: str) -> str:
-        """Return a command's output in the namespaces of the node's supervisor."""
-        pid = str(self[name].process.pid)
-        return run("nsenter", "-t", pid, "--mount", "--net", "--uts", *command)
+        """Return a command's output on a host."""
+        return run("nsenter", *self._spaces(name), *command)
 
 
 def address(name: str) -> str:
     return f"10.77.0.{name[1:]}"
-
-
-def run(*command: str) -> str:
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert found.returncode == 0, f"{' '.join(command)}: {found.stderr}"
-    return found.stdout

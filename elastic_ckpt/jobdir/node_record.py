@@ -104,6 +104,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     """The record of a supervisor's run.
 
     Attributes:
+        run_number: as the job counts its runs; 0 on a node that follows.
         since: when it started, in seconds since the epoch.
         board: path of the board while the supervisor lives.
         exit_code: its exit code; None while it runs or if it was killed.
@@ -131,6 +132,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     owner: ProcessIdentity
     since: float
     state: RunState
+    run_number: int = 0
     incarnation: int = 0
     board: str = ""
     exit_code: int | None = None
@@ -174,8 +176,11 @@ def read_record(path: Path) -> NodeRecord | None:
 
 def _checked(record: NodeRecord) -> NodeRecord:
     """Return a record with safe text and a safe board path; raise ValueError for wrong counts."""
-    counts = (record.incarnation, record.failures, record.preemptions, record.failures_left)
-    if min(*counts, record.owner.pid) < 0 or max(*counts, record.owner.pid) > _MAX_COUNT:
+    counts = (
+        record.owner.pid, record.run_number, record.incarnation, record.failures,
+        record.preemptions, record.failures_left,
+    )  # fmt: skip
+    if min(counts) < 0 or max(counts) > _MAX_COUNT:
         raise ValueError("a count is out of range")
     record.present = tuple(map(printable, record.present))
     for name in ("job", "run_id", "node", "message", "head", "mirror", "bucket", "took_over_from"):
@@ -200,17 +205,18 @@ def _checked(record: NodeRecord) -> NodeRecord:
 
 
 def read_records(directory: Path) -> list[NodeRecord]:
-    """Return all nodes' records in a directory, the latest run first."""
+    """Return all nodes' records in a directory, the latest run's head first: clocks of two nodes may
+    differ, so the run number counts."""
     found = [read_record(path) for path in islice(directory.glob("*.json"), _MAX_RECORDS)]
     return sorted(
         (record for record in found if record is not None),
-        key=lambda record: record.since,
+        key=lambda record: (record.run_number, record.since),
         reverse=True,
     )
 
 
 def job_records(job: JobDirectory) -> list[NodeRecord]:
-    """Return all nodes' records of a job, the latest run first."""
+    """Return all nodes' records of a job, the latest run's head first."""
     return read_records(job.nodes) if job.owns(job.nodes) else []
 
 

@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def first_record(
-    settings: RunSettings, job: JobDirectory, run_id: str, board: str, *, leads: bool
+    settings: RunSettings, job: JobDirectory, run_id: str, board: str, run_number: int
 ) -> NodeRecord:
-    """Return the record of a run that starts; incarnations are counted through all runs."""
+    """Return the record of a run that starts; incarnations are counted through all runs. The run
+    number is 0 for a node that follows."""
     previous = read_record(job.node_record(settings.node))
     return NodeRecord(
         job=settings.name,
@@ -32,6 +33,7 @@ def first_record(
         owner=ProcessIdentity.current(),
         since=time.time(),
         state=RunState.STARTING,
+        run_number=run_number,
         incarnation=max((record.incarnation for record in job_records(job)), default=0),
         board=board,
         message="starting",
@@ -39,7 +41,7 @@ def first_record(
         last_recovery=previous.last_recovery if previous else None,
         grace=settings.grace,
         saves_itself=bool(settings.own),
-        head=settings.node if leads else "?",
+        head=settings.node if run_number else "?",
         bucket=settings.own_bucket,
     )
 

@@ -213,7 +213,7 @@ def make_supervisor(
     journal = Journal(job, settings.node, follows=not leads, rotates=True)
     board = handed.board if handed else Board.create(settings.nproc)
     wakeup = Wakeup()
-    first = first_record(settings, job, run_id, board.path, leads=leads)
+    first = first_record(settings, job, run_id, board.path, fence.number if fence else 0)
     process_log = ProcessLog.of_node(
         job, "supervisor", settings.node, lambda: {"incarnation": first.incarnation}
     ).begin()

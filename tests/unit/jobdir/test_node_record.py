@@ -32,10 +32,11 @@ print(msgspec.json.encode(ProcessIdentity.current()).decode(), flush=True)
 """
 
 
-def make_record(since: float = 1.0, node: str = "here") -> NodeRecord:
+def make_record(since: float = 1.0, node: str = "here", run_number: int = 0) -> NodeRecord:
     return NodeRecord(
         job="tested", run_id="run", node=node, owner=ProcessIdentity.current(), since=since,
         state=RunState.DRAINING, notice=NoticeRecord("signal", "SIGTERM", 12.5),
+        run_number=run_number,
     )  # fmt: skip
 
 
@@ -106,6 +107,13 @@ def test_the_latest_run_is_first(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_bytes(b"{")
     assert [record.node for record in read_records(tmp_path)] == ["b", "a", "c"]
     assert read_records(tmp_path / "missing") == []
+
+
+def test_head_of_the_latest_run_is_first_whatever_its_clock_shows(tmp_path: Path) -> None:
+    """A head that had been killed was shown, since its clock was ahead of the next one's."""
+    for node, since, number in (("former", 900.0, 1), ("head", 100.0, 2), ("member", 901.0, 0)):
+        make_record(since, node, number).write(tmp_path / f"{node}.json")
+    assert [record.node for record in read_records(tmp_path)] == ["head", "former", "member"]
 
 
 def test_a_node_is_named_by_the_flag_then_slurm_then_the_host(
