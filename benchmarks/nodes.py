@@ -4,7 +4,8 @@ Hosts are network namespaces of this machine, each with its own /dev/shm; needs 
 same state is trained by as many ranks on one host and on one host each, and training waits for
 saves into memory. Then a host is switched off, another one takes its place, and the clock runs
 until every rank has finished a step from what the other hosts have in memory; what detection takes
-of that is the head's own word.
+of that is the head's own word. Once more with a slow link to the host that takes its place, which
+carries the state, and the model once more, as the script's DistributedDataParallel sends it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ NODES = 4
 SAVES = 12
 QUICK_SAVES = 4
 WARM_UP = 2
+LINK_KBIT = 100_000
+MODEL = 1 / 3
+"""Of the state: what DistributedDataParallel sends to each rank when it is made."""
+
 ONE, FOUR = "one node, 4 ranks", "four nodes, a rank each"
 
 
@@ -59,8 +64,12 @@ def stalls(where: Path, nodes: int, options: Options) -> list[float]:
         return saved()[WARM_UP:]
 
 
-def lost_node(where: Path, options: Options) -> tuple[float, float]:
-    """Seconds from the end of a host to the next step of all ranks, and those to its detection."""
+def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, float]:
+    """Seconds from the end of a host to the next step of all ranks, and those to its detection.
+
+    Args:
+        kbit: a second, through the cable of the host that takes its place.
+    """
     with Jobs(where, 3, "2", options.megabytes) as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 12)
@@ -68,6 +77,8 @@ def lost_node(where: Path, options: Options) -> tuple[float, float]:
         hosts.head.until(lambda _: len(hosts.events("node_joined")) >= 3, "the spare", seconds=120)
         before = len(hosts.events("replicated"))
         hosts.head.until(lambda _: len(hosts.events("replicated")) > before, "a replica")
+        if kbit:
+            hosts.link("h3").slow_down(kbit)
         began = time.monotonic()
         hosts.lose("h2")
         stepped = hosts.until_stepped(hosts.head.view().incarnation + 1)
@@ -80,7 +91,7 @@ def lost_node(where: Path, options: Options) -> tuple[float, float]:
 def measure(options: Options, where: Places) -> Report:
     """Take turns, and compare."""
     found: dict[str, list[float]] = {ONE: [], FOUR: []}
-    lost, detected = [], []
+    lost, detected, slow = [], [], []
     for turn in range(options.repeats):
         for name, nodes in ((ONE, 1), (FOUR, NODES)):
             progress(f"pass {turn + 1}: {name}")
@@ -91,6 +102,10 @@ def measure(options: Options, where: Places) -> Report:
         whole, known = lost_node(where.disk / f"lost-{turn}", options)
         lost.append(whole)
         detected.append(known)
+        progress(f"pass {turn + 1}: a lost node, and a slow link")
+        whole, known = lost_node(where.disk / f"slow-{turn}", options, LINK_KBIT)
+        slow.append(whole - known)
+    link = options.megabytes * (1 + MODEL) * 8e3 / LINK_KBIT
     beyond = [whole - known for whole, known in zip(lost, detected, strict=True)]
     title = f"A job of {options.megabytes:.0f} MB of state on several nodes, {NODES} ranks"
     report = Report("nodes", title, {"megabytes": options.megabytes})
@@ -99,10 +114,18 @@ def measure(options: Options, where: Places) -> Report:
         summary(f"stall of a save into memory: {FOUR}", found[FOUR], found[ONE]),
         summary("a node vanishes: until that is detected", detected),
         summary("from there until all ranks have finished a step", beyond),
+        summary(
+            "the same with a slow link to the host that takes its place", slow, [link] * len(slow)
+        ),
     ]
     report.goals = [
         goal("stall per save, four nodes / one node", ratios(found[FOUR], found[ONE]), 1.2),
         goal("a lost node, beyond its detection", beyond, 1.5, " s"),
+        goal(
+            f"with a link of {LINK_KBIT // 1000} Mbit/s / what it carries",
+            [one / link for one in slow],
+            1.2,
+        ),
     ]
     return report
 

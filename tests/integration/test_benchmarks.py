@@ -27,7 +27,7 @@ ROWS = {
     "exchanges": 4,
     "hub": 4,
     "idle": 6,
-    "nodes": 4,
+    "nodes": 5,
     "own_seal": 4,
     "recovery": 2,
     "sampler": 4,
