@@ -117,8 +117,9 @@ def test_what_the_lost_head_had_in_memory_is_in_its_peers(tmp_path: Path) -> Non
         hosts.start("h1", "h2", "h3")
         hosts.until_training(3)
         hosts.until_step(3, hosts.head.view().position.step + 25)
-        replicated = [one for one in events(hosts, "replicated") if one["host"]]
-        assert replicated, hosts.output()
+        hosts.head.until(
+            lambda _: any(one["host"] for one in events(hosts, "replicated")), "a replica"
+        )
         hosts.lose("h1")
         hosts.until_training(2, beyond=1)
         hosts.finish("h2", "h3")

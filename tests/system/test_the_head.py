@@ -34,7 +34,8 @@ def own_events(cluster: Cluster, kind: str, since: float = 0.0) -> list[dict]:
 
 def until_taken_over(cluster: Cluster, what: str, nodes: int, began: float) -> str:
     """Wait until another node leads; print the seconds, and return its name."""
-    before = max(one["data"]["incarnation"] for one in own_events(cluster, "launch"))
+    launches = [one for one in own_events(cluster, "launch") if one["monotonic"] < began]
+    before = max(one["data"]["incarnation"] for one in launches)
     cluster.until_training(nodes, beyond=before)
     stepped = cluster.until_stepped(cluster.head.view().incarnation)
     taken = own_events(cluster, "head_taken_over", began)
