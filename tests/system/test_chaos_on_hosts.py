@@ -27,7 +27,7 @@ from tests.system.disturbances_on_hosts import KINDS, DisturbedHosts
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261125"))
 COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "12"))
 ONLY = os.environ.get("ELASTIC_CKPT_TEST_KINDS", "")
-SIZE, RANKS = 4003, 3
+SIZE, RANKS = 3001, 3
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")
 
 
@@ -51,7 +51,7 @@ def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
             print(f"{number} of {COUNT}, step {step}: {kind.__name__}", flush=True)
             kind(hosts, name, dice)
         hosts.ready()
-        hosts.finish(*hosts.names)
+        hosts.finish(*hosts.names, seconds=300 + 40 * COUNT)
         check_nothing_is_left(hosts)
         check_samples(hosts, epochs)
         if has_spare:
@@ -64,7 +64,7 @@ def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
 def disturbed_hosts(
     root: Path, epochs: int, *options: str, has_spare: bool
 ) -> Iterator[DisturbedHosts]:
-    arguments = ("--epochs", str(epochs), "--size", str(SIZE), "--pause", "0.03")
+    arguments = ("--epochs", str(epochs), "--size", str(SIZE), "--pause", "0.06")
     options = (*options, "--max-failures", "1000", "--rdzv-timeout", "60")
     least, count = (RANKS, RANKS + 1) if has_spare else (1, RANKS)
     hosts = DisturbedHosts(count, root, least, RANKS, *arguments, options=options)
