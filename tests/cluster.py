@@ -114,11 +114,11 @@ class Cluster:
             f"step {step} on {nodes} nodes",
         )
 
-    def finish(self, *names: str) -> None:
+    def finish(self, *names: str, seconds: float = 240.0) -> None:
         """Let the job run to its end without pauses; each node must end with 0."""
         self.calm.touch()
         for name in names:
-            assert self.nodes[name].wait(240) == 0, self.output()
+            assert self.nodes[name].wait(seconds) == 0, self.output()
 
     def lose(self, name: str) -> None:
         """Kill all processes of a node, as when its machine is switched off.

@@ -205,8 +205,8 @@ def _checked(record: NodeRecord) -> NodeRecord:
 
 
 def read_records(directory: Path) -> list[NodeRecord]:
-    """Return all nodes' records in a directory, the latest run's head first: clocks of two nodes may
-    differ, so the run number counts."""
+    """Return all nodes' records in a directory, the latest run's head first. The run number counts,
+    as the clocks of two nodes may differ."""
     found = [read_record(path) for path in islice(directory.glob("*.json"), _MAX_RECORDS)]
     return sorted(
         (record for record in found if record is not None),

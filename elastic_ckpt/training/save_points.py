@@ -191,13 +191,19 @@ class SavePoints:
     def _state_mark(self) -> object:
         return self._version(), dict(self._metrics.values), self._runtime.state()
 
+    @property
+    def _leaves_shares(self) -> bool:
+        """Whether a node that leaves at this stop takes its share of the newest checkpoint along:
+        that has to be on disk as well."""
+        return self._stopping and self._saver.is_shared
+
     def _serve(self) -> bool:
         """Make the save that was requested, and leave at a stop; return False to try later."""
         here, wanted = self._loop.position, self._wanted
         self._saver.complete()
         if (
             wanted is not None
-            and self._saver.last[-1] != here.step
+            and (self._saver.last[-1] != here.step or self._leaves_shares)
             and here.step > 0
             and not self._save(wanted)
         ):
@@ -214,7 +220,7 @@ class SavePoints:
         name = f"the save after step {loop.step}, epoch {loop.epoch}"
         ready = reason == "final" or self._postponement.is_ready(hurried=self._stopping)
         here, peers = self._loop.consumed, self._runtime.peers
-        is_new = (here.epoch, here.step) != self._saver.last
+        is_new = (here.epoch, here.step) != self._saver.last or self._leaves_shares
         held = self._rank_state.hold() if ready and is_new else None
         compared = held.digests() if held is not None and peers.world_size > 1 else ()
         unequal = meet(peers, name, Arrival(here, ready, *compared))

@@ -155,7 +155,7 @@ class Session:
         )
         if found is not None:
             self._resume(found)
-            saver.last = (found.seal.epoch, found.seal.step)
+            saver.resume(found)
         if not runtime.steps.has_stepped:  # a later session is not part of the recovery
             slot.loaded(found.source if found else Source.NOTHING)
         self._first_step = self.step

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, SharesAttempt
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part, Ref
@@ -73,12 +74,19 @@ class SaveOperation:
     After ``begin`` the save is complete, unless a device is still copying: then ``under_way`` is
     true on all ranks alike. The caller continues to compute, calls ``guard`` before it modifies
     what is being saved, and ``complete`` in the end.
+
+    Attributes:
+        parent: the attempt that it continues from.
+        is_in_memory: whether it was sealed there.
     """
+
+    is_in_memory = False
 
     def __init__(self, runtime: Runtime, engine: Engine, snapshot: Snapshot) -> None:
         self._runtime = runtime
         self._engine = engine
         self._snapshot = snapshot
+        self.parent = runtime.parent
         self._to_disk = snapshot.reason in _TO_DISK
         self._refused = False  # by the disk
         self._taken: _Taken | None = None
@@ -214,6 +222,7 @@ class SaveOperation:
         runtime.last_bytes = size
         runtime.slot.saved(step)
         runtime.parent = target.ref.attempt
+        self.is_in_memory = target.ref.tier == MemoryTier.name
         bytes_too = f", {size} bytes" if runtime.peers.is_leader else ""  # only the leader knows
         said = f"{target.ref.tier}, {seconds:.3f} s{bytes_too}"
         log.info("sealed step %d: %s", step, said, extra={"step": step})
