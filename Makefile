@@ -122,6 +122,7 @@ bench-hosts: .venv-latest/.ready
 	.venv-latest/bin/python benchmarks/hub.py
 	.venv-latest/bin/python benchmarks/exchanges.py
 	.venv-latest/bin/python benchmarks/nodes.py
+	.venv-latest/bin/python benchmarks/nodes_peers.py
 	.venv-latest/bin/python benchmarks/replica_cost.py
 
 bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
