@@ -1,17 +1,19 @@
-"""A node of four vanishes: elastic-ckpt and torchrun with a shared disk, side by side.
+"""A node of four vanishes: elastic-ckpt, torchrun and NVRx with a shared disk, side by side.
 
 Hosts are network namespaces of this machine; needs root. The same script trains the same state,
-under ``elastic-ckpt run`` with a Session, and under torchrun with its own save by rank 0 to a disk
-that all hosts share. In turns, one host that is not the first is switched off, and the clock runs
-until every rank of those that are left has finished a step. Both may go on with three nodes; both
-wait 3 s for a fourth one.
+under ``elastic-ckpt run`` with a Session, and under the others' launchers with its own save by rank
+0 to a disk that all hosts share; NVRx's only where it is installed. In turns, one host that is not
+the first is switched off, and the clock runs until every rank of those that are left has finished a
+step. All may go on with three nodes, and wait 3 s for a fourth one.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,14 @@ from tests.job import environment
 NODES = 4
 EVERY = 10
 LIMIT_SECONDS = 180.0
-OURS, PEER = "elastic-ckpt run", "torchrun, a shared disk"
+OURS = "elastic-ckpt run"
+PEERS = {
+    "torchrun": ("torch.distributed.run",),
+    "NVRx ft_launcher": (
+        "nvidia_resiliency_ext.fault_tolerance.launcher", "--ignore-missing-fault-tol-cfg",
+    ),
+}  # fmt: skip
+"""Modules and their own options."""
 
 
 class Step(NamedTuple):
@@ -38,12 +47,14 @@ class Step(NamedTuple):
     pid: int
 
 
-class TorchrunNode(Node):
-    """One host's torchrun."""
+class PeerNode(Node):
+    """One host's launcher."""
 
-    def start(self, *options: str) -> TorchrunNode:
+    launcher: Sequence[str] = ()
+
+    def start(self, *options: str) -> PeerNode:
         command = [
-            *self.prefix, sys.executable, "-m", "torch.distributed.run",
+            *self.prefix, sys.executable, "-m", *self.launcher,
             "--nnodes", f"{NODES - 1}:{NODES}", "--nproc-per-node", "1", "--max-restarts", "10",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "h1:29400", "--rdzv-id", "job",
             "--rdzv-conf", "last_call_timeout=3", "--local-addr", self.name, *options,
@@ -99,7 +110,7 @@ class Jobs(Hosts):
         found = firsts()
         return max(one.time for one in found) - began, max(0, last + 1 - found[0].number)
 
-    def _until(self, condition) -> None:
+    def _until(self, condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + LIMIT_SECONDS
         while not condition():
             if time.monotonic() > limit:
@@ -107,11 +118,16 @@ class Jobs(Hosts):
             time.sleep(0.05)
 
 
-class TorchrunJobs(Jobs):
-    """The same under torchrun."""
+class PeerJobs(Jobs):
+    """The same under another launcher."""
+
+    def __init__(self, root: Path, size: float, launcher: Sequence[str]) -> None:
+        super().__init__(root, size)
+        self._launcher = launcher
 
     def make(self, name: str) -> Node:
-        node = TorchrunNode(self, name)
+        node = PeerNode(self, name)
+        node.launcher = self._launcher
         node.prefix = super().make(name).prefix
         return node
 
@@ -122,26 +138,41 @@ class TorchrunJobs(Jobs):
 
 def measure(options: Options, where: Places) -> Report:
     """Take turns, and compare."""
-    seconds: dict[str, list[float]] = {OURS: [], PEER: []}
-    again: dict[str, list[float]] = {OURS: [], PEER: []}
+    peers = {name: words for name, words in PEERS.items() if is_installed(words[0])}
+    seconds: dict[str, list[float]] = {OURS: [], **{name: [] for name in peers}}
+    again: dict[str, list[float]] = {name: [] for name in seconds}
     for turn in range(options.repeats):
-        for number, (name, kind) in enumerate(((OURS, Jobs), (PEER, TorchrunJobs))):
+        for number, name in enumerate(seconds):
             progress(f"pass {turn + 1}: {name}")
-            with kind(where.disk / f"{number}-{turn}", options.megabytes) as jobs:
+            root = where.disk / f"{number}-{turn}"
+            jobs = (
+                PeerJobs(root, options.megabytes, peers[name])
+                if name in peers
+                else Jobs(root, options.megabytes)
+            )
+            with jobs:
                 took, repeated = jobs.lose_one()
             seconds[name].append(took)
             again[name].append(float(repeated))
     title = f"A node of {NODES} vanishes, {options.megabytes:.0f} MB, saved every {EVERY} steps"
     report = Report("nodes_peers", title, {"megabytes": options.megabytes})
+    floor = seconds["torchrun"]
     report.rows = [
-        summary(f"{PEER}: until all ranks have finished a step", seconds[PEER], seconds[PEER]),
-        summary(f"{OURS}: the same", seconds[OURS], seconds[PEER]),
-        summary(f"{PEER}: steps made again", again[PEER], unit=""),
-        summary(f"{OURS}: steps made again", again[OURS], unit=""),
-    ]
-    figures = ratios(seconds[OURS], seconds[PEER])
-    report.goals = [goal(f"{OURS} / {PEER}", figures, 1.0)]
+        summary(f"until all ranks have finished a step: {name}", found, floor)
+        for name, found in seconds.items()
+    ] + [summary(f"steps made again: {name}", found, unit="") for name, found in again.items()]
+    for name in peers:
+        figures = ratios(seconds[OURS], seconds[name])
+        report.goals.append(goal(f"{OURS} / {name}", figures, 1.0))
     return report
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def main() -> None:
