@@ -30,6 +30,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         rank, exit_code, message: the worker that failed first; exit codes below 0 are signals.
             Without a failure the message says what a rank left unsaved.
+        node: that worker's, on several nodes; empty if no worker failed by itself.
         stepped: whether any rank had begun a step.
         steps: optimizer steps finished in this incarnation.
         finished: the last finished step, as the script counts it.
@@ -63,6 +64,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     out_of_memory: bool = False
     lost: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
+    node: str = ""
 
     @property
     def failed(self) -> bool:
@@ -150,6 +152,7 @@ def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
     crashed = [one for one in verdicts if one.kind is EndKind.CRASHED]
     cause = min(crashed, key=lambda one: (one.exit_code >= 0, one.failed_wall), default=own)
     rank, exit_code, message, tail = cause.rank, cause.exit_code, cause.message, cause.tail
+    node = cause.node if crashed and not lost else ""
     if lost:
         rank, exit_code, message, tail = -1, 0, f"lost node {', '.join(lost)}", ()
     return msgspec.structs.replace(
@@ -167,6 +170,7 @@ def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
         out_of_memory=cause.out_of_memory,
         lost=lost,
         tail=tail,
+        node=node,
     )
 
 

@@ -98,8 +98,9 @@ class Incarnations:
             self._ports.own.prepare(lambda: self._run.leaves)
         return self._ports.own.prepared
 
-    def launch(self, nodes: int) -> None:
-        """Launch the next incarnation on at most this number of nodes; after :meth:`clean_up`."""
+    def launch(self, nodes: int, without: tuple[str, ...] = ()) -> None:
+        """Launch the next incarnation on at most this number of nodes, and none of ``without``;
+        after :meth:`clean_up`."""
         if self.agent is None:
             return
         self._cleaning = False
@@ -116,7 +117,7 @@ class Incarnations:
             return
         number = self._run.incarnation + 1
         self.begin(number, nodes)
-        self.agent.send(Launch(number, nodes, own.arguments))
+        self.agent.send(Launch(number, nodes, own.arguments, without))
 
     def begin(self, number: int, nodes: int) -> None:
         """Note that this node's workers are about to be launched, with those of other nodes."""
@@ -303,6 +304,7 @@ class Incarnations:
     def _on_crash(self, ended: Ended) -> None:
         self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
         hang = self._hang
+        node = hang.node if hang else ended.node
         self._on_failure(
             Failure(
                 rank=hang.rank if hang else ended.rank,
@@ -316,6 +318,9 @@ class Incarnations:
                 out_of_memory=ended.out_of_memory,
                 lost=ended.lost,
                 tail=ended.tail,
+                node=node,
+                at=self._run.now,
+                dispensable=self._run.role.is_dispensable(node),
             )
         )
 
@@ -342,6 +347,8 @@ class Incarnations:
         elif decision.action is RestartAction.STOP:
             self._run.shutdown.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
         else:
+            if decision.action is RestartAction.LEAVE_OUT:
+                self._run.role.leave_out(self._run, failure.node, f"{decision.why}: {what}")
             when = f" in {delay:.1f} s" if delay >= 0.1 else ""
             self._run.record.move(Event.CRASH, f"{what}: restarting{when}")
 

@@ -1,0 +1,46 @@
+"""Nodes that a job leaves out: their own check fails, or their workers fail again and again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.jobdir.left_out import read_left_out
+from elastic_ckpt.jobdir.paths import JobDirectory
+from tests.cluster import Cluster, small_cluster
+from tests.job import environment
+
+
+def nodes_command(cluster: Cluster, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "elastic_ckpt", "nodes", str(cluster.head.directory), *options],
+        capture_output=True, text=True, timeout=60, env=environment(), check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.hosts
+def test_node_that_fails_its_check_is_left_out_until_it_is_let_in(tmp_path: Path) -> None:
+    with small_cluster(tmp_path, "1:2") as cluster:
+        cluster.start("n1")
+        # What the check writes cannot be written there: only on this node, as of a disk of its own.
+        fault = JobDirectory.at(cluster.head.directory).node_check("n2")
+        fault.mkdir()
+        cluster.start("n2")
+        view = cluster.head.until(lambda view: view.left_out, "a node that is left out")
+        assert view.left_out[0].node == "n2" and "disk: " in view.left_out[0].why
+        assert view.exit_code == 1 and any("n2 is left out" in line for line in view.warnings)
+        cluster.until_step(1, 10)
+        assert "this node failed its check: disk: " in cluster["n2"].output()
+        assert view.left_out[0].let_in in cluster["n1"].output()
+        fault.rmdir()
+        done = nodes_command(cluster, "--let-in", "n2")
+        assert done.returncode == 0, done.stderr
+        cluster.until_training(2)
+        assert nodes_command(cluster, "--let-in", "n2").returncode == 64
+        cluster.finish("n1", "n2")
+        cluster.assert_each_sample_once(2)
+        events = [event["event"] for event in cluster.head.events()]
+        assert {"node_unfit", "node_left_out", "node_let_in"} <= set(events)
