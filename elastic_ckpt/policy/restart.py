@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -102,10 +102,12 @@ class RestartDecision:
 
     Attributes:
         why: the reason for anything but a plain restart; else empty.
+        let_in: a node that was left out and is not to blame; empty for none.
     """
 
     action: RestartAction
     why: str = ""
+    let_in: str = ""
 
 
 @dataclass
@@ -147,6 +149,7 @@ class RestartPolicy:
     _start_message: str = field(default="", repr=False)  # of the last failed start
     _furthest: tuple[int, ...] = field(default=NOTHING_SAVED, repr=False)
     _blame: Blame = field(default_factory=Blame, repr=False)
+    _left_out_for: Failure | None = field(default=None, repr=False)  # the last one left out
 
     @property
     def left(self) -> int:
@@ -156,24 +159,34 @@ class RestartPolicy:
     def decide(self, failure: Failure) -> RestartDecision:
         """Count a failure and return what to do.
 
-        A node is left out before the job loses work to it: before it falls back, or stops. If its
-        workers were not to blame, the same failure comes back on another node, and then does that.
+        A node is left out before the job loses work to it: before it falls back, or stops. If it
+        was not to blame, another node fails in the same way: then the job does that, and the first
+        one is let in again.
         """
         decision = self._decide(failure)
         if not failure.node or not RULES[failure.kind].is_the_nodes:
             return decision
+        decision = replace(decision, let_in=self._cleared(failure))
         times = self._blame.count(failure.node, failure.at)
         is_plain = decision.action is RestartAction.RESTART
         if times < (BLAME_AT if is_plain else LAST_RESORT_BLAME_AT):
             return decision
         if not is_plain and not failure.dispensable:
             return decision
-        self._blame = Blame()
+        self._blame, self._left_out_for = Blame(), failure
         if not is_plain:
             self._times = max(0, self._times - 1)
-        return RestartDecision(
-            RestartAction.LEAVE_OUT, f"its workers were the first to fail {times} times in a row"
-        )
+        why = f"its workers were the first to fail {times} times in a row"
+        return replace(decision, action=RestartAction.LEAVE_OUT, why=why)
+
+    def _cleared(self, failure: Failure) -> str:
+        """Return the node that was left out last if another one fails alike, from the same
+        checkpoint."""
+        last, self._left_out_for = self._left_out_for, None
+        if last is None or failure.node == last.node or failure.newest != last.newest:
+            return ""
+        is_same_step = failure.step == last.step or not RULES[failure.kind].is_the_steps
+        return last.node if failure.kind is last.kind and is_same_step else ""
 
     def _decide(self, failure: Failure) -> RestartDecision:
         rule = RULES[failure.kind]

@@ -338,6 +338,8 @@ class Incarnations:
         self._run.record.update(failures=policy.total, failures_left=policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
         what = f"{culprit}{failure.message}"
+        if decision.let_in:
+            self._run.role.let_in(self._run, decision.let_in, "another node fails in the same way")
         if gone := self._run.shutdown.gone(newest):
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, f"{gone}; {what}")
         elif self._ports.directory.lost:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from elastic_ckpt.jobdir.left_out import read_left_out
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.policy.restart import BLAME_AT
 from tests.cluster import Cluster, small_cluster
 from tests.job import environment
 
@@ -44,3 +47,52 @@ def test_node_that_fails_its_check_is_left_out_until_it_is_let_in(tmp_path: Path
         cluster.assert_each_sample_once(2)
         events = [event["event"] for event in cluster.head.events()]
         assert {"node_unfit", "node_left_out", "node_let_in"} <= set(events)
+
+
+@pytest.mark.hosts
+def test_node_whose_workers_keep_failing_is_left_out_and_the_job_ends_without_it(
+    tmp_path: Path,
+) -> None:
+    with small_cluster(tmp_path, "1:2") as cluster:
+        cluster.start("n1", "n2")
+        incarnation = 0
+        for _ in range(BLAME_AT):
+            view = cluster.until_training(2, beyond=incarnation)
+            incarnation = view.incarnation
+            cluster.until_stepped(incarnation)
+            victim = next(one for one in view.workers if one.node == "n2")
+            os.kill(victim.pid, signal.SIGKILL)
+        cluster.until_training(1, beyond=incarnation)
+        view = cluster.head.view()
+        assert [one.node for one in view.left_out] == ["n2"] and not view.left_out[0].takes_part
+        assert "the first to fail 3 times in a row" in view.left_out[0].why
+        assert "left out of the job" in next(one for one in view.nodes if one.node == "n2").message
+        cluster.finish("n1", "n2")
+        cluster.assert_each_sample_once(2)
+        # A requeue keeps it, and so does the command's list.
+        noted = read_left_out(JobDirectory.at(cluster.head.directory))
+        assert [one.node for one in noted] == ["n2"]
+        assert "n2  left out since" in nodes_command(cluster).stdout
+
+
+@pytest.mark.hosts
+def test_head_that_fails_its_check_lets_another_node_lead(tmp_path: Path) -> None:
+    with small_cluster(tmp_path, "1:2") as cluster:
+        cluster.start("n1")
+        cluster.until_step(1, 2)
+        fault = JobDirectory.at(cluster.head.directory).node_check("n1")
+        fault.mkdir()
+        cluster["n1"].process.send_signal(signal.SIGTERM)
+        assert cluster["n1"].wait(50) == 75
+        cluster.start("n1")
+        cluster.until_step(1, 2)  # it is needed: no other node is there
+        assert "continuing with n1, although left out" in cluster["n1"].output()
+        cluster.start("n2")
+        cluster.head.until(
+            lambda view: view.supervisor.node == "n2" and view.state == "running", "n2 to lead"
+        )
+        fault.rmdir()
+        assert nodes_command(cluster, "--let-in", "n1").returncode == 0
+        cluster.until_training(2)
+        cluster.finish("n1", "n2")
+        cluster.assert_each_sample_once(2)

@@ -174,13 +174,12 @@ class HeadRole(ClusterRole):
         nodes, unfit = self._left_out.nodes, self._nodes.unfit
         for one in self._left_out.take_removed(run.now):
             self._forced |= {one.node} & unfit.keys()
-            self._let_in(run, one.node, "by command")
+            self._report_let_in(run, one.node, "by command")
         passing = [name for name in self._nodes.present if name not in unfit]
         self._forced -= set(passing)
         for name in passing:
             if name in nodes and nodes[name].failed_check:
-                self._left_out.remove(name)
-                self._let_in(run, name, "it passes its check now")
+                self.let_in(run, name, "it passes its check now")
         for name, why in unfit.items():
             if name not in nodes and name not in self._forced:
                 self.leave_out(run, name, f"its check failed: {why}", failed_check=True)
@@ -189,7 +188,13 @@ class HeadRole(ClusterRole):
             self._told = told
             run.agent.send(LeaveOut(told))
 
-    def _let_in(self, run: Supervisor, node: str, why: str) -> None:
+    def let_in(self, run: Supervisor, node: str, why: str) -> None:
+        """Let a node in from the next incarnation on."""
+        if node in self._left_out.nodes:
+            self._left_out.remove(node)
+            self._report_let_in(run, node, why)
+
+    def _report_let_in(self, run: Supervisor, node: str, why: str) -> None:
         run.ports.journal.write(NodeLetIn(name=node, why=why))
         run.record.say(f"node {node} is let in again: {why}")
 
@@ -244,9 +249,9 @@ class HeadRole(ClusterRole):
     def _launch(self, run: Supervisor, chosen: tuple[str, ...]) -> None:
         needed = ", ".join(name for name in chosen if name in self._left_out.nodes)
         if needed:
-            why = f"fewer than {self._min} other nodes are fit"
-            if len(chosen) == len(self._nodes.present) > self._min:
-                why = "so are all nodes, and the cause is not one of them"
+            fit = sum(name not in self._left_out.nodes for name in chosen)
+            why = f"the job needs at least {self._min} nodes and has {fit} without"
+            why = why if fit else "no other node is fit"
             run.record.say(f"continuing with {needed}, although left out: {why}")
         without = tuple(name for name in self._nodes.present if name not in chosen)
         run.incarnations.launch(min(len(chosen), self._max), without)

@@ -68,6 +68,9 @@ class Role:
     def leave_out(self, run: Supervisor, node: str, why: str) -> None:
         """Leave a node out of the next incarnations, as far as the minimum allows."""
 
+    def let_in(self, run: Supervisor, node: str, why: str) -> None:
+        """Let a node in again that was left out; nothing if it is not."""
+
     def on_agent_lost(self, run: Supervisor) -> None:
         """Note that the agent died; the supervisor starts another one."""
 
