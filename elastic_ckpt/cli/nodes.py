@@ -15,7 +15,6 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.left_out import LeftOutNode, read_left_out, remove_left_out
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.run_command import command_line
-from elastic_ckpt.supervisor.cluster.left_out import notes_in, remove_in
 from elastic_ckpt.util.text import printable
 
 
@@ -29,7 +28,7 @@ from elastic_ckpt.util.text import printable
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(directory: Path | BucketUrl, let_in: tuple[str, ...], as_json: bool) -> int:
-    """Show the nodes of the job in DIR, and which are left out; or let these in again.
+    """Show the nodes of the job in DIR, or let one in again.
 
     \b
       elastic-ckpt nodes checkpoints
@@ -42,7 +41,7 @@ def command(directory: Path | BucketUrl, let_in: tuple[str, ...], as_json: bool)
     Exits with 64 if NAME is not left out.
     """
     if isinstance(directory, BucketUrl):
-        job, found = None, notes_in(open_store(directory))
+        job, found = None, _in_bucket(directory)
     else:
         job = open_job(directory)
         found = read_left_out(job)
@@ -54,7 +53,7 @@ def command(directory: Path | BucketUrl, let_in: tuple[str, ...], as_json: bool)
     for name in let_in:
         one = left_out.pop(name)
         if job is None or one.url:
-            remove_in(open_store(BucketUrl.parse(one.url or str(directory))), name)
+            _remove_in_bucket(BucketUrl.parse(one.url or str(directory)), name)
         if job is not None:
             remove_left_out(job, name)
     records = [] if job is None else job_records(job)
@@ -70,6 +69,18 @@ def command(directory: Path | BucketUrl, let_in: tuple[str, ...], as_json: bool)
         for line in _lines(nodes, left_out, directory):
             click.echo(line)
     return 0
+
+
+def _in_bucket(url: BucketUrl) -> list[LeftOutNode]:
+    from elastic_ckpt.supervisor.cluster.left_out import notes_in
+
+    return notes_in(open_store(url))
+
+
+def _remove_in_bucket(url: BucketUrl, name: str) -> None:
+    from elastic_ckpt.supervisor.cluster.left_out import remove_in
+
+    remove_in(open_store(url), name)
 
 
 def _lines(

@@ -20,6 +20,7 @@ from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.ports import AgentPort
 from elastic_ckpt.supervisor.restarts import Restarts
+from elastic_ckpt.supervisor.watch.group_watch import GroupWatch
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
 from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
 from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
@@ -64,6 +65,7 @@ class Incarnations:
         self._marks = StepMarks(clock, board, journal)
         self._processes = ProcessWatch(board, ports.host, clock, run.record.say)
         self._stepless = SteplessWatch(clock, board, run.record)
+        self._group = GroupWatch(board, run.record)
         self._hang: Hang | None = None
         self._failed_session = ""
         self._cleaning = self._is_own_verified = False
@@ -127,6 +129,7 @@ class Incarnations:
         self._processes.begin()
         self._marks.begin()
         self._stepless.begin()
+        self._group.begin()
         self._ports.own.launched(number)
         journal.incarnation = number
         journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
@@ -150,6 +153,8 @@ class Incarnations:
         self._marks.poll(now)
         if self.is_watched and self.agent is not None:
             self._stepless.poll(now)
+            if self._run.settings.endpoint:
+                self._group.poll(now)
             self._processes.poll(self.agent.pid, urgent=self._run.state is RunState.DRAINING)
             if self._processes.suspended:
                 self.hangs.excuse()

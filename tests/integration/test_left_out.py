@@ -67,12 +67,22 @@ def test_node_whose_workers_keep_failing_is_left_out_and_the_job_ends_without_it
         assert [one.node for one in view.left_out] == ["n2"] and not view.left_out[0].takes_part
         assert "the first to fail 3 times in a row" in view.left_out[0].why
         assert "left out of the job" in next(one for one in view.nodes if one.node == "n2").message
+        cluster["n2"].process.send_signal(signal.SIGTERM)
+        assert cluster["n2"].wait(50) == 75  # it stays preemptible
+        cluster.start("n2")  # as a requeue would
+        cluster.head.until(
+            lambda view: any(
+                one.node == "n2" and one.alive and one.message.startswith("left out of the job")
+                for one in view.nodes
+            ),
+            "n2 to be left out again",
+        )
+        assert "n2  left out since" in nodes_command(cluster).stdout
         cluster.finish("n1", "n2")
         cluster.assert_each_sample_once(2)
-        # A requeue keeps it, and so does the command's list.
-        noted = read_left_out(JobDirectory.at(cluster.head.directory))
-        assert [one.node for one in noted] == ["n2"]
-        assert "n2  left out since" in nodes_command(cluster).stdout
+        assert [one.node for one in read_left_out(JobDirectory.at(cluster.head.directory))] == [
+            "n2"
+        ]
 
 
 @pytest.mark.hosts
