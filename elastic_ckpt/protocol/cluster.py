@@ -296,11 +296,12 @@ def eligible(present: Sequence[str], left_out: Collection[str], least: int) -> t
     Nodes that are left out take part only as far as the minimum needs them, the first ones first.
     If all are, none is: the cause is something that they share.
     """
-    fit = [name for name in present if name not in left_out]
-    if not fit:
+    out = [name for name in present if name in left_out]
+    fit = len(present) - len(out)
+    if not out or not fit:
         return tuple(present)
-    needed = [name for name in present if name in left_out][: max(0, least - len(fit))]
-    return tuple(name for name in present if name in fit or name in needed)
+    needed = set(out[: max(0, least - fit)])
+    return tuple(name for name in present if name not in left_out or name in needed)
 
 
 @dataclass

@@ -253,7 +253,7 @@ class HeadRole(ClusterRole):
             why = f"the job needs at least {self._min} nodes and has {fit} without"
             why = why if fit else "no other node is fit"
             run.record.say(f"continuing with {needed}, although left out: {why}")
-        without = tuple(name for name in self._nodes.present if name not in chosen)
+        without = tuple(set(self._nodes.present) - set(chosen))
         run.incarnations.launch(min(len(chosen), self._max), without)
 
     def serve_running(self, run: Supervisor, now: float) -> None:
