@@ -72,7 +72,7 @@ class HeadRole(ClusterRole):
         """
         super().__init__(check)
         self._left_out = left_out or LeftOutNodes()
-        self._told: dict[str, str] = {}  # the agent, of those
+        self._published: dict[str, str] = {}  # to the other nodes, of those
         self._forced: set[str] = set()  # let in by command, although their checks fail
         self._taken = taken
         self._min, self._max = nodes
@@ -110,7 +110,7 @@ class HeadRole(ClusterRole):
             case Dismissed():
                 self._dismissed = True
             case Ready():
-                self._told = {}
+                self._published = {}
                 return super().on_event(run, event)
             case _:
                 return super().on_event(run, event)
@@ -183,10 +183,10 @@ class HeadRole(ClusterRole):
         for name, why in unfit.items():
             if name not in nodes and name not in self._forced:
                 self.leave_out(run, name, f"its check failed: {why}", failed_check=True)
-        told = {name: one.why for name, one in nodes.items()}
-        if told != self._told and run.agent is not None:
-            self._told = told
-            run.agent.send(LeaveOut(told))
+        published = {name: one.why for name, one in nodes.items()}
+        if published != self._published and run.agent is not None:
+            self._published = published
+            run.agent.send(LeaveOut(published))
 
     def let_in(self, run: Supervisor, node: str, why: str) -> None:
         """Let a node in from the next incarnation on."""

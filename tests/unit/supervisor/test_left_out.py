@@ -243,7 +243,7 @@ def test_head_that_is_left_out_lets_another_node_lead() -> None:
     assert run.goes_on is not None and role.place.position == MAX_POSITION
 
 
-def test_next_agent_is_told_and_notes_are_awaited(job: JobDirectory) -> None:
+def test_next_agent_receives_them_and_a_start_waits_for_the_notes(job: JobDirectory) -> None:
     DirectoryNotes(job).write(N2)
     waiting: list[Callable[[], None]] = []
     role, run = head(1, 2, LeftOutNodes(DirectoryNotes(job), waiting.append))
