@@ -18,6 +18,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run a job": {
         "run": "elastic_ckpt.cli.run.command",
         "save": "elastic_ckpt.cli.save",
+        "nodes": "elastic_ckpt.cli.nodes",
         "drill": "elastic_ckpt.cli.drill",
     },
     "Inspect it": {

@@ -166,6 +166,11 @@ class JobDirectory:
         return self.control / "nodes"
 
     @property
+    def left_out(self) -> Path:
+        """The nodes that the job leaves out, one file each."""
+        return self.control / "left-out"
+
+    @property
     def logs(self) -> Path:
         """The workers' output."""
         return self.control / "logs"
@@ -198,6 +203,10 @@ class JobDirectory:
     def node_record(self, node: str) -> Path:
         """The record of a node's supervisor."""
         return self.nodes / f"{node}.json"
+
+    def node_check(self, node: str) -> Path:
+        """What a node writes and reads back before it takes part."""
+        return self.nodes / f"{node}.check"
 
     def heartbeat(self, node: str) -> Path:
         """A node's newest position."""

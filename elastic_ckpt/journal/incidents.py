@@ -19,6 +19,9 @@ from elastic_ckpt.journal.node_events import (
     HeadTakenOver,
     NodeJoined,
     NodeLeft,
+    NodeLeftOut,
+    NodeLetIn,
+    NodeUnfit,
     WaitingForNodes,
 )
 from elastic_ckpt.util.text import printable
@@ -53,6 +56,10 @@ def _of_nodes(event: JournalEvent) -> str | None:
     match event:
         case NodeJoined() | NodeLeft():
             return event.name
+        case NodeLeftOut() | NodeLetIn():
+            return f"{event.name}: {event.why}"
+        case NodeUnfit():
+            return event.why
         case HeadNodeLost():
             return f"{event.head}: {event.why}"
         case HeadTakenOver():

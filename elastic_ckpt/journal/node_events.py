@@ -24,6 +24,26 @@ class NodeLeft(JournalEvent, frozen=True, tag="node_left"):
     name: str = ""
 
 
+class NodeUnfit(JournalEvent, frozen=True, tag="node_unfit"):
+    """This node's own check failed, in the part that ``why`` begins with."""
+
+    why: str = ""
+
+
+class NodeLeftOut(JournalEvent, frozen=True, tag="node_left_out"):
+    """The job leaves a node out."""
+
+    name: str = ""
+    why: str = ""
+
+
+class NodeLetIn(JournalEvent, frozen=True, tag="node_let_in"):
+    """The job lets a node in again, by command or because its check passes."""
+
+    name: str = ""
+    why: str = ""
+
+
 class HeadNodeLost(JournalEvent, frozen=True, tag="head_lost"):
     """This node lost its head."""
 

@@ -57,6 +57,9 @@ class Failure:
         steps: steps finished in the incarnation.
         step: the step that failed, as the script counts it over the whole job; 0 if unknown.
         newest: orders the checkpoint that the next incarnation would resume from.
+        node: whose worker failed first; empty on one node, or if that is not known.
+        at: when the job learned of it, in monotonic seconds.
+        dispensable: whether there are enough other nodes to continue without that one.
         out_of_memory: whether the kernel killed a process for memory meanwhile.
         hung: whether it was killed because it hung.
         lost: names of the nodes that vanished.
@@ -75,6 +78,9 @@ class Failure:
     tail: tuple[str, ...] = ()
     newest: tuple[int, ...] = NOTHING_SAVED
     lived: float = 0.0
+    node: str = ""
+    at: float = 0.0
+    dispensable: bool = False
 
     @property
     def kind(self) -> FailureClass:

@@ -110,11 +110,13 @@ class StalledNode:
         silences: one per rank.
         waiting: ranks that were inside a collective, where they wait for others.
         lines: the innermost line of the script itself, by rank.
+        node: its name, for the job's other nodes.
     """
 
     silences: tuple[Silence, ...]
     waiting: tuple[int, ...]
     lines: dict[int, str]
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,12 @@ class Hang:
     Attributes:
         rank: the rank to blame; -1 if unknown.
         message: one line.
+        node: the rank's; empty if unknown.
     """
 
     rank: int
     message: str
+    node: str = ""
 
     @classmethod
     def of(cls, nodes: Sequence[StalledNode]) -> Hang:
@@ -138,7 +142,8 @@ class Hang:
         step = max(silence.entered for silence in silences)
         where = next((node.lines[rank] for node in nodes if rank in node.lines), "")
         message = f"no progress for {idle:.0f} s in step {step}"
-        return cls(rank, f"{message}: {where}" if where else message)
+        ranks = {silence.rank: node.node for node in nodes for silence in node.silences}
+        return cls(rank, f"{message}: {where}" if where else message, ranks.get(rank, ""))
 
 
 def culprit(silences: Sequence[Silence], waiting: Iterable[int]) -> int:

@@ -1,4 +1,5 @@
-"""What to do after a failure: restart, fall back to an older checkpoint, or stop; and the back-off.
+"""What to do after a failure: restart, leave a node out, fall back to an older checkpoint, or stop;
+and the back-off.
 
 Preemptions and membership changes are never charged to the budget.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -28,6 +29,14 @@ FALL_BACK_AT: Final = 2
 STOP_AT: Final = 3
 """Consecutive failures of the same step at which the job falls back, or stops."""
 
+BLAME_AT: Final = 3
+LAST_RESORT_BLAME_AT: Final = 2
+"""Consecutive failures of one node's workers at which the job leaves that node out; the second is
+for a job that would fall back or stop otherwise."""
+
+BLAME_SECONDS: Final = 6 * 3600.0
+"""Older failures of a node do not count: the expected time between failures, if none is given."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -38,22 +47,26 @@ class Rule:
         is_the_steps: whether the step may be to blame, so that the same state fails again.
         advice: what the user can do, for the message that ends the job; may be empty.
         counts: whether it is charged to the budget.
+        is_the_nodes: whether the node may be to blame whose worker failed first.
     """
 
     may_pass: bool
     is_the_steps: bool
     advice: str = ""
     counts: bool = True
+    is_the_nodes: bool = True
 
 
 RULES: Final[Mapping[FailureClass, Rule]] = {
-    FailureClass.MEMBERSHIP: Rule(may_pass=True, is_the_steps=False, counts=False),
+    FailureClass.MEMBERSHIP: Rule(
+        may_pass=True, is_the_steps=False, counts=False, is_the_nodes=False,
+    ),
     FailureClass.LAUNCH: Rule(may_pass=False, is_the_steps=False),
     FailureClass.START_UP: Rule(may_pass=False, is_the_steps=False),
     FailureClass.ERROR: Rule(may_pass=True, is_the_steps=True),
     FailureClass.NON_FINITE: Rule(
         may_pass=True, is_the_steps=True, advice="look at the data of that step, or lower the "
-        "learning rate",
+        "learning rate", is_the_nodes=False,
     ),
     FailureClass.DEVICE_MEMORY: Rule(
         may_pass=False, is_the_steps=True, advice="use smaller micro-batches",
@@ -69,6 +82,7 @@ RULES: Final[Mapping[FailureClass, Rule]] = {
     ),
     FailureClass.STORAGE: Rule(
         may_pass=True, is_the_steps=False, advice="fix the storage, then rerun the same command",
+        is_the_nodes=False,
     ),
 }  # fmt: skip
 
@@ -77,6 +91,7 @@ class RestartAction(Enum):
     """What the supervisor does after a failure."""
 
     RESTART = "restart"  # from the newest intact checkpoint
+    LEAVE_OUT = "leave-out"  # the same, without the node whose workers failed first
     FALL_BACK = "fall-back"  # from the previous one; the newest is quarantined
     STOP = "stop"
 
@@ -86,11 +101,28 @@ class RestartDecision:
     """What to do after a failure.
 
     Attributes:
-        why: the reason to stop or to fall back; empty for a plain restart.
+        why: the reason for anything but a plain restart; else empty.
+        let_in: a node that was left out and is not to blame; empty for none.
     """
 
     action: RestartAction
     why: str = ""
+    let_in: str = ""
+
+
+@dataclass
+class Blame:
+    """Counts how often in a row the workers of one node were the first to fail."""
+
+    node: str = ""
+    times: list[float] = field(default_factory=list)  # monotonic seconds
+
+    def count(self, node: str, at: float) -> int:
+        """Count a failure of a node's workers, and return the number of those in a row."""
+        recent = [one for one in self.times if at - one <= BLAME_SECONDS]
+        self.times = [*recent, at] if node == self.node else [at]
+        self.node = node
+        return len(self.times)
 
 
 @dataclass
@@ -116,6 +148,8 @@ class RestartPolicy:
     _has_started: bool = field(default=False, repr=False)
     _start_message: str = field(default="", repr=False)  # of the last failed start
     _furthest: tuple[int, ...] = field(default=NOTHING_SAVED, repr=False)
+    _blame: Blame = field(default_factory=Blame, repr=False)
+    _left_out_for: Failure | None = field(default=None, repr=False)  # the last one left out
 
     @property
     def left(self) -> int:
@@ -123,7 +157,38 @@ class RestartPolicy:
         return max(0, self.max_failures - self.failures)
 
     def decide(self, failure: Failure) -> RestartDecision:
-        """Count a failure and return what to do."""
+        """Count a failure and return what to do.
+
+        A node is left out before the job loses work to it: before it falls back, or stops. If it
+        was not to blame, another node fails in the same way: then the job does that, and the first
+        one is let in again.
+        """
+        decision = self._decide(failure)
+        if not failure.node or not RULES[failure.kind].is_the_nodes:
+            return decision
+        decision = replace(decision, let_in=self._cleared(failure))
+        times = self._blame.count(failure.node, failure.at)
+        is_plain = decision.action is RestartAction.RESTART
+        if times < (BLAME_AT if is_plain else LAST_RESORT_BLAME_AT):
+            return decision
+        if not is_plain and not failure.dispensable:
+            return decision
+        self._blame, self._left_out_for = Blame(), failure
+        if not is_plain:
+            self._times = max(0, self._times - 1)
+        why = f"its workers were the first to fail {times} times in a row"
+        return replace(decision, action=RestartAction.LEAVE_OUT, why=why)
+
+    def _cleared(self, failure: Failure) -> str:
+        """Return the node that was left out last if another one fails alike, from the same
+        checkpoint."""
+        last, self._left_out_for = self._left_out_for, None
+        if last is None or failure.node == last.node or failure.newest != last.newest:
+            return ""
+        is_same_step = failure.step == last.step or not RULES[failure.kind].is_the_steps
+        return last.node if failure.kind is last.kind and is_same_step else ""
+
+    def _decide(self, failure: Failure) -> RestartDecision:
         rule = RULES[failure.kind]
         progress = failure.newest > self._furthest
         self._furthest = max(self._furthest, failure.newest)

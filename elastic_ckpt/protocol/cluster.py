@@ -7,7 +7,7 @@ state, sent when it has changed; only the newest one matters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,9 +51,11 @@ class MemberState(msgspec.Struct, kw_only=True):
         idle: whether all of its ranks have been silent for longer than is normal.
         stuck: the stacks of its ranks in a hang; None without one.
         ended: how its part of the incarnation ended; None while that runs.
+        unfit: why its own check failed last; empty if it passed, None before the first.
     """
 
     node: str
+    unfit: str | None = ""
     leaving: bool = False
     asks: dict[int, RequestKind] = {}
     incarnation: int = 0
@@ -96,6 +98,7 @@ class JobState(msgspec.Struct, kw_only=True):
         hung: every rank of every node is idle.
         verdict: how the last incarnation that is over ended on all nodes; kept during the next.
         lost: numbers of lost members; such a node returns with a new number.
+        left_out: nodes that take part only as far as MIN needs them, and why, by name.
         end: how the job ended; None while it runs.
     """
 
@@ -113,6 +116,7 @@ class JobState(msgspec.Struct, kw_only=True):
     hung: bool = False
     verdict: Ended | None = None
     lost: set[int] = set()
+    left_out: dict[str, str] = {}
     end: JobEnd | None = None
 
     @property
@@ -154,6 +158,16 @@ class HeadRules:
             if number not in self.state.lost and not seen.state.leaving
         }
 
+    def unfit(self) -> dict[str, str]:
+        """Return why the own checks of members failed, by name."""
+        states = [self._members[number].state for number in self.present()]
+        return {state.node: state.unfit for state in states if state.unfit}
+
+    def running_names(self) -> tuple[str, ...]:
+        """Return the names of the nodes that the running incarnation has; empty if none runs."""
+        roster = self.state.roster if self.running else ()
+        return tuple(self._members[number].state.node for number in roster)
+
     def stuck(self) -> tuple[tuple[StalledNode, ...], bool]:
         """Return the stacks that nodes reported in a hang, and whether all nodes have reported."""
         states = self._roster_states().values() if self.running else ()
@@ -161,16 +175,22 @@ class HeadRules:
         return tuple(word for word in words if word is not None), None not in words
 
     def launch(
-        self, incarnation: int, most: int, port: int, arguments: tuple[str, ...] = ()
+        self,
+        incarnation: int,
+        most: int,
+        port: int,
+        arguments: tuple[str, ...] = (),
+        without: Collection[str] = (),
     ) -> tuple[int, ...]:
-        """Begin an incarnation with the present nodes, at most ``most``; return the roster. The
-        script gets ``arguments`` after its own."""
+        """Begin an incarnation with the present nodes, at most ``most`` and none of ``without``;
+        return the roster. The script gets ``arguments`` after its own."""
         state = self.state
         state.arguments = arguments
         state.incarnation, state.port = incarnation, port
         state.requests, state.over, state.hung = [], False, False
         self._over_at = 0.0
-        state.roster = tuple(self.present())[:most]
+        chosen = (number for number, name in self.present().items() if name not in without)
+        state.roster = tuple(chosen)[:most]
         return state.roster
 
     def ask(self, kind: RequestKind) -> None:
@@ -270,6 +290,20 @@ class HeadRules:
             state.lost |= set(state.roster[1:]) - ended
 
 
+def eligible(present: Sequence[str], left_out: Collection[str], least: int) -> tuple[str, ...]:
+    """Return the nodes that may take part, in the order of ``present``, which begins with the head.
+
+    Nodes that are left out take part only as far as the minimum needs them, the first ones first.
+    If all are, none is: the cause is something that they share.
+    """
+    out = [name for name in present if name in left_out]
+    fit = len(present) - len(out)
+    if not out or not fit:
+        return tuple(present)
+    needed = set(out[: max(0, least - fit)])
+    return tuple(name for name in present if name not in left_out or name in needed)
+
+
 @dataclass
 class Gathering:
     """Decides when an incarnation begins with the nodes that are present.
@@ -298,6 +332,11 @@ class Gathering:
         self._settle(present, now)
         quiet = now - self._changed_at >= GATHER_SECONDS
         return min(present, self.most) > running and (quiet or present >= self.most)
+
+    def may_replace(self, present: int, now: float) -> bool:
+        """Whether to stop an incarnation for one without a node that is left out."""
+        self._settle(present, now)
+        return now - self._changed_at >= GATHER_SECONDS
 
     def _settle(self, present: int, now: float) -> None:
         if present != self._before or not self._changed_at:

@@ -14,6 +14,14 @@ EARLY_SECONDS: Final = 10.0
 """How long ranks whose Session is open may go on after a rank ended without having closed one."""
 
 
+OF_ANOTHER: Final = (
+    "Connection closed by peer",  # gloo
+    "Connection reset by peer",
+    "remote process exit",  # NCCL
+)
+"""In the message of a worker that failed because another one had."""
+
+
 class EndKind(Enum):
     """How an incarnation ended; the values are the journal's."""
 
@@ -30,6 +38,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         rank, exit_code, message: the worker that failed first; exit codes below 0 are signals.
             Without a failure the message says what a rank left unsaved.
+        node: that worker's, on several nodes; empty if no worker failed by itself.
         stepped: whether any rank had begun a step.
         steps: optimizer steps finished in this incarnation.
         finished: the last finished step, as the script counts it.
@@ -63,6 +72,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     out_of_memory: bool = False
     lost: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
+    node: str = ""
 
     @property
     def failed(self) -> bool:
@@ -139,7 +149,8 @@ def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
     """Return how an incarnation ended on all nodes together.
 
     A lost node explains the other nodes' failures. Otherwise the node that crashed first is the
-    cause; a killed worker comes before one with an exit code, which others can bring about.
+    cause; a killed worker comes before one with an exit code, which others can bring about, and one
+    that says so itself comes last: the nodes' clocks may differ.
 
     Args:
         verdicts: of the nodes that reported, the head's first: its clock counts.
@@ -148,8 +159,9 @@ def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
     own = verdicts[0]
     lost += tuple(name for one in verdicts for name in one.lost if name not in lost)
     crashed = [one for one in verdicts if one.kind is EndKind.CRASHED]
-    cause = min(crashed, key=lambda one: (one.exit_code >= 0, one.failed_wall), default=own)
+    cause = min(crashed, key=_order, default=own)
     rank, exit_code, message, tail = cause.rank, cause.exit_code, cause.message, cause.tail
+    node = cause.node if crashed and not lost else ""
     if lost:
         rank, exit_code, message, tail = -1, 0, f"lost node {', '.join(lost)}", ()
     return msgspec.structs.replace(
@@ -167,7 +179,13 @@ def merge(verdicts: list[Ended], lost: tuple[str, ...] = ()) -> Ended:
         out_of_memory=cause.out_of_memory,
         lost=lost,
         tail=tail,
+        node=node,
     )
+
+
+def _order(crashed: Ended) -> tuple[bool, bool, float]:
+    of_another = any(words in crashed.message for words in OF_ANOTHER)
+    return crashed.exit_code >= 0, of_another, crashed.failed_wall
 
 
 def _kind(kinds: set[EndKind], any_lost: bool) -> EndKind:

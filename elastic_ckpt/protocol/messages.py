@@ -16,12 +16,13 @@ from elastic_ckpt.protocol.worker_spec import WorkerSpec
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
-    """Launch all workers as this incarnation, on at most ``nodes`` nodes, with ``arguments`` after
-    the script's own."""
+    """Launch all workers as this incarnation, on at most ``nodes`` nodes and none of ``without``,
+    with ``arguments`` after the script's own."""
 
     incarnation: int
     nodes: int = 1
     arguments: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
@@ -51,6 +52,19 @@ class Idle(msgspec.Struct, frozen=True, tag=True):
     idle: bool
 
 
+class Checked(msgspec.Struct, frozen=True, tag=True):
+    """The result of this node's own check: why it failed, or nothing. Until the first one, the node
+    joins no job."""
+
+    unfit: str
+
+
+class LeaveOut(msgspec.Struct, frozen=True, tag=True):
+    """For the head: the nodes that are left out from now on, and why, by name."""
+
+    nodes: dict[str, str]
+
+
 class Explained(msgspec.Struct, frozen=True, tag=True):
     """The stacks of this node's ranks in a hang of all nodes."""
 
@@ -64,7 +78,7 @@ class Move(msgspec.Struct, frozen=True, tag=True):
     spec: WorkerSpec
 
 
-Command = Launch | Ask | Kill | Finish | Idle | Explained | Move
+Command = Launch | Ask | Kill | Finish | Idle | Checked | LeaveOut | Explained | Move
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -77,12 +91,16 @@ class Nodes(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         lost: of the ``roster`` nodes of the newest incarnation, those that were given up.
+        unfit: why the own checks of nodes failed, by name.
+        taking_part: names of the ``running`` nodes.
     """
 
     present: tuple[str, ...]
     running: int
     lost: int = 0
     roster: int = 0
+    unfit: dict[str, str] = {}
+    taking_part: tuple[str, ...] = ()
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
@@ -114,6 +132,12 @@ class Hung(msgspec.Struct, frozen=True, tag=True):
     nodes: tuple[StalledNode, ...]
 
 
+class LeftOut(msgspec.Struct, frozen=True, tag=True):
+    """The head leaves this node out of the job, or lets it in again if ``why`` is empty."""
+
+    why: str
+
+
 class HeadLost(msgspec.Struct, frozen=True, tag=True):
     """The head does not answer; this node's workers are gone, and it keeps trying to rejoin.
 
@@ -141,7 +165,17 @@ class Dismissed(msgspec.Struct, frozen=True, tag=True):
 
 
 AgentEvent = (
-    Ready | Ended | Nodes | Joined | Launched | AllIdle | Hung | HeadLost | JobOver | Dismissed
+    Ready
+    | Ended
+    | Nodes
+    | Joined
+    | Launched
+    | AllIdle
+    | Hung
+    | LeftOut
+    | HeadLost
+    | JobOver
+    | Dismissed
 )
 
 _MAX_BUFFER: Final = 1024 * 1024

@@ -38,6 +38,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         run_id, identity: identify the run and the job directory.
         run_number, nonce, rewound, mount: the run's claim, as in ``checkpoint/ownership/fence.py``.
         rendezvous: where the job's nodes meet; None for a job of one node.
+        is_checked: whether this node checks itself first, and reports it by ``Checked``.
         terms: options that must be the same on all nodes, by name.
         incarnation: the one that a worker belongs to.
         output: directory of the FIFOs that workers print to.
@@ -69,6 +70,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     rewound: int = 0
     mount: int = 0
     rendezvous: Rendezvous | None = None
+    is_checked: bool = False
     terms: dict[str, str] = {}
     incarnation: int = 0
     output: str = ""

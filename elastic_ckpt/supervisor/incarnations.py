@@ -20,6 +20,7 @@ from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.ports import AgentPort
 from elastic_ckpt.supervisor.restarts import Restarts
+from elastic_ckpt.supervisor.watch.group_watch import GroupWatch
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
 from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
 from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
@@ -64,6 +65,7 @@ class Incarnations:
         self._marks = StepMarks(clock, board, journal)
         self._processes = ProcessWatch(board, ports.host, clock, run.record.say)
         self._stepless = SteplessWatch(clock, board, run.record)
+        self._group = GroupWatch(board, run.record)
         self._hang: Hang | None = None
         self._failed_session = ""
         self._cleaning = self._is_own_verified = False
@@ -98,8 +100,9 @@ class Incarnations:
             self._ports.own.prepare(lambda: self._run.leaves)
         return self._ports.own.prepared
 
-    def launch(self, nodes: int) -> None:
-        """Launch the next incarnation on at most this number of nodes; after :meth:`clean_up`."""
+    def launch(self, nodes: int, without: tuple[str, ...] = ()) -> None:
+        """Launch the next incarnation on at most this number of nodes, and none of ``without``;
+        after :meth:`clean_up`."""
         if self.agent is None:
             return
         self._cleaning = False
@@ -116,7 +119,7 @@ class Incarnations:
             return
         number = self._run.incarnation + 1
         self.begin(number, nodes)
-        self.agent.send(Launch(number, nodes, own.arguments))
+        self.agent.send(Launch(number, nodes, own.arguments, without))
 
     def begin(self, number: int, nodes: int) -> None:
         """Note that this node's workers are about to be launched, with those of other nodes."""
@@ -126,6 +129,7 @@ class Incarnations:
         self._processes.begin()
         self._marks.begin()
         self._stepless.begin()
+        self._group.begin()
         self._ports.own.launched(number)
         journal.incarnation = number
         journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
@@ -149,6 +153,8 @@ class Incarnations:
         self._marks.poll(now)
         if self.is_watched and self.agent is not None:
             self._stepless.poll(now)
+            if self._run.settings.endpoint:
+                self._group.poll(now)
             self._processes.poll(self.agent.pid, urgent=self._run.state is RunState.DRAINING)
             if self._processes.suspended:
                 self.hangs.excuse()
@@ -303,6 +309,7 @@ class Incarnations:
     def _on_crash(self, ended: Ended) -> None:
         self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
         hang = self._hang
+        node = hang.node if hang else ended.node
         self._on_failure(
             Failure(
                 rank=hang.rank if hang else ended.rank,
@@ -316,6 +323,9 @@ class Incarnations:
                 out_of_memory=ended.out_of_memory,
                 lost=ended.lost,
                 tail=ended.tail,
+                node=node,
+                at=self._run.now,
+                dispensable=self._run.role.is_dispensable(node),
             )
         )
 
@@ -333,6 +343,8 @@ class Incarnations:
         self._run.record.update(failures=policy.total, failures_left=policy.left)
         culprit = f"rank {failure.rank} failed: " if failure.rank >= 0 else ""
         what = f"{culprit}{failure.message}"
+        if decision.let_in:
+            self._run.role.let_in(self._run, decision.let_in, "another node fails in the same way")
         if gone := self._run.shutdown.gone(newest):
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, f"{gone}; {what}")
         elif self._ports.directory.lost:
@@ -342,6 +354,8 @@ class Incarnations:
         elif decision.action is RestartAction.STOP:
             self._run.shutdown.give_up(ExitCode.FAILED, f"{decision.why}: {what}")
         else:
+            if decision.action is RestartAction.LEAVE_OUT:
+                self._run.role.leave_out(self._run, failure.node, f"{decision.why}: {what}")
             when = f" in {delay:.1f} s" if delay >= 0.1 else ""
             self._run.record.move(Event.CRASH, f"{what}: restarting{when}")
 

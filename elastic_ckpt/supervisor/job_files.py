@@ -125,7 +125,7 @@ class JobFiles:
         found, self._leader = self._leader, None
         if not self._looks and found is None:
             self._looks = True
-            self._soon(look)
+            self.later(look)
         return found
 
     def pass_on(self) -> None:
@@ -137,7 +137,7 @@ class JobFiles:
             self._changed.notify_all()
 
     def record_incarnation(self, number: int) -> None:
-        self._soon(lambda: self._locks.record(number))
+        self.later(lambda: self._locks.record(number))
 
     def take_save_request(self) -> bool:
         """Return whether a save was requested. The other nodes' requests stay where they are:
@@ -145,7 +145,7 @@ class JobFiles:
         new = self._requests - self._taken
         if new:
             self._taken |= new
-            self._soon(partial(remove_requests, self._job, new))
+            self.later(partial(remove_requests, self._job, new))
         return bool(new)
 
     def request_save(self) -> None:
@@ -153,7 +153,7 @@ class JobFiles:
             with contextlib.suppress(OSError, ElasticCkptError):  # one that is there counts
                 ask_for_save(self._job)
 
-        self._soon(leave)
+        self.later(leave)
 
     @property
     def left_behind(self) -> Key | None:
@@ -163,7 +163,7 @@ class JobFiles:
         return max(self._newest, self._own.newest())
 
     def scan(self) -> None:
-        self._soon(self._scan)
+        self.later(self._scan)
 
     def scan_now(self, left: Callable[[], float]) -> Key | None:
         def look() -> None:
@@ -197,7 +197,7 @@ class JobFiles:
                 started.line = started.line or ""
                 self._wake()
 
-        self._soon(work)
+        self.later(work)
 
     @property
     def fallen_back(self) -> str | None:
@@ -233,7 +233,7 @@ class JobFiles:
         return read_predictor(self._job)
 
     def write_predictor(self, predictor: Predictor) -> None:
-        self._soon(lambda: write_predictor(self._job, predictor))
+        self.later(lambda: write_predictor(self._job, predictor))
 
     def identity(self) -> str:
         with contextlib.suppress(OSError):
@@ -250,7 +250,7 @@ class JobFiles:
 
         if self._identities is None:
             self._identities = SimpleQueue[tuple[str, ...]]()
-            self._soon(read)
+            self.later(read)
         answers = self._identities
         try:
             found = answers.get(timeout=seconds)
@@ -274,7 +274,8 @@ class JobFiles:
 
     # -- the thread -----------------------------------------------------------------------------
 
-    def _soon(self, work: Callable[[], None]) -> None:
+    def later(self, work: Callable[[], None]) -> None:
+        """Have the thread do something, after all that it has been given before."""
         with self._changed:
             self._work.append(work)
             self._changed.notify_all()
@@ -290,7 +291,7 @@ class JobFiles:
             finally:
                 done.set()
 
-        self._soon(do)
+        self.later(do)
         while not done.wait(min(_WAIT_SECONDS, max(0.0, left()))):
             if left() <= 0:
                 return False

@@ -30,6 +30,7 @@ from elastic_ckpt.protocol.succession import NO_PLACE, Lead, Leader, RosterPlace
 from elastic_ckpt.protocol.worker_spec import SharedBucket, WorkerSpec
 from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
+from elastic_ckpt.supervisor.cluster.left_out import BucketNotes, DirectoryNotes, LeftOutNodes
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 from elastic_ckpt.supervisor.cluster.role import AloneRole, ClusterRole, Role
 from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
@@ -48,6 +49,7 @@ from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.systemd import Service
 from elastic_ckpt.supervisor.watch.effort import measure_effort
+from elastic_ckpt.supervisor.watch.node_check import NodeCheck, failed_part, node_parts
 from elastic_ckpt.supervisor.watch.stacks import Stack, dump_stacks
 from elastic_ckpt.util.processes import (
     activity,
@@ -150,21 +152,25 @@ class Handed:
         place: this node's in the order of succession.
         taken: the run that this node takes the place of; None if it follows.
         agent: its agent, without workers; None if it had none.
+        check: this node's; None if it needs none.
     """
 
     board: Board
     service: Service
     place: RosterPlace
+    check: NodeCheck | None
     taken: Leader | None = None
     agent: AgentProcess | None = None
 
     @classmethod
     def of(cls, before: Supervisor) -> Handed:
         """Return what a supervisor leaves that has ended, with ``goes_on`` set."""
-        place = before.role.place if isinstance(before.role, ClusterRole) else NO_PLACE
+        role = before.role if isinstance(before.role, ClusterRole) else None
+        place = role.place if role else NO_PLACE
         taken = before.goes_on.leader if isinstance(before.goes_on, Lead) else None
         agent = before.agent if isinstance(before.agent, AgentProcess) else None
-        return cls(before.ports.board, before.ports.service, place, taken, agent)
+        check = role.check if role else None
+        return cls(before.ports.board, before.ports.service, place, check, taken, agent)
 
 
 def make_supervisor(
@@ -275,6 +281,7 @@ def make_supervisor(
             rewound=fence.rewound if fence else 0,
             mount=fence.mount if fence else 0,
             rendezvous=rendezvous,
+            is_checked=True,
             terms=now.terms,
             on_notice=now.own.on_notice,
             bucket=_shared(shared, claim),
@@ -299,7 +306,10 @@ def make_supervisor(
         service=service,
         start_agent=start_agent,
     )
-    return Supervisor(settings, ports, record, _role(settings, rendezvous, handed), reread)
+    check = NodeCheck(partial(failed_part, node_parts(settings, memory.root)))
+    notes = BucketNotes(job, checkpoints.store) if checkpoints else DirectoryNotes(job)
+    role = _role(settings, rendezvous, handed, check, partial(LeftOutNodes, notes, files.later))
+    return Supervisor(settings, ports, record, role, reread)
 
 
 def _in_bucket(
@@ -348,15 +358,23 @@ def _mirror(
     )
 
 
-def _role(settings: RunSettings, rendezvous: Rendezvous | None, handed: Handed | None) -> Role:
+def _role(
+    settings: RunSettings,
+    rendezvous: Rendezvous | None,
+    handed: Handed | None,
+    check: NodeCheck,
+    left_out: Callable[[], LeftOutNodes],
+) -> Role:
+    """Return the role; ``check`` is used on several nodes unless this one has been checked."""
     place = handed.place if handed else NO_PLACE
+    check = (handed.check if handed else None) or check
     if rendezvous is None:
         return AloneRole()
     if not rendezvous.leads:
-        return MemberRole(settings.endpoint, place)
+        return MemberRole(settings.endpoint, place, check)
     if handed is None or handed.taken is None:
-        return HeadRole(settings.nodes)
-    return HeadRole(settings.nodes, place.others + 1, handed.taken)
+        return HeadRole(settings.nodes, check=check, left_out=left_out())
+    return HeadRole(settings.nodes, place.others + 1, handed.taken, check, left_out())
 
 
 def _finished_steps(board: Board) -> int:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from elastic_ckpt.cli.doctor.gpus import check_gpus
-from elastic_ckpt.cli.gpus import find_gpus
 from elastic_ckpt.cli.status.workers import gpus_by_pid
+from elastic_ckpt.util.gpus import find_gpus
 
 pytestmark = [
     pytest.mark.gpu,

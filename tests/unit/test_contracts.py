@@ -155,7 +155,7 @@ OTHER_STRUCTS: Final = {
     "cli/doctor/machine.py",
     "cli/doctor/storage_trial.py",
     "cli/drill.py",
-    "cli/gpus.py",
+    "util/gpus.py",
     "cli/status/progress.py",
     "cli/status/saves.py",
     "cli/status/nodes.py",

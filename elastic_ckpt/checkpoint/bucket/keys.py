@@ -10,6 +10,7 @@
     aside/AGE_ATTEMPT.json                  a seal that was taken away: nothing loads it
     data/000007-ATTEMPT/modeling/...        the files of an attempt of claim 7
     sessions/NAME/seals/, data/             the same of a named session
+    left-out/NODE.json                      a node that the job leaves out; deleted to let it in
     history/000007/journal/NODE.jsonl       what people read once the machine is gone; rewritten
     history/000007/nodes/NODE.json          likewise: how each node stands
     history/000007/logs/000003-00001.log    likewise: the end of what rank 1 printed last
@@ -30,6 +31,7 @@ from elastic_ckpt.errors import CheckpointRejected
 
 JOB: Final = "job.json"
 RUNS: Final = "runs/"
+LEFT_OUT: Final = "left-out/"
 HISTORY: Final = "history/"
 """Copies for people, of each owner its own; nothing rests on them."""
 

@@ -24,8 +24,8 @@ from elastic_ckpt.cli.doctor.platform import Grace, check_platform, find_grace, 
 from elastic_ckpt.cli.doctor.storage import check_storage
 from elastic_ckpt.cli.doctor.systemd_unit import check_unit
 from elastic_ckpt.cli.doctor.versions import check_versions
-from elastic_ckpt.cli.gpus import auto_workers, find_gpus
 from elastic_ckpt.notices.platforms import detect
+from elastic_ckpt.util.gpus import auto_workers, find_gpus
 
 
 @click.command("doctor")

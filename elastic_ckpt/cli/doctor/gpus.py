@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.cli.doctor.findings import Finding, ok
-from elastic_ckpt.cli.gpus import Gpus
+from elastic_ckpt.util.gpus import Gpus
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed
 from elastic_ckpt.util.units import human_bytes
 

@@ -211,7 +211,7 @@ def signal_grace_seconds(given: float | None, platforms: Sequence[str]) -> float
 
 def _workers(nproc: str) -> int:
     if nproc == "auto":
-        from elastic_ckpt.cli.gpus import auto_workers
+        from elastic_ckpt.util.gpus import auto_workers
 
         return auto_workers()
     if not nproc.isdecimal() or int(nproc) < 1:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
+from elastic_ckpt.jobdir.left_out import read_left_out
 from elastic_ckpt.jobdir.node_record import NodeRecord
-from elastic_ckpt.protocol.run_state import TERMINAL
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import command_line
+from elastic_ckpt.protocol.run_state import TERMINAL, RunState
 
 
 class NodeView(msgspec.Struct):
@@ -24,6 +29,49 @@ class NodeView(msgspec.Struct):
     alive: bool | None
     since: float = 0.0
     took_over_from: str = ""
+
+
+class LeftOutView(msgspec.Struct):
+    """A node that the job leaves out, since when in seconds since the epoch, and why.
+
+    Attributes:
+        takes_part: it is in the running incarnation all the same, because the job needs it.
+        let_in: what to type to let it in.
+    """
+
+    node: str
+    since: float
+    why: str
+    takes_part: bool
+    let_in: str
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        clock = time.strftime("%H:%M:%S", time.localtime(self.since))
+        but = "; takes part, as too few others are fit" if self.takes_part else ""
+        what = f"node {self.node} is left out since {clock}: {self.why}{but}"
+        return f"{what}; to let it in again: {self.let_in}"
+
+
+def left_out_views(
+    job: JobDirectory, record: NodeRecord | None, run: list[NodeRecord]
+) -> list[LeftOutView]:
+    """Return the nodes that a job leaves out."""
+    current = record.incarnation if record is not None else 0
+    taking_part = {
+        one.node for one in run if one.incarnation == current and one.state is RunState.RUNNING
+    }
+    return [
+        LeftOutView(
+            one.node,
+            one.since,
+            one.why,
+            one.node in taking_part,
+            command_line("nodes", one.url or job.root, "--let-in", one.node),
+        )
+        for one in read_left_out(job)
+    ]
 
 
 def node_views(record: NodeRecord | None, run: list[NodeRecord]) -> list[NodeView]:

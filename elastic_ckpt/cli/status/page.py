@@ -159,9 +159,11 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
 
 
 def _lists(view: StatusView) -> Iterator[tuple[str, Text]]:
-    """Yield what is in memory only, and what failed verification."""
-    from rich.text import Text
-
+    """Yield what is in memory only, what failed verification, and nodes that a job which does not
+    run leaves out; a running one has a warning for each."""
+    for node in view.left_out:
+        if node.text not in view.warnings:
+            yield "left out", Text(node.text, "yellow")
     for left in view.memory_only[:_MOST_REJECTED]:
         yield "in memory only", Text(f"{left.text}\n{left.todo}", "yellow")
     for bad in view.rejected[:_MOST_REJECTED]:

@@ -12,7 +12,13 @@ from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import Situation, advise
-from elastic_ckpt.cli.status.nodes import NodeView, node_views, shown_record
+from elastic_ckpt.cli.status.nodes import (
+    LeftOutView,
+    NodeView,
+    left_out_views,
+    node_views,
+    shown_record,
+)
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
     EmergencySaveView,
@@ -119,6 +125,7 @@ class StatusView(msgspec.Struct, kw_only=True):
             2 dead.
         at_risk: None unless the job is training.
         newest_on_disk: what remains if the node is lost.
+        left_out: nodes that the job leaves out.
         memory_only: what jobs that no longer run left in this machine's memory, and no disk has.
         step_size: what changed in the samples of a step with the number of workers; else empty.
         reported: the metrics that the script reported, by name.
@@ -138,6 +145,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     supervisor: SupervisorView | None
     incarnation: int
     nodes: list[NodeView]
+    left_out: list[LeftOutView]
     workers: list[WorkerView]
     position: PositionView | None
     progress: ProgressView | None
@@ -191,7 +199,9 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     warnings = [_NO_SESSION] if no_session else []
     if record is not None and record.stepless_since:
         warnings.append(_stepless(record, now))
+    left_out = left_out_views(job, record, run)
     if running:
+        warnings += [one.text for one in left_out]
         warnings += _warnings(newest_save, rejected, newest, alive is None and _is_silent(beat))
     save_error = newest_save.error if newest_save else ""
     advice = advise(job, Situation(state, record, newest, bool(rejected), save_error))
@@ -207,6 +217,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         supervisor=_supervisor(record, alive, beat),
         incarnation=record.incarnation if record else 0,
         nodes=node_views(record, run),
+        left_out=left_out,
         workers=worker_views(boards),
         position=position,
         progress=progress(

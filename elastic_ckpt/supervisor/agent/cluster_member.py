@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -27,6 +28,7 @@ from elastic_ckpt.protocol.messages import (
     AgentEvent,
     AllIdle,
     Ask,
+    Checked,
     Command,
     Dismissed,
     Explained,
@@ -39,10 +41,12 @@ from elastic_ckpt.protocol.messages import (
     Kill,
     Launch,
     Launched,
+    LeaveOut,
+    LeftOut,
     Nodes,
 )
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.succession import position
+from elastic_ckpt.protocol.succession import MAX_POSITION, position
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.supervisor.agent.launch import NodeRank
 from elastic_ckpt.supervisor.agent.member_ports import Link, LocalWorkers, Network
@@ -91,12 +95,13 @@ class Membership:
                 terms=spec.terms,
             )  # fmt: skip
             self._head = HeadRules(about)
-        self._mine = MemberState(node=spec.node)
+        self._mine = MemberState(node=spec.node, unfit=None if spec.is_checked else "")
         self._link: Link | None = None
         self._redial_at = 0.0
         self._joined, self._reported = False, True
         self._dismissed = False  # by a head that has left the job to this node and others
         self._all_idle = False
+        self._left_out = ""  # as the head has said last
         self._nodes: Nodes | None = None
         self._workers_store: object = None
         self._dismiss_by = self._stuck_since = 0.0
@@ -113,8 +118,12 @@ class Membership:
                 self._ask(command)
             case Idle():
                 self._mine.idle = command.idle
+            case Checked():
+                self._mine.unfit = command.unfit
+            case LeaveOut() if self._head is not None:
+                self._head.state.left_out = command.nodes
             case Explained():
-                self._mine.stuck = command.stuck
+                self._mine.stuck = replace(command.stuck, node=self._mine.node)
             case Kill() if self._head is not None and self._head.running:
                 self._head.state.over = True
             case Finish() if self._head is not None:
@@ -125,7 +134,9 @@ class Membership:
     def _launch(self, head: HeadRules, command: Launch) -> None:
         store = self._network.host_workers(self._rendezvous.host)
         self._workers_store = store
-        head.launch(command.incarnation, command.nodes, store.port, command.arguments)
+        head.launch(
+            command.incarnation, command.nodes, store.port, command.arguments, command.without
+        )
 
     def _ask(self, command: Ask) -> None:
         """Add a request to this node's report; the head numbers it."""
@@ -140,7 +151,7 @@ class Membership:
             verdict = msgspec.structs.replace(
                 verdict, kind=EndKind.CUT_SHORT, lost=(self._mine.node,)
             )
-        self._mine.ended = verdict
+        self._mine.ended = msgspec.structs.replace(verdict, node=self._mine.node)
 
     # -- at each turn -----------------------------------------------------------------------
 
@@ -172,14 +183,19 @@ class Membership:
             return
         if now < self._redial_at:
             return
-        if self._head is None and not self._local.is_warm:
+        if self._head is None and not self._is_ready:
             return  # the others would stop to go on with this node, and wait for it
         self._redial_at = now + REDIAL_SECONDS
         leaving = self._mine.leaving and not self._dismissed
-        mine = MemberState(node=self._mine.node, leaving=leaving)
+        mine = MemberState(node=self._mine.node, leaving=leaving, unfit=self._mine.unfit)
         self._mine, self._joined, self._reported = mine, False, True
         job = self._head.state if self._head else None
         self._link = self._network.connect(self._rendezvous, mine, job)
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether workers would start without a wait for imports, and the node has been checked."""
+        return self._local.is_warm and self._mine.unfit is not None
 
     def patience(self) -> float:
         """Return the seconds after which to call :meth:`serve` again without an event."""
@@ -221,7 +237,8 @@ class Membership:
         if job is None:
             return HeadLost(why)
         others = max(0, len(job.roster) - (2 if link.number in job.roster else 1))
-        return HeadLost(why, position(job, link.number), others, passed_on)
+        last = MAX_POSITION if self._mine.node in job.left_out else 0
+        return HeadLost(why, position(job, link.number) + last, others, passed_on)
 
     def leave(self) -> None:
         """Leave the head without a report to the supervisor."""
@@ -234,9 +251,12 @@ class Membership:
         head.take_in(members, heard_until)
         running = len(head.state.roster) if head.running else 0
         lost = sum(number in head.state.lost for number in head.state.roster)
-        nodes = Nodes(tuple(head.present().values()), running, lost, len(head.state.roster))
+        nodes = Nodes(
+            tuple(head.present().values()), running, lost, len(head.state.roster),
+            head.unfit(), head.running_names(),
+        )  # fmt: skip
         # Until this node itself can launch, nobody counts: the others come when they can, too.
-        if nodes != self._nodes and (self._nodes is not None or self._local.is_warm):
+        if nodes != self._nodes and (self._nodes is not None or self._is_ready):
             self._nodes = nodes
             log.info("nodes here: %s; running: %d", ", ".join(nodes.present), nodes.running)
             self._send(nodes)
@@ -265,6 +285,10 @@ class Membership:
             self._joined = True
             log.info("joined %s, which %s leads, as member %d", job.job, job.head, number)
             self._send(Joined(job.run_id, job.job, job.identity, job.head, job.terms))
+        left_out = job.left_out.get(self._mine.node, "")
+        if left_out != self._left_out and self._head is None:
+            self._left_out = left_out
+            self._send(LeftOut(left_out))
         if job.end is not None and self._head is None and not self._mine.leaving:
             self._mine.leaving, self._dismissed = True, job.end.passed_on
             if job.end.passed_on and self._link is not None:

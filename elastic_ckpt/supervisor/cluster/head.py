@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from elastic_ckpt.jobdir.left_out import LeftOutNode
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.journal.node_events import (
     HeadNodeLost,
     HeadTakenOver,
     NodeJoined,
     NodeLeft,
+    NodeLeftOut,
+    NodeLetIn,
     WaitingForNodes,
 )
 from elastic_ckpt.policy.deadline import Notice, is_by_hand
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.agreement import RequestKind
-from elastic_ckpt.protocol.cluster import Gathering
-from elastic_ckpt.protocol.messages import AgentEvent, Ask, Dismissed, Finish, Hung, Nodes
+from elastic_ckpt.protocol.cluster import Gathering, eligible
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    Ask,
+    Dismissed,
+    Finish,
+    Hung,
+    LeaveOut,
+    Nodes,
+    Ready,
+)
 from elastic_ckpt.protocol.run_state import Event, RunState
-from elastic_ckpt.protocol.succession import Follow, Leader, RosterPlace
+from elastic_ckpt.protocol.succession import MAX_POSITION, Follow, Leader, RosterPlace
+from elastic_ckpt.supervisor.cluster.left_out import LeftOutNodes
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
+from elastic_ckpt.supervisor.watch.node_check import NodeCheck
 from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
@@ -40,15 +55,25 @@ class HeadRole(ClusterRole):
     """Launches with the nodes that are there, and lets others join."""
 
     def __init__(
-        self, nodes: tuple[int, int], expected: int = 0, taken: Leader | None = None
+        self,
+        nodes: tuple[int, int],
+        expected: int = 0,
+        taken: Leader | None = None,
+        check: NodeCheck | None = None,
+        left_out: LeftOutNodes | None = None,
     ) -> None:
         """Take the minimum and the maximum of an incarnation.
 
         Args:
             expected: nodes that come from the head before this one; 0 for the first.
             taken: that one's run; None for the first.
+            check: this node's own; None if it needs none.
+            left_out: nodes that take part only as far as the minimum needs them.
         """
-        super().__init__()
+        super().__init__(check)
+        self._left_out = left_out or LeftOutNodes()
+        self._published: dict[str, str] = {}  # to the other nodes, of those
+        self._forced: set[str] = set()  # let in by command, although their checks fail
         self._taken = taken
         self._min, self._max = nodes
         self._gathering = Gathering(*nodes, expected=expected)
@@ -84,6 +109,9 @@ class HeadRole(ClusterRole):
                 run.incarnations.on_hang(Hang.of(event.nodes))
             case Dismissed():
                 self._dismissed = True
+            case Ready():
+                self._published = {}
+                return super().on_event(run, event)
             case _:
                 return super().on_event(run, event)
         return True
@@ -99,7 +127,7 @@ class HeadRole(ClusterRole):
 
     def on_ended(self, run: Supervisor) -> None:
         """Expect the nodes that are still here for the next incarnation."""
-        self._gathering.expected = len(self._nodes.present)
+        self._gathering.expected = len(self._eligible())
 
     def on_agent_lost(self, run: Supervisor) -> None:
         """Forget the nodes: they will join the next agent."""
@@ -118,6 +146,65 @@ class HeadRole(ClusterRole):
         run.record.say(f"{leader.node} leads now, at {leader.endpoint}: joining it")
         run.goes_on = Follow(leader)
         return True
+
+    # -- nodes that are left out ----------------------------------------------------------------
+
+    def _eligible(self) -> tuple[str, ...]:
+        return eligible(self._nodes.present, self._left_out.nodes, self._min)
+
+    def is_dispensable(self, node: str) -> bool:
+        """Return whether the minimum can be met without this node."""
+        present, others = self._nodes.present, {*self._left_out.nodes, node}
+        return node in present and node not in eligible(present, others, self._min)
+
+    def leave_out(
+        self, run: Supervisor, node: str, why: str, *, failed_check: bool = False
+    ) -> None:
+        """Leave a node out from the next incarnation on."""
+        place = run.settings.shared_url or run.settings.directory
+        note = LeftOutNode(node, why, run.ports.clock.wall(), failed_check, run.settings.shared_url)
+        self._left_out.add(note)
+        run.ports.journal.write(NodeLeftOut(name=node, why=why))
+        let_in = command_line("nodes", place, "--let-in", node)
+        run.record.say(f"node {node} is left out: {why}; to let it in again: {let_in}")
+
+    def look_for_hang(self, run: Supervisor) -> None:
+        """Besides hangs, look which nodes are to be left out, and which are let in again."""
+        super().look_for_hang(run)
+        nodes, unfit = self._left_out.nodes, self._nodes.unfit
+        for one in self._left_out.take_removed(run.now):
+            self._forced |= {one.node} & unfit.keys()
+            self._report_let_in(run, one.node, "by command")
+        passing = [name for name in self._nodes.present if name not in unfit]
+        self._forced -= set(passing)
+        for name in passing:
+            if name in nodes and nodes[name].failed_check:
+                self.let_in(run, name, "it passes its check now")
+        for name, why in unfit.items():
+            if name not in nodes and name not in self._forced:
+                self.leave_out(run, name, f"its check failed: {why}", failed_check=True)
+        published = {name: one.why for name, one in nodes.items()}
+        if published != self._published and run.agent is not None:
+            self._published = published
+            run.agent.send(LeaveOut(published))
+
+    def let_in(self, run: Supervisor, node: str, why: str) -> None:
+        """Let a node in from the next incarnation on."""
+        if node in self._left_out.nodes:
+            self._left_out.remove(node)
+            self._report_let_in(run, node, why)
+
+    def _report_let_in(self, run: Supervisor, node: str, why: str) -> None:
+        run.ports.journal.write(NodeLetIn(name=node, why=why))
+        run.record.say(f"node {node} is let in again: {why}")
+
+    def _pass_on_to_fit_nodes(self, run: Supervisor) -> None:
+        """Leave the job to the others, of which there are enough: this node is left out, and a head
+        takes part. It joins the next head, and takes the job back if none of them leads."""
+        run.record.say("this node is left out, and enough others are here: letting one lead")
+        run.ports.directory.pass_on()
+        self.place = RosterPlace(MAX_POSITION, len(self._nodes.present) - 2)
+        run.goes_on = Follow(Leader(0, run.settings.node, run.settings.endpoint))
 
     def _let_others_lead(self, run: Supervisor) -> bool:
         """Leave the job to the nodes that this one has lost, if these are most of the roster: this
@@ -138,12 +225,15 @@ class HeadRole(ClusterRole):
         """Launch once there are enough nodes; wait for them, bounded."""
         if not run.incarnations.may_launch or self._let_others_lead(run):
             return
-        present = len(self._nodes.present)
-        if self._gathering.may_launch(present, now):
+        chosen = self._eligible()
+        present = len(chosen)
+        if self._left_out.is_read and self._gathering.may_launch(present, now):
             self._waiting_since = 0.0
-            if run.incarnations.clean_up():  # which may take a while; nodes may leave meanwhile
+            if run.settings.node not in chosen:
+                self._pass_on_to_fit_nodes(run)
+            elif run.incarnations.clean_up():  # which may take a while; nodes may leave meanwhile
                 self._growing = False
-                run.incarnations.launch(min(present, self._max))
+                self._launch(run, chosen)
         elif not self._waiting_since:
             self._waiting_since = now
             limit = human_duration(run.settings.gather_seconds)
@@ -156,16 +246,34 @@ class HeadRole(ClusterRole):
             waited = f"fewer than {self._min} nodes for {run.settings.gather_seconds:.0f} s"
             run.shutdown.preempt_now(Event.ABANDONED, waited, stepped=False)
 
+    def _launch(self, run: Supervisor, chosen: tuple[str, ...]) -> None:
+        needed = ", ".join(name for name in chosen if name in self._left_out.nodes)
+        if needed:
+            fit = sum(name not in self._left_out.nodes for name in chosen)
+            why = f"the job needs at least {self._min} nodes and has {fit} without"
+            why = why if fit else "no other node is fit"
+            run.record.say(f"continuing with {needed}, although left out: {why}")
+        without = tuple(set(self._nodes.present) - set(chosen))
+        run.incarnations.launch(min(len(chosen), self._max), without)
+
     def serve_running(self, run: Supervisor, now: float) -> None:
-        """Besides saves, have the ranks stop for an incarnation with the nodes that joined."""
+        """Besides saves, have the ranks stop for an incarnation with the nodes that joined, or
+        without those that are left out and no longer needed."""
         super().serve_running(run, now)
-        present, running = len(self._nodes.present), self._nodes.running
+        chosen, running = self._eligible(), self._nodes.running
         if self._growing or not running or run.agent is None:
             return
-        if self._gathering.may_grow(present, running, now):
-            self._growing = True
-            run.record.say(f"{present} nodes are here: saving, to continue with them")
-            run.agent.send(Ask(RequestKind.STOP))
+        left_out = [one for one in self._nodes.taking_part if one in self._left_out.nodes]
+        unwanted = ", ".join(one for one in left_out if one not in chosen)
+        if self._gathering.may_grow(len(chosen), running, now):
+            what = f"{len(chosen)} nodes are here: saving, to continue with them"
+        elif unwanted and self._gathering.may_replace(len(chosen), now):
+            what = f"saving, to continue without {unwanted}"
+        else:
+            return
+        self._growing = True
+        run.record.say(what)
+        run.agent.send(Ask(RequestKind.STOP))
 
     def announce_end(self, run: Supervisor) -> None:
         """Tell the other nodes that the job is over; they would look for the head."""

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.journal.node_events import HeadNodeLost
 from elastic_ckpt.policy.lease import BUCKET_SURVIVOR_LEASE_SECONDS, SURVIVOR_LEASE_SECONDS
 from elastic_ckpt.protocol.ended import Ended, EndKind
-from elastic_ckpt.protocol.messages import AgentEvent, HeadLost, JobOver, Joined, Launched
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    HeadLost,
+    JobOver,
+    Joined,
+    Launched,
+    LeftOut,
+)
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, RosterPlace, Succession
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
+from elastic_ckpt.supervisor.watch.node_check import NodeCheck
 from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
@@ -40,9 +49,12 @@ _EVENTS: Final = {
 class MemberRole(ClusterRole):
     """Restarts, saves on an interval, retention and the verdict are the head's business."""
 
-    def __init__(self, endpoint: str, place: RosterPlace = NO_PLACE) -> None:
-        """Take HOST:PORT of the head, and this node's place among those that were in the job."""
-        super().__init__()
+    def __init__(
+        self, endpoint: str, place: RosterPlace = NO_PLACE, check: NodeCheck | None = None
+    ) -> None:
+        """Take HOST:PORT of the head, this node's place among those that were in the job, and its
+        check."""
+        super().__init__(check)
         self._endpoint = endpoint
         self.place = place
         self._succession: Succession | None = None  # while there is no head
@@ -67,6 +79,8 @@ class MemberRole(ClusterRole):
             case Launched():
                 self.place = RosterPlace(event.position, event.nodes - 2)
                 run.incarnations.begin(event.incarnation, event.nodes)
+            case LeftOut():
+                self._on_left_out(run, event.why)
             case HeadLost():
                 self._on_head_lost(run, event)
             case JobOver():
@@ -186,6 +200,16 @@ class MemberRole(ClusterRole):
                 ExitCode.USAGE,
                 f"{place} is not the {what} of {joined.head}: give all nodes {todo}",
             )
+
+    def _on_left_out(self, run: Supervisor, why: str) -> None:
+        if not why:
+            run.record.say(f"{run.record.node.head} lets this node in again")
+            return
+        place = run.settings.shared_url or run.settings.directory
+        let_in = command_line("nodes", place, "--let-in", run.settings.node)
+        run.record.say(f"this node is left out of the job: {why}; to let it in again: {let_in}")
+        if not run.incarnations.is_launched:
+            run.record.update(message=f"left out of the job: {why}")
 
     def _on_head_lost(self, run: Supervisor, lost: HeadLost) -> None:
         if self._succession is not None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elastic_ckpt.journal.node_events import NodeUnfit
 from elastic_ckpt.policy.hang import Hang
-from elastic_ckpt.protocol.ended import Ended
-from elastic_ckpt.protocol.messages import AgentEvent, AllIdle, Explained, Idle, Kill
+from elastic_ckpt.protocol.ended import Ended, EndKind
+from elastic_ckpt.protocol.messages import (
+    AgentEvent,
+    AllIdle,
+    Checked,
+    Explained,
+    Idle,
+    Kill,
+    Ready,
+)
 from elastic_ckpt.protocol.succession import NO_PLACE
+from elastic_ckpt.supervisor.watch.node_check import NodeCheck
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -51,6 +61,16 @@ class Role:
         """Decide what follows the end of an incarnation."""
         run.incarnations.follow_up(ended)
 
+    def is_dispensable(self, node: str) -> bool:
+        """Return whether the job has enough other nodes to continue without this one."""
+        return False
+
+    def leave_out(self, run: Supervisor, node: str, why: str) -> None:
+        """Leave a node out of the next incarnations, as far as the minimum allows."""
+
+    def let_in(self, run: Supervisor, node: str, why: str) -> None:
+        """Let a node in again that was left out; nothing if it is not."""
+
     def on_agent_lost(self, run: Supervisor) -> None:
         """Note that the agent died; the supervisor starts another one."""
 
@@ -76,22 +96,54 @@ class AloneRole(Role):
 
 
 class ClusterRole(Role):
-    """What head and members have in common: a hang takes the ranks of every node."""
+    """What head and members have in common: a hang takes the ranks of every node, and each node
+    checks itself before it takes part, and once its ranks were the first to fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: NodeCheck | None = None) -> None:
+        """Take the check of this node; None for a node that needs none."""
         self.place = NO_PLACE  # in the order of succession, once this node has lost the head
+        self.check = check
         self._reported_idle = self._all_idle = False
         self._incarnation = 0
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
-        """Note that the ranks of all nodes are idle."""
-        if not isinstance(event, AllIdle):
-            return False
-        self._all_idle = True
-        return True
+        """Note that the ranks of all nodes are idle; check this node again if its ranks failed."""
+        check = self.check
+        match event:
+            case AllIdle():
+                self._all_idle = True
+                return True
+            case Ended(kind=EndKind.CRASHED, node=run.settings.node) if check is not None:
+                check.begin(run.ports.host.aside)
+            case Ready():
+                self._report_check(run)
+        return False
+
+    def _serve_check(self, run: Supervisor) -> None:
+        """Check this node if that is due, and report the result."""
+        check = self.check
+        if check is None:
+            return
+        if check.is_due(run.now):
+            check.begin(run.ports.host.aside)
+        before = check.unfit
+        if not check.take(run.now):
+            return
+        self._report_check(run)
+        if check.unfit and check.unfit != before:
+            run.ports.journal.write(NodeUnfit(why=check.unfit))
+            run.record.say(f"this node failed its check: {check.unfit}")
+        elif before and not check.unfit:
+            run.record.say("this node passes its check now")
+
+    def _report_check(self, run: Supervisor) -> None:
+        if run.agent is not None and self.check is not None and self.check.unfit is not None:
+            run.agent.send(Checked(self.check.unfit))
 
     def look_for_hang(self, run: Supervisor) -> None:
-        """Report when this node's ranks are idle; look at them when all nodes' are."""
+        """Report when this node's ranks are idle; look at them when all nodes' are. Besides, check
+        this node if that is due."""
+        self._serve_check(run)
         if self._incarnation != run.incarnation:
             self._incarnation = run.incarnation
             self._reported_idle = self._all_idle = False

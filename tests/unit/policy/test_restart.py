@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from elastic_ckpt.policy.failure import NOTHING_SAVED, Failure, FailureClass
 from elastic_ckpt.policy.restart import (
+    BLAME_SECONDS,
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
     REFILL_STEPS,
@@ -251,3 +253,76 @@ def test_start_that_may_pass_is_retried_until_it_fails_twice_alike(
     failures: list[Failure], expected: list[RestartAction]
 ) -> None:
     assert decisions(RestartPolicy(9), *failures) == expected
+
+
+LEAVE_OUT = RestartAction.LEAVE_OUT
+
+
+def of_node(node: str, given: Failure, *, at: float = 0.0, spare: bool = True) -> Failure:
+    return replace(given, node=node, at=at, dispensable=spare)
+
+
+KILLED, RAISED = failure(), failure(FailureClass.ERROR, step=7)
+NO_START = failure(FailureClass.START_UP)
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        # Three in a row, whatever the others did before.
+        ([of_node("n2", KILLED)] * 3, [RESTART, RESTART, LEAVE_OUT]),
+        ([of_node(n, KILLED) for n in ("n1", "n2", "n2", "n2")], [RESTART] * 3 + [LEAVE_OUT]),
+        ([of_node(n, KILLED) for n in ("n2", "n2", "n1", "n2", "n2")], [RESTART] * 5),
+        # Not of a node that is alone, nor long ago, nor what a node cannot be blamed for.
+        ([KILLED] * 4, [RESTART] * 4),
+        ([of_node("n2", KILLED, at=n * BLAME_SECONDS / 2 + n) for n in range(4)], [RESTART] * 4),
+        ([of_node("n2", failure(FailureClass.STORAGE))] * 4, [RESTART] * 4),
+        # Lost nodes in between change nothing.
+        (
+            [of_node("n2", KILLED), failure(FailureClass.MEMBERSHIP), *[of_node("n2", KILLED)] * 2],
+            [RESTART, RESTART, RESTART, LEAVE_OUT],
+        ),
+        # Two in a row before the job falls back or stops, if it has nodes to spare.
+        ([of_node("n2", RAISED)] * 2, [RESTART, LEAVE_OUT]),
+        ([of_node("n2", RAISED, spare=False)] * 3, [RESTART, FALL_BACK, STOP]),
+        ([of_node(n, RAISED) for n in ("n1", "n2", "n1")], [RESTART, FALL_BACK, STOP]),
+        # It was not the node: another one fails in the same way, and then the state is to blame.
+        ([of_node(n, RAISED) for n in ("n2", "n2", "n1")], [RESTART, LEAVE_OUT, FALL_BACK]),
+        # One that is needed is marked all the same.
+        ([of_node("n2", KILLED, spare=False)] * 3, [RESTART, RESTART, LEAVE_OUT]),
+    ],
+)
+def test_node_whose_workers_fail_again_and_again_is_left_out(
+    failures: list[Failure], expected: list[RestartAction]
+) -> None:
+    assert decisions(RestartPolicy(9), *failures) == expected
+
+
+def test_node_that_cannot_start_workers_is_left_out_before_the_job_stops() -> None:
+    policy = RestartPolicy(3)
+    slow = replace(NO_START, lived=10.0)
+    assert decisions(policy, of_node("n2", slow), of_node("n2", slow)) == [RESTART, LEAVE_OUT]
+    assert decisions(policy, of_node("n1", slow)) == [STOP]  # it is the script
+
+
+def test_budget_that_is_spent_leaves_a_node_out_once() -> None:
+    policy = RestartPolicy(1)
+    assert decisions(policy, *[of_node("n2", KILLED)] * 2) == [RESTART, LEAVE_OUT]
+    assert decisions(policy, of_node("n1", KILLED)) == [STOP]
+
+
+@pytest.mark.parametrize(
+    ("then", "cleared"),
+    [
+        (of_node("n1", RAISED), "n2"),
+        (of_node("n2", RAISED), ""),  # it took part all the same
+        (of_node("n1", KILLED), ""),
+        (of_node("n1", failure(FailureClass.ERROR, step=8)), ""),
+        (of_node("n1", replace(RAISED, newest=(0, 6))), ""),  # the job has moved on
+    ],
+)
+def test_node_is_cleared_if_another_one_fails_in_the_same_way(then: Failure, cleared: str) -> None:
+    policy = RestartPolicy(9)
+    assert decisions(policy, *[of_node("n2", RAISED)] * 2) == [RESTART, LEAVE_OUT]
+    assert policy.decide(then).let_in == cleared
+    assert policy.decide(then).let_in == ""

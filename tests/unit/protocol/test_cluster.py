@@ -18,6 +18,7 @@ from elastic_ckpt.protocol.cluster import (
     MemberState,
     NodeAnswer,
     Seen,
+    eligible,
 )
 from elastic_ckpt.protocol.ended import Ended, EndKind
 
@@ -369,3 +370,52 @@ def test_a_job_grows_when_a_node_has_stayed_and_there_is_room() -> None:
     assert gathering.may_grow(2, 1, 10.1 + GATHER_SECONDS)
     assert gathering.may_grow(4, 1, 20.0)
     assert not gathering.may_grow(9, 4, 99.0)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "least", "expected"),
+    [
+        ("", 1, "abcd"),
+        ("b", 1, "acd"),
+        ("bc", 2, "ad"),
+        ("bc", 3, "abd"),  # only as many as are needed, the first ones first
+        ("a", 4, "abcd"),  # the head stays the first
+        ("a", 1, "bcd"),
+        ("abc", 2, "ad"),
+        ("abcd", 1, "abcd"),  # all are: the cause is something that they share
+        ("x", 9, "abcd"),
+    ],
+)
+def test_nodes_that_are_left_out_take_part_only_as_far_as_needed(
+    left_out: str, least: int, expected: str
+) -> None:
+    assert "".join(eligible("abcd", set(left_out), least)) == expected
+
+
+def test_an_incarnation_begins_without_nodes_that_are_left_out() -> None:
+    nodes = Nodes("a", "b", "c")
+    nodes[1].unfit = "disk: no"
+    nodes.report()
+    assert nodes.head.unfit() == {"b": "disk: no"}
+    assert nodes.head.launch(1, 9, 4711, without=("b",)) == (0, 2)
+    assert nodes.head.running_names() == ("a", "c")
+    assert nodes.head.launch(2, 1, 4711) == (0,)
+
+
+def test_the_verdict_names_the_node_of_the_worker_that_failed_first() -> None:
+    nodes = Nodes("a", "b")
+    nodes.launch()
+    nodes.end(0, "crashed", rank=0, exit_code=1, failed_wall=2.0, node="a")
+    nodes.end(1, "crashed", rank=1, exit_code=1, failed_wall=1.0, node="b")
+    assert nodes.report().verdict.node == "b"
+    nodes.launch(2)
+    nodes.end(0, "completed", node="a")
+    nodes.end(1, "completed", node="b")
+    assert nodes.report().verdict.node == ""
+
+
+def test_an_incarnation_is_replaced_once_the_nodes_have_stayed() -> None:
+    gathering = Gathering(1, 3)
+    assert not gathering.may_replace(2, 10.0)
+    assert gathering.may_replace(2, 10.1 + GATHER_SECONDS)
+    assert not gathering.may_replace(1, 20.0)

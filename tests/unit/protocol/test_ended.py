@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from elastic_ckpt.protocol.board import Board
@@ -179,3 +180,15 @@ def test_what_an_exception_left_unsaved_is_said() -> None:
 def test_work_is_sealed_if_it_is_on_every_node() -> None:
     assert merge([ended("completed", sealed=True), ended("completed", sealed=True)]).sealed
     assert not merge([ended("completed", sealed=True), ended("completed")]).sealed
+
+
+def test_worker_that_lost_its_peer_is_not_the_cause_whatever_the_clocks_say() -> None:
+    lost_peer = "RuntimeError: Connection closed by peer [10.0.0.2]:4711"
+    other = ended("crashed", rank=0, exit_code=1, failed_wall=1.0, message=lost_peer, node="n1")
+    cause = ended("crashed", rank=1, exit_code=1, failed_wall=2.0, message="no route", node="n2")
+    assert (merge([other, cause]).rank, merge([other, cause]).node) == (1, "n2")
+    assert merge([other, replace_ended(cause, message=lost_peer)]).node == "n1"
+
+
+def replace_ended(one: Ended, **about) -> Ended:
+    return msgspec.structs.replace(one, **about)

@@ -13,12 +13,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from elastic_ckpt.cli import gpus
 from elastic_ckpt.cli.doctor import gpus as gpu_findings
 from elastic_ckpt.cli.doctor.findings import Finding
 from elastic_ckpt.cli.doctor.gpus import check_gpus
-from elastic_ckpt.cli.gpus import Device, Gpus, auto_workers, find_gpus
-from elastic_ckpt.util import in_child
+from elastic_ckpt.util import gpus, in_child
+from elastic_ckpt.util.gpus import Device, Gpus, auto_workers, find_gpus
 
 pytestmark = pytest.mark.one_torch
 

@@ -15,6 +15,8 @@ from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 
 QUERY_SECONDS: Final = 30.0
 
+NOT_INSTALLED: Final = "nvidia-ml-py is not installed"
+
 
 class Device(msgspec.Struct, frozen=True):
     """One GPU; ``bytes`` is 0 if the driver does not report its memory."""
@@ -37,8 +39,12 @@ class Gpus(msgspec.Struct, frozen=True):
 
 def find_gpus() -> Gpus:
     """Return the GPUs; the driver is queried in a child process, because it may hang."""
+
+    def ask() -> Generator[Gpus, None, None]:
+        yield query_driver()
+
     try:
-        found: Gpus = answer(_ask_driver, Gpus, QUERY_SECONDS)
+        found: Gpus = answer(ask, Gpus, QUERY_SECONDS)
     except (NoAnswer, WorkFailed) as error:
         return Gpus(why=str(error))
     return found
@@ -49,25 +55,29 @@ def auto_workers(environ: Mapping[str, str] = os.environ) -> int:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return max(1, len([device for device in visible.split(",") if device.strip()]))
-    return max(1, len(glob.glob("/dev/nvidia[0-9]*")))
+    return max(1, device_count())
 
 
-def _ask_driver() -> Generator[Gpus, None, None]:
+def device_count() -> int:
+    """Return the number of GPUs whose device files are here, whether they work or not."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))
+
+
+def query_driver() -> Gpus:
+    """Query the driver in this process; it may hang."""
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
     except ImportError:
-        yield Gpus(why="nvidia-ml-py is not installed")
-        return
+        return Gpus(why=NOT_INSTALLED)
     except nvml.NVMLError as error:
-        yield Gpus(why=str(error))
-        return
+        return Gpus(why=str(error))
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
         devices = tuple(_device(nvml, handle) for handle in handles)
-        yield Gpus(devices, _text(nvml.nvmlSystemGetDriverVersion()))
+        return Gpus(devices, _text(nvml.nvmlSystemGetDriverVersion()))
     except nvml.NVMLError as error:
-        yield Gpus(why=str(error))
+        return Gpus(why=str(error))
 
 
 def _device(nvml: Any, handle: Any) -> Device:
