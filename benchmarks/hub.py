@@ -49,6 +49,7 @@ class PretendedWorkers:
     """The head's own part in an incarnation (``LocalWorkers``)."""
 
     busy = False
+    is_warm = True
     answered = flagged = seen = 0
 
     def begin(self, node_rank: NodeRank) -> None:

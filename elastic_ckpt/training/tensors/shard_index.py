@@ -127,41 +127,56 @@ def read_index(directory: Path) -> ShardIndex:
 
 def what_is_wrong(index: ShardIndex) -> str:
     """Return which entry is invalid, and why; empty if all are valid."""
-    cover_fault = _remembered_cover_fault(index)
+    references = _References(index)
     for name, tensor in index.tensors.items():
-        wrong = _entry_fault(index, tensor, cover_fault)
+        wrong = _entry_fault(tensor, references)
         if wrong:
             return f"{printable(name, 80)}: {wrong}"
     return ""
 
 
-_CoverFault = Callable[[int, tuple[int, ...]], str]
+class _References:
+    """What an index's tensors refer to; thousands refer to the same, which is looked at once."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
+        self.fault = functools.cache(self._fault)
+        self.cover_fault = functools.cache(self._cover_fault)
+        self._overlaps = functools.cache(self._overlap)
+
+    def _fault(self, cut: int, ranks: int | None) -> str:
+        """Return what is wrong with a reference to how a tensor is cut and who wrote it."""
+        index = self._index
+        if not 0 <= cut < len(index.cuts):
+            return "how it is cut is not in the index"
+        if ranks is None or not 0 <= ranks < len(index.ranks):
+            return "which ranks wrote it is not in the index"
+        boxes, writers = index.cuts[cut], index.ranks[ranks]
+        if not len(boxes.offsets) == len(boxes.sizes) == len(writers):
+            return "its boxes and its ranks are not of one number"
+        if len(writers) > MAX_SHARDS:
+            return f"it has more than {MAX_SHARDS} shards"
+        if min(writers, default=0) < 0 or max(writers, default=0) > _MAX_RANK:
+            return "a shard is not in a file of this part"
+        return ""
+
+    def _cover_fault(self, cut: int, shape: tuple[int, ...]) -> str:
+        boxes = self._index.cuts[cut]
+        return _cover_fault(shape, boxes.offsets, boxes.sizes, lambda: self._overlaps(cut))
+
+    def _overlap(self, cut: int) -> bool:
+        return overlap(self._index.cuts[cut].offsets, self._index.cuts[cut].sizes)
 
 
-def _remembered_cover_fault(index: ShardIndex) -> _CoverFault:
-    """Return a check of whether a cut, by its number, covers a shape; each pair is looked at once,
-    and each cut compared with itself once."""
-
-    @functools.cache
-    def overlaps(cut: int) -> bool:
-        return overlap(index.cuts[cut].offsets, index.cuts[cut].sizes)
-
-    @functools.cache
-    def cover_fault(cut: int, shape: tuple[int, ...]) -> str:
-        boxes = index.cuts[cut]
-        return _cover_fault(shape, boxes.offsets, boxes.sizes, lambda: overlaps(cut))
-
-    return cover_fault
-
-
-def _entry_fault(index: ShardIndex, tensor: IndexedTensor, cover_fault: _CoverFault) -> str:
+def _entry_fault(tensor: IndexedTensor, references: _References) -> str:
     shape = tensor.shape
     if tensor.dtype not in NAMED_DTYPES:
         return "its dtype is unknown"
     if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or prod(shape) > MAX_ELEMENTS:
         return "its shape is invalid"
     if tensor.cut is not None:
-        return _reference_fault(index, tensor) or cover_fault(tensor.cut, tuple(shape))
+        wrong = references.fault(tensor.cut, tensor.ranks)
+        return wrong or references.cover_fault(tensor.cut, tuple(shape))
     shards = tensor.shards or []
     if len(shards) > MAX_SHARDS:
         return f"it has more than {MAX_SHARDS} shards"
@@ -171,36 +186,22 @@ def _entry_fault(index: ShardIndex, tensor: IndexedTensor, cover_fault: _CoverFa
     return _cover_fault(shape, offsets, sizes, lambda: overlap(offsets, sizes))
 
 
-def _reference_fault(index: ShardIndex, tensor: IndexedTensor) -> str:
-    cut, ranks = tensor.cut, tensor.ranks
-    if cut is None or not 0 <= cut < len(index.cuts):
-        return "how it is cut is not in the index"
-    if ranks is None or not 0 <= ranks < len(index.ranks):
-        return "which ranks wrote it is not in the index"
-    boxes, writers = index.cuts[cut], index.ranks[ranks]
-    if not len(boxes.offsets) == len(boxes.sizes) == len(writers):
-        return "its boxes and its ranks are not of one number"
-    if len(writers) > MAX_SHARDS:
-        return f"it has more than {MAX_SHARDS} shards"
-    if min(writers, default=0) < 0 or max(writers, default=0) > _MAX_RANK:
-        return "a shard is not in a file of this part"
-    return ""
-
-
 def _cover_fault(
     shape: Sequence[int],
     offsets: Sequence[Sequence[int]],
     sizes: Sequence[Sequence[int]],
     overlaps: Callable[[], bool],
 ) -> str:
-    for begin, size in zip(offsets, sizes, strict=True):
-        if len(begin) != len(shape) or len(size) != len(shape):
-            return "a shard has another number of dimensions"
-        if min((*begin, *size), default=0) < 0 or any(
-            at + count > length for at, count, length in zip(begin, size, shape, strict=True)
-        ):
-            return "a shard lies outside it"
-    if sum(map(prod, sizes)) != prod(shape):
+    if any(len(row) != len(shape) for rows in (offsets, sizes) for row in rows):
+        return "a shard has another number of dimensions"
+    try:
+        begin, size = as_array(offsets), as_array(sizes)
+    except OverflowError:
+        return "a shard lies outside it"
+    length = np.array(shape, dtype=np.int64)
+    if len(begin) and ((begin < 0) | (size < 0) | (begin > length - size)).any():
+        return "a shard lies outside it"
+    if sum(map(prod, sizes)) != prod(shape):  # of any size, as an array's numbers are not
         return "its shards do not cover it exactly once"
     if len(sizes) > 1 and overlaps():
         return "two of its shards overlap"

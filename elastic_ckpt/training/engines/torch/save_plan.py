@@ -55,10 +55,10 @@ class PlanCache:
         worst = _largest(mine)
         if isinstance(states, Exception):
             if worst == _FAILED:
-                _gather(str(states))
+                gather(str(states))
             raise states
         if worst == _FAILED:
-            reasons = _gather("")
+            reasons = gather("")
             rank = next(rank for rank, reason in enumerate(reasons) if reason)
             raise SaveFailed(rank, printable(reasons[rank]))
         if worst == _CHANGED or self._plan is None:
@@ -80,11 +80,11 @@ def _form(states: Mapping[str, PartState]) -> Form:
 
 def _make_plan(states: Mapping[str, PartState]) -> RankPlan:
     rank = dist.get_rank() if _is_distributed() else 0
-    mine = Holding.of(_candidates(states, rank))
-    offers = _gather(mine.offer())
+    mine = Holding.of(candidates(states, rank))
+    offers = gather(mine.offer())
     needed = needed_tables(offers)
     table = mine.encoded_table()
-    tables = {one: _told(one, table) for one in needed} if len(needed) > 1 else {0: table}
+    tables = {one: told(one, table) for one in needed} if len(needed) > 1 else {0: table}
     assigned = assign(offers, tables)
     names = names_in_files(assigned)
     return RankPlan(
@@ -93,7 +93,7 @@ def _make_plan(states: Mapping[str, PartState]) -> RankPlan:
     )
 
 
-def _candidates(states: Mapping[str, PartState], rank: int) -> dict[str, torch.Tensor]:
+def candidates(states: Mapping[str, PartState], rank: int) -> dict[str, torch.Tensor]:
     """Return what this rank may write."""
     return {
         f"{part}/{name}": tensor
@@ -116,14 +116,15 @@ def _largest(number: int) -> int:
     return int(worst)
 
 
-def _told(rank: int, value: bytes) -> bytes:
+def told(rank: int, value: bytes) -> bytes:
     """Return a rank's value on every rank."""
     told: list[Any] = [value]
     dist.broadcast_object_list(told, src=rank)
     return bytes(told[0])
 
 
-def _gather(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
+    """Return every rank's value on every rank."""
     if not _is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
