@@ -45,8 +45,8 @@ COUNTS = (100, 1_000, 10_000)
 MEASURED, QUICK_MEASURED = (128, 1_000), (16,)
 ROUND_TRIPS = (0.0001, 0.001)
 FLAG_SECONDS = 0.001
-PAUSE_SECONDS = 0.3
-"""What ``measure`` waits after each agreement."""
+PAUSE_SECONDS = 3.0
+"""After each agreement that is measured: a busy machine needs that for a thousand members."""
 
 TIMES, QUICK_TIMES = 50, 3
 CONNECTIONS = 200
@@ -206,7 +206,7 @@ def main() -> None:
             report.rows.append(Row(what, "ms", value, value, value))
     for count in QUICK_MEASURED if options.quick else MEASURED:
         progress(f"{count} members")
-        idle, took, asked = measure(count, 1.0, 2 if options.quick else 10)
+        idle, took, asked = measure(count, 3.0, 2 if options.quick else 10, PAUSE_SECONDS)
         asked -= idle * (statistics.mean(took) / 1e3 + PAUSE_SECONDS)  # what beats took meanwhile
         expected = 1e3 * predict(count, 0.0, usual, one_process=True)
         more = {"CPU ms per member": [asked]}

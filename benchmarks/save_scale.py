@@ -42,11 +42,11 @@ from elastic_ckpt.checkpoint.manifest import (
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, read_manifest, share_out, verify_quick
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.training.engines.torch import save_plan
-from elastic_ckpt.training.engines.torch.division import Holding
+from elastic_ckpt.training.engines.torch.division import HeldTensors
 from elastic_ckpt.training.engines.torch.save_plan import PlanCache, RankPlan
 from elastic_ckpt.training.engines.torch.state import PartState
 from elastic_ckpt.training.state.save import owners_of
-from elastic_ckpt.training.tensors.local_box import Box
+from elastic_ckpt.training.tensors.local_box import TensorBox
 from elastic_ckpt.training.tensors.shard_reader import ShardReader
 
 dist: Any = distributed
@@ -78,12 +78,12 @@ def shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (WORDS, WIDTH)
 
 
-def rows(shape: tuple[int, ...], rank: int, ranks: int) -> Box:
+def rows(shape: tuple[int, ...], rank: int, ranks: int) -> TensorBox:
     """A rank's rows, as ``Shard(0)`` cuts them."""
     each = -(-shape[0] // ranks)
     first = min(shape[0], rank * each)
     count = min(each, shape[0] - first)
-    return Box((first, *[0] * (len(shape) - 1)), (count, *shape[1:]))
+    return TensorBox((first, *[0] * (len(shape) - 1)), (count, *shape[1:]))
 
 
 def states_of(layers: int, ranks: int) -> dict[str, PartState]:
@@ -108,10 +108,10 @@ def states_of(layers: int, ranks: int) -> dict[str, PartState]:
     return {"modeling": PartState({}, model, none), "optimizer": PartState({}, optimizer, none)}
 
 
-def offers_of(states: dict[str, PartState], ranks: int) -> tuple[list[bytes], Holding]:
+def offers_of(states: dict[str, PartState], ranks: int) -> tuple[list[bytes], HeldTensors]:
     """What the ranks post for the plan, and what rank 1 holds; the others hold the like."""
-    mine = Holding.of(save_plan.candidates(states, 0))
-    others = Holding.of(save_plan.candidates(states, 1))
+    mine = HeldTensors.of(save_plan.candidates(states, 0))
+    others = HeldTensors.of(save_plan.candidates(states, 1))
     digest = msgspec.json.decode(others.offer())[0]
     groups = {group: shape for _, shape, group in others.table.values()}
     offers = [mine.offer()]

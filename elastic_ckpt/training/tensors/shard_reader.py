@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.training.tensors.local_box import Box, local_boxes
+from elastic_ckpt.training.tensors.local_box import TensorBox, local_boxes
 from elastic_ckpt.training.tensors.safetensors_file import (
     NAMED_DTYPES,
     StoredTensor,
@@ -105,7 +105,7 @@ class ShardReader:
                 local = whole.to_local() if isinstance(whole, DTensor) else whole
                 yield from self._crossing(name, box, local)
 
-    def _crossing(self, name: str, box: Box, local: torch.Tensor) -> Iterator[_Read]:
+    def _crossing(self, name: str, box: TensorBox, local: torch.Tensor) -> Iterator[_Read]:
         begin, end = self._bounds(name)
         low = as_array([box.offsets])[0]
         high = low + as_array([box.sizes])[0]

@@ -21,7 +21,7 @@ import xxhash
 from torch.distributed.tensor import DTensor
 
 from elastic_ckpt.errors import SaveFailed
-from elastic_ckpt.training.tensors.local_box import Box, local_boxes
+from elastic_ckpt.training.tensors.local_box import TensorBox, local_boxes
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES, NAMED_DTYPES
 from elastic_ckpt.util.text import printable
 
@@ -32,24 +32,24 @@ _NEVER: Final = 2**62
 Table = dict[str, tuple[str, tuple[int, ...], int]]
 """By a tensor's name: its dtype, its shape, and the number of its group."""
 
-_Offer = tuple[str, list[Box]]
+_Offer = tuple[str, list[TensorBox]]
 _offers: Final = msgspec.json.Decoder(_Offer)
 _tables: Final = msgspec.json.Decoder(Table)
 
 
 @dataclass(frozen=True)
-class Holding:
+class HeldTensors:
     """What one rank can write: its part of each group's tensors, and which tensors are in which."""
 
     table: Table
-    boxes: list[Box]
+    boxes: list[TensorBox]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Holding:
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> HeldTensors:
         """Return what this rank holds of these tensors."""
         table: Table = {}
         groups: dict[Any, int] = {}
-        boxes: list[Box] = []
+        boxes: list[TensorBox] = []
         found = local_boxes(tensors)
         for name in sorted(found):
             tensor, box = tensors[name], found[name]
@@ -92,14 +92,14 @@ class Division:
         elements: by box.
     """
 
-    boxes: list[Box]
+    boxes: list[TensorBox]
     holders: Any
     elements: Any
 
     @classmethod
-    def of(cls, held: Sequence[tuple[int, Box]]) -> Division:
+    def of(cls, held: Sequence[tuple[int, TensorBox]]) -> Division:
         """Return the division of what ranks hold."""
-        ranks: defaultdict[Box, list[int]] = defaultdict(list)
+        ranks: defaultdict[TensorBox, list[int]] = defaultdict(list)
         for rank, box in held:
             if prod(box.sizes):
                 ranks[box].append(rank)

@@ -14,7 +14,7 @@ import torch
 from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training.engines.torch.division import Assigned, Division
 from elastic_ckpt.training.engines.torch.state import PartState
-from elastic_ckpt.training.tensors.local_box import Box
+from elastic_ckpt.training.tensors.local_box import TensorBox
 from elastic_ckpt.training.tensors.safetensors_file import (
     DTYPES,
     NAMED_DTYPES,
@@ -148,7 +148,7 @@ class _IndexWriter:
         return number
 
 
-def _shard(inside: str, rank: int, box: Box, shape: list[int]) -> Shard:
+def _shard(inside: str, rank: int, box: TensorBox, shape: list[int]) -> Shard:
     offsets, sizes = list(box.offsets), list(box.sizes)
     name = shard_name(inside, offsets, is_whole=sizes == shape)
     return Shard(shard_file(rank), name, offsets, sizes)

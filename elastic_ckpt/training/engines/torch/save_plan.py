@@ -11,7 +11,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from elastic_ckpt.errors import SaveFailed
-from elastic_ckpt.training.engines.torch.division import Holding, assign, needed_tables
+from elastic_ckpt.training.engines.torch.division import HeldTensors, assign, needed_tables
 from elastic_ckpt.training.engines.torch.planned_files import (
     PlannedFile,
     files_of,
@@ -80,7 +80,7 @@ def _form(states: Mapping[str, PartState]) -> Form:
 
 def _make_plan(states: Mapping[str, PartState]) -> RankPlan:
     rank = dist.get_rank() if _is_distributed() else 0
-    mine = Holding.of(candidates(states, rank))
+    mine = HeldTensors.of(candidates(states, rank))
     offers = gather(mine.offer())
     needed = needed_tables(offers)
     table = mine.encoded_table()

@@ -20,12 +20,12 @@ from elastic_ckpt.errors import SaveFailed
 from elastic_ckpt.training.engines.torch import planned_files
 from elastic_ckpt.training.engines.torch.division import (
     Assigned,
-    Holding,
+    HeldTensors,
     assign,
     needed_tables,
 )
 from elastic_ckpt.training.engines.torch.state import PartState
-from elastic_ckpt.training.tensors.local_box import Box
+from elastic_ckpt.training.tensors.local_box import TensorBox
 from elastic_ckpt.training.tensors.shard_index import ShardIndex, what_is_wrong
 from elastic_ckpt.training.tensors.shard_reader import ShardReader
 from tests.unit.training.tensors.write_tensors import write_tensors
@@ -33,26 +33,26 @@ from tests.unit.training.tensors.write_tensors import write_tensors
 dist: Any = distributed
 
 
-def rows(shape: tuple[int, ...], part: int, of: int) -> Box:
+def rows(shape: tuple[int, ...], part: int, of: int) -> TensorBox:
     """Return a part of the rows, as torch's ``Shard(0)`` cuts them."""
     each = -(-shape[0] // of)
     first = min(shape[0], part * each)
     count = min(each, shape[0] - first)
-    return Box((first, *[0] * (len(shape) - 1)), (count, *shape[1:]))
+    return TensorBox((first, *[0] * (len(shape) - 1)), (count, *shape[1:]))
 
 
 SHAPES = {"part/a": (8, 3), "part/b": (8, 3), "part/bias": (5,), "part/wide": (2, 16)}
 
 
-def holding(rank: int, shards: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Holding:
+def holding(rank: int, shards: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> HeldTensors:
     """Return what a rank holds of tensors whose rows are sharded; every ``shards`` ranks have all
     of them."""
     groups = list(dict.fromkeys(shapes.values()))
     table = {name: ("F32", shapes[name], groups.index(shapes[name])) for name in sorted(shapes)}
-    return Holding(table, [rows(shape, rank % shards, shards) for shape in groups])
+    return HeldTensors(table, [rows(shape, rank % shards, shards) for shape in groups])
 
 
-def assigned_of(holdings: list[Holding]) -> dict[str, Assigned]:
+def assigned_of(holdings: list[HeldTensors]) -> dict[str, Assigned]:
     offers = [one.offer() for one in holdings]
     return assign(offers, {r: holdings[r].encoded_table() for r in needed_tables(offers)})
 
@@ -116,9 +116,9 @@ def test_replicas_share_the_bytes_evenly() -> None:
 def test_an_unequal_load_is_evened_out_by_what_several_hold() -> None:
     """Rank 0 alone has a large tensor: the other one writes what both have."""
     both = {"part/small": ("F32", (4,), 0)}
-    whole = [Box((0,), (4,)), Box((0,), (100,))]
-    first = Holding({**both, "part/large": ("F32", (100,), 1)}, whole)
-    assigned = assigned_of([first, Holding(both, whole[:1])])
+    whole = [TensorBox((0,), (4,)), TensorBox((0,), (100,))]
+    first = HeldTensors({**both, "part/large": ("F32", (100,), 1)}, whole)
+    assigned = assigned_of([first, HeldTensors(both, whole[:1])])
     assert assigned["part/large"].writers.tolist() == [0]
     assert assigned["part/small"].writers.tolist() == [1]
 
@@ -126,7 +126,7 @@ def test_an_unequal_load_is_evened_out_by_what_several_hold() -> None:
 def test_tables_are_needed_only_where_they_differ() -> None:
     same = [holding(rank, 4) for rank in range(4)]
     assert needed_tables([one.offer() for one in same]) == [0]
-    other = Holding({**same[0].table, "part/more": ("F32", (3,), 3)}, same[0].boxes)
+    other = HeldTensors({**same[0].table, "part/more": ("F32", (3,), 3)}, same[0].boxes)
     offers = [one.offer() for one in (other, same[1], same[2], other)]
     assert needed_tables(offers) == [0, 1]
 
@@ -136,7 +136,7 @@ def test_the_order_in_which_ranks_list_their_groups_does_not_matter() -> None:
     swapped = {
         name: (d, shape, {0: 1, 1: 0}.get(g, g)) for name, (d, shape, g) in one.table.items()
     }
-    other = Holding(swapped, [one.boxes[1], one.boxes[0], one.boxes[2]])
+    other = HeldTensors(swapped, [one.boxes[1], one.boxes[0], one.boxes[2]])
     expected = assigned_of([holding(0, 2), one])
     found = assigned_of([holding(0, 2), other])
     for name, tensor in expected.items():
@@ -201,15 +201,15 @@ def test_a_rank_says_where_its_shards_lie(rank_of_four: int) -> None:
     line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     shape = (5, 4)
 
-    def sharded(box: Box, mesh: Any, placements: list[Any]) -> DTensor:
+    def sharded(box: TensorBox, mesh: Any, placements: list[Any]) -> DTensor:
         return DTensor.from_local(
             torch.zeros(box.sizes), mesh, placements, run_check=False,
             shape=torch.Size(shape), stride=(4, 1),
         )  # fmt: skip
 
     by_four, by_two = rows(shape, rank_of_four, 4), rows(shape, rank_of_four % 2, 2)
-    whole = Box((0, 0), shape)
-    found = Holding.of({
+    whole = TensorBox((0, 0), shape)
+    found = HeldTensors.of({
         "part/line": sharded(by_four, line, [Shard(0)]),
         "part/also": sharded(by_four, line, [Shard(0)]),
         "part/square": sharded(by_two, square, [Replicate(), Shard(0)]),
