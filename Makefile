@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo test test-all simulate simulate-nodes simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -34,6 +34,12 @@ SEEDS ?= 1 10000
 
 simulate: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation $(SEEDS)
+
+# A real head with so many members in virtual time: losses, notices, joins; CPU per member-second.
+MEMBERS ?= 10000
+
+simulate-nodes: .venv-latest/.ready
+	.venv-latest/bin/python -m tests.simulation.many_nodes $(MEMBERS)
 
 # Claims, uploads and listings on a store that refuses, loses answers, is late; owners vanish.
 BUCKET_SEEDS ?= 1 1000
@@ -117,9 +123,11 @@ bench-storage: .venv-latest/.storage bench-results/peers/.ready
 	PYTHONPATH=bench-results/peers .venv-latest/bin/python benchmarks/bucket_peers.py
 	.venv-latest/bin/python benchmarks/mirror_cost.py
 
-# What nodes cost their head and what ranks cost their store, for docs/scale.md; some minutes.
+# What nodes cost their head, ranks their store and their leader, for docs/scale.md; some minutes.
 bench-hosts: .venv-latest/.ready
 	.venv-latest/bin/python benchmarks/hub.py
+	.venv-latest/bin/python benchmarks/agreement_latency.py
+	.venv-latest/bin/python benchmarks/save_scale.py
 	.venv-latest/bin/python benchmarks/exchanges.py
 	.venv-latest/bin/python benchmarks/nodes.py
 	.venv-latest/bin/python benchmarks/nodes_peers.py

@@ -38,6 +38,7 @@ WINDOW_SECONDS = 10.0
 QUICK_SECONDS = 1.0
 LIMIT_SECONDS = 120.0
 REQUESTS = 10
+PAUSE_SECONDS = 0.3
 AT_ONCE = 100
 """Members that connect together: the kernel keeps that many waiting, and refuses none."""
 
@@ -49,6 +50,7 @@ class PretendedWorkers:
     """The head's own part in an incarnation (``LocalWorkers``)."""
 
     busy = False
+    is_warm = True
     answered = flagged = seen = 0
 
     def begin(self, node_rank: NodeRank) -> None:
@@ -172,9 +174,12 @@ class Members:
             lines.close()
 
 
-def measure(count: int, seconds: float, requests: int) -> tuple[float, list[float], float]:
+def measure(
+    count: int, seconds: float, requests: int, pause: float = PAUSE_SECONDS
+) -> tuple[float, list[float], float]:
     """The head's CPU milliseconds per member and second without an event; the milliseconds of each
-    agreement; its CPU milliseconds per member and agreement."""
+    agreement; its CPU milliseconds per member and agreement. After each there is a ``pause``, as
+    the head takes no request until all have seen the one before."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     head = context.Process(target=lead, args=(theirs,), daemon=True)
@@ -197,7 +202,7 @@ def measure(count: int, seconds: float, requests: int) -> tuple[float, list[floa
             members.serve(LIMIT_SECONDS, lambda n=number: _all_at(members, n))
             assert _all_at(members, number), f"request {number} was not answered"
             took.append(1e3 * (time.monotonic() - began))
-            members.serve(0.3)
+            members.serve(pause)
         asked = (cpu(pipe) - before) / requests / count
         assert members.rosters == count, "a roster is sent once"
         members.close()

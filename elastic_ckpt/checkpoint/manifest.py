@@ -19,7 +19,9 @@ FORMAT: Final = 2
 ORDER_VERSION: Final = 2
 """Newest version of the order of samples."""
 
-MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_MANIFEST_BYTES: Final = 128 * 1024 * 1024
+"""Enough for 80,000 files of 45 TB in all, with a digest of each 16 MiB."""
+
 MAX_FILES: Final = 200_000
 """Files of one checkpoint; this many with paths of 250 characters fit into a manifest."""
 
@@ -37,6 +39,9 @@ MAX_NUMBER: Final = 10**18 - 1
 Reason = Literal["interval", "emergency", "final", "manual"]
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_COMMON_PATH = re.compile(r"[\w-][\w.,@=+-]{0,200}(?:/[\w-][\w.,@=+-]{0,200})*", re.ASCII)
+"""Nearly all paths: a manifest of thousands of ranks is checked in half the time."""
+
 _OWN = re.compile(rb'"manifest_xxh3_128": "([0-9a-f]{32})"')
 _BLANK: Final = "0" * 32
 
@@ -171,6 +176,8 @@ _Signed = TypeVar("_Signed", bound=msgspec.Struct)
 def check_path(path: str) -> None:
     """Refuse every path that could lead out of the checkpoint: absolute, with ``..`` or ``.``, not
     normalised, too long, or with a character that has no business in a file name."""
+    if len(path) <= MAX_PATH_CHARACTERS and _COMMON_PATH.fullmatch(path):
+        return
     # What cannot be printed can steer a terminal or, a lone surrogate, cannot be encoded.
     if (
         not 0 < len(path) <= MAX_PATH_CHARACTERS

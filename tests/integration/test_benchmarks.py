@@ -15,6 +15,7 @@ pytestmark = pytest.mark.benchmarks
 
 ROOT = Path(__file__).parents[2]
 ROWS = {
+    "agreement_latency": 12,
     "bucket_nodes": 5,
     "bucket_load": 3,
     "durable": 3,
@@ -31,6 +32,7 @@ ROWS = {
     "own_seal": 4,
     "recovery": 2,
     "sampler": 4,
+    "save_scale": 8,
     "save_stall": 18,
 }
 

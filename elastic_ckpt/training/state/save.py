@@ -287,7 +287,7 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 
     # Once all ranks have written, no file is created or removed any more.
     seen = peers.collect("seen", look)
-    owners = _owners([_Paths.decode(data) for data in taken.written], map(_Paths.decode, seen))
+    owners = owners_of([_Paths.decode(data) for data in taken.written], map(_Paths.decode, seen))
     unclaimed = _Owners.decode(peers.tell("owners", msgspec.json.encode(owners)))[peers.rank]
 
     def part() -> bytes:
@@ -319,7 +319,7 @@ def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) ->
     peers.collect("share", seal)
 
 
-def _owners(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:
+def owners_of(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:
     """Return, for each rank, the files to claim that no rank wrote through its part.
 
     Such a file (an index, a configuration) goes to the first rank that sees it: the rank that wrote

@@ -1,26 +1,23 @@
-"""``index.json``: which parts of which files make up each tensor."""
+"""``index.json``: which parts of which files make up each tensor.
+
+A tensor of few shards lists them. With thousands of ranks nearly all tensors are cut in the same
+few ways, by the same ranks: those are listed once, and a tensor names them. So the index of 4,096
+ranks has a megabyte, where a list for each tensor would have one for every hundred ranks.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-import torch
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
-from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.training.tensors.safetensors_file import NAMED_DTYPES, TensorFile
+from elastic_ckpt.training.tensors.safetensors_file import METADATA_KEY, NAMED_DTYPES
 from elastic_ckpt.training.tensors.state_codec import rejecting
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.text import printable
@@ -31,12 +28,10 @@ MAX_INDEX_BYTES: Final = 256 * 1024 * 1024
 MAX_DIMENSIONS: Final = 64
 MAX_ELEMENTS: Final = 2**60
 MAX_SHARDS: Final = 16_384
-"""The maximum per tensor, as each shard is compared with all others."""
-
-Range = tuple[int, int]
-"""From a byte of a file, and up to one."""
+"""The maximum per tensor, as those that form no grid are each compared with all others."""
 
 _FILE: Final = re.compile(r"[0-9]{5,10}\.safetensors")
+_MAX_RANK: Final = 10**10 - 1
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -48,18 +43,59 @@ class Shard(msgspec.Struct, frozen=True):
     sizes: list[int]
 
 
-class IndexedTensor(msgspec.Struct, frozen=True):
-    """A whole tensor, with safetensors' name of its dtype. Without elements it has no shards."""
+class Cut(msgspec.Struct, frozen=True):
+    """A way to cut a shape: each box's first element, and its own shape."""
+
+    offsets: list[list[int]]
+    sizes: list[list[int]]
+
+
+class IndexedTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole tensor, with safetensors' name of its dtype.
+
+    Attributes:
+        shards: in any order; without elements there are none. None if the next two say it:
+        cut, ranks: the numbers, in the index, of how it is cut and of which ranks wrote the boxes.
+    """
 
     dtype: str
     shape: list[int]
-    shards: list[Shard]
+    shards: list[Shard] | None = None
+    cut: int | None = None
+    ranks: int | None = None
 
 
-class ShardIndex(msgspec.Struct, frozen=True):
-    """The tensors of one part by name."""
+class ShardIndex(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The tensors of one part by name; ``cuts`` and ``ranks`` are what they refer to."""
 
     tensors: dict[str, IndexedTensor]
+    cuts: list[Cut] = []
+    ranks: list[list[int]] = []
+
+    def files(self) -> list[str]:
+        """Return the names of all files that hold a shard."""
+        listed = (shard.file for one in self.tensors.values() for shard in one.shards or [])
+        shared = {rank for ranks in self.ranks for rank in ranks}
+        return sorted({*listed, *map(shard_file, shared)})
+
+    def boxes(self, name: str) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the offsets and the sizes of a tensor's shards."""
+        tensor = self.tensors[name]
+        if tensor.cut is not None:
+            cut = self.cuts[tensor.cut]
+            return cut.offsets, cut.sizes
+        shards = tensor.shards or []
+        return [shard.offsets for shard in shards], [shard.sizes for shard in shards]
+
+    def shard(self, name: str, number: int) -> Shard:
+        """Return one of a tensor's shards."""
+        tensor = self.tensors[name]
+        if tensor.cut is None or tensor.ranks is None:
+            return (tensor.shards or [])[number]
+        cut, rank = self.cuts[tensor.cut], self.ranks[tensor.ranks][number]
+        offsets, sizes = cut.offsets[number], cut.sizes[number]
+        inside = shard_name(name, offsets, is_whole=sizes == tensor.shape)
+        return Shard(shard_file(rank), inside, offsets, sizes)
 
 
 def shard_file(rank: int) -> str:
@@ -67,156 +103,137 @@ def shard_file(rank: int) -> str:
     return f"{rank:05d}.safetensors"
 
 
+def shard_name(name: str, offsets: Sequence[int], *, is_whole: bool) -> str:
+    """Return what a shard is called in its file."""
+    return name if is_whole else f"{name}@{','.join(map(str, offsets))}"
+
+
+def has_plain_name(name: str) -> bool:
+    """Return whether no shard of another tensor, and no key of the format, can have the name that
+    one of this tensor's has in its file."""
+    return "@" not in name and name != METADATA_KEY
+
+
 def read_index(directory: Path) -> ShardIndex:
     """Read a part's index; CheckpointRejected unless its shards cover each tensor exactly once."""
     with rejecting(f"{INDEX_NAME} in {directory.name}"):
         data = read_bounded(directory / INDEX_NAME, MAX_INDEX_BYTES)
         index = msgspec.json.decode(data, type=ShardIndex)
-        for name, tensor in index.tensors.items():
-            wrong = what_is_wrong(tensor)
-            if wrong:
-                raise ValueError(f"{printable(name, 80)}: {wrong}")
+        wrong = what_is_wrong(index)
+        if wrong:
+            raise ValueError(wrong)
     return index
 
 
-def what_is_wrong(tensor: IndexedTensor) -> str:
-    """Return why an entry is invalid; empty if it is valid."""
+def what_is_wrong(index: ShardIndex) -> str:
+    """Return which entry is invalid, and why; empty if all are valid."""
+    references = _References(index)
+    for name, tensor in index.tensors.items():
+        wrong = _entry_fault(tensor, references)
+        if wrong:
+            return f"{printable(name, 80)}: {wrong}"
+    return ""
+
+
+class _References:
+    """What an index's tensors refer to; thousands refer to the same, which is looked at once."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
+        self.fault = functools.cache(self._fault)
+        self.cover_fault = functools.cache(self._cover_fault)
+        self._overlaps = functools.cache(self._overlap)
+
+    def _fault(self, cut: int, ranks: int | None) -> str:
+        """Return what is wrong with a reference to how a tensor is cut and who wrote it."""
+        index = self._index
+        if not 0 <= cut < len(index.cuts):
+            return "how it is cut is not in the index"
+        if ranks is None or not 0 <= ranks < len(index.ranks):
+            return "which ranks wrote it is not in the index"
+        boxes, writers = index.cuts[cut], index.ranks[ranks]
+        if not len(boxes.offsets) == len(boxes.sizes) == len(writers):
+            return "its boxes and its ranks are not of one number"
+        if len(writers) > MAX_SHARDS:
+            return f"it has more than {MAX_SHARDS} shards"
+        if min(writers, default=0) < 0 or max(writers, default=0) > _MAX_RANK:
+            return "a shard is not in a file of this part"
+        return ""
+
+    def _cover_fault(self, cut: int, shape: tuple[int, ...]) -> str:
+        boxes = self._index.cuts[cut]
+        return _cover_fault(shape, boxes.offsets, boxes.sizes, lambda: self._overlaps(cut))
+
+    def _overlap(self, cut: int) -> bool:
+        return overlap(self._index.cuts[cut].offsets, self._index.cuts[cut].sizes)
+
+
+def _entry_fault(tensor: IndexedTensor, references: _References) -> str:
     shape = tensor.shape
     if tensor.dtype not in NAMED_DTYPES:
         return "its dtype is unknown"
     if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or prod(shape) > MAX_ELEMENTS:
         return "its shape is invalid"
-    if len(tensor.shards) > MAX_SHARDS:
+    if tensor.cut is not None:
+        wrong = references.fault(tensor.cut, tensor.ranks)
+        return wrong or references.cover_fault(tensor.cut, tuple(shape))
+    shards = tensor.shards or []
+    if len(shards) > MAX_SHARDS:
         return f"it has more than {MAX_SHARDS} shards"
-    if not all(_FILE.fullmatch(shard.file) for shard in tensor.shards):
+    if not all(_FILE.fullmatch(shard.file) for shard in shards):
         return "a shard is not in a file of this part"
-    return _cover_fault(shape, tensor.shards)
+    offsets, sizes = [one.offsets for one in shards], [one.sizes for one in shards]
+    return _cover_fault(shape, offsets, sizes, lambda: overlap(offsets, sizes))
 
 
-def _cover_fault(shape: Sequence[int], shards: Sequence[Shard]) -> str:
-    for shard in shards:
-        if len(shard.offsets) != len(shape) or len(shard.sizes) != len(shape):
-            return "a shard has another number of dimensions"
-        if min((*shard.offsets, *shard.sizes), default=0) < 0 or any(
-            offset + size > length
-            for offset, size, length in zip(shard.offsets, shard.sizes, shape, strict=True)
-        ):
-            return "a shard lies outside it"
-    if sum(prod(shard.sizes) for shard in shards) != prod(shape):
+def _cover_fault(
+    shape: Sequence[int],
+    offsets: Sequence[Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    overlaps: Callable[[], bool],
+) -> str:
+    if any(len(row) != len(shape) for rows in (offsets, sizes) for row in rows):
+        return "a shard has another number of dimensions"
+    try:
+        begin, size = as_array(offsets), as_array(sizes)
+    except OverflowError:
+        return "a shard lies outside it"
+    length = np.array(shape, dtype=np.int64)
+    if len(begin) and ((begin < 0) | (size < 0) | (begin > length - size)).any():
+        return "a shard lies outside it"
+    if sum(map(prod, sizes)) != prod(shape):  # of any size, as an array's numbers are not
         return "its shards do not cover it exactly once"
-    if len(shards) > 1 and _overlap(shards):
+    if len(sizes) > 1 and overlaps():
         return "two of its shards overlap"
     return ""
 
 
-def _overlap(shards: Sequence[Shard]) -> bool:
-    begin = np.array([shard.offsets for shard in shards], dtype=np.int64)
-    end = begin + np.array([shard.sizes for shard in shards], dtype=np.int64)
+def overlap(offsets: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> bool:
+    """Return whether two boxes, of at least two in all, have an element in common."""
+    begin, size = as_array(offsets), as_array(sizes)
+    filled = (size > 0).all(axis=1)
+    begin, end = begin[filled], (begin + size)[filled]
+    if _is_grid(begin, end):
+        return False
     return any(
         bool(((begin[i] < end[i + 1 :]) & (begin[i + 1 :] < end[i])).all(axis=1).any())
-        for i in range(len(shards) - 1)
+        for i in range(len(begin) - 1)
     )
 
 
-def check_files(directory: Path, index: ShardIndex, files: dict[str, TensorFile]) -> None:
-    """Open every file that an index names, into ``files``. CheckpointRejected if a shard is missing
-    or has another dtype or shape, OSError if a file cannot be read."""
-    with rejecting(f"{INDEX_NAME} in {directory.name}"):
-        for name, tensor in index.tensors.items():
-            for shard in tensor.shards:
-                if shard.file not in files:
-                    files[shard.file] = TensorFile(directory / shard.file)
-                stored = files[shard.file].tensors.get(shard.name)
-                wanted = (NAMED_DTYPES[tensor.dtype], tuple(shard.sizes))
-                if stored is None or (stored.dtype, stored.shape) != wanted:
-                    raise CheckpointRejected(f"{printable(name, 80)} is not in {shard.file}")
+def _is_grid(begin: Any, end: Any) -> bool:
+    """Return whether the boxes are different cells of a grid, and so have no element in common: in
+    each dimension two of them have the same interval, or separate ones."""
+    places = np.zeros(begin.shape, dtype=np.int64)
+    for dimension in range(begin.shape[1]):
+        both = np.stack([begin[:, dimension], end[:, dimension]], axis=1)
+        intervals, place = np.unique(both, axis=0, return_inverse=True)
+        if (intervals[1:, 0] < intervals[:-1, 1]).any():
+            return False
+        places[:, dimension] = place.reshape(-1)
+    return len(np.unique(places, axis=0)) == len(places)
 
 
-class ShardReader:
-    """The tensors of one part, open for reading. Not collective. A context manager. Opening raises
-    as :func:`read_index` and :func:`check_files`."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._files: dict[str, TensorFile] = {}
-        self.index: ShardIndex = read_index(directory)
-        try:
-            check_files(directory, self.index, self._files)
-        except BaseException:
-            self._close()
-            raise
-
-    def __enter__(self) -> ShardReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def read(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Fill targets on any device, by names in the index, with its dtype and global shape; for a
-        DTensor, this rank's shard."""
-        with rejecting(f"a file in {self._directory.name}"):
-            for planner, item, shard in self._plan(wanted):
-                self._copy(shard, tuple(item.storage_offsets), planner.resolve_tensor(item))
-
-    def ranges(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> dict[str, list[Range]]:
-        """Return the bytes that :meth:`read` will read, by file."""
-        found: dict[str, list[Range]] = {name: [] for name in self._files}
-        with rejecting(f"{INDEX_NAME} in {self._directory.name}"):
-            for _, item, shard in self._plan(wanted):
-                begin, row = self._place(shard, tuple(item.storage_offsets))
-                found[shard.file].append((begin, begin + prod(tuple(item.lengths)[:1]) * row))
-        return found
-
-    def _plan(
-        self, wanted: Sequence[tuple[str, torch.Tensor]]
-    ) -> Iterator[tuple[DefaultLoadPlanner, Any, Shard]]:
-        """Yield what torch's planner reads from each shard, and the planner."""
-        targets = {str(number): target.detach() for number, (_, target) in enumerate(wanted)}
-        entries = {str(number): self.index.tensors[name] for number, (name, _) in enumerate(wanted)}
-        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        planner.set_up_planner(targets, Metadata(dict(map(_described, entries.items()))))
-        for item in planner.create_local_plan().items:
-            index = item.storage_index
-            yield planner, item, entries[index.fqn].shards[index.index or 0]
-
-    def _place(self, shard: Shard, offsets: Sequence[int]) -> tuple[int, int]:
-        """Return where in its file the row of a box's first element begins, and a row's bytes."""
-        stored = self._files[shard.file].tensors[shard.name]
-        row = prod(shard.sizes[1:]) * stored.dtype.itemsize
-        return stored.begin + (offsets[0] * row if offsets else 0), row
-
-    def _copy(self, shard: Shard, offsets: Sequence[int], target: torch.Tensor) -> None:
-        """Fill ``target`` from the box of the shard that begins at ``offsets``."""
-        file = self._files[shard.file]
-        stored = file.tensors[shard.name]
-        begin, _ = self._place(shard, offsets)
-        if list(target.shape[1:]) == shard.sizes[1:]:
-            if target.is_cpu and target.is_contiguous():
-                file.read_into(begin, target)
-                return
-            rows = torch.empty(target.shape, dtype=stored.dtype)
-        else:  # the boxes differ in other dimensions: read whole rows, then narrow them
-            rows = torch.empty((target.shape[0], *shard.sizes[1:]), dtype=stored.dtype)
-        file.read_into(begin, rows)
-        for dimension in range(1, target.dim()):
-            rows = rows.narrow(dimension, offsets[dimension], target.shape[dimension])
-        target.copy_(rows)
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-
-def _described(item: tuple[str, IndexedTensor]) -> tuple[str, Any]:
-    """Convert an entry for torch's planner."""
-    name, entry = item
-    return name, TensorStorageMetadata(
-        properties=TensorProperties(dtype=NAMED_DTYPES[entry.dtype]),
-        size=torch.Size(entry.shape),
-        chunks=[
-            ChunkStorageMetadata(torch.Size(shard.offsets), torch.Size(shard.sizes))
-            for shard in entry.shards
-        ],
-    )
+def as_array(rows: Sequence[Sequence[int]]) -> Any:
+    """Return rows of the same length as an array."""
+    return np.array(rows, dtype=np.int64).reshape(len(rows), -1 if rows else 0)

@@ -74,8 +74,11 @@ def test_the_documented_reader_agrees() -> None:
 def test_the_documented_reader_puts_a_tensor_together(tmp_path: Path) -> None:
     assert documented("tensor")(FIXTURE / "modeling", "weight").tolist() == [[-0.9698419570922852]]
     assert documented("tensor")(FIXTURE / "optimizer", "state.weight.step") == 4
-    save(tmp_path, {"w": (table(), LAYOUTS["boxes"])})
-    assert documented("tensor")(tmp_path, "w").tolist() == table().tolist()
+    for shared in (False, True):
+        place = tmp_path / str(shared)
+        place.mkdir()
+        save(place, {"w": (table(), LAYOUTS["boxes"])}, shared=shared)
+        assert documented("tensor")(place, "w").tolist() == table().tolist()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "modeling/00000.safetensors"])

@@ -25,12 +25,13 @@ from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, EngineInfo
 from elastic_ckpt.checkpoint.tier import Part, Ranges
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
+from elastic_ckpt.training.engines.torch.planned_files import PlannedFile
 from elastic_ckpt.training.engines.torch.restore import (
     Restoration,
     restore_module,
     restore_optimizer,
 )
-from elastic_ckpt.training.engines.torch.save_plan import PlanCache, PlannedFile
+from elastic_ckpt.training.engines.torch.save_plan import PlanCache
 from elastic_ckpt.training.engines.torch.state import (
     PartState,
     bare,
@@ -41,7 +42,8 @@ from elastic_ckpt.training.engines.torch.state import (
 )
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies, is_on_device
 from elastic_ckpt.training.tensors.safetensors_file import first_tensor_at, write_file
-from elastic_ckpt.training.tensors.shard_index import INDEX_NAME, ShardIndex, ShardReader
+from elastic_ckpt.training.tensors.shard_index import INDEX_NAME, ShardIndex
+from elastic_ckpt.training.tensors.shard_reader import ShardReader
 from elastic_ckpt.training.tensors.state_codec import (
     MAX_JSON_BYTES,
     dump_tree,
@@ -127,6 +129,8 @@ class TorchEngine(Engine):
             for name, thing in self._things():
                 if name not in halves:
                     bare(thing).load_state_dict(read_state(directory / name, "state"))
+            for reader, half in halves.values():
+                reader.check(half.wanted)  # of all, before the first is read
             for reader, half in halves.values():
                 reader.read(half.wanted)
             for _, half in halves.values():

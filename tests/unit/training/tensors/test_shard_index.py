@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,9 @@ import pytest
 import torch
 
 from elastic_ckpt.errors import CheckpointRejected
-from elastic_ckpt.training.tensors.safetensors_file import TensorFile
-from elastic_ckpt.training.tensors.shard_index import (
-    MAX_SHARDS,
-    check_files,
-    read_index,
-    shard_file,
-)
+from elastic_ckpt.training.tensors import shard_index
+from elastic_ckpt.training.tensors.shard_index import MAX_SHARDS, read_index, shard_file
+from elastic_ckpt.training.tensors.shard_reader import ShardReader
 from tests.unit.training.tensors.write_tensors import write_tensors
 
 FILE = "00000.safetensors"
@@ -169,6 +167,86 @@ def test_a_linked_index_is_rejected_and_a_missing_one_is_an_os_error(
         read_index(tmp_path / "other")
 
 
+# -- tensors that refer to how they are cut --------------------------------------------------------
+
+
+def referring(**changes: Any) -> dict[str, Any]:
+    """Return an index of one tensor, whose halves two ranks wrote."""
+    cut = {"offsets": [[0, 0], [1, 0]], "sizes": [[1, 3], [1, 3]]}
+    entry = {"dtype": "F32", "shape": [2, 3], "cut": 0, "ranks": 0} | changes.pop("entry", {})
+    return {"tensors": {"w": entry}, "cuts": [cut], "ranks": [[4, 7]]} | changes
+
+
+def test_a_tensor_may_refer_to_how_it_is_cut(tmp_path: Path) -> None:
+    index = read_index(written(tmp_path, json.dumps(referring())))
+    shards = [vars_of(index.shard("w", number)) for number in range(2)]
+    assert shards == [
+        shard([0, 0], [1, 3], "w@0,0", "00004.safetensors"),
+        shard([1, 0], [1, 3], "w@1,0", "00007.safetensors"),
+    ]
+    assert index.files() == ["00004.safetensors", "00007.safetensors"]
+
+
+HOSTILE_REFERENCES: dict[str, tuple[dict[str, Any], str]] = {
+    "a cut that is not there": (referring(entry={"cut": 1}), "how it is cut"),
+    "a cut before the first": (referring(entry={"cut": -1}), "how it is cut"),
+    "ranks that are not there": (referring(entry={"ranks": 1}), "which ranks"),
+    "ranks before the first": (referring(entry={"ranks": -1}), "which ranks"),
+    "no ranks": (referring(entry={"ranks": None}), "which ranks"),
+    "ranks, and no cut": (referring(entry={"cut": None}), "cover it exactly once"),
+    "too few ranks": (referring(ranks=[[4]]), "not of one number"),
+    "too many ranks": (referring(ranks=[[4, 7, 8]]), "not of one number"),
+    "a negative rank": (referring(ranks=[[4, -7]]), "not in a file"),
+    "a rank of eleven digits": (referring(ranks=[[4, 10**10]]), "not in a file"),
+    "a rank beyond 64 bits": (referring(ranks=[[4, 2**70]]), ""),
+    "a path for a rank": (referring(ranks=[[4, "../7"]]), ""),
+    "sizes of fewer boxes": (
+        referring(cuts=[{"offsets": [[0, 0], [1, 0]], "sizes": [[2, 3]]}]), "not of one number",
+    ),
+    "a hole": (referring(entry={"shape": [3, 3]}), "cover it exactly once"),
+    "a shape with fewer rows": (referring(entry={"shape": [1, 3]}), "outside"),
+    "a shape with other dimensions": (referring(entry={"shape": [6]}), "dimensions"),
+    "an overlap beside a hole": (
+        referring(cuts=[{"offsets": [[0, 0], [0, 1]], "sizes": [[2, 2], [1, 2]]}]), "overlap",
+    ),
+    "more shards than anybody writes": (
+        referring(
+            cuts=[{"offsets": [[0, 0]] * (MAX_SHARDS + 1), "sizes": [[0, 0]] * (MAX_SHARDS + 1)}],
+            ranks=[[0] * (MAX_SHARDS + 1)],
+        ),
+        "shards",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE_REFERENCES)
+def test_an_invalid_reference_is_rejected(tmp_path: Path, case: str) -> None:
+    index, reason = HOSTILE_REFERENCES[case]
+    with pytest.raises(CheckpointRejected, match=reason or None):
+        read_index(written(tmp_path, json.dumps(index)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_boxes_that_overlap_are_found_however_they_lie(seed: int) -> None:
+    """Small random boxes, some of them cells of a grid, against a count of each element."""
+    draw = random.Random(seed)
+    cuts = [sorted({0, 6, *draw.choices(range(1, 6), k=2)}) for _ in range(2)]
+    cells = [
+        ([a, b], [c - a, d - b])
+        for a, c in itertools.pairwise(cuts[0])
+        for b, d in itertools.pairwise(cuts[1])
+    ]
+    boxes = draw.sample(cells, draw.randint(2, len(cells))) if len(cells) > 2 else cells
+    for _ in range(draw.choice((0, 0, 1, 2))):
+        low = [draw.randrange(6), draw.randrange(6)]
+        boxes.append((low, [draw.randint(0, 6 - low[0]), draw.randint(0, 6 - low[1])]))
+    seen = torch.zeros(6, 6)
+    for (a, b), (c, d) in boxes:
+        seen[a : a + c, b : b + d] += 1
+    offsets, sizes = [list(one) for one in zip(*boxes, strict=True)]
+    assert shard_index.overlap(offsets, sizes) is bool((seen > 1).any())
+
+
 # -- the files ------------------------------------------------------------------------------------
 
 
@@ -184,23 +262,22 @@ class _Plain:
             return file.write(data)
 
 
-def opened(directory: Path) -> dict[str, TensorFile]:
-    files: dict[str, TensorFile] = {}
-    try:
-        check_files(directory, read_index(directory), files)
-    finally:
-        for file in files.values():
-            file.close()
-    return files
+def checked(directory: Path, *wanted: tuple[str, torch.Tensor]) -> None:
+    with ShardReader(directory) as reader:
+        reader.check(wanted or [("w", torch.zeros(2, 3))])
 
 
-def test_each_file_is_opened_once(tmp_path: Path) -> None:
+def test_only_files_that_are_read_are_opened(tmp_path: Path) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"a": torch.ones(2, 3), "b": torch.ones(1)})
     index = {
         "a": tensor([2, 3], shard([0, 0], [2, 3], "a")),
         "b": tensor([1], shard([0], [1], "b")),
+        "elsewhere": tensor([1], shard([0], [1], "c", shard_file(1))),
     }
-    assert list(opened(written(tmp_path, index))) == [FILE]
+    written(tmp_path, index)
+    checked(tmp_path, ("a", torch.zeros(2, 3)), ("b", torch.zeros(1)))
+    with pytest.raises(FileNotFoundError, match="00001"):
+        checked(tmp_path, ("elsewhere", torch.zeros(1)))
 
 
 @pytest.mark.parametrize(
@@ -213,13 +290,13 @@ def test_a_shard_that_differs_from_the_index_is_rejected(
 ) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"w": held})
     with pytest.raises(CheckpointRejected, match="w is not in 00000"):
-        opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
+        checked(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
 
 
 def test_a_missing_shard_is_rejected(tmp_path: Path) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"v": torch.ones(2, 3)})
     with pytest.raises(CheckpointRejected, match="w is not in 00000"):
-        opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
+        checked(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
 
 
 @pytest.mark.parametrize("cut", [0, 7, 8, 40, -1])
@@ -227,7 +304,7 @@ def test_a_torn_file_is_rejected(tmp_path: Path, cut: int) -> None:
     write_tensors(_Plain(tmp_path / FILE), {"w": torch.ones(2, 3)})
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:cut])
     with pytest.raises(CheckpointRejected):
-        opened(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
+        checked(written(tmp_path, {"w": tensor([2, 3], WHOLE)}))
 
 
 @pytest.mark.parametrize("rank", [0, 7, 99_999, 100_000])

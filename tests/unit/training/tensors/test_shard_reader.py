@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES
-from elastic_ckpt.training.tensors.shard_index import ShardReader
+from elastic_ckpt.training.tensors.shard_reader import ShardReader
 from tests.unit.training.tensors.write_tensors import write_tensors
 
 dist: Any = distributed
@@ -33,8 +33,11 @@ LAYOUTS: dict[str, list[Box]] = {
 FILES = {0: "00000.safetensors", 1: "00001.safetensors"}
 
 
-def save(directory: Path, tensors: dict[str, tuple[torch.Tensor, list[Box]]]) -> Path:
-    """Write the boxes in turn into two files, and an index of them."""
+def save(
+    directory: Path, tensors: dict[str, tuple[torch.Tensor, list[Box]]], *, shared: bool = False
+) -> Path:
+    """Write the boxes in turn into two files, and an index of them; ``shared`` as an index of many
+    ranks has them, each way to cut a shape once."""
     files: dict[int, dict[str, torch.Tensor]] = {0: {}, 1: {}}
     index = {}
     for name, (tensor, boxes) in tensors.items():
@@ -43,7 +46,8 @@ def save(directory: Path, tensors: dict[str, tuple[torch.Tensor, list[Box]]]) ->
             box = tuple(
                 slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True)
             )
-            inside = f"{name}@{number}"
+            inside = f"{name}@{','.join(map(str, offsets))}"
+            inside = name if sizes == list(tensor.shape) else inside
             files[number % 2][inside] = tensor[box]
             shards.append(
                 {"file": FILES[number % 2], "name": inside, "offsets": offsets, "sizes": sizes}
@@ -55,8 +59,24 @@ def save(directory: Path, tensors: dict[str, tuple[torch.Tensor, list[Box]]]) ->
     for number, held in files.items():
         with part.open(FILES[number]) as file:
             write_tensors(file, held)
-    part.write("index.json", json.dumps({"tensors": index}).encode())
+    whole = as_shared(index) if shared else {"tensors": index}
+    part.write("index.json", json.dumps(whole).encode())
     return directory
+
+
+def as_shared(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return an index whose tensors refer to their shards."""
+    index: dict[str, Any] = {"tensors": {}, "cuts": [], "ranks": []}
+    for name, entry in tensors.items():
+        shards = entry.pop("shards")
+        cut = {key: [shard[key] for shard in shards] for key in ("offsets", "sizes")}
+        ranks = [int(shard["file"].partition(".")[0]) for shard in shards]
+        for value, known in ((cut, index["cuts"]), (ranks, index["ranks"])):
+            if value not in known:
+                known.append(value)
+        numbers = {"cut": index["cuts"].index(cut), "ranks": index["ranks"].index(ranks)}
+        index["tensors"][name] = entry | numbers
+    return index
 
 
 def table(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -64,11 +84,12 @@ def table(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool], ids=str)
 def test_a_whole_tensor_is_assembled_from_its_shards(
-    tmp_path: Path, layout: str, dtype: torch.dtype
+    tmp_path: Path, layout: str, dtype: torch.dtype, shared: bool
 ) -> None:
-    save(tmp_path, {"w": (table(dtype), LAYOUTS[layout])})
+    save(tmp_path, {"w": (table(dtype), LAYOUTS[layout])}, shared=shared)
     target = torch.zeros(5, 6, dtype=dtype)
     with ShardReader(tmp_path) as reader:
         reader.read([("w", target)])
@@ -140,20 +161,43 @@ def test_one_tensor_may_fill_several_targets(tmp_path: Path) -> None:
     assert all(torch.equal(target, table()) for target in targets)
 
 
+def test_a_target_of_another_shape_is_rejected(tmp_path: Path) -> None:
+    save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
+    with ShardReader(tmp_path) as reader, pytest.raises(CheckpointRejected, match="another shape"):
+        reader.read([("w", torch.zeros(4, 6))])
+
+
+def test_tensors_that_share_their_cut_are_told_apart(tmp_path: Path) -> None:
+    saved = {name: (table() + n, LAYOUTS["boxes"]) for n, name in enumerate("uvw")}
+    save(tmp_path, saved, shared=True)
+    targets = {name: torch.zeros(5, 6) for name in saved}
+    with ShardReader(tmp_path) as reader:
+        assert len(reader.index.cuts) == len(reader.index.ranks) == 1
+        reader.read(list(targets.items()))
+        ranges = reader.ranges(list(targets.items()))
+    for name, (tensor, _) in saved.items():
+        assert torch.equal(targets[name], tensor)
+    assert {name: len(found) for name, found in ranges.items()} == {FILES[0]: 6, FILES[1]: 6}
+
+
 def test_a_file_truncated_meanwhile_is_rejected(tmp_path: Path) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
+    wanted = [("w", torch.zeros(5, 6))]
     with ShardReader(tmp_path) as reader:
+        reader.check(wanted)
         with (tmp_path / FILES[1]).open("r+b") as file:
             file.truncate(file.seek(0, 2) - 4)
         with pytest.raises(CheckpointRejected, match="ends before its tensors"):
-            reader.read([("w", torch.zeros(5, 6))])
+            reader.read(wanted)
 
 
-def test_a_rejected_index_leaves_no_file_open(tmp_path: Path) -> None:
+def test_a_missing_file_is_found_before_anything_is_filled(tmp_path: Path) -> None:
     save(tmp_path, {"w": (table(), LAYOUTS["rows"])})
     (tmp_path / FILES[1]).unlink()
-    with pytest.raises(FileNotFoundError):
-        ShardReader(tmp_path)
+    target = torch.zeros(5, 6)
+    with ShardReader(tmp_path) as reader, pytest.raises(FileNotFoundError):
+        reader.check([("w", target)])
+    assert not target.any()
     assert not [
         link for link in Path("/proc/self/fd").iterdir() if link.resolve().is_relative_to(tmp_path)
     ]
@@ -173,6 +217,7 @@ def world_of_four() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("world_of_four")
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("placements", "rows", "columns"),
@@ -184,9 +229,9 @@ def world_of_four() -> Iterator[None]:
     ids=["rows", "columns", "all"],
 )
 def test_only_this_ranks_shard_of_a_dtensor_is_read(
-    tmp_path: Path, layout: str, placements: list[Any], rows: slice, columns: slice
+    tmp_path: Path, layout: str, placements: list[Any], rows: slice, columns: slice, shared: bool
 ) -> None:
-    save(tmp_path, {"w": (table(), LAYOUTS[layout])})
+    save(tmp_path, {"w": (table(), LAYOUTS[layout])}, shared=shared)
     expected = table()[rows, columns]
     mesh = init_device_mesh("cpu", (4,))
     target = DTensor.from_local(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from elastic_ckpt.errors import SaveFailed, UsageError
-from elastic_ckpt.training.engines.torch import save_plan
+from elastic_ckpt.training.engines.torch import planned_files
 from elastic_ckpt.training.engines.torch.save_plan import PlanCache, RankPlan
 from elastic_ckpt.training.engines.torch.state import PartState, module_state, optimizer_state
 from elastic_ckpt.training.tensors.shard_index import ShardIndex
@@ -99,7 +99,7 @@ def test_a_failed_state_raises_its_own_error_and_keeps_the_plan() -> None:
 
 def test_an_index_that_is_too_large_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, cache = Trainer(), PlanCache()
-    monkeypatch.setattr(save_plan, "MAX_INDEX_BYTES", 100)
+    monkeypatch.setattr(planned_files, "MAX_INDEX_BYTES", 100)
     with pytest.raises(SaveFailed, match="the index of modeling has"):
         cache.plan_for(trainer.states())
     monkeypatch.undo()
