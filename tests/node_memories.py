@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import FileEntry
@@ -29,10 +32,15 @@ class NodeMemories:
         self.contents: dict[str, bytes] = {}
         self.servers: list[MemoryServer] = []
         self.tiers: list[NodesMemory] = []
+        self.leaving: set[int] = set()
+        """Nodes that are under notice."""
         for number in range(count):
             root = place / f"node{number}"
             root.mkdir(mode=0o700)
-            server = MemoryServer(MemoryTier(root), job, "127.0.0.1", lambda: None)
+            server = MemoryServer(
+                MemoryTier(root), job, "127.0.0.1", lambda: None,
+                lambda number=number: number in self.leaving,
+            )  # fmt: skip
             self.servers.append(server)
             share = Share(number, 1, *server.where, domains[number : number + 1])
             self.tiers.append(NodesMemory(root, share, acts=True, replicas=replicas))
@@ -42,8 +50,12 @@ class NodeMemories:
             server.close()
 
     def save(self, step: int, *, size: int = 100_000, seal: Iterable[int] | None = None) -> str:
-        """Save on all nodes, and seal on all of them, or on some; return the attempt."""
-        shares = [one.share for one in self.tiers]
+        """Save on all nodes, and seal on all of them, or on some; return the attempt. What nodes
+        have that are under notice goes to others before the leader seals."""
+        shares = [
+            msgspec.structs.replace(one.share, leaves=number in self.leaving)
+            for number, one in enumerate(self.tiers)
+        ]
         identity, world_size = f"{step:016x}", len(shares)
         made = [
             one.attempt(one.make_room(step, size, replaces=False), identity, shares)
@@ -61,8 +73,13 @@ class NodeMemories:
         for rank in sorted(sealing, reverse=True):
             if rank:
                 made[rank].seal_share(header)
-            else:
-                made[0].seal(header, files, Retention())
+        if 0 in sealing:
+            limit = time.monotonic() + 20
+            kept = {rank: made[rank].hand_over(limit) for rank in sorted(self.leaving)}
+            made[0].kept(kept.values())
+            made[0].seal(header, files, Retention())
+            for rank, keeper in kept.items():
+                made[rank].note_keeper(keeper.host)
         return identity
 
     def sealed(self, node: int) -> Sealed:

@@ -230,7 +230,9 @@ def make_supervisor(
     )  # fmt: skip
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
-    memory = MemoryKeeper.open(settings, job, fence, journal, record.say, wakeup.wake)
+    memory = MemoryKeeper.open(
+        settings, job, fence, journal, record.say, wakeup.wake, lambda: board.deadline is not None
+    )
     first.memory = memory.root
     files.start()
     service = handed.service if handed else Service()

@@ -87,6 +87,19 @@ class Generation:
             finally:
                 os.close(fd)
 
+    def keeper(self, seal: MemorySeal) -> str:
+        """Return the node that keeps it since this one leaves; empty without one."""
+        with contextlib.suppress(OSError, ValueError):
+            attempt, _, host = read_bounded(self.slot / "keeper", 1024).decode().partition(" ")
+            return host if attempt == seal.attempt else ""
+        return ""
+
+    def note_keeper(self, seal: MemorySeal, host: str) -> None:
+        """Record that another node keeps it from now on: here it may be overwritten."""
+        with contextlib.suppress(OSError):  # it is said not to be saved then
+            write_atomic(self.slot / "keeper", f"{seal.attempt} {host}".encode())
+            self.settle(seal)
+
     def clear(self) -> bool:
         """Remove the seal, so that it may be overwritten; return False if a process reads it."""
         try:
@@ -136,6 +149,11 @@ class Sealed:
     def settled(self) -> bool:
         """Return whether it is on disk, or will not be."""
         return self.generation.is_settled(self.seal)
+
+    @property
+    def keeper(self) -> str:
+        """The node that keeps it since this one leaves; empty without one."""
+        return self.generation.keeper(self.seal)
 
     @property
     def stored(self) -> Stored:

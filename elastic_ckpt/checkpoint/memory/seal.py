@@ -27,6 +27,8 @@ class Share(msgspec.Struct, frozen=True):
         host, port, token: where its supervisor serves that to other nodes, and the secret that it
             asks for.
         domain: what fails together with it: a zone, a rack, a switch.
+        leaves: its node leaves the job. In the leader's seal host, port and token are then those of
+            the node that keeps the share from now on.
     """
 
     first: int
@@ -35,6 +37,7 @@ class Share(msgspec.Struct, frozen=True):
     port: int = 0
     token: str = ""
     domain: str = ""
+    leaves: bool = False
 
     @property
     def ranks(self) -> range:

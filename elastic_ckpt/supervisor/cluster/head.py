@@ -157,9 +157,13 @@ class HeadRole(ClusterRole):
             run.shutdown.preempt_now(Event.ABANDONED, waited, stepped=False)
 
     def serve_running(self, run: Supervisor, now: float) -> None:
-        """Besides saves, have the ranks stop for an incarnation with the nodes that joined."""
+        """Besides saves, have the ranks stop for an incarnation with the nodes that joined, and let
+        them know what is best when a node leaves."""
         super().serve_running(run, now)
         present, running = len(self._nodes.present), self._nodes.running
+        run.ports.board.hands_over = running > 1 and run.saves.hands_over(
+            running, run.settings.grace
+        )
         if self._growing or not running or run.agent is None:
             return
         if self._gathering.may_grow(present, running, now):

@@ -53,7 +53,7 @@ class Replicator:
         """Write down what was done, and begin with what a worker has ``sealed``."""
         if sealed:
             newest = next((one.seal for one in self._tier.sealed()), None)
-            if newest is not None and newest.guards and newest.attempt != self._last:
+            if newest is not None and newest.attempt != self._last:
                 self._last = newest.attempt
                 self._wanted.put(newest)
         while not self._done.empty():
@@ -76,6 +76,8 @@ class Replicator:
                 if newer is None:
                     return
                 seal = newer
+            if not seal.guards and seal.share is not None and not seal.share.leaves:
+                drop_strangers(self._tier.root, (), seal)  # there is no other node any more
             for share in seal.guards:
                 self._done.put(self._replicate(share, seal))
                 self._wake()
@@ -85,7 +87,7 @@ class Replicator:
         while True:
             try:
                 made = replicate(self._tier.root, share, seal.attempt, self._pause)
-                drop_strangers(self._tier.root, seal.guards, made)
+                drop_strangers(self._tier.root, seal.guards, made.seal)
             except CheckpointRejected as error:
                 if time.monotonic() < began + _PATIENCE_SECONDS and not self._closing:
                     time.sleep(_PAUSE_SECONDS)
