@@ -309,7 +309,10 @@ def _warn(left: Iterable[Leftover], job: JobDirectory, say: Callable[[str], None
     for one in left:
         what = f"step {one.step}" if one.step is not None else "a checkpoint"
         where = f"is in memory only, in {one.tier}"
-        if one.identity == identity and one.job == str(job.root):
+        if one.is_share and one.job == str(job.root):
+            todo = "the job can use it only with all other nodes' shares of that step"
+            say(f"a node's share of {what} {where}: {todo}")
+        elif one.identity == identity and one.job == str(job.root):
             place = one.tier.parent
             say(f"{what} {where}: run once with --memory-dir {place} to bring it to the disk")
         elif one.identity == identity:
