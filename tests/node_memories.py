@@ -37,13 +37,24 @@ class NodeMemories:
         for number in range(count):
             root = place / f"node{number}"
             root.mkdir(mode=0o700)
-            server = MemoryServer(
-                MemoryTier(root), job, "127.0.0.1", lambda: None,
-                lambda number=number: number in self.leaving,
-            )  # fmt: skip
+            server = self._serve(number, root)
             self.servers.append(server)
             share = Share(number, 1, *server.where, domains[number : number + 1])
             self.tiers.append(NodesMemory(root, share, acts=True, replicas=replicas))
+
+    def _serve(self, number: int, root: Path) -> MemoryServer:
+        def leaves() -> bool:
+            return number in self.leaving
+
+        return MemoryServer(MemoryTier(root), self.job, "127.0.0.1", lambda: None, leaves)
+
+    def restart(self) -> None:
+        """Serve all nodes anew, as their supervisors do under another head."""
+        self.close()
+        self.servers = [self._serve(number, one.root) for number, one in enumerate(self.tiers)]
+        for server, tier in zip(self.servers, self.tiers, strict=True):
+            host, port, token = server.where
+            tier.share = msgspec.structs.replace(tier.share, host=host, port=port, token=token)
 
     def close(self) -> None:
         for server in self.servers:

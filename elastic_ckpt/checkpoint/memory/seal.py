@@ -45,6 +45,14 @@ class Share(msgspec.Struct, frozen=True):
         return range(self.first, self.first + self.count)
 
 
+class SharePlaces(msgspec.Struct, frozen=True):
+    """Where the shares of a checkpoint are that an earlier run sealed, or whose nodes have gone."""
+
+    attempt: str
+    share: Share
+    others: tuple[Share, ...]
+
+
 class MemorySeal(SealBody, frozen=True, kw_only=True):
     """The seal of a generation on the memory tier: sizes and attempt, no digests.
 

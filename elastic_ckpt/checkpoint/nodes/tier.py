@@ -174,7 +174,9 @@ class NodesMemory(MemoryTier):
         found: dict[int, Share] = {}
         for one, node in held:
             if one.header.attempt == attempt and one.count > 0:
-                found[one.first] = msgspec.structs.replace(node, first=one.first, count=one.count)
+                found[one.first] = msgspec.structs.replace(
+                    node, first=one.first, count=one.count, leaves=one.is_replica
+                )
         shares: list[Share] = []
         following = 0
         while following < world_size and following in found:

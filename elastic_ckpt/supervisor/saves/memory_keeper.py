@@ -80,8 +80,9 @@ class MemoryKeeper:
         self._server = server
         self._name = name
         leads = owned is not None and (not name or fence is not None)
+        token = server.where[2] if server else ""
         self._drainer = (
-            Drainer(job, fence, owned.tier, journal, say, wake) if owned and leads else None
+            Drainer(job, fence, owned.tier, journal, say, wake, token) if owned and leads else None
         )
         self._replicator = (
             Replicator(owned.tier, journal, say, wake, be_polite) if owned and server else None
