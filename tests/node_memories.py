@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import msgspec
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import FileEntry
@@ -32,24 +35,45 @@ class NodeMemories:
         be_polite: Callable[[], None] = lambda: None,
     ) -> None:
         self.job = job
+        self._be_polite = be_polite
         self.contents: dict[str, bytes] = {}
         self.servers: list[MemoryServer] = []
         self.tiers: list[NodesMemory] = []
+        self.leaving: set[int] = set()
+        """Nodes that are under notice."""
         for number in range(count):
             root = place / f"node{number}"
             root.mkdir(mode=0o700)
-            server = MemoryServer(MemoryTier(root), job, "127.0.0.1", be_polite)
+            server = self._serve(number, root)
             self.servers.append(server)
             share = Share(number, 1, *server.where, domains[number : number + 1])
             self.tiers.append(NodesMemory(root, share, acts=True, replicas=replicas))
+
+    def _serve(self, number: int, root: Path) -> MemoryServer:
+        def leaves() -> bool:
+            return number in self.leaving
+
+        return MemoryServer(MemoryTier(root), self.job, "127.0.0.1", self._be_polite, leaves)
+
+    def restart(self) -> None:
+        """Serve all nodes anew, as their supervisors do under another head."""
+        self.close()
+        self.servers = [self._serve(number, one.root) for number, one in enumerate(self.tiers)]
+        for server, tier in zip(self.servers, self.tiers, strict=True):
+            host, port, token = server.where
+            tier.share = msgspec.structs.replace(tier.share, host=host, port=port, token=token)
 
     def close(self) -> None:
         for server in self.servers:
             server.close()
 
     def save(self, step: int, *, size: int = 100_000, seal: Iterable[int] | None = None) -> str:
-        """Save on all nodes, and seal on all of them, or on some; return the attempt."""
-        shares = [one.share for one in self.tiers]
+        """Save on all nodes, and seal on all of them, or on some; return the attempt. What nodes
+        have that are under notice goes to others before the leader seals."""
+        shares = [
+            msgspec.structs.replace(one.share, leaves=number in self.leaving)
+            for number, one in enumerate(self.tiers)
+        ]
         identity, world_size = f"{step:016x}", len(shares)
         made = [
             one.attempt(one.make_room(step, size, replaces=False), identity, shares)
@@ -67,8 +91,13 @@ class NodeMemories:
         for rank in sorted(sealing, reverse=True):
             if rank:
                 made[rank].seal_share(header)
-            else:
-                made[0].seal(header, files, Retention())
+        if 0 in sealing:
+            limit = time.monotonic() + 20
+            kept = {rank: made[rank].hand_over(limit) for rank in sorted(self.leaving)}
+            made[0].kept(kept.values())
+            made[0].seal(header, files, Retention())
+            for rank, keeper in kept.items():
+                made[rank].note_keeper(keeper.host)
         return identity
 
     def sealed(self, node: int) -> Sealed:

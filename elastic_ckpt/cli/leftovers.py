@@ -18,12 +18,14 @@ MEMORY: Final = Path("/dev/shm")
 
 
 class LeftoverView(msgspec.Struct, frozen=True):
-    """A memory tier that no run uses, with a checkpoint that no disk has.
+    """A memory tier that no run uses, with a checkpoint, or a node's share of one, that no disk has
+    as far as this machine knows.
 
     Attributes:
         job: the job's directory, which may be unmounted; empty if unknown.
         step: None if this version cannot read the checkpoint.
         command: what deletes it.
+        is_share: it is what one of several nodes had of a checkpoint.
     """
 
     path: str
@@ -32,6 +34,7 @@ class LeftoverView(msgspec.Struct, frozen=True):
     bytes: int
     age_seconds: float
     command: str
+    is_share: bool = False
 
     @property
     def text(self) -> str:
@@ -39,11 +42,18 @@ class LeftoverView(msgspec.Struct, frozen=True):
         what = "a checkpoint" if self.step is None else f"step {self.step}"
         whose = printable(self.job) if self.job else "an unknown job"
         size, age = human_bytes(self.bytes), human_duration(self.age_seconds)
+        if self.is_share:
+            return f"a node's share of {what} of {whose} is in memory: {size}, {age} old"
         return f"{what} of {whose} is in memory only: {size}, {age} old"
 
     @property
     def todo(self) -> str:
         """What to do about it, in one line."""
+        if self.is_share:
+            return (
+                "of use only if that job starts again on all the nodes that have the rest, before "
+                f"it saves anything newer; else delete it: {self.command}"
+            )
         rerun = "rerun that job on this machine to bring it to its disk, or " if self.job else ""
         return f"{rerun}delete it: {self.command}"
 
@@ -60,6 +70,7 @@ def view_leftovers(records: Iterable[NodeRecord] = (), place: Path = MEMORY) -> 
             one.bytes,
             one.age_seconds,
             f"elastic-ckpt prune --memory {one.tier}",
+            one.is_share,
         )
         for one in leftovers([place, *filter(is_memory, places)])
     ]

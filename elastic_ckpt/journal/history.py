@@ -47,6 +47,7 @@ from elastic_ckpt.journal.history_types import (
 )
 from elastic_ckpt.journal.incidents import sentence
 from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.journal.peer_copies import PeerCopies
 from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.protocol.ended import EndKind
 from elastic_ckpt.protocol.run_state import RunState
@@ -66,6 +67,7 @@ class History:
 
     Attributes:
         account: where the time went.
+        copies: what nodes have of each other's memory.
         first, last: when the first and the last entry that counts was written; None without one.
         verified: number of verifications that passed, by how much of the checkpoint was read.
         marks: the step marks of the newest incarnation, and when each was written.
@@ -73,6 +75,7 @@ class History:
 
     def __init__(self) -> None:
         self.account = TimeAccount()
+        self.copies = PeerCopies()
         self.first: float | None = None
         self.last: float | None = None
         self.runs: list[Run] = []
@@ -108,6 +111,7 @@ class History:
         at, event = entry.wall, entry.event
         if not 0 <= at <= LATEST:
             return
+        self.copies.observe(entry)
         if event.follows:
             if isinstance(event, NoticeReceived):
                 self._notice(entry, event)

@@ -41,6 +41,7 @@ class Route(str, Enum):
     DISK = "disk"  # a save straight to the disk
     DRAIN = "drain"  # from the memory tier to the disk
     UPLOAD = "upload"  # from the disk to the bucket that is the job's place
+    PEER = "peer"  # from the memory of one node to another's
 
 
 STAND_INS: Final = {
@@ -48,8 +49,13 @@ STAND_INS: Final = {
     Route.DRAIN: (Route.DISK,),
     Route.DISK: (Route.DRAIN,),
     Route.UPLOAD: (),
+    Route.PEER: (),
 }
 """Routes to use for one that was never measured: of the same disk, or slower."""
+
+
+_PARTIAL: Final = (Route.UPLOAD, Route.PEER)
+"""What is not the whole of the last save, or not of the last one."""
 
 
 class RouteModel(msgspec.Struct):
@@ -120,7 +126,7 @@ class Predictor(msgspec.Struct):
             return
         if not _SHORTEST_SECONDS <= seconds <= _LONGEST_SECONDS:
             return
-        if route is not Route.UPLOAD:  # of a save that may not be the last one
+        if route not in _PARTIAL:
             self.last_bytes = int(size)
         model = self.routes.get(route)
         if model is None:

@@ -9,8 +9,8 @@ a rank's step are framed (``slot.py``). Times are nanoseconds on the monotonic c
 processes of a host share.
 
 Each word has one writer at a time: the agent writes the header, the answers and the outcome of a
-rank that is gone, a rank its own slot, the supervisor the deadline; after the agent and all workers
-are gone, the supervisor clears what they left.
+rank that is gone, a rank its own slot, the supervisor the deadline and whether a node that leaves
+hands over; after the agent and all workers are gone, the supervisor clears what they left.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _HEADER_WORDS: Final = 64
 # Words of the header.
 _H_MAGIC, _H_VERSION, _H_SLOTS, _H_INCARNATION, _H_FLAG, _H_ABORTED, _H_DEADLINE = range(7)
 _H_OVER: Final = 7
+_H_HAND_OVER: Final = 8
 _H_ANSWERS: Final = 16  # RING entries of (number, kind, step, 0)
 
 
@@ -177,6 +178,15 @@ class Board:
     @deadline.setter
     def deadline(self, value: float | None) -> None:
         self._words[_H_DEADLINE] = 0 if value is None else int(value * 1e9)
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether a node that leaves is free sooner if others keep what it has in memory."""
+        return bool(self._words[_H_HAND_OVER])
+
+    @hands_over.setter
+    def hands_over(self, value: bool) -> None:
+        self._words[_H_HAND_OVER] = int(value)
 
     # -- slots ------------------------------------------------------------------------------
 

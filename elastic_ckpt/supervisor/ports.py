@@ -229,6 +229,14 @@ class MemoryPort(Protocol):
     def not_on_disk(self) -> Sealed | None:
         """Return the newest generation if the disk lacks it."""
 
+    def owed(self) -> Sealed | None:
+        """Return what this node, which does not lead, has of the newest generation, until it knows
+        that the disk has all of it, or that a node that stays has this."""
+
+    def kept_by_peer(self) -> tuple[Key, str] | None:
+        """Return the newest generation's key and the node that keeps what this one had of it; None
+        unless this node handed it over, as it leaves."""
+
     def undrained_bytes(self) -> int | None:
         """Return how much of that generation still has to be copied; None if there is none."""
 

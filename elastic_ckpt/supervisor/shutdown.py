@@ -37,6 +37,7 @@ class Shutdown:
         self._then: Callable[[], None] | None = None
         self._is_done = False
         self._flushes = False
+        self._waits_for_head = False
 
     @property
     def is_decided(self) -> bool:
@@ -72,7 +73,7 @@ class Shutdown:
 
     def serve(self) -> None:
         """End the run if all that the memory tier holds is on the disk, or cannot get there."""
-        if self._then is None or not self._memory.over or not self._own.settled:
+        if self._then is None or not self._memory.over or not self._own.settled or self._is_owed():
             return
         if not self._flushes:
             self._flushes = True
@@ -110,7 +111,7 @@ class Shutdown:
             message = f"finished, but {note}" if note else "finished"
             self._end(Event.COMPLETED, ExitCode.FINISHED, message)
 
-        self._is_done = True
+        self._is_done = self._waits_for_head = True
         self._when_on_disk(end)
 
     def give_up(self, code: ExitCode, message: str) -> None:
@@ -126,6 +127,7 @@ class Shutdown:
         self, event: Event, detail: str, *, stopped: bool = False, stepped: bool = True
     ) -> None:
         """End on a notice once the memory tier is drained; arguments as in :meth:`preempt_now`."""
+        self._waits_for_head = True
         self._when_on_disk(
             lambda: self.preempt_now(event, detail, stopped=stopped, stepped=stepped)
         )
@@ -156,6 +158,9 @@ class Shutdown:
         new = key is not None and key > before and key[-1] != self._saved_before
         others = new and not self._is_still_followed()
         new = new and not others
+        peer = self._kept_by_peer(key)
+        others = others or (bool(peer) and not self._is_still_followed())
+        new = (new or bool(peer)) and not others
         saved = kept is None and (new or (there and (stopped or not stepped)))
         lacks = self._mirror.lacks if saved else ""
         saved = saved and not lacks
@@ -172,6 +177,8 @@ class Shutdown:
         )
         if others and not saved:
             silent = ", which another run may have saved"
+        elif peer:
+            step = f" ({peer})"
         self._end(
             event,
             ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED,
@@ -254,9 +261,24 @@ class Shutdown:
 
     def _only_in_memory(self, on_disk: Key | None) -> Sealed | None:
         """Return what would be lost with this machine: newer than all that the disk has."""
-        kept = self._memory.not_on_disk()
+        kept = self._memory.not_on_disk() or self._memory.owed()
         known = NO_CHECKPOINT if on_disk is None else on_disk
         return kept if kept is not None and kept.age > known else None
+
+    def _is_owed(self) -> bool:
+        """Return whether the head has yet to bring to the disk what would go with this node."""
+        return self._waits_for_head and self._only_in_memory(self._directory.newest()) is not None
+
+    def _kept_by_peer(self, on_disk: Key | None) -> str:
+        """Return where the work is that nodes that stay keep for this one, which may leave; empty
+        if they do not, or the disk has it by now."""
+        kept = self._memory.kept_by_peer()
+        if kept is None or kept[0] <= (NO_CHECKPOINT if on_disk is None else on_disk):
+            return ""
+        return (
+            f"step {kept[0][-1]} is in the memory of the nodes that stay, what this one had on "
+            f"{kept[1]}: they bring it to the disk"
+        )
 
 
 def _where(kept: Sealed) -> str:

@@ -53,6 +53,7 @@ class Supervisor:
         settings: as given, or as the job file said at the last reload.
         goes_on: whom this node follows from now on, or that it leads: another supervisor in this
             process continues, with this one's agent. None if the run ends with this one.
+        saves: advises when and how to save.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class Supervisor:
         self.shutdown = Shutdown(ports, record, self._patience)
         self._reread = reread
         self.incarnations = Incarnations(self)
-        self._saves = SaveAdviser(settings, clock, ports.directory, journal)
-        self._emergency = EmergencySave(ports.memory, self._saves)
+        self.saves = SaveAdviser(settings, clock, ports.directory, journal)
+        self._emergency = EmergencySave(ports.memory, self.saves)
         self._asked_anew: AgentPort | None = None  # to stop, for another interval
         self._saved_step = -1
         self.goes_on: Follow | Lead | None = None
-        record.node.save_interval = self._saves.optimal_interval
+        record.node.save_interval = self.saves.optimal_interval
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -153,7 +154,7 @@ class Supervisor:
         if self.settings.acknowledge and self.record.node.exit_code == ExitCode.PREEMPTED_SAVED:
             self.ports.listener.acknowledge()
         self.ports.directory.catch_up(self._patience(1.0))
-        self._saves.close()
+        self.saves.close()
         self.ports.mirror.close(self._patience(CLOSE_SECONDS if moves else MIRROR_SECONDS))
         self.record.node.mirror = self.ports.mirror.serve(self.ports.directory.newest())
         end = self.record.node
@@ -200,7 +201,7 @@ class Supervisor:
 
     def _serve_notices(self) -> None:
         def lead() -> float:
-            return self._saves.lead_seconds(self.ports.board.read_slots())
+            return self.saves.lead_seconds(self.ports.board.read_slots())
 
         for event in self.ports.listener.take_in(self.now, lead):
             match event:
@@ -247,8 +248,8 @@ class Supervisor:
         elif self.state is RunState.STARTING and self.incarnations.is_stepping():
             self._on_stepping(now)
         elif self.state is RunState.RUNNING:
-            if self._saves.learn():
-                self.record.update(save_interval=self._saves.optimal_interval)
+            if self.saves.learn():
+                self.record.update(save_interval=self.saves.optimal_interval)
             saved = self.incarnations.newest_saved_step
             if saved != self._saved_step:  # a notice must not wait for a scan
                 self._saved_step = saved
@@ -256,13 +257,13 @@ class Supervisor:
             self.role.serve_running(self, now)
 
     def _on_stepping(self, now: float) -> None:
-        self._saves.begin(now)
+        self.saves.begin(now)
         slots = self.ports.board.read_slots()
         # A script that counts steps in its own way has none to resume from.
         step = max(slot.start_step if slot.declares else -1 for slot in slots)
         resumed = f", from step {step}" if step > 0 else ""
         message = f"training, incarnation {self.incarnation}{resumed}"
-        interval = self._saves.optimal_interval
+        interval = self.saves.optimal_interval
         self.record.move(Event.STEPPING, message, step=step, save_interval=interval)
 
     def _start_when_calm(self, now: float) -> None:
@@ -286,7 +287,7 @@ class Supervisor:
                 self._asked_anew = self.agent
                 self.agent.send(Ask(RequestKind.STOP))
             return
-        if self._saves.due(now, self.ports.board.read_slots) or requested:
+        if self.saves.due(now, self.ports.board.read_slots) or requested:
             self.agent.send(Ask(RequestKind.SAVE_NOW if requested else RequestKind.SAVE))
 
     # -- what happens ---------------------------------------------------------------------------
@@ -360,8 +361,8 @@ class Supervisor:
         except (ElasticCkptError, OSError, ValueError, RuntimeError) as error:
             said = f"nothing changed: {error}"  # and the job trains on, whatever it was
         else:
-            self._saves.change(self.settings, self.now)
-            self.record.update(save_interval=self._saves.optimal_interval)
+            self.saves.change(self.settings, self.now)
+            self.record.update(save_interval=self.saves.optimal_interval)
         self.ports.journal.write(JobFileReloaded(said=said))
         self.record.say(f"reload: {said}")
         self.ports.service.reloaded()

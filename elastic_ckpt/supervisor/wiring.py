@@ -238,7 +238,14 @@ def make_supervisor(
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
     memory = MemoryKeeper.open(
-        settings, job, fence, journal, record.say, wakeup.wake, partial(_finished_steps, board)
+        settings,
+        job,
+        fence,
+        journal,
+        record.say,
+        wakeup.wake,
+        partial(_finished_steps, board),
+        lambda: board.deadline is not None,
     )
     first.memory = memory.root
     files.start()

@@ -151,6 +151,12 @@ class Tier:
         newest = self.memory.newest if self.memory else None
         return newest if newest is not None and self._lacks(newest) else None
 
+    def owed(self) -> Any:
+        return None
+
+    def kept_by_peer(self) -> None:
+        return None
+
     def undrained_bytes(self) -> int | None:
         return BYTES if self.not_on_disk() is not None else None
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, encode
-from elastic_ckpt.checkpoint.memory.seal import MemorySeal, decode_memory_seal
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, SharePlaces, decode_memory_seal
 from elastic_ckpt.checkpoint.ownership.read_lock import ReadLock, removing
 from elastic_ckpt.checkpoint.tier import Ref, Stored
 from elastic_ckpt.checkpoint.verify import verify_sizes
@@ -63,7 +65,7 @@ class Generation:
     def _read(self) -> MemorySeal:
         seal = decode_memory_seal(read_bounded(self.slot / SEAL_NAME, MAX_MANIFEST_BYTES))
         verify_sizes(self.path, seal.files)
-        return seal
+        return seal if seal.share is None else self._with_places(seal)
 
     def lock(self) -> ReadLock:
         """Keep it from being overwritten; BeingRemoved if its seal is gone."""
@@ -86,6 +88,35 @@ class Generation:
                 os.ftruncate(fd, len(seal.attempt))
             finally:
                 os.close(fd)
+
+    def note_places(self, attempt: str, share: Share, others: tuple[Share, ...]) -> None:
+        """Record where the shares of its checkpoint are by now, which the seal says otherwise, and
+        wake the supervisor, which drains it. The seal stays: readers hold a lock on that file."""
+        with contextlib.suppress(OSError):  # it is drained as before, or not at all
+            data = msgspec.json.encode(SharePlaces(attempt, share, others))
+            write_atomic(self.slot / "places.json", data)
+            ring(self.slot.parent)
+
+    def _with_places(self, seal: MemorySeal) -> MemorySeal:
+        with contextlib.suppress(OSError, msgspec.MsgspecError, CheckpointRejected):
+            data = read_bounded(self.slot / "places.json", MAX_MANIFEST_BYTES)
+            found = msgspec.json.decode(data, type=SharePlaces)
+            if found.attempt == seal.attempt:
+                return msgspec.structs.replace(seal, share=found.share, others=found.others)
+        return seal
+
+    def keeper(self, seal: MemorySeal) -> str:
+        """Return the node that keeps it since this one leaves; empty without one."""
+        with contextlib.suppress(OSError, ValueError):
+            attempt, _, host = read_bounded(self.slot / "keeper", 1024).decode().partition(" ")
+            return host if attempt == seal.attempt else ""
+        return ""
+
+    def note_keeper(self, seal: MemorySeal, host: str) -> None:
+        """Record that another node keeps it from now on: here it may be overwritten."""
+        with contextlib.suppress(OSError):  # it is said not to be saved then
+            write_atomic(self.slot / "keeper", f"{seal.attempt} {host}".encode())
+            self.settle(seal)
 
     def clear(self) -> bool:
         """Remove the seal, so that it may be overwritten; return False if a process reads it."""
@@ -138,6 +169,11 @@ class Sealed:
         return self.generation.is_settled(self.seal)
 
     @property
+    def keeper(self) -> str:
+        """The node that keeps it since this one leaves; empty without one."""
+        return self.generation.keeper(self.seal)
+
+    @property
     def stored(self) -> Stored:
         """Its description, as every tier gives it."""
         ref = Ref(NAME, self.generation.slot.name, self.seal.attempt)
@@ -150,3 +186,13 @@ def check_covers(seal: MemorySeal, world_size: int) -> None:
         raise CheckpointRejected(f"{seal.world_size} ranks saved it, and there are {world_size}")
     if {entry.rank for entry in seal.files} - set(range(world_size)):
         raise CheckpointRejected("it has files of an unknown rank")
+
+
+def ring(root: Path) -> None:
+    """Wake the supervisor: something was sealed."""
+    with contextlib.suppress(OSError):
+        fd = os.open(root / "bell", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            os.write(fd, b"x")
+        finally:
+            os.close(fd)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,7 @@ class Leftover:
         step: of the newest checkpoint that is in memory only; None if it cannot be read.
         bytes: memory that it takes.
         age_seconds: since that checkpoint was sealed, or since the tier last changed.
+        is_share: it is what one of several nodes had of a checkpoint, and no checkpoint alone.
     """
 
     tier: Path
@@ -54,6 +55,7 @@ class Leftover:
     step: int | None
     bytes: int
     age_seconds: float
+    is_share: bool = False
 
 
 def leftovers(places: Iterable[Path]) -> list[Leftover]:
@@ -145,7 +147,8 @@ def _leftover(root: Path) -> Leftover | None:
     undrained = tier.undrained()
     if undrained:
         newest = undrained[-1]
-        return _describe(root, newest.seal.step, newest.generation.slot / SEAL_NAME)
+        found = _describe(root, newest.seal.step, newest.generation.slot / SEAL_NAME)
+        return replace(found, is_share=not newest.seal.is_whole)
     return _describe(root, None) if tier.keeps_work else None
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, SealHeader, check_path
-from elastic_ckpt.checkpoint.memory.generation import NAME, Generation
+from elastic_ckpt.checkpoint.memory.generation import NAME, Generation, ring
 from elastic_ckpt.checkpoint.memory.mapped_file import MappedFile, Mappings, StreamedFile
 from elastic_ckpt.checkpoint.memory.seal import MemorySeal, make_memory_seal
 from elastic_ckpt.checkpoint.part_files import PartFiles
@@ -77,17 +77,7 @@ class MemoryAttempt:
 
     def _close(self, seal: MemorySeal) -> None:
         self._generation.close(seal)
-        _ring(self._generation.slot.parent)
+        ring(self._generation.slot.parent)
 
     def drop(self) -> None:
         """Do nothing: it has no seal, and its buffers serve the next save."""
-
-
-def _ring(root: Path) -> None:
-    """Wake the supervisor: something was sealed."""
-    with suppress(OSError):
-        fd = os.open(root / "bell", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        try:
-            os.write(fd, b"x")
-        finally:
-            os.close(fd)

@@ -27,6 +27,8 @@ class Share(msgspec.Struct, frozen=True):
         host, port, token: where its supervisor serves that to other nodes, and the secret that it
             asks for.
         domain: what fails together with it: a zone, a rack, a switch.
+        leaves: its node leaves the job. In the leader's seal host, port and token are then those of
+            the node that keeps the share from now on.
     """
 
     first: int
@@ -35,11 +37,20 @@ class Share(msgspec.Struct, frozen=True):
     port: int = 0
     token: str = ""
     domain: str = ""
+    leaves: bool = False
 
     @property
     def ranks(self) -> range:
         """The ranks of the node."""
         return range(self.first, self.first + self.count)
+
+
+class SharePlaces(msgspec.Struct, frozen=True):
+    """Where the shares of a checkpoint are that an earlier run sealed, or whose nodes have gone."""
+
+    attempt: str
+    share: Share
+    others: tuple[Share, ...]
 
 
 class MemorySeal(SealBody, frozen=True, kw_only=True):

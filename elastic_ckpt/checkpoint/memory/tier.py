@@ -9,6 +9,8 @@
             state/                       laid out as a checkpoint
             seal.json                    sizes and attempt; it goes before anything is overwritten
             settled                      the attempt that is on disk, and may be overwritten
+            keeper                       the attempt that another node keeps, as this one leaves
+            places.json                  where the shares of it are after another run has loaded it
             spare/                       the buffers of what stood here before, to be written again
 
 The files belong to no worker: they outlive the death of any process of the job. A generation is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
@@ -17,6 +18,9 @@ from elastic_ckpt.checkpoint.nodes.link import (
     Describe,
     Fetch,
     Hello,
+    Keep,
+    Keeping,
+    Kept,
     NodeLink,
     NotServed,
     Reply,
@@ -29,6 +33,9 @@ from elastic_ckpt.errors import CheckpointRejected, NodeLost
 
 PIECE_BYTES: Final = CHUNK_BYTES
 """Of a file at once."""
+
+COPY_SECONDS: Final = 600.0
+"""What a piece may take that is copied to a slow disk; the last one has all of them synced."""
 
 _CONNECT_SECONDS: Final = 5.0
 """A host that is switched off does not even refuse."""
@@ -73,9 +80,14 @@ class NodeMemory:
             raise CheckpointRejected(f"{path} was changed on its way from {self.share.host}")
         return reply.xxh3_128
 
-    def copy(self, attempt: str, target: Ref) -> Copied:
-        """Have it copy a piece of its share to the disk."""
-        reply = self._ask(Copy(attempt, self.share.first, target.encode().decode()))
+    def begin_copy(self, attempt: str, target: Ref) -> None:
+        """Have it copy a piece of its share to the disk; call :meth:`copied` next."""
+        self._linked().send(Copy(attempt, self.share.first, target.encode().decode()))
+
+    def copied(self) -> Copied:
+        """Wait until that piece is copied."""
+        self._linked().wait(COPY_SECONDS)
+        reply = self._reply()
         if not isinstance(reply, Copied):
             raise self._odd(reply)
         return reply
@@ -84,6 +96,17 @@ class NodeMemory:
         """Tell it that an attempt is on the disk."""
         self._ask(Settle(attempt))
 
+    def keep(self, attempt: str, source: Share, limit: float) -> None:
+        """Have it keep the share of another node, which leaves; NodeLost if that is not done at
+        ``limit``, in monotonic seconds."""
+        reply = self._ask(Keep(attempt, source))
+        while isinstance(reply, Keeping):
+            if time.monotonic() > limit:
+                raise NodeLost(f"{self.share.host} has no copy yet, and the time is up")
+            reply = self._reply()
+        if not isinstance(reply, Kept):
+            raise self._odd(reply)
+
     def close(self) -> None:
         """Close the connection. A repeat does nothing."""
         if self._link is not None:
@@ -91,9 +114,11 @@ class NodeMemory:
             self._link = None
 
     def _ask(self, request: Request) -> Reply:
-        link = self._linked()
-        link.send(request)
-        reply: Reply | None = link.receive(Reply)
+        self._linked().send(request)
+        return self._reply()
+
+    def _reply(self) -> Reply:
+        reply: Reply | None = self._linked().receive(Reply)
         if reply is None:
             raise NodeLost(f"{self.share.host} closed the connection")
         if isinstance(reply, NotServed):

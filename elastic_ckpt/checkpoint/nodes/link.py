@@ -13,11 +13,19 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, FileEntry
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.errors import NodeLost
 from elastic_ckpt.util.text import printable
 
 SILENCE_SECONDS: Final = 30.0
 """A node that says nothing for this long counts as lost."""
+
+_KEEP_ALIVE: Final = (
+    (socket.TCP_KEEPIDLE, int(SILENCE_SECONDS)),
+    (socket.TCP_KEEPINTVL, 10),
+    (socket.TCP_KEEPCNT, 3),
+)
+"""A machine that does not answer for a minute is found out by the kernel."""
 
 _LENGTH: Final = struct.Struct("!I")
 
@@ -67,7 +75,14 @@ class Settle(msgspec.Struct, frozen=True, tag=True):
     attempt: str
 
 
-Request = Hello | Describe | Fetch | Copy | Settle
+class Keep(msgspec.Struct, frozen=True, tag=True):
+    """Asks to keep the share of another node, which serves it and leaves the job."""
+
+    attempt: str
+    source: Share
+
+
+Request = Hello | Describe | Fetch | Copy | Settle | Keep
 
 
 class SentPiece(msgspec.Struct, frozen=True, tag=True):
@@ -89,13 +104,23 @@ class Copied(msgspec.Struct, frozen=True, tag=True):
     files: list[FileEntry] | None = None
 
 
+class Keeping(msgspec.Struct, frozen=True, tag=True):
+    """Answers ``Keep`` with each piece that came, until all of the share is there."""
+
+    bytes: int
+
+
+class Kept(msgspec.Struct, frozen=True, tag=True):
+    """Answers ``Keep``: the share is sealed on a node that stays."""
+
+
 class NotServed(msgspec.Struct, frozen=True, tag=True):
     """Answers anything that cannot be done."""
 
     why: str
 
 
-Reply = SentPiece | Copied | NotServed
+Reply = SentPiece | Copied | Keeping | Kept | NotServed
 
 
 class NodeLink:
@@ -106,6 +131,9 @@ class NodeLink:
         self._who = who
         connection.settimeout(SILENCE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message."""
@@ -140,6 +168,17 @@ class NodeLink:
             return msgspec.json.decode(data, type=kind)
         except msgspec.MsgspecError as error:
             raise NodeLost(f"{self._who} sent {printable(str(error), 200)}") from None
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the other side's next message, for as long as its machine answers: a drain may
+        be held for minutes. With ``seconds`` not longer."""
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            raise self._lost(error) from None
+        finally:
+            self._socket.settimeout(SILENCE_SECONDS)
 
     def fill(self, target: Any, *, may_end: bool = False) -> bool:
         """Receive exactly as many bytes as ``target`` has; False if the other side has closed

@@ -1,4 +1,4 @@
-"""Which node keeps a replica of which other's share: pure."""
+"""Which node keeps which other's share, as a replica or because the other one leaves: pure."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ def guarded_by(node: Share, shares: Sequence[Share], replicas: int) -> tuple[Sha
     count = len(order)
     at = next(place for place, one in enumerate(order) if one.first == node.first)
     return tuple(order[(at + step) % count] for step in _steps(order)[:replicas])
+
+
+def may_hand_over(shares: Sequence[Share], leader: int) -> bool:
+    """Return whether the nodes that stay can keep what those that leave have: some leave, and the
+    one with the rank ``leader``, which has all of it brought to the disk, does not."""
+    leaving = [one for one in shares if one.leaves]
+    return bool(leaving) and all(leader not in one.ranks for one in leaving)
+
+
+def keepers(node: Share, shares: Sequence[Share]) -> tuple[Share, ...]:
+    """Return the nodes that may keep the share of one that leaves, the best choice first: in other
+    domains, and others for each node that leaves."""
+    order = sorted(shares, key=lambda one: (one.domain, one.first))
+    at = next(place for place, one in enumerate(order) if one.first == node.first)
+    ahead = [order[(at + step) % len(order)] for step in _steps(order)]
+    return tuple(one for one in ahead if not one.leaves)
 
 
 def _steps(order: Sequence[Share]) -> list[int]:

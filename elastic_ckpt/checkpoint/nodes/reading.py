@@ -26,6 +26,9 @@ from elastic_ckpt.util.files import remove_tree
 from elastic_ckpt.util.progress import Watch
 from elastic_ckpt.util.units import human_bytes
 
+RESHARDING: Final = "torch"
+"""The engine of which another number of ranks can load what is in memory."""
+
 _FLOWS: Final = 8
 """Pieces on their way to a node at once."""
 
@@ -49,6 +52,7 @@ class SharesReading:
         self._root = root
         self._share = share
         self._own = own
+        self._shares = shares
         self._others = [one for one in shares if own is None or one.first != own.seal.ranks.start]
         self._holders: dict[str, Share] = {}  # of each of the other nodes' files
         self._links = _Links()
@@ -81,7 +85,15 @@ class SharesReading:
         """Accept it: only the ranks write to a generation, and they are loading it."""
 
     def mark_verified(self) -> None:
-        """Do nothing: what was in this node's memory was not hashed."""
+        """Have this node's supervisor bring it to the disk if an earlier run sealed it, or nodes
+        have gone since: nobody else hears from the ranks where the shares are by now. What was in
+        memory is not marked; it was not hashed."""
+        if self._own is None or self._own.settled:
+            return
+        seal, others = self._own.seal, tuple(self._others)
+        here = next(one for one in self._shares if one.first == seal.ranks.start)
+        if (seal.share, seal.others) != (here, others):
+            self._own.generation.note_places(seal.attempt, here, others)
 
     def close(self) -> None:
         """Let go of it, and remove what was brought."""
@@ -200,7 +212,7 @@ def _with_chunks(entry: FileEntry) -> FileEntry:
 
 def can_load(header: SealHeader, world_size: int) -> bool:
     """Return whether this number of ranks can load a checkpoint from memory."""
-    return header.world_size == world_size or header.engine.name == "torch"
+    return header.world_size == world_size or header.engine.name == RESHARDING
 
 
 def brought(root: Path) -> Path:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ import msgspec
 from elastic_ckpt.checkpoint.manifest import MAX_MANIFEST_BYTES, FileEntry, encode
 from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME, Generation, Sealed
 from elastic_ckpt.checkpoint.memory.room import room_bytes
-from elastic_ckpt.checkpoint.memory.seal import Share
+from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory
 from elastic_ckpt.checkpoint.ownership.read_lock import removing
 from elastic_ckpt.checkpoint.tier import TierFull
@@ -33,6 +34,9 @@ from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
 from elastic_ckpt.util.units import human_bytes
 
 _DIGESTS: Final = "digests.json"
+_making: set[Path] = set()
+_making_lock = threading.Lock()
+
 _KEPT: Final = 1
 """Older than the one that is made; the other nodes' memory has their part of it as well."""
 
@@ -61,11 +65,14 @@ def replicate(root: Path, source: Share, attempt: str, pause: Callable[[int], No
     """
     place = _home(root) / f"{source.first:04d}-{attempt}"
     generation = Generation(place)
+    if not attempt.isalnum():  # it names a directory
+        raise CheckpointRejected(f"no attempt is called {attempt[:40]!r}")
     seal = generation.seal()
     if seal is not None:
         return Sealed(generation, seal)
-    with NodeMemory(source) as node:
+    with _alone(place), NodeMemory(source) as node:
         seal = node.describe(attempt)
+        seal = msgspec.structs.replace(seal, share=source, guards=())
         _make_room(root, source.first, seal.total_bytes)
         remove_tree(place)
         try:
@@ -75,7 +82,7 @@ def replicate(root: Path, source: Share, attempt: str, pause: Callable[[int], No
                 for entry in seal.files
             }
             write_atomic(place / _DIGESTS, msgspec.json.encode(digests))
-            write_atomic(place / SEAL_NAME, encode(msgspec.structs.replace(seal, guards=())))
+            write_atomic(place / SEAL_NAME, encode(seal))
         except BaseException:
             remove_tree(place)
             raise
@@ -101,13 +108,41 @@ def check_piece(digests: dict[str, list[str]], path: str, begin: int, digest: st
         raise CheckpointRejected(f"the replica of {path[:80]} is damaged")
 
 
-def drop_strangers(root: Path, guards: Iterable[Share], newest: Sealed) -> None:
-    """Remove what is older than the newest replica and of a share that this node keeps no more: the
-    pairs were others."""
+def drop_strangers(root: Path, guards: Iterable[Share], newest: MemorySeal) -> None:
+    """Remove what is older than the newest checkpoint and of a share that this node keeps no more:
+    the pairs were others. What a node that left has here stays until the disk has it, or newer."""
     kept = {one.first for one in guards}
     for one in replicas(root):
-        if one.seal.ranks.start not in kept and one.age < newest.age:
+        is_stranger = one.seal.ranks.start not in kept and one.age < newest.age
+        if is_stranger and not _is_owed(one):
             _remove(one.generation.slot)
+
+
+def settle_replicas(root: Path, on_disk: Sealed) -> None:
+    """Note that a checkpoint is on the disk: nothing as old is owed to it any more."""
+    for one in replicas(root):
+        if one.age <= on_disk.age:
+            one.generation.settle(one.seal)
+
+
+def _is_owed(one: Sealed) -> bool:
+    """Return whether its node has left, and neither this nor anything newer is on the disk."""
+    share = one.seal.share
+    return share is not None and share.leaves and not one.settled
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Keep other threads of this process from making the same replica."""
+    with _making_lock:
+        if place in _making:
+            raise CheckpointRejected("it is being copied already")
+        _making.add(place)
+    try:
+        yield
+    finally:
+        with _making_lock:
+            _making.discard(place)
 
 
 def _bring(
@@ -132,6 +167,7 @@ def _make_room(root: Path, first: int, size: int) -> None:
     """Remove older replicas of a share, and those that were not finished."""
     complete = [one for one in replicas(root) if one.seal.ranks.start == first]
     kept = {one.generation.slot for one in complete[:_KEPT]}
+    kept |= {one.generation.slot for one in complete if _is_owed(one)}
     for place in _home(root).glob(f"{first:04d}-*"):
         if place not in kept:
             _remove(place)

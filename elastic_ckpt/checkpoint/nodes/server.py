@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from typing import Final
 
+import msgspec
 import xxhash
 
 from elastic_ckpt.checkpoint.disk.tier import DiskTier
@@ -26,6 +27,9 @@ from elastic_ckpt.checkpoint.nodes.link import (
     Describe,
     Fetch,
     Hello,
+    Keep,
+    Keeping,
+    Kept,
     NodeLink,
     NotServed,
     Reply,
@@ -33,7 +37,13 @@ from elastic_ckpt.checkpoint.nodes.link import (
     SentPiece,
     Settle,
 )
-from elastic_ckpt.checkpoint.nodes.replica import check_piece, read_digests, replicas
+from elastic_ckpt.checkpoint.nodes.replica import (
+    check_piece,
+    read_digests,
+    replicas,
+    replicate,
+    settle_replicas,
+)
 from elastic_ckpt.checkpoint.tier import Ref
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -49,16 +59,23 @@ class MemoryServer:
     """Serves one node's memory tier until closed, a thread for each connection."""
 
     def __init__(
-        self, tier: MemoryTier, job: JobDirectory, host: str, be_polite: Callable[[], None]
+        self,
+        tier: MemoryTier,
+        job: JobDirectory,
+        host: str,
+        be_polite: Callable[[], None],
+        leaves: Callable[[], bool] = lambda: False,
     ) -> None:
         """Listen on this node's address ``host``; OSError if that is not possible.
 
         Args:
             be_polite: gives the calling thread the lowest priority: training goes on meanwhile.
+            leaves: whether this node is under notice, so that it can keep nothing for others.
         """
         self._tier = tier
         self._job = job
         self._be_polite = be_polite
+        self._leaves = leaves
         self._token = secrets.token_hex(16)
         family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
         self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
@@ -88,11 +105,19 @@ class MemoryServer:
             ).start()
 
     def _serve(self, link: NodeLink) -> None:
-        with closing(link), suppress(NodeLost), closing(_Answers(self._tier, self._job)) as answers:
+        with (
+            closing(link),
+            suppress(NodeLost),
+            closing(_Answers(self._tier, self._job, self._leaves)) as answers,
+        ):
             hello = link.receive(Hello)
             if hello is None or not _is_same(hello.token, self._token):
                 return
-            while (request := link.receive(Request)) is not None:
+            while True:
+                link.wait()
+                request = link.receive(Request)
+                if request is None:
+                    return
                 if isinstance(request, Copy):
                     self._be_polite()  # the connection is for that alone
                 answers.answer(request, link)
@@ -101,9 +126,10 @@ class MemoryServer:
 class _Answers:
     """What one connection has asked for, and the copy that is under way on it."""
 
-    def __init__(self, tier: MemoryTier, job: JobDirectory) -> None:
+    def __init__(self, tier: MemoryTier, job: JobDirectory, leaves: Callable[[], bool]) -> None:
         self._tier = tier
         self._job = job
+        self._leaves = leaves
         self._asked = "", -1
         self._found: Sealed | None = None
         self._sizes: dict[str, int] = {}
@@ -125,6 +151,8 @@ class _Answers:
                 data = encode(self._find(request.attempt, request.first).seal)
                 link.send(SentPiece(len(data)))
                 link.send_bytes(data)
+            elif isinstance(request, Keep):
+                self._keep(request, link)
             else:
                 link.send(self._act(request))
         except NodeLost:
@@ -186,6 +214,18 @@ class _Answers:
                 return Copied(copied, files)
         return Copied(copied)
 
+    def _keep(self, request: Keep, link: NodeLink) -> None:
+        """Make a replica at normal priority: a node with little time left waits for it."""
+        source = msgspec.structs.replace(request.source, leaves=True)
+        self._refuse_if_leaving()
+        replicate(self._tier.root, source, request.attempt, lambda count: link.send(Keeping(count)))
+        self._refuse_if_leaving()
+        link.send(Kept())
+
+    def _refuse_if_leaving(self) -> None:
+        if self._leaves():
+            raise CheckpointRejected("it leaves as well")
+
     def _check_all(self, sealed: Sealed, digests: dict[str, list[str]]) -> None:
         """Verify a replica before it is sealed elsewhere with digests of its own."""
         for entry in sealed.seal.files:
@@ -199,6 +239,7 @@ class _Answers:
             if one.seal.attempt == attempt:
                 one.generation.settle(one.seal)
                 settle_older(self._tier, one)
+                settle_replicas(self._tier.root, one)
 
 
 def _is_same(said: str, secret: str) -> bool:

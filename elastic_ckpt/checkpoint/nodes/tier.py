@@ -20,11 +20,12 @@ from elastic_ckpt.checkpoint.memory.mapped_file import Mappings
 from elastic_ckpt.checkpoint.memory.part import MemoryAttempt, MemoryPart
 from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, make_memory_seal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.nodes.pairs import guarded_by
+from elastic_ckpt.checkpoint.nodes.client import NodeMemory
+from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers
 from elastic_ckpt.checkpoint.nodes.reading import SharesReading, can_load, clear_brought
 from elastic_ckpt.checkpoint.nodes.replica import replicas
 from elastic_ckpt.checkpoint.tier import Reading, Ref, Stored, TierFull
-from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import read_bounded, remove_tree
 
@@ -99,11 +100,10 @@ class NodesMemory(MemoryTier):
         """Return the attempt that is written into a generation of this node; ``shares`` are those
         of all nodes."""
         generation = self._generation(Ref(NAME, slot))
-        guards = guarded_by(self.share, shares, self.replicas)
-        others = tuple(one for one in shares if one.first != self.share.first)
-        return SharesAttempt(
-            generation, identity, self._mappings, self.share, others=others, guards=guards
-        )
+        own = next(one for one in shares if one.first == self.share.first)
+        staying = [one for one in shares if not one.leaves]
+        guards = () if own.leaves else guarded_by(own, staying, self.replicas)
+        return SharesAttempt(generation, identity, self._mappings, own, shares, guards)
 
     # -- loading ------------------------------------------------------------------------------
 
@@ -174,7 +174,9 @@ class NodesMemory(MemoryTier):
         found: dict[int, Share] = {}
         for one, node in held:
             if one.header.attempt == attempt and one.count > 0:
-                found[one.first] = msgspec.structs.replace(node, first=one.first, count=one.count)
+                found[one.first] = msgspec.structs.replace(
+                    node, first=one.first, count=one.count, leaves=one.is_replica
+                )
         shares: list[Share] = []
         following = 0
         while following < world_size and following in found:
@@ -201,14 +203,53 @@ class SharesAttempt(MemoryAttempt):
         identity: str,
         mappings: Mappings,
         share: Share,
-        *,
-        others: tuple[Share, ...],
+        shares: Sequence[Share],
         guards: tuple[Share, ...],
     ) -> None:
         super().__init__(generation, identity, mappings)
         self._share = share
-        self._others = others
+        self._shares = shares
         self._guards = guards
+        self._kept: dict[int, Share] = {}
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether nodes leave, whose shares others have to keep before it is sealed."""
+        return any(one.leaves for one in self._shares)
+
+    def hand_over(self, limit: float) -> Share:
+        """Have a node that stays keep this node's share; return the share as it is there. One rank
+        of a node that leaves, between :meth:`seal_share` and :meth:`seal`.
+
+        Args:
+            limit: in monotonic seconds.
+
+        Raises:
+            NodeLost: the last node that was asked did not have it in time.
+            CheckpointRejected: it cannot take it, or no other node stays.
+        """
+        refused: ElasticCkptError = CheckpointRejected("no other node stays")
+        for keeper in keepers(self._share, self._shares):
+            try:
+                with NodeMemory(keeper) as node:
+                    node.keep(self.ref.attempt, self._share, limit)
+            except (NodeLost, CheckpointRejected) as error:
+                refused = error
+                continue
+            first, count = self._share.first, self._share.count
+            return msgspec.structs.replace(keeper, first=first, count=count, leaves=True)
+        raise refused
+
+    def kept(self, shares: Iterable[Share]) -> None:
+        """Note where the shares of nodes that leave are from now on. Leader only, before
+        :meth:`seal`."""
+        self._kept = {one.first: one for one in shares}
+
+    def note_keeper(self, host: str) -> None:
+        """Record on a node that leaves, once the checkpoint is sealed, who keeps its share."""
+        seal = self._generation.seal()
+        if seal is not None:
+            self._generation.note_keeper(seal, host)
 
     def part(self, rank: int) -> SharesPart:
         return SharesPart(self._generation, rank, self._mappings)
@@ -216,7 +257,9 @@ class SharesAttempt(MemoryAttempt):
     def seal(self, header: SealHeader, files: Sequence[FileEntry], retention: Retention) -> Ref:
         """Seal the leader's share, which makes it a checkpoint: the others are sealed by then."""
         own = [entry for entry in files if entry.rank in self._share.ranks]
-        self._seal_share(header, own, retention, self._others)
+        others = [one for one in self._shares if one.first != self._share.first]
+        where = tuple(self._kept.get(one.first, one) for one in others)
+        self._seal_share(header, own, retention, where)
         return self.ref
 
     def seal_share(self, header: SealHeader) -> None:

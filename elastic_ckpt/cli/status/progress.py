@@ -40,7 +40,8 @@ class ProgressView(msgspec.Struct):
 
 
 class AtRiskView(msgspec.Struct):
-    """The work that would have to be repeated if the node died now: it is not on the disk yet.
+    """The work that would have to be repeated if the node died now: neither the disk nor another
+    node's memory has it yet.
 
     Attributes:
         steps: None if the script restarts its count in each epoch, or if none was seen.
@@ -88,25 +89,29 @@ def at_risk(
     account: TimeAccount,
     now: float,
     *,
+    copied: tuple[int, int] | None = None,
     stepless_since: float = 0.0,
 ) -> AtRiskView:
-    """Return the work that is not in the newest checkpoint on the disk.
+    """Return the work that is not in the newest checkpoint that outlives this node.
 
     Args:
         epoch, step: where the job is.
         now: seconds since the epoch.
+        copied: (epoch, step) of the newest one in memory of which each node has a copy elsewhere.
         stepless_since: since when the script trains without a step that is seen; 0 if it does not.
     """
     if stepless_since:
         return AtRiskView(None, max(0.0, now - stepless_since))
-    if on_disk is None:
+    on_disk_at = (on_disk.epoch, on_disk.step) if on_disk is not None else None
+    safe = max((one for one in (on_disk_at, copied) if one is not None), default=None)
+    if safe is None:
         return AtRiskView(step, account.training_since(-math.inf, now))
-    moment = account.moment_of(on_disk.epoch, on_disk.step)
+    moment = account.moment_of(*safe)
     if moment is None:
-        moment = now - (on_disk.age_seconds or 0.0)
-    ahead = step - on_disk.step
+        moment = now - (on_disk.age_seconds or 0.0 if on_disk is not None else 0.0)
+    ahead = step - safe[1]
     if ahead < 0:  # the count restarted with the epoch, or the board is older than the checkpoint
-        same = epoch == on_disk.epoch
+        same = epoch == safe[0]
         return AtRiskView(0 if same else None, account.training_since(moment, now))
     return AtRiskView(ahead, account.training_since(moment, now) if ahead else 0.0)
 

@@ -236,6 +236,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
             on_disk if on_disk and on_disk.session == session else None,
             account,
             now,
+            copied=history.copies.newest,
             stepless_since=record.stepless_since if record else 0.0,
         )
         if position and slots and now is not None

@@ -257,10 +257,14 @@ class HeadRole(ClusterRole):
         run.incarnations.launch(min(len(chosen), self._max), without)
 
     def serve_running(self, run: Supervisor, now: float) -> None:
-        """Besides saves, have the ranks stop for an incarnation with the nodes that joined, or
-        without those that are left out and no longer needed."""
+        """Besides saves, let the ranks know what is best when a node leaves, and have them stop for
+        an incarnation with the nodes that joined, or without those that are left out and no longer
+        needed."""
         super().serve_running(run, now)
         chosen, running = self._eligible(), self._nodes.running
+        run.ports.board.hands_over = running > 1 and run.saves.hands_over(
+            running, run.settings.grace
+        )
         if self._growing or not running or run.agent is None:
             return
         left_out = [one for one in self._nodes.taking_part if one in self._left_out.nodes]

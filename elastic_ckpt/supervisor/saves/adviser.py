@@ -109,6 +109,10 @@ class SaveAdviser:
             )
         return choice
 
+    def hands_over(self, nodes: int, grace: float) -> bool:
+        """Return whether a node that leaves is free sooner if others keep what it has in memory."""
+        return self._forecast.of_a_node_that_leaves(nodes, grace).kind is ChoiceKind.PEER
+
     def lead_seconds(self, slots: Iterable[Slot]) -> float:
         """Return how long before a known end a node gets its notice: a step and twice the worst
         save, as to leave a little early costs less than a save."""

@@ -71,9 +71,11 @@ class Drainer:
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
+        token: str = "",
     ) -> None:
         """Start nothing yet. ``fence`` is of this run, which seals; ``say`` shows one line to the
-        user; a thread calls ``wake`` when a drain has ended."""
+        user; a thread calls ``wake`` when a drain has ended; ``token`` is the secret of this node's
+        memory server, on several nodes."""
         self._job = job
         self._tier = tier
         self.older: list[MemoryTier] = []
@@ -81,6 +83,7 @@ class Drainer:
         self._say = say
         self._wake = wake
         self._fence = fence
+        self._token = token
         self._retainers: dict[str, Retainer] = {}
         self._task: _Task | None = None
         self._thread: threading.Thread | None = None
@@ -103,9 +106,10 @@ class Drainer:
 
     def lacks(self, one: Sealed) -> bool:
         """Return whether the disk lacks a generation, for all that this run knows. An earlier run's
-        share of one is for the ranks to find: they alone hear from all nodes."""
-        is_ours = one.seal.is_whole or one.seal.run == self._run_number
-        return is_ours and not one.settled and self._plan.is_pending(one.seal.attempt)
+        share of one is for the ranks to find: they alone hear from all nodes, and note it."""
+        share, is_ours = one.seal.share, one.seal.is_whole or one.seal.run == self._run_number
+        is_found = share is not None and bool(self._token) and share.token == self._token
+        return (is_ours or is_found) and not one.settled and self._plan.is_pending(one.seal.attempt)
 
     @property
     def _run_number(self) -> int:

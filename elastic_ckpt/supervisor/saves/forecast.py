@@ -12,6 +12,7 @@ from elastic_ckpt.journal.bucket_events import Mirrored
 from elastic_ckpt.journal.events import Drained, EmergencySaved, Saved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.journal.node_events import Replicated
 from elastic_ckpt.policy.emergency import EmergencyChoice, Outlook, choose, save_seconds
 from elastic_ckpt.policy.prediction import Predictor, Route, rest_of_step
 from elastic_ckpt.protocol.slot import Phase, Slot
@@ -77,6 +78,11 @@ class SaveForecast:
         outlook = Outlook(math.inf, 0.0, size, uploads=self._uploads)
         return save_seconds(self.predictor, outlook) if size else None
 
+    def of_a_node_that_leaves(self, nodes: int, grace: float) -> EmergencyChoice:
+        """Return what is best if one of ``nodes`` nodes gets a notice of ``grace`` seconds."""
+        size = self.predictor.last_bytes
+        return choose(self.predictor, Outlook(grace, 0.0, size, peer_bytes=size // nodes))
+
     def learn(self, entry: JournalEntry) -> None:
         """Take a new entry of this node's journal into account."""
         match entry.event:
@@ -92,6 +98,8 @@ class SaveForecast:
                 self._observe(Route.UPLOAD, size, event.seconds - event.paused_seconds)
             case Drained(bytes=size, seconds=seconds):
                 self._observe(Route.DRAIN, size, seconds)
+            case Replicated(bytes=size, seconds=seconds):
+                self._observe(Route.PEER, size, seconds)
 
     def keep(self) -> None:
         """Keep what was learned for the next run."""

@@ -82,8 +82,9 @@ class MemoryKeeper:
         self._server = server
         self._name = name
         leads = owned is not None and (not name or fence is not None)
+        token = server.where[2] if server else ""
         self._drainer = (
-            Drainer(job, fence, owned.tier, journal, say, wake) if owned and leads else None
+            Drainer(job, fence, owned.tier, journal, say, wake, token) if owned and leads else None
         )
         self._replicator = (
             Replicator(owned.tier, journal, say, wake, be_polite, finished)
@@ -104,8 +105,10 @@ class MemoryKeeper:
         say: Callable[[str], None],
         wake: Callable[[], None],
         finished: Callable[[], int],
+        leaves: Callable[[], bool] = lambda: False,
     ) -> MemoryKeeper:
-        """Make the tier, or take over what earlier runs of this job left there.
+        """Make the tier, or take over what earlier runs of this job left there. ``leaves`` returns
+        whether this node is under notice.
 
         If the place is not usable the tier is off, with a message. Looks at no directory of another
         job: its storage may not answer.
@@ -121,7 +124,7 @@ class MemoryKeeper:
                 say(f"no memory tier, saves go to the disk: {error}")
         name, server = settings.node if settings.endpoint and place else "", None
         if name and owned is not None:
-            server = _serve(settings, owned, job, say)
+            server = _serve(settings, owned, job, say, leaves)
         keeper = cls(job, fence, journal, say, wake, finished, owned, server, name)
         elsewhere = owned.elsewhere if owned else []
         left = leftovers([*([place] if place else []), *_earlier_places(job)])
@@ -224,6 +227,24 @@ class MemoryKeeper:
         sealed = self._owned.sealed() if self._owned else []
         return sealed[0] if sealed and self._drainer and self._drainer.lacks(sealed[0]) else None
 
+    def owed(self) -> Sealed | None:
+        newest = self._newest_share()
+        return newest if newest is not None and not newest.settled else None
+
+    def kept_by_peer(self) -> tuple[Key, str] | None:
+        newest = self._newest_share()
+        keeper = newest.keeper if newest is not None else ""
+        return (newest.age, keeper) if newest is not None and keeper else None
+
+    def _newest_share(self) -> Sealed | None:
+        """Return what this node has of the newest generation, if it was sealed while this
+        supervisor serves it, and another node drains it."""
+        if self._owned is None or self._server is None or self._drainer is not None:
+            return None
+        newest = next(iter(self._owned.tier.sealed()), None)
+        share = newest.seal.share if newest is not None else None
+        return newest if share is not None and share.token == self._server.where[2] else None
+
     def undrained_bytes(self) -> int | None:
         kept = self.not_on_disk()
         return self._drainer.bytes_left(kept) if kept and self._drainer else None
@@ -243,13 +264,17 @@ class MemoryKeeper:
 
 
 def _serve(
-    settings: RunSettings, owned: OwnedTier, job: JobDirectory, say: Callable[[str], None]
+    settings: RunSettings,
+    owned: OwnedTier,
+    job: JobDirectory,
+    say: Callable[[str], None],
+    leaves: Callable[[], bool],
 ) -> MemoryServer | None:
     """Serve this node's memory to the others, on the address by which it reaches them."""
     clear_brought(owned.tier.root)
     try:
         address = own_address(*parse_endpoint(settings.endpoint))
-        return MemoryServer(owned.tier, job, address, be_polite)
+        return MemoryServer(owned.tier, job, address, be_polite, leaves)
     except OSError as error:
         say(f"no memory tier, saves go to the disk: {error.strerror or error}")
         return None
@@ -290,7 +315,10 @@ def _warn(left: Iterable[Leftover], job: JobDirectory, say: Callable[[str], None
     for one in left:
         what = f"step {one.step}" if one.step is not None else "a checkpoint"
         where = f"is in memory only, in {one.tier}"
-        if one.identity == identity and one.job == str(job.root):
+        if one.is_share and one.job == str(job.root):
+            todo = "the job can use it only with all other nodes' shares of that step"
+            say(f"a node's share of {what} {where}: {todo}")
+        elif one.identity == identity and one.job == str(job.root):
             place = one.tier.parent
             say(f"{what} {where}: run once with --memory-dir {place} to bring it to the disk")
         elif one.identity == identity:

@@ -64,7 +64,7 @@ class Replicator:
         self._pace.feed(time.monotonic(), self._finished(), copying=self._is_copying)
         if sealed:
             newest = next((one.seal for one in self._tier.sealed()), None)
-            if newest is not None and newest.guards and newest.attempt != self._last:
+            if newest is not None and newest.attempt != self._last:
                 self._last = newest.attempt
                 self._wanted.put(newest)
         while not self._done.empty():
@@ -87,6 +87,8 @@ class Replicator:
                 if newer is None:
                     return
                 seal = newer
+            if not seal.guards and seal.share is not None and not seal.share.leaves:
+                drop_strangers(self._tier.root, (), seal)  # there is no other node any more
             for share in seal.guards:
                 self._is_copying = True
                 self._done.put(self._replicate(share, seal))
@@ -105,7 +107,7 @@ class Replicator:
         while True:
             try:
                 made = replicate(self._tier.root, share, seal.attempt, pause)
-                drop_strangers(self._tier.root, seal.guards, made)
+                drop_strangers(self._tier.root, seal.guards, made.seal)
             except CheckpointRejected as error:
                 is_early = time.monotonic() < began + _PATIENCE_SECONDS
                 if is_early and not self._closing.wait(_PAUSE_SECONDS):

@@ -16,11 +16,19 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, SharesAttempt
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part, Ref
-from elastic_ckpt.errors import ElasticCkptError, StateModified, StorageFailed, UsageError
+from elastic_ckpt.errors import (
+    CheckpointRejected,
+    ElasticCkptError,
+    NodeLost,
+    StateModified,
+    StorageFailed,
+    UsageError,
+)
 from elastic_ckpt.journal.events import Saved, SaveFailure, SaveStarted
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
@@ -34,7 +42,8 @@ from elastic_ckpt.util.files import files_below
 log = logging.getLogger(__name__)
 
 _TO_DISK: Final = ("emergency", "manual")
-"""Saves that a process waits for go to disk at once: through memory they would take longer."""
+"""Saves that a process waits for go to disk at once: through memory they would take longer, unless
+nodes that stay have what they need of an emergency save."""
 
 _Files = msgspec.json.Decoder(list[FileEntry])
 _Paths = msgspec.json.Decoder(list[str])
@@ -88,6 +97,7 @@ class SaveOperation:
         self._snapshot = snapshot
         self.parent = runtime.parent
         self._to_disk = snapshot.reason in _TO_DISK
+        self._hands_over = snapshot.reason == "emergency"
         self._refused = False  # by the disk
         self._taken: _Taken | None = None
         self._began = self._standing_since = time.monotonic()
@@ -146,7 +156,7 @@ class SaveOperation:
         try:
             target = begin_attempt(
                 self._runtime, self._engine, self.position.step, allow_memory=not self._to_disk,
-                replaces=self._refused,
+                hands_over=self._hands_over, replaces=self._refused,
             )  # fmt: skip
             overlapped = overlap and target.ref.tier == "memory" and self._engine.overlaps
             copies = DeviceCopies() if overlapped else None
@@ -164,12 +174,16 @@ class SaveOperation:
 
     def _switch_tier(self, target: Attempt | None, refused: StorageFailed) -> bool:
         """Switch from the tier that failed to the other one; return False if there is none."""
-        if target is not None and target.ref.tier == "memory":
+        in_memory = target is not None and target.ref.tier == "memory"
+        if in_memory and self._to_disk:
+            self._hands_over = False
+            what = "saving to the disk instead"
+        elif in_memory:
             self._runtime.memory = None
             what = "the memory tier is off from now on"
         elif self._runtime.memory is not None and not self._refused:
             what = "saving into memory instead"
-            self._to_disk, self._refused = False, True
+            self._to_disk, self._refused, self._hands_over = False, True, False
         else:
             return False
         log.warning("%s: %s", what, refused)
@@ -298,12 +312,41 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
+    keeper: Share | None = None
     if isinstance(target, SharesAttempt):
         _seal_shares(runtime, target, taken.header)
+        if target.hands_over:
+            keeper = _hand_over(runtime, target)
     sealed = peers.leader_does(
         "seal", lambda: target.seal(taken.header, files, runtime.retain.rule)
     )
+    if keeper is not None and isinstance(target, SharesAttempt):
+        target.note_keeper(keeper.host)
     return files, sealed
+
+
+def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:
+    """Have nodes that stay keep the shares of those that leave, also of one whose notice came since
+    the save began; return who keeps this node's. Collective. StorageFailed on every rank if a share
+    is kept by no other node in half of the time that is left."""
+    peers, memory, deadline = runtime.peers, runtime.memory, runtime.board.deadline
+    kept: list[Share] = []
+
+    def hand_over() -> bytes:
+        if deadline is None or not isinstance(memory, NodesMemory) or not memory.acts:
+            return b""
+        now = time.monotonic()
+        try:
+            if peers.is_leader:
+                raise CheckpointRejected("this node leaves as well, and leads")
+            kept.append(target.hand_over(now + (deadline - now) / 2))
+        except (NodeLost, CheckpointRejected) as error:
+            raise StorageFailed(peers.rank, f"its memory goes with its node: {error}") from None
+        return msgspec.json.encode(kept[0])
+
+    told = peers.collect("kept", hand_over)
+    target.kept(msgspec.json.decode(one, type=Share) for one in told if one)
+    return kept[0] if kept else None
 
 
 def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> None:

@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.memory.seal import Share
+from elastic_ckpt.checkpoint.nodes.pairs import may_hand_over
+from elastic_ckpt.checkpoint.nodes.reading import RESHARDING
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, new_identity
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
 from elastic_ckpt.errors import ElasticCkptError
@@ -31,17 +33,26 @@ def begin_attempt(
     step: int,
     *,
     allow_memory: bool = True,
+    hands_over: bool = False,
     replaces: bool = False,
 ) -> Attempt:
     """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
-    on every rank if the disk has no room, or does not answer. ``replaces``: as the memory tier's.
+    on every rank if the disk has no room, or does not answer.
+
+    Args:
+        hands_over: nodes may leave after it: in memory only if others keep what these have.
+        replaces: as the memory tier's.
     """
     disk = runtime.durable
-    memory = runtime.memory if allow_memory else None
+    memory = runtime.memory if allow_memory or hands_over else None
     if isinstance(memory, NodesMemory):
-        if runtime.rewound_to is None and not engine.by_path:
-            return _begin_on_nodes(runtime, engine, step, memory, replaces=replaces)
+        suits = runtime.rewound_to is None and not engine.by_path
+        if suits and (not hands_over or _may_hand_over(engine, memory)):
+            return _begin_on_nodes(
+                runtime, engine, step, memory, hands_over=hands_over, replaces=replaces
+            )
         memory = None
+    memory = memory if allow_memory else None
     tiers: dict[str, Tier] = {tier.name: tier for tier in (memory, disk) if tier is not None}
 
     def begin() -> Attempt:
@@ -96,23 +107,39 @@ class _Begun(msgspec.Struct, frozen=True):
 _Offers = msgspec.json.Decoder(_Offer)
 
 
+def _may_hand_over(engine: Engine, memory: NodesMemory) -> bool:
+    """Return whether nodes keep anything for others, and fewer ranks could load it."""
+    return memory.replicas > 0 and engine.info.name == RESHARDING
+
+
 def _begin_on_nodes(
-    runtime: Runtime, engine: Engine, step: int, memory: NodesMemory, *, replaces: bool
+    runtime: Runtime,
+    engine: Engine,
+    step: int,
+    memory: NodesMemory,
+    *,
+    hands_over: bool,
+    replaces: bool,
 ) -> Attempt:
-    """Begin in the memory of all nodes if each has room, else on disk. Collective."""
+    """Begin in the memory of all nodes if each has room, else on disk; if nodes leave, in memory
+    only if others can keep what these have, and that is faster. Collective."""
     disk, peers = runtime.durable, runtime.peers
     begun: list[Attempt] = []
 
     def judge(offers: list[bytes]) -> bytes:
         found = [_Offers.decode(one) for one in offers if one]
+        shares = [one.share for one in found]
         refused = next((one for one in found if one.problem), None)
-        if refused is None:
+        stays = not hands_over or (runtime.board.hands_over and may_hand_over(shares, peers.rank))
+        if refused is None and stays:
             ref = Ref(memory.name, "", new_identity())
             slots = {one.share.first: one.slot for one in found}
-            return msgspec.json.encode(_Begun(ref, slots, [one.share for one in found]))
-        told = f"{refused.share.host}: {refused.problem}"
-        if refused.is_full:
-            _report_memory(runtime, told)
+            return msgspec.json.encode(_Begun(ref, slots, shares))
+        told = "no other node keeps what one has that leaves, or the disk is faster"
+        if refused is not None:
+            told = f"{refused.share.host}: {refused.problem}"
+            if refused.is_full:
+                _report_memory(runtime, told)
         log.info("saving step %d to the disk: %s", step, told)
         try:
             with contextlib.suppress(OSError):
@@ -122,7 +149,9 @@ def _begin_on_nodes(
             raise as_failure(peers.rank, error, "save") from error
         return msgspec.json.encode(_Begun(begun[0].ref))
 
-    offer = _offer(runtime, engine, step, memory, replaces=replaces)
+    leaves = hands_over and runtime.board.deadline is not None
+    share = msgspec.structs.replace(memory.share, leaves=leaves)
+    offer = _offer(runtime, engine, step, memory, share, replaces=replaces)
     answer = msgspec.json.decode(peers.agree(f"room for step {step}", offer, judge), type=_Begun)
     if answer.ref.tier == memory.name:
         slot = answer.slots[memory.share.first]
@@ -131,12 +160,18 @@ def _begin_on_nodes(
 
 
 def _offer(
-    runtime: Runtime, engine: Engine, step: int, memory: NodesMemory, *, replaces: bool
+    runtime: Runtime,
+    engine: Engine,
+    step: int,
+    memory: NodesMemory,
+    share: Share,
+    *,
+    replaces: bool,
 ) -> bytes:
     """Take a generation for this node's share, on the rank that acts for it."""
     if not memory.acts:
         return b""
-    ranks, share = runtime.peers.world_size, memory.share
+    ranks = runtime.peers.world_size
     size = int(_MARGIN * engine.state_bytes() * share.count / ranks)
     held = max((one.seal.total_bytes for one in memory.own()), default=0)
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.cli import leftovers as shown
 from elastic_ckpt.cli.doctor import memory as doctor_memory
 from elastic_ckpt.cli.doctor.memory import check_memory
@@ -57,3 +59,21 @@ def test_it_is_listed_with_job_step_size_and_age_and_deleted_by_one_command(
     assert cli(*row["command"].split()[1:]).out.endswith(f"step 16 of {gone.root}\n")
     assert not held.tier.root.exists()
     assert cli("prune", "--memory", job.root).code == ExitCode.USAGE
+
+
+def test_a_nodes_share_is_no_checkpoint_to_bring_to_the_disk(
+    cli: Command, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node was taken out of its job, which has gone on without it."""
+    job = open_job(tmp_path / "job")
+    held = own(place, job)
+    sealed = snapshot(job, held.tier, 16)
+    assert sealed is not None
+    sealed.generation.close(msgspec.structs.replace(sealed.seal, share=Share(0, 1)))
+    held.release(remove=False)
+    [row] = cli("status", job.root, "--json").json["memory_only"]
+    assert row["is_share"] and row["step"] == 16
+    monkeypatch.setattr(doctor_memory, "room_bytes", lambda path: 10**12)
+    *_, found = check_memory(None, shm=place)
+    assert found.text.startswith(f"a node's share of step 16 of {job.root} is in memory: ")
+    assert "rerun" not in found.todo and found.todo.endswith(row["command"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,6 +16,7 @@ from elastic_ckpt.policy.emergency import ChoiceKind, EmergencyChoice, Outlook, 
 from elastic_ckpt.policy.prediction import MAX_MARGIN, MIN_MARGIN, Predictor, Route, RouteModel
 
 FULL, DRAIN, NOTHING = ChoiceKind.FULL, ChoiceKind.DRAIN_NEWEST, ChoiceKind.NOTHING
+PEER = ChoiceKind.PEER
 
 GB = 10**9
 
@@ -28,6 +31,13 @@ def knowing(**seconds_per_gb: float) -> Predictor:
 KNOWN = knowing(disk=10.0, drain=8.0)  # 15 s and 12 s with the margin
 SLOW_DRAIN = knowing(disk=10.0, drain=16.0)  # 15 s and 24 s
 DRAINED = knowing(memory=1.0, drain=10.0)  # no save ever went straight to the disk
+
+
+SLOW_DISK = knowing(disk=10.0, drain=8.0, memory=1.0, peer=2.0)
+"""On two nodes: 1 s for the step, 1.5 s into memory, 1.5 s for a copy of half a GB."""
+
+FAST_DISK = knowing(disk=1.5, drain=1.5, memory=1.0, peer=2.0)
+NO_DISK = knowing(memory=1.0, peer=2.0)  # the first drain is still under way
 
 
 def outlook(left: float, **changes: object) -> Outlook:
@@ -139,6 +149,59 @@ def test_the_choice(predictor: Predictor, given_: Outlook, kind: ChoiceKind) -> 
     assert choice.kind is kind, choice.why
 
 
+HALF = GB // 2
+
+
+@pytest.mark.parametrize(
+    ("predictor", "given_", "kind"),
+    [
+        pytest.param(SLOW_DISK, outlook(60.0, peer_bytes=HALF), PEER, id="a peer has it sooner"),
+        pytest.param(SLOW_DISK, outlook(60.0), FULL, id="no peer stays, or keeps anything"),
+        pytest.param(SLOW_DISK, outlook(4.1, peer_bytes=HALF), PEER, id="the disk is too slow"),
+        pytest.param(SLOW_DISK, outlook(2.5, peer_bytes=HALF), PEER, id="a peer may have it"),
+        pytest.param(SLOW_DISK, outlook(2.2, peer_bytes=HALF), NOTHING, id="not even a peer"),
+        pytest.param(
+            FAST_DISK, outlook(60.0, peer_bytes=HALF), FULL, id="the disk is as fast, and durable"
+        ),
+        pytest.param(
+            SLOW_DISK, outlook(60.0, save_bytes=GB // 20, peer_bytes=GB // 40), FULL,
+            id="a small state: less than a second sooner",
+        ),
+        pytest.param(
+            FAST_DISK, outlook(60.0, peer_bytes=4 * GB), FULL, id="the network is slower than it"
+        ),
+        pytest.param(
+            SLOW_DISK, outlook(60.0, peer_bytes=HALF, undrained_bytes=0), PEER,
+            id="rather than an older snapshot",
+        ),
+        pytest.param(
+            SLOW_DISK, outlook(3.0, peer_bytes=HALF, undrained_bytes=GB // 5), DRAIN,
+            id="a drain certainly fits, a peer may be too late",
+        ),
+        pytest.param(
+            SLOW_DISK, outlook(60.0, peer_bytes=HALF, saving_seconds=1.0), FULL,
+            id="the ranks write to the disk already",
+        ),
+        pytest.param(NO_DISK, outlook(30.0, peer_bytes=HALF), PEER, id="no drain has ended yet"),
+        pytest.param(NO_DISK, outlook(2.5, peer_bytes=HALF), PEER, id="the same, and little time"),
+        pytest.param(
+            knowing(disk=10.0, memory=1.0), outlook(30.0, peer_bytes=HALF), FULL,
+            id="no copy was ever made: no replicas, or the first save",
+        ),
+        pytest.param(
+            knowing(disk=10.0, peer=2.0), outlook(30.0, peer_bytes=HALF), FULL,
+            id="nothing was ever saved into memory",
+        ),
+        pytest.param(Predictor(), outlook(30.0, peer_bytes=HALF), FULL, id="nothing is known"),
+    ],
+)  # fmt: skip
+def test_the_choice_where_a_peer_stays(
+    predictor: Predictor, given_: Outlook, kind: ChoiceKind
+) -> None:
+    choice = choose(predictor, given_)
+    assert choice.kind is kind, choice.why
+
+
 @pytest.mark.parametrize(
     ("grace", "kind"),
     [
@@ -186,6 +249,13 @@ def test_what_a_bucket_gets_in_time_goes_before_what_the_disk_gets(
             "a save to the disk takes up to 16 s, with 10 s left: it may still fit",
             16.0,
         ),
+        (
+            SLOW_DISK,
+            outlook(30.0, peer_bytes=HALF),
+            "a save to the disk takes up to 16 s, a save into memory with a copy on a node that "
+            "stays takes up to 4 s, with 30 s left",
+            4.0,
+        ),
     ],
 )
 def test_the_reason_names_the_durations(
@@ -199,7 +269,7 @@ def test_the_reason_names_the_durations(
 
 rates = st.floats(0.01, 100.0)
 margins = st.floats(MIN_MARGIN, MAX_MARGIN)
-WORTH = {FULL: 2, DRAIN: 1, NOTHING: 0}
+WORTH = {FULL: 2, PEER: 2, DRAIN: 1, NOTHING: 0}
 """The value of each action that finishes in time; one that is cut off keeps nothing."""
 
 
@@ -213,6 +283,7 @@ def situations(draw: st.DrawFn) -> tuple[Predictor, Outlook]:
         rest_of_step=draw(st.floats(0.0, 20.0)),
         save_bytes=draw(st.integers(1, 4 * GB)),
         undrained_bytes=draw(st.none() | st.integers(1, 4 * GB)),
+        peer_bytes=draw(st.none() | st.integers(1, 4 * GB)),
     )
 
 
@@ -230,13 +301,19 @@ def true_seconds(
     found = {NOTHING: 0.0, FULL: full}
     if outlook.undrained_bytes is not None:
         found[DRAIN] = seconds(Route.DRAIN, outlook.undrained_bytes)
+    if outlook.peer_bytes is not None:
+        save = outlook.rest_of_step + seconds(Route.MEMORY, outlook.save_bytes)
+        found[PEER] = save + seconds(Route.PEER, outlook.peer_bytes)
     return found
 
 
 def scenarios(predictor: Predictor, outlook: Outlook) -> Iterator[dict[Route, float]]:
     """Yield true costs within the margins: the ends, the middle, and where an action just fits."""
-    choices: dict[Route, list[float]] = {}
-    for route in Route:
+    choices: dict[Route, list[float]] = {Route.UPLOAD: [1.0]}
+    for route in (Route.MEMORY, Route.PEER):
+        margin = predictor.margin(route)
+        choices[route] = [1 / margin, margin] if outlook.peer_bytes is not None else [1.0]
+    for route in (Route.DISK, Route.DRAIN):
         margin = predictor.margin(route)
         factors = [1 / margin, 1.0, margin]
         for size, rest in (
@@ -275,14 +352,14 @@ def test_no_other_action_dominates_the_choice(situation: tuple[Predictor, Outloo
 def test_a_choice_that_certainly_fits_finishes_in_time(
     situation: tuple[Predictor, Outlook],
 ) -> None:
-    """If a whole save certainly fits, it is chosen."""
+    """If a whole save certainly fits, one is chosen."""
     predictor, given_ = situation
     choice = choose(predictor, given_)
     assume(choice.predicted_seconds is not None)
     worst = {route: predictor.margin(route) for route in Route}
     seconds = true_seconds(predictor, given_, worst)
-    if seconds[FULL] <= given_.grace_left * (1 - 1e-9):
-        assert choice.kind is FULL
+    if min(seconds[FULL], seconds.get(PEER, math.inf)) <= given_.grace_left * (1 - 1e-9):
+        assert choice.kind in (FULL, PEER)
     if "may still fit" not in choice.why and choice.kind is not NOTHING:
         assert seconds[choice.kind] <= given_.grace_left * (1 + 1e-9)
 
@@ -292,9 +369,7 @@ def test_a_choice_that_certainly_fits_finishes_in_time(
 def test_more_grace_never_keeps_less(situation: tuple[Predictor, Outlook], more: float) -> None:
     """At the worst costs, the notice with more time keeps at least as much."""
     predictor, given_ = situation
-    longer = Outlook(
-        given_.grace_left + more, given_.rest_of_step, given_.save_bytes, given_.undrained_bytes
-    )
+    longer = replace(given_, grace_left=given_.grace_left + more)
     worst = true_seconds(predictor, given_, {route: predictor.margin(route) for route in Route})
 
     def saved(at: Outlook, choice: EmergencyChoice) -> int:

@@ -28,7 +28,7 @@ class Scene:
         )
         memory = SimpleNamespace(
             not_on_disk=lambda: None, newest_key=lambda: NO_CHECKPOINT, over=True,
-            hurry=lambda: None, serve=lambda: None,
+            hurry=lambda: None, serve=lambda: None, owed=lambda: None, kept_by_peer=lambda: None,
         )  # fmt: skip
         own = SimpleNamespace(
             newest_marked=lambda: NO_CHECKPOINT, newest_name="", settled=True, is_finished=False,

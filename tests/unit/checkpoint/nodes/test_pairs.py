@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
 
 from elastic_ckpt.checkpoint.memory.seal import Share
-from elastic_ckpt.checkpoint.nodes.pairs import guarded_by
+from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers, may_hand_over
 
 
 def shares(domains: str) -> list[Share]:
@@ -35,6 +36,47 @@ def test_the_first_replica_is_in_another_domain_where_none_has_over_half(domains
     for one in nodes:
         (other,) = guarded_by(one, nodes, 1)
         assert one.domain != other.domain
+
+
+@pytest.mark.parametrize("domains", ["ab", "aabb", "abab", "aaab", "abc", "aaaa", "a"])
+@pytest.mark.parametrize("leaving", [{0}, {1}, {0, 1}, {0, 1, 2, 3}, {3}])
+def test_each_node_that_leaves_may_ask_all_that_stay(domains: str, leaving: set[int]) -> None:
+    nodes = [
+        msgspec.structs.replace(one, leaves=number in leaving)
+        for number, one in enumerate(shares(domains))
+    ]
+    staying = {one.first for one in nodes if not one.leaves}
+    for one in nodes:
+        if one.leaves:
+            found = keepers(one, nodes)
+            assert {other.first for other in found} == staying
+            assert len(found) == len(staying)
+
+
+@pytest.mark.parametrize("domains", ["ab", "aabb", "abab", "abc", "aabbc", "aaabbb", "abcabc"])
+def test_what_leaves_goes_to_another_domain_first(domains: str) -> None:
+    nodes = shares(domains)
+    asked = Counter(keepers(one, nodes)[0].first for one in nodes)
+    assert all(keepers(one, nodes)[0].domain != one.domain for one in nodes)
+    assert max(asked.values()) == 1  # not all of them the same one
+
+
+@pytest.mark.parametrize(
+    ("leaving", "expected"),
+    [
+        pytest.param(set(), False, id="nobody leaves: to the disk, as before"),
+        pytest.param({1}, True, id="one of three"),
+        pytest.param({1, 2}, True, id="both but the leader's"),
+        pytest.param({0}, False, id="the leader's: nobody would bring it to the disk"),
+        pytest.param({0, 1, 2}, False, id="all"),
+    ],
+)
+def test_when_nodes_hand_over(leaving: set[int], expected: bool) -> None:
+    nodes = [
+        msgspec.structs.replace(one, leaves=number in leaving)
+        for number, one in enumerate(shares("abc"))
+    ]
+    assert may_hand_over(nodes, leader=0) is expected
 
 
 def test_a_node_alone_keeps_nothing() -> None:

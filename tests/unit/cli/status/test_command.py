@@ -29,9 +29,10 @@ from elastic_ckpt.jobdir.node_record import (
     RecoveryRecord,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.events import Saved
+from elastic_ckpt.journal.events import Saved, WorkersLaunched
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.journal.line import encode_line
+from elastic_ckpt.journal.node_events import Replicated
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import MAX_METRICS, Phase
@@ -163,6 +164,27 @@ def test_at_risk_is_the_work_since_the_save_on_the_disk(training: JobDirectory) 
     assert risk is not None and risk.steps == 40
     assert risk.seconds == pytest.approx(40.0, abs=2.0)
     assert "40 steps, 40 s of training, if this node died now" in shown(gather(training))
+
+
+@pytest.mark.parametrize(
+    ("copied", "steps"),
+    [
+        pytest.param({"n1": 90, "n2": 90}, 10, id="each node has its copy"),
+        pytest.param({"n1": 90}, 40, id="one has not"),
+        pytest.param({"n1": 50, "n2": 50}, 40, id="the disk has a newer one"),
+    ],
+)
+def test_what_other_nodes_have_copied_is_not_at_risk(
+    training: JobDirectory, copied: dict[str, int], steps: int
+) -> None:
+    leads = Journal(training, "n1", rotates=False)
+    leads.write(WorkersLaunched(incarnation=1, nproc=1, nodes=2))
+    for step in set(copied.values()):
+        leads.write(Saved(step=step, tier="memory", reason="interval"))
+    for node, step in copied.items():
+        Journal(training, node, follows=node != "n1").write(Replicated(host="x", step=step))
+    risk = gather(training).at_risk
+    assert risk is not None and risk.steps == steps
 
 
 def test_steps_that_nobody_sees_are_at_risk_and_a_warning(job: JobDirectory, board: Board) -> None:

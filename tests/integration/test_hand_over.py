@@ -1,0 +1,100 @@
+"""A node leaves while the disk is slow: nodes that stay keep what it has in memory."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from elastic_ckpt.cli.status.view import StatusView
+from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.board import Board
+from tests.cluster import EPOCHS, SIZE, Cluster, Node
+from tests.job import MEMORY
+
+INTERVAL = 40
+SLOW_DISK = Path(__file__).parents[1] / "standins" / "slow_disk"
+
+pytestmark = pytest.mark.hosts
+
+
+class SlowCluster(Cluster):
+    """Nodes whose disk is slow; each has memory of its own."""
+
+    def __init__(self, root: Path, memory: Path) -> None:
+        arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
+        super().__init__(root, "1:2", *arguments, options=("--save-interval", str(INTERVAL)))
+        self.memory = memory
+
+    def make(self, name: str) -> Node:
+        node = super().make(name)
+        node.packages = [SLOW_DISK]
+        node.memory = self.memory / name
+        node.memory.mkdir(exist_ok=True)
+        node.options += ["--memory-dir", str(node.memory)]
+        return node
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[SlowCluster]:
+    memory = Path(tempfile.mkdtemp(dir=MEMORY))
+    try:
+        with SlowCluster(tmp_path, memory) as made:
+            yield made
+    finally:
+        shutil.rmtree(memory)
+
+
+def events(cluster: Cluster, kind: str) -> list[dict]:
+    found = [one for one in cluster.head.events() if one["event"] == kind]
+    return [one["data"] for one in found if not one["data"].get("follows")]
+
+
+def steps(cluster: Cluster, kind: str) -> list[int]:
+    return [one["step"] for one in events(cluster, kind)]
+
+
+def hands_over(cluster: Cluster) -> bool:
+    boards = [one.board for one in job_records(JobDirectory.at(cluster.head.directory))]
+    return any(Board.open(board, writable=False).hands_over for board in boards if board)
+
+
+def is_calm(cluster: Cluster, view: StatusView) -> bool:
+    """Whether the disk has all that was saved, the head knows that it is slow, and no save on the
+    interval is near."""
+    in_memory = [one["step"] for one in events(cluster, "saved") if one["tier"] == "memory"]
+    is_drained = in_memory == steps(cluster, "drained") != []
+    is_far = all(worker.step % INTERVAL < INTERVAL / 2 for worker in view.workers)
+    return is_drained and is_far and hands_over(cluster)
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["the other trains on", "all are killed"])
+def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_killed: bool) -> None:
+    """Whatever happens to the nodes that stay as long as their memory is there: nothing is lost
+    that was said to be saved, and the drain is made up for."""
+    cluster.start("n1", "n2")
+    cluster.head.until(lambda view: is_calm(cluster, view), "a drain to the slow disk")
+    cluster["n2"].process.send_signal(signal.SIGTERM)
+    assert cluster["n2"].wait(50) == 75, cluster.output()
+    drained = steps(cluster, "drained")
+    saved = events(cluster, "saved")[-1]
+    step = saved["step"]
+    assert (saved["reason"], saved["tier"]) == ("emergency", "memory"), cluster.output()
+    assert step not in drained
+    assert f"step {step} is in the memory of the nodes that stay" in cluster["n2"].output()
+    assert not cluster["n2"].tiers()
+    if is_killed:
+        cluster.lose("n1")
+        assert step not in steps(cluster, "drained")
+        cluster.start("n1")
+    cluster.until_training(1, beyond=1)
+    loaded = events(cluster, "loaded")[-1]
+    assert (loaded["step"], loaded["tier"]) == (step, "memory"), cluster.output()
+    cluster.head.until(lambda _: step in steps(cluster, "drained"), "the drain, which is owed")
+    cluster.finish("n1")
+    cluster.assert_each_sample_once(2)
