@@ -242,6 +242,8 @@ class HeadRole(ClusterRole):
             )
             run.ports.journal.write(WaitingForNodes(present=present, needed=self._min))
             run.record.update(message=f"waiting for nodes: at least {self._min} are needed")
+        elif run.settings.node not in self._nodes.present:
+            self._waiting_since = now  # its own imports take a while, which is bounded
         elif now - self._waiting_since > run.settings.gather_seconds:
             waited = f"fewer than {self._min} nodes for {run.settings.gather_seconds:.0f} s"
             run.shutdown.preempt_now(Event.ABANDONED, waited, stepped=False)
