@@ -49,7 +49,7 @@ class PlanCache:
     def plan_for(self, states: Mapping[str, PartState] | Exception) -> RankPlan:
         """Return the plan for the states by part; this rank may have an error instead. Collective:
         one number per rank, more after a change. SaveFailed, on every rank, if a rank has no states
-        or they do not fit together."""
+        or the ranks describe a tensor differently."""
         form = None if isinstance(states, Exception) else _form(states)
         mine = _FAILED if form is None else _SAME if form == self._form else _CHANGED
         worst = _largest(mine)
