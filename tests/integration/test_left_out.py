@@ -88,12 +88,10 @@ def test_node_whose_workers_keep_failing_is_left_out_and_the_job_ends_without_it
 @pytest.mark.hosts
 def test_head_that_fails_its_check_lets_another_node_lead(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
-        cluster.start("n1")
-        cluster.until_step(1, 2)
-        fault = JobDirectory.at(cluster.head.directory).node_check("n1")
+        job = JobDirectory.at(cluster.make("n1").directory)
+        job.prepare()
+        fault = job.node_check("n1")
         fault.mkdir()
-        cluster["n1"].process.send_signal(signal.SIGTERM)
-        assert cluster["n1"].wait(50) == 75
         cluster.start("n1")
         cluster.until_step(1, 2)  # it is needed: no other node is there
         assert "continuing with n1, although left out" in cluster["n1"].output()

@@ -16,6 +16,7 @@ from elastic_ckpt.checkpoint.bucket.take import newest_owner
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.bucket.places import shown
 from elastic_ckpt.cli.common import echo_json
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.policy.lease import BUCKET_LEASE_SECONDS
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes, human_duration
@@ -44,6 +45,8 @@ def bucket_state(store: Bucket) -> tuple[str, str]:
 
 
 def _gather(store: Bucket, url: BucketUrl) -> dict[str, Any]:
+    from elastic_ckpt.supervisor.cluster.left_out import notes_in
+
     number = newest_owner(store)
     owner = read_owner(store, number) if number else None
     beat = read_beat(store, number) if number else None
@@ -63,6 +66,7 @@ def _gather(store: Bucket, url: BucketUrl) -> dict[str, Any]:
         "age_seconds": None if sealed is None else max(0.0, time.time() - sealed),
         "checkpoints": len(current),
         "superseded": len(every) - len(current),
+        "left_out": [one.node for one in notes_in(store)],
         "exit_code": 2 if newest is None else int(state == "silent"),
     }
 
@@ -83,6 +87,9 @@ def _shown(owner: Owner | None) -> str:
 
 def _print(view: dict[str, Any]) -> None:
     url, newest = view["url"], view["newest"]
+    if view["left_out"]:
+        command = command_line("nodes", url)
+        click.echo(f"! nodes that are left out: {', '.join(view['left_out'])}: {command}")
     if newest is None:
         click.echo(
             f"{url}: no checkpoint" + (f", owned by {view['owner']}" if view["claim"] else "")

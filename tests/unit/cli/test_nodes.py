@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from elastic_ckpt.cli import nodes
+from elastic_ckpt.cli.bucket import status
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.left_out import LeftOutNode, read_left_out, write_left_out
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -54,7 +55,7 @@ def test_a_job_without_nodes_says_so(tmp_path: Path) -> None:
 
 
 def test_a_bucket_has_the_notes_of_nodes_without_a_common_directory(
-    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("obstore")
     from elastic_ckpt.supervisor.cluster.left_out import BucketNotes, notes_in
@@ -66,6 +67,10 @@ def test_a_bucket_has_the_notes_of_nodes_without_a_common_directory(
         note = LeftOutNode(name, "its workers fail", 1e9, url=str(URL))
         BucketNotes(job, store).write(note)
     assert "n2  left out since" in run(str(URL))
+    monkeypatch.setattr(status, "open_store", lambda url: store)
+    assert status.status_bucket(URL, as_json=False) == 2  # no checkpoint yet
+    shown = "nodes that are left out: n2, n3: elastic-ckpt nodes s3://bucket/job"
+    assert shown in capsys.readouterr().out
     assert "n2 is let in" in run(str(URL), "--let-in", "n2")
     assert "n3 is let in" in run(job.root, "--let-in", "n3")  # from the head's own directory
     assert notes_in(store) == []
