@@ -103,7 +103,7 @@ def lose_power(world: World, host: Host) -> None:
     world.network.changed()
     if host.run is not None:
         host.run.die()
-    host.memory.generations.clear()
+    host.lose_memory()
     if (
         host.leads
         or world.nodes[0] >= sum(not one.is_down for one in host.team.hosts) + 1
@@ -336,7 +336,7 @@ def _preempt(
         world.network.changed()
         if host.run is not None:
             host.run.die()
-        host.memory.generations.clear()
+        host.lose_memory()
         _come_back(world, host)
 
     world.kernel.after(grace, take)

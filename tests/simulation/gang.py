@@ -53,7 +53,7 @@ class Gang:
                 raise Violation("the rank that seals is not on the node that owns the job")
             self.kernel.after(self.kernel.between(0.1, 1.5), self._load)
 
-    def _is_held(self, act: Callable[[], None], *, storage: bool = False) -> bool:
+    def is_held(self, act: Callable[[], None], *, storage: bool = False) -> bool:
         """Return whether what needs all ranks is put off: one does not run, or reach rank 0."""
         if self.is_broken:
             return True
@@ -69,7 +69,7 @@ class Gang:
         return until > 0.0
 
     def _load(self) -> None:
-        if self._is_held(self._load, storage=True):
+        if self.is_held(self._load, storage=True):
             return
         found = self.world.load(self)
         self.start_step = self.finished = found.key[1] if found else 0
@@ -141,7 +141,7 @@ class Gang:
             )
 
     def _finish(self, step: int) -> None:
-        if self.finished >= step or self._is_held(lambda: self._finish(step)):
+        if self.finished >= step or self.is_held(lambda: self._finish(step)):
             return
         if any(one.hangs for one in self.members):
             return
@@ -171,27 +171,34 @@ class Gang:
             one.board.slot.phase = Phase.SAVING
             one.board.slot.beat = one.clock.monotonic_ns()
         urgent = kind in (ActionKind.STOP, ActionKind.SAVE_NOW)
-        memory = self.run.tier.memory
-        if 0 < self.finished <= self.members[0].board.slot.saved_step or not self.finished:
+        memory, shared = self.run.tier.memory, self.world.shared_memory
+        leaves_shares = kind is ActionKind.STOP and shared is not None and shared.has(self.parent)
+        is_saved = 0 < self.finished <= self.members[0].board.slot.saved_step
+        if is_saved and leaves_shares:
+            self.parent = self.world.disk.known[self.parent].parent
+            is_saved = False
+        if is_saved or not self.finished:
             self.kernel.after(0.01, lambda: self._saved(kind))  # there is that checkpoint, or none
         elif memory is not None and not urgent and memory.has_room:
             self.kernel.after(self.kernel.between(0.01, 0.3), lambda: self._seal_memory(kind))
+        elif shared is not None and kind is ActionKind.SAVE and shared.has_room(self):
+            shared.save(self, self.new_checkpoint(), lambda one: self._saved(kind, one.attempt))
         else:
             self._begin_attempt(kind)
 
-    def _new_checkpoint(self) -> Checkpoint:
+    def new_checkpoint(self) -> Checkpoint:
         attempt = self.world.disk.new_attempt()
         return Checkpoint((0, self.finished), attempt, self.run.number, self.number, self.parent)
 
     def _seal_memory(self, kind: ActionKind) -> None:
-        if not self._is_held(lambda: self._seal_memory(kind)):
-            one = self._new_checkpoint()
+        if not self.is_held(lambda: self._seal_memory(kind)):
+            one = self.new_checkpoint()
             self.run.tier.sealed(one)
             self._saved(kind, one.attempt)
 
     def _begin_attempt(self, kind: ActionKind) -> None:
         """Rank 0 makes the directory; each rank writes its part, at its own pace."""
-        if self._is_held(lambda: self._begin_attempt(kind)):
+        if self.is_held(lambda: self._begin_attempt(kind)):
             return
         disk, host = self.world.disk, self.run.host
         if disk.hangs(host):
@@ -201,7 +208,7 @@ class Gang:
             self._superseded()
             return
         ranks = {one.rank for one in self.members}
-        attempt = Attempt(self._new_checkpoint(), self.run.number, ranks)
+        attempt = Attempt(self.new_checkpoint(), self.run.number, ranks)
         disk.attempts.append(attempt)
         low, high = self.world.save_seconds
         for one in self.members:
@@ -230,7 +237,7 @@ class Gang:
 
     def _publish(self, attempt: Attempt, kind: ActionKind) -> None:
         """All ranks have told rank 0 of their parts."""
-        if self._is_held(lambda: self._publish(attempt, kind)):
+        if self.is_held(lambda: self._publish(attempt, kind)):
             return
         disk, host, memory = self.world.disk, self.run.host, self.run.tier.memory
         if disk.hangs(host):
@@ -280,7 +287,7 @@ class Gang:
 
     def _saved(self, kind: ActionKind, attempt: str = "", *, sealed: bool = True) -> None:
         """Let the ranks go on: with a checkpoint of this attempt, or because there is one."""
-        if self._is_held(lambda: self._saved(kind, attempt, sealed=sealed)):
+        if self.is_held(lambda: self._saved(kind, attempt, sealed=sealed)):
             return
         self.parent = attempt or self.parent
         if kind is ActionKind.GO:

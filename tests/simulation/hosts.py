@@ -10,6 +10,7 @@ from tests.simulation.storage import HostMemory
 
 if TYPE_CHECKING:
     from tests.simulation.run import Run
+    from tests.simulation.shared_memory import HeldShare
 
 
 class Host:
@@ -20,6 +21,9 @@ class Host:
         dials: whom it reaches where the nodes of the job are to meet.
         storage_at: until then the disk does not answer to it.
         paused_until: until then none of its processes runs.
+        domain: what fails together with it.
+        power: counts how often its memory was lost.
+        shares: what it has in memory of a job of several nodes.
     """
 
     def __init__(self, kernel: Kernel, team: Team, number: int) -> None:
@@ -28,6 +32,9 @@ class Host:
         self.team = team
         self.clock = HostClock(kernel)
         self.memory = HostMemory()
+        self.shares: list[HeldShare] = []
+        self.domain = ""
+        self.power = 0
         self.run: Run | None = None
         self.dials = self
         self.is_down = False
@@ -36,6 +43,11 @@ class Host:
         self.storage_at = self.paused_until = 0.0
         self._kernel = kernel
         self._waiting: list[Callable[[], None]] = []
+
+    def lose_memory(self) -> None:
+        self.power += 1
+        self.memory.generations.clear()
+        self.shares.clear()
 
     @property
     def leads(self) -> bool:

@@ -232,7 +232,7 @@ class SimNetwork:
         elif agent.run.leads:
             head = agent
         else:
-            there = agent.run.host.dials.run
+            there = agent.run.world.dialled(agent.run).run
             if there is None or there.agent is None:
                 return None
             head = there.agent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from elastic_ckpt.notices import NoticeSource, Report
 from elastic_ckpt.policy.deadline import Notice, StopNow
 from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.interval import SaveInterval
-from elastic_ckpt.policy.lease import BEAT_SECONDS, LEASE_SECONDS
+from elastic_ckpt.policy.lease import LEASE_SECONDS
 from elastic_ckpt.protocol.run_state import TERMINAL, RunState
+from elastic_ckpt.protocol.succession import NO_PLACE, Leader, RosterPlace
 from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.member import MemberRole
 from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
@@ -114,18 +116,36 @@ class Service:
     serve = alive = stopping = reloading = reloaded = _nothing
 
 
+@dataclass(frozen=True)
+class Part:
+    """A run's part in a job of several hosts.
+
+    Attributes:
+        endpoint: where its nodes meet.
+        place: this one's in the order of succession.
+        taken: the run that it takes the place of; None for none.
+    """
+
+    leads: bool
+    endpoint: str = "head:1"
+    place: RosterPlace = NO_PLACE
+    taken: Leader | None = None
+
+
 class Run:
-    """One ``elastic-ckpt run`` on a host: a supervisor whose turns are events."""
+    """One supervisor of ``elastic-ckpt run`` on a host, whose turns are events."""
 
     def __init__(
-        self, world: World, host: Host, number: int, start_from: Key | None = None
-    ) -> None:
-        """``start_from`` is the checkpoint of ``--from``."""
+        self, world: World, host: Host, number: int, start_from: Key | None = None,
+        part: Part | None = None,
+    ) -> None:  # fmt: skip
+        """``start_from`` is the checkpoint of ``--from``; the ``part`` is the host's if None."""
         self.world = world
         self.kernel = world.kernel
         self.host = host
         self.name = f"run {number} on {host.name}"
-        self.leads = host.leads
+        self.part = part or Part(host.leads)
+        self.leads = self.part.leads
         self.is_gone = False
         self.began = self.kernel.now
         self.code: ExitCode | None = None
@@ -141,7 +161,8 @@ class Run:
         self.number = self.beats = self.rewound = 0
         self.start_from: Key | None = None
         self.lost = ""
-        self.has_ended = False
+        self.has_ended = self.passed_on = False
+        self.beat_at = self.began
         if self.leads:
             self.number = world.disk.number = world.disk.number + 1
             world.disk.owner = self
@@ -168,7 +189,8 @@ class Run:
             directory=Path("d"), script=Path("x"), args=(), name="job", node=host.name,
             grace=world.grace, max_failures=8, hang_seconds=12.0,
             interval=SaveInterval(seconds=world.interval_seconds),
-            nodes=world.nodes, endpoint="head:1" if world.size > 1 else "", gather_seconds=60.0,
+            nodes=world.nodes, endpoint=self.part.endpoint if world.size > 1 else "",
+            gather_seconds=60.0,
         )  # fmt: skip
         ports = Ports(
             clock=host.clock, board=self.board, directory=self.directory,
@@ -181,9 +203,12 @@ class Run:
         self._settle_turn()
 
     def _role(self) -> Role:
+        part = self.part
         if self.world.size == 1:
             return AloneRole()
-        return HeadRole(self.world.nodes) if self.leads else MemberRole("head:1")
+        if not part.leads:
+            return MemberRole(part.endpoint, part.place)
+        return HeadRole(self.world.nodes, part.place.others + 1 if part.taken else 0, part.taken)
 
     def _mirror(self) -> MirrorPort:
         bucket = self.world.bucket
@@ -239,9 +264,7 @@ class Run:
         if self.is_gone:
             return
         if self.supervisor.goes_on is not None:
-            # A head that lets others lead. Nobody is told of another place here: it leads again.
-            self.die()
-            self.world.restart(self.host)
+            self.world.change_part(self)
             return
         code = self.record.node.exit_code
         self.code = ExitCode.FAILED if code is None else ExitCode(code)
@@ -287,9 +310,10 @@ class Run:
             return
         if not self.host.is_paused and not self.world.disk.hangs(self.host):
             self.beats += 1
+            self.beat_at = self.kernel.now
             if not self.still_owns():
                 return
-        self.kernel.after(BEAT_SECONDS, self._beat)
+        self.kernel.after(self.world.beat_seconds, self._beat)
 
     @property
     def is_reachable(self) -> bool:

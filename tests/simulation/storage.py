@@ -368,11 +368,10 @@ class Directory:
         return tuple(f"job.{number}" for number in range(self._disk.number, 0, -1))
 
     def leader(self) -> Leader | None:
-        """Return nothing: the nodes of a simulated job meet where its team says."""
-        return None
+        return self._run.world.leader(self._run.host)
 
     def pass_on(self) -> None:
-        return
+        self._run.has_ended = self._run.passed_on = True
 
     def close(self, left: Callable[[], float]) -> None:
         self._wait_for_disk(left())

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
-from elastic_ckpt.policy.lease import LeaseWatch, Verdict
+from elastic_ckpt.policy.lease import BEAT_SECONDS, LeaseWatch, Verdict
 from elastic_ckpt.protocol.slot import Phase
+from elastic_ckpt.protocol.succession import Leader
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from tests.simulation.agents import SimAgent
 from tests.simulation.bucket_copies import SimBucket
@@ -16,7 +17,8 @@ from tests.simulation.gang import Gang
 from tests.simulation.hosts import Host, Team
 from tests.simulation.kernel import Kernel, Violation
 from tests.simulation.network import SimNetwork
-from tests.simulation.run import Run
+from tests.simulation.run import Part, Run
+from tests.simulation.shared_memory import SharedMemory
 
 IDENTITY = ProcessIdentity.current()
 
@@ -39,7 +41,11 @@ class World:
         spare: those on which it is run a second time.
         nodes: the minimum and the maximum of an incarnation.
         deadly_step: fails ``deaths_left`` times, whatever it resumes from; 0 for none.
+        shared_memory: saves go into the memory of several nodes; None if not.
     """
+
+    beat_seconds = BEAT_SECONDS
+    shared_memory: SharedMemory | None = None
 
     def __init__(self, seed: int, size: int = 0) -> None:
         """``size`` is drawn as well if it is 0."""
@@ -102,10 +108,23 @@ class World:
             host.is_claiming = True
             self._claim(host, None, start_from)
 
-    def _begin(self, host: Host, start_from: Key | None = None) -> None:
+    def _begin(self, host: Host, start_from: Key | None = None, part: Part | None = None) -> None:
         self._runs += 1
         self.kernel.say(f"run {self._runs} starts on {host.name}")
-        host.run = Run(self, host, self._runs, start_from)
+        host.run = Run(self, host, self._runs, start_from, part)
+
+    def leader(self, host: Host) -> Leader | None:
+        """Return who leads, as a host sees it: here the nodes meet where their team says."""
+        return None
+
+    def dialled(self, run: Run) -> Host:
+        """Return the host on which a run looks for its head."""
+        return run.host.dials
+
+    def change_part(self, run: Run) -> None:
+        """A head lets others lead. Nobody is told of another place here: it leads again."""
+        run.die()
+        self.restart(run.host)
 
     def _claim(self, host: Host, watch: LeaseWatch | None, start_from: Key | None) -> None:
         """Take the job over, as ``OwnedJob`` does: what happens there to files is not modelled."""
@@ -199,6 +218,8 @@ class World:
             is_newer = kept.key > disk.newest
             if is_newer and not disk.is_off_the_line(kept.checkpoint, run):
                 found = kept.checkpoint
+        elif self.shared_memory is not None:
+            found = self.shared_memory.load(gang, found)
         disk.loaded = max(disk.loaded, run.number)
         if run is disk.owner and run.start_from is not None:
             key = found.key if found else NO_CHECKPOINT
