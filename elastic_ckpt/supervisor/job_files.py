@@ -91,7 +91,7 @@ class JobFiles:
         self._requests: frozenset[str] = frozenset()  # as of the last look
         self._taken: set[str] = set()  # for good, even if one cannot be removed
         self._events: deque[JournalEntry] = deque()
-        self._work: deque[Callable[[], None]] = deque()
+        self._work: deque[Callable[[], object]] = deque()
         self._cleaning: threading.Thread | None = None
         self._fall_back = FallBack()
         self._identities: SimpleQueue[tuple[str, ...]] | None = None  # while they are read
