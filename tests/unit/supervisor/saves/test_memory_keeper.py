@@ -87,7 +87,9 @@ def test_share_of_a_job_that_has_finished_does_not_stay_in_memory(
     start = Start(job, place, "pod-a", endpoint="127.0.0.1:29400")
     root = Path(start.keeper.root)
     nodes = NodesMemory(root, Share(1, 1, "here", 1), acts=True)
-    attempt = nodes.attempt(nodes.make_room(7, 0, replaces=False), "0123456789abcdef", [nodes.share])
+    attempt = nodes.attempt(
+        nodes.make_room(7, 0, replaces=False), "0123456789abcdef", [nodes.share]
+    )
     attempt.part(1).finish(2, None)
     attempt.seal_share(make_header(DiskAttempt(job, "0123456789abcdef", 7)))
     assert len(MemoryTier(root).undrained()) == 1
