@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from elastic_ckpt.policy.lease import HEAD_BEAT_SECONDS, SURVIVOR_LEASE_SECONDS
-from elastic_ckpt.protocol.succession import Follow, Leader
+from elastic_ckpt.protocol.succession import Follow, Lead, Leader
 from elastic_ckpt.supervisor.ports import Key
 from tests.simulation.disk import Checkpoint
 from tests.simulation.faults import cut_link, outcome, preempt_by_signal
@@ -120,6 +120,8 @@ class LossWorld(World):
     def change_part(self, run: Run) -> None:
         """As ``NodeRun.go_on``."""
         step = run.supervisor.goes_on
+        if isinstance(step, Lead):
+            self._check_lead(run)
         run.is_gone = True
         if run.agent is not None:
             run.agent.die()
@@ -133,7 +135,6 @@ class LossWorld(World):
             if isinstance(step, Follow):
                 part = Part(leads=False, endpoint=step.leader.endpoint, place=follows.place)
             elif self.disk.number == step.leader.number:
-                self._check_lead(run)
                 name = f"{run.host.name}:1"
                 part = Part(leads=True, endpoint=name, place=follows.place, taken=step.leader)
             self._begin(run.host, part=part)
@@ -141,6 +142,7 @@ class LossWorld(World):
         run.host.after(self.kernel.between(0.01, 0.2), go_on)
 
     def _check_lead(self, run: Run) -> None:
+        """The head may be well again a moment after it was judged."""
         owner = self.disk.owner
         is_well = owner is not None and not (owner.is_gone or owner.has_ended)
         if is_well and self.kernel.now - owner.beat_at < SURVIVOR_LEASE_SECONDS - LOOK_SECONDS:
