@@ -36,8 +36,8 @@ class DisturbedHosts(Hosts):
         self.pids += [self[name].process.pid for name in names]
 
     def ready(self) -> int:
-        """Start again what has ended by itself, as a requeue would, until all train; return the
-        step."""
+        """Start again what has ended by itself, as a requeue would, until all are there and as many
+        as may be train; return the step."""
         while True:
             for name in self.names:
                 code = self[name].process.poll()
@@ -45,6 +45,10 @@ class DisturbedHosts(Hosts):
                     assert code == SAVED, f"{name} ended with {code}:\n{self.output()}"
                     self.start(name)
             try:
+                self.head.until(
+                    lambda view: {one.node for one in view.nodes} == set(self.names),
+                    "all hosts in the job",
+                )
                 return self.until_training(self.most).position.step
             except AssertionError:
                 if all(self[name].process.poll() is None for name in self.names):
