@@ -36,7 +36,7 @@ simulate: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation $(SEEDS)
 
 # Nodes are lost, one or two at once, a thousand times: what was sealed in their memory is loaded.
-LOSS_SEEDS ?= 1 650
+LOSS_SEEDS ?= 1 750
 
 simulate-losses: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation.losses $(LOSS_SEEDS)

@@ -52,7 +52,7 @@ class Replicator:
     def serve(self, *, sealed: bool) -> None:
         """Write down what was done, and begin with what a worker has ``sealed``."""
         if sealed:
-            # A job that went back behind what is in memory seals lower steps, or the same ones again.
+            # A job that went back behind what is in memory seals lower steps, or the same again.
             seals = [one.seal for one in self._tier.sealed()]
             newest = max(seals, key=lambda one: (one.run, one.incarnation, one.age), default=None)
             if newest is not None and newest.guards and newest.attempt != self._last:
