@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-nodes simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -40,6 +40,12 @@ MEMBERS ?= 10000
 
 simulate-nodes: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation.many_nodes $(MEMBERS)
+
+# Nodes are lost, one or two at once, a thousand times: what was sealed in their memory is loaded.
+LOSS_SEEDS ?= 1 750
+
+simulate-losses: .venv-latest/.ready
+	.venv-latest/bin/python -m tests.simulation.losses $(LOSS_SEEDS)
 
 # Claims, uploads and listings on a store that refuses, loses answers, is late; owners vanish.
 BUCKET_SEEDS ?= 1 1000

@@ -134,7 +134,7 @@ class Cluster:
 
     def used_per_epoch(self) -> list[Counter]:
         """Count how often each sample was used, by epoch, in the steps of the final history."""
-        newest: dict[int, int] = {}
+        done: dict[int, set[int]] = {}  # incarnations, by step
         lines = []
         for path in self.root.glob("trace.*"):
             for text in path.read_text().splitlines():
@@ -142,14 +142,32 @@ class Cluster:
                     step, epoch, used, _, incarnation = json.loads(text)
                 except ValueError:
                     continue  # its rank was killed while it wrote
-                newest[step] = max(newest.get(step, 0), incarnation)
+                done.setdefault(step, set()).add(incarnation)
                 lines.append((step, epoch, used, incarnation))
+        assert sorted(done) == list(range(1, len(done) + 1))
+        counts = self._history(done)
         epochs: dict[int, Counter] = {}
         for step, epoch, used, incarnation in lines:
-            if newest[step] == incarnation:
+            if counts[step] == incarnation:
                 epochs.setdefault(epoch, Counter()).update(used)
-        assert sorted(newest) == list(range(1, len(newest) + 1))
         return [epochs[epoch] for epoch in sorted(epochs)]
+
+    def _history(self, done: dict[int, set[int]]) -> dict[int, int]:
+        """Return which incarnation did each step of the final history: the last one from its first
+        step on, and before that the one that had saved there."""
+        saved = {
+            (one["data"]["step"], one["incarnation"])
+            for one in self.head.events()
+            if one["event"] == "saved"
+        }
+        counts: dict[int, int] = {}
+        now = max(done[len(done)])
+        for step in range(len(done), 0, -1):
+            if now not in done[step]:
+                before = [one for one in done[step] if one < now]
+                now = max(before, key=lambda one, step=step: ((step, one) in saved, one))
+            counts[step] = now
+        return counts
 
     def assert_each_sample_once(self, ranks: int) -> None:
         """At the end of an epoch, fewer samples are used twice than there are ranks."""

@@ -72,6 +72,13 @@ class Lead:
     leader: Leader
 
 
+@dataclass(frozen=True)
+class Leave:
+    """End this node's run: the job has ended with that of ``leader``, for which it was looking."""
+
+    leader: Leader
+
+
 def position(job: JobState, number: int) -> int:
     """Return a member's place in the order of succession: 0 for the head, 1 for the first after it.
 
@@ -101,7 +108,7 @@ class Succession:
         self._since = 0.0  # when ``_last`` was seen first
         self._heard = 0.0
 
-    def judge(self, leader: Leader | None, now: float) -> Follow | Lead | None:
+    def judge(self, leader: Leader | None, now: float) -> Follow | Lead | Leave | None:
         """Return what to do; None to keep looking.
 
         Args:
@@ -116,8 +123,12 @@ class Succession:
         if not leader.ended and leader.endpoint not in ("", self._endpoint):
             # A record may be of a run that was killed long ago: it has to show that it lives.
             return Follow(leader) if leader != self._first else None
-        if self._position == NO_POSITION or (leader.ended and not leader.passed_on):
-            return None  # the job is over, unless it is run again
+        if leader.ended and not leader.passed_on:  # the job is over, unless it is run again
+            first = self._first
+            has_lived = first is not None and first.number == leader.number and not first.ended
+            return Leave(leader) if has_lived else None
+        if self._position == NO_POSITION:
+            return None
         wait = 0.0 if leader.passed_on else self._lease
         wait += STAGGER_SECONDS * max(0, min(self._position, MAX_POSITION) - 1)
         return Lead(leader) if now - self._since >= wait else None

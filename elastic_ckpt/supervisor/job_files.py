@@ -85,14 +85,13 @@ class JobFiles:
         self._place = JobPlace(job)
         self._newest: Key = NO_CHECKPOINT  # of the last scan that worked
         self._left_behind: Key | None = None  # the newest in the directory that is not there now
-        self._scanned = False  # the last one worked
         self._record: NodeRecord | None = None  # to be written
         self._last_record: NodeRecord | None = None
         self._request_watch = RequestWatch(job)
         self._requests: frozenset[str] = frozenset()  # as of the last look
         self._taken: set[str] = set()  # for good, even if one cannot be removed
         self._events: deque[JournalEntry] = deque()
-        self._work: deque[Callable[[], None]] = deque()
+        self._work: deque[Callable[[], object]] = deque()
         self._cleaning: threading.Thread | None = None
         self._fall_back = FallBack()
         self._identities: SimpleQueue[tuple[str, ...]] | None = None  # while they are read
@@ -166,12 +165,14 @@ class JobFiles:
         self.later(self._scan)
 
     def scan_now(self, left: Callable[[], float]) -> Key | None:
+        found: list[Key] = []
+
         def look() -> None:
-            self._scan()
+            found.append(self._scan())
             self._try(self._check)  # last: what was found is not another run's
 
         done = self._within(look, left)
-        return self.newest() if done and self._scanned else None
+        return found[0] if done and found else None
 
     def clean_up(self, hurry: Callable[[], bool], spare: str) -> None:
         def work() -> None:
@@ -274,7 +275,7 @@ class JobFiles:
 
     # -- the thread -----------------------------------------------------------------------------
 
-    def later(self, work: Callable[[], None]) -> None:
+    def later(self, work: Callable[[], object]) -> None:
         """Have the thread do something, after all that it has been given before."""
         with self._changed:
             self._work.append(work)
@@ -392,8 +393,7 @@ class JobFiles:
         if any(isinstance(entry.event, _SEALS) for entry in found):
             self._scan()
 
-    def _scan(self) -> None:
-        self._scanned = False
+    def _scan(self) -> Key:
         self._try(self._check_place)
         self._newest = self._checkpoints.newest()
-        self._scanned = True
+        return self._newest

@@ -243,9 +243,10 @@ class MemoryPort(Protocol):
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait until old checkpoints are deleted, or ``hurry`` returns True."""
 
-    def close(self, *, keep: bool = False) -> None:
+    def close(self, *, keep: bool = False, finished: bool = False) -> None:
         """Release the tier, and remove it unless it holds what the disk lacks, or another
-        supervisor of this node goes on with it (``keep``)."""
+        supervisor of this node goes on with it (``keep``). Of a job that has ``finished`` the disk
+        has the newest, and a node needs its shares of others no more."""
 
 
 class OwnPort(Protocol):

@@ -163,7 +163,7 @@ class Supervisor:
                 RunEnded(state=end.state.value, exit_code=end.exit_code, message=end.message)
             )
         self.record.update()
-        self.ports.memory.close(keep=moves)
+        self.ports.memory.close(keep=moves, finished=end.exit_code == ExitCode.FINISHED)
         self.ports.own.close(self.preemption.patience(CLOSE_SECONDS))
         on = ", and goes on in another role" if moves else ""
         log.info("ended: %s, exit code %s%s", end.state.value, end.exit_code, on)

@@ -60,6 +60,7 @@ class Disk:
         lock_is_lost: the server has forgotten the owner's lock.
         answers_at: until then nothing that needs the disk returns, on any host.
         full_until: until then nothing can be written.
+        has_branches: a run may go back behind what nodes have in memory, and find it there again.
         incarnations: how many have been launched in the job; records count on from it.
     """
 
@@ -76,6 +77,7 @@ class Disk:
         self.lock_is_lost = False
         self.answers_at = self.full_until = 0.0
         self.incarnations = 0
+        self.has_branches = False
         self.requested = False
         self.predictor = Predictor()
         self._count = 0
@@ -177,7 +179,7 @@ class Disk:
             one = parent
         for key, other in self.sealed.items():
             is_unknown = last is not None and key < last.key and other.run < last.run
-            if other.attempt not in line and not is_unknown:
+            if other.attempt not in line and not is_unknown and not self.has_branches:
                 raise Violation(f"step {key[1]} of run {other.run} is on another line")
 
     def go_back(self, key: Key, run: Run) -> None:

@@ -172,7 +172,12 @@ class Gang:
             one.board.slot.beat = one.clock.monotonic_ns()
         urgent = kind in (ActionKind.STOP, ActionKind.SAVE_NOW)
         memory, shared = self.run.tier.memory, self.world.shared_memory
-        if 0 < self.finished <= self.members[0].board.slot.saved_step or not self.finished:
+        leaves_shares = kind is ActionKind.STOP and shared is not None and shared.has(self.parent)
+        is_saved = 0 < self.finished <= self.members[0].board.slot.saved_step
+        if is_saved and leaves_shares:
+            self.parent = self.world.disk.known[self.parent].parent
+            is_saved = False
+        if is_saved or not self.finished:
             self.kernel.after(0.01, lambda: self._saved(kind))  # there is that checkpoint, or none
         elif memory is not None and not urgent and memory.has_room:
             self.kernel.after(self.kernel.between(0.01, 0.3), lambda: self._seal_memory(kind))

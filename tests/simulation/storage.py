@@ -163,7 +163,7 @@ class Tier:
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         return
 
-    def close(self, *, keep: bool = False) -> None:
+    def close(self, *, keep: bool = False, finished: bool = False) -> None:
         self._number += 1
 
     def _due(self) -> list[Snapshot]:

@@ -36,13 +36,23 @@ class DisturbedHosts(Hosts):
         self.pids += [self[name].process.pid for name in names]
 
     def ready(self) -> int:
-        """Start again what has ended by itself; return the step at which all train."""
-        for name in self.names:
-            code = self[name].process.poll()
-            if code is not None:
-                assert code == SAVED, f"{name} ended with {code}:\n{self.output()}"
-                self.start(name)
-        return self.until_training(self.most).position.step
+        """Start again what has ended by itself, as a requeue would, until all are there and as many
+        as may be train; return the step."""
+        while True:
+            for name in self.names:
+                code = self[name].process.poll()
+                if code is not None:
+                    assert code == SAVED, f"{name} ended with {code}:\n{self.output()}"
+                    self.start(name)
+            try:
+                self.head.until(
+                    lambda view: {one.node for one in view.nodes} == set(self.names),
+                    "all hosts in the job",
+                )
+                return self.until_training(self.most).position.step
+            except AssertionError:
+                if all(self[name].process.poll() is None for name in self.names):
+                    raise
 
     def head_name(self) -> str:
         return str(self.head.view().supervisor.node)

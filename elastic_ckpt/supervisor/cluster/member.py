@@ -18,7 +18,7 @@ from elastic_ckpt.protocol.messages import (
     LeftOut,
 )
 from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
-from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, RosterPlace, Succession
+from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, Leave, RosterPlace, Succession
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.supervisor.watch.node_check import NodeCheck
 from elastic_ckpt.util.units import human_duration
@@ -101,6 +101,8 @@ class MemberRole(ClusterRole):
         if not run.incarnations.is_agent_ready:
             self._apart_since = now  # there is no agent yet to look for it
         self._look_who_leads(run, now)
+        if run.state in TERMINAL:
+            return
         limit = self._limit(run)
         if now - self._apart_since > limit:
             why = f"no head at {self._endpoint} for {limit:.0f} s"
@@ -123,12 +125,16 @@ class MemberRole(ClusterRole):
         if leader is None:
             return
         self._look_at = now + (BUCKET_LOOK_SECONDS if run.settings.shared_url else LOOK_SECONDS)
-        run.goes_on = self._succession.judge(leader, now)
-        match run.goes_on:
+        match step := self._succession.judge(leader, now):
             case Follow(leader):
                 run.record.say(f"{leader.node} leads now, at {leader.endpoint}")
             case Lead(leader):
                 run.record.say(f"taking the place of {leader.node}")
+            case Leave(leader):
+                why = f"{leader.node} has ended the job"
+                run.shutdown.preempt_now(Event.ABANDONED, why, stepped=False)
+                return
+        run.goes_on = step
 
     def look_for_hang(self, run: Supervisor) -> None:
         """Besides hangs, look whether the directory has answered by now."""

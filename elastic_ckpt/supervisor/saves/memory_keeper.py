@@ -253,13 +253,14 @@ class MemoryKeeper:
         if self._drainer is not None:
             self._drainer.finish_pruning(hurry)
 
-    def close(self, *, keep: bool = False) -> None:
+    def close(self, *, keep: bool = False, finished: bool = False) -> None:
         if self._server is not None:
             self._server.close()
         if self._replicator is not None:
             self._replicator.close()
         if self._owned is not None:
             left = self._drainer.pending() if self._drainer else self._owned.tier.undrained()
+            left = [one for one in left if one.seal.is_whole or not finished]
             self._owned.release(remove=not (keep or self._owned.tier.is_unclear or left))
 
 

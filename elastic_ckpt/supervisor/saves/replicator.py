@@ -63,7 +63,9 @@ class Replicator:
         """Write down what was done, and begin with what a worker has ``sealed``."""
         self._pace.feed(time.monotonic(), self._finished(), copying=self._is_copying)
         if sealed:
-            newest = next((one.seal for one in self._tier.sealed()), None)
+            # A job that went back behind what is in memory seals lower steps, or the same again.
+            seals = [one.seal for one in self._tier.sealed()]
+            newest = max(seals, key=lambda one: (one.run, one.incarnation, one.age), default=None)
             if newest is not None and newest.attempt != self._last:
                 self._last = newest.attempt
                 self._wanted.put(newest)

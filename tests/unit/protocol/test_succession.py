@@ -12,6 +12,7 @@ from elastic_ckpt.protocol.succession import (
     Follow,
     Lead,
     Leader,
+    Leave,
     Succession,
     position,
 )
@@ -20,7 +21,7 @@ LEASE = 8.0
 OLD = Leader(4, "n1", "n1:29400", b"a 7")
 
 
-def at(one: Succession, *looks: tuple[float, Leader | None]) -> list[tuple[float, Follow | Lead]]:
+def at(one: Succession, *looks: tuple[float, Leader | None]) -> list[tuple[float, object]]:
     """Return what it decides, and when."""
     found = [(now, one.judge(leader, now)) for now, leader in looks]
     return [(now, decided) for now, decided in found if decided is not None]
@@ -65,6 +66,15 @@ def test_head_that_has_passed_the_job_on_is_not_waited_for() -> None:
 def test_job_that_was_ended_has_no_next_head() -> None:
     ended = Leader(4, "n1", "n1:29400", b"a 7", ended=True)
     assert at(Succession("n1:29400", 1, LEASE), *steadily(ended, 0.0, 60.0)) == []
+
+
+def test_node_leaves_a_job_that_ends_while_it_looks_for_the_head() -> None:
+    """Two nodes waited for each other: one had come for a head that ended the job just then, and
+    was itself where the nodes of the next run were to meet."""
+    ended = Leader(4, "n1", "n1:29400", b"a 7", ended=True)
+    for place in (NO_POSITION, 1, 2):
+        one = Succession("n1:29400", place, LEASE)
+        assert at(one, (0.0, OLD), (0.5, ended)) == [(0.5, Leave(ended))]
 
 
 def test_next_head_is_followed_once_it_lives() -> None:

@@ -90,6 +90,32 @@ def test_scan_finds_what_was_sealed(job: JobDirectory, files: JobFiles) -> None:
     assert found is not None and found[-1] == 7 and files.newest() == found
 
 
+def test_scan_of_an_event_does_not_undo_the_one_that_is_waited_for(
+    job: JobDirectory, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain's event has the thread scan once more, before the loop looks what its own scan found:
+    that had the storage not answer, and a run that was saved said 76."""
+    make_checkpoint(job, 7)
+    within_of_files, began, ends = files._within, threading.Event(), threading.Event()
+
+    def newest() -> Key:
+        began.set()
+        assert ends.wait(PATIENCE)
+        raise OSError
+
+    def wait(work: Callable[[], None], left: Callable[[], float]) -> bool:
+        done = within_of_files(work, left)
+        monkeypatch.setattr(files._checkpoints, "newest", newest)
+        files.scan()
+        assert began.wait(PATIENCE)
+        return done
+
+    monkeypatch.setattr(files, "_within", wait)
+    found = files.scan_now(within(PATIENCE))
+    ends.set()
+    assert found is not None and found[-1] == 7
+
+
 def test_save_request_is_taken_once(job: JobDirectory, files: JobFiles) -> None:
     request = ask_for_save(job)
     until(files.take_save_request)

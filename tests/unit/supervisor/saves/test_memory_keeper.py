@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
 from elastic_ckpt.checkpoint.memory import leftover
 from elastic_ckpt.checkpoint.memory.leftover import leftovers
+from elastic_ckpt.checkpoint.memory.seal import Share
+from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.settings import RunSettings
-from tests.checkpoints import open_job
+from tests.checkpoints import make_header, open_job
 from tests.memory_tiers import own, snapshot
 
 PATIENCE = 20.0
@@ -26,12 +30,15 @@ PATIENCE = 20.0
 class Start:
     """A start of a job, as far as a memory tier sees it."""
 
-    def __init__(self, job: JobDirectory, place: Path | None, node: str = "pod-b") -> None:
+    def __init__(
+        self, job: JobDirectory, place: Path | None, node: str = "pod-b", endpoint: str = ""
+    ) -> None:
         self.said: list[str] = []
         self.job = job
         settings = RunSettings(
-            directory=job.root, script=Path("x"), args=(), name="job", node=node, memory=place
-        )
+            directory=job.root, script=Path("x"), args=(), name="job", node=node, memory=place,
+            endpoint=endpoint,
+        )  # fmt: skip
         journal = Journal(job, node)
         self.woken = threading.Event()
         self.keeper = MemoryKeeper.open(
@@ -70,6 +77,24 @@ def leave(job: JobDirectory, place: Path, step: int) -> Path:
     assert snapshot(job, held.tier, step) is not None
     held.release(remove=False)
     return held.tier.root
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_share_of_a_job_that_has_finished_does_not_stay_in_memory(
+    job: JobDirectory, place: Path, *, finished: bool
+) -> None:
+    """A node that the head did not reach when the disk had it kept its share for ever."""
+    start = Start(job, place, "pod-a", endpoint="127.0.0.1:29400")
+    root = Path(start.keeper.root)
+    nodes = NodesMemory(root, Share(1, 1, "here", 1), acts=True)
+    attempt = nodes.attempt(
+        nodes.make_room(7, 0, replaces=False), "0123456789abcdef", [nodes.share]
+    )
+    attempt.part(1).finish(2, None)
+    attempt.seal_share(make_header(DiskAttempt(job, "0123456789abcdef", 7)))
+    assert len(MemoryTier(root).undrained()) == 1
+    start.keeper.close(finished=finished)
+    assert root.exists() is not finished
 
 
 def test_start_looks_at_no_directory_of_another_job(

@@ -1,0 +1,109 @@
+"""Nodes are lost, one or two at once: no step goes that has a replica, but without the rules."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from elastic_ckpt.checkpoint.nodes import pairs
+from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
+from elastic_ckpt.checkpoint.ownership.fence import Fence
+from elastic_ckpt.supervisor.cluster import member
+from tests.simulation import shared_memory
+from tests.simulation.faults import outcome
+from tests.simulation.losses import LossWorld, lose, simulate_losses
+from tests.simulation.shared_memory import REPLICATED_SECONDS, SharedMemory
+from tests.simulation.world import when
+
+JOBS = int(os.environ.get("ELASTIC_CKPT_LOSSES", "12"))
+"""``make simulate-losses`` runs 750, in which nodes are lost a thousand times."""
+
+UNCAUGHT = 40
+"""A bug that this number of schedules does not find counts as unnoticed."""
+
+
+def test_no_sealed_step_is_lost_with_nodes() -> None:
+    kept = Counter[str]()
+    for seed in range(1, JOBS + 1):
+        error, world = simulate_losses(seed)
+        assert error is None, f"replay with: python -m tests.simulation.losses {seed}"
+        kept += world.kept
+    assert kept.total() > 0  # else nothing was looked at
+
+
+def domain_is_lost() -> tuple[str | None, LossWorld]:
+    """Half of four nodes vanish at once, when the disk has nothing of what is in memory."""
+    world = LossWorld(1)
+    world.nodes, world.total_steps = (1, 4), 40
+    world.step_seconds, world.interval_steps = 1.0, 6
+    world.shared_memory = SharedMemory(world, replicas=1, drain_seconds=1000.0)
+    for host, domain in zip(world.hosts, "abab", strict=True):
+        host.domain = domain
+
+    def has_had_time() -> bool:
+        newest = world.shared_memory.newest
+        return newest is not None and world.kernel.now > newest.at + REPLICATED_SECONDS
+
+    half = [host for host in world.hosts if host.domain == "b"]
+    when(world, has_had_time, lambda: lose(world, half))
+    return outcome(world), world
+
+
+def test_no_sealed_step_is_lost_with_a_domain() -> None:
+    error, world = domain_is_lost()
+    assert error is None
+    assert world.kept == {"a domain lost": 1}
+
+
+def test_step_would_be_lost_with_a_domain_if_pairs_ignored_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs, "_steps", lambda order: list(range(1, len(order))))
+    error, _ = domain_is_lost()
+    assert error is not None and "a domain lost, and step 6 is lost" in error
+
+
+# -- bugs put in ------------------------------------------------------------------------------
+
+
+def nobody_keeps_a_replica(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shared_memory, "guarded_by", lambda node, shares, replicas: ())
+
+
+def loads_ignore_replicas(patch: pytest.MonkeyPatch) -> None:
+    whole = NodesMemory._shares
+
+    def shares(self: NodesMemory, attempt: str, world_size: int) -> Any:
+        for report in self._reports:
+            report.held[:] = [one for one in report.held if not one.is_replica]
+        return whole(self, attempt, world_size)
+
+    patch.setattr(NodesMemory, "_shares", shares)
+
+
+def lost_link_is_enough_to_lead(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(member, "SURVIVOR_LEASE_SECONDS", 0.0)
+
+
+def former_head_does_not_look_who_leads(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fence, "check", lambda self: None)
+
+
+BUGS = [
+    (nobody_keeps_a_replica, 20, "is lost"),
+    (loads_ignore_replicas, 1, "is lost"),
+    (lost_link_is_enough_to_lead, 1, "which is well"),
+    (former_head_does_not_look_who_leads, 10, "has loaded"),
+]
+
+
+@pytest.mark.parametrize(("bug", "first", "found"), BUGS)
+def test_bug_is_caught(bug: Callable[[pytest.MonkeyPatch], None], first: int, found: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        bug(patch)
+        errors = (simulate_losses(seed)[0] for seed in range(first, first + UNCAUGHT))
+        assert any(found in (error or "") for error in errors)
