@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
+from elastic_ckpt.journal.failure_streak import failures_in_a_row
 from elastic_ckpt.journal.node_events import (
     HeadNodeLost,
     HeadTakenOver,
@@ -74,6 +76,11 @@ class HeadRole(ClusterRole):
             message = f"leads from now on, in place of {taken.node}, at {endpoint}"
             run.record.say(message)
             run.record.update(message=message, took_over_from=taken.node)
+            failures = failures_in_a_row(
+                run.ports.directory.history(), run.settings.node, os.getpid()
+            )
+            if failures:
+                run.incarnations.carry_failures(failures)
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
         """Handle what concerns all nodes."""
