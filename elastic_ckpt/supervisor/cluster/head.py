@@ -168,8 +168,8 @@ class HeadRole(ClusterRole):
         them know what is best when a node leaves."""
         super().serve_running(run, now)
         present, running = len(self._nodes.present), self._nodes.running
-        run.ports.board.hands_over = running > 1 and run.saves.hands_over(
-            running, run.settings.grace
+        run.ports.board.hand_over_seconds = (
+            run.saves.hand_over_seconds(running, run.settings.grace) if running > 1 else 0.0
         )
         if self._growing or not running or run.agent is None:
             return
