@@ -156,6 +156,12 @@ class RestartPolicy:
         """Number of failures that will still be retried."""
         return max(0, self.max_failures - self.failures)
 
+    def carry_on(self, failures: int, newest: tuple[int, ...]) -> None:
+        """Count the failures in a row that an earlier head has seen, after which ``newest`` was not
+        sealed."""
+        self.failures = failures
+        self._furthest = newest
+
     def decide(self, failure: Failure) -> RestartDecision:
         """Count a failure and return what to do.
 

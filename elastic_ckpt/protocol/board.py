@@ -180,13 +180,14 @@ class Board:
         self._words[_H_DEADLINE] = 0 if value is None else int(value * 1e9)
 
     @property
-    def hands_over(self) -> bool:
-        """Whether a node that leaves is free sooner if others keep what it has in memory."""
-        return bool(self._words[_H_HAND_OVER])
+    def hand_over_seconds(self) -> float:
+        """How long a node that leaves is held up at most if others keep what it has in memory; 0 if
+        it is free sooner with a save to the disk."""
+        return self._words[_H_HAND_OVER] / 1e9
 
-    @hands_over.setter
-    def hands_over(self, value: bool) -> None:
-        self._words[_H_HAND_OVER] = int(value)
+    @hand_over_seconds.setter
+    def hand_over_seconds(self, value: float) -> None:
+        self._words[_H_HAND_OVER] = int(value * 1e9)
 
     # -- slots ------------------------------------------------------------------------------
 

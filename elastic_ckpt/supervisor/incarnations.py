@@ -71,6 +71,12 @@ class Incarnations:
         self._cleaning = self._is_own_verified = False
         node.failures_left = self._restarts.policy.left
 
+    def carry_failures(self, count: int) -> None:
+        """Begin with the failures in a row that the head before this one has seen."""
+        policy = self._restarts.policy
+        policy.carry_on(count, self._run.shutdown.newest_key())
+        self._run.record.update(failures_left=policy.left)
+
     # -- starting ---------------------------------------------------------------------------------
 
     def start_agent(self) -> None:

@@ -61,7 +61,7 @@ def steps(cluster: Cluster, kind: str) -> list[int]:
 
 def hands_over(cluster: Cluster) -> bool:
     boards = [one.board for one in job_records(JobDirectory.at(cluster.head.directory))]
-    return any(Board.open(board, writable=False).hands_over for board in boards if board)
+    return any(Board.open(board, writable=False).hand_over_seconds for board in boards if board)
 
 
 def is_calm(cluster: Cluster, view: StatusView) -> bool:

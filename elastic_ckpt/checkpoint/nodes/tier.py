@@ -96,14 +96,18 @@ class NodesMemory(MemoryTier):
         parts.mkdir(mode=0o700)
         return begun.ref.name
 
-    def attempt(self, slot: str, identity: str, shares: Sequence[Share]) -> SharesAttempt:
+    def attempt(
+        self, slot: str, identity: str, shares: Sequence[Share], hand_over_seconds: float = 0.0
+    ) -> SharesAttempt:
         """Return the attempt that is written into a generation of this node; ``shares`` are those
-        of all nodes."""
+        of all nodes. If some leave, ``hand_over_seconds`` is what that should take at most."""
         generation = self._generation(Ref(NAME, slot))
         own = next(one for one in shares if one.first == self.share.first)
         staying = [one for one in shares if not one.leaves]
         guards = () if own.leaves else guarded_by(own, staying, self.replicas)
-        return SharesAttempt(generation, identity, self._mappings, own, shares, guards)
+        made = SharesAttempt(generation, identity, self._mappings, own, shares, guards)
+        made.hand_over_seconds = hand_over_seconds
+        return made
 
     # -- loading ------------------------------------------------------------------------------
 
@@ -196,6 +200,8 @@ class SharesPart(MemoryPart):
 
 class SharesAttempt(MemoryAttempt):
     """One save, as the ranks of one node write it. See ``checkpoint/tier.py``."""
+
+    hand_over_seconds: float = 0.0
 
     def __init__(
         self,

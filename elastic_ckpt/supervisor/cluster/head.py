@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.jobdir.left_out import LeftOutNode
 from elastic_ckpt.jobdir.run_command import command_line
+from elastic_ckpt.journal.failure_streak import failures_in_a_row
 from elastic_ckpt.journal.node_events import (
     HeadNodeLost,
     HeadTakenOver,
@@ -99,6 +101,11 @@ class HeadRole(ClusterRole):
             message = f"leads from now on, in place of {taken.node}, at {endpoint}"
             run.record.say(message)
             run.record.update(message=message, took_over_from=taken.node)
+            failures = failures_in_a_row(
+                run.ports.directory.history(), run.settings.node, os.getpid()
+            )
+            if failures:
+                run.incarnations.carry_failures(failures)
 
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
         """Handle what concerns all nodes."""
@@ -264,8 +271,8 @@ class HeadRole(ClusterRole):
         needed."""
         super().serve_running(run, now)
         chosen, running = self._eligible(), self._nodes.running
-        run.ports.board.hands_over = running > 1 and run.saves.hands_over(
-            running, run.settings.grace
+        run.ports.board.hand_over_seconds = (
+            run.saves.hand_over_seconds(running, run.settings.grace) if running > 1 else 0.0
         )
         if self._growing or not running or run.agent is None:
             return

@@ -109,9 +109,11 @@ class SaveAdviser:
             )
         return choice
 
-    def hands_over(self, nodes: int, grace: float) -> bool:
-        """Return whether a node that leaves is free sooner if others keep what it has in memory."""
-        return self._forecast.of_a_node_that_leaves(nodes, grace).kind is ChoiceKind.PEER
+    def hand_over_seconds(self, nodes: int, grace: float) -> float:
+        """Return how long one of ``nodes`` nodes, which leaves, is held up at most if others keep
+        what it has in memory; 0 if a save to the disk is better."""
+        choice = self._forecast.of_a_node_that_leaves(nodes, grace)
+        return choice.predicted_seconds or 0.0 if choice.kind is ChoiceKind.PEER else 0.0
 
     def lead_seconds(self, slots: Iterable[Slot]) -> float:
         """Return how long before a known end a node gets its notice: a step and twice the worst

@@ -21,6 +21,9 @@ from elastic_ckpt.supervisor.ports import DirectoryPort
 _ROUTES: Final = {"memory": Route.MEMORY, "disk": Route.DISK, "bucket": Route.DISK}
 """Which route a save measures, by its tier; a job has its disk or its bucket, not both."""
 
+PIECE_BYTES: Final = 16 * 1024 * 1024
+"""A replica of less takes as long."""
+
 LATE_SECONDS: Final = 1.0
 """A step of this length is never late, however short the others are."""
 
@@ -38,6 +41,7 @@ class SaveForecast:
         self._journal = journal
         self._uploads = uploads
         self._learned = False
+        self._replica_bytes = 0  # of what was learned of replicas, in this run
         self._noticed = 0.0
         self._waiting = False
         self._predicted: float | None = None
@@ -99,7 +103,7 @@ class SaveForecast:
             case Drained(bytes=size, seconds=seconds):
                 self._observe(Route.DRAIN, size, seconds)
             case Replicated(bytes=size, seconds=seconds):
-                self._observe(Route.PEER, size, seconds)
+                self._observe_replica(size, seconds)
 
     def keep(self) -> None:
         """Keep what was learned for the next run."""
@@ -110,6 +114,17 @@ class SaveForecast:
     def _observe(self, route: Route, size: int | None, seconds: float) -> None:
         self.predictor.observe(route, size or 0, seconds)
         self._learned = True
+
+    def _observe_replica(self, size: int, seconds: float) -> None:
+        """Take the fastest replica of the largest alone: they are made at the lowest priority,
+        unless a node waits for one, and what a small one takes says nothing of a byte."""
+        size = max(size, PIECE_BYTES)
+        expected = self.predictor.expect(Route.PEER, size)
+        is_faster = expected is None or (seconds < expected and 2 * size > self._replica_bytes)
+        if is_faster or size > 2 * self._replica_bytes:
+            self._replica_bytes = size
+            self.predictor.routes.pop(Route.PEER, None)
+            self._observe(Route.PEER, size, seconds)
 
     def _compare(self, step: int, saved_at: float) -> None:
         """Journal how long the emergency save took, from the notice until it was on the disk."""

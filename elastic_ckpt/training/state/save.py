@@ -45,6 +45,9 @@ _TO_DISK: Final = ("emergency", "manual")
 """Saves that a process waits for go to disk at once: through memory they would take longer, unless
 nodes that stay have what they need of an emergency save."""
 
+_GRACE_SECONDS: Final = 1.0
+"""What a copy to a node that stays may take more than twice what was expected."""
+
 _Files = msgspec.json.Decoder(list[FileEntry])
 _Paths = msgspec.json.Decoder(list[str])
 _Owners = msgspec.json.Decoder(list[list[str]])
@@ -328,7 +331,7 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:
     """Have nodes that stay keep the shares of those that leave, also of one whose notice came since
     the save began; return who keeps this node's. Collective. StorageFailed on every rank if a share
-    is kept by no other node in half of the time that is left."""
+    is kept by no other node in twice the expected time, or half of the time that is left."""
     peers, memory, deadline = runtime.peers, runtime.memory, runtime.board.deadline
     kept: list[Share] = []
 
@@ -339,7 +342,8 @@ def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:
         try:
             if peers.is_leader:
                 raise CheckpointRejected("this node leaves as well, and leads")
-            kept.append(target.hand_over(now + (deadline - now) / 2))
+            patience = min((deadline - now) / 2, 2 * target.hand_over_seconds + _GRACE_SECONDS)
+            kept.append(target.hand_over(now + patience))
         except (NodeLost, CheckpointRejected) as error:
             raise StorageFailed(peers.rank, f"its memory goes with its node: {error}") from None
         return msgspec.json.encode(kept[0])

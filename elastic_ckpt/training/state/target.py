@@ -102,6 +102,7 @@ class _Begun(msgspec.Struct, frozen=True):
     ref: Ref
     slots: dict[int, str] = {}
     shares: list[Share] = []
+    seconds: float = 0.0  # that a hand-over is expected to take at most
 
 
 _Offers = msgspec.json.Decoder(_Offer)
@@ -130,11 +131,12 @@ def _begin_on_nodes(
         found = [_Offers.decode(one) for one in offers if one]
         shares = [one.share for one in found]
         refused = next((one for one in found if one.problem), None)
-        stays = not hands_over or (runtime.board.hands_over and may_hand_over(shares, peers.rank))
+        seconds = runtime.board.hand_over_seconds if hands_over else 0.0
+        stays = not hands_over or (seconds > 0 and may_hand_over(shares, peers.rank))
         if refused is None and stays:
             ref = Ref(memory.name, "", new_identity())
             slots = {one.share.first: one.slot for one in found}
-            return msgspec.json.encode(_Begun(ref, slots, shares))
+            return msgspec.json.encode(_Begun(ref, slots, shares, seconds))
         told = "no other node keeps what one has that leaves, or the disk is faster"
         if refused is not None:
             told = f"{refused.share.host}: {refused.problem}"
@@ -155,7 +157,7 @@ def _begin_on_nodes(
     answer = msgspec.json.decode(peers.agree(f"room for step {step}", offer, judge), type=_Begun)
     if answer.ref.tier == memory.name:
         slot = answer.slots[memory.share.first]
-        return memory.attempt(slot, answer.ref.attempt, answer.shares)
+        return memory.attempt(slot, answer.ref.attempt, answer.shares, answer.seconds)
     return begun[0] if begun else disk.join(answer.ref)
 
 

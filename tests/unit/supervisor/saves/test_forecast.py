@@ -11,6 +11,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor, write_predictor
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.journal.line import JournalEntry
+from elastic_ckpt.policy.emergency import ChoiceKind
 from elastic_ckpt.policy.prediction import FIRST_MARGIN, Predictor, Route
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
@@ -174,3 +175,26 @@ def test_a_save_on_the_interval_is_no_emergency(job: JobDirectory, forecast: Sav
     notice(forecast, 10.0)
     forecast.learn(saved(2.0, at=13.0, reason="interval", step=1))
     assert compared(job) == []
+
+
+def test_the_fastest_replica_shows_what_one_takes_that_a_node_waits_for(
+    forecast: SaveForecast,
+) -> None:
+    """The others were made at the lowest priority, beside training."""
+    forecast.learn(saved(1.0, tier="memory"))
+    forecast.learn(drained(20.0))
+    assert forecast.of_a_node_that_leaves(2, 60.0).kind is ChoiceKind.FULL  # no replica was made
+    for size, seconds, expected in (
+        (800, 0.1, 3.0),  # as a piece of 16 MiB
+        (GB // 2, 30.0, 30.0),
+        (GB // 2, 2.0, 2.0),
+        (GB // 2, 9.0, 2.0),
+        (800, 0.001, 2.0),
+    ):
+        forecast.learn(event("replicated", bytes=size, seconds=seconds))
+        expected = pytest.approx(expected, rel=0.01)
+        assert forecast.predictor.expect(Route.PEER, GB // 2) == expected
+    assert forecast.predictor.last_bytes == GB
+    choice = forecast.of_a_node_that_leaves(2, 60.0)
+    assert choice.kind is ChoiceKind.PEER
+    assert choice.predicted_seconds == pytest.approx(FIRST_MARGIN * 3.0)
