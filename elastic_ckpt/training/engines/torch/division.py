@@ -1,9 +1,9 @@
-"""Which rank writes which part of each tensor: computed by every rank from what all have said.
+"""Which rank writes which part of each tensor: every rank computes it from all ranks' offers.
 
-A rank says where its own part of each group of tensors lies that are sharded alike, and a digest of
-which tensors are in which group. All ranks of a job say the same of the latter, so that they need
-not send each other thousands of names. What several ranks hold, the one writes that has the least
-to write so far.
+Tensors that are sharded alike form a group. A rank's offer contains its own box of each group, and
+a digest of the table of tensors and their groups. Nearly all ranks have the same table, so that
+they need not exchange thousands of names. Of the ranks that hold the same box, the one with the
+fewest bytes so far writes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from elastic_ckpt.training.tensors.local_box import TensorBox, local_boxes
 from elastic_ckpt.training.tensors.safetensors_file import DTYPES, NAMED_DTYPES
 from elastic_ckpt.util.text import printable
 
-_NOBODY: Final = -1
+_NO_RANK: Final = -1
 _NEVER: Final = 2**62
 """More bytes than a rank can have to write."""
 
@@ -39,7 +39,7 @@ _tables: Final = msgspec.json.Decoder(Table)
 
 @dataclass(frozen=True)
 class HeldTensors:
-    """What one rank can write: its part of each group's tensors, and which tensors are in which."""
+    """What one rank can write: the table of its tensors, and its box of each group."""
 
     table: Table
     boxes: list[TensorBox]
@@ -64,11 +64,11 @@ class HeldTensors:
         return cls(table, boxes)
 
     def offer(self) -> bytes:
-        """Return what the other ranks need if their table is the same, encoded."""
+        """Return the table's digest and the boxes, encoded: enough for ranks with this table."""
         return msgspec.json.encode((self._digest(), self.boxes))
 
     def encoded_table(self) -> bytes:
-        """Return the table, for ranks that have another one."""
+        """Return the table, encoded, for ranks with another one."""
         return msgspec.json.encode(self.table)
 
     def _digest(self) -> str:
@@ -76,20 +76,19 @@ class HeldTensors:
 
 
 def needed_tables(offers: Sequence[bytes]) -> list[int]:
-    """Return the ranks whose tables have to be known, the first of each kind; rank 0's alone if all
-    are the same."""
+    """Return the first rank with each table: rank 0 alone if all tables are equal."""
     digests = [_offers.decode(offer)[0] for offer in offers]
     return sorted(digests.index(digest) for digest in set(digests))
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a shape is cut, and who holds the pieces.
+    """How a shape is cut, and which ranks hold each box.
 
     Attributes:
-        boxes: the parts that are not empty, each once.
-        holders: by box, the ranks that hold it; filled up with ``_NOBODY``.
-        elements: by box.
+        boxes: those that are not empty, each once.
+        holders: a row of ranks for each box, padded with ``_NO_RANK``.
+        elements: the number of elements of each box.
     """
 
     boxes: list[TensorBox]
@@ -105,15 +104,19 @@ class Division:
                 ranks[box].append(rank)
         boxes = sorted(ranks)
         most = max(map(len, ranks.values()), default=1)
-        holders = np.full((len(boxes), most), _NOBODY, dtype=np.int64)
+        holders = np.full((len(boxes), most), _NO_RANK, dtype=np.int64)
         for number, box in enumerate(boxes):
             holders[number, : len(ranks[box])] = ranks[box]
         elements = np.array([prod(box.sizes) for box in boxes], dtype=np.int64)
         return cls(boxes, holders, elements)
 
     def choose(self, load: Any, width: int) -> Any:
-        """Return who writes each box of a tensor with elements of so many bytes. Adds that to the
-        bytes that each rank has to write; the last entry of ``load`` is nobody's."""
+        """Return the rank that writes each box of a tensor, and add its bytes to that rank's load.
+
+        Args:
+            load: bytes by rank, with one more entry for ``_NO_RANK``.
+            width: bytes of an element.
+        """
         writers = self.holders[:, 0]
         if self.holders.shape[1] > 1:
             least = load[self.holders].argmin(axis=1)
@@ -124,7 +127,7 @@ class Division:
 
 @dataclass(frozen=True)
 class Assigned:
-    """One tensor: how it is cut, and by box which rank writes that."""
+    """A tensor, how it is cut, and the rank that writes each box."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -133,11 +136,11 @@ class Assigned:
 
 
 def assign(offers: Sequence[bytes], tables: Mapping[int, bytes]) -> dict[str, Assigned]:
-    """Return who writes what of each tensor; the same on every rank.
+    """Return the writers of each tensor by name; the result is the same on every rank.
 
     Args:
         offers: of all ranks.
-        tables: by rank, of those that :func:`needed_tables` has named.
+        tables: encoded, by rank, of the ranks that :func:`needed_tables` returned.
 
     Raises:
         SaveFailed: ranks describe a tensor differently.
@@ -150,7 +153,7 @@ def assign(offers: Sequence[bytes], tables: Mapping[int, bytes]) -> dict[str, As
     described, groups = _described({rank: _tables.decode(tables[rank]) for rank in sorted(tables)})
     divisions: dict[tuple[tuple[int, int], ...], Division] = {}
     load = np.zeros(len(said) + 1, dtype=np.int64)
-    load[_NOBODY] = _NEVER
+    load[_NO_RANK] = _NEVER
     assigned = {}
     for name in sorted(described, key=lambda name: (-_bytes(*described[name]), name)):
         key = tuple(groups[name])
