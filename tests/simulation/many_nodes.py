@@ -138,18 +138,20 @@ class ManyNodes:
         """What its role needs of it."""
         run = SimpleNamespace(now=0.0, agent=SimpleNamespace(send=self._obey), goes_on=None)
         run.record = SimpleNamespace(say=self.log.append, update=lambda **_: None)
-        run.ports = SimpleNamespace(journal=SimpleNamespace(write=lambda event: None))
-        run.settings = SimpleNamespace(node="head", gather_seconds=600.0)
+        journal = SimpleNamespace(write=lambda event: None)
+        run.ports = SimpleNamespace(journal=journal, board=SimpleNamespace())
+        run.saves = SimpleNamespace(hand_over_seconds=lambda nodes, grace: 0.0)
+        run.settings = SimpleNamespace(node="head", gather_seconds=600.0, grace=60.0)
         run.serve_saves = lambda now: None
         run.incarnations = SimpleNamespace(
             may_launch=True, clean_up=lambda: True, launch=self._launch
         )
         return run
 
-    def _launch(self, nodes: int) -> None:
+    def _launch(self, nodes: int, without: tuple[str, ...]) -> None:
         self.launches += 1
         self._running = True
-        self._obey(Launch(self.launches, nodes))
+        self._obey(Launch(self.launches, nodes, without=without))
 
     def _obey(self, command: Any) -> None:
         self.membership.obey(command)

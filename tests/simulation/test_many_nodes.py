@@ -4,6 +4,7 @@ batch of changes; and each of some bugs breaks that. ``make simulate-nodes`` has
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -67,10 +68,8 @@ def first_answer_counts(patch: pytest.MonkeyPatch) -> None:
 def roster_is_sent_without_its_last(patch: pytest.MonkeyPatch) -> None:
     whole = HeadRules.launch
 
-    def launch(
-        self: HeadRules, incarnation: int, most: int, port: int, arguments: tuple[str, ...] = ()
-    ) -> tuple[int, ...]:
-        roster = whole(self, incarnation, most, port, arguments)
+    def launch(self: HeadRules, *arguments: Any) -> tuple[int, ...]:
+        roster = whole(self, *arguments)
         self.state.roster = roster[:-1]
         return self.state.roster
 

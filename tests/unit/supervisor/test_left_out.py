@@ -133,13 +133,15 @@ class Run:
         self.agent = SimpleNamespace(send=self.sent.append, gone=False)
         self.incarnation = 1
         self.settings = SimpleNamespace(
-            node="n1", endpoint="n1:29400", gather_seconds=60.0, shared_url="", directory="/job"
-        )
+            node="n1", endpoint="n1:29400", gather_seconds=60.0, shared_url="", directory="/job",
+            grace=60.0,
+        )  # fmt: skip
         directory = SimpleNamespace(pass_on=lambda: setattr(self, "passed_on", True))
         self.ports = SimpleNamespace(
-            directory=directory, clock=SimpleNamespace(wall=lambda: 1e9),
+            directory=directory, clock=SimpleNamespace(wall=lambda: 1e9), board=SimpleNamespace(),
             journal=SimpleNamespace(write=self.events.append),
         )  # fmt: skip
+        self.saves = SimpleNamespace(hand_over_seconds=lambda nodes, grace: 0.0)
         self.record = SimpleNamespace(say=self.said.append, update=lambda **_: None)
         self.incarnations = SimpleNamespace(
             may_launch=True, is_watched=False, clean_up=lambda: True, launch=self._launch
