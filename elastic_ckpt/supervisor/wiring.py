@@ -49,7 +49,7 @@ from elastic_ckpt.supervisor.settings import RunSettings
 from elastic_ckpt.supervisor.supervisor import Supervisor
 from elastic_ckpt.supervisor.systemd import Service
 from elastic_ckpt.supervisor.watch.effort import measure_effort
-from elastic_ckpt.supervisor.watch.node_check import NodeCheck, failed_part, node_parts
+from elastic_ckpt.supervisor.watch.node_check import NodeCheck, NodeLook
 from elastic_ckpt.supervisor.watch.stacks import Stack, dump_stacks
 from elastic_ckpt.util.processes import (
     activity,
@@ -313,7 +313,7 @@ def make_supervisor(
         service=service,
         start_agent=start_agent,
     )
-    check = NodeCheck(partial(failed_part, node_parts(settings, memory.root)))
+    check = NodeCheck(NodeLook(settings, memory.root))
     notes = BucketNotes(job, checkpoints.store) if checkpoints else DirectoryNotes(job)
     role = _role(settings, rendezvous, handed, check, partial(LeftOutNodes, notes, files.later))
     return Supervisor(settings, ports, record, role, reread)

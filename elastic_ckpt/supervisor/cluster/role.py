@@ -114,7 +114,7 @@ class ClusterRole(Role):
                 self._all_idle = True
                 return True
             case Ended(kind=EndKind.CRASHED, node=run.settings.node) if check is not None:
-                check.begin(run.ports.host.aside)
+                check.begin(run.ports.host.aside, idle=False)  # the next ones are about to
             case Ready():
                 self._report_check(run)
         return False
@@ -125,7 +125,7 @@ class ClusterRole(Role):
         if check is None:
             return
         if check.is_due(run.now):
-            check.begin(run.ports.host.aside)
+            check.begin(run.ports.host.aside, idle=not run.incarnations.is_launched)
         before = check.unfit
         if not check.take(run.now):
             return

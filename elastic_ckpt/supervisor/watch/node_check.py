@@ -45,24 +45,29 @@ class NodeCheck:
             before the first.
     """
 
-    def __init__(self, look: Callable[[], str]) -> None:
-        """``look`` returns as ``unfit``; bounded."""
+    def __init__(self, look: Callable[[bool], str]) -> None:
+        """``look`` returns as ``unfit``, bounded; it is given whether no worker runs."""
         self.unfit: str | None = None
         self._look = look
         self._runs = False
         self._ended_at: float | None = None
         self._result: str | None = None
 
-    def begin(self, aside: Callable[[Callable[[], None]], None]) -> None:
-        """Start a check unless one runs; ``aside`` runs something in a thread."""
+    def begin(self, aside: Callable[[Callable[[], None]], None], *, idle: bool) -> None:
+        """Start a check unless one runs.
+
+        Args:
+            aside: runs something in a thread.
+            idle: whether no worker of this node runs, or is about to.
+        """
         if not self._runs:
             self._runs = True
-            aside(self._work)
+            aside(lambda: self._work(idle))
 
-    def _work(self) -> None:
+    def _work(self, idle: bool) -> None:
         result = ""
         try:
-            result = self._look()
+            result = self._look(idle)
         except Exception:  # a node that cannot be checked can still be tried
             log.exception("the check of this node")
         self._result = result
@@ -82,14 +87,26 @@ class NodeCheck:
         return True
 
 
-def node_parts(settings: RunSettings, memory_root: str) -> Parts:
-    """Return the parts for a node. ``memory_root`` is the memory tier's; empty without one."""
-    job = JobDirectory(settings.directory)
-    return {
-        "memory": lambda: check_memory(job, memory_root, settings.nodes[1]),
-        "GPU": check_gpus,
-        "disk": lambda: check_disk(job, settings.node),
-    }
+class NodeLook:
+    """Looks at all parts of a node. Memory that workers use says nothing about it: while they run,
+    what was seen last counts."""
+
+    def __init__(self, settings: RunSettings, memory_root: str) -> None:
+        """``memory_root`` is the memory tier's; empty without one."""
+        job = JobDirectory(settings.directory)
+        self._memory: Parts = {
+            "memory": lambda: check_memory(job, memory_root, settings.nodes[1]),
+        }
+        self._others: Parts = {"GPU": check_gpus, "disk": lambda: check_disk(job, settings.node)}
+        self._memory_lacks = ""
+
+    def __call__(self, idle: bool) -> str:
+        """Return the first part that fails, and why; empty if all pass."""
+        if not idle:
+            return self._memory_lacks or failed_part(self._others)
+        found = failed_part({**self._memory, **self._others})
+        self._memory_lacks = found if found.partition(":")[0] in self._memory else ""
+        return found
 
 
 def failed_part(parts: Parts, seconds: float = CHECK_SECONDS) -> str:

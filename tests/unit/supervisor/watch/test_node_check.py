@@ -17,6 +17,7 @@ from elastic_ckpt.supervisor.watch import node_check
 from elastic_ckpt.supervisor.watch.node_check import (
     AGAIN_SECONDS,
     NodeCheck,
+    NodeLook,
     check_disk,
     check_gpus,
     check_memory,
@@ -116,27 +117,41 @@ def test_the_part_that_fails_is_named(parts: dict[str, Callable[[], str]], why: 
     assert failed_part(parts, 0.5 if _hangs in parts.values() else 20.0) == why
 
 
+def test_memory_is_judged_only_while_no_worker_uses_it(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacks = ["no room"]
+    monkeypatch.setattr(node_check, "check_memory", lambda *_: lacks[0])
+    settings: Any = SimpleNamespace(directory=job.root, node="n1", nodes=(1, 2))
+    look = NodeLook(settings, "")
+    assert look(idle=False) == ""  # as if it had passed: nothing is known yet
+    assert look(idle=True) == "memory: no room" == look(idle=False)
+    lacks[0] = ""
+    assert look(idle=False) == "memory: no room"
+    assert look(idle=True) == "" == look(idle=False)
+
+
 def test_a_node_is_checked_once_and_again_while_it_fails() -> None:
     results = ["disk: no", "disk: no", ""]
     waiting: list[Callable[[], None]] = []
-    check = NodeCheck(lambda: results.pop(0))
+    check = NodeCheck(lambda idle: results.pop(0))
     assert check.unfit is None and check.is_due(5.0)
-    check.begin(waiting.append)
+    check.begin(waiting.append, idle=True)
     assert not check.is_due(5.0) and not check.take(5.0)
-    check.begin(waiting.append)  # one at a time
+    check.begin(waiting.append, idle=True)  # one at a time
     assert len(waiting) == 1
     waiting.pop()()
     assert check.take(6.0) and not check.take(6.0) and check.unfit == "disk: no"
     assert not check.is_due(6.0 + AGAIN_SECONDS - 1)
     assert check.is_due(6.0 + AGAIN_SECONDS)
     for _ in range(2):
-        check.begin(waiting.append)
+        check.begin(waiting.append, idle=True)
         waiting.pop()()
         assert check.take(100.0)
     assert check.unfit == "" and not check.is_due(9999.0)
 
 
 def test_a_check_that_breaks_lets_the_node_try() -> None:
-    check = NodeCheck(_breaks)
-    check.begin(lambda work: work())
+    check = NodeCheck(lambda idle: _breaks())
+    check.begin(lambda work: work(), idle=True)
     assert check.take(1.0) and check.unfit == ""
