@@ -81,8 +81,10 @@ def lose(hosts: DisturbedHosts, name: str, dice: random.Random) -> None:
 
 
 def lose_a_pair(hosts: DisturbedHosts, name: str, dice: random.Random) -> None:
-    """Of three nodes any two are a pair: one keeps the replica of what the other one has."""
+    """Of two or three nodes any two are one: each share's replica is on the other, or may be."""
     before, pair = hosts.head.view().incarnation, hosts.members()
+    if len(pair) == 1:
+        pair.append(hosts.head_name())
     for one in pair:
         hosts.lose(one)
     if dice.random() < 0.5:

@@ -1,7 +1,8 @@
 """Hosts are cut off, lost, preempted and stopped at random; every sample of an epoch counts once.
 
-Some jobs train on as many hosts as there are; others on three of four, so that their bits can be
-compared with those of a job that nothing disturbed. More of it: make chaos-hosts N=100 SEED=1
+Some jobs train on as many of three hosts as there are; others on two of three, so that their bits
+can be compared with those of a job that nothing disturbed: a sum of three ranks' gradients depends
+on its order, which torch changes after the first step. More of it: make chaos-hosts N=100 SEED=1
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.system.disturbances_on_hosts import KINDS, DisturbedHosts
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261125"))
 COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "12"))
 ONLY = os.environ.get("ELASTIC_CKPT_TEST_KINDS", "")
-SIZE, RANKS = 3001, 3
+SIZE, HOSTS = 3001, 3
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")
 
 
@@ -37,7 +38,7 @@ def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
     has_spare = dice.random() < 0.5
     replicas, interval = dice.choice((0, 1, 1, 2)), dice.choice((2, 10))
     job = (
-        f"{'3 of 4' if has_spare else '1 to 3'} hosts, {replicas} replicas, saves after {interval}"
+        f"{'2 of 3' if has_spare else '1 to 3'} hosts, {replicas} replicas, saves after {interval}"
     )
     print(f"\nseed {SEED}, {COUNT} disturbances; {job} steps")
     epochs = 1 + COUNT // 4
@@ -46,7 +47,7 @@ def test_disturbed_hosts_use_every_sample_once(tmp_path: Path) -> None:
         hosts.start(*hosts.names)
         for number, kind in enumerate(draw_kinds(dice), 1):
             step = hosts.ready() + dice.randrange(1, 15)
-            hosts.until_step(RANKS, step)
+            hosts.until_step(hosts.most, step)
             name = dice.choice([one for one in hosts.names if one != hosts.head_name()])
             print(f"{number} of {COUNT}, step {step}: {kind.__name__}", flush=True)
             kind(hosts, name, dice)
@@ -66,8 +67,8 @@ def disturbed_hosts(
 ) -> Iterator[DisturbedHosts]:
     arguments = ("--epochs", str(epochs), "--size", str(SIZE), "--pause", "0.15")
     options = (*options, "--max-failures", "1000", "--rdzv-timeout", "60")
-    least, count = (RANKS, RANKS + 1) if has_spare else (1, RANKS)
-    hosts = DisturbedHosts(count, root, least, RANKS, *arguments, options=options)
+    least, most = (2, 2) if has_spare else (1, HOSTS)
+    hosts = DisturbedHosts(HOSTS, root, least, most, *arguments, options=options)
     if not no_clocks():
         hosts.clocks = {name: SteppedClock(root, name) for name in hosts.names}
     with hosts:
@@ -86,7 +87,7 @@ def check_samples(hosts: DisturbedHosts, epochs: int) -> None:
     assert len(used) == epochs
     for counter in used:
         assert set(counter) == set(range(SIZE))
-        assert counter.total() - SIZE < RANKS
+        assert counter.total() - SIZE < hosts.most
 
 
 def check_bits(hosts: DisturbedHosts, epochs: int) -> None:
@@ -98,10 +99,10 @@ def check_bits(hosts: DisturbedHosts, epochs: int) -> None:
     trace = kept / f"calm-{epochs}" / "trace"
     arguments = ("--epochs", str(epochs), "--size", str(SIZE), "--trace", str(trace))
     if not (trace.parent / "done").exists():
-        with Job(trace.parent, *arguments, nproc=RANKS, script=STEADY) as job:
+        with Job(trace.parent, *arguments, nproc=hosts.most, script=STEADY) as job:
             assert job.start().wait(1200) == 0, job.output()
         (trace.parent / "done").touch()
-    calm, disturbed = (used_samples(one, RANKS) for one in (trace, hosts.root / "trace"))
+    calm, disturbed = (used_samples(one, hosts.most) for one in (trace, hosts.root / "trace"))
     assert calm.keys() == disturbed.keys()
     for step, (*same, _) in calm.items():
         assert disturbed[step][:-1] == same, f"step and rank {step}"

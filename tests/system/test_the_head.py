@@ -178,6 +178,7 @@ def test_interrupted_head_ends_the_job(tmp_path: Path) -> None:
         for name in ("n1", "n2"):
             assert cluster[name].wait() == 75, cluster.output()
         cluster.start("n1", "n2")
+        cluster.until_training(2, beyond=1)
         cluster.finish("n1", "n2")
         cluster.assert_each_sample_once(2)
 
