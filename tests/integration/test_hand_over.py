@@ -118,3 +118,24 @@ def test_two_of_three_leave_at_once(cluster: SlowCluster) -> None:
     cluster.head.until(lambda _: events(cluster, "loaded")[-1]["step"] == saved["step"], "a load")
     cluster.finish("n1")
     cluster.assert_each_sample_once(3)
+
+
+@pytest.mark.slow
+def test_no_node_that_stays_answers_so_the_disk_gets_it(cluster: SlowCluster) -> None:
+    """The ranks have the state until it is sealed somewhere."""
+    cluster.start("n1", "n2")
+    cluster.head.until(lambda view: is_calm(cluster, view), "a drain to the slow disk")
+    cluster["n1"].process.send_signal(signal.SIGSTOP)
+    try:
+        cluster["n2"].process.send_signal(signal.SIGTERM)
+        cluster["n2"].until(
+            lambda _: events(cluster, "saved")[-1]["reason"] == "emergency", "an emergency save"
+        )
+    finally:
+        cluster["n1"].process.send_signal(signal.SIGCONT)
+    assert events(cluster, "saved")[-1]["tier"] == "disk", cluster.output()
+    assert cluster["n2"].wait(50) == 75, cluster.output()
+    assert "saving to the disk instead" in cluster["n1"].output()
+    cluster.until_training(1, beyond=1)
+    cluster.finish("n1")
+    cluster.assert_each_sample_once(2)
