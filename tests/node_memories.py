@@ -94,7 +94,8 @@ class NodeMemories:
         if 0 in sealing:
             limit = time.monotonic() + 20
             kept = {rank: made[rank].hand_over(limit) for rank in sorted(self.leaving)}
-            made[0].kept(kept.values())
+            for keeper in kept.values():
+                made[0].kept(keeper)
             made[0].seal(header, files, Retention())
             for rank, keeper in kept.items():
                 made[rank].note_keeper(keeper.host)

@@ -156,12 +156,12 @@ class Shutdown:
         there = key is not None and key > NO_CHECKPOINT
         before = max(self._before_notice, self._own.newest_marked())
         new = key is not None and key > before and key[-1] != self._saved_before
-        others = new and not self._is_still_followed()
-        new = new and not others
         peer = self._kept_by_peer(key)
-        others = others or (bool(peer) and not self._is_still_followed())
-        new = (new or bool(peer)) and not others
-        saved = kept is None and (new or (there and (stopped or not stepped)))
+        others = (new or bool(peer)) and not self._is_still_followed()
+        new = new and not others
+        at_peer = bool(peer) and not others
+        on_disk = not peer and (new or (there and (stopped or not stepped)))
+        saved = kept is None and (at_peer or on_disk)
         lacks = self._mirror.lacks if saved else ""
         saved = saved and not lacks
         # Rerun in the directory that is there now, the job would begin anew.

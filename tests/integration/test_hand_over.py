@@ -28,7 +28,7 @@ class SlowCluster(Cluster):
 
     def __init__(self, root: Path, memory: Path) -> None:
         arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
-        super().__init__(root, "1:2", *arguments, options=("--save-interval", str(INTERVAL)))
+        super().__init__(root, "1:3", *arguments, options=("--save-interval", str(INTERVAL)))
         self.memory = memory
 
     def make(self, name: str) -> Node:
@@ -96,5 +96,46 @@ def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_kille
     loaded = events(cluster, "loaded")[-1]
     assert (loaded["step"], loaded["tier"]) == (step, "memory"), cluster.output()
     cluster.head.until(lambda _: step in steps(cluster, "drained"), "the drain, which is owed")
+    cluster.finish("n1")
+    cluster.assert_each_sample_once(2)
+
+
+@pytest.mark.slow
+def test_two_of_three_leave_at_once(cluster: SlowCluster) -> None:
+    """By way of the one that stays, or of the disk if their notices come apart: in either case the
+    job goes on where they stopped."""
+    cluster.start("n1", "n2", "n3")
+    cluster.until_training(3)
+    before = len(events(cluster, "saved"))
+    cluster.head.until(
+        lambda view: len(events(cluster, "saved")) > before and is_calm(cluster, view), "a drain"
+    )
+    for name in ("n2", "n3"):
+        cluster[name].process.send_signal(signal.SIGTERM)
+    assert [cluster[name].wait(60) for name in ("n2", "n3")] == [75, 75], cluster.output()
+    saved = events(cluster, "saved")[-1]
+    cluster.until_training(1, beyond=cluster.head.view().incarnation - 1)
+    cluster.head.until(lambda _: events(cluster, "loaded")[-1]["step"] == saved["step"], "a load")
+    cluster.finish("n1")
+    cluster.assert_each_sample_once(3)
+
+
+@pytest.mark.slow
+def test_no_node_that_stays_answers_so_the_disk_gets_it(cluster: SlowCluster) -> None:
+    """The ranks have the state until it is sealed somewhere."""
+    cluster.start("n1", "n2")
+    cluster.head.until(lambda view: is_calm(cluster, view), "a drain to the slow disk")
+    cluster["n1"].process.send_signal(signal.SIGSTOP)
+    try:
+        cluster["n2"].process.send_signal(signal.SIGTERM)
+        cluster["n2"].until(
+            lambda _: events(cluster, "saved")[-1]["reason"] == "emergency", "an emergency save"
+        )
+    finally:
+        cluster["n1"].process.send_signal(signal.SIGCONT)
+    assert events(cluster, "saved")[-1]["tier"] == "disk", cluster.output()
+    assert cluster["n2"].wait(50) == 75, cluster.output()
+    assert "saving to the disk instead" in cluster["n1"].output()
+    cluster.until_training(1, beyond=1)
     cluster.finish("n1")
     cluster.assert_each_sample_once(2)

@@ -99,10 +99,13 @@ class NodeMemory:
     def keep(self, attempt: str, source: Share, limit: float) -> None:
         """Have it keep the share of another node, which leaves; NodeLost if that is not done at
         ``limit``, in monotonic seconds."""
-        reply = self._ask(Keep(attempt, source))
+        self._linked().send(Keep(attempt, source))
+        reply: Reply = Keeping(0)
         while isinstance(reply, Keeping):
-            if time.monotonic() > limit:
+            left = limit - time.monotonic()
+            if left <= 0:
                 raise NodeLost(f"{self.share.host} has no copy yet, and the time is up")
+            self._linked().wait(left)
             reply = self._reply()
         if not isinstance(reply, Kept):
             raise self._odd(reply)

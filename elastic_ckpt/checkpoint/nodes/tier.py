@@ -246,10 +246,10 @@ class SharesAttempt(MemoryAttempt):
             return msgspec.structs.replace(keeper, first=first, count=count, leaves=True)
         raise refused
 
-    def kept(self, shares: Iterable[Share]) -> None:
-        """Note where the shares of nodes that leave are from now on. Leader only, before
+    def kept(self, share: Share) -> None:
+        """Note where the share of a node that leaves is from now on. Leader only, before
         :meth:`seal`."""
-        self._kept = {one.first: one for one in shares}
+        self._kept[share.first] = share
 
     def note_keeper(self, host: str) -> None:
         """Record on a node that leaves, once the checkpoint is sealed, who keeps its share."""

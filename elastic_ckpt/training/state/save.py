@@ -348,8 +348,11 @@ def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:
             raise StorageFailed(peers.rank, f"its memory goes with its node: {error}") from None
         return msgspec.json.encode(kept[0])
 
-    told = peers.collect("kept", hand_over)
-    target.kept(msgspec.json.decode(one, type=Share) for one in told if one)
+    told = [one for one in peers.collect("kept", hand_over) if one]
+    for share in [msgspec.json.decode(one, type=Share) for one in told]:
+        target.kept(share)
+        who = f"ranks {share.first} to {share.ranks[-1]}"
+        runtime.leader_says(f"{who} leave: {share.host} keeps what they have saved in memory")
     return kept[0] if kept else None
 
 

@@ -88,10 +88,12 @@ def test_the_disk_has_it_by_now() -> None:
 
 
 @pytest.mark.parametrize("on_disk", [BEFORE, None])
-def test_another_run_owns_the_job_by_now(on_disk: Key | None) -> None:
+@pytest.mark.parametrize("stopped", [True, False])
+def test_another_run_owns_the_job_by_now(on_disk: Key | None, stopped: bool) -> None:
+    """Which may have gone back to an older checkpoint."""
     node = Leaving(on_disk, owner="job.2")
     node.kept = STOP, "h1"
-    node.leave(stopped=False)
+    node.leave(stopped=stopped)
     code, message = node.end
     assert code == UNSAVED and "which another run may have saved" in message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,18 @@ def test_a_copy_that_takes_too_long_is_given_up(nodes: Make) -> None:
     late = two.tiers[1].attempt("a", two.sealed(1).seal.attempt, [one.share for one in two.tiers])
     with pytest.raises(NodeLost, match="the time is up"):
         late.hand_over(time.monotonic() - 1.0)
+
+
+def test_a_node_that_says_nothing_is_not_waited_for_longer(nodes: Make) -> None:
+    two = nodes(2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host, port = silent.getsockname()[:2]
+        two.tiers[0].share = msgspec.structs.replace(two.tiers[0].share, host=host, port=port)
+        attempt = attempt_of(two, 1)
+        began = time.monotonic()
+        with pytest.raises(NodeLost, match="no answer"):
+            attempt.hand_over(began + 0.2)
+        assert time.monotonic() < began + link.SILENCE_SECONDS
 
 
 def test_what_a_node_left_here_stays_until_the_disk_has_it_or_newer(nodes: Make) -> None:

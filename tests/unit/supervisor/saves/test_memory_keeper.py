@@ -219,3 +219,30 @@ def test_run_without_a_memory_tier_says_what_it_leaves_there(
         f"step 16 is in memory only, in {root}: run once with --memory-dir {place} to bring it to "
         "the disk"
     ]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_node_that_follows_owes_its_share_until_it_is_elsewhere(
+    job: JobDirectory, place: Path, is_kept: bool
+) -> None:
+    """On the disk, by the head's drain, or with a node that stays; then its memory can go."""
+    settings = RunSettings(
+        directory=job.root, script=Path("x"), args=(), name="job", node="n2", memory=place,
+        endpoint="127.0.0.1:29400", nodes=(1, 2), replicas=1,
+    )  # fmt: skip
+    keeper = MemoryKeeper.open(settings, job, None, Journal(job, "n2"), print, lambda: None)
+    share, other = Share(1, 1, *keeper.server), Share(0, 1, "elsewhere", 1, "other")
+    tier = NodesMemory(Path(keeper.root), share, acts=True, replicas=1)
+    attempt = tier.attempt(tier.make_room(7, 1000, replaces=False), "7" * 16, [other, share])
+    assert keeper.owed() is None
+    part = attempt.part(1)
+    part.write("ranks/00001.json", b"{}")
+    part.finish(2, None)
+    attempt.seal_share(make_header(DiskAttempt(job, "7" * 16, 7), world_size=2))
+    owed = keeper.owed()
+    assert owed is not None and owed.seal.step == 7 and keeper.kept_by_peer() is None
+    if is_kept:
+        attempt.note_keeper("h1")
+        assert keeper.owed() is None and keeper.kept_by_peer() == (owed.age, "h1")
+    keeper.close()
+    assert Path(keeper.root).exists() is not is_kept
