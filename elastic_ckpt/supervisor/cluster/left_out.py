@@ -95,8 +95,9 @@ class BucketNotes:
 
 
 def notes_in(store: Bucket) -> list[LeftOutNode]:
-    """Return the notes of a bucket."""
-    found = (decode_note(store.get(_key(one), MAX_NOTE_BYTES)) for one in _names_in(store))
+    """Return the notes of a bucket, by name."""
+    names = sorted(_names_in(store))
+    found = (decode_note(store.get(_key(one), MAX_NOTE_BYTES)) for one in names)
     return [one for one in found if one is not None]
 
 
@@ -107,7 +108,7 @@ def remove_in(store: Bucket, name: str) -> None:
 
 def _names_in(store: Bucket) -> set[str]:
     keys = [one.key for page in store.listing(LEFT_OUT) for one in page]
-    return {key.removeprefix(LEFT_OUT).removesuffix(".json") for key in sorted(keys)}
+    return {key.removeprefix(LEFT_OUT).removesuffix(".json") for key in keys}
 
 
 def _key(name: str) -> str:
