@@ -63,9 +63,11 @@ test-benchmarks: .venv/.ready .venv-latest/.storage
 	.venv-latest/bin/python -m pytest tests/integration/test_benchmarks.py -k bucket
 
 # Several nodes as processes of this host; then hosts of network namespaces, which join, leave and
-# are cut off: prints how long each takes. Needs root.
+# are cut off: prints how long each takes. Needs root. HOSTS=hosts adds the slow ones.
+HOSTS = hosts and not slow
+
 test-hosts: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest -n 2 -m hosts tests/integration
+	.venv-latest/bin/python -m pytest -n 2 --durations=15 -m '$(HOSTS)' tests/integration
 	.venv-latest/bin/python -m pytest -s tests/system/test_hosts.py \
 		tests/system/test_several_hosts.py tests/system/test_chaos_on_hosts.py \
 		tests/system/test_the_head.py tests/system/test_memory_of_nodes.py

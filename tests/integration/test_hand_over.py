@@ -73,7 +73,11 @@ def is_calm(cluster: Cluster, view: StatusView) -> bool:
     return is_drained and is_far and hands_over(cluster)
 
 
-@pytest.mark.parametrize("is_killed", [False, True], ids=["the other trains on", "all are killed"])
+@pytest.mark.parametrize(
+    "is_killed",
+    [pytest.param(False, id="the other trains on", marks=pytest.mark.slow),
+     pytest.param(True, id="all are killed")],
+)  # fmt: skip
 def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_killed: bool) -> None:
     """Whatever happens to the nodes that stay as long as their memory is there: nothing is lost
     that was said to be saved, and the drain is made up for."""
