@@ -91,6 +91,7 @@ def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None
         assert "no progress for" in crash["message"] and "failing.py" in crash["message"]
 
 
+@pytest.mark.slow
 def test_stopped_worker_is_continued_within_seconds_and_killed_if_it_is_stopped_again(
     tmp_path: Path,
 ) -> None:

@@ -95,6 +95,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     return plain.digest.read_text()
 
 
+@pytest.mark.slow
 def test_an_empty_machine_continues_to_the_bit(tmp_path: Path, expected: str) -> None:
     bucket = Bucket(tmp_path)
     prints = ("--chatty", str(tmp_path))

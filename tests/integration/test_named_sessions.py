@@ -26,6 +26,7 @@ def trained(place: Path) -> dict[str, int]:
     return dict(Counter(line.split()[0] for line in (place / "trace").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_preempted_in_a_later_session_resumes_there_to_the_same_bits(tmp_path: Path) -> None:
     """The emergency save counts (75), and no step of any session is made twice."""
     with folds(tmp_path / "a") as job:

@@ -95,6 +95,7 @@ RESUME = ("--resume-args", "--init_from=resume")
 OVERWRITTEN = ("--watch", "out/ckpt.pt", *RESUME)
 
 
+@pytest.mark.slow
 def test_one_file_that_is_overwritten(tmp_path: Path) -> None:
     """A save is torn by SIGKILL; the copy comes back. A notice then finds no handler."""
     expected = undisturbed(tmp_path / "plain", "own_nanogpt.py")

@@ -56,6 +56,7 @@ def test_early_warning_of_a_member_leads_to_a_save_of_all(tmp_path: Path) -> Non
         cluster.until_step(2, view.newest_intact.step + 5)  # and they train on
 
 
+@pytest.mark.slow
 @pytest.mark.hosts
 def test_lost_node_is_not_counted_as_a_failure(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
@@ -71,6 +72,7 @@ def test_lost_node_is_not_counted_as_a_failure(tmp_path: Path) -> None:
         assert (crash["kind"], crash["message"]) == ("membership", "lost node n2")
 
 
+@pytest.mark.slow
 @pytest.mark.hosts
 def test_joining_node_grows_the_job(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "1:2") as cluster:
@@ -83,6 +85,7 @@ def test_joining_node_grows_the_job(tmp_path: Path) -> None:
         assert cluster.head.view().restarts.failures == 0
 
 
+@pytest.mark.slow
 @pytest.mark.hosts
 def test_killed_worker_on_another_node_is_one_failure(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:

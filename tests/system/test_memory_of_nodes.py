@@ -76,6 +76,7 @@ def test_a_host_that_vanishes_takes_its_share_with_it(tmp_path: Path) -> None:
         verify_full(path)
 
 
+@pytest.mark.slow
 def test_a_host_is_preempted_while_memory_is_drained(tmp_path: Path) -> None:
     with make(tmp_path, 2, "1:2", "--rdzv-timeout", "30") as hosts:
         hosts.start("h1", "h2")
@@ -90,7 +91,9 @@ def test_a_host_is_preempted_while_memory_is_drained(tmp_path: Path) -> None:
         verify_full(path)
 
 
-@pytest.mark.parametrize(("nnodes", "joins"), [("2", ["h3"]), ("1:2", [])])
+@pytest.mark.parametrize(
+    ("nnodes", "joins"), [("2", ["h3"]), pytest.param("1:2", [], marks=pytest.mark.slow)]
+)
 def test_the_share_of_a_host_that_vanishes_is_in_its_peers_memory(
     tmp_path: Path, nnodes: str, joins: list[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_head_that_is_cut_off_lets_another_one_lead(tmp_path: Path) -> None:
         assert_samples(hosts, SIZE, EPOCHS)
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_head_and_next_node_are_lost_at_once(tmp_path: Path) -> None:
     with make(tmp_path, 3, "1:3") as hosts:
@@ -145,6 +146,7 @@ def test_head_that_was_cut_off_and_suspended_in_a_save_seals_nothing(tmp_path: P
         assert_samples(hosts, SIZE, EPOCHS)
 
 
+@pytest.mark.slow
 def test_fewer_nodes_than_needed_wait_for_the_former_head(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
@@ -183,6 +185,7 @@ def test_interrupted_head_ends_the_job(tmp_path: Path) -> None:
         cluster.assert_each_sample_once(2)
 
 
+@pytest.mark.slow
 def test_members_find_the_new_agent_of_the_head(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
