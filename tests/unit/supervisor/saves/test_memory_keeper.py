@@ -230,7 +230,9 @@ def test_node_that_follows_owes_its_share_until_it_is_elsewhere(
         directory=job.root, script=Path("x"), args=(), name="job", node="n2", memory=place,
         endpoint="127.0.0.1:29400", nodes=(1, 2), replicas=1,
     )  # fmt: skip
-    keeper = MemoryKeeper.open(settings, job, None, Journal(job, "n2"), print, lambda: None)
+    keeper = MemoryKeeper.open(
+        settings, job, None, Journal(job, "n2"), print, lambda: None, lambda: 0
+    )
     share, other = Share(1, 1, *keeper.server), Share(0, 1, "elsewhere", 1, "other")
     tier = NodesMemory(Path(keeper.root), share, acts=True, replicas=1)
     attempt = tier.attempt(tier.make_room(7, 1000, replaces=False), "7" * 16, [other, share])
