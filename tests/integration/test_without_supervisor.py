@@ -13,7 +13,6 @@ from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.integration.ranks import free_port
 from tests.job import TINY, environment, kill_tree
-from tests.marks import slow
 
 ARGUMENTS = ("--epochs", "3", "--pause", "0.02")
 
@@ -56,7 +55,8 @@ def wait_for_trace(directory, ranks: int, step: int) -> None:
     raise AssertionError((directory / "log").read_text())
 
 
-@pytest.mark.parametrize("ranks", [1, slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_sigterm_saves_and_the_next_run_resumes(tmp_path, ranks):
     calm = tmp_path / "calm"
     assert wait(launch(calm, ranks), calm) == 0, (calm / "log").read_text()

@@ -112,9 +112,10 @@ def test_drop_last_skips_only_the_end_of_an_epoch(
             assert 203 - used.total() < max(SIZES) * 2 * 2  # an optimizer step of all ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
-    [(3, 1, 2), pytest.param(SIZES, marks=[pytest.mark.slow, pytest.mark.one_torch])],
+    [(3, 1, 2), pytest.param(SIZES, marks=pytest.mark.one_torch)],
     ids=len,
 )
 def test_fixed_global_batch_gives_the_same_steps_at_any_world_size(
