@@ -7,13 +7,13 @@ PYTHON ?= python3
 PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS ?=
 
-# Two at a time: a job waits for something most of the time.
+# Three at a time, on two cores: a job waits for something most of the time.
 SUITE = tests/unit tests/integration tests/faults tests/simulation
 QUICK = not faults_full and not hosts and not benchmarks and not slow
 REST = slow and not faults_full and not hosts and not benchmarks
 
 ifeq ($(PYTEST_FLAGS),)
-tests = $1/bin/python -m pytest -n 2 --dist worksteal --durations=15 -m '$2' $3 $(or $4,$(SUITE))
+tests = $1/bin/python -m pytest -n 3 --dist worksteal --durations=15 -m '$2' $3 $(or $4,$(SUITE))
 else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
@@ -152,7 +152,7 @@ bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 # What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
 # tutorials as a reader types them.
 test-look: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
+	.venv-latest/bin/python -m pytest -n 2 --dist loadfile tests/system/test_prometheus.py tests/system/test_report.py \
 		tests/system/test_night.py tests/system/test_tutorials.py \
 		tests/system/test_hanging_directory.py
 
@@ -177,7 +177,7 @@ FRAMEWORKS ?= frameworks and not slow
 
 test-frameworks: .venv-frameworks/.ready
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
-		.venv-frameworks/bin/python -m pytest -n 2 --dist worksteal --durations=15 \
+		.venv-frameworks/bin/python -m pytest -n 3 --dist worksteal --durations=15 \
 		-m '$(FRAMEWORKS)' tests/integrations $(PYTEST_FLAGS)
 
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.

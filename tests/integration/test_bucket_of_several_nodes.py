@@ -116,6 +116,7 @@ def test_a_machine_of_a_sharded_job_brings_its_share(tmp_path: Path) -> None:
 
 
 @sharded
+@pytest.mark.slow
 def test_ranks_that_find_damage_take_the_checkpoint_before_together(tmp_path: Path) -> None:
     """In a chunk that one of two ranks of a machine brings."""
     with Machines(tmp_path, "2") as machines:
