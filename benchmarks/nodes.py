@@ -83,6 +83,7 @@ def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, floa
         hosts.lose("h2")
         stepped = hosts.until_stepped(hosts.head.view().incarnation + 1)
         known = next(one["monotonic"] for one in hosts.events("ended") if one["monotonic"] > began)
+        hosts.head.until(lambda _: hosts.events("loaded"), "the word of a load")
         tiers = [one["data"]["tier"] for one in hosts.events("loaded")]
         assert tiers == ["memory"], f"it was loaded from {tiers}:\n{hosts.output()}"
         return stepped - began, known - began
