@@ -5,7 +5,8 @@ same state is trained by as many ranks on one host and on one host each, and tra
 saves into memory. Then a host is switched off, another one takes its place, and the clock runs
 until every rank has finished a step from what the other hosts have in memory; what detection takes
 of that is the head's own word. Once more with a slow link to the host that takes its place, which
-carries the state, and the model once more, as the script's DistributedDataParallel sends it.
+carries the state, and what the script's own DistributedDataParallel sends until then: the model,
+and the gradients of a step.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ QUICK_SAVES = 4
 WARM_UP = 2
 LINK_KBIT = 100_000
 MODEL = 1 / 3
-"""Of the state: what DistributedDataParallel sends to each rank when it is made."""
+"""Of the state: the parameters, which DistributedDataParallel sends to each rank when it is made;
+the gradients of a step are as large."""
 
 ONE, FOUR = "one node, 4 ranks", "four nodes, a rank each"
 
@@ -106,7 +108,7 @@ def measure(options: Options, where: Places) -> Report:
         progress(f"pass {turn + 1}: a lost node, and a slow link")
         whole, known = lost_node(where.disk / f"slow-{turn}", options, LINK_KBIT)
         slow.append(whole - known)
-    link = options.megabytes * (1 + MODEL) * 8e3 / LINK_KBIT
+    link = options.megabytes * (1 + 2 * MODEL) * 8e3 / LINK_KBIT
     beyond = [whole - known for whole, known in zip(lost, detected, strict=True)]
     title = f"A job of {options.megabytes:.0f} MB of state on several nodes, {NODES} ranks"
     report = Report("nodes", title, {"megabytes": options.megabytes})
