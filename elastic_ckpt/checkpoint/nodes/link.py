@@ -169,9 +169,9 @@ class NodeLink:
         except msgspec.MsgspecError as error:
             raise NodeLost(f"{self._who} sent {printable(str(error), 200)}") from None
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait for the other side's next message, for as long as its machine answers: a drain may
-        be held for minutes. With ``seconds`` not longer."""
+    def wait(self, seconds: float) -> None:
+        """Wait so long for the other side's next message, if its machine answers: a drain may be
+        held for minutes."""
         self._socket.settimeout(seconds)
         try:
             self._socket.recv(1, socket.MSG_PEEK)

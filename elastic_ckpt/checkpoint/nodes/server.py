@@ -20,7 +20,7 @@ from elastic_ckpt.checkpoint.manifest import FileEntry, encode
 from elastic_ckpt.checkpoint.memory.drain import copy_share
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES
+from elastic_ckpt.checkpoint.nodes.client import COPY_SECONDS, PIECE_BYTES
 from elastic_ckpt.checkpoint.nodes.link import (
     Copied,
     Copy,
@@ -114,7 +114,7 @@ class MemoryServer:
             if hello is None or not _is_same(hello.token, self._token):
                 return
             while True:
-                link.wait()
+                link.wait(COPY_SECONDS)  # it holds what it has asked for
                 request = link.receive(Request)
                 if request is None:
                     return
