@@ -228,6 +228,8 @@ class Shutdown:
     def _when_on_disk(self, then: Callable[[], None]) -> None:
         self._then = then
         self._memory.hurry()
+        if self._is_owed():
+            self._directory.scan()  # what its ranks saved last may be there, and newer
         if not self._memory.over:
             self._record.update(message="bringing the newest checkpoint from memory to the disk")
         self._memory.serve()

@@ -28,9 +28,10 @@ class Leaving:
         self.on_disk = on_disk
         self.owed: Any = None
         self.kept: tuple[Key, str] | None = None
+        self.seen: Key | None = None  # by the last scan, if that is older than what is there
         directory = SimpleNamespace(
             left_behind=None, lost="", scan_now=lambda left: self.on_disk,
-            newest=lambda: self.on_disk or NO_CHECKPOINT,
+            newest=lambda: self.seen or self.on_disk or NO_CHECKPOINT, scan=self._scan,
             known_identities=lambda seconds: (owner,),
         )  # fmt: skip
         memory = SimpleNamespace(
@@ -51,6 +52,9 @@ class Leaving:
         self.shutdown = Shutdown(ports, record, lambda seconds, ends: lambda: seconds)
         self.shutdown.follow("job.1")
         self.shutdown.notice_arrived(40)
+
+    def _scan(self) -> None:
+        self.seen = None
 
     def owe(self) -> None:
         """Have what this node has of the stop step's checkpoint wait for the head's drain."""
@@ -129,6 +133,16 @@ def test_what_is_older_than_the_disks_is_owed_to_nobody() -> None:
     node = Leaving((0, 1, 60))
     node.owe()
     node.leave()
+    assert node.end[0] == SAVED
+
+
+def test_it_looks_for_what_its_ranks_saved_last() -> None:
+    """They saved to the disk as they left; its last scan of that is older."""
+    node = Leaving((0, 1, 60))
+    node.seen = BEFORE
+    node.owe()
+    node.leave()
+    node.shutdown.serve()
     assert node.end[0] == SAVED
 
 
