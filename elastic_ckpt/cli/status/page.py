@@ -350,5 +350,11 @@ def _own_work(worker: WorkerView) -> str:
     """Return ``80 of 120 ms``: own work of a step, and whether the others wait for it."""
     if worker.step_seconds is None or worker.busy_seconds is None:
         return "-"
-    times = f"{1000 * worker.busy_seconds:.3g} of {1000 * worker.step_seconds:.3g} ms"
+    times = f"{_milliseconds(worker.busy_seconds)} of {_milliseconds(worker.step_seconds)} ms"
     return times if worker.slow is None else f"{times}, SLOW: {worker.slow:.1f} x the others'"
+
+
+def _milliseconds(seconds: float) -> str:
+    """Return three digits, or all before the point."""
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

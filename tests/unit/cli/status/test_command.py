@@ -379,12 +379,12 @@ def test_of_many_ranks_the_outliers_are_shown(job: JobDirectory) -> None:
         slot.attach(0)
         slot.phase(Phase.TRAINING)
         slot.step(11, 9 if rank == 40 else 10, 0, 0)
-        slot.pace(10_000_000 if rank != 57 else 90_000_000, 100_000_000)
+        slot.pace(220_000_000 if rank != 57 else 1_980_000_000, 2_400_000_000)
     record(job, RunState.RUNNING, board=board.path, incarnation=1)
     view = gather(job)
     assert len(view.workers) == 64
     text = shown(view)
-    assert re.search(r"^ +57 .*SLOW: 9.0 x", text, re.MULTILINE)
+    assert re.search(r"^ +57 .*1980 of 2400 ms, SLOW: 9.0 x", text, re.MULTILINE)
     assert re.search(r"^ +40 .* 9 ", text, re.MULTILINE)
     assert "and 52 more ranks: training, step 10" in text
 
