@@ -81,9 +81,10 @@ def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, floa
         hosts.head.until(lambda _: len(hosts.events("replicated")) > before, "a replica")
         if kbit:
             hosts.link("h3").slow_down(kbit)
+        incarnation = hosts.head.view().incarnation
         began = time.monotonic()
         hosts.lose("h2")
-        stepped = hosts.until_stepped(hosts.head.view().incarnation + 1)
+        stepped = hosts.until_stepped(incarnation + 1)
         known = next(one["monotonic"] for one in hosts.events("ended") if one["monotonic"] > began)
         hosts.head.until(lambda _: hosts.events("loaded"), "the word of a load")
         tiers = [one["data"]["tier"] for one in hosts.events("loaded")]
