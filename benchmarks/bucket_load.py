@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from elastic_ckpt.checkpoint.bucket.object_store import BucketStore, open_store
 from elastic_ckpt.checkpoint.bucket.ownership import claim_after, new_owner, newest_claim
-from elastic_ckpt.checkpoint.bucket.reading.reading import LocalRank
+from elastic_ckpt.checkpoint.bucket.ranks.reading import LocalRank
 from elastic_ckpt.checkpoint.bucket.source import AHEAD, FETCH_BYTES
 from elastic_ckpt.checkpoint.bucket.tier import BucketTier
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl

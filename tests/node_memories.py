@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import FileEntry
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.checkpoint.memory.seal import Share
@@ -53,7 +54,10 @@ class NodeMemories:
         def leaves() -> bool:
             return number in self.leaving
 
-        return MemoryServer(MemoryTier(root), self.job, "127.0.0.1", self._be_polite, leaves)
+        def target(session: str) -> DiskTier:
+            return DiskTier(self.job.session(session))
+
+        return MemoryServer(MemoryTier(root), target, "127.0.0.1", self._be_polite, leaves)
 
     def restart(self) -> None:
         """Serve all nodes anew, as their supervisors do under another head."""

@@ -40,6 +40,7 @@ from elastic_ckpt.supervisor.metrics.exporter import Metrics
 from elastic_ckpt.supervisor.ports import Clock, OwnPort, Ports
 from elastic_ckpt.supervisor.run_record import RunRecord, first_record
 from elastic_ckpt.supervisor.saves.checkpoints import BucketCheckpoints
+from elastic_ckpt.supervisor.saves.drain_target import BucketTarget, DirectoryTarget, DrainTarget
 from elastic_ckpt.supervisor.saves.history_copy import HistoryCopy
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.saves.mirror_port import MirrorPort, NoMirror
@@ -237,10 +238,13 @@ def make_supervisor(
     )  # fmt: skip
     record = RunRecord(first, journal, files.write_record, say)
     metrics = Metrics(settings, job, board, record)
+    target: DrainTarget = DirectoryTarget(job, fence, journal, record.say)
+    if checkpoints is not None:
+        target = BucketTarget(job, checkpoints.store, claim.twin() if claim else None)
     memory = MemoryKeeper.open(
         settings,
         job,
-        fence,
+        target,
         journal,
         record.say,
         wakeup.wake,

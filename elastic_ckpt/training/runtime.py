@@ -167,6 +167,11 @@ class Runtime:
         return DiskTier(self.job, self.retain.make_room, self.fence, one_host=one_host)
 
     @property
+    def run(self) -> int:
+        """The number of this run, by the directory or by the bucket."""
+        return self.fence.number if self.bucket is None else self.bucket.claim
+
+    @property
     def home(self) -> str:
         """Where people look at the job: its directory, or its URL."""
         return self.bucket.url if self.bucket is not None else str(self.job.home)

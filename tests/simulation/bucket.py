@@ -15,8 +15,11 @@ import random
 import sys
 import threading
 import time as real_time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 from unittest import mock
 
@@ -85,15 +88,26 @@ class Faults:
 
 @dataclass
 class Actor:
-    """One owner: its thread, and what became of it."""
+    """One owner, or the drain of one: its thread, and what became of it. Both are on one machine,
+    which is gone with the one or the other."""
 
     name: str
+    machine: Actor | None = None
     baton: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     wakes: float = 0.0
     cut_until: float = 0.0
     over: bool = False
     killed: bool = False
     error: BaseException | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self.killed or (self.machine is not None and self.machine.killed)
+
+    def kill(self) -> None:
+        self.killed = True
+        if self.machine is not None:
+            self.machine.killed = True
 
 
 class Schedule:
@@ -118,13 +132,9 @@ class Schedule:
             self.log.append(f"{self.now:7.1f} {line}")
 
     def run(self) -> None:
-        threads = [
-            threading.Thread(target=self._work, args=(actor,), daemon=True) for actor in self.actors
-        ]
-        self.running = list(zip(self.actors, threads, strict=True))
-        for actor, thread in self.running:
+        for actor in self.actors:
             actor.wakes = self.rng.uniform(0, 200)
-            thread.start()
+            self._start(actor, OwnerLife(self, actor).live)
         began = real_time.monotonic()
         while ready := [actor for actor in self.actors if not actor.over]:
             if real_time.monotonic() - began > LIMIT_SECONDS:
@@ -138,7 +148,7 @@ class Schedule:
             chosen = self.rng.choice(awake)
             chosen.baton.release()
             self._turn.acquire()
-        for thread in threads:
+        for _, thread in self.running:
             thread.join(LIMIT_SECONDS)
         for actor in self.actors:
             if actor.error is not None:
@@ -146,10 +156,21 @@ class Schedule:
         self._land(math.inf)
         self._check_end()
 
-    def _work(self, actor: Actor) -> None:
+    def spawn(self, actor: Actor, life: Callable[[], None]) -> None:
+        """Let another one take part from now on."""
+        actor.wakes = self.now
+        self.actors.append(actor)
+        self._start(actor, life)
+
+    def _start(self, actor: Actor, life: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._work, args=(actor, life), daemon=True)
+        self.running.append((actor, thread))
+        thread.start()
+
+    def _work(self, actor: Actor, life: Callable[[], None]) -> None:
         actor.baton.acquire()
         try:
-            OwnerLife(self, actor).live()
+            life()
         except Killed:
             self.say(f"{actor.name} is gone")
         except BaseException as error:
@@ -162,8 +183,8 @@ class Schedule:
         self._turn.release()
         actor.baton.acquire()
         if self.rng.random() < self.faults.killed:
-            actor.killed = True
-        if actor.killed:
+            actor.kill()
+        if actor.is_gone:
             raise Killed
 
     def sleep(self, actor: Actor, seconds: float) -> None:
@@ -293,7 +314,8 @@ class FaultyStore:
             delay = rng.choice((2, 100, 400)) * rng.random()
             schedule.late.append((schedule.now + delay, land))
             fate = rng.random()  # what holds a request up often takes more with it
-            actor.killed = fate < 0.2
+            if fate < 0.2:
+                actor.kill()
             actor.cut_until = schedule.now + 150 * (0.2 < fate < 0.4)
             raise failed
         found = do()
@@ -315,11 +337,20 @@ class OwnerLife:
             run_id=actor.name, node="node", nonce=actor.name,
             owner=ProcessIdentity(f"host of {actor.name}", "boot", 1, 1.0),
         )  # fmt: skip
-        # Of several nodes: the leader of the ranks seals, and the supervisor beats.
+        # Of several nodes: the leader of the ranks seals and so does a drain, the supervisor beats.
         self._is_shared = schedule.rng.random() < 0.5
         self._leader: BucketClaim | None = None
+        self._drain: DrainLife | None = None
+        self._lock_is_taken = False
 
     def live(self) -> None:
+        try:
+            self._live()
+        finally:
+            if self._drain is not None:
+                self._drain.is_over = True
+
+    def _live(self) -> None:
         claim = self._claim()
         if claim is None:
             return
@@ -334,6 +365,9 @@ class OwnerLife:
                 self._pause(claim)
                 step += rng.choice((1, 2, 30))
                 parent = self._save(claim, step, parent)
+            while self._drain is not None and self._drain.is_busy:
+                self._pause(claim)
+                self._schedule.sleep(self._actor, 10.0)
             if rng.random() < 0.5:
                 self._again(lambda: claim.beat(ended=True))
         except RunSuperseded:
@@ -360,6 +394,10 @@ class OwnerLife:
         attempt = f"{self._actor.name}-{step}"
         manifest = _manifest(attempt, step, parent)
         self._schedule.made[attempt] = (claim.number, parent)
+        if self._is_shared and self._schedule.rng.random() < 0.4:
+            self._schedule.say(f"{self._actor.name} has {attempt} in memory")
+            self._drained(claim).bring(manifest)
+            return attempt
         with contextlib.suppress(BucketFailed):
             seal = self._again(lambda: self._seal(claim, manifest))
             self._schedule.say(f"{self._actor.name} calls {attempt} saved")
@@ -370,17 +408,31 @@ class OwnerLife:
                 prune(self._leader or claim, "", Retention(last=2))
         return attempt
 
-    def _seal(self, claim: BucketClaim, manifest: Manifest) -> SealKey:
-        def source(_: FileEntry) -> Iterator[memoryview]:
-            return iter([memoryview(DATA)])
+    def _drained(self, claim: BucketClaim) -> DrainLife:
+        if self._drain is None:
+            actor = Actor(f"{self._actor.name}-drain", self._actor)
+            self._drain = DrainLife(self._schedule, actor, self._owner, claim.number, self._lock)
+            self._schedule.spawn(actor, self._drain.live)
+        return self._drain
 
+    @contextlib.contextmanager
+    def _lock(self, actor: Actor) -> Iterator[None]:
+        """As that of a file: who dies lets go of it."""
+        while self._lock_is_taken:
+            self._schedule.sleep(actor, 1.0)
+        self._lock_is_taken = True
+        try:
+            yield
+        finally:
+            self._lock_is_taken = False
+
+    def _seal(self, claim: BucketClaim, manifest: Manifest) -> SealKey:
         if not self._is_shared:
-            return push(claim, source, manifest)
+            return push(claim, _source, manifest)
         if self._leader is None:
-            self._leader = claim_of(self._store, claim.number, self._owner.nonce)
-        for entry in manifest.files:
-            send(self._store, SealKey.of(manifest, claim.number).data, source, entry, ignore)
-        return seal_uploaded(self._leader, manifest)
+            lock = partial(self._lock, self._actor)
+            self._leader = claim_of(self._store, claim.number, self._owner.nonce, lock)
+        return _upload(self._leader, manifest)
 
     def _fall_back(self, claim: BucketClaim, seal: SealKey, attempt: str, parent: str) -> str:
         """Take the newest one's seal away; return what the next one continues from."""
@@ -392,12 +444,81 @@ class OwnerLife:
         return parent
 
     def _again(self, do: Callable[[], T]) -> T:
-        for _ in range(8):
-            try:
-                return do()
-            except BucketFailed:
-                self._schedule.sleep(self._actor, 2.0)
-        return do()
+        return _again(self._schedule, self._actor, do)
+
+
+class DrainLife:
+    """The drain of a supervisor: it seals what was saved in memory, while the leader of the ranks
+    seals what was not, and so in another order."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        actor: Actor,
+        owner: Owner,
+        number: int,
+        lock: Callable[[Actor], AbstractContextManager[None]],
+    ) -> None:
+        self._schedule = schedule
+        self._actor = actor
+        self._owner = owner
+        self._number = number
+        self._lock = lock
+        self._waiting: deque[Manifest] = deque()
+        self.is_over = False
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting) and not self.is_over
+
+    def bring(self, manifest: Manifest) -> None:
+        self._waiting.append(manifest)
+
+    def live(self) -> None:
+        try:
+            store = FaultyStore(self._schedule, self._actor)
+            lock = partial(self._lock, self._actor)
+            claim = _again(
+                self._schedule, self._actor,
+                lambda: claim_of(store, self._number, self._owner.nonce, lock),
+            )  # fmt: skip
+            while not self.is_over:
+                self._schedule.sleep(self._actor, 5.0)
+                if self._waiting:
+                    self._bring_one(claim, self._waiting[0])
+                    self._waiting.popleft()
+        except (RunSuperseded, BucketFailed) as error:
+            self._schedule.say(f"{self._actor.name} gives up: {error}")
+        finally:
+            self.is_over = True
+
+    def _bring_one(self, claim: BucketClaim, manifest: Manifest) -> None:
+        _again(self._schedule, self._actor, lambda: _upload(claim, manifest))
+        self._schedule.say(f"{self._actor.name} calls {manifest.attempt} saved")
+        self._schedule.reported.append(manifest.attempt)
+        with contextlib.suppress(BucketFailed):
+            if self._schedule.rng.random() < 0.3:
+                prune(claim, "", Retention(last=2))
+
+
+def _again(schedule: Schedule, actor: Actor, do: Callable[[], T]) -> T:
+    for _ in range(8):
+        try:
+            return do()
+        except BucketFailed:
+            schedule.sleep(actor, 2.0)
+    return do()
+
+
+def _source(_: FileEntry) -> Iterator[memoryview]:
+    return iter([memoryview(DATA)])
+
+
+def _upload(claim: BucketClaim, manifest: Manifest) -> SealKey:
+    prefix = SealKey.of(manifest, claim.number).data
+    for entry in manifest.files:
+        send(claim.store, prefix, _source, entry, ignore)
+    return seal_uploaded(claim, manifest)
 
 
 def _manifest(attempt: str, step: int, parent: str) -> Manifest:

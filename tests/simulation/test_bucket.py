@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,11 @@ def test_a_seed_replays() -> None:
 
 def without_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BucketClaim, "check", lambda _: None)
+
+
+def without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks' leader and the drain each write down what they know."""
+    monkeypatch.setattr(BucketClaim, "alone", lambda _: contextlib.nullcontext())
 
 
 def without_the_claim_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +73,12 @@ def without_the_word_of_the_last_owner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [without_the_check, without_the_claim_in_the_key, without_the_word_of_the_last_owner],
+    [
+        without_the_check,
+        without_the_lock,
+        without_the_claim_in_the_key,
+        without_the_word_of_the_last_owner,
+    ],
 )
 def test_without_a_rule_work_is_lost(monkeypatch: pytest.MonkeyPatch, rule: Any) -> None:
     rule(monkeypatch)

@@ -18,6 +18,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
+from elastic_ckpt.checkpoint.bucket.ranks.uploaded_part import UploadedPart
 from elastic_ckpt.checkpoint.bucket.retain import prune
 from elastic_ckpt.checkpoint.bucket.source import in_directory
 from elastic_ckpt.checkpoint.bucket.store import Bucket
@@ -78,7 +79,7 @@ class BucketPart(PartFiles):
 
 class BucketAttempt:
     """See :class:`elastic_ckpt.checkpoint.tier.Attempt`. ``claim`` is the leader's; the other
-    ranks have the number of it alone."""
+    ranks have the number of it alone. ``keeps_files``: its files stay on this machine."""
 
     def __init__(
         self,
@@ -88,33 +89,46 @@ class BucketAttempt:
         step: int,
         identity: str,
         claim: BucketClaim | None = None,
+        *,
+        keeps_files: bool = True,
     ) -> None:
         self._store = store
         self._job = job
         self._claim = claim
         self._seal = SealKey(job.name, number, 0, step, identity)
         self._is_sealed = False
+        self._keeps_files = keeps_files
         self.path = local_files(job, self._seal)
 
     @classmethod
     def begin(
-        cls, job: JobDirectory, claim: BucketClaim, step: int, identity: str | None
+        cls,
+        job: JobDirectory,
+        claim: BucketClaim,
+        step: int,
+        identity: str | None,
+        *,
+        keeps_files: bool = True,
     ) -> BucketAttempt:
         """Make a directory for its files. RunSuperseded if another run owns the bucket by now,
         BucketFailed if it does not answer."""
         claim.check()
         name = identity or secrets.token_hex(8)
-        made = cls(claim.store, job, claim.number, step, name, claim)
-        remove_tree(made.path)
-        made.prepare()
+        made = cls(claim.store, job, claim.number, step, name, claim, keeps_files=keeps_files)
+        if keeps_files:
+            remove_tree(made.path)
+            made.prepare()
         return made
 
     @classmethod
-    def join(cls, store: Bucket, job: JobDirectory, ref: Ref) -> BucketAttempt:
+    def join(
+        cls, store: Bucket, job: JobDirectory, ref: Ref, *, keeps_files: bool = True
+    ) -> BucketAttempt:
         """Return the attempt that the leader began."""
         number, step = map(int, ref.name.split("."))
-        made = cls(store, job, number, step, ref.attempt)
-        made.prepare()
+        made = cls(store, job, number, step, ref.attempt, keeps_files=keeps_files)
+        if keeps_files:
+            made.prepare()
         return made
 
     @property
@@ -125,7 +139,9 @@ class BucketAttempt:
         """Make the directory; any number of this machine's ranks may."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def part(self, rank: int) -> BucketPart:
+    def part(self, rank: int) -> BucketPart | UploadedPart:
+        if not self._keeps_files:
+            return UploadedPart(self._store, self._seal.data, rank)
         return BucketPart(self._store, self.path, self._seal.data, rank)
 
     def seal(self, header: SealHeader, files: Sequence[FileEntry], retention: Retention) -> Ref:
@@ -141,7 +157,7 @@ class BucketAttempt:
 
     def drop(self) -> None:
         """Remove the local files; what was uploaded is swept later, as no seal names it."""
-        if not self._is_sealed:
+        if self._keeps_files and not self._is_sealed:
             remove_tree(self.path)
 
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
 
+import filelock
 import msgspec
 
 from elastic_ckpt.checkpoint.bucket.keys import (
@@ -25,6 +29,7 @@ from elastic_ckpt.checkpoint.bucket.keys import (
 from elastic_ckpt.checkpoint.bucket.store import Bucket, create
 from elastic_ckpt.errors import BucketFailed, BucketRefused, LockHeld, RunSuperseded
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.lease import BUCKET_BEAT_SECONDS
 from elastic_ckpt.util.progress import Advance
 from elastic_ckpt.util.text import printable
@@ -33,6 +38,9 @@ KEPT_CLAIMS = 20
 """Records of earlier owners that stay, for people."""
 
 _MAX_BYTES = 64 * 1024
+
+_LOCK_SECONDS: Final = 180.0
+"""How long one process of a run waits for another one that writes down its seal."""
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +93,24 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class BucketClaim:
-    """An owner's claim. One thread at a time; another process of the run may have its own."""
+    """An owner's claim. One thread at a time; another thread or process of the run may have its
+    own, with the same ``lock``: the leader of the ranks seals, and so does a drain.
+
+    Args:
+        lock: keeps the others from writing down their seals; None if there are no others.
+    """
 
     def __init__(
-        self, store: Bucket, number: int, owner: Owner, newest: Mapping[str, str] | None = None
+        self,
+        store: Bucket,
+        number: int,
+        owner: Owner,
+        newest: Mapping[str, str] | None = None,
+        lock: Lock | None = None,
     ) -> None:
         self.store = store
+        self._lock = lock
+        self._is_alone = False
         self.number = number
         self.owner = owner
         self.newest = dict(newest or {})
@@ -118,10 +138,12 @@ class BucketClaim:
     def sealed(self, session: str, key: str) -> None:
         """Make a seal of this owner known; until this returns, it has not been saved for sure.
         Raises as :meth:`check`."""
-        if session in self.newest:
-            self._before.setdefault(session, []).append(self.newest[session])
-        self.newest[session] = key
-        self.tell()
+        with self.alone():
+            before = self.newest.get(session, key)
+            if before != key:
+                self._before.setdefault(session, []).append(max(before, key))
+            self.newest[session] = min(before, key)  # keys count down
+            self.tell()
         self.check()
 
     def sealed_before(self, session: str, key: str) -> list[str]:
@@ -133,10 +155,11 @@ class BucketClaim:
         """Make known that a seal is to be no more, and which one is the newest then; empty for
         none. Raises as :meth:`check`."""
         self.taken_back.add(key)
-        if self.newest.get(session) == key:
-            self.newest.pop(session)
-            self.newest |= {session: newest} if newest else {}
-            self.tell()
+        with self.alone():
+            if self.newest.get(session) == key:
+                self.newest.pop(session)
+                self.newest |= {session: newest} if newest else {}
+                self.tell()
         self.check()
 
     def tell(self) -> None:
@@ -149,6 +172,32 @@ class BucketClaim:
         the store does not answer."""
         self.newest = read_told(self.store, self.number) or {}
         return self.newest
+
+    def share(self, job: JobDirectory) -> BucketClaim:
+        """Lock it from now on against other processes of this machine, and return it."""
+        self._lock = lock_at(claim_lock(job))
+        return self
+
+    def twin(self) -> BucketClaim:
+        """Return the same claim for another thread."""
+        return BucketClaim(self.store, self.number, self.owner, self.newest, self._lock)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the others of this run from sealing and deleting, and know what they have written
+        down. A block may be inside another one. BucketFailed if the store does not answer, or
+        another one does not end."""
+        if self._lock is None or self._is_alone:
+            yield
+            return
+        with self._lock():
+            self._is_alone = True
+            try:
+                found = read_told(self.store, self.number)
+                self.newest = self.newest if found is None else found
+                yield
+            finally:
+                self._is_alone = False
 
     def beating(self, advance: Advance) -> Advance:
         """Return an ``advance`` that also beats when it is time, during a long copy; raises as
@@ -163,6 +212,35 @@ class BucketClaim:
             advance(count)
 
         return told
+
+
+Lock = Callable[[], AbstractContextManager[object]]
+"""Makes what one process at a time is in."""
+
+
+def claim_lock(job: JobDirectory) -> Path:
+    """Return where this machine's processes lock the claim that they share."""
+    return job.control / "bucket-claim.lock"
+
+
+def lock_at(path: Path) -> Lock:
+    """Return the lock of this machine's processes at a path; BucketFailed if it stays taken."""
+
+    @contextlib.contextmanager
+    def lock() -> Iterator[None]:
+        held = filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o600)
+        try:
+            held.acquire()
+        except filelock.Timeout:
+            raise BucketFailed(
+                f"another process has held {path} for {_LOCK_SECONDS:.0f} s"
+            ) from None
+        try:
+            yield
+        finally:
+            held.release()
+
+    return lock
 
 
 def identify(store: Bucket, identity: str) -> None:
@@ -257,8 +335,8 @@ def claim_after(store: Bucket, previous: int, owner: Owner) -> BucketClaim:
     return made
 
 
-def claim_of(store: Bucket, number: int, nonce: str) -> BucketClaim:
-    """Return the claim that another process of the same run has made.
+def claim_of(store: Bucket, number: int, nonce: str, lock: Lock | None = None) -> BucketClaim:
+    """Return the claim that another process of the same run has made; ``lock`` is theirs as well.
 
     Raises:
         RunSuperseded: it is another run's.
@@ -267,7 +345,7 @@ def claim_of(store: Bucket, number: int, nonce: str) -> BucketClaim:
     owner = read_owner(store, number)
     if owner is None or owner.nonce != nonce:
         raise RunSuperseded(f"claim {number} of {store.url} is not this run's")
-    return BucketClaim(store, number, owner, read_told(store, number))
+    return BucketClaim(store, number, owner, read_told(store, number), lock)
 
 
 def _forget(store: Bucket, last: int) -> None:

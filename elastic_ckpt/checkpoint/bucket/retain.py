@@ -41,6 +41,10 @@ def remove(store: Bucket, seals: Sequence[SealKey], advance: Advance = ignore) -
         advance: called with each number of objects that were deleted, for an owner that must beat.
     """
     store.delete([seal.key for seal in seals])
+    _remove_data(store, seals, advance)
+
+
+def _remove_data(store: Bucket, seals: Sequence[SealKey], advance: Advance) -> None:
     for seal in seals:
         for page in store.listing(seal.data):
             store.delete([one.key for one in page])
@@ -55,11 +59,13 @@ def prune(claim: BucketClaim, session: str, retention: Retention) -> None:
         BucketFailed: the store failed; a repeat goes on.
     """
     rule = retention or Retention(automatic=KEPT_AUTOMATIC)
-    done = judged(claim.store, session, rule, without=claim.taken_back)
-    going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
-    if going:
-        claim.check()
-        remove(claim.store, going, claim.beating(ignore))
+    with claim.alone():
+        done = judged(claim.store, session, rule, without=claim.taken_back)
+        going = [one.seal for one, verdict in done if not verdict.keep and not one.superseded]
+        if going:
+            claim.check()
+            claim.store.delete([seal.key for seal in going])
+    _remove_data(claim.store, going, claim.beating(ignore))  # a seal must not wait for so many
 
 
 def set_aside(claim: BucketClaim, seal: SealKey) -> str:

@@ -68,7 +68,10 @@ def create(store: Bucket, key: str, data: bytes) -> bool:
         store.put_new(key, data)
         return True
     except FileExistsError:
-        return store.get(key, len(data) + _OTHERS_BYTES) == data
+        try:
+            return store.get(key, len(data) + _OTHERS_BYTES) == data
+        except FileNotFoundError:
+            raise BucketFailed(f"{store.url}/{key} was deleted just now") from None
     except BucketFailed:
         try:
             return store.get(key, len(data) + _OTHERS_BYTES) == data

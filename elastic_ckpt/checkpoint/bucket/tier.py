@@ -9,7 +9,7 @@ from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.attempt import NAME, BucketAttempt, tidy
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
-from elastic_ckpt.checkpoint.bucket.reading.reading import BucketReading, LocalRank
+from elastic_ckpt.checkpoint.bucket.ranks.reading import BucketReading, LocalRank
 from elastic_ckpt.checkpoint.bucket.retain import set_aside
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.checkpoint.disk.space import ensure_space
@@ -26,6 +26,8 @@ class BucketTier:
         job: this machine's directory, with the files of the last attempts.
         claim: returns that of the run, to the leader of the ranks: no other rank asks.
         local: None for a process that verifies the share of a rank of the whole job.
+        keeps_files: what is saved stays on this machine as well, for the next load; else it is
+            uploaded as it is written.
     """
 
     name = NAME
@@ -37,20 +39,25 @@ class BucketTier:
         job: JobDirectory,
         claim: Callable[[], BucketClaim],
         local: LocalRank | None = None,
+        *,
+        keeps_files: bool = True,
     ) -> None:
         self._store = store
         self._job = job
         self._claim = claim
         self._local = local
+        self._keeps_files = keeps_files
 
     def begin(self, step: int, size: int, identity: str | None = None) -> BucketAttempt:
+        if not self._keeps_files:
+            return BucketAttempt.begin(self._job, self._claim(), step, identity, keeps_files=False)
         ensure_space(self._job.home, size // (self._local.nodes if self._local else 1), _nothing)
         attempt = BucketAttempt.begin(self._job, self._claim(), step, identity)
         tidy(self._job, attempt.path)
         return attempt
 
     def join(self, ref: Ref) -> BucketAttempt:
-        attempt = BucketAttempt.join(self._store, self._job, ref)
+        attempt = BucketAttempt.join(self._store, self._job, ref, keeps_files=self._keeps_files)
         if self._local is not None and self._local.rank == 0:
             tidy(self._job, attempt.path)
         return attempt
@@ -82,6 +89,11 @@ class BucketTier:
         """Take its seal away: its files stay until they are swept."""
         del why  # the journal has it
         return set_aside(self._claim(), self._key(ref))
+
+    def has_gone_past(self, run: int) -> bool:
+        """Return whether the job has a checkpoint of a later claim than ``run``; leader only."""
+        newest = next(iter(self._current(self._job.name)), None)
+        return newest is not None and newest.seal.claim > run
 
     def leave_newer(self, key: tuple[int, int]) -> list[str]:
         """Set aside what is newer than (epoch, step), before the first save of another branch;

@@ -70,12 +70,14 @@ def seal_uploaded(claim: BucketClaim, manifest: Manifest) -> SealKey:
     store = claim.store
     seal = SealKey.of(manifest, claim.number)
     decode_manifest(encode(manifest))  # do not seal what cannot be read
-    there = {one.key: one.bytes for page in store.listing(seal.data) for one in page}
-    for entry in manifest.files:
-        if there.get(seal.data + entry.path) != entry.bytes:
-            raise BucketFailed(f"{store.url}/{seal.data}{entry.path} was uploaded and is not there")
-    claim.check()
-    _create(claim, seal, manifest)
+    with claim.alone():  # or what is not kept would be deleted between the look and the seal
+        there = {one.key: one.bytes for page in store.listing(seal.data) for one in page}
+        for entry in manifest.files:
+            key = seal.data + entry.path
+            if there.get(key) != entry.bytes:
+                raise BucketFailed(f"{store.url}/{key} was uploaded and is not there")
+        claim.check()
+        _create(claim, seal, manifest)
     return seal
 
 

@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 import xxhash
 
-from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import FileEntry, encode
 from elastic_ckpt.checkpoint.memory.drain import copy_share
 from elastic_ckpt.checkpoint.memory.generation import Sealed
@@ -44,15 +43,14 @@ from elastic_ckpt.checkpoint.nodes.replica import (
     replicate,
     settle_replicas,
 )
-from elastic_ckpt.checkpoint.tier import Ref
+from elastic_ckpt.checkpoint.tier import Ref, Tier
 from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
-from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import open_regular
 from elastic_ckpt.util.text import printable
 
 _BACKLOG: Final = 128
 _COPY_BYTES: Final = 16 * 1024 * 1024
-"""Copied to the disk between two answers."""
+"""Copied to the disk, or the bucket, between two answers."""
 
 
 class MemoryServer:
@@ -61,7 +59,7 @@ class MemoryServer:
     def __init__(
         self,
         tier: MemoryTier,
-        job: JobDirectory,
+        target: Callable[[str], Tier],
         host: str,
         be_polite: Callable[[], None],
         leaves: Callable[[], bool] = lambda: False,
@@ -69,11 +67,12 @@ class MemoryServer:
         """Listen on this node's address ``host``; OSError if that is not possible.
 
         Args:
+            target: returns the tier of a session to which the head has the memory drained.
             be_polite: gives the calling thread the lowest priority: training goes on meanwhile.
             leaves: whether this node is under notice, so that it can keep nothing for others.
         """
         self._tier = tier
-        self._job = job
+        self._target = target
         self._be_polite = be_polite
         self._leaves = leaves
         self._token = secrets.token_hex(16)
@@ -108,7 +107,7 @@ class MemoryServer:
         with (
             closing(link),
             suppress(NodeLost),
-            closing(_Answers(self._tier, self._job, self._leaves)) as answers,
+            closing(_Answers(self._tier, self._target, self._leaves)) as answers,
         ):
             hello = link.receive(Hello)
             if hello is None or not _is_same(hello.token, self._token):
@@ -126,9 +125,11 @@ class MemoryServer:
 class _Answers:
     """What one connection has asked for, and the copy that is under way on it."""
 
-    def __init__(self, tier: MemoryTier, job: JobDirectory, leaves: Callable[[], bool]) -> None:
+    def __init__(
+        self, tier: MemoryTier, target: Callable[[str], Tier], leaves: Callable[[], bool]
+    ) -> None:
         self._tier = tier
-        self._job = job
+        self._target = target
         self._leaves = leaves
         self._asked = "", -1
         self._found: Sealed | None = None
@@ -199,12 +200,12 @@ class _Answers:
         if self._copying is None:
             sealed = self._find(request.attempt, request.first)
             target = Ref.decode(request.target.encode())
-            if target.attempt != sealed.seal.attempt:  # it names a directory
+            if target.attempt != sealed.seal.attempt:  # it names a directory, or a prefix
                 raise CheckpointRejected("the target is of another attempt")
             if self._digests is not None:
                 self._check_all(sealed, self._digests)
-            disk = DiskTier(self._job.session(sealed.seal.session))
-            self._copying = copy_share(sealed, disk.join(target))
+            attempt = self._target(sealed.seal.session).join(target)
+            self._copying = copy_share(sealed, attempt)
         copied = 0
         while copied < _COPY_BYTES:
             try:

@@ -89,7 +89,7 @@ def succeed_in_bucket(settings: RunSettings, previous: int) -> BucketClaim:
     job, store = JobDirectory(settings.directory), open_store(BucketUrl.parse(settings.mirror.url))
     claim = claim_after(store, previous, new_owner(run_id, settings.node, settings.endpoint))
     _count_on(claim, job, run_id)
-    return claim
+    return claim.share(job)
 
 
 def _count_on(claim: BucketClaim, job: JobDirectory, run_id: str) -> None:
@@ -125,7 +125,7 @@ def share_bucket(
         with contextlib.suppress(OSError):
             claim.beat(ended=True)  # nobody needs to wait for it
         raise
-    return claim
+    return claim.share(job)
 
 
 def _push_rest(claim: BucketClaim, job: JobDirectory, patience: Patience) -> None:

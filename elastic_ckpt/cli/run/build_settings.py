@@ -115,7 +115,7 @@ def build_settings(
         preload=modules_to_preload(preload, file, args),
         retention=make_retention(keep_last, keep_every, keep_best),
         group_access=group_access,
-        memory=None if memory_dir == "off" or (endpoint and url) else Path(memory_dir).absolute(),
+        memory=None if memory_dir == "off" else Path(memory_dir).absolute(),
         replicas=replicas,
         domain=os.environ.get("SLURM_TOPOLOGY_ADDR", "").rpartition(".")[0]
         if domain is None

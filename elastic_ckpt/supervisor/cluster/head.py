@@ -88,11 +88,7 @@ class HeadRole(ClusterRole):
         self._notice: Notice | None = None
 
     def begin(self, run: Supervisor) -> None:
-        """Report it if saves do not go to the nodes' memory first, and whose place this node has
-        taken."""
-        url = run.settings.shared_url
-        if url:
-            run.record.say(f"no memory tier on several nodes: saves go to {url}")
+        """Report whose place this node has taken."""
         taken, endpoint = self._taken, run.settings.endpoint
         if taken is not None:
             number = taken.number + 1

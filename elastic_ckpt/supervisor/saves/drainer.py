@@ -1,4 +1,5 @@
-"""The drainer: copies sealed generations from memory to the disk while the job trains.
+"""The drainer: copies sealed generations from memory to the disk, or to the bucket that is the
+job's place, while the job trains.
 
 One generation at a time, in a thread of the lowest priority. The loop starts it and handles its
 result. On a notice the copy continues in a thread of normal priority, and the newest generation
@@ -17,20 +18,16 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from elastic_ckpt.checkpoint.disk.tier import DiskTier
-from elastic_ckpt.checkpoint.manifest import SealHeader
 from elastic_ckpt.checkpoint.memory.drain import copy_share, drain, make_spare_buffers
 from elastic_ckpt.checkpoint.memory.generation import Sealed
-from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.client import settle
 from elastic_ckpt.checkpoint.nodes.copies import copy_shares
-from elastic_ckpt.checkpoint.ownership.fence import Fence
-from elastic_ckpt.checkpoint.prune import Retainer
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.errors import ElasticCkptError
 from elastic_ckpt.journal.events import Drained, DrainFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.drain_plan import DrainPlan
+from elastic_ckpt.supervisor.saves.drain_target import DrainTarget
 from elastic_ckpt.util.progress import Advance, in_lines
 from elastic_ckpt.util.text import printable
 
@@ -39,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Task:
-    """One generation on its way to the disk."""
+    """One generation on its way."""
 
     sealed: Sealed
     chunks: Generator[int, None, None]
@@ -65,26 +62,22 @@ class Drainer:
 
     def __init__(
         self,
-        job: JobDirectory,
-        fence: Fence | None,
+        target: DrainTarget,
         tier: MemoryTier,
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
         token: str = "",
     ) -> None:
-        """Start nothing yet. ``fence`` is of this run, which seals; ``say`` shows one line to the
-        user; a thread calls ``wake`` when a drain has ended; ``token`` is the secret of this node's
-        memory server, on several nodes."""
-        self._job = job
+        """Start nothing yet. ``say`` shows one line to the user; a thread calls ``wake`` when a
+        drain has ended; ``token`` is the secret of this node's memory server, on several nodes."""
+        self._target = target
         self._tier = tier
         self.older: list[MemoryTier] = []
         self._journal = journal
         self._say = say
         self._wake = wake
-        self._fence = fence
         self._token = token
-        self._retainers: dict[str, Retainer] = {}
         self._task: _Task | None = None
         self._thread: threading.Thread | None = None
         self._hurried = False
@@ -107,13 +100,9 @@ class Drainer:
     def lacks(self, one: Sealed) -> bool:
         """Return whether the disk lacks a generation, for all that this run knows. An earlier run's
         share of one is for the ranks to find: they alone hear from all nodes, and note it."""
-        share, is_ours = one.seal.share, one.seal.is_whole or one.seal.run == self._run_number
+        share, is_ours = one.seal.share, self._target.is_ours(one.seal)
         is_found = share is not None and bool(self._token) and share.token == self._token
         return (is_ours or is_found) and not one.settled and self._plan.is_pending(one.seal.attempt)
-
-    @property
-    def _run_number(self) -> int:
-        return self._fence.number if self._fence is not None else 0
 
     @property
     def over(self) -> bool:
@@ -124,7 +113,7 @@ class Drainer:
         """Return what earlier runs left to be drained; a checkpoint that was on disk and was
         deleted there since must not come back."""
         for one in self._sealed():
-            if self._disk(one.seal).holds(one.seal):
+            if self._target.tier(one.seal).holds(one.seal):
                 one.generation.settle(one.seal)
             elif one.settled:
                 one.generation.clear()
@@ -163,7 +152,7 @@ class Drainer:
         if task.advance is None:
             seal = task.sealed.seal
             task.advance = in_lines(self._say)(
-                f"bringing step {seal.step} from memory to the disk", seal.total_bytes
+                f"bringing step {seal.step} from memory to {self._target.name}", seal.total_bytes
             )
         count = task.bytes - task.shown
         task.shown += count
@@ -208,28 +197,16 @@ class Drainer:
 
     def finish_pruning(self, hurry: Callable[[], bool]) -> None:
         """Wait for the deletion of old checkpoints until ``hurry`` returns True."""
-        for retainer in self._retainers.values():
-            retainer.finish(hurry)
-
-    def _retainer(self, seal: SealHeader) -> Retainer:
-        """Return what deletes a session's old checkpoints."""
-        job = self._job.session(seal.session)
-        return self._retainers.setdefault(job.name, Retainer(job, self._journal, self._say))
-
-    def _disk(self, seal: MemorySeal) -> DiskTier:
-        """Return the disk tier of the session that a seal is of."""
-        place = self._job.session(seal.session)
-        make_room = self._retainer(seal).make_room
-        return DiskTier(place, make_room, self._fence, one_host=seal.share is None)
+        self._target.finish_pruning(hurry)
 
     def _due(self) -> list[Sealed]:
         now = time.monotonic()
         return [one for one in self.pending() if self._plan.is_due(one.seal.attempt, now)]
 
     def _begin(self, sealed: Sealed) -> None:
-        self._retainer(sealed.seal).rule = sealed.seal.retention
+        self._target.begin(sealed.seal)
         copy = copy_shares if sealed.seal.others else copy_share
-        chunks = drain(sealed, self._disk(sealed.seal), copy)
+        chunks = drain(sealed, self._target.tier(sealed.seal), copy)
         self._task = _Task(sealed, chunks, polite=not self._hurried)
         self._start(self._task, None)
 
@@ -277,39 +254,37 @@ class Drainer:
         self._wake()
 
     def _settle(self, sealed: Sealed) -> None:
-        if self._disk(sealed.seal).holds(sealed.seal):
+        if self._target.has(sealed.seal):
             sealed.generation.settle(sealed.seal)
             settle(sealed.seal.others, sealed.seal.attempt)
             return
-        if self._fence is not None:
-            self._fence.check_place()  # the disk may have gone just now
         sealed.generation.clear()  # another run has gone past it, and it was superseded
 
     def _give_up_lost(self) -> None:
-        """Let shares be overwritten whose other nodes are gone, once the disk has a newer one."""
-        with contextlib.suppress(OSError):  # it is tried again behind the next drain
+        """Let shares be overwritten whose other nodes are gone, once there is a newer one."""
+        with contextlib.suppress(OSError, ElasticCkptError):  # it is tried again behind the next
             for one in self._tier.sealed():
                 if one.seal.share is not None and self._plan.has_failed(one.seal.attempt):
-                    newest = self._disk(one.seal).newest()
+                    newest = self._target.tier(one.seal).newest()
                     if newest is not None and newest.key > one.key:
                         one.generation.settle(one.seal)
 
     def _tell(self, task: _Task) -> None:
         seal, error, seconds = task.sealed.seal, task.error, task.seconds
-        log.info("step %d to the disk: %s, %.3f s", seal.step, error or "done", seconds)
+        log.info(
+            "step %d to %s: %s, %.3f s", seal.step, self._target.name, error or "done", seconds
+        )
         if error is None:
             self._plan.done(seal.attempt, [one.seal.attempt for one in self._sealed()])
-            job = self._job.session(seal.session)
             self._journal.write(
                 Drained(
-                    path=str(job.checkpoint(seal.epoch, seal.step)),
+                    path=self._target.drained(seal),
                     step=seal.step,
                     bytes=task.bytes,
                     seconds=seconds,
                     cpu_seconds=task.cpu_seconds,
                 )
             )
-            self._retainer(seal).after_save()
             self._give_up_lost()
             return
         self._plan.failed(seal.attempt, time.monotonic(), again=task.again)
@@ -321,7 +296,7 @@ class Drainer:
             kept = (
                 "stays in memory, it" if task.sealed.generation.slot.exists() else "was deleted and"
             )
-            self._say(f"step {seal.step} {kept} cannot be written to the disk: {why}")
+            self._say(f"step {seal.step} {kept} cannot be written to {self._target.name}: {why}")
 
 
 def be_polite() -> None:

@@ -22,13 +22,13 @@ from elastic_ckpt.checkpoint.memory.owned_tier import MemoryUnusable, OwnedTier
 from elastic_ckpt.checkpoint.memory.room import is_memory, room_bytes
 from elastic_ckpt.checkpoint.nodes.reading import clear_brought
 from elastic_ckpt.checkpoint.nodes.server import MemoryServer, own_address
-from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import MemoryAdopted, MemoryRemoved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.rendezvous import parse_endpoint
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
+from elastic_ckpt.supervisor.saves.drain_target import DrainTarget
 from elastic_ckpt.supervisor.saves.drainer import Drainer, be_polite
 from elastic_ckpt.supervisor.saves.replicator import Replicator
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -62,7 +62,7 @@ class MemoryKeeper:
     def __init__(
         self,
         job: JobDirectory,
-        fence: Fence | None,
+        target: DrainTarget,
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
@@ -72,19 +72,20 @@ class MemoryKeeper:
         name: str = "",
     ) -> None:
         """Drain nothing before :meth:`begin`; ``finished`` as :class:`Replicator` takes it. With a
-        ``name`` it is the tier of one of several nodes, of which the one with the fence has all of
+        ``name`` it is the tier of one of several nodes, of which the one that seals has all of
         them drain."""
         self._job = job
         self._journal = journal
         self._say = say
         self._wake = wake
+        self._target = target
         self._owned = owned
         self._server = server
         self._name = name
-        leads = owned is not None and (not name or fence is not None)
+        leads = not name or target.seals
         token = server.where[2] if server else ""
         self._drainer = (
-            Drainer(job, fence, owned.tier, journal, say, wake, token) if owned and leads else None
+            Drainer(target, owned.tier, journal, say, wake, token) if owned and leads else None
         )
         self._replicator = (
             Replicator(owned.tier, journal, say, wake, be_polite, finished)
@@ -100,7 +101,7 @@ class MemoryKeeper:
         cls,
         settings: RunSettings,
         job: JobDirectory,
-        fence: Fence | None,
+        target: DrainTarget,
         journal: Journal,
         say: Callable[[str], None],
         wake: Callable[[], None],
@@ -118,14 +119,14 @@ class MemoryKeeper:
             for path in drop_drained(place):
                 journal.write(MemoryRemoved(path=str(path)))
             try:
-                owned = OwnedTier(place, job, settings.node)
+                owned = _own(place, job, settings.node, target)
                 say(_needs(place, job, owned, settings))
             except MemoryUnusable as error:
-                say(f"no memory tier, saves go to the disk: {error}")
+                say(f"no memory tier, saves go to {target.name}: {error}")
         name, server = settings.node if settings.endpoint and place else "", None
         if name and owned is not None:
-            server = _serve(settings, owned, job, say, leaves)
-        keeper = cls(job, fence, journal, say, wake, finished, owned, server, name)
+            server = _serve(settings, owned, target, say, leaves)
+        keeper = cls(job, target, journal, say, wake, finished, owned, server, name)
         elsewhere = owned.elsewhere if owned else []
         left = leftovers([*([place] if place else []), *_earlier_places(job)])
         _warn([one for one in left if one.tier not in elsewhere], job, say)
@@ -145,7 +146,8 @@ class MemoryKeeper:
         self._drainer.older = self._owned.older
         for one in self._drainer.adopt():
             step = one.seal.step
-            self._say(f"step {step} of an earlier run is in memory: bringing it to the disk")
+            where = self._target.name
+            self._say(f"step {step} of an earlier run is in memory: bringing it to {where}")
             self._journal.write(MemoryAdopted(step=step, path=str(one.generation.slot)))
         self._drainer.hurry()
 
@@ -264,10 +266,23 @@ class MemoryKeeper:
             self._owned.release(remove=not (keep or self._owned.tier.is_unclear or left))
 
 
+def _own(place: Path, job: JobDirectory, node: str, target: DrainTarget) -> OwnedTier:
+    """Take the tier over, unless it holds what this run could neither use nor drain."""
+    owned = OwnedTier(place, job, node)
+    for one in owned.sealed():
+        if one.seal.share is None and not one.settled and not target.is_ours(one.seal):
+            owned.release(remove=False)
+            raise MemoryUnusable(
+                f"step {one.seal.step} of a run on this node alone is in memory only: run the job "
+                f"here once without --nnodes to bring it to {target.name}"
+            )
+    return owned
+
+
 def _serve(
     settings: RunSettings,
     owned: OwnedTier,
-    job: JobDirectory,
+    target: DrainTarget,
     say: Callable[[str], None],
     leaves: Callable[[], bool],
 ) -> MemoryServer | None:
@@ -275,9 +290,9 @@ def _serve(
     clear_brought(owned.tier.root)
     try:
         address = own_address(*parse_endpoint(settings.endpoint))
-        return MemoryServer(owned.tier, job, address, be_polite, leaves)
+        return MemoryServer(owned.tier, target.part_of, address, be_polite, leaves)
     except OSError as error:
-        say(f"no memory tier, saves go to the disk: {error.strerror or error}")
+        say(f"no memory tier, saves go to {target.name}: {error.strerror or error}")
         return None
 
 

@@ -109,7 +109,10 @@ class CheckpointChoice:
         """Return whether an earlier run left it in memory, and the job has gone on without."""
         if one.ref.tier != MemoryTier.name or one.seal is None:
             return False
-        return is_stale(self._runtime.job, one.seal, self._runtime.fence)
+        bucket, job = self._runtime.bucket, self._runtime.job
+        if bucket is not None:
+            return bucket.tier(job).has_gone_past(one.seal.run)
+        return is_stale(job, one.seal, self._runtime.fence)
 
     def _take_out(self, ref: Ref, reason: str) -> bool:
         """Return whether it was moved; one that was deleted meanwhile is not."""

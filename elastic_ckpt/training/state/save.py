@@ -231,7 +231,9 @@ class SaveOperation:
         durable = self._runtime.durable
         if sealed is not None and sealed.tier == durable.name:
             return durable.where(sealed)
-        return str(self._runtime.job.checkpoint(self.position.epoch, self.position.step))
+        place = self._runtime.job.checkpoint(self.position.epoch, self.position.step)
+        in_bucket = self._runtime.bucket is not None
+        return f"{self._runtime.home}/{place.name}" if in_bucket else str(place)
 
     def _record(self, target: Attempt, sealed: Ref | None, size: int) -> None:
         runtime, step, now = self._runtime, self.position.step, time.monotonic()

@@ -6,8 +6,8 @@ import os
 
 from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
-from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, claim_of
-from elastic_ckpt.checkpoint.bucket.reading.reading import LocalRank
+from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim, claim_lock, claim_of, lock_at
+from elastic_ckpt.checkpoint.bucket.ranks.reading import LocalRank
 from elastic_ckpt.checkpoint.bucket.tier import BucketTier
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.errors import CheckpointError
@@ -18,8 +18,10 @@ from elastic_ckpt.protocol.worker_spec import SharedBucket
 class RankBucket:
     """Opens the store once, and claims what the run has claimed once the leader needs it."""
 
-    def __init__(self, shared: SharedBucket) -> None:
+    def __init__(self, shared: SharedBucket, job: JobDirectory) -> None:
         self.url = shared.url
+        self.claim = shared.claim
+        self._lock = lock_at(claim_lock(job))
         self._shared = shared
         self._local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._store = open_store(BucketUrl.parse(shared.url), sharers=self._local)
@@ -55,5 +57,6 @@ class RankBucket:
     def _claimed(self) -> BucketClaim:
         """Raises RunSuperseded if another run owns the bucket, BucketFailed without an answer."""
         if self._claim is None:
-            self._claim = claim_of(self._store, self._shared.claim, self._shared.nonce)
+            shared = self._shared
+            self._claim = claim_of(self._store, shared.claim, shared.nonce, self._lock)
         return self._claim

@@ -52,7 +52,7 @@ def make_header(
         job=runtime.name,
         attempt=attempt,
         incarnation=runtime.incarnation,
-        run=runtime.fence.number,
+        run=runtime.run,
         parent=runtime.parent,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         reason=snapshot.reason,

@@ -103,7 +103,7 @@ def _install_context(job: JobDirectory, spec: WorkerSpec, board: Board, slot: Sl
     if spec.bucket is not None:
         from elastic_ckpt.training.state.shared_bucket import RankBucket
 
-        bucket = RankBucket(spec.bucket)
+        bucket = RankBucket(spec.bucket, job)
     runtime.install(runtime.Supervised(spec, job, board, slot, memory, bucket))
     set_terminate_hook(_leave_if_idle)
     _allow_py_spy(spec.board)

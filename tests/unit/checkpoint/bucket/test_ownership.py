@@ -154,7 +154,7 @@ def test_a_directory_knows_whether_the_bucket_went_on_without_it(tmp_path: Path)
     assert not is_in_step(there, store)
     note_pulled(there, store.url, last_seen(store))
     assert is_in_step(there, store)
-    mine.sealed("", "seals/2")  # it was alive, and went on
+    mine.sealed("", "seals/0")  # it was alive, and went on
     assert is_in_step(here, store)
     assert not is_in_step(there, store)
     claim(store)
@@ -207,7 +207,7 @@ def test_what_the_last_owner_sealed_during_the_wait_counts(
         now[0] += seconds
         if not taken:
             taken.append(now[0])
-            other.sealed("", "seals/2")
+            other.sealed("", "seals/0")
             other.beat(ended=True)
 
     monkeypatch.setattr(taking.time, "sleep", sleep)

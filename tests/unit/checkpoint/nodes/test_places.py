@@ -16,6 +16,7 @@ from elastic_ckpt.checkpoint.verify import verify_full
 from elastic_ckpt.errors import NodeLost
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
+from elastic_ckpt.supervisor.saves.drain_target import DirectoryTarget
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from tests.node_memories import NodeMemories
 
@@ -30,7 +31,9 @@ def drain_from(nodes: NodeMemories, node: int, job: JobDirectory) -> None:
 def drainer(nodes: NodeMemories, node: int, job: JobDirectory) -> Drainer:
     token = nodes.servers[node].where[2]
     run: Any = SimpleNamespace(number=5)
-    return Drainer(job, run, nodes.tiers[node], Journal(job, "n"), print, lambda: None, token)
+    journal = Journal(job, "n")
+    target = DirectoryTarget(job, run, journal, print)
+    return Drainer(target, nodes.tiers[node], journal, print, lambda: None, token)
 
 
 def test_another_head_drains_what_its_ranks_have_loaded(nodes: Make, job: JobDirectory) -> None:

@@ -20,6 +20,7 @@ from elastic_ckpt.checkpoint.verify import read_manifest, verify_full
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
+from elastic_ckpt.supervisor.saves.drain_target import DirectoryTarget
 from elastic_ckpt.supervisor.saves.drainer import Drainer
 from elastic_ckpt.util import progress
 from tests.checkpoints import MODEL
@@ -35,7 +36,8 @@ class Loop:
         self.said: list[str] = []
         self._woken = threading.Event()
         journal = Journal(job, "here")
-        self.drainer = Drainer(job, None, tier, journal, self.said.append, self._woken.set)
+        target = DirectoryTarget(job, None, journal, self.said.append)
+        self.drainer = Drainer(target, tier, journal, self.said.append, self._woken.set)
 
     def until(self, condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + PATIENCE

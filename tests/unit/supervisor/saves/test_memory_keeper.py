@@ -19,6 +19,7 @@ from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.supervisor.saves.drain_target import DirectoryTarget
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.settings import RunSettings
 from tests.checkpoints import make_header, open_job
@@ -42,7 +43,13 @@ class Start:
         journal = Journal(job, node)
         self.woken = threading.Event()
         self.keeper = MemoryKeeper.open(
-            settings, job, None, journal, self.said.append, self.woken.set, lambda: 0
+            settings,
+            job,
+            DirectoryTarget(job, None, journal, self.said.append),
+            journal,
+            self.said.append,
+            self.woken.set,
+            lambda: 0,
         )
 
     def settle(self) -> None:
@@ -231,7 +238,13 @@ def test_node_that_follows_owes_its_share_until_it_is_elsewhere(
         endpoint="127.0.0.1:29400", nodes=(1, 2), replicas=1,
     )  # fmt: skip
     keeper = MemoryKeeper.open(
-        settings, job, None, Journal(job, "n2"), print, lambda: None, lambda: 0
+        settings,
+        job,
+        DirectoryTarget(job, None, Journal(job, "n2"), print),
+        Journal(job, "n2"),
+        print,
+        lambda: None,
+        lambda: 0,
     )
     share, other = Share(1, 1, *keeper.server), Share(0, 1, "elsewhere", 1, "other")
     tier = NodesMemory(Path(keeper.root), share, acts=True, replicas=1)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
-from elastic_ckpt.checkpoint.bucket.reading.reading import LocalRank
+from elastic_ckpt.checkpoint.bucket.ranks.reading import LocalRank
 from elastic_ckpt.checkpoint.bucket.tier import BucketTier
 from elastic_ckpt.checkpoint.disk.tier import DiskAttempt
 from elastic_ckpt.checkpoint.manifest import CHUNK_BYTES, EngineInfo

@@ -15,7 +15,7 @@ import pytest
 from elastic_ckpt.checkpoint.bucket.attempt import local_files
 from elastic_ckpt.checkpoint.bucket.keys import SealKey
 from elastic_ckpt.checkpoint.bucket.object_store import BucketStore, open_store
-from elastic_ckpt.checkpoint.bucket.reading.reading import BucketReading, LocalRank
+from elastic_ckpt.checkpoint.bucket.ranks.reading import BucketReading, LocalRank
 from elastic_ckpt.checkpoint.bucket.tier import BucketTier
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.disk.tier import DiskAttempt
@@ -203,7 +203,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
-from elastic_ckpt.checkpoint.bucket.reading.reading import LocalRank
+from elastic_ckpt.checkpoint.bucket.ranks.reading import LocalRank
 from elastic_ckpt.checkpoint.bucket.tier import BucketTier
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.tier import Ref
