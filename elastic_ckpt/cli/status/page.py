@@ -206,7 +206,7 @@ def _newest(view: StatusView) -> str:
         )
     if newest.tier != "memory":
         return _checkpoint(newest)
-    rest = _checkpoint(on_disk) if on_disk else "none on the disk"
+    rest = _checkpoint(on_disk) if on_disk else "in memory only"
     return f"{_checkpoint(newest)}\n{rest}"
 
 

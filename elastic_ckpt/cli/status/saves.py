@@ -34,7 +34,7 @@ def last_save(history: History) -> LastSaveView | None:
     save = history.saves[-1]
     error = save.error
     if not error and save.drain_error:
-        error = f"in memory but not on the disk: {save.drain_error}"
+        error = f"in memory only: {save.drain_error}"
     return LastSaveView(
         save.reason, save.predicted_seconds, save.seconds, save.stall_seconds, error
     )

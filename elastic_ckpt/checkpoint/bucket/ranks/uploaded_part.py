@@ -1,4 +1,4 @@
-"""A part that goes straight into a bucket: what a drain copies there from memory, past the disk."""
+"""A part that goes straight into a bucket: a drain copies it there from memory, past the disk."""
 
 from __future__ import annotations
 
@@ -68,9 +68,13 @@ class _UploadedFile:
         self._digest = FileDigest()
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._digest.update(view)
-        return len(view)
+        with memoryview(data).cast("B") as view:  # or an error would keep the caller's buffer
+            self._send(view)
+            self._digest.update(view)
+            return len(view)
+
+    def _send(self, view: memoryview) -> None:
+        """Send bytes on their way to the store."""
 
     def flush(self) -> None:
         """Do nothing; nothing is held back that the store could take."""
@@ -91,9 +95,8 @@ class _SmallFile(_UploadedFile):
         self._key = key
         self._data = bytearray()
 
-    def write(self, data: Any) -> int:
-        self._data += memoryview(data).cast("B")
-        return super().write(data)
+    def _send(self, view: memoryview) -> None:
+        self._data += view
 
     def finish(self) -> Digest:
         self._store.put(self._key, bytes(self._data))
@@ -110,12 +113,10 @@ class _LargeFile(_UploadedFile):
         self._pool = ThreadPoolExecutor(1, "upload")
         self._upload = self._pool.submit(store.upload, key, self._taken(), size)
 
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
+    def _send(self, view: memoryview) -> None:
         for begin in range(0, len(view), PIECE_BYTES):
             # A copy: the caller may reuse its buffer, and a store may hold on to what it was given.
             self._hand_over(memoryview(bytes(view[begin : begin + PIECE_BYTES])))
-        return super().write(view)
 
     def finish(self) -> Digest:
         self._hand_over(None)
