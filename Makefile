@@ -67,7 +67,7 @@ test-benchmarks: .venv/.ready .venv-latest/.storage
 HOSTS = hosts and not slow
 
 test-hosts: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest -n 2 --durations=15 -m '$(HOSTS)' tests/integration
+	.venv-latest/bin/python -m pytest -n 3 --durations=15 -m '$(HOSTS)' tests/integration
 	.venv-latest/bin/python -m pytest -s --durations=15 \
 		$(if $(findstring not slow,$(HOSTS)),-m 'not slow') tests/system/test_hosts.py \
 		tests/system/test_several_hosts.py tests/system/test_chaos_on_hosts.py \

@@ -221,7 +221,7 @@ def test_a_preempted_machine_saves_with_all_ranks_and_the_others_continue(tmp_pa
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("how", ["lost", "preempted"])
+@pytest.mark.parametrize("how", ["lost", pytest.param("preempted", marks=pytest.mark.slow)])
 def test_next_machine_leads_and_the_former_one_joins_it(tmp_path: Path, how: str) -> None:
     with Machines(tmp_path, "1:2") as machines:
         machines.start("n1", "n2")

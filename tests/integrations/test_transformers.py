@@ -53,7 +53,9 @@ COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 """Traced and functionalized as with inductor, but not lowered to code, which takes a minute."""
 
 
-@pytest.mark.parametrize(("nproc", "more"), [(1, {}), (2, {}), (1, COMPILED)])
+@pytest.mark.parametrize(
+    ("nproc", "more"), [pytest.param(1, {}, marks=pytest.mark.slow), (2, {}), (1, COMPILED)]
+)
 def test_a_notice_and_a_crash_change_no_bit(nproc: int, more: dict, tmp_path: Path) -> None:
     """Dropout, accumulation with a remainder, a schedule; 24 steps in 3 or 6 epochs."""
     more = more | {"num_train_epochs": 3 * nproc}

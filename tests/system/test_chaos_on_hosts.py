@@ -26,7 +26,7 @@ from tests.job import Job, used_samples
 from tests.system.disturbances_on_hosts import KINDS, DisturbedHosts
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261125"))
-COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "8"))
+COUNT = int(os.environ.get("ELASTIC_CKPT_TEST_DISTURBANCES", "6"))
 ONLY = os.environ.get("ELASTIC_CKPT_TEST_KINDS", "")
 SIZE, HOSTS = 3001, 3
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")

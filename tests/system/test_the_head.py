@@ -216,6 +216,7 @@ def test_too_few_nodes_are_waited_for(tmp_path: Path) -> None:
 
 
 @needs_hosts
+@pytest.mark.slow
 def test_former_head_that_comes_back_during_the_lease_joins_the_next_one(tmp_path: Path) -> None:
     """The endpoint that it was given names a node that does not lead."""
     with make(tmp_path, 3, "1:3", "--rdzv-timeout", "60") as hosts:
