@@ -183,6 +183,11 @@ class Gang:
             self.kernel.after(self.kernel.between(0.01, 0.3), lambda: self._seal_memory(kind))
         elif shared is not None and kind is ActionKind.SAVE and shared.has_room(self):
             shared.save(self, self.new_checkpoint(), lambda one: self._saved(kind, one.attempt))
+        elif shared is not None and kind is ActionKind.STOP and shared.may_hand_over(self):
+            shared.save(
+                self, self.new_checkpoint(), lambda one: self._saved(kind, one.attempt),
+                otherwise=lambda: self._begin_attempt(kind),
+            )  # fmt: skip
         else:
             self._begin_attempt(kind)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy.lease import HEAD_BEAT_SECONDS, SURVIVOR_LEASE_SECONDS
 from elastic_ckpt.protocol.succession import Follow, Lead, Leader
 from elastic_ckpt.supervisor.ports import Key
@@ -39,11 +40,18 @@ LOOK_SECONDS = 0.01
 
 @dataclass
 class Promise:
-    """What the next ranks must have, if all of these hosts are among theirs."""
+    """What the next ranks must have, if all of these hosts are among theirs with their memory.
+
+    Attributes:
+        survivors: with their ``power``.
+    """
 
     save: SealedSave
-    survivors: frozenset[Host]
+    survivors: dict[Host, int]
     why: str
+
+    def holds(self, here: frozenset[Host]) -> bool:
+        return all(host in here and host.power == power for host, power in self.survivors.items())
 
 
 class LossWorld(World):
@@ -68,8 +76,9 @@ class LossWorld(World):
         self.interval_steps, self.interval_seconds = draw.choice((3, 6, 10)), 0.0
         self.grace = 10.0
         self.shared_memory = SharedMemory(
-            self, draw.choice((0, 1, 1, 1, 2)), drain_seconds=draw.choice((1.0, 5.0, 20.0))
-        )
+            self, draw.choice((0, 1, 1, 1, 2)), drain_seconds=draw.choice((1.0, 5.0, 20.0)),
+            hands_over=bool(seed % 2),
+        )  # fmt: skip
         domains = draw.choice((0, 2, 2, 3))
         for host in self.hosts:
             host.domain = f"d{host.number % domains}" if domains else ""
@@ -148,6 +157,14 @@ class LossWorld(World):
         if is_well and self.kernel.now - owner.beat_at < SURVIVOR_LEASE_SECONDS - LOOK_SECONDS:
             raise Violation(f"{run.host.name} takes the job from {owner.name}, which is well")
 
+    def on_exit(self, run: Run) -> None:
+        kept = run.tier.handed_over
+        if run.code is ExitCode.PREEMPTED_SAVED and kept is not None:
+            if not self.shared_memory.is_kept_elsewhere(run.host, kept[0]):
+                raise Violation(f"{run.name} says that {kept[1]} has step {kept[0][1]}, and lies")
+            self.kept["handed over"] += 1
+        super().on_exit(run)
+
     # -- what must not be lost ------------------------------------------------------------------
 
     def is_lost_with(self, lost: Sequence[Host]) -> None:
@@ -166,10 +183,12 @@ class LossWorld(World):
         elif replicas and len(gone) == 1 and max(domains.values()) * 2 <= len(owners):
             why = "a domain lost"
         if why and survivors:
-            self.promise = Promise(save, survivors, why)
+            self.promise = Promise(save, {host: host.power for host in survivors}, why)
 
     def _is_replicated(self, save: SealedSave) -> bool:
         """Whether a checkpoint had the time for that, and is one of the two that nodes hold."""
+        if save.is_handed_over:
+            return False
         had_time = self.calm_since < save.at < self.kernel.now - REPLICATED_SECONDS
         return had_time and all(
             any(held.checkpoint is save.checkpoint for held in found[0][0].shares)
@@ -184,7 +203,7 @@ class LossWorld(World):
         self.promise = None
         if newest is not None and newest.survives(here):
             self._check_loaded(gang.run, newest.checkpoint, key, "in memory")
-        if promise is not None and promise.survivors <= here:
+        if promise is not None and promise.holds(here):
             self._check_loaded(gang.run, promise.save.checkpoint, key, promise.why)
             self.kept[promise.why] += 1
         return found
@@ -262,9 +281,24 @@ def preempt(world: LossWorld) -> None:
     world.calm_since = world.kernel.now + world.grace
 
 
+def preempt_another(world: LossWorld) -> None:
+    owner = world.disk.owner
+    others = [host for host in world.hosts if owner is None or host is not owner.host]
+    preempt_by_signal(world, world.kernel.random.choice(others))
+    world.calm_since = world.kernel.now + world.grace
+
+
+def preempt_two(world: LossWorld) -> None:
+    for host in world.kernel.random.sample(world.hosts, 2):
+        later = world.kernel.between(0.0, 2.0)
+        world.kernel.after(later, partial(preempt_by_signal, world, host))
+    world.calm_since = world.kernel.now + world.grace + 2.0
+
+
 FAULTS: list[Callable[[LossWorld], None]] = [
     lose_one, lose_one, lose_the_head, lose_two, lose_two, lose_the_head_and_another,
     lose_a_domain, lose_a_domain, suspend_the_head, suspend_the_head, cut_the_head_off, preempt,
+    preempt_another, preempt_another, preempt_two,
 ]  # fmt: skip
 
 
@@ -294,11 +328,12 @@ def _come_back(world: LossWorld, host: Host) -> None:
 def main() -> None:
     first, last = int(sys.argv[1]), int(sys.argv[-1])
     began, failed = time.perf_counter(), 0
-    losses, kept = Counter[int](), Counter[str]()
+    losses, kept, handed_over = Counter[int](), Counter[str](), 0
     for seed in range(first, last + 1):
         log: list[str] | None = [] if first == last else None
         error, world = simulate_losses(seed, log)
         losses, kept = losses + world.losses, kept + world.kept
+        handed_over += world.shared_memory.handed_over
         print(*log or (), sep="\n", end="\n" if log else "")
         if error is not None:
             failed += 1
@@ -306,6 +341,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     print(f"{last - first + 1} jobs in {seconds:.1f} s, {failed} failed; hosts lost at once:")
     print(*(f"{times:6} times {count}" for count, times in sorted(losses.items())), sep="\n")
+    print(f"{handed_over:6} shares handed over to nodes that stay")
     print("no step lost where none may be:")
     print(*(f"{times:6} {why}" for why, times in sorted(kept.items())), sep="\n")
     sys.exit(failed > 0)

@@ -16,6 +16,7 @@ from tests.simulation.kernel import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.hosts import Run
+    from tests.simulation.shared_memory import SharedMemory
 
 BYTES = 10**9
 
@@ -90,6 +91,7 @@ class Tier:
         self._held = self._hurried = False
         self._plan = DrainPlan()
         self._done: list[Snapshot] = []
+        self.handed_over: tuple[Key, str] | None = None  # at the end
         self._number = 0
         for one in list(memory.generations) if memory else []:
             one.settled = one.settled or one.key in disk.sealed
@@ -113,7 +115,13 @@ class Tier:
 
     @property
     def over(self) -> bool:
+        if self._shared is not None and self.run.leads:
+            return self._shared.has_drained(self.run)
         return self._draining is None and not self._due()
+
+    @property
+    def _shared(self) -> SharedMemory | None:
+        return self.run.world.shared_memory
 
     def begin(self) -> None:
         return
@@ -126,6 +134,8 @@ class Tier:
 
     def hurry(self) -> None:
         self._held, self._hurried = False, True
+        if self._shared is not None and self.run.leads:
+            self._shared.hurry(self.run)
         self._plan.retry_all()
         self._look()
 
@@ -148,14 +158,25 @@ class Tier:
         return True
 
     def not_on_disk(self) -> Any:
+        if self._shared is not None and self.run.leads:
+            own = self._shared.newest_share(self.run)
+            return None if own is None or own.settled else own
         newest = self.memory.newest if self.memory else None
         return newest if newest is not None and self._lacks(newest) else None
 
     def owed(self) -> Any:
-        return None
+        newest = self._newest_share()
+        is_safe = newest is None or newest.settled or newest.keeper
+        return None if is_safe else newest
 
-    def kept_by_peer(self) -> None:
-        return None
+    def kept_by_peer(self) -> tuple[Key, str] | None:
+        newest = self._newest_share()
+        return (newest.age, newest.keeper) if newest is not None and newest.keeper else None
+
+    def _newest_share(self) -> Any:
+        """Return that of a node that follows."""
+        is_other = self._shared is not None and not self.run.leads
+        return self._shared.newest_share(self.run) if self._shared and is_other else None
 
     def undrained_bytes(self) -> int | None:
         return BYTES if self.not_on_disk() is not None else None
@@ -165,6 +186,9 @@ class Tier:
 
     def close(self, *, keep: bool = False, finished: bool = False) -> None:
         self._number += 1
+        self.handed_over = self.kept_by_peer()
+        if self._shared is not None and not keep:
+            self._shared.leave(self.run.host)
 
     def _due(self) -> list[Snapshot]:
         if self.memory is None:

@@ -93,7 +93,13 @@ def former_head_does_not_look_who_leads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fence, "check", lambda self: None)
 
 
+def a_node_keeps_its_own_share(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shared_memory, "keepers", lambda node, shares: (node,))
+    patch.setattr(SharedMemory, "_can_keep", lambda self, host, keeper: True)
+
+
 BUGS = [
+    (a_node_keeps_its_own_share, 1, "and lies"),
     (nobody_keeps_a_replica, 20, "is lost"),
     (loads_ignore_replicas, 1, "is lost"),
     (lost_link_is_enough_to_lead, 1, "which is well"),
