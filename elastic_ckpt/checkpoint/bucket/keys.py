@@ -5,7 +5,7 @@
     job.json                                identity of the job; created, never replaced
     runs/000007.json                        the owner of claim 7; created, and so the fence
     runs/000007.beat.json                   rewritten while it lives: a count, its end
-    runs/000007.seals.json                  rewritten at each seal: its newest ones
+    runs/000007.seals.json                  rewritten at each seal: its newest of each session
     seals/AGE_ATTEMPT.json                  a manifest: the seal; created
     aside/AGE_ATTEMPT.json                  a seal that was taken away: nothing loads it
     data/000007-ATTEMPT/modeling/...        the files of an attempt of claim 7

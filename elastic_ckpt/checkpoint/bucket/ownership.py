@@ -37,7 +37,11 @@ from elastic_ckpt.util.text import printable
 KEPT_CLAIMS = 20
 """Records of earlier owners that stay, for people."""
 
-_MAX_BYTES = 64 * 1024
+_MAX_BYTES = 1024 * 1024
+
+_KEPT_BEFORE: Final = 4
+"""Seals of a session before its newest one that are written down as well: that one may be taken
+back, and they may have been sealed after it."""
 
 _LOCK_SECONDS: Final = 180.0
 """How long one process of a run waits for another one that writes down its seal."""
@@ -80,12 +84,13 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What an owner has told of its seals: the key of the newest of each session, which a listing
-    may not show yet. Apart from the beat: the leader of the ranks may seal, where the supervisor
-    beats."""
+    """What an owner has told of its seals: the key of the newest of each session, and the keys of
+    some ``before``, newest first, which a listing may not show yet. Apart from the beat: the leader
+    of the ranks may seal, where the supervisor beats."""
 
     nonce: str
     newest: dict[str, str] = {}
+    before: dict[str, list[str]] = {}
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -114,7 +119,7 @@ class BucketClaim:
         self.number = number
         self.owner = owner
         self.newest = dict(newest or {})
-        self._before: dict[str, list[str]] = {}  # what was the newest of a session, in this process
+        self._before: dict[str, list[str]] = {}  # of each session, newest first
         self.taken_back: set[str] = set()
         """Keys of seals that are no more, although an old listing may show them."""
         self._beats = 0
@@ -139,17 +144,16 @@ class BucketClaim:
         """Make a seal of this owner known; until this returns, it has not been saved for sure.
         Raises as :meth:`check`."""
         with self.alone():
-            before = self.newest.get(session, key)
-            if before != key:
-                self._before.setdefault(session, []).append(max(before, key))
-            self.newest[session] = min(before, key)  # keys count down
+            known = {key, *self._before.get(session, ()), self.newest.get(session, key)}
+            self.newest[session], *before = sorted(known)  # keys count down
+            self._before[session] = before[:_KEPT_BEFORE]
             self.tell()
         self.check()
 
     def sealed_before(self, session: str, key: str) -> list[str]:
-        """Return what this process knows to have been the newest before a seal, the newest first;
-        some of it may have been deleted since."""
-        return [one for one in reversed(self._before.get(session, ())) if one > key]
+        """Return what is known to have been sealed before a seal, the newest first; some of it may
+        have been deleted since."""
+        return [one for one in self._before.get(session, ()) if one > key]
 
     def take_back(self, session: str, key: str, newest: str) -> None:
         """Make known that a seal is to be no more, and which one is the newest then; empty for
@@ -164,7 +168,7 @@ class BucketClaim:
 
     def tell(self) -> None:
         """Write down the newest seals; BucketFailed if the store does not answer."""
-        told = _Told(nonce=self.owner.nonce, newest=self.newest)
+        told = _Told(nonce=self.owner.nonce, newest=self.newest, before=self._before)
         self.store.put(told_key(self.number), msgspec.json.encode(told))
 
     def learn(self) -> dict[str, str]:
@@ -193,8 +197,9 @@ class BucketClaim:
         with self._lock():
             self._is_alone = True
             try:
-                found = read_told(self.store, self.number)
-                self.newest = self.newest if found is None else found
+                found = _read_told(self.store, self.number)
+                if found is not None:
+                    self.newest, self._before = dict(found.newest), dict(found.before)
                 yield
             finally:
                 self._is_alone = False
@@ -298,8 +303,13 @@ def read_beat(store: Bucket, number: int) -> Beat | None:
 def read_told(store: Bucket, number: int) -> dict[str, str] | None:
     """Return the newest seals that an owner has told of, by session; None if nothing can be read
     of it."""
+    found = _read_told(store, number)
+    return None if found is None else found.newest
+
+
+def _read_told(store: Bucket, number: int) -> _Told | None:
     try:
-        return msgspec.json.decode(store.get(told_key(number), _MAX_BYTES), type=_Told).newest
+        return msgspec.json.decode(store.get(told_key(number), _MAX_BYTES), type=_Told)
     except (FileNotFoundError, msgspec.MsgspecError, ValueError):
         return None
 

@@ -82,10 +82,11 @@ def set_aside(claim: BucketClaim, seal: SealKey) -> str:
         store.put(seal.aside, store.get(seal.key, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return ""
-    others = [one.seal.key for one in listed(store, seal.session) if one.seal.age < seal.age]
-    known = sorted({*claim.sealed_before(seal.session, seal.key), *others})  # keys count down
-    claim.take_back(seal.session, seal.key, next(filter(partial(is_there, store), known), ""))
-    store.delete([seal.key])
+    with claim.alone():
+        others = [one.seal.key for one in listed(store, seal.session) if one.seal.age < seal.age]
+        known = sorted({*claim.sealed_before(seal.session, seal.key), *others})  # keys count down
+        claim.take_back(seal.session, seal.key, next(filter(partial(is_there, store), known), ""))
+        store.delete([seal.key])
     return f"{store.url}/{seal.aside}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from elastic_ckpt.checkpoint.bucket import ownership
 from elastic_ckpt.checkpoint.bucket import take as taking
 from elastic_ckpt.checkpoint.bucket.keys import RUNS, beat_key, run_key, told_key
 from elastic_ckpt.checkpoint.bucket.ownership import (
@@ -41,6 +42,7 @@ from elastic_ckpt.errors import (
     StopAborted,
 )
 from elastic_ckpt.jobdir.node_record import ProcessIdentity
+from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.buckets import Hooked, claim, failing, memory_store
 from tests.checkpoints import open_job
 
@@ -256,3 +258,30 @@ def test_a_store_that_ignores_conditions_is_refused() -> None:
         probe(store)
     assert not [one for page in store.listing("probe/") for one in page]
     probe(Hooked(memory_store()))
+
+
+def test_two_sealers_of_a_run_know_of_each_other(job: JobDirectory) -> None:
+    """The ranks' leader and a drain, which seals older steps later; keys count down."""
+    store = memory_store()
+    leader = claim(store).share(job)
+    drain = leader.twin()
+    leader.sealed("", "seals/3")
+    leader.sealed("", "seals/1")
+    drain.sealed("", "seals/2")
+    assert leader.learn() == {"": "seals/1"}
+    with leader.alone():
+        assert leader.sealed_before("", "seals/1") == ["seals/2", "seals/3"]
+        leader.take_back("", "seals/1", "seals/2")
+    assert read_told(store, leader.number) == {"": "seals/2"}
+    drain.sealed("", "seals/0")
+    assert leader.learn() == {"": "seals/0"}
+
+
+def test_lock_of_a_claim_that_stays_taken_is_an_error(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "_LOCK_SECONDS", 0.1)
+    leader = claim(memory_store()).share(job)
+    with leader.alone(), pytest.raises(BucketFailed, match="has held"):
+        leader.twin().sealed("", "seals/1")
+    leader.twin().sealed("", "seals/1")
