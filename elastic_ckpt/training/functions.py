@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic_ckpt.checkpoint.colossalai_layout import read_running_states
+from elastic_ckpt.checkpoint.colossalai_layout import RunningStates, read_running_states
 from elastic_ckpt.checkpoint.manifest import Reason
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.errors import CheckpointRejected, NoUsableCheckpoint
@@ -24,7 +24,7 @@ from elastic_ckpt.training.data.postponement import MAX_HURRIED_TRIES, MAX_TRIES
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.session_inputs import check_extra
-from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.candidate import Loaded, Readable
 from elastic_ckpt.training.state.load import load_given, load_newest
 from elastic_ckpt.training.state.meeting import Arrival, meet
 from elastic_ckpt.training.state.rank_state import RankState
@@ -270,7 +270,13 @@ def load_checkpoint(
     _loop.consumption.watch(optimizer, *own.extra.values())
     made = make_engine(EngineInputs(booster, model, optimizer, lr_scheduler), engine)
 
-    def resume(found: Loaded) -> str:
+    read: list[RunningStates] = []
+
+    def resume(found: Readable) -> str:
+        try:  # the files of what is in memory are gone once it is loaded
+            read.append(read_running_states(found.path))
+        except CheckpointRejected as error:
+            raise CheckpointRejected(f"{found.seal.checkpoint_name}: {error}") from None
         return own.resume(found, runtime.peers)
 
     if single:
@@ -280,11 +286,7 @@ def load_checkpoint(
     runtime.slot.loaded(loaded.source if loaded else Source.NOTHING)
     if loaded is None:
         return 0, 0, 0
-    try:
-        running = read_running_states(loaded.path)
-    except CheckpointRejected as error:
-        raise CheckpointRejected(f"{loaded.seal.checkpoint_name}: {error}") from None
-    seal = loaded.seal
+    running, seal = read[-1], loaded.seal
     place = Resumed(
         running.epoch,
         seal.sample_start_index,

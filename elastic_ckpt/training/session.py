@@ -29,7 +29,7 @@ from elastic_ckpt.training.save_points import LoopState, SavePoints
 from elastic_ckpt.training.script.other_optimizers import OtherOptimizers
 from elastic_ckpt.training.script.settings import given_settings
 from elastic_ckpt.training.session_inputs import check_extra, check_inputs
-from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.training.state.load import load_newest
 from elastic_ckpt.training.state.rank_state import RankState
 from elastic_ckpt.training.state.saver import Saver
@@ -150,11 +150,8 @@ class Session:
         self._timer = StepTimer(slot, self._inputs.model, consumption=self._consumption)
         inputs = self._inputs
         self._rank_state.settings = given_settings(inputs.optimizer, inputs.lr_scheduler)
-        found = load_newest(
-            runtime, engine, lambda found: self._rank_state.resume(found, runtime.peers)
-        )
+        found = load_newest(runtime, engine, self._resume)
         if found is not None:
-            self._resume(found)
             saver.resume(found)
         if not runtime.steps.has_stepped:  # a later session is not part of the recovery
             slot.loaded(found.source if found else Source.NOTHING)
@@ -297,14 +294,15 @@ class Session:
         ) as evaluation:
             yield evaluation
 
-    def _resume(self, loaded: Loaded) -> None:
-        seal = loaded.seal
+    def _resume(self, found: Readable) -> str:
+        seal, inexact = found.seal, self._rank_state.resume(found, self._runtime.peers)
         for line in self._rank_state.replaced:
             self._runtime.leader_says(line)
         self._loop.position = Position.of(seal)
         self._metrics.resume(seal.metrics)
-        self.state.resume(read_session_state(loaded))
+        self.state.resume(read_session_state(found))
         self.resumed_from = self._runtime.job.checkpoint(seal.epoch, seal.step)
+        return inexact
 
     def _watch_optimizer(self) -> None:
         inner = inner_optimizer(self._inputs.optimizer)

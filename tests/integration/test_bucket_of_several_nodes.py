@@ -173,6 +173,23 @@ def test_a_crash_continues_from_memory_and_each_machine_uploads_its_part(tmp_pat
         assert machines.head.view().newest_intact.tier == "bucket"
 
 
+def test_functions_continue_from_memory(tmp_path: Path) -> None:
+    """In a loop of the script's own, which reads where it stands from the checkpoint."""
+    with Machines(tmp_path, "2") as machines:
+        machines.script, results = SCRIPTS / "seed_shape.py", tmp_path / "results"
+        machines.arguments = ["--engine", "torch", "--steps", "70", "--pause", "0.1"]
+        machines.arguments += ["--results", str(results)]
+        machines.options = ["--save-interval", "25"]
+        machines.start("n1", "n2")
+        machines.until_step(2, 28)
+        machines["n2"].workers()[0].send_signal(signal.SIGKILL)
+        machines.finish("n1", "n2")
+        [loaded] = machines.events("loaded")
+        assert (loaded["step"], loaded["tier"]) == (25, "memory"), machines.output()
+        [line] = results.read_text().splitlines()
+        assert json.loads(line)[0] == 25
+
+
 @pytest.mark.hosts
 def test_what_the_bucket_lacks_is_found_in_the_memory_of_machines_that_start_again(
     tmp_path: Path,

@@ -77,6 +77,7 @@ def main():
             accumulation_steps=args.accumulation,
         ) as session,
     ):
+        session.state["starts"] = session.state.get("starts", 0) + 1
         for epoch in session.epochs(args.epochs):
             used, total = [], 0.0
             for index, inputs, targets in session.batches(loader):

@@ -35,12 +35,14 @@ _Files = msgspec.json.Decoder(list[FileEntry])
 
 
 class HeldShare(msgspec.Struct, frozen=True):
-    """A share of a checkpoint that a node has in memory: its own, or a replica of another's."""
+    """A share of a checkpoint that a node has in memory: its own, or a replica of another's; its
+    checkpoint ``was_drained`` if that has been on the disk, or in the bucket."""
 
     header: SealHeader
     first: int
     count: int
     is_replica: bool = False
+    was_drained: bool = False
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -121,7 +123,13 @@ class NodesMemory(MemoryTier):
             clear_brought(self.root)
         kept = [one for one in replicas(self.root) if one.seal.session == self._session]
         held = [
-            HeldShare(header_of(one.seal), one.seal.ranks.start, len(one.seal.ranks), is_replica)
+            HeldShare(
+                header_of(one.seal),
+                one.seal.ranks.start,
+                len(one.seal.ranks),
+                is_replica,
+                one.generation.is_settled(one.seal),
+            )
             for found, is_replica in ((kept, True), (self.own(), False))
             for one in found
         ]
@@ -145,6 +153,11 @@ class NodesMemory(MemoryTier):
                 seal = make_memory_seal(header, ())
                 found.append(Stored(Ref(NAME, "", attempt), (header.epoch, header.step), seal))
         return sorted(found, key=lambda one: one.key, reverse=True)
+
+    def was_drained(self, attempt: str) -> bool:
+        """Return whether any node knows that an attempt has been on the disk. Leader only."""
+        every = (one for report in self._reports for one in report.held)
+        return any(one.was_drained for one in every if one.header.attempt == attempt)
 
     def newest(self) -> Stored | None:
         return None  # no process knows it alone

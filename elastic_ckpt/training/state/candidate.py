@@ -24,11 +24,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint that was loaded: the directory that was read, its seal, and its tier."""
+    """A checkpoint that was loaded: its seal, and its tier."""
 
-    path: Path
     seal: Manifest | MemorySeal
     source: Source
+
+
+@dataclass(frozen=True)
+class Readable(Loaded):
+    """A checkpoint during its load. Afterwards ``path`` is gone if it came from other nodes."""
+
+    path: Path
 
 
 class LoadCandidate:
@@ -130,10 +136,10 @@ class LoadCandidate:
         return self._reading
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> Readable:
         """The checkpoint to load, once :meth:`verify` has accepted it. Not collective."""
         reading = self._verified
-        return Loaded(reading.path, reading.seal, Source[self.ref.tier.upper()])
+        return Readable(reading.seal, Source[self.ref.tier.upper()], reading.path)
 
     def confirm(self) -> None:
         """Raise CheckpointRejected on every rank if its files changed while they were loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,7 @@ class CheckpointChoice:
         found = self._candidates(ranks)
         unsealed: list[str] = []
         for one in sorted(found, key=lambda one: one.key, reverse=True):
-            if one.ref in self._rejected or self._is_off_the_line(one):
+            if one.ref in self._rejected or self._is_off_the_line(one, found):
                 continue
             if bad[one.ref.tier] >= MAX_QUARANTINED:
                 raise NoUsableCheckpoint(
@@ -105,11 +106,16 @@ class CheckpointChoice:
             self._runtime.fence.check_place()
         return found
 
-    def _is_off_the_line(self, one: Stored) -> bool:
-        """Return whether an earlier run left it in memory, and the job has gone on without."""
+    def _is_off_the_line(self, one: Stored, found: list[Stored]) -> bool:
+        """Return whether it is in memory, and the job has gone on without it: an earlier run left
+        it, or it was on the disk and was set aside there."""
         if one.ref.tier != MemoryTier.name or one.seal is None:
             return False
-        bucket, job = self._runtime.bucket, self._runtime.job
+        memory, bucket, job = self._runtime.memory, self._runtime.bucket, self._runtime.job
+        if isinstance(memory, NodesMemory) and memory.was_drained(one.seal.attempt):
+            durable = [each for each in found if each.ref.tier != MemoryTier.name]
+            if was_set_aside(one.key, one.seal.attempt, durable):
+                return True
         if bucket is not None:
             return bucket.tier(job).has_gone_past(one.seal.run)
         return is_stale(job, one.seal, self._runtime.fence)
@@ -124,6 +130,13 @@ class CheckpointChoice:
             self._runtime.say(f"not loaded from memory, but from an older checkpoint: {reason}")
             journal.write(MemoryRefused(path=path, reason=reason))
         return bool(to)
+
+
+def was_set_aside(key: tuple[int, int], attempt: str, durable: Sequence[Stored]) -> bool:
+    """Return whether an attempt that has been on the disk is there no more, of ``durable`` ones. A
+    damaged one may still be it; without any the disk may not be mounted."""
+    there = [one.seal for one in durable if one.key == key]
+    return bool(durable) and all(seal and seal.attempt != attempt for seal in there)
 
 
 def given(runtime: Runtime, path: Path) -> LoadCandidate:

@@ -22,7 +22,7 @@ from elastic_ckpt.errors import (
 from elastic_ckpt.journal.events import CheckpointLoaded, RestoredInexactly, WorldResized
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.training.state.candidate import LoadCandidate, Loaded
+from elastic_ckpt.training.state.candidate import LoadCandidate, Loaded, Readable
 from elastic_ckpt.training.state.choice import CheckpointChoice, given
 from elastic_ckpt.util.text import printable
 
@@ -30,11 +30,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Resume = Callable[[Loaded], str]
-"""Restores a rank's own state after the engine's load; returns what it could not restore."""
+Resume = Callable[[Readable], str]
+"""Restores a rank's own state after the engine's load; returns what it could not restore. All that
+is read of the checkpoint is read here."""
 
 
-def _nothing(_: Loaded) -> str:
+def _nothing(_: Readable) -> str:
     return ""
 
 
@@ -104,7 +105,7 @@ def load_given(runtime: Runtime, engine: Engine, path: Path, resume: Resume = _n
     return loaded
 
 
-def load_on_rank(engine: Engine, loaded: Loaded, world_size: int) -> str:
+def load_on_rank(engine: Engine, loaded: Readable, world_size: int) -> str:
     """Load a verified checkpoint on this rank, and return what was not restored bit for bit.
     Raises as :func:`_ask`."""
     return _ask(engine, engine.load, loaded, world_size)
@@ -116,7 +117,7 @@ def _bring(runtime: Runtime, engine: Engine, candidate: LoadCandidate) -> str:
     return candidate.bring(lambda: _ask(engine, engine.ranges, candidate.loaded, ranks))
 
 
-def _ask(engine: Engine, ask: Callable[[Path], T], loaded: Loaded, world_size: int) -> T:
+def _ask(engine: Engine, ask: Callable[[Path], T], loaded: Readable, world_size: int) -> T:
     """Return what a method of the engine returns for a checkpoint.
 
     Raises:
@@ -169,7 +170,7 @@ def _load(runtime: Runtime, engine: Engine, candidate: LoadCandidate, resume: Re
         _write_journal(runtime, loaded, seconds)
     candidate.confirm()
     runtime.parent = loaded.seal.attempt
-    return loaded
+    return Loaded(loaded.seal, loaded.source)
 
 
 def _write_journal(runtime: Runtime, loaded: Loaded, seconds: float) -> None:

@@ -10,7 +10,7 @@ from elastic_ckpt.training.data.places import are_places, lost_places
 from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.script.frozen import frozen_otherwise, frozen_parameters
 from elastic_ckpt.training.script.settings import replaced_settings
-from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.training.state.holding import Holding, Names
 from elastic_ckpt.training.state.module_values import broadcast_names, restore_module_values
 from elastic_ckpt.training.state.rng import capture_rng, diverge_rng, restore_rng
@@ -64,7 +64,7 @@ class RankState:
             **own,
         }
 
-    def resume(self, loaded: Loaded, peers: Peers) -> str:
+    def resume(self, loaded: Readable, peers: Peers) -> str:
         """Restore what differs by rank; the random state waits for :meth:`restore_rng`.
 
         A rank that did not exist when the checkpoint was made takes another rank's state, and
@@ -101,7 +101,7 @@ class RankState:
         lost = _lost(buffers, len(self.extra.keys() - shared), saved_by, peers.world_size)
         return "; ".join(filter(None, (lost, places)))
 
-    def _resume_extra(self, loaded: Loaded, own: dict[str, Any], shared: list[str]) -> None:
+    def _resume_extra(self, loaded: Readable, own: dict[str, Any], shared: list[str]) -> None:
         common = {} if self.extra.keys() <= own.keys() else (read_rank_state(loaded, 0) or {})
         for name, thing in self.extra.items():
             if name in own:
@@ -152,7 +152,7 @@ class RankState:
         self._rng = self._rng if keep else None
 
 
-def read_rank_state(loaded: Loaded, rank: int) -> dict[str, Any] | None:
+def read_rank_state(loaded: Readable, rank: int) -> dict[str, Any] | None:
     """Return what a rank wrote of its own; None if the checkpoint has no such states.
 
     Raises:

@@ -27,6 +27,7 @@ def leave_branch(runtime: Runtime, key: tuple[int, int]) -> None:
         OSError: one cannot be moved.
     """
     runtime.fence.check()
+    _clear_memory(runtime, key)
     if runtime.bucket is not None:
         aside = runtime.bucket.tier(runtime.job).leave_newer(key)
         if aside:
@@ -34,6 +35,20 @@ def leave_branch(runtime: Runtime, key: tuple[int, int]) -> None:
         for url in aside:
             runtime.journal.write(Superseded(to=url, step=key[1]))
         return
+    moved = supersede_newer(runtime.job, key, f"the job was continued from step {key[1]}")
+    if moved:
+        names = ", ".join(path.name.rsplit("-", 2)[0] for path in moved[:3])
+        more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+        runtime.say(
+            f"continuing from step {key[1]}: {names}{more} moved to {runtime.job.superseded}; "
+            f"elastic-ckpt restore {runtime.job.root} NAME brings one back"
+        )
+        for path in moved:
+            runtime.journal.write(Superseded(to=str(path), step=key[1]))
+
+
+def _clear_memory(runtime: Runtime, key: tuple[int, int]) -> None:
+    """Wait until what is newer than ``key`` in this node's memory is drained, and remove it."""
     memory, limit = runtime.memory, time.monotonic() + DRAIN_SECONDS
     later = [one for one in memory.sealed() if one.key > key] if memory else []
     while later and not all(one.settled for one in later) and memory is not None:
@@ -45,13 +60,3 @@ def leave_branch(runtime: Runtime, key: tuple[int, int]) -> None:
         later = [one for one in memory.sealed() if one.key > key]
     for one in later:
         one.generation.clear()
-    moved = supersede_newer(runtime.job, key, f"the job was continued from step {key[1]}")
-    if moved:
-        names = ", ".join(path.name.rsplit("-", 2)[0] for path in moved[:3])
-        more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
-        runtime.say(
-            f"continuing from step {key[1]}: {names}{more} moved to {runtime.job.superseded}; "
-            f"elastic-ckpt restore {runtime.job.root} NAME brings one back"
-        )
-        for path in moved:
-            runtime.journal.write(Superseded(to=str(path), step=key[1]))

@@ -8,7 +8,7 @@ from typing import Any, Final
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.errors import CheckpointRejected, UsageError
-from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.util.files import read_bounded
 
 FILE: Final = "session_state.json"
@@ -51,7 +51,7 @@ class SessionState(dict[str, Any]):
         self.update(saved)
 
 
-def read_session_state(loaded: Loaded) -> dict[str, Any]:
+def read_session_state(loaded: Readable) -> dict[str, Any]:
     """Return the values in a checkpoint; none if it has no such file.
 
     Raises:

@@ -72,6 +72,21 @@ def test_the_lost_heads_share_is_drained_from_where_it_was_loaded(
     verify_full(job.checkpoint(0, 7))
 
 
+def test_a_drain_that_one_node_knows_of_is_known_to_the_leader(
+    nodes: Make, job: JobDirectory
+) -> None:
+    """Which of them the word of it has reached does not matter."""
+    two = nodes(2)
+    attempt = two.save(7)
+    two.look(0, range(2))
+    assert not two.tiers[0].was_drained(attempt)
+    held = two.sealed(1)
+    held.generation.settle(held.seal)
+    two.look(0, range(2))
+    assert two.tiers[0].was_drained(attempt)
+    assert not two.tiers[0].was_drained("another")
+
+
 def test_what_has_not_moved_stays_as_it_was_sealed(nodes: Make) -> None:
     two = nodes(2)
     two.save(7)

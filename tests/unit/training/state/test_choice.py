@@ -16,7 +16,7 @@ from elastic_ckpt.errors import StorageFailed
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.training.ranks.peers import Peers
-from elastic_ckpt.training.state.choice import CheckpointChoice
+from elastic_ckpt.training.state.choice import CheckpointChoice, was_set_aside
 from tests.checkpoints import make_checkpoint
 from tests.memory_tiers import own, snapshot
 
@@ -46,6 +46,31 @@ def test_memory_of_an_earlier_run_counts_until_a_later_one_has_sealed(
     found = CheckpointChoice(runtime).newest()
     assert found is not None and found.ref.tier == chosen
     held.release(remove=True)
+
+
+HERE, OTHER = "here", "other"
+NEWER, SAME, OLDER = (0, 130), (0, 120), (0, 110)
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "was"),
+    [
+        ([], False),  # it may not be mounted
+        ([(SAME, HERE)], False),
+        ([(SAME, OTHER)], True),  # another one has taken its place
+        ([(SAME, "")], False),  # damaged there, and whole in memory
+        ([(OLDER, OTHER)], True),  # the job went back, and saved on disk since
+        ([(NEWER, OTHER), (OLDER, OTHER)], True),
+    ],
+)
+def test_what_was_set_aside_on_the_disk_does_not_come_back_from_memory(
+    on_disk: list[tuple[tuple[int, int], str]], was: bool
+) -> None:
+    durable: Any = [
+        SimpleNamespace(key=key, seal=SimpleNamespace(attempt=attempt) if attempt else None)
+        for key, attempt in on_disk
+    ]
+    assert was_set_aside(SAME, HERE, durable) is was
 
 
 @pytest.mark.parametrize("is_covered", [False, True])

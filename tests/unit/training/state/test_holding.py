@@ -15,7 +15,7 @@ from torch import nn
 from elastic_ckpt.checkpoint.disk.part import DiskPart
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, ElasticCkptError
 from elastic_ckpt.training.ranks.peers import Peers
-from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.training.state.holding import Holding, Names, unequal_names
 from elastic_ckpt.training.state.module_values import module_values
 from elastic_ckpt.training.state.rank_state import RankState
@@ -73,7 +73,7 @@ def unequal(holdings: list[Holding]) -> Names:
 
 def save(
     directory: Path, states: list[RankState], change: Callable[[dict[str, Any]], Any] = dict.copy
-) -> Loaded:
+) -> Readable:
     """Write what each rank writes of its own; ``change`` makes each tree another one."""
     held = [one.hold() for one in states]
     found = unequal(held) if len(held) > 1 else frozenset()
@@ -87,14 +87,14 @@ def save(
     seal: Any = SimpleNamespace(
         files=files, world_size=len(states), checkpoint_name="epoch-0_step-1"
     )
-    return Loaded(directory, seal, None)  # type: ignore[arg-type]
+    return Readable(seal, None, directory)  # type: ignore[arg-type]
 
 
 def states(ranks: int) -> list[RankState]:
     return [RankState(dict(extra_of(rank)), model_of(rank)) for rank in range(ranks)]
 
 
-def resume(loaded: Loaded, rank: int, ranks: int) -> tuple[RankState, str]:
+def resume(loaded: Readable, rank: int, ranks: int) -> tuple[RankState, str]:
     found = RankState({"equal": Thing(None), "own": Thing(None)}, Net(7))
     return found, found.resume(loaded, Peers(rank, ranks, None, 1.0))
 

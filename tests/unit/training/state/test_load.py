@@ -29,7 +29,7 @@ from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.ranks.peers import Peers
-from elastic_ckpt.training.state.candidate import Loaded
+from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.training.state.load import load_given, load_newest, load_on_rank
 from tests.checkpoints import MODEL, flip_bit, make_checkpoint, open_job, tick
 
@@ -92,9 +92,9 @@ def test_the_newest_is_loaded_and_counts_as_verified(job: JobDirectory, runtime:
     before = set(os.listdir("/proc/self/fd"))
     loaded = load_newest(runtime, engine)
     assert loaded is not None and isinstance(loaded.seal, Manifest)
-    assert (loaded.path, loaded.seal.step) == (job.checkpoint(0, 40), 40)
+    assert loaded.seal.step == 40
     assert (loaded.source, engine.loaded) == (Source.DISK, ["epoch-0_step-40"])
-    assert is_verified(job, loaded.path, loaded.seal)
+    assert is_verified(job, job.checkpoint(0, 40), loaded.seal)
     assert not is_verified(job, job.checkpoint(0, 30), read_manifest(job.checkpoint(0, 30)))
     assert set(os.listdir("/proc/self/fd")) == before
 
@@ -176,7 +176,7 @@ def test_a_backup_during_a_load_is_harmless(job: JobDirectory, runtime: Any) -> 
         os.utime(directory / MODEL, (1, 1))
 
     found = load_newest(runtime, Engine(backup))
-    assert found is not None and found.path == job.checkpoint(0, 40)
+    assert found is not None and found.seal.step == 40
     assert rejected(job) == []
 
 
@@ -209,7 +209,7 @@ def test_a_failed_reshard_names_plugins_and_sizes(
 
     engine = Engine(refuse)
     engine.info = EngineInfo("torch", plugin=plugin)
-    loaded = Loaded(job.checkpoint(0, 40), read_manifest(job.checkpoint(0, 40)), Source.DISK)
+    loaded = Readable(read_manifest(job.checkpoint(0, 40)), Source.DISK, job.checkpoint(0, 40))
     with pytest.raises(CannotReshard) as caught:
         load_on_rank(engine, loaded, ranks)
     assert "epoch-0_step-40 was written by torch on 2 ranks" in str(caught.value)
@@ -221,7 +221,7 @@ def test_a_mismatch_at_the_same_size_is_the_scripts_fault(job: JobDirectory) -> 
         raise AssertionError("shapes differ")
 
     seal = read_manifest(job.checkpoint(0, 40))
-    loaded = Loaded(job.checkpoint(0, 40), seal, Source.DISK)
+    loaded = Readable(seal, Source.DISK, job.checkpoint(0, 40))
     with pytest.raises(CheckpointError, match="does not fit epoch-0_step-40") as caught:
         load_on_rank(Engine(refuse), loaded, seal.world_size)
     assert not isinstance(caught.value, CannotReshard)
