@@ -21,6 +21,7 @@ QUICK_STEPS = 20
 NOTHING = "nothing beside it"
 WORK = "the work beside it"
 WAIT_SECONDS = 120.0
+MIN_CPU_SECONDS = 0.001
 
 
 class Beside:
@@ -87,19 +88,18 @@ def in_turns(
     block, on the rank that has it.
 
     Args:
-        prepare: called before each pass, with its number from 1, which is then the work's word.
+        prepare: called just before the work, with the pass's number from 1, which is its word.
     """
     import torch.distributed as dist
 
     steps = QUICK_STEPS if options.quick else STEPS
     found: dict[str, list[float]] = {NOTHING: [], WORK: [], "cpu": [], "within": []}
     for turn in range(1, options.repeats + 2):
-        if work is not None:
-            prepare(turn)
         for name in (NOTHING, WORK):
             dist.barrier()
             is_beside = name == WORK and work is not None
             if is_beside:
+                prepare(turn)  # not earlier: it may begin by itself
                 work.begin(turn)
             seconds = train(steps, done)
             if is_beside:
@@ -117,6 +117,8 @@ def in_turns(
 def tell(report: Report, found: dict[str, list[float]], what: str) -> Report:
     """Add the rows and the goal: at most 1.2 seconds of training for one of the work."""
     used = found["cpu"]
+    if min(used) < MIN_CPU_SECONDS:
+        raise RuntimeError(f"{what} was made at another time: it took {min(used)} s of CPU here")
     lost = [one - base for one, base in zip(found[WORK], found[NOTHING], strict=True)]
     report.rows += [
         summary("a block with nothing beside it", found[NOTHING]),

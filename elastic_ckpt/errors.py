@@ -176,6 +176,10 @@ class NotAnswered(ElasticCkptError):
     """A running job did not serve a request in time."""
 
 
+class ReplayFailed(ElasticCkptError):
+    """A part of a job could not be trained again."""
+
+
 class HostsNotStarted(ElasticCkptError):
     """Too few hosts of a hostfile could be started for the job to begin."""
 

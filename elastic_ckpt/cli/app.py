@@ -29,6 +29,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Manage its checkpoints": {
         "list": "elastic_ckpt.cli.listing",
         "verify": "elastic_ckpt.cli.verify",
+        "replay": "elastic_ckpt.cli.replay.command",
         "prune": "elastic_ckpt.cli.prune",
         "restore": "elastic_ckpt.cli.restore",
         "adopt": "elastic_ckpt.cli.adopt",

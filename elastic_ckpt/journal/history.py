@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
+from elastic_ckpt.journal.audit_events import Audited
 from elastic_ckpt.journal.events import (
     CheckpointLoaded,
     CheckpointVerified,
@@ -45,7 +46,7 @@ from elastic_ckpt.journal.history_types import (
     Run,
     Sample,
 )
-from elastic_ckpt.journal.incidents import sentence
+from elastic_ckpt.journal.incidents import audited, sentence
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.peer_copies import PeerCopies
 from elastic_ckpt.journal.time_account import TimeAccount
@@ -71,6 +72,7 @@ class History:
         first, last: when the first and the last entry that counts was written; None without one.
         verified: number of verifications that passed, by how much of the checkpoint was read.
         marks: the step marks of the newest incarnation, and when each was written.
+        audit: the last replay of a part of it, and when that was; None without one.
     """
 
     def __init__(self) -> None:
@@ -90,6 +92,7 @@ class History:
         self.samples: list[Sample] = []
         self.marks: list[tuple[float, StepMark]] = []
         self.last_emergency: EmergencySaved | None = None
+        self.audit: tuple[float, Audited] | None = None
         self._noticed: PastNotice | None = None  # the first notice of the running run
         self._stacks: tuple[str, ...] = ()  # of a hang, for the crash that follows
 
@@ -115,6 +118,12 @@ class History:
         if event.follows:
             if isinstance(event, NoticeReceived):
                 self._notice(entry, event)
+            return
+        if isinstance(event, Audited):  # the job itself may be over
+            before = self.audit[1] if self.audit is not None else None
+            if before is None or not before.different or event.covers(before.at):
+                self.audit = at, event  # else what is known to be wrong is not known to be right
+            self.incidents.append(Incident(at, entry.name, audited(event)))
             return
         self.account.observe(entry)
         if self.first is None:

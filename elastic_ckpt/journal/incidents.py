@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from elastic_ckpt.journal.audit_events import Audited
 from elastic_ckpt.journal.events import (
     AttemptRecovered,
     DrainFailed,
@@ -50,6 +51,14 @@ def sentence(event: JournalEvent) -> str | None:
         case SaveIntervalChanged():
             text = event.why
     return None if text is None else printable(text)
+
+
+def audited(event: Audited) -> str:
+    """Return what a replay has found."""
+    steps = f"steps {event.first + 1} to {event.last} on {event.ranks} ranks"
+    if event.different:
+        return printable(f"{steps}: different at {event.different}")
+    return f"{steps}: equal within bounds" if event.bounds else f"{steps}: equal to the bit"
 
 
 def _of_nodes(event: JournalEvent) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+import elastic_ckpt.journal.audit_events
 import elastic_ckpt.journal.bucket_events
 import elastic_ckpt.journal.node_events  # noqa: F401  # their events are kinds, too
 from elastic_ckpt.journal.events import JournalEvent, Unknown

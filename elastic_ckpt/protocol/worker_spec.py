@@ -44,6 +44,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         output: directory of the FIFOs that workers print to.
         on_notice: how to make a script save that takes no part in the agreement.
         bucket: what the ranks of several nodes save to; None if they share a directory.
+        digests: steps between two digests of each rank's state in the journal; 0 for none.
         saves_itself: whether the run watches the script's own checkpoints.
         module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
     """
@@ -76,5 +77,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     output: str = ""
     module: str = ""
     on_notice: str = "signal:SIGTERM"
+    digests: int = 0
     saves_itself: bool = False
     bucket: SharedBucket | None = None

@@ -60,6 +60,7 @@ class RunSettings:
         acknowledge: tell the platform not to wait once the checkpoint is sealed.
         mirror: copies in a bucket; None for none.
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
+        digests: steps between two digests of each rank's state in the journal; 0 for none.
         own: the checkpoints that the script writes itself.
         metrics_file: file to write the metrics to, for node_exporter.
     """
@@ -95,6 +96,7 @@ class RunSettings:
     mirror: MirrorSettings | None = None
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
+    digests: int = 0
     own: OwnSaves = field(default_factory=OwnSaves)
 
     @property
@@ -120,6 +122,7 @@ class RunSettings:
             "--global-batch": str(self.global_batch),
             "--memory-dir": "off" if self.memory is None else "on",
             "--replicas": str(self.replicas),
+            "--digests": str(self.digests),
             "--watch, --resume-args and their like": repr(self.own),
             "--keep-last, --keep-every or --keep-best": repr(self.retention),
         }

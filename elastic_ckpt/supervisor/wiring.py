@@ -297,6 +297,7 @@ def make_supervisor(
             on_notice=now.own.on_notice,
             bucket=_shared(shared, claim),
             saves_itself=bool(now.own),
+            digests=now.digests,
         )
         if not kept:
             return AgentProcess(spec)

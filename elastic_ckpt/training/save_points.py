@@ -29,6 +29,7 @@ from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.training.auto_interval import Interval
 from elastic_ckpt.training.data.consumption import Consumption
 from elastic_ckpt.training.data.postponement import Postponement
+from elastic_ckpt.training.digests import DigestChain
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.runtime import Runtime
 from elastic_ckpt.training.state.holding import Holding, Names
@@ -100,6 +101,7 @@ class SavePoints:
         metrics: ReportedMetrics,
         optimizer: Any,
         version: Callable[[], int],
+        digests: DigestChain,
     ) -> None:
         """``version`` returns a number that changes when the script writes to the model."""
         self._runtime = runtime
@@ -110,6 +112,7 @@ class SavePoints:
         self._rank_state = rank_state
         self._metrics = metrics
         self._version = version
+        self._digests = digests
         self._mark: object = None
         self._postponement = Postponement(loop.consumption, runtime, optimizer)
         self._is_due = False
@@ -143,8 +146,11 @@ class SavePoints:
         self._is_due = self._is_due or due
 
     def after_step(self) -> None:
-        """Save if the step that was counted is due for it, or completes an earlier save."""
+        """Note the state's digests and save, if the step that was counted is due for it, or
+        completes an earlier save."""
         self._timer.stepped()
+        if self._loop.consumed == self._loop.position:
+            self._digests.after_step(self._loop.position, self._metrics.values.get("loss"))
         if not self._saver.complete() or self._is_due:
             self._save("interval")
 

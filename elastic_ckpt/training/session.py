@@ -22,6 +22,7 @@ from elastic_ckpt.training.data.consumption import Consumption, inner_optimizer
 from elastic_ckpt.training.data.data_loop import DataLoop
 from elastic_ckpt.training.data.loaders import Batches
 from elastic_ckpt.training.departure import is_exit, leave_together
+from elastic_ckpt.training.digests import DigestChain
 from elastic_ckpt.training.engines import EngineInputs, make_engine
 from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
@@ -161,6 +162,10 @@ class Session:
             runtime, saver, interval, self._timer, self._loop,
             self._rank_state, self._metrics, self._inputs.optimizer,
             lambda: _version(self._inputs.model),
+            DigestChain(
+                spec.digests if spec else 0, runtime.job, runtime.journal, runtime.peers.rank,
+                self._inputs.model, self._inputs.optimizer,
+            ),
         )  # fmt: skip
         self._data = DataLoop(
             runtime, self._points, self._timer, self._loop, self._rank_state,

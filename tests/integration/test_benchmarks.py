@@ -18,6 +18,7 @@ ROWS = {
     "agreement_latency": 12,
     "bucket_nodes": 5,
     "bucket_load": 3,
+    "digests": 3,
     "durable": 3,
     "load": 4,
     "metadata": 7,

@@ -143,6 +143,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/ownership/job_lock.py",
     "checkpoint/memory/owner.py",
     "cli/leftovers.py",
+    "cli/replay/command.py",
     # The learned model is the decision's own state; jobdir/prediction_file.py stores it.
     "policy/prediction.py",
     # Answers of metadata services.

@@ -60,6 +60,7 @@ def build_settings(
     keep_best: str | None,
     memory_dir: str,
     replicas: int,
+    digests: int,
     domain: str | None,
     mirror: str | None,
     mirror_every: str | None,
@@ -117,6 +118,7 @@ def build_settings(
         group_access=group_access,
         memory=None if memory_dir == "off" else Path(memory_dir).absolute(),
         replicas=replicas,
+        digests=digests,
         domain=os.environ.get("SLURM_TOPOLOGY_ADDR", "").rpartition(".")[0]
         if domain is None
         else domain,

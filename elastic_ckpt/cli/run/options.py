@@ -237,6 +237,14 @@ _RUN: Final = (
         "ones.  [default: SLURM's switch]",
     ),
     _option(
+        "--digests STEPS",
+        "Note digests of each rank's state in the journal every so many steps, for elastic-ckpt "
+        "replay.  [default: none]",
+        default=0,
+        show_default=False,
+        type=click.IntRange(min=0),
+    ),
+    _option(
         "--metrics [HOST:]PORT",
         "Serve Prometheus metrics on this address, on 127.0.0.1 without HOST; port 0 picks a free "
         "one.",

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from elastic_ckpt.cli.status.nodes import NodeView
 from elastic_ckpt.cli.status.progress import ProgressView
-from elastic_ckpt.cli.status.saves import EmergencySaveView, LastSaveView
+from elastic_ckpt.cli.status.saves import AuditView, EmergencySaveView, LastSaveView
 from elastic_ckpt.cli.status.view import NewestView, StatusView
 from elastic_ckpt.cli.status.workers import WorkerView
 from elastic_ckpt.jobdir.node_record import FailureRecord, RecoveryRecord
@@ -149,6 +149,8 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
         f"{restarts.failures} after failures ({restarts.failures_left} left), "
         f"{restarts.preemptions} after preemptions",
     )
+    if view.last_audit is not None:
+        add("replayed", _audit(view.last_audit))
     if view.goodput is not None:
         add("goodput", _goodput(view, bar_width, room))
     if view.supervisor is not None:
@@ -225,6 +227,13 @@ def _at_risk(view: StatusView) -> str:
         return "nothing, if this node died now"
     steps = "" if risk.steps is None else f"{risk.steps} step{'s'[: risk.steps != 1]}, "
     return f"{steps}{human_duration(risk.seconds)} of training, if this node died now"
+
+
+def _audit(audit: AuditView) -> Text:
+    steps = f"steps {audit.first + 1} to {audit.last}, {human_duration(audit.age_seconds)} ago"
+    if audit.different:
+        return Text(f"{steps}: DIFFERENT at {audit.different}", "red")
+    return Text(f"{steps}: {'equal within bounds' if audit.bounds else 'equal to the bit'}")
 
 
 def _save(save: LastSaveView) -> Text:

@@ -27,6 +27,28 @@ class EmergencySaveView(msgspec.Struct):
     actual_seconds: float
 
 
+class AuditView(msgspec.Struct):
+    """The last ``replay`` of a part of the job: the steps after ``first`` up to ``last`` on
+    ``ranks`` ranks. ``different`` is where the first difference is, and empty for none."""
+
+    first: int
+    last: int
+    ranks: int
+    different: str
+    bounds: str
+    age_seconds: float
+
+
+def last_audit(history: History, now: float) -> AuditView | None:
+    """Return the newest replay of a job; None without one."""
+    if history.audit is None:
+        return None
+    at, event = history.audit
+    return AuditView(
+        event.first, event.last, event.ranks, event.different, event.bounds, max(0.0, now - at)
+    )
+
+
 def last_save(history: History) -> LastSaveView | None:
     """Return the newest save of a job; None without one."""
     if not history.saves:

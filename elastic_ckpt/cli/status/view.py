@@ -21,8 +21,10 @@ from elastic_ckpt.cli.status.nodes import (
 )
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
+    AuditView,
     EmergencySaveView,
     LastSaveView,
+    last_audit,
     last_emergency_save,
     last_save,
 )
@@ -161,6 +163,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     last_recovery: RecoveryRecord | None
     last_failure: FailureRecord | None
     last_emergency_save: EmergencySaveView | None
+    last_audit: AuditView | None
     save_interval: OptimalInterval | None
     restarts: RestartsView
     goodput: float | None
@@ -250,6 +253,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         last_recovery=record.last_recovery if record else None,
         last_failure=record.last_failure if record else None,
         last_emergency_save=last_emergency_save(history),
+        last_audit=last_audit(history, time.time()),
         save_interval=record.save_interval if record else None,
         restarts=RestartsView(
             max(record.failures if record else 0, _crashes(history)),

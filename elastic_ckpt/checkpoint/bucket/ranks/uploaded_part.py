@@ -35,11 +35,11 @@ class UploadedPart(PartFiles):
         self._prefix = prefix
         self._there: dict[str, int] | None = None
 
-    def _create(self, path: str, size: int | None, paged: bool) -> _UploadedFile:
+    def _create(self, path: str, size: int | None, paged: bool) -> _FileInBucket:
         del paged
         key = self._prefix + path
         if size is not None and self._known().get(key) == size:
-            return _UploadedFile()
+            return _FileInBucket()
         if size is not None and size <= SMALL_BYTES:
             return _SmallFile(self._store, key)
         return _LargeFile(self._store, key, size or 0)
@@ -59,7 +59,7 @@ class UploadedPart(PartFiles):
         return list(self._entries.values())
 
 
-class _UploadedFile:
+class _FileInBucket:
     """One that is in the bucket already; only its digest is made."""
 
     error: OSError | None = None
@@ -86,7 +86,7 @@ class _UploadedFile:
         """Give up what is not finished. A repeat does nothing."""
 
 
-class _SmallFile(_UploadedFile):
+class _SmallFile(_FileInBucket):
     """One that a single request writes."""
 
     def __init__(self, store: Bucket, key: str) -> None:
@@ -103,7 +103,7 @@ class _SmallFile(_UploadedFile):
         return super().finish()
 
 
-class _LargeFile(_UploadedFile):
+class _LargeFile(_FileInBucket):
     """One that a thread uploads while it is written, a few pieces behind."""
 
     def __init__(self, store: Bucket, key: str, size: int) -> None:
