@@ -42,7 +42,7 @@ simulate-nodes: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation.many_nodes $(MEMBERS)
 
 # Nodes are lost, one or two at once, a thousand times: what was sealed in their memory is loaded.
-LOSS_SEEDS ?= 1 750
+LOSS_SEEDS ?= 1 900
 
 simulate-losses: .venv-latest/.ready
 	.venv-latest/bin/python -m tests.simulation.losses $(LOSS_SEEDS)

@@ -20,7 +20,7 @@ from tests.simulation.shared_memory import REPLICATED_SECONDS, SharedMemory
 from tests.simulation.world import when
 
 JOBS = int(os.environ.get("ELASTIC_CKPT_LOSSES", "12"))
-"""``make simulate-losses`` runs 750, in which nodes are lost a thousand times."""
+"""``make simulate-losses`` runs 900, in which nodes are lost a thousand times."""
 
 UNCAUGHT = 40
 """A bug that this number of schedules does not find counts as unnoticed."""
