@@ -87,6 +87,7 @@ THEIRS = {
 }
 
 WORKERS = {
+    "ELASTIC_CKPT_REPLAY": "set by `replay`: the script trains again what it has trained before",
     "RANK": "and `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `GROUP_RANK`, `MASTER_ADDR`, "
     "`MASTER_PORT`: as under torchrun",
     "TORCHELASTIC_RUN_ID": "the job's name and the incarnation; `TORCHELASTIC_RESTART_COUNT` the "

@@ -41,6 +41,9 @@ from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.text import printable
 
+REPLAY: Final = "ELASTIC_CKPT_REPLAY"
+"""The variable by which a script sees that it is trained again."""
+
 _LOOK_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 20.0
 _MAX_NAMES_BYTES: Final = 16 * 1024 * 1024
@@ -190,8 +193,9 @@ def _replay(
     began = time.monotonic()
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
-            argv, cwd=command.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+            argv, cwd=command.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=os.environ | {REPLAY: "1"},
+        )  # fmt: skip
     try:
         now = _until_compared(process, copy, manifest, recorded, place, timeout)
     finally:
