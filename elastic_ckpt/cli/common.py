@@ -19,6 +19,7 @@ from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import shown_json
+from elastic_ckpt.util.units import parse_duration
 
 
 class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
@@ -43,6 +44,23 @@ class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
     ) -> list[CompletionItem[Any]]:
         """Complete directories only."""
         return [CompletionItem(incomplete, type="dir")]
+
+
+class Duration(click.FloatRange):
+    """Seconds, as a number or a duration like ``90s``, ``2m`` and ``6h30m``."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds."""
+        if isinstance(value, str):
+            try:
+                value = parse_duration(value)
+            except UsageError as error:
+                self.fail(str(error), param, ctx)
+        return float(super().convert(value, param, ctx))
 
 
 class JobPath(DirectoryOrUrl):
@@ -71,11 +89,11 @@ directory_argument = click.argument(
 
 timeout_option = click.option(
     "--timeout",
-    metavar="SECONDS",
-    default=300.0,
+    metavar="DURATION",
+    default="5m",
     show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait for the checkpoint.",
+    type=Duration(min=0),
+    help="How long to wait for the checkpoint.",
 )
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_of_job
 from elastic_ckpt.cli.common import (
+    Duration,
     directory_argument,
     echo_json,
     open_job,
@@ -50,9 +51,9 @@ class Drill(msgspec.Struct, frozen=True):
 @directory_argument
 @click.option(
     "--grace",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    help="Seconds from a notice until the node goes away.  [default: the job's own]",
+    metavar="DURATION",
+    type=Duration(min=0),
+    help="Time from a notice until the node goes away.  [default: the job's own]",
 )
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
-from elastic_ckpt.cli.common import JobPath, echo_json
+from elastic_ckpt.cli.common import Duration, JobPath, echo_json
 from elastic_ckpt.cli.doctor.bucket import check_bucket_url
 from elastic_ckpt.cli.doctor.directory import (
     CheckedPath,
@@ -34,9 +34,9 @@ from elastic_ckpt.util.gpus import auto_workers, find_gpus
 )
 @click.option(
     "--grace",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    help="Seconds from a signal to the end of this node.  [default: as for run]",
+    metavar="DURATION",
+    type=Duration(min=0),
+    help="Time from a signal to the end of this node.  [default: as for run]",
 )
 @click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")

@@ -23,7 +23,7 @@ from elastic_ckpt.checkpoint.disk.tier import DiskTier
 from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.verify import verify_quick
-from elastic_ckpt.cli.common import echo_json, open_job
+from elastic_ckpt.cli.common import Duration, echo_json, open_job
 from elastic_ckpt.cli.replay.comparison import (
     Chain,
     Difference,
@@ -83,16 +83,16 @@ class Replay(msgspec.Struct, frozen=True):
     "--scratch",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Train below this directory, which needs room for the checkpoint.  [default: $TMPDIR]",
+    help="Train below this directory, which needs room for the checkpoint.  [default: the system's]",
 )
 @click.option("--keep", is_flag=True, help="Leave the scratch directory, with its logs.")
 @click.option(
     "--timeout",
-    metavar="SECONDS",
-    default=3600.0,
+    metavar="DURATION",
+    default="1h",
     show_default=True,
-    type=click.FloatRange(min=1),
-    help="Seconds that a digest may take.",
+    type=Duration(min=1),
+    help="How long to wait for a digest.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -103,10 +103,10 @@ def command(
     timeout: float,
     as_json: bool,
 ) -> int:
-    """Train the steps after CHECKPOINT again, and compare every digest with the job's own.
+    """Train a part of the job again, and compare every digest.
 
     \b
-      elastic-ckpt run --dir ckpt --digests 50 -- train.py       # note digests as it trains
+      elastic-ckpt run --dir ckpt --digests 50 -- train.py    # notes digests
       elastic-ckpt replay ckpt/epoch-0_step-1000 --to 1200
 
     The job's command runs in a scratch directory, from a copy of CHECKPOINT, with as many workers

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from elastic_ckpt.checkpoint.bucket.url import is_url
+from elastic_ckpt.cli.common import Duration
 from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
@@ -114,6 +115,8 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
         if isinstance(value, str):
             return [value]  # resume-args: split into words, as on a command line
         return [shlex.quote(text) for text in value] if key == "resume-args" else value
+    if key == "args":
+        return [str(one) for one in value]
     if key in _PATHS and value != "off" and not is_url(value):
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
@@ -126,14 +129,19 @@ def key_type(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any],
             "a string or a list of strings",
             lambda value: isinstance(value, str) or _is_texts(value),
         )
+    if key == "args":
+        return "a list of strings and numbers", _is_words
     if parameter.nargs == -1 or getattr(parameter, "multiple", False):
         return "a list of strings", _is_texts
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return "true or false", lambda value: isinstance(value, bool)
     if isinstance(parameter.type, click.IntRange):
         return "an integer", lambda value: _is_number(value, int)
-    if isinstance(parameter.type, click.FloatRange):
-        return "a number", lambda value: _is_number(value, int | float)
+    if isinstance(parameter.type, Duration):
+        return (
+            "a number of seconds, or a duration like 90s or 2m",
+            lambda value: isinstance(value, str) or _is_number(value, int | float),
+        )
     if key in _PATHS:
         return "a path", lambda value: isinstance(value, str)
     return _TEXT, lambda value: isinstance(value, str) or _is_number(value, int)
@@ -145,6 +153,12 @@ def _is_number(value: Any, kind: Any) -> bool:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, str) or _is_number(one, int | float) for one in value
+    )
 
 
 def _unknown(key: str, keys: list[str]) -> str:

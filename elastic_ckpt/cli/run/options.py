@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from elastic_ckpt.cli.common import DirectoryOrUrl
+from elastic_ckpt.cli.common import DirectoryOrUrl, Duration
 from elastic_ckpt.cli.run.job_file import config_option
 from elastic_ckpt.notices.platforms import AUTO, source_names
 from elastic_ckpt.policy.hang import MIN_HANG_SECONDS
@@ -82,11 +82,11 @@ _RUN: Final = (
         "[default: the hostfile's or SLURM's first]",
     ),
     _option(
-        "--rdzv-timeout SECONDS",
-        "Seconds to wait for MIN nodes, or for the leading node, before the run ends with 75 or "
+        "--rdzv-timeout DURATION",
+        "How long to wait for MIN nodes, or for the leading node, before the run ends with 75 or "
         "76.",
-        default=600.0,
-        type=click.FloatRange(min=1),
+        default="10m",
+        type=Duration(min=1),
     ),
     click.option(
         "--from",
@@ -97,9 +97,9 @@ _RUN: Final = (
     ),
     # preemption notices
     _option(
-        "--grace SECONDS",
-        "Seconds from a signal to the end of this node.  [default: 30, or SLURM's]",
-        type=click.FloatRange(min=0),
+        "--grace DURATION",
+        "Time from a signal to the end of this node (120, 2m).  [default: 30s, or SLURM's]",
+        type=Duration(min=0),
     ),
     _option(
         "--notice-source NAME",
@@ -145,12 +145,12 @@ _RUN: Final = (
         type=_COUNT,
     ),
     _option(
-        "--hang-seconds SECONDS",
+        "--hang-seconds DURATION",
         "Minimum silence of all workers within a step that counts as a hang; ten times the job's "
         "own longest if that is more. Five times this while the job's pace is not known yet, for "
         "fetching, and while workers use CPU time.",
-        default=MIN_HANG_SECONDS,
-        type=click.FloatRange(min=1),
+        default=f"{MIN_HANG_SECONDS:.0f}s",
+        type=Duration(min=1),
     ),
     # what workers start with
     click.option(

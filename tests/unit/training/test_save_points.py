@@ -60,10 +60,11 @@ def stopped_after_a_save(
     others: Any = SimpleNamespace(
         stepped=lambda: None, interrupted=lambda: None, hold=lambda: SimpleNamespace(),
         is_ready=lambda hurried: True, end=lambda step: None, values={},
+        after_step=lambda place, loss: None,
     )  # fmt: skip
     points = SavePoints(
         runtime, saver.Saver(runtime, others, None), others, others,
-        LoopState(1, Consumption(), HERE), others, others, None, lambda: 0,
+        LoopState(1, Consumption(), HERE), others, others, None, lambda: 0, others,
     )  # fmt: skip
     points._postponement = others
     points._is_due = True

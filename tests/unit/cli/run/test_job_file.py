@@ -67,6 +67,20 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch) -> None:
     assert shown["metrics"][1] == "file"
 
 
+def test_durations_and_arguments_are_written_as_on_a_command_line(tmp_path: Path) -> None:
+    job = write(
+        tmp_path,
+        'dir = "/c"\nscript = "/t.py"\nargs = ["--epochs", 3, "--lr", 0.1]\n'
+        'grace = "2m"\nrdzv-timeout = 90\nhang-seconds = "1h30m"\n',
+    )
+    shown = printed("--config", job)
+    assert shown["args"] == ('["--epochs", "3", "--lr", "0.1"]', "file")
+    assert [shown[one][0] for one in ("grace", "rdzv-timeout", "hang-seconds")] == [
+        "120.0", "90.0", "5400.0",
+    ]  # fmt: skip
+    assert printed("--config", job, "--grace", "45s")["grace"] == ("45.0", "flag")
+
+
 def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
     first = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nargs = ["\\"q\\""]\nnnodes = "1:2"\n')
     runner = CliRunner()
@@ -96,12 +110,12 @@ def test_resume_args_are_words_in_a_list_and_a_command_line_in_a_string(
         ("save_interval = 3", "unknown key 'save_interval'; did you mean save-interval?"),
         ("zzzzzz = 1", "unknown key 'zzzzzz'; the keys are dir, "),
         ("config = 'x'", "unknown key 'config'"),
-        ("grace = 'long'", "grace must be a number, not 'long'"),
+        ("grace = true", "grace must be a number of seconds, or a duration like 90s or 2m"),
         ("keep-last = 1.5", "keep-last must be an integer, not 1.5"),
         ("keep-last = true", "keep-last must be an integer, not True"),
         ("group-access = 1", "group-access must be true or false, not 1"),
-        ("args = 'x'", "args must be a list of strings, not 'x'"),
-        ("args = [1]", "args must be a list of strings, not [1]"),
+        ("args = 'x'", "args must be a list of strings and numbers, not 'x'"),
+        ("args = [true]", "args must be a list of strings and numbers, not [True]"),
         ("dir = 3", "dir must be a path, not 3"),
         ("nproc = [2]", "nproc must be a string or an integer, not [2]"),
         ("[run]\nnproc = 2", "unknown key 'run'"),

@@ -218,7 +218,7 @@ def test_a_stranger_is_turned_away_and_is_no_member(data: bytes) -> None:
         stranger.sendall(data)
         assert stranger.recv(100) == b""
         head.link("b")
-        assert set(head.states()) == {"a", "b"}
+        until(lambda: set(head.states()) == {"a", "b"})
 
 
 def test_a_connection_that_ended_before_the_head_came_is_no_member() -> None:
