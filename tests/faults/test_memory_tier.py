@@ -144,7 +144,7 @@ def test_status_tells_the_truth_while_and_after_the_disk_is_full_to_the_last_byt
         before.touch()
         assert job.until(lambda view: view.last_save and view.last_save.error, "an error")
         view = job.until(lambda view: view.workers and view.workers[0].step == 4, "step 4")
-        assert view.exit_code == 1 and "not on the disk" in view.warnings[0]
+        assert view.exit_code == 1 and "in memory only" in view.warnings[0]
         job.process.terminate()
         job.until(lambda view: view.state == "draining" and board_flag(job), "the stop")
         hold.touch()

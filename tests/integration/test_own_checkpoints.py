@@ -137,7 +137,7 @@ def test_directories_with_a_marker(tmp_path: Path) -> None:
     expected = undisturbed(tmp_path / "plain", "own_trainer.py", "--max_steps=60")
     with OwnJob(
         tmp_path / "job", "own_trainer.py", "--max_steps=60", "--find", "--tear_at=20",
-        "--pause=0.1", "--signal=SIGUSR1", "--save_total_limit=3",
+        "--pause=0.3", "--signal=SIGUSR1", "--save_total_limit=3",
     ) as job:  # fmt: skip
         options = ("--watch", "out/checkpoint-*", "--complete-when", "trainer_state.json",
                    "--on-notice", "signal:SIGUSR1")  # fmt: skip
