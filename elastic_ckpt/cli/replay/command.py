@@ -83,7 +83,7 @@ class Replay(msgspec.Struct, frozen=True):
     "--scratch",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Train below this directory, which needs room for the checkpoint.  [default: the system's]",
+    help="Train below this directory, with room for the checkpoint.  [default: the system's]",
 )
 @click.option("--keep", is_flag=True, help="Leave the scratch directory, with its logs.")
 @click.option(
