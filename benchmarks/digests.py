@@ -76,7 +76,7 @@ def measure(options: Options, where: Places) -> Report:
         found = (
             seconds(training.step),
             seconds(lambda: hash_once(training.tensors())),
-            seconds(lambda turn=turn: chain.after_step(Position(step=turn + 1), 0.5)),
+            seconds(lambda turn=turn: chain.note(Position(step=turn + 1), 0.5)),
         )
         for kept, one in zip((steps, floors, digests), found, strict=True):
             kept.extend([one] if turn else [])

@@ -8,6 +8,9 @@ from msgspec import Meta
 
 from elastic_ckpt.journal.events import Count, JournalEvent, Value
 
+REPLAY: Final = "ELASTIC_CKPT_REPLAY"
+"""The variable by which a script sees that it is trained again."""
+
 _MAX_TENSORS: Final = 24 * 1024
 Digest = Annotated[str, Meta(max_length=32)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ import xxhash
 
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.audit_events import StateDigest
+from elastic_ckpt.journal.audit_events import REPLAY, StateDigest
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.training.tensors.digest import digest_values
 from elastic_ckpt.util.files import write_atomic
@@ -47,7 +48,7 @@ class DigestChain:
         model: Any,
         optimizer: Any,
     ) -> None:
-        self._every = every
+        self._every = 0 if job.name else every
         self._job = job
         self._journal = journal
         self._rank = rank
@@ -55,16 +56,18 @@ class DigestChain:
         self._optimizer = optimizer
         self._names: list[str] = []
 
-    def after_step(self, place: Position, loss: float | None) -> None:
-        """Note the state if it is time. Not collective, and without an exchange."""
-        if self._every <= 0 or place.step % self._every or self._job.name:
-            return
+    def is_due(self, step: int) -> bool:
+        """Return whether the state after a step is to be noted."""
+        return self._every > 0 and step % self._every == 0
+
+    def note(self, place: Position, loss: float | None) -> None:
+        """Note the state. Not collective, and without an exchange."""
         found = dict(named_state(self._model, self._optimizer))
         digests = digest_values(found)
-        if list(found) != self._names:
+        if REPLAY in os.environ and list(found) != self._names:
             self._names = list(found)
             self._keep_names()
-        names = [name for name in found if not name.startswith(_OPTIMIZER)]
+        parameters = {name: one for name, one in found.items() if not _is_optimizers(name)}
         tensors = b"".join(one[:_SHORT_BYTES] for one in digests.values())
         self._journal.write(
             StateDigest(
@@ -72,23 +75,27 @@ class DigestChain:
                 epoch=place.epoch,
                 sample_start_index=place.sample_start_index,
                 order=_order(place),
-                parameters=_together(digests[name] for name in names),
-                optimizer=_together(one for name, one in digests.items() if name not in names),
+                parameters=_together(digests[name] for name in parameters),
+                optimizer=_together(one for name, one in digests.items() if _is_optimizers(name)),
                 tensors=base64.b64encode(tensors).decode() if len(found) <= _MOST_TENSORS else "",
-                norm=_norm(found[name] for name in names),
+                norm=_norm(parameters.values()),
                 loss=loss if loss is None or math.isfinite(loss) else None,
                 device=_device(found.values()),
             )
         )
 
     def _keep_names(self) -> None:
-        """Leave the tensors' names where a replay finds them."""
+        """Leave the tensors' names where a replay finds them; a job writes no file for that."""
         home = self._job.control / "digests"
         home.mkdir(mode=0o700, exist_ok=True)
         write_atomic(home / f"{self._rank:05d}.json", msgspec.json.encode(self._names))
 
 
 _OPTIMIZER: Final = "optimizer "
+
+
+def _is_optimizers(name: str) -> bool:
+    return name.startswith(_OPTIMIZER)
 
 
 def named_state(model: Any, optimizer: Any) -> Iterator[tuple[str, Any]]:
@@ -122,7 +129,7 @@ def _order(place: Position) -> str:
     return xxhash.xxh3_64(repr(parts).encode()).hexdigest()
 
 
-def _norm(tensors: Iterator[Any]) -> float:
+def _norm(tensors: Iterable[Any]) -> float:
     wide = {torch.float64: torch.float64}
     norms = [
         torch.linalg.vector_norm(one, dtype=wide.get(one.dtype, torch.float32)).double().cpu()

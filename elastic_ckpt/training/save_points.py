@@ -149,8 +149,9 @@ class SavePoints:
         """Note the state's digests and save, if the step that was counted is due for it, or
         completes an earlier save."""
         self._timer.stepped()
-        if self._loop.consumed == self._loop.position:
-            self._digests.after_step(self._loop.position, self._metrics.values.get("loss"))
+        here = self._loop.position
+        if self._digests.is_due(here.step) and self._loop.consumed == here:
+            self._digests.note(here, self._metrics.values.get("loss"))
         if not self._saver.complete() or self._is_due:
             self._save("interval")
 

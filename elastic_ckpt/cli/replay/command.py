@@ -36,13 +36,10 @@ from elastic_ckpt.errors import CheckpointRejected, NotAnswered, ReplayFailed, U
 from elastic_ckpt.jobdir.node_record import job_records, node_name
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.jobdir.run_command import PROGRAM, RunCommand, command_line
-from elastic_ckpt.journal.audit_events import Audited
+from elastic_ckpt.journal.audit_events import REPLAY, Audited
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.util.files import read_bounded
 from elastic_ckpt.util.text import printable
-
-REPLAY: Final = "ELASTIC_CKPT_REPLAY"
-"""The variable by which a script sees that it is trained again."""
 
 _LOOK_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 20.0
@@ -182,9 +179,7 @@ def _replay(
     place: Path,
     timeout: float,
 ) -> Replay:
-    command = next((one.command for one in job_records(job) if one.command), None)
-    if command is None or not command.argv:
-        raise UsageError(f"{job.root} does not say how the job was started")
+    command = _command(job)
     copy = JobDirectory(place / "job")
     copy.prepare()
     pull(in_directory(checkpoint), manifest, DiskTier(copy))  # verifies every byte
@@ -207,6 +202,18 @@ def _replay(
         len(recorded.keys() & now.keys()), first_difference(recorded, now, names),
         bounds_of(recorded, now), time.monotonic() - began,
     )  # fmt: skip
+
+
+def _command(job: JobDirectory) -> RunCommand:
+    """Return how the job was started, and say it: what a directory says is run here. UsageError if
+    it does not say so, or another user's directory does."""
+    if os.lstat(job.control).st_uid != os.geteuid():
+        raise UsageError(f"{job.root} belongs to another user, whose command is not run here")
+    found = next((one.command for one in job_records(job) if one.command), None)
+    if found is None or "run" not in found.argv:
+        raise UsageError(f"{job.root} does not say how the job was started")
+    click.echo(f"training again, in a scratch directory: {found.line()}", err=True)
+    return found
 
 
 def _arguments(command: RunCommand, copy: JobDirectory, ranks: int, every: int) -> list[str]:

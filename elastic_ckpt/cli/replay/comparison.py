@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from elastic_ckpt.journal.audit_events import StateDigest
+from elastic_ckpt.journal.events import CheckpointLoaded
 from elastic_ckpt.journal.line import JournalEntry
 
 NORM_TOLERANCE: Final = 1e-3
@@ -33,17 +35,34 @@ class Difference(NamedTuple):
 
 def read_chain(entries: Iterable[JournalEntry], first: int, ranks: int) -> Chain:
     """Return the digests after step ``first`` up to where the number of ranks changes; of a step
-    that was trained more than once the last."""
-    found: dict[tuple[int, int], StateDigest] = {}
+    that was trained more than once the last, and nothing that the job has gone back behind."""
+    found: dict[tuple[int, int], tuple[int, StateDigest]] = {}
+    loads: dict[int, int] = {}  # by incarnation, the step that it loaded
     for entry in entries:
         event = entry.event
+        if isinstance(event, CheckpointLoaded) and event.step is not None:
+            loads[entry.incarnation] = event.step
         if isinstance(event, StateDigest) and event.step > first:
-            found[event.step, entry.rank] = event
+            here = event.step, entry.rank
+            if here not in found or found[here][0] <= entry.incarnation:
+                found[here] = entry.incarnation, event
+    return _complete(
+        {
+            (step, rank): event
+            for (step, rank), (incarnation, event) in found.items()
+            if all(one <= incarnation or step <= loaded for one, loaded in loads.items())
+        },
+        ranks,
+    )
+
+
+def _complete(found: Chain, ranks: int) -> Chain:
     complete: dict[tuple[int, int], StateDigest] = {}
-    for step in sorted({step for step, _ in found}):
-        if sorted(rank for at, rank in found if at == step) != list(range(ranks)):
+    for step, at in groupby(sorted(found), key=lambda one: one[0]):
+        here = list(at)
+        if [rank for _, rank in here] != list(range(ranks)):
             break
-        complete |= {(step, rank): found[step, rank] for rank in range(ranks)}
+        complete |= {(step, rank): found[step, rank] for _, rank in here}
     return complete
 
 

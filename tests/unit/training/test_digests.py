@@ -64,7 +64,8 @@ class Rank:
 
     def note(self) -> Chain:
         self.kept.events.clear()
-        self.chain.after_step(Position(step=self.step), 0.5)
+        if self.chain.is_due(self.step):
+            self.chain.note(Position(step=self.step), 0.5)
         return {(one.step, self.rank): one for one in self.kept.events}
 
     @property

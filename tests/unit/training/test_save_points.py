@@ -60,7 +60,7 @@ def stopped_after_a_save(
     others: Any = SimpleNamespace(
         stepped=lambda: None, interrupted=lambda: None, hold=lambda: SimpleNamespace(),
         is_ready=lambda hurried: True, end=lambda step: None, values={},
-        after_step=lambda place, loss: None,
+        is_due=lambda step: False,
     )  # fmt: skip
     points = SavePoints(
         runtime, saver.Saver(runtime, others, None), others, others,

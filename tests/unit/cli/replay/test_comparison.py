@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from elastic_ckpt.cli.replay.comparison import bounds_of, first_difference, read_chain, spacing
 from elastic_ckpt.journal.audit_events import Audited, StateDigest
-from elastic_ckpt.journal.events import RunStarted
+from elastic_ckpt.journal.events import CheckpointLoaded, RunStarted
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.line import JournalEntry
 
@@ -47,6 +48,18 @@ def test_a_chain_ends_where_the_number_of_ranks_changes() -> None:
 def test_of_a_step_that_was_trained_twice_the_last_counts() -> None:
     chain = read_chain(entries((0, digest(10, loss=1.0)), (0, digest(10))), 0, 1)
     assert chain[10, 0].loss == 0.5
+
+
+def test_what_the_job_has_gone_back_behind_is_not_compared() -> None:
+    """Steps 30 and 40 were trained before the job continued from step 20, another way perhaps."""
+    events = [digest(step) for step in (10, 20, 30, 40)]
+    first = [replace(one, incarnation=1) for one in entries(*((0, one) for one in events))]
+    later = [CheckpointLoaded(step=20), digest(30, loss=1.0)]
+    second = [replace(one, incarnation=2) for one in entries(*((0, one) for one in later))]
+    for order in ([*first, *second], [*second, *first]):  # clocks of nodes may differ
+        chain = read_chain(order, 0, 1)
+        assert [step for step, _ in sorted(chain)] == [10, 20, 30]
+        assert chain[30, 0].loss == 1.0
 
 
 @pytest.mark.parametrize(
