@@ -149,6 +149,29 @@ def test_timeline_labels_do_not_overlap(browser: Browser, size: tuple[int, int])
                 assert one is other or beside
 
 
+@pytest.mark.parametrize("size", [(320, 640), PHONE, DESKTOP], ids=str)
+def test_labels_stay_within_their_drawings(browser: Browser, size: tuple[int, int]) -> None:
+    """Wherever a tick happens to be: a label past the edge would widen the page."""
+    browser.look_like(*size, phone=size[0] < 500)
+    outside = browser.value("""[...document.querySelectorAll('.acrosses i, .axis span, .labels span')]
+        .filter(one => { const r = one.getBoundingClientRect();
+                         const p = one.parentElement.getBoundingClientRect();
+                         return r.right > p.right + 1 || r.left < p.left - 1; })
+        .map(one => one.innerText)""")
+    assert outside == []
+
+
+def test_figures_of_any_length_fit_the_window_and_the_paper(browser: Browser) -> None:
+    """A duration may be `1 d 23 h` where this job's are `2.1 s`."""
+    browser.value("""document.querySelectorAll('td, tbody th, .rec > span').forEach(
+        one => one.append(' 23 h 59 min'))""")
+    browser.look_like(320, 640, phone=True)
+    assert browser.value("document.documentElement.scrollWidth") <= 320
+    browser.look_like(718, 1000)
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+    assert browser.value("document.documentElement.scrollWidth") <= 718
+
+
 def contrast(browser: Browser, selector: str) -> float:
     """Of a text and the nearest background that is painted, as WCAG defines it."""
     return float(browser.value("""((selector) => {
