@@ -153,10 +153,11 @@ def test_timeline_labels_do_not_overlap(browser: Browser, size: tuple[int, int])
 def test_labels_stay_within_their_drawings(browser: Browser, size: tuple[int, int]) -> None:
     """Wherever a tick happens to be: a label past the edge would widen the page."""
     browser.look_like(*size, phone=size[0] < 500)
-    outside = browser.value("""[...document.querySelectorAll('.acrosses i, .axis span, .labels span')]
-        .filter(one => { const r = one.getBoundingClientRect();
-                         const p = one.parentElement.getBoundingClientRect();
-                         return r.right > p.right + 1 || r.left < p.left - 1; })
+    outside = browser.value("""
+        [...document.querySelectorAll('.acrosses i, .axis span, .labels span')].filter(one => {
+            const r = one.getBoundingClientRect();
+            const p = one.parentElement.getBoundingClientRect();
+            return r.right > p.right + 1 || r.left < p.left - 1; })
         .map(one => one.innerText)""")
     assert outside == []
 
