@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -141,6 +141,12 @@ bench-hosts: .venv-latest/.ready
 	.venv-latest/bin/python benchmarks/nodes.py
 	.venv-latest/bin/python benchmarks/nodes_peers.py
 	.venv-latest/bin/python benchmarks/replica_cost.py
+
+# A recorded spot market, on hosts of this machine: docs/market.md and its picture.
+market: .venv-peers/.ready
+	mkdir -p bench-results
+	.venv-peers/bin/python benchmarks/market/run.py --json bench-results/market.json
+	.venv-peers/bin/python benchmarks/market/page.py bench-results/market.json docs/market.md
 
 bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) --target bench-results/peers --upgrade \

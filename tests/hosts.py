@@ -16,7 +16,7 @@ from tests.cluster import Cluster, Node
 from tests.links import Link, run
 
 _BRIDGES = itertools.count()
-_BOOT = 'hostname "$1"; mount -t tmpfs -o size=512m tmpfs /dev/shm; echo up; exec cat'
+_BOOT = 'hostname "$1"; mount -t tmpfs -o size="$2" tmpfs /dev/shm; echo up; exec cat'
 
 
 def why_not() -> str:
@@ -30,10 +30,15 @@ def why_not() -> str:
 
 
 class Hosts(Cluster):
-    """A cluster with a host for each node, h1 to hN; the first one hosts the rendezvous."""
+    """A cluster with a host for each node, h1 to hN; the first one hosts the rendezvous.
 
-    def __init__(self, count: int, *arguments, **keywords):
+    Args:
+        memory: how large the /dev/shm of each is at the most.
+    """
+
+    def __init__(self, count: int, *arguments, memory: str = "512m", **keywords):
         super().__init__(*arguments, **keywords)
+        self.memory = memory
         self.tag = f"ec{os.getpid() % 100000}x{next(_BRIDGES)}"
         self.names = [f"h{number}" for number in range(1, count + 1)]
         self.endpoint = "h1:29400"
@@ -105,7 +110,7 @@ class Hosts(Cluster):
         """Return how to enter a host, which is switched on."""
         if name not in self._machines:
             inner = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", _BOOT]
-            boot = ["ip", "netns", "exec", f"{self.tag}{name}", *inner, "sh", name]
+            boot = ["ip", "netns", "exec", f"{self.tag}{name}", *inner, "sh", name, self.memory]
             pipe = subprocess.PIPE  # a host goes when its input ends, as when this process dies
             machine = self._machines[name] = subprocess.Popen(boot, stdin=pipe, stdout=pipe)
             assert machine.stdout.readline() == b"up\n"
