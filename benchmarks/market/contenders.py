@@ -102,7 +102,9 @@ class Torchrun(Contender):
         self.names.append(STORE)
         super().__enter__()
         command = ["nsenter", *self._spaces(STORE), *self.store]
-        self._store = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._store = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         return self
 
     def __exit__(self, *about: object) -> None:

@@ -22,7 +22,7 @@ import torch
 from market.job import BATCH, Job, Model, arguments, saved
 from torchft import Manager, ProcessGroupGloo
 
-TIMEOUT = timedelta(seconds=10)
+TIMEOUT = timedelta(seconds=5)
 
 
 class LiveJob(Job):
