@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo docs test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -272,6 +272,16 @@ clean:
 	.venv-peers/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
 	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -r requirements/peers.txt
 	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -e .
+	@touch $@
+
+# The documentation as a site with search, in build/site; a link that leads nowhere is an error.
+docs: .venv-docs/.ready
+	.venv-docs/bin/python scripts/docs_site.py build/docs
+	.venv-docs/bin/zensical build --clean --strict
+
+.venv-docs/.ready: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install $(PIP_FLAGS) -r requirements/docs.txt
 	@touch $@
 
 .venv-wheel/.ready: pyproject.toml requirements/latest-torch.txt $(shell git ls-files elastic_ckpt 2>/dev/null)
