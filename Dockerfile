@@ -14,7 +14,8 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl \
+# obstore is the extra "bucket", for --dir URL and --mirror.
+RUN pip install --no-cache-dir /wheels/*.whl "obstore>=0.10" \
     && useradd --create-home --uid 1000 elastic-ckpt
 USER 1000:1000
 WORKDIR /home/elastic-ckpt

@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo docs test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo docs test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel test-kubernetes plugins screens reference chaos chaos-hosts lint types layers bench clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -186,6 +186,11 @@ test-frameworks: .venv-frameworks/.ready
 		.venv-frameworks/bin/python -m pytest -n 3 --dist worksteal --durations=15 \
 		-m '$(FRAMEWORKS)' tests/integrations $(PYTEST_FLAGS)
 
+# The manifests by the schemas of Kubernetes, the command of the Job with the rights of its pod, and
+# several nodes whose names come and go as those of pods. Needs root for all but the first.
+test-kubernetes: .venv-latest/.kubernetes
+	.venv-latest/bin/python -m pytest -rs tests/unit/test_kubernetes.py tests/system/test_pod_names.py
+
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready
 	mkdir -p bench-results
@@ -254,6 +259,10 @@ clean:
 
 .venv-latest/.storage: .venv-latest/.ready requirements/storage.txt
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/storage.txt
+	@touch $@
+
+.venv-latest/.kubernetes: .venv-latest/.ready requirements/kubernetes.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/kubernetes.txt
 	@touch $@
 
 .venv-frameworks/.ready: pyproject.toml requirements/latest-torch.txt requirements/frameworks.txt

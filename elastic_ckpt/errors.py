@@ -4,6 +4,7 @@
 
     ElasticCkptError                70
     ├── UsageError                  64  wrong options, a missing script, a wrong call of the API
+    │   └── EndpointUnknown         64  the host name of --rdzv-endpoint has no address
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
     │   ├── LockHeld                73  another supervisor owns the job or this node
     │   ├── BucketRefused           73  the bucket is missing, not permitted, or cannot be relied on
@@ -57,6 +58,10 @@ class UsageError(ElasticCkptError):
     """The command or the API was called wrongly."""
 
     exit_code = ExitCode.USAGE
+
+
+class EndpointUnknown(UsageError):
+    """The host name of ``--rdzv-endpoint`` has no address, or none yet."""
 
 
 class DirectoryUnusable(ElasticCkptError):

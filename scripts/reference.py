@@ -83,6 +83,8 @@ THEIRS = {
     "`SLURM_JOB_PARTITION`, `SLURM_JOB_NODELIST`, `SLURM_STEP_NODELIST`, `SLURM_STEP_NUM_NODES`, "
     "`SLURM_TOPOLOGY_ADDR`, "
     "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT`",
+    "KUBERNETES_SERVICE_HOST": "set by Kubernetes in a pod: `run` waits for the name of "
+    "`--rdzv-endpoint`, which has no address before its pod has one",
     "NOTIFY_SOCKET": "set by systemd: the socket for the supervisor's state, with `WATCHDOG_USEC`",
 }
 
