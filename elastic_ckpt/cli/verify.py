@@ -138,8 +138,13 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 
 
 def _set_aside(found: CheckpointView) -> None:
-    job = JobDirectory.holding(found.path.parent)
     if not found.intact and not found.foreign and found.own is None:
-        target = set_aside(job, found.path, found.why)
-        _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
-        click.echo(f"{found.shown}: set aside as {encodable(str(target))}", err=True)
+        click.echo(f"{found.shown}: set aside as {move_aside(found)}", err=True)
+
+
+def move_aside(found: CheckpointView) -> str:
+    """Move a damaged checkpoint to quarantine, and journal it; return where it is."""
+    job = JobDirectory.holding(found.path.parent)
+    target = set_aside(job, found.path, found.why)
+    _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
+    return encodable(str(target))

@@ -157,6 +157,7 @@ OTHER_STRUCTS: Final = {
     "cli/doctor/storage_trial.py",
     "cli/drill.py",
     "util/gpus.py",
+    "cli/status/problems.py",
     "cli/status/progress.py",
     "cli/status/saves.py",
     "cli/status/nodes.py",
