@@ -174,5 +174,5 @@ def advise_member(record: NodeRecord) -> Advice:
     if record.exit_code == ExitCode.FINISHED:
         return Advice("nothing is left to do")
     line = record.command.line() if record.command else ""
-    text = "the other nodes continue if at least MIN are left; to add this one, rerun the same command"
+    text = "the others continue if at least MIN are left; to add this node, rerun the same command"
     return Advice(text, (line,) * bool(line))
