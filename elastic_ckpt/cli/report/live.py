@@ -16,7 +16,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.supervisor.web.renderer import RENDER_SECONDS
 from elastic_ckpt.util.processes import die_with_parent
 
-_NICE: Final = 10
+_NICE: Final = 5
 
 
 def main() -> None:

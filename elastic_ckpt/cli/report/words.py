@@ -48,6 +48,8 @@ def exact(seconds: float, whole: float) -> str:
     unit = unit_of(whole)
     if seconds <= 0:
         return "-"
+    if seconds < unit / 2:
+        return human_duration(seconds)
     if unit < 1:
         minutes, rest = divmod(round(seconds, 1), 60)
         return f"{minutes:.0f} min {rest:.1f} s" if minutes else f"{rest:.1f} s"

@@ -116,7 +116,8 @@ class LivePage:
         page = self._renderer.page()
         if page is None:
             text = "the page cannot be made now: the job directory may not answer\n"
-            return _plain("503 Service Unavailable", text, ("Retry-After", "5"))
+            again = ("Retry-After", "5"), ("Refresh", "5")  # for programs, and for browsers
+            return _plain("503 Service Unavailable", text, *again)
         return "200 OK", _HTML, page, ()
 
 

@@ -21,8 +21,8 @@ CACHE_SECONDS: Final = 1.0
 SHARE: Final = 4.0
 """A page that took long is good for this many times as long: rendering takes a fifth of a core."""
 
-RENDER_SECONDS: Final = 20.0
-"""Time for one page, of a job with a long journal on slow storage."""
+RENDER_SECONDS: Final = 50.0
+"""Time for one page, of a job with a long journal on slow storage and busy cores."""
 
 _KILL_SECONDS: Final = 1.0
 _END: Final = b"</html>"

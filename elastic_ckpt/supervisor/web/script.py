@@ -42,7 +42,7 @@ function take(next) {
 async function look() {
   try {
     if (!document.hidden && getSelection().isCollapsed) {
-      const answer = await fetch("/", {cache: "no-store", signal: AbortSignal.timeout(30000)});
+      const answer = await fetch("/", {cache: "no-store", signal: AbortSignal.timeout(90000)});
       if (answer.status === 403)
         say("Not allowed any more: open the address that the run has printed, with its token.");
       else if (!answer.ok)
