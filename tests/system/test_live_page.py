@@ -70,7 +70,8 @@ def test_the_page_follows_the_job_and_says_when_it_ends(tmp_path: Path) -> None:
 
 def test_elsewhere_the_page_needs_the_token(tmp_path: Path) -> None:
     """The browser keeps it in a cookie, out of the address bar and out of scripts' reach."""
-    with Job(tmp_path) as job:
+    endless = ("--enough", str(tmp_path / "never"))
+    with Job(tmp_path, *endless, script=SCRIPTS / "reporting.py") as job:
         job.start("--web", "0.0.0.0:0").until_training()
         found = re.fullmatch(r"http://[^/]+:(\d+)/\?token=([\w-]{32})", address(job))
         assert found, job.output()

@@ -124,8 +124,6 @@ def _safe(material: Material) -> Found:
         risk = status.at_risk
         steps = "" if risk.steps is None else f"{plural(risk.steps, 'step')}, "
         sentences.append(f"If the node died now: {steps}{span(risk.seconds)} to repeat.")
-    if status.state in ("failed", "dead") and status.message:
-        sentences.append(f"{_capitalized(_cut(status.message, 300))}.")
     if status.advice:
         typed = f" {status.commands[0]}" if status.advice.endswith(":") and status.commands else ""
         sentences.append(f"{_capitalized(status.advice)}{typed or '.'}")
