@@ -206,6 +206,7 @@ screens: .venv-latest/.ready
 # What is made from the code: the reference, and the schema of status --json.
 reference: .venv-latest/.ready
 	.venv-latest/bin/python scripts/schemas.py docs/schemas/status.json
+	.venv-latest/bin/python scripts/schemas.py docs/schemas/report.json
 	.venv-latest/bin/python scripts/reference.py
 
 # The wheel in an environment that has torch and no ColossalAI.

@@ -52,6 +52,7 @@ class Restarts:
                 message=failure.message,
                 tail=failure.tail,
                 restart_step=restart_step,
+                node=failure.node or ", ".join(failure.lost),
             )
         )
 

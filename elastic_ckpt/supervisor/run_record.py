@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from elastic_ckpt import __version__
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.events import StateChanged
+from elastic_ckpt.journal.events import RunStarted, StateChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -43,6 +45,20 @@ def first_record(
         saves_itself=bool(settings.own),
         head=settings.node if run_number else "?",
         bucket=settings.own_bucket,
+    )
+
+
+def started(record: NodeRecord, settings: RunSettings) -> RunStarted:
+    """Return the journal's first event of a run."""
+    command = record.command
+    return RunStarted(
+        run_id=record.run_id,
+        script=str(settings.script),
+        nproc=settings.nproc,
+        version=__version__,
+        versions=command.versions if command else {},
+        revision=command.revision if command else "",
+        slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
     )
 
 

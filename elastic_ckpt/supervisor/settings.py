@@ -60,6 +60,7 @@ class RunSettings:
         acknowledge: tell the platform not to wait once the checkpoint is sealed.
         mirror: copies in a bucket; None for none.
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
+        web: host and port to serve the live page on; port 0 picks a free one, None for none.
         digests: steps between two digests of each rank's state in the journal; 0 for none.
         own: the checkpoints that the script writes itself.
         metrics_file: file to write the metrics to, for node_exporter.
@@ -96,6 +97,7 @@ class RunSettings:
     mirror: MirrorSettings | None = None
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
+    web: tuple[str, int] | None = None
     digests: int = 0
     own: OwnSaves = field(default_factory=OwnSaves)
 

@@ -144,6 +144,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/memory/owner.py",
     "cli/leftovers.py",
     "cli/replay/command.py",
+    "cli/report/figures.py",
     # The learned model is the decision's own state; jobdir/prediction_file.py stores it.
     "policy/prediction.py",
     # Answers of metadata services.

@@ -19,6 +19,7 @@ from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention, parse_best
+from elastic_ckpt.util.http_server import parse_address
 from elastic_ckpt.util.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def build_settings(
     bucket_rate: str | None,
     metrics: str | None,
     metrics_file: Path | None,
+    web: str | None,
     group_access: bool,
     node_name: str | None,
     script: str | None,
@@ -78,7 +80,7 @@ def build_settings(
     Raises:
         UsageError: an option is invalid.
     """
-    from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
+    from elastic_ckpt.supervisor.metrics.exporter import check_file
     from elastic_ckpt.supervisor.settings import RunSettings
 
     file = find_file(script, module)
@@ -130,7 +132,8 @@ def build_settings(
         on_warning=on_warning,
         acknowledge=acknowledge,
         mirror=copies,
-        metrics=None if metrics is None else parse_address(metrics),
+        metrics=None if metrics is None else parse_address(metrics, "--metrics"),
+        web=None if web is None else parse_address(web, "--web"),
         own=own_saves(
             watch=watch,
             complete_when=complete_when,

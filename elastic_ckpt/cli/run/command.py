@@ -104,12 +104,13 @@ def command(
         hosts = _hosts(context, settings) if hostfile is not None else ()
         settings = replace(settings, started_others=bool(hosts))
         node = NodeRun(settings, _print_line, lambda: settings_of(context.meta[_ARGUMENTS]))
+        words = _arguments(context)
         try:
             supervisor = node.begin()
         except LockHeld as error:
             look = command_line("status", settings.directory)
             raise LockHeld(f"{error}; see what it does: {look}") from None
-        supervisor.record.node.command = RunCommand.current(_arguments(context))
+        supervisor.record.node.command = RunCommand.current(words, settings.script)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
             supervisor.record.say(problem)
@@ -118,7 +119,7 @@ def command(
         code = int(supervisor.run())
         while supervisor.goes_on is not None:
             supervisor = node.go_on(supervisor)
-            supervisor.record.node.command = RunCommand.current(_arguments(context))
+            supervisor.record.node.command = RunCommand.current(words, settings.script)
             code = int(supervisor.run())
         _say_next(settings.directory, supervisor.record.node)
         return code

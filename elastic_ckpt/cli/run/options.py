@@ -255,6 +255,11 @@ _RUN: Final = (
         "collector.",
         type=_PATH,
     ),
+    _option(
+        "--web [HOST:]PORT",
+        "Serve the report as a live page on this address, on 127.0.0.1 without HOST; another "
+        "address needs the token that run prints; port 0 picks a free one.",
+    ),
     _option("--group-access", "Let the group read the job directory.", is_flag=True),
     _option("--node-name", "This node's name.  [default: SLURMD_NODENAME or the host name]"),
 )

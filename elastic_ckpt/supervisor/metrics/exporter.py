@@ -5,7 +5,6 @@ Nothing here runs in the supervisor's loop, and the library is imported only for
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
     from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
-_ADDRESS: Final = re.compile(r"(?:(?:\[([0-9A-Fa-f:.]+)\]|([^][:\s]+)):)?([0-9]{1,5})")
-
-DEFAULT_HOST: Final = "127.0.0.1"
 SUFFIX: Final = ".prom"
 LAST_LOOK_SECONDS: Final = 0.5
 
@@ -66,14 +62,6 @@ class Metrics:
             self._feed.look(LAST_LOOK_SECONDS)
         for part in reversed(self._parts):
             part.stop()
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``PORT``, ``HOST:PORT`` or ``[IPV6]:PORT``; else UsageError."""
-    found = _ADDRESS.fullmatch(text.strip())
-    if found is None or int(found[3]) > 65535:
-        raise UsageError(f"--metrics {text!r} is not PORT, HOST:PORT or [IPV6]:PORT")
-    return found[1] or found[2] or DEFAULT_HOST, int(found[3])
 
 
 def check_file(path: Path) -> Path:

@@ -158,7 +158,7 @@ def test_a_job_that_runs_needs_no_command(job: JobDirectory) -> None:
 
 def test_a_node_that_left_can_join_again() -> None:
     text, commands = advise_member(ended(RunState.PREEMPTED, 75, head="n0"))
-    assert "to add this one again, rerun the same command" in text
+    assert "to add this node, rerun the same command" in text
     assert commands == (RERUN,)
     assert advise_member(ended(RunState.FINISHED, 0, head="n0")) == ("nothing is left to do", ())
 
