@@ -29,7 +29,22 @@ def command() -> None:
     """
 
 
-@command.command("submit")
+class _Submit(click.Command):
+    """Says where options of sbatch belong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            close = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ""
+            raise UsageError(
+                f"submit has no option {error.option_name}{close}; options of sbatch follow --, "
+                f"as in: elastic-ckpt slurm submit job.toml -- {error.option_name}"
+            ) from None
+
+
+@command.command("submit", cls=_Submit)
 @click.argument("job_file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print the batch script without submitting it.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)

@@ -41,21 +41,19 @@ finish() {{
 # processors, and after --export=NONE not this environment; some sites end a step with its first
 # task.
 [ -z "$signalled" ] || finish 76
-(
-    trap '' TERM INT HUP USR1 USR2 # until srun handles them
-    exec srun ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} --export=ALL \\
-        --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0{srun} \\
-        {python} -m elastic_ckpt run --config {config} \\
-        --dir {directory}{mirror}
-) &
+srun ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} --export=ALL \\
+    --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0{srun} \\
+    {python} -m elastic_ckpt run --config {config} \\
+    --dir {directory}{mirror} &
 step=$!
+[ -z "$signalled" ] || kill -s "$signalled" "$step"
 while kill -0 "$step" 2>/dev/null; do
     wait "$step" # a signal ends it early
 done
 wait "$step"
 code=$?
 case $code in
-129 | 130 | 138 | 140 | 143) code=76 ;; # a signal before the supervisor could take it as a notice
+129 | 130 | 138 | 140 | 143) code=76 ;; # a signal before it could be taken as a notice
 esac
 finish "$code"
 """
