@@ -93,7 +93,7 @@ chaos-hosts: .venv-latest/.ready
 
 # Jobs on a SLURM of its own, with two nodes; prints how long things take. Needs root, SLURM, munge.
 test-slurm: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
+	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py tests/system/test_slurm_scripts.py
 
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
 # ignores conditions is refused.

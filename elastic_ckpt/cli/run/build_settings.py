@@ -234,10 +234,15 @@ def _nodes(
     if nnodes is None:
         nnodes = os.environ.get("SLURM_STEP_NUM_NODES", "1") if in_slurm else "1"
     least, most = parse_nodes(nnodes)
-    if most > 1 and not endpoint and in_slurm:
-        from elastic_ckpt.notices.slurm import head_endpoint
+    if most > 1 and in_slurm:
+        from elastic_ckpt.notices.slurm import head_endpoint, tasks_per_node
 
-        endpoint = head_endpoint()
+        if tasks_per_node() > 1:
+            raise UsageError(
+                f"srun started {tasks_per_node()} supervisors on a node: use srun "
+                "--ntasks-per-node=1, since each starts its node's workers (--nproc)"
+            )
+        endpoint = endpoint or head_endpoint()
     if most > 1 and not endpoint:
         raise UsageError(
             f"--nnodes {nnodes} needs --hostfile FILE, or --rdzv-endpoint HOST:PORT with the "

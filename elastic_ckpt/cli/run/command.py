@@ -109,7 +109,7 @@ def command(
             supervisor = node.begin()
         except LockHeld as error:
             look = command_line("status", settings.directory)
-            raise LockHeld(f"{error}; see what it does: {look}") from None
+            raise LockHeld(f"{error}; see what it does: {look}{_several(settings)}") from None
         supervisor.record.node.command = RunCommand.current(words, settings.script)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
@@ -226,6 +226,19 @@ def _remember_slurm_job(settings: RunSettings) -> None:
 
         for number in {job_id(), os.environ["SLURM_JOB_ID"]}:
             remember_job(number, settings.directory)
+
+
+def _several(settings: RunSettings) -> str:
+    """Return a hint if srun has started several supervisors on this node; empty if not."""
+    if "slurm" in settings.notice_sources:
+        from elastic_ckpt.notices.slurm import tasks_per_node
+
+        if (count := tasks_per_node()) > 1:
+            return (
+                f"; srun started {count} supervisors on this node: use srun --ntasks-per-node=1, "
+                "since each starts its node's workers (--nproc)"
+            )
+    return ""
 
 
 def _open_standard_streams() -> None:
