@@ -62,9 +62,8 @@ def pace(root: Path, args: argparse.Namespace) -> float:
 
 def play(contender: type[Contender], root: Path, args: argparse.Namespace, market: str) -> Outcome:
     """One contender in one market."""
-    changes = compressed(MARKETS[market](args.seed), args.hours, args.compress)
     with contender(root, HOSTS, args.size, args.every) as job:
-        return Field(job).play(changes, args.hours * HOUR / args.compress)
+        return Field(job).play(MARKETS[market].changes(args.seed), MARKETS[market].seconds)
 
 
 def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
@@ -74,8 +73,9 @@ def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": machine(),
         "settings": {
-            "hosts": HOSTS, "hours": args.hours, "compress": args.compress, "seed": args.seed,
-            "megabytes": args.size, "every": args.every, "step_seconds": PAUSE,
+            "hosts": HOSTS, "seed": args.seed, "megabytes": args.size, "every": args.every,
+            "step_seconds": PAUSE,
+            "markets": {name: [one.hours, one.compress] for name, one in MARKETS.items()},
         },
         "samples_per_second": rate, "markets": {},
     }  # fmt: skip
@@ -107,8 +107,6 @@ def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
 def main() -> None:
     """Play, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hours", type=float, default=4.0, help="of the trace")
-    parser.add_argument("--compress", type=float, default=30.0, help="hours of the trace in one")
     parser.add_argument("--size", type=float, default=1000.0, metavar="MB", help="of state")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two saves")
     parser.add_argument("--seed", type=int, default=2026, help="of a generated market")
@@ -120,8 +118,8 @@ def main() -> None:
     if reason := why_not():
         print(f"skipped: {reason}")
         return
-    minutes = args.hours * HOUR / args.compress / MINUTE
-    progress(f"each contender takes {minutes:.0f} min in each market; seed {args.seed}")
+    minutes = sum(MARKETS[name].seconds for name in args.markets) / MINUTE
+    progress(f"each contender takes {minutes:.0f} min and its starts; seed {args.seed}")
     with places(args.directory) as where:
         found = measure(args, where.disk)
     if args.json:
