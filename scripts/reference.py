@@ -68,6 +68,9 @@ YOURS = {
     "SLURMD_NODENAME": "this node's name without `--node-name`",
     "XDG_STATE_HOME": "where SLURM job numbers are recorded, in `elastic-ckpt/slurm`; "
     "default `~/.local/state`",
+    "XDG_CONFIG_HOME": "where `systemd install --user` puts the unit, and its job files lie, in "
+    "`elastic-ckpt`; default `~/.config`",
+    "PATH": "where `--python NAME` looks for a name without a slash",
     "XDG_CACHE_HOME": "where `--dir URL` works, in `elastic-ckpt`; default `~/.cache`",
     "AWS_ENDPOINT_URL_S3": "or `AWS_ENDPOINT_URL`: the server of `s3://` if it is not AWS",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service for `aws`",
@@ -84,6 +87,7 @@ THEIRS = {
     "`SLURM_TOPOLOGY_ADDR`, "
     "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT`",
     "NOTIFY_SOCKET": "set by systemd: the socket for the supervisor's state, with `WATCHDOG_USEC`",
+    "JOURNAL_STREAM": "set by systemd: lines have priorities if standard error is this stream",
 }
 
 WORKERS = {

@@ -38,10 +38,15 @@ from elastic_ckpt.util.gpus import auto_workers, find_gpus
     type=Duration(min=0),
     help="Time from a signal to the end of this node.  [default: as for run]",
 )
+@click.option("--python", metavar="PATH", default="", help="Check this Python, as run --python.")
 @click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")
 def command(
-    directory: Path | BucketUrl | None, grace: float | None, unit: str | None, as_json: bool
+    directory: Path | BucketUrl | None,
+    grace: float | None,
+    python: str,
+    unit: str | None,
+    as_json: bool,
 ) -> int:
     """Check this machine, and whether DIR is suitable for checkpoints.
 
@@ -59,7 +64,7 @@ def command(
     status = StatusLine()
     found: list[Finding] = []
     titles: list[str] = []
-    for title, one in collect(_groups(directory, grace, unit, status), status):
+    for title, one in collect(_groups(directory, grace, python, unit, status), status):
         if not as_json:
             show(title, one, begins=title not in titles)
         titles.append(title)
@@ -72,14 +77,18 @@ def command(
 
 
 def _groups(
-    directory: Path | BucketUrl | None, given: float | None, unit: str | None, status: StatusLine
+    directory: Path | BucketUrl | None,
+    given: float | None,
+    python: str,
+    unit: str | None,
+    status: StatusLine,
 ) -> Iterator[Group]:
     """Yield the groups of findings; each is checked when it is iterated."""
-    yield "versions", check_versions()
+    yield "versions", check_versions(python)
     workers = auto_workers()
     status.say("checking devices ...")
     gpus = find_gpus()
-    yield "devices", check_gpus(gpus, workers)
+    yield "devices", check_gpus(gpus, workers, python=python)
     platforms = detect()
     status.say("checking the platform ...")
     grace = find_grace(given, platforms)

@@ -18,7 +18,16 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
 _PATHS: Final = frozenset(
-    {"dir", "local-dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
+    {
+        "dir",
+        "local-dir",
+        "script",
+        "python",
+        "memory-dir",
+        "metrics-file",
+        "notice-file",
+        "hostfile",
+    }
 )
 _TEXTS: Final = frozenset({"watch", "resume-args"})
 _TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
@@ -117,7 +126,8 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
         return [shlex.quote(text) for text in value] if key == "resume-args" else value
     if key == "args":
         return [str(one) for one in value]
-    if key in _PATHS and value != "off" and not is_url(value):
+    by_name = key == "python" and "/" not in value  # to be looked for on PATH
+    if key in _PATHS and value != "off" and not is_url(value) and not by_name:
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
 

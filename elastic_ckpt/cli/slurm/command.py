@@ -49,13 +49,15 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
     """
     from elastic_ckpt.cli.run.command import parse
     from elastic_ckpt.cli.run.entry import find_file
+    from elastic_ckpt.cli.run.interpreter import find_python
 
     params = parse(["--config", str(job_file)])
     script = batch_script(job_file.absolute(), params, options)
     if dry_run:
         click.echo(script, nl=False)
         return 0
-    find_file(params["script"], params["module"])
+    python = find_python(params["python"]) if params["python"] else ""
+    find_file(params["script"], params["module"], python)
     number = _sbatch(options, script)
     # Tasks of an array have their own directories; a bucket's job is known where it runs.
     if not is_array(options) and isinstance(params["directory"], Path):

@@ -17,6 +17,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.files import set_mode
+from elastic_ckpt.util.journald import warning
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -183,4 +184,4 @@ class MetricsFile:
     def _report(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
-            self._show(f"--metrics-file {self._path} cannot be written: {problem}")
+            self._show(warning(f"--metrics-file {self._path} cannot be written: {problem}"))
