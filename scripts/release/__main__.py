@@ -1,6 +1,7 @@
-"""``python -m scripts.release``: the wheel, the sdist, the Debian package, its bill of materials, the image.
+"""``python -m scripts.release``: wheel, sdist, Debian package, its bill of materials, image.
 
-It needs the packages of requirements/dist.txt. What this machine has no tool for is said and left out.
+It needs the packages of requirements/dist.txt. What this machine has no tool for is said and left
+out.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m scripts.release.debian dist/elastic_ckpt-0.2.0-py3-none-any.whl dist
 
 ``/opt/elastic-ckpt`` is a virtual environment over the system's Python, with the packages of
-requirements/service.txt. torch is not in it: a job names its own Python. Needs dpkg-deb, and a python3
-of the system that the package is for.
+requirements/service.txt. torch is not in it: a job names its own Python. Needs dpkg-deb, and a
+python3 of the system that the package is for.
 """
 
 from __future__ import annotations

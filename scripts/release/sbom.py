@@ -2,8 +2,8 @@
 
     python -m scripts.release.sbom SITE_PACKAGES > elastic-ckpt.cdx.json
 
-The same packages give the same bytes: the time is SOURCE_DATE_EPOCH's, the serial number follows from
-the contents.
+The same packages give the same bytes: the time is SOURCE_DATE_EPOCH's, the serial number follows
+from the contents.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import glob
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app, write_to_textfil
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.supervisor.metrics.last_look import LastLook
 from elastic_ckpt.util.files import set_mode
 from elastic_ckpt.util.journald import warning
 
@@ -30,6 +31,9 @@ MAX_READERS: Final = 8
 PATIENCE_SECONDS: Final = 5.0
 """How long a connection may send nothing, or leave the answer unread."""
 
+_TIMEOUT: Final = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"
+"""What Prometheus, and whatever reads in its place, sends with each request."""
+
 _POLL_SECONDS: Final = 0.1
 """How long ``stop`` waits for the server at most."""
 
@@ -39,8 +43,10 @@ class MetricsServer:
     answered from ``start`` on."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self.last_look = LastLook()
         try:
-            self._server = make_server(host, port, _app(registry), _Server, _RequestHandler)
+            app = _app(registry, self.last_look.looked)
+            self._server = make_server(host, port, app, _Server, _RequestHandler)
         except OSError as error:
             raise UsageError(
                 f"--metrics {_bracketed(host)}:{port}: {error.strerror or error}: give another "
@@ -72,7 +78,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _app(registry: CollectorRegistry) -> Any:
+def _app(registry: CollectorRegistry, looked: Callable[[], None]) -> Any:
     """Return the library's application, with errors in our log and not on the job's terminal."""
     app: Any = make_wsgi_app(registry)
 
@@ -83,9 +89,15 @@ def _app(registry: CollectorRegistry) -> Any:
             log.exception("cannot collect the metrics")
             start_response("500 Internal Server Error", [])
             return [b"cannot collect the metrics: see elastic-ckpt logs --processes\n"]
-        return found
+        return _and_then(found, looked) if _TIMEOUT in environ else found
 
     return answer
+
+
+def _and_then(found: Iterable[bytes], do: Callable[[], None]) -> Iterator[bytes]:
+    """Yield an answer, and do something once all of it has been sent."""
+    yield from found
+    do()
 
 
 class _RequestHandler(WSGIRequestHandler):
