@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import elastic_ckpt
 from scripts.release.sbom import bill
+from scripts.release.tag import CHANGES, tag_text
 
 pytestmark = pytest.mark.one_torch
 ROOT = Path(__file__).parents[2]
@@ -67,3 +70,11 @@ def test_bill_has_licenses_and_what_needs_what(
         {"ref": "pkg:pypi/some-thing@3", "dependsOn": []},
     ]
     assert bill(tmp_path) == found
+
+
+def test_change_log_begins_with_this_version_and_its_date() -> None:
+    text = tag_text(CHANGES.read_text(), elastic_ckpt.__version__)
+    assert re.match(rf"elastic-ckpt {elastic_ckpt.__version__}, \d{{4}}-\d\d-\d\d\n\n\w", text)
+    assert "](" not in text and "\n## " not in text
+    with pytest.raises(ValueError, match="does not begin with"):
+        tag_text("# Changes\n\n## 0.2.0 (unreleased)\n", "0.2.0")
