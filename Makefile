@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo docs test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel test-kubernetes plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo docs test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel test-kubernetes plugins screens reference chaos chaos-hosts lint types layers bench dist test-dist clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -213,6 +213,15 @@ reference: .venv-latest/.ready
 test-wheel: .venv-wheel/.ready
 	.venv-wheel/bin/python scripts/check_wheel.py
 
+# What is released: wheel, sdist, Debian package, bill of materials, checksums; the image where a
+# builder works. Twice from one commit gives the same wheel, sdist and package.
+dist: .venv-dist/.ready
+	.venv-dist/bin/python -m scripts.release
+
+# The Debian package on a machine of its own, with a job as its service. Needs root and systemd.
+test-dist: dist .venv-latest/.ready
+	.venv-latest/bin/python -m pytest -s -rs tests/system/test_packages.py
+
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -292,6 +301,12 @@ docs: .venv-docs/.ready
 .venv-docs/.ready: requirements/docs.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install $(PIP_FLAGS) -r requirements/docs.txt
+	@touch $@
+
+.venv-dist/.ready: requirements/dist.txt
+	@echo "installing into .venv-dist: build, setuptools, twine"
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install $(PIP_FLAGS) -r requirements/dist.txt
 	@touch $@
 
 .venv-wheel/.ready: pyproject.toml requirements/latest-torch.txt $(shell git ls-files elastic_ckpt 2>/dev/null)

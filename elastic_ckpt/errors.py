@@ -26,6 +26,7 @@
     ├── StopAborted                 76  the agreement on a stop step was aborted
     ├── NotAnswered                 70  a running job did not serve a request in time
     ├── HostsNotStarted             70  too few hosts of a hostfile could be started
+    ├── UnitsRefused                73  systemd's units were changed by hand, or are in use
     └── SlurmRefused                70  SLURM rejected a submission or a requeue
 """
 
@@ -187,6 +188,12 @@ class ReplayFailed(ElasticCkptError):
 
 class HostsNotStarted(ElasticCkptError):
     """Too few hosts of a hostfile could be started for the job to begin."""
+
+
+class UnitsRefused(ElasticCkptError):
+    """Units of systemd were changed by hand, are in use, or may not be written."""
+
+    exit_code = ExitCode.UNAVAILABLE
 
 
 class SlurmRefused(ElasticCkptError):

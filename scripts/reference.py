@@ -70,6 +70,9 @@ YOURS = {
     "default `~/.local/state`",
     "PYTHONPATH": "`slurm submit` writes it into the script if elastic_ckpt was found through it; "
     "and `SBATCH_*`, options of sbatch, as lines",
+    "XDG_CONFIG_HOME": "where `systemd install --user` puts the unit, and its job files lie, in "
+    "`elastic-ckpt`; default `~/.config`",
+    "PATH": "where `--python NAME` looks for a name without a slash",
     "XDG_CACHE_HOME": "where `--dir URL` works, in `elastic-ckpt`; default `~/.cache`",
     "AWS_ENDPOINT_URL_S3": "or `AWS_ENDPOINT_URL`: the server of `s3://` if it is not AWS",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service for `aws`",
@@ -88,6 +91,7 @@ THEIRS = {
     "KUBERNETES_SERVICE_HOST": "set by Kubernetes in a pod: `run` waits for the name of "
     "`--rdzv-endpoint`, which has no address before its pod has one",
     "NOTIFY_SOCKET": "set by systemd: the socket for the supervisor's state, with `WATCHDOG_USEC`",
+    "JOURNAL_STREAM": "set by systemd: lines have priorities if standard error is this stream",
 }
 
 WORKERS = {
@@ -106,8 +110,8 @@ WORKERS = {
 BATCH_TEXTS = {
     "setup": "lines of shell that the batch script runs before it starts the supervisors",
     "srun": "further options of srun, each one word: `--container-image=...`",
-    "python": "shell words that start Python on the nodes, as in a container; a relative path is "
-    "seen from the file; the interpreter of `submit` if not given",
+    "supervisor-python": "shell words that start Python on the nodes, as in a container; a "
+    "relative path is seen from the file; the interpreter of `submit` if not given",
 }
 
 

@@ -11,6 +11,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.util.journald import Priority, marked
 from elastic_ckpt.util.outlet import EXIT_SECONDS, print_error
 from elastic_ckpt.util.text import printable
 
@@ -42,6 +43,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Set up a machine": {
         "doctor": "elastic_ckpt.cli.doctor.command",
         "slurm": "elastic_ckpt.cli.slurm.command",
+        "systemd": "elastic_ckpt.cli.systemd.command",
         "completion": "elastic_ckpt.cli.completion",
     },
 }
@@ -145,4 +147,5 @@ def _run() -> int:
 
 
 def _print_error(message: str) -> None:
-    print_error(f"elastic-ckpt: error: {printable(message, 4000)}", EXIT_SECONDS)
+    line = f"elastic-ckpt: error: {printable(message, 4000)}"
+    print_error(marked(line, Priority.ERROR), EXIT_SECONDS)

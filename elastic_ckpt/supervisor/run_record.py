@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -18,8 +18,17 @@ from elastic_ckpt.journal.events import RunStarted, StateChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.journald import Line, Priority
 
 log = logging.getLogger(__name__)
+
+_PRIORITIES: Final[Mapping[RunState, Priority]] = {
+    RunState.BACKING_OFF: Priority.WARNING,
+    RunState.DRAINING: Priority.NOTICE,
+    RunState.PREEMPTED: Priority.NOTICE,
+    RunState.FAILED: Priority.ERROR,
+}
+"""The priority of what a state begins with, in systemd's journal; others have ``INFO``."""
 
 
 def first_record(
@@ -102,7 +111,7 @@ class RunRecord:
         self.node.state = advance(before, event)
         if message:
             self.node.message = message
-            self.say(message)
+            self.say(Line(message, _PRIORITIES.get(self.state, Priority.INFO)))
         if self.state is not before:
             log.info("%s -> %s", before.value, self.state.value)
             resumed, message = step if step >= 0 else None, self.node.message

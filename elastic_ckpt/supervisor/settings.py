@@ -44,6 +44,7 @@ class RunSettings:
         mtbf: expected seconds between failures, for an automatic interval.
         max_failures: consecutive failures to retry without a new checkpoint between them.
         hang_seconds: minimum silence of all ranks that counts as a hang.
+        python: path of the workers' interpreter; empty for the supervisor's own.
         global_batch: samples per optimizer step over all ranks; 0 leaves it to the script.
         preload: modules to import before workers start.
         retention: overrides the script's retention unless empty.
@@ -79,6 +80,7 @@ class RunSettings:
     mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
     hang_seconds: float = MIN_HANG_SECONDS
+    python: str = ""
     global_batch: int = 0
     preload: tuple[str, ...] = ()
     retention: Retention = field(default_factory=Retention)

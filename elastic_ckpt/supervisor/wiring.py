@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from elastic_ckpt import __version__
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
 from elastic_ckpt.checkpoint.ownership.fence import Fence
@@ -302,9 +303,10 @@ def make_supervisor(
             bucket=_shared(shared, claim),
             saves_itself=bool(now.own),
             digests=now.digests,
+            version=__version__,
         )
         if not kept:
-            return AgentProcess(spec)
+            return AgentProcess(spec, now.python)
         agent = kept.pop()
         agent.move(spec)
         return agent

@@ -1,8 +1,10 @@
-"""Which code runs: versions of Python and of packages, and the git revision of a script."""
+"""Which code runs: versions of Python and of packages, and the git revision of a script; and which
+versions of this package work together in one run."""
 
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -50,3 +52,14 @@ def revision(folder: Path) -> str:
         return ""
     text = done.stdout.decode(errors="replace").strip()
     return text[:_MAX_CHARACTERS] if done.returncode == 0 and text.isprintable() else ""
+
+
+def work_together(one: str, other: str) -> bool:
+    """Whether processes of these two versions may exchange messages: the first two numbers are the
+    same. What is on the disk is not concerned; readers of every released format stay."""
+    return bool(_series(one)) and _series(one) == _series(other)
+
+
+def _series(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()

@@ -121,6 +121,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/own/announced.py",
     "checkpoint/own/seal.py",
     "checkpoint/own/watched.py",
+    "cli/run/interpreter.py",  # the answer of the workers' Python
     # The checkpoint format, in the checkpoint's own files (docs/format.md).
     "checkpoint/manifest.py",
     "checkpoint/memory/seal.py",

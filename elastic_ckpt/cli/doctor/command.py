@@ -49,6 +49,7 @@ from elastic_ckpt.util.gpus import auto_workers, find_gpus
     type=Duration(min=0),
     help="Time from a signal to the end of this node.  [default: as for run]",
 )
+@click.option("--python", metavar="PATH", default="", help="Check this Python, as run --python.")
 @click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
 @click.option("--fix", is_flag=True, help="Repair what is safe to repair in DIR.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every check, also those that are ok.")
@@ -56,6 +57,7 @@ from elastic_ckpt.util.gpus import auto_workers, find_gpus
 def command(
     directory: Path | BucketUrl | None,
     grace: float | None,
+    python: str,
     unit: str | None,
     fix: bool,
     verbose: bool,
@@ -82,7 +84,7 @@ def command(
         raise UsageError("--fix repairs a job directory: pass it")
     status = StatusLine()
     found: list[tuple[str, Finding]] = []
-    for title, one in collect(_groups(directory, grace, unit, fix, status), status):
+    for title, one in collect(_groups(directory, grace, python, unit, fix, status), status):
         if verbose and not as_json:
             show(title, one, begins=title not in [group for group, _ in found])
         found.append((title, one))
@@ -100,16 +102,17 @@ def command(
 def _groups(
     directory: Path | BucketUrl | None,
     given: float | None,
+    python: str,
     unit: str | None,
     fix: bool,
     status: StatusLine,
 ) -> Iterator[Group]:
     """Yield the groups of findings; each is checked when it is iterated."""
-    yield "versions", check_versions()
+    yield "versions", check_versions(python)
     workers = auto_workers()
     status.say("checking devices ...")
     gpus = find_gpus()
-    yield "devices", check_gpus(gpus, workers)
+    yield "devices", check_gpus(gpus, workers, python=python)
     platforms = detect()
     status.say("checking the platform ...")
     grace = find_grace(given, platforms)

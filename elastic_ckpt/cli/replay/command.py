@@ -225,7 +225,7 @@ def _arguments(command: RunCommand, copy: JobDirectory, ranks: int, every: int) 
     options: dict[str, object] = {
         "--dir": copy.root, "--nproc": ranks, "--digests": every, "--memory-dir": "off",
         "--max-failures": 0, "--save-interval": "86400s", "--global-batch": given["global_batch"],
-        "--preload": given["preload"],
+        "--preload": given["preload"], "--python": given["python"],
     }  # fmt: skip
     shown = [str(word) for name, one in options.items() if one is not None for word in (name, one)]
     script = ["-m", given["module"]] if given["module"] else ["--", str(given["script"])]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.run.entry import find_file
+from elastic_ckpt.cli.run.interpreter import find_python
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -49,6 +50,7 @@ def build_settings(
     mtbf: str | None,
     max_failures: int,
     hang_seconds: float,
+    python: str | None,
     global_batch: int | None,
     preload: str | None,
     watch: tuple[str, ...],
@@ -83,7 +85,8 @@ def build_settings(
     from elastic_ckpt.supervisor.metrics.exporter import check_file
     from elastic_ckpt.supervisor.settings import RunSettings
 
-    file = find_file(script, module)
+    workers_python = find_python(python) if python else ""
+    file = find_file(script, module, workers_python)
     platforms = choose(notice_source)
     grace = signal_grace_seconds(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
@@ -114,6 +117,7 @@ def build_settings(
         mtbf=_mtbf(mtbf, interval),
         max_failures=max_failures,
         hang_seconds=hang_seconds,
+        python=workers_python,
         global_batch=global_batch or 0,
         preload=modules_to_preload(preload, file, args),
         retention=make_retention(keep_last, keep_every, keep_best),

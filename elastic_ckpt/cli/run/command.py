@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from elastic_ckpt.cli.run.build_settings import build_settings
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
+from elastic_ckpt.cli.run.interpreter import check_python
 from elastic_ckpt.cli.run.job_file import format_options, print_config_option
 from elastic_ckpt.cli.run.node_run import NodeRun
 from elastic_ckpt.cli.run.options import run_options
@@ -26,6 +27,7 @@ from elastic_ckpt.jobdir.answering import wait_for_answer
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand, command_line
 from elastic_ckpt.notices.signals import hold_signals, is_held
+from elastic_ckpt.util.journald import marked, priority_of, warning
 from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -97,6 +99,7 @@ def command(
         if isinstance(options["directory"], Path):
             wait_for_answer(options["directory"], _print_line, is_held)
         settings = build_settings(**options)
+        check_python(settings.python, settings.module)
         _remember_slurm_job(settings)
         problems = [check_storage(settings.directory)]
         if settings.mirror is not None and not settings.mirror.is_place:
@@ -113,7 +116,7 @@ def command(
         supervisor.record.node.command = RunCommand.current(words, settings.script)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
-            supervisor.record.say(problem)
+            supervisor.record.say(warning(problem))
         if hosts and supervisor.record.node.leads:  # not before this run owns the job
             _start_others(hosts, context, settings)
         code = int(supervisor.run())
@@ -254,7 +257,8 @@ def _open_standard_streams() -> None:
 
 
 def _print_line(line: str) -> None:
-    click.echo(f"elastic-ckpt: {printable(line, 4000)}", err=True)
+    shown = f"elastic-ckpt: {printable(line, 4000)}"
+    click.echo(marked(shown, priority_of(line)), err=True)
 
 
 def _not_shown(count: int) -> str:

@@ -19,7 +19,16 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
 _PATHS: Final = frozenset(
-    {"dir", "local-dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
+    {
+        "dir",
+        "local-dir",
+        "script",
+        "python",
+        "memory-dir",
+        "metrics-file",
+        "notice-file",
+        "hostfile",
+    }
 )
 _TEXTS: Final = frozenset({"watch", "resume-args"})
 _TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
@@ -40,7 +49,8 @@ class BatchKeys:
     Attributes:
         setup: lines of shell, before the supervisors start.
         srun: further options of srun, each one word.
-        python: shell words that start Python on the nodes; empty for the interpreter of submit.
+        python: ``supervisor-python``: shell words that start the supervisor's Python on the nodes;
+            empty for the interpreter of submit.
     """
 
     setup: tuple[str, ...] = ()
@@ -131,7 +141,9 @@ def read_batch_keys(path: Path) -> BatchKeys:
         _check_type(path, key, BATCH_KEYS[key], data[key])
     setup = data.get("setup", [])
     lines = setup.splitlines() if isinstance(setup, str) else setup
-    return BatchKeys(tuple(lines), tuple(data.get("srun", [])), data.get("python", "").strip())
+    return BatchKeys(
+        tuple(lines), tuple(data.get("srun", [])), data.get("supervisor-python", "").strip()
+    )
 
 
 def option_keys(command: click.Command) -> dict[str, click.Parameter]:
@@ -158,7 +170,8 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
         return [shlex.quote(text) for text in value] if key == "resume-args" else value
     if key == "args":
         return [str(one) for one in value]
-    if key in _PATHS and value != "off" and not is_url(value):
+    by_name = key == "python" and "/" not in value  # to be looked for on PATH
+    if key in _PATHS and value != "off" and not is_url(value) and not by_name:
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
 
@@ -217,7 +230,7 @@ _SEVERAL_TEXTS: Final[KeyType] = (
 BATCH_KEYS: Final[Mapping[str, KeyType]] = {
     "setup": _SEVERAL_TEXTS,
     "srun": ("a list of strings", _is_texts),
-    "python": ("a string", lambda value: isinstance(value, str)),
+    "supervisor-python": ("a string", lambda value: isinstance(value, str)),
 }
 """The keys of :class:`BatchKeys`, with their types."""
 

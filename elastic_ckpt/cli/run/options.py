@@ -160,6 +160,11 @@ _RUN: Final = (
         help="Run a module in place of a script, as python -m does; options end here.",
     ),
     _option(
+        "--python PATH",
+        "The interpreter of the workers, for a supervisor in an environment of its own; it needs "
+        "torch and the same version of elastic-ckpt.  [default: the supervisor's]",
+    ),
+    _option(
         "--global-batch SAMPLES",
         "Samples per optimizer step over all workers, at any number of workers: sets the "
         "accumulation.  [default: the script's accumulation]",

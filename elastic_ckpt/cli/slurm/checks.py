@@ -197,14 +197,14 @@ def check_keys(keys: BatchKeys) -> None:
         if word.startswith("--ntasks"):
             raise UsageError(f"{printable(word, 80)} in srun starts {_SEVERAL}")
     if not keys.python.isprintable():
-        raise UsageError("python in the job file must be one line")
+        raise UsageError("supervisor-python in the job file must be one line")
 
 
 def check_syntax(script: str) -> None:
     """Let bash read the script, without running it, if there is one here.
 
     Raises:
-        UsageError: setup or python is not valid shell.
+        UsageError: setup or supervisor-python is not valid shell.
     """
     bash = shutil.which("bash")
     if bash is None:
@@ -219,10 +219,10 @@ def check_syntax(script: str) -> None:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["invalid"]
         what = re.sub(r"^.*?line (\d+): ", r"line \1 of the script: ", lines[0])
-        raise UsageError(f"setup or python in the job file is not valid shell: {printable(what)}")
+        raise UsageError(f"setup or supervisor-python is not valid shell: {printable(what)}")
 
 
 def find_absolute(words: str, job_file: Path) -> str:
-    """Return ``python`` of a job file; one relative path is seen from that file."""
+    """Return ``supervisor-python`` of a job file; one relative path is seen from that file."""
     is_path = re.fullmatch(r"[\w./+-]+", words) and "/" in words and not words.startswith("/")
     return str(job_file.parent / words) if is_path else words

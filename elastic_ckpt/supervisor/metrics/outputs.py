@@ -5,14 +5,16 @@ from __future__ import annotations
 import glob
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, make_wsgi_app, write_to_textfile
 
+from elastic_ckpt.supervisor.metrics.last_look import LastLook
 from elastic_ckpt.util.files import set_mode
 from elastic_ckpt.util.http_server import HttpServer, bracketed
+from elastic_ckpt.util.journald import warning
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -20,11 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_TIMEOUT: Final = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"
+"""What Prometheus, and whatever reads in its place, sends with each request."""
+
+
 class MetricsServer(HttpServer):
     """Serves the metrics over HTTP."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        super().__init__((host, port), _app(registry), "--metrics", "metrics-server")
+        self.last_look = LastLook()
+        app = _app(registry, self.last_look.looked)
+        super().__init__((host, port), app, "--metrics", "metrics-server")
 
     @property
     def url(self) -> str:
@@ -33,7 +41,7 @@ class MetricsServer(HttpServer):
         return f"http://{bracketed(host)}:{port}/metrics"
 
 
-def _app(registry: CollectorRegistry) -> Any:
+def _app(registry: CollectorRegistry, looked: Callable[[], None]) -> Any:
     """Return the library's application, with errors in our log and not on the job's terminal."""
     app: Any = make_wsgi_app(registry)
 
@@ -44,9 +52,15 @@ def _app(registry: CollectorRegistry) -> Any:
             log.exception("cannot collect the metrics")
             start_response("500 Internal Server Error", [])
             return [b"cannot collect the metrics: see elastic-ckpt logs --processes\n"]
-        return found
+        return _and_then(found, looked) if _TIMEOUT in environ else found
 
     return answer
+
+
+def _and_then(found: Iterable[bytes], do: Callable[[], None]) -> Iterator[bytes]:
+    """Yield an answer, and do something once all of it has been sent."""
+    yield from found
+    do()
 
 
 EVERY_SECONDS: Final = 15.0
@@ -102,4 +116,4 @@ class MetricsFile:
     def _report(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
-            self._show(f"--metrics-file {self._path} cannot be written: {problem}")
+            self._show(warning(f"--metrics-file {self._path} cannot be written: {problem}"))

@@ -106,7 +106,8 @@ def test_a_missing_dependency_of_colossalai_is_a_warning(doctor: Any, name: str)
 
 def test_a_missing_torch_is_a_problem(doctor: Any) -> None:
     found = doctor(without(OLD, "torch", "colossalai"), code=1)
-    assert (found["torch"]["state"], found["torch"]["todo"]) == ("problem", "pip install torch")
+    todo = "pip install torch, or name the Python that has it: --python PATH"
+    assert (found["torch"]["state"], found["torch"]["todo"]) == ("problem", todo)
     assert "versions" not in found
 
 

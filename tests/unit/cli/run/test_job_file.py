@@ -52,7 +52,7 @@ def test_every_option_of_run_has_a_key() -> None:
 
 def test_keys_for_the_batch_script_are_shown_and_change_nothing(tmp_path: Path) -> None:
     start = 'dir = "a"\nscript = "t.py"\n'
-    more = 'setup = "cd x\\nls"\nsrun = ["--a=b c"]\npython = " p q "\n'
+    more = 'setup = "cd x\\nls"\nsrun = ["--a=b c"]\nsupervisor-python = " p q "\n'
     path = write(tmp_path, start + more)
     shown = printed("--config", path)
     assert shown["setup"] == ('"cd x\\nls"', "file, for slurm submit")

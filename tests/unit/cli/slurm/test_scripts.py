@@ -187,7 +187,7 @@ def test_setup_is_run_before_and_its_environment_is_kept(
 ) -> None:
     file.write_text(
         file.read_text() + 'setup = ["set -euo pipefail", "cd /", "if true; then", '
-        "\"export MARK='a b'\", 'fi']\npython = 'launch \"$MARK\" python3'\n"
+        "\"export MARK='a b'\", 'fi']\nsupervisor-python = 'launch \"$MARK\" python3'\n"
     )
     said = run_step(with_hook(dry_run(file), tmp_path), fakes, code=75)
     assert "srun launch\nsrun a b\nsrun python3\nsrun -m\n" in said
@@ -261,7 +261,7 @@ def test_the_directory_of_the_environment_is_written(
         ('setup = "if true"', "not valid shell: line"),
         ('srun = ["image"]', '"--name=value"'),
         ('srun = ["--ntasks-per-node=8"]', "several supervisors"),
-        ('python = "a\\nb"', "one line"),
+        ('supervisor-python = "a\\nb"', "one line"),
         ('mtbf = "6h"', "--save-interval auto"),
     ],
 )
@@ -279,7 +279,10 @@ def test_a_missing_script_is_refused_unless_a_container_has_it(file: Path) -> No
         with pytest.raises(UsageError, match=r"no script .*train\.py"):
             invoke(file, *words)
     text = file.read_text()
-    for more in ('srun = ["--container-image=gpt"]', 'python = "apptainer exec gpt.sif python"'):
+    for more in (
+        'srun = ["--container-image=gpt"]',
+        'supervisor-python = "apptainer exec gpt.sif python"',
+    ):
         file.write_text(f"{text}{more}\n")
         assert "train.py" not in dry_run(file)
 
