@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,18 +34,38 @@ PAUSE = 0.1
 CALM_SECONDS = 20.0
 PATIENCE_SECONDS = 120.0
 
+
+class Market(NamedTuple):
+    """What is played on hosts; the rest of the generators only by arithmetic.
+
+    Attributes:
+        make: all changes, from a seed.
+        hours: of the trace, from its begin.
+        compress: how many of them in one.
+    """
+
+    make: Callable[[int], list[Change]]
+    hours: float
+    compress: float
+
+    def changes(self, seed: int) -> list[Change]:
+        """Those of four lanes; a notice stays as long as it is."""
+        return [
+            one._replace(at=one.at / self.compress)
+            for one in lanes(self.make(seed), HOSTS)
+            if one.at <= self.hours * HOUR
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes to play."""
+        return self.hours * HOUR / self.compress
+
+
 MARKETS = {
-    "p3": lambda seed: recorded(),
-    "announced": lambda seed: announced(HOSTS, 12 * HOUR, seed),
+    "p3": Market(lambda seed: recorded(), 2, 24),
+    "announced": Market(lambda seed: announced(HOSTS, 12 * HOUR, seed), 12, 144),
 }
-"""What is played on hosts; the rest of the generators only by arithmetic."""
-
-
-def compressed(changes: list[Change], hours: float, factor: float) -> list[Change]:
-    """The first hours of four lanes; a notice stays as long as it is."""
-    return [
-        one._replace(at=one.at / factor) for one in lanes(changes, HOSTS) if one.at <= hours * HOUR
-    ]
 
 
 def pace(root: Path, args: argparse.Namespace) -> float:
