@@ -158,7 +158,7 @@ bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 # What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
 # tutorials as a reader types them.
 test-look: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
+	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py tests/system/test_live_page.py \
 		tests/system/test_night.py tests/system/test_tutorials.py \
 		tests/system/test_hanging_directory.py
 
