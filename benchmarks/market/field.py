@@ -21,6 +21,8 @@ AGAIN_SECONDS = 1.0
 CLOSE_SECONDS = 120.0
 GAP_SECONDS = 1.0
 """Without a step: the job stood still."""
+SAVE_SECONDS = 3.0
+"""A longer gap is no save."""
 KINDS = ("lost", "notice", "came")
 """Of what stops a job, the worst first."""
 
@@ -184,10 +186,17 @@ class Field:
         for before, after in itertools.pairwise(times):
             gap = self._with_hosts(before, after)
             if gap >= GAP_SECONDS:
-                within = [what for at, what in self._marks if before - 0.5 <= at <= after]
-                kind = next((one for one in KINDS if one in within), "other")
-                kind = "start" if before == self.began else kind
+                kind = "start" if before == self.began else self._kind(before, after)
                 out.gaps.setdefault(kind, []).append(round(gap, 2))
+
+    def _kind(self, before: float, after: float) -> str:
+        """What began a gap. A launcher on a new host takes some seconds until the others know."""
+        within = {what for at, what in self._marks if before - 0.5 <= at <= after}
+        if after - before >= SAVE_SECONDS:
+            within |= {
+                what for at, what in self._marks if before - 40 <= at <= after and what == "came"
+            }
+        return next((one for one in KINDS if one in within), "other")
 
     def _with_hosts(self, begin: float, end: float) -> float:
         """Seconds between two moments in which a host was there."""
