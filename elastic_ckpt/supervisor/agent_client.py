@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -90,9 +90,12 @@ def summary(message: msgspec.Struct) -> str:
 class AgentProcess:
     """The real ``AgentPort``: an agent process."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, variables: Mapping[str, str]) -> None:
+        """``variables`` are the workers', in place of the environment's; the agent has them too,
+        because some count only from the start of an interpreter or of torch."""
         read, write = os.pipe()
-        environment = dict(os.environ, ELASTIC_CKPT_EVENTS=str(write))
+        environment = os.environ | dict(variables)
+        environment["ELASTIC_CKPT_EVENTS"] = str(write)
         environment["ELASTIC_CKPT_DIR"] = spec.directory
         self._scratch = _make_scratch()
         self._listeners: set[Path] = set()

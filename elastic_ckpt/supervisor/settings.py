@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,7 @@ class RunSettings:
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
         digests: steps between two digests of each rank's state in the journal; 0 for none.
         own: the checkpoints that the script writes itself.
+        env: variables of the workers, in place of those of the same names in the environment.
         metrics_file: file to write the metrics to, for node_exporter.
     """
 
@@ -96,6 +98,7 @@ class RunSettings:
     mirror: MirrorSettings | None = None
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     digests: int = 0
     own: OwnSaves = field(default_factory=OwnSaves)
 

@@ -300,7 +300,7 @@ def make_supervisor(
             digests=now.digests,
         )
         if not kept:
-            return AgentProcess(spec)
+            return AgentProcess(spec, now.env)
         agent = kept.pop()
         agent.move(spec)
         return agent

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
@@ -184,12 +184,13 @@ def _replay(
     copy.prepare()
     pull(in_directory(checkpoint), manifest, DiskTier(copy))  # verifies every byte
     count_from(copy, manifest.run)
-    argv = _arguments(command, copy, manifest.world_size, spacing(recorded))
+    given = _given(command)
+    argv = _arguments(given, copy, manifest.world_size, spacing(recorded))
     began = time.monotonic()
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
             argv, cwd=command.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=os.environ | {REPLAY: "1"},
+            env=os.environ | given["env"] | {REPLAY: "1"},
         )  # fmt: skip
     try:
         now = _until_compared(process, copy, manifest, recorded, place, timeout)
@@ -216,12 +217,16 @@ def _command(job: JobDirectory) -> RunCommand:
     return found
 
 
-def _arguments(command: RunCommand, copy: JobDirectory, ranks: int, every: int) -> list[str]:
-    """Return the command of the replay: of the job's own options those that training depends on."""
+def _given(command: RunCommand) -> dict[str, Any]:
+    """Return the options of the job's command."""
     from elastic_ckpt.cli.run.command import parse
 
     with _working_in(command.directory):  # paths are seen from there
-        given = parse(command.argv[command.argv.index("run") + 1 :])
+        return parse(command.argv[command.argv.index("run") + 1 :])
+
+
+def _arguments(given: Mapping[str, Any], copy: JobDirectory, ranks: int, every: int) -> list[str]:
+    """Return the command of the replay: of the job's own options those that training depends on."""
     options: dict[str, object] = {
         "--dir": copy.root, "--nproc": ranks, "--digests": every, "--memory-dir": "off",
         "--max-failures": 0, "--save-interval": "86400s", "--global-batch": given["global_batch"],

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +19,6 @@ from elastic_ckpt.notices.platforms import choose
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention, parse_best
-from elastic_ckpt.util.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import MirrorSettings, OnWarning, RunSettings
@@ -45,7 +44,7 @@ def build_settings(
     on_warning: OnWarning,
     acknowledge: bool,
     save_interval: str | None,
-    mtbf: str | None,
+    mtbf: float | None,
     max_failures: int,
     hang_seconds: float,
     global_batch: int | None,
@@ -63,8 +62,8 @@ def build_settings(
     digests: int,
     domain: str | None,
     mirror: str | None,
-    mirror_every: str | None,
-    bucket_rate: str | None,
+    mirror_every: float | None,
+    bucket_rate: float | None,
     metrics: str | None,
     metrics_file: Path | None,
     group_access: bool,
@@ -72,6 +71,7 @@ def build_settings(
     script: str | None,
     module: str | None,
     args: tuple[str, ...],
+    env: Mapping[str, str],
 ) -> RunSettings:
     """Check the options of ``run``, which give the arguments their names.
 
@@ -103,6 +103,7 @@ def build_settings(
         script=file.resolve(),
         module=module or "",
         args=args,
+        env=env,
         name=name or (url.prefix.rpartition("/")[2] if url else root.name),
         node=records.node_name(node_name),
         nproc=_workers(nproc),
@@ -143,7 +144,7 @@ def build_settings(
 
 
 def _mirror(
-    place: BucketUrl | None, url: str | None, every: str | None, rate: str | None
+    place: BucketUrl | None, url: str | None, every: float | None, rate: float | None
 ) -> MirrorSettings | None:
     from elastic_ckpt.supervisor.settings import MirrorSettings
 
@@ -156,8 +157,8 @@ def _mirror(
         return None
     return MirrorSettings(
         url=str(BucketUrl.parse(url)),
-        every=parse_duration(every) if every else 0.0,
-        rate=parse_bytes(rate) if rate else 0.0,
+        every=every or 0.0,
+        rate=rate or 0.0,
         is_place=place is not None,
     )
 
@@ -243,18 +244,10 @@ def _nodes(
     return (least, most), endpoint or ""
 
 
-def _mtbf(given: str | None, interval: SaveInterval) -> float:
-    if given is None:
-        return DEFAULT_MTBF_SECONDS
-    if not interval.auto:
+def _mtbf(given: float | None, interval: SaveInterval) -> float:
+    if given is not None and not interval.auto:
         raise UsageError("--mtbf requires --save-interval auto")
-    try:
-        seconds = parse_duration(given)
-    except UsageError as error:
-        raise UsageError(f"--mtbf {error}") from None
-    if seconds <= 0:
-        raise UsageError(f"invalid --mtbf {given!r}: give a positive duration")
-    return seconds
+    return DEFAULT_MTBF_SECONDS if given is None else given
 
 
 def modules_to_preload(given: str | None, script: Path, args: Iterable[str]) -> tuple[str, ...]:

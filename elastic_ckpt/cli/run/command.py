@@ -17,10 +17,11 @@ from click.core import ParameterSource
 from elastic_ckpt.cli.run.build_settings import build_settings
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
-from elastic_ckpt.cli.run.job_file import format_options, print_config_option
+from elastic_ckpt.cli.run.job_file import format_options
 from elastic_ckpt.cli.run.node_run import NodeRun
-from elastic_ckpt.cli.run.options import run_options
+from elastic_ckpt.cli.run.options import grouped, run_options
 from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
+from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES
 from elastic_ckpt.errors import ElasticCkptError, LockHeld, UsageError
 from elastic_ckpt.jobdir.answering import wait_for_answer
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _ARGUMENTS = "elastic_ckpt.arguments"
 _NEXT_SECONDS = 2.0  # for what to do next
+_SYNTAX = 30  # the width of an option's syntax in the help, click's maximum
 
 
 class _RunCommand(click.Command):
@@ -56,12 +58,19 @@ class _RunCommand(click.Command):
         if not ctx.resilient_parsing:  # shell completion must not fail on an incomplete line
             choose_entry(ctx)
             apply_hostfile(ctx)
+        ctx.params[ENV] = ctx.meta.get(VARIABLES, {})
         return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options in groups, with the same columns in all of them."""
+        for title, options in grouped(self.get_params(ctx)).items():
+            records = [record for one in options if (record := one.get_help_record(ctx))]
+            with formatter.section(title):
+                formatter.write_dl([(syntax.ljust(_SYNTAX), text) for syntax, text in records])
 
 
 @click.command("run", cls=_RunCommand)
 @run_options
-@print_config_option
 @click.argument("script", type=ScriptPath(), required=False, metavar="SCRIPT")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
