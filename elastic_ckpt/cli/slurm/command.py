@@ -11,9 +11,19 @@ from typing import Any, Final
 
 import click
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.slurm.requeue import RequeueDecision, decide_requeue
-from elastic_ckpt.errors import ElasticCkptError, ExitCode, SlurmRefused, UsageError
+from elastic_ckpt.errors import (
+    DirectoryUnusable,
+    ElasticCkptError,
+    ExitCode,
+    SlurmRefused,
+    UsageError,
+)
+from elastic_ckpt.jobdir.answering import require_answer
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.slurm_jobs import find_job, remember_job
+from elastic_ckpt.protocol.rendezvous import parse_nodes
 from elastic_ckpt.util.text import printable
 
 _ANSWER_SECONDS = 60.0
@@ -47,15 +57,16 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 
     Exits with 0, with 70 if SLURM refuses it.
     """
+    from elastic_ckpt.cli.run.build_settings import check_anywhere
     from elastic_ckpt.cli.run.command import parse
-    from elastic_ckpt.cli.run.entry import find_file
 
     params = parse(["--config", str(job_file)])
-    script = batch_script(job_file.absolute(), params, options)
+    script = batch_script(job_file.absolute(), params, options, dry=dry_run)
+    check_anywhere(**params)
+    _require_writable(params["directory"])
     if dry_run:
         click.echo(script, nl=False)
         return 0
-    find_file(params["script"], params["module"])
     number = _sbatch(options, script)
     # Tasks of an array have their own directories; a bucket's job is known where it runs.
     if not is_array(options) and isinstance(params["directory"], Path):
@@ -119,7 +130,6 @@ def requeue_hook(code: int) -> int:
 
 def _fruitless_runs(job: str) -> int:
     """Return the number of consecutive runs without a checkpoint, by the journal; 0 if unknown."""
-    from elastic_ckpt.jobdir.paths import JobDirectory
     from elastic_ckpt.journal.events import Drained, RunStarted, Saved
     from elastic_ckpt.journal.journal import read_journal
 
@@ -169,6 +179,19 @@ def _retry(call: Callable[[], RequeueDecision], job: str) -> RequeueDecision:
         raise SlurmRefused(f"cannot requeue job {job}: {error}{hint}") from None
 
 
+def _require_writable(directory: Path | BucketUrl) -> None:
+    """Raise DirectoryUnusable for a directory that is here, or would be made here, and cannot be
+    written to. One whose parent is only on the nodes is left to them."""
+    if isinstance(directory, BucketUrl):
+        return
+    require_answer(directory)
+    if directory.exists():
+        JobDirectory.at(directory).check_readable()
+    place = directory if directory.exists() else directory.absolute().parent
+    if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+        raise DirectoryUnusable(f"cannot write to {place}: fix its permissions, or choose another")
+
+
 def _sbatch(options: Sequence[str], script: str) -> str:
     try:
         done = subprocess.run(
@@ -190,7 +213,7 @@ _SCRIPT: Final = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={output}
-
+{options}
 # On a cancellation or time limit this shell is signalled as well, and must live until the save is
 # done. It must not pass the signal on: srun would kill its tasks.
 trap : TERM
@@ -206,15 +229,16 @@ elastic-ckpt slurm requeue-hook "$code"
 """
 
 
-def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[str] = ()) -> str:
+def batch_script(
+    job_file: Path, params: Mapping[str, Any], options: Sequence[str] = (), *, dry: bool = False
+) -> str:
     """Return the batch script for sbatch.
 
     Args:
         params: the options of ``run`` from the job file.
         options: for sbatch; with an array each task has its own directory.
+        dry: write these options into the script, for an sbatch without them.
     """
-    from elastic_ckpt.protocol.rendezvous import parse_nodes
-
     array = is_array(options)
     directory = params["directory"]
     if isinstance(directory, Path):
@@ -227,7 +251,19 @@ def batch_script(job_file: Path, params: Mapping[str, Any], options: Sequence[st
         output="slurm-%A_%a.out" if array else "slurm-%j.out",
         config=shlex.quote(str(job_file)),
         directory=task if array else "",
+        options="".join(f"#SBATCH {line}\n" for line in _option_lines(options)) if dry else "",
     )
+
+
+def _option_lines(options: Sequence[str]) -> list[str]:
+    """Return a line per option, with its value if that is a word of its own."""
+    lines: list[str] = []
+    for word in options:
+        if word.startswith("-") or not lines:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return [line.replace("\n", " ") for line in lines]
 
 
 def is_array(options: Sequence[str]) -> bool:

@@ -255,6 +255,12 @@ def test_variables_of_this_host_are_not_sent() -> None:
     assert text == "".join(f"export {name}='a b'\n" for name in sent)
 
 
+def test_more_nodes_than_hosts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("a\nb\n")
+    with pytest.raises(UsageError, match="--nnodes 3:4 needs more hosts than the 2 of --hostfile"):
+        context("--dir", "c", "--hostfile", str(tmp_path / "hosts"), "--nnodes", "3:4", "t.py")
+
+
 # -- starting ---------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -21,10 +22,12 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def printed(*arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
-    """Return (value, source) by key, as ``--print-config`` prints them."""
+    """Return (value, source) by key, as ``--print-config`` prints them, whatever it says then."""
     found = CliRunner(env=environment).invoke(
-        command, [*arguments, "--print-config"], standalone_mode=False, catch_exceptions=False
+        command, [*arguments, "--print-config"], standalone_mode=False
     )
+    if found.exception is not None and not found.output:
+        raise found.exception
     shown = {}
     for line in found.output.splitlines():
         setting, _, source = line.rpartition("  # ")
@@ -124,6 +127,28 @@ def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
     assert shown["args"] == ('["\\"q\\""]', "file")
     assert shown["group-access"] == ("true", "file")
     assert shown["nnodes"] == ('"1:2"', "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('nproc = "eight"', "invalid --nproc 'eight'"),
+        ('script = "absent.py"', "no script .*absent.py"),
+        ('memory-dir = "off"\nreplicas = 2', "leave one of them out"),
+        ('notice-source = ["none", "aws"]', "none excludes aws"),
+        ('keep-best = "2"', "--keep-best '2'"),
+    ],
+)
+def test_printed_options_that_cannot_run_end_with_the_reason(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    (tmp_path / "t.py").write_text("")
+    script = "" if "script" in text else 'script = "t.py"\n'
+    job = write(tmp_path, f'dir = "c"\n{script}{text}\n')
+    found = CliRunner().invoke(command, ["--config", job, "--print-config"], standalone_mode=False)
+    assert 'dir = "' in found.output
+    assert isinstance(found.exception, UsageError) and re.search(why, str(found.exception))
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("value", ['"--from \\"{newest}\\""', '["--from", "{newest}"]'])

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from elastic_ckpt.cli.slurm.command import submit
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import DirectoryUnusable, UsageError
 
 SCRIPTS = Path(__file__).parents[4] / "scripts" / "slurm"
 
@@ -26,6 +26,7 @@ def dry_run(file: Path, *options: str) -> str:
 def file(tmp_path: Path) -> Path:
     copy = tmp_path / "job.toml"
     copy.write_text((SCRIPTS / "job.toml").read_text())
+    (tmp_path / "train.py").touch()
     return copy
 
 
@@ -64,12 +65,37 @@ def test_names_and_paths_are_quoted(file: Path, tmp_path: Path) -> None:
     assert words[-1] == str(other)
 
 
-def test_a_missing_script_is_not_submitted(file: Path) -> None:
-    with pytest.raises(UsageError, match=r"no script .*train\.py"):
-        CliRunner().invoke(submit, [str(file)], catch_exceptions=False)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nproks = 2", "did you mean nproc"),
+        ('nproc = "eight"', "invalid --nproc 'eight'"),
+        ('keep-best = "2"', "--keep-best '2'"),
+        ('replicas = 2\nmemory-dir = "off"', "leave one of them out"),
+        ('notice-file = "/"', "--notice-file / is neither a file nor a FIFO"),
+        ("[env]\nRANK = 1", "run sets this variable"),
+        ("", r"no script .*train\.py"),
+    ],
+)
+def test_what_no_node_would_run_is_not_submitted(
+    file: Path, text: str, why: str, dry: list[str]
+) -> None:
+    file.write_text(f"{file.read_text()}\n{text}\n")
+    if not text:
+        (file.parent / "train.py").unlink()
+    with pytest.raises(UsageError, match=why):
+        CliRunner().invoke(submit, [str(file), *dry], catch_exceptions=False)
 
 
-def test_an_invalid_job_file_is_not_submitted(file: Path) -> None:
-    file.write_text(file.read_text() + "nproks = 2\n")
-    with pytest.raises(UsageError, match="did you mean nproc"):
+def test_what_the_nodes_alone_know_is_left_to_them(file: Path) -> None:
+    file.write_text(file.read_text() + 'nnodes = 2\nnotice-source = ["slurm"]\n')
+    assert "srun" in dry_run(file)
+    (file.parent / "checkpoints").write_text("")
+    with pytest.raises(DirectoryUnusable, match="checkpoints"):
         dry_run(file)
+
+
+def test_a_dry_run_has_the_options_of_sbatch(file: Path) -> None:
+    shown = dry_run(file, "--partition=low", "-t", "24:00:00", "--comment", "a b")
+    assert "#SBATCH --partition=low\n#SBATCH -t 24:00:00\n#SBATCH --comment 'a b'\n" in shown
