@@ -69,7 +69,8 @@ YOURS = {
     "SLURMD_NODENAME": "this node's name without `--node-name`",
     "XDG_STATE_HOME": "where SLURM job numbers are recorded, in `elastic-ckpt/slurm`; "
     "default `~/.local/state`",
-    "XDG_CACHE_HOME": "where `--dir URL` works, in `elastic-ckpt`; default `~/.cache`",
+    "XDG_CACHE_HOME": "where `--dir URL` works, and where the time of the last import of torch is "
+    "kept, in `elastic-ckpt`; default `~/.cache`",
     "AWS_ENDPOINT_URL_S3": "or `AWS_ENDPOINT_URL`: the server of `s3://` if it is not AWS",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service for `aws`",
     "AZURE_METADATA_SERVICE_ENDPOINT": "the same for `azure`",

@@ -24,6 +24,8 @@ from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.verify import verify_quick
 from elastic_ckpt.cli.common import Duration, echo_json, open_job
+from elastic_ckpt.cli.live_line import LiveLine, live_line
+from elastic_ckpt.cli.progress_bar import progress_bar
 from elastic_ckpt.cli.replay.comparison import (
     Chain,
     Difference,
@@ -182,7 +184,9 @@ def _replay(
     command = _command(job)
     copy = JobDirectory(place / "job")
     copy.prepare()
-    pull(in_directory(checkpoint), manifest, DiskTier(copy))  # verifies every byte
+    with progress_bar() as watch:
+        advance = watch(f"copying {checkpoint.name}", manifest.total_bytes)
+        pull(in_directory(checkpoint), manifest, DiskTier(copy), advance)  # verifies every byte
     count_from(copy, manifest.run)
     given = _given(command)
     argv = _arguments(given, copy, manifest.world_size, spacing(recorded))
@@ -193,7 +197,8 @@ def _replay(
             env=os.environ | given["env"] | {REPLAY: "1"},
         )  # fmt: skip
     try:
-        now = _until_compared(process, copy, manifest, recorded, place, timeout)
+        with live_line("replay: training again") as line:
+            now = _until_compared(process, copy, manifest, recorded, place, timeout, line)
     finally:
         _stop(process)
     names = {rank: _names(copy, rank) for rank in range(manifest.world_size)}
@@ -257,6 +262,7 @@ def _until_compared(
     recorded: Chain,
     place: Path,
     timeout: float,
+    line: LiveLine,
 ) -> Chain:
     """Return the replay's digests, once there are all of them, or one is different."""
     now: Chain = {}
@@ -267,6 +273,7 @@ def _until_compared(
         if len(found) > len(now):
             limit = time.monotonic() + timeout
         now = found
+        line.show(len(recorded.keys() & now.keys()), len(recorded))
         if recorded.keys() <= now.keys() or first_difference(recorded, now, {}) is not None:
             return now
         if ended:

@@ -20,6 +20,7 @@ from elastic_ckpt.cli.run.build_settings import (
 from elastic_ckpt.cli.run.ending import advised, after_run
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
+from elastic_ckpt.cli.run.import_wait import ImportStage, ImportWait
 from elastic_ckpt.cli.run.job_file import format_options
 from elastic_ckpt.cli.run.node_run import NodeRun
 from elastic_ckpt.cli.run.options import grouped, run_options
@@ -35,6 +36,7 @@ from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import RunSettings
+    from elastic_ckpt.supervisor.supervisor import Supervisor
 
 _ARGUMENTS = "elastic_ckpt.arguments"
 _SYNTAX = 30  # the width of an option's syntax in the help, click's maximum
@@ -126,7 +128,13 @@ def command(
             problems.append(check_bucket(settings.directory, settings.mirror.url))
         hosts = _hosts(context, settings) if hostfile is not None else ()
         settings = replace(settings, started_others=bool(hosts))
-        node = NodeRun(settings, _print_line, lambda: settings_of(context.meta[_ARGUMENTS]))
+        wait = ImportWait(settings.preload)
+
+        def say(line: str) -> None:
+            wait.clear()
+            _print_line(line)
+
+        node = NodeRun(settings, say, lambda: settings_of(context.meta[_ARGUMENTS]))
         supervisor = node.begin()
         supervisor.record.node.command = RunCommand.current(_arguments(context))
         _import_what_the_end_needs()
@@ -134,7 +142,12 @@ def command(
             supervisor.record.say(problem)
         if hosts and supervisor.record.node.leads:  # not before this run owns the job
             _start_others(hosts, context, settings)
-        code = int(supervisor.run())
+        if not settings.endpoint:  # on several nodes the import is part of the wait for them
+            wait.begin(lambda: _import_stage(supervisor))
+        try:
+            code = int(supervisor.run())
+        finally:
+            wait.end()
         while supervisor.goes_on is not None:
             supervisor = node.go_on(supervisor)
             supervisor.record.node.command = RunCommand.current(_arguments(context))
@@ -178,6 +191,13 @@ def _arguments(context: click.Context) -> list[str]:
     if context.get_parameter_source("directory") is ParameterSource.ENVIRONMENT:
         return ["--dir", str(context.params["directory"]), *arguments]
     return arguments
+
+
+def _import_stage(supervisor: Supervisor) -> ImportStage:
+    if supervisor.agent is None:
+        return ImportStage.YET_TO_BEGIN
+    is_over = any(slot.pid for slot in supervisor.ports.board.read_slots())
+    return ImportStage.OVER if is_over else ImportStage.IMPORTING
 
 
 def _import_what_the_end_needs() -> None:
