@@ -229,8 +229,10 @@ def job_file() -> Iterator[str]:
         "`[env]`, at the end of the file, has environment variables for the workers, and for "
         "nothing else: a string, or a number, which becomes its text. `true` and `false` are "
         "refused, because programs disagree about their text. A variable of this table goes "
-        "before one of the same name in the environment; those that `run` sets itself (the last "
-        "table [above](#environment-variables) up to the ranks' `SLURM_` names) are refused."
+        "before one of the same name in the environment, and its value is in no file of the job. "
+        "Those that `run` sets for each worker are refused: `ELASTIC_CKPT_` and `TORCHELASTIC_` "
+        "names, `RANK`, `WORLD_SIZE` and their like, `MASTER_ADDR`, `MASTER_PORT`, and "
+        "`SLURM_PROCID`, `SLURM_LOCALID`, `SLURM_NPROCS`, `SLURM_NTASKS`."
     )
     yield (
         "Durations are written `45`, `90s`, `10m`, `6h30m` or `2d`, sizes `300000`, `50MB`, "

@@ -57,9 +57,9 @@ class LiveLine:
         if expected is not None and seconds < expected:
             self._show(f"{_percent(seconds, expected)}{_left(expected - seconds)}")
             return
-        longer = "" if expected is None else f", longer than the {human_duration(expected)} usual"
-        limit = "" if most is None else f", gives up after {human_duration(most)}"
-        self._show(f"{seconds:.0f} s{longer}{limit}")
+        usual = "" if expected is None else f" (usually {human_duration(expected)})"
+        limit = "" if most is None else f", up to {human_duration(most)}"
+        self._show(f"{seconds:.0f} s{usual}{limit}")
 
     def clear(self) -> None:
         """Remove the line, so that another one can be printed."""

@@ -86,7 +86,7 @@ def test_a_wait_has_the_time_left_until_it_is_longer(terminal: Terminal, clock: 
     line.wait(None)
     assert terminal.shown == [
         "waiting: 41 %, 7 s left", "waiting: 83 %, 2 s left",
-        "waiting: 15 s, longer than the 12 s usual, gives up after 5 min", "waiting: 20 s",
+        "waiting: 15 s (usually 12 s), up to 5 min", "waiting: 20 s",
     ]  # fmt: skip
 
 
